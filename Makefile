@@ -1,0 +1,60 @@
+# make demo     install, run the demo study on this machine, say where its report is
+# make test     install, run the tests that take under a minute each
+# make check    install, lint, format and type checks
+#
+# EXTRA=cuda    install the GPU packages (default: cpu)
+# PYTHON=...    the Python to build .venv with (default: the first of python3.12, python3.11, python3 that fits)
+# ARGS=...      more arguments for pytest or for `blindsweep run demo`
+
+EXTRA ?= cpu
+PYTHON ?=
+ARGS ?=
+VENV := .venv
+STAMP := $(VENV)/.installed-$(EXTRA)
+
+# DeepSpeed looks for ninja on the PATH, and it is installed there.
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.DEFAULT_GOAL := setup
+.PHONY: setup demo test test-all check format lock clean help
+
+setup: $(STAMP)
+
+# scripts/setup.py runs on any Python 3.8 or newer and finds the one for .venv itself.
+$(STAMP): pyproject.toml scripts/setup.py $(wildcard constraints/$(EXTRA)-*.txt)
+	@for python in $(PYTHON) python3 python3.12 python3.11 python; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then \
+			exec $$python scripts/setup.py --extra "$(EXTRA)" --python "$(PYTHON)"; \
+		fi; \
+	done; \
+	echo "setup: no Python found; install Python 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+demo: setup
+	@$(IN_VENV) $(VENV)/bin/blindsweep run demo $(ARGS)
+
+test: setup
+	$(IN_VENV) $(VENV)/bin/python -m pytest $(ARGS)
+
+test-all: setup
+	$(IN_VENV) $(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lock: setup
+	$(VENV)/bin/python scripts/setup.py --lock
+
+# The studies' results are kept: only what can be made again in minutes goes.
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find pipelines sweep analysis tests scripts -name __pycache__ -type d -exec rm -rf {} +
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7

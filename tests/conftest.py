@@ -1,0 +1,20 @@
+"""What every test needs: no network look-ups, and GPU tests skipped where there is no GPU."""
+
+import os
+import shutil
+
+import pytest
+
+# Set before anything is imported, and inherited by Ray's workers.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if shutil.which("nvidia-smi") is None:
+        skip = pytest.mark.skip(reason="no NVIDIA GPU here")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
