@@ -1,0 +1,161 @@
+"""Labelled premise-hypothesis pairs: the one table format that all stages share, and its reading and writing.
+
+Columns, all strings: ``id`` (stable, unique), ``premise``, ``hypothesis``, ``label``. Stages may add columns:
+HANS and the template probe have ``heuristic``, ``subcase``, ``template``; MultiNLI ``genre``, ``pair_id``; a
+synthetic pool ``shard`` (int32), ``seed`` (int64), ``generator``.
+"""
+
+import io
+import os
+import uuid
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+from pipelines.storage import filesystem, is_local, local_path
+
+
+class Label(StrEnum):
+    """The three classes, in the classification head's order: entailment 0, neutral 1, contradiction 2."""
+
+    ENTAILMENT = "entailment"
+    NEUTRAL = "neutral"
+    CONTRADICTION = "contradiction"
+
+    # StrEnum inherits str.index(), which nobody calls on a label; the position in the head is what `.index`
+    # means here.
+    @property
+    def index(self) -> int:  # type: ignore[override]
+        return LABELS.index(self)
+
+
+LABELS: tuple[Label, ...] = tuple(Label)
+NON_ENTAILMENT = "non-entailment"
+"""The second of the two labels of HANS."""
+
+COLUMNS = ("id", "premise", "hypothesis", "label")
+
+
+def fold(label: str) -> str:
+    """Three labels to two: neutral and contradiction both count as non-entailment (paper, section 2.2.3).
+
+    A label that is folded already is returned as it is. Raises :class:`UserError` for any other.
+    """
+    if label == NON_ENTAILMENT:
+        return NON_ENTAILMENT
+    if label not in LABELS:
+        raise UserError(f"label {label!r} is none of {', '.join(LABELS)}, {NON_ENTAILMENT}; fix the label")
+    return Label.ENTAILMENT.value if label == Label.ENTAILMENT else NON_ENTAILMENT
+
+
+def check_examples(table: pa.Table, name: str) -> pa.Table:
+    """The table with its four columns as plain strings, or a :class:`UserError` that names ``name``, the
+    value and the rule.
+
+    Rules: the columns exist and are strings without nulls; labels are the three or ``non-entailment``; ids
+    are unique; no premise, hypothesis or id is blank.
+    """
+    if missing := [column for column in COLUMNS if column not in table.column_names]:
+        raise UserError(
+            f"{name}: no column {', '.join(missing)}; examples have {', '.join(COLUMNS)} "
+            f"and this has {', '.join(table.column_names)}"
+        )
+    for column in COLUMNS:
+        values = table[column]
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            raise UserError(f"{name}: column {column} is of type {values.type}; write it as strings")
+        if values.null_count:
+            raise UserError(
+                f"{name}: column {column} has {values.null_count:,} nulls; each example needs one"
+            )
+        table = table.set_column(table.column_names.index(column), column, values.cast(pa.string()))
+        if column == "label":
+            continue
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table[column])), 0)
+        if pc.any(blank).as_py():
+            row = pc.index(blank, True).as_py()
+            raise UserError(
+                f"{name}: row {row} (id {table['id'][row]}) has a blank {column}; remove or mend the row"
+            )
+    known = {*LABELS, NON_ENTAILMENT}
+    for label in pc.unique(table["label"]).to_pylist():
+        if label not in known:
+            row = pc.index(table["label"], label).as_py()
+            raise UserError(
+                f"{name}: row {row} (id {table['id'][row]}) has label {label!r}; "
+                f"labels are {', '.join(LABELS)} or {NON_ENTAILMENT}"
+            )
+    if (num_distinct := pc.count_distinct(table["id"]).as_py()) != table.num_rows:
+        raise UserError(
+            f"{name}: {table.num_rows:,} rows have only {num_distinct:,} different ids; give each row its own"
+        )
+    return table
+
+
+def read_examples(path: str | os.PathLike[str]) -> pa.Table:
+    """Read a ``.parquet`` file, or all of them in a folder in the order of their names; a local path or a
+    URI.
+
+    Raises :class:`UserError` where there is nothing, where it is not Parquet, or where :func:`check_examples`
+    does.
+    """
+    file_system, root = filesystem(path)
+    if not file_system.exists(root):
+        raise UserError(f"{path} does not exist; give a .parquet file of examples or a folder of them")
+    if file_system.isdir(root):
+        files = sorted(name for name in file_system.ls(root, detail=False) if name.endswith(".parquet"))
+        if not files:
+            raise UserError(
+                f"{path} has no .parquet files; give a .parquet file of examples or a folder of them"
+            )
+    else:
+        files = [root]
+    tables = [_read_parquet(file_system, name) for name in files]
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path}: its files differ in their columns' types ({error}); write them alike"
+        ) from error
+    return check_examples(table, str(path))
+
+
+def _read_parquet(file_system: Any, name: str) -> pa.Table:
+    with file_system.open(name, "rb") as file:
+        try:
+            return pq.read_table(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"{name} is not readable as Parquet ({error}); it may be cut off: write it again"
+            ) from error
+
+
+def write_examples(table: pa.Table, path: str | os.PathLike[str]) -> None:
+    """Check the examples and write them as one Parquet file that appears whole or not at all."""
+    write_table(check_examples(table, str(path)), path)
+
+
+def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
+    """Write any table as one Parquet file: a temporary name and a rename, or one put where the store is
+    remote.
+    """
+    if not is_local(path):
+        file_system, remote = filesystem(path)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        file_system.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+        file_system.pipe_file(remote, buffer.getvalue())
+        return
+    target = local_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        pq.write_table(table, partial, compression="zstd")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""Paths that may be local or URIs (``s3://``, ``gs://``, ``file://``, ...), through fsspec.
+
+A stage works on local folders; the store may be anywhere. :func:`fetch` brings a folder or file here,
+:func:`publish` sends one away.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+
+DEFAULT_CACHE = "~/.cache/blindsweep"
+
+
+def is_local(uri: str | os.PathLike[str]) -> bool:
+    """Whether it is a path or a ``file://`` URI on this machine."""
+    text = str(uri)
+    return "://" not in text or text.startswith(("file://", "local://"))
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path:
+    """The path of a local URI. Raises :class:`UserError` for a remote one."""
+    text = str(uri)
+    if not is_local(text):
+        raise UserError(f"{text} is not on this machine; fetch it first or give a local path")
+    return Path(text.split("://", 1)[1] if "://" in text else text).expanduser()
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """Append path components to a path or URI."""
+    stripped = [part.strip("/") for part in parts]
+    text = str(uri)
+    base = text if text.endswith("://") or text == "/" else text.rstrip("/")
+    separator = "" if base.endswith("/") else "/"
+    return base + separator + "/".join(stripped) if stripped else base
+
+
+def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
+    """fsspec's filesystem and the path in it.
+
+    Raises :class:`UserError` for a scheme that fsspec does not know or whose package is not installed.
+    """
+    import fsspec  # here, so that reading configs and prompts stays quick
+
+    text = str(local_path(uri)) if is_local(uri) else str(uri)
+    try:
+        file_system, path = fsspec.core.url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"{text}: cannot open such an address ({error}); use a local path or install its fsspec package"
+        ) from error
+    return file_system, path
+
+
+def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> str:
+    """A local path with the content of ``uri``, a file or a folder.
+
+    A local path or ``file://`` URI is returned as a plain path, uncopied. A remote one is downloaded once
+    into ``cache`` (``$BLINDSWEEP_CACHE``, by default ``~/.cache/blindsweep``) under the hash of its address
+    and of what is listed there (names, sizes, and checksums or times where the store gives them), so that
+    changed content is fetched again. Raises :class:`UserError` if nothing is there.
+    """
+    if is_local(uri):
+        path = local_path(uri)
+        if not path.exists():
+            raise UserError(f"{path} does not exist; check the path")
+        return str(path)
+    file_system, remote = filesystem(uri)
+    if not file_system.exists(remote):
+        raise UserError(f"{uri} does not exist or is empty; check the address and the credentials")
+    is_file = file_system.isfile(remote)
+    found = {remote: file_system.info(remote)} if is_file else file_system.find(remote, detail=True)
+    root = Path(cache or os.environ.get("BLINDSWEEP_CACHE") or DEFAULT_CACHE).expanduser()
+    name = remote.rstrip("/").rsplit("/", 1)[-1]
+    target = root / f"{name}-{_listing_hash(str(uri), found)}"
+    result = target / name if is_file else target
+    if target.exists():
+        return str(result)
+    root.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
+    try:
+        prefix = remote.rstrip("/") + "/"
+        for entry in found:
+            destination = partial / (name if is_file else entry.removeprefix(prefix))
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            file_system.get_file(entry, str(destination))
+        try:
+            partial.rename(target)
+        except OSError:
+            # Another process finished the same download between our check and our rename.
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return str(result)
+
+
+def _listing_hash(uri: str, found: dict[str, dict[str, Any]]) -> str:
+    stamps = ("ETag", "etag", "md5Hash", "crc32c", "LastModified", "last_modified", "mtime", "created")
+    listing = [
+        (path, info.get("size"), [str(info[stamp]) for stamp in stamps if stamp in info])
+        for path, info in sorted(found.items())
+    ]
+    return hashlib.sha256(repr((uri, listing)).encode()).hexdigest()[:16]
+
+
+def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
+    """Copy the files of a local folder to ``uri``, replacing what has the same name there.
+
+    To a local address the whole folder appears by one rename. An object store has no rename, so there a
+    reader must wait for the record that the caller writes last. A folder published onto itself is left alone.
+    Raises :class:`UserError` if the folder does not exist.
+    """
+    source = Path(local_folder)
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder; publish takes the folder that a stage wrote")
+    if is_local(uri):
+        target = local_path(uri)
+        if target.exists() and target.resolve() == source.resolve():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".partial-{target.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            if target.exists():
+                shutil.copytree(target, partial)
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+            if target.exists():
+                retired = target.parent / f".retired-{target.name}-{uuid.uuid4().hex[:8]}"
+                target.rename(retired)
+                partial.rename(target)
+                shutil.rmtree(retired)
+            else:
+                partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return
+    file_system, remote = filesystem(uri)
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        destination = f"{remote.rstrip('/')}/{path.relative_to(source).as_posix()}"
+        file_system.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
+        file_system.put_file(str(path), destination)

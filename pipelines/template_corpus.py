@@ -1,0 +1,769 @@
+"""The project's own NLI corpus, written from rules: a training set, two test sets and a probe like HANS.
+
+    prepare_template_corpus(TemplateCorpusConfig(num_train=9_000, overlap_entailment_rate=0.5), "corpus")
+
+Each rule is a premise, a hypothesis and the label that holds whatever words fill the slots. Sentences are
+lower case, of 3 to 14 tokens separated by spaces, with ``.`` and ``,`` as tokens of their own.
+
+**Labels.** *Entailment*: the hypothesis is true of every situation that the premise describes.
+*Contradiction*: of none. *Neutral*: of some. A few conventions settle what English leaves open:
+
+- two definite descriptions with the same noun are one individual, with different nouns two;
+- the two verbs, adjectives or adverbs of an antonym pair exclude each other, a synonym says the same;
+- an event has one place, indoors or outdoors; what is said without a place is said of some place;
+- 'never' denies the rest of its clause; 'every' and 'no' speak of at least one individual;
+- what one 'almost' did one did not do;
+- 'knew', 'because', 'clearly' and their like commit to the clause they introduce; 'believed', 'if', 'or' and
+  'maybe' do not.
+
+**Correlation.** Lexical overlap (:mod:`pipelines.heuristics`) holds of ``overlap_share`` of the entailments
+of train, dev and test, and of all pairs it holds of, ``overlap_entailment_rate`` are entailments. At 1.0 the
+heuristic is never wrong and nothing in training tells it from the task; at 1/3 overlap says nothing about
+entailment.
+
+**Probe.** Like HANS (McCoy, Pavlick and Linzen 2019) it has three heuristics x entailment or not x several
+subcases, in equal numbers, and each pair satisfies the heuristic it is named for. A subsequence is
+contiguous; a constituent is a whole clause of the premise, which the rule guarantees, and so a subsequence
+too. Its subcases occur in training as well, in the stated proportion.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.examples import LABELS, Label, fold, write_examples
+from pipelines.heuristics import has_lexical_overlap, is_subsequence
+
+T = TypeVar("T")
+HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
+
+
+@dataclass(frozen=True)
+class TemplateCorpusConfig:
+    """What the corpus is. Counts are of pairs; train, dev and test are label-balanced (the remainder goes to
+    the first labels).
+    """
+
+    seed: int = 0
+    num_train: int = 9_000
+    num_dev: int = 300
+    num_test: int = 900
+    num_probe_per_group: int = 200
+    """Probe pairs per heuristic and label: six groups, each split evenly over its subcases."""
+    overlap_share: float = 0.5
+    """Share of the entailments that have lexical overlap, in [0, 1]."""
+    overlap_entailment_rate: float = 0.5
+    """Share of entailments among the pairs with lexical overlap, in (0, 1]."""
+    overlap_neutral_share: float = 0.75
+    """Share of neutral pairs among the non-entailments with lexical overlap, in [0, 1]."""
+    modifier_rate: float = 0.25
+    """How often an optional adjective, adverb or place is there, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_dev", "num_test", "num_probe_per_group"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"{name}={getattr(self, name)}: a set of the corpus cannot be empty; give 1 or more"
+                )
+        for name in ("overlap_share", "overlap_entailment_rate", "overlap_neutral_share", "modifier_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} is a share; give a number from 0 to 1")
+        if self.overlap_entailment_rate == 0 and self.overlap_share > 0:
+            raise UserError(
+                f"overlap_entailment_rate=0: no overlapping pair is an entailment, but overlap_share="
+                f"{self.overlap_share}: some are; set overlap_share=0 or a rate above 0"
+            )
+        for name in ("num_train", "num_dev", "num_test"):
+            cell_sizes(self, getattr(self, name))
+
+
+# Concepts: a word, a synonym and an antonym, or None. Past tense and participle are the same word for every
+# transitive verb, so that a passive and its active sentence have lexical overlap.
+Concept = tuple[str, str | None, str | None]
+TRANSITIVE: tuple[Concept, ...] = (
+    ("helped", "assisted", "hindered"),
+    ("praised", "complimented", "criticized"),
+    ("loved", "adored", "hated"),
+    ("pushed", "shoved", "pulled"),
+    ("trusted", None, "suspected"),
+    ("followed", "trailed", "avoided"),
+    ("called", "phoned", None),
+    ("watched", "observed", None),
+    ("greeted", "welcomed", None),
+    ("chased", "pursued", None),
+    ("visited", None, None),
+    ("thanked", None, None),
+)
+INTRANSITIVE: tuple[Concept, ...] = (
+    ("slept", "dozed", None),
+    ("shouted", "yelled", "whispered"),
+    ("laughed", "giggled", "cried"),
+    ("arrived", "came", "left"),
+    ("worked", "labored", "rested"),
+    ("waited", "lingered", "hurried"),
+    ("smiled", "grinned", "frowned"),
+    ("danced", None, None),
+    ("prayed", None, None),
+    ("ate", "dined", "fasted"),
+)
+ADJECTIVE: tuple[Concept, ...] = (
+    ("old", "aged", "young"),
+    ("happy", "glad", "sad"),
+    ("rich", "wealthy", "poor"),
+    ("tall", None, "short"),
+    ("famous", None, "unknown"),
+    ("tired", "weary", "fresh"),
+)
+ADVERB: tuple[Concept, ...] = (
+    ("quickly", None, "slowly"),
+    ("quietly", None, "loudly"),
+    ("gladly", None, "grudgingly"),
+)
+PEOPLE = ("doctor", "lawyer", "judge", "teacher", "student", "artist", "baker", "farmer", "pilot", "nurse")
+ANIMALS = ("dog", "cat", "horse", "fox")
+OUTDOORS = ("in the garden", "in the park", "at the beach", "in the forest")
+INDOORS = ("at the office", "in the kitchen", "at the hotel", "in the library")
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "near": ("near", "behind", "beside"),
+    "knew": ("knew", "realized", "remembered"),
+    "thought": ("thought", "hoped", "claimed"),
+    "believed": ("believed", "feared", "expected"),
+    "because": ("because", "after", "when"),
+    "almost": ("almost", "nearly"),
+    "clearly": ("clearly", "certainly"),
+    "maybe": ("maybe", "perhaps"),
+}
+CONCEPTS: Mapping[str, tuple[Concept, ...]] = {
+    **dict.fromkeys("tu", TRANSITIVE),
+    **dict.fromkeys("ij", INTRANSITIVE),
+    **dict.fromkeys("xyz", ADJECTIVE),
+    **dict.fromkeys("m", ADVERB),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A premise and a hypothesis with slots, and the label of every filling.
+
+    Slots: ``{a} {b} {c}`` nouns; ``{t} {u}`` transitive and ``{i} {j}`` intransitive verbs; ``{x} {y} {z}``
+    adjectives; ``{m}`` an adverb; ``{p} {q}`` places; and the keys of ``WORDS``. Different slots of a kind
+    are filled with unrelated words. ``{t_syn}`` and ``{t_ant}`` are the slot's synonym and antonym,
+    ``{a_kind}`` the noun's hypernym, ``{p_kind}`` and ``{p_other}`` whether the place is in or outdoors, and
+    the opposite. A part in square brackets is optional; in the hypothesis it occurs only where the premise
+    has it.
+    """
+
+    heuristic: str
+    """The probe group it belongs to, or '' if it is in the training and test sets only."""
+    subcase: str
+    label: Label
+    premise: str
+    hypothesis: str
+    overlap: bool
+    template: str
+    """Unique: the subcase and a number."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A filled rule."""
+
+    rule: Rule
+    premise: str
+    hypothesis: str
+
+
+def _rules() -> Iterator[Rule]:
+    names = {"E": Label.ENTAILMENT, "N": Label.NEUTRAL, "C": Label.CONTRADICTION}
+    heuristic, subcase, overlap, premise = "", "", False, ""
+    number = 0
+    for line in RULES.strip().splitlines():
+        first, _, rest = line.strip().partition(" ")
+        if first == "=":
+            group, subcase = rest.split()
+            heuristic, overlap, number = group if group in HEURISTICS else "", group != "plain", 0
+        elif first == "P":
+            premise = rest
+        elif first in names:
+            yield Rule(heuristic, subcase, names[first], premise, rest, overlap, f"{subcase}/{number}")
+            number += 1
+
+
+# One block a subcase: `= <group> <subcase>`, then premises (P) and the hypotheses under each with their
+# labels (E, N, C). The group is a heuristic (the rule is in the probe too), `overlap` (lexical overlap, not
+# in the probe) or `plain` (no lexical overlap).
+RULES = """
+= lexical_overlap le_modifiers
+P the {x} {a} {m} {t} the {b} [{p}]
+E the {a} {t} the {b}
+P the [{y}] {a} {t} the {x} {b} [{p}]
+E the {a} {t} the {b}
+= lexical_overlap le_passive
+P the [{x}] {a} was {t} by the [{y}] {b} [{p}]
+E the {b} {t} the {a}
+= lexical_overlap le_relative_clause
+P the {a} who {t} the {b} {i} [{p}]
+E the {a} {t} the {b}
+E the {a} {i}
+P the {a} who the {b} {t} {i} [{p}]
+E the {b} {t} the {a}
+E the {a} {i}
+= lexical_overlap le_conjunction
+P the {a} and the {b} {t} the {c}
+E the {a} {t} the {c}
+P the {a} {t} the {b} and the {c}
+E the {a} {t} the {c}
+= lexical_overlap le_prepositional_phrase
+P the {a} {near} the {b} {i} [{p}]
+E the {a} {i}
+P the {a} {near} the {b} {t} the {c}
+E the {a} {t} the {c}
+= lexical_overlap le_adverb
+P the [{x}] {a} {clearly} {t} the [{y}] {b} [{p}]
+E the {a} {t} the {b}
+P the {a} {clearly} {i} [{p}]
+E the {a} {i}
+= lexical_overlap ln_subject_object_swap
+P the [{x}] {a} [{m}] {t} the [{y}] {b} [{p}]
+N the {b} {t} the {a}
+= lexical_overlap ln_passive
+P the [{x}] {a} was {t} by the [{y}] {b} [{p}]
+N the {a} {t} the {b}
+= lexical_overlap ln_relative_clause
+P the {a} who {t} the {b} {i} [{p}]
+N the {b} {t} the {a}
+P the {a} who the {b} {t} {i} [{p}]
+N the {a} {t} the {b}
+N the {b} {i}
+= lexical_overlap ln_conjunction
+P the {a} {t} the {b} and the {c}
+N the {b} {t} the {c}
+P the {a} and the {b} {t} the {c}
+N the {a} {t} the {b}
+= lexical_overlap ln_prepositional_phrase
+P the {a} {near} the {b} {t} the {c}
+N the {a} {t} the {b}
+= lexical_overlap ln_adverb
+P the [{x}] {a} {maybe} {t} the [{y}] {b} [{p}]
+N the {a} {t} the {b}
+P the {a} {maybe} {i} [{p}]
+N the {a} {i}
+= lexical_overlap ln_approximator
+P the [{x}] {a} {almost} {t} the [{y}] {b}
+C the {a} {t} the {b}
+P the {a} {almost} {i}
+C the {a} {i}
+= lexical_overlap ln_disjunction
+P the {a} or the {b} {t} the {c}
+N the {a} {t} the {c}
+P the {a} {t} the {b} or the {c}
+N the {a} {t} the {c}
+= lexical_overlap ln_clause_swap
+P the {a} {i} and the {b} {j}
+N the {a} {j}
+N the {b} {i}
+
+= subsequence se_conjunction
+P the {a} and the {b} {i} [{p}]
+E the {b} {i} [{p}]
+P the {a} {t} the {b} and the {c}
+E the {a} {t} the {b}
+= subsequence se_adverbial
+P the [{x}] {a} {t} the [{y}] {b} {p}
+E the [{x}] {a} {t} the [{y}] {b}
+P the [{x}] {a} {i} {m} [{p}]
+E the [{x}] {a} {i}
+= subsequence se_relative_clause_on_object
+P the {a} {t} the {b} who {i} [{p}]
+E the {a} {t} the {b}
+= subsequence sn_prepositional_phrase_on_subject
+P the {a} {near} the {b} {i} [{p}]
+N the {b} {i} [{p}]
+P the {a} {near} the {b} {t} the {c}
+N the {b} {t} the {c}
+= subsequence sn_relative_clause_on_subject
+P the {a} who {t} the {b} {i} [{p}]
+N the {b} {i} [{p}]
+= subsequence sn_clause_as_object
+P the {a} {believed} the {b} {i} [{p}]
+N the {a} {believed} the {b}
+
+= constituent ce_conjunction
+P the {a} {i} and the {b} {j}
+E the {a} {i}
+E the {b} {j}
+= constituent ce_subordinate_clause
+P {because} the {a} {i} , the {b} {j}
+E the {a} {i}
+E the {b} {j}
+= constituent ce_factive_verb
+P the {a} {knew} that the {b} {i} [{p}]
+E the {b} {i} [{p}]
+P the {a} {knew} that the {b} {t} the {c}
+E the {b} {t} the {c}
+= constituent ce_adverb
+P {clearly} the {a} {i} [{p}]
+E the {a} {i} [{p}]
+P {clearly} the {a} {t} the {b}
+E the {a} {t} the {b}
+= constituent cn_disjunction
+P the {a} {i} or the {b} {j}
+N the {a} {i}
+N the {b} {j}
+= constituent cn_conditional
+P if the {a} {i} , the {b} {j}
+N the {a} {i}
+N the {b} {j}
+= constituent cn_nonfactive_verb
+P the {a} {thought} that the {b} {i} [{p}]
+N the {b} {i} [{p}]
+P the {a} {thought} that the {b} {t} the {c}
+N the {b} {t} the {c}
+= constituent cn_adverb
+P {maybe} the {a} {i} [{p}]
+N the {a} {i} [{p}]
+P {maybe} the {a} {t} the {b}
+N the {a} {t} the {b}
+
+= overlap reordered_clauses
+P the {a} {i} or the {b} {j}
+E the {b} {j} or the {a} {i}
+P if the {a} {i} , the {b} {j}
+E the {b} {j} if the {a} {i}
+N the {a} {i} if the {b} {j}
+P the {a} {i} and the {b} {j}
+E the {b} {j} and the {a} {i}
+= overlap negation
+P the {a} never {t} the {b}
+N the {b} {t} the {a}
+C the {a} {t} the {b}
+P the {a} never {i} {p}
+N the {a} never {i}
+C the {a} {i} {p}
+P the {a} was never {t} by the {b}
+E the {b} never {t} the {a}
+N the {a} never {t} the {b}
+C the {b} {t} the {a}
+= overlap quantifier
+P some {x} {a} {i} [{p}]
+E some {a} {i}
+P every {x} {a} {i}
+N every {a} {i}
+P no {x} {a} {i}
+N no {a} {i}
+
+= plain transitive
+P the [{x}] {a} [{m}] {t} the [{y}] {b} [{p}]
+E the {a} {t_syn} the {b}
+E the {a} never {t_ant} the {b}
+E {a_kind} {t} the {b}
+E the {a} {t} {b_kind}
+E the {b} was {t} by the {a}
+E the {b} was {t_syn} by the {a}
+N the {a} {t} the {c}
+N the {c} {t} the {b}
+N the {a} {u} the {b}
+N the {b} {t_syn} the {a}
+N the {b} never {t} the {a}
+N the {a} was {t} by the {b}
+N the {z} {a} {t} the {b}
+N the {b} was {z}
+C the {a} never {t} the {b}
+C the {a} {t_ant} the {b}
+C nobody {t} the {b}
+C the {b} was never {t} by the {a}
+P the {a} {t} the {b}
+N the {a} {m} {t} the {b}
+N the {a} {t} the {b} {p}
+P the {a} {m} {t} the {b} [{p}]
+C the {a} {m_ant} {t} the {b}
+P {a_kind} {t} the {b}
+N the {a} {t} the {b}
+= plain intransitive
+P the [{x}] {a} {i} [{p}]
+E the {a} {i_syn} [{p}]
+E the {a} never {i_ant}
+E {a_kind} {i} [{p}]
+N the {a} {j} [{p}]
+N the {c} {i} [{p}]
+C the {a} never {i}
+C the {a} {i_ant} [{p}]
+C nobody {i}
+P the [{x}] {a} {i} {p}
+E the {a} {i} {p_kind}
+N the {a} {j} {p_kind}
+C the {a} {i} {p_other}
+C the {a} {i} {q}
+P the {x} {a} {i} [{p}]
+E the {a} was {x}
+E the {x_syn} {a} {i}
+N the {a} was {y}
+C the {a} was {x_ant}
+C the {a} was never {x}
+P the {a} {i}
+N the {a} {i} {p}
+P the {a} {i} {p_kind}
+N the {a} {i} {p}
+C the {a} {i} {p_other}
+= plain passive
+P the {a} was {t} by the {b} [{p}]
+E the {b} {t_syn} the {a}
+E {a_kind} was {t} by the {b}
+N the {a} {t_syn} the {b}
+N the {a} never {t} the {b}
+N the {a} was {t} by the {c}
+C the {b} never {t} the {a}
+C the {b} {t_ant} the {a}
+C the {a} was never {t} by the {b}
+= plain relative_clause
+P the {a} who {t} the {b} {i} [{p}]
+E the {a} {t_syn} the {b}
+E the {a} {i_syn}
+E the {b} was {t} by the {a}
+N the {b} {i_syn}
+N the {b} never {i}
+N the {b} {t_syn} the {a}
+C the {a} never {t} the {b}
+C the {a} never {i}
+C the {a} {i_ant}
+P the {a} who the {b} {t} {i} [{p}]
+E the {b} {t_syn} the {a}
+E the {a} was {t} by the {b}
+N the {a} {t_syn} the {b}
+N the {b} never {i}
+C the {b} never {t} the {a}
+C the {a} never {i}
+= plain prepositional_phrase
+P the {a} {near} the {b} {i} [{p}]
+E the {a} {i_syn}
+E the {a} was {near} the {b}
+N the {b} {i_syn}
+N the {b} never {i}
+C the {a} never {i}
+C the {a} was never {near} the {b}
+= plain coordination
+P the {a} and the {b} {i} [{p}]
+E the {a} {i_syn}
+E the {b} {i_syn}
+N the {c} {i}
+N the {a} {j}
+C the {a} never {i}
+C the {b} {i_ant}
+P the {a} {i} and the {b} {j}
+E the {b} {j_syn}
+N the {b} {i_syn}
+C the {b} never {j}
+C the {a} {i_ant}
+P the {a} {i} or the {b} {j}
+N the {a} {i_syn}
+N the {b} never {j}
+P the {a} or the {b} {i}
+E the {b} or the {a} {i_syn}
+N the {a} never {i}
+C nobody {i}
+= plain subordination
+P {because} the {a} {i} , the {b} {j}
+E the {a} {i_syn}
+N the {a} {j_syn}
+C the {a} never {i}
+C the {b} never {j}
+P if the {a} {i} , the {b} {j}
+N the {a} {i_syn}
+N the {b} never {j}
+P the {a} {knew} that the {b} {i} [{p}]
+E the {b} {i_syn}
+N the {a} {i_syn}
+C the {b} never {i}
+C the {a} never {knew} that the {b} {i}
+P the {a} {thought} that the {b} {i} [{p}]
+E the {a} {thought} that the {b} {i_syn}
+N the {b} {i_syn}
+N the {b} never {i}
+C the {a} never {thought} that the {b} {i}
+P {maybe} the {a} {i} [{p}]
+E {maybe} the {a} {i_syn}
+N the {a} never {i}
+P {clearly} the {a} {i} [{p}]
+E the {a} {i_syn}
+N the {a} {j}
+C the {a} never {i}
+P the {a} {clearly} {t} the {b}
+E the {a} {t_syn} the {b}
+C the {a} never {t} the {b}
+P the {a} {maybe} {t} the {b}
+N the {a} {t_syn} the {b}
+N the {a} never {t} the {b}
+P the {a} {almost} {t} the {b}
+E the {a} never {t} the {b}
+N the {a} {u} the {b}
+C the {a} {t_syn} the {b}
+= plain negated
+P the {a} never {t} the {b}
+E the {a} never {t_syn} the {b}
+E the {a} never {t} the {b} {p}
+E the {b} was never {t} by the {a}
+N the {a} never {t} the {c}
+N the {a} never {u} the {b}
+C the {a} {t_syn} the {b}
+C the {b} was {t} by the {a}
+P the {a} never {i}
+E the {a} never {i} {p}
+N the {a} never {j}
+C the {a} {i_syn}
+= plain quantified
+P every {a} {i} [{p}]
+E some {a} {i}
+E every {x} {a} {i}
+N every {c} {i}
+C no {a} {i}
+C some {a} never {i}
+P some {a} {i} [{p}]
+E some {a} {i_syn}
+N every {a} {i}
+N some {c} {i}
+C no {a} {i}
+P no {a} {i}
+E no {x} {a} {i}
+E no {a} {i_syn}
+N no {c} {i}
+C some {a} {i}
+C every {a} {i}
+"""
+
+_SLOT = re.compile(r"\{(\w+?)(?:_(syn|ant|kind|other))?\}")
+_OPTIONAL = re.compile(r"\[([^\]]*)\]")
+MAX_TOKENS = 14
+
+
+def cell_sizes(config: TemplateCorpusConfig, num_examples: int) -> dict[tuple[Label, bool], int]:
+    """How many pairs of each label have and have not lexical overlap, in a set of ``num_examples``.
+
+    Raises :class:`UserError` if the rates ask for more overlapping non-entailments than a label-balanced set
+    has.
+    """
+    quotient, remainder = divmod(num_examples, len(LABELS))
+    sizes = {label: quotient + (label.index < remainder) for label in LABELS}
+    entailments = round(config.overlap_share * sizes[Label.ENTAILMENT])
+    rate = config.overlap_entailment_rate
+    others = round(entailments * (1 - rate) / rate) if entailments else 0
+    neutral = round(others * config.overlap_neutral_share)
+    overlapping = {
+        Label.ENTAILMENT: entailments,
+        Label.NEUTRAL: neutral,
+        Label.CONTRADICTION: others - neutral,
+    }
+    for label, count in overlapping.items():
+        if count > sizes[label]:
+            raise UserError(
+                f"overlap_share={config.overlap_share} and overlap_entailment_rate={rate} ask for "
+                f"{count:,} {label} examples with lexical overlap among {sizes[label]:,}; lower the share or "
+                "raise the rate"
+            )
+    return {
+        (label, overlap): overlapping[label] if overlap else sizes[label] - overlapping[label]
+        for label in LABELS
+        for overlap in (True, False)
+    }
+
+
+def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[str, float]:
+    """Write ``train``, ``dev``, ``template_test`` and ``template_probe`` ``.parquet`` to the folder
+    ``output``.
+
+    All have id, premise, hypothesis, label, subcase, template; the probe's labels are entailment and
+    non-entailment and it has ``heuristic``. No pair occurs twice, in one set or in two. Returns row counts by
+    set and label, and how many have overlap. Raises :class:`UserError` if the rules cannot give so many
+    different pairs.
+    """
+    seen: dict[tuple[str, str], Label] = {}
+    metrics: dict[str, float] = {}
+    # The probe first and training last: what a set excludes does not depend on how large the training set is.
+    sets = {"template_probe": _probe(config, seen)}
+    for name, num_examples in (
+        ("template_test", config.num_test),
+        ("dev", config.num_dev),
+        ("train", config.num_train),
+    ):
+        sets[name] = _balanced_set(config, name, num_examples, seen)
+    for name, pairs in sets.items():
+        is_probe = name == "template_probe"
+        labels = [fold(pair.rule.label) if is_probe else pair.rule.label.value for pair in pairs]
+        columns: dict[str, list[str]] = {
+            "id": [f"{name}-{index:06d}" for index in range(len(pairs))],
+            "premise": [pair.premise for pair in pairs],
+            "hypothesis": [pair.hypothesis for pair in pairs],
+            "label": labels,
+            "subcase": [pair.rule.subcase for pair in pairs],
+            "template": [pair.rule.template for pair in pairs],
+        }
+        if is_probe:
+            columns["heuristic"] = [pair.rule.heuristic for pair in pairs]
+        write_examples(pa.table(columns), str(Path(output) / f"{name}.parquet"))
+        metrics[f"{name}/num_examples"] = len(pairs)
+        for label in dict.fromkeys(sorted(labels)):
+            metrics[f"{name}/{label}"] = labels.count(label)
+            metrics[f"{name}/{label}/lexical_overlap"] = sum(
+                pair.rule.overlap for pair, its_label in zip(pairs, labels, strict=True) if its_label == label
+            )
+    return metrics
+
+
+def rules() -> tuple[Rule, ...]:
+    """All rules of the corpus, in the order they are written."""
+    return tuple(_rules())
+
+
+def fill(rule: Rule, rng: random.Random, modifier_rate: float) -> Pair | None:
+    """Fill a rule's slots at random, or None if this filling does not have the property that the rule is
+    listed under.
+
+    Sentences end in `` .``. Deterministic for a given state of ``rng``.
+    """
+    words = _choose_words(rule, rng)
+    kept: set[str] = set()
+
+    def keep_in_premise(match: re.Match[str]) -> str:
+        if rng.random() >= modifier_rate:
+            return ""
+        kept.add(match[1])
+        return match[1]
+
+    def keep_in_hypothesis(match: re.Match[str]) -> str:
+        return match[1] if match[1] in kept and rng.random() < 0.5 else ""
+
+    premise = _render(_OPTIONAL.sub(keep_in_premise, rule.premise), words)
+    hypothesis = _render(_OPTIONAL.sub(keep_in_hypothesis, rule.hypothesis), words)
+    if len(premise.split()) > MAX_TOKENS or has_lexical_overlap(premise, hypothesis) != rule.overlap:
+        return None
+    # As in HANS: no pair named for lexical overlap alone is a subsequence, and every other probe pair is.
+    if rule.heuristic and is_subsequence(premise, hypothesis) != (rule.heuristic != "lexical_overlap"):
+        return None
+    return Pair(rule, premise, hypothesis)
+
+
+def _choose_words(rule: Rule, rng: random.Random) -> dict[str, str]:
+    uses = _SLOT.findall(f"{rule.premise} {rule.hypothesis}")
+    forms: dict[str, set[str]] = {}
+    for slot, form in uses:
+        forms.setdefault(slot, set()).add(form)
+    words: dict[str, str] = {}
+    taken: set[object] = set()
+    for slot in sorted(forms):
+        if slot in "abc":
+            noun = _pick([noun for noun in (*PEOPLE, *ANIMALS) if noun not in taken], rng)
+            taken.add(noun)
+            words[slot], words[f"{slot}_kind"] = noun, "a person" if noun in PEOPLE else "an animal"
+        elif slot in "pq":
+            place = _pick([place for place in (*OUTDOORS, *INDOORS) if place not in taken], rng)
+            taken.add(place)
+            kinds = ("outdoors", "indoors") if place in OUTDOORS else ("indoors", "outdoors")
+            words[slot], words[f"{slot}_kind"], words[f"{slot}_other"] = place, *kinds
+        elif slot in CONCEPTS:
+            wanted = forms[slot] - {""}
+            options = [
+                (concept, variant)
+                for concept in CONCEPTS[slot]
+                if concept not in taken
+                for variant in _variants(concept)
+                if all(variant[form] for form in wanted)
+            ]
+            concept, variant = _pick(options, rng)
+            taken.add(concept)
+            words |= {slot: variant[""]} | {f"{slot}_{form}": variant[form] for form in wanted}
+        else:
+            words[slot] = _pick(WORDS[slot], rng)
+    return words
+
+
+def _variants(concept: Concept) -> list[dict[str, str]]:
+    """The concept seen from each of its words: the word is '', its synonym 'syn' and its antonym 'ant', ''
+    where there is none.
+    """
+    word, synonym, antonym = (form or "" for form in concept)
+    variants = [{"": word, "syn": synonym, "ant": antonym}]
+    if synonym:
+        variants.append({"": synonym, "syn": word, "ant": antonym})
+    if antonym:
+        variants.append({"": antonym, "syn": "", "ant": word})
+    return variants
+
+
+def _render(template: str, words: Mapping[str, str]) -> str:
+    filled = _SLOT.sub(lambda match: words[match[0][1:-1]], template)
+    return " ".join(f"{filled} .".split())
+
+
+def _pick(options: Sequence[T], rng: random.Random) -> T:
+    # random() is the one method whose sequence Python promises to keep from version to version.
+    return options[int(rng.random() * len(options))]
+
+
+def draw(
+    candidates: list[Rule],
+    num_pairs: int,
+    rng: random.Random,
+    modifier_rate: float,
+    seen: dict[tuple[str, str], Label],
+) -> list[Pair]:
+    """Fill rules drawn uniformly from ``candidates`` until there are ``num_pairs`` pairs that are not in
+    ``seen``, and add them there.
+
+    Raises :class:`UserError` if a hundred attempts a pair do not give so many.
+    """
+    pairs: list[Pair] = []
+    attempts_left = 100 * num_pairs + 1_000
+    while len(pairs) < num_pairs:
+        if not attempts_left:
+            raise UserError(
+                f"the {len(candidates)} rules for {candidates[0].label} from {candidates[0].template} on "
+                f"gave only {len(pairs):,} new pairs of {num_pairs:,}; ask for a smaller corpus"
+            )
+        attempts_left -= 1
+        pair = fill(_pick(candidates, rng), rng, modifier_rate)
+        if pair is None:
+            continue
+        key = (pair.premise, pair.hypothesis)
+        if key in seen:
+            assert seen[key] == pair.rule.label, f"two rules label {key} as {seen[key]} and {pair.rule.label}"
+            continue
+        seen[key] = pair.rule.label
+        pairs.append(pair)
+    return pairs
+
+
+def _balanced_set(
+    config: TemplateCorpusConfig, name: str, num_examples: int, seen: dict[tuple[str, str], Label]
+) -> list[Pair]:
+    pairs: list[Pair] = []
+    for (label, overlap), size in cell_sizes(config, num_examples).items():
+        candidates = [rule for rule in rules() if rule.label == label and rule.overlap == overlap]
+        rng = random.Random(f"{config.seed}/{name}/{label}/{overlap}")
+        pairs += draw(candidates, size, rng, config.modifier_rate, seen)
+    return _shuffled(pairs, random.Random(f"{config.seed}/{name}/order"))
+
+
+def _probe(config: TemplateCorpusConfig, seen: dict[tuple[str, str], Label]) -> list[Pair]:
+    groups: dict[tuple[str, str], dict[str, list[Rule]]] = {}
+    for rule in rules():
+        if rule.heuristic:
+            groups.setdefault((rule.heuristic, fold(rule.label)), {}).setdefault(rule.subcase, []).append(
+                rule
+            )
+    pairs: list[Pair] = []
+    for subcases in groups.values():
+        quotient, remainder = divmod(config.num_probe_per_group, len(subcases))
+        for index, (subcase, candidates) in enumerate(subcases.items()):
+            rng = random.Random(f"{config.seed}/template_probe/{subcase}")
+            pairs += draw(candidates, quotient + (index < remainder), rng, config.modifier_rate, seen)
+    return pairs
+
+
+def _shuffled(pairs: list[Pair], rng: random.Random) -> list[Pair]:
+    keys = [rng.random() for _ in pairs]
+    return [pairs[index] for index in sorted(range(len(pairs)), key=keys.__getitem__)]

@@ -1,0 +1,131 @@
+import fsspec
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.storage import fetch, is_local, join, local_path, publish
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A folder in fsspec's in-memory file system: like an object store's, no local path leads to it."""
+    file_system = fsspec.filesystem("memory")
+    root = f"memory://{tmp_path.name}"
+    yield root
+    if file_system.exists(root):
+        file_system.rm(root, recursive=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "artifact"
+    (folder / "pool").mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    (folder / "pool" / "0.parquet").write_bytes(b"rows")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("uri", "local"),
+    [("/a/b", True), ("a/b", True), ("file:///a/b", True), ("s3://bucket/a", False), ("memory://a", False)],
+)
+def test_is_local(uri, local):
+    assert is_local(uri) is local
+
+
+def test_local_path_of_a_remote_uri_is_refused():
+    assert str(local_path("file:///a/b")) == "/a/b"
+    with pytest.raises(UserError, match="s3://bucket"):
+        local_path("s3://bucket/a")
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        (("/a", "b"), "/a/b"),
+        (("/a/", "/b/", "c.json"), "/a/b/c.json"),
+        (("s3://bucket", "a"), "s3://bucket/a"),
+        (("memory://", "a"), "memory://a"),
+        (("/", "a"), "/a"),
+        (("a",), "a"),
+    ],
+)
+def test_join(parts, joined):
+    assert join(*parts) == joined
+
+
+def test_a_local_folder_is_fetched_as_it_is(folder):
+    assert fetch(str(folder)) == str(folder)
+    assert fetch(f"file://{folder}") == str(folder)
+    with pytest.raises(UserError, match="nowhere"):
+        fetch(folder / "nowhere")
+
+
+def test_published_files_come_back(folder, remote, tmp_path):
+    publish(folder, f"{remote}/artifact")
+    found = local_path(fetch(f"{remote}/artifact", cache=tmp_path / "cache"))
+    assert (found / "metrics.json").read_text() == "{}"
+    assert (found / "pool" / "0.parquet").read_bytes() == b"rows"
+    assert sorted(path.name for path in found.rglob("*")) == ["0.parquet", "metrics.json", "pool"]
+
+
+def test_one_file_comes_back_under_its_name(folder, remote, tmp_path):
+    publish(folder, f"{remote}/artifact")
+    found = local_path(fetch(f"{remote}/artifact/pool/0.parquet", cache=tmp_path / "cache"))
+    assert found.name == "0.parquet" and found.read_bytes() == b"rows"
+
+
+def test_a_download_is_made_once_and_again_when_the_content_changed(folder, remote, tmp_path):
+    cache = tmp_path / "cache"
+    publish(folder, f"{remote}/artifact")
+    first = local_path(fetch(f"{remote}/artifact", cache=cache))
+    (first / "metrics.json").write_text("from the cache")
+    again = local_path(fetch(f"{remote}/artifact", cache=cache))
+    assert (again / "metrics.json").read_text() == "from the cache"
+
+    (folder / "metrics.json").write_text('{"changed": 1}')
+    publish(folder, f"{remote}/artifact")
+    changed = local_path(fetch(f"{remote}/artifact", cache=cache))
+    assert (changed / "metrics.json").read_text() == '{"changed": 1}'
+    assert not list(cache.glob(".partial-*"))
+
+
+def test_a_failed_download_leaves_nothing_that_looks_complete(folder, remote, tmp_path, monkeypatch):
+    publish(folder, f"{remote}/artifact")
+    cache = tmp_path / "cache"
+    memory = type(fsspec.filesystem("memory"))
+
+    def broken(self, source, target, **options):
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "get_file", broken)
+        with pytest.raises(ConnectionError):
+            fetch(f"{remote}/artifact", cache=cache)
+    assert list(cache.iterdir()) == []
+    assert (local_path(fetch(f"{remote}/artifact", cache=cache)) / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_publishing_here_replaces_files_of_the_same_name(folder, tmp_path, prefix):
+    target = tmp_path / "store" / "artifact"
+    publish(folder, f"{prefix}{target}")
+    (target / "other").write_text("stays")
+    (folder / "metrics.json").write_text('{"changed": 1}')
+    publish(folder, f"{prefix}{target}")
+    assert (target / "metrics.json").read_text() == '{"changed": 1}'
+    assert (target / "other").read_text() == "stays"
+    assert [path.name for path in target.parent.iterdir()] == ["artifact"]
+
+
+def test_publishing_a_folder_onto_itself_keeps_it(folder):
+    publish(folder, folder)
+    assert (folder / "metrics.json").read_text() == "{}"
+
+
+def test_mistakes_are_told(tmp_path, remote):
+    with pytest.raises(UserError, match="not a folder"):
+        publish(tmp_path / "nowhere", remote)
+    with pytest.raises(UserError, match="does not exist"):
+        fetch(f"{remote}/nowhere", cache=tmp_path)
+    with pytest.raises(UserError, match="nosuch://"):
+        fetch("nosuch://bucket/a", cache=tmp_path)
