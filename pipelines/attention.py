@@ -1,0 +1,240 @@
+"""Attention over a packed batch, registered with transformers as the implementation `packed`.
+
+Every other part of a decoder works token by token, so only attention has to know where a sequence ends. The shared prefix is
+computed once and every row's keys and values begin with it, which is exact: causal attention makes a prefix independent of what
+follows. Two ways, the same numbers:
+
+- on a GPU in half precision, PyTorch's variable-length FlashAttention, on the stream as it lies;
+- elsewhere queries, keys and values are spread into a [row, width] grid for the length of one fused causal kernel; what the grid
+  adds at the end of a row comes after that row's tokens, so the causal rule alone hides it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from pipelines.packing import PackedBatch
+
+PACKED = "packed"
+
+
+@dataclass(frozen=True)
+class StreamIndex:
+    """Where rows begin, for the variable-length kernel. The prefix, if any, is a row of its own before the others.
+
+    Shapes: `query_starts`, `key_starts` int32 [rows + 1]. With a prefix of P tokens each row's keys are the prefix and its own
+    tokens: `keys` int64 [P + num_rows * P + T - P] picks them from the stream, `own` int64 [T - P] and `prefixes` int64
+    [(num_rows + 1) * P] say where each copy went.
+    """
+
+    query_starts: torch.Tensor
+    key_starts: torch.Tensor
+    longest_query: int
+    longest_key: int
+    prefix_length: int
+    keys: torch.Tensor | None
+    own: torch.Tensor | None
+    prefixes: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedInput:
+    """A `PackedBatch` on a device. Shapes: `input_ids`, `position_ids` [1, T]; `slots` [T - P]; `last_index` [num_rows]."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    slots: torch.Tensor
+    last_index: torch.Tensor
+    prefix_length: int
+    num_rows: int
+    width: int
+    stream: StreamIndex | None = None
+
+    @classmethod
+    def from_batch(cls, batch: PackedBatch, device: torch.device | str) -> PackedInput:
+        on_gpu = torch.device(device).type == "cuda"
+
+        def move(array: Any) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
+
+        return cls(
+            input_ids=move(batch.input_ids)[None],
+            position_ids=move(batch.position_ids)[None],
+            slots=move(batch.slots),
+            last_index=move(batch.last_index),
+            prefix_length=batch.prefix_length,
+            num_rows=batch.num_rows,
+            width=batch.width,
+            stream=_stream_index(batch, move) if on_gpu else None,
+        )
+
+
+def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
+    prefix, num_rows = batch.prefix_length, batch.num_rows
+    lengths = np.diff(batch.last_index, prepend=prefix - 1)
+    rows = np.concatenate([[prefix], lengths]) if prefix else lengths
+    query_starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
+    if not prefix:
+        starts = move(query_starts)
+        return StreamIndex(starts, starts, batch.width, batch.width, 0, None, None, None)
+    key_lengths = lengths + prefix
+    key_starts = np.concatenate([[0, prefix], prefix + np.cumsum(key_lengths)]).astype(np.int32)
+    is_prefix = np.zeros(key_starts[-1], dtype=bool)
+    prefixes = (key_starts[:-1, None].astype(np.int64) + np.arange(prefix)).reshape(-1)
+    is_prefix[prefixes] = True
+    own = np.flatnonzero(~is_prefix)
+    keys = np.empty(key_starts[-1], dtype=np.int64)
+    keys[prefixes] = np.tile(np.arange(prefix), num_rows + 1)
+    keys[own] = np.arange(prefix, batch.num_tokens)
+    return StreamIndex(
+        query_starts=move(query_starts),
+        key_starts=move(key_starts),
+        longest_query=max(prefix, batch.width),
+        longest_key=prefix + batch.width,
+        prefix_length=prefix,
+        keys=move(keys),
+        own=move(own),
+        prefixes=move(prefixes),
+    )
+
+
+class _RepeatPrefix(torch.autograd.Function):
+    """Give every row a copy of the prefix; backwards, sum the copies' gradients without atomic additions."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, index: StreamIndex) -> torch.Tensor:
+        assert index.keys is not None
+        ctx.index = index
+        return states.index_select(0, index.keys)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        index = ctx.index
+        copies = grad.index_select(0, index.prefixes).view(-1, index.prefix_length, *grad.shape[1:])
+        return torch.cat([copies.sum(0), grad.index_select(0, index.own)]), None
+
+
+@functools.cache
+def _stream_kernel() -> tuple[Any, bool]:
+    """PyTorch's variable-length attention, and whether it groups heads itself (from 2.12 on)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _stream_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None
+) -> torch.Tensor:
+    """The stream's attention. `query` [T, H, D], `key` and `value` [T, H_kv, D]; returns [T, H, D]."""
+    kernel, groups_heads = _stream_kernel()
+    options: dict[str, Any] = {}
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and groups_heads:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if index.keys is not None:
+        key, value = _RepeatPrefix.apply(key, index), _RepeatPrefix.apply(value, index)
+    return kernel(
+        query,
+        key,
+        value,
+        index.query_starts,
+        index.key_starts,
+        index.longest_query,
+        index.longest_key,
+        scale=scaling,
+        window_size=(-1, 0),
+        **options,
+    )
+
+
+@torch.compiler.disable
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed: PackedInput | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Block-diagonal causal attention. `query` [1, H, T, D], `key` and `value` [1, H_kv, T, D]; returns [1, T, H, D]."""
+    if packed is None:
+        raise ValueError("attention implementation 'packed' needs packed=PackedInput in the model's call")
+    prefix, rows, width = packed.prefix_length, packed.num_rows, packed.width
+    if sliding_window is not None and prefix + width > sliding_window:
+        raise ValueError(
+            f"a sequence of {prefix + width} tokens exceeds the model's sliding window of {sliding_window}; "
+            "packed attention is exact up to the window only: shorten the examples"
+        )
+    if packed.stream is not None and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        streams = [states.transpose(1, 2)[0] for states in (query, key, value)]
+        return _stream_attention(*streams, packed.stream, scaling)[None], None
+    num_heads, head_dim = query.shape[1], query.shape[3]
+    groups = num_heads // key.shape[1]
+
+    def to_grid(states: torch.Tensor) -> torch.Tensor:
+        own = states.transpose(1, 2)[0, prefix:]
+        grid = own.new_zeros(rows * width, *own.shape[1:]).index_copy(0, packed.slots, own)
+        return grid.view(rows, width, *own.shape[1:]).transpose(1, 2)
+
+    def per_query_head(states: torch.Tensor) -> torch.Tensor:
+        return states.repeat_interleave(groups, dim=1) if groups > 1 else states
+
+    grid_key, grid_value = to_grid(key), to_grid(value)
+    pieces = []
+    mask: Any = None
+    if prefix:
+        prefix_key, prefix_value = key[:, :, :prefix], value[:, :, :prefix]
+        before = scaled_dot_product_attention(
+            query[:, :, :prefix],
+            per_query_head(prefix_key),
+            per_query_head(prefix_value),
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+        )
+        pieces.append(before.transpose(1, 2)[0])
+        grid_key = torch.cat([prefix_key.expand(rows, -1, -1, -1), grid_key], dim=2)
+        grid_value = torch.cat([prefix_value.expand(rows, -1, -1, -1), grid_value], dim=2)
+        if query.is_cuda:
+            mask = causal_lower_right(width, prefix + width)
+        else:
+            mask = torch.ones(width, prefix + width, dtype=torch.bool, device=query.device).tril(prefix)
+    grid = scaled_dot_product_attention(
+        to_grid(query),
+        per_query_head(grid_key),
+        per_query_head(grid_value),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+    )
+    pieces.append(grid.transpose(1, 2).reshape(rows * width, num_heads, head_dim).index_select(0, packed.slots))
+    return torch.cat(pieces)[None] if len(pieces) > 1 else pieces[0][None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """transformers asks each implementation for its mask; the packed layout stands in for it."""
+
+
+def register_packed_attention() -> None:
+    """Make `attn_implementation="packed"` known to transformers (its attention and mask interfaces). Idempotent."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, _no_mask)

@@ -1,0 +1,272 @@
+"""The base model that G and T start from: a pretrained checkpoint on disk, or a small Llama made from scratch.
+
+The artifact holds `model/`: config, safetensors and tokenizer, checked and complete, so that every worker of a cluster finds the
+same weights in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.compute import FileHash, Report, Resources, no_report, runtime, sha256_of
+from pipelines.errors import UserError
+from pipelines.examples import LABELS, read_examples
+from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
+from pipelines.storage import join
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class ScratchModelConfig:
+    """A Llama of the given shape with random weights, then pretrained as a language model on unlabelled pairs.
+
+    Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words are
+    one token each. `pretraining` reads "premise hypothesis" without labels: what a pretrained model knows of words and nothing
+    of the task. None leaves the weights random.
+    """
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    intermediate_size: int = 384
+    vocabulary_size: int = 1_024
+    max_length: int = 256
+    seed: int = 0
+    pretraining: FinetuneConfig | None = None
+    pretraining_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class PretrainedModelConfig:
+    """A checkpoint on disk, identified by its files' content: a transformers folder with safetensors, or one GGUF file.
+
+    A GGUF file is dequantised and kept as `dtype`. `path` is where the files are and not part of what they are.
+    """
+
+    files: tuple[FileHash, ...]
+    revision: str = ""
+    dtype: str = "bfloat16"
+    path: str = runtime("")
+
+
+def pretrained_model_config(path: str, *, revision: str = "", dtype: str = "bfloat16") -> PretrainedModelConfig:
+    """Describe the checkpoint at `path`, a folder or a `.gguf` file, by its files' hashes.
+
+    Raises UserError if it is missing or lacks config, tokenizer or safetensors (pickled weights are never read).
+    """
+    root = Path(path).expanduser()
+    if root.suffix == ".gguf" and root.is_file():
+        return PretrainedModelConfig((FileHash(root.name, sha256_of(root)),), revision, dtype, str(root))
+    if not root.is_dir():
+        raise UserError(
+            f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, or a .gguf file"
+        )
+    weights = sorted(p.name for p in root.glob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"{str(root)!r} has no *.safetensors; pickled weights are not read: convert them with transformers' "
+            "save_pretrained first"
+        )
+    tokenizers = [name for name in TOKENIZER_FILES if (root / name).exists()]
+    for name, present in (
+        ("config.json", (root / "config.json").exists()),
+        ("a tokenizer", bool(tokenizers)),
+    ):
+        if not present:
+            raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
+    extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
+    names = sorted({*weights, *tokenizers, *extras})
+    return PretrainedModelConfig(tuple(FileHash(n, sha256_of(root / n)) for n in names), revision, dtype, str(root))
+
+
+def prepare_base_model(
+    config: ScratchModelConfig | PretrainedModelConfig,
+    output: str,
+    *,
+    sources: str | None = None,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Write `output/model/`. A scratch model learns its tokenizer, and its language, from `sources/train.parquet`.
+
+    Returns the parameter count and, if pretrained here, that training's metrics. Raises UserError if the files at
+    `config.path` are no longer those that the config names.
+    """
+    if isinstance(config, PretrainedModelConfig):
+        return _copy_pretrained(config, output)
+    assert sources is not None, "a scratch model is made from a training file"
+    train = read_examples(join(sources, "train.parquet"))
+    with working_folder(output) as folder:
+        num_parameters = _write_scratch(config, train, folder / "model")
+    metrics: dict[str, Any] = {"num_parameters": num_parameters}
+    if config.pretraining is not None:
+        job = FinetuneJob(
+            objective="language_modeling",
+            config=config.pretraining,
+            seed=config.seed,
+            examples=join(sources, "train.parquet"),
+            base_model=output,
+            save=save_language_model,
+            text="plain",
+            max_examples=config.pretraining_examples,
+        )
+        metrics |= finetune(job, output, resources=resources or Resources(), report=report)
+    return metrics
+
+
+def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
+    source = Path(config.path)
+    folder_of = source.parent if source.suffix == ".gguf" else source
+    for file in config.files:
+        if not (folder_of / file.name).exists() or sha256_of(folder_of / file.name) != file.sha256:
+            raise UserError(
+                f"{folder_of / file.name} is missing or not the file that the study was planned with (sha256 "
+                f"{file.sha256[:12]}…); restore it, or plan again with the new one"
+            )
+    import torch
+    from safetensors import safe_open
+
+    with working_folder(output) as folder:
+        target = folder / "model"
+        target.mkdir(exist_ok=True)
+        if source.suffix == ".gguf":
+            _convert_gguf(source, target, getattr(torch, config.dtype))
+        else:
+            for file in config.files:
+                (target / file.name).unlink(missing_ok=True)
+                try:
+                    os.link(folder_of / file.name, target / file.name)
+                except OSError:
+                    shutil.copyfile(folder_of / file.name, target / file.name)
+        count = 0
+        for path in target.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                    size = 1
+                    for dim in tensors.get_slice(key).get_shape():
+                        size *= dim
+                    count += size
+    return {"num_parameters": count}
+
+
+def _convert_gguf(source: Path, target: Path, dtype: Any) -> None:
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.finetuning import quiet_libraries
+
+    quiet_libraries()
+    # Releases with GgufConfig keep the weights packed unless told otherwise; those without it always dequantise.
+    packed = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": packed(dequantize=True)} if packed else {}
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype, **options)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(dtype).save_pretrained(target)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+
+
+def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) -> int:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _train_tokenizer(config, train)
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return model.num_parameters()
+
+
+def _train_tokenizer(config: ScratchModelConfig, train: pa.Table) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    premises, hypotheses = train.column("premise").to_pylist(), train.column("hypothesis").to_pylist()
+    texts = [*premises, *hypotheses]
+    for label in LABELS:
+        for marker in END_MARKERS:
+            # Often enough that the template's words become whole pieces.
+            texts += [generator_text(label, premises[0], hypotheses[0], marker)] * 50
+    texts += [classifier_prompt(premises[0], hypotheses[0])] * 100
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=config.max_length
+    )
+
+
+def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
+    """Write `folder/model/`: the base model with `tensors` in place, adapters merged; plain safetensors and tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.finetuning import add_adapter, load_tokenizer
+    from pipelines.storage import fetch
+
+    import torch  # isort: skip
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype)
+    )
+    if job.config.method == "lora":
+        model = add_adapter(model, job.config, seed=job.seed, saved=None)
+    place_tensors(model, {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()})
+    if job.config.method == "lora":
+        model = model.merge_and_unload()
+    tokenizer = load_tokenizer(job.base_model)
+    # Beside the old one, then swapped: the base model is what a retry would start from.
+    fresh = folder / ".model"
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    fresh.rename(folder / "model")
+
+
+def place_tensors(model: Any, tensors: dict[str, Any]) -> None:
+    """Copy each named tensor into the parameter of that name; a name that the model lacks is a defect of ours."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)

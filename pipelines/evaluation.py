@@ -1,0 +1,243 @@
+"""Evaluation of a task model: general and blindspot test sets, per-item logits kept so that every later statistic is free.
+
+HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section 2.2.3).
+Three-label sets are reported as they are and folded to two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.compute import Report, Resources, no_report, runtime
+from pipelines.errors import UserError
+from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
+from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, working_folder
+from pipelines.packing import common_prefix_length, pack, split_by_tokens
+from pipelines.prompts import classifier_prompt
+from pipelines.storage import fetch, join
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which test sets of the prepared sources are evaluated, in which precision.
+
+    `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits.
+    """
+
+    sets: tuple[str, ...]
+    dtype: str = "bfloat16"
+    merge_adapter: bool = False
+    tokens_per_batch: int = runtime(32_768)
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise UserError("sets=() names no test set; name at least one, e.g. ('mnli_matched', 'hans')")
+
+
+def evaluate(
+    config: EvaluationConfig,
+    sources: str,
+    base_model: str,
+    task_model: str,
+    output: str,
+    *,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Evaluate `task_model` on the sets in `sources`, in one Ray task with `resources` of one worker.
+
+    Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase) and
+    `metrics.json` (`rows`: set, slice, num_labels, accuracy, num_correct, num_examples). Returns the main accuracies, flat, as
+    fractions, with the throughput in examples a second.
+    """
+    import ray
+
+    resources = resources or Resources()
+    task = ray.remote(_evaluate_worker).options(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0
+    )
+    return ray.get(task.remote(config, sources, base_model, task_model, output, resources.gpus_per_worker > 0, report))
+
+
+def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray) -> list[dict[str, Any]]:
+    """Accuracy of `logits` float [n, 3] on an examples table [n], over all and by slice.
+
+    Slices: "all"; with columns heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>". A slice
+    exists only if an example is in it. Raises ValueError if there is no example.
+    """
+    if table.num_rows == 0 or len(logits) != table.num_rows:
+        raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
+    labels = np.array(table.column("label").to_pylist())
+    predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
+    folded = np.array([fold(label) for label in predicted])
+    rows: list[dict[str, Any]] = []
+
+    def add(slice_name: str, num_labels: int, correct: np.ndarray) -> None:
+        rows.append(
+            {
+                "set": name,
+                "slice": slice_name,
+                "num_labels": num_labels,
+                "accuracy": float(correct.mean()),
+                "num_correct": int(correct.sum()),
+                "num_examples": len(correct),
+            }
+        )
+
+    two_way = folded == np.array([label if label == NON_ENTAILMENT else fold(label) for label in labels])
+    if NON_ENTAILMENT not in labels:
+        add("all", 3, predicted == labels)
+    add("all", 2, two_way)
+    if "heuristic" in table.column_names:
+        heuristics = np.array(table.column("heuristic").to_pylist())
+        subcases = np.array(table.column("subcase").to_pylist())
+        for heuristic in sorted(set(heuristics)):
+            chosen = heuristics == heuristic
+            add(heuristic, 2, two_way[chosen])
+            for label in sorted(set(labels[chosen])):
+                add(f"{heuristic}/{label}", 2, two_way[chosen & (labels == label)])
+        for subcase in sorted(set(subcases)):
+            add(f"subcase/{subcase}", 2, two_way[subcases == subcase])
+    return rows
+
+
+def flat_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The rows' accuracies by name: `hans/accuracy`, `hans/lexical_overlap/non-entailment/accuracy`, `…/accuracy_2way`.
+
+    Subcases stay in `metrics.json`: thirty more columns would hide the ones that are compared.
+    """
+    flat = {}
+    three_way = {row["set"] for row in rows if row["num_labels"] == 3}
+    for row in rows:
+        if row["slice"].startswith("subcase/"):
+            continue
+        where = row["set"] if row["slice"] == "all" else f"{row['set']}/{row['slice']}"
+        folded = row["num_labels"] == 2 and row["set"] in three_way
+        flat[f"{where}/accuracy_2way" if folded else f"{where}/accuracy"] = row["accuracy"]
+    return flat
+
+
+# What follows runs in a Ray worker.
+
+
+def _evaluate_worker(
+    config: EvaluationConfig,
+    sources: str,
+    base_model: str,
+    task_model: str,
+    output: str,
+    use_gpu: bool,
+    report: Report,
+) -> dict[str, Any]:
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch
+
+    quiet_libraries()
+    started = time.perf_counter()
+    device = torch.device("cuda" if use_gpu else "cpu")
+    classifier = load_classifier(config, base_model, task_model, device)
+    tokenizer = load_tokenizer(base_model)
+    limit = model_limit(base_model)
+    load_s = time.perf_counter() - started
+    rows: list[dict[str, Any]] = []
+    tables = []
+    num_done, evaluate_s = 0, 0.0
+    for step, name in enumerate(config.sets):
+        table = read_examples(join(sources, f"{name}.parquet"))
+        begun = time.perf_counter()
+        texts = [
+            classifier_prompt(p, h)
+            for p, h in zip(table.column("premise").to_pylist(), table.column("hypothesis").to_pylist(), strict=True)
+        ]
+        sequences = tokenizer(texts)["input_ids"]
+        check_lengths(sequences, table.column("id").to_pylist(), limit=limit)
+        logits = classify(classifier, sequences, device=device, tokens_per_batch=config.tokens_per_batch)
+        evaluate_s += time.perf_counter() - begun
+        num_done += table.num_rows
+        rows += accuracy_rows(name, table, logits)
+        tables.append(_logits_table(name, table, logits))
+        report(
+            {"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(config.sets)},
+            step + 1,
+        )
+    with working_folder(output) as folder:
+        pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
+        (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
+    return {
+        **flat_metrics(rows),
+        "num_examples": num_done,
+        "examples_per_s": num_done / evaluate_s,
+        "load_s": load_s,
+        "evaluate_s": evaluate_s,
+    }
+
+
+def load_classifier(config: EvaluationConfig, base_model: str, task_model: str, device: Any) -> Any:
+    """The task model of an artifact, in evaluation mode on `device`, with packed attention."""
+    import torch
+    from transformers import AutoModel
+
+    from pipelines.attention import PACKED, register_packed_attention
+    from pipelines.models import Classifier, load_head
+
+    register_packed_attention()
+    folder = Path(fetch(task_model))
+    dtype = getattr(torch, config.dtype)
+    weights = folder / "model" if (folder / "model").exists() else Path(join(fetch(base_model), "model"))
+    body: Any = AutoModel.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED).to(device)
+    if (folder / "adapter").exists():
+        from peft import PeftModel
+
+        body = PeftModel.from_pretrained(body, folder / "adapter", autocast_adapter_dtype=False).to(dtype)
+        if config.merge_adapter:
+            body = body.merge_and_unload()
+    return Classifier(body, load_head(folder, dtype=dtype, device=device)).eval()
+
+
+def classify(classifier: Any, sequences: list[list[int]], *, device: Any, tokens_per_batch: int) -> np.ndarray:
+    """Class logits float32 [n, 3] of token sequences, in their order: sorted by length, packed, the common prefix shared."""
+    import torch
+
+    from pipelines.attention import PackedInput
+
+    prefix = common_prefix_length(sequences)
+    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+    runs = split_by_tokens([len(sequences[i]) for i in order], tokens_per_batch, prefix_length=prefix)
+    logits = torch.empty(len(sequences), len(LABELS), dtype=torch.float32, device=device)
+    with torch.inference_mode():
+        for run in runs:
+            chosen = order[run]
+            packed = PackedInput.from_batch(pack([sequences[i] for i in chosen], prefix_length=prefix), device)
+            logits[torch.from_numpy(chosen).to(device)] = classifier.logits(packed)
+    return logits.cpu().numpy()
+
+
+def _logits_table(name: str, table: pa.Table, logits: np.ndarray) -> pa.Table:
+    num = table.num_rows
+    columns: Mapping[str, Any] = {
+        "set": pa.array([name] * num).dictionary_encode().cast(pa.string()),
+        "id": table.column("id"),
+        "label": table.column("label"),
+        **{f"logit_{label}": pa.array(logits[:, label.index]) for label in Label},
+        **{
+            column: table.column(column).cast(pa.string()) if column in table.column_names else pa.nulls(num, pa.string())
+            for column in ("heuristic", "subcase")
+        },
+    }
+    return pa.table(dict(columns))
+
+
+def read_logits(path: str) -> Iterator[dict[str, Any]]:
+    """The per-item logits of an evaluation, one dict an example."""
+    yield from pq.read_table(fetch(path)).to_pylist()

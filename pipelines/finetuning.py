@@ -1,0 +1,532 @@
+"""The finetuning engine that the generator and the task models share: Ray Train runs it, DeepSpeed steps it.
+
+    finetune(job, output="...", resources=Resources(num_workers=2, gpus_per_worker=1), report=no_report)
+
+Batches carry no padding (`packing.py`), adapters are peft's, ZeRO 0 to 3 is a setting that changes where the weights lie and not
+what is computed, and an interrupted run goes on from its last checkpoint when it is started again with the same output.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.compute import Report, Resources, runtime
+from pipelines.errors import UserError
+from pipelines.examples import Label, read_examples
+from pipelines.packing import common_prefix_length, microbatches, pack, training_order
+from pipelines.prompts import classifier_prompt, generator_text
+from pipelines.storage import fetch, is_local, join, publish
+
+if TYPE_CHECKING:
+    import torch
+
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = ".checkpoints"
+LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How a model is finetuned. The defaults are the recipe of the paper's released scripts, without their 4-bit base.
+
+    `batch_size` counts the examples of one optimizer step over all workers; `epochs` may be a fraction. `share_prefix` computes
+    the prompts' common beginning once a batch (exact, except that its examples then share that part's dropout mask).
+    `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at least
+    `compile_from_steps` optimizer steps compile their decoder layers first (0: never): it takes a fifth of a minute to repay.
+    """
+
+    method: str = "lora"
+    learning_rate: float = 2e-5
+    epochs: float = 1.0
+    batch_size: int = 2
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.3
+    weight_decay: float = 0.001
+    max_grad_norm: float = 0.3
+    dtype: str = "bfloat16"
+    lora_rank: int = 64
+    lora_alpha: float = 16
+    lora_dropout: float = 0.1
+    lora_targets: tuple[str, ...] = LLAMA_PROJECTIONS
+    train_embeddings: bool = False
+    share_prefix: bool = True
+    max_length: int | None = None
+    zero_stage: int = runtime(0)
+    gradient_checkpointing: bool = runtime(False)
+    tokens_per_microbatch: int = runtime(16_384)
+    compile_from_steps: int = runtime(1_000)
+    log_every: int = runtime(10)
+    checkpoint_every: int = runtime(1_000)
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, ("lora", "full"))
+        _one_of("schedule", self.schedule, ("cosine", "linear", "constant"))
+        _one_of("dtype", self.dtype, ("bfloat16", "float32"))
+        _one_of("zero_stage", self.zero_stage, (0, 1, 2, 3))
+        for name in (
+            "learning_rate",
+            "epochs",
+            "batch_size",
+            "lora_rank",
+            "tokens_per_microbatch",
+            "log_every",
+        ):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}={getattr(self, name)} must be above 0")
+        if not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and below 1")
+
+
+def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> None:
+    if value not in valid:
+        raise UserError(f"{name}={value!r} is not one of {', '.join(map(repr, valid))}")
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """One finetuning: what is learnt from which examples, from which weights, and how the result is saved.
+
+    `objective` is "classification" (3-way, read from the last token; `starting_point` gives head and adapter or weights) or
+    "language_modeling" (`text` names what is written for each example: "generator" or "plain").
+    `save(folder, tensors, base_model)` runs on the first worker only, with every trained tensor on the CPU.
+    """
+
+    objective: str
+    config: FinetuneConfig
+    seed: int
+    examples: str
+    base_model: str
+    save: Callable[[Path, dict[str, torch.Tensor], FinetuneJob], None]
+    starting_point: str | None = None
+    text: str = "generator"
+    end_marker: str = ""
+    max_examples: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def learning_rate_at(step: int, num_steps: int, config: FinetuneConfig) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up over ceil(ratio * num_steps) steps, then the schedule."""
+    warmup = math.ceil(config.warmup_ratio * num_steps)
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    match config.schedule:
+        case "cosine":
+            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            return config.learning_rate * (1 - progress)
+        case _:
+            return config.learning_rate
+
+
+def deepspeed_config(config: FinetuneConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration for `config`. Accumulation is ours: the loop marks the boundary of each optimizer step."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Report) -> dict[str, Any]:
+    """Run `job` on Ray Train and return its final metrics (loss, counts, throughput in examples and tokens a second).
+
+    `output` (folder or URI) gets what `job.save` writes and `metrics.jsonl`, one JSON object a logged step. Checkpoints lie in
+    `output/.checkpoints` until the job is done. Raises UserError for an example that is too long or a label that is unknown.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    use_gpu = resources.gpus_per_worker > 0
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "output": output, "report": report, "use_gpu": use_gpu},
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers, use_gpu=use_gpu, resources_per_worker=resources.as_bundle()
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="train",
+            storage_path=_absolute(join(output, CHECKPOINTS)),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        # The cause, not Ray's report of it: a user's mistake stays one, whichever worker found it.
+        raise next(iter(error.worker_failures.values())) from error
+    return dict(result.return_value)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve()) if is_local(path) else path
+
+
+# What follows runs in a Ray Train worker.
+
+
+def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
+    job: FinetuneJob = loop["job"]
+    config = job.config
+    if not loop["use_gpu"]:
+        # DeepSpeed chooses its accelerator when it is first imported, which is below.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import deepspeed
+    import ray.train
+    import torch
+
+    from pipelines.attention import PackedInput
+
+    started = time.perf_counter()
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    quiet_libraries()
+
+    sequences, labels = encode_examples(job)
+    lengths = [len(sequence) for sequence in sequences]
+    order = training_order(len(sequences), config.epochs, seed=job.seed)
+    batches = [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
+    prefix = common_prefix_length(sequences) if config.share_prefix and job.objective == "classification" else 0
+
+    # DeepSpeed would compile its shared-memory kernels (a C++ compiler and a minute) for inference only; gloo does our reductions.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if loop["use_gpu"] else "gloo")
+    model = build_model(job, device)
+    if loop["use_gpu"] and 0 < config.compile_from_steps <= len(batches):
+        compile_layers(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        fused=device.type == "cuda",
+    )
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
+
+    log: list[dict[str, float]] = []
+    first_step = 0
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            engine.load_checkpoint(folder, tag="engine", load_module_strict=False)
+            saved = json.loads((Path(folder) / "progress.json").read_text())
+        first_step, log = saved["next_step"], saved["log"]
+
+    setup_s = time.perf_counter() - started
+    window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
+    totals = {"examples": 0, "tokens": 0, "start": time.perf_counter()}
+    for step in range(first_step, len(batches)):
+        batch = batches[step]
+        shares = microbatches(
+            batch,
+            lengths,
+            num_workers=num_workers,
+            token_budget=config.tokens_per_microbatch,
+            prefix_length=prefix,
+        )
+        # Seeded by step, so that a resumed run draws the dropout masks that an uninterrupted one would have drawn.
+        torch.manual_seed((job.seed * 1_000_003 + step) * 1_009 + rank)
+        rate = learning_rate_at(step, len(batches), config)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        weight = len(batch) if job.objective == "classification" else sum(lengths[i] - 1 for i in batch)
+        for position, indices in enumerate(shares[rank]):
+            # A worker without examples still takes part in the collectives, with a loss of weight 0.
+            packed = PackedInput.from_batch(pack([sequences[i] for i in (indices or batch[:1])], prefix_length=prefix), device)
+            engine.set_gradient_accumulation_boundary(position == len(shares[rank]) - 1)
+            targets = torch.tensor([labels[i] for i in (indices or batch[:1])], device=device)
+            loss = engine(packed, targets)
+            if not indices:
+                loss = loss * 0.0
+            # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
+            engine.backward(loss * (num_workers / weight))
+            engine.step()
+            window["loss"] += loss.detach()
+        window["examples"] += len(batch)
+        window["tokens"] += sum(lengths[i] for i in batch)
+        window["weight"] += weight
+        last = step == len(batches) - 1
+        if (step + 1) % config.log_every == 0 or last:
+            total_loss = torch.as_tensor(window["loss"], device=device, dtype=torch.float64).reshape(1)
+            torch.distributed.all_reduce(total_loss)
+            elapsed = time.perf_counter() - window["start"]
+            entry = {
+                "step": step + 1,
+                "loss": total_loss.item() / window["weight"],
+                "learning_rate": rate,
+                "examples_per_s": window["examples"] / elapsed,
+                "tokens_per_s": window["tokens"] / elapsed,
+                "fraction_done": (step + 1) / len(batches),
+            }
+            if not math.isfinite(entry["loss"]):
+                raise UserError(
+                    f"loss is {entry['loss']} at step {step + 1} with learning_rate={config.learning_rate}: "
+                    "training diverged; lower the learning rate or raise warmup_ratio"
+                )
+            totals["examples"] += window["examples"]
+            totals["tokens"] += window["tokens"]
+            window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
+            if rank == 0:
+                log.append(entry)
+                loop["report"]({k: v for k, v in entry.items() if k != "step"}, step + 1)
+        if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0 and not last:
+            _save_checkpoint(engine, config, step + 1, log, rank)
+
+    train_s = time.perf_counter() - totals["start"]
+    tensors = gather_trained(model, config, rank)
+    if rank == 0:
+        with working_folder(loop["output"]) as folder:
+            (folder / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+            job.save(folder, tensors, job)
+    torch.distributed.barrier()
+    resumed = first_step > 0
+    return {
+        "num_examples": len(sequences),
+        "num_steps": len(batches),
+        "num_tokens": int(sum(lengths[i] for i in order)),
+        "final_loss": log[-1]["loss"] if log else None,
+        "train_s": train_s,
+        "setup_s": setup_s,
+        "examples_per_s": totals["examples"] / train_s,
+        "tokens_per_s": totals["tokens"] / train_s,
+        "num_trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trained),
+        "shared_prefix_tokens": prefix,
+        "resumed_at_step": first_step if resumed else None,
+        "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if loop["use_gpu"] else None,
+    }
+
+
+def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
+    """Token ids and label index of each example of `job`, in the file's order. Raises UserError for one that is too long."""
+    tokenizer = load_tokenizer(job.base_model)
+    table = read_examples(job.examples)
+    if job.max_examples is not None:
+        table = table.slice(0, job.max_examples)
+    ids, premises, hypotheses, names = (table.column(c).to_pylist() for c in ("id", "premise", "hypothesis", "label"))
+    labels = [Label(name).index for name in names]
+    if job.objective == "classification":
+        texts = [classifier_prompt(p, h) for p, h in zip(premises, hypotheses, strict=True)]
+    elif job.text == "generator":
+        texts = [
+            generator_text(Label(name), p, h, job.end_marker) for name, p, h in zip(names, premises, hypotheses, strict=True)
+        ]
+    else:
+        texts = [f"{p} {h}" for p, h in zip(premises, hypotheses, strict=True)]
+    sequences = tokenizer(texts)["input_ids"]
+    check_lengths(sequences, ids, limit=job.config.max_length or model_limit(job.base_model))
+    return sequences, labels
+
+
+def check_lengths(sequences: list[list[int]], ids: list[str], *, limit: int) -> None:
+    """Raise UserError if any sequence has more than `limit` tokens: a cut prompt would lose the token the class is read from."""
+    too_long = [position for position, sequence in enumerate(sequences) if len(sequence) > limit]
+    if too_long:
+        worst = max(too_long, key=lambda position: len(sequences[position]))
+        raise UserError(
+            f"{len(too_long)} of {len(sequences)} examples are longer than {limit} tokens (the longest, {ids[worst]!r}, has "
+            f"{len(sequences[worst])}); raise max_length if the model allows it, or drop them from the data"
+        )
+
+
+def load_tokenizer(base_model: str) -> Any:
+    """The tokenizer in the `model/` folder of a base-model artifact, run without any remote code."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(join(fetch(base_model), "model"), use_fast=True)
+
+
+def model_limit(base_model: str) -> int:
+    """Longest sequence, in tokens, that the base model's positions allow."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(join(fetch(base_model), "model")).max_position_embeddings)
+
+
+def build_model(job: FinetuneJob, device: torch.device) -> torch.nn.Module:
+    """The module that maps (PackedInput, label indices) to the batch's summed loss, with what is trained requiring gradients."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from pipelines.attention import PACKED, register_packed_attention
+    from pipelines.models import Classifier, LanguageModel, load_head
+
+    config = job.config
+    dtype = getattr(torch, config.dtype)
+    classify = job.objective == "classification"
+    register_packed_attention()
+    zero3 = None
+    if config.zero_stage == 3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # While this object lives, from_pretrained hands each weight to DeepSpeed as it is read, already partitioned.
+        zero3 = HfDeepSpeedConfig(deepspeed_config(config))
+    start = Path(fetch(job.starting_point)) if job.starting_point else None
+    weights = start / "model" if start and (start / "model").exists() else Path(join(fetch(job.base_model), "model"))
+    auto_class = AutoModel if classify else AutoModelForCausalLM
+    backbone = auto_class.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED)
+    del zero3
+    if config.zero_stage != 3:
+        backbone.to(device)
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        backbone.enable_input_require_grads()
+    if config.method == "lora":
+        backbone = add_adapter(backbone, config, seed=job.seed, saved=start / "adapter" if start else None)
+        if config.train_embeddings and not classify:
+            for module in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+                for parameter in module.parameters():
+                    parameter.requires_grad = True
+        backbone.to(device) if config.zero_stage != 3 else None
+    if not classify:
+        return LanguageModel(backbone).train()
+    assert start is not None, "a classifier starts from a saved head"
+    return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train()
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile each decoder layer in place, for any sequence length. Attention stays outside: its kernels are fused already."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
+def add_adapter(backbone: Any, config: FinetuneConfig, *, seed: int, saved: Path | None) -> Any:
+    """Give `backbone` a LoRA adapter in its own dtype: the one in `saved` if that folder exists, else a fresh one by `seed`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    torch.manual_seed(seed)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+        bias="none",
+    )
+    try:
+        # fp32 adapters on a bf16 model break ZeRO-3 and halve the speed; the optimizer keeps the fp32 master copy.
+        adapted = get_peft_model(backbone, lora, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError(
+            f"lora_targets={config.lora_targets} do not fit this model ({error}); name linear layers that it has"
+        ) from error
+    if saved is not None and saved.exists():
+        check_saved_adapter(saved, config)
+        named = dict(adapted.named_parameters())
+        for name, tensor in load_file(saved / "adapter_model.safetensors").items():
+            full_name = name.replace(".weight", ".default.weight")
+            with torch.no_grad():
+                named[full_name].copy_(tensor)
+    dtype = getattr(torch, config.dtype)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    return adapted
+
+
+def check_saved_adapter(saved: Path, config: FinetuneConfig) -> None:
+    """Raise UserError unless the adapter in `saved` has the rank, alpha and targets that `config` asks to continue with."""
+    written = json.loads((saved / "adapter_config.json").read_text())
+    for name, wanted in (("r", config.lora_rank), ("lora_alpha", config.lora_alpha)):
+        if written[name] != wanted:
+            raise UserError(
+                f"the starting point's adapter has {name}={written[name]} and this finetuning asks for {wanted}: an adapter is "
+                "continued as it is; use the same value for both"
+            )
+    if set(written["target_modules"]) != set(config.lora_targets):
+        raise UserError(
+            f"the starting point's adapter is on {sorted(written['target_modules'])} and this finetuning asks for "
+            f"{sorted(config.lora_targets)}; use the same lora_targets for both"
+        )
+
+
+def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) -> dict[str, torch.Tensor]:
+    """Every trained tensor by name, whole and on the CPU, on the first worker; an empty dict on the others. Collective."""
+    import deepspeed
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], enabled=config.zero_stage == 3):
+            if rank == 0:
+                tensors[name] = parameter.detach().cpu().clone()
+    return tensors
+
+
+def _save_checkpoint(engine: Any, config: FinetuneConfig, next_step: int, log: list[dict[str, float]], rank: int) -> None:
+    import ray.train
+
+    folder = tempfile.mkdtemp(prefix="checkpoint-")
+    try:
+        engine.save_checkpoint(folder, tag="engine", exclude_frozen_parameters=config.method == "lora")
+        if rank == 0:
+            (Path(folder) / "progress.json").write_text(json.dumps({"next_step": next_step, "log": log}))
+        ray.train.report({"step": next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class working_folder:  # noqa: N801 (used as a context manager, like a function)
+    """A local folder to write `output` in: `output` itself if it is local, else a temporary one that is published on success."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+
+    def __enter__(self) -> Path:
+        self.folder = Path(self.output if is_local(self.output) else tempfile.mkdtemp(prefix="blindsweep-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if is_local(self.output):
+            return
+        try:
+            if kind is None:
+                publish(str(self.folder), self.output)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, float]]:
+    """The logged steps of a finetuning, from its `metrics.jsonl`."""
+    for line in path.read_text().splitlines():
+        yield json.loads(line)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice of the libraries out of a study's log; their warnings stay."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

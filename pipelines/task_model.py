@@ -1,0 +1,115 @@
+"""T: the base model with a 3-way head on the last token (paper, section 2.2.2), untrained or finetuned.
+
+A task model's folder holds `head.safetensors` and, unless it is untrained, `adapter/` (LoRA) or `model/` (all weights). A
+starting point is a task model; finetuning one continues its own adapter (or weights) and head with a fresh optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.compute import Report, Resources, no_report
+from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.storage import fetch, join
+
+
+@dataclass(frozen=True)
+class UntrainedConfig:
+    """The starting point of size 0: the pretrained model with a random head, drawn by `seed` and saved once."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class TaskModelConfig:
+    """How a task model is finetuned. `seed` moves the order, the dropout and a fresh adapter."""
+
+    finetune: FinetuneConfig
+    seed: int
+
+
+def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:
+    """Write the random head [3, hidden_size] that every other task model of this seed starts from."""
+    from pipelines.models import random_head, save_head
+
+    settings = json.loads((Path(fetch(base_model)) / "model" / "config.json").read_text())
+    with working_folder(output) as folder:
+        save_head(
+            folder,
+            random_head(settings["hidden_size"], seed=config.seed, std=settings.get("initializer_range") or 0.02),
+        )
+    return {"hidden_size": settings["hidden_size"]}
+
+
+def finetune_task_model(
+    config: TaskModelConfig,
+    training_set: str,
+    base_model: str,
+    starting_point: str,
+    output: str,
+    *,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Finetune `starting_point` (a task model's folder) on `training_set` (examples Parquet) and write a task model to `output`.
+
+    Returns the training's metrics. Raises UserError if the starting point's adapter differs in rank, alpha or targets from the
+    config's, or if full weights were to be continued by an adapter's finetuning.
+    """
+    job = FinetuneJob(
+        objective="classification",
+        config=config.finetune,
+        seed=config.seed,
+        examples=training_set,
+        base_model=base_model,
+        starting_point=starting_point,
+        save=save_task_model,
+    )
+    return finetune(job, output, resources=resources or Resources(), report=report)
+
+
+def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
+    """Write head and adapter, or head and all weights, from the trained tensors."""
+    from safetensors.torch import save_file
+
+    from pipelines.models import save_head
+
+    save_head(folder, tensors["head.weight"].float())
+    body = {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")}
+    if job.config.method == "lora":
+        from peft import LoraConfig
+
+        target = folder / "adapter"
+        target.mkdir(exist_ok=True)
+        settings = LoraConfig(
+            r=job.config.lora_rank,
+            lora_alpha=job.config.lora_alpha,
+            lora_dropout=job.config.lora_dropout,
+            target_modules=sorted(job.config.lora_targets),
+            inference_mode=True,
+        ).to_dict()
+        # The base is named by the artifact's inputs, not by a path that holds on one machine only.
+        settings["base_model_name_or_path"] = None
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+        (target / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
+        save_file(
+            {n.replace(".default.weight", ".weight"): t.contiguous() for n, t in body.items()},
+            target / "adapter_model.safetensors",
+        )
+        start = Path(fetch(job.starting_point)) if job.starting_point else None
+        if start is not None and (start / "model").exists():
+            # An adapter on top of a fully finetuned starting point is only whole with those weights.
+            shutil.copytree(start / "model", folder / "model", dirs_exist_ok=True)
+        return
+    import torch
+    from transformers import AutoModel
+
+    from pipelines.base_model import place_tensors
+
+    model = AutoModel.from_pretrained(join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
+    place_tensors(model, body)
+    model.save_pretrained(folder / "model")

@@ -1,0 +1,64 @@
+"""One small Ray, one tiny base model and one labelled file, shared by the tests of a module."""
+
+import random
+
+import pyarrow as pa
+import pytest
+
+from pipelines.examples import write_examples
+
+WORDS = "the a doctor lawyer dog cat saw chased liked helped old young quickly red".split()
+
+
+def labelled_pairs(num, seed=0):
+    """Pairs that a tiny model can tell apart: a prefix is entailed, a negation contradicted, else neutral."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(num):
+        premise = " ".join(rng.choice(WORDS) for _ in range(rng.randint(4, 9)))
+        label = rng.choice(["entailment", "neutral", "contradiction"])
+        hypothesis = {
+            "entailment": " ".join(premise.split()[:3]),
+            "contradiction": f"not {premise}",
+            "neutral": " ".join(rng.choice(WORDS) for _ in range(4)),
+        }[label]
+        rows.append({"id": f"pair-{index}", "premise": premise, "hypothesis": hypothesis, "label": label})
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.fixture(scope="module")
+def ray_two_cpus():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    write_examples(labelled_pairs(96), folder / "train.parquet")
+    write_examples(labelled_pairs(60, seed=1), folder / "template_test.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory, sources):
+    from pipelines.base_model import ScratchModelConfig, prepare_base_model
+
+    folder = str(tmp_path_factory.mktemp("base"))
+    shape = ScratchModelConfig(
+        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=96, vocabulary_size=400
+    )
+    prepare_base_model(shape, folder, sources=sources)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory, base_model):
+    from pipelines.task_model import UntrainedConfig, initial_task_model
+
+    folder = str(tmp_path_factory.mktemp("untrained"))
+    initial_task_model(UntrainedConfig(seed=3), base_model, folder)
+    return folder

@@ -1,0 +1,117 @@
+"""The packed forward pass against transformers' own padded one, which is the definition of what is meant."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.models import Classifier, LanguageModel
+from pipelines.packing import common_prefix_length, pack
+
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 120,
+}
+CONFIGS = {
+    "llama_full_heads": LlamaConfig(num_key_value_heads=4, **SHAPE),
+    "llama_grouped_heads": LlamaConfig(num_key_value_heads=2, **SHAPE),
+    "llama_one_kv_head_tied": LlamaConfig(num_key_value_heads=1, tie_word_embeddings=True, **SHAPE),
+    "qwen2_biases_tied": Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, **SHAPE),
+    "qwen3_normed_heads": Qwen3Config(num_key_value_heads=2, head_dim=16, **SHAPE),
+    "mistral_window_unused": MistralConfig(num_key_value_heads=2, sliding_window=64, **SHAPE),
+}
+PREFIX = [3, 14, 15, 92, 65]
+register_packed_attention()
+
+
+@pytest.fixture(params=CONFIGS, name="config")
+def _config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(name="sequences")
+def _sequences():
+    generator = torch.Generator().manual_seed(1)
+    return [PREFIX + torch.randint(0, 120, (n,), generator=generator).tolist() for n in (4, 11, 1, 17, 8)]
+
+
+def padded(sequences):
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
+
+
+def twins(auto_class, config):
+    """One model, twice: as transformers runs it and packed."""
+    torch.manual_seed(0)
+    reference = auto_class.from_config(copy.deepcopy(config), attn_implementation="eager").double().eval()
+    packed = auto_class.from_config(copy.deepcopy(config), attn_implementation=PACKED).double().eval()
+    packed.load_state_dict(reference.state_dict())
+    return reference, packed
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequences, share_prefix):
+    reference, body = twins(AutoModel, config)
+    head = torch.nn.Linear(64, 3, bias=False).double()
+    ids, mask = padded(sequences)
+    targets = torch.tensor([0, 1, 2, 1, 0])
+    states = reference(input_ids=ids, attention_mask=mask).last_hidden_state
+    expected = head(states[torch.arange(5), mask.sum(1) - 1]).float()
+    torch.nn.functional.cross_entropy(expected, targets, reduction="sum").backward()
+    expected_head_grad = head.weight.grad.clone()
+    head.weight.grad = None
+
+    prefix = common_prefix_length(sequences) if share_prefix else 0
+    assert prefix == (len(PREFIX) if share_prefix else 0)
+    classifier = Classifier(body, head)
+    batch = PackedInput.from_batch(pack(sequences, prefix_length=prefix), "cpu")
+    torch.testing.assert_close(classifier.logits(batch), expected, rtol=1e-5, atol=1e-6)
+    classifier(batch, targets).backward()
+    torch.testing.assert_close(head.weight.grad, expected_head_grad, rtol=1e-5, atol=1e-6)
+    for (name, theirs), ours in zip(reference.named_parameters(), body.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_wrong_boundary_would_be_seen(config, sequences):
+    """The comparison above can fail: one sequence's tokens in another's row change the logits."""
+    _, body = twins(AutoModel, config)
+    good = PackedInput.from_batch(pack(sequences), "cpu")
+    merged = PackedInput.from_batch(pack([sequences[0] + sequences[1], *sequences[2:]]), "cpu")
+    kwargs = {"use_cache": False}
+    ours = body(input_ids=good.input_ids, position_ids=good.position_ids, packed=good, **kwargs)
+    wrong = body(input_ids=good.input_ids, position_ids=good.position_ids, packed=merged, **kwargs)
+    difference = (ours.last_hidden_state - wrong.last_hidden_state)[0, good.last_index[1]].abs().max()
+    assert difference > 1e-3
+
+
+def test_language_model_loss_equals_the_padded_models(config, sequences):
+    reference, decoder = twins(AutoModelForCausalLM, config)
+    ids, mask = padded(sequences)
+    labels = ids.masked_fill(mask == 0, -100)
+    num_predicted = sum(len(sequence) - 1 for sequence in sequences)
+    expected = reference(input_ids=ids, attention_mask=mask, labels=labels).loss * num_predicted
+    expected.backward()
+    batch = PackedInput.from_batch(pack(sequences), "cpu")
+    loss = LanguageModel(decoder)(batch, torch.zeros(5))
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    for (name, theirs), ours in zip(reference.named_parameters(), decoder.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_sequence_past_the_sliding_window_is_refused():
+    config = MistralConfig(num_key_value_heads=2, sliding_window=8, **SHAPE)
+    body = AutoModel.from_config(config, attn_implementation=PACKED)
+    batch = PackedInput.from_batch(pack([list(range(9))]), "cpu")
+    with pytest.raises(ValueError, match="9 tokens exceeds the model's sliding window of 8"):
+        body(input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False)

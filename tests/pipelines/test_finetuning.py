@@ -1,0 +1,230 @@
+"""The engine on real Ray Train and DeepSpeed, against a plain PyTorch loop over padded batches."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.compute import Resources, no_report
+from pipelines.errors import UserError
+from pipelines.examples import LABELS, read_examples
+from pipelines.finetuning import (
+    FinetuneConfig,
+    deepspeed_config,
+    learning_rate_at,
+    load_tokenizer,
+    read_metrics,
+)
+from pipelines.generator import GeneratorConfig, finetune_generator
+from pipelines.packing import training_order
+from pipelines.prompts import classifier_prompt
+from pipelines.task_model import TaskModelConfig, finetune_task_model
+
+FULL = FinetuneConfig(
+    method="full", learning_rate=1e-3, batch_size=16, dtype="float32", max_grad_norm=1.0, warmup_ratio=0.2,
+    weight_decay=0.01, log_every=1, lora_dropout=0.0,
+)  # fmt: skip
+LORA = dataclasses.replace(FULL, method="lora", lora_rank=4)
+
+
+def test_schedule_by_hand():
+    config = FinetuneConfig(learning_rate=1.0, warmup_ratio=0.25, schedule="cosine")
+    rates = [learning_rate_at(step, 8, config) for step in range(8)]
+    assert rates[:3] == [0.0, 0.5, 1.0]
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[7] == pytest.approx(0.0669873, abs=1e-6)
+    linear = dataclasses.replace(config, schedule="linear")
+    assert [learning_rate_at(s, 8, linear) for s in (2, 5)] == pytest.approx([1.0, 0.5])
+    assert learning_rate_at(7, 8, dataclasses.replace(config, schedule="constant")) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("method", "qlora", "method='qlora' is not one of 'lora', 'full'"),
+        ("zero_stage", 4, "zero_stage=4 is not one of 0, 1, 2, 3"),
+        ("learning_rate", 0.0, "learning_rate=0.0 must be above 0"),
+        ("warmup_ratio", 1.0, "warmup_ratio=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_a_wrong_setting_names_value_and_rule(field, value, message):
+    with pytest.raises(UserError, match=message):
+        FinetuneConfig(**{field: value})
+
+
+def test_deepspeed_gets_stage_precision_and_clipping():
+    config = deepspeed_config(FinetuneConfig(zero_stage=2, dtype="bfloat16", max_grad_norm=0.3))
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["bf16"]["enabled"] is True
+    assert config["gradient_clipping"] == 0.3
+
+
+def reference_losses(config, sources, base_model, untrained, seed, num_steps):
+    """Mean loss of the first steps: padded batches, transformers' own attention, torch's own AdamW and clipping."""
+    from transformers import AutoModel
+
+    torch.manual_seed(seed)
+    table = read_examples(f"{sources}/train.parquet")
+    tokenizer = load_tokenizer(base_model)
+    texts = [
+        classifier_prompt(p, h) for p, h in zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
+    ]
+    labels = [LABELS.index(label) for label in table["label"].to_pylist()]
+    body = AutoModel.from_pretrained(Path(base_model) / "model", dtype=torch.float32)
+    if config.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        body = get_peft_model(
+            body,
+            LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(config.lora_targets)),
+        )
+    head = torch.nn.Linear(64, 3, bias=False)
+    head.weight.data.copy_(load_file(Path(untrained) / "head.safetensors")["weight"])
+    trained = [p for p in [*body.parameters(), *head.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ]
+    )
+    order = training_order(len(texts), config.epochs, seed=seed)
+    total = -(-len(order) // config.batch_size)
+    losses = []
+    for step in range(num_steps):
+        batch = order[step * config.batch_size : (step + 1) * config.batch_size]
+        sequences = [tokenizer(texts[i])["input_ids"] for i in batch]
+        width = max(map(len, sequences))
+        ids = torch.tensor([s + [0] * (width - len(s)) for s in sequences])
+        mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences])
+        states = body(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = head(states[torch.arange(len(batch)), mask.sum(1) - 1])
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([labels[i] for i in batch]))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, total, config)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("config", "zero_stage", "num_workers", "tokens_per_microbatch"),
+    [(FULL, 0, 1, 16_384), (FULL, 3, 2, 200), (LORA, 1, 2, 200), (LORA, 2, 2, 16_384), (LORA, 3, 1, 200)],
+)
+def test_losses_equal_a_plain_padded_loop(
+    ray_two_cpus,
+    sources,
+    base_model,
+    untrained,
+    tmp_path,
+    config,
+    zero_stage,
+    num_workers,
+    tokens_per_microbatch,
+):
+    expected = reference_losses(config, sources, base_model, untrained, seed=5, num_steps=4)
+    assert max(expected) - min(expected) > 1e-3, "a loss that stays put would prove nothing"
+    config = dataclasses.replace(config, zero_stage=zero_stage, tokens_per_microbatch=tokens_per_microbatch)
+    metrics = finetune_task_model(
+        TaskModelConfig(config, seed=5),
+        f"{sources}/train.parquet",
+        base_model,
+        untrained,
+        str(tmp_path),
+        resources=Resources(num_workers=num_workers),
+    )
+    log = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert metrics["num_steps"] == len(log) == 6
+    np.testing.assert_allclose([entry["loss"] for entry in log[:4]], expected, rtol=2e-4)
+
+
+class FailOnce:
+    """A report that fails a run once, at a step, as a lost machine would."""
+
+    def __init__(self, marker, step):
+        self.marker, self.step = marker, step
+
+    def __call__(self, metrics, step):
+        if step >= self.step and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            raise RuntimeError("the machine is gone")
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(
+    ray_two_cpus, sources, base_model, untrained, tmp_path, zero_stage
+):
+    finetune = dataclasses.replace(LORA, checkpoint_every=2, lora_dropout=0.2, zero_stage=zero_stage)
+    config = TaskModelConfig(finetune, seed=1)
+
+    def run(name, report):
+        return finetune_task_model(
+            config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path / name), report=report
+        )
+
+    whole = run("whole", no_report)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        run("broken", FailOnce(str(tmp_path / "failed"), step=5))
+    resumed = run("broken", no_report)
+    assert (whole["resumed_at_step"], resumed["resumed_at_step"]) == (None, 4)
+    for name in ("head.safetensors", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+    steps = [[entry["step"] for entry in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "broken")]
+    assert steps == [[1, 2, 3, 4, 5, 6]] * 2
+
+
+def test_finetuning_a_starting_point_continues_its_adapter_and_head(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    def run(start, name, **changes):
+        config = TaskModelConfig(dataclasses.replace(LORA, **changes), seed=2)
+        finetune_task_model(config, f"{sources}/train.parquet", base_model, start, str(tmp_path / name))
+        return {
+            **load_file(tmp_path / name / "adapter" / "adapter_model.safetensors"),
+            **load_file(tmp_path / name / "head.safetensors"),
+        }
+
+    first = run(untrained, "first", learning_rate=1e-2)
+    still = run(str(tmp_path / "first"), "still", learning_rate=1e-12)
+    assert first.keys() == still.keys()
+    assert any(".lora_B." in name and tensor.abs().max() > 1e-3 for name, tensor in first.items())
+    for name, tensor in first.items():
+        torch.testing.assert_close(still[name], tensor, rtol=0, atol=1e-8)
+    with pytest.raises(UserError, match="adapter has r=4 and this finetuning asks for 8"):
+        run(str(tmp_path / "first"), "other", lora_rank=8)
+    loaded = json.loads((tmp_path / "first" / "adapter" / "adapter_config.json").read_text())
+    assert loaded["r"] == 4
+
+
+def test_a_lora_generator_is_merged_into_plain_safetensors(ray_two_cpus, sources, base_model, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    config = GeneratorConfig(dataclasses.replace(LORA, learning_rate=1e-2, epochs=3, train_embeddings=True))
+    metrics = finetune_generator(config, f"{sources}/train.parquet", base_model, str(tmp_path))
+    log = [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")]
+    assert log[-1] < 0.8 * log[0]
+    assert metrics["final_loss"] == log[-1]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    original = AutoModelForCausalLM.from_pretrained(Path(base_model) / "model").state_dict()
+    assert merged.keys() == original.keys()
+    changed = {name for name in merged if not torch.equal(merged[name], original[name])}
+    assert {"model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"} <= changed
+    assert "model.norm.weight" not in changed
+    assert {p.suffix for p in (tmp_path / "model").iterdir()} <= {".json", ".safetensors"}
+
+
+def test_an_example_longer_than_the_limit_is_an_error_that_names_it(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    config = TaskModelConfig(dataclasses.replace(LORA, max_length=30), seed=0)
+    with pytest.raises(UserError, match=r"of 96 examples are longer than 30 tokens \(the longest, 'pair-"):
+        finetune_task_model(config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path))
+
+
+def test_unknown_projections_are_named(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    config = TaskModelConfig(dataclasses.replace(LORA, lora_targets=("q_porj",)), seed=0)
+    with pytest.raises(UserError, match="q_porj"):
+        finetune_task_model(config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path))
