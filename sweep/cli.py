@@ -1,0 +1,352 @@
+"""The command line: `blindsweep run demo`. Everything heavy is imported by the command that needs it."""
+
+import functools
+import os
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from sweep.records import Store
+
+app = typer.Typer(
+    name="blindsweep",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Does finetuning on generated data give a model blindspots? Run the whole study.
+
+A generator is finetuned, writes a synthetic pool; task models are finetuned from several starting points on
+original, synthetic and biased synthetic training sets; all are evaluated on general and blindspot test sets.
+
+**From nothing to a report**, on any machine:
+
+    blindsweep run demo
+
+**The same with your own settings**, or your own experiment:
+
+    blindsweep run demo -p seeds=0,1,2
+    blindsweep run my_study.py
+
+Everything built lies in a store (`--store`) under the fingerprint of all that can change it. Running again
+builds only what is missing, after a crash or a changed setting: `blindsweep plan` says beforehand what and
+why.""",
+)
+
+Experiment = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT", help="A built-in experiment (see `experiments`) or file.py[:function]."),
+]
+Study = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="A study's name (a built-in experiment's is its own) or file.py."),
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter of the experiment; may be repeated."),
+]
+StoreUri = Annotated[
+    str,
+    typer.Option("--store", envvar="BLINDSWEEP_STORE", help="Folder or URI (s3://, gs://) of all artifacts."),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow server or database. [default: mlflow.db in the store]"),
+]
+DEFAULT_STORE = "./blindsweep-store"
+
+
+def _one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
+    """End a command with one message: for the user's mistakes, and for a defect of ours with its traceback's
+    file."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough; Python must not complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            _fail("interrupted; what is built is kept, and the same command goes on from there", code=130)
+        except Exception as error:
+            if os.environ.get("BLINDSWEEP_DEBUG"):
+                raise
+            _fail(_explain(error))
+
+    return wrapped
+
+
+def _explain(error: Exception) -> str:
+    from sweep.trial import is_disk_full, one_line
+
+    if isinstance(error, UserError | OSError) or is_disk_full(error):
+        return one_line(error)
+    with tempfile.NamedTemporaryFile("w", prefix="blindsweep-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"{one_line(error)} (not expected; the whole traceback is in {file.name})"
+
+
+def _fail(message: str, code: int = 1) -> None:
+    print(f"Error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+@_one_clear_error
+def run(
+    experiment: Experiment,
+    parameters: Parameters = None,
+    store: StoreUri = DEFAULT_STORE,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Join a running Ray cluster: `auto` on its head node. [default: this machine]"),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    max_cpus: Annotated[float | None, typer.Option(help="Use at most so many CPUs at once.")] = None,
+    max_gpus: Annotated[
+        float | None,
+        typer.Option(help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."),
+    ] = None,
+    max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and the workers' own output.")] = False,
+) -> None:
+    """Build what is missing of a study, then write its report.
+
+    A failed cell does not stop the others; the run then ends with an error that names it. Running the same
+    command again, after a failure or a kill, does only what is missing.
+
+        blindsweep run demo
+        blindsweep run demo -p seeds=0,1,2 --max-cpus 2
+        blindsweep run mini -p data=data -p model=models/SmolLM2-135M
+        blindsweep run my_study.py --store s3://bucket/studies --address auto
+    """
+    if debug:
+        os.environ["BLINDSWEEP_DEBUG"] = "1"
+    if dry_run:
+        _show_plan(experiment, parameters, store, all_steps=False)
+        return
+    from sweep.loading import load_experiment
+    from sweep.records import Store
+    from sweep.scheduler import RayOptions
+    from sweep.study import run_study
+    from sweep.tracking import default_tracking_uri
+
+    loaded = load_experiment(experiment, parameters or [])
+    where = Store(store)
+    tracking_uri = tracking_uri or default_tracking_uri(where)
+    options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
+    result = run_study(loaded, where, tracking_uri, options)
+    name = loaded.experiment.name
+    print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
+    if result.tracking_errors:
+        print(
+            f"Warning: MLflow missed {len(result.tracking_errors)} writes ({result.tracking_errors[0]}); "
+            "nothing else is affected: `blindsweep reindex` fills them in",
+            file=sys.stderr,
+        )
+    if report:
+        try:
+            _write_report(where, name, None, partial=bool(result.failures))
+        except UserError as error:
+            if not result.failures:
+                raise
+            print(f"no report: {error}", file=sys.stderr)
+    print(f"compare runs: blindsweep ui --store {store}" + _unless_default(tracking_uri, where))
+    if result.failures:
+        _fail(_describe_failures(name, result.failures))
+
+
+def _unless_default(tracking_uri: str, store: "Store") -> str:
+    from sweep.tracking import default_tracking_uri
+
+    return "" if tracking_uri == default_tracking_uri(store) else f" --tracking-uri {tracking_uri}"
+
+
+def _describe_failures(name: str, failures: Any) -> str:
+    blocked = [one for one in failures if one["error"].startswith("blocked by")]
+    failed = [one for one in failures if one not in blocked]
+    lines = [f"{name}: {len(failed)} failed, {len(blocked)} blocked by them; all others are complete"]
+    for one in failed:
+        lines.append(f"  failed   {one['stage']}/{one['slug']}: {one['error']}")
+        if one.get("log"):
+            lines.append(f"           full traceback: {one['log']}")
+    lines += [f"  blocked  {one['stage']}/{one['slug']} ({one['error']})" for one in blocked]
+    return "\n".join(lines)
+
+
+@app.command()
+@_one_clear_error
+def plan(
+    experiment: Experiment,
+    parameters: Parameters = None,
+    store: StoreUri = DEFAULT_STORE,
+    all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
+) -> None:
+    """Say what `run` would build, what is there already, and which changed field is the reason."""
+    _show_plan(experiment, parameters, store, all_steps)
+
+
+def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, all_steps: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sweep.grid import build_grid
+    from sweep.loading import load_experiment
+    from sweep.plan import make_plan
+    from sweep.records import STAGES, Store
+
+    loaded = load_experiment(experiment, parameters or [])
+    planned = make_plan(build_grid(loaded.experiment), Store(store_uri))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{loaded.experiment.name}: {loaded.experiment.title}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("stage", "steps", "cached", "to build"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    for stage in STAGES:
+        of_stage = [one for one in planned if one.step.stage == stage]
+        if of_stage:
+            cached = sum(one.is_cached for one in of_stage)
+            table.add_row(stage, str(len(of_stage)), str(cached), str(len(of_stage) - cached))
+    console.print(table)
+    missing = [one for one in planned if not one.is_cached]
+    console.print(f"{len(missing)} of {len(planned)} to build" if missing else "everything is built")
+    if all_steps:
+        for one in planned:
+            state = "cached" if one.is_cached else f"build: {one.reason}"
+            console.print(f"  {one.step.name}-{one.step.fingerprint[:12]}  {state}", markup=False)
+        return
+    for (stage, reason), count in Counter((one.step.stage, one.reason) for one in missing).items():
+        console.print(f"  {count} {stage}: {reason}", markup=False)
+
+
+@app.command()
+@_one_clear_error
+def status(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, all in the store.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Say how much of a study is built, and what failed in its last run."""
+    from sweep.loading import study_name
+    from sweep.records import Store, Study
+
+    where = Store(store)
+    names = [study_name(study)] if study else where.studies()
+    if not names:
+        print(f"no study in {where.uri} yet; begin with: blindsweep run demo")
+    for name in names:
+        loaded = Study.load(where, name)
+        done = Counter(step.stage for step in loaded.steps if step.record)
+        totals = Counter(step.stage for step in loaded.steps)
+        print(f"{name}: {sum(done.values())} of {sum(totals.values())} artifacts built")
+        if study:
+            for stage, total in totals.items():
+                print(f"  {stage:<15} {done[stage]}/{total}")
+        for failure in loaded.failures:
+            if not any(step.record and step.fingerprint == failure["fingerprint"] for step in loaded.steps):
+                print(f"  not built: {failure['stage']}/{failure['slug']}: {failure['error']}")
+
+
+@app.command()
+@_one_clear_error
+def report(
+    study: Study,
+    store: StoreUri = DEFAULT_STORE,
+    partial: Annotated[bool, typer.Option(help="Report what is there and name what is missing.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into. [default: reports/STUDY]")] = None,
+) -> None:
+    """Write the report of a study: figures, tables, and the numbers behind them."""
+    from sweep.loading import study_name
+    from sweep.records import Store
+
+    _write_report(Store(store), study_name(study), output, partial)
+
+
+def _write_report(store: "Store", name: str, output: Path | None, partial: bool) -> None:
+    from analysis.report import build_report
+
+    folder = output or (Path(store.uri) if store.is_local else Path.cwd()) / "reports" / name
+    print(f"report: {build_report(store, name, folder, partial=partial)}")
+
+
+@app.command()
+@_one_clear_error
+def ui(
+    store: StoreUri = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow on the studies of a store, for this machine only."""
+    from sweep.records import Store
+    from sweep.tracking import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(Store(store))
+    if uri.startswith(("http://", "https://")):
+        print(f"MLflow already runs at {uri}")
+        return
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(f"no MLflow database {uri}; run a study first, or build it with `blindsweep reindex`")
+    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+@_one_clear_error
+def reindex(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, all in the store.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Rebuild MLflow's runs from the records in the store."""
+    from sweep.loading import study_name
+    from sweep.records import Store
+    from sweep.study import reindex as rebuild
+    from sweep.tracking import default_tracking_uri
+
+    where = Store(store)
+    uri = tracking_uri or default_tracking_uri(where)
+    for name, count in rebuild(where, [study_name(study)] if study else where.studies(), uri).items():
+        print(f"{name}: {count} artifacts in {uri}")
+
+
+@app.command()
+@_one_clear_error
+def experiments() -> None:
+    """List the built-in experiments and their parameters."""
+    import inspect
+
+    from sweep.loading import builtin_experiments
+
+    for name, function in builtin_experiments().items():
+        print(f"{name}: {(inspect.getdoc(function) or '').splitlines()[0]}")
+        for parameter in inspect.signature(function).parameters.values():
+            default = "required" if parameter.default is parameter.empty else f"default {parameter.default!r}"
+            annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
+            kind = str(parameter.annotation) if "[" in str(parameter.annotation) else annotation
+            print(f"    -p {parameter.name}=...  {kind}, {default}")
+
+
+def main() -> None:
+    """Entry point of the `blindsweep` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

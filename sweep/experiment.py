@@ -1,0 +1,86 @@
+"""What a study is: one frozen value that an experiment function returns. Nothing here says where it runs,
+except the fields marked runtime.
+
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.compute import Resources, runtime
+from pipelines.errors import UserError
+from pipelines.evaluation import EvaluationConfig
+from pipelines.finetuning import FinetuneConfig
+from pipelines.generation import GenerationConfig
+from pipelines.generator import GeneratorConfig
+from pipelines.sources import NLISourcesConfig
+from pipelines.template_corpus import TemplateCorpusConfig
+from sweep.records import STAGES
+
+KINDS = ("original", "synthetic", "biased_synthetic")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Starting points × training-set kinds × sizes × seeds, and everything they are made from.
+
+    `starting_sizes` counts the examples that each starting point was finetuned on (0: the base model with a
+    random head). `training_sizes` counts the examples of a cell's training set. A seed moves the subsets
+    drawn, the order, the head and the dropout together; the generator and its pool are shared by all seeds.
+    `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
+    original training set has no example that its starting point was finetuned on. `general_set` and
+    `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
+    what each of its steps may use; a stage not named gets one worker with one CPU.
+
+    Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage,
+    or a report set that is not evaluated.
+    """
+
+    name: str
+    title: str
+    sources: NLISourcesConfig | TemplateCorpusConfig
+    base_model: ScratchModelConfig | PretrainedModelConfig
+    generator: GeneratorConfig
+    generation: GenerationConfig
+    task_model: FinetuneConfig
+    evaluation: EvaluationConfig
+    starting_sizes: tuple[int, ...]
+    training_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    general_set: str
+    blindspot_set: str
+    kinds: tuple[str, ...] = KINDS
+    cell: FinetuneConfig | None = None
+    remainder: str = "first_labels"
+    disjoint_from_starting: bool = False
+    sources_folder: str = runtime("")
+    resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise UserError(f"name={self.name!r}: an experiment's name is a file's name; use letters, digits, '-', '_'")
+        for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
+            values = getattr(self, axis)
+            if not values:
+                raise UserError(f"{axis}=() leaves nothing to do; give at least one value")
+            if len(set(values)) != len(values):
+                raise UserError(f"{axis}={values} names a value twice; name each once")
+        for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
+            if min(getattr(self, axis)) < least:
+                raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
+        if unknown := set(self.kinds) - set(KINDS):
+            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KINDS)}")
+        if unknown := set(self.resources) - set(STAGES):
+            raise UserError(f"resources of {sorted(unknown)}: no such stage; valid: {', '.join(STAGES)}")
+        if self.generator.end_marker != self.generation.end_marker:
+            raise UserError(
+                f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
+                f"for {self.generation.end_marker!r}; give both the same end_marker"
+            )
+        for name in ("general_set", "blindspot_set"):
+            if getattr(self, name) not in self.evaluation.sets:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not evaluated; it must be one of evaluation.sets={self.evaluation.sets}"
+                )

@@ -1,0 +1,178 @@
+"""The step graph of an experiment, as pure data: what is built from what.
+
+Two roots (prepared data, base model), then generator → synthetic pool; starting points; training sets
+(size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
+several cells share is one step. Original training sets do not depend on the pool, so they need not wait.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipelines.compute import Resources
+from pipelines.task_model import TaskModelConfig, UntrainedConfig
+from pipelines.training_set import TrainingSetConfig
+from sweep import identity
+from sweep.experiment import Experiment
+from sweep.stages import version_of
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One artifact to be: a stage, its config and the steps that its inputs come from.
+
+    `slug` is for people; `fingerprint` is the identity. `coordinates` places it in the grid. `options`
+    (such as the folder of the raw data) and `resources` cannot change the result.
+    """
+
+    stage: str
+    slug: str
+    config: Any
+    inputs: Mapping[str, "Step"] = field(default_factory=dict)
+    coordinates: Mapping[str, Any] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def payload(self) -> dict[str, Any]:
+        inputs = {name: step.fingerprint for name, step in self.inputs.items()}
+        return identity.payload(self.stage, version_of(self.stage), self.config, inputs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return identity.fingerprint(self.payload)
+
+    @property
+    def name(self) -> str:
+        """`stage/slug`, as messages show it."""
+        return f"{self.stage}/{self.slug}"
+
+
+def build_grid(experiment: Experiment) -> list[Step]:
+    """All steps of `experiment`, each after its inputs and each once."""
+    return list(_Grid(experiment).steps.values())
+
+
+class _Grid:
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.steps: dict[str, Step] = {}
+        folder = experiment.sources_folder
+        self.sources = self._add("sources", "data", experiment.sources, options={"folder": folder} if folder else {})
+        needs_text = type(experiment.base_model).__name__ == "ScratchModelConfig"
+        self.base_model = self._add(
+            "base_model", "base", experiment.base_model, {"sources": self.sources} if needs_text else {}
+        )
+        if any(kind != "original" for kind in experiment.kinds):
+            generator = self._add(
+                "generator",
+                "generator",
+                experiment.generator,
+                {"sources": self.sources, "base_model": self.base_model},
+            )
+            self.pool = self._add("synthetic_pool", "pool", experiment.generation, {"generator": generator})
+        for seed in experiment.seeds:
+            for starting_size in experiment.starting_sizes:
+                self._add_starting_point(starting_size, seed)
+
+    def _add(
+        self,
+        stage: str,
+        slug: str,
+        config: Any,
+        inputs: Mapping[str, Step] | None = None,
+        coordinates: Mapping[str, Any] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Step:
+        # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes.
+        light = isinstance(config, UntrainedConfig)
+        resources = Resources() if light else self.experiment.resources.get(stage, Resources())
+        step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {})
+        return self.steps.setdefault(step.fingerprint, step)
+
+    def _add_starting_point(self, starting_size: int, seed: int) -> None:
+        experiment = self.experiment
+        coordinates = {"starting_size": starting_size, "kind": "none", "size": 0, "seed": seed}
+        slug = f"start{starting_size}-seed{seed}"
+        starting_point = self._add(
+            "starting_point",
+            f"start0-seed{seed}",
+            UntrainedConfig(seed=seed),
+            {"base_model": self.base_model},
+            {**coordinates, "starting_size": 0},
+        )
+        starting_set = None
+        if starting_size:
+            starting_set = self._add(
+                "starting_set",
+                slug,
+                TrainingSetConfig(kind="starting", size=starting_size, seed=seed),
+                {"source": self.sources},
+                coordinates,
+            )
+            starting_point = self._add(
+                "starting_point",
+                slug,
+                TaskModelConfig(finetune=experiment.task_model, seed=seed),
+                {
+                    "training_set": starting_set,
+                    "base_model": self.base_model,
+                    "starting_point": starting_point,
+                },
+                coordinates,
+            )
+        self._add_evaluation(slug, starting_point, coordinates)
+        for kind in experiment.kinds:
+            for size in experiment.training_sizes:
+                cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed}
+                self._add_cell(cell, starting_point, starting_set)
+
+    def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None) -> None:
+        experiment = self.experiment
+        kind, size, seed = cell["kind"], cell["size"], cell["seed"]
+        excluded = starting_set if kind == "original" and experiment.disjoint_from_starting else None
+        slug = f"{kind}-{size}-seed{seed}"
+        # A set that avoids one starting point's examples belongs to that starting point alone.
+        shared = {} if excluded else {"starting_size": None}
+        training_set = self._add(
+            "training_set",
+            f"start{cell['starting_size']}-{slug}" if excluded else slug,
+            TrainingSetConfig(
+                kind=kind,
+                size=size,
+                seed=seed,
+                remainder=experiment.remainder,
+                disjoint_from_starting=excluded is not None,
+            ),
+            {"source": self.sources if kind == "original" else self.pool} | ({"starting_set": excluded} if excluded else {}),
+            {**cell, **shared},
+        )
+        slug = f"start{cell['starting_size']}-{slug}"
+        task_model = self._add(
+            "task_model",
+            slug,
+            TaskModelConfig(finetune=experiment.cell or experiment.task_model, seed=seed),
+            {"training_set": training_set, "base_model": self.base_model, "starting_point": starting_point},
+            cell,
+        )
+        self._add_evaluation(slug, task_model, cell)
+
+    def _add_evaluation(self, slug: str, task_model: Step, coordinates: Mapping[str, Any]) -> None:
+        self._add(
+            "evaluation",
+            slug,
+            self.experiment.evaluation,
+            {"sources": self.sources, "base_model": self.base_model, "task_model": task_model},
+            coordinates,
+        )
+
+
+def dependents(steps: Iterable[Step]) -> dict[str, list[Step]]:
+    """Fingerprint of each step → the steps that it is a direct input of."""
+    steps = list(steps)
+    users: dict[str, list[Step]] = {step.fingerprint: [] for step in steps}
+    for step in steps:
+        for source in step.inputs.values():
+            users[source.fingerprint].append(step)
+    return users

@@ -1,0 +1,150 @@
+"""What a run shows while it works: a live table on a terminal, one plain line an event in a log."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from sweep.grid import Step
+from sweep.records import STAGES
+from sweep.scheduler import Progress
+
+
+def seconds(value: float) -> str:
+    """42s, 3m07s or 2h05m."""
+    whole = round(value)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -> float | None:
+    """Estimated seconds until the end, None before anything is known.
+
+    `known` is the mean duration of earlier steps by stage; this run's own are added. A stage that was never
+    timed counts as the mean of all that were. `parallel` is how many steps have run side by side.
+    """
+    times: dict[str, list[float]] = {stage: [value] for stage, value in known.items()}
+    for record in progress.built.values():
+        times.setdefault(record.stage, []).append(record.durations["total_s"])
+    if not times:
+        return None
+    means = {stage: sum(values) / len(values) for stage, values in times.items()}
+    fallback = sum(means.values()) / len(means)
+    now = time.monotonic()
+    left = 0.0
+    for step in progress.steps:
+        fingerprint = step.fingerprint
+        over = (progress.cached, progress.built, progress.failed, progress.blocked)
+        if any(fingerprint in one for one in over):
+            continue
+        expected = means.get(step.stage, fallback)
+        if fingerprint in progress.running:
+            elapsed = now - progress.running[fingerprint]
+            fraction = progress.throughput.get(fingerprint, {}).get("fraction_done")
+            expected = elapsed * (1 / fraction - 1) if fraction else max(expected - elapsed, 0)
+        left += expected
+    return left / max(parallel, 1)
+
+
+class Display:
+    """Use as a context manager; `on_event` and `on_tick` are the scheduler's listener and tick."""
+
+    def __init__(self, known: Mapping[str, float], stream: TextIO | None = None, live: bool | None = None):
+        self.known = known
+        self.stream = stream or sys.stdout
+        self.is_live = self.stream.isatty() if live is None else live
+        self.started = time.monotonic()
+        self._progress: Progress | None = None
+        self._live: Any = None
+        self._parallel = 1.0
+
+    def __enter__(self) -> "Display":
+        if self.is_live:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self.stream), get_renderable=self._table, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_tick(self, progress: Progress) -> None:
+        self._progress = progress
+        if progress.running:
+            self._parallel = 0.98 * self._parallel + 0.02 * len(progress.running)
+
+    def on_event(self, event: str, step: Step, progress: Progress) -> None:
+        self._progress = progress
+        if not self.is_live:
+            print(self._line(event, step, progress), file=self.stream, flush=True)
+        elif event in ("failed", "retry"):
+            self._live.console.print(self._line(event, step, progress), markup=False, highlight=False)
+
+    def _line(self, event: str, step: Step, progress: Progress) -> str:
+        detail = ""
+        if event == "done":
+            record = progress.built[step.fingerprint]
+            detail = f" in {seconds(record.durations['total_s'])}{_rate(record.metrics)}"
+        elif event in ("failed", "retry"):
+            outcome = progress.failed[step.fingerprint]
+            detail = f": {outcome.error}" + (f" (traceback: {outcome.log})" if outcome.log else "")
+        elif event == "blocked":
+            detail = f" by {progress.blocked[step.fingerprint]}"
+        return f"{seconds(self._elapsed):>6}  {self._position(progress)}  {event:<7} {step.name}{detail}"
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def _position(self, progress: Progress) -> str:
+        left = time_left(progress, self.known, self._parallel)
+        estimate = f"  about {seconds(left)} left" if left is not None and progress.built else ""
+        return f"[{progress.num_done}/{len(progress.steps)}]{estimate}"
+
+    def _table(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        progress = self._progress
+        if progress is None:
+            return Text("starting Ray ...")
+        table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+        for title in ("stage", "", "done", "cached", "running"):
+            table.add_column(title, justify="left" if title in ("stage", "", "running") else "right")
+        totals = Counter(step.stage for step in progress.steps)
+        cached = Counter(step.stage for step in progress.steps if step.fingerprint in progress.cached)
+        built = Counter(record.stage for record in progress.built.values())
+        running: dict[str, list[str]] = {}
+        for step in progress.steps:
+            if step.fingerprint in progress.running:
+                rate = _rate(progress.throughput.get(step.fingerprint, {}))
+                age = seconds(time.monotonic() - progress.running[step.fingerprint])
+                running.setdefault(step.stage, []).append(f"{step.slug} {age}{rate}")
+        stages = [stage for stage in STAGES if totals[stage]]
+        for stage in [*stages, *sorted(set(totals) - set(STAGES))]:
+            done = cached[stage] + built[stage]
+            bar = ProgressBar(total=totals[stage], completed=done, width=20)
+            now = running.get(stage, [])
+            shown = ", ".join(now[:2]) + (f" and {len(now) - 2} more" if len(now) > 2 else "")
+            table.add_row(stage, bar, f"{done}/{totals[stage]}", str(cached[stage] or ""), shown)
+        lost = f"  {len(progress.failed)} failed, {len(progress.blocked)} blocked" if progress.failed else ""
+        footer = Text(f"{seconds(self._elapsed)}  {self._position(progress)}{lost}")
+        return Group(table, footer)
+
+
+def _rate(metrics: Mapping[str, Any]) -> str:
+    """The first throughput among metrics (`…_per_s`, `…_per_second`), for people."""
+    for name, value in metrics.items():
+        for ending in ("_per_second", "_per_s"):
+            if name.endswith(ending) and isinstance(value, int | float):
+                return f", {value:,.0f} {name.removesuffix(ending).rsplit('/', 1)[-1]}/s"
+    return ""

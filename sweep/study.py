@@ -1,0 +1,203 @@
+"""A whole run: plan, build what is missing, keep MLflow and the study's manifest in step."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from sweep.grid import Step, build_grid
+from sweep.loading import Loaded
+from sweep.plan import Planned, make_plan
+from sweep.progress import Display
+from sweep.records import Record, Store, Study, StudyStep
+from sweep.scheduler import Capacity, Progress, RayOptions, ray_session, run_steps
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. `failures` as in the study's manifest; `tracking_errors` are MLflow's."""
+
+    num_steps: int
+    num_cached: int
+    num_built: int
+    failures: tuple[Mapping[str, str], ...]
+    tracking_errors: tuple[str, ...]
+
+
+def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[str, str]] = ()) -> Study:
+    """The study as it is written beside its artifacts."""
+    experiment = loaded.experiment
+    study_steps = tuple(
+        StudyStep(
+            step.stage,
+            step.slug,
+            step.fingerprint,
+            step.coordinates,
+            {name: one.fingerprint for name, one in step.inputs.items()},
+        )
+        for step in steps
+    )
+    parameters = {
+        **loaded.parameters,
+        "general_set": experiment.general_set,
+        "blindspot_set": experiment.blindspot_set,
+    }
+    return Study(experiment.name, experiment.title, parameters, study_steps, tuple(failures))
+
+
+def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions) -> Result:
+    """Build every artifact of the study that the store does not have. Failed steps are in the result.
+
+    Raises UserError if nothing can be started: too few resources, a store or tracking store that cannot be
+    written, a damaged record.
+    """
+    steps = build_grid(loaded.experiment)
+    planned = make_plan(steps, store, reasons=False)
+    cached = [one.record for one in planned if one.record is not None]
+    manifest(loaded, steps).save(store)
+    if len(cached) == len(steps):
+        errors = track_records(loaded.experiment.name, loaded.experiment.title, loaded.parameters,
+                               cached, store, tracking_uri)  # fmt: skip
+        return Result(len(steps), len(cached), 0, (), tuple(errors))
+    missing = [one.step for one in planned if not one.is_cached]
+    with ray_session(options, missing) as capacity:
+        progress, errors = _run_on_ray(loaded, planned, store, tracking_uri, capacity, options.max_failures)
+    failures = _failures(progress)
+    manifest(loaded, steps, failures).save(store)
+    return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors))
+
+
+def _run_on_ray(
+    loaded: Loaded,
+    planned: Sequence[Planned],
+    store: Store,
+    tracking_uri: str,
+    capacity: Capacity,
+    max_failures: int,
+) -> tuple[Progress, list[str]]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from sweep.tracking import Tracker
+
+    cached = [one.record for one in planned if one.record is not None]
+    # Beside the driver, where a SQLite file is.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    tracker = (
+        ray.remote(Tracker)
+        .options(num_cpus=0, scheduling_strategy=here)
+        .remote(tracking_uri, store.uri, loaded.experiment.name, loaded.experiment.title, loaded.parameters)
+    )
+    try:
+        ray.get(tracker.declare.remote([one.step.fingerprint for one in planned]))
+    except ray.exceptions.RayError as error:
+        raise _unusable(tracking_uri, error) from error
+    for record in cached:
+        tracker.finish.remote(record, is_new=False)
+    status = "FAILED"
+    try:
+        with Display(mean_durations(cached)) as display:
+            progress = run_steps(
+                [one.step for one in planned],
+                [record.fingerprint for record in cached],
+                store,
+                capacity,
+                tracker=tracker,
+                listener=display.on_event,
+                tick=display.on_tick,
+                max_failures=max_failures,
+            )
+        status = "FAILED" if progress.failed else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        errors = _close(tracker, status)
+    return progress, errors
+
+
+def _close(tracker: Any, status: str) -> list[str]:
+    import ray
+
+    try:
+        return list(ray.get(tracker.close.remote(status), timeout=120))
+    except ray.exceptions.RayError as error:
+        return [f"the tracking process ended early ({type(error).__name__})"]
+
+
+def _unusable(tracking_uri: str, error: BaseException) -> UserError:
+    from sweep.trial import one_line, root_cause
+
+    return UserError(
+        f"cannot open the MLflow tracking store {tracking_uri}: {one_line(root_cause(error))}; check "
+        "--tracking-uri and whether the server runs"
+    )
+
+
+def track_records(
+    name: str,
+    title: str,
+    parameters: Mapping[str, Any],
+    records: Sequence[Record],
+    store: Store,
+    tracking_uri: str,
+    *,
+    again: bool = False,
+) -> list[str]:
+    """Bring MLflow up to date with complete artifacts, in this process; returns what went wrong.
+
+    Artifacts that MLflow has in full are skipped, unless `again`.
+    """
+    from sweep.tracking import Tracker
+
+    try:
+        tracker = Tracker(tracking_uri, store.uri, name, title, parameters)
+    except Exception as error:
+        raise _unusable(tracking_uri, error) from error
+    tracker.declare(record.fingerprint for record in records)
+    for record in records:
+        tracker.finish(record, is_new=again)
+    return tracker.close("FINISHED")
+
+
+def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, int]:
+    """Rebuild MLflow's runs of studies from their records; returns the number of artifacts by study."""
+    counts = {}
+    for name in names:
+        study = Study.load(store, name)
+        records = [step.record for step in study.steps if step.record is not None]
+        errors = track_records(name, study.title, study.parameters, records, store, tracking_uri, again=True)
+        if errors:
+            raise UserError(f"MLflow at {tracking_uri} did not take everything: {errors[0]}")
+        counts[name] = len(records)
+    return counts
+
+
+def mean_durations(records: Iterable[Record]) -> dict[str, float]:
+    """Mean seconds of an artifact by stage."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        found[record.stage].append(record.durations["total_s"])
+    return {stage: sum(values) / len(values) for stage, values in found.items()}
+
+
+def _failures(progress: Progress) -> list[dict[str, str]]:
+    failures = []
+    for step in progress.steps:
+        if outcome := progress.failed.get(step.fingerprint):
+            error, log = outcome.error, outcome.log
+        elif step.fingerprint in progress.blocked:
+            error, log = f"blocked by {progress.blocked[step.fingerprint]}", ""
+        else:
+            continue
+        failures.append(
+            {
+                "stage": step.stage,
+                "slug": step.slug,
+                "fingerprint": step.fingerprint,
+                "error": error,
+                "log": log,
+            }
+        )
+    return failures

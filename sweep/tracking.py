@@ -1,0 +1,350 @@
+"""MLflow as an index of the store: one parent run per study, a child run per artifact.
+
+Only one process writes: the `Tracker`, in a Ray actor while a study runs (many writers lock or corrupt a
+fresh SQLite file). Workers send it step metrics without waiting. Nothing depends on it: a finished step is
+logged again from its record and its metrics.jsonl, so what was lost on the way is filled in then, and
+`blindsweep reindex` builds the whole database from the store.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sweep.grid import Step
+from sweep.identity import SHORT, flatten
+from sweep.records import Record, Store
+
+METRICS_FILE = "metrics.jsonl"
+MAX_VALUE = 500
+"""Characters of a parameter's value that MLflow is sent; the record has the whole."""
+
+NOTE = """\
+**Compare kinds across cells**: filter runs by
+
+    tags.stage = "task_model" and tags.current = "yes"
+
+and show the columns *params* `starting_size`, `kind`, `size`, `seed` beside the evaluation *metrics*
+(`…/accuracy`): each task model carries the metrics of its own evaluation. The charts tab can then group by
+`kind`. Starting points (`tags.stage = "starting_point"`) are the baselines. `tags.current = "no"` marks
+artifacts of earlier settings.
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the tracker is told of a step: plain values only."""
+
+    fingerprint: str
+    stage: str
+    slug: str
+    coordinates: Mapping[str, Any]
+    config: Mapping[str, Any]
+    inputs: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)  # name → stage, slug, fingerprint
+
+    @classmethod
+    def of(cls, step: Step) -> "Card":
+        inputs = {name: (one.stage, one.slug, one.fingerprint) for name, one in step.inputs.items()}
+        config = step.payload["config"]
+        return cls(step.fingerprint, step.stage, step.slug, dict(step.coordinates), config, inputs)
+
+    @classmethod
+    def of_record(cls, record: Record) -> "Card":
+        inputs = {name: (one["stage"], one["slug"], one["fingerprint"]) for name, one in record.inputs.items()}
+        config = record.payload["config"]
+        return cls(record.fingerprint, record.stage, record.slug, record.coordinates, config, inputs)
+
+
+def default_tracking_uri(store: Store) -> str:
+    """`mlflow.db` in a local store; beside the user, in the current folder, for a remote one."""
+    folder = Path(store.uri) if store.is_local else Path.cwd()
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+class Tracker:
+    """The only writer of a study's MLflow runs. Errors are collected, never raised, once it is open."""
+
+    WRITE_EVERY_S = 1.0
+
+    def __init__(self, uri: str, store_uri: str, study: str, title: str, parameters: Mapping[str, Any]):
+        """Open the database or server and the study's parent run. Raises what MLflow raises."""
+        # Nothing is sent anywhere but to the tracking store.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import logging
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self.store = Store(store_uri)
+        self.errors: list[str] = []
+        self.latest: dict[str, dict[str, float]] = {}
+        self._pending: dict[str, list[Any]] = defaultdict(list)
+        self._logged: dict[str, set[tuple[str, int]]] = {}
+        self._last_write = time.monotonic()
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(tracking_uri=uri)
+        self._open_study(uri, study, title, parameters)
+
+    def _open_study(self, uri: str, study: str, title: str, parameters: Mapping[str, Any]) -> None:
+        experiment = self.client.get_experiment_by_name(study)
+        if experiment is None:
+            # Without a location of its own, MLflow would put a folder into the current directory.
+            location = None
+            if uri.startswith("sqlite:///"):
+                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+            self.experiment_id = self.client.create_experiment(study, artifact_location=location)
+        else:
+            self.experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                self.client.restore_experiment(self.experiment_id)
+        note = f"{title}\n\n{NOTE}"
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+        self.runs: dict[str, Any] = {}
+        parent = None
+        for run in self._all_runs():
+            if "study" in run.data.tags:
+                parent = run
+            elif "fingerprint" in run.data.tags:
+                self.runs[run.data.tags["fingerprint"]] = run
+        if parent is None:
+            tags = {"study": study, "stage": "study", "mlflow.note.content": note}
+            parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
+        self.parent_id = parent.info.run_id
+        self.client.update_run(self.parent_id, status="RUNNING")
+        for name, value in parameters.items():
+            # A parameter cannot be changed once logged, and a study is run again with other settings.
+            self.client.set_tag(self.parent_id, f"parameter.{name}", str(value))
+
+    def _all_runs(self) -> Iterable[Any]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def declare(self, fingerprints: Iterable[str]) -> None:
+        """Say which artifacts the study consists of now; runs of others are tagged as not current."""
+        current = set(fingerprints)
+        for fingerprint, run in self.runs.items():
+            value = "yes" if fingerprint in current else "no"
+            if run.data.tags.get("current") != value:
+                with self._collecting(f"tag {fingerprint[:SHORT]}"):
+                    self.client.set_tag(run.info.run_id, "current", value)
+                    run.data.tags["current"] = value
+
+    def start(self, card: Card) -> None:
+        """A step begins: its run is created, or taken up again if an earlier attempt left it."""
+        with self._collecting(f"start {card.stage}/{card.slug}"):
+            self._retire_run_of_removed_artifact(card.fingerprint)
+            run_id = self._run_of(card, start_ms=None)
+            self.client.update_run(run_id, status="RUNNING")
+            self._logged[card.fingerprint] = self._history(run_id)
+
+    def log(self, fingerprint: str, metrics: Mapping[str, float], step: int, time_ms: int) -> None:
+        """Step metrics of a running step, or of one that has just ended: nobody waits for the last ones.
+
+        Values already logged for that name and step are left.
+        """
+        self.latest[fingerprint] = dict(metrics)
+        with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
+            self._add_metrics(fingerprint, metrics, step, time_ms)
+            if time.monotonic() - self._last_write > self.WRITE_EVERY_S:
+                self._write()
+
+    def finish(self, record: Record, *, is_new: bool = True) -> None:
+        """A step is complete: parameters, step and final metrics and lineage are all there after this."""
+        card = Card.of_record(record)
+        self.latest.pop(record.fingerprint, None)
+        run = self.runs.get(record.fingerprint)
+        if not is_new and run is not None and run.data.tags.get("complete") == record.created:
+            return
+        with self._collecting(f"finish {record.stage}/{record.slug}"):
+            end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
+            start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
+            run_id = self._run_of(card, start_ms)
+            if record.fingerprint not in self._logged:
+                self._logged[record.fingerprint] = self._history(run_id)
+            for line in self._series(record):
+                step = int(line.pop("step"))
+                self._add_metrics(record.fingerprint, line, step, end_ms)
+            final = {name: value for name, value in flatten(record.metrics) if _is_number(value)}
+            final |= {f"rows/{name}": value for name, value in record.num_rows.items()}
+            final |= {f"duration/{name}": value for name, value in record.durations.items()}
+            self._add_metrics(record.fingerprint, _named_apart(final), 0, end_ms)
+            if record.stage == "evaluation":
+                self._log_on_task_model(record, final, end_ms)
+            self._write()
+            self.client.set_tag(run_id, "complete", record.created)
+            self.runs[record.fingerprint].data.tags["complete"] = record.created
+            self.client.set_terminated(run_id, "FINISHED", end_ms)
+
+    def fail(self, fingerprint: str, message: str) -> None:
+        """A step failed."""
+        self.latest.pop(fingerprint, None)
+        with self._collecting(f"fail {fingerprint[:SHORT]}"):
+            self._write()
+            if run := self.runs.get(fingerprint):
+                self.client.set_tag(run.info.run_id, "error", message[:MAX_VALUE])
+                self.client.set_terminated(run.info.run_id, "FAILED")
+
+    def close(self, status: str) -> list[str]:
+        """Write what is pending, end the parent run with an MLflow status, return what went wrong."""
+        with self._collecting("close"):
+            self._write()
+            self.client.set_terminated(self.parent_id, status)
+        return self.errors
+
+    def snapshot(self) -> dict[str, dict[str, float]]:
+        """The latest step metrics of each running step, by fingerprint."""
+        return self.latest
+
+    def _retire_run_of_removed_artifact(self, fingerprint: str) -> None:
+        run = self.runs.get(fingerprint)
+        if run is not None and "complete" in run.data.tags:
+            self.client.delete_run(run.info.run_id)
+            del self.runs[fingerprint]
+
+    def _run_of(self, card: Card, start_ms: int | None) -> str:
+        """The artifact's one run in this study; parameters, tags and inputs are logged when it is made."""
+        if card.fingerprint in self.runs:
+            return str(self.runs[card.fingerprint].info.run_id)
+        from mlflow.entities import Param
+
+        tags = {
+            "mlflow.parentRunId": self.parent_id,
+            "fingerprint": card.fingerprint,
+            "stage": card.stage,
+            "slug": card.slug,
+            "current": "yes",
+        }
+        for name, value in card.coordinates.items():
+            if value is not None:
+                tags["starting_point" if name == "starting_size" else name] = str(value)
+        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=f"{card.stage}/{card.slug}")
+        self.runs[card.fingerprint] = run
+        run_id = run.info.run_id
+        values = {name: value for name, value in card.coordinates.items() if value is not None}
+        # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
+        values |= {f"config.{name}": value for name, value in flatten(card.config)}
+        parameters = [Param(name, _shorten(value)) for name, value in values.items()]
+        self.client.log_batch(run_id, params=parameters)
+        self._log_inputs(run_id, card)
+        return str(run_id)
+
+    def _log_inputs(self, run_id: str, card: Card) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for name, (stage, slug, fingerprint) in card.inputs.items():
+            folder = self.store.folder(stage, slug, fingerprint)
+            source = json.dumps({"uri": folder})
+            kind = "local" if self.store.is_local else "uri"
+            dataset = Dataset(f"{stage}/{slug}", fingerprint[:SHORT], kind, source)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
+        if inputs:
+            self.client.log_inputs(run_id, inputs)
+
+    def _log_on_task_model(self, record: Record, final: Mapping[str, float], end_ms: int) -> None:
+        """Put the accuracies beside the task model's parameters, where kinds are compared."""
+        fingerprint = record.inputs["task_model"]["fingerprint"]
+        if fingerprint not in self.runs:
+            return
+        if fingerprint not in self._logged:
+            self._logged[fingerprint] = self._history(self.runs[fingerprint].info.run_id)
+        accuracies = {name: value for name, value in final.items() if "accuracy" in name}
+        self._add_metrics(fingerprint, accuracies, 0, end_ms)
+
+    def _series(self, record: Record) -> list[dict[str, Any]]:
+        """Lines of the artifact's metrics.jsonl, each with `step`."""
+        if METRICS_FILE not in record.files:
+            return []
+        folder = self.store.folder(record.stage, record.slug, record.fingerprint)
+        return [json.loads(line) for line in self.store.read_bytes(folder, METRICS_FILE).splitlines()]
+
+    def _history(self, run_id: str) -> set[tuple[str, int]]:
+        names = self.client.get_run(run_id).data.metrics
+        return {(metric.key, metric.step) for name in names for metric in self.client.get_metric_history(run_id, name)}
+
+    def _add_metrics(self, fingerprint: str, metrics: Mapping[str, Any], step: int, time_ms: int) -> None:
+        from mlflow.entities import Metric
+
+        logged = self._logged.setdefault(fingerprint, set())
+        for name, value in metrics.items():
+            if _is_number(value) and (name, step) not in logged:
+                logged.add((name, step))
+                self._pending[fingerprint].append(Metric(name, float(value), time_ms, step))
+
+    def _write(self) -> None:
+        self._last_write = time.monotonic()
+        for fingerprint in [one for one in self._pending if one in self.runs]:
+            metrics = self._pending[fingerprint]
+            while metrics:
+                # MLflow's limit of one request.
+                self.client.log_batch(self.runs[fingerprint].info.run_id, metrics=metrics[:1000])
+                del metrics[:1000]
+
+    @contextlib.contextmanager
+    def _collecting(self, what: str) -> Any:
+        try:
+            yield
+        except Exception as error:  # an index that is down must not stop the study
+            self.errors.append(f"{what}: {type(error).__name__}: {error}".splitlines()[0][:300])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named_apart(final: Mapping[str, float]) -> dict[str, float]:
+    """Final values under names that no step metric has (`examples_per_s` of the whole run, for one)."""
+    return {name if "/" in name else f"final/{name}": value for name, value in final.items()}
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) <= MAX_VALUE:
+        return text
+    return f"{text[:MAX_VALUE]}… ({len(text)} characters; whole in the record)"
+
+
+class StepReport:
+    """A `Report` that sends a step's metrics to the tracker's actor. Picklable, usable in any Ray process.
+
+    Calls return at once; at most `MAX_OUTSTANDING` are on their way, then a call waits for half of them.
+    """
+
+    MAX_OUTSTANDING = 64
+
+    def __init__(self, tracker: Any, fingerprint: str) -> None:
+        self.tracker = tracker
+        self.fingerprint = fingerprint
+        self._outstanding: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tracker": self.tracker, "fingerprint": self.fingerprint, "_outstanding": []}
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        import ray
+
+        plain = {name: float(value) for name, value in metrics.items()}
+        self._outstanding.append(self.tracker.log.remote(self.fingerprint, plain, step, int(time.time() * 1000)))
+        if len(self._outstanding) >= self.MAX_OUTSTANDING:
+            done, self._outstanding = ray.wait(self._outstanding, num_returns=self.MAX_OUTSTANDING // 2)
+            ray.get(done)
+
+    def flush(self) -> None:
+        """Wait until all sent metrics have arrived. Raises if the tracker is gone."""
+        import ray
+
+        ray.get(self._outstanding)
+        self._outstanding = []

@@ -1,0 +1,69 @@
+"""An experiment that costs nothing to describe, for tests of the grid, the plan and the store."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from pipelines.base_model import ScratchModelConfig
+from pipelines.evaluation import EvaluationConfig
+from pipelines.finetuning import FinetuneConfig
+from pipelines.generation import GenerationConfig
+from pipelines.generator import GeneratorConfig
+from pipelines.template_corpus import TemplateCorpusConfig
+from sweep.experiment import Experiment
+from sweep.grid import Step
+from sweep.records import Record, Store
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    """Two starting points × three kinds × two sizes × one seed."""
+    return Experiment(
+        name="small",
+        title="A small study",
+        sources=TemplateCorpusConfig(),
+        base_model=ScratchModelConfig(),
+        generator=GeneratorConfig(finetune=FinetuneConfig()),
+        generation=GenerationConfig(num_per_label=100),
+        task_model=FinetuneConfig(),
+        evaluation=EvaluationConfig(sets=("template_test", "template_probe")),
+        starting_sizes=(0, 500),
+        training_sizes=(30, 60),
+        seeds=(0,),
+        general_set="template_test",
+        blindspot_set="template_probe",
+    )
+
+
+@pytest.fixture
+def paper(experiment: Experiment) -> Experiment:
+    """The axes of the paper's study."""
+    return dataclasses.replace(
+        experiment,
+        starting_sizes=(0, 5_000, 10_000, 20_000, 100_000, 391_722),
+        training_sizes=(73_080, 36_040, 18_020),
+    )
+
+
+@pytest.fixture
+def record_all() -> Callable[[Iterable[Step], Store], None]:
+    """Write a complete record for each step, as if it had been built."""
+
+    def write(steps: Iterable[Step], store: Store) -> None:
+        for step in steps:
+            store.write_record(record_of(step))
+
+    return write
+
+
+def record_of(step: Step, **fields: Any) -> Record:
+    inputs = {name: {"stage": one.stage, "slug": one.slug, "fingerprint": one.fingerprint} for name, one in step.inputs.items()}
+    values: dict[str, Any] = {
+        "inputs": inputs,
+        "coordinates": step.coordinates,
+        "durations": {"total_s": 1.0},
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    return Record(step.stage, step.slug, step.fingerprint, step.payload, **(values | fields))

@@ -1,0 +1,174 @@
+"""The command line as a user meets it: one clear error, no traceback, and the store left readable."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sweep import cli
+from sweep.grid import build_grid
+from sweep.loading import load_experiment
+from sweep.records import Store
+
+ROOT = Path(__file__).parents[2]
+DATA = (ROOT / ".." / "shared" / "data").resolve()
+
+
+def blindsweep(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def assert_one_error(result: Result, *parts: str) -> None:
+    assert result.exit_code == 1
+    assert result.stderr.count("Error: ") == 1
+    assert "Traceback" not in result.output
+    for part in parts:
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "demo"]])
+def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from sweep.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        "print(sorted({'ray', 'torch', 'mlflow', 'vllm', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = time.process_time(), time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.endswith("[]\n"), done.stdout
+    # Generous: the tests may share the machine.
+    assert time.monotonic() - began[1] < 10
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "ui", "reindex", "experiments"])
+def test_every_command_has_help(command: str) -> None:
+    assert blindsweep(command, "--help").exit_code == 0
+
+
+def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable) -> None:
+    record_all(build_grid(load_experiment("demo").experiment), Store(tmp_path))
+    assert "everything is built" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom sweep.experiments import demo\nfrom sweep.experiment import Experiment\n"
+        "def study() -> Experiment:\n"
+        "    one = demo()\n"
+        "    evaluation = dataclasses.replace(one.evaluation, dtype='bfloat16')\n"
+        "    return dataclasses.replace(one, evaluation=evaluation)\n"
+    )
+    shown = blindsweep("run", str(file), "--store", str(tmp_path), "--dry-run").stdout
+    assert "28 of 74 to build" in shown
+    assert "28 evaluation: dtype 'float32' → 'bfloat16'" in shown
+
+
+def test_experiments_are_listed_with_their_parameters() -> None:
+    shown = blindsweep("experiments").stdout
+    assert "demo: " in shown and "-p seeds=...  tuple[int, ...], default (0, 1)" in shown
+
+
+def test_a_typo_in_the_experiment_file(tmp_path: Path) -> None:
+    file = tmp_path / "study.py"
+    file.write_text("from sweep.experiments import demo\ndef study(:\n")
+    assert_one_error(blindsweep("run", str(file), "--store", str(tmp_path / "s")), "study.py:2: ")
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unknown_parameter(tmp_path: Path) -> None:
+    result = blindsweep("run", "demo", "-p", "seed=1", "--store", str(tmp_path))
+    assert_one_error(result, "'seed'", "did you mean 'seeds'", "pool_size")
+
+
+def test_a_missing_data_folder(tmp_path: Path) -> None:
+    result = blindsweep("run", "mini", "-p", f"data={tmp_path}/none", "--store", str(tmp_path / "s"))
+    assert_one_error(result, f"{tmp_path}/none")
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_a_gpu_experiment_without_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom pipelines.compute import Resources\nfrom sweep.experiments import demo\n"
+        "from sweep.experiment import Experiment\n"
+        "def study() -> Experiment:\n"
+        "    return dataclasses.replace(demo(), resources={'generator': Resources(gpus_per_worker=1)})\n"
+    )
+    result = blindsweep("run", str(file), "--store", str(tmp_path / "s"))
+    assert_one_error(result, "generator/generator needs 1 GPU; this machine has none", "-p device=cpu")
+
+
+def test_a_truncated_hans_file(tmp_path: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("no MultiNLI and HANS here")
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in (DATA / "multinli").iterdir():
+        (data / file.name).symlink_to(file)
+    text = (DATA / "hans" / "heuristics_evaluation_set.txt").read_text()
+    (data / "heuristics_evaluation_set.txt").write_text(text[: len(text) // 2])
+    result = blindsweep("run", "mini", "-p", f"data={data}", "--store", str(tmp_path / "s"))
+    assert_one_error(result, "heuristics_evaluation_set.txt")
+
+
+def test_no_cluster_to_join(tmp_path: Path) -> None:
+    result = blindsweep("run", "demo", "--store", str(tmp_path), "--address", "127.0.0.1:1")
+    assert_one_error(result, "--address 127.0.0.1:1", "ray up")
+    result = blindsweep("run", "demo", "--store", str(tmp_path), "--address", "ray://head:10001")
+    assert_one_error(result, "on the head node")
+
+
+def test_a_damaged_record_is_named_and_not_built_over(tmp_path: Path, record_all: Callable) -> None:
+    step = build_grid(load_experiment("demo").experiment)[0]
+    record_all([step], Store(tmp_path))
+    record = Path(Store(tmp_path).folder(step.stage, step.slug, step.fingerprint)) / "record.json"
+    record.write_text(record.read_text()[:40])
+    for command in ("plan", "run"):
+        assert_one_error(blindsweep(command, "demo", "--store", str(tmp_path)), str(record))
+    assert len(record.read_text()) == 40
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(Store, "write_bytes", full)
+    assert_one_error(blindsweep("run", "demo", "--store", str(tmp_path)), "the disk is full", "free some space")
+
+
+def test_status_and_report_of_a_study_that_was_never_run(tmp_path: Path) -> None:
+    assert "blindsweep run demo" in blindsweep("status", "--store", str(tmp_path)).stdout
+    for command in ("status", "report", "reindex"):
+        assert_one_error(blindsweep(command, "demo", "--store", str(tmp_path)), "no study 'demo'")
+    assert_one_error(blindsweep("ui", "--store", str(tmp_path)), "run a study first")
+
+
+def test_mlflow_is_rebuilt_from_the_records(tmp_path: Path, record_all: Callable) -> None:
+    from mlflow import MlflowClient
+
+    from sweep.study import manifest
+
+    loaded = load_experiment("demo", ["seeds=0"])
+    steps, store = build_grid(loaded.experiment), Store(tmp_path)
+    record_all(steps, store)
+    manifest(loaded, steps).save(store)
+    assert f"{len(steps)} of {len(steps)}" in blindsweep("status", "--store", str(tmp_path)).stdout
+    for _ in range(2):
+        result = blindsweep("reindex", "--store", str(tmp_path))
+        assert result.stdout.startswith(f"demo: {len(steps)} artifacts")
+        client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        found = client.search_runs([client.get_experiment_by_name("demo").experiment_id], "tags.stage = 'task_model'")
+        assert len(found) == 12
+        assert {run.data.params["kind"] for run in found} == {"original", "synthetic", "biased_synthetic"}

@@ -1,0 +1,131 @@
+"""The step graph of the paper's study, counted by hand, and what depends on what."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from pipelines.compute import Resources
+from pipelines.errors import UserError
+from pipelines.finetuning import FinetuneConfig
+from sweep.experiment import Experiment
+from sweep.grid import Step, build_grid
+
+# Six starting points, nine training sets (3 kinds × 3 sizes): 54 cells and 6 starting points evaluated.
+PAPER_STEPS = {
+    "sources": 1,
+    "base_model": 1,
+    "generator": 1,
+    "synthetic_pool": 1,
+    "starting_set": 5,
+    "starting_point": 6,
+    "training_set": 9,
+    "task_model": 54,
+    "evaluation": 60,
+}
+
+
+def ancestors(step: Step) -> set[str]:
+    return {name for one in step.inputs.values() for name in {one.stage, *ancestors(one)}}
+
+
+def test_the_papers_grid(paper: Experiment) -> None:
+    steps = build_grid(paper)
+    assert Counter(step.stage for step in steps) == PAPER_STEPS
+    cells = {tuple(step.coordinates.values()) for step in steps if step.stage == "task_model"}
+    assert len(cells) == 54
+    assert (391_722, "biased_synthetic", 18_020, 0) in cells
+
+
+def test_a_second_seed_shares_data_base_model_generator_and_pool(paper: Experiment) -> None:
+    counts = Counter(step.stage for step in build_grid(dataclasses.replace(paper, seeds=(0, 1))))
+    shared = {"sources", "base_model", "generator", "synthetic_pool"}
+    assert counts == {stage: n if stage in shared else 2 * n for stage, n in PAPER_STEPS.items()}
+
+
+def test_slugs_name_artifacts_uniquely(paper: Experiment) -> None:
+    names = Counter(step.name for step in build_grid(paper))
+    assert max(names.values()) == 1
+    assert "task_model/start5000-biased_synthetic-18020-seed0" in names
+
+
+def test_inputs_come_first(paper: Experiment) -> None:
+    seen: set[str] = set()
+    for step in build_grid(paper):
+        assert all(source.fingerprint in seen for source in step.inputs.values())
+        seen.add(step.fingerprint)
+
+
+def test_original_cells_do_not_depend_on_the_pool(paper: Experiment) -> None:
+    for step in build_grid(paper):
+        if step.stage in ("task_model", "evaluation"):
+            needs_pool = step.coordinates["kind"] in ("synthetic", "biased_synthetic")
+            assert ("synthetic_pool" in ancestors(step)) == needs_pool
+
+
+def test_every_starting_point_begins_with_the_same_head(paper: Experiment) -> None:
+    points = [step for step in build_grid(paper) if step.stage == "starting_point"]
+    untrained = [step for step in points if step.coordinates["starting_size"] == 0]
+    assert len(untrained) == 1
+    others = [step for step in points if step is not untrained[0]]
+    assert {step.inputs["starting_point"].fingerprint for step in others} == {untrained[0].fingerprint}
+
+
+def test_disjoint_original_sets_belong_to_one_starting_point(experiment: Experiment) -> None:
+    steps = build_grid(dataclasses.replace(experiment, disjoint_from_starting=True))
+    sets = [step for step in steps if step.stage == "training_set"]
+    # Synthetic and biased: 2 sizes each. Original: 2 sizes, for size 0 without and for 500 with exclusion.
+    assert len(sets) == 2 * 2 + 2 * 2
+    assert sum("starting_set" in step.inputs for step in sets) == 2
+
+
+def test_without_synthetic_kinds_there_is_no_generator(experiment: Experiment) -> None:
+    stages = {step.stage for step in build_grid(dataclasses.replace(experiment, kinds=("original",)))}
+    assert not stages & {"generator", "synthetic_pool"}
+
+
+@pytest.mark.parametrize(
+    ("change", "rebuilt"),
+    [
+        ({"cell": FinetuneConfig(epochs=2)}, {"task_model": 12, "evaluation": 12}),
+        (
+            {"task_model": FinetuneConfig(epochs=2), "cell": FinetuneConfig()},
+            # The trained starting point, its six cells, and their evaluations.
+            {"starting_point": 1, "task_model": 6, "evaluation": 7},
+        ),
+        ({"resources": {"task_model": Resources(num_workers=2)}}, {}),
+        ({"sources_folder": "/elsewhere", "title": "Another title", "general_set": "template_probe"}, {}),
+        ({"seeds": (0, 1)}, {"starting_set": 1, "starting_point": 2, "training_set": 6, "task_model": 12,
+                             "evaluation": 14}),
+    ],
+)  # fmt: skip
+def test_a_changed_field_rebuilds_exactly_its_dependents(experiment: Experiment, change: dict, rebuilt: dict[str, int]) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    after = build_grid(dataclasses.replace(experiment, **change))
+    assert Counter(step.stage for step in after if step.fingerprint not in before) == rebuilt
+
+
+def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    generation = dataclasses.replace(experiment.generation, temperature=0.5)
+    after = build_grid(dataclasses.replace(experiment, generation=generation))
+    assert Counter(step.stage for step in after if step.fingerprint not in before) == {
+        "synthetic_pool": 1, "training_set": 4, "task_model": 8, "evaluation": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a/b"}, "file's name"),
+        ({"seeds": ()}, "seeds"),
+        ({"training_sizes": (30, 30)}, "twice"),
+        ({"starting_sizes": (-1,)}, "at least 0"),
+        ({"kinds": ("original", "generated")}, "generated"),
+        ({"resources": {"task_modle": Resources()}}, "task_modle"),
+        ({"blindspot_set": "hans"}, "not evaluated"),
+    ],
+)
+def test_a_wrong_experiment_is_refused(experiment: Experiment, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(experiment, **change)

@@ -1,0 +1,99 @@
+"""From names and -p texts to an experiment; every mistake is one message that names the way out."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pipelines.errors import UserError
+from sweep.experiment import Experiment
+from sweep.loading import builtin_experiments, load_experiment, parse_parameters
+
+STUDY = """\
+from sweep.experiment import Experiment
+from sweep.experiments import demo
+
+def small(seeds: tuple[int, ...] = (7,)) -> Experiment:
+    return demo(seeds=seeds)
+"""
+
+
+def function(
+    number: int = 1,
+    share: float = 0.5,
+    name: str = "x",
+    flag: bool = False,
+    sizes: tuple[int, ...] = (),
+    limit: int | None = 3,
+    mode: Literal["fast", "slow"] = "fast",
+) -> Experiment: ...
+
+
+def test_values_are_parsed_by_the_signature() -> None:
+    texts = [
+        "number=1_000", "share=1e-3", "name=a=b", "flag=yes", "sizes=1, 2,3", "limit=none", "mode=slow",
+    ]  # fmt: skip
+    assert parse_parameters(function, texts) == {
+        "number": 1000, "share": 0.001, "name": "a=b", "flag": True, "sizes": (1, 2, 3), "limit": None,
+        "mode": "slow",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("numbr=1", r"no parameter 'numbr' \(did you mean 'number'\?\); valid: number, share"),
+        ("number=one", "'one' is not a whole number"),
+        ("sizes=1,b", "each is a whole number"),
+        ("flag=maybe", "true or false"),
+        ("mode=quick", "one of fast, slow"),
+        ("number", "name=value"),
+    ],
+)
+def test_a_wrong_parameter_is_explained(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_parameters(function, [text])
+
+
+def test_the_built_in_experiments() -> None:
+    assert set(builtin_experiments()) == {"demo", "mini"}
+    loaded = load_experiment("demo", ["seeds=5"])
+    assert loaded.experiment.seeds == (5,)
+    assert loaded.parameters["seeds"] == [5] and "pool_size" in loaded.parameters
+
+
+def test_a_users_file(tmp_path: Path) -> None:
+    file = tmp_path / "my_study.py"
+    file.write_text(STUDY)
+    for name in (str(file), f"{file}:small"):
+        assert load_experiment(name, ["seeds=1,2"]).experiment.seeds == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (STUDY.replace("return demo(", "return demo(]"), r"my_study\.py:5: .*demo"),
+        (STUDY.replace("import demo", "import dmeo"), r"my_study\.py:2: ImportError: .*dmeo"),
+        (STUDY.replace("demo(seeds=seeds)", "demo(seeds=seed)"), r"my_study\.py:5: NameError: .*'seed'"),
+        (STUDY.replace("demo(seeds=seeds)", "demo(sedes=seeds)"), r"my_study\.py:5: TypeError: .*sedes"),
+        (STUDY.replace("demo(seeds=seeds)", "demo(seeds=())"), r"my_study\.py:5: seeds=\(\)"),
+        (STUDY.replace("demo(seeds=seeds)", "3"), "returned int, not an Experiment"),
+        (STUDY.replace(" -> Experiment", ""), "no experiment function"),
+        (STUDY + STUDY.replace("small", "large"), r"say which: .*:small, .*:large"),
+    ],
+)
+def test_an_error_in_a_users_file_names_its_line(tmp_path: Path, source: str, message: str) -> None:
+    file = tmp_path / "my_study.py"
+    file.write_text(source)
+    with pytest.raises(UserError, match=message):
+        load_experiment(str(file))
+
+
+def test_an_unknown_function_or_file(tmp_path: Path) -> None:
+    (tmp_path / "my_study.py").write_text(STUDY)
+    with pytest.raises(UserError, match="did you mean 'small'"):
+        load_experiment(f"{tmp_path}/my_study.py:smal")
+    with pytest.raises(UserError, match="does not exist"):
+        load_experiment(f"{tmp_path}/other.py")
+    with pytest.raises(UserError, match=r"built in: demo, mini \(did you mean 'demo'\?\)"):
+        load_experiment("demos")
