@@ -1,0 +1,133 @@
+"""What a study's artifacts hold: make-up of training sets, yield of the pool, durations and throughput."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from analysis.frame import COORDINATES
+from pipelines.errors import UserError
+from pipelines.examples import LABELS, read_examples
+from pipelines.heuristics import lexical_overlap
+from pipelines.storage import join
+from sweep.records import Store, Study, StudyStep
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How many examples a label has, and how many of them have lexical overlap."""
+
+    num_rows: int
+    num_lexical_overlap: int
+
+
+def count_lexical_overlap(examples: pa.Table) -> dict[str, LabelCount]:
+    """Rows and lexical overlaps per label of an examples table, in the order of the labels."""
+    overlap = lexical_overlap(examples["premise"], examples["hypothesis"])
+    by_label = pd.Series(overlap).groupby(examples["label"].to_pandas())
+    counts = {str(label): LabelCount(of_label.size, int(of_label.sum())) for label, of_label in by_label}
+    return {label: counts[label] for label in sorted(counts, key=label_order)}
+
+
+def training_set_frame(study: Study) -> pd.DataFrame:
+    """One row per (built starting or training set, label): coordinates, num_rows, num_lexical_overlap.
+
+    Read from the sets' records. A training set that all starting points share has no starting_size: NA.
+    """
+    columns = ["stage", *COORDINATES, "label", "num_rows", "num_lexical_overlap", "fingerprint"]
+    rows = []
+    for step in _built(study, ("starting_set", "training_set")):
+        metrics = step.record.metrics
+        rows += [
+            {
+                "stage": step.stage,
+                **{name: step.coordinates.get(name) for name in COORDINATES},
+                "label": str(label),
+                "num_rows": metrics[f"{label}/num_examples"],
+                "num_lexical_overlap": metrics[f"{label}/lexical_overlap"],
+                "fingerprint": step.fingerprint,
+            }
+            for label in LABELS
+        ]
+    frame = pd.DataFrame(rows, columns=columns)
+    numbers = ["starting_size", "size", "seed", "num_rows", "num_lexical_overlap"]
+    return frame.astype({name: "Int64" for name in numbers})
+
+
+def yield_frame(store: Store, study: Study) -> pd.DataFrame:
+    """What became of the generator's texts, one row per (pool, outcome), with `count` and `share` of all.
+
+    `outcome` is "parsed" or a reject reason. Read from the `yield.json` of each synthetic pool that is built.
+    Raises UserError when the counts do not add up to the texts that were generated.
+    """
+    rows = []
+    for step, counts in _yields(store, study):
+        total = sum(counts["generated"].values())
+        outcomes = {"parsed": sum(counts["parsed"].values()), **counts["rejected"]}
+        if total == 0 or sum(outcomes.values()) != total:
+            raise UserError(
+                f"the outcomes in yield.json of {step.slug}-{step.fingerprint[:12]} add up to "
+                f"{sum(outcomes.values())} of {total} texts; remove the pool and run again"
+            )
+        rows += [
+            {"pool": step.fingerprint, "outcome": outcome, "count": count, "share": count / total}
+            for outcome, count in outcomes.items()
+        ]
+    return pd.DataFrame(rows, columns=["pool", "outcome", "count", "share"])
+
+
+def label_yield_frame(store: Store, study: Study) -> pd.DataFrame:
+    """How many texts were generated and parsed, one row per (pool, label)."""
+    rows = [
+        {
+            "pool": step.fingerprint,
+            "label": label,
+            "generated": generated,
+            "parsed": counts["parsed"][label],
+        }
+        for step, counts in _yields(store, study)
+        for label, generated in counts["generated"].items()
+    ]
+    return pd.DataFrame(rows, columns=["pool", "label", "generated", "parsed"])
+
+
+def stage_frame(study: Study) -> pd.DataFrame:
+    """One row per built artifact: stage, slug, fingerprint, `total_s`, and its throughput metrics.
+
+    `total_s` is the seconds it took to build, whenever that was; throughput are metrics named `…_per_s`.
+    """
+    rows = []
+    for step in _built(study, None):
+        record = step.record
+        row = {"stage": step.stage, "slug": step.slug, "fingerprint": step.fingerprint}
+        row["total_s"] = record.durations.get("total_s")
+        row |= {name: value for name, value in record.metrics.items() if name.endswith("_per_s")}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["stage", "slug", "fingerprint", "total_s"])
+
+
+def composition(store: Store, step: StudyStep, path: str) -> dict[str, LabelCount]:
+    """Rows and lexical overlaps per label of a built artifact's examples: a file, or a folder of them."""
+    examples = read_examples(join(store.folder(step.stage, step.slug, step.fingerprint), path))
+    return count_lexical_overlap(examples)
+
+
+def label_order(label: str) -> tuple[int, str]:
+    """Sorts labels in the order of the classification head, others after them by name."""
+    names = [str(one) for one in LABELS]
+    return (names.index(label) if label in names else len(names), label)
+
+
+def _built(study: Study, stages: Iterable[str] | None) -> list[Any]:
+    return [step for step in study.steps if step.record is not None and (stages is None or step.stage in stages)]
+
+
+def _yields(store: Store, study: Study) -> Iterator[tuple[StudyStep, Mapping[str, Any]]]:
+    for step in _built(study, ("synthetic_pool",)):
+        folder = store.folder(step.stage, step.slug, step.fingerprint)
+        yield step, json.loads(store.read_bytes(folder, "yield.json"))

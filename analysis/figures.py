@@ -1,0 +1,253 @@
+"""Figure 1: accuracy against training size, one panel per starting point (the paper's layout).
+
+Colour and marker say the kind of training set, the line style says the test set. Every panel starts at x = 0
+with the starting point itself. A point is the mean over seeds, its bar runs from the smallest to the largest
+seed.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.frame import BLINDSPOT_SLICE, KINDS, seed_means
+from analysis.wording import KIND_NAMES, set_name, starting_point_name, thousands
+
+# Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
+KIND_STYLES = {
+    "original": ("#0072b2", "o"),
+    "synthetic": ("#d55e00", "s"),
+    "biased_synthetic": ("#009e73", "^"),
+}
+INK, MUTED, GRID, PAPER = "#1a1c20", "#5c6068", "#e3e5e9", "#fefefe"
+
+RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+    # Text stays text: it can be searched and read aloud, and the file holds no glyph twice.
+    "svg.fonttype": "none",
+    # The same numbers give the same bytes.
+    "svg.hashsalt": "blindsweep",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One test set of the figure: which rows it shows, how it is called and how its lines are dashed."""
+
+    set: str
+    slice: str
+    num_labels: int
+    name: str
+    dashes: Literal["solid"] | tuple[float, tuple[float, ...]]
+
+
+def select(table: pd.DataFrame, one: Series) -> pd.DataFrame:
+    """The rows of a frame or table that belong to a series."""
+    chosen = (table["set"] == one.set) & (table["slice"] == one.slice) & (table["num_labels"] == one.num_labels)
+    return table[chosen]
+
+
+def paper_series(general_set: str, blindspot_set: str) -> tuple[Series, ...]:
+    """The test sets of the paper's Figure 1: general, blindspot, and the blindspot's adversarial slice."""
+    return (
+        Series(general_set, "all", 3, set_name(general_set), "solid"),
+        Series(blindspot_set, "all", 2, set_name(blindspot_set), (0, (5.0, 1.8))),
+        Series(
+            blindspot_set,
+            BLINDSPOT_SLICE,
+            2,
+            f"{set_name(blindspot_set)}, lexical overlap, non-entailment",
+            (0, (1.2, 1.6)),
+        ),
+    )
+
+
+def figure1(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
+    """Draw the frame of `analysis.frame.load_frame` in the layout of the paper's Figure 1.
+
+    Raises ValueError when a series has no rows at all. A cell that is missing (a partial frame) breaks its
+    line: nothing is drawn across the gap.
+    """
+    means = seed_means(frame)
+    starting_sizes = sorted(means["starting_size"].unique())
+    if not starting_sizes:
+        raise ValueError("the frame has no rows, so there is nothing to draw; evaluate at least one task model")
+    for one in series:
+        if select(means, one).empty:
+            raise ValueError(f"no rows of {one.set} / {one.slice} with {one.num_labels} labels; draw another slice")
+    sizes = sorted({0, *means["size"]})
+    positions, to_scale = _positions(sizes)
+    columns = min(3, len(starting_sizes))
+    rows = math.ceil(len(starting_sizes) / columns)
+    with matplotlib.rc_context(RC):
+        legend_height = 0.78
+        height = 2.75 * rows + legend_height + 0.35
+        figure = Figure(figsize=(max(7.8, 3.35 * columns + 0.5), height), facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for index, axes in enumerate(grid.flat):
+            if index >= len(starting_sizes):
+                axes.set_axis_off()
+                continue
+            panel = means[means["starting_size"] == starting_sizes[index]]
+            _draw_panel(axes, panel, series, sizes, positions)
+            axes.set_title(
+                f"Start: {starting_point_name(int(starting_sizes[index]))}",
+                fontsize=10,
+                loc="left",
+                fontweight="bold",
+            )
+            last_row = index + columns >= len(starting_sizes)
+            if last_row:
+                axes.set_xlabel("training examples" + ("" if to_scale else " (spacing not to scale)"))
+            if index % columns == 0:
+                axes.set_ylabel("accuracy")
+        _draw_legends(figure, series)
+        figure.subplots_adjust(
+            left=0.72 / figure.get_figwidth(),
+            right=1 - 0.18 / figure.get_figwidth(),
+            top=1 - (legend_height + 0.28) / height,
+            bottom=0.52 / height,
+            hspace=0.36,
+            wspace=0.09,
+        )
+    return figure
+
+
+def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
+    """The figure as PNG bytes, without a time or a version inside."""
+    return _save(figure, "png", dpi=dpi, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as a self-contained SVG document."""
+    return _save(figure, "svg", metadata={"Date": None, "Creator": None}).decode()
+
+
+def _save(figure: Figure, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format=file_format, facecolor=figure.get_facecolor(), **options)
+    return buffer.getvalue()
+
+
+def _positions(sizes: Sequence[int]) -> tuple[dict[int, float], bool]:
+    """Where each size goes on the x axis (0..1): to scale, unless two tick labels would collide."""
+    largest = max(sizes) or 1
+    gaps = [(right - left) / largest for left, right in itertools.pairwise(sizes)]
+    if not gaps or min(gaps) >= 0.14:
+        return {size: size / largest for size in sizes}, True
+    return {size: index / (len(sizes) - 1) for index, size in enumerate(sizes)}, False
+
+
+def _draw_panel(
+    axes: Axes,
+    panel: pd.DataFrame,
+    series: Sequence[Series],
+    sizes: Sequence[int],
+    positions: dict[int, float],
+) -> None:
+    for one in series:
+        rows = select(panel, one)
+        start = rows[rows["kind"] == "none"]
+        for shift, kind in enumerate(KINDS[1:]):
+            trained = rows[rows["kind"] == kind]
+            if trained.empty:
+                continue
+            colour, marker = KIND_STYLES[kind]
+            points = pd.concat([start, trained]).set_index("size")
+            # A size with no value stays in as a gap, so that a line never bridges a missing cell.
+            points = points.reindex([size for size in sizes if size == 0 or size in set(panel["size"])])
+            # Kinds stand a little apart: bars on top of each other hide which is which.
+            offset = [0.0 if size == 0 else (shift - 1) * 0.016 for size in points.index]
+            x = [positions[size] + moved for size, moved in zip(points.index, offset, strict=True)]
+            y = points["accuracy"].to_numpy(dtype=float)
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                linestyle=one.dashes,
+                marker=marker,
+                markersize=5.2,
+                linewidth=1.5,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                label=f"{KIND_NAMES[kind]} | {one.name}",
+                clip_on=False,
+                zorder=3,
+            )
+            low, high = points["low"].to_numpy(dtype=float), points["high"].to_numpy(dtype=float)
+            axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=1.1, alpha=0.75, zorder=2)
+        if not start.empty:
+            axes.plot(
+                [positions[0]],
+                start["accuracy"].to_numpy(dtype=float),
+                color=INK,
+                linestyle="none",
+                marker="D",
+                markersize=4.6,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                label=f"Starting point | {one.name}",
+                clip_on=False,
+                zorder=4,
+            )
+            axes.vlines([positions[0]], start["low"], start["high"], color=INK, linewidth=1.1, alpha=0.75, zorder=2)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(-0.05, 1.06)
+    axes.set_xticks([positions[size] for size in sizes], [thousands(size) for size in sizes])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legends(figure: Figure, series: Sequence[Series]) -> None:
+    kinds: list[Line2D] = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            markersize=6,
+            linewidth=1.8,
+            label=KIND_NAMES[kind],
+            markeredgecolor=PAPER,
+        )
+        for kind, (colour, marker) in KIND_STYLES.items()
+    ]
+    kinds.append(Line2D([], [], color=INK, marker="D", markersize=5.5, linestyle="none", label="Starting point"))
+    tests = [Line2D([], [], color=INK, linestyle=one.dashes, linewidth=1.6, label=one.name) for one in series]
+    left = 0.5 / figure.get_figwidth()
+    height = figure.get_figheight()
+    common: dict[str, Any] = {
+        "frameon": False,
+        "loc": "upper left",
+        "fontsize": 9,
+        "columnspacing": 1.6,
+        "borderaxespad": 0.0,
+        "handletextpad": 0.6,
+    }
+    figure.legend(handles=kinds, ncols=len(kinds), bbox_to_anchor=(left, 1 - 0.12 / height), handlelength=2.2, **common)
+    figure.legend(handles=tests, ncols=len(tests), bbox_to_anchor=(left, 1 - 0.42 / height), handlelength=2.9, **common)

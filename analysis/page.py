@@ -1,0 +1,52 @@
+"""What the report's template draws: text that is already formatted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table in the report; `css` is "", "number" (right-aligned) or "wrap"."""
+
+    name: str
+    css: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text as the report shows them; `group_starts` are the rows above which a rule is drawn."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    group_starts: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Tables behind a click."""
+
+    title: str
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A section of the report."""
+
+    anchor: str
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    folds: Sequence[Fold] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say: a sentence for each test set, the differences they are read from, and caveats."""
+
+    lead: Sequence[str]
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()

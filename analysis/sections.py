@@ -1,0 +1,292 @@
+"""The report's sections on artifacts: Table 1, yield, training sets, durations, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.artifacts import composition, label_yield_frame, stage_frame, training_set_frame, yield_frame
+from analysis.page import Block, Column, Fold, Table
+from analysis.statistics import wilson_interval
+from analysis.tables import lexical_overlap_table
+from analysis.wording import KIND_NAMES, NOTHING, duration, percent, percent_range, thousands
+from pipelines.errors import UserError
+from sweep.records import STAGES, Store, Study, StudyStep
+
+
+def table1_block(store: Store, study: Study) -> list[Block]:
+    """Table 1, when both the sources and the pool are built."""
+    sources = [step for step in study.steps if step.stage == "sources" and step.record]
+    pools = [step for step in study.steps if step.stage == "synthetic_pool" and step.record]
+    if not sources or not pools:
+        return []
+    if len(sources) > 1 or len(pools) > 1:
+        raise UserError(
+            f"study {study.experiment!r} has {len(sources)} sources and {len(pools)} synthetic pools; Table "
+            "1 compares one with one"
+        )
+    original = composition(store, sources[0], "train.parquet")
+    synthetic = composition(store, pools[0], "pool")
+    counts = lexical_overlap_table(original, synthetic)
+    rows = [
+        [
+            str(row["dataset"]).capitalize(),
+            row["label"],
+            thousands(row["count"]),
+            thousands(row["num_lexical_overlap"]),
+            percent(row["share"], 3),
+            percent_range(row["share_low"], row["share_high"], 3),
+            NOTHING if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}",
+            NOTHING if pd.isna(row["ratio_low"]) else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+        ]
+        for _, row in counts.iterrows()
+    ]
+    columns = [
+        Column("Data"),
+        Column("Label"),
+        Column("Count (n)", "number"),
+        Column("# LO", "number"),
+        Column("% LO", "number"),
+        Column("95 % interval", "number"),
+        Column("S:O", "number"),
+        Column("95 % interval", "number"),
+    ]
+    half = sum(name in original for name in original)
+    text = [
+        "LO: every word of the hypothesis occurs in the premise. S:O: the synthetic share over the "
+        "original share of the same label. Intervals are Wilson's for shares and Katz's for ratios, as if "
+        f"examples were independent draws; {NOTHING} where a count is 0.",
+    ]
+    return [
+        Block(
+            "table1",
+            "Table 1: lexical overlap in original and synthetic data",
+            text,
+            [Table(columns, rows, group_starts=frozenset({half}))],
+        )
+    ]
+
+
+def yield_block(store: Store, study: Study) -> list[Block]:
+    """What became of the generator's texts, per reason, and the yield of each label."""
+    outcomes = yield_frame(store, study).groupby("outcome", sort=False)["count"].sum()
+    if outcomes.empty:
+        return []
+    total = int(outcomes.sum())
+    # Parsed first, then what was rejected most.
+    rejected = outcomes.drop("parsed").sort_values(ascending=False, kind="stable")
+    rows = [["parsed", thousands(int(outcomes["parsed"])), percent(outcomes["parsed"] / total, 2)]]
+    rows += [
+        [f"rejected: {str(reason).replace('_', ' ')}", thousands(int(count)), percent(count / total, 2)]
+        for reason, count in rejected.items()
+    ]
+    rows.append(["all", thousands(total), percent(1.0, 2)])
+    by_outcome = Table(
+        [Column("Outcome"), Column("Texts", "number"), Column("Share", "number")],
+        rows,
+        group_starts=frozenset({1, len(rows) - 1}),
+    )
+    by_label = []
+    for label, of_label in label_yield_frame(store, study).groupby("label", sort=False):
+        generated, parsed = int(of_label["generated"].sum()), int(of_label["parsed"].sum())
+        interval = wilson_interval(parsed, generated)
+        by_label.append(
+            [
+                str(label),
+                thousands(generated),
+                thousands(parsed),
+                percent(parsed / generated, 2),
+                percent_range(interval.low, interval.high, 2),
+            ]
+        )
+    columns = [
+        Column("Label"),
+        Column("Texts (n)", "number"),
+        Column("Parsed", "number"),
+        Column("Yield", "number"),
+        Column("95 % interval (Wilson)", "number"),
+    ]
+    text = (
+        "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
+        "What "
+        "is rejected is kept beside the pool with its reason."
+    )
+    return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)])]
+
+
+def composition_block(study: Study) -> list[Block]:
+    """Rows and lexical overlaps of the training sets, by label."""
+    sets = training_set_frame(study)
+    if sets.empty:
+        return []
+    sets["set"] = [
+        f"Starting set, {thousands(int(start))}"
+        if stage == "starting_set"
+        else f"{KIND_NAMES.get(kind, kind)}, {thousands(int(size))}"
+        for stage, start, kind, size in zip(
+            sets["stage"], sets["starting_size"].fillna(0), sets["kind"], sets["size"].fillna(0), strict=True
+        )
+    ]
+    rows: list[list[str]] = []
+    starts = set()
+    for name, of_set in sets.groupby("set", sort=False):
+        starts.add(len(rows))
+        num_sets = of_set["fingerprint"].nunique()
+        for label, of_label in of_set.groupby("label", sort=False):
+            overlap, number = of_label["num_lexical_overlap"].sum(), of_label["num_rows"].sum()
+            low, high = int(of_label["num_rows"].min()), int(of_label["num_rows"].max())
+            rows.append(
+                [
+                    str(name),
+                    str(num_sets),
+                    str(label),
+                    thousands(low) if low == high else f"{thousands(low)} to {thousands(high)}",
+                    thousands(round(overlap / len(of_label))),
+                    percent(overlap / number, 2),
+                ]
+            )
+    columns = [
+        Column("Training set"),
+        Column("Sets", "number"),
+        Column("Label"),
+        Column("Rows per set", "number"),
+        Column("# LO, mean", "number"),
+        Column("% LO", "number"),
+    ]
+    text = ["Sets of the same kind and size differ by seed (and by starting point, where they must not share examples)."]
+    return [
+        Block(
+            "composition",
+            "What the training sets hold",
+            text,
+            folds=[
+                Fold(
+                    f"{sets['fingerprint'].nunique()} sets by label",
+                    [Table(columns, rows, group_starts=frozenset(starts - {0}))],
+                )
+            ],
+        )
+    ]
+
+
+def stages_block(study: Study) -> list[Block]:
+    """Durations and throughput by stage."""
+    stages = stage_frame(study)
+    if stages.empty:
+        return []
+    speeds = [name for name in stages.columns if name.endswith("_per_s")]
+    rows = []
+    for stage in sorted(stages["stage"].unique(), key=_stage_order):
+        chosen = stages[stages["stage"] == stage]
+        seconds = chosen["total_s"].astype(float)
+        speed = [
+            f"{thousands(round(pd.to_numeric(chosen[name]).median()))} {name.rsplit('_per_', 1)[0].replace('_', ' ')}/s"
+            for name in speeds
+            if chosen[name].notna().any()
+        ]
+        rows.append(
+            [
+                stage.replace("_", " "),
+                str(len(chosen)),
+                duration(seconds.sum(min_count=1)),
+                duration(seconds.median()),
+                duration(seconds.max()),
+                ", ".join(speed) or NOTHING,
+            ]
+        )
+    columns = [
+        Column("Stage"),
+        Column("Artifacts", "number"),
+        Column("Total", "number"),
+        Column("Median", "number"),
+        Column("Longest", "number"),
+        Column("Median throughput"),
+    ]
+    text = [
+        "Time each artifact took when it was built, whenever that was. Artifacts are built side by side, so "
+        "the totals can be more than the time the study took."
+    ]
+    return [Block("stages", "Durations and throughput", text, [Table(columns, rows)])]
+
+
+def provenance_block(study: Study) -> Block:
+    """What the results were made with: code, hardware, parameters, versions, fingerprints."""
+    built = [step for step in study.steps if step.record]
+    records = [step.record for step in built if step.record]
+    facts = [
+        ["Code", _distinct(records, lambda record: _commit(record.git))],
+        ["Hardware", _distinct(records, lambda record: _flat_text(record.hardware))],
+        ["Artifacts", f"{len(built)} of {len(study.steps)} built"],
+    ]
+    versions: dict[str, list[str]] = {}
+    for record in records:
+        for package, version in record.versions.items():
+            versions.setdefault(package, [])
+            if version not in versions[package]:
+                versions[package].append(version)
+    two = [Column("Name"), Column("Value", "wrap")]
+    fingerprints = [
+        [
+            step.stage,
+            step.slug,
+            _coordinates(step),
+            step.fingerprint,
+            step.record.created[:19] if step.record else "not built",
+        ]
+        for step in study.steps
+    ]
+    columns = [
+        Column("Stage"),
+        Column("Artifact"),
+        Column("Coordinates"),
+        Column("Fingerprint"),
+        Column("Created (UTC)"),
+    ]
+    parameters = [[name, value] for name, value in _flatten(study.parameters)]
+    return Block(
+        "provenance",
+        "Provenance",
+        tables=[Table(two, facts)],
+        folds=[
+            Fold("Experiment parameters", [Table(two, parameters)]),
+            Fold(
+                "Package versions",
+                [Table(two, [[name, ", ".join(values)] for name, values in sorted(versions.items())])],
+            ),
+            Fold(f"Fingerprints of {len(fingerprints)} artifacts", [Table(columns, fingerprints)]),
+        ],
+    )
+
+
+def _stage_order(stage: str) -> int:
+    return STAGES.index(stage) if stage in STAGES else len(STAGES)
+
+
+def _distinct(records: Iterable[Any], read: Callable[[Any], str]) -> str:
+    return "; ".join(dict.fromkeys(read(record) for record in records)) or NOTHING
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    if not git.get("commit"):
+        return "commit unknown"
+    return f"commit {git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
+
+
+def _coordinates(step: StudyStep) -> str:
+    return ", ".join(f"{name}={value}" for name, value in step.coordinates.items())
+
+
+def _flat_text(value: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {found}" for name, found in _flatten(value)) or "unknown"
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested mappings as dotted names; lists stay whole."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

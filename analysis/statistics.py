@@ -1,0 +1,120 @@
+"""Estimates with their n and their interval. Pure: numbers in, numbers out.
+
+The unit of replication is the seed: it moves the subset drawn, the order, the head and the dropout together,
+and kinds are compared paired by seed. An interval over seeds says nothing about another generator, another
+pool or other test items.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval [low, high] at a confidence level (0.95 is 95 %)."""
+
+    low: float
+    high: float
+    confidence: float = CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds: its n, smallest and largest value, and an interval, or the reason for none."""
+
+    mean: float
+    n: int
+    low: float
+    high: float
+    interval: Interval | None
+    method: str
+
+
+def wilson_interval(num_correct: int, num_examples: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927): where the accuracy on more such items may lie.
+
+    Raises ValueError for an empty slice, because the accuracy of nothing is not 0, and for impossible counts.
+    """
+    if num_examples <= 0:
+        raise ValueError(f"num_examples={num_examples}: an empty slice has no accuracy; leave the slice out")
+    if not 0 <= num_correct <= num_examples:
+        raise ValueError(f"num_correct={num_correct} is not between 0 and num_examples={num_examples}")
+    z = float(stats.norm.ppf(0.5 + _checked(confidence) / 2))
+    share = num_correct / num_examples
+    denominator = 1 + z * z / num_examples
+    centre = (share + z * z / (2 * num_examples)) / denominator
+    half = z / denominator * math.sqrt(share * (1 - share) / num_examples + z * z / (4 * num_examples**2))
+    # At 0 and n correct the exact bound is 0 and 1; rounding would leave it a hair inside or outside.
+    low = 0.0 if num_correct == 0 else centre - half
+    high = 1.0 if num_correct == num_examples else centre + half
+    return Interval(low, high, confidence)
+
+
+def ratio_interval(
+    treated: int, num_treated: int, control: int, num_control: int, confidence: float = CONFIDENCE
+) -> Interval | None:
+    """Interval of the ratio of two independent shares (Katz 1978).
+
+    The ratio is treated/num_treated over control/num_control.
+
+    None when either count is 0: the logarithm that it is built on does not exist there. Raises ValueError for
+    an empty group.
+    """
+    if num_treated <= 0 or num_control <= 0:
+        raise ValueError(f"groups of {num_treated} and {num_control}: an empty group has no share; leave it out")
+    if treated == 0 or control == 0:
+        return None
+    centre = math.log(treated / num_treated) - math.log(control / num_control)
+    error = math.sqrt(1 / treated - 1 / num_treated + 1 / control - 1 / num_control)
+    half = float(stats.norm.ppf(0.5 + _checked(confidence) / 2)) * error
+    return Interval(math.exp(centre - half), math.exp(centre + half), confidence)
+
+
+def mean_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of one value per seed, with Student's t interval for the mean when it can be had.
+
+    n=1 has no interval. Neither have values that are all the same: a t interval of width 0 would claim
+    certainty from what is often only an accuracy stuck at 0 or 1. Raises ValueError when `values` is empty or
+    not finite.
+    """
+    _checked(confidence)
+    numbers = [float(value) for value in values]
+    if not numbers:
+        raise ValueError("no values: the mean of nothing does not exist; leave the cell out")
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"values={numbers} are not all finite; an accuracy or a difference of two is needed")
+    n, low, high, mean = len(numbers), min(numbers), max(numbers), math.fsum(numbers) / len(numbers)
+    if n == 1:
+        return Estimate(mean, n, low, high, None, "no interval (n=1)")
+    # The resolution of a float64 difference of accuracies, not of the data.
+    if high - low < 1e-12:
+        return Estimate(mean, n, low, high, None, f"no interval (the {n} seeds agree exactly)")
+    standard_error = statistics.stdev(numbers) / math.sqrt(n)
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * standard_error
+    return Estimate(mean, n, low, high, Interval(mean - half, mean + half, confidence), f"t over {n} seeds")
+
+
+def paired_difference(treatment: Mapping[int, float], control: Mapping[int, float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of treatment minus control, paired by seed (both map seed -> accuracy), with its t interval.
+
+    Raises ValueError when the two do not have the same seeds: leaving the odd ones out is the caller's
+    decision and has to be said.
+    """
+    if treatment.keys() != control.keys():
+        odd = sorted(treatment.keys() ^ control.keys())
+        raise ValueError(f"seeds {odd} are on one side only; a paired difference needs the same seeds on both")
+    return mean_estimate([treatment[seed] - control[seed] for seed in sorted(treatment)], confidence)
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is not between 0 and 1; 95 % is 0.95")
+    return confidence

@@ -1,0 +1,109 @@
+"""Numbers as people read them, and cautious sentences: nothing is claimed that an interval does not carry."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+KIND_NAMES = {
+    "none": "Starting point",
+    "original": "Original",
+    "synthetic": "Synthetic",
+    "biased_synthetic": "Biased Synthetic",
+}
+SET_NAMES = {
+    "mnli_matched": "MultiNLI matched",
+    "mnli_mismatched": "MultiNLI mismatched",
+    "hans": "HANS",
+    "template_test": "Template test set",
+    "template_probe": "Template probe",
+}
+NOTHING = "–"
+_GROUP = "\N{NARROW NO-BREAK SPACE}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def set_name(name: str) -> str:
+    """What a test set is called in figures and tables; an unknown one keeps its own name."""
+    return SET_NAMES.get(name, name)
+
+
+def starting_point_name(starting_size: int) -> str:
+    """A starting point by the number of original examples it was finetuned on."""
+    return "untrained" if starting_size == 0 else f"{thousands(starting_size)} examples"
+
+
+def thousands(number: int) -> str:
+    """73080 -> '73 080': a separator that is neither a decimal comma nor a decimal point."""
+    return f"{number:,}".replace(",", _GROUP)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.8567 -> '85.7 %'; nothing for NaN."""
+    return NOTHING if math.isnan(share) else f"{100 * share:.{digits}f}{_GROUP}%"
+
+
+def percent_range(low: float, high: float, digits: int = 1) -> str:
+    """(0.851, 0.86) -> '85.1 to 86.0 %'."""
+    if math.isnan(low) or math.isnan(high):
+        return NOTHING
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}{_GROUP}%"
+
+
+def points(difference: float) -> str:
+    """0.0123 -> '+1.2'; a difference of accuracies in percentage points, always with its sign."""
+    text = f"{100 * difference:+.1f}"
+    # Rounded to nothing, it has no sign to show.
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", _MINUS)
+
+
+def points_range(low: float, high: float) -> str:
+    """(-0.05, 0.01) -> '[−5.0, +1.0]'."""
+    return f"[{points(low)}, {points(high)}]"
+
+
+def duration(seconds: float) -> str:
+    """75.2 -> '1 min 15 s'."""
+    if math.isnan(seconds):
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def direction(row: pd.Series) -> str:
+    """'lower', 'higher' or 'undecided', from a row of `analysis.tables.difference_table`."""
+    if math.isnan(row["interval_low"]):
+        return "undecided"
+    if row["interval_high"] < 0:
+        return "lower"
+    return "higher" if row["interval_low"] > 0 else "undecided"
+
+
+def interval_words(row: pd.Series) -> str:
+    """The interval of a difference in points, or why there is none."""
+    if math.isnan(row["interval_low"]):
+        return str(row["method"])
+    return points_range(row["interval_low"], row["interval_high"])
+
+
+def verdict_sentence(differences: pd.DataFrame, slice_name: str, treatment: str, control: str) -> str:
+    """At how many starting points the treatment is lower, higher or undecided on one slice, in words.
+
+    `differences` has one row per starting point (`difference_table` with over_sizes). 'Lower' and 'higher'
+    need an interval that leaves out 0; everything else is undecided.
+    """
+    found = [direction(row) for _, row in differences.iterrows()]
+    counts = {way: found.count(way) for way in ("lower", "higher", "undecided")}
+    num = len(found)
+    if counts["undecided"] == num:
+        without = sum(math.isnan(row["interval_low"]) for _, row in differences.iterrows())
+        why = "there is no interval to read" if without == num else "no interval leaves out zero"
+        where = "the one starting point" if num == 1 else f"each of the {num} starting points"
+        return f"{slice_name}: undecided at {where}; {why}, so no difference from {control} data is claimed."
+    parts = [f"{'accuracy is ' if way != 'undecided' else ''}{way} at {count}" for way, count in counts.items() if count]
+    total = f"of {num} starting point{'s' if num > 1 else ''}"
+    return f"{slice_name}: with {treatment} instead of {control} data, {', '.join(parts)} {total}."

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
+
+from analysis.figures import figure1, paper_series, to_png, to_svg
+from analysis.frame import load_frame
+from tests.analysis.fake_store import FakeStudy
+
+SERIES = paper_series("template_test", "template_probe")
+
+
+def lines_of(axes: Axes) -> dict[str, Line2D]:
+    return {str(line.get_label()): line for line in axes.get_lines()}
+
+
+def test_one_panel_per_starting_point_with_the_means_over_seeds(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    values = {"none": 40, "original": 100, "synthetic": 120, "biased_synthetic": 60}
+    study.add_grid(correct=lambda start, kind, size, seed, *_: values[kind] + size // 6 + 10 * seed)
+    figure = figure1(load_frame(study.write(), "tiny"), SERIES)
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in panels] == ["Start: untrained", "Start: 200 examples"]
+    for axes in panels:
+        lines = lines_of(axes)
+        # 3 kinds and the starting point, on 3 test sets each.
+        assert len(lines) == 12
+        line = lines["Synthetic | Template test set"]
+        # Mean of seeds 0 and 1: 45, 135 and 145 of 200.
+        assert list(line.get_ydata()) == pytest.approx([0.225, 0.675, 0.725])
+        assert list(line.get_xdata()) == pytest.approx([0, 0.5, 1.0])
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "60", "120"]
+        biased = lines["Biased Synthetic | Template probe, lexical overlap, non-entailment"]
+        assert list(biased.get_ydata()) == pytest.approx([0.225, 0.375, 0.425])
+
+
+def test_colour_says_the_kind_and_dashes_the_test_set(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid(starting_sizes=(0,))
+    figure = figure1(load_frame(study.write(), "tiny"), SERIES)
+    lines = lines_of(figure.axes[0])
+    kinds = ["Original", "Synthetic", "Biased Synthetic"]
+    colours = {k: {to_hex(lines[f"{k} | {s.name}"].get_color()) for s in SERIES} for k in kinds}
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 3
+    markers = {lines[f"{k} | Template probe"].get_marker() for k in kinds}
+    assert len(markers) == 3
+    # get_linestyle() answers '--' for every pattern of one's own.
+    dashes = {str(lines[f"Original | {s.name}"]._dash_pattern) for s in SERIES}
+    assert len(dashes) == 3
+
+
+def test_a_missing_cell_is_a_gap_and_not_bridged(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60, 120, 180), (0,), skip=((0, "synthetic", 120, 0),))
+    figure = figure1(load_frame(study.write(), "tiny", partial=True), SERIES)
+    y = list(lines_of(figure.axes[0])["Synthetic | Template probe"].get_ydata())
+    assert len(y) == 4
+    assert [value != value for value in y] == [False, False, True, False]
+
+
+def test_crowded_sizes_are_spread_and_the_axis_says_so(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60, 120, 60_000), (0,))
+    figure = figure1(load_frame(study.write(), "tiny"), SERIES)
+    assert list(figure.axes[0].get_xticks()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert "not to scale" in figure.axes[0].get_xlabel()
+
+
+def test_a_test_set_without_rows_is_an_error(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0,))
+    frame = load_frame(study.write(), "tiny")
+    with pytest.raises(ValueError, match="hans"):
+        figure1(frame, paper_series("template_test", "hans"))
+    with pytest.raises(ValueError, match="no rows"):
+        figure1(frame.iloc[:0], SERIES)
+
+
+def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0, 1))
+    frame = load_frame(study.write(), "tiny")
+    first, second = figure1(frame, SERIES), figure1(frame, SERIES)
+    assert to_svg(first) == to_svg(second)
+    assert to_png(first, dpi=50) == to_png(second, dpi=50)

@@ -1,0 +1,36 @@
+import math
+
+import pandas as pd
+import pytest
+
+from analysis.wording import direction, duration, percent, points, points_range, thousands
+
+
+def row(low: float, high: float) -> pd.Series:
+    return pd.Series({"interval_low": low, "interval_high": high})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.02, -0.01, "lower"),
+        (0.01, 0.02, "higher"),
+        (-0.01, 0.01, "undecided"),
+        (-0.01, 0.0, "undecided"),
+        (0.0, 0.01, "undecided"),
+        (math.nan, math.nan, "undecided"),
+    ],
+)
+def test_a_direction_needs_an_interval_that_leaves_out_zero(low: float, high: float, expected: str) -> None:
+    assert direction(row(low, high)) == expected
+
+
+def test_numbers_as_they_are_read() -> None:
+    assert points(0.0123) == "+1.2"
+    assert points(-0.0123) == "\N{MINUS SIGN}1.2"
+    assert points(-0.0001) == "0.0"
+    assert points_range(-0.05, 0.01) == "[\N{MINUS SIGN}5.0, +1.0]"
+    assert percent(0.0385448, 3) == "3.854\N{NARROW NO-BREAK SPACE}%"
+    assert percent(math.nan) == "\N{EN DASH}"
+    assert thousands(391722) == "391\N{NARROW NO-BREAK SPACE}722"
+    assert [duration(s) for s in (3.24, 75.2, 7260)] == ["3.2 s", "1 min 15 s", "2 h 01 min"]
