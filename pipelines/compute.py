@@ -39,19 +39,13 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
-            raise UserError(
-                f"num_workers={self.num_workers}: a stage needs at least one worker; give 1 or more"
-            )
+            raise UserError(f"num_workers={self.num_workers}: a stage needs at least one worker; give 1 or more")
         for name in ("cpus_per_worker", "gpus_per_worker"):
             amount = getattr(self, name)
             if not (math.isfinite(amount) and amount >= 0):
-                raise UserError(
-                    f"{name}={amount}: an amount of a resource is finite and not negative; give 0 or more"
-                )
+                raise UserError(f"{name}={amount}: an amount of a resource is finite and not negative; give 0 or more")
         if not self.as_bundle():
-            raise UserError(
-                "a worker with 0 CPUs and 0 GPUs cannot be placed; set cpus_per_worker or gpus_per_worker"
-            )
+            raise UserError("a worker with 0 CPUs and 0 GPUs cannot be placed; set cpus_per_worker or gpus_per_worker")
 
     def as_bundle(self) -> dict[str, float]:
         """The resources of *one* worker, as Ray names them; an amount of 0 is left out."""
@@ -92,9 +86,7 @@ def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = datacl
 
 def runtime_fields(config_type: type) -> set[str]:
     """Names of the fields declared with :func:`runtime`."""
-    return {
-        field.name for field in dataclasses.fields(config_type) if field.metadata.get("role") == "runtime"
-    }
+    return {field.name for field in dataclasses.fields(config_type) if field.metadata.get("role") == "runtime"}
 
 
 def identity_fields(config_type: type) -> set[str]:
@@ -113,9 +105,7 @@ def identity(config: Any) -> dict[str, JsonValue]:
     refused) and for NaN and infinities (JSON has none).
     """
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        raise UserError(
-            f"identity is of a dataclass instance, not of {config!r} ({_type_name(config)}); pass the config"
-        )
+        raise UserError(f"identity is of a dataclass instance, not of {config!r} ({_type_name(config)}); pass the config")
     return _object(config, path=type(config).__name__)
 
 
@@ -139,9 +129,7 @@ def _plain(value: Any, path: str) -> JsonValue:
     if isinstance(value, tuple):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if type(value) is float and not math.isfinite(value):
-        raise UserError(
-            f"{path}={value}: NaN and infinities have no place in an identity; give a finite number"
-        )
+        raise UserError(f"{path}={value}: NaN and infinities have no place in an identity; give a finite number")
     # Exact types: a numpy scalar or a str subclass prints like a plain value but need not do so in the next
     # version.
     if value is None or type(value) in (str, int, float, bool):

@@ -69,18 +69,14 @@ def check_examples(table: pa.Table, name: str) -> pa.Table:
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
             raise UserError(f"{name}: column {column} is of type {values.type}; write it as strings")
         if values.null_count:
-            raise UserError(
-                f"{name}: column {column} has {values.null_count:,} nulls; each example needs one"
-            )
+            raise UserError(f"{name}: column {column} has {values.null_count:,} nulls; each example needs one")
         table = table.set_column(table.column_names.index(column), column, values.cast(pa.string()))
         if column == "label":
             continue
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table[column])), 0)
         if pc.any(blank).as_py():
             row = pc.index(blank, True).as_py()
-            raise UserError(
-                f"{name}: row {row} (id {table['id'][row]}) has a blank {column}; remove or mend the row"
-            )
+            raise UserError(f"{name}: row {row} (id {table['id'][row]}) has a blank {column}; remove or mend the row")
     known = {*LABELS, NON_ENTAILMENT}
     for label in pc.unique(table["label"]).to_pylist():
         if label not in known:
@@ -90,9 +86,7 @@ def check_examples(table: pa.Table, name: str) -> pa.Table:
                 f"labels are {', '.join(LABELS)} or {NON_ENTAILMENT}"
             )
     if (num_distinct := pc.count_distinct(table["id"]).as_py()) != table.num_rows:
-        raise UserError(
-            f"{name}: {table.num_rows:,} rows have only {num_distinct:,} different ids; give each row its own"
-        )
+        raise UserError(f"{name}: {table.num_rows:,} rows have only {num_distinct:,} different ids; give each row its own")
     return table
 
 
@@ -109,18 +103,14 @@ def read_examples(path: str | os.PathLike[str]) -> pa.Table:
     if file_system.isdir(root):
         files = sorted(name for name in file_system.ls(root, detail=False) if name.endswith(".parquet"))
         if not files:
-            raise UserError(
-                f"{path} has no .parquet files; give a .parquet file of examples or a folder of them"
-            )
+            raise UserError(f"{path} has no .parquet files; give a .parquet file of examples or a folder of them")
     else:
         files = [root]
     tables = [_read_parquet(file_system, name) for name in files]
     try:
         table = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{path}: its files differ in their columns' types ({error}); write them alike"
-        ) from error
+        raise UserError(f"{path}: its files differ in their columns' types ({error}); write them alike") from error
     return check_examples(table, str(path))
 
 
@@ -129,9 +119,7 @@ def _read_parquet(file_system: Any, name: str) -> pa.Table:
         try:
             return pq.read_table(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{name} is not readable as Parquet ({error}); it may be cut off: write it again"
-            ) from error
+            raise UserError(f"{name} is not readable as Parquet ({error}); it may be cut off: write it again") from error
 
 
 def write_examples(table: pa.Table, path: str | os.PathLike[str]) -> None:

@@ -35,9 +35,7 @@ def generator_prompt(label: str) -> str:
     unknown label.
     """
     if label not in LABELS:
-        raise UserError(
-            f"label {label!r}: the generator writes examples of {', '.join(LABELS)}; give one of these"
-        )
+        raise UserError(f"label {label!r}: the generator writes examples of {', '.join(LABELS)}; give one of these")
     return f"This is an example where the relationship between the premise and the hypothesis is {label}"
 
 

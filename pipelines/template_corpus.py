@@ -68,9 +68,7 @@ class TemplateCorpusConfig:
     def __post_init__(self) -> None:
         for name in ("num_train", "num_dev", "num_test", "num_probe_per_group"):
             if getattr(self, name) < 1:
-                raise UserError(
-                    f"{name}={getattr(self, name)}: a set of the corpus cannot be empty; give 1 or more"
-                )
+                raise UserError(f"{name}={getattr(self, name)}: a set of the corpus cannot be empty; give 1 or more")
         for name in ("overlap_share", "overlap_entailment_rate", "overlap_neutral_share", "modifier_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} is a share; give a number from 0 to 1")
@@ -737,9 +735,7 @@ def draw(
     return pairs
 
 
-def _balanced_set(
-    config: TemplateCorpusConfig, name: str, num_examples: int, seen: dict[tuple[str, str], Label]
-) -> list[Pair]:
+def _balanced_set(config: TemplateCorpusConfig, name: str, num_examples: int, seen: dict[tuple[str, str], Label]) -> list[Pair]:
     pairs: list[Pair] = []
     for (label, overlap), size in cell_sizes(config, num_examples).items():
         candidates = [rule for rule in rules() if rule.label == label and rule.overlap == overlap]
@@ -752,9 +748,7 @@ def _probe(config: TemplateCorpusConfig, seen: dict[tuple[str, str], Label]) -> 
     groups: dict[tuple[str, str], dict[str, list[Rule]]] = {}
     for rule in rules():
         if rule.heuristic:
-            groups.setdefault((rule.heuristic, fold(rule.label)), {}).setdefault(rule.subcase, []).append(
-                rule
-            )
+            groups.setdefault((rule.heuristic, fold(rule.label)), {}).setdefault(rule.subcase, []).append(rule)
     pairs: list[Pair] = []
     for subcases in groups.values():
         quotient, remainder = divmod(config.num_probe_per_group, len(subcases))

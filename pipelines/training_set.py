@@ -58,20 +58,12 @@ class TrainingSetConfig:
         if self.kind not in KINDS:
             raise UserError(f"kind {self.kind!r} is none of {', '.join(KINDS)}; give one of these")
         if self.remainder not in REMAINDERS:
-            raise UserError(
-                f"remainder {self.remainder!r} is none of {', '.join(REMAINDERS)}; give one of these"
-            )
+            raise UserError(f"remainder {self.remainder!r} is none of {', '.join(REMAINDERS)}; give one of these")
         smallest = 1 if self.kind == "starting" else len(LABELS)
         if self.size < smallest:
-            raise UserError(
-                f"size={self.size}: a {self.kind} set has at least {smallest} examples; give {smallest} or "
-                "more"
-            )
+            raise UserError(f"size={self.size}: a {self.kind} set has at least {smallest} examples; give {smallest} or more")
         if self.kind == "starting" and self.disjoint_from_starting:
-            raise UserError(
-                "disjoint_from_starting=True is for original sets; a starting set cannot be disjoint from "
-                "itself"
-            )
+            raise UserError("disjoint_from_starting=True is for original sets; a starting set cannot be disjoint from itself")
         if self.kind != "starting":
             sizes_per_label(self.size, self.remainder)
 
@@ -91,9 +83,7 @@ def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
     return {label: quotient + (label.index < extra) for label in LABELS}
 
 
-def draw_training_set(
-    config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None
-) -> dict[str, int]:
+def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None) -> dict[str, int]:
     """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to
     ``output``.
 
@@ -123,9 +113,7 @@ def draw_training_set(
     ids = table["id"].to_pylist()
     labels = np.array(table["label"].to_pylist(), dtype=object)
     if unknown := sorted(set(labels) - set(LABELS)):
-        raise UserError(
-            f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(LABELS)}"
-        )
+        raise UserError(f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(LABELS)}")
     available = _available(config, table, labels)
     chosen = _choose(config, ids, labels, available, source)
     order_key = _key(config, "order")
@@ -151,15 +139,12 @@ def _available(config: TrainingSetConfig, table: pa.Table, labels: np.ndarray) -
     return overlap == (labels == Label.ENTAILMENT)
 
 
-def _choose(
-    config: TrainingSetConfig, ids: list[str], labels: np.ndarray, available: np.ndarray, source: str
-) -> list[int]:
+def _choose(config: TrainingSetConfig, ids: list[str], labels: np.ndarray, available: np.ndarray, source: str) -> list[int]:
     key = _key(config, "draw")
     if config.kind == "starting":
         if config.size > len(ids):
             raise UserError(
-                f"asked for {config.size:,} starting examples, {source} has {len(ids):,}; ask for at most "
-                "that many"
+                f"asked for {config.size:,} starting examples, {source} has {len(ids):,}; ask for at most that many"
             )
         return _first(range(len(ids)), config.size, lambda row: key(ids[row]))
     chosen: list[int] = []

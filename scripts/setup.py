@@ -263,9 +263,7 @@ def check_machine(extra: str) -> None:
     free_gb = shutil.disk_usage(ROOT).free / 1e9
     if not VENV.exists() and free_gb < NEEDED_GB[extra]:
         needed_gb = NEEDED_GB[extra]
-        raise SetupError(
-            f"{free_gb:.1f} GB are free here and about {needed_gb} GB are needed; make room first"
-        )
+        raise SetupError(f"{free_gb:.1f} GB are free here and about {needed_gb} GB are needed; make room first")
     if not shutil.which(os.environ.get("CXX", "c++")):
         raise SetupError("no C++ compiler (c++), and DeepSpeed builds a small extension with it: install g++")
 

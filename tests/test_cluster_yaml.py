@@ -24,9 +24,7 @@ def ray_start(config: dict[str, Any], section: str) -> str:
 
 
 def all_commands(config: dict[str, Any]) -> list[str]:
-    return [
-        command for section, value in config.items() if section.endswith("_commands") for command in value
-    ]
+    return [command for section, value in config.items() if section.endswith("_commands") for command in value]
 
 
 def faults(config: dict[str, Any]) -> list[str]:
@@ -57,15 +55,10 @@ def faults(config: dict[str, Any]) -> list[str]:
         # Without a group of its own a node gets Ray's, which admits SSH from 0.0.0.0/0.
         if not node_type["node_config"].get("SecurityGroupIds"):
             found.append(f"{name}: no security group")
-        if (
-            node_type.get("min_workers", 0) > node_type.get("max_workers", 0)
-            and name != config["head_node_type"]
-        ):
+        if node_type.get("min_workers", 0) > node_type.get("max_workers", 0) and name != config["head_node_type"]:
             found.append(f"{name}: min_workers is above max_workers")
     workers = {
-        name: node_type
-        for name, node_type in config["available_node_types"].items()
-        if name != config["head_node_type"]
+        name: node_type for name, node_type in config["available_node_types"].items() if name != config["head_node_type"]
     }
     spot = [
         name

@@ -124,8 +124,6 @@ def test_it_is_light_to_import(module: str, heavy: tuple[str, ...]) -> None:
     if not (ROOT / (module.replace(".", "/") + ".py")).exists():
         pytest.fail(f"{module} is gone; name what took its place here")
     program = f"import sys, {module}; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *heavy], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", program, *heavy], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

@@ -33,9 +33,7 @@ def test_generator_text_is_the_papers():
 
 
 def test_the_scripts_marker_has_two_hyphens():
-    assert generator_text("neutral", "P", "H", HYPHENS).endswith(
-        " Hypothesis: H -- This is the end of the example."
-    )
+    assert generator_text("neutral", "P", "H", HYPHENS).endswith(" Hypothesis: H -- This is the end of the example.")
 
 
 def test_generator_prompt_ends_with_the_label():

@@ -53,9 +53,7 @@ def multinli_line(label, premise, hypothesis, number):
 
 
 def hans_line(label, premise, hypothesis, heuristic, number):
-    return "\t".join(
-        [label, "", "", "", "", premise, hypothesis, f"ex{number}", heuristic, "ln_some", "temp1"]
-    )
+    return "\t".join([label, "", "", "", "", premise, hypothesis, f"ex{number}", heuristic, "ln_some", "temp1"])
 
 
 @pytest.fixture
@@ -197,9 +195,7 @@ def test_missing_folder_and_missing_file(folder):
 
 
 def test_an_unknown_option_is_answered_with_the_valid_ones(folder):
-    with pytest.raises(
-        UserError, match=r"dev_rows: .* valid: dev_rows_per_label, hans_rows, drop_blank_rows"
-    ):
+    with pytest.raises(UserError, match=r"dev_rows: .* valid: dev_rows_per_label, hans_rows, drop_blank_rows"):
         nli_sources_config(str(folder), dev_rows=3)
 
 

@@ -41,14 +41,10 @@ def test_sets_are_balanced_and_have_the_asked_sizes(corpus):
 
 
 def test_overlap_has_the_stated_correlation_with_entailment(tmp_path):
-    config = TemplateCorpusConfig(
-        num_train=1_500, overlap_share=0.4, overlap_entailment_rate=0.8, overlap_neutral_share=0.6
-    )
+    config = TemplateCorpusConfig(num_train=1_500, overlap_share=0.4, overlap_entailment_rate=0.8, overlap_neutral_share=0.6)
     metrics = prepare_template_corpus(config, str(tmp_path))
     overlap = Counter(
-        row["label"]
-        for row in read_all(tmp_path)["train"]
-        if has_lexical_overlap(row["premise"], row["hypothesis"])
+        row["label"] for row in read_all(tmp_path)["train"] if has_lexical_overlap(row["premise"], row["hypothesis"])
     )
     # 500 entailments, 40 % of them with overlap; 200 are 80 % of 250; of the other 50, 60 % are neutral.
     assert overlap == {"entailment": 200, "neutral": 30, "contradiction": 20}
@@ -65,9 +61,7 @@ def test_a_heuristic_that_is_never_wrong(tmp_path):
 def test_every_probe_pair_satisfies_the_heuristic_it_is_named_for(corpus):
     for row in corpus[0]["template_probe"]:
         assert has_lexical_overlap(row["premise"], row["hypothesis"]), row
-        assert is_subsequence(row["premise"], row["hypothesis"]) == (row["heuristic"] != "lexical_overlap"), (
-            row
-        )
+        assert is_subsequence(row["premise"], row["hypothesis"]) == (row["heuristic"] != "lexical_overlap"), row
 
 
 def test_each_group_of_the_probe_has_several_even_subcases(corpus):
@@ -81,9 +75,7 @@ def test_each_group_of_the_probe_has_several_even_subcases(corpus):
 
 def test_probe_subcases_do_not_give_the_label_away_by_the_premise(corpus):
     """A model that reads only the premise must not pass: entailed and not share premises."""
-    premises = {
-        rule.premise for rule in rules() if rule.heuristic == "lexical_overlap" and rule.label == "entailment"
-    }
+    premises = {rule.premise for rule in rules() if rule.heuristic == "lexical_overlap" and rule.label == "entailment"}
     shared = [rule for rule in rules() if rule.subcase.startswith("ln_") and rule.premise in premises]
     assert len(shared) >= 4
 
@@ -98,9 +90,7 @@ def test_same_seed_same_corpus_other_seed_another(corpus, tmp_path):
     assert read_all(tmp_path) == corpus[0]
     other = TemplateCorpusConfig(seed=4, num_train=1_200, num_dev=90, num_test=300, num_probe_per_group=40)
     prepare_template_corpus(other, str(tmp_path))
-    assert {row["premise"] for row in read_all(tmp_path)["train"]} != {
-        row["premise"] for row in corpus[0]["train"]
-    }
+    assert {row["premise"] for row in read_all(tmp_path)["train"]} != {row["premise"] for row in corpus[0]["train"]}
 
 
 def test_a_larger_training_set_leaves_the_test_sets_alone(corpus, tmp_path):
@@ -175,9 +165,7 @@ def test_nothing_optional_is_dropped_under_never():
     """'never slept in the garden' leaves open whether it slept, so there modifiers may not come and go."""
     for rule in rules():
         if "never" in rule.premise or rule.premise.startswith(("no ", "every ")):
-            assert rule.label == Label.NEUTRAL or "[" not in rule.premise or rule.subcase == "quantified", (
-                rule
-            )
+            assert rule.label == Label.NEUTRAL or "[" not in rule.premise or rule.subcase == "quantified", rule
 
 
 def test_optional_parts_of_the_hypothesis_are_in_the_premise():

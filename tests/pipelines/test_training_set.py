@@ -19,9 +19,7 @@ def examples(per_label, overlapping):
         for number in range(per_label[label]):
             hypothesis = f"{label} {number}" if number < overlapping[label] else "something else"
             identifier = f"{label[0]}{number}"
-            rows.append(
-                {"id": identifier, "premise": f"a {label} {number}", "hypothesis": hypothesis, "label": label}
-            )
+            rows.append({"id": identifier, "premise": f"a {label} {number}", "hypothesis": hypothesis, "label": label})
     return pa.Table.from_pylist(rows)
 
 
@@ -56,11 +54,7 @@ def test_balanced_without_repetition_and_counted(pool, tmp_path, kind):
     assert metrics["num_examples"] == 60 and metrics["num_excluded"] == 0
     available = {"entailment": 40, "neutral": 30, "contradiction": 30}
     for label in LABELS:
-        overlapping = [
-            row
-            for row in rows
-            if row["label"] == label and has_lexical_overlap(row["premise"], row["hypothesis"])
-        ]
+        overlapping = [row for row in rows if row["label"] == label and has_lexical_overlap(row["premise"], row["hypothesis"])]
         assert metrics[f"{label}/num_examples"] == 20
         assert metrics[f"{label}/available"] == available[label]
         assert metrics[f"{label}/lexical_overlap"] == len(overlapping)
@@ -86,12 +80,8 @@ def test_more_overlap_entailments_than_exist_says_how_many_there_are(tmp_path, p
 
 def test_more_others_than_exist_says_how_many_there_are(tmp_path):
     path = tmp_path / "pool.parquet"
-    write_examples(
-        examples(dict.fromkeys(LABELS, 20), {"entailment": 20, "neutral": 0, "contradiction": 17}), path
-    )
-    with pytest.raises(
-        UserError, match=r"4 contradiction examples without lexical overlap .* has 3; .* at most 9 "
-    ):
+    write_examples(examples(dict.fromkeys(LABELS, 20), {"entailment": 20, "neutral": 0, "contradiction": 17}), path)
+    with pytest.raises(UserError, match=r"4 contradiction examples without lexical overlap .* has 3; .* at most 9 "):
         draw(TrainingSetConfig("biased_synthetic", 12, seed=1), str(path), tmp_path)
     with pytest.raises(UserError, match=r"21 entailment examples \(a third of 63\).* has 20; .* at most 60 "):
         draw(TrainingSetConfig("synthetic", 63, seed=1), str(path), tmp_path)
