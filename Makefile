@@ -12,9 +12,6 @@ ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-# DeepSpeed looks for ninja on the PATH, and it is installed there.
-IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-
 .DEFAULT_GOAL := setup
 .PHONY: setup demo test test-all check format lock clean help
 
@@ -31,13 +28,13 @@ $(STAMP): pyproject.toml scripts/setup.py $(wildcard constraints/$(EXTRA)-*.txt)
 	exit 1
 
 demo: setup
-	@$(IN_VENV) $(VENV)/bin/blindsweep run demo $(ARGS)
+	@$(VENV)/bin/blindsweep run demo $(ARGS)
 
 test: setup
-	$(IN_VENV) $(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(ARGS)
 
 test-all: setup
-	$(IN_VENV) $(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -39,8 +39,8 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Verdict:
     main = _overall(overall, series, "Synthetic minus original, per starting point")
     notes = [
         "Differences are in percentage points of accuracy, averaged over the training sizes within a seed. "
-        "Intervals are 95 % t intervals over seeds, paired by seed; a seed moves the subset drawn, the "
-        "order, the head and the dropout together. All seeds share one generator, one pool and the same "
+        "Intervals are 95 % t intervals over seeds, paired by seed and cut at ±100 points; a seed moves the subset drawn, "
+        "the order, the head and the dropout together. All seeds share one generator, one pool and the same "
         "test items: an interval says nothing about another generator or other items.",
         f"{len(main.rows)} differences are read. Where there is no true difference, about one 95 % interval "
         "in 20 still leaves out zero by chance; nothing is corrected for that.",
@@ -53,7 +53,9 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Verdict:
     tables = [main]
     try:
         control = difference_table(frame, treatment="biased_synthetic", over_sizes=True)
-    except UserError:
+    except UserError as error:
+        if (frame["kind"] == "biased_synthetic").any():
+            notes.append(f"The positive control, biased synthetic minus original, cannot be read over all sizes: {error}.")
         return Verdict(lead, tables, notes)
     caption = "Positive control: biased synthetic minus original, per starting point"
     tables.append(_overall(control, series[-1:], caption))
@@ -143,7 +145,7 @@ def _accuracies(accuracies: pd.DataFrame, one: Series) -> Table:
         Column("Min to max", "number"),
         Column("n (seeds)", "number"),
         Column("95 % interval", "number"),
-        Column("Interval from"),
+        Column("Interval from", "note"),
     ]
     return Table(columns, rows, one.name, frozenset(starts - {0}))
 

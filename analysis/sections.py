@@ -14,7 +14,7 @@ from analysis.statistics import wilson_interval
 from analysis.tables import lexical_overlap_table
 from analysis.wording import KIND_NAMES, NOTHING, duration, percent, percent_range, thousands
 from pipelines.errors import UserError
-from sweep.records import STAGES, Store, Study, StudyStep
+from sweep.records import STAGES, Store, Study
 
 
 def table1_block(store: Store, study: Study) -> list[Block]:
@@ -25,8 +25,8 @@ def table1_block(store: Store, study: Study) -> list[Block]:
         return []
     if len(sources) > 1 or len(pools) > 1:
         raise UserError(
-            f"study {study.experiment!r} has {len(sources)} sources and {len(pools)} synthetic pools; Table "
-            "1 compares one with one"
+            f"study {study.experiment!r} has {len(sources)} sources and {len(pools)} synthetic pools; "
+            "Table 1 compares one with one"
         )
     original = composition(store, sources[0], "train.parquet")
     synthetic = composition(store, pools[0], "pool")
@@ -111,8 +111,7 @@ def yield_block(store: Store, study: Study) -> list[Block]:
     ]
     text = (
         "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
-        "What "
-        "is rejected is kept beside the pool with its reason."
+        "What is rejected is kept beside the pool with its reason."
     )
     return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)])]
 
@@ -218,7 +217,7 @@ def provenance_block(study: Study) -> Block:
     records = [step.record for step in built if step.record]
     facts = [
         ["Code", _distinct(records, lambda record: _commit(record.git))],
-        ["Hardware", _distinct(records, lambda record: _flat_text(record.hardware))],
+        ["Hardware", _distinct(records, lambda record: _machine(record.hardware))],
         ["Artifacts", f"{len(built)} of {len(study.steps)} built"],
     ]
     versions: dict[str, list[str]] = {}
@@ -230,20 +229,18 @@ def provenance_block(study: Study) -> Block:
     two = [Column("Name"), Column("Value", "wrap")]
     fingerprints = [
         [
-            step.stage,
+            step.stage.replace("_", " "),
             step.slug,
-            _coordinates(step),
+            step.record.created[:19].replace("T", " ") if step.record else "not built",
             step.fingerprint,
-            step.record.created[:19] if step.record else "not built",
         ]
         for step in study.steps
     ]
     columns = [
         Column("Stage"),
         Column("Artifact"),
-        Column("Coordinates"),
-        Column("Fingerprint"),
         Column("Created (UTC)"),
+        Column("Fingerprint"),
     ]
     parameters = [[name, value] for name, value in _flatten(study.parameters)]
     return Block(
@@ -275,12 +272,19 @@ def _commit(git: Mapping[str, Any]) -> str:
     return f"commit {git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
 
 
-def _coordinates(step: StudyStep) -> str:
-    return ", ".join(f"{name}={value}" for name, value in step.coordinates.items())
-
-
-def _flat_text(value: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {found}" for name, found in _flatten(value)) or "unknown"
+def _machine(hardware: Mapping[str, Any]) -> str:
+    """One machine in words: '4 × NVIDIA H100, 81559 MiB' for its GPUs, and facts that are not known here under their names."""
+    facts = dict(hardware)
+    gpus = list(facts.pop("gpus", []))
+    words = [" ".join(str(facts.pop(name)) for name in ("system", "machine") if name in facts)]
+    for name, unit in (("num_cpus", "CPUs"), ("memory_gib", "GiB memory")):
+        if name in facts:
+            words.append(f"{facts.pop(name)} {unit}")
+    words += [f"{name}: {found}" for name, found in _flatten(facts)]
+    words += [f"{gpus.count(gpu)} × {gpu}" for gpu in dict.fromkeys(gpus)]
+    if "gpus" in hardware and not gpus:
+        words.append("no GPU")
+    return ", ".join(filter(None, words)) or "unknown"
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -82,7 +82,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
             method = f"Wilson over {total} test items (n=1 seed)"
             estimate = Estimate(accuracy, 1, accuracy, accuracy, around, method)
         else:
-            estimate = _within_unit(mean_estimate(cell["accuracy"].tolist()))
+            estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
         rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
     return table.astype({"kind": DTYPES["kind"]})
@@ -96,7 +96,8 @@ def difference_table(
     `over_sizes=True` first averages over the training sizes that both kinds have within a seed, and gives one
     row per (starting_size, set, slice, num_labels); a seed that lacks a size of either kind is left out
     there. `left_out` counts the seeds that could not be paired (only in a partial frame). A cell without any
-    pair has no row. Raises UserError when there is no pair at all, or when either kind is not in the frame.
+    pair has no row. The interval is Student's t over seeds, cut to -1..1. Raises UserError when there is no pair at all, or
+    when either kind is not in the frame.
     """
     for kind in (treatment, control):
         if not (frame["kind"] == kind).any():
@@ -111,7 +112,7 @@ def difference_table(
         if not seeds:
             continue
         averages = [{seed: sum(side[seed].values()) / len(sizes) for seed in seeds} for side in complete]
-        estimate = paired_difference(averages[0], averages[1])
+        estimate = _cut(paired_difference(averages[0], averages[1]), -1.0, 1.0)
         left_out = len((sides[0].keys() | sides[1].keys()) - seeds)
         rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate), "left_out": left_out})
     if not rows:
@@ -119,12 +120,12 @@ def difference_table(
     return pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
 
 
-def _within_unit(estimate: Estimate) -> Estimate:
-    # Two seeds give t intervals far beyond what an accuracy can be; cutting them loses no coverage.
+def _cut(estimate: Estimate, least: float, most: float) -> Estimate:
+    # Two seeds give t intervals far beyond what an accuracy or a difference can be; cutting them loses no coverage.
     around = estimate.interval
     if around is None:
         return estimate
-    return replace(estimate, interval=replace(around, low=max(0.0, around.low), high=min(1.0, around.high)))
+    return replace(estimate, interval=replace(around, low=max(least, around.low), high=min(most, around.high)))
 
 
 def _by_seed(cell: pd.DataFrame) -> dict[int, dict[int, float]]:

@@ -67,6 +67,8 @@ def duration(seconds: float) -> str:
     """75.2 -> '1 min 15 s'."""
     if math.isnan(seconds):
         return NOTHING
+    if 0 < seconds < 0.05:
+        return "<0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -106,4 +108,4 @@ def verdict_sentence(differences: pd.DataFrame, slice_name: str, treatment: str,
         return f"{slice_name}: undecided at {where}; {why}, so no difference from {control} data is claimed."
     parts = [f"{'accuracy is ' if way != 'undecided' else ''}{way} at {count}" for way, count in counts.items() if count]
     total = f"of {num} starting point{'s' if num > 1 else ''}"
-    return f"{slice_name}: with {treatment} instead of {control} data, {', '.join(parts)} {total}."
+    return f"{slice_name}: with {treatment} instead of {control} data, {' and '.join(parts)} {total}."

@@ -1,20 +1,21 @@
 """Generation beside its peers, on the same prompts, seeds and sampling settings:
 
-    python benchmarks/generation.py --model FOLDER --num 8192 --gpus 1 python benchmarks/generation.py --model
-    FOLDER --load-format dummy --max-new-tokens 42 --variants raw stage
+    python benchmarks/generation.py --model FOLDER --num 8192 --gpus 1
+    python benchmarks/generation.py --model FOLDER --load-format dummy --max-new-tokens 42 --variants raw stage
 
 Variants, each in a process of its own:
-  raw             vllm.LLM.generate over all prompts at once, the engine's core in its own process (vLLM's
-  default) raw-in-process  the same with the engine in the calling process stage
-  pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
-  stage-process   the same with the engine's core in a process of its own (engine_process=True) ray-data-llm
-  ray.data.llm.build_processor on the same rows; texts only, nothing parsed or written
+  raw             vllm.LLM.generate over all prompts at once, the engine's core in its own process (vLLM's default)
+  raw-in-process  the same with the engine in the calling process
+  stage           pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
+  stage-process   the same with the engine's core in a process of its own (engine_process=True)
+  ray-data-llm    ray.data.llm.build_processor on the same rows; texts only, nothing parsed or written
 
-Every variant generates NUM texts twice in one engine; 'warm' is the rate of the second half, 'all' that of
-both. The engine's start is apart. Why the stage is an actor pool of its own and not ray.data.llm, besides
-these figures: shards that are committed once need the rows of one shard together and a say in which shards
-are still wanted; a row that fails must stop the run and not be passed on; and on a CPU the engine in the
-actor starts in a third of the time.
+Every variant generates NUM texts twice in one engine; 'warm' is the rate of the second half, 'all' that of both. The engine's
+start is apart.
+
+Why the stage is an actor pool of its own and not ray.data.llm, besides these figures: shards that are committed once need the
+rows of one shard together and a say in which shards are still wanted; a row that fails must stop the run and not be passed
+on; and on a CPU the engine in the actor starts in a third of the time.
 """
 
 import argparse

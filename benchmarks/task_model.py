@@ -3,9 +3,10 @@
     python benchmarks/task_model.py --base STORE/base_model/... --sources STORE/sources/... --method full
     python benchmarks/task_model.py --base ... --sources ... --method lora --num 2048 --device cpu
 
-The peer is what one would write with the libraries alone: AutoModelForSequenceClassification with PyTorch's own attention, batches
-padded to their longest example, AdamW; for evaluation, padded batches sorted by length. Ours is the stage itself, through Ray
-Train and DeepSpeed, at the same batch size, precision and learning rate. Reports examples a second of both, warm, and the ratio.
+The peer is what one would write with the libraries alone: AutoModelForSequenceClassification with PyTorch's own attention,
+batches padded to their longest example, AdamW; for evaluation, padded batches sorted by length. Ours is the stage itself,
+through Ray Train and DeepSpeed, at the same batch size, precision and learning rate. Reports examples a second of both, warm,
+and the ratio.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.compute import Resources  # noqa: E402
-from pipelines.evaluation import EvaluationConfig, evaluate  # noqa: E402
-from pipelines.examples import LABELS, read_examples, write_examples  # noqa: E402
-from pipelines.finetuning import FinetuneConfig, load_tokenizer, read_metrics  # noqa: E402
-from pipelines.prompts import classifier_prompt  # noqa: E402
-from pipelines.task_model import (  # noqa: E402
+from pipelines.compute import Resources
+from pipelines.evaluation import EvaluationConfig, evaluate
+from pipelines.examples import LABELS, read_examples, write_examples
+from pipelines.finetuning import FinetuneConfig, load_tokenizer, read_metrics
+from pipelines.prompts import classifier_prompt
+from pipelines.task_model import (
     TaskModelConfig,
     UntrainedConfig,
     finetune_task_model,

@@ -1,12 +1,12 @@
 """Attention over a packed batch, registered with transformers as the implementation `packed`.
 
 Every other part of a decoder works token by token, so only attention has to know where a sequence ends. The shared prefix is
-computed once and every row's keys and values begin with it, which is exact: causal attention makes a prefix independent of what
-follows. Two ways, the same numbers:
+computed once and every row's keys and values begin with it, which is exact: causal attention makes a prefix independent of
+what follows. Two ways, the same numbers:
 
 - on a GPU in half precision, PyTorch's variable-length FlashAttention, on the stream as it lies;
-- elsewhere queries, keys and values are spread into a [row, width] grid for the length of one fused causal kernel; what the grid
-  adds at the end of a row comes after that row's tokens, so the causal rule alone hides it.
+- elsewhere queries, keys and values are spread into a [row, width] grid for the length of one fused causal kernel; what the
+  grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def packed_attention(
             "packed attention is exact up to the window only: shorten the examples"
         )
     if packed.stream is not None and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        streams = [states.transpose(1, 2)[0] for states in (query, key, value)]
-        return _stream_attention(*streams, packed.stream, scaling)[None], None
+        query, key, value = (states.transpose(1, 2)[0] for states in (query, key, value))
+        return _stream_attention(query, key, value, packed.stream, scaling)[None], None
     num_heads, head_dim = query.shape[1], query.shape[3]
     groups = num_heads // key.shape[1]
 

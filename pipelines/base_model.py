@@ -1,7 +1,7 @@
 """The base model that G and T start from: a pretrained checkpoint on disk, or a small Llama made from scratch.
 
-The artifact holds `model/`: config, safetensors and tokenizer, checked and complete, so that every worker of a cluster finds the
-same weights in the store.
+The artifact holds `model/`: config, safetensors and tokenizer, checked and complete, so that every worker of a cluster finds
+the same weights in the store.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TOKENIZER_FILES = (
 class ScratchModelConfig:
     """A Llama of the given shape with random weights, then pretrained as a language model on unlabelled pairs.
 
-    Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words are
-    one token each. `pretraining` reads "premise hypothesis" without labels: what a pretrained model knows of words and nothing
-    of the task. None leaves the weights random.
+    Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words
+    are one token each. `pretraining` reads "premise hypothesis" without labels: what a pretrained model knows of words and
+    nothing of the task. None leaves the weights random.
     """
 
     hidden_size: int = 128

@@ -36,6 +36,10 @@ class Resources:
     num_workers: int = 1
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
+    in_process: bool = False
+    """A finetuning's one CPU worker is the process that drives it (Ray Train's local mode): it starts in a second instead of ten,
+    and an interrupted one begins anew. For models that train in seconds.
+    """
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -44,6 +48,11 @@ class Resources:
             amount = getattr(self, name)
             if not (math.isfinite(amount) and amount >= 0):
                 raise UserError(f"{name}={amount}: an amount of a resource is finite and not negative; give 0 or more")
+        if self.in_process and (self.num_workers != 1 or self.gpus_per_worker):
+            raise UserError(
+                f"in_process=True with num_workers={self.num_workers} and gpus_per_worker={self.gpus_per_worker}: one "
+                "worker without a GPU can be the driving process; leave in_process out"
+            )
         if not self.as_bundle():
             raise UserError("a worker with 0 CPUs and 0 GPUs cannot be placed; set cpus_per_worker or gpus_per_worker")
 
@@ -76,9 +85,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that cannot change a result: where, how fast and how chattily a stage runs. Not in
-    fingerprints.
-    """
+    """A dataclass field that cannot change a result: where, how fast and how chattily a stage runs. Not in fingerprints."""
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata={"role": "runtime"})
     return dataclasses.field(default=default, metadata={"role": "runtime"})

@@ -1,7 +1,7 @@
 """Evaluation of a task model: general and blindspot test sets, per-item logits kept so that every later statistic is free.
 
-HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section 2.2.3).
-Three-label sets are reported as they are and folded to two.
+HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section
+2.2.3). Three-label sets are reported as they are and folded to two.
 """
 
 from __future__ import annotations

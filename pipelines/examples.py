@@ -53,8 +53,7 @@ def fold(label: str) -> str:
 
 
 def check_examples(table: pa.Table, name: str) -> pa.Table:
-    """The table with its four columns as plain strings, or a :class:`UserError` that names ``name``, the
-    value and the rule.
+    """The table with its four columns as plain strings, or a :class:`UserError` that names ``name``, the value and the rule.
 
     Rules: the columns exist and are strings without nulls; labels are the three or ``non-entailment``; ids
     are unique; no premise, hypothesis or id is blank.
@@ -91,8 +90,7 @@ def check_examples(table: pa.Table, name: str) -> pa.Table:
 
 
 def read_examples(path: str | os.PathLike[str]) -> pa.Table:
-    """Read a ``.parquet`` file, or all of them in a folder in the order of their names; a local path or a
-    URI.
+    """Read a ``.parquet`` file, or all of them in a folder in the order of their names; a local path or a URI.
 
     Raises :class:`UserError` where there is nothing, where it is not Parquet, or where :func:`check_examples`
     does.
@@ -128,9 +126,7 @@ def write_examples(table: pa.Table, path: str | os.PathLike[str]) -> None:
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """Write any table as one Parquet file: a temporary name and a rename, or one put where the store is
-    remote.
-    """
+    """Write any table as one Parquet file: a temporary name and a rename, or one put where the store is remote."""
     if not is_local(path):
         file_system, remote = filesystem(path)
         buffer = io.BytesIO()

@@ -141,8 +141,7 @@ def generate(
     resources: Resources | None = None,
     report: Report = no_report,
 ) -> dict[str, Any]:
-    """Sample examples from `generator` (an artifact folder with `model/`, or a model's own folder) until each
-    label has enough.
+    """Sample examples from `generator` (an artifact folder with `model/`, or a model's own folder) until each label has enough.
 
     Writes below `output` (a folder that all workers share, or a URI): `pool/*.parquet` (id, label, premise,
     hypothesis, shard, seed, generator), `rejects/*.parquet` (id, label, shard, seed, generator, reason,
@@ -208,9 +207,7 @@ def _model_address(generator: str) -> str:
 
 
 def _request_hash(config: GenerationConfig) -> str:
-    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same
-    shards.
-    """
+    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same shards."""
     content = {**identity(config), "num_per_label": None, "generator": config.generator_id}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -320,9 +317,7 @@ def max_num_seqs(config: GenerationConfig, *, on_gpu: bool) -> int:
 
 
 def shards_in_flight(config: GenerationConfig, *, on_gpu: bool) -> int:
-    """Two engine batches' worth of rows, so that the next shard's rows wait when one shard's last rows run
-    out.
-    """
+    """Two engine batches' worth of rows, so that the next shard's rows wait when one shard's last rows run out."""
     wanted = math.ceil(2 * max_num_seqs(config, on_gpu=on_gpu) / config.shard_size)
     return config.shards_in_flight or max(2, wanted)
 
@@ -376,9 +371,7 @@ def _finish(
     progress: _Progress,
     started: float,
 ) -> dict[str, Any]:
-    """Cut the committed shards to the pool, write `yield.json` and return the metrics; raise if a label lacks
-    examples.
-    """
+    """Cut the committed shards to the pool, write `yield.json` and return the metrics; raise if a label lacks examples."""
     commits = folder.commits()
     kept = kept_shards(commits, num_per_label)
     parsed = {label: sum(commit.num_parsed for commit in kept[label]) for label in num_per_label}
@@ -536,9 +529,7 @@ def _with_seed(base: Any, seed: int) -> Any:
 
 
 def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa.Table, pa.Table]:
-    """The shard's texts, in order, as its pool table and its rejects table. Every text is in exactly one of
-    them.
-    """
+    """The shard's texts, in order, as its pool table and its rejects table. Every text is in exactly one of them."""
     parsed, rejects = [], []
     for row, text in enumerate(texts):
         common = {"id": shard.row_id(row), "label": str(shard.label), "shard": shard.index,
@@ -620,8 +611,7 @@ def engine_options(config: GenerationConfig, model: str, resources: Resources, p
 
 
 class _Engine:
-    """A vLLM engine on a thread of its own, where it is also built: CUDA's device and OpenMP's threads belong
-    to a thread.
+    """A vLLM engine on a thread of its own, where it is also built: CUDA's device and OpenMP's threads belong to a thread.
 
     `complete` may be called from many threads; their rows share the engine's batch, first come first served.
     """
@@ -634,9 +624,7 @@ class _Engine:
         started.result()
 
     def complete(self, prompt: list[int], params: list[Any]) -> tuple[list[str], int]:
-        """One completion of `prompt` for each of `params`, in order, and the number of tokens they have in
-        all.
-        """
+        """One completion of `prompt` for each of `params`, in order, and the number of tokens they have in all."""
         submission = _Submission(prompt, params)
         self._submitted.put(submission)
         return submission.done.result()

@@ -9,7 +9,7 @@ from pipelines.base_model import save_language_model
 from pipelines.compute import Report, Resources, no_report
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune
-from pipelines.prompts import END_MARKERS, EN_DASH
+from pipelines.prompts import EN_DASH, END_MARKERS
 
 
 @dataclass(frozen=True)

@@ -31,16 +31,12 @@ def is_subsequence(premise: str, hypothesis: str) -> bool:
 
 
 def lexical_overlap(premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
-    """:func:`has_lexical_overlap` of each pair: booleans of shape (num_pairs,). Raises ValueError if the
-    lengths differ.
-    """
+    """:func:`has_lexical_overlap` of each pair: booleans of shape (num_pairs,). Raises ValueError if the lengths differ."""
     return np.fromiter(map(has_lexical_overlap, *_aligned(premises, hypotheses)), dtype=bool)
 
 
 def subsequence(premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
-    """:func:`is_subsequence` of each pair: booleans of shape (num_pairs,). Raises ValueError if the lengths
-    differ.
-    """
+    """:func:`is_subsequence` of each pair: booleans of shape (num_pairs,). Raises ValueError if the lengths differ."""
     return np.fromiter(map(is_subsequence, *_aligned(premises, hypotheses)), dtype=bool)
 
 

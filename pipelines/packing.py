@@ -34,7 +34,7 @@ class PackedBatch:
         return len(self.input_ids)
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     """Length of the longest prefix that all sequences share; at least one token is left to each sequence's own part."""
     if not sequences:
         raise ValueError("common_prefix_length needs at least one sequence")
@@ -48,7 +48,7 @@ def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def pack(sequences: Sequence[Sequence[int]], *, prefix_length: int = 0) -> PackedBatch:
-    """Lay `sequences` (token ids, each longer than `prefix_length` and equal in its first `prefix_length` tokens) end to end."""
+    """Lay `sequences` end to end: token ids, each longer than `prefix_length` and all equal in their first `prefix_length`."""
     if not sequences:
         raise ValueError("pack needs at least one sequence")
     own_lengths = np.array([len(sequence) - prefix_length for sequence in sequences], dtype=np.int64)

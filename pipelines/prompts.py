@@ -31,9 +31,7 @@ def classifier_prompt(premise: str, hypothesis: str) -> str:
 
 
 def generator_prompt(label: str) -> str:
-    """What the generator is given. It ends with the label, no full stop. Raises :class:`UserError` for an
-    unknown label.
-    """
+    """What the generator is given. It ends with the label, no full stop. Raises :class:`UserError` for an unknown label."""
     if label not in LABELS:
         raise UserError(f"label {label!r}: the generator writes examples of {', '.join(LABELS)}; give one of these")
     return f"This is an example where the relationship between the premise and the hypothesis is {label}"
@@ -48,9 +46,7 @@ def generator_text(label: str, premise: str, hypothesis: str, marker: str = EN_D
 
 
 class RejectReason(StrEnum):
-    """Why a generated text is not an example. In the order in which they are looked for: a text has one
-    reason, the first.
-    """
+    """Why a generated text is not an example. In the order in which they are looked for: a text has one reason, the first."""
 
     NO_PREMISE = "no_premise"
     """``Premise:`` does not occur before the end marker."""

@@ -48,9 +48,7 @@ class Shard:
         return f"{self.name}-{row:05d}"
 
     def row_seed(self, row: int) -> int:
-        """The seed of one request. Depends on nothing but the shard and the row, so not on what shares its
-        batch.
-        """
+        """The seed of one request. Depends on nothing but the shard and the row, so not on what shares its batch."""
         return derive_seed(self.seed, row)
 
 
@@ -105,8 +103,7 @@ class Decision(Enum):
 
 
 def decide(shard: Shard, commits: Commits, *, target: int, min_yield: float) -> Decision:
-    """Whether `shard` must be generated, given what is committed: it must if those before it have too few
-    examples.
+    """Whether `shard` must be generated, given what is committed: it must if those before it have too few examples.
 
     Shards before it that are not committed count as under way, at their label's yield so far (1 before
     anything is known) less two standard deviations.
@@ -123,9 +120,7 @@ def decide(shard: Shard, commits: Commits, *, target: int, min_yield: float) -> 
 
 
 def is_hopeless(commits: Iterable[Commit], min_yield: float) -> bool:
-    """Whether the parsed fraction is below `min_yield` by more than chance explains (three standard
-    deviations).
-    """
+    """Whether the parsed fraction is below `min_yield` by more than chance explains (three standard deviations)."""
     commits = list(commits)
     expected = min_yield * sum(commit.count for commit in commits)
     return expected - sum(commit.num_parsed for commit in commits) > 3 * math.sqrt(expected * (1 - min_yield))
@@ -148,9 +143,7 @@ def kept_shards(commits: Commits, num_per_label: Mapping[Label, int]) -> dict[La
 
 
 class ShardFolder:
-    """The output folder, local or a URI, that every worker writes to. Reading is incremental: a commit never
-    changes.
-    """
+    """The output folder, local or a URI, that every worker writes to. Reading is incremental: a commit never changes."""
 
     def __init__(self, output: str) -> None:
         self.output = output
@@ -203,9 +196,7 @@ class ShardFolder:
         self._commits.pop(shard.name, None)
 
     def remove_uncommitted(self) -> None:
-        """Remove files of shards that were never committed, so that a reader of the whole folder sees
-        committed ones only.
-        """
+        """Remove files of shards that were never committed, so that a reader of the whole folder sees committed ones only."""
         committed = {commit.shard.name for commit in self.commits().values()}
         for folder in (POOL, REJECTS):
             for name in self._names(folder, ".parquet") - committed:

@@ -75,8 +75,7 @@ class NLISourcesConfig:
 
 
 def nli_sources_config(folder: str, **overrides: Any) -> NLISourcesConfig:
-    """Find and hash the four files, and read all of HANS and the ends of the others, so that a bad folder
-    fails at once.
+    """Find and hash the four files, and read all of HANS and the ends of the others, so that a bad folder fails at once.
 
     ``overrides`` are fields of :class:`NLISourcesConfig`. Raises :class:`UserError` for a missing folder or
     file, an unknown field, or rows as :func:`prepare_nli_sources` does.
@@ -93,8 +92,7 @@ def nli_sources_config(folder: str, **overrides: Any) -> NLISourcesConfig:
 
 
 def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -> dict[str, int]:
-    """Write ``train``, ``dev``, ``mnli_matched``, ``mnli_mismatched``, ``hans`` and ``dropped`` ``.parquet``
-    to ``output``.
+    """Write ``train``, ``dev``, ``mnli_matched``, ``mnli_mismatched``, ``hans`` and ``dropped`` ``.parquet`` to ``output``.
 
     Ids are the set's name and the line number, which the file's hash makes stable. MultiNLI has the extra
     columns genre, pair_id; HANS heuristic, subcase, template, pair_id. ``dropped`` (set, line, pair_id,
@@ -161,9 +159,7 @@ def _find(folder: str) -> dict[str, Path]:
 
 
 def _check_ends(path: Path) -> None:
-    """Parse the first row, and the last one if it can be had without reading the file: a cut-off download
-    shows there.
-    """
+    """Parse the first row, and the last one if it can be had without reading the file: a cut-off download shows there."""
     with path.open("rb") as file:
         first = file.readline()
         _multinli_row(first, path, 1)

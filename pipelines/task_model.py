@@ -55,7 +55,7 @@ def finetune_task_model(
     resources: Resources | None = None,
     report: Report = no_report,
 ) -> dict[str, Any]:
-    """Finetune `starting_point` (a task model's folder) on `training_set` (examples Parquet) and write a task model to `output`.
+    """Finetune `starting_point` (a task model's folder) on `training_set` (examples Parquet); `output` is a task model again.
 
     Returns the training's metrics. Raises UserError if the starting point's adapter differs in rank, alpha or targets from the
     config's, or if full weights were to be continued by an adapter's finetuning.

@@ -46,9 +46,7 @@ HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
 
 @dataclass(frozen=True)
 class TemplateCorpusConfig:
-    """What the corpus is. Counts are of pairs; train, dev and test are label-balanced (the remainder goes to
-    the first labels).
-    """
+    """What the corpus is. Counts are of pairs; train, dev and test are label-balanced, the remainder for the first labels."""
 
     seed: int = 0
     num_train: int = 9_000
@@ -571,8 +569,7 @@ def cell_sizes(config: TemplateCorpusConfig, num_examples: int) -> dict[tuple[La
 
 
 def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[str, float]:
-    """Write ``train``, ``dev``, ``template_test`` and ``template_probe`` ``.parquet`` to the folder
-    ``output``.
+    """Write ``train``, ``dev``, ``template_test`` and ``template_probe`` ``.parquet`` to the folder ``output``.
 
     All have id, premise, hypothesis, label, subcase, template; the probe's labels are entailment and
     non-entailment and it has ``heuristic``. No pair occurs twice, in one set or in two. Returns row counts by
@@ -618,8 +615,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def fill(rule: Rule, rng: random.Random, modifier_rate: float) -> Pair | None:
-    """Fill a rule's slots at random, or None if this filling does not have the property that the rule is
-    listed under.
+    """Fill a rule's slots at random, or None if this filling does not have the property that the rule is listed under.
 
     Sentences end in `` .``. Deterministic for a given state of ``rng``.
     """
@@ -680,9 +676,7 @@ def _choose_words(rule: Rule, rng: random.Random) -> dict[str, str]:
 
 
 def _variants(concept: Concept) -> list[dict[str, str]]:
-    """The concept seen from each of its words: the word is '', its synonym 'syn' and its antonym 'ant', ''
-    where there is none.
-    """
+    """The concept seen from each of its words: the word is '', its synonym 'syn', its antonym 'ant'; '' where there is none."""
     word, synonym, antonym = (form or "" for form in concept)
     variants = [{"": word, "syn": synonym, "ant": antonym}]
     if synonym:
@@ -709,8 +703,7 @@ def draw(
     modifier_rate: float,
     seen: dict[tuple[str, str], Label],
 ) -> list[Pair]:
-    """Fill rules drawn uniformly from ``candidates`` until there are ``num_pairs`` pairs that are not in
-    ``seen``, and add them there.
+    """Fill rules drawn uniformly from ``candidates`` until there are ``num_pairs`` pairs not in ``seen``; add them there.
 
     Raises :class:`UserError` if a hundred attempts a pair do not give so many.
     """

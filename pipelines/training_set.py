@@ -69,8 +69,9 @@ class TrainingSetConfig:
 
 
 def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
-    """How many examples of each label a balanced set of ``size`` has. Raises :class:`UserError` for an
-    indivisible size under 'error'.
+    """How many examples of each label a balanced set of ``size`` has.
+
+    Raises :class:`UserError` for an indivisible size under 'error'.
     """
     quotient, rest = divmod(size, len(LABELS))
     if rest and remainder == "error":
@@ -84,8 +85,7 @@ def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
 
 
 def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None) -> dict[str, int]:
-    """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to
-    ``output``.
+    """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to ``output``.
 
     The rows are those of the source, all columns kept, in an order that depends on the seed. ``exclude`` is
     the path of examples whose ids must not be drawn; it is given if and only if the config says

@@ -53,8 +53,8 @@ def say(text: str) -> None:
 # --- which Python ----------------------------------------------------------------------------------
 
 
-def describe(command: str) -> dict | str:
-    """The version and path of a Python, or the reason why it cannot be used."""
+def describe(command: str, extra: str) -> dict | str:
+    """The version and path of a Python, or the reason why it cannot be used for this extra."""
     # Run it: a version manager's stand-in can exist and still fail.
     probe = (
         "import sys, json, venv, ensurepip, sysconfig, os.path as p;"
@@ -73,12 +73,12 @@ def describe(command: str) -> dict | str:
     executable, version, has_headers = json.loads(done.stdout)
     if tuple(version) not in PYTHONS:
         return "is Python {}.{}, and 3.11 or 3.12 is needed".format(*version)
-    if not has_headers:
-        return "has no C headers, which DeepSpeed needs; install python{}.{}-dev".format(*version)
+    if extra == "cuda" and not has_headers:
+        return "has no C headers, which Triton compiles with on a GPU; install python{}.{}-dev".format(*version)
     return {"path": executable, "version": tuple(version)}
 
 
-def find_pythons(requested: str | None) -> tuple[list[dict], list[str]]:
+def find_pythons(requested: str | None, extra: str) -> tuple[list[dict], list[str]]:
     """The usable Pythons in order of preference, and a line for each that was turned down."""
     usable: list[dict] = []
     refused: list[str] = []
@@ -86,7 +86,7 @@ def find_pythons(requested: str | None) -> tuple[list[dict], list[str]]:
         if shutil.which(command) is None:
             refused.append(f"{command}: not found")
             continue
-        found = describe(command)
+        found = describe(command, extra)
         if isinstance(found, str):
             refused.append(f"{command}: {found}")
         elif found["version"] not in [other["version"] for other in usable]:
@@ -264,19 +264,19 @@ def check_machine(extra: str) -> None:
     if not VENV.exists() and free_gb < NEEDED_GB[extra]:
         needed_gb = NEEDED_GB[extra]
         raise SetupError(f"{free_gb:.1f} GB are free here and about {needed_gb} GB are needed; make room first")
-    if not shutil.which(os.environ.get("CXX", "c++")):
-        raise SetupError("no C++ compiler (c++), and DeepSpeed builds a small extension with it: install g++")
+    if extra == "cuda" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise SetupError("no C compiler, and Triton compiles with one on a GPU: install gcc, or name one in CC")
 
 
-def usable_environment(requested: str | None) -> dict | None:
+def usable_environment(requested: str | None, extra: str) -> dict | None:
     """The Python of the `.venv` that is there, if it can be kept."""
     if not VENV_PYTHON.exists():
         return None
-    found = describe(str(VENV_PYTHON))
+    found = describe(str(VENV_PYTHON), extra)
     if isinstance(found, str):
         return None
     if requested is not None:
-        wanted = describe(requested)
+        wanted = describe(requested, extra)
         if isinstance(wanted, str) or wanted["version"] != found["version"]:
             return None
     return found
@@ -290,13 +290,13 @@ def stamp(extra: str) -> Path:
 def install(extra: str, requested: str | None) -> None:
     started = time.monotonic()
     check_machine(extra)
-    pythons, refused = find_pythons(requested)
+    pythons, refused = find_pythons(requested, extra)
     if not pythons:
         raise SetupError("no Python 3.11 or 3.12 that runs:\n  " + "\n  ".join(refused))
     sources = package_sources(pythons[0]["path"], extra)
 
     other = [name for name in EXTRAS if name != extra and stamp(name).exists()]
-    kept = None if other else usable_environment(requested)
+    kept = None if other else usable_environment(requested, extra)
     if kept is not None:
         pythons = [kept]
     python = find_torch(pythons, sources) if extra == "cpu" else pythons[0]
@@ -322,29 +322,8 @@ def install(extra: str, requested: str | None) -> None:
     say(f"installing the pinned packages ({extra})")
     # DeepSpeed ships as source: nothing of it is compiled before it is used.
     subprocess.run(command, check=True, cwd=ROOT, env={**environment, "DS_BUILD_OPS": "0"})
-    if extra == "cpu":
-        build_deepspeed_extension()
     stamp(extra).write_text(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
     say(f"done in {time.monotonic() - started:.0f} s; the command is .venv/bin/blindsweep")
-
-
-def build_deepspeed_extension() -> None:
-    """Builds, into torch's cache, the extension that DeepSpeed on a CPU builds at its first use.
-
-    Here rather than in the first training: it takes a minute of two cores, shows at once that the compiler
-    works, and a run that is killed while building leaves a lock that the next one waits for.
-    """
-    say("building DeepSpeed's extension for CPUs (a minute; kept in torch's cache)")
-    path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"  # ninja is there
-    done = subprocess.run(
-        [str(VENV_PYTHON), "-c", "from deepspeed.comm.torch import build_shm_op; build_shm_op()"],
-        env={**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        sys.stderr.write(done.stdout + done.stderr)
-        raise SetupError("DeepSpeed's extension could not be built, see above")
 
 
 def lock() -> None:

@@ -67,8 +67,7 @@ DEFAULT_STORE = "./blindsweep-store"
 
 
 def _one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
-    """End a command with one message: for the user's mistakes, and for a defect of ours with its traceback's
-    file."""
+    """End a command with one message: for the user's mistakes, and for a defect of ours with its traceback's file."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -185,8 +184,18 @@ def _describe_failures(name: str, failures: Any) -> str:
         lines.append(f"  failed   {one['stage']}/{one['slug']}: {one['error']}")
         if one.get("log"):
             lines.append(f"           full traceback: {one['log']}")
-    lines += [f"  blocked  {one['stage']}/{one['slug']} ({one['error']})" for one in blocked]
+    lines += _count_blocked(blocked)
     return "\n".join(lines)
+
+
+def _count_blocked(blocked: Any) -> list[str]:
+    """One line for each step that others were given up for."""
+    counts: dict[str, Counter[str]] = {}
+    for one in blocked:
+        counts.setdefault(one["error"], Counter())[one["stage"]] += 1
+    return [
+        f"  {error}: " + ", ".join(f"{count} {stage}" for stage, count in stages.items()) for error, stages in counts.items()
+    ]
 
 
 @app.command()
@@ -256,9 +265,13 @@ def status(
         if study:
             for stage, total in totals.items():
                 print(f"  {stage:<15} {done[stage]}/{total}")
-        for failure in loaded.failures:
-            if not any(step.record and step.fingerprint == failure["fingerprint"] for step in loaded.steps):
+        there = {step.fingerprint for step in loaded.steps if step.record}
+        failures = [one for one in loaded.failures if one["fingerprint"] not in there]
+        for failure in failures:
+            if not failure["error"].startswith("blocked by"):
                 print(f"  not built: {failure['stage']}/{failure['slug']}: {failure['error']}")
+        for line in _count_blocked([one for one in failures if one["error"].startswith("blocked by")]):
+            print(line)
 
 
 @app.command()
@@ -292,7 +305,7 @@ def ui(
 ) -> None:
     """Open MLflow on the studies of a store, for this machine only."""
     from sweep.records import Store
-    from sweep.tracking import default_tracking_uri
+    from sweep.tracking import comparisons, default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(Store(store))
     if uri.startswith(("http://", "https://")):
@@ -300,8 +313,13 @@ def ui(
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database {uri}; run a study first, or build it with `blindsweep reindex`")
-    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Else about ten processes more, of 240 MB each, for evaluating chat applications.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    for name, link in comparisons(uri).items():
+        print(f"  compare kinds of {name}: http://127.0.0.1:{port}/{link}")
+    sys.stdout.flush()
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address]
     os.execv(sys.executable, command)

@@ -1,6 +1,6 @@
-"""What a study is: one frozen value that an experiment function returns. Nothing here says where it runs,
-except the fields marked runtime.
+"""What a study is: one frozen value that an experiment function returns.
 
+Nothing here says where it runs, except the fields marked runtime.
 """
 
 import re

@@ -22,30 +22,54 @@ from sweep.experiment import Experiment
 
 def demo(
     seeds: tuple[int, ...] = (0, 1),
-    starting_sizes: tuple[int, ...] = (0, 1_500),
-    training_sizes: tuple[int, ...] = (300, 600),
-    pool_size: int = 3_000,
+    starting_sizes: tuple[int, ...] = (0, 3_000),
+    training_sizes: tuple[int, ...] = (300, 900),
+    pool_size: int = 3_600,
 ) -> Experiment:
     """The whole study in minutes on two CPU cores: a tiny Llama and a procedural corpus, everything real.
 
     `pool_size` is the number of parsed synthetic examples, a third of each label.
     """
-    # One thread a worker, so that two steps share two cores.
-    recipe = FinetuneConfig(method="full", learning_rate=1e-3, epochs=3, batch_size=32, warmup_ratio=0.1, dtype="float32")
+    recipe = FinetuneConfig(
+        method="full",
+        learning_rate=2e-3,
+        epochs=5,
+        batch_size=32,
+        warmup_ratio=0.1,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        dtype="float32",
+        zero_stage=0,
+    )
+    language = replace(recipe, learning_rate=3e-3, epochs=2)
     return Experiment(
         name="demo",
         title="A tiny Llama on the template corpus",
         sources=TemplateCorpusConfig(),
-        base_model=ScratchModelConfig(),
-        generator=GeneratorConfig(finetune=recipe),
+        base_model=ScratchModelConfig(
+            hidden_size=96,
+            num_layers=3,
+            num_heads=3,
+            num_kv_heads=3,
+            intermediate_size=288,
+            pretraining=language,
+        ),
+        generator=GeneratorConfig(finetune=replace(language, epochs=5)),
         generation=GenerationConfig(num_per_label=-(-pool_size // 3), shard_size=256, max_new_tokens=64, dtype="float32"),
         task_model=recipe,
+        cell=replace(recipe, learning_rate=1e-3),
         evaluation=EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32"),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
         general_set="template_test",
         blindspot_set="template_probe",
+        resources={
+            "base_model": Resources(num_workers=2),
+            "generator": Resources(num_workers=2),
+            "starting_point": Resources(in_process=True),
+            "task_model": Resources(in_process=True),
+        },
     )
 
 
@@ -55,7 +79,7 @@ def mini(
     device: str = "cuda",
     seeds: tuple[int, ...] = (0,),
     starting_sizes: tuple[int, ...] = (0, 10_000, 60_000),
-    training_sizes: tuple[int, ...] = (2_400, 4_800),
+    training_sizes: tuple[int, ...] = (1_800, 3_600),
     pool_size: int = 210_000,
     trials_per_gpu: int = 6,
 ) -> Experiment:

@@ -17,8 +17,7 @@ SHORT = 12
 
 
 def canonical_json(value: Any) -> str:
-    """One text for equal values: sorted keys, no spaces, UTF-8 as it is. Raises UserError for NaN and
-    infinities."""
+    """One text for equal values: sorted keys, no spaces, UTF-8 as it is. Raises UserError for NaN and infinities."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:

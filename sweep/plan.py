@@ -49,8 +49,7 @@ def _reason(step: Step, store: Store) -> str:
 
 
 def changes(step: Step, old: Record, store: Store) -> list[str]:
-    """What differs between `step` and an existing artifact: its own fields first, then its inputs', each
-    with the field that is at the root of it."""
+    """What differs between `step` and an existing artifact: its own fields, then its inputs', each with its root field."""
     found = _own_changes(step, old)
     for name, source in sorted(step.inputs.items()):
         reference = old.inputs.get(name)

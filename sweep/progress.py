@@ -22,32 +22,34 @@ def seconds(value: float) -> str:
 
 
 def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -> float | None:
-    """Estimated seconds until the end, None before anything is known.
+    """Estimated seconds until the end; None while a stage is left of which no step has ended.
 
-    `known` is the mean duration of earlier steps by stage; this run's own are added. A stage that was never
-    timed counts as the mean of all that were. `parallel` is how many steps have run side by side.
+    `known` is the mean duration of earlier steps by stage; this run's own are added. A running step that says
+    how far it is speaks for itself. `parallel` is how many steps have run side by side.
     """
     times: dict[str, list[float]] = {stage: [value] for stage, value in known.items()}
     for record in progress.built.values():
         times.setdefault(record.stage, []).append(record.durations["total_s"])
-    if not times:
-        return None
     means = {stage: sum(values) / len(values) for stage, values in times.items()}
-    fallback = sum(means.values()) / len(means)
     now = time.monotonic()
-    left = 0.0
+    left, longest = 0.0, 0.0
     for step in progress.steps:
         fingerprint = step.fingerprint
         over = (progress.cached, progress.built, progress.failed, progress.blocked)
         if any(fingerprint in one for one in over):
             continue
-        expected = means.get(step.stage, fallback)
+        expected = means.get(step.stage)
         if fingerprint in progress.running:
             elapsed = now - progress.running[fingerprint]
             fraction = progress.throughput.get(fingerprint, {}).get("fraction_done")
-            expected = elapsed * (1 / fraction - 1) if fraction else max(expected - elapsed, 0)
-        left += expected
-    return left / max(parallel, 1)
+            if fraction:
+                expected = elapsed * (1 / fraction - 1)
+            elif expected is not None:
+                expected = max(expected - elapsed, 0)
+        if expected is None:
+            return None
+        left, longest = left + expected, max(longest, expected)
+    return max(left / max(parallel, 1), longest)
 
 
 class Display:
@@ -82,6 +84,8 @@ class Display:
 
     def on_event(self, event: str, step: Step, progress: Progress) -> None:
         self._progress = progress
+        if event == "blocked":
+            return  # the line of the failed step says how many
         if not self.is_live:
             print(self._line(event, step, progress), file=self.stream, flush=True)
         elif event in ("failed", "retry"):
@@ -95,8 +99,8 @@ class Display:
         elif event in ("failed", "retry"):
             outcome = progress.failed[step.fingerprint]
             detail = f": {outcome.error}" + (f" (traceback: {outcome.log})" if outcome.log else "")
-        elif event == "blocked":
-            detail = f" by {progress.blocked[step.fingerprint]}"
+            if blocked := sum(name == step.name for name in progress.blocked.values()):
+                detail += f"; {blocked} steps that need it are given up"
         return f"{seconds(self._elapsed):>6}  {self._position(progress)}  {event:<7} {step.name}{detail}"
 
     @property

@@ -108,10 +108,13 @@ class StepQueue:
         self._overtaken: dict[str, int] = {}
 
     def _priorities(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
-        """(steps on the longest path that begins here, minus the place in the grid): larger comes first."""
+        """(steps on the longest path that begins here, minus the place in the grid): larger comes first.
+
+        What nothing is built from is not counted, so that a model is evaluated before the next is trained.
+        """
         length: dict[str, int] = {}
         for step in reversed(steps):
-            users = self.users[step.fingerprint]
+            users = [user for user in self.users[step.fingerprint] if self.users[user.fingerprint]]
             length[step.fingerprint] = 1 + max((length[user.fingerprint] for user in users), default=0)
         return {step.fingerprint: (length[step.fingerprint], -i) for i, step in enumerate(steps)}
 
@@ -215,6 +218,8 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
         "configure_logging": True,
     }
     if options.address is None:
+        # No machine of a Ray of our own is taken away with notice; the watcher costs a process a finetuning.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         if not capacity.gpus:
             # DeepSpeed looks for an accelerator when it is first imported, in whichever worker that is.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -448,10 +453,11 @@ class _Run:
         self.progress.failed[step.fingerprint] = outcome
         if self.tracker:
             self.tracker.fail.remote(step.fingerprint, outcome.error)
+        blocked = self.queue.failed(step.fingerprint)
+        self.progress.blocked |= {one.fingerprint: step.name for one in blocked}
         self.listener("failed", step, self.progress)
-        for blocked in self.queue.failed(step.fingerprint):
-            self.progress.blocked[blocked.fingerprint] = step.name
-            self.listener("blocked", blocked, self.progress)
+        for one in blocked:
+            self.listener("blocked", one, self.progress)
 
     def poll(self) -> None:
         """Fetch the latest throughput without waiting for it."""

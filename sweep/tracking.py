@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,15 +26,26 @@ MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
 
 NOTE = """\
-**Compare kinds across cells**: filter runs by
+**Compare kinds across cells** with a saved view (the *Views* button above the table of runs):
 
-    tags.stage = "task_model" and tags.current = "yes"
+- [Kinds, mean over seeds]({kinds}): a group a starting size × size × kind, its runs inside; the chart tab then
+  shows a bar a group.
+- [Cells]({cells}): a row a task model, baselines (`kind` none) included, in the order of the grid.
 
-and show the columns *params* `starting_size`, `kind`, `size`, `seed` beside the evaluation *metrics*
-(`…/accuracy`): each task model carries the metrics of its own evaluation. The charts tab can then group by
-`kind`. Starting points (`tags.stage = "starting_point"`) are the baselines. `tags.current = "no"` marks
+Each task model and starting point carries the accuracies of its own evaluation. Everything else that was
+built is below the study's run; filter by `tags.stage = "generator"`, for one. `tags.current = "no"` marks
 artifacts of earlier settings.
 """
+
+COMPARED = ("starting_point", "task_model")
+"""Stages whose runs are compared."""
+
+KINDS = ("none", "original", "synthetic", "biased_synthetic")
+BLINDSPOT = "/lexical_overlap.non-entailment.accuracy"
+COORDINATES = ("starting_size", "size", "kind", "seed")
+
+# What a step reports for the display, and says nothing afterwards.
+NOT_LOGGED = ("fraction_done",)
 
 
 @dataclass(frozen=True)
@@ -78,9 +89,11 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import logging
 
+        from mlflow import MlflowClient
+
+        # After the import, which sets them.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
 
         self.store = Store(store_uri)
         self.errors: list[str] = []
@@ -88,6 +101,7 @@ class Tracker:
         self._pending: dict[str, list[Any]] = defaultdict(list)
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
+        self._columns: list[str] = []
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=uri)
@@ -105,8 +119,11 @@ class Tracker:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment_id)
-        note = f"{title}\n\n{NOTE}"
+        links = {view: view_link(self.experiment_id, view) for view in ("kinds", "cells")}
+        note = f"{title}\n\n{NOTE.format(**links)}"
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+        # MLflow would show its pages for chat applications instead.
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
         self.runs: dict[str, Any] = {}
         parent = None
         for run in self._all_runs():
@@ -157,7 +174,7 @@ class Tracker:
         """
         self.latest[fingerprint] = dict(metrics)
         with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
-            self._add_metrics(fingerprint, metrics, step, time_ms)
+            self._add_metrics(fingerprint, _as_curves(metrics), step, time_ms)
             if time.monotonic() - self._last_write > self.WRITE_EVERY_S:
                 self._write()
 
@@ -166,6 +183,8 @@ class Tracker:
         card = Card.of_record(record)
         self.latest.pop(record.fingerprint, None)
         run = self.runs.get(record.fingerprint)
+        if record.stage == "evaluation":
+            self._save_views(record)
         if not is_new and run is not None and run.data.tags.get("complete") == record.created:
             return
         with self._collecting(f"finish {record.stage}/{record.slug}"):
@@ -176,11 +195,12 @@ class Tracker:
                 self._logged[record.fingerprint] = self._history(run_id)
             for line in self._series(record):
                 step = int(line.pop("step"))
-                self._add_metrics(record.fingerprint, line, step, end_ms)
+                self._add_metrics(record.fingerprint, _as_curves(line), step, end_ms)
             final = {name: value for name, value in flatten(record.metrics) if _is_number(value)}
-            final |= {f"rows/{name}": value for name, value in record.num_rows.items()}
-            final |= {f"duration/{name}": value for name, value in record.durations.items()}
-            self._add_metrics(record.fingerprint, _named_apart(final), 0, end_ms)
+            final |= {f"rows_of_{name}": value for name, value in record.num_rows.items()}
+            final |= dict(record.durations)
+            final = _as_totals(final)
+            self._add_metrics(record.fingerprint, final, 0, end_ms)
             if record.stage == "evaluation":
                 self._log_on_task_model(record, final, end_ms)
             self._write()
@@ -230,6 +250,8 @@ class Tracker:
         for name, value in card.coordinates.items():
             if value is not None:
                 tags["starting_point" if name == "starting_size" else name] = str(value)
+        if card.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys():
+            tags |= {"compare": "yes", "order": _place(card.coordinates)}
         run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=f"{card.stage}/{card.slug}")
         self.runs[card.fingerprint] = run
         run_id = run.info.run_id
@@ -253,6 +275,21 @@ class Tracker:
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
         if inputs:
             self.client.log_inputs(run_id, inputs)
+
+    def _save_views(self, record: Record) -> None:
+        """Saved views of MLflow's page of runs, with the coordinates and the accuracies that matter as columns."""
+        columns = [name for name in _as_totals(dict(flatten(record.metrics))) if name.endswith(("/accuracy", BLINDSPOT))]
+        # The first, of the general set, and the blindspot side by side.
+        columns[1:] = sorted(columns[1:], key=lambda name: not name.endswith(BLINDSPOT))
+        if columns == self._columns:
+            return
+        self._columns = columns
+        with self._collecting("saved views"):
+            for view, (name, state) in _views(self.parent_id, columns).items():
+                now = int(time.time() * 1000)
+                envelope = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+                tag = f"mlflow.sharedViewState.{view}"
+                self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(envelope))
 
     def _log_on_task_model(self, record: Record, final: Mapping[str, float], end_ms: int) -> None:
         """Put the accuracies beside the task model's parameters, where kinds are compared."""
@@ -301,13 +338,97 @@ class Tracker:
             self.errors.append(f"{what}: {type(error).__name__}: {error}".splitlines()[0][:300])
 
 
+def comparisons(uri: str) -> dict[str, str]:
+    """Study → path of its view of kinds, for all in an MLflow database."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).search_experiments()
+    has_views = [one for one in found if "mlflow.sharedViewState.kinds" in one.tags]
+    return {one.name: view_link(one.experiment_id, "kinds") for one in has_views}
+
+
+def view_link(experiment_id: str, view: str) -> str:
+    """Path of a saved view ("kinds" or "cells") on an MLflow server."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"
+
+
+def _views(parent_id: str, metrics: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Key → name and state of a saved view, in the form of MLflow's own page. `metrics` are what is compared."""
+    columns = [f"params.`{name}`" for name in COORDINATES] + [f"metrics.`{name}`" for name in metrics]
+    bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in metrics]
+    blindspots = [name for name in metrics if name.endswith(BLINDSPOT)]
+    general = next((name for name in metrics if not _are_of_one_set(name, blindspots)), None)
+    scatters = [
+        {
+            "type": "SCATTER",
+            "uuid": f"{general} × {name}",
+            "xaxis": {"key": general, "type": "METRIC"},
+            "yaxis": {"key": name, "type": "METRIC"},
+        }
+        for name in blindspots
+        if general
+    ]
+    chart = {"deleted": False, "isGenerated": False, "metricSectionId": "accuracy", "runsCountToCompare": 100}
+    cells = {
+        "searchFilter": 'tags.compare = "yes" and tags.current = "yes"',
+        "orderByKey": "tags.`order`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": ["attributes.`Run Name`", *columns],
+        "columnWidths": {"attributes.`Run Name`": 410, "params.`kind`": 130} | dict.fromkeys(columns[len(COORDINATES) :], 215),
+        "runsExpanded": {parent_id: True},
+        "runsHiddenMode": "SHOW_ALL",
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "compareRunCharts": [chart | one for one in bars + scatters],
+        "compareRunSections": [{"uuid": "accuracy", "name": "Accuracy", "display": True, "isReordered": False}],
+        "isAccordionReordered": True,
+        "groupBy": None,
+    }
+    keys = [{"mode": "param", "groupByData": name} for name in COORDINATES if name != "seed"]
+    kinds = cells | {
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
+        # The mean of seeds would be shown as a seed.
+        "selectedColumns": [name for name in columns if name != "params.`seed`"],
+    }
+    return {"kinds": ("Kinds, mean over seeds", kinds), "cells": ("Cells", cells)}
+
+
+def _are_of_one_set(name: str, others: Iterable[str]) -> bool:
+    return name.split("/")[0] in {other.split("/")[0] for other in others}
+
+
+def _place(coordinates: Mapping[str, Any]) -> str:
+    """Sorts as text like the grid: MLflow sorts parameters as text, 900 after 3000."""
+    kind = str(coordinates["kind"])
+    rank = KINDS.index(kind) if kind in KINDS else len(KINDS)
+    return f"{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _named_apart(final: Mapping[str, float]) -> dict[str, float]:
-    """Final values under names that no step metric has (`examples_per_s` of the whole run, for one)."""
-    return {name if "/" in name else f"final/{name}": value for name, value in final.items()}
+def _as_curves(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Step metrics as MLflow names them: in a section of charts that comes first."""
+    return {name if "/" in name else f"curve/{name}": value for name, value in metrics.items() if name not in NOT_LOGGED}
+
+
+def _as_totals(final: Mapping[str, float]) -> dict[str, float]:
+    """Final values as MLflow names them; MLflow sorts its sections of charts, one for each text before a `/`.
+
+    A test set is a section: `hans/lexical_overlap.non-entailment.accuracy`. What is of no section is of
+    `totals`, which comes last, and has no name in common with a curve.
+    """
+    named = {}
+    for name, value in final.items():
+        section, separator, rest = name.partition("/")
+        named[f"{section}/{rest.replace('/', '.')}" if separator else f"totals/{name}"] = value
+    return named
 
 
 def _shorten(value: Any) -> str:

@@ -174,8 +174,7 @@ def _keep_traceback(order: Order, store: Store) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that the layers above (Ray, Data, Train) wrapped: a UserError or a full disk wherever it
-    is, else the innermost."""
+    """The exception that the layers above (Ray, Data, Train) wrapped: a UserError or a full disk, else the innermost."""
     chain = [error]
     for one in chain:  # grows while it is walked
         wrapped = [getattr(one, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__")]

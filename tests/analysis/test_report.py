@@ -151,6 +151,14 @@ def test_an_interval_below_zero_is_lower(tmp_path: Path) -> None:
     assert "[\N{MINUS SIGN}13.5, \N{MINUS SIGN}8.5]" in text
 
 
+def test_a_positive_control_that_cannot_be_read_is_said_to_be_missing(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.add_grid(skip=tuple((start, "biased_synthetic", 120, seed) for start in (0, 200) for seed in (0, 1)))
+    html = build_report(study.write(), "tiny", tmp_path / "out", partial=True).read_text()
+    assert "Positive control:" not in html
+    assert "The positive control, biased synthetic minus original, cannot be read over all sizes: no seed has both" in html
+
+
 def test_a_partial_report_names_what_is_missing(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "store")
     study.add_grid(skip=((200, "synthetic", 120, 1),))

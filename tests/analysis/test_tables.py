@@ -118,6 +118,13 @@ def test_synthetic_minus_original_is_paired_by_seed(tmp_path: Path) -> None:
     assert row["left_out"] == 0
 
 
+def test_an_interval_of_a_difference_stays_within_what_a_difference_can_be(tmp_path: Path) -> None:
+    cells = {("original", 60, 0): 100, ("original", 60, 1): 100, ("synthetic", 60, 0): 60, ("synthetic", 60, 1): 180}
+    row = difference_table(frame_of(tmp_path, cells)).iloc[0]
+    # Differences −0.2 and 0.4: 0.1 ± 12.7062 × 0.3.
+    assert (row["mean"], row["interval_low"], row["interval_high"]) == (pytest.approx(0.1), -1.0, 1.0)
+
+
 def test_differences_over_sizes_average_within_a_seed(tmp_path: Path) -> None:
     frame = frame_of(
         tmp_path,

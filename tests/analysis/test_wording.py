@@ -33,4 +33,4 @@ def test_numbers_as_they_are_read() -> None:
     assert percent(0.0385448, 3) == "3.854\N{NARROW NO-BREAK SPACE}%"
     assert percent(math.nan) == "\N{EN DASH}"
     assert thousands(391722) == "391\N{NARROW NO-BREAK SPACE}722"
-    assert [duration(s) for s in (3.24, 75.2, 7260)] == ["3.2 s", "1 min 15 s", "2 h 01 min"]
+    assert [duration(s) for s in (0.01, 3.24, 75.2, 7260)] == ["<0.1 s", "3.2 s", "1 min 15 s", "2 h 01 min"]

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.examples import write_examples
 
-WORDS = "the a doctor lawyer dog cat saw chased liked helped old young quickly red".split()
+WORDS = ("the", "a", "doctor", "lawyer", "dog", "cat", "saw", "chased", "liked", "helped", "old", "young", "quickly", "red")
 
 
 def labelled_pairs(num, seed=0):

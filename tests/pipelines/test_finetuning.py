@@ -157,11 +157,11 @@ class FailOnce:
             raise RuntimeError("the machine is gone")
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
 def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(
-    ray_two_cpus, sources, base_model, untrained, tmp_path, zero_stage
+    ray_two_cpus, sources, base_model, untrained, tmp_path, zero_stage, dtype
 ):
-    finetune = dataclasses.replace(LORA, checkpoint_every=2, lora_dropout=0.2, zero_stage=zero_stage)
+    finetune = dataclasses.replace(LORA, checkpoint_every=2, lora_dropout=0.2, zero_stage=zero_stage, dtype=dtype)
     config = TaskModelConfig(finetune, seed=1)
 
     def run(name, report):

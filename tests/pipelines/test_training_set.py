@@ -152,9 +152,7 @@ def test_rows_are_not_in_blocks_of_one_label(pool, tmp_path):
 
 
 def test_starting_set_is_a_simple_random_sample(tmp_path):
-    """Not balanced: with 10 % contradictions, 1 000 of 4 000 have 100 of them within five standard deviations
-    (8.2).
-    """
+    """Not balanced: with 10 % contradictions, 1 000 of 4 000 have 100 of them within five standard deviations (8.2)."""
     path = tmp_path / "train.parquet"
     write_examples(
         examples({"entailment": 2_400, "neutral": 1_200, "contradiction": 400}, dict.fromkeys(LABELS, 0)),
@@ -167,9 +165,7 @@ def test_starting_set_is_a_simple_random_sample(tmp_path):
 
 
 def test_each_example_is_equally_likely(pool, tmp_path):
-    """Over 200 seeds each of 40 entailments is drawn with probability 1/4: 50 times, give or take five
-    deviations (31).
-    """
+    """Over 200 seeds each of 40 entailments is drawn with probability 1/4: 50 times, give or take five deviations (31)."""
     drawn = Counter()
     for seed in range(200):
         rows, _ = draw(TrainingSetConfig("synthetic", 30, seed=seed), pool, tmp_path)

@@ -1,5 +1,7 @@
 """What runs next: pure bookkeeping, no Ray."""
 
+from itertools import pairwise
+
 import pytest
 
 from pipelines.compute import Resources
@@ -37,8 +39,22 @@ def test_a_step_waits_for_all_its_inputs() -> None:
 
 def test_the_longest_path_goes_first() -> None:
     lone, long1 = step("lone"), step("long1")
-    steps = [lone, long1, step("long2", long1)]
+    long2 = step("long2", long1)
+    steps = [lone, long1, long2, step("long3", long2)]
     assert names(StepQueue(steps, [], Capacity(9, 0))) == ["long1", "lone"]
+
+
+def test_a_model_is_evaluated_before_the_next_is_trained(experiment: Experiment) -> None:
+    steps = build_grid(experiment)
+    done = [one.fingerprint for one in steps if one.stage not in ("task_model", "evaluation")]
+    queue = StepQueue(steps, done, Capacity(1, 0))
+    order = []
+    while one := queue.next():
+        order.append(one)
+        queue.succeeded(one.fingerprint)
+    for model, evaluation in pairwise(order):
+        if model.stage == "task_model":
+            assert model in evaluation.inputs.values()
 
 
 def test_the_generator_goes_before_starting_points(experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """Real Ray Tune on two CPUs, with cheap stages: isolation, no deadlock, resumption, MLflow's content."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -172,11 +173,17 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
     assert expected.items() <= cell.data.tags.items()
     assert cell.data.tags["fingerprint"] in {step.fingerprint for step in steps}
     assert {"kind": "original", "size": "3", "config.value": "3"}.items() <= cell.data.params.items()
-    losses = client.get_metric_history(cell.info.run_id, "loss")
+    losses = client.get_metric_history(cell.info.run_id, "curve/loss")
     assert [(one.step, one.value) for one in losses] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
-    assert [one.value for one in client.get_metric_history(cell.info.run_id, "examples_per_s")] == [10.0] * 3
+    assert [one.value for one in client.get_metric_history(cell.info.run_id, "curve/examples_per_s")] == [10.0] * 3
     # Of its evaluation, so that kinds are compared in one table.
     assert cell.data.metrics["hans/accuracy"] == 0.25
+    tags = client.get_experiment_by_name("fake").tags
+    view = json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"])
+    assert "metrics.`hans/accuracy`" in view["selectedColumns"]
+    order = [f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"]
+    compared = client.search_runs([parent.info.experiment_id], view["searchFilter"], order_by=order)
+    assert [run.data.tags["slug"] for run in compared] == sorted(children)
     (source,) = cell.inputs.dataset_inputs
     assert source.dataset.name == "sources/data" and source.dataset.digest == steps[0].fingerprint[:12]
     assert all(run.info.status == "FINISHED" for run in first)
@@ -206,5 +213,5 @@ def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, 
     client = MlflowClient(uri)
     for run in client.search_runs([client.get_experiment_by_name("hammer").experiment_id]):
         if "fingerprint" in run.data.tags:
-            losses = client.get_metric_history(run.info.run_id, "loss")
+            losses = client.get_metric_history(run.info.run_id, "curve/loss")
             assert [one.value for one in losses] == list(range(200))

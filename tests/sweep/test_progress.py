@@ -1,0 +1,55 @@
+"""The estimate of the time left, and the lines of a log."""
+
+import io
+import time
+from typing import Any
+
+import pytest
+
+from pipelines.training_set import TrainingSetConfig
+from sweep.grid import Step
+from sweep.progress import Display, time_left
+from sweep.scheduler import Progress
+from sweep.trial import Outcome
+
+
+def step(stage: str, number: int) -> Step:
+    return Step(stage, f"{stage}{number}", TrainingSetConfig("starting", size=3, seed=number))
+
+
+STEPS = [step("generator", 0), *(step("task_model", i) for i in range(4))]
+
+
+def progress(**given: Any) -> Progress:
+    return Progress(STEPS, set(), **given)
+
+
+def test_nothing_is_said_while_a_stage_was_never_timed() -> None:
+    assert time_left(progress(), {"task_model": 10}, 1) is None
+    assert time_left(progress(), {"task_model": 10, "generator": 5}, 1) == 45
+
+
+def test_a_running_step_that_says_how_far_it_is_needs_no_example() -> None:
+    running = progress(
+        running={STEPS[0].fingerprint: time.monotonic() - 30},
+        throughput={STEPS[0].fingerprint: {"fraction_done": 0.75}},
+    )
+    assert time_left(running, {"task_model": 10}, 2) == pytest.approx((10 + 40) / 2, abs=0.1)
+
+
+def test_side_by_side_steps_end_no_earlier_than_the_longest() -> None:
+    assert time_left(progress(), {"task_model": 1, "generator": 60}, 8) == 60
+
+
+def test_a_log_counts_the_steps_that_are_given_up() -> None:
+    stream = io.StringIO()
+    display = Display({}, stream, live=False)
+    failed = progress(
+        failed={STEPS[0].fingerprint: Outcome(None, "no room")},
+        blocked={one.fingerprint: STEPS[0].name for one in STEPS[1:]},
+    )
+    display.on_event("failed", STEPS[0], failed)
+    for one in STEPS[1:]:
+        display.on_event("blocked", one, failed)
+    assert stream.getvalue().count("\n") == 1
+    assert "generator/generator0: no room; 4 steps that need it are given up" in stream.getvalue()
