@@ -37,7 +37,7 @@ class ScratchModelConfig:
     """A Llama of the given shape with random weights, then pretrained as a language model on unlabelled pairs.
 
     Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words
-    are one token each. `pretraining` reads "premise hypothesis" without labels: what a pretrained model knows of words and
+    are one token each. `pretraining` reads each pair twice over, without its label: what a pretrained model knows of words and
     nothing of the task. None leaves the weights random.
     """
 

@@ -359,6 +359,7 @@ def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
             generator_text(Label(name), p, h, job.end_marker) for name, p, h in zip(names, premises, hypotheses, strict=True)
         ]
     else:
+        # Twice over: a model that has learnt to repeat its text can carry a premise's words into a hypothesis.
         texts = [f"{p} {h} {p} {h}" for p, h in zip(premises, hypotheses, strict=True)]
     sequences = tokenizer(texts)["input_ids"]
     check_lengths(sequences, ids, limit=job.config.max_length or model_limit(job.base_model))

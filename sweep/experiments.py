@@ -54,7 +54,7 @@ def demo(
             intermediate_size=288,
             pretraining=language,
         ),
-        generator=GeneratorConfig(finetune=replace(language, epochs=5)),
+        generator=GeneratorConfig(finetune=replace(language, epochs=6)),
         generation=GenerationConfig(num_per_label=-(-pool_size // 3), shard_size=256, max_new_tokens=64, dtype="float32"),
         task_model=recipe,
         cell=replace(recipe, learning_rate=1e-3),
