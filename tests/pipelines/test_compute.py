@@ -111,3 +111,10 @@ def test_sha256_of_a_file(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of(tmp_path / "file") == digest
+
+
+@pytest.mark.parametrize("amounts", [{"num_workers": 2}, {"gpus_per_worker": 0.5}])
+def test_only_one_cpu_worker_can_be_the_driving_process(amounts):
+    assert Resources(in_process=True).in_process
+    with pytest.raises(UserError, match="in_process=True with"):
+        Resources(in_process=True, **amounts)

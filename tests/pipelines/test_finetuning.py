@@ -29,6 +29,8 @@ FULL = FinetuneConfig(
     weight_decay=0.01, log_every=1, lora_dropout=0.0,
 )  # fmt: skip
 LORA = dataclasses.replace(FULL, method="lora", lora_rank=4)
+# Where worker groups are not what is tested.
+HERE = Resources(in_process=True)
 
 
 def test_schedule_by_hand():
@@ -116,7 +118,7 @@ def reference_losses(config, sources, base_model, untrained, seed, num_steps):
 
 @pytest.mark.parametrize(
     ("config", "zero_stage", "num_workers", "tokens_per_microbatch"),
-    [(FULL, 0, 1, 16_384), (FULL, 3, 2, 200), (LORA, 1, 2, 200), (LORA, 2, 2, 16_384), (LORA, 3, 1, 200)],
+    [(FULL, 3, 2, 200), (LORA, 1, 2, 200), (LORA, 2, 2, 16_384), (LORA, 3, 1, 200)],
 )
 def test_losses_equal_a_plain_padded_loop(
     ray_two_cpus,
@@ -157,6 +159,22 @@ class FailOnce:
             raise RuntimeError("the machine is gone")
 
 
+def test_the_driving_process_can_be_the_worker_again_and_again(sources, base_model, untrained, tmp_path):
+    """DeepSpeed and torch keep process groups in globals: a second finetuning must not meet the first one's."""
+    expected = reference_losses(FULL, sources, base_model, untrained, seed=5, num_steps=4)
+    for name in ("first", "second"):
+        finetune_task_model(
+            TaskModelConfig(dataclasses.replace(FULL, zero_stage=0), seed=5),
+            f"{sources}/train.parquet",
+            base_model,
+            untrained,
+            str(tmp_path / name),
+            resources=HERE,
+        )
+        log = list(read_metrics(tmp_path / name / "metrics.jsonl"))
+        np.testing.assert_allclose([entry["loss"] for entry in log[:4]], expected, rtol=2e-4)
+
+
 @pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
 def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(
     ray_two_cpus, sources, base_model, untrained, tmp_path, zero_stage, dtype
@@ -183,7 +201,7 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(
 def test_finetuning_a_starting_point_continues_its_adapter_and_head(ray_two_cpus, sources, base_model, untrained, tmp_path):
     def run(start, name, **changes):
         config = TaskModelConfig(dataclasses.replace(LORA, **changes), seed=2)
-        finetune_task_model(config, f"{sources}/train.parquet", base_model, start, str(tmp_path / name))
+        finetune_task_model(config, f"{sources}/train.parquet", base_model, start, str(tmp_path / name), resources=HERE)
         return {
             **load_file(tmp_path / name / "adapter" / "adapter_model.safetensors"),
             **load_file(tmp_path / name / "head.safetensors"),
@@ -221,10 +239,10 @@ def test_a_lora_generator_is_merged_into_plain_safetensors(ray_two_cpus, sources
 def test_an_example_longer_than_the_limit_is_an_error_that_names_it(ray_two_cpus, sources, base_model, untrained, tmp_path):
     config = TaskModelConfig(dataclasses.replace(LORA, max_length=30), seed=0)
     with pytest.raises(UserError, match=r"of 96 examples are longer than 30 tokens \(the longest, 'pair-"):
-        finetune_task_model(config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path))
+        finetune_task_model(config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path), resources=HERE)
 
 
 def test_unknown_projections_are_named(ray_two_cpus, sources, base_model, untrained, tmp_path):
     config = TaskModelConfig(dataclasses.replace(LORA, lora_targets=("q_porj",)), seed=0)
     with pytest.raises(UserError, match="q_porj"):
-        finetune_task_model(config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path))
+        finetune_task_model(config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path), resources=HERE)
