@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,8 +236,3 @@ def _logits_table(name: str, table: pa.Table, logits: np.ndarray) -> pa.Table:
         },
     }
     return pa.table(dict(columns))
-
-
-def read_logits(path: str) -> Iterator[dict[str, Any]]:
-    """The per-item logits of an evaluation, one dict an example."""
-    yield from pq.read_table(fetch(path)).to_pylist()

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,6 @@ class FinetuneJob:
     text: str = "generator"
     end_marker: str = ""
     max_examples: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def learning_rate_at(step: int, num_steps: int, config: FinetuneConfig) -> float:
