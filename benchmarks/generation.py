@@ -7,11 +7,12 @@ Variants, each in a process of its own:
   raw             vllm.LLM.generate over all prompts at once, the engine's core in its own process (vLLM's default)
   raw-in-process  the same with the engine in the calling process
   stage           pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
-  stage-process   the same with the engine's core in a process of its own (engine_process=True)
+  stage-shared    the same with ENGINES engines on the one GPU, each a part of it
+  stage-process   as stage with the engine's core in a process of its own (engine_process=True)
   ray-data-llm    ray.data.llm.build_processor on the same rows; texts only, nothing parsed or written
 
-Every variant generates NUM texts twice in one engine; 'warm' is the rate of the second half, 'all' that of both. The engine's
-start is apart.
+Every variant generates NUM texts twice; 'warm' is the rate of the second half, 'all' that of both. The engines' start is apart:
+each engine's clock begins when it is ready. One JSON object with the figures is printed last.
 
 Why the stage is an actor pool of its own and not ray.data.llm, besides these figures: shards that are committed once need the
 rows of one shard together and a say in which shards are still wanted; a row that fails must stop the run and not be passed
@@ -20,6 +21,7 @@ on; and on a CPU the engine in the actor starts in a third of the time.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,7 +45,7 @@ from pipelines.generation import (  # noqa: E402
 )
 from pipelines.shards import Shard, derive_seed, plan_shards  # noqa: E402
 
-VARIANTS = ("raw", "raw-in-process", "stage", "stage-process", "ray-data-llm")
+VARIANTS = ("raw", "raw-in-process", "stage", "stage-shared", "stage-process", "ray-data-llm")
 
 
 def main() -> None:
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=8_192, help="texts of one half; rounded up to whole shards")
     parser.add_argument("--gpus", type=float, default=1, help="of the one engine; 0 for the CPU")
     parser.add_argument("--cpus", type=float, default=1)
+    parser.add_argument("--engines", type=int, default=4, help="engines on the GPU in the variant stage-shared")
     parser.add_argument("--max-num-seqs", type=int, default=0)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--shard-size", type=int, default=1_024)
@@ -81,6 +84,17 @@ def main() -> None:
             f"{variant:16}{result['start_s']:9.1f}{result['all_per_s']:10.1f}{result['warm_per_s']:10.1f}"
             f"{result['tokens_per_s']:11.0f}{ratio:>14}"
         )
+    print(json.dumps({"arguments": vars(args), "machine": machine(), "results": results}))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    from importlib.metadata import version
+
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"gpu": gpu, "cpus": os.cpu_count(), **{name: version(name) for name in ("torch", "ray")}}
 
 
 def measure(variant: str, args: argparse.Namespace) -> dict[str, float] | None:
@@ -111,7 +125,8 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
         min_yield=1e-6,
         engine_process=variant in ("raw", "stage-process"),
     )
-    resources = Resources(cpus_per_worker=args.cpus, gpus_per_worker=args.gpus)
+    num_engines = args.engines if variant == "stage-shared" else 1
+    resources = Resources(num_engines, args.cpus, math.floor(args.gpus / num_engines * 10_000) / 10_000)
     num_shards = 2 * -(-args.num // args.shard_size)
     per_label = dict.fromkeys(LABELS, num_shards * args.shard_size)
     planned = plan_shards(per_label, shard_size=args.shard_size, min_yield=1, seed=0)[:num_shards]

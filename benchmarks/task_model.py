@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--num", type=int, default=8_192, help="training examples")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--no-compile", action="store_true", help="leave ours uncompiled, whatever the number of steps")
+    parser.add_argument("--compile", action="store_true", help="compile the decoder layers of ours first")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--evaluation-set", default="mnli_matched")
     parser.add_argument("--num-evaluation", type=int, default=9_815)
@@ -80,7 +80,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         learning_rate=2e-5,
         log_every=16,
         checkpoint_every=0,
-        compile_from_steps=0 if arguments.no_compile else 1,
+        compile_from_steps=1 if arguments.compile else 0,
     )
     finetune_task_model(
         TaskModelConfig(config, 0),

@@ -77,10 +77,18 @@ class PackedInput:
             stream=_stream_index(batch, move) if on_gpu else None,
         )
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything on the device, in a fixed order; two inputs of one shape differ in nothing else."""
+        own = [self.input_ids, self.position_ids, self.slots, self.last_index]
+        if self.stream is None:
+            return own
+        kept = (getattr(self.stream, name) for name in ("query_starts", "key_starts", "keys", "own", "prefixes"))
+        return own + [tensor for tensor in kept if tensor is not None]
+
 
 def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
     prefix, num_rows = batch.prefix_length, batch.num_rows
-    lengths = np.diff(batch.last_index, prepend=prefix - 1)
+    lengths = batch.lengths
     rows = np.concatenate([[prefix], lengths]) if prefix else lengths
     query_starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
     if not prefix:

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 from pipelines.compute import Report, Resources, runtime
 from pipelines.errors import UserError
 from pipelines.examples import Label, read_examples
-from pipelines.packing import common_prefix_length, microbatches, pack, training_order
+from pipelines.packing import (
+    class_targets,
+    common_prefix_length,
+    microbatches,
+    next_token_targets,
+    pack,
+    shape_for,
+    training_order,
+)
 from pipelines.prompts import classifier_prompt, generator_text
 from pipelines.storage import fetch, is_local, join, publish
 
@@ -41,8 +49,7 @@ class FinetuneConfig:
     `batch_size` counts the examples of one optimizer step over all workers; `epochs` may be a fraction. `share_prefix` computes
     the prompts' common beginning once a batch (exact, except that its examples then share that part's dropout mask).
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
-    least `compile_from_steps` optimizer steps compile their decoder layers first (0: never): it takes a fifth of a minute to
-    repay.
+    least `compile_from_steps` optimizer steps compile their decoder layers first (0: never), which takes a while to repay.
     """
 
     method: str = "lora"
@@ -64,7 +71,7 @@ class FinetuneConfig:
     zero_stage: int = runtime(1)
     gradient_checkpointing: bool = runtime(False)
     tokens_per_microbatch: int = runtime(16_384)
-    compile_from_steps: int = runtime(1_000)
+    compile_from_steps: int = runtime(10_000)
     log_every: int = runtime(10)
     checkpoint_every: int = runtime(1_000)
 
@@ -201,6 +208,7 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from pipelines.attention import PackedInput
+    from pipelines.stepping import FlatModel
 
     if not loop["use_gpu"]:
         torch.set_num_threads(loop["num_threads"])
@@ -219,7 +227,9 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
     lengths = [len(sequence) for sequence in sequences]
     order = training_order(len(sequences), config.epochs, seed=job.seed)
     batches = [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
-    prefix = common_prefix_length(sequences) if config.share_prefix and job.objective == "classification" else 0
+    classify = job.objective == "classification"
+    prefix = common_prefix_length(sequences) if config.share_prefix and classify else 0
+    longest = max(lengths) - prefix
 
     # DeepSpeed would compile its shared-memory kernels (a C++ compiler and a minute) for inference only: our reductions are
     # gloo's.
@@ -228,17 +238,14 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
     model = build_model(job, device)
     if loop["use_gpu"] and 0 < config.compile_from_steps <= len(batches):
         compile_layers(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        fused=device.type == "cuda",
+    # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
+    use_graphs = loop["use_gpu"] and config.dtype == "bfloat16" and config.zero_stage < 3
+    flat = FlatModel(model, capture=use_graphs) if config.zero_stage < 3 else None
+    engine, *_ = deepspeed.initialize(
+        model=flat or model, optimizer=_optimizer(flat or model, config), config=deepspeed_config(config)
     )
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
+    if flat is not None:
+        flat.bind()
 
     log: list[dict[str, float]] = []
     first_step = 0
@@ -266,13 +273,18 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         rate = learning_rate_at(step, len(batches), config)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        weight = len(batch) if job.objective == "classification" else sum(lengths[i] - 1 for i in batch)
+        weight = len(batch) if classify else sum(lengths[i] - 1 for i in batch)
         for position, indices in enumerate(shares[rank]):
             # A worker without examples still takes part in the collectives, with a loss of weight 0.
-            packed = PackedInput.from_batch(pack([sequences[i] for i in (indices or batch[:1])], prefix_length=prefix), device)
+            taken = indices or batch[:1]
+            shape = None
+            if use_graphs:
+                num_tokens = prefix + sum(lengths[i] - prefix for i in taken)
+                shape = shape_for(num_tokens, num_rows=-(-config.batch_size // num_workers), width=longest)
+            packed = pack([sequences[i] for i in taken], prefix_length=prefix, shape=shape)
+            targets = class_targets(packed, [labels[i] for i in taken]) if classify else next_token_targets(packed)
             engine.set_gradient_accumulation_boundary(position == len(shares[rank]) - 1)
-            targets = torch.tensor([labels[i] for i in (indices or batch[:1])], device=device)
-            loss = engine(packed, targets)
+            loss = engine(PackedInput.from_batch(packed, device), torch.from_numpy(targets).to(device, non_blocking=True))
             if not indices:
                 loss = loss * 0.0
             # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
@@ -326,11 +338,28 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         "setup_s": setup_s,
         "examples_per_s": totals["examples"] / train_s,
         "tokens_per_s": totals["tokens"] / train_s,
-        "num_trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trained),
+        "num_trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad),
         "shared_prefix_tokens": prefix,
         "resumed_at_step": first_step if resumed else None,
         "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if loop["use_gpu"] else None,
     }
+
+
+def _optimizer(model: torch.nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
+    """AdamW over what `model` trains; matrices decay, vectors (norms, biases) do not."""
+    import torch
+
+    from pipelines.stepping import FlatModel
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = model.decays if isinstance(model, FlatModel) else [parameter.ndim > 1 for parameter in trained]
+    groups = [
+        {"params": [p for p, one in zip(trained, decays, strict=True) if one == decayed], "weight_decay": rate}
+        for decayed, rate in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, fused=trained[0].device.type == "cuda"
+    )
 
 
 def forget_process_groups() -> None:

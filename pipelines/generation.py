@@ -455,8 +455,13 @@ class ShardWriter:
         path = fetch(model)
         self._prompts = encode_prompts(path)
         longest = max(map(len, self._prompts.values()))
+        gpu_bytes = 0
+        if on_gpu and resources.gpus_per_worker < 1:
+            import torch
+
+            gpu_bytes = torch.cuda.get_device_properties(0).total_memory
         self._engine = _Engine(
-            engine_options(config, path, resources, longest),
+            engine_options(config, path, resources, longest, gpu_bytes),
             max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
         )
         self._ready = time.perf_counter()
@@ -580,8 +585,33 @@ def engine_environment(config: GenerationConfig, resources: Resources) -> dict[s
     return values
 
 
-def engine_options(config: GenerationConfig, model: str, resources: Resources, prompt_tokens: int) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM`. Valid for vLLM 0.26 to 0.32."""
+def kv_cache_bytes(model: str, *, num_seqs: int, context: int, number_bytes: int, gpu_bytes: float) -> int:
+    """What the cache of `num_seqs` sequences of `context` tokens takes, or what `gpu_bytes` leave for it beside the weights.
+
+    Raises UserError if that is less than a sixteenth of what is needed.
+    """
+    settings = json.loads((Path(model) / "config.json").read_text())
+    num_heads = settings["num_attention_heads"]
+    head_dim = settings.get("head_dim") or settings["hidden_size"] // num_heads
+    num_kv_heads = settings.get("num_key_value_heads") or num_heads
+    keys_and_values = 2
+    token_bytes = settings["num_hidden_layers"] * num_kv_heads * head_dim * keys_and_values * number_bytes
+    needed = num_seqs * context * token_bytes
+    weights = sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+    # The engine's own workspace: logits, activations, CUDA's context and graphs.
+    left = int(gpu_bytes - weights - 2 * 2**30)
+    if left < needed / 16:
+        raise UserError(
+            f"an engine's share of the GPU is {gpu_bytes / 2**30:.1f} GiB and its weights take {weights / 2**30:.1f}, which "
+            "leaves too little to work with; give the synthetic pool fewer workers with a larger gpus_per_worker"
+        )
+    return min(needed, left)
+
+
+def engine_options(
+    config: GenerationConfig, model: str, resources: Resources, prompt_tokens: int, gpu_bytes: int = 0
+) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM`. Valid for vLLM 0.26 to 0.32. `gpu_bytes`: the memory of the whole GPU, if shared."""
     on_gpu = resources.gpus_per_worker > 0
     num_seqs = max_num_seqs(config, on_gpu=on_gpu)
     eager = config.enforce_eager if config.enforce_eager is not None else not on_gpu
@@ -599,10 +629,23 @@ def engine_options(config: GenerationConfig, model: str, resources: Resources, p
     if context is not None:
         options["max_model_len"] = min(context, prompt_tokens + config.max_new_tokens)
     if on_gpu:
-        options["gpu_memory_utilization"] = config.gpu_memory_utilization * resources.gpus_per_worker
+        share = config.gpu_memory_utilization * resources.gpus_per_worker
+        options["gpu_memory_utilization"] = share
+        if gpu_bytes and resources.gpus_per_worker < 1:
+            # vLLM would size its cache by watching the GPU's free memory, which others are taking and giving back.
+            longest = options.get("max_model_len", prompt_tokens + config.max_new_tokens)
+            options["kv_cache_memory_bytes"] = kv_cache_bytes(
+                model,
+                num_seqs=num_seqs,
+                context=longest,
+                number_bytes=4 if config.dtype == "float32" else 2,
+                gpu_bytes=share * gpu_bytes,
+            )
         if not eager:
-            # vLLM captures graphs of up to 512 sequences only, and launches kernel by kernel above that.
-            options["compilation_config"] = {"max_cudagraph_capture_size": num_seqs}
+            # vLLM captures graphs of up to 512 sequences only, and launches kernel by kernel above that. Its own list would
+            # have eighty sizes up to 1 024; filling a batch up to the next 64 costs less than capturing them.
+            sizes = [size for size in (1, 2, 4, 8, 16, 32) if size < num_seqs]
+            options["compilation_config"] = {"cudagraph_capture_sizes": [*sizes, *range(64, num_seqs, 64), num_seqs]}
     else:
         # A seeded request whose prompt is split over two steps makes the CPU engine fail: "CPU Generator does
         # not use offset" (vLLM 0.26 to 0.32).

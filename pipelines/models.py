@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.attention import PackedInput
 from pipelines.examples import LABELS
+from pipelines.packing import IGNORED
 
 HEAD_FILE = "head.safetensors"
 
@@ -31,8 +32,8 @@ class Classifier(torch.nn.Module):
         return self.head(states.index_select(0, packed.last_index)).float()
 
     def forward(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy summed over the batch's sequences. `targets` int64 [num_rows]."""
-        return cross_entropy(self.logits(packed), targets, reduction="sum")
+        """Cross-entropy summed over the batch's sequences. `targets` int64 [num_rows], from `packing.class_targets`."""
+        return cross_entropy(self.logits(packed), targets, reduction="sum", ignore_index=IGNORED)
 
 
 class LanguageModel(torch.nn.Module):
@@ -42,20 +43,12 @@ class LanguageModel(torch.nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, packed: PackedInput, _: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each next token within its own sequence, summed. `packed` must have no shared prefix."""
-        assert packed.prefix_length == 0, "a shared prefix's last token would have several next tokens"
-        ids = packed.input_ids[0]
-        is_last = torch.zeros_like(ids, dtype=torch.bool).index_fill_(0, packed.last_index, True)
-        predicting = (~is_last).nonzero().squeeze(1)
+    def forward(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy summed over next tokens. `targets` int64 [T], from `packing.next_token_targets`."""
         logits = self.decoder(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            packed=packed,
-            use_cache=False,
-            logits_to_keep=predicting,
+            input_ids=packed.input_ids, position_ids=packed.position_ids, packed=packed, use_cache=False
         ).logits[0]
-        return cross_entropy(logits.float(), ids[predicting + 1], reduction="sum")
+        return cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORED)
 
 
 def random_head(hidden_size: int, *, seed: int, std: float) -> torch.Tensor:

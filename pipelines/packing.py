@@ -7,31 +7,51 @@ sequence's own tokens. Pure numpy; `attention.py` computes attention over it, eq
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+IGNORED = -100
+"""A target that counts for nothing: PyTorch's cross-entropy passes over it."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every batch of a captured step must measure: `num_tokens` in the stream, rows, and no row longer than `width`."""
+
+    num_tokens: int
+    num_rows: int
+    width: int
+
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """`num_rows` sequences in one stream of P prefix tokens followed by each sequence's own tokens.
+    """`num_rows` rows in one stream of P prefix tokens followed by each row's own tokens.
 
-    Shapes: `input_ids`, `position_ids` int64 [T]; `slots` int64 [T - P], the place of each own token in a row-major
-    [num_rows, width] grid; `last_index` int64 [num_rows], the stream index of each sequence's last token.
+    The first `num_sequences` rows are the sequences; what a `Shape` adds to them is one row of filling and empty rows.
+    Shapes: `input_ids`, `position_ids` int64 [T]; `lengths` int64 [num_rows], each row's own tokens; `slots` int64 [T - P], the
+    place of each own token in a row-major [num_rows, width] grid; `last_index` int64 [num_rows], the stream index of each
+    sequence's last token, of other rows any index.
     """
 
     input_ids: np.ndarray
     position_ids: np.ndarray
+    lengths: np.ndarray
     slots: np.ndarray
     last_index: np.ndarray
     prefix_length: int
-    num_rows: int
+    num_sequences: int
     width: int
 
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.lengths)
 
 
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
@@ -47,27 +67,71 @@ def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     return max(length, 0)
 
 
-def pack(sequences: Sequence[Sequence[int]], *, prefix_length: int = 0) -> PackedBatch:
-    """Lay `sequences` end to end: token ids, each longer than `prefix_length` and all equal in their first `prefix_length`."""
+def pack(sequences: Sequence[Sequence[int]], *, prefix_length: int = 0, shape: Shape | None = None) -> PackedBatch:
+    """Lay `sequences` end to end: token ids, each longer than `prefix_length` and all equal in their first `prefix_length`.
+
+    With a `shape`, a row of filling that no sequence attends to brings the stream to its size. Raises ValueError for no
+    sequence, one that is all prefix, and for sequences that do not fit into `shape`.
+    """
     if not sequences:
         raise ValueError("pack needs at least one sequence")
-    own_lengths = np.array([len(sequence) - prefix_length for sequence in sequences], dtype=np.int64)
-    if own_lengths.min() < 1:
+    lengths = [len(sequence) - prefix_length for sequence in sequences]
+    if min(lengths) < 1:
         raise ValueError(f"prefix_length={prefix_length} leaves no token of a sequence of {min(map(len, sequences))} tokens")
-    width = int(own_lengths.max())
-    column = np.concatenate([np.arange(length) for length in own_lengths])
-    row = np.repeat(np.arange(len(sequences)), own_lengths)
-    prefix = np.asarray(sequences[0][:prefix_length], dtype=np.int64)
     own = [np.asarray(sequence[prefix_length:], dtype=np.int64) for sequence in sequences]
+    width = max(lengths)
+    if shape is not None:
+        filling = shape.num_tokens - prefix_length - sum(lengths)
+        num_empty = shape.num_rows - len(sequences) - 1
+        if min(filling, num_empty) < 0 or max(width, filling) > shape.width:
+            raise ValueError(
+                f"{len(sequences)} sequences of {sum(lengths)} own tokens, the longest {width}, do not fit {shape}"
+            )
+        own.append(np.full(filling, sequences[0][-1], dtype=np.int64))
+        lengths += [filling] + [0] * num_empty
+        width = shape.width
+    own_lengths = np.array(lengths, dtype=np.int64)
+    column = np.concatenate([np.arange(length) for length in lengths])
+    row = np.repeat(np.arange(len(lengths)), own_lengths)
+    prefix = np.asarray(sequences[0][:prefix_length], dtype=np.int64)
     return PackedBatch(
         input_ids=np.concatenate([prefix, *own]),
         position_ids=np.concatenate([np.arange(prefix_length), column + prefix_length]),
+        lengths=own_lengths,
         slots=row * width + column,
         last_index=prefix_length + np.cumsum(own_lengths) - 1,
         prefix_length=prefix_length,
-        num_rows=len(sequences),
+        num_sequences=len(sequences),
         width=width,
     )
+
+
+def shape_for(num_tokens: int, *, num_rows: int, width: int) -> Shape:
+    """The shape that batches of about `num_tokens` are packed to, so that few shapes are met: at most a fifth of it filling.
+
+    `num_rows` counts sequences and `width` their longest own part; room for the filling is added to both.
+    """
+    step = next(step for limit, step in ((512, 64), (2_048, 128), (math.inf, 512)) if num_tokens <= limit)
+    return Shape(-(-num_tokens // step) * step, num_rows + 1, max(width, step))
+
+
+def class_targets(batch: PackedBatch, labels: Sequence[int]) -> np.ndarray:
+    """int64 [num_rows]: each sequence's label, `IGNORED` for the other rows."""
+    return np.concatenate([labels, np.full(batch.num_rows - batch.num_sequences, IGNORED)]).astype(np.int64)
+
+
+def next_token_targets(batch: PackedBatch) -> np.ndarray:
+    """int64 [T]: each token's successor in its own sequence; `IGNORED` for a sequence's last token and the filling.
+
+    Raises ValueError if a prefix is shared: its last token has several successors.
+    """
+    if batch.prefix_length:
+        raise ValueError(f"prefix_length={batch.prefix_length}: a shared prefix's last token has several next tokens")
+    targets = np.append(batch.input_ids[1:], IGNORED)
+    ends = batch.last_index[: batch.num_sequences]
+    targets[ends] = IGNORED
+    targets[ends[-1] :] = IGNORED
+    return targets
 
 
 def split_by_tokens(lengths: Sequence[int], token_budget: int, *, prefix_length: int = 0) -> list[list[int]]:

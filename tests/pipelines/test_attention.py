@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralCo
 
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.models import Classifier, LanguageModel
-from pipelines.packing import common_prefix_length, pack
+from pipelines.packing import Shape, class_targets, common_prefix_length, next_token_targets, pack
 
 SHAPE = {
     "hidden_size": 64,
@@ -59,8 +59,8 @@ def twins(auto_class, config):
     return reference, packed
 
 
-@pytest.mark.parametrize("share_prefix", [False, True])
-def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequences, share_prefix):
+@pytest.mark.parametrize(("share_prefix", "filled"), [(False, False), (True, False), (True, True)])
+def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequences, share_prefix, filled):
     reference, body = twins(AutoModel, config)
     head = torch.nn.Linear(64, 3, bias=False).double()
     ids, mask = padded(sequences)
@@ -74,9 +74,10 @@ def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequ
     prefix = common_prefix_length(sequences) if share_prefix else 0
     assert prefix == (len(PREFIX) if share_prefix else 0)
     classifier = Classifier(body, head)
-    batch = PackedInput.from_batch(pack(sequences, prefix_length=prefix), "cpu")
-    torch.testing.assert_close(classifier.logits(batch), expected, rtol=1e-5, atol=1e-6)
-    classifier(batch, targets).backward()
+    packed = pack(sequences, prefix_length=prefix, shape=Shape(64, 7, 24) if filled else None)
+    batch = PackedInput.from_batch(packed, "cpu")
+    torch.testing.assert_close(classifier.logits(batch)[:5], expected, rtol=1e-5, atol=1e-6)
+    classifier(batch, torch.from_numpy(class_targets(packed, targets.tolist()))).backward()
     torch.testing.assert_close(head.weight.grad, expected_head_grad, rtol=1e-5, atol=1e-6)
     for (name, theirs), ours in zip(reference.named_parameters(), body.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -94,15 +95,16 @@ def test_a_wrong_boundary_would_be_seen(config, sequences):
     assert difference > 1e-3
 
 
-def test_language_model_loss_equals_the_padded_models(config, sequences):
+@pytest.mark.parametrize("filled", [False, True])
+def test_language_model_loss_equals_the_padded_models(config, sequences, filled):
     reference, decoder = twins(AutoModelForCausalLM, config)
     ids, mask = padded(sequences)
     labels = ids.masked_fill(mask == 0, -100)
     num_predicted = sum(len(sequence) - 1 for sequence in sequences)
     expected = reference(input_ids=ids, attention_mask=mask, labels=labels).loss * num_predicted
     expected.backward()
-    batch = PackedInput.from_batch(pack(sequences), "cpu")
-    loss = LanguageModel(decoder)(batch, torch.zeros(5))
+    packed = pack(sequences, shape=Shape(80, 7, 24) if filled else None)
+    loss = LanguageModel(decoder)(PackedInput.from_batch(packed, "cpu"), torch.from_numpy(next_token_targets(packed)))
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-5)
     loss.backward()
     for (name, theirs), ours in zip(reference.named_parameters(), decoder.parameters(), strict=True):

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from pipelines.packing import common_prefix_length, microbatches, pack, split_by_tokens, training_order
+from pipelines.packing import (
+    Shape,
+    class_targets,
+    common_prefix_length,
+    microbatches,
+    next_token_targets,
+    pack,
+    shape_for,
+    split_by_tokens,
+    training_order,
+)
 
 
 def test_common_prefix_leaves_each_sequence_a_token_of_its_own():
@@ -28,6 +38,36 @@ def test_pack_without_prefix_holds_no_padding():
     assert packed.input_ids.tolist() == [1, 2, 3, 4, 5]
     assert packed.position_ids.tolist() == [0, 1, 0, 1, 2]
     assert packed.num_tokens == 5
+
+
+def test_pack_to_a_shape_adds_one_row_of_filling_and_empty_rows():
+    packed = pack([[1, 2, 3, 4], [1, 2, 5]], prefix_length=2, shape=Shape(num_tokens=8, num_rows=4, width=3))
+    assert packed.input_ids.tolist() == [1, 2, 3, 4, 5, 4, 4, 4]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 2, 3, 4]
+    assert packed.lengths.tolist() == [2, 1, 3, 0]
+    assert packed.last_index.tolist() == [3, 4, 7, 7]
+    assert packed.slots.tolist() == [0, 1, 3, 6, 7, 8]
+    assert (packed.num_sequences, packed.num_rows, packed.width) == (2, 4, 3)
+    assert class_targets(packed, [2, 0]).tolist() == [2, 0, -100, -100]
+
+
+@pytest.mark.parametrize("shape", [Shape(4, 4, 3), Shape(8, 2, 3), Shape(8, 4, 2)])
+def test_pack_refuses_a_shape_that_is_too_small(shape):
+    with pytest.raises(ValueError, match="do not fit Shape"):
+        pack([[1, 2, 3, 4], [1, 2, 5]], prefix_length=2, shape=shape)
+
+
+def test_next_tokens_stay_within_their_sequence():
+    assert next_token_targets(pack([[1, 2], [3, 4, 5]])).tolist() == [2, -100, 4, 5, -100]
+    filled = pack([[1, 2], [3, 4, 5]], shape=Shape(8, 4, 3))
+    assert next_token_targets(filled).tolist() == [2, -100, 4, 5, -100, -100, -100, -100]
+    with pytest.raises(ValueError, match="several next tokens"):
+        next_token_targets(pack([[1, 2], [1, 3]], prefix_length=1))
+
+
+def test_shapes_are_few_and_hold_what_they_are_made_for():
+    assert [shape_for(n, num_rows=2, width=50).num_tokens for n in (1, 64, 65, 513, 2_049)] == [64, 64, 128, 640, 2_560]
+    assert shape_for(100, num_rows=2, width=50) == Shape(128, 3, 64)
 
 
 def test_pack_refuses_a_sequence_that_is_only_prefix():
