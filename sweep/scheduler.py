@@ -187,6 +187,8 @@ def quiet_ray() -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "TUNE_WARN_INSUFFICIENT_RESOURCE_THRESHOLD_S": "1000000",
+        # With a searcher, Tune starts the next trial's process only when the last one's is up: seconds for each.
+        "TUNE_MAX_PENDING_TRIALS_PG": "16",
         # Ctrl-C must end the run at once, not after Tune's farewell.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         # The store is the state of a run; Tune's own snapshots would only cost time.
