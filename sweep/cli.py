@@ -262,6 +262,8 @@ def status(
         done = Counter(step.stage for step in loaded.steps if step.record)
         totals = Counter(step.stage for step in loaded.steps)
         print(f"{name}: {sum(done.values())} of {sum(totals.values())} artifacts built")
+        for mark, count in loaded.marks.items():
+            print(f"  marked: {mark} (on {count} of {sum(done.values())} artifacts)")
         if study:
             for stage, total in totals.items():
                 print(f"  {stage:<15} {done[stage]}/{total}")
