@@ -51,7 +51,7 @@ NUM_TRAINING_ROWS = 391_722
 """What is left for training, as the paper reports it."""
 
 DOWNLOADS = (
-    "MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
+    "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
     "https://github.com/tommccoy1/hans "
     "(heuristics_evaluation_set.txt)"
 )
