@@ -58,6 +58,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "title": study.title or study.experiment,
         "name": study.experiment,
         "summary": _summary(study, frame),
+        "marks": [f"{mark}: {count} of {study.num_built} artifacts" for mark, count in study.marks.items()],
         "missing": [describe_missing(one) for one in frame.attrs["missing"]],
         "question": _question(study),
         "figure": None,

@@ -20,6 +20,12 @@ Report: TypeAlias = Callable[[Mapping[str, float], int], None]
 """``report(metrics, step)``: where step metrics go. Picklable; may be called from any process."""
 
 
+MARKS = "marks"
+"""The key under which a stage may return, among its metrics, texts that must stay with its artifact and with all that is
+built from it, such as ``["rehearsal"]``: that a result is not what its name promises.
+"""
+
+
 def no_report(metrics: Mapping[str, float], step: int) -> None:
     """The :data:`Report` that keeps nothing."""
 

@@ -9,8 +9,8 @@ The folder holds ``multinli_1.0_train.jsonl``, ``multinli_1.0_dev_matched.jsonl`
 The training set is made in this order: rows without a gold label (``-``) are left out; of the rest, *every*
 copy of a (premise, hypothesis) pair that occurs more than once, compared exactly; of the rest, the first 250
 rows of each label in file order become the dev set. The whole of MultiNLI has 392 702 labelled rows: 230
-copies and 750 dev rows fewer are the paper's 391 722 (section 2.2.3). Evaluation sets keep all their labelled
-rows.
+copies and 750 dev rows fewer are the paper's 391 722 (section 2.2.3). A training file with fewer labelled rows is
+marked as partial. Evaluation sets keep all their labelled rows.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.compute import FileHash, sha256_of
+from pipelines.compute import MARKS, FileHash, JsonValue, sha256_of
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, write_examples, write_table
 
@@ -40,8 +40,18 @@ HANS_COLUMNS = (
 HANS_LABELS = (Label.ENTAILMENT.value, NON_ENTAILMENT)
 HANS_HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
 NO_GOLD_LABEL = "-"
+
+# The paper's arithmetic (section 2.2.3), with the config's defaults.
+NUM_LABELLED_ROWS = 392_702
+"""Rows of MultiNLI 1.0's training file; all have a gold label."""
+NUM_DUPLICATE_ROWS = 230
+"""Of these, the copies of pairs that occur more than once, every one of them."""
+DEV_ROWS_PER_LABEL = 250
+NUM_TRAINING_ROWS = 391_722
+"""What is left for training, as the paper reports it."""
+
 DOWNLOADS = (
-    "MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
+    "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
     "https://github.com/tommccoy1/hans "
     "(heuristics_evaluation_set.txt)"
 )
@@ -53,7 +63,7 @@ class NLISourcesConfig:
 
     files: tuple[FileHash, ...]
     """The four files by name, in the order of ``FILES``."""
-    dev_rows_per_label: int = 250
+    dev_rows_per_label: int = DEV_ROWS_PER_LABEL
     hans_rows: int = 30_000
     """How many rows HANS must have: a file cut off at the end of a line is otherwise not noticed."""
     drop_blank_rows: bool = False
@@ -91,13 +101,15 @@ def nli_sources_config(folder: str, **overrides: Any) -> NLISourcesConfig:
     return config
 
 
-def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -> dict[str, int]:
+def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -> dict[str, JsonValue]:
     """Write ``train``, ``dev``, ``mnli_matched``, ``mnli_mismatched``, ``hans`` and ``dropped`` ``.parquet`` to ``output``.
 
     Ids are the set's name and the line number, which the file's hash makes stable. MultiNLI has the extra
     columns genre, pair_id; HANS heuristic, subcase, template, pair_id. ``dropped`` (set, line, pair_id,
     label, premise, hypothesis, reason) keeps each row that was left out: ``no_gold_label``,
-    ``duplicate_pair``, ``blank_text`` or ``too_long``. Returns row counts by set and label, and dropped rows by reason.
+    ``duplicate_pair``, ``blank_text`` or ``too_long``. Returns row counts by set and label, and dropped rows by reason;
+    ``train/num_labelled`` are the training file's rows with a gold label, ``train/is_partial`` whether MultiNLI has
+    more of them, and then there is a mark that says so.
 
     Raises :class:`UserError`, naming file and line, for a missing folder or file, a file whose content is not
     the config's, a row that is not JSON or lacks a field, a wrong label, a blank sentence, fewer labelled
@@ -113,6 +125,7 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
             )
     dropped: list[dict[str, Any]] = []
     train = _read_multinli(paths[TRAIN_FILE], "train", config, dropped)
+    num_labelled = len(train) + sum(row["reason"] != "no_gold_label" for row in dropped)
     train, dev = _split(train, config, paths[TRAIN_FILE], dropped)
     sets = {
         "train": train,
@@ -121,7 +134,7 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
         "mnli_mismatched": _read_multinli(paths[MISMATCHED_FILE], "mnli_mismatched", config, dropped),
         "hans": _read_hans(paths[HANS_FILE], config.hans_rows),
     }
-    metrics: dict[str, int] = {}
+    metrics: dict[str, JsonValue] = {}
     for name, rows in sets.items():
         if not rows:
             raise UserError(f"{name} has no labelled rows; check the files in {folder}")
@@ -139,7 +152,22 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
     for (name, reason), count in sorted(Counter((row["set"], row["reason"]) for row in dropped).items()):
         metrics[f"dropped/{name}/{reason}"] = count
     metrics["dropped/num_rows"] = len(dropped)
+    metrics["train/num_labelled"] = num_labelled
+    metrics["train/is_partial"] = is_partial = num_labelled < NUM_LABELLED_ROWS
+    if is_partial:
+        metrics[MARKS] = [
+            f"partial MultiNLI: {num_labelled:,} of {NUM_LABELLED_ROWS:,} labelled rows ({len(train):,} for training)"
+        ]
     return metrics
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """Where one of ``FILES`` lies in a folder of the raw data, or None."""
+    return next((path for path in _places(folder, name) if path.is_file()), None)
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    return [folder / subfolder / name for subfolder in SUBFOLDERS[name]]
 
 
 def _find(folder: str) -> dict[str, Path]:
@@ -147,14 +175,12 @@ def _find(folder: str) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"data folder {folder!r} does not exist; give the folder with MultiNLI and HANS. {DOWNLOADS}")
     paths = {}
-    for name, subfolders in SUBFOLDERS.items():
-        candidates = [root / subfolder / name for subfolder in subfolders]
-        found = [path for path in candidates if path.is_file()]
-        if not found:
-            raise UserError(
-                f"data folder {folder!r} has no {name}; put it at one of {', '.join(map(str, candidates))}. {DOWNLOADS}"
-            )
-        paths[name] = found[0]
+    for name in FILES:
+        path = find_file(root, name)
+        if path is None:
+            places = ", ".join(map(str, _places(root, name)))
+            raise UserError(f"data folder {folder!r} has no {name}; put it at one of {places}. {DOWNLOADS}")
+        paths[name] = path
     return paths
 
 

@@ -43,6 +43,9 @@ builds only what is missing, after a crash or a changed setting: `blindsweep pla
 why.""",
 )
 
+data = typer.Typer(no_args_is_help=True, help="MultiNLI and HANS, for the studies on real data.")
+app.add_typer(data, name="data")
+
 Experiment = Annotated[
     str,
     typer.Argument(metavar="EXPERIMENT", help="A built-in experiment (see `experiments`) or file.py[:function]."),
@@ -262,6 +265,8 @@ def status(
         done = Counter(step.stage for step in loaded.steps if step.record)
         totals = Counter(step.stage for step in loaded.steps)
         print(f"{name}: {sum(done.values())} of {sum(totals.values())} artifacts built")
+        for mark, count in loaded.marks.items():
+            print(f"  marked: {mark} (on {count} of {sum(done.values())} artifacts)")
         if study:
             for stage, total in totals.items():
                 print(f"  {stage:<15} {done[stage]}/{total}")
@@ -359,6 +364,38 @@ def experiments() -> None:
             annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
             kind = str(parameter.annotation) if "[" in str(parameter.annotation) else annotation
             print(f"    -p {parameter.name}=...  {kind}, {default}")
+
+
+@data.command()
+@_one_clear_error
+def fetch(
+    to: Annotated[Path, typer.Option(help="Folder that is to hold everything.")] = Path("data"),
+    copies: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="Take the files, or multinli_1.0.zip, from here; nothing is downloaded."),
+    ] = None,
+) -> None:
+    """Get MultiNLI 1.0 (227 MB) and HANS (15 MB) from their official places, and verify them.
+
+    The folder then holds the official files, the same as Parquet, and origin.json, which says where each file is from,
+    its sha256, and whether it is the complete official one. What is there is not downloaded again, and a broken
+    download goes on where it ended.
+
+        blindsweep data fetch
+        blindsweep data fetch --from /mnt/corpora --to data
+    """
+    from pipelines.compute import MARKS
+    from pipelines.downloads import fetch_nli_data
+    from pipelines.sources import NUM_TRAINING_ROWS
+    from sweep.progress import Transfers
+
+    with Transfers() as transfers:
+        origin = fetch_nli_data(to, copies=copies, say=transfers.say, on_bytes=transfers)
+    metrics = origin["parquet"]["metrics"]
+    print(f"{to}: {metrics['train/num_examples']:,} training rows; all of MultiNLI gives {NUM_TRAINING_ROWS:,}")
+    for mark in metrics.get(MARKS, ()):
+        print(f"whatever is built from it is marked: {mark}")
+    print(f"next: blindsweep run mini -p data={to} -p model=CHECKPOINT")
 
 
 def main() -> None:

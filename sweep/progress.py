@@ -145,6 +145,49 @@ class Display:
         return Group(table, footer)
 
 
+class Transfers:
+    """Downloads as they go: bars on a terminal, else a line at each tenth. Use as a context manager.
+
+    Call it with a download's name, its bytes so far and its bytes in all; `say` prints a line.
+    """
+
+    def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.is_live = self.stream.isatty() if live is None else live
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __enter__(self) -> "Transfers":
+        if self.is_live:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(file=self.stream))
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def say(self, line: str) -> None:
+        if self._bars:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def __call__(self, name: str, num_bytes: int, total: int) -> None:
+        if self._bars:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total)
+            self._bars.update(self._tasks[name], completed=num_bytes)
+        elif (tenth := 10 * num_bytes // total) != self._tenths.get(name):
+            self._tenths[name] = tenth
+            self.say(f"{name}: {num_bytes / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+
+
 def _rate(metrics: Mapping[str, Any]) -> str:
     """The first throughput among metrics (`…_per_s`, `…_per_second`), for people."""
     for name, value in metrics.items():

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,9 @@ class Record:
     `payload` is what its fingerprint is made of. `inputs` maps a name to {"stage", "slug", "fingerprint"};
     `coordinates` places it in the grid (starting_size, kind, size, seed); `files` maps a path inside the
     folder to {"sha256", "bytes"}; `num_rows` maps a Parquet file, or the folder of several, to its rows;
-    `durations` are in seconds; `created` is ISO 8601 in UTC.
+    `durations` are in seconds; `created` is ISO 8601 in UTC. `marks` say in what the artifact is not the real
+    thing ("rehearsal", for one): its own stage's and those of all that it was built from, sorted. Records older
+    than the field have none.
     """
 
     stage: str
@@ -62,6 +65,7 @@ class Record:
     durations: Mapping[str, float] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    marks: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False)
@@ -73,6 +77,7 @@ class Record:
             values = json.loads(text)
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
+            values["marks"] = tuple(values.get("marks", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -229,6 +234,16 @@ class Study:
     parameters: Mapping[str, Any]
     steps: tuple[StudyStep, ...]
     failures: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Mark → how many of the built artifacts carry it, sorted; empty for a study that is the real thing."""
+        counts = Counter(mark for step in self.steps if step.record for mark in step.record.marks)
+        return dict(sorted(counts.items()))
+
+    @property
+    def num_built(self) -> int:
+        return sum(step.record is not None for step in self.steps)
 
     @staticmethod
     def path(store: Store, name: str) -> str:

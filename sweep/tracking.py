@@ -102,6 +102,7 @@ class Tracker:
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
         self._columns: list[str] = []
+        self._marks: set[str] = set()
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=uri)
@@ -136,6 +137,9 @@ class Tracker:
             parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
         self.parent_id = parent.info.run_id
         self.client.update_run(self.parent_id, status="RUNNING")
+        # The artifacts that the study consists of now say it again.
+        if "marks" in parent.data.tags:
+            self.client.delete_tag(self.parent_id, "marks")
         for name, value in parameters.items():
             # A parameter cannot be changed once logged, and a study is run again with other settings.
             self.client.set_tag(self.parent_id, f"parameter.{name}", str(value))
@@ -185,6 +189,7 @@ class Tracker:
         run = self.runs.get(record.fingerprint)
         if record.stage == "evaluation":
             self._save_views(record)
+        self._mark_study(record)
         if not is_new and run is not None and run.data.tags.get("complete") == record.created:
             return
         with self._collecting(f"finish {record.stage}/{record.slug}"):
@@ -204,6 +209,8 @@ class Tracker:
             if record.stage == "evaluation":
                 self._log_on_task_model(record, final, end_ms)
             self._write()
+            if record.marks:
+                self.client.set_tag(run_id, "marks", "; ".join(record.marks))
             self.client.set_tag(run_id, "complete", record.created)
             self.runs[record.fingerprint].data.tags["complete"] = record.created
             self.client.set_terminated(run_id, "FINISHED", end_ms)
@@ -227,6 +234,14 @@ class Tracker:
     def snapshot(self) -> dict[str, dict[str, float]]:
         """The latest step metrics of each running step, by fingerprint."""
         return self.latest
+
+    def _mark_study(self, record: Record) -> None:
+        """The study's run carries the marks of all its artifacts."""
+        if set(record.marks) <= self._marks:
+            return
+        self._marks.update(record.marks)
+        with self._collecting("marks"):
+            self.client.set_tag(self.parent_id, "marks", "; ".join(sorted(self._marks)))
 
     def _retire_run_of_removed_artifact(self, fingerprint: str) -> None:
         run = self.runs.get(fingerprint)

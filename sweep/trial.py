@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines.compute import Resources, no_report
+from pipelines.compute import MARKS, Resources, no_report
 from pipelines.errors import UserError
 from pipelines.storage import filesystem, join
 from sweep.records import Record, Store
@@ -100,7 +100,10 @@ def _build(order: Order, store: Store) -> Record:
         order.options,
         {name: one["fingerprint"] for name, one in order.inputs.items()},
     )
+    inherited = _marks_of_inputs(order, store)
     metrics = dict(order.runner.run(job))
+    own = metrics.pop(MARKS, ())
+    assert not isinstance(own, str), f"{order.stage} returned {MARKS}={own!r}, not a list of texts"
     stage_s = time.monotonic() - started
     _remove_working_state(folder)
     files = store.files(folder)
@@ -121,9 +124,21 @@ def _build(order: Order, store: Store) -> Record:
         durations={"total_s": round(time.monotonic() - started, 3), "stage_s": round(stage_s, 3)},
         hardware=hardware(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        marks=tuple(sorted({*inherited, *own})),
     )
     store.write_record(record)
     return record
+
+
+def _marks_of_inputs(order: Order, store: Store) -> set[str]:
+    marks: set[str] = set()
+    for one in order.inputs.values():
+        record = store.read_record(one["stage"], one["slug"], one["fingerprint"])
+        if record is None:
+            where = store.folder(one["stage"], one["slug"], one["fingerprint"])
+            raise UserError(f"{order.name} is built from {where}, which has no record (removed since?); run again to build it")
+        marks.update(record.marks)
+    return marks
 
 
 @contextlib.contextmanager

@@ -57,6 +57,7 @@ class FakeStudy:
         metrics: dict[str, Any] | None = None,
         files: dict[str, bytes] | None = None,
         built: bool = True,
+        marks: tuple[str, ...] = (),
     ) -> str:
         mark = fingerprint(stage, slug)
         step = {
@@ -92,6 +93,7 @@ class FakeStudy:
             "durations": {"total_s": 12.5},
             "hardware": {"cpus": 2, "gpus": []},
             "created": "2025-01-02T03:04:05+00:00",
+            "marks": marks,
         }
         (folder / "record.json").write_text(json.dumps(record))
         return mark

@@ -111,6 +111,16 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
         assert expected in text, expected
 
 
+def test_marks_stand_at_the_top(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.add("sources", "data", marks=("partial MultiNLI: <10> of 392,702 labelled rows",))
+    study.add_grid((0,), (60,), (0,))
+    html = build_report(study.write(), "tiny", tmp_path).read_text()
+    assert re.findall(r'<section[^>]* id="(\w+)"', html)[:2] == ["marks", "question"]
+    # One artifact is marked; four cells, each a task model and its evaluation, are not.
+    assert "<li>partial MultiNLI: &lt;10&gt; of 392,702 labelled rows: 1 of 9 artifacts</li>" in html
+
+
 def verdicts(study: FakeStudy, tmp_path: Path) -> str:
     html = build_report(study.write(), "tiny", tmp_path / "out").read_text()
     found = re.search(r'<section id="verdict">(.*?)</section>', html, re.DOTALL)

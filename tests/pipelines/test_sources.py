@@ -8,11 +8,16 @@ from pipelines.compute import identity
 from pipelines.errors import UserError
 from pipelines.examples import read_examples
 from pipelines.sources import (
+    DEV_ROWS_PER_LABEL,
     FILES,
     HANS_COLUMNS,
     HANS_FILE,
     MATCHED_FILE,
+    NUM_DUPLICATE_ROWS,
+    NUM_LABELLED_ROWS,
+    NUM_TRAINING_ROWS,
     TRAIN_FILE,
+    NLISourcesConfig,
     nli_sources_config,
     prepare_nli_sources,
 )
@@ -132,7 +137,33 @@ def test_duplicates_go_with_every_copy_then_the_first_rows_of_each_label_are_dev
         "dropped/mnli_matched/no_gold_label": 1,
         "dropped/mnli_mismatched/no_gold_label": 1,
         "dropped/num_rows": 5,
+        "train/num_labelled": 10,
+        "train/is_partial": True,
+        "marks": ["partial MultiNLI: 10 of 392,702 labelled rows (5 for training)"],
     }
+
+
+def test_the_paper_s_391_722_are_the_rule_s_arithmetic():
+    # Paper, section 2.2.3: all labelled rows, without every copy of a duplicated pair, without 250 rows a label.
+    assert (NUM_LABELLED_ROWS, NUM_DUPLICATE_ROWS, DEV_ROWS_PER_LABEL) == (392_702, 230, 250)
+    assert 392_702 - 230 - 750 == 391_722 == NUM_TRAINING_ROWS
+    assert NLISourcesConfig.__dataclass_fields__["dev_rows_per_label"].default == 250
+
+
+def test_only_a_training_file_with_fewer_labelled_rows_is_partial(folder, tmp_path, monkeypatch):
+    # The file has eleven rows, one of them without a gold label.
+    monkeypatch.setattr("pipelines.sources.NUM_LABELLED_ROWS", 10)
+    whole = prepare(folder, tmp_path / "whole")
+    assert (whole["train/num_labelled"], whole["train/is_partial"]) == (10, False) and "marks" not in whole
+    monkeypatch.setattr("pipelines.sources.NUM_LABELLED_ROWS", 11)
+    partial = prepare(folder, tmp_path / "partial")
+    assert partial["marks"] == ["partial MultiNLI: 10 of 11 labelled rows (5 for training)"]
+
+
+def test_rows_that_are_left_out_for_their_text_are_labelled_rows_all_the_same(folder, tmp_path):
+    replace_line(folder / "multinli_1.0" / TRAIN_FILE, 11, multinli_line("neutral", "P", "", 10))
+    metrics = prepare(folder, tmp_path / "out", drop_blank_rows=True)
+    assert (metrics["train/num_labelled"], metrics["train/num_examples"]) == (10, 4)
 
 
 def read_dropped(output):
@@ -272,8 +303,11 @@ def test_real_files(tmp_path):
         pytest.skip(f"real MultiNLI and HANS are not at {SHARED}")
     config = nli_sources_config(str(SHARED))
     metrics = prepare_nli_sources(config, str(tmp_path), folder=str(SHARED))
-    dropped = sum(count for name, count in metrics.items() if name.startswith("dropped/train/"))
-    assert metrics["train/num_examples"] + dropped + 750 == 80_180
+    # 80 180 labelled rows, no pair twice, one row that is several run together, 750 for dev.
+    assert metrics["train/num_labelled"] == 80_180
+    assert {name for name in metrics if name.startswith("dropped/train/")} == {"dropped/train/too_long"}
+    assert metrics["train/num_examples"] == 79_429 == 80_180 - metrics["dropped/train/too_long"] - 750
+    assert metrics["marks"] == ["partial MultiNLI: 80,180 of 392,702 labelled rows (79,429 for training)"]
     assert metrics["mnli_matched/num_examples"] == 9_815
     assert metrics["mnli_mismatched/num_examples"] == 9_832
     dev = read_examples(tmp_path / "dev.parquet")

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one clear error, no traceback, and the store left readable."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from pipelines.sources import nli_sources_config
 from sweep import cli
 from sweep.grid import build_grid
 from sweep.loading import load_experiment
@@ -57,6 +59,25 @@ def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_
 @pytest.mark.parametrize("command", ["run", "plan", "status", "report", "ui", "reindex", "experiments"])
 def test_every_command_has_help(command: str) -> None:
     assert blindsweep(command, "--help").exit_code == 0
+
+
+def test_data_fetch_has_help_and_names_what_it_cannot_read(tmp_path: Path) -> None:
+    assert blindsweep("data", "fetch", "--help").exit_code == 0
+    result = blindsweep("data", "fetch", "--to", str(tmp_path / "data"), "--from", str(tmp_path / "none"))
+    assert_one_error(result, f"--from {tmp_path}/none is not a folder")
+
+
+def test_copies_of_a_part_of_multinli_are_fetched_and_marked(tmp_path: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("no MultiNLI and HANS here")
+    result = blindsweep("data", "fetch", "--to", str(tmp_path), "--from", str(DATA))
+    assert result.exit_code == 0, result.output
+    assert "79,429 training rows; all of MultiNLI gives 391,722" in result.stdout
+    assert "marked: partial MultiNLI: 80,180 of 392,702 labelled rows (79,429 for training)" in result.stdout
+    official = {name: one["is_official"] for name, one in json.loads((tmp_path / "origin.json").read_text())["files"].items()}
+    assert official["heuristics_evaluation_set.txt"] is True and official["multinli_1.0_train.jsonl"] is False
+    # The folder is what a study on real data takes.
+    assert nli_sources_config(str(tmp_path)) == nli_sources_config(str(DATA))
 
 
 def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable) -> None:

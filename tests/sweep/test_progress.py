@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.training_set import TrainingSetConfig
 from sweep.grid import Step
-from sweep.progress import Display, time_left
+from sweep.progress import Display, Transfers, time_left
 from sweep.scheduler import Progress
 from sweep.trial import Outcome
 
@@ -53,3 +53,20 @@ def test_a_log_counts_the_steps_that_are_given_up() -> None:
         display.on_event("blocked", one, failed)
     assert stream.getvalue().count("\n") == 1
     assert "generator/generator0: no room; 4 steps that need it are given up" in stream.getvalue()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_download_is_a_line_at_each_tenth_or_a_bar(live: bool) -> None:
+    stream = io.StringIO()
+    with Transfers(stream, live=live) as transfers:
+        for num_bytes in range(0, 2_000_001, 50_000):
+            transfers("a.zip", num_bytes, 2_000_000)
+        transfers.say("a.zip: as published [here]")
+    shown = stream.getvalue()
+    assert "a.zip: as published [here]\n" in shown
+    if live:
+        assert "100%" in shown or "2.0/2.0 MB" in shown
+    else:
+        # From the beginning to the end, both included.
+        assert shown.splitlines()[:2] == ["a.zip: 0.0 of 2.0 MB", "a.zip: 0.2 of 2.0 MB"]
+        assert shown.splitlines()[10] == "a.zip: 2.0 of 2.0 MB" and len(shown.splitlines()) == 12

@@ -19,6 +19,7 @@ RECORD = Record(
     inputs={"sources": {"stage": "sources", "slug": "data", "fingerprint": "cd" * 32}},
     metrics={"hans/accuracy": 0.5, "nothing": None},
     created="2026-01-01T00:00:00+00:00",
+    marks=("rehearsal",),
 )
 STORES = ["local", "memory"]
 
@@ -39,6 +40,13 @@ def test_a_record_comes_back_as_it_was(store: Store) -> None:
     assert store.read_record("evaluation", "start0", FINGERPRINT) == RECORD
     assert list(store.records("evaluation")) == [RECORD]
     assert list(store.records("evaluation", "other")) == []
+
+
+def test_a_record_from_before_marks_has_none(store: Store) -> None:
+    values = json.loads(RECORD.to_json())
+    del values["marks"]
+    store.write_bytes(record_path(store), json.dumps(values).encode())
+    assert store.read_record("evaluation", "start0", FINGERPRINT) == dataclasses.replace(RECORD, marks=())
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}'])

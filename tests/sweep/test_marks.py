@@ -1,0 +1,115 @@
+"""A mark stays with all that is built from what has it: in records, `status`, MLflow. No Ray: a trial is a plain function."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.compute import Resources
+from sweep import cli
+from sweep.identity import fingerprint
+from sweep.records import Record, Store, Study, StudyStep
+from sweep.stages import Job, Stage
+from sweep.study import reindex
+from sweep.trial import Order, Outcome, carry_out
+
+PARTIAL = "partial MultiNLI: 10 of 392,702 labelled rows (5 for training)"
+
+
+def order_of(store: Store, stage: str, slug: str, inputs: Mapping[str, Record], metrics: Mapping[str, Any]) -> Order:
+    def run(job: Job) -> Mapping[str, Any]:
+        (Path(job.output) / "value.txt").write_text("1")
+        return metrics
+
+    return Order(
+        stage,
+        slug,
+        fingerprint({"stage": stage, "slug": slug}),
+        {"config": {}},
+        None,
+        {name: {"stage": one.stage, "slug": one.slug, "fingerprint": one.fingerprint} for name, one in inputs.items()},
+        {},
+        Resources(),
+        {},
+        Stage(1, run),
+        store.uri,
+    )
+
+
+def build(store: Store, stage: str, slug: str, inputs: Mapping[str, Record], metrics: Mapping[str, Any]) -> Record:
+    outcome = carry_out(order_of(store, stage, slug, inputs, metrics))
+    assert outcome.record is not None, outcome.error
+    # What is returned is what is kept.
+    assert store.read_record(stage, slug, outcome.record.fingerprint) == outcome.record
+    return outcome.record
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    """Partial sources and a whole base model; a model of both that adds a mark; its evaluation; a base model alone."""
+    store = Store(tmp_path)
+    sources = build(store, "sources", "data", {}, {"train/num_examples": 5, "marks": [PARTIAL]})
+    base = build(store, "base_model", "base", {}, {})
+    model = build(store, "task_model", "cell", {"sources": sources, "base_model": base}, {"loss": 1.0, "marks": ["rehearsal"]})
+    evaluation = build(store, "evaluation", "cell", {"sources": sources, "task_model": model}, {"hans/accuracy": 0.5})
+    return [sources, base, model, evaluation]
+
+
+def save_study(store: Store, records: list[Record]) -> None:
+    steps = [StudyStep(one.stage, one.slug, one.fingerprint, {}, {}) for one in records]
+    Study("mine", "A title", {}, (*steps, StudyStep("evaluation", "other", "f" * 64, {}, {}))).save(store)
+
+
+def test_marks_are_the_stage_s_own_and_those_of_all_inputs(records: list[Record]) -> None:
+    assert [one.marks for one in records] == [(PARTIAL,), (), (PARTIAL, "rehearsal"), (PARTIAL, "rehearsal")]
+    assert all("marks" not in one.metrics for one in records)
+    assert records[0].metrics == {"train/num_examples": 5}
+
+
+def test_a_step_whose_input_has_no_record_does_not_run(records: list[Record], tmp_path: Path) -> None:
+    missing = dataclasses.replace(records[0], slug="other")
+    outcome: Outcome = carry_out(order_of(Store(tmp_path), "task_model", "next", {"sources": missing}, {}))
+    assert outcome.record is None and outcome.is_final
+    assert "task_model/next is built from" in outcome.error and "sources/other-" in outcome.error
+
+
+def test_one_mark_as_a_text_is_a_mistake_of_ours(tmp_path: Path) -> None:
+    outcome = carry_out(order_of(Store(tmp_path), "sources", "data", {}, {"marks": "rehearsal"}))
+    assert outcome.record is None and "not a list of texts" in outcome.error
+
+
+def test_status_says_what_is_marked(records: list[Record], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    save_study(store, records)
+    assert Study.load(store, "mine").marks == {PARTIAL: 3, "rehearsal": 2}
+    shown = CliRunner().invoke(cli.app, ["status", "mine", "--store", str(tmp_path)]).stdout
+    assert f"  marked: {PARTIAL} (on 3 of 4 artifacts)\n  marked: rehearsal (on 2 of 4 artifacts)\n" in shown
+    save_study(store, [records[1]])
+    assert "marked" not in CliRunner().invoke(cli.app, ["status", "mine", "--store", str(tmp_path)]).stdout
+
+
+def test_mlflow_s_runs_carry_them(records: list[Record], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    store, uri = Store(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
+    save_study(store, records)
+    client = MlflowClient(uri)
+
+    def marks() -> dict[str, str | None]:
+        reindex(store, ["mine"], uri)
+        runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+        return {run.data.tags["stage"]: run.data.tags.get("marks") for run in runs}
+
+    assert marks() == {
+        "study": f"{PARTIAL}; rehearsal",
+        "sources": PARTIAL,
+        "base_model": None,
+        "task_model": f"{PARTIAL}; rehearsal",
+        "evaluation": f"{PARTIAL}; rehearsal",
+    }
+    # The study is the real thing once nothing in it is marked.
+    save_study(store, [records[1]])
+    assert marks()["study"] is None
