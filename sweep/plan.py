@@ -1,12 +1,19 @@
-"""What a run would do: what is cached, what would be built, and which changed field is the reason."""
+"""What a run would do: what is cached, what would be built, which changed field is the reason, and what it would cost."""
 
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pipelines.base_model import PretrainedModelConfig
+from pipelines.errors import UserError
+from sweep.costs import CostTable, Estimate, Gpu, Total, estimate_costs, total
 from sweep.grid import Step
 from sweep.identity import flatten
 from sweep.records import Record, Store
+from sweep.schedule import Schedule, simulate
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,88 @@ def make_plan(steps: Iterable[Step], store: Store, *, reasons: bool = True) -> l
         reason = _reason(step, store) if record is None and reasons else ""
         planned.append(Planned(step, record, reason))
     return planned
+
+
+@dataclass(frozen=True)
+class PlanCosts:
+    """The estimate for a study, and the wall time of what is missing of it on several numbers of GPUs.
+
+    `missing` are the fingerprints of what is not built; `schedules` has one for `num_gpus`, and is in the
+    order of their numbers of GPUs.
+    """
+
+    estimate: Estimate
+    missing: frozenset[str]
+    schedules: tuple[Schedule, ...]
+    num_gpus: float
+
+    @property
+    def to_build(self) -> Total:
+        return total(one for one in self.estimate.steps if one.step.fingerprint in self.missing)
+
+    @property
+    def in_all(self) -> Total:
+        return total(self.estimate.steps)
+
+    @property
+    def schedule(self) -> Schedule:
+        return next(one for one in self.schedules if one.num_gpus == self.num_gpus)
+
+    @property
+    def held_gpu_hours(self) -> float:
+        """What is paid for if all GPUs are held until the last step ends, idle or not."""
+        return self.schedule.seconds / 3600 * self.num_gpus
+
+
+def cost_plan(
+    planned: Sequence[Planned],
+    store: Store,
+    table: CostTable,
+    gpu: Gpu,
+    num_gpus: float | None = None,
+    *,
+    others: Iterable[float] = (),
+) -> PlanCosts:
+    """Estimate what is planned on `num_gpus` (None: as many as its largest step asks for, at least 1) and, for comparison,
+    on each number of `others` that no step exceeds.
+
+    Counts and the model's shape are taken from what is built, else from the configs. Raises NoEstimate, with the
+    reason, where nothing can be said; UserError for a number of GPUs that is not above 0 or too small for a step.
+    """
+    by_stage = {one.step.stage: one for one in planned}
+    sources, base_model = by_stage["sources"], by_stage["base_model"]
+    counts = None
+    if sources.record:
+        counts = {
+            name.removesuffix("/num_examples"): count
+            for name, count in sources.record.metrics.items()
+            if name.endswith("/num_examples")
+        }
+    steps = [one.step for one in planned]
+    estimate = estimate_costs(steps, table, gpu, settings=_model_settings(base_model, store), num_examples=counts)
+    missing = frozenset(one.step.fingerprint for one in planned if not one.is_cached)
+    done = [step.fingerprint for step in steps if step.fingerprint not in missing]
+    largest = max((step.resources.total_gpus for step in steps if step.fingerprint in missing), default=0)
+    num_gpus = max(1, math.ceil(largest)) if num_gpus is None else num_gpus
+    if not (math.isfinite(num_gpus) and num_gpus > 0):
+        raise UserError(f"num_gpus={num_gpus:g}: the wall time is that on some GPUs; give 1 or more")
+    seconds = {one.step.fingerprint: one.seconds for one in estimate.steps}
+    checkpoints = {one.step.fingerprint: one.checkpoint_bytes for one in estimate.steps}
+    numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
+    schedules = tuple(simulate(steps, seconds, done, number, checkpoint_bytes=checkpoints) for number in numbers)
+    return PlanCosts(estimate, missing, schedules, num_gpus)
+
+
+def _model_settings(base_model: Planned, store: Store) -> Mapping[str, Any] | None:
+    """The `config.json` of a pretrained base model, from the store or else from its checkpoint; None if neither has it."""
+    step = base_model.step
+    if not isinstance(step.config, PretrainedModelConfig):
+        return None
+    if base_model.record:
+        text = store.read_bytes(store.folder(step.stage, step.slug, step.fingerprint), "model/config.json")
+        return dict(json.loads(text))
+    file = Path(step.config.path) / "config.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
 
 
 def _reason(step: Step, store: Store) -> str:
