@@ -15,6 +15,7 @@ import typer
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
+    from sweep.loading import Loaded
     from sweep.records import Store
 
 app = typer.Typer(
@@ -125,6 +126,10 @@ def run(
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
+    ] = None,
     gpu: GpuName = DEFAULT_GPU,
     price: Price = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
@@ -153,6 +158,8 @@ def run(
 
     loaded = load_experiment(experiment, parameters or [])
     where = Store(store)
+    if budget is not None:
+        _check_budget(loaded, where, budget, gpu, price, max_gpus)
     tracking_uri = tracking_uri or default_tracking_uri(where)
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
     result = run_study(loaded, where, tracking_uri, options)
@@ -268,6 +275,22 @@ def _show_plan(
     print_plan(name, title, planned, costs, why_not, all_steps=all_steps)
     if sources:
         print_sources(table, costs)
+
+
+def _check_budget(
+    loaded: "Loaded", store: "Store", budget: float, gpu: str, price: float | None, num_gpus: float | None
+) -> None:
+    from sweep.costs import NoEstimate, read_table
+    from sweep.grid import build_grid
+    from sweep.plan import check_budget, cost_plan, make_plan
+
+    table = read_table()
+    planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
+    try:
+        costs = cost_plan(planned, store, table, table.gpu(gpu, price=price), num_gpus)
+    except NoEstimate as error:
+        raise UserError(f"--budget cannot be checked: {error}; leave it out to run all the same") from error
+    check_budget(loaded.experiment.name, costs, budget)
 
 
 @app.command()

@@ -124,6 +124,20 @@ def _model_settings(base_model: Planned, store: Store) -> Mapping[str, Any] | No
     return dict(json.loads(file.read_text())) if file.is_file() else None
 
 
+def check_budget(name: str, costs: PlanCosts, budget: float) -> None:
+    """Raise UserError if what is missing of the study `name` would cost more than `budget` US dollars at the GPU's price."""
+    if not (math.isfinite(budget) and budget >= 0):
+        raise UserError(f"budget={budget}: it is dollars for what is still to be built; give 0 or more")
+    gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
+    if hours * gpu.price > budget:
+        raise UserError(
+            f"what is missing of {name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of {gpu.name} at "
+            f"${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end), over the budget of ${budget:,.2f}: raise "
+            f"--budget, say with --price what you pay (at spot's ${gpu.spot_price:g} it is ${hours * gpu.spot_price:,.2f}), "
+            f"choose another --gpu, or make the study smaller; `blindsweep plan` shows the estimate by stage"
+        )
+
+
 def _reason(step: Step, store: Store) -> str:
     """Why there is no artifact: what differs from the nearest one of the same stage and slug."""
     if store.is_begun(step.stage, step.slug, step.fingerprint):

@@ -113,6 +113,14 @@ def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
     assert json.loads(blindsweep("plan", "demo", "--store", str(tmp_path), "--json").stdout)["costs"] is None
 
 
+def test_a_run_over_its_budget_does_not_start(gpu_study: str, tmp_path: Path) -> None:
+    result = blindsweep("run", gpu_study, "--store", str(tmp_path / "s"), "--budget", "0.5")
+    assert_one_error(result, "missing of study would cost about $", "over the budget of $0.50", "raise --budget")
+    result = blindsweep("run", "demo", "--store", str(tmp_path / "s"), "--budget", "500")
+    assert_one_error(result, "--budget cannot be checked", "no step asks for a GPU")
+    assert not (tmp_path / "s").exists()
+
+
 def test_experiments_are_listed_with_their_parameters() -> None:
     shown = blindsweep("experiments").stdout
     assert "demo: " in shown and "-p seeds=...  tuple[int, ...], default (0, 1)" in shown

@@ -13,7 +13,7 @@ from sweep import stages
 from sweep.costs import NoEstimate, read_table, total
 from sweep.experiment import Experiment
 from sweep.grid import build_grid
-from sweep.plan import PlanCosts, cost_plan, make_plan
+from sweep.plan import PlanCosts, check_budget, cost_plan, make_plan
 from sweep.records import Store
 
 
@@ -136,3 +136,17 @@ def test_a_number_of_gpus_is_above_0(llama: Experiment, checkpoint: Path, tmp_pa
     base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
     with pytest.raises(UserError, match=r"num_gpus=.* give 1 or more"):
         costs_of(dataclasses.replace(llama, base_model=base_model), Store(tmp_path), num_gpus)
+
+
+def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    costs = costs_of(dataclasses.replace(llama, base_model=base_model), Store(tmp_path), None)
+    assert costs.num_gpus == 1
+    dollars = costs.held_gpu_hours * 10
+    check_budget("paper", costs, dollars + 0.01)
+    with pytest.raises(UserError) as refused:
+        check_budget("paper", costs, dollars - 0.01)
+    for part in (f"${dollars:,.2f}", f"budget of ${dollars - 0.01:,.2f}", "--budget", "--price", "--gpu", "$10"):
+        assert part in str(refused.value)
+    with pytest.raises(UserError, match="budget=-1"):
+        check_budget("paper", costs, -1)
