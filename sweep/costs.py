@@ -225,15 +225,6 @@ class Estimate:
     num_parameters: int
     assumptions: tuple[str, ...]
 
-    @property
-    def rates(self) -> Mapping[tuple[str, float], Rate]:
-        """(kind of work, batch size on one GPU) → how fast it is reckoned to be."""
-        found = {}
-        for one in self.steps:
-            if one.work and one.rate:
-                found[one.work.kind, one.work.batch_size] = one.rate
-        return found
-
 
 @dataclass(frozen=True)
 class Total:
@@ -256,6 +247,11 @@ def total(costs: Iterable[StepCost]) -> Total:
         sum(one.gpu_seconds for one in costs) / 3600,
         sum(one.num_bytes for one in costs),
     )
+
+
+def rates(costs: Iterable[StepCost]) -> dict[tuple[str, float], Rate]:
+    """(kind of work, batch size on one GPU) → how fast it is reckoned to be."""
+    return {(one.work.kind, one.work.batch_size): one.rate for one in costs if one.work and one.rate}
 
 
 def estimate_costs(

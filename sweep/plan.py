@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.base_model import PretrainedModelConfig
 from pipelines.errors import UserError
-from sweep.costs import CostTable, Estimate, Gpu, Total, estimate_costs, total
+from sweep.costs import CostTable, Estimate, Gpu, StepCost, Total, estimate_costs, total
 from sweep.grid import Step
 from sweep.identity import flatten
 from sweep.records import Record, Store
@@ -56,8 +56,12 @@ class PlanCosts:
     num_gpus: float
 
     @property
+    def missing_steps(self) -> tuple[StepCost, ...]:
+        return tuple(one for one in self.estimate.steps if one.step.fingerprint in self.missing)
+
+    @property
     def to_build(self) -> Total:
-        return total(one for one in self.estimate.steps if one.step.fingerprint in self.missing)
+        return total(self.missing_steps)
 
     @property
     def in_all(self) -> Total:

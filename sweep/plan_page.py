@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sweep.costs import CostTable, Total, total
+from sweep.costs import CostTable, Total, rates, total
 from sweep.plan import PlanCosts, Planned
 from sweep.records import STAGES
 
@@ -54,7 +54,7 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
     """Print the rates that the estimate uses, and every row of the table with its source."""
     if costs:
         print(f"rates of one {costs.estimate.gpu.name} for {costs.estimate.num_parameters:,} parameters:")
-        for (kind, batch_size), rate in costs.estimate.rates.items():
+        for (kind, batch_size), rate in rates(costs.estimate.steps).items():
             batch = f", batch {batch_size:g}" if batch_size else ""
             print(f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s" + (f" ({rate.scaled})" if rate.scaled else ""))
     for gpu in table.gpus.values():
@@ -115,7 +115,7 @@ def plan_json(name: str, title: str, planned: Sequence[Planned], costs: PlanCost
                     "scaled": rate.scaled,
                     "sources": [row.source for row in rate.rows],
                 }
-                for (kind, batch_size), rate in estimate.rates.items()
+                for (kind, batch_size), rate in rates(estimate.steps).items()
             ],
             "assumptions": list(estimate.assumptions),
         },
@@ -127,7 +127,7 @@ def _reasons(planned: Sequence[Planned]) -> Mapping[tuple[str, str], int]:
 
 
 def _missing_total(costs: PlanCosts, stage: str) -> Total:
-    return total(one for one in costs.estimate.steps if one.step.stage == stage and one.step.fingerprint in costs.missing)
+    return total(one for one in costs.missing_steps if one.step.stage == stage)
 
 
 def _cost_cells(one: Total, costs: PlanCosts) -> list[str]:
@@ -162,7 +162,7 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     )
     chain = " → ".join(step.name for step in schedule.critical_path)
     yield f"no number of GPUs takes less than {_duration(schedule.critical_s)}: {chain}"
-    largest = max((one for one in costs.estimate.steps if one.step.fingerprint in costs.missing), key=lambda one: one.num_bytes)
+    largest = max(costs.missing_steps, key=lambda one: one.num_bytes)
     yield (
         f"disk: {_size(costs.to_build.num_bytes)} more, the largest artifact {largest.step.name} with "
         f"{_size(largest.num_bytes)}; while it runs, up to {_size(schedule.peak_bytes)} of checkpoints beside them"
@@ -171,7 +171,7 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
         f"All these are estimates. {gpu.name} at ${gpu.price:g} an hour on demand, ${gpu.spot_price:g} spot: set what you pay "
         "with --price and --spot-price. --sources lists the figures behind them."
     )
-    for (kind, batch_size), rate in costs.estimate.rates.items():
+    for (kind, batch_size), rate in rates(costs.missing_steps).items():
         batch = f", batch {batch_size:g}" if batch_size else ""
         basis = rate.scaled or rate.rows[0].source.partition(":")[0]
         yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis})"

@@ -23,6 +23,7 @@ from sweep.costs import (
     StepCost,
     Throughput,
     estimate_costs,
+    rates,
     read_table,
     total,
 )
@@ -279,7 +280,7 @@ def test_prices_and_gpus() -> None:
 def test_the_shipped_table_serves_the_paper(llama: Experiment, gpu: str) -> None:
     table = read_table()
     found = estimate(llama, table.gpu(gpu), table)
-    assert {kind for kind, _ in found.rates} == {"finetune_lora", "generate", "evaluate"}
+    assert {kind for kind, _ in rates(found.steps)} == {"finetune_lora", "generate", "evaluate"}
     assert all(math.isfinite(one.seconds) and one.seconds > 0 and one.num_bytes > 0 for one in found.steps)
 
 
