@@ -11,7 +11,7 @@ from pipelines.base_model import PretrainedModelConfig
 from pipelines.errors import UserError
 from sweep.costs import CostTable, Estimate, Gpu, StepCost, Total, estimate_costs, total
 from sweep.grid import Step
-from sweep.identity import flatten
+from sweep.identity import SHORT, flatten
 from sweep.records import Record, Store
 from sweep.schedule import Schedule, simulate
 
@@ -35,9 +35,16 @@ def make_plan(steps: Iterable[Step], store: Store, *, reasons: bool = True) -> l
     Raises UserError for a record that cannot be read.
     """
     planned = []
+    folders: dict[str, Mapping[str, Sequence[str]]] = {}
     for step in steps:
-        record = store.read_record(step.stage, step.slug, step.fingerprint)
-        reason = _reason(step, store) if record is None and reasons else ""
+        if step.stage not in folders:
+            folders[step.stage] = store.folders(step.stage)
+        there = folders[step.stage].get(step.slug, ())
+        is_begun = step.fingerprint[:SHORT] in there
+        record = store.read_record(step.stage, step.slug, step.fingerprint) if is_begun else None
+        reason = ""
+        if record is None and reasons:
+            reason = "begun and not finished" if is_begun else _reason(step, there, store)
         planned.append(Planned(step, record, reason))
     return planned
 
@@ -142,11 +149,10 @@ def check_budget(name: str, costs: PlanCosts, budget: float) -> None:
         )
 
 
-def _reason(step: Step, store: Store) -> str:
-    """Why there is no artifact: what differs from the nearest one of the same stage and slug."""
-    if store.is_begun(step.stage, step.slug, step.fingerprint):
-        return "begun and not finished"
-    candidates = [(changes(step, old, store), old.created) for old in store.records(step.stage, step.slug)]
+def _reason(step: Step, there: Iterable[str], store: Store) -> str:
+    """Why there is no artifact: what differs from the nearest one of the same stage and slug, of those `there`."""
+    found = [store.read_record(step.stage, step.slug, fingerprint) for fingerprint in there]
+    candidates = [(changes(step, old, store), old.created) for old in found if old is not None]
     if not candidates:
         return "new"
     # Stable sorts: the newest of those with the fewest changes.

@@ -77,6 +77,20 @@ def test_a_half_built_folder_is_not_an_artifact(experiment: Experiment, tmp_path
     assert reasons(experiment, store)[step.name] == "begun and not finished"
 
 
+def test_a_store_far_away_is_asked_once_for_a_stage(
+    experiment: Experiment, tmp_path: Path, record_all: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, steps = Store(tmp_path), build_grid(experiment)
+    record_all(steps[:3], store)
+    asked: list[str] = []
+    listed, read = Store._names, Store._read
+    monkeypatch.setattr(Store, "_names", lambda self, folder: asked.append(folder) or listed(self, folder))
+    monkeypatch.setattr(Store, "_read", lambda self, path: asked.append(path) or read(self, path))
+    assert [one.is_cached for one in make_plan(steps, store)] == [True] * 3 + [False] * (len(steps) - 3)
+    # A listing of each of the nine stages, and the three records that are there.
+    assert len(asked) == 9 + 3
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A folder with the config.json of Llama-2-7B."""
