@@ -15,6 +15,7 @@ import typer
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
+    from sweep.loading import Loaded
     from sweep.records import Store
 
 app = typer.Typer(
@@ -66,7 +67,11 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow server or database. [default: mlflow.db in the store]"),
 ]
+GpuName = Annotated[str, typer.Option("--gpu", help="What estimates are for: a GPU with a row in `plan --sources`.")]
+Price = Annotated[float | None, typer.Option(help="Dollars you pay for one hour of one GPU. [default: list price]")]
 DEFAULT_STORE = "./blindsweep-store"
+DEFAULT_GPU = "h200"
+COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
 
 
 def _one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
@@ -124,6 +129,12 @@ def run(
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
+    ] = None,
+    gpu: GpuName = DEFAULT_GPU,
+    price: Price = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the workers' own output.")] = False,
 ) -> None:
@@ -140,7 +151,7 @@ def run(
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
     if dry_run:
-        _show_plan(experiment, parameters, store, all_steps=False)
+        _show_plan(experiment, parameters, store, gpu=gpu, price=price, num_gpus=max_gpus)
         return
     from sweep.loading import load_experiment
     from sweep.records import Store
@@ -150,6 +161,8 @@ def run(
 
     loaded = load_experiment(experiment, parameters or [])
     where = Store(store)
+    if budget is not None:
+        _check_budget(loaded, where, budget, gpu, price, max_gpus)
     tracking_uri = tracking_uri or default_tracking_uri(where)
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
     result = run_study(loaded, where, tracking_uri, options)
@@ -208,42 +221,79 @@ def plan(
     parameters: Parameters = None,
     store: StoreUri = DEFAULT_STORE,
     all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
+    gpu: GpuName = DEFAULT_GPU,
+    num_gpus: Annotated[float, typer.Option(help="GPUs that the wall time is reckoned for.")] = 8,
+    price: Price = None,
+    spot_price: Annotated[float | None, typer.Option(help="The same, for spot GPUs.")] = None,
+    sources: Annotated[
+        bool, typer.Option(help="List the figures that the estimates are made from, and their sources.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")] = False,
 ) -> None:
-    """Say what `run` would build, what is there already, and which changed field is the reason."""
-    _show_plan(experiment, parameters, store, all_steps)
+    """Say what `run` would build and what it would cost, what is there already, and which changed field is the reason.
+
+    GPU-hours, money, tokens, disk and wall time are estimates from a table of measured throughputs. No GPU is
+    touched.
+
+        blindsweep plan demo
+        blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
+    """
+    _show_plan(experiment, parameters, store, all_steps, gpu, price, spot_price, num_gpus, sources, json)
 
 
-def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, all_steps: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _show_plan(
+    experiment: str,
+    parameters: list[str] | None,
+    store_uri: str,
+    all_steps: bool = False,
+    gpu: str = DEFAULT_GPU,
+    price: float | None = None,
+    spot_price: float | None = None,
+    num_gpus: float | None = None,
+    sources: bool = False,
+    as_json: bool = False,
+) -> None:
+    import json
 
+    from sweep.costs import NoEstimate, read_table
     from sweep.grid import build_grid
     from sweep.loading import load_experiment
-    from sweep.plan import make_plan
-    from sweep.records import STAGES, Store
+    from sweep.plan import cost_plan, make_plan
+    from sweep.plan_page import plan_json, print_plan, print_sources
+    from sweep.records import Store
 
     loaded = load_experiment(experiment, parameters or [])
-    planned = make_plan(build_grid(loaded.experiment), Store(store_uri))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{loaded.experiment.name}: {loaded.experiment.title}", markup=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("stage", "steps", "cached", "to build"):
-        table.add_column(title, justify="left" if title == "stage" else "right")
-    for stage in STAGES:
-        of_stage = [one for one in planned if one.step.stage == stage]
-        if of_stage:
-            cached = sum(one.is_cached for one in of_stage)
-            table.add_row(stage, str(len(of_stage)), str(cached), str(len(of_stage) - cached))
-    console.print(table)
-    missing = [one for one in planned if not one.is_cached]
-    console.print(f"{len(missing)} of {len(planned)} to build" if missing else "everything is built")
-    if all_steps:
-        for one in planned:
-            state = "cached" if one.is_cached else f"build: {one.reason}"
-            console.print(f"  {one.step.name}-{one.step.fingerprint[:12]}  {state}", markup=False)
+    name, title = loaded.experiment.name, loaded.experiment.title
+    store, table = Store(store_uri), read_table()
+    priced = table.gpu(gpu, price=price, spot_price=spot_price)
+    planned = make_plan(build_grid(loaded.experiment), store)
+    costs, why_not = None, ""
+    try:
+        costs = cost_plan(planned, store, table, priced, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    except NoEstimate as error:
+        why_not = str(error)
+    if as_json:
+        print(json.dumps(plan_json(name, title, planned, costs, why_not), indent=1, ensure_ascii=False))
         return
-    for (stage, reason), count in Counter((one.step.stage, one.reason) for one in missing).items():
-        console.print(f"  {count} {stage}: {reason}", markup=False)
+    print_plan(name, title, planned, costs, why_not, all_steps=all_steps)
+    if sources:
+        print_sources(table, costs)
+
+
+def _check_budget(
+    loaded: "Loaded", store: "Store", budget: float, gpu: str, price: float | None, num_gpus: float | None
+) -> None:
+    from sweep.costs import NoEstimate, read_table
+    from sweep.grid import build_grid
+    from sweep.plan import check_budget, cost_plan, make_plan
+
+    table = read_table()
+    planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
+    try:
+        costs = cost_plan(planned, store, table, table.gpu(gpu, price=price), num_gpus)
+    except NoEstimate as error:
+        raise UserError(f"--budget cannot be checked: {error}; leave it out to run all the same") from error
+    check_budget(loaded.experiment.name, costs, budget)
 
 
 @app.command()

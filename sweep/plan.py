@@ -1,12 +1,19 @@
-"""What a run would do: what is cached, what would be built, and which changed field is the reason."""
+"""What a run would do: what is cached, what would be built, which changed field is the reason, and what it would cost."""
 
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pipelines.base_model import PretrainedModelConfig
+from pipelines.errors import UserError
+from sweep.costs import CostTable, Estimate, Gpu, StepCost, Total, estimate_costs, total
 from sweep.grid import Step
-from sweep.identity import flatten
+from sweep.identity import SHORT, flatten
 from sweep.records import Record, Store
+from sweep.schedule import Schedule, simulate
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,124 @@ def make_plan(steps: Iterable[Step], store: Store, *, reasons: bool = True) -> l
     Raises UserError for a record that cannot be read.
     """
     planned = []
+    folders: dict[str, Mapping[str, Sequence[str]]] = {}
     for step in steps:
-        record = store.read_record(step.stage, step.slug, step.fingerprint)
-        reason = _reason(step, store) if record is None and reasons else ""
+        if step.stage not in folders:
+            folders[step.stage] = store.folders(step.stage)
+        there = folders[step.stage].get(step.slug, ())
+        is_begun = step.fingerprint[:SHORT] in there
+        record = store.read_record(step.stage, step.slug, step.fingerprint) if is_begun else None
+        reason = ""
+        if record is None and reasons:
+            reason = "begun and not finished" if is_begun else _reason(step, there, store)
         planned.append(Planned(step, record, reason))
     return planned
 
 
-def _reason(step: Step, store: Store) -> str:
-    """Why there is no artifact: what differs from the nearest one of the same stage and slug."""
-    if store.is_begun(step.stage, step.slug, step.fingerprint):
-        return "begun and not finished"
-    candidates = [(changes(step, old, store), old.created) for old in store.records(step.stage, step.slug)]
+@dataclass(frozen=True)
+class PlanCosts:
+    """The estimate for a study, and the wall time of what is missing of it on several numbers of GPUs.
+
+    `missing` are the fingerprints of what is not built; `schedules` has one for `num_gpus`, and is in the
+    order of their numbers of GPUs.
+    """
+
+    estimate: Estimate
+    missing: frozenset[str]
+    schedules: tuple[Schedule, ...]
+    num_gpus: float
+
+    @property
+    def missing_steps(self) -> tuple[StepCost, ...]:
+        return tuple(one for one in self.estimate.steps if one.step.fingerprint in self.missing)
+
+    @property
+    def to_build(self) -> Total:
+        return total(self.missing_steps)
+
+    @property
+    def in_all(self) -> Total:
+        return total(self.estimate.steps)
+
+    @property
+    def schedule(self) -> Schedule:
+        return next(one for one in self.schedules if one.num_gpus == self.num_gpus)
+
+    @property
+    def held_gpu_hours(self) -> float:
+        """What is paid for if all GPUs are held until the last step ends, idle or not."""
+        return self.schedule.seconds / 3600 * self.num_gpus
+
+
+def cost_plan(
+    planned: Sequence[Planned],
+    store: Store,
+    table: CostTable,
+    gpu: Gpu,
+    num_gpus: float | None = None,
+    *,
+    others: Iterable[float] = (),
+) -> PlanCosts:
+    """Estimate what is planned on `num_gpus` (None: as many as its largest step asks for, at least 1) and, for comparison,
+    on each number of `others` that no step exceeds.
+
+    Counts and the model's shape are taken from what is built, else from the configs. Raises NoEstimate, with the
+    reason, where nothing can be said; UserError for a number of GPUs that is not above 0 or too small for a step.
+    """
+    by_stage = {one.step.stage: one for one in planned}
+    sources, base_model = by_stage["sources"], by_stage["base_model"]
+    counts = None
+    if sources.record:
+        counts = {
+            name.removesuffix("/num_examples"): count
+            for name, count in sources.record.metrics.items()
+            if name.endswith("/num_examples")
+        }
+    steps = [one.step for one in planned]
+    estimate = estimate_costs(steps, table, gpu, settings=_model_settings(base_model, store), num_examples=counts)
+    missing = frozenset(one.step.fingerprint for one in planned if not one.is_cached)
+    done = [step.fingerprint for step in steps if step.fingerprint not in missing]
+    largest = max((step.resources.total_gpus for step in steps if step.fingerprint in missing), default=0)
+    num_gpus = max(1, math.ceil(largest)) if num_gpus is None else num_gpus
+    if not (math.isfinite(num_gpus) and num_gpus > 0):
+        raise UserError(f"num_gpus={num_gpus:g}: the wall time is that on some GPUs; give 1 or more")
+    seconds = {one.step.fingerprint: one.seconds for one in estimate.steps}
+    checkpoints = {one.step.fingerprint: one.checkpoint_bytes for one in estimate.steps}
+    numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
+    schedules = tuple(simulate(steps, seconds, done, number, checkpoint_bytes=checkpoints) for number in numbers)
+    return PlanCosts(estimate, missing, schedules, num_gpus)
+
+
+def _model_settings(base_model: Planned, store: Store) -> Mapping[str, Any] | None:
+    """The `config.json` of a pretrained base model, from the store or else from its checkpoint; None if neither has it."""
+    step = base_model.step
+    if not isinstance(step.config, PretrainedModelConfig):
+        return None
+    if base_model.record:
+        text = store.read_bytes(store.folder(step.stage, step.slug, step.fingerprint), "model/config.json")
+        return dict(json.loads(text))
+    file = Path(step.config.path) / "config.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def check_budget(name: str, costs: PlanCosts, budget: float) -> None:
+    """Raise UserError if what is missing of the study `name` would cost more than `budget` US dollars at the GPU's price."""
+    if not (math.isfinite(budget) and budget >= 0):
+        raise UserError(f"budget={budget}: it is dollars for what is still to be built; give 0 or more")
+    gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
+    if hours * gpu.price > budget:
+        raise UserError(
+            f"what is missing of {name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of {gpu.name} at "
+            f"${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end), over the budget of ${budget:,.2f}: raise "
+            f"--budget, say with --price what you pay (at spot's ${gpu.spot_price:g} it is ${hours * gpu.spot_price:,.2f}), "
+            f"choose another --gpu, or make the study smaller; `blindsweep plan` shows the estimate by stage"
+        )
+
+
+def _reason(step: Step, there: Iterable[str], store: Store) -> str:
+    """Why there is no artifact: what differs from the nearest one of the same stage and slug, of those `there`."""
+    found = [store.read_record(step.stage, step.slug, fingerprint) for fingerprint in there]
+    candidates = [(changes(step, old, store), old.created) for old in found if old is not None]
     if not candidates:
         return "new"
     # Stable sorts: the newest of those with the fewest changes.

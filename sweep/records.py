@@ -98,7 +98,7 @@ class Store:
         return join(self.uri, stage, f"{slug}-{fingerprint[:SHORT]}")
 
     def read_record(self, stage: str, slug: str, fingerprint: str) -> Record | None:
-        """The record of a complete artifact, or None if it is not built.
+        """The record of a complete artifact, or None if it is not built. The fingerprint's first digits are enough.
 
         Raises UserError for a record that cannot be read or is of another artifact.
         """
@@ -107,7 +107,7 @@ class Store:
         if text is None:
             return None
         record = Record.from_json(text, where)
-        if record.fingerprint != fingerprint:
+        if not record.fingerprint.startswith(fingerprint):
             raise UserError(
                 f"{where} is the record of {record.fingerprint}, not of {fingerprint}; artifacts were moved "
                 "or renamed by hand: remove that folder to have the artifact built again"
@@ -159,13 +159,12 @@ class Store:
             if (text := self._read(where)) is not None:
                 yield Record.from_json(text, where)
 
-    def is_begun(self, stage: str, slug: str, fingerprint: str) -> bool:
-        """Whether the artifact's folder exists, complete or not."""
-        folder = self.folder(stage, slug, fingerprint)
-        if self.is_local:
-            return Path(folder).exists()
-        file_system, remote = filesystem(folder)
-        return bool(file_system.exists(remote))
+    def folders(self, stage: str) -> dict[str, list[str]]:
+        """Slug → the first digits of the fingerprints of its artifacts, complete or not, sorted; from one listing."""
+        found: dict[str, list[str]] = {}
+        for name in self._folder_names(join(self.uri, stage)):
+            found.setdefault(name[: -SHORT - 1], []).append(name[-SHORT:])
+        return found
 
     def files(self, folder: str) -> dict[str, dict[str, Any]]:
         """Path, sha256 and size of each file of an artifact; working state and the record left out."""

@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,11 +105,14 @@ class StepQueue:
         self.done = set(done)
         self.waiting = {step.fingerprint: step for step in steps if step.fingerprint not in self.done}
         self.running: dict[str, Step] = {}
-        self.priority = self._priorities(steps)
+        self._need = {step.fingerprint: (step.resources.total_cpus, step.resources.total_gpus) for step in steps}
+        self._rank = self._ranks(steps)
+        self._unbuilt = {fingerprint: self._unbuilt_inputs(step) for fingerprint, step in self.waiting.items()}
+        self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
         self._overtaken: dict[str, int] = {}
 
-    def _priorities(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
-        """(steps on the longest path that begins here, minus the place in the grid): larger comes first.
+    def _ranks(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
+        """(minus the steps on the longest path that begins here, place in the grid): smaller comes first.
 
         What nothing is built from is not counted, so that a model is evaluated before the next is trained.
         """
@@ -116,39 +120,44 @@ class StepQueue:
         for step in reversed(steps):
             users = [user for user in self.users[step.fingerprint] if self.users[user.fingerprint]]
             length[step.fingerprint] = 1 + max((length[user.fingerprint] for user in users), default=0)
-        return {step.fingerprint: (length[step.fingerprint], -i) for i, step in enumerate(steps)}
+        return {step.fingerprint: (-length[step.fingerprint], i) for i, step in enumerate(steps)}
+
+    def _rank_of(self, step: Step) -> tuple[int, int]:
+        return self._rank[step.fingerprint]
+
+    def _unbuilt_inputs(self, step: Step) -> int:
+        return len({source.fingerprint for source in step.inputs.values()} - self.done)
 
     def next(self) -> Step | None:
         """The most urgent ready step that fits into what is free, moved to running; None if there is none."""
-        ready = [
-            step for step in self.waiting.values() if all(source.fingerprint in self.done for source in step.inputs.values())
-        ]
-        ready.sort(key=lambda step: self.priority[step.fingerprint], reverse=True)
-        passed: list[str] = []
-        for step in ready:
-            if self._fits(step):
-                for other in passed:
-                    self._overtaken[other] = self._overtaken.get(other, 0) + 1
+        taken = [self._need[fingerprint] for fingerprint in self.running]
+        free_cpus = self.capacity.cpus - sum(cpus for cpus, _ in taken) + 1e-9
+        free_gpus = self.capacity.gpus - sum(gpus for _, gpus in taken) + 1e-9
+        for place, step in enumerate(self._ready):
+            cpus, gpus = self._need[step.fingerprint]
+            if cpus <= free_cpus and gpus <= free_gpus:
+                for other in self._ready[:place]:
+                    self._overtaken[other.fingerprint] = self._overtaken.get(other.fingerprint, 0) + 1
+                del self._ready[place]
                 self.running[step.fingerprint] = self.waiting.pop(step.fingerprint)
                 return step
             if self._overtaken.get(step.fingerprint, 0) >= MAX_OVERTAKES:
                 return None
-            passed.append(step.fingerprint)
         return None
-
-    def _fits(self, step: Step) -> bool:
-        taken = [one.resources for one in self.running.values()]
-        cpus = sum(one.total_cpus for one in taken) + step.resources.total_cpus
-        gpus = sum(one.total_gpus for one in taken) + step.resources.total_gpus
-        return cpus <= self.capacity.cpus + 1e-9 and gpus <= self.capacity.gpus + 1e-9
 
     def succeeded(self, fingerprint: str) -> None:
         del self.running[fingerprint]
         self.done.add(fingerprint)
+        for user in {user.fingerprint: user for user in self.users[fingerprint]}.values():
+            if user.fingerprint in self.waiting:
+                self._unbuilt[user.fingerprint] -= 1
+                if not self._unbuilt[user.fingerprint]:
+                    insort(self._ready, user, key=self._rank_of)
 
     def again(self, fingerprint: str) -> None:
         """Put a running step back."""
         self.waiting[fingerprint] = self.running.pop(fingerprint)
+        insort(self._ready, self.waiting[fingerprint], key=self._rank_of)
 
     def failed(self, fingerprint: str) -> list[Step]:
         """Give up a step; returns the steps that can no longer be built."""

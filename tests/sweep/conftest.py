@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.base_model import ScratchModelConfig
+from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.compute import FileHash, Resources
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.sources import FILES, NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment
 from sweep.grid import Step
@@ -44,6 +46,23 @@ def paper(experiment: Experiment) -> Experiment:
         experiment,
         starting_sizes=(0, 5_000, 10_000, 20_000, 100_000, 391_722),
         training_sizes=(73_080, 36_040, 18_020),
+    )
+
+
+@pytest.fixture
+def llama(paper: Experiment) -> Experiment:
+    """The paper's study with its model, data and batch sizes, a GPU for each step that can use one."""
+    stages = ("generator", "synthetic_pool", "starting_point", "task_model", "evaluation")
+    return dataclasses.replace(
+        paper,
+        sources=NLISourcesConfig(tuple(FileHash(name, "0" * 64) for name in FILES)),
+        base_model=PretrainedModelConfig((FileHash("model.safetensors", "0" * 64),), path="nowhere"),
+        generator=GeneratorConfig(finetune=FinetuneConfig(batch_size=6, train_embeddings=True)),
+        generation=GenerationConfig(num_per_label=(631_992, 562_822, 624_999)),
+        evaluation=EvaluationConfig(sets=("mnli_matched", "mnli_mismatched", "hans")),
+        general_set="mnli_matched",
+        blindspot_set="hans",
+        resources={stage: Resources(gpus_per_worker=1) for stage in stages},
     )
 
 

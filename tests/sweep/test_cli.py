@@ -96,6 +96,51 @@ def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable)
     assert "28 evaluation: dtype 'float32' → 'bfloat16'" in shown
 
 
+@pytest.fixture
+def gpu_study(tmp_path: Path) -> str:
+    """The demo, on GPUs."""
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom pipelines.compute import Resources\nfrom sweep.experiments import demo\n"
+        "from sweep.experiment import Experiment\n"
+        "def study(seeds: tuple[int, ...] = (0,)) -> Experiment:\n"
+        "    stages = ('generator', 'synthetic_pool', 'starting_point', 'task_model', 'evaluation')\n"
+        "    gpus = {stage: Resources(gpus_per_worker=1) for stage in stages}\n"
+        "    return dataclasses.replace(demo(seeds=seeds), name='study', resources=gpus)\n"
+    )
+    return str(file)
+
+
+def test_plan_says_what_a_study_costs(gpu_study: str, tmp_path: Path) -> None:
+    shown = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--price", "2.5", "--sources").stdout
+    assert "GPU-hours" in shown and "wall time: " in shown and "estimates. h200 at $2.5 an hour" in shown
+    assert "setup.generate: 66 s  measured" in shown
+    done = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--json", "--price", "2.5", "--num-gpus", "3")
+    plan = json.loads(done.stdout)
+    costs = plan["costs"]
+    assert plan["stages"]["task_model"]["steps"] == 12
+    assert costs["to_build"] == costs["in_all"]
+    assert costs["to_build"]["on_demand"] == pytest.approx(2.5 * costs["to_build"]["gpu_hours"])
+    assert [one["num_gpus"] for one in costs["schedules"]] == [1, 2, 3, 4, 8]
+    by_stage = [stage["to_build"]["gpu_hours"] for stage in plan["stages"].values()]
+    assert sum(by_stage) == pytest.approx(costs["to_build"]["gpu_hours"])
+    assert not (tmp_path / "s").exists()
+    assert_one_error(blindsweep("plan", gpu_study, "--gpu", "tpu"), "'tpu'", "h200, h100, a100")
+
+
+def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
+    assert "no costs: no step asks for a GPU" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
+    assert json.loads(blindsweep("plan", "demo", "--store", str(tmp_path), "--json").stdout)["costs"] is None
+
+
+def test_a_run_over_its_budget_does_not_start(gpu_study: str, tmp_path: Path) -> None:
+    result = blindsweep("run", gpu_study, "--store", str(tmp_path / "s"), "--budget", "0.5")
+    assert_one_error(result, "missing of study would cost about $", "over the budget of $0.50", "raise --budget")
+    result = blindsweep("run", "demo", "--store", str(tmp_path / "s"), "--budget", "500")
+    assert_one_error(result, "--budget cannot be checked", "no step asks for a GPU")
+    assert not (tmp_path / "s").exists()
+
+
 def test_experiments_are_listed_with_their_parameters() -> None:
     shown = blindsweep("experiments").stdout
     assert "demo: " in shown and "-p seeds=...  tuple[int, ...], default (0, 1)" in shown

@@ -1,16 +1,19 @@
-"""The plan names the field that caused a rebuild."""
+"""The plan names the field that caused a rebuild, and says what is to be paid."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
 from sweep import stages
+from sweep.costs import NoEstimate, read_table, total
 from sweep.experiment import Experiment
 from sweep.grid import build_grid
-from sweep.plan import make_plan
+from sweep.plan import PlanCosts, check_budget, cost_plan, make_plan
 from sweep.records import Store
 
 
@@ -72,3 +75,92 @@ def test_a_half_built_folder_is_not_an_artifact(experiment: Experiment, tmp_path
     step = build_grid(experiment)[0]
     Path(store.folder(step.stage, step.slug, step.fingerprint)).mkdir(parents=True)
     assert reasons(experiment, store)[step.name] == "begun and not finished"
+
+
+def test_a_store_far_away_is_asked_once_for_a_stage(
+    experiment: Experiment, tmp_path: Path, record_all: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, steps = Store(tmp_path), build_grid(experiment)
+    record_all(steps[:3], store)
+    asked: list[str] = []
+    listed, read = Store._names, Store._read
+    monkeypatch.setattr(Store, "_names", lambda self, folder: asked.append(folder) or listed(self, folder))
+    monkeypatch.setattr(Store, "_read", lambda self, path: asked.append(path) or read(self, path))
+    assert [one.is_cached for one in make_plan(steps, store)] == [True] * 3 + [False] * (len(steps) - 3)
+    # A listing of each of the nine stages, and the three records that are there.
+    assert len(asked) == 9 + 3
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with the config.json of Llama-2-7B."""
+    settings = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({**settings, "vocab_size": 32_000}))
+    return tmp_path / "llama"
+
+
+def costs_of(experiment: Experiment, store: Store, num_gpus: float | None = 8) -> PlanCosts:
+    table = read_table()
+    planned = make_plan(build_grid(experiment), store)
+    return cost_plan(planned, store, table, table.gpu("h200", price=10), num_gpus)
+
+
+def test_only_what_is_missing_is_paid_for(llama: Experiment, checkpoint: Path, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path / "store")
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    llama = dataclasses.replace(llama, base_model=base_model)
+    before = costs_of(llama, store)
+    assert before.to_build == before.in_all and before.in_all.num_steps == 138
+    steps = build_grid(llama)
+    record_all([one for one in steps if one.stage not in ("sources", "base_model", "evaluation")], store)
+    after = costs_of(llama, store)
+    assert after.in_all == before.in_all
+    assert after.to_build.num_steps == 62
+    evaluations = [one for one in after.estimate.steps if one.step.stage == "evaluation"]
+    assert after.to_build.gpu_hours == pytest.approx(sum(one.gpu_seconds for one in evaluations) / 3600)
+    # Sixty alike on eight GPUs: eight rounds, after the base model.
+    assert after.schedule.seconds == pytest.approx(60 + 8 * evaluations[0].seconds)
+    assert after.held_gpu_hours == pytest.approx(after.schedule.seconds * 8 / 3600)
+
+
+def test_what_is_built_is_asked_first(llama: Experiment, checkpoint: Path, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path / "store")
+    steps = build_grid(llama)
+    sources, base_model = steps[0], steps[1]
+    counts = {"train": 500, "mnli_matched": 1, "mnli_mismatched": 1, "hans": 1}
+    record_all([sources], store)
+    record = store.read_record(sources.stage, sources.slug, sources.fingerprint)
+    assert record is not None
+    metrics = {f"{name}/num_examples": count for name, count in counts.items()} | {"train/neutral": 7}
+    store.write_record(dataclasses.replace(record, metrics=metrics))
+    with pytest.raises(NoEstimate, match="not at hand"):
+        costs_of(llama, store)
+    record_all([base_model], store)
+    model = Path(store.folder(base_model.stage, base_model.slug, base_model.fingerprint)) / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    estimate = costs_of(llama, store).estimate
+    assert estimate.num_parameters == 6_738_415_616
+    assert total(one for one in estimate.steps if one.step.stage == "generator").num_examples == 500
+
+
+@pytest.mark.parametrize("num_gpus", [0, -1, float("nan"), float("inf")])
+def test_a_number_of_gpus_is_above_0(llama: Experiment, checkpoint: Path, tmp_path: Path, num_gpus: float) -> None:
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    with pytest.raises(UserError, match=r"num_gpus=.* give 1 or more"):
+        costs_of(dataclasses.replace(llama, base_model=base_model), Store(tmp_path), num_gpus)
+
+
+def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    costs = costs_of(dataclasses.replace(llama, base_model=base_model), Store(tmp_path), None)
+    assert costs.num_gpus == 1
+    dollars = costs.held_gpu_hours * 10
+    check_budget("paper", costs, dollars + 0.01)
+    with pytest.raises(UserError) as refused:
+        check_budget("paper", costs, dollars - 0.01)
+    for part in (f"${dollars:,.2f}", f"budget of ${dollars - 0.01:,.2f}", "--budget", "--price", "--gpu", "$10"):
+        assert part in str(refused.value)
+    with pytest.raises(UserError, match="budget=-1"):
+        check_budget("paper", costs, -1)

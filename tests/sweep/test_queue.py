@@ -101,6 +101,16 @@ def test_a_failure_blocks_what_depends_on_it_and_nothing_else() -> None:
     assert queue.is_exhausted
 
 
+def test_a_step_that_is_put_back_keeps_its_place() -> None:
+    a, b, c = step("a"), step("b"), step("c")
+    queue = StepQueue([a, b, c], [], Capacity(1, 0))
+    assert names(queue) == ["a"]
+    queue.again(a.fingerprint)
+    assert names(queue) == ["a"]
+    queue.succeeded(a.fingerprint)
+    assert names(queue) == ["b"]
+
+
 @pytest.mark.parametrize(
     ("resources", "message"),
     [

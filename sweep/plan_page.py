@@ -1,0 +1,207 @@
+"""A plan as text for a terminal, and as JSON for programs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sweep.costs import CostTable, Total, rates, total
+from sweep.plan import PlanCosts, Planned
+from sweep.records import STAGES
+
+COST_COLUMNS = ("examples", "tokens", "GPU-hours", "on demand", "spot", "disk")
+MIN_WIDTH = 116
+"""Columns of text that the table with costs needs; a narrower terminal breaks its lines."""
+
+
+def print_plan(
+    name: str, title: str, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str, *, all_steps: bool = False
+) -> None:
+    """Print counts by stage, costs if there are any (else `why_not`), and the reasons of what would be built."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False)
+    if costs and console.width < MIN_WIDTH:
+        console = Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
+    console.print(f"{name}: {title}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("stage", "steps", "cached", "to build", *(COST_COLUMNS if costs else ())):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    for stage in STAGES:
+        of_stage = [one for one in planned if one.step.stage == stage]
+        if of_stage:
+            cached = sum(one.is_cached for one in of_stage)
+            cells = _cost_cells(_missing_total(costs, stage), costs) if costs else []
+            table.add_row(stage, str(len(of_stage)), str(cached), str(len(of_stage) - cached), *cells)
+    missing = [one for one in planned if not one.is_cached]
+    if costs:
+        for label, sum_ in (("to build", costs.to_build), ("in all", costs.in_all)):
+            table.add_row(label, "", "", str(sum_.num_steps), *_cost_cells(sum_, costs), style="bold" if missing else "")
+    console.print(table)
+    console.print(f"{len(missing)} of {len(planned)} to build" if missing else "everything is built")
+    for line in _cost_lines(costs) if costs and missing else [f"no costs: {why_not}"] if why_not else []:
+        console.print(line, markup=False)
+    if all_steps:
+        for one in planned:
+            state = "cached" if one.is_cached else f"build: {one.reason}"
+            console.print(f"  {one.step.name}-{one.step.fingerprint[:12]}  {state}", markup=False)
+        return
+    for (stage, reason), count in _reasons(planned).items():
+        console.print(f"  {count} {stage}: {reason}", markup=False)
+
+
+def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
+    """Print the rates that the estimate uses, and every row of the table with its source."""
+    if costs:
+        print(f"rates of one {costs.estimate.gpu.name} for {costs.estimate.num_parameters:,} parameters:")
+        for (kind, batch_size), rate in rates(costs.estimate.steps).items():
+            batch = f", batch {batch_size:g}" if batch_size else ""
+            print(f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s" + (f" ({rate.scaled})" if rate.scaled else ""))
+    for gpu in table.gpus.values():
+        print(f"{gpu.name}: ${gpu.price:g} on demand, ${gpu.spot_price:g} spot  {gpu.source}")
+    for row in table.throughputs:
+        batch = f", batch {row.batch_size}" if row.batch_size else ""
+        print(f"{row.gpu}, {row.work}{batch}, {row.model}: {row.examples_per_s:g} examples/s  {row.source}")
+    for constant in table.constants.values():
+        print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
+
+
+def plan_json(name: str, title: str, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str) -> dict[str, Any]:
+    """All the numbers of a plan as JSON values; seconds, bytes, US dollars."""
+    stages: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        of_stage = [one for one in planned if one.step.stage == stage]
+        if of_stage:
+            stages[stage] = {"steps": len(of_stage), "cached": sum(one.is_cached for one in of_stage)}
+            if costs:
+                whole = total(one for one in costs.estimate.steps if one.step.stage == stage)
+                stages[stage] |= {
+                    "to_build": _total_json(_missing_total(costs, stage), costs),
+                    "in_all": _total_json(whole, costs),
+                }
+    reasons = [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(planned).items()]
+    found = {"experiment": name, "title": title, "stages": stages, "reasons": reasons}
+    if not costs:
+        return {**found, "costs": None, "why_no_costs": why_not}
+    estimate, gpu = costs.estimate, costs.estimate.gpu
+    return {
+        **found,
+        "costs": {
+            "are_estimates": True,
+            "gpu": gpu.name,
+            "price": gpu.price,
+            "spot_price": gpu.spot_price,
+            "price_source": gpu.source,
+            "num_parameters": estimate.num_parameters,
+            "to_build": _total_json(costs.to_build, costs),
+            "in_all": _total_json(costs.in_all, costs),
+            "schedules": [
+                {
+                    "num_gpus": one.num_gpus,
+                    "seconds": one.seconds,
+                    "idle_share": one.idle_share,
+                    "critical_s": one.critical_s,
+                    "critical_path": [step.name for step in one.critical_path],
+                    "peak_checkpoint_bytes": one.peak_bytes,
+                    "held_gpu_hours": one.seconds / 3600 * one.num_gpus,
+                }
+                for one in costs.schedules
+            ],
+            "rates": [
+                {
+                    "work": kind,
+                    "batch_size": batch_size,
+                    "tokens_per_s": rate.tokens_per_s,
+                    "scaled": rate.scaled,
+                    "sources": [row.source for row in rate.rows],
+                }
+                for (kind, batch_size), rate in rates(estimate.steps).items()
+            ],
+            "assumptions": list(estimate.assumptions),
+        },
+    }
+
+
+def _reasons(planned: Sequence[Planned]) -> Mapping[tuple[str, str], int]:
+    return Counter((one.step.stage, one.reason) for one in planned if not one.is_cached)
+
+
+def _missing_total(costs: PlanCosts, stage: str) -> Total:
+    return total(one for one in costs.missing_steps if one.step.stage == stage)
+
+
+def _cost_cells(one: Total, costs: PlanCosts) -> list[str]:
+    if not one.num_steps:
+        return [""] * len(COST_COLUMNS)
+    gpu = costs.estimate.gpu
+    examples, tokens = (_count(one.num_examples), _count(one.num_tokens)) if one.num_examples else ("", "")
+    paid = [f"{one.gpu_hours:,.1f}", _dollars(one.gpu_hours * gpu.price), _dollars(one.gpu_hours * gpu.spot_price)]
+    return [examples, tokens, *(paid if one.gpu_hours else ["", "", ""]), _size(one.num_bytes)]
+
+
+def _total_json(one: Total, costs: PlanCosts) -> dict[str, float]:
+    gpu = costs.estimate.gpu
+    return {
+        "steps": one.num_steps,
+        "examples": one.num_examples,
+        "tokens": one.num_tokens,
+        "gpu_hours": one.gpu_hours,
+        "on_demand": one.gpu_hours * gpu.price,
+        "spot": one.gpu_hours * gpu.spot_price,
+        "bytes": one.num_bytes,
+    }
+
+
+def _cost_lines(costs: PlanCosts) -> Iterator[str]:
+    gpu, schedule, hours = costs.estimate.gpu, costs.schedule, costs.held_gpu_hours
+    times = ", ".join(f"{_duration(one.seconds)} on {_gpus(one.num_gpus)}" for one in costs.schedules)
+    yield f"wall time: {times}"
+    yield (
+        f"{_gpus(schedule.num_gpus)}, held to the end, would be idle {schedule.idle_share:.0%} of the time and cost "
+        f"{_dollars(hours * gpu.price)} on demand, {_dollars(hours * gpu.spot_price)} spot"
+    )
+    chain = " → ".join(step.name for step in schedule.critical_path)
+    yield f"no number of GPUs takes less than {_duration(schedule.critical_s)}: {chain}"
+    largest = max(costs.missing_steps, key=lambda one: one.num_bytes)
+    yield (
+        f"disk: {_size(costs.to_build.num_bytes)} more, the largest artifact {largest.step.name} with "
+        f"{_size(largest.num_bytes)}; while it runs, up to {_size(schedule.peak_bytes)} of checkpoints beside them"
+    )
+    yield (
+        f"All these are estimates. {gpu.name} at ${gpu.price:g} an hour on demand, ${gpu.spot_price:g} spot: set what you pay "
+        "with --price and --spot-price. --sources lists the figures behind them."
+    )
+    for (kind, batch_size), rate in rates(costs.missing_steps).items():
+        batch = f", batch {batch_size:g}" if batch_size else ""
+        basis = rate.scaled or rate.rows[0].source.partition(":")[0]
+        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis})"
+    for assumption in costs.estimate.assumptions:
+        yield f"  assumed: {assumption}"
+
+
+def _gpus(number: float) -> str:
+    return f"{number:g} GPU" + ("" if number == 1 else "s")
+
+
+def _count(number: float) -> str:
+    for limit, unit in ((1e9, " G"), (1e6, " M")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:,.0f}"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.0f}" if amount >= 100 else f"${amount:.2f}"
+
+
+def _size(num_bytes: float) -> str:
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= limit:
+            return f"{num_bytes / limit:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,84 @@
+"""How long a study would take on so many GPUs: its step graph, played through by the scheduler's own queue. Pure."""
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.errors import UserError
+from sweep.grid import Step
+from sweep.scheduler import Capacity, StepQueue
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`seconds` from the first step's start to the last one's end, on `num_gpus` that are there all the time.
+
+    `idle_share` is the part of the GPUs' time in which they do nothing, 0.0 if there is nothing to do.
+    `critical_path` is the chain of steps that takes longest, and `critical_s` how long: no number of GPUs is
+    quicker. `peak_bytes` is the most that the checkpoints of the steps running together take.
+    """
+
+    num_gpus: float
+    seconds: float
+    idle_share: float
+    critical_path: tuple[Step, ...]
+    critical_s: float
+    peak_bytes: float = 0.0
+
+
+def simulate(
+    steps: Sequence[Step],
+    seconds: Mapping[str, float],
+    done: Iterable[str],
+    num_gpus: float,
+    *,
+    checkpoint_bytes: Mapping[str, float] | None = None,
+) -> Schedule:
+    """Play the steps that are not `done`, in the order and with the admission rule of a run.
+
+    `seconds` and `checkpoint_bytes` are by fingerprint. CPUs are taken to be plenty. Raises UserError if a
+    step asks for more GPUs than there are.
+    """
+    done = set(done)
+    missing = [step for step in steps if step.fingerprint not in done]
+    for step in missing:
+        if step.resources.total_gpus > num_gpus:
+            raise UserError(
+                f"{step.name} asks for {step.resources.total_gpus:g} GPUs and num_gpus={num_gpus:g}; give at least as many"
+            )
+    queue = StepQueue(steps, done, Capacity(math.inf, num_gpus))
+    running: list[tuple[float, int, Step]] = []
+    held = checkpoint_bytes or {}
+    now = busy = peak = 0.0
+    started = 0
+    while True:
+        while urgent := queue.next():
+            started += 1
+            busy += seconds[urgent.fingerprint] * urgent.resources.total_gpus
+            # The number of the start: steps themselves cannot be compared where two end together.
+            heapq.heappush(running, (now + seconds[urgent.fingerprint], started, urgent))
+        if not running:
+            break
+        peak = max(peak, sum(held.get(step.fingerprint, 0) for _, _, step in running))
+        now, _, ended = heapq.heappop(running)
+        queue.succeeded(ended.fingerprint)
+    path = critical_path(missing, seconds)
+    idle = 1 - busy / (now * num_gpus) if now and num_gpus else 0.0
+    return Schedule(num_gpus, now, idle, path, sum(seconds[step.fingerprint] for step in path), peak)
+
+
+def critical_path(steps: Sequence[Step], seconds: Mapping[str, float]) -> tuple[Step, ...]:
+    """The chain of steps, each an input of the next, that takes longest. `steps` come after their inputs."""
+    best: dict[str, tuple[float, Step | None]] = {}
+    for step in steps:
+        before = [source for source in step.inputs.values() if source.fingerprint in best]
+        longest = max(before, key=lambda source: best[source.fingerprint][0], default=None)
+        waited = best[longest.fingerprint][0] if longest else 0.0
+        best[step.fingerprint] = waited + seconds[step.fingerprint], longest
+    path: list[Step] = []
+    last = max(steps, key=lambda step: best[step.fingerprint][0], default=None)
+    while last is not None:
+        path.append(last)
+        last = best[last.fingerprint][1]
+    return tuple(reversed(path))
