@@ -72,7 +72,7 @@ CLASSES = {
     "pipelines.finetuning.FinetuneConfig": (
         "method learning_rate epochs batch_size schedule warmup_ratio weight_decay max_grad_norm "
         "dtype lora_rank lora_alpha lora_dropout lora_targets train_embeddings share_prefix "
-        "max_length",
+        "group_by_length max_length",
         "zero_stage gradient_checkpointing tokens_per_microbatch compile_from_steps log_every checkpoint_every",
     ),
     "pipelines.generator.GeneratorConfig": (
