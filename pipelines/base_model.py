@@ -17,8 +17,9 @@ import pyarrow as pa
 from pipelines.compute import FileHash, Report, Resources, no_report, runtime, sha256_of
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
-from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, FinetuneJob, finetune, working_folder
 from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
+from pipelines.quantization import QUANTIZATIONS
 from pipelines.storage import join
 
 TOKENIZER_FILES = (
@@ -57,23 +58,33 @@ class ScratchModelConfig:
 class PretrainedModelConfig:
     """A checkpoint on disk, identified by its files' content: a transformers folder with safetensors, or one GGUF file.
 
-    A GGUF file is dequantised and kept as `dtype`. `path` is where the files are and not part of what they are.
+    A GGUF file is dequantised and kept as `dtype`. `quantization` is "none", or "nf4" for the base of QLoRA: the decoder's
+    projections (not embeddings and heads) are quantised to 4 bits and kept as the `dtype` values that this computes with;
+    "nf4_double" quantises the constants, too. It is stated here only, so that everything built on the base model agrees.
+    `path` is where the files are and not part of what they are.
     """
 
     files: tuple[FileHash, ...]
     revision: str = ""
     dtype: str = "bfloat16"
+    quantization: str = "none"
     path: str = runtime("")
 
+    def __post_init__(self) -> None:
+        if self.quantization not in QUANTIZATIONS:
+            raise UserError(f"quantization={self.quantization!r} is not one of {', '.join(map(repr, QUANTIZATIONS))}")
 
-def pretrained_model_config(path: str, *, revision: str = "", dtype: str = "bfloat16") -> PretrainedModelConfig:
+
+def pretrained_model_config(
+    path: str, *, revision: str = "", dtype: str = "bfloat16", quantization: str = "none"
+) -> PretrainedModelConfig:
     """Describe the checkpoint at `path`, a folder or a `.gguf` file, by its files' hashes.
 
     Raises UserError if it is missing or lacks config, tokenizer or safetensors (pickled weights are never read).
     """
     root = Path(path).expanduser()
     if root.suffix == ".gguf" and root.is_file():
-        return PretrainedModelConfig((FileHash(root.name, sha256_of(root)),), revision, dtype, str(root))
+        return PretrainedModelConfig((FileHash(root.name, sha256_of(root)),), revision, dtype, quantization, str(root))
     if not root.is_dir():
         raise UserError(
             f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, or a .gguf file"
@@ -93,7 +104,8 @@ def pretrained_model_config(path: str, *, revision: str = "", dtype: str = "bflo
             raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
     extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
     names = sorted({*weights, *tokenizers, *extras})
-    return PretrainedModelConfig(tuple(FileHash(n, sha256_of(root / n)) for n in names), revision, dtype, str(root))
+    files = tuple(FileHash(n, sha256_of(root / n)) for n in names)
+    return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
 
 
 def prepare_base_model(
@@ -151,10 +163,13 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
         else:
             for file in config.files:
                 (target / file.name).unlink(missing_ok=True)
+                # Where a link leads: in the Hugging Face cache every file is one, and links to it would break elsewhere.
+                original = (folder_of / file.name).resolve()
                 try:
-                    os.link(folder_of / file.name, target / file.name)
+                    os.link(original, target / file.name)
                 except OSError:
-                    shutil.copyfile(folder_of / file.name, target / file.name)
+                    shutil.copyfile(original, target / file.name)
+        num_quantized = _quantize(target, config) if config.quantization != "none" else 0
         count = 0
         for path in target.glob("*.safetensors"):
             with safe_open(path, framework="pt") as tensors:
@@ -163,7 +178,34 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
                     for dim in tensors.get_slice(key).get_shape():
                         size *= dim
                     count += size
-    return {"num_parameters": count}
+    return {"num_parameters": count, "num_quantized_parameters": num_quantized}
+
+
+def _quantize(model: Path, config: PretrainedModelConfig) -> int:
+    """Give the decoder's projections in the folder `model` the values of their NF4 form; returns how many values those are."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from pipelines.quantization import nf4_round_trip
+
+    count = 0
+    for path in sorted(model.glob("*.safetensors")):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith(tuple(f".{projection}.weight" for projection in LLAMA_PROJECTIONS)):
+                rounded = nf4_round_trip(tensor, double_quantization=config.quantization == "nf4_double")
+                tensors[name] = rounded.to(getattr(torch, config.dtype))
+                count += tensor.numel()
+        # Never in place: the file may be a hard link to the user's own.
+        fresh = path.with_name(f".{path.name}")
+        save_file(tensors, fresh, metadata={"format": "pt"})
+        fresh.replace(path)
+    if not count:
+        raise UserError(
+            f"quantization={config.quantization!r}: {config.path} has no projections named {', '.join(LLAMA_PROJECTIONS)}; "
+            "quantise a model in Llama's architecture, or none"
+        )
+    return count
 
 
 def _convert_gguf(source: Path, target: Path, dtype: Any) -> None:

@@ -79,6 +79,14 @@ class Experiment:
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
                 f"for {self.generation.end_marker!r}; give both the same end_marker"
             )
+        quantization = getattr(self.base_model, "quantization", "none")
+        for name in ("generator", "task_model", "cell") if quantization != "none" else ():
+            recipe = self.generator.finetune if name == "generator" else getattr(self, name)
+            if recipe is not None and recipe.method != "lora":
+                raise UserError(
+                    f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
+                    "base can be quantised; use method='lora' or quantization='none'"
+                )
         for name in ("general_set", "blindspot_set"):
             if getattr(self, name) not in self.evaluation.sets:
                 raise UserError(

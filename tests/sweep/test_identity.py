@@ -62,7 +62,7 @@ CLASSES = {
         "",
     ),
     "pipelines.base_model.PretrainedModelConfig": (
-        "files revision dtype",
+        "files revision dtype quantization",
         "path",
     ),
     "pipelines.base_model.FileHash": (
