@@ -76,8 +76,9 @@ class GenerationConfig:
     """What is sampled from the generator. The defaults are ancestral sampling, as in the paper's scripts.
 
     `num_per_label`: parsed examples wanted of each label, one number or one a label in the order entailment,
-    neutral, contradiction. The pool holds whole shards, so at least this many. `shard_size` (prompts a shard)
-    is identity because seeds and the pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
+    neutral, contradiction. The pool holds whole shards, so at least this many; or, with `exact`, this many and
+    the last shard's surplus is kept beside it. `shard_size` (prompts a shard) is identity because seeds and the
+    pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
     distribution. A text ends at the end marker, at the tokenizer's end-of-sequence token, after
     `max_new_tokens`, or at the end of the model's context.
 
@@ -89,6 +90,7 @@ class GenerationConfig:
     """
 
     num_per_label: int | tuple[int, int, int] = 20_000
+    exact: bool = False
     shard_size: int = 1_024
     seed: int = 0
     temperature: float = 1.0
@@ -146,13 +148,14 @@ def generate(
     Writes below `output` (a folder that all workers share, or a URI): `pool/*.parquet` (id, label, premise,
     hypothesis, shard, seed, generator), `rejects/*.parquet` (id, label, shard, seed, generator, reason,
     text), `shards/*.json` (a shard's commit) and, last, `yield.json`. The pool is, of each label, the shards
-    0..k with k the first at which `num_per_label` is reached. A call on an output of an interrupted one
+    0..k with k the first at which `num_per_label` is reached. With `exact` it ends at that number, and the rest
+    of shard k is in `surplus/*.parquet`, with the pool's columns. A call on an output of an interrupted one
     generates only what is missing or damaged.
 
     Runs on the Ray cluster that `ray.init` connected to. `report` gets counts and throughput as shards are
-    committed; its step is the number of committed shards. Returns counts (`parsed`, `rejected/<reason>`,
-    `yield`, …) of the pool and, if this call generated anything, its times (`engine_start_s`, `generate_s`)
-    and rates (`examples_per_s`, `generated_tokens_per_s`, over what it generated, engine start not counted).
+    committed; its step is the number of committed shards. Returns counts (`parsed`, of which `surplus` are not
+    in the pool, `rejected/<reason>`, `yield`, …) and, if this call generated anything, its times (`engine_start_s`,
+    `generate_s`) and rates (`examples_per_s`, `generated_tokens_per_s`, over what it generated, engine start not counted).
 
     Raises `UserError` for a missing generator, an output of another request, an engine over more than one
     GPU, a missing vLLM, and for a yield under `min_yield`; what was generated stays and is used by the next
@@ -182,7 +185,7 @@ def generate(
 
     if damaged := folder.drop_damaged():
         raise RuntimeError(f"{output}: {', '.join(damaged)} changed after being committed; run again to repair")
-    return _finish(folder, num_per_label, config.min_yield, progress, started)
+    return _finish(folder, num_per_label, config.min_yield, progress, started, exact=config.exact)
 
 
 def _check_request(generator: str, resources: Resources) -> None:
@@ -207,8 +210,12 @@ def _model_address(generator: str) -> str:
 
 
 def _request_hash(config: GenerationConfig) -> str:
-    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same shards."""
-    content = {**identity(config), "num_per_label": None, "generator": config.generator_id}
+    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same shards, unless
+    the last one is cut.
+    """
+    content = {**identity(config), "generator": config.generator_id}
+    if not config.exact:
+        content["num_per_label"] = None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -370,6 +377,8 @@ def _finish(
     min_yield: float,
     progress: _Progress,
     started: float,
+    *,
+    exact: bool,
 ) -> dict[str, Any]:
     """Cut the committed shards to the pool, write `yield.json` and return the metrics; raise if a label lacks examples."""
     commits = folder.commits()
@@ -383,12 +392,16 @@ def _finish(
     surplus = [commit for commit in commits.values() if commit not in pool]
     for commit in surplus:
         folder.withdraw(commit.shard)
+    surplus_rows = {label: parsed[label] - num if exact else 0 for label, num in num_per_label.items()}
+    for label, num in surplus_rows.items():
+        folder.set_aside(kept[label][-1], num)
     folder.remove_uncommitted()
 
     rejected: Counter[str] = sum((Counter(commit.rejected) for commit in pool), Counter())
     generated = {label: sum(commit.count for commit in kept[label]) for label in num_per_label}
     summary = {
         "parsed": {str(label): parsed[label] for label in num_per_label},
+        "surplus": {str(label): num for label, num in surplus_rows.items()},
         "generated": {str(label): generated[label] for label in num_per_label},
         "rejected": dict(rejected.most_common()),
         "num_shards": {str(label): len(kept[label]) for label in num_per_label},
@@ -398,6 +411,7 @@ def _finish(
     return {
         "parsed": sum(parsed.values()),
         **{f"parsed/{label}": parsed[label] for label in num_per_label},
+        "surplus": sum(surplus_rows.values()),
         "rejected": rejected.total(),
         **{f"rejected/{reason}": num for reason, num in rejected.most_common()},
         "yield": sum(parsed.values()) / sum(generated.values()),

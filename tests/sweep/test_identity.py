@@ -80,7 +80,7 @@ CLASSES = {
         "",
     ),
     "pipelines.generation.GenerationConfig": (
-        "num_per_label shard_size seed temperature top_p top_k max_new_tokens end_marker dtype",
+        "num_per_label exact shard_size seed temperature top_p top_k max_new_tokens end_marker dtype",
         "min_yield max_num_seqs shards_in_flight enforce_eager engine_process gpu_memory_utilization "
         "cpu_kv_cache_gib progress_bars generator_id",
     ),
