@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.compute import FileHash, Report, Resources, no_report, runtime, sha256_of
+from pipelines.compute import UNKNOWN, FileHash, Report, Resources, no_report, runtime, sha256_of
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.hashing import remembered_sha256
+from pipelines.hub import hub_repository, hub_snapshot
 from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
 from pipelines.quantization import QUANTIZATIONS
 from pipelines.storage import join
@@ -76,18 +78,32 @@ class PretrainedModelConfig:
 
 
 def pretrained_model_config(
-    path: str, *, revision: str = "", dtype: str = "bfloat16", quantization: str = "none"
+    path: str,
+    *,
+    revision: str = "",
+    dtype: str = "bfloat16",
+    quantization: str = "none",
+    may_be_absent: bool = False,
+    download: bool = False,
 ) -> PretrainedModelConfig:
-    """Describe the checkpoint at `path`, a folder or a `.gguf` file, by its files' hashes.
+    """Describe the checkpoint at `path`, a folder, a `.gguf` file or `org/name[@revision]` on the hub, by its files' hashes.
 
-    Raises UserError if it is missing or lacks config, tokenizer or safetensors (pickled weights are never read).
+    What is on the hub is looked for in its local cache; with `download` it is fetched. Its commit becomes the revision. With
+    `may_be_absent`, weights that are not here are described by a file of unknown hash: enough to plan with. Otherwise raises
+    UserError if they are missing, or lack config, tokenizer or safetensors (pickled weights are never read).
     """
     root = Path(path).expanduser()
+    if hub_repository(path) is not None and (found := hub_snapshot(path, download=download)) is not None:
+        root, revision = found[0], f"{path.partition('@')[0]}@{found[1]}"
     if root.suffix == ".gguf" and root.is_file():
-        return PretrainedModelConfig((FileHash(root.name, sha256_of(root)),), revision, dtype, quantization, str(root))
+        file = FileHash(root.name, remembered_sha256(root))
+        return PretrainedModelConfig((file,), revision, dtype, quantization, str(root))
     if not root.is_dir():
+        if may_be_absent:
+            return PretrainedModelConfig((FileHash("*.safetensors", UNKNOWN),), revision, dtype, quantization, path)
         raise UserError(
-            f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, or a .gguf file"
+            f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, a .gguf file, or "
+            "org/name[@revision] on the Hugging Face hub (HF_TOKEN if it is gated, HF_ENDPOINT for a mirror): -p model=FOLDER"
         )
     weights = sorted(p.name for p in root.glob("*.safetensors"))
     if not weights:
@@ -104,7 +120,7 @@ def pretrained_model_config(
             raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
     extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
     names = sorted({*weights, *tokenizers, *extras})
-    files = tuple(FileHash(n, sha256_of(root / n)) for n in names)
+    files = tuple(FileHash(n, remembered_sha256(root / n)) for n in names)
     return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
 
 
