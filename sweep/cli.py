@@ -215,6 +215,7 @@ def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, al
     from rich.table import Table
 
     from sweep.grid import build_grid
+    from sweep.inputs import missing_inputs
     from sweep.loading import load_experiment
     from sweep.plan import make_plan
     from sweep.records import STAGES, Store
@@ -223,6 +224,8 @@ def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, al
     planned = make_plan(build_grid(loaded.experiment), Store(store_uri))
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{loaded.experiment.name}: {loaded.experiment.title}", markup=False)
+    for line in missing_inputs(loaded.experiment):
+        console.print(line, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("stage", "steps", "cached", "to build"):
         table.add_column(title, justify="left" if title == "stage" else "right")
@@ -232,6 +235,8 @@ def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, al
             cached = sum(one.is_cached for one in of_stage)
             table.add_row(stage, str(len(of_stage)), str(cached), str(len(of_stage) - cached))
     console.print(table)
+    if loaded.experiment.replicates_paper:
+        _show_notes(console, loaded.experiment)
     missing = [one for one in planned if not one.is_cached]
     console.print(f"{len(missing)} of {len(planned)} to build" if missing else "everything is built")
     if all_steps:
@@ -241,6 +246,18 @@ def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, al
         return
     for (stage, reason), count in Counter((one.step.stage, one.reason) for one in missing).items():
         console.print(f"  {count} {stage}: {reason}", markup=False)
+
+
+def _show_notes(console: Any, experiment: Any) -> None:
+    from sweep.paper import departures, unsettled
+
+    for title, notes in (
+        ("departures from the paper", departures(experiment)),
+        ("unsettled in the paper, chosen here", unsettled(experiment)),
+    ):
+        console.print(f"{title}:" if notes else f"{title}: none", markup=False)
+        for note in notes:
+            console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}", markup=False)
 
 
 @app.command()

@@ -30,7 +30,9 @@ class Experiment:
     random head). `training_sizes` counts the examples of a cell's training set. A seed moves the subsets
     drawn, the order, the head and the dropout together; the generator and its pool are shared by all seeds.
     `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
-    original training set has no example that its starting point was finetuned on. `general_set` and
+    original training set has no example that its starting point was finetuned on. Starting sets are drawn by the
+    study's seed, or all by `starting_set_seed`. With `replicates_paper`, plan and report say where the study
+    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). `general_set` and
     `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
     what each of its steps may use; a stage not named gets one worker with one CPU.
 
@@ -55,6 +57,8 @@ class Experiment:
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
+    starting_set_seed: int | None = None
+    replicates_paper: bool = runtime(False)
     sources_folder: str = runtime("")
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
 

@@ -104,10 +104,11 @@ class _Grid:
         )
         starting_set = None
         if starting_size:
+            set_seed = seed if experiment.starting_set_seed is None else experiment.starting_set_seed
             starting_set = self._add(
                 "starting_set",
-                slug,
-                TrainingSetConfig(kind="starting", size=starting_size, seed=seed),
+                f"start{starting_size}-seed{set_seed}",
+                TrainingSetConfig(kind="starting", size=starting_size, seed=set_seed),
                 {"source": self.sources},
                 coordinates,
             )

@@ -106,8 +106,9 @@ CLASSES = {
     ),
     "sweep.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
-        "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting",
-        "sources_folder resources",
+        "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
+        "starting_set_seed",
+        "sources_folder resources replicates_paper",
     ),
     "pipelines.template_corpus.TemplateCorpusConfig": (
         "seed num_train num_dev num_test num_probe_per_group overlap_share overlap_entailment_rate "
