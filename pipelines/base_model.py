@@ -6,10 +6,13 @@ the same weights in the store.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -124,8 +127,53 @@ def pretrained_model_config(
     return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
 
 
+# meta-llama/Llama-2-7b-hf's public config.json.
+LLAMA_2_7B: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class RandomModelConfig:
+    """A checkpoint's shape and tokenizer with random weights: to rehearse a study without its weights.
+
+    `files` are the tokenizer's and, if the shape is not Llama-2-7B's, a config.json; `path` is their folder.
+    """
+
+    files: tuple[FileHash, ...]
+    seed: int = 0
+    dtype: str = "bfloat16"
+    path: str = runtime("")
+
+
+def random_model_config(path: str, *, dtype: str = "bfloat16") -> RandomModelConfig:
+    """Describe the tokenizer in the folder `path`, and a config.json beside it. Raises UserError without a tokenizer."""
+    root = Path(path).expanduser()
+    names = [name for name in (*TOKENIZER_FILES, "config.json") if (root / name).is_file()]
+    if not set(names) - {"config.json"}:
+        raise UserError(f"{str(root)!r} has no tokenizer; random weights need one: give a folder with tokenizer.json or .model")
+    return RandomModelConfig(
+        tuple(FileHash(name, sha256_of(root / name)) for name in sorted(names)), dtype=dtype, path=str(root)
+    )
+
+
 def prepare_base_model(
-    config: ScratchModelConfig | PretrainedModelConfig,
+    config: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig,
     output: str,
     *,
     sources: str | None = None,
@@ -139,6 +187,8 @@ def prepare_base_model(
     """
     if isinstance(config, PretrainedModelConfig):
         return _copy_pretrained(config, output)
+    if isinstance(config, RandomModelConfig):
+        return _write_random(config, output)
     assert sources is not None, "a scratch model is made from a training file"
     train = read_examples(join(sources, "train.parquet"))
     with working_folder(output) as folder:
@@ -159,15 +209,56 @@ def prepare_base_model(
     return metrics
 
 
-def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
-    source = Path(config.path)
-    folder_of = source.parent if source.suffix == ".gguf" else source
+def _check_files(config: PretrainedModelConfig | RandomModelConfig, folder_of: Path) -> None:
     for file in config.files:
         if not (folder_of / file.name).exists() or sha256_of(folder_of / file.name) != file.sha256:
             raise UserError(
                 f"{folder_of / file.name} is missing or not the file that the study was planned with (sha256 "
                 f"{file.sha256[:12]}…); restore it, or plan again with the new one"
             )
+
+
+def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
+    """Normal weights with the model's own standard deviation, norms of 1, in safetensors of a few GB each."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = Path(config.path)
+    _check_files(config, source)
+    with working_folder(output) as folder:
+        target = folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        (target / "config.json").write_text(json.dumps(dict(LLAMA_2_7B), indent=1))
+        for file in config.files:
+            shutil.copyfile(source / file.name, target / file.name)
+        shape = AutoConfig.from_pretrained(target)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype))
+        generator = torch.Generator().manual_seed(config.seed)
+        std = getattr(shape, "initializer_range", 0.02)
+        shard: dict[str, torch.Tensor] = {}
+        weight_map: dict[str, str] = {}
+        # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
+        named = list(model.named_parameters())
+        for position, (name, empty) in enumerate(named):
+            tensor = torch.ones(empty.shape, dtype=empty.dtype)
+            shard[name] = tensor.normal_(0.0, std, generator=generator) if empty.ndim > 1 else tensor
+            if sum(one.nbytes for one in shard.values()) > 4 << 30 or position == len(named) - 1:
+                file_name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+                save_file(shard, target / file_name, metadata={"format": "pt"})
+                weight_map |= dict.fromkeys(shard, file_name)
+                shard = {}
+        index = {"metadata": {}, "weight_map": weight_map}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return {"num_parameters": sum(parameter.numel() for _, parameter in named)}
+
+
+def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
+    source = Path(config.path)
+    folder_of = source.parent if source.suffix == ".gguf" else source
+    _check_files(config, folder_of)
     import torch
     from safetensors import safe_open
 

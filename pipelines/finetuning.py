@@ -51,6 +51,7 @@ class FinetuneConfig:
     With `group_by_length`, a batch holds examples of similar length, as transformers' Trainer groups them.
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
     least `compile_from_steps` optimizer steps compile their decoder layers first (0: never), which takes a while to repay.
+    `rehearse_steps` above 0 makes it a rehearsal: only so many steps, on the longest examples, which need most memory.
     """
 
     method: str = "lora"
@@ -70,6 +71,7 @@ class FinetuneConfig:
     share_prefix: bool = True
     group_by_length: bool = False
     max_length: int | None = None
+    rehearse_steps: int = 0
     zero_stage: int = runtime(1)
     gradient_checkpointing: bool = runtime(False)
     tokens_per_microbatch: int = runtime(16_384)
@@ -206,6 +208,7 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import deepspeed
+    import numpy as np
     import ray.train
     import torch
 
@@ -234,6 +237,8 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         lengths=lengths if config.group_by_length else None,
         batch_size=config.batch_size,
     )
+    if config.rehearse_steps:
+        order = np.argsort(-np.array(lengths), kind="stable")[: config.rehearse_steps * config.batch_size]
     batches = [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
     classify = job.objective == "classification"
     prefix = common_prefix_length(sequences) if config.share_prefix and classify else 0

@@ -67,11 +67,12 @@ RECIPE_NAMES: Mapping[str, str] = MappingProxyType(
         "share_prefix": "dropout mask of the prompt's beginning shared in a batch",
         "group_by_length": "batches grouped by length",
         "max_length": "longest example",
+        "rehearse_steps": "steps of a rehearsal",
     }
 )
 WHY: Mapping[str, str] = MappingProxyType(
     {
-        "batch_size": "steps of 2 examples leave a GPU idle: the same epoch in fewer steps costs a fraction",
+        "batch_size": "steps of so few examples leave a GPU idle: the same epoch in fewer steps costs a fraction",
         "learning_rate": "grows with the square root of the batch's factor, as suits Adam (Malladi et al. 2022)",
         "share_prefix": "the prompt's beginning is computed once a batch; exact but for that mask",
     }

@@ -409,7 +409,7 @@ def test_two_batches_of_rows_are_in_an_engine(shard_size: int, num_seqs: int, ex
 def test_every_field_is_identity_or_runtime_on_purpose() -> None:
     assert identity_fields(GenerationConfig) == {
         "num_per_label", "exact", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
-        "end_marker", "dtype",
+        "end_marker", "dtype", "stand_ins",
     }  # fmt: skip
     assert runtime_fields(GenerationConfig) == {
         "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process",
