@@ -15,6 +15,7 @@ import typer
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
+    from sweep.loading import Loaded
     from sweep.records import Store
 
 app = typer.Typer(
@@ -120,6 +121,9 @@ def run(
         typer.Option(help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."),
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
+    rehearse: Annotated[
+        bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the workers' own output.")] = False,
@@ -133,11 +137,12 @@ def run(
         blindsweep run demo -p seeds=0,1,2 --max-cpus 2
         blindsweep run mini -p data=data -p model=models/SmolLM2-135M
         blindsweep run my_study.py --store s3://bucket/studies --address auto
+        blindsweep run paper --rehearse
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
     if dry_run:
-        _show_plan(experiment, parameters, store, all_steps=False)
+        _show_plan(experiment, parameters, store, all_steps=False, rehearse=rehearse)
         return
     from sweep.loading import load_experiment
     from sweep.records import Store
@@ -146,6 +151,8 @@ def run(
     from sweep.tracking import default_tracking_uri
 
     loaded = load_experiment(experiment, parameters or [])
+    if rehearse:
+        loaded, store, report = _rehearsal(loaded), _rehearsal_store(store), False
     where = Store(store)
     tracking_uri = tracking_uri or default_tracking_uri(where)
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
@@ -158,6 +165,8 @@ def run(
             "nothing else is affected: `blindsweep reindex` fills them in",
             file=sys.stderr,
         )
+    if rehearse:
+        _show_rehearsal(where, name)
     if report:
         try:
             _write_report(where, name, None, partial=bool(result.failures))
@@ -168,6 +177,41 @@ def run(
     print(f"compare runs: blindsweep ui --store {store}" + _unless_default(tracking_uri, where))
     if result.failures:
         _fail(_describe_failures(name, result.failures))
+
+
+def _rehearsal(loaded: "Loaded") -> "Loaded":
+    from dataclasses import replace
+
+    from sweep.rehearsal import rehearsal
+
+    return replace(loaded, experiment=rehearsal(loaded.experiment))
+
+
+def _rehearsal_store(store: str) -> str:
+    from pipelines.storage import join
+    from sweep.rehearsal import FOLDER
+
+    return join(store, FOLDER)
+
+
+def _show_rehearsal(store: "Store", name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sweep.records import Study
+    from sweep.rehearsal import summarize
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("stage", "ran", "seconds", "peak GPU GiB", "examples/s"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    records = [step.record for step in Study.load(store, name).steps if step.record]
+    for one in summarize(records):
+        peak = "" if one.peak_gpu_memory_gib is None else f"{one.peak_gpu_memory_gib:.1f}"
+        speed = "" if one.examples_per_s is None else f"{one.examples_per_s:,.1f}"
+        table.add_row(one.stage, str(one.num_built), f"{one.seconds:.1f}", peak, speed)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print("medians of one artifact; a rehearsal's speeds include warming up, and its accuracies mean nothing")
 
 
 def _unless_default(tracking_uri: str, store: "Store") -> str:
@@ -210,7 +254,7 @@ def plan(
     _show_plan(experiment, parameters, store, all_steps)
 
 
-def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, all_steps: bool) -> None:
+def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, all_steps: bool, rehearse: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -221,6 +265,8 @@ def _show_plan(experiment: str, parameters: list[str] | None, store_uri: str, al
     from sweep.records import STAGES, Store
 
     loaded = load_experiment(experiment, parameters or [])
+    if rehearse:
+        loaded, store_uri = _rehearsal(loaded), _rehearsal_store(store_uri)
     planned = make_plan(build_grid(loaded.experiment), Store(store_uri))
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{loaded.experiment.name}: {loaded.experiment.title}", markup=False)

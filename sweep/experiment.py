@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
 from pipelines.compute import Resources, runtime
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
@@ -32,7 +32,8 @@ class Experiment:
     `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
     original training set has no example that its starting point was finetuned on. Starting sets are drawn by the
     study's seed, or all by `starting_set_seed`. With `replicates_paper`, plan and report say where the study
-    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). `general_set` and
+    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). `rehearsal` marks
+    every artifact's identity (`sweep/rehearsal.py`). `general_set` and
     `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
     what each of its steps may use; a stage not named gets one worker with one CPU.
 
@@ -43,7 +44,7 @@ class Experiment:
     name: str
     title: str
     sources: NLISourcesConfig | TemplateCorpusConfig
-    base_model: ScratchModelConfig | PretrainedModelConfig
+    base_model: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig
     generator: GeneratorConfig
     generation: GenerationConfig
     task_model: FinetuneConfig
@@ -58,6 +59,7 @@ class Experiment:
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
     starting_set_seed: int | None = None
+    rehearsal: bool = False
     replicates_paper: bool = runtime(False)
     sources_folder: str = runtime("")
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})

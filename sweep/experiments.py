@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.base_model import ScratchModelConfig, pretrained_model_config
+from pipelines.base_model import ScratchModelConfig, pretrained_model_config, random_model_config
 from pipelines.compute import UNKNOWN, FileHash, Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
@@ -155,6 +155,7 @@ def paper(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = -1,
+    weights: Literal["files", "random"] = "files",
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
 ) -> Experiment:
@@ -165,7 +166,8 @@ def paper(
     a mirror). A plan needs neither. The plan lists where the study departs from the paper's, by default only in the frozen
     weights' precision (`base_precision`), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
     do not divide by 3, `disjoint_from_starting`, `starting_set_seed` (none: each seed draws its own), `end_marker`, and the
-    sampling. `pool_per_label` counts entailments, neutrals and contradictions.
+    sampling. `pool_per_label` counts entailments, neutrals and contradictions. `weights=random` is for a rehearsal: `model`
+    then only needs a tokenizer and, if the shape is not Llama-2-7B's, a config.json.
     """
     if len(pool_per_label) != 3:
         raise UserError(f"pool_per_label={pool_per_label}: give three numbers, for entailment, neutral and contradiction")
@@ -180,7 +182,9 @@ def paper(
         replicates_paper=True,
         sources=_sources_if_there(data, starting_sizes, training_sizes),
         sources_folder=data,
-        base_model=pretrained_model_config(
+        base_model=random_model_config(model)
+        if weights == "random"
+        else pretrained_model_config(
             model, quantization="none" if base_precision == "bfloat16" else base_precision, may_be_absent=True
         ),
         generator=GeneratorConfig(finetune=replace(GENERATOR, **runtime), end_marker=marker),
@@ -222,6 +226,7 @@ def paper_fast(
     pool_per_label: tuple[int, ...] = POOL_PER_LABEL,
     base_precision: Literal["bfloat16", "nf4", "nf4_double"] = "bfloat16",
     batch_factor: int = 16,
+    weights: Literal["files", "random"] = "files",
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
 ) -> Experiment:
@@ -241,6 +246,7 @@ def paper_fast(
         training_sizes,
         pool_per_label,
         base_precision,
+        weights=weights,
         gpus_per_finetuning=gpus_per_finetuning,
         generation_workers=generation_workers,
     )

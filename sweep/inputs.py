@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from pipelines.base_model import PretrainedModelConfig, pretrained_model_config
+from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
+from pipelines.errors import UserError
 from pipelines.hub import hub_repository
 from pipelines.sources import NLISourcesConfig, nli_sources_config
 from sweep.experiment import Experiment
@@ -24,8 +25,12 @@ def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
 def with_inputs(experiment: Experiment) -> Experiment:
     """`experiment` with its data and weights described by their content; weights on the hub are fetched for that.
 
-    Raises UserError, with the way out, for what is not there.
+    Raises UserError, with the way out, for what is not there, and for random weights in anything but a rehearsal.
     """
+    if isinstance(experiment.base_model, RandomModelConfig) and not experiment.rehearsal:
+        raise UserError(
+            f"{experiment.name} has random weights, which are for a rehearsal: add --rehearse, or leave -p weights=random out"
+        )
     if isinstance(experiment.sources, NLISourcesConfig) and not _is_known(experiment.sources):
         options = {name: getattr(experiment.sources, name) for name in experiment.sources.__dataclass_fields__}
         del options["files"]

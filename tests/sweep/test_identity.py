@@ -111,7 +111,7 @@ CLASSES = {
     "sweep.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed",
+        "starting_set_seed rehearsal",
         "sources_folder resources replicates_paper",
     ),
     "pipelines.template_corpus.TemplateCorpusConfig": (
