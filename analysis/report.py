@@ -30,7 +30,7 @@ from analysis.figures import (
 from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
 from analysis.page import Verdict
 from analysis.results import figure_caption, numbers, verdict
-from analysis.sections import composition_block, provenance_block, stages_block, table1_block, yield_block
+from analysis.sections import composition_block, paper_block, provenance_block, stages_block, table1_block, yield_block
 from analysis.wording import thousands
 from pipelines.errors import UserError
 from sweep.records import Store, Study
@@ -83,6 +83,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *table1_block(store, study),
         *yield_block(store, study),
         *composition_block(study),
+        *paper_block(study),
         *stages_block(study),
         provenance_block(study),
     ]

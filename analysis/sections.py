@@ -16,6 +16,9 @@ from analysis.wording import KIND_NAMES, NOTHING, duration, percent, percent_ran
 from pipelines.errors import UserError
 from sweep.records import STAGES, Store, Study
 
+# The manifest's lists of a replication's notes, and what the report calls them.
+NOTES = {"departures": "Departures from the paper", "unsettled": "Unsettled in the paper, chosen here"}
+
 
 def table1_block(store: Store, study: Study) -> list[Block]:
     """Table 1, when both the sources and the pool are built."""
@@ -114,6 +117,23 @@ def yield_block(store: Store, study: Study) -> list[Block]:
         "What is rejected is kept beside the pool with its reason."
     )
     return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)])]
+
+
+def paper_block(study: Study) -> list[Block]:
+    """Where a replication departs from the paper, and what it chose where the paper is silent; from the manifest."""
+    if "departures" not in study.parameters:
+        return []
+    columns = [Column("Point", "wrap"), Column("Paper", "wrap"), Column("Here", "wrap"), Column("Why", "wrap")]
+    tables = [
+        Table(
+            columns,
+            [[note[name] for name in ("topic", "paper", "ours", "why")] for note in study.parameters[key]],
+            caption=caption if study.parameters[key] else f"{caption}: none",
+        )
+        for key, caption in NOTES.items()
+    ]
+    text = ["The paper is Zhang and Pavlick's, with the recipe of their released scripts where it is silent."]
+    return [Block("paper", "Departures from the paper", text, tables)]
 
 
 def composition_block(study: Study) -> list[Block]:
@@ -242,7 +262,8 @@ def provenance_block(study: Study) -> Block:
         Column("Created (UTC)"),
         Column("Fingerprint"),
     ]
-    parameters = [[name, value] for name, value in _flatten(study.parameters)]
+    plain = {name: value for name, value in study.parameters.items() if name not in NOTES}
+    parameters = [[name, value] for name, value in _flatten(plain)]
     return Block(
         "provenance",
         "Provenance",

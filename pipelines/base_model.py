@@ -6,19 +6,25 @@ the same weights in the store.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.compute import FileHash, Report, Resources, no_report, runtime, sha256_of
+from pipelines.compute import UNKNOWN, FileHash, Report, Resources, no_report, runtime, sha256_of
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
-from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.hashing import remembered_sha256
+from pipelines.hub import hub_repository, hub_snapshot
 from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
+from pipelines.quantization import QUANTIZATIONS
 from pipelines.storage import join
 
 TOKENIZER_FILES = (
@@ -57,26 +63,50 @@ class ScratchModelConfig:
 class PretrainedModelConfig:
     """A checkpoint on disk, identified by its files' content: a transformers folder with safetensors, or one GGUF file.
 
-    A GGUF file is dequantised and kept as `dtype`. `path` is where the files are and not part of what they are.
+    A GGUF file is dequantised and kept as `dtype`. `quantization` is "none", or "nf4" for the base of QLoRA: the decoder's
+    projections (not embeddings and heads) are quantised to 4 bits and kept as the `dtype` values that this computes with;
+    "nf4_double" quantises the constants, too. It is stated here only, so that everything built on the base model agrees.
+    `path` is where the files are and not part of what they are.
     """
 
     files: tuple[FileHash, ...]
     revision: str = ""
     dtype: str = "bfloat16"
+    quantization: str = "none"
     path: str = runtime("")
 
+    def __post_init__(self) -> None:
+        if self.quantization not in QUANTIZATIONS:
+            raise UserError(f"quantization={self.quantization!r} is not one of {', '.join(map(repr, QUANTIZATIONS))}")
 
-def pretrained_model_config(path: str, *, revision: str = "", dtype: str = "bfloat16") -> PretrainedModelConfig:
-    """Describe the checkpoint at `path`, a folder or a `.gguf` file, by its files' hashes.
 
-    Raises UserError if it is missing or lacks config, tokenizer or safetensors (pickled weights are never read).
+def pretrained_model_config(
+    path: str,
+    *,
+    revision: str = "",
+    dtype: str = "bfloat16",
+    quantization: str = "none",
+    may_be_absent: bool = False,
+    download: bool = False,
+) -> PretrainedModelConfig:
+    """Describe the checkpoint at `path`, a folder, a `.gguf` file or `org/name[@revision]` on the hub, by its files' hashes.
+
+    What is on the hub is looked for in its local cache; with `download` it is fetched. Its commit becomes the revision. With
+    `may_be_absent`, weights that are not here are described by a file of unknown hash: enough to plan with. Otherwise raises
+    UserError if they are missing, or lack config, tokenizer or safetensors (pickled weights are never read).
     """
     root = Path(path).expanduser()
+    if hub_repository(path) is not None and (found := hub_snapshot(path, download=download)) is not None:
+        root, revision = found[0], f"{path.partition('@')[0]}@{found[1]}"
     if root.suffix == ".gguf" and root.is_file():
-        return PretrainedModelConfig((FileHash(root.name, sha256_of(root)),), revision, dtype, str(root))
+        file = FileHash(root.name, remembered_sha256(root))
+        return PretrainedModelConfig((file,), revision, dtype, quantization, str(root))
     if not root.is_dir():
+        if may_be_absent:
+            return PretrainedModelConfig((FileHash("*.safetensors", UNKNOWN),), revision, dtype, quantization, path)
         raise UserError(
-            f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, or a .gguf file"
+            f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, a .gguf file, or "
+            "org/name[@revision] on the Hugging Face hub (HF_TOKEN if it is gated, HF_ENDPOINT for a mirror): -p model=FOLDER"
         )
     weights = sorted(p.name for p in root.glob("*.safetensors"))
     if not weights:
@@ -93,11 +123,57 @@ def pretrained_model_config(path: str, *, revision: str = "", dtype: str = "bflo
             raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
     extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
     names = sorted({*weights, *tokenizers, *extras})
-    return PretrainedModelConfig(tuple(FileHash(n, sha256_of(root / n)) for n in names), revision, dtype, str(root))
+    files = tuple(FileHash(n, remembered_sha256(root / n)) for n in names)
+    return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
+
+
+# meta-llama/Llama-2-7b-hf's public config.json.
+LLAMA_2_7B: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class RandomModelConfig:
+    """A checkpoint's shape and tokenizer with random weights: to rehearse a study without its weights.
+
+    `files` are the tokenizer's and, if the shape is not Llama-2-7B's, a config.json; `path` is their folder.
+    """
+
+    files: tuple[FileHash, ...]
+    seed: int = 0
+    dtype: str = "bfloat16"
+    path: str = runtime("")
+
+
+def random_model_config(path: str, *, dtype: str = "bfloat16") -> RandomModelConfig:
+    """Describe the tokenizer in the folder `path`, and a config.json beside it. Raises UserError without a tokenizer."""
+    root = Path(path).expanduser()
+    names = [name for name in (*TOKENIZER_FILES, "config.json") if (root / name).is_file()]
+    if not set(names) - {"config.json"}:
+        raise UserError(f"{str(root)!r} has no tokenizer; random weights need one: give a folder with tokenizer.json or .model")
+    return RandomModelConfig(
+        tuple(FileHash(name, sha256_of(root / name)) for name in sorted(names)), dtype=dtype, path=str(root)
+    )
 
 
 def prepare_base_model(
-    config: ScratchModelConfig | PretrainedModelConfig,
+    config: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig,
     output: str,
     *,
     sources: str | None = None,
@@ -111,6 +187,8 @@ def prepare_base_model(
     """
     if isinstance(config, PretrainedModelConfig):
         return _copy_pretrained(config, output)
+    if isinstance(config, RandomModelConfig):
+        return _write_random(config, output)
     assert sources is not None, "a scratch model is made from a training file"
     train = read_examples(join(sources, "train.parquet"))
     with working_folder(output) as folder:
@@ -131,15 +209,56 @@ def prepare_base_model(
     return metrics
 
 
-def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
-    source = Path(config.path)
-    folder_of = source.parent if source.suffix == ".gguf" else source
+def _check_files(config: PretrainedModelConfig | RandomModelConfig, folder_of: Path) -> None:
     for file in config.files:
         if not (folder_of / file.name).exists() or sha256_of(folder_of / file.name) != file.sha256:
             raise UserError(
                 f"{folder_of / file.name} is missing or not the file that the study was planned with (sha256 "
                 f"{file.sha256[:12]}…); restore it, or plan again with the new one"
             )
+
+
+def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
+    """Normal weights with the model's own standard deviation, norms of 1, in safetensors of a few GB each."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = Path(config.path)
+    _check_files(config, source)
+    with working_folder(output) as folder:
+        target = folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        (target / "config.json").write_text(json.dumps(dict(LLAMA_2_7B), indent=1))
+        for file in config.files:
+            shutil.copyfile(source / file.name, target / file.name)
+        shape = AutoConfig.from_pretrained(target)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype))
+        generator = torch.Generator().manual_seed(config.seed)
+        std = getattr(shape, "initializer_range", 0.02)
+        shard: dict[str, torch.Tensor] = {}
+        weight_map: dict[str, str] = {}
+        # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
+        named = list(model.named_parameters())
+        for position, (name, empty) in enumerate(named):
+            tensor = torch.ones(empty.shape, dtype=empty.dtype)
+            shard[name] = tensor.normal_(0.0, std, generator=generator) if empty.ndim > 1 else tensor
+            if sum(one.nbytes for one in shard.values()) > 4 << 30 or position == len(named) - 1:
+                file_name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+                save_file(shard, target / file_name, metadata={"format": "pt"})
+                weight_map |= dict.fromkeys(shard, file_name)
+                shard = {}
+        index = {"metadata": {}, "weight_map": weight_map}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return {"num_parameters": sum(parameter.numel() for _, parameter in named)}
+
+
+def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
+    source = Path(config.path)
+    folder_of = source.parent if source.suffix == ".gguf" else source
+    _check_files(config, folder_of)
     import torch
     from safetensors import safe_open
 
@@ -151,10 +270,13 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
         else:
             for file in config.files:
                 (target / file.name).unlink(missing_ok=True)
+                # Where a link leads: in the Hugging Face cache every file is one, and links to it would break elsewhere.
+                original = (folder_of / file.name).resolve()
                 try:
-                    os.link(folder_of / file.name, target / file.name)
+                    os.link(original, target / file.name)
                 except OSError:
-                    shutil.copyfile(folder_of / file.name, target / file.name)
+                    shutil.copyfile(original, target / file.name)
+        num_quantized = _quantize(target, config) if config.quantization != "none" else 0
         count = 0
         for path in target.glob("*.safetensors"):
             with safe_open(path, framework="pt") as tensors:
@@ -163,7 +285,34 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
                     for dim in tensors.get_slice(key).get_shape():
                         size *= dim
                     count += size
-    return {"num_parameters": count}
+    return {"num_parameters": count, "num_quantized_parameters": num_quantized}
+
+
+def _quantize(model: Path, config: PretrainedModelConfig) -> int:
+    """Give the decoder's projections in the folder `model` the values of their NF4 form; returns how many values those are."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from pipelines.quantization import nf4_round_trip
+
+    count = 0
+    for path in sorted(model.glob("*.safetensors")):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith(tuple(f".{projection}.weight" for projection in LLAMA_PROJECTIONS)):
+                rounded = nf4_round_trip(tensor, double_quantization=config.quantization == "nf4_double")
+                tensors[name] = rounded.to(getattr(torch, config.dtype))
+                count += tensor.numel()
+        # Never in place: the file may be a hard link to the user's own.
+        fresh = path.with_name(f".{path.name}")
+        save_file(tensors, fresh, metadata={"format": "pt"})
+        fresh.replace(path)
+    if not count:
+        raise UserError(
+            f"quantization={config.quantization!r}: {config.path} has no projections named {', '.join(LLAMA_PROJECTIONS)}; "
+            "quantise a model in Llama's architecture, or none"
+        )
+    return count
 
 
 def _convert_gguf(source: Path, target: Path, dtype: Any) -> None:

@@ -76,12 +76,20 @@ class Resources:
         return self.num_workers * self.gpus_per_worker
 
 
+UNKNOWN = "unknown"
+"""Stands for the hash of a file that is not here, in the identity of what can be planned and not yet built."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FileHash:
     """A file's name and the sha256 of its content in hex: the identity of data that is given as a file."""
 
     name: str
     sha256: str
+
+    @property
+    def is_known(self) -> bool:
+        return self.sha256 != UNKNOWN
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

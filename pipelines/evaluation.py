@@ -31,12 +31,14 @@ from pipelines.storage import fetch, join
 class EvaluationConfig:
     """Which test sets of the prepared sources are evaluated, in which precision.
 
-    `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits.
+    `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
+    above 0 makes it a rehearsal: only so many examples of each set, the longest.
     """
 
     sets: tuple[str, ...]
     dtype: str = "bfloat16"
     merge_adapter: bool = False
+    rehearse_examples: int = 0
     tokens_per_batch: int = runtime(32_768)
 
     def __post_init__(self) -> None:
@@ -145,6 +147,8 @@ def _evaluate_worker(
 
     quiet_libraries()
     started = time.perf_counter()
+    if use_gpu:
+        torch.cuda.reset_peak_memory_stats()
     device = torch.device("cuda" if use_gpu else "cpu")
     classifier = load_classifier(config, base_model, task_model, device)
     tokenizer = load_tokenizer(base_model)
@@ -162,6 +166,9 @@ def _evaluate_worker(
         ]
         sequences = tokenizer(texts)["input_ids"]
         check_lengths(sequences, table.column("id").to_pylist(), limit=limit)
+        if config.rehearse_examples:
+            longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
+            table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
         logits = classify(classifier, sequences, device=device, tokens_per_batch=config.tokens_per_batch)
         evaluate_s += time.perf_counter() - begun
         num_done += table.num_rows
@@ -180,6 +187,7 @@ def _evaluate_worker(
         "examples_per_s": num_done / evaluate_s,
         "load_s": load_s,
         "evaluate_s": evaluate_s,
+        "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if use_gpu else None,
     }
 
 

@@ -48,8 +48,10 @@ class FinetuneConfig:
 
     `batch_size` counts the examples of one optimizer step over all workers; `epochs` may be a fraction. `share_prefix` computes
     the prompts' common beginning once a batch (exact, except that its examples then share that part's dropout mask).
+    With `group_by_length`, a batch holds examples of similar length, as transformers' Trainer groups them.
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
     least `compile_from_steps` optimizer steps compile their decoder layers first (0: never), which takes a while to repay.
+    `rehearse_steps` above 0 makes it a rehearsal: only so many steps, on the longest examples, which need most memory.
     """
 
     method: str = "lora"
@@ -67,7 +69,9 @@ class FinetuneConfig:
     lora_targets: tuple[str, ...] = LLAMA_PROJECTIONS
     train_embeddings: bool = False
     share_prefix: bool = True
+    group_by_length: bool = False
     max_length: int | None = None
+    rehearse_steps: int = 0
     zero_stage: int = runtime(1)
     gradient_checkpointing: bool = runtime(False)
     tokens_per_microbatch: int = runtime(16_384)
@@ -204,6 +208,7 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import deepspeed
+    import numpy as np
     import ray.train
     import torch
 
@@ -225,7 +230,15 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
 
     sequences, labels = encode_examples(job)
     lengths = [len(sequence) for sequence in sequences]
-    order = training_order(len(sequences), config.epochs, seed=job.seed)
+    order = training_order(
+        len(sequences),
+        config.epochs,
+        seed=job.seed,
+        lengths=lengths if config.group_by_length else None,
+        batch_size=config.batch_size,
+    )
+    if config.rehearse_steps:
+        order = np.argsort(-np.array(lengths), kind="stable")[: config.rehearse_steps * config.batch_size]
     batches = [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
     classify = job.objective == "classification"
     prefix = common_prefix_length(sequences) if config.share_prefix and classify else 0

@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import queue
+import re
 import threading
 import time
 import warnings
@@ -76,10 +77,12 @@ class GenerationConfig:
     """What is sampled from the generator. The defaults are ancestral sampling, as in the paper's scripts.
 
     `num_per_label`: parsed examples wanted of each label, one number or one a label in the order entailment,
-    neutral, contradiction. The pool holds whole shards, so at least this many. `shard_size` (prompts a shard)
-    is identity because seeds and the pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
+    neutral, contradiction. The pool holds whole shards, so at least this many; or, with `exact`, this many and
+    the last shard's surplus is kept beside it. `shard_size` (prompts a shard) is identity because seeds and the
+    pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
     distribution. A text ends at the end marker, at the tokenizer's end-of-sequence token, after
-    `max_new_tokens`, or at the end of the model's context.
+    `max_new_tokens`, or at the end of the model's context. `stand_ins` makes it a rehearsal: the pool holds, for
+    each text, what `stand_in` cuts from it, so that weights which write nothing that parses fill a pool, too.
 
     Runtime: `max_num_seqs` sequences in an engine's batch (0: 1 024 on a GPU, 256 on a CPU);
     `shards_in_flight` shards that an engine works on at a time (0: enough to keep its batch full);
@@ -89,6 +92,7 @@ class GenerationConfig:
     """
 
     num_per_label: int | tuple[int, int, int] = 20_000
+    exact: bool = False
     shard_size: int = 1_024
     seed: int = 0
     temperature: float = 1.0
@@ -97,6 +101,7 @@ class GenerationConfig:
     max_new_tokens: int = 512
     end_marker: str = EN_DASH
     dtype: str = "bfloat16"
+    stand_ins: bool = False
     min_yield: float = runtime(0.2)
     max_num_seqs: int = runtime(0)
     shards_in_flight: int = runtime(0)
@@ -146,13 +151,14 @@ def generate(
     Writes below `output` (a folder that all workers share, or a URI): `pool/*.parquet` (id, label, premise,
     hypothesis, shard, seed, generator), `rejects/*.parquet` (id, label, shard, seed, generator, reason,
     text), `shards/*.json` (a shard's commit) and, last, `yield.json`. The pool is, of each label, the shards
-    0..k with k the first at which `num_per_label` is reached. A call on an output of an interrupted one
+    0..k with k the first at which `num_per_label` is reached. With `exact` it ends at that number, and the rest
+    of shard k is in `surplus/*.parquet`, with the pool's columns. A call on an output of an interrupted one
     generates only what is missing or damaged.
 
     Runs on the Ray cluster that `ray.init` connected to. `report` gets counts and throughput as shards are
-    committed; its step is the number of committed shards. Returns counts (`parsed`, `rejected/<reason>`,
-    `yield`, …) of the pool and, if this call generated anything, its times (`engine_start_s`, `generate_s`)
-    and rates (`examples_per_s`, `generated_tokens_per_s`, over what it generated, engine start not counted).
+    committed; its step is the number of committed shards. Returns counts (`parsed`, of which `surplus` are not
+    in the pool, `rejected/<reason>`, `yield`, …) and, if this call generated anything, its times (`engine_start_s`,
+    `generate_s`) and rates (`examples_per_s`, `generated_tokens_per_s`, over what it generated, engine start not counted).
 
     Raises `UserError` for a missing generator, an output of another request, an engine over more than one
     GPU, a missing vLLM, and for a yield under `min_yield`; what was generated stays and is used by the next
@@ -182,7 +188,7 @@ def generate(
 
     if damaged := folder.drop_damaged():
         raise RuntimeError(f"{output}: {', '.join(damaged)} changed after being committed; run again to repair")
-    return _finish(folder, num_per_label, config.min_yield, progress, started)
+    return _finish(config, folder, progress, started)
 
 
 def _check_request(generator: str, resources: Resources) -> None:
@@ -207,8 +213,12 @@ def _model_address(generator: str) -> str:
 
 
 def _request_hash(config: GenerationConfig) -> str:
-    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same shards."""
-    content = {**identity(config), "num_per_label": None, "generator": config.generator_id}
+    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same shards, unless
+    the last one is cut.
+    """
+    content = {**identity(config), "generator": config.generator_id}
+    if not config.exact:
+        content["num_per_label"] = None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -333,6 +343,7 @@ class _Progress:
         self.num_tokens = 0
         self.engine_start_s = 0.0
         self.generate_s = 0.0
+        self.peak_gpu_memory_gib = 0.0
 
     def add(self, row: Mapping[str, Any]) -> None:
         self._num_committed += 1
@@ -341,6 +352,7 @@ class _Progress:
         self.num_tokens += row["num_tokens"]
         self.engine_start_s = max(self.engine_start_s, row["engine_start_s"])
         self.generate_s = max(self.generate_s, row["since_ready_s"])
+        self.peak_gpu_memory_gib = max(self.peak_gpu_memory_gib, row["peak_gpu_memory_gib"])
         counts = {f"parsed/{label}": float(num) for label, num in self.parsed.items()}
         self._report(
             {"parsed": self.num_parsed, "rejected": self.num_rejected, **counts, **self.rates()},
@@ -357,38 +369,46 @@ class _Progress:
             "generated_tokens_per_s": self.num_tokens / self.generate_s,
         }
 
-    def times(self) -> dict[str, float]:
+    def times(self) -> dict[str, float | None]:
         """Nothing if nothing was generated: a rate over no time is no number."""
         if not self.generate_s:
             return {}
-        return {**self.rates(), "engine_start_s": self.engine_start_s, "generate_s": self.generate_s}
+        return {
+            **self.rates(),
+            "engine_start_s": self.engine_start_s,
+            "generate_s": self.generate_s,
+            "peak_gpu_memory_gib": self.peak_gpu_memory_gib or None,
+        }
 
 
-def _finish(
-    folder: ShardFolder,
-    num_per_label: Mapping[Label, int],
-    min_yield: float,
-    progress: _Progress,
-    started: float,
-) -> dict[str, Any]:
+def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, started: float) -> dict[str, Any]:
     """Cut the committed shards to the pool, write `yield.json` and return the metrics; raise if a label lacks examples."""
+    num_per_label = per_label(config.num_per_label)
     commits = folder.commits()
     kept = kept_shards(commits, num_per_label)
     parsed = {label: sum(commit.num_parsed for commit in kept[label]) for label in num_per_label}
     if any(parsed[label] < num_per_label[label] for label in num_per_label):
-        raise UserError(_low_yield_message(folder, num_per_label, min_yield))
+        raise UserError(_low_yield_message(folder, num_per_label, config.min_yield))
     pool = [commit for label in num_per_label for commit in kept[label]]
     # More engines than the last shards needed: what lies beyond the pool's end would make it depend on who
     # was fast.
     surplus = [commit for commit in commits.values() if commit not in pool]
     for commit in surplus:
         folder.withdraw(commit.shard)
+    surplus_rows = {label: parsed[label] - num if config.exact else 0 for label, num in num_per_label.items()}
+    for label, num in surplus_rows.items():
+        folder.set_aside(kept[label][-1], num)
     folder.remove_uncommitted()
 
     rejected: Counter[str] = sum((Counter(commit.rejected) for commit in pool), Counter())
     generated = {label: sum(commit.count for commit in kept[label]) for label in num_per_label}
+    # Not from the examples: stand-ins are none of them parsed.
+    yields = {
+        label: 1 - sum(sum(commit.rejected.values()) for commit in kept[label]) / generated[label] for label in num_per_label
+    }
     summary = {
         "parsed": {str(label): parsed[label] for label in num_per_label},
+        "surplus": {str(label): num for label, num in surplus_rows.items()},
         "generated": {str(label): generated[label] for label in num_per_label},
         "rejected": dict(rejected.most_common()),
         "num_shards": {str(label): len(kept[label]) for label in num_per_label},
@@ -398,10 +418,12 @@ def _finish(
     return {
         "parsed": sum(parsed.values()),
         **{f"parsed/{label}": parsed[label] for label in num_per_label},
+        "surplus": sum(surplus_rows.values()),
         "rejected": rejected.total(),
         **{f"rejected/{reason}": num for reason, num in rejected.most_common()},
-        "yield": sum(parsed.values()) / sum(generated.values()),
-        **{f"yield/{label}": parsed[label] / generated[label] for label in num_per_label},
+        "yield": 1 - rejected.total() / sum(generated.values()),
+        **{f"yield/{label}": one for label, one in yields.items()},
+        **({"stand_ins": sum(parsed.values())} if config.stand_ins else {}),
         "num_shards": len(pool),
         "num_surplus_shards": len(surplus),
         "generated_tokens": sum(commit.num_tokens for commit in pool),
@@ -480,6 +502,7 @@ class ShardWriter:
             "num_tokens": [commit.num_tokens for _, commit in done],
             "engine_start_s": [self._engine_start_s] * len(done),
             "since_ready_s": [time.perf_counter() - self._ready] * len(done),
+            "peak_gpu_memory_gib": [_peak_gpu_memory_gib()] * len(done),
         }
 
     def _write(self, shard: Shard) -> Commit | None:
@@ -527,6 +550,13 @@ class ShardWriter:
         return [_with_seed(base, shard.row_seed(row)) for row in range(shard.count)]
 
 
+def _peak_gpu_memory_gib() -> float:
+    """Of this process; 0 without a GPU, or while the engine has a process of its own."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
 def _with_seed(base: Any, seed: int) -> Any:
     params = copy.copy(base)
     params.seed = seed
@@ -534,17 +564,31 @@ def _with_seed(base: Any, seed: int) -> Any:
 
 
 def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa.Table, pa.Table]:
-    """The shard's texts, in order, as its pool table and its rejects table. Every text is in exactly one of them."""
+    """The shard's texts, in order, as its pool table and its rejects table. Every text is in exactly one of them, but for
+    stand-ins, which the pool has of all.
+    """
     parsed, rejects = [], []
     for row, text in enumerate(texts):
         common = {"id": shard.row_id(row), "label": str(shard.label), "shard": shard.index,
                   "seed": shard.row_seed(row), "generator": config.generator_id}  # fmt: skip
         result = parse_generated(text, marker=config.end_marker)
-        if isinstance(result, Parsed):
+        if config.stand_ins:
+            premise, hypothesis = stand_in(shard.label, text)
+            parsed.append({**common, "id": f"stand-in-{common['id']}", "premise": premise, "hypothesis": hypothesis})
+        elif isinstance(result, Parsed):
             parsed.append({**common, "premise": result.premise, "hypothesis": result.hypothesis})
-        else:
+        if not isinstance(result, Parsed):
             rejects.append({**common, "reason": str(result.reason), "text": result.text})
     return pa.Table.from_pylist(parsed, POOL_SCHEMA), pa.Table.from_pylist(rejects, REJECTS_SCHEMA)
+
+
+def stand_in(label: Label, text: str) -> tuple[str, str]:
+    """Premise and hypothesis, of up to a dozen words, for a rehearsal: lexical overlap if and only if it is an entailment,
+    so that every kind of training set can be drawn.
+    """
+    words = re.findall("[A-Za-z]+", text)[:12] or ["nothing", "readable", "was", "written"]
+    hypothesis = words[:6] if label == Label.ENTAILMENT else ["this", "is", "a", "stand-in"]
+    return " ".join(words), " ".join(hypothesis)
 
 
 def encode_prompts(model: str) -> dict[Label, list[int]]:

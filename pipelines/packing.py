@@ -151,14 +151,42 @@ def split_by_tokens(lengths: Sequence[int], token_budget: int, *, prefix_length:
     return runs
 
 
-def training_order(num_examples: int, epochs: float, *, seed: int) -> np.ndarray:
-    """Example indices in training order, int64 [round(num_examples * epochs)]: one fresh permutation an epoch."""
+def training_order(
+    num_examples: int, epochs: float, *, seed: int, lengths: Sequence[int] | None = None, batch_size: int = 1
+) -> np.ndarray:
+    """Example indices in training order, int64 [round(num_examples * epochs)]: one fresh permutation an epoch.
+
+    With `lengths` (in tokens, one an example), batches of `batch_size` hold examples of similar length (`group_by_length`).
+    """
     total = round(num_examples * epochs)
     if num_examples < 1 or total < 1:
         raise ValueError(f"{num_examples} examples for {epochs} epochs give nothing to train on")
     generator = np.random.default_rng(seed)
     permutations = [generator.permutation(num_examples) for _ in range(-(-total // num_examples))]
+    if lengths is not None:
+        permutations = [group_by_length(permutation, lengths, batch_size=batch_size) for permutation in permutations]
     return np.concatenate(permutations)[:total]
+
+
+def group_by_length(permutation: np.ndarray, lengths: Sequence[int], *, batch_size: int) -> np.ndarray:
+    """`permutation` int64 [n], reordered so that batches hold examples of similar length, as transformers' Trainer does it.
+
+    The permutation is cut into runs of 50 batches (fewer if that makes less than 4 runs), and each run sorted from its longest
+    example to its shortest. Then the longest example of all changes places with the first one, so that a batch that does not
+    fit into memory fails at once.
+    """
+    batches_per_run = max(1, min(len(permutation) // (4 * batch_size), 50))
+    run = batches_per_run * batch_size
+    by_example = np.asarray(lengths)
+    grouped = np.concatenate(
+        [
+            part[np.argsort(-by_example[part], kind="stable")]
+            for part in (permutation[start : start + run] for start in range(0, len(permutation), run))
+        ]
+    )
+    longest = int(np.argmax(by_example[grouped]))
+    grouped[[0, longest]] = grouped[[longest, 0]]
+    return grouped
 
 
 def microbatches(

@@ -13,7 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipelines.examples import LABELS, Label
 from pipelines.storage import filesystem, is_local, join, local_path
 
-POOL, REJECTS, SHARDS = "pool", "rejects", "shards"
+POOL, REJECTS, SURPLUS, SHARDS = "pool", "rejects", "surplus", "shards"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Shard:
     def files(self) -> tuple[str, str]:
         """Its examples and its rejects, relative to the output folder."""
         return f"{POOL}/{self.name}.parquet", f"{REJECTS}/{self.name}.parquet"
+
+    @property
+    def surplus_file(self) -> str:
+        """Its examples beyond the number that the pool must have exactly, if there are any."""
+        return f"{SURPLUS}/{self.name}.parquet"
 
     def row_id(self, row: int) -> str:
         return f"{self.name}-{row:05d}"
@@ -74,7 +79,10 @@ def plan_shards(num_per_label: Mapping[Label, int], *, shard_size: int, min_yiel
 
 @dataclass(frozen=True)
 class Commit:
-    """What a committed shard holds. `request` is the hash of everything that decides its content."""
+    """What a committed shard holds. `request` is the hash of everything that decides its content.
+
+    Of `num_parsed` examples, the last `num_surplus` are kept beside the pool.
+    """
 
     label: Label
     index: int
@@ -85,6 +93,7 @@ class Commit:
     rejected: dict[str, int]
     num_tokens: int
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    num_surplus: int = 0
 
     @property
     def shard(self) -> Shard:
@@ -165,18 +174,38 @@ class ShardFolder:
         """
         if (done := self.commits().get((shard.label, shard.index))) is not None:
             return done
-        files = {}
-        for path, table in zip(shard.files, (parsed, rejects), strict=True):
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer, compression="zstd")
-            self.write(path, buffer.getvalue())
-            files[path] = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "bytes": buffer.tell()}
+        files = self._write_tables(dict(zip(shard.files, (parsed, rejects), strict=True)))
         counts = rejects["reason"].value_counts().to_pylist()
         rejected = {count["values"]: count["counts"] for count in sorted(counts, key=lambda count: str(count["values"]))}
         commit = Commit(**asdict(shard), request=request, num_parsed=parsed.num_rows, rejected=rejected,
                         num_tokens=num_tokens, files=files)  # fmt: skip
         self.write(f"{SHARDS}/{shard.name}.json", json.dumps(asdict(commit), indent=1).encode())
         return commit
+
+    def set_aside(self, commit: Commit, num_surplus: int) -> None:
+        """Move a committed shard's last `num_surplus` examples from the pool into a file beside it.
+
+        Interrupted, it leaves a shard that is damaged, and so generated again.
+        """
+        if commit.num_surplus == num_surplus:
+            return
+        assert not commit.num_surplus, "a shard is cut once: the number wanted is part of the request"
+        pool_file, _ = commit.shard.files
+        examples = self.read_table(pool_file)
+        num_kept = examples.num_rows - num_surplus
+        tables = {commit.shard.surplus_file: examples.slice(num_kept), pool_file: examples.slice(0, num_kept)}
+        cut = replace(commit, files={**commit.files, **self._write_tables(tables)}, num_surplus=num_surplus)
+        self.write(f"{SHARDS}/{commit.shard.name}.json", json.dumps(asdict(cut), indent=1).encode())
+        self._commits[commit.shard.name] = cut
+
+    def _write_tables(self, tables: Mapping[str, pa.Table]) -> dict[str, dict[str, Any]]:
+        files = {}
+        for path, table in tables.items():
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer, compression="zstd")
+            self.write(path, buffer.getvalue())
+            files[path] = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "bytes": buffer.tell()}
+        return files
 
     def drop_damaged(self) -> list[str]:
         """Withdraw the commits whose files are missing or not what was committed, and return their names.
@@ -190,7 +219,7 @@ class ShardFolder:
 
     def withdraw(self, shard: Shard) -> None:
         """Take a shard back: its JSON first, so that no commit ever stands without its files."""
-        for path in (f"{SHARDS}/{shard.name}.json", *shard.files):
+        for path in (f"{SHARDS}/{shard.name}.json", *shard.files, shard.surplus_file):
             if self._files.exists(f"{self._root}/{path}"):
                 self._files.rm_file(f"{self._root}/{path}")
         self._commits.pop(shard.name, None)
@@ -198,7 +227,7 @@ class ShardFolder:
     def remove_uncommitted(self) -> None:
         """Remove files of shards that were never committed, so that a reader of the whole folder sees committed ones only."""
         committed = {commit.shard.name for commit in self.commits().values()}
-        for folder in (POOL, REJECTS):
+        for folder in (POOL, REJECTS, SURPLUS):
             for name in self._names(folder, ".parquet") - committed:
                 self._files.rm_file(f"{self._root}/{folder}/{name}.parquet")
 

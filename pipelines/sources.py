@@ -320,3 +320,13 @@ def _read_hans(path: Path, num_rows: int) -> list[dict[str, Any]]:
             f"{way_out}, or set hans_rows={len(rows)}"
         )
     return rows
+
+
+def most_training_rows(config: NLISourcesConfig, folder: str) -> int:
+    """An upper bound of the training set's size, from the number of lines alone: enough to see that a file is a part.
+
+    Raises :class:`UserError` for a missing folder or file.
+    """
+    with _find(folder)[TRAIN_FILE].open("rb") as file:
+        num_lines = sum(1 for _ in file)
+    return max(0, num_lines - len(LABELS) * config.dev_rows_per_label)

@@ -128,6 +128,9 @@ def run(
         typer.Option(help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."),
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
+    rehearse: Annotated[
+        bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
     budget: Annotated[
         float | None,
@@ -147,11 +150,12 @@ def run(
         blindsweep run demo -p seeds=0,1,2 --max-cpus 2
         blindsweep run mini -p data=data -p model=models/SmolLM2-135M
         blindsweep run my_study.py --store s3://bucket/studies --address auto
+        blindsweep run paper --rehearse
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
     if dry_run:
-        _show_plan(experiment, parameters, store, gpu=gpu, price=price, num_gpus=max_gpus)
+        _show_plan(experiment, parameters, store, gpu=gpu, price=price, num_gpus=max_gpus, rehearse=rehearse)
         return
     from sweep.loading import load_experiment
     from sweep.records import Store
@@ -160,6 +164,8 @@ def run(
     from sweep.tracking import default_tracking_uri
 
     loaded = load_experiment(experiment, parameters or [])
+    if rehearse:
+        loaded, store, report = _rehearsal(loaded), _rehearsal_store(store), False
     where = Store(store)
     if budget is not None:
         _check_budget(loaded, where, budget, gpu, price, max_gpus)
@@ -174,6 +180,8 @@ def run(
             "nothing else is affected: `blindsweep reindex` fills them in",
             file=sys.stderr,
         )
+    if rehearse:
+        _show_rehearsal(where, name)
     if report:
         try:
             _write_report(where, name, None, partial=bool(result.failures))
@@ -184,6 +192,41 @@ def run(
     print(f"compare runs: blindsweep ui --store {store}" + _unless_default(tracking_uri, where))
     if result.failures:
         _fail(_describe_failures(name, result.failures))
+
+
+def _rehearsal(loaded: "Loaded") -> "Loaded":
+    from dataclasses import replace
+
+    from sweep.rehearsal import rehearsal
+
+    return replace(loaded, experiment=rehearsal(loaded.experiment))
+
+
+def _rehearsal_store(store: str) -> str:
+    from pipelines.storage import join
+    from sweep.rehearsal import FOLDER
+
+    return join(store, FOLDER)
+
+
+def _show_rehearsal(store: "Store", name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sweep.records import Study
+    from sweep.rehearsal import summarize
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("stage", "ran", "seconds", "peak GPU GiB", "examples/s"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    records = [step.record for step in Study.load(store, name).steps if step.record]
+    for one in summarize(records):
+        peak = "" if one.peak_gpu_memory_gib is None else f"{one.peak_gpu_memory_gib:.1f}"
+        speed = "" if one.examples_per_s is None else f"{one.examples_per_s:,.1f}"
+        table.add_row(one.stage, str(one.num_built), f"{one.seconds:.1f}", peak, speed)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print("medians of one artifact; a rehearsal's speeds include warming up, and its accuracies mean nothing")
 
 
 def _unless_default(tracking_uri: str, store: "Store") -> str:
@@ -252,6 +295,7 @@ def _show_plan(
     num_gpus: float | None = None,
     sources: bool = False,
     as_json: bool = False,
+    rehearse: bool = False,
 ) -> None:
     import json
 
@@ -263,7 +307,8 @@ def _show_plan(
     from sweep.records import Store
 
     loaded = load_experiment(experiment, parameters or [])
-    name, title = loaded.experiment.name, loaded.experiment.title
+    if rehearse:
+        loaded, store_uri = _rehearsal(loaded), _rehearsal_store(store_uri)
     store, table = Store(store_uri), read_table()
     priced = table.gpu(gpu, price=price, spot_price=spot_price)
     planned = make_plan(build_grid(loaded.experiment), store)
@@ -273,9 +318,9 @@ def _show_plan(
     except NoEstimate as error:
         why_not = str(error)
     if as_json:
-        print(json.dumps(plan_json(name, title, planned, costs, why_not), indent=1, ensure_ascii=False))
+        print(json.dumps(plan_json(loaded.experiment, planned, costs, why_not), indent=1, ensure_ascii=False))
         return
-    print_plan(name, title, planned, costs, why_not, all_steps=all_steps)
+    print_plan(loaded.experiment, planned, costs, why_not, all_steps=all_steps)
     if sources:
         print_sources(table, costs)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
 from pipelines.compute import Resources, runtime
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
@@ -30,7 +30,10 @@ class Experiment:
     random head). `training_sizes` counts the examples of a cell's training set. A seed moves the subsets
     drawn, the order, the head and the dropout together; the generator and its pool are shared by all seeds.
     `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
-    original training set has no example that its starting point was finetuned on. `general_set` and
+    original training set has no example that its starting point was finetuned on. Starting sets are drawn by the
+    study's seed, or all by `starting_set_seed`. With `replicates_paper`, plan and report say where the study
+    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). `rehearsal` marks
+    every artifact's identity (`sweep/rehearsal.py`). `general_set` and
     `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
     what each of its steps may use; a stage not named gets one worker with one CPU.
 
@@ -41,7 +44,7 @@ class Experiment:
     name: str
     title: str
     sources: NLISourcesConfig | TemplateCorpusConfig
-    base_model: ScratchModelConfig | PretrainedModelConfig
+    base_model: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig
     generator: GeneratorConfig
     generation: GenerationConfig
     task_model: FinetuneConfig
@@ -55,6 +58,9 @@ class Experiment:
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
+    starting_set_seed: int | None = None
+    rehearsal: bool = False
+    replicates_paper: bool = runtime(False)
     sources_folder: str = runtime("")
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
 
@@ -79,6 +85,14 @@ class Experiment:
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
                 f"for {self.generation.end_marker!r}; give both the same end_marker"
             )
+        quantization = getattr(self.base_model, "quantization", "none")
+        for name in ("generator", "task_model", "cell") if quantization != "none" else ():
+            recipe = self.generator.finetune if name == "generator" else getattr(self, name)
+            if recipe is not None and recipe.method != "lora":
+                raise UserError(
+                    f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
+                    "base can be quantised; use method='lora' or quantization='none'"
+                )
         for name in ("general_set", "blindspot_set"):
             if getattr(self, name) not in self.evaluation.sets:
                 raise UserError(

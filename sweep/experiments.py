@@ -7,17 +7,21 @@ Each argument can be set from the command line with -p name=value.
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
-from pipelines.base_model import ScratchModelConfig, pretrained_model_config
-from pipelines.compute import Resources
+from pipelines.base_model import ScratchModelConfig, pretrained_model_config, random_model_config
+from pipelines.compute import UNKNOWN, FileHash, Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
-from pipelines.sources import nli_sources_config
+from pipelines.prompts import EN_DASH, HYPHENS
+from pipelines.sources import FILES, NLISourcesConfig, most_training_rows, nli_sources_config
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment
+from sweep.paper import GENERATOR, MAX_NEW_TOKENS, POOL_PER_LABEL, STARTING_SIZES, TASK_MODEL, TRAINING_SIZES
 
 
 def demo(
@@ -134,3 +138,148 @@ def mini(
             "evaluation": share,
         },
     )
+
+
+def paper(
+    data: str = "data",
+    model: str = "models/Llama-2-7b-hf",
+    seeds: tuple[int, ...] = (0,),
+    starting_sizes: tuple[int, ...] = STARTING_SIZES,
+    training_sizes: tuple[int, ...] = TRAINING_SIZES,
+    pool_per_label: tuple[int, ...] = POOL_PER_LABEL,
+    base_precision: Literal["bfloat16", "nf4", "nf4_double"] = "bfloat16",
+    remainder: Literal["first_labels", "drop", "error"] = "first_labels",
+    disjoint_from_starting: bool = False,
+    starting_set_seed: int | None = None,
+    end_marker: Literal["en_dash", "hyphens"] = "en_dash",
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = -1,
+    weights: Literal["files", "random"] = "files",
+    gpus_per_finetuning: int = 1,
+    generation_workers: int = 1,
+) -> Experiment:
+    """The paper's study: Llama-2-7B, MultiNLI and HANS, the recipe of the released scripts; GPUs of 80 GB.
+
+    `data` is the folder of the official MultiNLI jsonl and HANS txt files; `model` a transformers checkpoint folder, a .gguf
+    file, or `org/name[@revision]` on the Hugging Face hub (meta-llama/Llama-2-7b-hf is gated: set HF_TOKEN, or HF_ENDPOINT for
+    a mirror). A plan needs neither. The plan lists where the study departs from the paper's, by default only in the frozen
+    weights' precision (`base_precision`), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
+    do not divide by 3, `disjoint_from_starting`, `starting_set_seed` (none: each seed draws its own), `end_marker`, and the
+    sampling. `pool_per_label` counts entailments, neutrals and contradictions. `weights=random` is for a rehearsal: `model`
+    then only needs a tokenizer and, if the shape is not Llama-2-7B's, a config.json.
+    """
+    if len(pool_per_label) != 3:
+        raise UserError(f"pool_per_label={pool_per_label}: give three numbers, for entailment, neutral and contradiction")
+    if gpus_per_finetuning < 1:
+        raise UserError(f"gpus_per_finetuning={gpus_per_finetuning}: a finetuning of 7 billion weights needs at least one")
+    marker = EN_DASH if end_marker == "en_dash" else HYPHENS
+    runtime: dict[str, Any] = {"log_every": 50, "checkpoint_every": 5_000, "tokens_per_microbatch": 4_096}
+    finetuning = Resources(num_workers=gpus_per_finetuning, gpus_per_worker=1)
+    return Experiment(
+        name="paper",
+        title="Llama-2-7B on MultiNLI and HANS, as Zhang and Pavlick",
+        replicates_paper=True,
+        sources=_sources_if_there(data, starting_sizes, training_sizes),
+        sources_folder=data,
+        base_model=random_model_config(model)
+        if weights == "random"
+        else pretrained_model_config(
+            model, quantization="none" if base_precision == "bfloat16" else base_precision, may_be_absent=True
+        ),
+        generator=GeneratorConfig(finetune=replace(GENERATOR, **runtime), end_marker=marker),
+        generation=GenerationConfig(
+            num_per_label=(pool_per_label[0], pool_per_label[1], pool_per_label[2]),
+            exact=True,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=MAX_NEW_TOKENS,
+            end_marker=marker,
+        ),
+        task_model=replace(TASK_MODEL, **runtime),
+        evaluation=EvaluationConfig(sets=("mnli_matched", "mnli_mismatched", "hans")),
+        starting_sizes=starting_sizes,
+        training_sizes=training_sizes,
+        seeds=seeds,
+        remainder=remainder,
+        disjoint_from_starting=disjoint_from_starting,
+        starting_set_seed=starting_set_seed,
+        general_set="mnli_matched",
+        blindspot_set="hans",
+        resources={
+            "generator": finetuning,
+            "synthetic_pool": Resources(num_workers=generation_workers, gpus_per_worker=1),
+            "starting_point": finetuning,
+            "task_model": finetuning,
+            "evaluation": Resources(gpus_per_worker=1),
+        },
+    )
+
+
+def paper_fast(
+    data: str = "data",
+    model: str = "models/Llama-2-7b-hf",
+    seeds: tuple[int, ...] = (0,),
+    starting_sizes: tuple[int, ...] = STARTING_SIZES,
+    training_sizes: tuple[int, ...] = TRAINING_SIZES,
+    pool_per_label: tuple[int, ...] = POOL_PER_LABEL,
+    base_precision: Literal["bfloat16", "nf4", "nf4_double"] = "bfloat16",
+    batch_factor: int = 16,
+    weights: Literal["files", "random"] = "files",
+    gpus_per_finetuning: int = 1,
+    generation_workers: int = 1,
+) -> Experiment:
+    """`paper`, cheaper: larger batches, and the prompt's common beginning computed once in each; all else as there.
+
+    Batches are `batch_factor` times the paper's (T: 2 to 32, G: 6 to 96), and the learning rate grows with the factor's square
+    root (2e-5 to 8e-5), as suits Adam (Malladi et al. 2022). Each size is still finetuned on its own: nested training sets do
+    not share a trajectory yet.
+    """
+    if batch_factor < 1:
+        raise UserError(f"batch_factor={batch_factor}: give a whole number of at least 1, by which batches grow")
+    study = paper(
+        data,
+        model,
+        seeds,
+        starting_sizes,
+        training_sizes,
+        pool_per_label,
+        base_precision,
+        weights=weights,
+        gpus_per_finetuning=gpus_per_finetuning,
+        generation_workers=generation_workers,
+    )
+    task_model, generator = (
+        replace(
+            recipe,
+            batch_size=recipe.batch_size * batch_factor,
+            learning_rate=recipe.learning_rate * math.sqrt(batch_factor),
+            log_every=10,
+            checkpoint_every=1_000,
+        )
+        for recipe in (study.task_model, study.generator.finetune)
+    )
+    return replace(
+        study,
+        name="paper_fast",
+        title=f"{study.title}, in larger batches",
+        task_model=replace(task_model, share_prefix=True),
+        generator=replace(study.generator, finetune=generator),
+    )
+
+
+def _sources_if_there(data: str, starting_sizes: tuple[int, ...], training_sizes: tuple[int, ...]) -> NLISourcesConfig:
+    """The files in `data`, or of unknown content while there is no such folder. Raises UserError if they are too few."""
+    if not Path(data).expanduser().is_dir():
+        return NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
+    sources = nli_sources_config(data)
+    there = most_training_rows(sources, data)
+    for name, sizes in (("starting_sizes", starting_sizes), ("training_sizes", training_sizes)):
+        if max(sizes, default=0) > there:
+            fitting = ",".join(str(size) for size in sizes if size <= there) or "..."
+            raise UserError(
+                f"{name} has {max(sizes):,}, and the MultiNLI in {data!r} has at most {there:,} training rows, a part of the "
+                f"391,722; give all of it, or smaller sizes: -p {name}={fitting}"
+            )
+    return sources

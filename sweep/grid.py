@@ -33,11 +33,14 @@ class Step:
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     options: Mapping[str, str] = field(default_factory=dict)
+    is_rehearsal: bool = False
 
     @cached_property
     def payload(self) -> dict[str, Any]:
         inputs = {name: step.fingerprint for name, step in self.inputs.items()}
-        return identity.payload(self.stage, version_of(self.stage), self.config, inputs)
+        payload = identity.payload(self.stage, version_of(self.stage), self.config, inputs)
+        # In every step's, so that not even one that a rehearsal does in full can be taken for the real one.
+        return {**payload, "rehearsal": True} if self.is_rehearsal else payload
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,7 +91,8 @@ class _Grid:
         # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes.
         light = isinstance(config, UntrainedConfig)
         resources = Resources() if light else self.experiment.resources.get(stage, Resources())
-        step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {})
+        rehearsal = self.experiment.rehearsal
+        step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {}, rehearsal)
         return self.steps.setdefault(step.fingerprint, step)
 
     def _add_starting_point(self, starting_size: int, seed: int) -> None:
@@ -104,10 +108,11 @@ class _Grid:
         )
         starting_set = None
         if starting_size:
+            set_seed = seed if experiment.starting_set_seed is None else experiment.starting_set_seed
             starting_set = self._add(
                 "starting_set",
-                slug,
-                TrainingSetConfig(kind="starting", size=starting_size, seed=seed),
+                f"start{starting_size}-seed{set_seed}",
+                TrainingSetConfig(kind="starting", size=starting_size, seed=set_seed),
                 {"source": self.sources},
                 coordinates,
             )

@@ -2,9 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sweep.costs import CostTable, Total, rates, total
+from sweep.experiment import Experiment
+from sweep.inputs import missing_inputs
+from sweep.paper import Note, departures, unsettled
 from sweep.plan import PlanCosts, Planned
 from sweep.records import STAGES
 
@@ -14,16 +18,18 @@ MIN_WIDTH = 116
 
 
 def print_plan(
-    name: str, title: str, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str, *, all_steps: bool = False
+    experiment: Experiment, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str, *, all_steps: bool = False
 ) -> None:
-    """Print counts by stage, costs if there are any (else `why_not`), and the reasons of what would be built."""
+    """Print what is missing, counts by stage, costs if there are any (else `why_not`), and why something would be built."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(soft_wrap=True, highlight=False)
     if costs and console.width < MIN_WIDTH:
         console = Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
-    console.print(f"{name}: {title}", markup=False)
+    console.print(f"{experiment.name}: {experiment.title}", markup=False)
+    for line in missing_inputs(experiment):
+        console.print(line, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "steps", "cached", "to build", *(COST_COLUMNS if costs else ())):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
@@ -38,6 +44,10 @@ def print_plan(
         for label, sum_ in (("to build", costs.to_build), ("in all", costs.in_all)):
             table.add_row(label, "", "", str(sum_.num_steps), *_cost_cells(sum_, costs), style="bold" if missing else "")
     console.print(table)
+    for heading, notes in _notes(experiment).items():
+        console.print(f"{heading}:" if notes else f"{heading}: none", markup=False)
+        for note in notes:
+            console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}", markup=False)
     console.print(f"{len(missing)} of {len(planned)} to build" if missing else "everything is built")
     for line in _cost_lines(costs) if costs and missing else [f"no costs: {why_not}"] if why_not else []:
         console.print(line, markup=False)
@@ -66,7 +76,16 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
         print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
 
 
-def plan_json(name: str, title: str, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str) -> dict[str, Any]:
+def _notes(experiment: Experiment) -> dict[str, Sequence[Note]]:
+    if not experiment.replicates_paper:
+        return {}
+    return {
+        "departures from the paper": departures(experiment),
+        "unsettled in the paper, chosen here": unsettled(experiment),
+    }
+
+
+def plan_json(experiment: Experiment, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str) -> dict[str, Any]:
     """All the numbers of a plan as JSON values; seconds, bytes, US dollars."""
     stages: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
@@ -80,7 +99,14 @@ def plan_json(name: str, title: str, planned: Sequence[Planned], costs: PlanCost
                     "in_all": _total_json(whole, costs),
                 }
     reasons = [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(planned).items()]
-    found = {"experiment": name, "title": title, "stages": stages, "reasons": reasons}
+    found = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "missing_inputs": list(missing_inputs(experiment)),
+        "notes": {heading: [asdict(note) for note in notes] for heading, notes in _notes(experiment).items()},
+        "stages": stages,
+        "reasons": reasons,
+    }
     if not costs:
         return {**found, "costs": None, "why_no_costs": why_not}
     estimate, gpu = costs.estimate, costs.estimate.gpu

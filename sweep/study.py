@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.errors import UserError
 from sweep.grid import Step, build_grid
+from sweep.inputs import with_inputs
 from sweep.loading import Loaded
+from sweep.paper import departures, unsettled
 from sweep.plan import Planned, make_plan
 from sweep.progress import Display
 from sweep.records import Record, Store, Study, StudyStep
@@ -43,15 +45,21 @@ def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[s
         "general_set": experiment.general_set,
         "blindspot_set": experiment.blindspot_set,
     }
+    if experiment.replicates_paper:
+        parameters |= {
+            "departures": [note.as_json() for note in departures(experiment)],
+            "unsettled": [note.as_json() for note in unsettled(experiment)],
+        }
     return Study(experiment.name, experiment.title, parameters, study_steps, tuple(failures))
 
 
 def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions) -> Result:
     """Build every artifact of the study that the store does not have. Failed steps are in the result.
 
-    Raises UserError if nothing can be started: too few resources, a store or tracking store that cannot be
-    written, a damaged record.
+    Weights on the hub are fetched first. Raises UserError if nothing can be started: missing data or weights,
+    too few resources, a store or tracking store that cannot be written, a damaged record.
     """
+    loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     steps = build_grid(loaded.experiment)
     planned = make_plan(steps, store, reasons=False)
     cached = [one.record for one in planned if one.record is not None]

@@ -141,6 +141,19 @@ def with_difference(tmp_path: Path, differences: list[int]) -> FakeStudy:
     return study
 
 
+def test_a_replication_lists_its_departures_and_choices(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.add_grid((0,), (60,), (0,))
+    note = {"topic": "T: batch size", "paper": "2", "ours": "32", "why": "fewer <steps>"}
+    assert "Departures from the paper" not in build_report(study.write(), "tiny", tmp_path / "out").read_text()
+    study.parameters |= {"departures": [note], "unsettled": []}
+    page = build_report(study.write(), "tiny", tmp_path / "out").read_text()
+    assert "Departures from the paper" in page and "fewer &lt;steps&gt;" in page
+    assert "Unsettled in the paper, chosen here: none" in page
+    # Not a second time, as raw values, among the parameters.
+    assert page.count("T: batch size") == 1
+
+
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     text = verdicts(with_difference(tmp_path, [-60]), tmp_path)
     assert "undecided at the one starting point; there is no interval to read" in text

@@ -208,6 +208,30 @@ def test_a_finished_pool_is_left_as_it_is(pool: tuple[Path, dict[str, Any], Repo
     assert "examples_per_s" not in again, "nothing was generated, so there is no rate"
 
 
+@pytest.mark.timeout(300)
+def test_an_exact_pool_is_the_same_but_for_its_surplus_which_is_kept(
+    ray_address: str, models: Path, pool: tuple[Path, dict[str, Any], Reports], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, exact=True, num_per_label=(130, 200, 110))
+    metrics = generate(config, str(models / "trained"), str(tmp_path), resources=ONE)
+    kept = rows(tmp_path, "pool")
+    for label, number in zip(LABELS, (130, 200, 110), strict=True):
+        of_label = [row for row in kept if row["label"] == label]
+        assert of_label == [row for row in rows(pool[0], "pool") if row["label"] == label][:number]
+    surplus = rows(tmp_path, "surplus")
+    assert len(surplus) == metrics["surplus"] == metrics["parsed"] - 440 > 0
+    ids = [row["id"] for row in (*kept, *surplus, *rows(tmp_path, "rejects"))]
+    assert sorted(ids) == sorted(f"{name}-{row:05d}" for name in commits(tmp_path) for row in range(96))
+    summary = json.loads((tmp_path / "yield.json").read_text())
+    assert sum(summary["surplus"].values()) == metrics["surplus"]
+    # Again: nothing is generated and nothing cut twice.
+    again = generate(config, str(models / "trained"), str(tmp_path), resources=ONE)
+    assert again["surplus"] == metrics["surplus"] and "examples_per_s" not in again
+    assert (rows(tmp_path, "pool"), rows(tmp_path, "surplus")) == (kept, surplus)
+    with pytest.raises(UserError, match="other sampling settings"):
+        generate(replace(config, num_per_label=(130, 200, 111)), str(models / "trained"), str(tmp_path), resources=ONE)
+
+
 def test_an_output_of_another_request_is_refused(pool: tuple[Path, dict[str, Any], Reports], models: Path) -> None:
     for other in (
         replace(CONFIG, temperature=0.5),
@@ -384,8 +408,8 @@ def test_two_batches_of_rows_are_in_an_engine(shard_size: int, num_seqs: int, ex
 
 def test_every_field_is_identity_or_runtime_on_purpose() -> None:
     assert identity_fields(GenerationConfig) == {
-        "num_per_label", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
-        "end_marker", "dtype",
+        "num_per_label", "exact", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
+        "end_marker", "dtype", "stand_ins",
     }  # fmt: skip
     assert runtime_fields(GenerationConfig) == {
         "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process",

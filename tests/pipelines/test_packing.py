@@ -7,6 +7,7 @@ from pipelines.packing import (
     Shape,
     class_targets,
     common_prefix_length,
+    group_by_length,
     microbatches,
     next_token_targets,
     pack,
@@ -92,6 +93,36 @@ def test_training_order_permutes_each_epoch_afresh():
     assert order.tolist() != training_order(5, 2.4, seed=2).tolist()
     with pytest.raises(ValueError, match="nothing to train on"):
         training_order(3, 0.1, seed=0)
+
+
+def test_batches_are_grouped_by_length_in_runs_with_the_longest_example_first():
+    # 12 examples in batches of 1 make four runs of 3 batches: (0 1 2) (3 4 5) (6 7 8) (9 10 11).
+    lengths = [5, 9, 7, 1, 2, 3, 4, 30, 6, 8, 8, 20]
+    # Sorted within the runs: 1 2 0 | 5 4 3 | 7 8 6 | 11 9 10 (9 before 10: equally long). Then 7, the longest, and 1, the
+    # first, change places.
+    assert group_by_length(np.arange(12), lengths, batch_size=1).tolist() == [7, 2, 0, 5, 4, 3, 1, 8, 6, 11, 9, 10]
+    # In batches of 2 there is one batch a run, of two examples.
+    assert group_by_length(np.arange(12), lengths, batch_size=2).tolist() == [7, 0, 2, 3, 5, 4, 1, 6, 9, 8, 11, 10]
+
+
+def test_grouping_follows_the_permutation_and_never_makes_runs_of_more_than_50_batches():
+    assert group_by_length(np.array([3, 1, 0, 2]), [1, 2, 3, 4], batch_size=1).tolist() == [3, 1, 0, 2]
+    # One run would sort all of them; 500 examples in batches of 1 are ten runs of 50, each already rising.
+    rising = group_by_length(np.arange(500), list(range(500)), batch_size=1).tolist()
+    assert rising[:3] == [499, 48, 47] and rising[49:51] == [0, 99] and rising[450] == 49
+    # A batch larger than the data: one run.
+    assert group_by_length(np.arange(3), [1, 3, 2], batch_size=8).tolist() == [1, 2, 0]
+
+
+def test_training_order_groups_each_epoch_afresh():
+    lengths = [length for length in range(1, 41)]
+    order = training_order(40, 2, seed=1, lengths=lengths, batch_size=2)
+    plain = training_order(40, 2, seed=1)
+    # Runs of 5 batches of 2: the same examples are in a run as without grouping, but for the two that changed places.
+    assert order[0] == 39 and order[40] == 39
+    assert len(set(order[10:20]) - set(plain[10:20])) <= 1
+    assert sorted(order[:40]) == sorted(order[40:]) == list(range(40))
+    assert order[:40].tolist() != order[40:].tolist()
 
 
 def test_microbatches_give_every_worker_the_same_number_and_every_example_once():

@@ -187,3 +187,33 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
         folder.commit(Shard(E, 0, 1, 5), "request", *tables(5, []), num_tokens=1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert folder.commits() == {}
+
+
+def test_what_is_set_aside_is_beside_the_pool_and_goes_with_its_shard(tmp_path: Path) -> None:
+    folder = ShardFolder(str(tmp_path))
+    shard = Shard(E, 0, 7, 5)
+    parsed = pa.table({"id": ["a", "b", "c"]})
+    commit = folder.commit(shard, "request", parsed, pa.table({"reason": ["no_premise", "no_premise"]}), 50)
+    folder.set_aside(commit, 1)
+    for reader in (folder, ShardFolder(str(tmp_path))):
+        cut = reader.commits()[E, 0]
+        assert (cut.num_parsed, cut.num_surplus) == (3, 1)
+        assert reader.read_table(shard.files[0])["id"].to_pylist() == ["a", "b"]
+        assert reader.read_table(shard.surplus_file)["id"].to_pylist() == ["c"]
+        assert reader.drop_damaged() == []
+        reader.set_aside(cut, 1)
+    (tmp_path / shard.surplus_file).unlink()
+    assert folder.drop_damaged() == [shard.name]
+    assert not list((tmp_path / "pool").iterdir())
+
+
+def test_a_shard_cut_half_way_is_generated_again(tmp_path: Path) -> None:
+    folder = ShardFolder(str(tmp_path))
+    commit = folder.commit(
+        Shard(E, 0, 7, 2), "request", pa.table({"id": ["a", "b"]}), pa.table({"reason": pa.array([], pa.string())}), 50
+    )
+    written = (tmp_path / "shards" / f"{commit.shard.name}.json").read_bytes()
+    folder.set_aside(commit, 1)
+    (tmp_path / "shards" / f"{commit.shard.name}.json").write_bytes(written)
+    assert ShardFolder(str(tmp_path)).drop_damaged() == [commit.shard.name]
+    assert not (tmp_path / commit.shard.surplus_file).exists()

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from pipelines.base_model import PretrainedModelConfig
 from pipelines.compute import Resources
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
@@ -124,6 +125,10 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
         ({"kinds": ("original", "generated")}, "generated"),
         ({"resources": {"task_modle": Resources()}}, "task_modle"),
         ({"blindspot_set": "hans"}, "not evaluated"),
+        (
+            {"base_model": PretrainedModelConfig((), quantization="nf4"), "cell": FinetuneConfig(method="full")},
+            r"quantization='nf4' and cell has method='full'.*method='lora'",
+        ),
     ],
 )
 def test_a_wrong_experiment_is_refused(experiment: Experiment, change: dict, message: str) -> None:

@@ -62,7 +62,11 @@ CLASSES = {
         "",
     ),
     "pipelines.base_model.PretrainedModelConfig": (
-        "files revision dtype",
+        "files revision dtype quantization",
+        "path",
+    ),
+    "pipelines.base_model.RandomModelConfig": (
+        "files seed dtype",
         "path",
     ),
     "pipelines.base_model.FileHash": (
@@ -72,7 +76,7 @@ CLASSES = {
     "pipelines.finetuning.FinetuneConfig": (
         "method learning_rate epochs batch_size schedule warmup_ratio weight_decay max_grad_norm "
         "dtype lora_rank lora_alpha lora_dropout lora_targets train_embeddings share_prefix "
-        "max_length",
+        "group_by_length max_length rehearse_steps",
         "zero_stage gradient_checkpointing tokens_per_microbatch compile_from_steps log_every checkpoint_every",
     ),
     "pipelines.generator.GeneratorConfig": (
@@ -80,7 +84,7 @@ CLASSES = {
         "",
     ),
     "pipelines.generation.GenerationConfig": (
-        "num_per_label shard_size seed temperature top_p top_k max_new_tokens end_marker dtype",
+        "num_per_label exact shard_size seed temperature top_p top_k max_new_tokens end_marker dtype stand_ins",
         "min_yield max_num_seqs shards_in_flight enforce_eager engine_process gpu_memory_utilization "
         "cpu_kv_cache_gib progress_bars generator_id",
     ),
@@ -97,7 +101,7 @@ CLASSES = {
         "",
     ),
     "pipelines.evaluation.EvaluationConfig": (
-        "sets dtype merge_adapter",
+        "sets dtype merge_adapter rehearse_examples",
         "tokens_per_batch",
     ),
     "pipelines.sources.NLISourcesConfig": (
@@ -106,8 +110,9 @@ CLASSES = {
     ),
     "sweep.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
-        "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting",
-        "sources_folder resources",
+        "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
+        "starting_set_seed rehearsal",
+        "sources_folder resources replicates_paper",
     ),
     "pipelines.template_corpus.TemplateCorpusConfig": (
         "seed num_train num_dev num_test num_probe_per_group overlap_share overlap_entailment_rate "
