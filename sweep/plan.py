@@ -3,15 +3,16 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.base_model import PretrainedModelConfig
+from pipelines.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from pipelines.errors import UserError
 from sweep.costs import CostTable, Estimate, Gpu, StepCost, Total, estimate_costs, total
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
+from sweep.paper import MODEL
 from sweep.records import Record, Store
 from sweep.schedule import Schedule, simulate
 
@@ -109,7 +110,10 @@ def cost_plan(
             if name.endswith("/num_examples")
         }
     steps = [one.step for one in planned]
-    estimate = estimate_costs(steps, table, gpu, settings=_model_settings(base_model, store), num_examples=counts)
+    settings, assumed = _model_settings(base_model, store)
+    estimate = estimate_costs(steps, table, gpu, settings=settings, num_examples=counts)
+    if assumed:
+        estimate = replace(estimate, assumptions=(*estimate.assumptions, assumed))
     missing = frozenset(one.step.fingerprint for one in planned if not one.is_cached)
     done = [step.fingerprint for step in steps if step.fingerprint not in missing]
     largest = max((step.resources.total_gpus for step in steps if step.fingerprint in missing), default=0)
@@ -123,16 +127,25 @@ def cost_plan(
     return PlanCosts(estimate, missing, schedules, num_gpus)
 
 
-def _model_settings(base_model: Planned, store: Store) -> Mapping[str, Any] | None:
-    """The `config.json` of a pretrained base model, from the store or else from its checkpoint; None if neither has it."""
+def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any] | None, str]:
+    """The `config.json` of a pretrained base model, and what has to be assumed for it.
+
+    From the store or else from its checkpoint; Llama-2-7B, whose weights are gated, is known by its name. Else None.
+    """
     step = base_model.step
-    if not isinstance(step.config, PretrainedModelConfig):
-        return None
+    if not isinstance(step.config, PretrainedModelConfig | RandomModelConfig):
+        return None, ""
     if base_model.record:
         text = store.read_bytes(store.folder(step.stage, step.slug, step.fingerprint), "model/config.json")
-        return dict(json.loads(text))
+        return dict(json.loads(text)), ""
     file = Path(step.config.path) / "config.json"
-    return dict(json.loads(file.read_text())) if file.is_file() else None
+    if file.is_file():
+        return dict(json.loads(file.read_text())), ""
+    if isinstance(step.config, RandomModelConfig):
+        return LLAMA_2_7B, ""
+    if Path(step.config.path.partition("@")[0]).name.lower() == MODEL.lower():
+        return LLAMA_2_7B, f"the shape of Llama-2-7B, by the name {step.config.path}: its config.json is not at hand"
+    return None, ""
 
 
 def check_budget(name: str, costs: PlanCosts, budget: float) -> None:

@@ -12,6 +12,7 @@ from pipelines.finetuning import FinetuneConfig
 from sweep import stages
 from sweep.costs import NoEstimate, read_table, total
 from sweep.experiment import Experiment
+from sweep.experiments import paper
 from sweep.grid import build_grid
 from sweep.plan import PlanCosts, check_budget, cost_plan, make_plan
 from sweep.records import Store
@@ -164,3 +165,16 @@ def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -
         assert part in str(refused.value)
     with pytest.raises(UserError, match="budget=-1"):
         check_budget("paper", costs, -1)
+
+
+def test_the_papers_model_has_a_price_before_its_weights_are_here(tmp_path: Path) -> None:
+    def cost(model: str) -> PlanCosts:
+        planned = make_plan(build_grid(paper(data=str(tmp_path / "none"), model=model)), Store(str(tmp_path)), reasons=False)
+        table = read_table()
+        return cost_plan(planned, Store(str(tmp_path)), table, table.gpu("h200"), 8)
+
+    costs = cost("models/Llama-2-7b-hf")
+    assert costs.estimate.num_parameters == 6_738_415_616
+    assert any("shape of Llama-2-7B, by the name models/Llama-2-7b-hf" in line for line in costs.estimate.assumptions)
+    with pytest.raises(NoEstimate, match=r"config\.json is not at hand"):
+        cost("models/another-model")
