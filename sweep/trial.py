@@ -104,6 +104,8 @@ def _build(order: Order, store: Store) -> Record:
     metrics = dict(order.runner.run(job))
     own = metrics.pop(MARKS, ())
     assert not isinstance(own, str), f"{order.stage} returned {MARKS}={own!r}, not a list of texts"
+    if order.payload.get("rehearsal"):
+        own = [*own, "rehearsal"]
     stage_s = time.monotonic() - started
     _remove_working_state(folder)
     files = store.files(folder)

@@ -136,6 +136,7 @@ def test_a_rehearsal_in_miniature_runs_every_stage_and_leaves_the_study_unbuilt(
         "training_set": 3, "task_model": 6, "evaluation": 8,
     }  # fmt: skip
     assert all(record.payload["rehearsal"] is True for record in records)
+    assert {record.marks for record in records} == {("rehearsal",)}
     for record in records:
         if record.stage in ("generator", "task_model"):
             assert record.metrics["num_steps"] == 3
