@@ -398,6 +398,35 @@ def _write_report(store: "Store", name: str, output: Path | None, partial: bool)
 
 @app.command()
 @_one_clear_error
+def explain(
+    study: Study,
+    metric: Annotated[str, typer.Argument(help="A metric's name, as in MLflow and the report: hans/accuracy.")],
+    cell: Annotated[str, typer.Option(help="The artifact's slug, such as start5000-original-1800-seed0. [default: all]")] = "",
+    store: StoreUri = DEFAULT_STORE,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say where a number comes from: its artifact, rows, run and configuration, and all that it was built from."""
+    from json import dumps
+
+    from sweep.explain import as_json, as_text
+    from sweep.explain import explain as origins_of
+    from sweep.loading import study_name
+    from sweep.records import Store, Study
+
+    where = Store(store)
+    origins = origins_of(where, Study.load(where, study_name(study)), metric, cell)
+    if json:
+        print(dumps([as_json(origin) for origin in origins], indent=1, ensure_ascii=False))
+    elif len(origins) == 1:
+        print("\n".join(as_text(origins[0])))
+    else:
+        for origin in origins:
+            print(f"{origin.record.slug}  {origin.value}")
+        print(f"one of them in full: blindsweep explain {study} {metric} --cell {origins[0].record.slug}")
+
+
+@app.command()
+@_one_clear_error
 def ui(
     store: StoreUri = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
