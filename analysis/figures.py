@@ -60,12 +60,14 @@ class Series:
     num_labels: int
     name: str
     dashes: Literal["solid"] | tuple[float, tuple[float, ...]]
+    # As the paper scores.
+    folding: str = "argmax"
 
 
 def select(table: pd.DataFrame, one: Series) -> pd.DataFrame:
     """The rows of a frame or table that belong to a series."""
     chosen = (table["set"] == one.set) & (table["slice"] == one.slice) & (table["num_labels"] == one.num_labels)
-    return table[chosen]
+    return table[chosen & (table["folding"] == one.folding)]
 
 
 def paper_series(general_set: str, blindspot_set: str) -> tuple[Series, ...]:

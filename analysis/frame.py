@@ -20,7 +20,7 @@ from sweep.records import Store, Study
 KINDS = ("none", "original", "synthetic", "biased_synthetic")
 BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 COORDINATES = ("starting_size", "kind", "size", "seed")
-KEY = (*COORDINATES, "set", "slice", "num_labels")
+KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
 DTYPES = {
     "starting_size": "int64",
     "kind": pd.CategoricalDtype(KINDS, ordered=True),
@@ -29,12 +29,13 @@ DTYPES = {
     "set": "string",
     "slice": "string",
     "num_labels": "int64",
+    "folding": "string",
     "accuracy": "float64",
     "num_correct": "int64",
     "num_examples": "int64",
     "fingerprint": "string",
 }
-_ROW_FIELDS = ("set", "slice", "num_labels", "accuracy", "num_correct", "num_examples")
+_ROW_FIELDS = ("set", "slice", "num_labels", "folding", "accuracy", "num_correct", "num_examples")
 
 
 class IncompleteSweepError(UserError):
@@ -54,10 +55,11 @@ class DuplicateRowsError(UserError):
 
 
 def load_frame(store_uri: str | Store, study_name: str, *, partial: bool = False) -> pd.DataFrame:
-    """One row per (starting_size, kind, size, seed, set, slice, num_labels), sorted by it, typed as `DTYPES`.
+    """One row per `KEY` (starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, typed as `DTYPES`.
 
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
-    "none" and `size` 0 for a starting point evaluated as it is.
+    "none" and `size` 0 for a starting point evaluated as it is. `folding` is "argmax", or "summed" where two labels are
+    scored by summed probabilities (`pipelines.evaluation.entails`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
     `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises
@@ -89,15 +91,15 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "evaluation", "why": why})
             continue
         found = _evaluation_rows(store, step)
-        slices[cell] = {(row["set"], row["slice"], row["num_labels"]) for row in found}
+        slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in found}
         rows += [{**dict(zip(COORDINATES, cell, strict=True)), **row} for row in found]
     if not cells:
         raise UserError(f"study {study.experiment!r} has no evaluation among its steps, so there is nothing to report")
     # Every task model of a study is measured on the same slices; one that lacks some cannot be compared.
     expected = set().union(*slices.values())
     for cell, found_slices in slices.items():
-        for set_, slice_, num_labels in sorted(expected - found_slices):
-            what = f"{set_} / {slice_} ({num_labels} labels)"
+        for set_, slice_, num_labels, folding in sorted(expected - found_slices):
+            what = f"{set_} / {slice_} ({num_labels} labels, {folding})"
             missing.append(
                 {
                     **dict(zip(COORDINATES, cell, strict=True)),
@@ -116,7 +118,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
 
 
 def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy over seeds per (starting_size, kind, size, set, slice, num_labels), its range and n."""
+    """Mean accuracy over seeds per `KEY` without the seed, its range and n."""
     by = [name for name in KEY if name != "seed"]
     grouped = frame.groupby(by, observed=True, sort=True)["accuracy"]
     return grouped.agg(accuracy="mean", low="min", high="max", n="count").reset_index()
@@ -153,7 +155,7 @@ def _evaluation_rows(store: Store, step: Any) -> list[dict[str, Any]]:
         absent = [field for field in _ROW_FIELDS if field not in row]
         if absent:
             raise UserError(f"{name}: row {row} has no {', '.join(absent)}; delete the artifact and run again")
-        key = (row["set"], row["slice"], row["num_labels"])
+        key = (row["set"], row["slice"], row["num_labels"], row["folding"])
         if key in rows:
             raise DuplicateRowsError(f"{name}: two rows for {key}; delete the artifact and run again")
         if row["num_examples"] <= 0:

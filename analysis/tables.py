@@ -67,7 +67,7 @@ def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, n, range and interval over seeds per (starting_size, kind, size, set, slice, num_labels).
+    """Mean, n, range and interval over seeds per `KEY` without the seed.
 
     The interval is Student's t over seeds, cut to 0..1; with one seed it is Wilson's over the test items of
     that one model, and `method` says so. Raises UserError for an empty frame.
@@ -91,10 +91,10 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
 def difference_table(
     frame: pd.DataFrame, *, treatment: str = "synthetic", control: str = "original", over_sizes: bool = False
 ) -> pd.DataFrame:
-    """Treatment minus control, paired by seed, per (starting_size, size, set, slice, num_labels).
+    """Treatment minus control, paired by seed, per (starting_size, size, set, slice, num_labels, folding).
 
     `over_sizes=True` first averages over the training sizes that both kinds have within a seed, and gives one
-    row per (starting_size, set, slice, num_labels); a seed that lacks a size of either kind is left out
+    row per (starting_size, set, slice, num_labels, folding); a seed that lacks a size of either kind is left out
     there. `left_out` counts the seeds that could not be paired (only in a partial frame). A cell without any
     pair has no row. The interval is Student's t over seeds, cut to -1..1. Raises UserError when there is no pair at all, or
     when either kind is not in the frame.

@@ -1,7 +1,8 @@
 """Evaluation of a task model: general and blindspot test sets, per-item logits kept so that every later statistic is free.
 
 HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section
-2.2.3). Three-label sets are reported as they are and folded to two.
+2.2.3). Three-label sets are reported as they are and folded to two. Folding comes after the argmax, as in the paper, or before
+it, on the summed probabilities; HANS's authors (McCoy, Pavlick and Linzen 2019) use the first and name the second.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, qui
 from pipelines.packing import common_prefix_length, pack, split_by_tokens
 from pipelines.prompts import classifier_prompt
 from pipelines.storage import fetch, join
+
+FOLDINGS = ("argmax", "summed")
+"""How three class scores become two labels: see `entails`."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ def evaluate(
     """Evaluate `task_model` on the sets in `sources`, in one Ray task with `resources` of one worker.
 
     Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase) and
-    `metrics.json` (`rows`: set, slice, num_labels, accuracy, num_correct, num_examples). Returns the main accuracies, flat, as
-    fractions, with the throughput in examples a second.
+    `metrics.json` (`rows`: those of `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in
+    examples a second.
     """
     import ray
 
@@ -71,61 +75,84 @@ def evaluate(
     return ray.get(task.remote(config, sources, base_model, task_model, output, resources.gpus_per_worker > 0, report))
 
 
+def entails(logits: np.ndarray, folding: str) -> np.ndarray:
+    """Which of n items are predicted to be entailment, booleans [n], from class logits [n, 3] folded to two labels.
+
+    "argmax": entailment has the largest logit, and only then neutral and contradiction merge (paper, section 2.2.3). "summed":
+    p(entailment) > p(neutral) + p(contradiction), p being the softmax. Every entailment by "summed" is one by "argmax". A tie
+    between logits goes to the first label, one between p and 1 - p to non-entailment. Raises ValueError for another folding.
+    """
+    if folding == "argmax":
+        return np.argmax(logits, axis=1) == Label.ENTAILMENT.index
+    if folding == "summed":
+        # p(entailment) > 1/2, without an exponential that could overflow: its logit is above the others' log-sum-exp.
+        others = np.delete(np.asarray(logits, dtype=np.float64), Label.ENTAILMENT.index, axis=1)
+        return np.asarray(logits)[:, Label.ENTAILMENT.index] > np.logaddexp.reduce(others, axis=1)
+    raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
+
+
 def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray) -> list[dict[str, Any]]:
     """Accuracy of `logits` float [n, 3] on an examples table [n], over all and by slice.
 
-    Slices: "all"; with columns heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>". A slice
-    exists only if an example is in it. Raises ValueError if there is no example.
+    A row has set, slice, num_labels, folding, accuracy (0..1), num_correct and num_examples. Slices: "all"; with columns
+    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>". A slice exists only if an example
+    is in it. Two labels are scored by each of FOLDINGS; three, where nothing is folded, are under "argmax". Raises ValueError
+    if there is no example.
     """
     if table.num_rows == 0 or len(logits) != table.num_rows:
         raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
     labels = np.array(table.column("label").to_pylist())
-    predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
-    folded = np.array([fold(label) for label in predicted])
     rows: list[dict[str, Any]] = []
 
-    def add(slice_name: str, num_labels: int, correct: np.ndarray) -> None:
+    def add(slice_name: str, num_labels: int, folding: str, correct: np.ndarray) -> None:
         rows.append(
             {
                 "set": name,
                 "slice": slice_name,
                 "num_labels": num_labels,
+                "folding": folding,
                 "accuracy": float(correct.mean()),
                 "num_correct": int(correct.sum()),
                 "num_examples": len(correct),
             }
         )
 
-    two_way = folded == np.array([label if label == NON_ENTAILMENT else fold(label) for label in labels])
     if NON_ENTAILMENT not in labels:
-        add("all", 3, predicted == labels)
-    add("all", 2, two_way)
-    if "heuristic" in table.column_names:
+        predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
+        add("all", 3, "argmax", predicted == labels)
+    is_entailment = np.array([fold(label) for label in labels]) == Label.ENTAILMENT
+    for folding in FOLDINGS:
+        two_way = entails(logits, folding) == is_entailment
+        add("all", 2, folding, two_way)
+        if "heuristic" not in table.column_names:
+            continue
         heuristics = np.array(table.column("heuristic").to_pylist())
         subcases = np.array(table.column("subcase").to_pylist())
         for heuristic in sorted(set(heuristics)):
             chosen = heuristics == heuristic
-            add(heuristic, 2, two_way[chosen])
+            add(heuristic, 2, folding, two_way[chosen])
             for label in sorted(set(labels[chosen])):
-                add(f"{heuristic}/{label}", 2, two_way[chosen & (labels == label)])
+                add(f"{heuristic}/{label}", 2, folding, two_way[chosen & (labels == label)])
         for subcase in sorted(set(subcases)):
-            add(f"subcase/{subcase}", 2, two_way[subcases == subcase])
+            add(f"subcase/{subcase}", 2, folding, two_way[subcases == subcase])
     return rows
 
 
 def flat_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The rows' accuracies by name: `hans/accuracy`, `hans/lexical_overlap/non-entailment/accuracy`, `…/accuracy_2way`.
 
-    Subcases stay in `metrics.json`: thirty more columns would hide the ones that are compared.
+    The second folding has one name a set: `hans/accuracy_summed`, `mnli_matched/accuracy_2way_summed`. Its slices, and all
+    subcases, stay in `metrics.json`: ninety more columns would hide the ones that are compared.
     """
     flat = {}
     three_way = {row["set"] for row in rows if row["num_labels"] == 3}
     for row in rows:
-        if row["slice"].startswith("subcase/"):
+        summed = row["folding"] == "summed"
+        if row["slice"].startswith("subcase/") or (summed and row["slice"] != "all"):
             continue
         where = row["set"] if row["slice"] == "all" else f"{row['set']}/{row['slice']}"
-        folded = row["num_labels"] == 2 and row["set"] in three_way
-        flat[f"{where}/accuracy_2way" if folded else f"{where}/accuracy"] = row["accuracy"]
+        of_three = "_2way" if row["num_labels"] == 2 and row["set"] in three_way else ""
+        flat[f"{where}/accuracy{of_three}{'_summed' if summed else ''}"] = row["accuracy"]
     return flat
 
 

@@ -132,7 +132,7 @@ REGISTRY: dict[str, Stage] = {
     "synthetic_pool": Stage(1, _synthetic_pool),
     "training_set": Stage(1, _training_set),
     "task_model": Stage(1, _task_model),
-    "evaluation": Stage(1, _evaluation),
+    "evaluation": Stage(2, _evaluation),
 }
 
 

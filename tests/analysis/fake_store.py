@@ -112,20 +112,25 @@ class FakeStudy:
         sets: list[tuple[str, str, int]] = SETS,
         built: bool = True,
         slug: str | None = None,
+        more_right_when_summed: int | None = None,
     ) -> str:
         rows = []
         for set_, slice_, num_labels in sets:
-            right = correct(starting_size, kind, size, seed, set_, slice_)
-            rows.append(
-                {
-                    "set": set_,
-                    "slice": slice_,
-                    "num_labels": num_labels,
-                    "accuracy": right / NUM_EXAMPLES,
-                    "num_correct": right,
-                    "num_examples": NUM_EXAMPLES,
-                }
-            )
+            right = {"argmax": correct(starting_size, kind, size, seed, set_, slice_)}
+            if more_right_when_summed is not None and num_labels == 2:
+                right["summed"] = right["argmax"] + more_right_when_summed
+            for folding, num_correct in right.items():
+                rows.append(
+                    {
+                        "set": set_,
+                        "slice": slice_,
+                        "num_labels": num_labels,
+                        "folding": folding,
+                        "accuracy": num_correct / NUM_EXAMPLES,
+                        "num_correct": num_correct,
+                        "num_examples": NUM_EXAMPLES,
+                    }
+                )
         slug = slug or f"start{starting_size}-{kind}-{size}-seed{seed}"
         coordinates = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed}
         model = self.add("task_model", slug, coordinates=coordinates, built=built, metrics={"examples_per_s": 300.0})

@@ -36,6 +36,15 @@ def test_one_panel_per_starting_point_with_the_means_over_seeds(tmp_path: Path) 
         assert list(biased.get_ydata()) == pytest.approx([0.225, 0.375, 0.425])
 
 
+def test_the_figure_is_of_the_papers_folding(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    for kind, size in (("none", 0), ("original", 60)):
+        study.add_evaluation(0, kind, size, 0, lambda *_: 100, more_right_when_summed=60)
+    figure = figure1(load_frame(study.write(), "tiny"), SERIES)
+    for line in lines_of(figure.axes[0]).values():
+        assert set(line.get_ydata()) == {0.5}
+
+
 def test_colour_says_the_kind_and_dashes_the_test_set(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_grid(starting_sizes=(0,))

@@ -44,6 +44,18 @@ def test_golden_accuracies(tmp_path: Path) -> None:
     assert (cell["accuracy"], cell["low"], cell["high"], cell["n"]) == (0.8, 0.75, 0.85, 2)
 
 
+def test_the_two_foldings_of_a_cell_stay_apart(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_evaluation(0, "original", 60, 0, lambda *_: 100, more_right_when_summed=20)
+    study.add_evaluation(0, "original", 60, 1, lambda *_: 120, more_right_when_summed=20)
+    means = seed_means(load_frame(study.write(), "tiny"))
+    found = means[(means["set"] == "template_probe") & (means["slice"] == "all")]
+    assert found["folding"].tolist() == ["argmax", "summed"]
+    assert found["accuracy"].tolist() == pytest.approx([0.55, 0.65])
+    # Nothing is folded where three labels are scored.
+    assert means.loc[means["num_labels"] == 3, "folding"].tolist() == ["argmax"]
+
+
 def test_every_missing_cell_is_named(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_grid(skip=((200, "synthetic", 120, 1), (0, "none", 0, 0)))
@@ -121,14 +133,15 @@ def test_metrics_that_were_changed_after_the_record_are_refused(tmp_path: Path) 
         ({"num_examples": 0, "num_correct": 0}, "empty slice"),
         ({"num_examples": 100, "accuracy": 0.5}, "different test items"),
         ({"num_correct": None}, "num_correct"),
+        ({"folding": None}, "no folding; delete the artifact and run again"),
     ],
 )
 def test_numbers_that_do_not_hold_together_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     study = FakeStudy(tmp_path)
     study.add_evaluation(0, "none", 0, 0, lambda *_: 50)
     row = {
-        "set": "template_test", "slice": "all", "num_labels": 3, "accuracy": 0.25, "num_correct": 50,
-        "num_examples": 200,
+        "set": "template_test", "slice": "all", "num_labels": 3, "folding": "argmax", "accuracy": 0.25,
+        "num_correct": 50, "num_examples": 200,
     } | change  # fmt: skip
     row = {name: value for name, value in row.items() if value is not None}
     study.add(

@@ -59,7 +59,7 @@ def test_a_stage_version_is_named(
     store = Store(tmp_path)
     record_all(build_grid(experiment), store)
     monkeypatch.setitem(stages.REGISTRY, "evaluation", dataclasses.replace(stages.REGISTRY["evaluation"], version=7))
-    assert set(reasons(experiment, store).values()) == {"stage version 1 → 7"}
+    assert set(reasons(experiment, store).values()) == {"stage version 2 → 7"}
 
 
 def test_the_nearest_artifact_is_compared(experiment: Experiment, tmp_path: Path, record_all: Callable) -> None:
