@@ -38,6 +38,38 @@ class Estimate:
     method: str
 
 
+@dataclass(frozen=True)
+class RatioEstimate:
+    """A ratio with the standard error of its natural logarithm, on which its interval is symmetric."""
+
+    ratio: float
+    standard_error: float
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The normal interval of the logarithm, exponentiated."""
+        half = float(stats.norm.ppf(0.5 + _checked(confidence) / 2)) * self.standard_error
+        return Interval(self.ratio * math.exp(-half), self.ratio * math.exp(half), confidence)
+
+    def over(self, other: RatioEstimate) -> RatioEstimate:
+        """This ratio over another, independent one: the variances of the logarithms add up."""
+        return RatioEstimate(self.ratio / other.ratio, math.hypot(self.standard_error, other.standard_error))
+
+
+def odds_ratio(first: tuple[int, int], second: tuple[int, int]) -> RatioEstimate:
+    """The odds of `first` over the odds of `second`, each (count with the trait, count without it), all independent.
+
+    The logarithm's variance is the sum of the four reciprocal counts (Woolf 1955). Where a count is 0, which has no
+    logarithm, one half is added to each of the four (Haldane 1956; Anscombe 1956). Raises ValueError for a negative count
+    and for an empty group.
+    """
+    counts = (*first, *second)
+    if min(counts) < 0 or not sum(first) or not sum(second):
+        raise ValueError(f"groups {first} and {second}: counts are 0 or more, and an empty group has no odds; leave it out")
+    with_trait, without, other_with, other_without = (count + 0.5 if 0 in counts else float(count) for count in counts)
+    error = math.sqrt(1 / with_trait + 1 / without + 1 / other_with + 1 / other_without)
+    return RatioEstimate(with_trait * other_without / (without * other_with), error)
+
+
 def wilson_interval(num_correct: int, num_examples: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927): where the accuracy on more such items may lie.
 

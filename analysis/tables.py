@@ -15,12 +15,15 @@ from analysis.artifacts import LabelCount, label_order
 from analysis.frame import DTYPES, KEY
 from analysis.statistics import (
     Estimate,
+    RatioEstimate,
     mean_estimate,
+    odds_ratio,
     paired_difference,
     ratio_interval,
     wilson_interval,
 )
 from pipelines.errors import UserError
+from pipelines.examples import Label
 
 ESTIMATE_COLUMNS = ("mean", "n", "low", "high", "interval_low", "interval_high", "method")
 
@@ -64,6 +67,21 @@ def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping
                     row["ratio_low"], row["ratio_high"] = around.low, around.high
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
+    """How much lexical overlap goes with entailment: the odds of overlap in entailment over those in all other labels.
+
+    Raises UserError when there is no entailment, or nothing else.
+    """
+    groups = []
+    for is_entailment in (True, False):
+        chosen = [count for label, count in counts.items() if (label == Label.ENTAILMENT) == is_entailment]
+        num_rows, overlap = sum(one.num_rows for one in chosen), sum(one.num_lexical_overlap for one in chosen)
+        if not num_rows:
+            raise UserError(f"labels {sorted(counts)}: an odds ratio needs examples of entailment and of something else")
+        groups.append((overlap, num_rows - overlap))
+    return odds_ratio(groups[0], groups[1])
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:

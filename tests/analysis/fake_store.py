@@ -17,6 +17,11 @@ SETS = [
     ("template_probe", "all", 2),
     ("template_probe", "lexical_overlap/non-entailment", 2),
 ]
+PAPER_SETS = [
+    ("mnli_matched", "all", 3),
+    ("hans", "all", 2),
+    ("hans", "lexical_overlap/non-entailment", 2),
+]
 NUM_EXAMPLES = 200
 Correct = Callable[[int, str, int, int, str, str], int]
 """(starting_size, kind, size, seed, set, slice) -> how many of NUM_EXAMPLES are right."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from analysis.statistics import mean_estimate, paired_difference, ratio_interval, wilson_interval
+from analysis.statistics import mean_estimate, odds_ratio, paired_difference, ratio_interval, wilson_interval
 
 
 def test_wilson_interval_of_8_in_10() -> None:
@@ -78,3 +78,33 @@ def test_ratio_interval_by_hand() -> None:
     assert ratio_interval(0, 100, 10, 100) is None
     with pytest.raises(ValueError, match="empty group"):
         ratio_interval(0, 0, 10, 100)
+
+
+def test_odds_ratio_of_a_fourfold_table() -> None:
+    # (10 × 40) / (20 × 30) = 2/3; √(1/10 + 1/20 + 1/30 + 1/40) = √0.208333.
+    estimate = odds_ratio((10, 20), (30, 40))
+    assert estimate.ratio == pytest.approx(2 / 3)
+    assert estimate.standard_error == pytest.approx(0.456435, abs=1e-6)
+    # exp(−0.405465 ± 1.959964 × 0.456435).
+    assert estimate.interval().low == pytest.approx(0.272515, abs=1e-6)
+    assert estimate.interval().high == pytest.approx(1.630900, abs=1e-6)
+
+
+def test_one_half_is_added_only_where_a_count_is_0() -> None:
+    # (0.5 × 40.5) / (20.5 × 30.5); √(2 + 1/20.5 + 1/30.5 + 1/40.5).
+    estimate = odds_ratio((0, 20), (30, 40))
+    assert estimate.ratio == pytest.approx(20.25 / 625.25)
+    assert estimate.standard_error == pytest.approx(1.451296, abs=1e-6)
+
+
+def test_a_ratio_of_odds_ratios_adds_the_variances() -> None:
+    ratio = odds_ratio((10, 20), (30, 40)).over(odds_ratio((20, 10), (40, 30)))
+    # (2/3) / (60/40); √(2 × 0.208333).
+    assert ratio.ratio == pytest.approx(4 / 9)
+    assert ratio.standard_error == pytest.approx(0.645497, abs=1e-6)
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 0), (1, 1)), ((1, 1), (0, 0)), ((-1, 2), (1, 1))])
+def test_odds_ratio_refuses_empty_groups_and_negative_counts(first: tuple[int, int], second: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="an empty group has no odds"):
+        odds_ratio(first, second)

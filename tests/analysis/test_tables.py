@@ -6,7 +6,7 @@ import pytest
 
 from analysis.artifacts import LabelCount, count_lexical_overlap
 from analysis.frame import load_frame
-from analysis.tables import accuracy_table, difference_table, lexical_overlap_table
+from analysis.tables import accuracy_table, difference_table, entailment_odds_ratio, lexical_overlap_table
 from pipelines.errors import UserError
 from tests.analysis.fake_store import FakeStudy
 
@@ -42,6 +42,22 @@ def test_table_1_refuses_an_empty_label_and_has_no_ratio_over_nothing() -> None:
         lexical_overlap_table(ORIGINAL, {"entailment": LabelCount(1, 1)})
     table = lexical_overlap_table(ORIGINAL | {"neutral": LabelCount(10, 0)}, SYNTHETIC)
     assert pd.isna(table.loc[table["label"] == "neutral", "ratio"]).all()
+
+
+def test_odds_ratios_of_the_paper() -> None:
+    original, synthetic = entailment_odds_ratio(ORIGINAL), entailment_odds_ratio(SYNTHETIC)
+    # 2 139 × 260 940 / (128 402 × 241), 241 being 69 + 172; √(1/2 139 + 1/128 402 + 1/241 + 1/260 940) = 0.0680331.
+    assert original.ratio == pytest.approx(558_150_660 / 30_944_882)
+    assert (original.interval().low, original.interval().high) == pytest.approx((15.7853, 20.6097), abs=1e-4)
+    # 24 360 × 1 185 627 / (607 632 × 2 194); the logarithm's error is 0.0223457.
+    assert synthetic.ratio == pytest.approx(21.66447, abs=1e-5)
+    assert (synthetic.interval().low, synthetic.interval().high) == pytest.approx((20.7361, 22.6344), abs=1e-4)
+    ratio = synthetic.over(original)
+    # "Just slightly stronger" (the paper's section on limitations).
+    assert ratio.ratio == pytest.approx(1.20112, abs=1e-5)
+    assert (ratio.interval().low, ratio.interval().high) == pytest.approx((1.04384, 1.38210), abs=1e-5)
+    with pytest.raises(UserError, match="entailment and of something else"):
+        entailment_odds_ratio({"entailment": LabelCount(10, 1)})
 
 
 def test_lexical_overlap_is_counted_per_label() -> None:
