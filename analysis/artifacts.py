@@ -34,6 +34,23 @@ def count_lexical_overlap(examples: pa.Table) -> dict[str, LabelCount]:
     return {label: counts[label] for label in sorted(counts, key=label_order)}
 
 
+def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
+    """What Table 1 counts: "original" (the sources' training set) and "synthetic" (the pool), those of them that are built.
+
+    Raises UserError for a study with several of either.
+    """
+    counts = {}
+    for dataset, stage, path in (("original", "sources", "train.parquet"), ("synthetic", "synthetic_pool", "pool")):
+        built = _built(study, (stage,))
+        if len(built) > 1:
+            raise UserError(
+                f"study {study.experiment!r} has {len(built)} artifacts of stage {stage}; Table 1 compares one with one"
+            )
+        if built:
+            counts[dataset] = composition(store, built[0], path)
+    return counts
+
+
 def training_set_frame(study: Study) -> pd.DataFrame:
     """One row per (built starting or training set, label): coordinates, num_rows, num_lexical_overlap.
 

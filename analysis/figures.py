@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -145,6 +146,17 @@ def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
 def to_svg(figure: Figure) -> str:
     """The figure as a self-contained SVG document."""
     return _save(figure, "svg", metadata={"Date": None, "Creator": None}).decode()
+
+
+def inline_svg(svg: str, label: str) -> str:
+    """A figure's SVG as part of a page, in the page's own colours (light or dark); `label` is read aloud for it."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card"}
+    variables |= {colour: f"--{kind.split('_')[0]}" for kind, (colour, _) in KIND_STYLES.items()}
+    for colour, variable in variables.items():
+        body = body.replace(colour, f"var({variable})")
+    return body.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def _save(figure: Figure, file_format: str, **options: Any) -> bytes:

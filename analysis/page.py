@@ -34,13 +34,15 @@ class Fold:
 
 @dataclass(frozen=True)
 class Block:
-    """A section of the report."""
+    """A section of the report; `figure` is an SVG of `analysis.figures.inline_svg`, which is not escaped."""
 
     anchor: str
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
     folds: Sequence[Fold] = ()
+    figure: str = ""
+    figure_caption: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from analysis.frame import BLINDSPOT_SLICE, DTYPES, KEY
 from analysis.statistics import ratio_interval, wilson_interval
 from analysis.tables import accuracy_table
 from pipelines.errors import UserError
+from pipelines.sources import TRAIN_FILE
 from sweep.records import Study
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -56,6 +57,12 @@ def figure1() -> pd.DataFrame:
     columns = [*KEY, "accuracy", "tolerance"]
     typed = frame[columns].astype({name: DTYPES[name] for name in (*KEY, "accuracy")})
     return typed.sort_values(list(KEY), ignore_index=True)
+
+
+def is_on_multinli(study: Study) -> bool:
+    """Whether the study's prepared data are made from MultiNLI's training file, as their record's config says."""
+    configs = [step.record.payload.get("config", {}) for step in study.steps if step.stage == "sources" and step.record]
+    return any(file["name"] == TRAIN_FILE for config in configs for file in config.get("files", ()))
 
 
 def has_paper_cells(study: Study, frame: pd.DataFrame) -> bool:

@@ -1,5 +1,7 @@
 """The report of a study: one self-contained HTML file, with figure1.png, figure1.svg and frame.csv beside it.
 
+Where the study has data or cells in common with the paper's, table1_vs_paper.csv and figure1_vs_paper.csv are there, too.
+
 From Python: `build_report("blindsweep-store", "demo", "report")`.
 """
 
@@ -7,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.figures import (
-    GRID,
-    INK,
-    KIND_STYLES,
-    MUTED,
-    PAPER,
-    Series,
-    figure1,
-    paper_series,
-    to_png,
-    to_svg,
-)
+from analysis import paper
+from analysis.artifacts import lexical_overlap_counts
+from analysis.comparison import figure1_block
+from analysis.figures import Series, figure1, inline_svg, paper_series, select, to_png, to_svg
 from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
-from analysis.page import Verdict
+from analysis.page import Block, Verdict
 from analysis.results import figure_caption, numbers, verdict
 from analysis.sections import composition_block, paper_block, provenance_block, stages_block, table1_block, yield_block
+from analysis.slices import slices_block
 from analysis.wording import thousands
 from pipelines.errors import UserError
 from sweep.records import Store, Study
@@ -43,8 +37,9 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.png`,
-    `figure1.svg` and `frame.csv` are written beside it. The HTML loads nothing: styles, figure and data are
-    inside.
+    `figure1.svg` and `frame.csv` are written beside it, and `figure1_vs_paper.csv` and `table1_vs_paper.csv`
+    (`analysis.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads nothing: styles, figures
+    and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -65,22 +60,33 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "num_rows": thousands(len(frame)),
         "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv.encode()).decode(),
     }
+    beside_figure: list[Block] = []
+    slices: list[Block] = []
     if frame.empty:
         values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
     else:
         series = study_series(study, frame)
         figure = figure1(frame, series)
+        shown = pd.concat([select(frame, one) for one in series])
         svg = to_svg(figure)
         _write(target.with_name("figure1.svg"), svg.encode())
         _write(target.with_name("figure1.png"), to_png(figure))
         values |= {
-            "verdict": verdict(frame, series),
-            "figure": Markup(inline_svg(svg)),
+            "verdict": verdict(shown, series),
+            "figure": Markup(inline_svg(svg, "Figure 1: accuracy by training size")),
             "figure_caption": figure_caption(frame),
-            "numbers": numbers(frame, series),
+            "numbers": numbers(shown, series),
         }
+        beside_figure = [_paper_figure1_block(study, frame, target)]
+        slices = slices_block(frame, series[-1].set)
+    counts = lexical_overlap_counts(store, study)
+    beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
+    if beside is not None:
+        _write(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
     values["blocks"] = [
-        *table1_block(store, study),
+        *beside_figure,
+        *table1_block(counts, beside),
+        *slices,
         *yield_block(store, study),
         *composition_block(study),
         *paper_block(study),
@@ -91,6 +97,15 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     # Last: who sees the report finds the files beside it.
     _write(target, _template().render(values).encode())
     return target
+
+
+def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Block:
+    if not paper.has_paper_cells(study, frame):
+        return figure1_block(None)
+    beside = paper.figure1_beside(frame)
+    _write(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
+    drawn = to_svg(figure1(paper.figure1(), paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET)))
+    return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
 
 
 def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
@@ -116,17 +131,6 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
             )
         chosen[name] = str(value)
     return paper_series(chosen["general_set"], chosen["blindspot_set"])
-
-
-def inline_svg(svg: str) -> str:
-    """An SVG of `analysis.figures` as part of a page, in the page's own colours (light or dark)."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card"}
-    variables |= {colour: f"--{kind.split('_')[0]}" for kind, (colour, _) in KIND_STYLES.items()}
-    for colour, variable in variables.items():
-        body = body.replace(colour, f"var({variable})")
-    return body.replace("<svg ", '<svg role="img" aria-label="Figure 1: accuracy by training size" ', 1)
 
 
 def _write(path: Path, content: bytes) -> None:

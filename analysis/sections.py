@@ -8,32 +8,39 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.artifacts import composition, label_yield_frame, stage_frame, training_set_frame, yield_frame
+from analysis.artifacts import LabelCount, label_yield_frame, stage_frame, training_set_frame, yield_frame
+from analysis.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, table1_beside_table
 from analysis.page import Block, Column, Fold, Table
 from analysis.statistics import wilson_interval
 from analysis.tables import lexical_overlap_table
 from analysis.wording import KIND_NAMES, NOTHING, duration, percent, percent_range, thousands
-from pipelines.errors import UserError
 from sweep.records import STAGES, Store, Study
 
 # The manifest's lists of a replication's notes, and what the report calls them.
 NOTES = {"departures": "Departures from the paper", "unsettled": "Unsettled in the paper, chosen here"}
 
 
-def table1_block(store: Store, study: Study) -> list[Block]:
-    """Table 1, when both the sources and the pool are built."""
-    sources = [step for step in study.steps if step.stage == "sources" and step.record]
-    pools = [step for step in study.steps if step.stage == "synthetic_pool" and step.record]
-    if not sources or not pools:
+def table1_block(counts: Mapping[str, Mapping[str, LabelCount]], beside: pd.DataFrame | None) -> list[Block]:
+    """Table 1, when both "original" and "synthetic" data are built; beside the paper's, if given; and the odds ratios."""
+    if len(counts) < 2 and beside is None:
         return []
-    if len(sources) > 1 or len(pools) > 1:
-        raise UserError(
-            f"study {study.experiment!r} has {len(sources)} sources and {len(pools)} synthetic pools; "
-            "Table 1 compares one with one"
+    tables, text = [], ["LO: every word of the hypothesis occurs in the premise."]
+    if len(counts) == 2:
+        tables.append(_table1(counts))
+        text[0] += (
+            " S:O: the synthetic share over the original share of the same label. Intervals are Wilson's for shares and "
+            f"Katz's for ratios, as if examples were independent draws; {NOTHING} where a count is 0."
         )
-    original = composition(store, sources[0], "train.parquet")
-    synthetic = composition(store, pools[0], "pool")
-    counts = lexical_overlap_table(original, synthetic)
+    if beside is not None:
+        tables.append(table1_beside_table(beside))
+        text.append(TABLE1_NOTE)
+    tables.append(odds_table(counts, with_paper=beside is not None))
+    text.append(ODDS_NOTE)
+    return [Block("table1", "Table 1: lexical overlap in original and synthetic data", text, tables)]
+
+
+def _table1(counts: Mapping[str, Mapping[str, LabelCount]]) -> Table:
+    table = lexical_overlap_table(counts["original"], counts["synthetic"])
     rows = [
         [
             str(row["dataset"]).capitalize(),
@@ -45,7 +52,7 @@ def table1_block(store: Store, study: Study) -> list[Block]:
             NOTHING if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}",
             NOTHING if pd.isna(row["ratio_low"]) else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
         ]
-        for _, row in counts.iterrows()
+        for _, row in table.iterrows()
     ]
     columns = [
         Column("Data"),
@@ -57,20 +64,7 @@ def table1_block(store: Store, study: Study) -> list[Block]:
         Column("S:O", "number"),
         Column("95 % interval", "number"),
     ]
-    half = sum(name in original for name in original)
-    text = [
-        "LO: every word of the hypothesis occurs in the premise. S:O: the synthetic share over the "
-        "original share of the same label. Intervals are Wilson's for shares and Katz's for ratios, as if "
-        f"examples were independent draws; {NOTHING} where a count is 0.",
-    ]
-    return [
-        Block(
-            "table1",
-            "Table 1: lexical overlap in original and synthetic data",
-            text,
-            [Table(columns, rows, group_starts=frozenset({half}))],
-        )
-    ]
+    return Table(columns, rows, group_starts=frozenset({len(counts["synthetic"])}))
 
 
 def yield_block(store: Store, study: Study) -> list[Block]:

@@ -23,6 +23,7 @@ from analysis.statistics import (
     wilson_interval,
 )
 from pipelines.errors import UserError
+from pipelines.evaluation import FOLDINGS
 from pipelines.examples import Label
 
 ESTIMATE_COLUMNS = ("mean", "n", "low", "high", "interval_low", "interval_high", "method")
@@ -136,6 +137,24 @@ def difference_table(
     if not rows:
         raise UserError(f"no seed has both {treatment} and {control} in any cell; a paired difference needs both")
     return pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
+
+
+def folding_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Two labels scored by summed probabilities minus by argmax, paired by seed, per (starting_size, kind, size, set, slice).
+
+    Columns `argmax` and `summed` are the means over the same seeds; the difference's are as `difference_table` has them,
+    without left_out: a seed has both foldings or neither. Empty when nothing was scored by both.
+    """
+    by = [name for name in KEY if name not in ("seed", "folding", "num_labels")]
+    rows = []
+    for key, cell in frame[frame["num_labels"] == 2].groupby(by, observed=True, sort=True):
+        sides = cell.pivot(index="seed", columns="folding", values="accuracy")
+        if not set(FOLDINGS) <= set(sides.columns):
+            continue
+        estimate = _cut(paired_difference(sides["summed"].to_dict(), sides["argmax"].to_dict()), -1.0, 1.0)
+        means = {folding: float(sides[folding].mean()) for folding in FOLDINGS}
+        rows.append({**dict(zip(by, key, strict=True)), **means, **_columns(estimate)})
+    return pd.DataFrame(rows, columns=[*by, *FOLDINGS, *ESTIMATE_COLUMNS]).astype({"kind": DTYPES["kind"]})
 
 
 def _cut(estimate: Estimate, least: float, most: float) -> Estimate:

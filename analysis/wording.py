@@ -51,6 +51,13 @@ def percent_range(low: float, high: float, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}{_GROUP}%"
 
 
+def percent_estimate(share: float, low: float, high: float) -> str:
+    """(0.277, 0.25, 0.304) -> '27.7 [25.0, 30.4]', in per cent; without the brackets where there is no interval."""
+    if math.isnan(share):
+        return NOTHING
+    return f"{100 * share:.1f}" if math.isnan(low) else f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def points(difference: float) -> str:
     """0.0123 -> '+1.2'; a difference of accuracies in percentage points, always with its sign."""
     text = f"{100 * difference:+.1f}"

@@ -63,6 +63,7 @@ class FakeStudy:
         files: dict[str, bytes] | None = None,
         built: bool = True,
         marks: tuple[str, ...] = (),
+        config: dict[str, Any] | None = None,
     ) -> str:
         mark = fingerprint(stage, slug)
         step = {
@@ -87,7 +88,7 @@ class FakeStudy:
             "stage": stage,
             "slug": slug,
             "fingerprint": mark,
-            "payload": {"stage": stage, "version": 1, "config": {}, "inputs": inputs or {}},
+            "payload": {"stage": stage, "version": 1, "config": config or {}, "inputs": inputs or {}},
             "inputs": {name: {"stage": name, "slug": name, "fingerprint": value} for name, value in (inputs or {}).items()},
             "coordinates": coordinates or {},
             "metrics": metrics or {},

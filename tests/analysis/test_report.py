@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.frame import IncompleteSweepError
+from analysis.frame import IncompleteSweepError, load_frame
 from analysis.report import build_report
+from analysis.slices import slices_block
 from pipelines.errors import UserError
-from tests.analysis.fake_store import SETS, FakeStudy, fingerprint, label_metrics, parquet
+from tests.analysis.fake_store import PAPER_SETS, SETS, FakeStudy, fingerprint, label_metrics, parquet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +101,7 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
     html = build_report(full.write(), "tiny", tmp_path).read_text()
     sections = re.findall(r'<section[^>]* id="(\w+)"', html)
     assert sections == [
-        "question", "verdict", "figure1", "table1", "yield", "composition", "stages", "provenance",
+        "question", "verdict", "figure1", "paper_figure1", "table1", "slices", "yield", "composition", "stages", "provenance",
     ]  # fmt: skip
     text = Links(html).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for expected in (
@@ -113,12 +114,103 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
 
 def test_marks_stand_at_the_top(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "store")
-    study.add("sources", "data", marks=("partial MultiNLI: <10> of 392,702 labelled rows",))
+    files = {"train.parquet": parquet([("A man sleeps", "A man", "entailment")])}
+    study.add("sources", "data", files=files, marks=("partial MultiNLI: <10> of 392,702 labelled rows",))
     study.add_grid((0,), (60,), (0,))
     html = build_report(study.write(), "tiny", tmp_path).read_text()
     assert re.findall(r'<section[^>]* id="(\w+)"', html)[:2] == ["marks", "question"]
     # One artifact is marked; four cells, each a task model and its evaluation, are not.
     assert "<li>partial MultiNLI: &lt;10&gt; of 392,702 labelled rows: 1 of 9 artifacts</li>" in html
+
+
+MULTINLI = {"files": [{"name": "multinli_1.0_train.jsonl", "sha256": "ab" * 32}]}
+
+
+def section(html: str, anchor: str) -> str:
+    """The text of a section, folded tables included; a bar stands between cells."""
+    found = re.search(rf'<section id="{anchor}">(.*?)</section>', html, re.DOTALL)
+    assert found, anchor
+    return Links(found[1].replace("</td>", "|</td>")).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
+
+
+def test_a_study_on_the_papers_cells_is_set_beside_its_figure(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.parameters = {"general_set": "mnli_matched", "blindspot_set": "hans"}
+    for seed in (0, 1):
+        for kind, size in (("none", 0), ("original", 18_020), ("original", 900)):
+            correct = 171 if kind == "original" else 66
+            study.add_evaluation(0, kind, size, seed, lambda *_, correct=correct: correct, sets=PAPER_SETS)
+    path = build_report(study.write(), "tiny", tmp_path / "out")
+    text = section(path.read_text(), "paper_figure1")
+    # In common: the starting point and one cell. Matched has 0.328 and 0.851 in the paper, 0.33 and 0.855 here.
+    assert "MultiNLI matched|2|+0.3|+0.2 to +0.4|2 of 2|\N{EN DASH}|1|58|" in text
+    assert "untrained|Original|18 020|85.5 %|\N{EN DASH}|2|85.1 %|±1.2|+0.4|yes|\N{EN DASH}|" in text
+    # What only one side has is said to have no counterpart.
+    assert "untrained|Original|900|85.5 %|\N{EN DASH}|2|\N{EN DASH}|\N{EN DASH}|not in the paper|" in text
+    assert "391 722 examples|Synthetic|73 080|\N{EN DASH}|\N{EN DASH}|\N{EN DASH}|" in text
+    assert text.count("not here, or not evaluated") == 3 * 58
+    assert "The paper's Figure 1 (Zhang and Pavlick), drawn again from the readings" in text
+    table = pd.read_csv(path.parent / "figure1_vs_paper.csv")
+    assert len(table) == 3 * (60 + 1)
+    assert not (path.parent / "table1_vs_paper.csv").exists()
+
+
+def test_a_study_on_other_cells_says_that_the_figure_is_left_out(full: FakeStudy, tmp_path: Path) -> None:
+    path = build_report(full.write(), "tiny", tmp_path / "out")
+    text = section(path.read_text(), "paper_figure1")
+    assert "Left out: no finetuned cell of this study has" in text
+    assert "|" not in text
+    # The template corpus is not the paper's data: its Table 1 stands alone.
+    assert "Paper's" not in section(path.read_text(), "table1")
+
+
+def test_multinli_is_set_beside_the_papers_table(full: FakeStudy, tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "only-sources")
+    pairs = [("A man sleeps", "A man", "entailment"), ("A man", "A dog", "neutral"), ("Birds", "Fish", "contradiction")]
+    study.add("sources", "data", files={"train.parquet": parquet(pairs)}, config=MULTINLI)
+    study.add_grid((0,), (60,), (0,))
+    path = build_report(study.write(), "tiny", tmp_path / "out")
+    text = section(path.read_text(), "table1")
+    # No pool yet: one of one has lexical overlap, 130 541 of the paper's count.
+    assert "Original|entailment|1|1|100.000 %|130 541|2 139|1.639 %|130 541 [" in text
+    assert "Synthetic|" not in text
+    # (1.5 × 2.5) / (0.5 × 0.5), a half being added to each count.
+    assert "Ours|original|1 of 1|0 of 2|15.00|" in text
+    assert "Paper's|original|2 139 of 130 541|241 of 261 181|18.04|15.79 to 20.61|" in text
+    assert "Paper's|synthetic|24 360 of 631 992|2 194 of 1 187 821|21.66|20.74 to 22.63|" in text
+    assert "Paper's|synthetic over original|||1.20|1.04 to 1.38|" in text
+    assert pd.read_csv(path.parent / "table1_vs_paper.csv")["dataset"].tolist() == ["original"] * 3
+
+
+def test_hans_is_shown_by_heuristic_subcase_and_folding(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.parameters = {"general_set": "mnli_matched", "blindspot_set": "hans"}
+    names = ["constituent/entailment", "lexical_overlap/entailment", "lexical_overlap/non-entailment", "subcase/ln_passive"]
+    sets = [*PAPER_SETS[:2], ("mnli_matched", "all", 2), *(("hans", name, 2) for name in names)]
+    right = {"constituent/entailment": 40, "lexical_overlap/entailment": 190, "subcase/ln_passive": 20}
+    for seed in (0, 1):
+        study.add_evaluation(
+            0, "none", 0, seed, lambda *place: right.get(place[-1], 100), sets=sets, more_right_when_summed=4 + 2 * seed
+        )
+    text = section(build_report(study.write(), "tiny", tmp_path / "out").read_text(), "slices")
+    # The order of the HANS paper: lexical overlap, then constituent.
+    assert re.search(r"lexical overlap, entailment\s*lexical overlap, non-entailment\s*constituent, entailment", text)
+    assert "untrained|Starting point|0|2|95.0|50.0|20.0|" in text
+    # Summed: 194 and 196, 104 and 106, 44 and 46 of 200; a mean of two is ± 12.7062 × 0.005.
+    assert "untrained|Starting point|0|2|97.5 [91.1, 100.0]|52.5 [46.1, 58.9]|22.5 [16.1, 28.9]|" in text
+    assert "ln passive|10.0|" in text
+    for name in ("HANS", "HANS, lexical overlap, non-entailment", "MultiNLI matched"):
+        assert f"{name}|1|+2.5|+2.5 to +2.5|" in text
+    # Of two labels; with three, nothing is folded. ±12.7062 × 0.005.
+    assert "untrained|Starting point|0|50.0 %|52.5 %|+2.5|[\N{MINUS SIGN}3.9, +8.9]|2|" in text
+
+
+def test_a_set_without_heuristics_has_no_section_of_slices(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.add_grid((0,), (60,), (0,))
+    frame = load_frame(study.write(), "tiny")
+    assert [block.anchor for block in slices_block(frame, "template_probe")] == ["slices"]
+    assert slices_block(frame, "template_test") == []
 
 
 def verdicts(study: FakeStudy, tmp_path: Path) -> str:
