@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.artifacts import LabelCount
 from analysis.figures import Series, paper_series, select
 from analysis.page import Block, Column, Fold, Table
-from analysis.paper import BLINDSPOT_SET, GENERAL_SET, table1
+from analysis.paper import BLINDSPOT_SET, GENERAL_SET
 from analysis.statistics import RatioEstimate
 from analysis.tables import entailment_odds_ratio
 from analysis.wording import KIND_NAMES, NOTHING, percent, percent_range, points, starting_point_name, thousands
@@ -64,14 +64,14 @@ def table1_beside_table(beside: pd.DataFrame) -> Table:
     return Table(columns, rows, "Lexical overlap beside the paper's Table 1", frozenset(starts))
 
 
-def odds_table(counts: Mapping[str, Mapping[str, LabelCount]], *, with_paper: bool) -> Table:
+def odds_table(groups: Sequence[tuple[str, Mapping[str, Mapping[str, LabelCount]]]]) -> Table:
     """Odds ratios of lexical overlap and entailment in "original" and "synthetic" data, and the second over the first.
 
-    With the paper's beside them, if asked for. `counts` may have either data set or both.
+    A group is whose data they are, and the counts of either data set or both.
     """
     rows: list[list[str]] = []
     starts = set()
-    for whose, of_data in [("Ours", counts), *([("Paper's", table1())] if with_paper else [])]:
+    for whose, of_data in groups:
         starts.add(len(rows))
         found = {}
         for dataset in (name for name in ("original", "synthetic") if name in of_data):
@@ -202,7 +202,7 @@ def _ratio(estimate: RatioEstimate) -> list[str]:
 
 def _against_one(low: float, high: float) -> str:
     if pd.isna(low):
-        return "undecided"
+        return NOTHING
     return "lower" if high < 1 else "higher" if low > 1 else "undecided"
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.artifacts import LabelCount, label_yield_frame, stage_frame, training_set_frame, yield_frame
 from analysis.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, table1_beside_table
 from analysis.page import Block, Column, Fold, Table
+from analysis.paper import table1
 from analysis.statistics import wilson_interval
 from analysis.tables import lexical_overlap_table
 from analysis.wording import KIND_NAMES, NOTHING, duration, percent, percent_range, thousands
@@ -34,7 +35,7 @@ def table1_block(counts: Mapping[str, Mapping[str, LabelCount]], beside: pd.Data
     if beside is not None:
         tables.append(table1_beside_table(beside))
         text.append(TABLE1_NOTE)
-    tables.append(odds_table(counts, with_paper=beside is not None))
+    tables.append(odds_table([("Ours", counts)] if beside is None else [("Ours", counts), ("Paper's", table1())]))
     text.append(ODDS_NOTE)
     return [Block("table1", "Table 1: lexical overlap in original and synthetic data", text, tables)]
 
