@@ -9,13 +9,17 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analysis.frame import COORDINATES
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.heuristics import lexical_overlap
 from pipelines.storage import join
-from sweep.records import Store, Study, StudyStep
+from sweep.records import STAGES, Store, Study, StudyStep
+
+METRICS_FILE = "metrics.jsonl"
+"""A finetuning's logged steps, one JSON object a line."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,50 @@ def label_yield_frame(store: Store, study: Study) -> pd.DataFrame:
         for label, generated in counts["generated"].items()
     ]
     return pd.DataFrame(rows, columns=["pool", "label", "generated", "parsed"])
+
+
+def reject_samples(store: Store, study: Study, per_reason: int = 3) -> pd.DataFrame:
+    """Up to `per_reason` rejected texts of each reason, by id: reason, label, text, as they were written."""
+    tables = []
+    for step in _built(study, ("synthetic_pool",)):
+        folder = store.folder(step.stage, step.slug, step.fingerprint)
+        for path in sorted(step.record.files):
+            if path.startswith("rejects/") and path.endswith(".parquet"):
+                content = pa.py_buffer(store.read_bytes(folder, path))
+                tables.append(pq.read_table(content, columns=["id", "reason", "label", "text"]))
+    if not tables:
+        return pd.DataFrame(columns=["reason", "label", "text"])
+    rejects = pa.concat_tables(tables).to_pandas().sort_values("id", kind="stable")
+    return (
+        rejects.groupby("reason", sort=True).head(per_reason).sort_values("reason", kind="stable")[["reason", "label", "text"]]
+    )
+
+
+def curve_frame(store: Store, study: Study) -> pd.DataFrame:
+    """The logged steps of every built finetuning: stage, slug, its coordinates, step, loss, learning_rate."""
+    columns = ["stage", "slug", *COORDINATES, "step", "loss", "learning_rate"]
+    rows = []
+    for step in _built(study, ("generator", "starting_point", "task_model")):
+        if METRICS_FILE not in step.record.files:
+            continue
+        place = [step.stage, step.slug, *(step.coordinates.get(name) for name in COORDINATES)]
+        folder = store.folder(step.stage, step.slug, step.fingerprint)
+        for line in store.read_bytes(folder, METRICS_FILE).splitlines():
+            entry = json.loads(line)
+            rows.append([*place, entry["step"], entry["loss"], entry["learning_rate"]])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def spent_frame(study: Study, gpus: Mapping[str, float]) -> pd.DataFrame:
+    """By stage, in order: num_built, num_steps, hours of its artifacts, and gpu_hours, with `gpus` a step of it."""
+    rows = []
+    for stage in STAGES:
+        steps = [step for step in study.steps if step.stage == stage]
+        if steps:
+            hours = sum(step.record.durations["total_s"] for step in steps if step.record) / 3600
+            num_built = sum(step.record is not None for step in steps)
+            rows.append([stage, num_built, len(steps), hours, hours * gpus.get(stage, 0)])
+    return pd.DataFrame(rows, columns=["stage", "num_built", "num_steps", "hours", "gpu_hours"])
 
 
 def stage_frame(study: Study) -> pd.DataFrame:

@@ -31,6 +31,9 @@ KIND_STYLES = {
     "synthetic": ("#d55e00", "s"),
     "biased_synthetic": ("#009e73", "^"),
 }
+CURVE_STAGES = {"generator": "Generator", "starting_point": "Starting points"}
+CURVE_POINTS = 200
+"""Points drawn of a curve, about: more cannot be told apart."""
 INK, MUTED, GRID, PAPER = "#1a1c20", "#5c6068", "#e3e5e9", "#fefefe"
 
 RC: dict[Any, Any] = {
@@ -136,6 +139,53 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
             wspace=0.09,
         )
     return figure
+
+
+def training_curves(curves: pd.DataFrame) -> Figure:
+    """Loss by share of the training done: a panel for the generator, the starting points and each kind of training set.
+
+    `curves` is `analysis.artifacts.curve_frame`'s. Raises ValueError when it has no rows.
+    """
+    if curves.empty:
+        raise ValueError("no finetuning has logged a step, so there is no curve to draw")
+    panels = [(name, curves[curves["stage"] == stage]) for stage, name in CURVE_STAGES.items()]
+    models = curves[curves["stage"] == "task_model"]
+    panels += [(KIND_NAMES[kind], models[models["kind"] == kind]) for kind in KIND_STYLES]
+    panels = [(name, panel) for name, panel in panels if not panel.empty]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with matplotlib.rc_context(RC):
+        height = 2.3 * rows + 0.5
+        figure = Figure(figsize=(max(7.8, 3.35 * columns + 0.5), height), facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for index, (axes, (name, panel)) in enumerate(zip(grid.flat, panels, strict=False)):
+            kinds = set(panel["kind"].dropna())
+            colour = KIND_STYLES.get(kinds.pop() if len(kinds) == 1 else "", (INK, ""))[0]
+            for _, curve in panel.groupby("slug"):
+                curve = curve.iloc[:: max(1, len(curve) // CURVE_POINTS)]
+                axes.plot(curve["step"] / curve["step"].max(), curve["loss"], color=colour, linewidth=0.8, alpha=0.7)
+            axes.set_title(f"{name} ({panel['slug'].nunique()})", fontsize=10, loc="left", fontweight="bold")
+            axes.grid(color=GRID, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(bottom=0)
+            if index + columns >= len(panels):
+                axes.set_xlabel("share of the steps")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("loss")
+        figure.subplots_adjust(
+            left=0.72 / figure.get_figwidth(), right=1 - 0.18 / figure.get_figwidth(), top=1 - 0.32 / height,
+            bottom=0.52 / height, hspace=0.42, wspace=0.16,
+        )  # fmt: skip
+    return figure
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """The figure as PDF bytes, without a time or a version inside."""
+    return _save(figure, "pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
 
 
 def to_png(figure: Figure, *, dpi: int = 200) -> bytes:

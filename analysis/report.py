@@ -19,15 +19,25 @@ from markupsafe import Markup
 from analysis import paper
 from analysis.artifacts import lexical_overlap_counts
 from analysis.comparison import figure1_block
-from analysis.figures import Series, figure1, inline_svg, paper_series, select, to_png, to_svg
+from analysis.figures import Series, figure1, inline_svg, paper_series, select, to_pdf, to_png, to_svg
 from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
 from analysis.page import Block, Verdict
 from analysis.results import figure_caption, numbers, verdict
-from analysis.sections import composition_block, paper_block, provenance_block, stages_block, table1_block, yield_block
+from analysis.sections import (
+    composition_block,
+    curves_block,
+    origins_block,
+    paper_block,
+    provenance_block,
+    spent_block,
+    stages_block,
+    table1_block,
+    yield_block,
+)
 from analysis.slices import slices_block
 from analysis.wording import thousands
 from pipelines.errors import UserError
-from sweep.records import Store, Study
+from sweep.records import Store, Study, read_plan
 
 # Matched is what the paper reports; mismatched is evaluated beside it.
 GENERAL_SETS = ("mnli_matched", "template_test")
@@ -71,6 +81,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         svg = to_svg(figure)
         _write(target.with_name("figure1.svg"), svg.encode())
         _write(target.with_name("figure1.png"), to_png(figure))
+        _write(target.with_name("figure1.pdf"), to_pdf(figure))
         values |= {
             "verdict": verdict(shown, series),
             "figure": Markup(inline_svg(svg, "Figure 1: accuracy by training size")),
@@ -83,17 +94,26 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         _write(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
+    curves, curves_figure = curves_block(store, study)
+    if curves_figure is not None:
+        _write(target.with_name("training_curves.svg"), to_svg(curves_figure).encode())
+        _write(target.with_name("training_curves.png"), to_png(curves_figure))
+        _write(target.with_name("training_curves.pdf"), to_pdf(curves_figure))
     values["blocks"] = [
         *beside_figure,
         *table1_block(counts, beside),
         *slices,
         *yield_block(store, study),
+        *curves,
         *composition_block(study),
         *paper_block(study),
         *stages_block(study),
+        *spent_block(study, read_plan(store, study.experiment)),
+        *origins_block(store, study),
         provenance_block(study),
     ]
     _write(target.with_name("frame.csv"), csv.encode())
+    _write(target.with_name("frame.parquet"), frame.to_parquet(index=False))
     # Last: who sees the report finds the files beside it.
     _write(target, _template().render(values).encode())
     return target

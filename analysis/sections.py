@@ -7,9 +7,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from analysis.artifacts import LabelCount, label_yield_frame, stage_frame, training_set_frame, yield_frame
+from analysis.artifacts import (
+    LabelCount,
+    curve_frame,
+    label_yield_frame,
+    reject_samples,
+    spent_frame,
+    stage_frame,
+    training_set_frame,
+    yield_frame,
+)
 from analysis.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, table1_beside_table
+from analysis.figures import inline_svg, to_svg, training_curves
 from analysis.page import Block, Column, Fold, Table
 from analysis.paper import table1
 from analysis.statistics import wilson_interval
@@ -111,7 +122,95 @@ def yield_block(store: Store, study: Study) -> list[Block]:
         "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
         "What is rejected is kept beside the pool with its reason."
     )
-    return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)])]
+    samples = reject_samples(store, study)
+    folds = []
+    if not samples.empty:
+        shown = [
+            [reason.replace("_", " "), label, _shortened(text)]
+            for reason, label, text in samples.itertuples(index=False, name=None)
+        ]
+        table = Table([Column("Reason"), Column("Label asked for"), Column("Text, as it was written", "wrap")], shown)
+        folds.append(Fold("Rejected texts, the first of each reason", [table]))
+    return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)], folds)]
+
+
+def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None]:
+    """Training curves, and their figure; nothing where no finetuning has logged a step."""
+    curves = curve_frame(store, study)
+    if curves.empty:
+        return [], None
+    figure = training_curves(curves)
+    caption = (
+        "Mean loss of the examples since the last logged step, for each finetuning (their number in brackets), against the "
+        "share of its steps. The generator's is per token, the others' per example."
+    )
+    svg = inline_svg(to_svg(figure), "Training curves: loss by share of the steps")
+    return [Block("curves", "Training curves", figure=svg, figure_caption=caption)], figure
+
+
+def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
+    """What was planned against what was spent, by stage; without a plan's estimate, what was spent."""
+    stages = (plan or {}).get("stages", {})
+    costs = (plan or {}).get("costs")
+    gpus = {stage: one.get("gpus_per_step", 0) for stage, one in stages.items()}
+    spent = spent_frame(study, gpus)
+    if not spent["num_built"].any():
+        return []
+    rows = []
+    for one in spent.itertuples(index=False):
+        row = [one.stage.replace("_", " "), f"{one.num_built} of {one.num_steps}", duration(one.hours * 3600)]
+        if costs:
+            planned = stages[one.stage]["in_all"]["gpu_hours"]
+            row += [f"{planned:,.2f}", f"{one.gpu_hours:,.2f}", _dollars(planned, costs), _dollars(one.gpu_hours, costs)]
+        rows.append(row)
+    columns = [Column("Stage"), Column("Built"), Column("Time of its artifacts", "number")]
+    if costs:
+        columns += [Column(name, "number") for name in ("GPU-hours, planned", "spent", "Dollars, planned", "spent")]
+        text = [
+            f"Planned: the estimate for {costs['gpu']} at ${costs['price']:g} an hour, made when the study was last run, for "
+            "all of its artifacts. Spent: what the built ones took, times the share of GPUs that they held."
+        ]
+    else:
+        why = f": {plan['why_no_costs']}" if plan and plan.get("why_no_costs") else ""
+        text = [f"No estimate was made of what this study costs{why}."]
+    return [Block("spent", "The plan against what was spent", text, [Table(columns, rows)])]
+
+
+def _dollars(gpu_hours: float, costs: Mapping[str, Any]) -> str:
+    return f"${gpu_hours * costs['price']:,.2f}"
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({thousands(len(text))} characters)"
+
+
+def origins_block(store: Store, study: Study) -> list[Block]:
+    """From each evaluated cell to its run, its rows and its configuration."""
+    rows = [
+        [
+            step.slug,
+            f"tags.fingerprint = '{step.fingerprint}'",
+            store.folder(step.stage, step.slug, step.fingerprint),
+            f"blindsweep explain {study.experiment} METRIC --cell {step.slug}",
+        ]
+        for step in study.steps
+        if step.stage == "evaluation" and step.record
+    ]
+    if not rows:
+        return []
+    columns = [
+        Column("Cell"),
+        Column("Its run, by MLflow's filter", "wrap"),
+        Column("Its rows", "wrap"),
+        Column("All of it", "wrap"),
+    ]
+    text = [
+        "Each accuracy is of one evaluation or a mean over seeds of several. Logits of every item and the counts of every "
+        "slice lie in the evaluation's folder; the command tells the configuration of all that a number was made from."
+    ]
+    return [
+        Block("origins", "Where each number comes from", text, folds=[Fold(f"{len(rows)} evaluations", [Table(columns, rows)])])
+    ]
 
 
 def paper_block(study: Study) -> list[Block]:

@@ -167,8 +167,7 @@ def run(
     if rehearse:
         loaded, store, report = _rehearsal(loaded), _rehearsal_store(store), False
     where = Store(store)
-    if budget is not None:
-        _check_budget(loaded, where, budget, gpu, price, max_gpus)
+    _estimate_before_run(loaded, where, budget, gpu, price, max_gpus)
     tracking_uri = tracking_uri or default_tracking_uri(where)
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
     result = run_study(loaded, where, tracking_uri, options)
@@ -325,20 +324,29 @@ def _show_plan(
         print_sources(table, costs)
 
 
-def _check_budget(
-    loaded: "Loaded", store: "Store", budget: float, gpu: str, price: float | None, num_gpus: float | None
+def _estimate_before_run(
+    loaded: "Loaded", store: "Store", budget: float | None, gpu: str, price: float | None, num_gpus: float | None
 ) -> None:
+    """Keep the estimate for the report, and hold it against the budget."""
     from sweep.costs import NoEstimate, read_table
     from sweep.grid import build_grid
     from sweep.plan import check_budget, cost_plan, make_plan
+    from sweep.plan_page import plan_json
+    from sweep.records import write_plan
 
     table = read_table()
     planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
+    costs, why_not = None, ""
     try:
         costs = cost_plan(planned, store, table, table.gpu(gpu, price=price), num_gpus)
     except NoEstimate as error:
-        raise UserError(f"--budget cannot be checked: {error}; leave it out to run all the same") from error
-    check_budget(loaded.experiment.name, costs, budget)
+        why_not = str(error)
+        if budget is not None:
+            raise UserError(f"--budget cannot be checked: {error}; leave it out to run all the same") from error
+    if budget is not None and costs is not None:
+        check_budget(loaded.experiment.name, costs, budget)
+    if not all(one.is_cached for one in planned):
+        write_plan(store, loaded.experiment.name, plan_json(loaded.experiment, planned, costs, why_not))
 
 
 @app.command()

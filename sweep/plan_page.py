@@ -91,7 +91,11 @@ def plan_json(experiment: Experiment, planned: Sequence[Planned], costs: PlanCos
     for stage in STAGES:
         of_stage = [one for one in planned if one.step.stage == stage]
         if of_stage:
-            stages[stage] = {"steps": len(of_stage), "cached": sum(one.is_cached for one in of_stage)}
+            stages[stage] = {
+                "steps": len(of_stage),
+                "cached": sum(one.is_cached for one in of_stage),
+                "gpus_per_step": max(one.step.resources.total_gpus for one in of_stage),
+            }
             if costs:
                 whole = total(one for one in costs.estimate.steps if one.step.stage == stage)
                 stages[stage] |= {

@@ -289,3 +289,14 @@ class Study:
             "failures": [dict(failure) for failure in self.failures],
         }
         store.write_bytes(self.path(store, self.experiment), json.dumps(values, indent=1, ensure_ascii=False).encode())
+
+
+def write_plan(store: Store, name: str, plan: Mapping[str, Any]) -> None:
+    """Keep what a study was estimated to cost (`sweep.plan_page.plan_json`), for the report to compare with what it took."""
+    store.write_bytes(join(store.uri, "plans", f"{name}.json"), json.dumps(plan, indent=1, ensure_ascii=False).encode())
+
+
+def read_plan(store: Store, name: str) -> dict[str, Any] | None:
+    """The estimate that was kept when the study was last run, or None."""
+    text = store._read(join(store.uri, "plans", f"{name}.json"))
+    return None if text is None else dict(json.loads(text))

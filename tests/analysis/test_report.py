@@ -8,12 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.frame import IncompleteSweepError, load_frame
 from analysis.report import build_report
 from analysis.slices import slices_block
 from pipelines.errors import UserError
+from pipelines.examples import LABELS
+from sweep.records import Store, write_plan
 from tests.analysis.fake_store import PAPER_SETS, SETS, FakeStudy, fingerprint, label_metrics, parquet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,8 +75,12 @@ def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path) 
     path = build_report(full.write(), "tiny", tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(one.name for one in path.parent.iterdir()) == [
-        "figure1.png", "figure1.svg", "frame.csv", "report.html",
+        "figure1.pdf", "figure1.png", "figure1.svg", "frame.csv", "frame.parquet", "report.html",
     ]  # fmt: skip
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(path.parent / "frame.parquet"), load_frame(full.write(), "tiny"), check_dtype=False
+    )
+    assert (path.parent / "figure1.pdf").read_bytes().startswith(b"%PDF-")
     html = path.read_text()
     links = Links(html)
     assert all(link.startswith(("#", "data:")) for link in links.loaded)
@@ -101,7 +109,8 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
     html = build_report(full.write(), "tiny", tmp_path).read_text()
     sections = re.findall(r'<section[^>]* id="(\w+)"', html)
     assert sections == [
-        "question", "verdict", "figure1", "paper_figure1", "table1", "slices", "yield", "composition", "stages", "provenance",
+        "question", "verdict", "figure1", "paper_figure1", "table1", "slices", "yield", "composition", "stages", "spent",
+        "origins", "provenance",
     ]  # fmt: skip
     text = Links(html).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for expected in (
@@ -110,6 +119,69 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
         "template_probe",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_rejected_texts_are_shown_as_text(full: FakeStudy, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"r{n}", "label": "neutral", "shard": 0, "seed": n, "generator": "g", "reason": reason, "text": text}
+        for n, (reason, text) in enumerate(
+            [("no_end_marker", "<b>bold</b> <script>alert(1)</script>"), ("no_hypothesis", "x" * 301),
+             *[("no_end_marker", f"text {n}") for n in range(3)]]
+        )
+    ]  # fmt: skip
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    counts = {
+        "parsed": dict.fromkeys(LABELS, 1), "generated": {"entailment": 6, "neutral": 1, "contradiction": 1},
+        "rejected": {"no_end_marker": 4, "no_hypothesis": 1},
+    }  # fmt: skip
+    study = FakeStudy(tmp_path / "rejecting")
+    files = {
+        "yield.json": json.dumps(counts).encode(),
+        "pool/a.parquet": parquet([("A man", "A man", str(label)) for label in LABELS]),
+        "rejects/a.parquet": buffer.getvalue(),
+    }
+    study.add("synthetic_pool", "pool", files=files)
+    study.add_grid((0,), (60,), (0,))
+    html = build_report(study.write(), "tiny", tmp_path / "out").read_text()
+    assert "<script>" not in html and "<b>bold" not in html
+    text = section(html, "yield")
+    assert "no end marker|neutral|<b>bold</b> <script>alert(1)</script>|" in text
+    # Three of a reason, and no more than 300 characters of one.
+    assert "|text 1|" in text and "|text 2|" not in text
+    assert f"no hypothesis|neutral|{'x' * 300}… (301 characters)|" in text
+
+
+def test_training_curves_are_drawn_for_what_has_logged_steps(full: FakeStudy, tmp_path: Path) -> None:
+    log = b"".join(json.dumps({"step": n, "loss": 1 / n, "learning_rate": 0.1}).encode() + b"\n" for n in (1, 2, 3))
+    full.add("generator", "generator", files={"metrics.jsonl": log})
+    for kind in ("original", "synthetic"):
+        place = {"starting_size": 0, "kind": kind, "size": 60, "seed": 9}
+        full.add("task_model", f"curved-{kind}", coordinates=place, files={"metrics.jsonl": log})
+    path = build_report(full.write(), "tiny", tmp_path / "out")
+    text = section(path.read_text(), "curves")
+    assert "Generator (1)" in text and "Original (1)" in text and "Synthetic (1)" in text
+    assert "Starting points" not in text
+    assert {"training_curves.svg", "training_curves.png", "training_curves.pdf"} <= {one.name for one in path.parent.iterdir()}
+
+
+def test_what_was_planned_stands_beside_what_was_spent(full: FakeStudy, tmp_path: Path) -> None:
+    store = Store(full.write())
+    text = section(build_report(store, "tiny", tmp_path / "out").read_text(), "spent")
+    assert "No estimate was made of what this study costs." in text
+    # 45 task models of 12.5 s on half a GPU are 0.078 GPU-hours.
+    stages = {stage: {"gpus_per_step": 0.5, "in_all": {"gpu_hours": 2.0}}
+              for stage in ("sources", "synthetic_pool", "training_set", "task_model", "evaluation")}  # fmt: skip
+    write_plan(store, "tiny", {"stages": stages, "costs": {"gpu": "h100", "price": 10.0}})
+    text = section(build_report(store, "tiny", tmp_path / "out").read_text(), "spent")
+    assert "task model|42 of 42|8 min 45 s|2.00|0.07|$20.00|$0.73|" in text
+
+
+def test_each_number_leads_to_its_run_its_rows_and_its_configuration(full: FakeStudy, tmp_path: Path) -> None:
+    text = section(build_report(full.write(), "tiny", tmp_path / "out").read_text(), "origins")
+    cell = "start0-original-60-seed0"
+    assert f"blindsweep explain tiny METRIC --cell {cell}|" in text
+    assert f"|tags.fingerprint = '{fingerprint('evaluation', cell)}'|{full.folder('evaluation', cell)}|" in text
 
 
 def test_marks_stand_at_the_top(tmp_path: Path) -> None:
