@@ -69,6 +69,8 @@ class Experiment:
             raise UserError(f"name={self.name!r}: an experiment's name is a file's name; use letters, digits, '-', '_'")
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
             values = getattr(self, axis)
+            if not isinstance(values, tuple):
+                raise UserError(f"{axis}={values!r} is not a tuple; write one value as ({values!r},)")
             if not values:
                 raise UserError(f"{axis}=() leaves nothing to do; give at least one value")
             if len(set(values)) != len(values):

@@ -118,6 +118,7 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"training_sizes": 600}, r"training_sizes=600 is not a tuple; write one value as \(600,\)"),
         ({"name": "a/b"}, "file's name"),
         ({"seeds": ()}, "seeds"),
         ({"training_sizes": (30, 30)}, "twice"),
