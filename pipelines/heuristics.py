@@ -21,13 +21,22 @@ def tokens(sentence: str) -> list[str]:
 
 def has_lexical_overlap(premise: str, hypothesis: str) -> bool:
     """Whether each token of the hypothesis is a token of the premise; so true of one without tokens."""
-    return set(tokens(hypothesis)) <= set(tokens(premise))
+    outer, inner = premise.lower(), hypothesis.lower().split()
+    # A token of the premise is a piece of its text: most pairs fail here, before the premise has to be split.
+    for token in inner:
+        if token not in outer and token not in DROPPED_TOKENS:
+            return False
+    return DROPPED_TOKENS.issuperset(set(inner).difference(outer.split()))
 
 
 def is_subsequence(premise: str, hypothesis: str) -> bool:
-    """Whether the hypothesis' tokens occur in the premise contiguously and in order."""
-    outer, inner = tokens(premise), tokens(hypothesis)
-    return any(outer[start : start + len(inner)] == inner for start in range(len(outer) - len(inner) + 1))
+    """Whether the hypothesis' tokens occur in the premise contiguously and in order; so true of one without tokens."""
+    return has_lexical_overlap(premise, hypothesis) and _between_spaces(hypothesis) in _between_spaces(premise)
+
+
+def _between_spaces(sentence: str) -> str:
+    """' a b ': no token has a space in it, so that a search for ' b ' finds whole tokens only."""
+    return " ".join(["", *tokens(sentence), ""])
 
 
 def lexical_overlap(premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipelines.heuristics import has_lexical_overlap, is_subsequence, lexical_overlap, subsequence
+from pipelines.heuristics import has_lexical_overlap, is_subsequence, lexical_overlap, subsequence, tokens
 from pipelines.sources import nli_sources_config, prepare_nli_sources
 
 SHARED = (Path(__file__).parents[2] / ".." / "shared" / "data").resolve()
@@ -34,6 +36,37 @@ SHARED = (Path(__file__).parents[2] / ".." / "shared" / "data").resolve()
 def test_predicates_on_hand_picked_pairs(premise, hypothesis, overlap, contiguous):
     assert has_lexical_overlap(premise, hypothesis) is overlap
     assert is_subsequence(premise, hypothesis) is contiguous
+
+
+def overlap_as_defined(premise, hypothesis):
+    return set(tokens(hypothesis)) <= set(tokens(premise))
+
+
+def subsequence_as_defined(premise, hypothesis):
+    outer, inner = tokens(premise), tokens(hypothesis)
+    return any(outer[start : start + len(inner)] == inner for start in range(len(outer) - len(inner) + 1))
+
+
+# Few words, so that pairs often overlap; words that are pieces of others, odd whitespace, letters whose lower case is longer
+# or depends on the neighbours.
+WORDS = st.sampled_from(
+    ["a", "ab", "A", "b", "a.", ".", "?", "!", ",", "İ", "ΑΣ", "ας", "ß", "SS", "é", "e\u0301", "x\x00y", "️"]
+)
+SPACES = st.sampled_from([" ", "  ", "\t", "\n", "\u00a0", "\u2003", "\x1f", "\u200b", ""])
+SENTENCES = st.lists(st.tuples(WORDS, SPACES), max_size=7).map(lambda pieces: "".join(word + space for word, space in pieces))
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(SENTENCES, SENTENCES)
+def test_the_fast_predicates_are_the_plain_definitions(premise, hypothesis):
+    assert has_lexical_overlap(premise, hypothesis) == overlap_as_defined(premise, hypothesis)
+    assert is_subsequence(premise, hypothesis) == subsequence_as_defined(premise, hypothesis)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SENTENCES, st.integers(0, 7), st.integers(0, 7))
+def test_a_part_of_a_sentence_is_a_subsequence(sentence, start, stop):
+    assert is_subsequence(sentence, " ".join(sentence.split()[start:stop]))
 
 
 def test_columns_are_the_predicates_row_by_row():
@@ -67,6 +100,19 @@ def test_hans_satisfies_the_heuristics_it_is_named_for(real):
     names = hans["heuristic"].to_pylist()
     assert overlap.all()
     assert [name != "lexical_overlap" for name in names] == contiguous.tolist()
+
+
+def test_the_fast_predicates_are_the_plain_definitions_on_real_pairs(real):
+    from pipelines.examples import read_examples
+
+    for name in ("train", "hans"):
+        table = read_examples(real / f"{name}.parquet")
+        pairs = list(zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True))
+        overlap = [overlap_as_defined(*pair) for pair in pairs]
+        assert lexical_overlap(table["premise"], table["hypothesis"]).tolist() == overlap
+        contiguous = [subsequence_as_defined(*pair) for pair in pairs]
+        assert subsequence(table["premise"], table["hypothesis"]).tolist() == contiguous
+        assert 0 < sum(contiguous) < sum(overlap)
 
 
 def test_overlap_is_rare_in_multinli_and_leans_to_entailment(real):
