@@ -193,6 +193,11 @@ class Heuristic:
         if known is not None and self.holds is not known.holds:
             raise UserError(f"heuristic name={self.name!r} is a built-in one's, and identity goes by name; choose another name")
 
+    @property
+    def blindspot_slice(self) -> str:
+        """The slice of an evaluation in which going by it is wrong: the probe's, or where it holds of pairs of other labels."""
+        return self.probe_slice or f"holds/{self.name}/non-{self.predicts}"
+
     def __call__(self, premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
         """Where it holds: booleans of shape (num_pairs,). Raises :class:`UserError` if the predicate returns anything else."""
         first, second = _texts(premises), _texts(hypotheses)

@@ -44,6 +44,8 @@ def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[s
         **loaded.parameters,
         "general_set": experiment.general_set,
         "blindspot_set": experiment.blindspot_set,
+        "heuristic": experiment.heuristic.name,
+        "blindspot_slice": experiment.heuristic.blindspot_slice,
     }
     if experiment.replicates_paper:
         parameters |= {

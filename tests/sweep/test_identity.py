@@ -119,7 +119,7 @@ CLASSES = {
         "",
     ),
     "pipelines.evaluation.EvaluationConfig": (
-        "sets dtype merge_adapter rehearse_examples",
+        "sets dtype merge_adapter rehearse_examples heuristics",
         "tokens_per_batch",
     ),
     "pipelines.sources.NLISourcesConfig": (
@@ -129,7 +129,7 @@ CLASSES = {
     "sweep.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed rehearsal",
+        "starting_set_seed rehearsal heuristic biases heuristic_share",
         "sources_folder resources replicates_paper",
     ),
     "pipelines.template_corpus.TemplateCorpusConfig": (
