@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.dose_response import dose_block, dose_figure
 from analysis.figures import (
     GRID,
     INK,
@@ -28,7 +29,7 @@ from analysis.figures import (
     to_svg,
 )
 from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
-from analysis.page import Verdict
+from analysis.page import Block, Verdict
 from analysis.results import figure_caption, numbers, verdict
 from analysis.sections import composition_block, paper_block, provenance_block, stages_block, table1_block, yield_block
 from analysis.wording import thousands
@@ -43,8 +44,8 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.png`,
-    `figure1.svg` and `frame.csv` are written beside it. The HTML loads nothing: styles, figure and data are
-    inside.
+    `figure1.svg` and `frame.csv` are written beside it, and `doses.png` and `doses.svg` where there are doses of bias. The
+    HTML loads nothing: styles, figure and data are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -65,6 +66,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "num_rows": thousands(len(frame)),
         "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv.encode()).decode(),
     }
+    doses: list[Block] = []
     if frame.empty:
         values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
     else:
@@ -79,7 +81,12 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
             "figure_caption": figure_caption(frame),
             "numbers": numbers(frame, series),
         }
+        doses = dose_block(frame, series)
+        if doses:
+            _write(target.with_name("doses.svg"), to_svg(curves := dose_figure(frame, series)).encode())
+            _write(target.with_name("doses.png"), to_png(curves))
     values["blocks"] = [
+        *doses,
         *table1_block(store, study),
         *yield_block(store, study),
         *composition_block(study),
@@ -100,9 +107,10 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
     evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
     clear.
     """
+    blindspot_slice = study.parameters.get("blindspot_slice", BLINDSPOT_SLICE)
     fits = {
         "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
-        "blindspot_set": frame.loc[frame["slice"] == BLINDSPOT_SLICE, "set"],
+        "blindspot_set": frame.loc[frame["slice"] == blindspot_slice, "set"],
     }
     chosen: dict[str, str] = {}
     for name, sets in fits.items():
@@ -115,7 +123,7 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
                 f"{', '.join(found) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
             )
         chosen[name] = str(value)
-    return paper_series(chosen["general_set"], chosen["blindspot_set"])
+    return paper_series(chosen["general_set"], chosen["blindspot_set"], blindspot_slice)
 
 
 def inline_svg(svg: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.artifacts import LabelCount, label_order
-from analysis.frame import DTYPES, KEY
+from analysis.frame import KEY
 from analysis.statistics import (
     Estimate,
     mean_estimate,
@@ -85,7 +85,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
             estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
         rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
-    return table.astype({"kind": DTYPES["kind"]})
+    return table.astype({"kind": frame["kind"].dtype})
 
 
 def difference_table(
