@@ -112,7 +112,7 @@ def dose_figure(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
     doses = frame[frame["bias"].notna()]
     starts, sizes = sorted(doses["starting_size"].unique()), sorted(doses["size"].unique())
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(max(5.2, 3.35 * len(starts) + 0.5), 3.9), facecolor=PAPER, layout="constrained")
+        figure = Figure(figsize=(max(5.2, 3.35 * len(starts) + 0.5), 4.2), facecolor=PAPER, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(starts), sharey=True, squeeze=False)[0]
         for axes, start in zip(panels, starts, strict=True):
@@ -132,5 +132,5 @@ def dose_figure(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel("accuracy")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower left", ncols=min(2, len(starts)), frameon=False, fontsize=8)
     return figure
