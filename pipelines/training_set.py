@@ -39,7 +39,7 @@ import pyarrow as pa
 from pipelines.compute import added
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, read_examples, write_examples
-from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic, lexical_overlap
+from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
 
 KINDS = ("starting", "original", "synthetic", "biased_synthetic")
 REMAINDERS = ("first_labels", "drop", "error")
@@ -151,16 +151,14 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     write_examples(drawn, Path(output) / "examples.parquet")
 
     drawn_labels = labels[chosen]
-    overlap = lexical_overlap(drawn["premise"], drawn["hypothesis"])
+    holds = {one.name: one(drawn["premise"], drawn["hypothesis"]) for one in dict.fromkeys((LEXICAL_OVERLAP, config.heuristic))}
     metrics = {"num_examples": drawn.num_rows, "num_excluded": num_excluded}
     drawable = labels[np.concatenate([rows for _, rows, size in strata if size])]
     for label in LABELS:
         of_label = drawn_labels == label
         metrics[f"{label}/num_examples"] = int(of_label.sum())
-        metrics[f"{label}/lexical_overlap"] = int((of_label & overlap).sum())
-        if config.heuristic != LEXICAL_OVERLAP:
-            held = config.heuristic(drawn["premise"], drawn["hypothesis"])
-            metrics[f"{label}/{config.heuristic.name}"] = int((of_label & held).sum())
+        for name, held in holds.items():
+            metrics[f"{label}/{name}"] = int((of_label & held).sum())
         metrics[f"{label}/available"] = int((drawable == label).sum())
     return metrics
 
