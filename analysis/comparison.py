@@ -13,7 +13,7 @@ from analysis.page import Block, Column, Fold, Table
 from analysis.paper import BLINDSPOT_SET, GENERAL_SET
 from analysis.statistics import RatioEstimate
 from analysis.tables import entailment_odds_ratio
-from analysis.wording import KIND_NAMES, NOTHING, percent, percent_range, points, starting_point_name, thousands
+from analysis.wording import NOTHING, kind_name, percent, percent_range, points, starting_point_name, thousands
 
 PAPER = "Zhang and Pavlick"
 TABLE1_NOTE = (
@@ -173,7 +173,7 @@ def _point(row: pd.Series) -> list[str]:
     has_ours, has_paper = row["counterpart"] != "paper", row["counterpart"] != "ours"
     return [
         starting_point_name(int(row["starting_size"])),
-        KIND_NAMES[row["kind"]],
+        kind_name(row["kind"]),
         thousands(row["size"]),
         percent(row["ours"]) if has_ours else NOTHING,
         # With one seed there is one, but of test items: the section compares seeds.

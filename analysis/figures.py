@@ -74,16 +74,16 @@ def select(table: pd.DataFrame, one: Series) -> pd.DataFrame:
     return table[chosen & (table["folding"] == one.folding)]
 
 
-def paper_series(general_set: str, blindspot_set: str) -> tuple[Series, ...]:
+def paper_series(general_set: str, blindspot_set: str, blindspot_slice: str = BLINDSPOT_SLICE) -> tuple[Series, ...]:
     """The test sets of the paper's Figure 1: general, blindspot, and the blindspot's adversarial slice."""
     return (
         Series(general_set, "all", 3, set_name(general_set), "solid"),
         Series(blindspot_set, "all", 2, set_name(blindspot_set), (0, (5.0, 1.8))),
         Series(
             blindspot_set,
-            BLINDSPOT_SLICE,
+            blindspot_slice,
             2,
-            f"{set_name(blindspot_set)}, lexical overlap, non-entailment",
+            f"{set_name(blindspot_set)}, {blindspot_slice.removeprefix('holds/').replace('/', ', ').replace('_', ' ')}",
             (0, (1.2, 1.6)),
         ),
     )
@@ -151,6 +151,7 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     panels = [(name, curves[curves["stage"] == stage]) for stage, name in CURVE_STAGES.items()]
     models = curves[curves["stage"] == "task_model"]
     panels += [(KIND_NAMES[kind], models[models["kind"] == kind]) for kind in KIND_STYLES]
+    panels.append(("Doses of bias", models[~models["kind"].isin(KIND_STYLES)]))
     panels = [(name, panel) for name, panel in panels if not panel.empty]
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)

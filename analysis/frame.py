@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from sweep.records import Store, Study
 
 KINDS = ("none", "original", "synthetic", "biased_synthetic")
+"""Those of every study, in their order; a study's doses of bias follow, by dose."""
 BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 COORDINATES = ("starting_size", "kind", "size", "seed")
 KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
@@ -34,6 +35,7 @@ DTYPES = {
     "num_correct": "int64",
     "num_examples": "int64",
     "fingerprint": "string",
+    "bias": "float64",
 }
 _ROW_FIELDS = ("set", "slice", "num_labels", "folding", "accuracy", "num_correct", "num_examples")
 
@@ -58,8 +60,9 @@ def load_frame(store_uri: str | Store, study_name: str, *, partial: bool = False
     """One row per `KEY` (starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, typed as `DTYPES`.
 
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
-    "none" and `size` 0 for a starting point evaluated as it is. `folding` is "argmax", or "summed" where two labels are
-    scored by summed probabilities (`pipelines.evaluation.entails`).
+    "none" and `size` 0 for a starting point evaluated as it is; a dose of bias is a kind of its own, and `bias` its dose: NaN
+    for all others. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
+    (`pipelines.evaluation.entails`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
     `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises
@@ -76,6 +79,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     missing: list[dict[str, Any]] = []
     cells: dict[tuple[Any, ...], str] = {}
     slices: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    biases: dict[str, float] = {}
     for step in study.steps:
         if step.stage != "evaluation":
             continue
@@ -85,6 +89,8 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
                 f"evaluations {cells[cell]} and {step.slug}-{step.fingerprint[:12]} are both of "
                 f"{_named(cell)}; one cell has one evaluation: run the study again to write its manifest anew"
             )
+        if "bias" in step.coordinates:
+            biases[cell[1]] = float(step.coordinates["bias"])
         cells[cell] = f"{step.slug}-{step.fingerprint[:12]}"
         if step.record is None:
             why = _why_missing(study, step.fingerprint)
@@ -92,7 +98,8 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             continue
         found = _evaluation_rows(store, step)
         slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in found}
-        rows += [{**dict(zip(COORDINATES, cell, strict=True)), **row} for row in found]
+        place = {**dict(zip(COORDINATES, cell, strict=True)), "bias": biases.get(cell[1])}
+        rows += [{**place, **row} for row in found]
     if not cells:
         raise UserError(f"study {study.experiment!r} has no evaluation among its steps, so there is nothing to report")
     # Every task model of a study is measured on the same slices; one that lacks some cannot be compared.
@@ -107,10 +114,11 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
                     "why": "not in the evaluation's metrics",
                 }
             )
-    missing.sort(key=lambda one: (one["starting_size"], KINDS.index(one["kind"]), one["size"], one["seed"]))
+    kinds = [*KINDS, *sorted(biases, key=lambda kind: biases[kind])]
+    missing.sort(key=lambda one: (one["starting_size"], kinds.index(one["kind"]), one["size"], one["seed"]))
     if missing and not partial:
         raise IncompleteSweepError(study.experiment, missing)
-    frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES)
+    frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES | {"kind": pd.CategoricalDtype(kinds, ordered=True)})
     frame = frame.sort_values(list(KEY), ignore_index=True)
     _check_same_test_items(frame)
     frame.attrs["missing"] = missing
@@ -135,7 +143,7 @@ def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int
     if absent:
         raise UserError(f"evaluation {slug} has no coordinate {', '.join(absent)}; run the study again")
     kind = coordinates["kind"]
-    if kind not in KINDS:
+    if kind not in KINDS and "bias" not in coordinates:
         raise UserError(f"evaluation {slug} is of kind {kind!r}; known kinds are {', '.join(KINDS)}")
     return int(coordinates["starting_size"]), kind, int(coordinates["size"]), int(coordinates["seed"])
 

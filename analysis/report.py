@@ -19,6 +19,7 @@ from markupsafe import Markup
 from analysis import paper
 from analysis.artifacts import lexical_overlap_counts
 from analysis.comparison import figure1_block
+from analysis.dose_response import dose_block, dose_figure
 from analysis.figures import Series, figure1, inline_svg, paper_series, select, to_pdf, to_png, to_svg
 from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
 from analysis.page import Block, Verdict
@@ -47,9 +48,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.png`,
-    `figure1.svg` and `frame.csv` are written beside it, and `figure1_vs_paper.csv` and `table1_vs_paper.csv`
-    (`analysis.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads nothing: styles, figures
-    and the frame are inside.
+    `figure1.svg`, `figure1.pdf`, `frame.csv` and `frame.parquet` are written beside it; `doses.png` and `doses.svg` where
+    there are doses of bias; `training_curves.*` where steps were logged; and `figure1_vs_paper.csv` and
+    `table1_vs_paper.csv` (`analysis.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads
+    nothing: styles, figures and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -72,6 +74,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     }
     beside_figure: list[Block] = []
     slices: list[Block] = []
+    doses: list[Block] = []
     if frame.empty:
         values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
     else:
@@ -90,6 +93,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         }
         beside_figure = [_paper_figure1_block(study, frame, target)]
         slices = slices_block(frame, series[-1].set)
+        doses = dose_block(frame, series)
+        if doses:
+            _write(target.with_name("doses.svg"), to_svg(drawn_doses := dose_figure(frame, series)).encode())
+            _write(target.with_name("doses.png"), to_png(drawn_doses))
     counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
@@ -101,6 +108,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         _write(target.with_name("training_curves.pdf"), to_pdf(curves_figure))
     values["blocks"] = [
         *beside_figure,
+        *doses,
         *table1_block(counts, beside),
         *slices,
         *yield_block(store, study),
@@ -135,9 +143,10 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
     evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
     clear.
     """
+    blindspot_slice = study.parameters.get("blindspot_slice", BLINDSPOT_SLICE)
     fits = {
         "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
-        "blindspot_set": frame.loc[frame["slice"] == BLINDSPOT_SLICE, "set"],
+        "blindspot_set": frame.loc[frame["slice"] == blindspot_slice, "set"],
     }
     chosen: dict[str, str] = {}
     for name, sets in fits.items():
@@ -150,7 +159,7 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
                 f"{', '.join(found) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
             )
         chosen[name] = str(value)
-    return paper_series(chosen["general_set"], chosen["blindspot_set"])
+    return paper_series(chosen["general_set"], chosen["blindspot_set"], blindspot_slice)
 
 
 def _write(path: Path, content: bytes) -> None:

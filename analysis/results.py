@@ -13,6 +13,7 @@ from analysis.wording import (
     KIND_NAMES,
     direction,
     interval_words,
+    kind_name,
     percent,
     percent_range,
     points,
@@ -127,7 +128,7 @@ def _accuracies(accuracies: pd.DataFrame, one: Series) -> Table:
         rows += [
             [
                 starting_point_name(int(str(start))),
-                KIND_NAMES[row["kind"]],
+                kind_name(row["kind"]),
                 thousands(row["size"]),
                 percent(row["mean"]),
                 percent_range(row["low"], row["high"]),

@@ -25,7 +25,7 @@ from analysis.page import Block, Column, Fold, Table
 from analysis.paper import table1
 from analysis.statistics import wilson_interval
 from analysis.tables import lexical_overlap_table
-from analysis.wording import KIND_NAMES, NOTHING, duration, percent, percent_range, thousands
+from analysis.wording import NOTHING, duration, kind_name, percent, percent_range, thousands
 from sweep.records import STAGES, Store, Study
 
 # The manifest's lists of a replication's notes, and what the report calls them.
@@ -236,9 +236,7 @@ def composition_block(study: Study) -> list[Block]:
     if sets.empty:
         return []
     sets["set"] = [
-        f"Starting set, {thousands(int(start))}"
-        if stage == "starting_set"
-        else f"{KIND_NAMES.get(kind, kind)}, {thousands(int(size))}"
+        f"Starting set, {thousands(int(start))}" if stage == "starting_set" else f"{kind_name(kind)}, {thousands(int(size))}"
         for stage, start, kind, size in zip(
             sets["stage"], sets["starting_size"].fillna(0), sets["kind"], sets["size"].fillna(0), strict=True
         )

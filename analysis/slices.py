@@ -10,9 +10,9 @@ from analysis.frame import BLINDSPOT_SLICE
 from analysis.page import Block, Column, Fold, Table
 from analysis.tables import accuracy_table, folding_table
 from analysis.wording import (
-    KIND_NAMES,
     NOTHING,
     interval_words,
+    kind_name,
     percent,
     percent_estimate,
     points,
@@ -106,7 +106,7 @@ def _by_subcase(of_start: pd.DataFrame, subcases: Sequence[str]) -> Table:
         rows.append([subcase.removeprefix(SUBCASE).replace("_", " "), *found])
     columns = [Column("Subcase")]
     for (_, kind, size), of_cell in cells:
-        of_what = KIND_NAMES[kind] + (f", {thousands(size)}" if size else "")
+        of_what = kind_name(kind) + (f", {thousands(size)}" if size else "")
         columns.append(Column(f"{of_what} (n = {of_cell['n'].iloc[0]})", "number"))
     return Table(columns, rows, f"Start: {starting_point_name(int(of_start['starting_size'].iloc[0]))}")
 
@@ -163,7 +163,7 @@ _CELL_COLUMNS = (Column("Starting point"), Column("Training set"), Column("Size"
 
 
 def _cell_words(row: pd.Series) -> list[str]:
-    return [starting_point_name(int(row["starting_size"])), KIND_NAMES[row["kind"]], thousands(row["size"])]
+    return [starting_point_name(int(row["starting_size"])), kind_name(row["kind"]), thousands(row["size"])]
 
 
 def _estimate(row: pd.Series) -> str:

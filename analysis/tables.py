@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.artifacts import LabelCount, label_order
-from analysis.frame import DTYPES, KEY
+from analysis.frame import KEY
 from analysis.statistics import (
     Estimate,
     RatioEstimate,
@@ -104,7 +104,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
             estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
         rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
-    return table.astype({"kind": DTYPES["kind"]})
+    return table.astype({"kind": frame["kind"].dtype})
 
 
 def difference_table(
@@ -154,7 +154,7 @@ def folding_table(frame: pd.DataFrame) -> pd.DataFrame:
         estimate = _cut(paired_difference(sides["summed"].to_dict(), sides["argmax"].to_dict()), -1.0, 1.0)
         means = {folding: float(sides[folding].mean()) for folding in FOLDINGS}
         rows.append({**dict(zip(by, key, strict=True)), **means, **_columns(estimate)})
-    return pd.DataFrame(rows, columns=[*by, *FOLDINGS, *ESTIMATE_COLUMNS]).astype({"kind": DTYPES["kind"]})
+    return pd.DataFrame(rows, columns=[*by, *FOLDINGS, *ESTIMATE_COLUMNS]).astype({"kind": frame["kind"].dtype})
 
 
 def _cut(estimate: Estimate, least: float, most: float) -> Estimate:

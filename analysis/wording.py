@@ -24,6 +24,11 @@ _GROUP = "\N{NARROW NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
 
 
+def kind_name(kind: str) -> str:
+    """What a kind of training set is called in figures and tables; a dose of bias by its own name, 'bias_0.7' as 'Bias 0.7'."""
+    return KIND_NAMES.get(kind, kind.replace("_", " ").capitalize())
+
+
 def set_name(name: str) -> str:
     """What a test set is called in figures and tables; an unknown one keeps its own name."""
     return SET_NAMES.get(name, name)

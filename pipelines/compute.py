@@ -105,6 +105,13 @@ def runtime(default: Any = dataclasses.MISSING, *, default_factory: Any = datacl
     return dataclasses.field(default=default, metadata={"role": "runtime"})
 
 
+def added(default: Any) -> Any:
+    """An identity field that a config got when artifacts had been built without it: where it has its default, which must mean
+    what was done before, it is left out of the fingerprint, so that these artifacts are still found.
+    """
+    return dataclasses.field(default=default, metadata={"role": "added"})
+
+
 def runtime_fields(config_type: type) -> set[str]:
     """Names of the fields declared with :func:`runtime`."""
     return {field.name for field in dataclasses.fields(config_type) if field.metadata.get("role") == "runtime"}
@@ -116,7 +123,7 @@ def identity_fields(config_type: type) -> set[str]:
 
 
 def identity(config: Any) -> dict[str, JsonValue]:
-    """The identity fields of a config, recursively, as plain JSON values.
+    """The identity fields of a config, recursively, as plain JSON values; without those :func:`added` that have their default.
 
     Nested dataclasses become objects, tuples become lists, enums their values. A whole number in a field
     annotated ``float`` becomes a float, so that ``learning_rate=1`` and ``learning_rate=1.0``, which are
@@ -136,6 +143,8 @@ def _object(config: Any, path: str) -> dict[str, JsonValue]:
         if field.metadata.get("role") == "runtime":
             continue
         value = getattr(config, field.name)
+        if field.metadata.get("role") == "added" and value == field.default:
+            continue
         if field.type in (float, "float") and type(value) is int:
             value = float(value)
         values[field.name] = _plain(value, f"{path}.{field.name}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.compute import Report, Resources, no_report, runtime
+from pipelines.compute import Report, Resources, added, no_report, runtime
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
 from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, working_folder
+from pipelines.heuristics import Heuristic
 from pipelines.packing import common_prefix_length, pack, split_by_tokens
 from pipelines.prompts import classifier_prompt
 from pipelines.storage import fetch, join
@@ -36,18 +37,23 @@ class EvaluationConfig:
     """Which test sets of the prepared sources are evaluated, in which precision.
 
     `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
-    above 0 makes it a rehearsal: only so many examples of each set, the longest.
+    above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
+    the examples of which it holds (`accuracy_rows`).
     """
 
     sets: tuple[str, ...]
     dtype: str = "bfloat16"
     merge_adapter: bool = False
     rehearse_examples: int = 0
+    heuristics: tuple[Heuristic, ...] = added(())
     tokens_per_batch: int = runtime(32_768)
 
     def __post_init__(self) -> None:
         if not self.sets:
             raise UserError("sets=() names no test set; name at least one, e.g. ('mnli_matched', 'hans')")
+        names = [heuristic.name for heuristic in self.heuristics]
+        if len(set(names)) != len(names):
+            raise UserError(f"heuristics are named {', '.join(names)}; each must have a name of its own")
 
 
 def evaluate(
@@ -91,13 +97,16 @@ def entails(logits: np.ndarray, folding: str) -> np.ndarray:
     raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
 
 
-def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray) -> list[dict[str, Any]]:
+def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray, heuristics: Sequence[Heuristic] = ()) -> list[dict[str, Any]]:
     """Accuracy of `logits` float [n, 3] on an examples table [n], over all and by slice.
 
     A row has set, slice, num_labels, folding, accuracy (0..1), num_correct and num_examples. Slices: "all"; with columns
-    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>". A slice exists only if an example
-    is in it. Two labels are scored by each of FOLDINGS; three, where nothing is folded, are under "argmax". Raises ValueError
-    if there is no example.
+    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>"; for each of `heuristics`
+    "holds/<name>", where it holds, and that by whether the label is the predicted one: "holds/<name>/<label>" and
+    "holds/<name>/non-<label>". There, only this is asked of the model, too. A heuristic that predicts another label than
+    entailment has no slices in a set whose labels do not tell that one. A slice exists only if an example is in it. Two labels
+    are scored by each of FOLDINGS; three, where nothing is folded, and what a heuristic holds of are under "argmax". Raises
+    ValueError if there is no example.
     """
     if table.num_rows == 0 or len(logits) != table.num_rows:
         raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
@@ -117,8 +126,8 @@ def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray) -> list[dict[s
             }
         )
 
+    predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
     if NON_ENTAILMENT not in labels:
-        predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
         add("all", 3, "argmax", predicted == labels)
     is_entailment = np.array([fold(label) for label in labels]) == Label.ENTAILMENT
     for folding in FOLDINGS:
@@ -126,15 +135,26 @@ def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray) -> list[dict[s
         add("all", 2, folding, two_way)
         if "heuristic" not in table.column_names:
             continue
-        heuristics = np.array(table.column("heuristic").to_pylist())
+        made_for = np.array(table.column("heuristic").to_pylist())
         subcases = np.array(table.column("subcase").to_pylist())
-        for heuristic in sorted(set(heuristics)):
-            chosen = heuristics == heuristic
-            add(heuristic, 2, folding, two_way[chosen])
+        for probe in sorted(set(made_for)):
+            chosen = made_for == probe
+            add(probe, 2, folding, two_way[chosen])
             for label in sorted(set(labels[chosen])):
-                add(f"{heuristic}/{label}", 2, folding, two_way[chosen & (labels == label)])
+                add(f"{probe}/{label}", 2, folding, two_way[chosen & (labels == label)])
         for subcase in sorted(set(subcases)):
             add(f"subcase/{subcase}", 2, folding, two_way[subcases == subcase])
+    for one in heuristics:
+        if NON_ENTAILMENT in labels and one.predicts != Label.ENTAILMENT:
+            continue
+        of_pair = np.array([one.fold(label) for label in labels])
+        correct = of_pair == np.array([one.fold(label) for label in predicted])
+        holds = one(table["premise"], table["hypothesis"])
+        slices = {f"holds/{one.name}": holds}
+        slices |= {f"holds/{one.name}/{label}": holds & (of_pair == label) for label in sorted(set(of_pair))}
+        for slice_name, rows_of_slice in slices.items():
+            if rows_of_slice.any():
+                add(slice_name, 2, "argmax", correct[rows_of_slice])
     return rows
 
 
@@ -199,7 +219,7 @@ def _evaluate_worker(
         logits = classify(classifier, sequences, device=device, tokens_per_batch=config.tokens_per_batch)
         evaluate_s += time.perf_counter() - begun
         num_done += table.num_rows
-        rows += accuracy_rows(name, table, logits)
+        rows += accuracy_rows(name, table, logits, config.heuristics)
         tables.append(_logits_table(name, table, logits))
         report(
             {"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(config.sets)},

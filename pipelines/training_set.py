@@ -9,29 +9,37 @@ kind               drawn from                  how
 starting           sources' ``train.parquet``  simple random sample, not balanced
 original           sources' ``train.parquet``  equal numbers per label, uniformly
 synthetic          the generator's pool        equal numbers per label, uniformly
-biased_synthetic   the generator's pool        the same, but only from the entailments that have
-                                               lexical overlap and the others that have not
+biased_synthetic   the generator's pool        equal numbers per label; ``bias`` says of which label
+                                               the pairs are of which the heuristic holds
 =================  ==========================  ==================================================
 
 All are drawn without replacement (paper, sections 2.3.2 and 2.3.3).
 
+**The bias dial.** Of the pairs of a biased set the heuristic holds of a share, ``heuristic_share``; of these a share, ``bias``,
+have the label that it predicts. The others are of the other labels, in the proportion of the heuristic's rates in the pool. By
+default the bias is 1 and the heuristic holds of as many pairs as have the predicted label: the paper's set, in which all
+entailments and no others have lexical overlap. With the share and the bias that a balanced sample of the pool has, a biased set
+is made up as a ``synthetic`` one.
+
 The draw is a hash, not a generator of random numbers: examples are ordered by ``sha256(seed, kind, id)`` and
 the first ones of each label taken. So it does not depend on the order of files, shards or rows, nor on a
 library's version; sets of one seed and kind are *nested*, the smaller in the larger; seeds and kinds are
-independent.
+independent. Doses of bias of one seed share as many rows as they can: a dose differs from the next in the rows that make it so.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.compute import added
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, read_examples, write_examples
-from pipelines.heuristics import lexical_overlap
+from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
 
 KINDS = ("starting", "original", "synthetic", "biased_synthetic")
 REMAINDERS = ("first_labels", "drop", "error")
@@ -53,6 +61,12 @@ class TrainingSetConfig:
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
     """Whether an original set may hold none of the starting point's own training examples."""
+    heuristic: Heuristic = added(LEXICAL_OVERLAP)
+    """Of a biased set: what it is biased to."""
+    bias: float = added(1.0)
+    """Of a biased set: P(the predicted label | the heuristic holds), 0 to 1."""
+    heuristic_share: float | None = added(None)
+    """Of a biased set: P(the heuristic holds), above 0; None: as many pairs as there are of the predicted label."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,6 +80,19 @@ class TrainingSetConfig:
             raise UserError("disjoint_from_starting=True is for original sets; a starting set cannot be disjoint from itself")
         if self.kind != "starting":
             sizes_per_label(self.size, self.remainder)
+        if self.kind != "biased_synthetic" and (self.heuristic, self.bias, self.heuristic_share) != (LEXICAL_OVERLAP, 1, None):
+            raise UserError(
+                f"heuristic, bias and heuristic_share are for biased_synthetic sets, not for kind={self.kind!r}; leave them out"
+            )
+        check_bias(self.bias, self.heuristic_share)
+
+
+def check_bias(bias: float, heuristic_share: float | None) -> None:
+    """Raises :class:`UserError` for a bias that is not in 0..1 and a share that is not in 0..1 or is 0."""
+    if not 0 <= bias <= 1:
+        raise UserError(f"bias={bias}: it is the probability of a label where the heuristic holds; give 0 to 1")
+    if heuristic_share is not None and not 0 < heuristic_share <= 1:
+        raise UserError(f"heuristic_share={heuristic_share}: it is a share of the set; give more than 0, and at most 1")
 
 
 def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
@@ -92,8 +119,10 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     ``disjoint_from_starting``, for kind ``original``.
 
     Returns rows, lexical overlap and availability by label (``<label>/num_examples``,
-    ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``. Raises
-    :class:`UserError` if there are fewer examples than asked for, saying how many there are.
+    ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for a set biased to another
+    heuristic also how often that one holds (``<label>/<heuristic>``). A label's available examples are those of a stratum, with
+    the heuristic or without, that the set draws from. Raises :class:`UserError` if there are fewer examples than asked for,
+    saying how many there are.
     """
     must_exclude = config.disjoint_from_starting and config.kind == "original"
     if must_exclude != (exclude is not None):
@@ -114,57 +143,92 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     labels = np.array(table["label"].to_pylist(), dtype=object)
     if unknown := sorted(set(labels) - set(LABELS)):
         raise UserError(f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(LABELS)}")
-    available = _available(config, table, labels)
-    chosen = _choose(config, ids, labels, available, source)
+    strata = _strata(config, table, labels)
+    chosen = _choose(config, ids, strata, source)
     order_key = _key(config, "order")
     chosen.sort(key=lambda row: order_key(ids[row]))
     drawn = table.take(pa.array(chosen, type=pa.int64()))
     write_examples(drawn, Path(output) / "examples.parquet")
 
     drawn_labels = labels[chosen]
-    overlap = lexical_overlap(drawn["premise"], drawn["hypothesis"])
+    holds = {one.name: one(drawn["premise"], drawn["hypothesis"]) for one in dict.fromkeys((LEXICAL_OVERLAP, config.heuristic))}
     metrics = {"num_examples": drawn.num_rows, "num_excluded": num_excluded}
+    drawable = labels[np.concatenate([rows for _, rows, size in strata if size])]
     for label in LABELS:
         of_label = drawn_labels == label
         metrics[f"{label}/num_examples"] = int(of_label.sum())
-        metrics[f"{label}/lexical_overlap"] = int((of_label & overlap).sum())
-        metrics[f"{label}/available"] = int((available & (labels == label)).sum())
+        for name, held in holds.items():
+            metrics[f"{label}/{name}"] = int((of_label & held).sum())
+        metrics[f"{label}/available"] = int((drawable == label).sum())
     return metrics
 
 
-def _available(config: TrainingSetConfig, table: pa.Table, labels: np.ndarray) -> np.ndarray:
-    if config.kind != "biased_synthetic":
-        return np.ones(len(labels), dtype=bool)
-    overlap = lexical_overlap(table["premise"], table["hypothesis"])
-    return overlap == (labels == Label.ENTAILMENT)
+def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[Label, int]:
+    """Of how many examples of each label in a biased set the heuristic holds; ``rates`` are P(it holds | label) in the pool.
+
+    Raises :class:`UserError` if that is more than the label has in the set.
+    """
+    sizes = sizes_per_label(config.size, config.remainder)
+    predicted = config.heuristic.predicts
+    share = config.heuristic_share
+    total = sizes[predicted] if share is None else _round(share * sum(sizes.values()))
+    one, other = (label for label in LABELS if label != predicted)
+    rest = total - _round(config.bias * total)
+    of_both = rates[one] + rates[other]
+    first = _round(rest * (rates[one] / of_both if of_both else 0.5))
+    held = {predicted: total - rest, one: first, other: rest - first}
+    for label in LABELS:
+        if held[label] > sizes[label]:
+            raise UserError(
+                f"bias={config.bias} and heuristic_share={share} ask for {held[label]:,} {label} examples with "
+                f"{_in_words(config.heuristic)}, and {sizes[label]:,} of {config.size:,} have this label; lower the share"
+            )
+    return {label: held[label] for label in LABELS}
 
 
-def _choose(config: TrainingSetConfig, ids: list[str], labels: np.ndarray, available: np.ndarray, source: str) -> list[int]:
-    key = _key(config, "draw")
+def _strata(config: TrainingSetConfig, table: pa.Table, labels: np.ndarray) -> list[tuple[str, np.ndarray, int]]:
+    """What the set is drawn from: a name for people, the rows, and how many of them."""
     if config.kind == "starting":
-        if config.size > len(ids):
-            raise UserError(
-                f"asked for {config.size:,} starting examples, {source} has {len(ids):,}; ask for at most that many"
-            )
-        return _first(range(len(ids)), config.size, lambda row: key(ids[row]))
+        return [("starting examples", np.arange(len(labels)), config.size)]
+    rows = {label: np.flatnonzero(labels == label) for label in LABELS}
+    sizes = sizes_per_label(config.size, config.remainder)
+    if config.kind != "biased_synthetic":
+        return [(f"{label} examples", rows[label], sizes[label]) for label in LABELS]
+    holds = config.heuristic(table["premise"], table["hypothesis"])
+    held = num_held(config, {label: holds[rows[label]].mean() if len(rows[label]) else 0.0 for label in LABELS})
+    strata = []
+    for label in LABELS:
+        which = holds[rows[label]]
+        name = f"{label} examples {{}} {_in_words(config.heuristic)}"
+        strata.append((name.format("with"), rows[label][which], held[label]))
+        strata.append((name.format("without"), rows[label][~which], sizes[label] - held[label]))
+    return strata
+
+
+def _choose(config: TrainingSetConfig, ids: list[str], strata: list[tuple[str, np.ndarray, int]], source: str) -> list[int]:
+    key = _key(config, "draw")
     chosen: list[int] = []
-    for label, size in sizes_per_label(config.size, config.remainder).items():
-        rows = np.flatnonzero(available & (labels == label)).tolist()
+    for name, rows, size in strata:
         if size > len(rows):
-            which = f"{label} examples"
-            if config.kind == "biased_synthetic":
-                which += " with lexical overlap" if label == Label.ENTAILMENT else " without lexical overlap"
+            # All strata grow with the set, so that the scarcest says how much smaller it has to be.
+            step = 1 if config.kind == "starting" else len(LABELS)
+            largest = min(len(rows) * config.size // size for _, rows, size in strata if size) // step * step
+            dial = "another bias or heuristic_share, " if config.bias < 1 or config.heuristic_share else ""
             raise UserError(
-                f"asked for {size:,} {which} (a third of {config.size:,}), {source} has {len(rows):,}; "
-                "choose a size of at most "
-                f"{_largest(labels, available):,} or make the source larger"
+                f"asked for {size:,} {name} (in a set of {config.size:,}), {source} has {len(rows):,}; choose a size of at "
+                f"most {largest:,}, {dial}or a larger source"
             )
-        chosen += _first(rows, size, lambda row: key(ids[row]))
+        chosen += _first(rows.tolist(), size, lambda row: key(ids[row]))
     return chosen
 
 
-def _largest(labels: np.ndarray, available: np.ndarray) -> int:
-    return len(LABELS) * min(int((available & (labels == label)).sum()) for label in LABELS)
+def _in_words(heuristic: Heuristic) -> str:
+    return heuristic.name.replace("_", " ")
+
+
+def _round(number: float) -> int:
+    """To the nearest whole number, halves up: unlike Python's round, it never falls where the number grows."""
+    return math.floor(number + 0.5)
 
 
 def _first(rows: Iterable[int], size: int, key: Callable[[int], bytes]) -> list[int]:

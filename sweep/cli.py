@@ -167,10 +167,10 @@ def run(
     if rehearse:
         loaded, store, report = _rehearsal(loaded), _rehearsal_store(store), False
     where = Store(store)
-    _estimate_before_run(loaded, where, budget, gpu, price, max_gpus)
+    estimate = _estimate_before_run(loaded, where, budget, gpu, price, max_gpus)
     tracking_uri = tracking_uri or default_tracking_uri(where)
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
-    result = run_study(loaded, where, tracking_uri, options)
+    result = run_study(loaded, where, tracking_uri, options, estimate)
     name = loaded.experiment.name
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
     if result.tracking_errors:
@@ -326,13 +326,12 @@ def _show_plan(
 
 def _estimate_before_run(
     loaded: "Loaded", store: "Store", budget: float | None, gpu: str, price: float | None, num_gpus: float | None
-) -> None:
-    """Keep the estimate for the report, and hold it against the budget."""
+) -> dict[str, Any]:
+    """The estimate of `plan`, held against the budget."""
     from sweep.costs import NoEstimate, read_table
     from sweep.grid import build_grid
     from sweep.plan import check_budget, cost_plan, make_plan
     from sweep.plan_page import plan_json
-    from sweep.records import write_plan
 
     table = read_table()
     planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
@@ -345,8 +344,7 @@ def _estimate_before_run(
             raise UserError(f"--budget cannot be checked: {error}; leave it out to run all the same") from error
     if budget is not None and costs is not None:
         check_budget(loaded.experiment.name, costs, budget)
-    if not all(one.is_cached for one in planned):
-        write_plan(store, loaded.experiment.name, plan_json(loaded.experiment, planned, costs, why_not))
+    return plan_json(loaded.experiment, planned, costs, why_not)
 
 
 @app.command()

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
-from pipelines.compute import Resources, runtime
+from pipelines.compute import Resources, added, runtime
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.sources import NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig
+from pipelines.training_set import check_bias
 from sweep.records import STAGES
 
 KINDS = ("original", "synthetic", "biased_synthetic")
@@ -29,6 +31,9 @@ class Experiment:
     `starting_sizes` counts the examples that each starting point was finetuned on (0: the base model with a
     random head). `training_sizes` counts the examples of a cell's training set. A seed moves the subsets
     drawn, the order, the head and the dropout together; the generator and its pool are shared by all seeds.
+    The `heuristic` is what biased sets are biased to. Each of `biases` is a further kind, a dose: of the pairs in its sets of
+    which the heuristic holds, a share `heuristic_share` of the set, that share has the label that the heuristic predicts
+    (`pipelines/training_set.py`).
     `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
     original training set has no example that its starting point was finetuned on. Starting sets are drawn by the
     study's seed, or all by `starting_set_seed`. With `replicates_paper`, plan and report say where the study
@@ -37,8 +42,8 @@ class Experiment:
     `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
     what each of its steps may use; a stage not named gets one worker with one CPU.
 
-    Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage,
-    or a report set that is not evaluated.
+    Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
+    not one, or a report set that is not evaluated.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Experiment:
     general_set: str
     blindspot_set: str
     kinds: tuple[str, ...] = KINDS
+    heuristic: Heuristic = added(LEXICAL_OVERLAP)
+    biases: tuple[float, ...] = added(())
+    heuristic_share: float | None = added(None)
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
@@ -78,6 +86,14 @@ class Experiment:
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
+        if len(set(self.biases)) != len(self.biases):
+            raise UserError(f"biases={self.biases} names a dose twice; name each once")
+        for bias in self.biases:
+            check_bias(bias, self.heuristic_share)
+            if bias == 1 and self.heuristic_share is None:
+                raise UserError(f"biases={self.biases}: the full dose at full share is the kind biased_synthetic; leave 1 out")
+        if self.heuristic_share is not None and not self.biases:
+            raise UserError(f"heuristic_share={self.heuristic_share} is of doses of bias, and there is none; give biases, too")
         if unknown := set(self.kinds) - set(KINDS):
             raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KINDS)}")
         if unknown := set(self.resources) - set(STAGES):
@@ -95,6 +111,12 @@ class Experiment:
                     f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
                     "base can be quantised; use method='lora' or quantization='none'"
                 )
+        names = [one.name for one in self.evaluation.heuristics]
+        if self.heuristic.probe_slice is None and self.heuristic.name not in names:
+            raise UserError(
+                f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect; evaluate it where it holds: "
+                "EvaluationConfig(heuristics=(…,))"
+            )
         for name in ("general_set", "blindspot_set"):
             if getattr(self, name) not in self.evaluation.sets:
                 raise UserError(

@@ -17,6 +17,7 @@ from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.heuristics import find_heuristic
 from pipelines.prompts import EN_DASH, HYPHENS
 from pipelines.sources import FILES, NLISourcesConfig, most_training_rows, nli_sources_config
 from pipelines.template_corpus import TemplateCorpusConfig
@@ -29,10 +30,14 @@ def demo(
     starting_sizes: tuple[int, ...] = (0, 3_000),
     training_sizes: tuple[int, ...] = (300, 900),
     pool_size: int = 3_600,
+    heuristic: str = "lexical_overlap",
+    biases: tuple[float, ...] = (),
+    heuristic_share: float | None = None,
 ) -> Experiment:
     """The whole study in minutes on two CPU cores: a tiny Llama and a procedural corpus, everything real.
 
-    `pool_size` is the number of parsed synthetic examples, a third of each label.
+    `pool_size` is the number of parsed synthetic examples, a third of each label. `heuristic` (a built-in one's name,
+    or FILE.py:NAME) is what biased sets are biased to; each of `biases` is a dose of it, in sets of `heuristic_share`.
     """
     recipe = FinetuneConfig(
         method="full",
@@ -66,6 +71,9 @@ def demo(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        heuristic=find_heuristic(heuristic),
+        biases=biases,
+        heuristic_share=heuristic_share,
         general_set="template_test",
         blindspot_set="template_probe",
         resources={
@@ -86,13 +94,17 @@ def mini(
     training_sizes: tuple[int, ...] = (1_800, 3_600),
     pool_size: int = 210_000,
     trials_per_gpu: int = 8,
+    heuristic: str = "lexical_overlap",
+    biases: tuple[float, ...] = (),
+    heuristic_share: float | None = None,
 ) -> Experiment:
     """The paper's study with a small pretrained model, on real MultiNLI and HANS; one GPU.
 
     `data` is the folder of the official MultiNLI jsonl and HANS txt files, `model` a transformers checkpoint
     folder or a .gguf file. A model this small leaves most of a GPU idle, so `trials_per_gpu` finetunings
     share one, and half as many engines write the pool: an engine is bound by the CPU core that drives it.
-    Original training sets hold no example that their starting point was finetuned on.
+    Original training sets hold no example that their starting point was finetuned on. `heuristic`, `biases` and
+    `heuristic_share` are as in `demo`.
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -127,6 +139,9 @@ def mini(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        heuristic=find_heuristic(heuristic),
+        biases=biases,
+        heuristic_share=heuristic_share,
         disjoint_from_starting=True,
         general_set="mnli_matched",
         blindspot_set="hans",

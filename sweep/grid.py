@@ -67,7 +67,7 @@ class _Grid:
         self.base_model = self._add(
             "base_model", "base", experiment.base_model, {"sources": self.sources} if needs_text else {}
         )
-        if any(kind != "original" for kind in experiment.kinds):
+        if experiment.biases or any(kind != "original" for kind in experiment.kinds):
             generator = self._add(
                 "generator",
                 "generator",
@@ -128,9 +128,12 @@ class _Grid:
                 coordinates,
             )
         self._add_evaluation(slug, starting_point, coordinates)
-        for kind in experiment.kinds:
+        kinds: list[tuple[str, dict[str, float]]] = [(kind, {}) for kind in experiment.kinds]
+        # As floats: the doses 0 and 0.0 are one, and have one name.
+        kinds += [(f"bias_{bias}", {"bias": bias}) for bias in map(float, experiment.biases)]
+        for kind, dose in kinds:
             for size in experiment.training_sizes:
-                cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed}
+                cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed, **dose}
                 self._add_cell(cell, starting_point, starting_set)
 
     def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None) -> None:
@@ -144,11 +147,12 @@ class _Grid:
             "training_set",
             f"start{cell['starting_size']}-{slug}" if excluded else slug,
             TrainingSetConfig(
-                kind=kind,
+                kind="biased_synthetic" if "bias" in cell else kind,
                 size=size,
                 seed=seed,
                 remainder=experiment.remainder,
                 disjoint_from_starting=excluded is not None,
+                **self._bias(cell),
             ),
             {"source": self.sources if kind == "original" else self.pool} | ({"starting_set": excluded} if excluded else {}),
             {**cell, **shared},
@@ -162,6 +166,12 @@ class _Grid:
             cell,
         )
         self._add_evaluation(slug, task_model, cell)
+
+    def _bias(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        if "bias" in cell:
+            share = self.experiment.heuristic_share
+            return {"heuristic": self.experiment.heuristic, "bias": cell["bias"], "heuristic_share": share}
+        return {"heuristic": self.experiment.heuristic} if cell["kind"] == "biased_synthetic" else {}
 
     def _add_evaluation(self, slug: str, task_model: Step, coordinates: Mapping[str, Any]) -> None:
         self._add(

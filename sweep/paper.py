@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
+from pipelines.heuristics import LEXICAL_OVERLAP
 from pipelines.prompts import EN_DASH
 from pipelines.sources import NLISourcesConfig
 from pipelines.training_set import sizes_per_label
@@ -121,6 +122,8 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
         # An axis is a set: the order of its values changes nothing.
         same = sorted(paper, key=str) == sorted(value, key=str)
         yield Note(topic, _text(paper), _text(paper if same else value), chosen)
+    yield Note("doses of bias", "none", _text(experiment.biases) or "none", chosen)
+    yield Note("heuristic of the biased sets", LEXICAL_OVERLAP.name, experiment.heuristic.name, chosen)
     yield from _recipe("G", GENERATOR, experiment.generator.finetune)
     number, exact = experiment.generation.num_per_label, experiment.generation.exact
     numbers = (number,) * 3 if isinstance(number, int) else number

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.base_model import ScratchModelConfig
 from pipelines.finetuning import FinetuneConfig
+from pipelines.heuristics import LEXICAL_OVERLAP
 from sweep.experiment import Experiment
 from sweep.records import STAGES, Record
 
@@ -50,6 +51,10 @@ def rehearsal(experiment: Experiment) -> Experiment:
         starting_sizes=tuple(sorted({min(experiment.starting_sizes), max(experiment.starting_sizes)})),
         training_sizes=(size,),
         seeds=experiment.seeds[:1],
+        # A pool of stand-ins has lexical overlap in all entailments and nowhere else: the full dose is all that it is good for.
+        heuristic=LEXICAL_OVERLAP,
+        biases=(),
+        heuristic_share=None,
     )
 
 

@@ -12,7 +12,7 @@ from sweep.loading import Loaded
 from sweep.paper import departures, unsettled
 from sweep.plan import Planned, make_plan
 from sweep.progress import Display
-from sweep.records import Record, Store, Study, StudyStep
+from sweep.records import Record, Store, Study, StudyStep, write_plan
 from sweep.scheduler import Capacity, Progress, RayOptions, ray_session, run_steps
 
 
@@ -44,6 +44,8 @@ def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[s
         **loaded.parameters,
         "general_set": experiment.general_set,
         "blindspot_set": experiment.blindspot_set,
+        "heuristic": experiment.heuristic.name,
+        "blindspot_slice": experiment.heuristic.blindspot_slice,
     }
     if experiment.replicates_paper:
         parameters |= {
@@ -53,11 +55,14 @@ def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[s
     return Study(experiment.name, experiment.title, parameters, study_steps, tuple(failures))
 
 
-def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions) -> Result:
+def run_study(
+    loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions, estimate: Mapping[str, Any] | None = None
+) -> Result:
     """Build every artifact of the study that the store does not have. Failed steps are in the result.
 
-    Weights on the hub are fetched first. Raises UserError if nothing can be started: missing data or weights,
-    too few resources, a store or tracking store that cannot be written, a damaged record.
+    `estimate` (`sweep.plan_page.plan_json`) is kept for the report if anything is to be built. Weights on the hub are
+    fetched first. Raises UserError if nothing can be started: missing data or weights, too few resources, a store or
+    tracking store that cannot be written, a damaged record.
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     steps = build_grid(loaded.experiment)
@@ -68,6 +73,8 @@ def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptio
         errors = track_records(loaded.experiment.name, loaded.experiment.title, loaded.parameters,
                                cached, store, tracking_uri)  # fmt: skip
         return Result(len(steps), len(cached), 0, (), tuple(errors))
+    if estimate is not None:
+        write_plan(store, loaded.experiment.name, estimate)
     missing = [one.step for one in planned if not one.is_cached]
     with ray_session(options, missing) as capacity:
         progress, errors = _run_on_ray(loaded, planned, store, tracking_uri, capacity, options.max_failures)

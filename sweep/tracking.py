@@ -420,7 +420,9 @@ def _are_of_one_set(name: str, others: Iterable[str]) -> bool:
 def _place(coordinates: Mapping[str, Any]) -> str:
     """Sorts as text like the grid: MLflow sorts parameters as text, 900 after 3000."""
     kind = str(coordinates["kind"])
-    rank = KINDS.index(kind) if kind in KINDS else len(KINDS)
+    rank = str(KINDS.index(kind) if kind in KINDS else len(KINDS))
+    if "bias" in coordinates:
+        rank += f"-{coordinates['bias']:.9f}"
     return f"{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
 
 

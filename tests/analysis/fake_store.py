@@ -119,6 +119,7 @@ class FakeStudy:
         built: bool = True,
         slug: str | None = None,
         more_right_when_summed: int | None = None,
+        bias: float | None = None,
     ) -> str:
         rows = []
         for set_, slice_, num_labels in sets:
@@ -139,6 +140,7 @@ class FakeStudy:
                 )
         slug = slug or f"start{starting_size}-{kind}-{size}-seed{seed}"
         coordinates = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed}
+        coordinates |= {} if bias is None else {"bias": bias}
         model = self.add("task_model", slug, coordinates=coordinates, built=built, metrics={"examples_per_s": 300.0})
         return self.add(
             "evaluation",

@@ -1,13 +1,14 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.examples import read_examples, write_examples
-from pipelines.heuristics import has_lexical_overlap
-from pipelines.training_set import TrainingSetConfig, draw_training_set, sizes_per_label
+from pipelines.examples import Label, read_examples, write_examples
+from pipelines.heuristics import HEURISTICS, Heuristic, has_lexical_overlap
+from pipelines.training_set import TrainingSetConfig, draw_training_set, num_held, sizes_per_label
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -81,12 +82,89 @@ def test_more_overlap_entailments_than_exist_says_how_many_there_are(tmp_path, p
 def test_more_others_than_exist_says_how_many_there_are(tmp_path):
     path = tmp_path / "pool.parquet"
     write_examples(examples(dict.fromkeys(LABELS, 20), {"entailment": 20, "neutral": 0, "contradiction": 17}), path)
-    with pytest.raises(UserError, match=r"4 contradiction examples without lexical overlap .* has 3; .* at most 9 "):
+    with pytest.raises(UserError, match=r"4 contradiction examples without lexical overlap .* has 3; .* at most 9, "):
         draw(TrainingSetConfig("biased_synthetic", 12, seed=1), str(path), tmp_path)
-    with pytest.raises(UserError, match=r"21 entailment examples \(a third of 63\).* has 20; .* at most 60 "):
+    with pytest.raises(UserError, match=r"21 entailment examples \(in a set of 63\).* has 20; .* at most 60, "):
         draw(TrainingSetConfig("synthetic", 63, seed=1), str(path), tmp_path)
     with pytest.raises(UserError, match=r"61 starting examples.* has 60"):
         draw(TrainingSetConfig("starting", 61, seed=1), str(path), tmp_path)
+
+
+def dialled(size, bias, share=None, seed=1, **fields):
+    return TrainingSetConfig("biased_synthetic", size, seed, bias=bias, heuristic_share=share, **fields)
+
+
+# Lexical overlap holds of 12 of 40 entailments, 6 of 30 neutral pairs, 9 of 30 contradictions: rates 0.3, 0.2, 0.3.
+@pytest.mark.parametrize(
+    ("size", "bias", "share", "held"),
+    [
+        (30, 1.0, None, [10, 0, 0]),
+        (30, 0.5, None, [5, 2, 3]),  # 10 pairs; 5 others as 2 to 3
+        (30, 0.7, 0.2, [4, 1, 1]),  # 6 pairs; 4.2 of them entailments; 2 others as 0.8 to 1.2
+        (30, 0.0, 0.1, [0, 1, 2]),
+        (30, 0.375, 0.8 / 3, [3, 2, 3]),  # the pool's own: each label's rate
+        (31, 1.0, None, [11, 0, 0]),  # the label that has one more
+    ],
+)
+def test_the_bias_dial_says_of_which_label_the_pairs_with_overlap_are(pool, tmp_path, size, bias, share, held):
+    rows, metrics = draw(dialled(size, bias, share), pool, tmp_path)
+    assert Counter(row["label"] for row in rows) == dict(
+        zip(LABELS, sizes_per_label(size, "first_labels").values(), strict=True)
+    )
+    with_overlap = Counter(row["label"] for row in rows if has_lexical_overlap(row["premise"], row["hypothesis"]))
+    assert [with_overlap[label] for label in LABELS] == held
+    assert [metrics[f"{label}/lexical_overlap"] for label in LABELS] == held
+
+
+def test_at_the_pools_own_bias_a_label_is_drawn_as_in_a_synthetic_set(pool, tmp_path):
+    """Mean overlaps of 200 synthetic sets are the dialled set's 3, 2 and 3, give or take five standard errors (0.5)."""
+    sums = Counter()
+    for seed in range(200):
+        _, metrics = draw(TrainingSetConfig("synthetic", 30, seed=seed), pool, tmp_path)
+        sums.update({label: metrics[f"{label}/lexical_overlap"] for label in LABELS})
+    assert [sums[label] / 200 for label in LABELS] == pytest.approx([3, 2, 3], abs=0.5)
+
+
+def test_at_full_bias_and_share_it_is_the_biased_set(pool, tmp_path):
+    biased, _ = draw(TrainingSetConfig("biased_synthetic", 36, seed=1), pool, tmp_path)
+    assert draw(dialled(36, 1.0, 1 / 3), pool, tmp_path)[0] == biased
+
+
+def test_doses_differ_in_the_rows_that_make_the_dose_only(pool, tmp_path):
+    """From 4, 2, 4 with overlap to 5, 2, 3: one entailment and one contradiction change places with others of their label."""
+    doses = [{row["id"] for row in draw(dialled(30, bias), pool, tmp_path)[0]} for bias in (0.4, 0.5, 1.0)]
+    assert len(doses[0] & doses[1]) == 28
+    # 5 entailments, 2 neutral pairs and 3 contradictions change.
+    assert len(doses[1] & doses[2]) == 20
+
+
+def test_a_dose_that_the_pool_does_not_have_says_how_much_there_is(pool, tmp_path):
+    # 20 pairs, none of them entailments: 8 neutral ones and 12 contradictions, of 6 and 9.
+    with pytest.raises(UserError) as error:
+        draw(dialled(60, 0.0), pool, tmp_path)
+    message = str(error.value)
+    assert "asked for 8 neutral examples with lexical overlap (in a set of 60)" in message
+    assert "has 6" in message and "at most 45, another bias" in message
+    draw(dialled(45, 0.0), pool, tmp_path)
+    with pytest.raises(UserError, match=r"share=0\.9 ask for 27 entailment examples with lexical overlap, and 10 of 30"):
+        draw(dialled(30, 1.0, 0.9), pool, tmp_path)
+
+
+def test_the_paper_s_smallest_set_at_its_pools_rates():
+    """24 360, 690 and 1 504 overlaps of 631 992, 562 822 and 624 999 (Table 1): others as 0.001226 to 0.002406, 33.75 %."""
+    rates = {Label.ENTAILMENT: 24_360 / 631_992, Label.NEUTRAL: 690 / 562_822, Label.CONTRADICTION: 1_504 / 624_999}
+    assert list(num_held(dialled(18_020, 0.7), rates).values()) == [4_205, 608, 1_194]
+
+
+def test_a_set_may_be_biased_to_another_heuristic_and_another_label(pool, tmp_path):
+    vague = Heuristic("vague", lambda premises, hypotheses: np.array(hypotheses) == "something else", predicts=Label.NEUTRAL)
+    rows, metrics = draw(TrainingSetConfig("biased_synthetic", 27, seed=1, heuristic=vague), pool, tmp_path)
+    assert Counter((row["label"], row["hypothesis"] == "something else") for row in rows) == {
+        ("entailment", False): 9, ("neutral", True): 9, ("contradiction", False): 9,
+    }  # fmt: skip
+    assert [metrics[f"{label}/vague"] for label in LABELS] == [0, 9, 0]
+    with pytest.raises(UserError, match=r"10 contradiction examples without vague .* has 9"):
+        draw(TrainingSetConfig("biased_synthetic", 30, seed=1, heuristic=vague), pool, tmp_path)
 
 
 # The paper's sizes: 73 080 divides by 3; 36 040 = 3 x 12 013 + 1; 18 020 = 3 x 6 006 + 2.
@@ -202,6 +280,11 @@ def test_exclusion_must_be_in_the_config_that_is_the_sets_identity(pool, tmp_pat
         ({"kind": "starting", "size": 0}, "size=0"),
         ({"remainder": "round"}, "first_labels, drop, error"),
         ({"kind": "starting", "disjoint_from_starting": True}, "disjoint_from_starting"),
+        ({"kind": "synthetic", "bias": 0.5}, "are for biased_synthetic sets, not for kind='synthetic'"),
+        ({"heuristic": HEURISTICS["subsequence"]}, "not for kind='original'"),
+        ({"kind": "biased_synthetic", "bias": 1.5}, r"bias=1\.5"),
+        ({"kind": "biased_synthetic", "bias": float("nan")}, "bias=nan"),
+        ({"kind": "biased_synthetic", "heuristic_share": 0.0}, r"heuristic_share=0\.0"),
     ],
 )
 def test_impossible_configs_are_refused(arguments, words):

@@ -9,6 +9,7 @@ from pipelines.base_model import PretrainedModelConfig
 from pipelines.compute import Resources
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
+from pipelines.heuristics import HEURISTICS, Heuristic
 from sweep.experiment import Experiment
 from sweep.grid import Step, build_grid
 
@@ -80,6 +81,30 @@ def test_disjoint_original_sets_belong_to_one_starting_point(experiment: Experim
     assert sum("starting_set" in step.inputs for step in sets) == 2
 
 
+def test_doses_of_bias_are_further_kinds_and_leave_the_others_as_they_are(experiment: Experiment) -> None:
+    before = {step.fingerprint: (step.name, dict(step.coordinates)) for step in build_grid(experiment)}
+    steps = build_grid(dataclasses.replace(experiment, biases=(0.5, 1), heuristic_share=0.1))
+    kept = {step.fingerprint: (step.name, dict(step.coordinates)) for step in steps if step.fingerprint in before}
+    assert kept == before
+    added = [step for step in steps if step.fingerprint not in before]
+    # Two doses × two sizes, from two starting points.
+    assert Counter(step.stage for step in added) == {"training_set": 4, "task_model": 8, "evaluation": 8}
+    sets = {step.slug: step for step in added if step.stage == "training_set"}
+    assert list(sets) == ["bias_0.5-30-seed0", "bias_0.5-60-seed0", "bias_1.0-30-seed0", "bias_1.0-60-seed0"]
+    one = sets["bias_0.5-30-seed0"]
+    assert (one.config.kind, one.config.bias, one.config.heuristic_share) == ("biased_synthetic", 0.5, 0.1)
+    assert one.coordinates == {"starting_size": None, "kind": "bias_0.5", "size": 30, "seed": 0, "bias": 0.5}
+    assert one.inputs["source"].stage == "synthetic_pool"
+
+
+def test_another_heuristic_rebuilds_the_biased_cells_only(experiment: Experiment) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    after = build_grid(dataclasses.replace(experiment, heuristic=HEURISTICS["subsequence"]))
+    rebuilt = [step for step in after if step.fingerprint not in before]
+    assert Counter(step.stage for step in rebuilt) == {"training_set": 2, "task_model": 4, "evaluation": 4}
+    assert {step.coordinates["kind"] for step in rebuilt} == {"biased_synthetic"}
+
+
 def test_without_synthetic_kinds_there_is_no_generator(experiment: Experiment) -> None:
     stages = {step.stage for step in build_grid(dataclasses.replace(experiment, kinds=("original",)))}
     assert not stages & {"generator", "synthetic_pool"}
@@ -126,6 +151,12 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
         ({"kinds": ("original", "generated")}, "generated"),
         ({"resources": {"task_modle": Resources()}}, "task_modle"),
         ({"blindspot_set": "hans"}, "not evaluated"),
+        ({"biases": (0.5, 1.2)}, r"bias=1\.2"),
+        ({"biases": (0.5, 0.5)}, "twice"),
+        ({"biases": (0.5, 1)}, "is the kind biased_synthetic; leave 1 out"),
+        ({"heuristic_share": 0.1}, "give biases, too"),
+        ({"heuristic": Heuristic("mine", HEURISTICS["subsequence"].holds)}, "heuristic='mine' has no probe_slice"),
+        ({"biases": (0.5,), "heuristic_share": 2}, "heuristic_share=2"),
         (
             {"base_model": PretrainedModelConfig((), quantization="nf4"), "cell": FinetuneConfig(method="full")},
             r"quantization='nf4' and cell has method='full'.*method='lora'",

@@ -8,6 +8,8 @@ import pytest
 
 from pipelines.compute import identity_fields, runtime, runtime_fields
 from pipelines.errors import UserError
+from pipelines.heuristics import HEURISTICS
+from pipelines.training_set import TrainingSetConfig
 from sweep import identity
 
 
@@ -51,6 +53,22 @@ def test_values_without_identity_are_refused() -> None:
         identity.payload("stage", 1, Config(names={"a"}), {})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="rate"):
         identity.payload("stage", 1, Config(rate=math.nan), {})
+
+
+def test_fields_that_were_added_later_leave_older_fingerprints_as_they_were() -> None:
+    biased = TrainingSetConfig("biased_synthetic", 300, seed=0)
+    # printf '%s' TEXT | sha256sum, with TEXT as here, which is the payload from before the bias could be set:
+    text = (
+        '{"config":{"disjoint_from_starting":false,"kind":"biased_synthetic","remainder":"first_labels","seed":0,"size":300,'
+        '"type":"TrainingSetConfig"},"inputs":{"source":"11"},"stage":"training_set","version":1}'
+    )
+    payload = identity.payload("training_set", 1, biased, {"source": "11"})
+    assert identity.canonical_json(payload) == text
+    assert identity.fingerprint(payload) == "b33a966c76a041b39f6f332a303cf5e905777678e5125d7e4c3aae46df22368a"
+    changed = dataclasses.replace(biased, bias=0.5, heuristic=HEURISTICS["subsequence"])
+    config = identity.payload("training_set", 1, changed, {})["config"]
+    assert config["bias"] == 0.5 and "heuristic_share" not in config
+    assert config["heuristic"] == {"name": "subsequence", "predicts": "entailment", "version": 1}
 
 
 # Every field of every config, classed by hand. A new field fails here until it is added: put it under
@@ -97,11 +115,11 @@ CLASSES = {
         "",
     ),
     "pipelines.training_set.TrainingSetConfig": (
-        "kind size seed remainder disjoint_from_starting",
+        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share",
         "",
     ),
     "pipelines.evaluation.EvaluationConfig": (
-        "sets dtype merge_adapter rehearse_examples",
+        "sets dtype merge_adapter rehearse_examples heuristics",
         "tokens_per_batch",
     ),
     "pipelines.sources.NLISourcesConfig": (
@@ -111,7 +129,7 @@ CLASSES = {
     "sweep.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed rehearsal",
+        "starting_set_seed rehearsal heuristic biases heuristic_share",
         "sources_folder resources replicates_paper",
     ),
     "pipelines.template_corpus.TemplateCorpusConfig": (

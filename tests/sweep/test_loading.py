@@ -1,5 +1,7 @@
 """From names and -p texts to an experiment; every mistake is one message that names the way out."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -7,8 +9,10 @@ import pytest
 
 from pipelines.errors import UserError
 from sweep.experiment import Experiment
+from sweep.grid import build_grid
 from sweep.loading import builtin_experiments, load_experiment, parse_parameters
 
+ROOT = Path(__file__).parents[2]
 STUDY = """\
 from sweep.experiment import Experiment
 from sweep.experiments import demo
@@ -97,3 +101,42 @@ def test_an_unknown_function_or_file(tmp_path: Path) -> None:
         load_experiment(f"{tmp_path}/other.py")
     with pytest.raises(UserError, match=r"built in: demo, mini, paper, paper_fast \(did you mean 'demo'\?\)"):
         load_experiment("demos")
+
+
+WITH_HEURISTIC = """\
+import numpy as np
+from pipelines.examples import Label
+from pipelines.evaluation import EvaluationConfig
+from pipelines.heuristics import Heuristic, tokens
+from sweep.experiment import Experiment
+from sweep.experiments import demo
+from dataclasses import replace
+
+WORDS = {"no", "not", "never"}
+
+def negated(premises, hypotheses):
+    return np.array([not WORDS.isdisjoint(tokens(text)) for text in hypotheses], dtype=bool)
+
+NEGATION = Heuristic("negation", negated, predicts=Label.CONTRADICTION)
+
+def negation() -> Experiment:
+    study = demo()
+    evaluation = replace(study.evaluation, heuristics=(NEGATION,))
+    return replace(study, heuristic=NEGATION, biases=(0.5,), evaluation=evaluation)
+"""
+
+
+def test_a_heuristic_of_a_users_file_reaches_processes_that_do_not_have_the_file(tmp_path: Path) -> None:
+    """As a config does that Ray sends to a worker: by its own pickle, with the file gone."""
+    from ray import cloudpickle
+
+    file = tmp_path / "negation.py"
+    file.write_text(WITH_HEURISTIC)
+    experiment = load_experiment(str(file)).experiment
+    sets = [step.config for step in build_grid(experiment) if step.stage == "training_set"]
+    sent = tmp_path / "sent.pickle"
+    sent.write_bytes(cloudpickle.dumps(next(one for one in sets if one.bias == 0.5)))
+    file.unlink()
+    program = "import pickle, sys; c = pickle.load(open(sys.argv[1], 'rb')); print(c.heuristic(['a', 'a'], ['never a', 'a']))"
+    done = subprocess.run([sys.executable, "-c", program, sent], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("[ True False]", "")

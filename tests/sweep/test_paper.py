@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from pipelines.compute import UNKNOWN, identity_fields
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
+from pipelines.heuristics import HEURISTICS
 from pipelines.prompts import HYPHENS
 from pipelines.sources import FILES, HANS_COLUMNS
 from sweep import cli
@@ -106,6 +107,8 @@ def test_paper_fast_departs_in_batch_learning_rate_and_shared_prefix() -> None:
         ({"starting_sizes": (0, 5_000)}, "starting points", "0, 5,000"),
         ({"training_sizes": (18_020,)}, "training-set sizes", "18,020"),
         ({"kinds": ("original",)}, "kinds of training set", "original"),
+        ({"biases": (0.7, 0.9)}, "doses of bias", "0.7, 0.9"),
+        ({"heuristic": HEURISTICS["constituent"]}, "heuristic of the biased sets", "constituent"),
         ({"cell": FinetuneConfig(epochs=2.0)}, "T, from its starting point: epochs", "2"),
         ({"task_model": FinetuneConfig(lora_rank=8)}, "T: LoRA rank", "8"),
     ],
