@@ -28,6 +28,9 @@ from pipelines.errors import UserError
 RESOLUTION = 1e-12
 """The resolution of a difference of two accuracies in float64, not of the data."""
 
+LEAST_P = 1e-60
+"""Smaller p values are given as this: no model of the data is true that far out, and quantiles overflow."""
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -68,13 +71,13 @@ class Effect:
     def p_above(self, value: float = 0.0) -> float:
         """One-sided p value against a true mean of at most `value`: the level at which the interval ends there.
 
-        NaN where there is no interval.
+        Not below LEAST_P. NaN where there is no interval.
         """
         if not self.has_interval:
             return math.nan
         distance = abs(self.mean - value)
         # On the scale of the logarithm, where a p value of 1e-30 is as easy as one of 0.1.
-        least, most = math.log(1e-300), math.log(0.5)
+        least, most = math.log(LEAST_P), math.log(0.5)
         if self._half_of_tail(math.exp(least)) <= distance:
             tail = math.exp(least)
         elif distance == 0:
@@ -124,20 +127,23 @@ class Replicates:
     def of(self, seeds: Sequence[int]) -> Replicates:
         """The same for some of the seeds, in that order."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        return Replicates(tuple(seeds), self.values[rows], self.residuals[rows], self.sizes, self.strata, self.num_items)
+        return replace(self, seeds=tuple(seeds), values=self.values[rows], residuals=self.residuals[rows])
 
-    def __neg__(self) -> Replicates:
-        return Replicates(self.seeds, -self.values, -self.residuals, self.sizes, self.strata, self.num_items)
+    def __mul__(self, factor: float) -> Replicates:
+        return replace(self, values=self.values * factor, residuals=self.residuals * factor)
 
     def __sub__(self, other: Replicates) -> Replicates:
-        """The difference of two *different* test sets, paired by seed. Raises ValueError for other seeds."""
+        return self + other * -1
+
+    def __add__(self, other: Replicates) -> Replicates:
+        """The sum of two values that share no test item, paired by seed. Raises ValueError for other seeds."""
         if self.seeds != other.seeds:
-            raise ValueError(f"seeds {self.seeds} and {other.seeds} differ; a paired difference needs the same on both sides")
+            raise ValueError(f"seeds {self.seeds} and {other.seeds} differ; a paired value needs the same on both sides")
         shifted = other.strata + (int(self.strata.max()) + 1)
         return Replicates(
             self.seeds,
-            self.values - other.values,
-            np.concatenate([self.residuals, -other.residuals], axis=1),
+            self.values + other.values,
+            np.concatenate([self.residuals, other.residuals], axis=1),
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.strata, shifted]),
             self.num_items + other.num_items,
@@ -174,9 +180,12 @@ def leverages(sizes: np.ndarray, strata: np.ndarray) -> np.ndarray:
 
 
 def effective_df(sizes: np.ndarray, strata: np.ndarray) -> float:
-    """Degrees of freedom of a variance over clusters: per stratum the number of equal clusters that weigh as much, less one."""
+    """Degrees of freedom of a variance over clusters: per stratum the number of equal clusters that weigh as much, less one.
+
+    Not below 1, as which two clusters of very different size count.
+    """
     squares = np.bincount(strata, weights=leverages(sizes, strata) ** 2)
-    return float((1 / squares - 1).sum())
+    return max(1.0, float((1 / squares - 1).sum()))
 
 
 def variances(values: np.ndarray, residuals: np.ndarray, leverage: np.ndarray) -> tuple[Any, Any]:

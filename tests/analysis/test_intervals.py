@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.intervals import Effect, Replicates, replicates, two_level_bootstrap, variances
+from analysis.intervals import LEAST_P, Effect, Replicates, replicates, two_level_bootstrap, variances
 from pipelines.errors import UserError
 
 ONE_STRATUM = np.zeros(4, dtype=int)
@@ -58,6 +58,11 @@ def test_p_value_without_item_variance_is_the_t_test() -> None:
     assert effect.p_below() == pytest.approx(1 - 0.037090, abs=1e-5)
     assert effect.p_above(2.0) == 0.5
     assert effect.p_above(3.0) > 0.5
+
+
+def test_p_value_far_out_is_small_and_finite() -> None:
+    assert Effect(1.0, 2, 100, 1e-20, 0.0, item_df=1.0).p_above() == pytest.approx(1e-10 / math.sqrt(2) / math.pi, rel=1e-3)
+    assert Effect(1.0, 30, 100, 1e-10, 0.0, item_df=1.0).p_above() == pytest.approx(LEAST_P)
 
 
 @pytest.mark.parametrize("mean", [-1.0, 3.0])
