@@ -76,6 +76,11 @@ class Evidence:
     ) -> Replicates:
         return self.responses.change(self.blindspot_set, slice_name, treatment, control, starts, sizes or self.sizes)
 
+    def adversarial(
+        self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None
+    ) -> Replicates:
+        return self.blindspot(treatment, control, starts, sizes, BLINDSPOT_SLICE)
+
 
 def load_evidence(store: Store | str, study: Study | str, *, partial: bool = False) -> Evidence:
     """Read what the claims need of a study. Raises as `judge` does."""
@@ -152,7 +157,7 @@ def claims(evidence: Evidence, *, undertrained: int = UNDERTRAINED) -> list[Clai
             lambda: [
                 Part.of(
                     "lexical overlap, non-entailment, biased synthetic − starting point",
-                    evidence.blindspot("biased_synthetic", "none", starts, sizes[-1:], BLINDSPOT_SLICE),
+                    evidence.adversarial("biased_synthetic", "none", starts, sizes[-1:]),
                     -1,
                 )
             ],

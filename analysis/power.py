@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from analysis.claims import Evidence
 from analysis.intervals import Effect, half_width
 from analysis.statistics import Interval
 from pipelines.errors import UserError
@@ -23,6 +24,7 @@ ALPHA = 0.05
 MOST_SEEDS = 1000
 SEEDS = (3, 5, 10, 20, 30, 50)
 EFFECTS = (0.01, 0.02, 0.05, 0.10)
+COMPARISONS = (("synthetic", "original"), ("synthetic", "none"), ("biased_synthetic", "none"))
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,26 @@ def fewest(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | No
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
+
+
+def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
+    """The variances of a study's differences, averaged over its starting points and sizes, and why others cannot be had.
+
+    "adversarial" is the blindspot's slice of lexical overlap without entailment. Raises UserError when none can be had, as with
+    one seed.
+    """
+    found, why_not = [], []
+    tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))
+    for treatment, control in COMPARISONS:
+        for test, change in tests:
+            metric = f"{test}: {treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control}"
+            try:
+                found.append(Variance.of(metric, change(treatment, control, evidence.starting_sizes).effect()))
+            except UserError as error:
+                why_not.append(f"{metric}: {error}")
+    if not found:
+        raise UserError(f"no variance can be had from this study ({why_not[0]}); give one with --seed-sd")
+    return found, why_not
 
 
 def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFFECTS) -> pd.DataFrame:

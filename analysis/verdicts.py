@@ -27,6 +27,7 @@ import pandas as pd
 from analysis.claims import UNDERTRAINED, Claim, Evidence, Part, claims, load_evidence
 from analysis.hypotheses import benjamini_hochberg, equivalence, holm, sign_flip
 from analysis.power import ALPHA, Variance
+from analysis.wording import points, points_range
 from pipelines.errors import UserError
 from sweep.records import Store, Study
 
@@ -305,9 +306,9 @@ def _has_its_sign(part: Part, alpha: float) -> bool:
 def _signed(part: Part) -> str:
     """A part's estimate and interval in words."""
     row = _part_row(part)
-    scale, digits = (1, "{:.2f}") if part.unit == "ratio" else (100, "{:+.1f}")
-    mean, low, high = (digits.format(scale * row[name]) for name in ("estimate", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    if part.unit == "ratio":
+        return f"×{row['estimate']:.2f} [×{row['low']:.2f}, ×{row['high']:.2f}]"
+    return f"{points(row['estimate'])} {points_range(row['low'], row['high'])}"
 
 
 def _part_row(part: Part) -> dict[str, Any]:
