@@ -69,6 +69,7 @@ TrackingUri = Annotated[
 ]
 GpuName = Annotated[str, typer.Option("--gpu", help="What estimates are for: a GPU with a row in `plan --sources`.")]
 Price = Annotated[float | None, typer.Option(help="Dollars you pay for one hour of one GPU. [default: list price]")]
+CostPerSeed = Annotated[float | None, typer.Option(help="What one seed of the whole grid costs, in your own currency.")]
 DEFAULT_STORE = "./blindsweep-store"
 DEFAULT_GPU = "h200"
 COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
@@ -429,6 +430,84 @@ def explain(
         for origin in origins:
             print(f"{origin.record.slug}  {origin.value}")
         print(f"one of them in full: blindsweep explain {study} {metric} --cell {origins[0].record.slug}")
+
+
+@app.command()
+@_one_clear_error
+def verdicts(
+    study: Study,
+    store: StoreUri = DEFAULT_STORE,
+    partial: Annotated[bool, typer.Option(help="Judge by what is there and name what is missing.")] = False,
+    margin: Annotated[float, typer.Option(help="Points of accuracy within which two are 'about as much'.")] = 1.0,
+    undertrained: Annotated[int, typer.Option(help="Most examples of a starting point that is undertrained.")] = 20_000,
+    cost_per_seed: CostPerSeed = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="All the numbers, subcases and sensitivities too, for programs.")
+    ] = False,
+) -> None:
+    """Judge the paper's claims by a study: supported, refuted, equivalent, or cannot tell and how many seeds it would take.
+
+    blindsweep verdicts demo
+    blindsweep verdicts mini --partial --cost-per-seed 12.5
+    """
+    import json as js
+
+    from analysis.claims import load_evidence
+    from analysis.terminal import print_verdicts, verdicts_json
+    from analysis.verdicts import judge_evidence
+    from sweep.loading import study_name
+    from sweep.records import Store
+
+    name = study_name(study)
+    evidence = load_evidence(Store(store), name, partial=partial)
+    found = judge_evidence(evidence, margin=margin / 100, undertrained=undertrained, cost_per_seed=cost_per_seed)
+    if json:
+        print(js.dumps(verdicts_json(name, found, evidence), indent=1, ensure_ascii=False))
+        return
+    print_verdicts(name, found)
+
+
+@app.command()
+@_one_clear_error
+def power(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A pilot: a study of two seeds or more.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+    partial: Annotated[bool, typer.Option(help="Use what is there of the pilot.")] = False,
+    seed_sd: Annotated[
+        float | None, typer.Option(help="Instead of a pilot: the standard deviation of one seed's difference, in points.")
+    ] = None,
+    item_error: Annotated[
+        float, typer.Option(help="With --seed-sd: the standard error that the test items leave, in points.")
+    ] = 0,
+    cost_per_seed: CostPerSeed = None,
+    json: Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")] = False,
+) -> None:
+    """Say how many seeds a difference needs, how small a one some seeds detect, and what they cost.
+
+    blindsweep power demo --cost-per-seed 12.5
+    blindsweep power --seed-sd 17.5
+    """
+    import json as js
+
+    if (study is None) == (seed_sd is None):
+        raise UserError("give a STUDY to take variances from, or --seed-sd, and not both")
+    from analysis.power import Variance, pilot
+    from analysis.terminal import power_json, print_power
+
+    variances, why_not = [], list[str]()
+    if seed_sd is not None:
+        variances = [Variance("given", (seed_sd / 100) ** 2, (item_error / 100) ** 2)]
+    else:
+        from analysis.claims import load_evidence
+        from sweep.loading import study_name
+        from sweep.records import Store
+
+        assert study is not None
+        variances, why_not = pilot(load_evidence(Store(store), study_name(study), partial=partial))
+    if json:
+        print(js.dumps(power_json(variances, why_not, cost_per_seed), indent=1, ensure_ascii=False))
+        return
+    print_power(variances, why_not, cost_per_seed)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_
     assert time.monotonic() - began[1] < 10
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "ui", "reindex", "experiments"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "verdicts", "power", "ui", "reindex", "experiments"])
 def test_every_command_has_help(command: str) -> None:
     assert blindsweep(command, "--help").exit_code == 0
 

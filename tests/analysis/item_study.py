@@ -1,0 +1,139 @@
+"""A small study with logits and sources on disk: 90 general items of 30 premises, 120 probe items of 24 templates."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.evaluation import accuracy_rows
+from pipelines.examples import LABELS, NON_ENTAILMENT
+from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
+
+Rate = Callable[[int, str, int, str], float]
+"""(starting_size, kind, size, part) -> share of right items, part being "general", "entailment" or "non-entailment"."""
+
+
+def encode(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def general_items() -> pa.Table:
+    num = 90
+    return pa.table(
+        {
+            "id": [f"g{i}" for i in range(num)],
+            "premise": [f"premise {i // 3} ." for i in range(num)],
+            "hypothesis": [f"hypothesis {i} ." for i in range(num)],
+            "label": [str(LABELS[i % 3]) for i in range(num)],
+        }
+    )
+
+
+def probe_items() -> pa.Table:
+    num = 120
+    labels = [str(LABELS[0]) if i % 2 == 0 else NON_ENTAILMENT for i in range(num)]
+    return pa.table(
+        {
+            "id": [f"p{i}" for i in range(num)],
+            "premise": [f"premise {i} ." for i in range(num)],
+            "hypothesis": [f"hypothesis {i} ." for i in range(num)],
+            "label": labels,
+            "heuristic": ["lexical_overlap" if i < 60 else "subsequence" for i in range(num)],
+            "subcase": [f"{'l' if i < 60 else 's'}{'e' if i % 2 == 0 else 'n'}_{i // 30 % 2}" for i in range(num)],
+            "template": [f"t{i % 6}" for i in range(num)],
+        }
+    )
+
+
+class ItemStudy(FakeStudy):
+    """Each cell is right at exactly the share of items that `rate` says (rounded), which ones being drawn by cell and seed."""
+
+    def __init__(self, root: Path, rate: Rate, *, noise: float = 0.02, sources: bool = True) -> None:
+        super().__init__(root)
+        self.rate, self.noise = rate, noise
+        self.sets = {"template_test": general_items(), "template_probe": probe_items()}
+        files = {f"{name}.parquet": encode(table) for name, table in self.sets.items()}
+        self.sources = self.add("sources", "data", files=files, built=sources)
+
+    def grid(
+        self, starting_sizes: tuple[int, ...] = (0, 50_000), sizes: tuple[int, ...] = (60, 120), num_seeds: int = 3
+    ) -> None:
+        for seed in range(num_seeds):
+            for start in starting_sizes:
+                for kind, size in [("none", 0), *((kind, size) for kind in KINDS for size in sizes)]:
+                    self.add_cell(start, kind, size, seed)
+
+    def add_cell(
+        self, start: int, kind: str, size: int, seed: int, *, edit: Callable[[pa.Table], pa.Table] | None = None
+    ) -> None:
+        random = np.random.default_rng([start, [*KINDS, "none"].index(kind), size, seed])
+        rows: list[dict[str, Any]] = []
+        tables = []
+        for name, table in self.sets.items():
+            labels = table["label"].to_pylist()
+            parts = ["general" if name == "template_test" else label for label in labels]
+            right = np.zeros(len(labels), dtype=bool)
+            for part in set(parts):
+                where = np.flatnonzero([one == part for one in parts])
+                share = self.rate(start, kind, size, part) + random.normal() * self.noise
+                right[random.choice(where, round(np.clip(share, 0, 1) * len(where)), replace=False)] = True
+            logits = np.zeros((len(labels), 3), dtype=np.float32)
+            for row, (label, is_right) in enumerate(zip(labels, right, strict=True)):
+                target = [str(one) for one in LABELS].index(label) if label != NON_ENTAILMENT else 2
+                # A wrong answer must be wrong after folding, too.
+                wrong = 1 if target == 0 else 0
+                logits[row, target if is_right else wrong] = 1.0
+            rows += accuracy_rows(name, table, logits)
+            nothing = pa.nulls(len(labels), pa.string())
+            tables.append(
+                pa.table(
+                    {
+                        "set": [name] * len(labels),
+                        "id": table["id"],
+                        "label": table["label"],
+                        **{f"logit_{label}": logits[:, label.index] for label in LABELS},
+                        **{
+                            column: table[column] if column in table.column_names else nothing
+                            for column in ("heuristic", "subcase")
+                        },
+                    }
+                )
+            )
+        logits_table = pa.concat_tables(tables)
+        self.add(
+            "evaluation",
+            f"start{start}-{kind}-{size}-seed{seed}",
+            coordinates={"starting_size": start, "kind": kind, "size": size, "seed": seed},
+            inputs={"sources": self.sources},
+            files={
+                "metrics.json": metrics_json(rows),
+                "logits.parquet": encode(edit(logits_table) if edit else logits_table),
+            },
+        )
+
+    def logits_path(self, start: int, kind: str, size: int, seed: int) -> Path:
+        slug = f"start{start}-{kind}-{size}-seed{seed}"
+        return self.root / "evaluation" / f"{slug}-{fingerprint('evaluation', slug)[:12]}" / "logits.parquet"
+
+
+def metrics_json(rows: list[dict[str, Any]]) -> bytes:
+    import json
+
+    return json.dumps({"rows": rows}).encode()
+
+
+def clear(start: int, kind: str, size: int, part: str) -> float:
+    """Synthetic data helps in general as much as original, harms the adversarial items, and bias kills them."""
+    if part == "general":
+        return {"none": 0.4, "original": 0.8, "synthetic": 0.8, "biased_synthetic": 0.6}[kind]
+    if part == "entailment":
+        return 0.8
+    return {"none": 0.6, "original": 0.7, "synthetic": 0.3, "biased_synthetic": 0.05}[kind]
