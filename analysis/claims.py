@@ -84,8 +84,8 @@ class Evidence:
 
 def load_evidence(store: Store | str, study: Study | str, *, partial: bool = False) -> Evidence:
     """Read what the claims need of a study. Raises as `judge` does."""
-    # The report imports verdicts, too.
-    from analysis.report import study_series
+    # Figures bring matplotlib, which a verdict on the terminal needs only for this.
+    from analysis.figures import study_series
 
     store = store if isinstance(store, Store) else Store(store)
     study = study if isinstance(study, Study) else Study.load(store, study)

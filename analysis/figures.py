@@ -24,6 +24,8 @@ from matplotlib.lines import Line2D
 
 from analysis.frame import BLINDSPOT_SLICE, KINDS, seed_means
 from analysis.wording import KIND_NAMES, set_name, starting_point_name, thousands
+from pipelines.errors import UserError
+from sweep.records import Study
 
 # Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
 KIND_STYLES = {
@@ -31,6 +33,8 @@ KIND_STYLES = {
     "synthetic": ("#d55e00", "s"),
     "biased_synthetic": ("#009e73", "^"),
 }
+# Matched is what the paper reports; mismatched is evaluated beside it.
+GENERAL_SETS = ("mnli_matched", "template_test")
 CURVE_STAGES = {"generator": "Generator", "starting_point": "Starting points"}
 CURVE_POINTS = 200
 """Points drawn of a curve, about: more cannot be told apart."""
@@ -87,6 +91,32 @@ def paper_series(general_set: str, blindspot_set: str, blindspot_slice: str = BL
             (0, (1.2, 1.6)),
         ),
     )
+
+
+def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
+    """The figure's test sets: the study's general set, its blindspot set, and the latter's blindspot slice.
+
+    The manifest's parameters `general_set` and `blindspot_set` say which; where it has none, it is the
+    evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
+    clear.
+    """
+    blindspot_slice = study.parameters.get("blindspot_slice", BLINDSPOT_SLICE)
+    fits = {
+        "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
+        "blindspot_set": frame.loc[frame["slice"] == blindspot_slice, "set"],
+    }
+    chosen: dict[str, str] = {}
+    for name, sets in fits.items():
+        found = sorted(sets.unique())
+        usual = [one for one in GENERAL_SETS if one in found] if len(found) > 1 else found
+        value = study.parameters.get(name, usual[0] if usual else None)
+        if value not in found:
+            raise UserError(
+                f"study {study.experiment!r} has {name}={value!r}, and the evaluated sets that it can be are "
+                f"{', '.join(found) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
+            )
+        chosen[name] = str(value)
+    return paper_series(chosen["general_set"], chosen["blindspot_set"], blindspot_slice)
 
 
 def figure1(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:

@@ -18,10 +18,11 @@ from markupsafe import Markup
 
 from analysis import paper
 from analysis.artifacts import lexical_overlap_counts
+from analysis.claims_section import claims_block
 from analysis.comparison import figure1_block
 from analysis.dose_response import dose_block, dose_figure
-from analysis.figures import Series, figure1, inline_svg, paper_series, select, to_pdf, to_png, to_svg
-from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
+from analysis.figures import figure1, inline_svg, paper_series, select, study_series, to_pdf, to_png, to_svg
+from analysis.frame import describe_missing, evaluation_frame
 from analysis.page import Block, Verdict
 from analysis.results import figure_caption, numbers, verdict
 from analysis.sections import (
@@ -37,11 +38,7 @@ from analysis.sections import (
 )
 from analysis.slices import slices_block
 from analysis.wording import thousands
-from pipelines.errors import UserError
 from sweep.records import Store, Study, read_plan
-
-# Matched is what the paper reports; mismatched is evaluated beside it.
-GENERAL_SETS = ("mnli_matched", "template_test")
 
 
 def build_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Path:
@@ -106,6 +103,11 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         _write(target.with_name("training_curves.svg"), to_svg(curves_figure).encode())
         _write(target.with_name("training_curves.png"), to_png(curves_figure))
         _write(target.with_name("training_curves.pdf"), to_pdf(curves_figure))
+    claims, judged = ([], None) if frame.empty else claims_block(store, study, partial=partial)
+    if judged is not None:
+        _write(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
+        _write(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
+    values["claims"] = claims
     values["blocks"] = [
         *beside_figure,
         *doses,
@@ -134,32 +136,6 @@ def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Blo
     _write(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
     drawn = to_svg(figure1(paper.figure1(), paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET)))
     return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
-
-
-def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
-    """The figure's test sets: the study's general set, its blindspot set, and the latter's blindspot slice.
-
-    The manifest's parameters `general_set` and `blindspot_set` say which; where it has none, it is the
-    evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
-    clear.
-    """
-    blindspot_slice = study.parameters.get("blindspot_slice", BLINDSPOT_SLICE)
-    fits = {
-        "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
-        "blindspot_set": frame.loc[frame["slice"] == blindspot_slice, "set"],
-    }
-    chosen: dict[str, str] = {}
-    for name, sets in fits.items():
-        found = sorted(sets.unique())
-        usual = [one for one in GENERAL_SETS if one in found] if len(found) > 1 else found
-        value = study.parameters.get(name, usual[0] if usual else None)
-        if value not in found:
-            raise UserError(
-                f"study {study.experiment!r} has {name}={value!r}, and the evaluated sets that it can be are "
-                f"{', '.join(found) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
-            )
-        chosen[name] = str(value)
-    return paper_series(chosen["general_set"], chosen["blindspot_set"], blindspot_slice)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from analysis.claims import Evidence
 from analysis.power import MOST_SEEDS, Variance, power_table, variance_table
 from analysis.signal_detection import signal_table
 from analysis.verdicts import Judgement, Outcome, subcase_table
-from analysis.wording import NOTHING, points, points_range
+from analysis.wording import NOTHING, estimate_words, range_words
 from pipelines.errors import UserError
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
@@ -46,8 +46,8 @@ def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
         table.add_row(
             one.name,
             Text(str(one.verdict), style=COLOURS[one.verdict]),
-            _number(one.estimate, one.unit),
-            _range(one.low, one.high, one.unit),
+            estimate_words(one.estimate, one.unit),
+            range_words(one.low, one.high, one.unit),
             str(one.num_seeds or NOTHING),
             f"{one.num_items:,}" if one.num_items else NOTHING,
             NOTHING if math.isnan(one.p_adjusted) else f"{one.p_adjusted:.2g}",
@@ -161,18 +161,6 @@ def _console() -> Any:
 def _count_verdicts(judgements: Sequence[Judgement]) -> str:
     counts = {outcome: sum(one.verdict == outcome for one in judgements) for outcome in Outcome}
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-
-
-def _number(value: float, unit: str) -> str:
-    if math.isnan(value):
-        return NOTHING
-    return f"×{value:.2f}" if unit == "ratio" else points(value)
-
-
-def _range(low: float, high: float, unit: str) -> str:
-    if math.isnan(low):
-        return NOTHING
-    return f"[×{low:.2f}, ×{high:.2f}]" if unit == "ratio" else points_range(low, high)
 
 
 def _without_nan(value: Any) -> Any:

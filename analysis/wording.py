@@ -75,6 +75,20 @@ def points_range(low: float, high: float) -> str:
     return f"[{points(low)}, {points(high)}]"
 
 
+def estimate_words(value: float, unit: str) -> str:
+    """0.0123 as a "share" -> '+1.2' points; 1.234 as a "ratio" -> '×1.23'; a dash for NaN."""
+    if math.isnan(value):
+        return NOTHING
+    return f"×{value:.2f}" if unit == "ratio" else points(value)
+
+
+def range_words(low: float, high: float, unit: str) -> str:
+    """The interval of `estimate_words`: '[−5.0, +1.0]' or '[×1.02, ×1.13]'; a dash where there is none."""
+    if math.isnan(low):
+        return NOTHING
+    return f"[×{low:.2f}, ×{high:.2f}]" if unit == "ratio" else points_range(low, high)
+
+
 def duration(seconds: float) -> str:
     """75.2 -> '1 min 15 s'."""
     if math.isnan(seconds):

@@ -15,10 +15,12 @@ import pytest
 from analysis.frame import IncompleteSweepError, load_frame
 from analysis.report import build_report
 from analysis.slices import slices_block
+from analysis.terminal import ONE_SEED
 from pipelines.errors import UserError
 from pipelines.examples import LABELS
 from sweep.records import Store, write_plan
 from tests.analysis.fake_store import PAPER_SETS, SETS, FakeStudy, fingerprint, label_metrics, parquet
+from tests.analysis.item_study import ItemStudy, clear
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,8 +111,8 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
     html = build_report(full.write(), "tiny", tmp_path).read_text()
     sections = re.findall(r'<section[^>]* id="(\w+)"', html)
     assert sections == [
-        "question", "verdict", "figure1", "paper_figure1", "table1", "slices", "yield", "composition", "stages", "spent",
-        "origins", "provenance",
+        "claims", "question", "verdict", "figure1", "paper_figure1", "table1", "slices", "yield", "composition", "stages",
+        "spent", "origins", "provenance",
     ]  # fmt: skip
     text = Links(html).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for expected in (
@@ -119,6 +121,30 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
         "template_probe",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_verdicts_come_first_and_say_why_there_are_none(full: FakeStudy, tmp_path: Path) -> None:
+    """The fake evaluations keep no logits, so there is nothing to judge; real ones are judged in test_verdicts."""
+    path = build_report(full.write(), "tiny", tmp_path / "out")
+    text = section(path.read_text(), "claims")
+    assert "The claims are not judged: " in text and "logits.parquet" in text
+    assert not (path.parent / "verdicts.csv").exists()
+
+
+def test_verdicts_are_shown_with_what_they_rest_on(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path, clear)
+    study.grid(num_seeds=10)
+    train = study.folder("sources", "data") / "train.parquet"
+    train.write_bytes(parquet([("A man", "A man", str(label)) for label in LABELS]))
+    path = build_report(study.write(), "tiny", tmp_path / "out")
+    text = section(path.read_text(), "claims")
+    raises = r"Training on synthetic data raises general accuracy of undertrained starting points\.\|supported\|\+4\d\.\d\|"
+    assert re.search(raises, text)
+    assert "at the largest size.|cannot tell|" in text
+    assert "subcases of the blindspot set" in text and "Sensitivity d′ [95 %]" in text
+    assert ONE_SEED not in text
+    table = pd.read_csv(path.parent / "verdicts.csv")
+    assert table.loc[0, ["name", "verdict", "num_seeds"]].tolist() == ["synthetic_helps_general", "supported", 10]
 
 
 def test_rejected_texts_are_shown_as_text(full: FakeStudy, tmp_path: Path) -> None:
@@ -190,7 +216,7 @@ def test_marks_stand_at_the_top(tmp_path: Path) -> None:
     study.add("sources", "data", files=files, marks=("partial MultiNLI: <10> of 392,702 labelled rows",))
     study.add_grid((0,), (60,), (0,))
     html = build_report(study.write(), "tiny", tmp_path).read_text()
-    assert re.findall(r'<section[^>]* id="(\w+)"', html)[:2] == ["marks", "question"]
+    assert re.findall(r'<section[^>]* id="(\w+)"', html)[:3] == ["marks", "claims", "question"]
     # One artifact is marked; four cells, each a task model and its evaluation, are not.
     assert "<li>partial MultiNLI: &lt;10&gt; of 392,702 labelled rows: 1 of 9 artifacts</li>" in html
 
