@@ -33,10 +33,21 @@ class Part:
     sign: Literal[-1, 0, 1]
     unit: Literal["share", "ratio"] = "share"
     by_seed: tuple[float, ...] = ()
+    bound: float = 1.0
+    """The largest that a "share" can be: 1 for a difference of accuracies, 2 for a difference of such."""
 
     @classmethod
-    def of(cls, name: str, data: Replicates, sign: Literal[-1, 0, 1]) -> Part:
-        return cls(name, data.effect(), sign, "share", tuple(float(value) for value in data.values))
+    def of(cls, name: str, data: Replicates, sign: Literal[-1, 0, 1], bound: float = 1.0) -> Part:
+        return cls(name, data.effect(), sign, "share", tuple(float(value) for value in data.values), bound)
+
+    def in_unit(self) -> tuple[float, float, float]:
+        """Estimate and 95 % interval in `unit`: of logarithms their ratio, of shares cut at `bound`; NaN for none."""
+        around = self.effect.interval()
+        low, high = (around.low, around.high) if around else (math.nan, math.nan)
+        if self.unit == "ratio":
+            return math.exp(self.effect.mean), math.exp(low), math.exp(high)
+        # NaN stays: it is not beyond any bound.
+        return self.effect.mean, -self.bound if low < -self.bound else low, self.bound if high > self.bound else high
 
     @property
     def is_of_training(self) -> bool:
@@ -201,7 +212,7 @@ def _dispersion(evidence: Evidence, starts: Sequence[int]) -> list[Part]:
     blindspot = evidence.blindspot("synthetic", "none", starts)
     return [
         # The interaction: two p values, one below 5 % and one above, would not show that the changes differ.
-        Part.of("change of general − change of blindspot", general - blindspot, 1),
+        Part.of("change of general − change of blindspot", general - blindspot, 1, bound=2.0),
         Part.of("change of general", general, 1),
         Part.of("change of blindspot", blindspot, -1),
     ]

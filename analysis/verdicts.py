@@ -257,16 +257,15 @@ def _conclude(
         settling = _settling_seeds(reading.parts, margin, alpha / num_tested)
         if settling is None and first.is_of_training:
             notes.append("no number of seeds would settle it, were the estimate the truth")
-    around = first.effect.interval()
-    in_unit = math.exp if first.unit == "ratio" else float
+    estimate, low, high = first.in_unit()
     return Judgement(
         name=claim.name,
         statement=claim.statement,
         paper=claim.paper,
         verdict=verdict,
-        estimate=in_unit(first.effect.mean),
-        low=in_unit(around.low) if around else math.nan,
-        high=in_unit(around.high) if around else math.nan,
+        estimate=estimate,
+        low=low,
+        high=high,
         unit=first.unit,
         num_seeds=min(part.effect.num_seeds for part in reading.parts),
         num_items=max(part.effect.num_items for part in reading.parts),
@@ -275,7 +274,7 @@ def _conclude(
         p_adjusted=adjusted,
         p_sign_flip=sign_flip(first.by_seed) if len(first.by_seed) > 1 and first.sign else math.nan,
         num_claims=num_tested,
-        margin=in_unit(_margin(first, margin)),
+        margin=math.exp(RATIO_MARGIN) if first.unit == "ratio" else margin,
         settling_seeds=settling,
         settling_cost=None
         if settling is None or cost_per_seed is None
@@ -312,14 +311,13 @@ def _signed(part: Part) -> str:
 
 
 def _part_row(part: Part) -> dict[str, Any]:
-    around = part.effect.interval()
-    in_unit = math.exp if part.unit == "ratio" else float
+    estimate, low, high = part.in_unit()
     return {
         "name": part.name,
         "claimed_sign": part.sign,
-        "estimate": in_unit(part.effect.mean),
-        "low": in_unit(around.low) if around else math.nan,
-        "high": in_unit(around.high) if around else math.nan,
+        "estimate": estimate,
+        "low": low,
+        "high": high,
         "unit": part.unit,
         "num_seeds": part.effect.num_seeds,
         "num_items": part.effect.num_items,

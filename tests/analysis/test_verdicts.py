@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -196,3 +197,11 @@ def test_a_partial_study_averages_over_the_whole_grid_or_not_at_all(tmp_path: Pa
     assert isinstance(evidence, Evidence)
     found = judge(store, "tiny", partial=True)
     assert all("1 results are missing" in " ".join(one.notes) for one in found if "overlap" not in one.name)
+
+
+def test_an_interval_ends_where_a_difference_of_accuracies_does() -> None:
+    # Two seeds that differ by 0.3: t with one degree of freedom alone would reach 12.7 times the error.
+    wide = part(-0.1, 0.3, 2, sign=-1)
+    assert wide.in_unit() == (-0.1, -1.0, 1.0)
+    assert dataclasses.replace(wide, bound=2.0).in_unit()[1] == -2.0
+    assert math.isnan(part(-0.1, 0.3, 1).in_unit()[1])
