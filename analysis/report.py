@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.figures import (
@@ -28,7 +27,7 @@ from analysis.figures import (
     to_svg,
 )
 from analysis.frame import BLINDSPOT_SLICE, describe_missing, evaluation_frame
-from analysis.page import Verdict
+from analysis.page import Verdict, template, write_file
 from analysis.results import figure_caption, numbers, verdict
 from analysis.sections import composition_block, paper_block, provenance_block, stages_block, table1_block, yield_block
 from analysis.wording import thousands
@@ -71,8 +70,8 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         series = study_series(study, frame)
         figure = figure1(frame, series)
         svg = to_svg(figure)
-        _write(target.with_name("figure1.svg"), svg.encode())
-        _write(target.with_name("figure1.png"), to_png(figure))
+        write_file(target.with_name("figure1.svg"), svg.encode())
+        write_file(target.with_name("figure1.png"), to_png(figure))
         values |= {
             "verdict": verdict(frame, series),
             "figure": Markup(inline_svg(svg)),
@@ -87,9 +86,9 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *stages_block(study),
         provenance_block(study),
     ]
-    _write(target.with_name("frame.csv"), csv.encode())
+    write_file(target.with_name("frame.csv"), csv.encode())
     # Last: who sees the report finds the files beside it.
-    _write(target, _template().render(values).encode())
+    write_file(target, template("report.html.j2").render(values).encode())
     return target
 
 
@@ -127,26 +126,6 @@ def inline_svg(svg: str) -> str:
     for colour, variable in variables.items():
         body = body.replace(colour, f"var({variable})")
     return body.replace("<svg ", '<svg role="img" aria-label="Figure 1: accuracy by training size" ', 1)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _summary(study: Study, frame: pd.DataFrame) -> str:
