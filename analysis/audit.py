@@ -273,7 +273,7 @@ def _samples(
             draw(f"{name} and entailment", np.flatnonzero(scan.holds[:, index] & is_entailment))
             draw(f"{name} but not entailment", np.flatnonzero(scan.holds[:, index] & ~is_entailment))
     for source, copies in [(scan, within), *sources]:
-        of = "another row" if source is scan else source.pairs.path
+        of = "another row" if source is scan else Path(source.pairs.path).name
         for kind, words in KINDS_OF_COPY.items():
             rows = getattr(copies, kind)
             draw(f"Copy of {of}: {words}", np.flatnonzero(rows != NO_ROW), source, rows)

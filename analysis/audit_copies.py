@@ -85,9 +85,9 @@ def _near(signature: np.ndarray, rows: np.ndarray, source: np.ndarray | None = N
     for band in range(0, NUM_COMPONENTS, BAND):
         rows = rows[found[rows] == NO_ROW] if source is not None else rows
         keys = _band_keys(signature, band)[rows]
-        order = np.argsort(keys)
-        keys, ordered = keys[order], rows[order]
         if source is None:
+            order = np.argsort(keys)
+            keys, ordered = keys[order], rows[order]
             for step in range(1, NEIGHBOURS + 1):
                 same = np.flatnonzero(keys[step:] == keys[:-step])
                 a, b = ordered[same], ordered[same + step]
@@ -96,13 +96,13 @@ def _near(signature: np.ndarray, rows: np.ndarray, source: np.ndarray | None = N
                 _keep_near(found, later[new], earlier[new], signature, signature)
             continue
         source_keys = _band_keys(source, band)
-        source_order = np.argsort(source_keys)
-        source_keys = source_keys[source_order]
+        order = np.argsort(source_keys)
+        source_keys = source_keys[order]
         position = np.searchsorted(source_keys, keys)
         for step in range(NEIGHBOURS):
             at = np.minimum(position + step, len(source_keys) - 1)
-            same = (source_keys[at] == keys) & (found[ordered] == NO_ROW)
-            _keep_near(found, ordered[same], source_order[at[same]], signature, source)
+            same = (source_keys[at] == keys) & (found[rows] == NO_ROW)
+            _keep_near(found, rows[same], order[at[same]], signature, source)
     return found
 
 

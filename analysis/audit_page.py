@@ -59,12 +59,10 @@ def summary_lines(audit: Audit) -> list[str]:
     """The audit in a few lines of plain text without control characters."""
     labels = ", ".join(f"{shown(name, 30)} {percent(one.share)}" for name, one in audit.file.labels.items())
     lines = [f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} pairs ({labels})"]
-    for summary in (audit.file, audit.reference, audit.generator_training):
-        if summary is None:
-            continue
-        columns = ", ".join(f"{name}={shown(column, 40)}" for name, column in summary.columns.items())
-        prefix = "" if summary is audit.file else f"{shown(summary.path, 200)}: {thousands(summary.num_rows)} pairs; "
-        lines.append(f"  {prefix}columns {columns}; entailment is {_names(summary.entailment) or 'no label of it'}")
+    for role, summary in _files(audit).items():
+        prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {thousands(summary.num_rows)} pairs; "
+        entailment = _names(summary.entailment) or "no label of it"
+        lines.append(f"  {prefix}columns {_columns(summary)}; entailment is {entailment}")
         if summary.left_out:
             lines.append(f"  left out: {_left_out(summary)}")
     return lines + [f"  {line}" for line in _findings(audit)]
@@ -80,7 +78,7 @@ def _findings(audit: Audit) -> list[str]:
             line += f", {_ratio(one.relative)} times the reference's"
         lines.append(line)
     lines.append(f"duplicates: {_copy_words(audit.duplicates)}")
-    lines += [f"copies of {shown(one.source, 200)}: {_copy_words(one)}" for one in audit.copies]
+    lines += [f"copies of {_role(audit, one)}: {_copy_words(one)}" for one in audit.copies]
     lines.append(_baseline_words("hypothesis-only", audit.hypothesis_only))
     if audit.reference_hypothesis_only:
         lines.append(_baseline_words("hypothesis-only, reference", audit.reference_hypothesis_only))
@@ -119,17 +117,15 @@ def _verdict(audit: Audit) -> Verdict:
 def _size_block(audit: Audit) -> Block:
     rows: list[list[str]] = []
     starts = set()
-    files = {"file": audit.file, "reference": audit.reference, "generator's training data": audit.generator_training}
+    files = _files(audit)
     text = []
     for role, summary in files.items():
-        if summary is None:
-            continue
         starts.add(len(rows))
         for name, one in summary.labels.items():
             means = "entailment" if name in summary.entailment else NOTHING
             rows.append([role, shown(name, 60), means, thousands(one.count), *_share_cells(one)])
         if summary.left_out:
-            text.append(f"Left out of {shown(summary.path, 200)}: {_left_out(summary)}.")
+            text.append(f"Left out of the {role}: {_left_out(summary)}.")
     columns = [
         Column("Data"),
         Column("Label", "wrap"),
@@ -138,9 +134,7 @@ def _size_block(audit: Audit) -> Block:
         Column("Share", "number"),
         Column("95 % interval", "number"),
     ]
-    paths = [
-        [role, shown(one.path, 300), thousands(one.num_rows), str(dict(one.columns))] for role, one in files.items() if one
-    ]
+    paths = [[role, shown(one.path, 300), thousands(one.num_rows), _columns(one)] for role, one in files.items()]
     of_files = Table([Column("Data"), Column("File", "wrap"), Column("Pairs", "number"), Column("Columns", "wrap")], paths)
     return Block("size", "Size and labels", text, [of_files, Table(columns, rows, group_starts=frozenset(starts - {0}))])
 
@@ -194,7 +188,7 @@ def _copies_block(audit: Audit) -> Block:
     all_counts = [("in the file", audit.duplicates)]
     if audit.reference_duplicates:
         all_counts.append(("in the reference", audit.reference_duplicates))
-    all_counts += [(f"of {shown(one.source, 120)}", one) for one in audit.copies]
+    all_counts += [(f"of {_role(audit, one)}", one) for one in audit.copies]
     for name, counts in all_counts:
         starts.add(len(rows))
         slices = {words: counts.kinds[kind] for kind, words in KINDS_OF_COPY.items()} | {"any of these": counts.kinds["any"]}
@@ -339,13 +333,31 @@ def _samples_block(samples: Sequence[Sample]) -> Block:
     )
 
 
+def _files(audit: Audit) -> dict[str, FileSummary]:
+    """The files by what they are for; one that is both reference and training data is named so."""
+    files = {"file": audit.file}
+    if audit.reference and audit.generator_training and audit.reference.path == audit.generator_training.path:
+        return files | {"reference (also the generator's training data)": audit.reference}
+    others = {"reference": audit.reference, "generator's training data": audit.generator_training}
+    return files | {role: one for role, one in others.items() if one}
+
+
+def _role(audit: Audit, counts: CopyCounts) -> str:
+    return "the " + next(role for role, one in _files(audit).items() if one.path == counts.source)
+
+
+def _columns(summary: FileSummary) -> str:
+    return ", ".join(f"{name}={shown(column, 40)}" for name, column in summary.columns.items())
+
+
 def _paired_diversity(audit: Audit) -> list[tuple[Diversity, Diversity | None]]:
     others = {one.side: one for one in audit.reference_diversity}
     return [(one, others.get(one.side)) for one in audit.diversity]
 
 
 def _distinct_words(one: Diversity) -> str:
-    return ", ".join(f"{one.distinct[n].mean:.3f} ({n})" for n in one.distinct) or f"cannot tell, {one.reason}"
+    words = [f"{n}: {found.mean:.3f} ({_range(found.interval)})" for n, found in one.distinct.items()]
+    return ", ".join(words) or f"cannot tell, {one.reason}"
 
 
 def _baseline_words(name: str, one: HypothesisOnly) -> str:

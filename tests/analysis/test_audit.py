@@ -270,3 +270,7 @@ def test_text_is_shown_in_one_line_cut_and_harmless() -> None:
     assert shown("x" * 400) == "x" * 299 + "…"
     assert shown("naïve – 東京 😀 <b>") == "naïve – 東京 😀 <b>"
     assert shown("a\u202eb\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
+
+
+def test_the_command_has_help() -> None:
+    assert "FILE" in run("--help").stdout
