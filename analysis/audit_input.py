@@ -31,6 +31,7 @@ from pipelines.errors import UserError
 
 MAX_BATCH_ROWS = 32_768
 BATCH_BYTES = 16 << 20
+CSV_BLOCK_BYTES = 3 << 20
 MAX_ROW_BYTES = 64 << 20
 """A longer CSV row or JSONL line is refused: it is an unclosed quote, or a file without lines."""
 
@@ -425,7 +426,6 @@ def _table_dialect(file: Path) -> tuple[str, bool, list[str]]:
 
 def _read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     delimiter, quote, _ = _table_dialect(file)
-    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=MAX_ROW_BYTES // 2)
     parse = pyarrow.csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if quote else False, double_quote=quote, newlines_in_values=quote
     )
@@ -433,11 +433,22 @@ def _read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     convert = pyarrow.csv.ConvertOptions(
         include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
     )
-    try:
-        with pyarrow.csv.open_csv(file, read, parse, convert) as reader:
-            yield from reader
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: {_explain_table(file, delimiter, quote) or error}") from error
+    num_read = 0
+    for block_size in (CSV_BLOCK_BYTES, MAX_ROW_BYTES // 2):
+        read = pyarrow.csv.ReadOptions(use_threads=False, block_size=block_size)
+        try:
+            with pyarrow.csv.open_csv(file, read, parse, convert) as reader:
+                start = 0
+                for batch in reader:
+                    new = batch.slice(max(0, num_read - start))
+                    start += batch.num_rows
+                    num_read = max(num_read, start)
+                    yield new
+            return
+        except pa.ArrowInvalid as error:
+            # A row that is larger than the block: once more in larger ones, which take ten times the memory.
+            if "straddling" not in str(error) or block_size > CSV_BLOCK_BYTES:
+                raise UserError(f"{file}: {_explain_table(file, delimiter, quote) or error}") from error
 
 
 def _explain_table(file: Path, delimiter: str, quote: bool) -> str:
