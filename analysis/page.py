@@ -1,9 +1,14 @@
-"""What the report's template draws: text that is already formatted."""
+"""What the pages' templates draw, text that is already formatted, and how a page is written."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,25 @@ class Verdict:
     lead: Sequence[str]
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+
+
+def template(name: str) -> Any:
+    """A page's template; what it draws is text, and escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

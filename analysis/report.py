@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import paper
@@ -23,7 +22,7 @@ from analysis.comparison import figure1_block
 from analysis.dose_response import dose_block, dose_figure
 from analysis.figures import figure1, inline_svg, paper_series, select, study_series, to_pdf, to_png, to_svg
 from analysis.frame import describe_missing, evaluation_frame
-from analysis.page import Block, Verdict
+from analysis.page import Block, Verdict, template, write_file
 from analysis.results import figure_caption, numbers, verdict
 from analysis.sections import (
     composition_block,
@@ -79,9 +78,9 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         figure = figure1(frame, series)
         shown = pd.concat([select(frame, one) for one in series])
         svg = to_svg(figure)
-        _write(target.with_name("figure1.svg"), svg.encode())
-        _write(target.with_name("figure1.png"), to_png(figure))
-        _write(target.with_name("figure1.pdf"), to_pdf(figure))
+        write_file(target.with_name("figure1.svg"), svg.encode())
+        write_file(target.with_name("figure1.png"), to_png(figure))
+        write_file(target.with_name("figure1.pdf"), to_pdf(figure))
         values |= {
             "verdict": verdict(shown, series),
             "figure": Markup(inline_svg(svg, "Figure 1: accuracy by training size")),
@@ -92,21 +91,21 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         slices = slices_block(frame, series[-1].set)
         doses = dose_block(frame, series)
         if doses:
-            _write(target.with_name("doses.svg"), to_svg(drawn_doses := dose_figure(frame, series)).encode())
-            _write(target.with_name("doses.png"), to_png(drawn_doses))
+            write_file(target.with_name("doses.svg"), to_svg(drawn_doses := dose_figure(frame, series)).encode())
+            write_file(target.with_name("doses.png"), to_png(drawn_doses))
     counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
-        _write(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
+        write_file(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
     curves, curves_figure = curves_block(store, study)
     if curves_figure is not None:
-        _write(target.with_name("training_curves.svg"), to_svg(curves_figure).encode())
-        _write(target.with_name("training_curves.png"), to_png(curves_figure))
-        _write(target.with_name("training_curves.pdf"), to_pdf(curves_figure))
+        write_file(target.with_name("training_curves.svg"), to_svg(curves_figure).encode())
+        write_file(target.with_name("training_curves.png"), to_png(curves_figure))
+        write_file(target.with_name("training_curves.pdf"), to_pdf(curves_figure))
     claims, judged = ([], None) if frame.empty else claims_block(store, study, partial=partial)
     if judged is not None:
-        _write(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
-        _write(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
+        write_file(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
+        write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
     values["claims"] = claims
     values["blocks"] = [
         *beside_figure,
@@ -122,10 +121,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *origins_block(store, study),
         provenance_block(study),
     ]
-    _write(target.with_name("frame.csv"), csv.encode())
-    _write(target.with_name("frame.parquet"), frame.to_parquet(index=False))
+    write_file(target.with_name("frame.csv"), csv.encode())
+    write_file(target.with_name("frame.parquet"), frame.to_parquet(index=False))
     # Last: who sees the report finds the files beside it.
-    _write(target, _template().render(values).encode())
+    write_file(target, template("report.html.j2").render(values).encode())
     return target
 
 
@@ -133,29 +132,9 @@ def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Blo
     if not paper.has_paper_cells(study, frame):
         return figure1_block(None)
     beside = paper.figure1_beside(frame)
-    _write(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
+    write_file(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
     drawn = to_svg(figure1(paper.figure1(), paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET)))
     return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _summary(study: Study, frame: pd.DataFrame) -> str:

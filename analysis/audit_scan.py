@@ -1,0 +1,361 @@
+"""One pass over a file of labelled pairs: numbers for each row, and a random sample of the texts.
+
+    scan = scan_pairs(open_pairs("pool.parquet"), processes=2)
+
+What is kept of a row is about a hundred bytes, whatever its length: hashes of its texts, a signature for near copies, which
+heuristics hold, lengths and the label. All that an audit says of a file is computed from these (:mod:`analysis.audit_copies`,
+:mod:`analysis.audit_measures`).
+
+A *word* is a token between white space, lower-cased, its characters that are neither letters nor digits removed. The
+heuristics have tokens of their own (:mod:`pipelines.heuristics`): ``runs.`` has the word ``runs``, and is not their token.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.audit_input import PairBatch, PairFile, RawBatch, clean_batch, packed, unpacked
+from pipelines.errors import UserError
+from pipelines.heuristics import lexical_overlap, subsequence, tokens
+
+SAMPLE_ROWS = 60_000
+SAMPLE_CHARACTERS = 1_000
+"""A sampled text is cut after so many characters."""
+MAX_LABELS = 20
+MAX_PROCESSES = 2
+SMALL_FILE_BYTES = 8 << 20
+"""Below this, starting processes takes longer than the scan."""
+
+NUM_COMPONENTS = 30
+"""Of a signature. Ten bands of three: see :mod:`analysis.audit_copies`."""
+
+# Odd 64-bit constants without structure (the golden ratio, and Stafford's mix 13 of splitmix64).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_START = np.uint64(0x5851F42D4C957F2D)
+
+
+@dataclass(frozen=True)
+class AuditedHeuristic:
+    """A heuristic as the audit applies it.
+
+    `holds` takes premises, hypotheses and, if `needs_parse`, bracketed parses of the premises, all lists of num_pairs texts,
+    and returns booleans of shape (num_pairs,). `within` names a heuristic before it that it implies: it is asked only there.
+    """
+
+    name: str
+    description: str
+    holds: Callable[..., np.ndarray]
+    within: str | None = None
+    needs_parse: bool = False
+
+
+def constituent(premises: Sequence[str], hypotheses: Sequence[str], parses: Sequence[str | None]) -> np.ndarray:
+    """Whether the hypothesis' tokens are those of one complete constituent in the premise's bracketed parse.
+
+    Raises :class:`UserError` for a parse that is missing or whose brackets do not match.
+    """
+    return np.array(
+        [tokens(hypothesis) in _constituents(parse or "") for hypothesis, parse in zip(hypotheses, parses, strict=True)], bool
+    )
+
+
+def _constituents(parse: str) -> list[list[str]]:
+    """The tokens of each constituent of a parse such as '(ROOT (S (NP (NN Rain)) (VP (VBZ falls))))'."""
+    words: list[str] = []
+    starts: list[int] = []
+    found: list[list[str]] = []
+    category_follows = False
+    for piece in parse.replace("(", " ( ").replace(")", " ) ").split():
+        if piece == "(":
+            starts.append(len(words))
+        elif piece == ")" and starts:
+            found.append(tokens(" ".join(words[starts.pop() :])))
+        elif not starts:
+            break
+        elif not category_follows:
+            words.append(piece)
+        category_follows = piece == "("
+    else:
+        if found and not starts:
+            return found
+    raise UserError(f"parse {parse[:80]!r}: its brackets do not match; give a bracketed parse such as (S (NP (NN He)) …)")
+
+
+HEURISTICS = (
+    AuditedHeuristic("lexical_overlap", "Each word of the hypothesis is one of the premise.", lexical_overlap),
+    AuditedHeuristic("subsequence", "The hypothesis is a contiguous part of the premise.", subsequence, "lexical_overlap"),
+    AuditedHeuristic(
+        "constituent", "The hypothesis is a complete constituent of the premise's parse.", constituent, "subsequence", True
+    ),
+)
+"""Those of HANS (McCoy, Pavlick and Linzen 2019, table 1)."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file in numbers: arrays of one entry a complete pair, in the file's order."""
+
+    pairs: PairFile
+    labels: tuple[str, ...]
+    """The labels' names, the most frequent first."""
+    left_out: dict[str, int]
+    """Rows that are in no array, by reason."""
+    row: np.ndarray
+    """int64: the row's or line's number in the file."""
+    label: np.ndarray
+    """int16: an index into `labels`."""
+    exact: np.ndarray
+    """uint64: a hash of premise and hypothesis, character by character."""
+    words: np.ndarray
+    """uint64: a hash of the words of both, in order."""
+    premise: np.ndarray
+    """uint64: a hash of the premise's words, in order."""
+    hypothesis: np.ndarray
+    """uint64: the same of the hypothesis."""
+    signature: np.ndarray
+    """uint16 of shape (num_rows, NUM_COMPONENTS): equal in a component with a probability that is the pairs' similarity."""
+    holds: np.ndarray
+    """bool of shape (num_rows, number of HEURISTICS); a heuristic that needs a parse and has none holds nowhere."""
+    lengths: np.ndarray
+    """int32 of shape (num_rows, 2): words of premise and hypothesis."""
+    sample: pa.Table
+    """At most SAMPLE_ROWS rows drawn at random, in random order: priority, row, label, premise, hypothesis."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row)
+
+    @property
+    def heuristics(self) -> tuple[str, ...]:
+        """The names of the heuristics that could be asked."""
+        return tuple(one.name for one in HEURISTICS if "parse" in self.pairs.columns or not one.needs_parse)
+
+
+def scan_pairs(pairs: PairFile, *, seed: int = 0, processes: int = MAX_PROCESSES, sample_rows: int = SAMPLE_ROWS) -> Scan:
+    """Read a file once and measure each pair; the same result for any number of processes.
+
+    `seed` draws the sample. With `processes` above 1, and a file that is worth it, as many processes measure while this one
+    reads. Raises :class:`UserError` where the file cannot be read, has no complete pair, or has so many labels that the
+    label column must be another.
+    """
+    left_out: Counter[str] = Counter()
+    codes: dict[str, int] = {}
+    parts: list[dict[str, Any]] = []
+    sample = _Sample(sample_rows)
+    for measured in _measure_all(pairs, seed, processes, sample):
+        left_out.update(measured.pop("left_out"))
+        names = measured.pop("label_names")
+        for name in names:
+            codes.setdefault(name, len(codes))
+        if len(codes) > MAX_LABELS:
+            shown = ", ".join(repr(name[:30]) for name in list(codes)[:5])
+            raise UserError(
+                f"{pairs.path}: the label column {pairs.columns['label']!r} has over {MAX_LABELS} different labels "
+                f"({shown}, …); name the column of the labels with --label"
+            )
+        measured["label"] = np.array([codes[name] for name in names], np.int16)[measured["label"]]
+        sample.add(measured.pop("sample"))
+        parts.append(measured)
+    num_rows = sum(len(part["row"]) for part in parts)
+    if not num_rows:
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "it has no rows"
+        raise UserError(f"{pairs.path} has no complete pair ({why}); each needs a premise, a hypothesis and a label")
+    columns = {name: _joined(parts, name) for name in list(parts[0])}
+    counts = np.bincount(columns["label"], minlength=len(codes))
+    order = np.argsort(-counts, kind="stable")
+    names = list(codes)
+    columns["label"] = np.argsort(order).astype(np.int16)[columns["label"]]
+    return Scan(
+        pairs,
+        tuple(names[index] for index in order),
+        dict(left_out.most_common()),
+        sample=sample.drawn(),
+        **columns,
+    )
+
+
+class _Sample:
+    """The rows with the lowest priorities so far, which are a random sample of all so far."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.limit = 2**64 - 1
+        """A row whose priority is not below has no chance."""
+        self._parts: list[pa.Table] = []
+
+    def add(self, drawn: pa.Table) -> None:
+        self._parts.append(drawn)
+        # Not each time: it copies.
+        if sum(part.num_rows for part in self._parts) > 2 * self.num_rows:
+            self._parts = [self.drawn()]
+            self.limit = pc.max(self._parts[0]["priority"]).as_py()
+
+    def drawn(self) -> pa.Table:
+        return pa.concat_tables(self._parts).sort_by("priority").slice(0, self.num_rows).combine_chunks()
+
+
+def _joined(parts: list[dict[str, Any]], name: str) -> np.ndarray:
+    """One column of all parts, which lose it: else all would be in memory twice."""
+    return np.concatenate([part.pop(name) for part in parts])
+
+
+def _measure_all(pairs: PairFile, seed: int, processes: int, sample: _Sample) -> Iterator[dict[str, Any]]:
+    batches = pairs.raw_batches()
+    if processes < 2 or pairs.num_bytes < SMALL_FILE_BYTES:
+        for raw in batches:
+            yield measure(clean_batch(raw, pairs), seed, sample.limit)
+        return
+    # Spawned, since arrow has threads and these do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, MAX_PROCESSES), context) as pool:
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        try:
+            for raw in batches:
+                waiting.append(pool.submit(_measure_packed, packed(raw), pairs, seed, sample.limit))
+                # Enough for no process to wait, and few enough that unread results do not pile up.
+                if len(waiting) > 2 * MAX_PROCESSES:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _measure_packed(sent: RawBatch | tuple[bytes, int], pairs: PairFile, seed: int, limit: int) -> dict[str, Any]:
+    pa.set_cpu_count(1)
+    return measure(clean_batch(unpacked(sent), pairs), seed, limit)
+
+
+def measure(batch: PairBatch, seed: int, limit: int) -> dict[str, Any]:
+    """The arrays of :class:`Scan` for one batch, with `label_names` for the codes in `label`, and `left_out`.
+
+    The rows drawn by `seed` whose priority, of 64 bits, is below `limit` come along as `sample`.
+    """
+    premises, hypotheses = batch.premise.to_pylist(), batch.hypothesis.to_pylist()
+    parses = None if batch.parse is None else batch.parse.to_pylist()
+    labels = batch.label.dictionary_encode()
+    exact = [pd.util.hash_array(np.array(texts, object), categorize=False) for texts in (premises, hypotheses)]
+    sides = [word_hashes(texts) for texts in (batch.premise, batch.hypothesis)]
+    # A text without a word, such as '?', is itself only.
+    ordered = [np.where(np.diff(at) > 0, in_order(words, at), whole) for (words, at), whole in zip(sides, exact, strict=True)]
+    minima = [_minima(words, at, whole) for (words, at), whole in zip(sides, exact, strict=True)]
+    priority = mixed(batch.rows.astype(np.uint64) * _GOLDEN + np.uint64(seed))
+    return {
+        "label_names": labels.dictionary.to_pylist(),
+        "left_out": batch.left_out,
+        "row": batch.rows,
+        "label": labels.indices.to_numpy().astype(np.int16),
+        "exact": mixed(exact[0] * _GOLDEN + exact[1]),
+        "words": mixed(ordered[0] * _GOLDEN + ordered[1]),
+        "premise": ordered[0],
+        "hypothesis": ordered[1],
+        "signature": _signature(*minima),
+        "holds": apply_heuristics(premises, hypotheses, parses),
+        "lengths": np.stack([np.diff(at) for _, at in sides], axis=1).astype(np.int32),
+        "sample": _sample_table(batch, priority, limit),
+    }
+
+
+def apply_heuristics(
+    premises: Sequence[str], hypotheses: Sequence[str], parses: Sequence[str | None] | None = None
+) -> np.ndarray:
+    """Where each of HEURISTICS holds: booleans of shape (num_pairs, number of HEURISTICS); nowhere for want of parses."""
+    holds = np.zeros((len(premises), len(HEURISTICS)), bool)
+    names = [one.name for one in HEURISTICS]
+    for index, one in enumerate(HEURISTICS):
+        where = np.flatnonzero(holds[:, names.index(one.within)]) if one.within else np.arange(len(premises))
+        columns: list[Any] = [premises, hypotheses]
+        if one.needs_parse and parses is None:
+            continue
+        if one.needs_parse and parses is not None:
+            columns.append(parses)
+        if one.within:
+            columns = [[column[row] for row in where] for column in columns]
+        holds[where, index] = one.holds(*columns)
+    return holds
+
+
+def words_of(text: str) -> list[str]:
+    """The words of one text, which :func:`word_hashes` has the hashes of."""
+    lower = pc.utf8_lower(pa.scalar(text, pa.string()))
+    return [word for word in map(_word, pc.utf8_split_whitespace(lower).as_py()) if word]
+
+
+def _word(token: str) -> str:
+    return token if token.isalnum() else "".join(filter(str.isalnum, token))
+
+
+def word_hashes(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The words of each text as 64-bit hashes, and where each text's begin: shapes (num_words,) and (num_texts + 1,)."""
+    split = pc.utf8_split_whitespace(pc.utf8_lower(texts))
+    offsets = split.offsets.to_numpy().astype(np.int64)
+    encoded = split.values.slice(offsets[0], offsets[-1] - offsets[0]).dictionary_encode()
+    # A few ten thousand different tokens a batch, so that Python is quick enough.
+    names = [_word(token) for token in encoded.dictionary.to_pylist()]
+    hashes = pd.util.hash_array(np.array(names, object), categorize=False) if names else np.zeros(0, np.uint64)
+    is_word = np.array([bool(name) for name in names], bool)
+    flat = encoded.indices.to_numpy()
+    kept = is_word[flat] if len(flat) else np.zeros(0, bool)
+    counts = np.concatenate([[0], np.cumsum(kept)])
+    return hashes[flat[kept]], counts[offsets - offsets[0]]
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """uint64 to uint64, one to one and without a pattern (splitmix64's last step)."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX[0]
+    values = (values ^ (values >> np.uint64(27))) * _MIX[1]
+    return values ^ (values >> np.uint64(31))
+
+
+def word_pairs(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """A hash of each word with the one before it in its text, the first with a mark of the start: shape (num_words,)."""
+    before = np.concatenate([[_START], words[:-1]]) if len(words) else words
+    starts = offsets[:-1][np.diff(offsets) > 0]
+    before[starts] = _START
+    return mixed(before * _GOLDEN + words)
+
+
+def in_order(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """A hash of each text's words in their order: a sum of hashes of word and position."""
+    position = (np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))).astype(np.uint64)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed(words + position * _GOLDEN), dtype=np.uint64)])
+    # Differences of sums that wrap around are right all the same.
+    return mixed(sums[offsets[1:]] - sums[offsets[:-1]])
+
+
+def _minima(words: np.ndarray, offsets: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """The MinHash of each text's word pairs, uint32 of shape (NUM_COMPONENTS, num_texts); one without words is one shingle."""
+    shingles = (word_pairs(words, offsets) >> np.uint64(32)).astype(np.uint32)
+    random = np.random.default_rng(2019).integers(0, 2**32, (NUM_COMPONENTS, 2), np.uint32)
+    has_words = np.diff(offsets) > 0
+    minima = np.empty((NUM_COMPONENTS, len(whole)), np.uint32)
+    for component, (mask, factor) in enumerate(random):
+        factor |= np.uint32(1)
+        minima[component, ~has_words] = (whole[~has_words].astype(np.uint32) ^ mask) * factor
+        if has_words.any():
+            minima[component, has_words] = np.minimum.reduceat((shingles ^ mask) * factor, offsets[:-1][has_words])
+    return minima
+
+
+def _signature(premise: np.ndarray, hypothesis: np.ndarray) -> np.ndarray:
+    both = mixed(premise.astype(np.uint64) * _GOLDEN + hypothesis.astype(np.uint64))
+    return np.ascontiguousarray((both >> np.uint64(48)).astype(np.uint16).T)
+
+
+def _sample_table(batch: PairBatch, priority: np.ndarray, limit: int) -> pa.Table:
+    drawn = priority < np.uint64(limit)
+    texts = [pc.utf8_slice_codeunits(one.filter(drawn), 0, SAMPLE_CHARACTERS) for one in (batch.premise, batch.hypothesis)]
+    names = ["priority", "row", "label", "premise", "hypothesis"]
+    return pa.table([priority[drawn], batch.rows[drawn], batch.label.filter(drawn), *texts], names)
