@@ -126,7 +126,7 @@ def test_the_summary_names_files_columns_and_verdicts(audit: Audit) -> None:
     text = "\n".join(summary_lines(audit))
     assert "premise=premise, hypothesis=hypothesis, label=label; entailment is 'entailment'" in text
     assert "lexical overlap: plants the heuristic (the association with entailment is over 1.25 times" in text
-    assert "constituent: cannot tell (needs a parse" in text
+    assert "parsed constituent: cannot tell (needs a parse" in text
     assert "1.00 % of rows (0.70 to 1.42 %; 30 exact, 0 same words, 0 near".replace(" %", "\u202f%") in text
 
 
@@ -167,9 +167,9 @@ def test_constituents_are_asked_where_there_are_parses(tmp_path: Path) -> None:
         for _ in range(40)
     ]
     found = audit_pairs(save(tmp_path / "a.parquet", pairs), AuditSettings(columns=ColumnNames(parse="tree")))
-    assert [one.all_rows.count if one.all_rows else None for one in found.heuristics] == [80, 80, 40]
+    assert [one.all_rows.count if one.all_rows else None for one in found.heuristics] == [80, 80, 0, 40]
     # All rows share one premise: nothing is certain.
-    assert found.heuristics[2].verdict == "cannot tell"
+    assert found.heuristics[3].verdict == "cannot tell"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def scan_of(folder: Path, counts: tuple[int, int, int, int], name: str = "pairs"
 def test_findings_compare_with_the_reference(tmp_path: Path) -> None:
     weak = scan_of(tmp_path, (100, 100, 400, 400), "weak")
     strong = scan_of(tmp_path, (190, 10, 300, 500), "strong")
-    overlap, subsequence, parsed = heuristic_findings(strong, ["entailment"], weak)
+    overlap, subsequence, _, parsed = heuristic_findings(strong, ["entailment"], weak)
     assert (overlap.verdict, overlap.name) == (PLANTS, "lexical_overlap")
     assert overlap.relative is not None and overlap.odds_ratio is not None and overlap.reference is not None
     assert overlap.odds_ratio.value == pytest.approx(190.5 * 500.5 / (10.5 * 300.5))

@@ -11,9 +11,9 @@ import pytest
 from analysis import audit_input, audit_scan
 from analysis.audit_copies import NO_ROW, copies_of, duplicates
 from analysis.audit_input import open_pairs
-from analysis.audit_scan import Scan, apply_heuristics, constituent, scan_pairs, word_hashes, words_of
+from analysis.audit_scan import Scan, apply_heuristics, parsed_constituent, scan_pairs, word_hashes, words_of
 from pipelines.errors import UserError
-from pipelines.heuristics import has_lexical_overlap, is_subsequence
+from pipelines.heuristics import has_lexical_overlap, is_likely_constituent, is_subsequence
 
 ROOT = Path(__file__).parents[2]
 MULTINLI = (ROOT / ".." / "shared" / "data" / "multinli" / "multinli_1.0_train.jsonl").resolve()
@@ -43,7 +43,7 @@ def random_rows(count: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 def expected_heuristics(rows: list[tuple[str, str, str]]) -> list[list[bool]]:
-    return [[has_lexical_overlap(p, h), is_subsequence(p, h), False] for p, h, _ in rows]
+    return [[has_lexical_overlap(p, h), is_subsequence(p, h), is_likely_constituent(p, h), False] for p, h, _ in rows]
 
 
 def test_heuristics_are_the_predicates_on_random_rows(tmp_path: Path) -> None:
@@ -82,14 +82,14 @@ def test_a_constituent_is_one_of_the_parse(hypothesis: str, holds: bool) -> None
         "(NP (DT the) (NN actor)) (VP (VBD ran)) (. .)))"
     )
     premise = "If the artist slept , the actor ran ."
-    assert constituent([premise], [hypothesis], [parse]).tolist() == [holds]
-    assert apply_heuristics([premise], [hypothesis], [parse])[0].tolist() == [True, True, holds]
+    assert parsed_constituent([premise], [hypothesis], [parse]).tolist() == [holds]
+    assert apply_heuristics([premise], [hypothesis], [parse])[0, [0, 1, 3]].tolist() == [True, True, holds]
 
 
 @pytest.mark.parametrize("parse", [None, "", "(S (NP (NN He))", "S)", "(S a) (S b))", "word"])
 def test_a_parse_that_is_none_is_refused(parse: str | None) -> None:
     with pytest.raises(UserError, match="its brackets do not match"):
-        constituent(["He"], ["He"], [parse])
+        parsed_constituent(["He"], ["He"], [parse])
 
 
 def test_words_are_lower_case_without_punctuation() -> None:
