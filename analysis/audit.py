@@ -36,7 +36,7 @@ from analysis.audit_measures import (
     lengths,
     share_of,
 )
-from analysis.audit_scan import HEURISTICS, MAX_PROCESSES, Scan, scan_pairs
+from analysis.audit_scan import MAX_PROCESSES, Scan, audited, scan_pairs
 from pipelines.errors import UserError
 
 FORMAT_VERSION = 1
@@ -59,6 +59,8 @@ class AuditSettings:
     """Pairs to compare with: the original data."""
     generator_training: str | None = None
     """What the generator was trained on: how much of it does the file repeat?"""
+    heuristics: tuple[str, ...] = ()
+    """Heuristics of one's own, as FILE.py:NAME or module:NAME, beside the built-in ones."""
     margin: float = MARGIN
     """Ratios of odds ratios between 1/margin and margin count as no difference."""
     seed: int = 0
@@ -146,7 +148,12 @@ def audit_pairs(path: str | Path, settings: AuditSettings | None = None) -> Audi
     opened = {
         str(one): open_pairs(one, settings.columns) for one in (path, settings.reference, settings.generator_training) if one
     }
-    scans = {name: scan_pairs(one, seed=settings.seed, processes=settings.processes) for name, one in opened.items()}
+    # A heuristic that cannot be loaded shows now, not in a process that measures.
+    audited(settings.heuristics)
+    scans = {
+        name: scan_pairs(one, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
+        for name, one in opened.items()
+    }
     scan = scans[str(path)]
     reference = scans[settings.reference] if settings.reference else None
     training = scans[settings.generator_training] if settings.generator_training else None
@@ -267,7 +274,7 @@ def _samples(
         chosen = np.sort(random.choice(rows, min(NUM_SAMPLES, len(rows)), replace=False)) if len(rows) else rows
         drawn.append((title, source, chosen, np.array([], int) if originals is None else originals[chosen]))
 
-    for index, heuristic in enumerate(HEURISTICS):
+    for index, heuristic in enumerate(audited(scan.references)):
         if heuristic.name in scan.heuristics:
             name = heuristic.name.replace("_", " ").capitalize()
             draw(f"{name} and entailment", np.flatnonzero(scan.holds[:, index] & is_entailment))

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy import optimize, sparse, special, stats
 
-from analysis.audit_scan import HEURISTICS, AuditedHeuristic, Scan, in_order, mixed, word_hashes, word_pairs, words_of
+from analysis.audit_scan import AuditedHeuristic, Scan, audited, in_order, mixed, word_hashes, word_pairs, words_of
 from analysis.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
 
 MARGIN = 1.25
@@ -128,7 +128,7 @@ def heuristic_findings(
     scan: Scan, entailment: Sequence[str], reference: Scan | None = None, margin: float = MARGIN
 ) -> list[HeuristicFinding]:
     """A finding for each heuristic; `entailment` are the labels, of either file, that mean entailment."""
-    return [_finding(index, one, scan, entailment, reference, margin) for index, one in enumerate(HEURISTICS)]
+    return [_finding(index, one, scan, entailment, reference, margin) for index, one in enumerate(audited(scan.references))]
 
 
 def _finding(

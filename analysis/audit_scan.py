@@ -12,6 +12,7 @@ heuristics have tokens of their own (:mod:`pipelines.heuristics`): ``runs.`` has
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,9 @@ import pyarrow.compute as pc
 
 from analysis.audit_input import PairBatch, PairFile, RawBatch, clean_batch, packed, unpacked
 from pipelines.errors import UserError
+from pipelines.examples import Label
 from pipelines.heuristics import HEURISTICS as BUILT_IN
-from pipelines.heuristics import is_parsed_constituent
+from pipelines.heuristics import find_heuristic, is_parsed_constituent
 
 SAMPLE_ROWS = 60_000
 SAMPLE_CHARACTERS = 1_000
@@ -84,6 +86,24 @@ HEURISTICS = (
 (docs/heuristics.md: how often that agrees with HANS's own parses)."""
 
 
+@functools.cache
+def audited(references: tuple[str, ...] = ()) -> tuple[AuditedHeuristic, ...]:
+    """HEURISTICS, and those of the user's own that `references` name (:func:`pipelines.heuristics.find_heuristic`).
+
+    Raises :class:`UserError` for a reference to none, to one that is there already, and to one that predicts another label than
+    entailment, which is what an audit asks for.
+    """
+    found = list(HEURISTICS)
+    for reference in references:
+        own = find_heuristic(reference)
+        if own.predicts != Label.ENTAILMENT:
+            raise UserError(f"heuristic {reference} predicts {own.predicts}; an audit asks what goes with entailment")
+        if own.name in {one.name for one in found}:
+            raise UserError(f"heuristic {reference}: {own.name} is audited already; name each once")
+        found.append(AuditedHeuristic(own.name, own.description, own))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Scan:
     """A file in numbers: arrays of one entry a complete pair, in the file's order."""
@@ -108,11 +128,13 @@ class Scan:
     signature: np.ndarray
     """uint16 of shape (num_rows, NUM_COMPONENTS): equal in a component with a probability that is the pairs' similarity."""
     holds: np.ndarray
-    """bool of shape (num_rows, number of HEURISTICS); a heuristic that needs a parse and has none holds nowhere."""
+    """bool of shape (num_rows, number of heuristics); a heuristic that needs a parse and has none holds nowhere."""
     lengths: np.ndarray
     """int32 of shape (num_rows, 2): words of premise and hypothesis."""
     sample: pa.Table
     """At most SAMPLE_ROWS rows drawn at random, in random order: priority, row, label, premise, hypothesis."""
+    references: tuple[str, ...] = ()
+    """The user's own heuristics, asked after the built-in ones (:func:`audited`)."""
 
     @property
     def num_rows(self) -> int:
@@ -121,10 +143,17 @@ class Scan:
     @property
     def heuristics(self) -> tuple[str, ...]:
         """The names of the heuristics that could be asked."""
-        return tuple(one.name for one in HEURISTICS if "parse" in self.pairs.columns or not one.needs_parse)
+        return tuple(one.name for one in audited(self.references) if "parse" in self.pairs.columns or not one.needs_parse)
 
 
-def scan_pairs(pairs: PairFile, *, seed: int = 0, processes: int = MAX_PROCESSES, sample_rows: int = SAMPLE_ROWS) -> Scan:
+def scan_pairs(
+    pairs: PairFile,
+    *,
+    seed: int = 0,
+    processes: int = MAX_PROCESSES,
+    sample_rows: int = SAMPLE_ROWS,
+    references: tuple[str, ...] = (),
+) -> Scan:
     """Read a file once and measure each pair; the same result for any number of processes.
 
     `seed` draws the sample. With `processes` above 1, and a file that is worth it, as many processes measure while this one
@@ -135,7 +164,7 @@ def scan_pairs(pairs: PairFile, *, seed: int = 0, processes: int = MAX_PROCESSES
     codes: dict[str, int] = {}
     parts: list[dict[str, Any]] = []
     sample = _Sample(sample_rows)
-    for measured in _measure_all(pairs, seed, processes, sample):
+    for measured in _measure_all(pairs, seed, processes, sample, references):
         left_out.update(measured.pop("left_out"))
         names = measured.pop("label_names")
         for name in names:
@@ -163,6 +192,7 @@ def scan_pairs(pairs: PairFile, *, seed: int = 0, processes: int = MAX_PROCESSES
         tuple(names[index] for index in order),
         dict(left_out.most_common()),
         sample=sample.drawn(),
+        references=references,
         **columns,
     )
 
@@ -192,11 +222,13 @@ def _joined(parts: list[dict[str, Any]], name: str) -> np.ndarray:
     return np.concatenate([part.pop(name) for part in parts])
 
 
-def _measure_all(pairs: PairFile, seed: int, processes: int, sample: _Sample) -> Iterator[dict[str, Any]]:
+def _measure_all(
+    pairs: PairFile, seed: int, processes: int, sample: _Sample, references: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     batches = pairs.raw_batches()
     if processes < 2 or pairs.num_bytes < SMALL_FILE_BYTES:
         for raw in batches:
-            yield measure(clean_batch(raw, pairs), seed, sample.limit)
+            yield measure(clean_batch(raw, pairs), seed, sample.limit, references)
         return
     # Spawned, since arrow has threads and these do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -204,7 +236,7 @@ def _measure_all(pairs: PairFile, seed: int, processes: int, sample: _Sample) ->
         waiting: deque[Future[dict[str, Any]]] = deque()
         try:
             for raw in batches:
-                waiting.append(pool.submit(_measure_packed, packed(raw), pairs, seed, sample.limit))
+                waiting.append(pool.submit(_measure_packed, packed(raw), pairs, seed, sample.limit, references))
                 # Enough for no process to wait, and few enough that unread results do not pile up.
                 if len(waiting) > 2 * MAX_PROCESSES:
                     yield waiting.popleft().result()
@@ -215,12 +247,14 @@ def _measure_all(pairs: PairFile, seed: int, processes: int, sample: _Sample) ->
                 future.cancel()
 
 
-def _measure_packed(sent: RawBatch | tuple[bytes, int], pairs: PairFile, seed: int, limit: int) -> dict[str, Any]:
+def _measure_packed(
+    sent: RawBatch | tuple[bytes, int], pairs: PairFile, seed: int, limit: int, references: tuple[str, ...]
+) -> dict[str, Any]:
     pa.set_cpu_count(1)
-    return measure(clean_batch(unpacked(sent), pairs), seed, limit)
+    return measure(clean_batch(unpacked(sent), pairs), seed, limit, references)
 
 
-def measure(batch: PairBatch, seed: int, limit: int) -> dict[str, Any]:
+def measure(batch: PairBatch, seed: int, limit: int, references: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arrays of :class:`Scan` for one batch, with `label_names` for the codes in `label`, and `left_out`.
 
     The rows drawn by `seed` whose priority, of 64 bits, is below `limit` come along as `sample`.
@@ -244,19 +278,23 @@ def measure(batch: PairBatch, seed: int, limit: int) -> dict[str, Any]:
         "premise": ordered[0],
         "hypothesis": ordered[1],
         "signature": _signature(*minima),
-        "holds": apply_heuristics(premises, hypotheses, parses),
+        "holds": apply_heuristics(premises, hypotheses, parses, references),
         "lengths": np.stack([np.diff(at) for _, at in sides], axis=1).astype(np.int32),
         "sample": _sample_table(batch, priority, limit),
     }
 
 
 def apply_heuristics(
-    premises: Sequence[str], hypotheses: Sequence[str], parses: Sequence[str | None] | None = None
+    premises: Sequence[str],
+    hypotheses: Sequence[str],
+    parses: Sequence[str | None] | None = None,
+    references: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """Where each of HEURISTICS holds: booleans of shape (num_pairs, number of HEURISTICS); nowhere for want of parses."""
-    holds = np.zeros((len(premises), len(HEURISTICS)), bool)
-    names = [one.name for one in HEURISTICS]
-    for index, one in enumerate(HEURISTICS):
+    """Where each heuristic holds: booleans of shape (num_pairs, number of heuristics); nowhere for want of parses."""
+    heuristics = audited(references)
+    holds = np.zeros((len(premises), len(heuristics)), bool)
+    names = [one.name for one in heuristics]
+    for index, one in enumerate(heuristics):
         where = np.flatnonzero(holds[:, names.index(one.within)]) if one.within else np.arange(len(premises))
         columns: list[Any] = [premises, hypotheses]
         if one.needs_parse and parses is None:

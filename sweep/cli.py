@@ -529,6 +529,10 @@ def audit(
         str | None,
         typer.Option(metavar="COLUMN", help="Bracketed parses of the premises, for the constituent heuristic."),
     ] = None,
+    heuristic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE.py:NAME", help="A heuristic of your own, beside the built-in ones; may be repeated."),
+    ] = None,
     margin: Annotated[float, typer.Option(help="Odds ratios that differ by at most this factor count as the same.")] = 1.25,
     seed: Annotated[int, typer.Option(help="Draws the samples.")] = 0,
     processes: Annotated[int, typer.Option(min=1, max=2, help="Processes that measure.")] = 2,
@@ -556,6 +560,7 @@ def audit(
         entailment=tuple(entailment or ()),
         reference=str(reference) if reference else None,
         generator_training=str(generator_training) if generator_training else None,
+        heuristics=tuple(heuristic or ()),
         margin=margin,
         seed=seed,
         processes=processes,

@@ -172,6 +172,56 @@ def test_constituents_are_asked_where_there_are_parses(tmp_path: Path) -> None:
     assert found.heuristics[3].verdict == "cannot tell"
 
 
+NEGATION = """
+import numpy as np
+from pipelines.heuristics import Heuristic
+
+def no_negation(premises, hypotheses):
+    return np.array(["not" not in text.split() for text in hypotheses], dtype=bool)
+
+affirmed = Heuristic("affirmed", no_negation, description="The hypothesis has no 'not'.")
+denied = Heuristic("denied", no_negation, predicts="contradiction")
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_heuristic_of_ones_own_is_audited_beside_the_others(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.audit_scan.SMALL_FILE_BYTES", 0)
+    (tmp_path / "mine.py").write_text(NEGATION)
+    pairs = [
+        {"premise": f"It rains on day {n}", "hypothesis": text, "label": label}
+        for n in range(300)
+        for text, label in (("It is wet", "entailment"), ("It is not wet", "contradiction"))
+    ]
+    settings = AuditSettings(heuristics=(f"{tmp_path}/mine.py:affirmed",), processes=processes)
+    found = audit_pairs(save(tmp_path / "a.parquet", pairs), settings).heuristics[-1]
+    assert (found.name, found.description, found.verdict) == (
+        "affirmed",
+        "The hypothesis has no 'not'.",
+        "plants the heuristic",
+    )
+    assert found.all_rows is not None and (found.all_rows.count, found.all_rows.n) == (300, 600)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine.py:denied", "predicts contradiction; an audit asks what goes with entailment"),
+        ("mine.py:missing", "missing"),
+        ("lexical_overlap", "lexical_overlap is audited already"),
+    ],
+)
+def test_a_heuristic_that_cannot_be_audited_is_refused(
+    tmp_path: Path, files: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(NEGATION)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        audit_pairs(next(files.glob("*.parquet")), AuditSettings(heuristics=(name,)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
