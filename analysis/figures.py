@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.frame import BLINDSPOT_SLICE, KINDS, seed_means
+from analysis.frame import BLINDSPOT_SLICE, KEY, KINDS, seed_means
 from analysis.wording import KIND_NAMES, set_name, starting_point_name, thousands
 from pipelines.errors import UserError
 from sweep.records import Study
@@ -119,13 +119,18 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
     return paper_series(chosen["general_set"], chosen["blindspot_set"], blindspot_slice)
 
 
-def figure1(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
+def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:
     """Draw the frame of `analysis.frame.load_frame` in the layout of the paper's Figure 1.
+
+    With `intervals` (`analysis.tables.accuracy_table` of the same frame) a thin line shows each point's.
 
     Raises ValueError when a series has no rows at all. A cell that is missing (a partial frame) breaks its
     line: nothing is drawn across the gap.
     """
     means = seed_means(frame)
+    if intervals is not None:
+        by = [name for name in KEY if name != "seed"]
+        means = means.merge(intervals[[*by, "interval_low", "interval_high"]], on=by, how="left")
     starting_sizes = sorted(means["starting_size"].unique())
     if not starting_sizes:
         raise ValueError("the frame has no rows, so there is nothing to draw; evaluate at least one task model")
@@ -168,6 +173,43 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
             hspace=0.36,
             wspace=0.09,
         )
+    return figure
+
+
+def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Figure:
+    """Synthetic minus original in points, with intervals: a panel for each test set, a row for each starting point and size.
+
+    `differences` is `analysis.tables.difference_table`'s, per cell. Raises ValueError when it has no row of any series.
+    """
+    panels = [(one, select(differences, one).sort_values(["starting_size", "size"])) for one in series]
+    panels = [(one, rows) for one, rows in panels if not rows.empty]
+    if not panels:
+        raise ValueError("no cell has both kinds, so there is no difference to draw")
+    num_rows = max(len(rows) for _, rows in panels)
+    with matplotlib.rc_context(RC):
+        figure = Figure(
+            figsize=(max(7.8, 3.1 * len(panels) + 1.4), 0.3 * num_rows + 1.3), facecolor=PAPER, layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(rows) for _, rows in panels}) == 1)[0]
+        for axes, (one, rows) in zip(grid, panels, strict=True):
+            names = [
+                f"{starting_point_name(int(start))}, {thousands(int(size))}"
+                for start, size in zip(rows["starting_size"], rows["size"], strict=True)
+            ]
+            y = range(len(rows))
+            axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
+            axes.hlines(y, 100 * rows["interval_low"], 100 * rows["interval_high"], color=INK, linewidth=0.9, zorder=2)
+            axes.plot(
+                100 * rows["mean"], y, color=KIND_STYLES["synthetic"][0], marker="s", linestyle="none", markersize=5, zorder=3
+            )
+            axes.set_yticks(y, names)
+            axes.yaxis.set_inverted(True)
+            axes.set_title(one.name, fontsize=9, loc="left", fontweight="bold", wrap=True)
+            axes.set_xlabel("points")
+            axes.grid(axis="x", color=GRID, linewidth=0.6)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.tick_params(axis="y", length=0)
     return figure
 
 
@@ -293,7 +335,10 @@ def _draw_panel(
                 zorder=3,
             )
             low, high = points["low"].to_numpy(dtype=float), points["high"].to_numpy(dtype=float)
-            axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=1.1, alpha=0.75, zorder=2)
+            axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=1.6, alpha=0.75, zorder=2)
+            if "interval_low" in points:
+                low, high = (points[f"interval_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+                axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=0.7, alpha=0.5, zorder=2)
         if not start.empty:
             axes.plot(
                 [positions[0]],
@@ -308,7 +353,10 @@ def _draw_panel(
                 clip_on=False,
                 zorder=4,
             )
-            axes.vlines([positions[0]], start["low"], start["high"], color=INK, linewidth=1.1, alpha=0.75, zorder=2)
+            axes.vlines([positions[0]], start["low"], start["high"], color=INK, linewidth=1.6, alpha=0.75, zorder=2)
+            if "interval_low" in start:
+                ends = (start["interval_low"], start["interval_high"])
+                axes.vlines([positions[0]], *ends, color=INK, linewidth=0.7, alpha=0.5, zorder=2)
     axes.set_ylim(0, 1)
     axes.set_xlim(-0.05, 1.06)
     axes.set_xticks([positions[size] for size in sizes], [thousands(size) for size in sizes])

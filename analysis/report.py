@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ from analysis.artifacts import lexical_overlap_counts
 from analysis.claims_section import claims_block
 from analysis.comparison import figure1_block
 from analysis.dose_response import dose_block, dose_figure
-from analysis.figures import figure1, inline_svg, paper_series, select, study_series, to_pdf, to_png, to_svg
+from analysis.figures import (
+    Series,
+    difference_figure,
+    figure1,
+    inline_svg,
+    paper_series,
+    select,
+    study_series,
+    to_pdf,
+    to_png,
+    to_svg,
+)
 from analysis.frame import describe_missing, evaluation_frame
 from analysis.page import Block, Verdict, template, write_file
 from analysis.results import figure_caption, numbers, verdict
@@ -36,7 +48,9 @@ from analysis.sections import (
     yield_block,
 )
 from analysis.slices import slices_block
+from analysis.tables import accuracy_table, difference_table
 from analysis.wording import thousands
+from pipelines.errors import UserError
 from sweep.records import Store, Study, read_plan
 
 
@@ -75,8 +89,8 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
     else:
         series = study_series(study, frame)
-        figure = figure1(frame, series)
         shown = pd.concat([select(frame, one) for one in series])
+        figure = figure1(frame, series, accuracy_table(shown))
         svg = to_svg(figure)
         write_file(target.with_name("figure1.svg"), svg.encode())
         write_file(target.with_name("figure1.png"), to_png(figure))
@@ -87,7 +101,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
             "figure_caption": figure_caption(frame),
             "numbers": numbers(shown, series),
         }
-        beside_figure = [_paper_figure1_block(study, frame, target)]
+        beside_figure = [*_differences_block(shown, series, target), _paper_figure1_block(study, frame, target)]
         slices = slices_block(frame, series[-1].set)
         doses = dose_block(frame, series)
         if doses:
@@ -126,6 +140,25 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     # Last: who sees the report finds the files beside it.
     write_file(target, template("report.html.j2").render(values).encode())
     return target
+
+
+def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Path) -> list[Block]:
+    try:
+        differences = difference_table(frame)
+        figure = difference_figure(differences, series)
+    except (UserError, ValueError):
+        # The section on what the numbers say has told so.
+        return []
+    svg = to_svg(figure)
+    write_file(target.with_name("differences.svg"), svg.encode())
+    write_file(target.with_name("differences.png"), to_png(figure))
+    write_file(target.with_name("differences.pdf"), to_pdf(figure))
+    caption = (
+        "Accuracy with synthetic minus accuracy with original training data, paired by seed: mean and 95 % t interval over "
+        "seeds, cut at ±100 points; of one seed the difference alone. Rows are starting point and training size."
+    )
+    drawn = inline_svg(svg, "Synthetic minus original, per cell, with intervals")
+    return [Block("differences", "Synthetic minus original", figure=drawn, figure_caption=caption)]
 
 
 def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Block:

@@ -99,7 +99,11 @@ def figure_caption(frame: pd.DataFrame) -> str:
     counts = frame.groupby(["starting_size", "kind", "size"], observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
-    spread = "bars run from the smallest to the largest seed" if high > 1 else "one seed, so no spread can be shown"
+    spread = (
+        "bars run from the smallest to the largest seed, thin lines are 95 % t intervals over seeds"
+        if high > 1
+        else "one seed, so no spread can be shown; thin lines are 95 % intervals over the test items of that one model"
+    )
     return (
         f"Points are means over seeds ({n}); {spread}. x = 0 is the starting point itself. Kinds are drawn "
         "slightly apart at the same size. HANS-like sets have two labels, the general set three."

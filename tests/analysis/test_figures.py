@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from analysis.figures import figure1, paper_series, to_png, to_svg
+from analysis.figures import difference_figure, figure1, paper_series, to_png, to_svg
 from analysis.frame import load_frame
+from analysis.tables import accuracy_table, difference_table
 from tests.analysis.fake_store import FakeStudy
 
 SERIES = paper_series("template_test", "template_probe")
@@ -95,3 +96,29 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     first, second = figure1(frame, SERIES), figure1(frame, SERIES)
     assert to_svg(first) == to_svg(second)
     assert to_png(first, dpi=50) == to_png(second, dpi=50)
+
+
+def test_differences_are_drawn_with_their_intervals(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    # Synthetic minus original: 10 and 30 items of 200, seed by seed: 10 points, ± 12.7062 × 5.
+    study.add_grid((0,), (60,), correct=lambda start, kind, size, seed, *_: 100 + (kind == "synthetic") * (10 + 20 * seed))
+    figure = difference_figure(difference_table(load_frame(study.write(), "tiny")), SERIES)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [one.name for one in SERIES]
+    for axes in figure.axes:
+        (point,) = [line for line in axes.get_lines() if line.get_marker() == "s"]
+        assert list(point.get_xdata()) == pytest.approx([10.0])
+        (interval,) = axes.collections
+        assert interval.get_segments()[0][:, 0] == pytest.approx([10 - 63.531, 10 + 63.531], abs=1e-2)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["untrained, 60"]
+
+
+def test_a_thin_line_shows_a_point_s_interval(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), correct=lambda start, kind, size, seed, *_: 100 + 4 * seed)
+    frame = load_frame(study.write(), "tiny")
+    plain = figure1(frame, SERIES).axes[0]
+    shown = figure1(frame, SERIES, accuracy_table(frame)).axes[0]
+    assert len(shown.collections) == 2 * len(plain.collections)
+    ends = [tuple(segment[:, 1]) for lines in shown.collections for segment in lines.get_segments()]
+    # Of 0.50 and 0.52: the mean ± 12.7062 × 0.01.
+    assert any(end == pytest.approx((0.51 - 0.127, 0.51 + 0.127), abs=1e-3) for end in ends)

@@ -77,7 +77,8 @@ def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path) 
     path = build_report(full.write(), "tiny", tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(one.name for one in path.parent.iterdir()) == [
-        "figure1.pdf", "figure1.png", "figure1.svg", "frame.csv", "frame.parquet", "report.html",
+        "differences.pdf", "differences.png", "differences.svg", "figure1.pdf", "figure1.png", "figure1.svg", "frame.csv",
+        "frame.parquet", "report.html",
     ]  # fmt: skip
     pd.testing.assert_frame_equal(
         pd.read_parquet(path.parent / "frame.parquet"), load_frame(full.write(), "tiny"), check_dtype=False
@@ -111,7 +112,8 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
     html = build_report(full.write(), "tiny", tmp_path).read_text()
     sections = re.findall(r'<section[^>]* id="(\w+)"', html)
     assert sections == [
-        "claims", "question", "verdict", "figure1", "paper_figure1", "table1", "slices", "yield", "composition", "stages",
+        "claims", "question", "verdict", "figure1", "differences", "paper_figure1", "table1", "slices", "yield", "composition",
+        "stages",
         "spent", "origins", "provenance",
     ]  # fmt: skip
     text = Links(html).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
