@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,11 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         slices = slices_block(frame, series[-1].set)
         doses = dose_block(frame, series)
         if doses:
-            write_file(target.with_name("doses.svg"), to_svg(drawn_doses := dose_figure(frame, series)).encode())
-            write_file(target.with_name("doses.png"), to_png(drawn_doses))
+            drawn = dose_figure(frame, series)
+            write_file(target.with_name("doses.svg"), to_svg(drawn).encode())
+            write_file(target.with_name("doses.png"), to_png(drawn))
+            write_file(target.with_name("doses.pdf"), to_pdf(drawn))
+            doses = [replace(doses[0], figure=inline_svg(to_svg(drawn), "Accuracy by the bias of the training set"))]
     counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
