@@ -161,15 +161,15 @@ def subcase_table(evidence: Evidence, treatment: str = "synthetic", control: str
     rows: list[dict[str, Any]] = []
     for subcase in sorted(set(items.subcases) - {""}):
         data = evidence.blindspot(treatment, control, evidence.starting_sizes, slice_name=f"subcase/{subcase}")
-        effect = data.effect()
-        around = effect.interval()
+        part = Part.of(subcase, data, 0)
+        effect, (mean, low, high) = part.effect, part.in_unit()
         p = math.nan if effect.num_seeds == 1 else 2 * min(effect.p_above(), effect.p_below())
         rows.append(
             {
                 "subcase": subcase,
-                "mean": effect.mean,
-                "low": around.low if around else math.nan,
-                "high": around.high if around else math.nan,
+                "mean": mean,
+                "low": low,
+                "high": high,
                 "num_seeds": effect.num_seeds,
                 "num_items": effect.num_items,
                 "clusters": data.num_clusters,
