@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from analysis.artifacts import LabelCount, composition
+import pandas as pd
+
+from analysis.artifacts import LabelCount, lexical_overlap_counts
 from analysis.frame import BLINDSPOT_SLICE, evaluation_frame
 from analysis.intervals import Effect, Replicates
 from analysis.items import Responses, load_responses
@@ -93,14 +95,26 @@ class Evidence:
         return self.blindspot(treatment, control, starts, sizes, BLINDSPOT_SLICE)
 
 
-def load_evidence(store: Store | str, study: Study | str, *, partial: bool = False) -> Evidence:
-    """Read what the claims need of a study. Raises as `judge` does."""
+def load_evidence(
+    store: Store | str,
+    study: Study | str,
+    *,
+    partial: bool = False,
+    frame: pd.DataFrame | None = None,
+    counts: Mapping[str, Mapping[str, LabelCount]] | None = None,
+) -> Evidence:
+    """Read what the claims need of a study. Raises as `judge` does.
+
+    Who has the study's `frame` (`evaluation_frame`) or overlap `counts` (`lexical_overlap_counts`) already hands them on: a
+    pool of millions is not read twice.
+    """
     # Figures bring matplotlib, which a verdict on the terminal needs only for this.
     from analysis.figures import study_series
 
     store = store if isinstance(store, Store) else Store(store)
     study = study if isinstance(study, Study) else Study.load(store, study)
-    series = study_series(study, evaluation_frame(store, study, partial=partial))
+    series = study_series(study, evaluation_frame(store, study, partial=partial) if frame is None else frame)
+    counts = _overlap_counts(store, study) if counts is None else counts
     general, blindspot = series[0].set, series[1].set
     responses = load_responses(store, study, [general, blindspot], partial=partial)
     # The study's own grid, not what is there of it: an average over what happens to be built is another quantity.
@@ -111,7 +125,8 @@ def load_evidence(store: Store | str, study: Study | str, *, partial: bool = Fal
         blindspot,
         tuple(sorted({int(cell["starting_size"]) for cell in grid})),
         tuple(sorted({int(cell["size"]) for cell in grid} - {0})),
-        _overlap_counts(store, study),
+        # One without the other makes no claim.
+        counts if len(counts) > 1 else {},
     )
 
 
@@ -225,11 +240,10 @@ def _level_note(evidence: Evidence) -> list[str]:
 
 
 def _overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
-    places = {"original": ("sources", "train.parquet"), "synthetic": ("synthetic_pool", "pool")}
-    steps = {name: [one for one in study.steps if one.stage == stage and one.record] for name, (stage, _) in places.items()}
-    if any(len(found) != 1 for found in steps.values()):
+    built = [step.stage for step in study.steps if step.record]
+    if any(built.count(stage) != 1 for stage in ("sources", "synthetic_pool")):
         return {}
-    return {name: composition(store, steps[name][0], path) for name, (_, path) in places.items()}
+    return lexical_overlap_counts(store, study)
 
 
 def _overlap_parts(synthetic: Mapping[str, LabelCount], original: Mapping[str, LabelCount]) -> list[Part]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from analysis.artifacts import LabelCount
 from analysis.claims import load_evidence
 from analysis.page import Block, Column, Fold, Table
 from analysis.signal_detection import signal_table
@@ -17,11 +18,16 @@ from pipelines.errors import UserError
 from sweep.records import Store, Study
 
 
-def claims_block(store: Store, study: Study, *, partial: bool) -> tuple[list[Block], pd.DataFrame | None]:
-    """The section, and its claims as a table (`judgement_table`); if the claims cannot be judged, a section that says why."""
+def claims_block(
+    store: Store, study: Study, frame: pd.DataFrame, counts: Mapping[str, Mapping[str, LabelCount]], *, partial: bool
+) -> tuple[list[Block], pd.DataFrame | None]:
+    """The section, and its claims as a table (`judgement_table`); if the claims cannot be judged, a section that says why.
+
+    `frame` and `counts` are the study's, of `evaluation_frame` and `lexical_overlap_counts`.
+    """
     title = "Verdicts on the paper's claims"
     try:
-        evidence = load_evidence(store, study, partial=partial)
+        evidence = load_evidence(store, study, partial=partial, frame=frame, counts=counts)
         judgements = judge_evidence(evidence)
     except UserError as error:
         return [Block("claims", title, [f"The claims are not judged: {error}."])], None

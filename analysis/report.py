@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from analysis import paper
 from analysis.artifacts import lexical_overlap_counts
@@ -59,8 +60,9 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.png`,
-    `figure1.svg`, `figure1.pdf`, `frame.csv` and `frame.parquet` are written beside it; `doses.png` and `doses.svg` where
-    there are doses of bias; `training_curves.*` where steps were logged; and `figure1_vs_paper.csv` and
+    `figure1.svg`, `figure1.pdf`, `frame.csv` and `frame.parquet` are written beside it; `differences.*` where kinds can be
+    paired; `doses.*` where there are doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and
+    `verdicts.parquet` where the claims can be judged; and `figure1_vs_paper.csv` and
     `table1_vs_paper.csv` (`analysis.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads
     nothing: styles, figures and the frame are inside.
 
@@ -91,36 +93,28 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     else:
         series = study_series(study, frame)
         shown = pd.concat([select(frame, one) for one in series])
-        figure = figure1(frame, series, accuracy_table(shown))
-        svg = to_svg(figure)
-        write_file(target.with_name("figure1.svg"), svg.encode())
-        write_file(target.with_name("figure1.png"), to_png(figure))
-        write_file(target.with_name("figure1.pdf"), to_pdf(figure))
+        accuracies = accuracy_table(shown)
+        svg = _write_figure(target, "figure1", figure1(frame, series, accuracies))
         values |= {
             "verdict": verdict(shown, series),
             "figure": Markup(inline_svg(svg, "Figure 1: accuracy by training size")),
             "figure_caption": figure_caption(frame),
-            "numbers": numbers(shown, series),
+            "numbers": numbers(shown, series, accuracies),
         }
         beside_figure = [*_differences_block(shown, series, target), _paper_figure1_block(study, frame, target)]
         slices = slices_block(frame, series[-1].set)
         doses = dose_block(frame, series)
         if doses:
-            drawn = dose_figure(frame, series)
-            write_file(target.with_name("doses.svg"), to_svg(drawn).encode())
-            write_file(target.with_name("doses.png"), to_png(drawn))
-            write_file(target.with_name("doses.pdf"), to_pdf(drawn))
-            doses = [replace(doses[0], figure=inline_svg(to_svg(drawn), "Accuracy by the bias of the training set"))]
+            drawn = _write_figure(target, "doses", dose_figure(frame, series))
+            doses = [replace(doses[0], figure=inline_svg(drawn, "Accuracy by the bias of the training set"))]
     counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         write_file(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
     curves, curves_figure = curves_block(store, study)
     if curves_figure is not None:
-        write_file(target.with_name("training_curves.svg"), to_svg(curves_figure).encode())
-        write_file(target.with_name("training_curves.png"), to_png(curves_figure))
-        write_file(target.with_name("training_curves.pdf"), to_pdf(curves_figure))
-    claims, judged = ([], None) if frame.empty else claims_block(store, study, partial=partial)
+        _write_figure(target, "training_curves", curves_figure)
+    claims, judged = ([], None) if frame.empty else claims_block(store, study, frame, counts, partial=partial)
     if judged is not None:
         write_file(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
         write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
@@ -146,6 +140,15 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     return target
 
 
+def _write_figure(target: Path, name: str, figure: Figure) -> str:
+    """Write a figure beside `target` as SVG, PNG and PDF; returns the SVG."""
+    svg = to_svg(figure)
+    write_file(target.with_name(f"{name}.svg"), svg.encode())
+    write_file(target.with_name(f"{name}.png"), to_png(figure))
+    write_file(target.with_name(f"{name}.pdf"), to_pdf(figure))
+    return svg
+
+
 def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Path) -> list[Block]:
     try:
         differences = difference_table(frame)
@@ -153,10 +156,7 @@ def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Pa
     except (UserError, ValueError):
         # The section on what the numbers say has told so.
         return []
-    svg = to_svg(figure)
-    write_file(target.with_name("differences.svg"), svg.encode())
-    write_file(target.with_name("differences.png"), to_png(figure))
-    write_file(target.with_name("differences.pdf"), to_pdf(figure))
+    svg = _write_figure(target, "differences", figure)
     caption = (
         "Accuracy with synthetic minus accuracy with original training data, paired by seed: mean and 95 % t interval over "
         "seeds, cut at ±100 points; of one seed the difference alone. Rows are starting point and training size."

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.figures import Series, select
 from analysis.page import Column, Fold, Table, Verdict
-from analysis.tables import accuracy_table, difference_table
+from analysis.tables import difference_table
 from analysis.wording import (
     KIND_NAMES,
     direction,
@@ -110,9 +110,8 @@ def figure_caption(frame: pd.DataFrame) -> str:
     )
 
 
-def numbers(frame: pd.DataFrame, series: Sequence[Series]) -> list[Fold]:
-    """The accuracies behind Figure 1 and the differences per cell, one table per test set."""
-    accuracies = accuracy_table(frame)
+def numbers(frame: pd.DataFrame, series: Sequence[Series], accuracies: pd.DataFrame) -> list[Fold]:
+    """The accuracies behind Figure 1 (`accuracy_table` of the frame) and the differences per cell, one table per test set."""
     folds = [Fold("Accuracies behind the figure", [_accuracies(accuracies, one) for one in series])]
     for treatment in ("synthetic", "biased_synthetic"):
         try:

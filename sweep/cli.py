@@ -299,10 +299,10 @@ def _show_plan(
 ) -> None:
     import json
 
-    from sweep.costs import NoEstimate, read_table
+    from sweep.costs import read_table
     from sweep.grid import build_grid
     from sweep.loading import load_experiment
-    from sweep.plan import cost_plan, make_plan
+    from sweep.plan import make_plan, plan_or_reason
     from sweep.plan_page import plan_json, print_plan, print_sources
     from sweep.records import Store
 
@@ -312,11 +312,7 @@ def _show_plan(
     store, table = Store(store_uri), read_table()
     priced = table.gpu(gpu, price=price, spot_price=spot_price)
     planned = make_plan(build_grid(loaded.experiment), store)
-    costs, why_not = None, ""
-    try:
-        costs = cost_plan(planned, store, table, priced, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
-    except NoEstimate as error:
-        why_not = str(error)
+    costs, why_not = plan_or_reason(planned, store, table, priced, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
     if as_json:
         print(json.dumps(plan_json(loaded.experiment, planned, costs, why_not), indent=1, ensure_ascii=False))
         return
@@ -329,21 +325,17 @@ def _estimate_before_run(
     loaded: "Loaded", store: "Store", budget: float | None, gpu: str, price: float | None, num_gpus: float | None
 ) -> dict[str, Any]:
     """The estimate of `plan`, held against the budget."""
-    from sweep.costs import NoEstimate, read_table
+    from sweep.costs import read_table
     from sweep.grid import build_grid
-    from sweep.plan import check_budget, cost_plan, make_plan
+    from sweep.plan import check_budget, make_plan, plan_or_reason
     from sweep.plan_page import plan_json
 
     table = read_table()
     planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
-    costs, why_not = None, ""
-    try:
-        costs = cost_plan(planned, store, table, table.gpu(gpu, price=price), num_gpus)
-    except NoEstimate as error:
-        why_not = str(error)
-        if budget is not None:
-            raise UserError(f"--budget cannot be checked: {error}; leave it out to run all the same") from error
-    if budget is not None and costs is not None:
+    costs, why_not = plan_or_reason(planned, store, table, table.gpu(gpu, price=price), num_gpus)
+    if budget is not None:
+        if costs is None:
+            raise UserError(f"--budget cannot be checked: {why_not}; leave it out to run all the same")
         check_budget(loaded.experiment.name, costs, budget)
     return plan_json(loaded.experiment, planned, costs, why_not)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from pipelines.errors import UserError
-from sweep.costs import CostTable, Estimate, Gpu, StepCost, Total, estimate_costs, total
+from sweep.costs import CostTable, Estimate, Gpu, NoEstimate, StepCost, Total, estimate_costs, total
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
 from sweep.paper import MODEL
@@ -125,6 +125,22 @@ def cost_plan(
     numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
     schedules = tuple(simulate(steps, seconds, done, number, checkpoint_bytes=checkpoints) for number in numbers)
     return PlanCosts(estimate, missing, schedules, num_gpus)
+
+
+def plan_or_reason(
+    planned: Sequence[Planned],
+    store: Store,
+    table: CostTable,
+    gpu: Gpu,
+    num_gpus: float | None,
+    *,
+    others: Sequence[float] = (),
+) -> tuple[PlanCosts | None, str]:
+    """As `cost_plan`; where nothing can be said, None and the reason."""
+    try:
+        return cost_plan(planned, store, table, gpu, num_gpus, others=others), ""
+    except NoEstimate as error:
+        return None, str(error)
 
 
 def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any] | None, str]:
