@@ -188,6 +188,10 @@ def paper(
         raise UserError(f"pool_per_label={pool_per_label}: give three numbers, for entailment, neutral and contradiction")
     if gpus_per_finetuning < 1:
         raise UserError(f"gpus_per_finetuning={gpus_per_finetuning}: a finetuning of 7 billion weights needs at least one")
+    if weights == "random" and base_precision != "bfloat16":
+        raise UserError(
+            f"base_precision={base_precision!r} with weights='random': random weights are not quantised; leave one of them out"
+        )
     marker = EN_DASH if end_marker == "en_dash" else HYPHENS
     runtime: dict[str, Any] = {"log_every": 50, "checkpoint_every": 5_000, "tokens_per_microbatch": 4_096}
     finetuning = Resources(num_workers=gpus_per_finetuning, gpus_per_worker=1)

@@ -219,3 +219,8 @@ def test_wrong_parameters_are_refused(arguments: dict, message: str) -> None:
         paper(**arguments)
     with pytest.raises(UserError, match="batch_factor=0"):
         paper_fast(batch_factor=0)
+
+
+def test_random_weights_are_not_said_to_be_quantised() -> None:
+    with pytest.raises(UserError, match=r"base_precision='nf4' with weights='random': random weights are not quantised"):
+        paper(weights="random", base_precision="nf4")
