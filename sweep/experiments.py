@@ -94,6 +94,7 @@ def mini(
     training_sizes: tuple[int, ...] = (1_800, 3_600),
     pool_size: int = 210_000,
     trials_per_gpu: int = 8,
+    generation_workers: int = 0,
     heuristic: str = "lexical_overlap",
     biases: tuple[float, ...] = (),
     heuristic_share: float | None = None,
@@ -102,7 +103,8 @@ def mini(
 
     `data` is the folder of the official MultiNLI jsonl and HANS txt files, `model` a transformers checkpoint
     folder or a .gguf file. A model this small leaves most of a GPU idle, so `trials_per_gpu` finetunings
-    share one, and half as many engines write the pool: an engine is bound by the CPU core that drives it.
+    share one, and half as many engines (or `generation_workers`) write the pool: an engine is bound by the CPU core that
+    drives it.
     Original training sets hold no example that their starting point was finetuned on. `heuristic`, `biases` and
     `heuristic_share` are as in `demo`.
     """
@@ -110,6 +112,8 @@ def mini(
         raise UserError(f"device={device!r} is not one of cuda, cpu")
     if trials_per_gpu < 1:
         raise UserError(f"trials_per_gpu={trials_per_gpu}: at least one finetuning runs on a GPU; give 1 or more")
+    if generation_workers < 0:
+        raise UserError(f"generation_workers={generation_workers}: give a number of engines, or 0 for half of trials_per_gpu")
     on_gpu = device == "cuda"
     dtype = "bfloat16" if on_gpu else "float32"
     recipe = FinetuneConfig(
@@ -125,7 +129,7 @@ def mini(
     )
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
-    engines = replace(share, num_workers=max(1, trials_per_gpu // 2)) if on_gpu else Resources()
+    engines = replace(share, num_workers=generation_workers or max(1, trials_per_gpu // 2)) if on_gpu else Resources()
     return Experiment(
         name="mini",
         title="SmolLM2-135M on MultiNLI and HANS",
