@@ -46,10 +46,14 @@ class Resources:
     """A finetuning's one CPU worker is the process that drives it (Ray Train's local mode): it starts in a
     second instead of ten, and an interrupted one begins anew. For models that train in seconds.
     """
+    max_group: int = 1
+    """Finetunings, or evaluations, over one base model that one group of workers may take on together, and so start once."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise UserError(f"num_workers={self.num_workers}: a stage needs at least one worker; give 1 or more")
+        if self.max_group < 1:
+            raise UserError(f"max_group={self.max_group}: a worker takes on at least one step; give 1 or more")
         for name in ("cpus_per_worker", "gpus_per_worker"):
             amount = getattr(self, name)
             if not (math.isfinite(amount) and amount >= 0):

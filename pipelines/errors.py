@@ -1,4 +1,7 @@
-"""The one exception class for mistakes that the user can put right."""
+"""The exception class for mistakes that the user can put right, and what groups of jobs need beside it."""
+
+import pickle
+import traceback
 
 
 class UserError(ValueError):
@@ -7,3 +10,20 @@ class UserError(ValueError):
     The command line prints the message without a traceback; any other exception is our own bug and keeps its
     traceback.
     """
+
+
+class NeighbourFailedError(Exception):
+    """A job of a group was cut off with the others; it is not known to be at fault, and may be tried alone."""
+
+
+def portable(error: Exception) -> Exception:
+    """`error` with its traceback as a note, fit to be sent to another process and to be kept: it holds on to no frames."""
+    error.add_note(traceback.format_exc())
+    error.__cause__ = error.__context__ = None
+    try:
+        pickle.dumps(error)
+    except Exception:
+        replacement = RuntimeError(f"{type(error).__name__}: {error}")
+        replacement.__notes__ = error.__notes__
+        return replacement
+    return error.with_traceback(None)

@@ -7,26 +7,31 @@ it, on the summed probabilities; HANS's authors (McCoy, Pavlick and Linzen 2019)
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.compute import Report, Resources, added, no_report, runtime
-from pipelines.errors import UserError
+from pipelines.errors import UserError, portable
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
 from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, working_folder
 from pipelines.heuristics import Heuristic
 from pipelines.packing import common_prefix_length, pack, split_by_tokens
 from pipelines.prompts import classifier_prompt
 from pipelines.storage import fetch, join
+
+if TYPE_CHECKING:
+    import torch
 
 FOLDINGS = ("argmax", "summed")
 """How three class scores become two labels: see `entails`."""
@@ -72,13 +77,35 @@ def evaluate(
     `metrics.json` (`rows`: those of `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in
     examples a second.
     """
+    (result,) = evaluate_group(
+        config, sources, base_model, [task_model], [output], resources=resources or Resources(), reports=[report]
+    )
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def evaluate_group(
+    config: EvaluationConfig,
+    sources: str,
+    base_model: str,
+    task_models: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    resources: Resources,
+    reports: Sequence[Report],
+) -> list[dict[str, Any] | Exception]:
+    """As `evaluate`, several task models one after another in one Ray task, which tokenizes and reads frozen weights once.
+
+    Returns each one's metrics, or what it failed with.
+    """
     import ray
 
-    resources = resources or Resources()
     task = ray.remote(_evaluate_worker).options(
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0
     )
-    return ray.get(task.remote(config, sources, base_model, task_model, output, resources.gpus_per_worker > 0, report))
+    members = list(zip(task_models, outputs, reports, strict=True))
+    return ray.get(task.remote(config, sources, base_model, members, resources.gpus_per_worker > 0))
 
 
 def entails(logits: np.ndarray, folding: str) -> np.ndarray:
@@ -183,48 +210,72 @@ def _evaluate_worker(
     config: EvaluationConfig,
     sources: str,
     base_model: str,
-    task_model: str,
-    output: str,
+    members: Sequence[tuple[str, str, Report]],
     use_gpu: bool,
-    report: Report,
-) -> dict[str, Any]:
+) -> list[dict[str, Any] | Exception]:
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
 
     quiet_libraries()
+    device = torch.device("cuda" if use_gpu else "cpu")
+    sets = [_read_set(config, sources, base_model, name) for name in config.sets]
+    bodies = Bodies(config, base_model, device)
+    results: list[dict[str, Any] | Exception] = []
+    for task_model, output, report in members:
+        try:
+            results.append(_evaluate_one(config, sets, bodies, task_model, output, report))
+        except Exception as error:
+            results.append(portable(error))
+        gc.collect()
+    return results
+
+
+@dataclass(frozen=True)
+class _EncodedSet:
+    """A test set and its prompts' token ids, in its rows' order."""
+
+    name: str
+    table: pa.Table
+    sequences: list[list[int]]
+
+
+def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
+    table = read_examples(join(sources, f"{name}.parquet"))
+    texts = [
+        classifier_prompt(p, h)
+        for p, h in zip(table.column("premise").to_pylist(), table.column("hypothesis").to_pylist(), strict=True)
+    ]
+    sequences = load_tokenizer(base_model)(texts)["input_ids"]
+    check_lengths(sequences, table.column("id").to_pylist(), limit=model_limit(base_model))
+    if config.rehearse_examples:
+        longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
+        table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
+    return _EncodedSet(name, table, sequences)
+
+
+def _evaluate_one(
+    config: EvaluationConfig, sets: Sequence[_EncodedSet], bodies: Bodies, task_model: str, output: str, report: Report
+) -> dict[str, Any]:
+    import torch
+
     started = time.perf_counter()
+    use_gpu = bodies.device.type == "cuda"
     if use_gpu:
         torch.cuda.reset_peak_memory_stats()
-    device = torch.device("cuda" if use_gpu else "cpu")
-    classifier = load_classifier(config, base_model, task_model, device)
-    tokenizer = load_tokenizer(base_model)
-    limit = model_limit(base_model)
-    load_s = time.perf_counter() - started
     rows: list[dict[str, Any]] = []
     tables = []
     num_done, evaluate_s = 0, 0.0
-    for step, name in enumerate(config.sets):
-        table = read_examples(join(sources, f"{name}.parquet"))
-        begun = time.perf_counter()
-        texts = [
-            classifier_prompt(p, h)
-            for p, h in zip(table.column("premise").to_pylist(), table.column("hypothesis").to_pylist(), strict=True)
-        ]
-        sequences = tokenizer(texts)["input_ids"]
-        check_lengths(sequences, table.column("id").to_pylist(), limit=limit)
-        if config.rehearse_examples:
-            longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
-            table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
-        logits = classify(classifier, sequences, device=device, tokens_per_batch=config.tokens_per_batch)
-        evaluate_s += time.perf_counter() - begun
-        num_done += table.num_rows
-        rows += accuracy_rows(name, table, logits, config.heuristics)
-        tables.append(_logits_table(name, table, logits))
-        report(
-            {"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(config.sets)},
-            step + 1,
-        )
+    with bodies.classifier(task_model) as classifier:
+        load_s = time.perf_counter() - started
+        for step, one in enumerate(sets):
+            begun = time.perf_counter()
+            logits = classify(classifier, one.sequences, device=bodies.device, tokens_per_batch=config.tokens_per_batch)
+            evaluate_s += time.perf_counter() - begun
+            num_done += one.table.num_rows
+            rows += accuracy_rows(one.name, one.table, logits, config.heuristics)
+            tables.append(_logits_table(one.name, one.table, logits))
+            report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
     with working_folder(output) as folder:
         pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
         (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
@@ -238,26 +289,52 @@ def _evaluate_worker(
     }
 
 
-def load_classifier(config: EvaluationConfig, base_model: str, task_model: str, device: Any) -> Any:
-    """The task model of an artifact, in evaluation mode on `device`, with packed attention."""
-    import torch
-    from transformers import AutoModel
+class Bodies:
+    """The decoders that task models stand on, each read once as long as the same one is asked for."""
 
-    from pipelines.attention import PACKED, register_packed_attention
-    from pipelines.models import Classifier, load_head
+    def __init__(self, config: EvaluationConfig, base_model: str, device: torch.device) -> None:
+        self.config, self.base_model, self.device = config, base_model, device
+        self._weights: Path | None = None
+        self._body: Any = None
 
-    register_packed_attention()
-    folder = Path(fetch(task_model))
-    dtype = getattr(torch, config.dtype)
-    weights = folder / "model" if (folder / "model").exists() else Path(join(fetch(base_model), "model"))
-    body: Any = AutoModel.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED).to(device)
-    if (folder / "adapter").exists():
-        from peft import PeftModel
+    @contextlib.contextmanager
+    def classifier(self, task_model: str) -> Iterator[Any]:
+        """The task model of an artifact, in evaluation mode on the device, with packed attention."""
+        import torch
 
-        body = PeftModel.from_pretrained(body, folder / "adapter", autocast_adapter_dtype=False).to(dtype)
-        if config.merge_adapter:
-            body = body.merge_and_unload()
-    return Classifier(body, load_head(folder, dtype=dtype, device=device)).eval()
+        from pipelines.models import Classifier, load_head
+
+        folder = Path(fetch(task_model))
+        dtype = getattr(torch, self.config.dtype)
+        own = folder / "model"
+        body = self._read(own if own.exists() else Path(join(fetch(self.base_model), "model")))
+        adapted: Any = None
+        if (folder / "adapter").exists():
+            from peft import PeftModel
+
+            adapted = PeftModel.from_pretrained(body, folder / "adapter", autocast_adapter_dtype=False).to(dtype)
+            if self.config.merge_adapter:
+                # What is merged cannot be taken out again to the last bit.
+                adapted, self._weights, self._body = adapted.merge_and_unload(), None, None
+        try:
+            yield Classifier(adapted or body, load_head(folder, dtype=dtype, device=self.device)).eval()
+        finally:
+            if adapted is not None and self._body is not None:
+                self._body = adapted.unload()
+
+    def _read(self, weights: Path) -> Any:
+        import torch
+        from transformers import AutoModel
+
+        from pipelines.attention import PACKED, register_packed_attention
+
+        if self._weights != weights:
+            self._weights = self._body = None
+            register_packed_attention()
+            dtype = getattr(torch, self.config.dtype)
+            self._body = AutoModel.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED).to(self.device)
+            self._weights = weights
+        return self._body
 
 
 def classify(classifier: Any, sequences: list[list[int]], *, device: Any, tokens_per_batch: int) -> np.ndarray:

@@ -8,19 +8,20 @@ not what is computed, and an interrupted run goes on from its last checkpoint wh
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.compute import Report, Resources, runtime
-from pipelines.errors import UserError
+from pipelines.errors import NeighbourFailedError, UserError, portable
 from pipelines.examples import Label, read_examples
 from pipelines.packing import (
     class_targets,
@@ -32,13 +33,16 @@ from pipelines.packing import (
     training_order,
 )
 from pipelines.prompts import classifier_prompt, generator_text
-from pipelines.storage import fetch, is_local, join, publish
+from pipelines.storage import fetch, is_local, join, publish, read_text, remove, write_text
 
 if TYPE_CHECKING:
     import torch
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = ".checkpoints"
+RESULT_FILE = ".result.json"
+"""Of a member of a group that has ended while the others have not."""
+RAY_TRAIN = ".ray_train"
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -161,17 +165,38 @@ def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Rep
     """Run `job` on Ray Train and return its final metrics (loss, counts, throughput in examples and tokens a second).
 
     `output` (folder or URI) gets what `job.save` writes and `metrics.jsonl`, one JSON object a logged step. Checkpoints lie in
-    `output/.checkpoints` until the job is done. Raises UserError for an example that is too long or a label that is unknown.
+    `output/.checkpoints` until the caller removes them. Raises UserError for an example that is too long or a label that is
+    unknown.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    (result,) = finetune_group([job], [output], resources=resources, reports=[report])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def finetune_group(
+    jobs: Sequence[FinetuneJob], outputs: Sequence[str], *, resources: Resources, reports: Sequence[Report]
+) -> list[dict[str, Any] | Exception]:
+    """As `finetune`, several jobs one after another in one group of workers, whose start they share.
+
+    Each has its own output, checkpoints and report, and ends as it would alone. Returns each one's metrics, or what it failed
+    with: `NeighbourFailedError` if the workers were lost before it had ended. Jobs that ended in an earlier call are not run
+    again.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     use_gpu = resources.gpus_per_worker > 0
-    num_threads = max(1, int(resources.cpus_per_worker))
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "output": output, "report": report, "use_gpu": use_gpu, "num_threads": num_threads},
+        train_loop_config={
+            "jobs": [
+                _Member(job, _absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)
+            ],
+            "use_gpu": use_gpu,
+            "num_threads": max(1, int(resources.cpus_per_worker)),
+        },
         scaling_config=ScalingConfig(
             num_workers=0 if resources.in_process else resources.num_workers,
             use_gpu=use_gpu,
@@ -180,17 +205,19 @@ def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Rep
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name="train",
-            storage_path=_absolute(join(output, CHECKPOINTS)),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            storage_path=_absolute(join(outputs[0], RAY_TRAIN)),
             failure_config=FailureConfig(max_failures=0),
         ),
     )
     try:
-        result = trainer.fit()
+        return list(trainer.fit().return_value)
     except WorkerGroupError as error:
         # The cause, not Ray's report of it: a user's mistake stays one, whichever worker found it.
-        raise next(iter(error.worker_failures.values())) from error
-    return dict(result.return_value)
+        cause: Exception = next(iter(error.worker_failures.values()))
+        if len(jobs) == 1:
+            raise cause from error
+        ended = [_read_result(output) for output in outputs]
+        return [result if result is not None else NeighbourFailedError(str(cause)) for result in ended]
 
 
 def _absolute(path: str) -> str:
@@ -200,20 +227,23 @@ def _absolute(path: str) -> str:
 # What follows runs in a Ray Train worker.
 
 
-def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
-    job: FinetuneJob = loop["job"]
-    config = job.config
+@dataclass(frozen=True)
+class _Member:
+    """One job of a group, its output (absolute, or a URI) and where its step metrics go."""
+
+    job: FinetuneJob
+    output: str
+    report: Report
+
+
+def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     if not loop["use_gpu"]:
         # DeepSpeed chooses its accelerator when it is first imported, which is below.
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import deepspeed
-    import numpy as np
     import ray.train
     import torch
-
-    from pipelines.attention import PackedInput
-    from pipelines.stepping import FlatModel
 
     if not loop["use_gpu"]:
         torch.set_num_threads(loop["num_threads"])
@@ -222,11 +252,56 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         os.environ.setdefault("LOCAL_RANK", "0")
         forget_process_groups()
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    quiet_libraries()
+    # DeepSpeed would compile its shared-memory kernels (a C++ compiler and a minute) for inference only: our reductions are
+    # gloo's.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if loop["use_gpu"] else "gloo")
+    members: list[_Member] = loop["jobs"]
+    if len(members) == 1:
+        return [_train(members[0], loop["use_gpu"])]
+    results: list[dict[str, Any] | Exception] = []
+    for member in members:
+        result = _read_result(member.output)
+        if result is None:
+            try:
+                result = _train(member, loop["use_gpu"])
+            except Exception as error:
+                if ray.train.get_context().get_world_size() > 1:
+                    # The other workers are in the midst of this job, and would wait for this one.
+                    raise
+                result = portable(error)
+            else:
+                if ray.train.get_context().get_world_rank() == 0:
+                    write_text(join(member.output, RESULT_FILE), json.dumps(result))
+            gc.collect()
+            if loop["use_gpu"]:
+                torch.cuda.empty_cache()
+        results.append(result)
+    return results
+
+
+def _read_result(output: str) -> dict[str, Any] | Exception | None:
+    text = read_text(join(output, RESULT_FILE))
+    return None if text is None else dict(json.loads(text))
+
+
+def _train(member: _Member, use_gpu: bool) -> dict[str, Any]:
+    import deepspeed
+    import numpy as np
+    import ray.train
+    import torch
+
+    from pipelines.attention import PackedInput
+    from pipelines.stepping import FlatModel
+
+    job, config = member.job, member.job.config
     started = time.perf_counter()
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    quiet_libraries()
+    if use_gpu:
+        torch.cuda.reset_peak_memory_stats()
 
     sequences, labels = encode_examples(job)
     lengths = [len(sequence) for sequence in sequences]
@@ -244,15 +319,11 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
     prefix = common_prefix_length(sequences) if config.share_prefix and classify else 0
     longest = max(lengths) - prefix
 
-    # DeepSpeed would compile its shared-memory kernels (a C++ compiler and a minute) for inference only: our reductions are
-    # gloo's.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if loop["use_gpu"] else "gloo")
     model = build_model(job, device)
-    if loop["use_gpu"] and 0 < config.compile_from_steps <= len(batches):
+    if use_gpu and 0 < config.compile_from_steps <= len(batches):
         compile_layers(model)
     # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
-    use_graphs = loop["use_gpu"] and config.dtype == "bfloat16" and config.zero_stage < 3
+    use_graphs = use_gpu and config.dtype == "bfloat16" and config.zero_stage < 3
     flat = FlatModel(model, capture=use_graphs) if config.zero_stage < 3 else None
     engine, *_ = deepspeed.initialize(
         model=flat or model, optimizer=_optimizer(flat or model, config), config=deepspeed_config(config)
@@ -260,15 +331,7 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
     if flat is not None:
         flat.bind()
 
-    log: list[dict[str, float]] = []
-    first_step = 0
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            engine.load_checkpoint(folder, tag="engine", load_module_strict=False)
-            saved = json.loads((Path(folder) / "progress.json").read_text())
-        first_step, log = saved["next_step"], saved["log"]
-
+    first_step, log = _load_checkpoint(engine, member.output, rank, num_workers)
     setup_s = time.perf_counter() - started
     window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
     totals = {"examples": 0, "tokens": 0, "start": time.perf_counter()}
@@ -330,14 +393,14 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
             window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
             if rank == 0:
                 log.append(entry)
-                loop["report"]({k: v for k, v in entry.items() if k != "step"}, step + 1)
+                member.report({k: v for k, v in entry.items() if k != "step"}, step + 1)
         if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0 and not last:
-            _save_checkpoint(engine, config, step + 1, log, rank)
+            _save_checkpoint(engine, member, step + 1, log, rank, num_workers)
 
     train_s = time.perf_counter() - totals["start"]
     tensors = gather_trained(model, config, rank)
     if rank == 0:
-        with working_folder(loop["output"]) as folder:
+        with working_folder(member.output) as folder:
             (folder / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
             job.save(folder, tensors, job)
     torch.distributed.barrier()
@@ -354,7 +417,7 @@ def _train_worker(loop: Mapping[str, Any]) -> dict[str, Any]:
         "num_trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad),
         "shared_prefix_tokens": prefix,
         "resumed_at_step": first_step if resumed else None,
-        "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if loop["use_gpu"] else None,
+        "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if use_gpu else None,
     }
 
 
@@ -547,17 +610,46 @@ def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) ->
     return tensors
 
 
-def _save_checkpoint(engine: Any, config: FinetuneConfig, next_step: int, log: list[dict[str, float]], rank: int) -> None:
-    import ray.train
+def _save_checkpoint(
+    engine: Any, member: _Member, next_step: int, log: list[dict[str, float]], rank: int, num_workers: int
+) -> None:
+    """Write what a later call goes on from. Each worker writes a folder of its own; it counts once all of them are there."""
+    import torch
 
-    folder = tempfile.mkdtemp(prefix="checkpoint-")
-    try:
-        engine.save_checkpoint(folder, tag="engine", exclude_frozen_parameters=config.method == "lora")
-        if rank == 0:
-            (Path(folder) / "progress.json").write_text(json.dumps({"next_step": next_step, "log": log}))
-        ray.train.report({"step": next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    where = join(member.output, CHECKPOINTS)
+    before = read_text(join(where, "latest.json"))
+    own = join(where, f"step{next_step}", f"worker{rank}")
+    with working_folder(own) as folder:
+        engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=member.job.config.method == "lora")
+    torch.distributed.barrier()
+    if rank == 0:
+        latest = {"next_step": next_step, "num_workers": num_workers, "log": log}
+        write_text(join(where, "latest.json"), json.dumps(latest))
+        if before is not None:
+            remove(join(where, f"step{json.loads(before)['next_step']}"))
+
+
+def _load_checkpoint(engine: Any, output: str, rank: int, num_workers: int) -> tuple[int, list[dict[str, float]]]:
+    """Put `engine` where the last checkpoint left it. Returns the step to go on with and the steps logged so far.
+
+    Raises UserError for one that another number of workers wrote.
+    """
+    where = join(output, CHECKPOINTS)
+    text = read_text(join(where, "latest.json"))
+    if text is None:
+        return 0, []
+    latest = json.loads(text)
+    if latest["num_workers"] != num_workers:
+        raise UserError(
+            f"{where} was written by {latest['num_workers']} workers and this finetuning has {num_workers}: DeepSpeed's "
+            "checkpoints fit one number only; use it again, or remove that folder to begin anew"
+        )
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as whole:
+        for worker in range(num_workers):
+            part = Path(fetch(join(where, f"step{latest['next_step']}", f"worker{worker}"))).resolve()
+            shutil.copytree(part, whole, dirs_exist_ok=True, copy_function=os.symlink)
+        engine.load_checkpoint(whole, tag="engine", load_module_strict=False)
+    return latest["next_step"], latest["log"]
 
 
 class working_folder:  # in lower case: it is used like a function, `with working_folder(output) as folder`

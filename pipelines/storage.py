@@ -144,3 +144,35 @@ def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -
         destination = f"{remote.rstrip('/')}/{path.relative_to(source).as_posix()}"
         file_system.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
         file_system.put_file(str(path), destination)
+
+
+def read_text(uri: str | os.PathLike[str]) -> str | None:
+    """The text of a file, None if there is no such file."""
+    file_system, path = filesystem(uri)
+    try:
+        # Over an object store, a listing may be cached from before the file was written.
+        file_system.invalidate_cache()
+        with file_system.open(path, "rb") as file:
+            return bytes(file.read()).decode()
+    except FileNotFoundError:
+        return None
+
+
+def write_text(uri: str | os.PathLike[str], text: str) -> None:
+    """Write or replace a file; a local one in one step, so that no reader meets a part of it."""
+    file_system, path = filesystem(uri)
+    file_system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    if not is_local(uri):
+        with file_system.open(path, "wb") as file:
+            file.write(text.encode())
+        return
+    partial = Path(f"{path}.{uuid.uuid4().hex[:8]}.partial")
+    partial.write_text(text)
+    partial.rename(path)
+
+
+def remove(uri: str | os.PathLike[str]) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    file_system, path = filesystem(uri)
+    if file_system.exists(path):
+        file_system.rm(path, recursive=True)

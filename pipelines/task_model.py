@@ -60,7 +60,13 @@ def finetune_task_model(
     Returns the training's metrics. Raises UserError if the starting point's adapter differs in rank, alpha or targets from the
     config's, or if full weights were to be continued by an adapter's finetuning.
     """
-    job = FinetuneJob(
+    job = finetuning_job(config, training_set, base_model, starting_point)
+    return finetune(job, output, resources=resources or Resources(), report=report)
+
+
+def finetuning_job(config: TaskModelConfig, training_set: str, base_model: str, starting_point: str) -> FinetuneJob:
+    """What `finetune_task_model` runs, for `finetuning.finetune_group`."""
+    return FinetuneJob(
         objective="classification",
         config=config.finetune,
         seed=config.seed,
@@ -69,7 +75,6 @@ def finetune_task_model(
         starting_point=starting_point,
         save=save_task_model,
     )
-    return finetune(job, output, resources=resources or Resources(), report=report)
 
 
 def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:

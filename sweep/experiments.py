@@ -24,6 +24,9 @@ from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment
 from sweep.paper import GENERATOR, MAX_NEW_TOKENS, POOL_PER_LABEL, STARTING_SIZES, TASK_MODEL, TRAINING_SIZES
 
+MAX_GROUP = 24
+"""Task models that the workers of one finetuning or evaluation take on: enough for their start to weigh little."""
+
 
 def demo(
     seeds: tuple[int, ...] = (0, 1),
@@ -129,6 +132,7 @@ def mini(
     )
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
+    shared = replace(share, max_group=MAX_GROUP)
     engines = replace(share, num_workers=generation_workers or max(1, trials_per_gpu // 2)) if on_gpu else Resources()
     return Experiment(
         name="mini",
@@ -152,9 +156,9 @@ def mini(
         resources={
             "generator": share,
             "synthetic_pool": engines,
-            "starting_point": share,
-            "task_model": share,
-            "evaluation": share,
+            "starting_point": shared,
+            "task_model": shared,
+            "evaluation": shared,
         },
     )
 
@@ -233,9 +237,9 @@ def paper(
         resources={
             "generator": finetuning,
             "synthetic_pool": Resources(num_workers=generation_workers, gpus_per_worker=1),
-            "starting_point": finetuning,
-            "task_model": finetuning,
-            "evaluation": Resources(gpus_per_worker=1),
+            "starting_point": replace(finetuning, max_group=MAX_GROUP),
+            "task_model": replace(finetuning, max_group=MAX_GROUP),
+            "evaluation": Resources(gpus_per_worker=1, max_group=MAX_GROUP),
         },
     )
 

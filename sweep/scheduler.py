@@ -6,6 +6,7 @@ Trials are drivers and take no resources of their own; Ray Train, Ray Data and t
 """
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.compute import Resources
@@ -96,6 +97,15 @@ def _fits_on(need: Resources, nodes: Sequence[Mapping[str, float]]) -> bool:
     return room >= need.num_workers
 
 
+def in_common(step: Step) -> Any:
+    """What the members of a group agree in with `step`; None if it is to be run alone."""
+    stage = REGISTRY.get(step.stage)
+    if stage is None or stage.run_group is None or step.resources.max_group == 1:
+        return None
+    common = stage.in_common(step.config, {name: source.fingerprint for name, source in step.inputs.items()})
+    return None if common is None else (step.stage, step.resources, step.options, common)
+
+
 class StepQueue:
     """Which step comes next. Pure bookkeeping: no Ray."""
 
@@ -145,6 +155,36 @@ class StepQueue:
                 return None
         return None
 
+    def next_group(self) -> list[Step]:
+        """As `next`, with ready steps that the same workers can take on; empty if there is none.
+
+        A group is no larger than leaves work for all the groups that fit side by side. Steps of the first one's size come
+        first, so that a group's members end together.
+        """
+        step = self.next()
+        if step is None:
+            return []
+        common = in_common(step)
+        if common is None:
+            return [step]
+        alike = [other for other in self._ready if in_common(other) == common]
+        cpus, gpus = self._need[step.fingerprint]
+        most = min(there / need for there, need in ((self.capacity.cpus, cpus), (self.capacity.gpus, gpus)) if need)
+        others = sum(
+            any(self._need[one.fingerprint]) and in_common(one) == common for one in self.running.values() if one is not step
+        )
+        # All of them at once, if there is no end of room.
+        fair = math.ceil((1 + len(alike)) / max(1, int(most + 1e-9) - others)) if math.isfinite(most) else 1
+        size = step.coordinates.get("size")
+        alike.sort(key=lambda other: other.coordinates.get("size") != size)
+        members = alike[: min(step.resources.max_group, fair) - 1]
+        for member in members:
+            self._ready.remove(member)
+            self.running[member.fingerprint] = self.waiting.pop(member.fingerprint)
+            # The workers are the first member's; the others bring none.
+            self._need[member.fingerprint] = (0.0, 0.0)
+        return [step, *members]
+
     def succeeded(self, fingerprint: str) -> None:
         del self.running[fingerprint]
         self.done.add(fingerprint)
@@ -154,9 +194,13 @@ class StepQueue:
                 if not self._unbuilt[user.fingerprint]:
                     insort(self._ready, user, key=self._rank_of)
 
-    def again(self, fingerprint: str) -> None:
-        """Put a running step back."""
-        self.waiting[fingerprint] = self.running.pop(fingerprint)
+    def again(self, fingerprint: str, *, alone: bool = False) -> None:
+        """Put a running step back, from now on to be run `alone` if that is asked."""
+        step = self.running.pop(fingerprint)
+        if alone:
+            step = replace(step, resources=replace(step.resources, max_group=1))
+        self._need[fingerprint] = (step.resources.total_cpus, step.resources.total_gpus)
+        self.waiting[fingerprint] = step
         insort(self._ready, self.waiting[fingerprint], key=self._rank_of)
 
     def failed(self, fingerprint: str) -> list[Step]:
@@ -356,7 +400,8 @@ def run_steps(
             tune.with_resources(_trial, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(run),
-                num_samples=num_missing * (max_failures + 1),
+                # Each once more than it may fail, for those that a neighbour takes along.
+                num_samples=num_missing * (max_failures + 2),
                 reuse_actors=True,
                 trial_name_creator=str,
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -392,7 +437,7 @@ class _Run:
         self.store, self.tracker, self.listener, self.tick = store, tracker, listener, tick
         self.max_failures = max_failures
         self.git = git_state()
-        self.trials: dict[str, Step] = {}
+        self.trials: dict[str, list[Step]] = {}
         self.attempts: Counter[str] = Counter()
         # A stage that was cut off may hold placement groups, which Ray keeps until the whole run ends; a step
         # that waits for them would wait for ever.
@@ -401,24 +446,25 @@ class _Run:
         self._asked_at = 0.0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.queue.is_exhausted and not (self.max_failures and self.queue.running):
+        if self.queue.is_exhausted and not self.queue.running:
             return "FINISHED"
         if self.has_leftovers:
             if self.queue.running:
                 return None
             remove_placement_groups()
             self.has_leftovers = False
-        step = self.queue.next()
-        if step is None:
+        group = self.queue.next_group()
+        if not group:
             return None
-        self.trials[trial_id] = step
-        self.progress.running[step.fingerprint] = time.monotonic()
-        if self.tracker:
-            from sweep.tracking import Card
+        self.trials[trial_id] = group
+        for step in group:
+            self.progress.running[step.fingerprint] = time.monotonic()
+            if self.tracker:
+                from sweep.tracking import Card
 
-            self.tracker.start.remote(Card.of(step))
-        self.listener("start", step, self.progress)
-        return {"order": _Sealed(self._order(step))}
+                self.tracker.start.remote(Card.of(step))
+            self.listener("start", step, self.progress)
+        return {"orders": _Sealed([self._order(step) for step in group])}
 
     def _order(self, step: Step) -> Order:
         inputs = {
@@ -441,19 +487,27 @@ class _Run:
         )
 
     def complete(self, trial_id: str, result: Mapping[str, Any] | None, error: bool) -> None:
-        step = self.trials[trial_id]
-        self.progress.running.pop(step.fingerprint, None)
-        outcome: Outcome | None = (result or {}).get("outcome")
-        if error or outcome is None or outcome.record is None:
-            self._failed(step, outcome or Outcome(None, "the process that drove it was lost"))
-            return
-        self.queue.succeeded(step.fingerprint)
-        self.progress.built[step.fingerprint] = outcome.record
-        if self.tracker:
-            self.tracker.finish.remote(outcome.record)
-        self.listener("done", step, self.progress)
+        group = self.trials[trial_id]
+        outcomes: list[Outcome] = (result or {}).get("outcomes") or []
+        if error or not outcomes:
+            outcomes = [_lost(group, "the process that drove it was lost")] * len(group)
+        for step, outcome in zip(group, outcomes, strict=True):
+            self.progress.running.pop(step.fingerprint, None)
+            if outcome.record is None:
+                self._failed(step, outcome)
+                continue
+            self.queue.succeeded(step.fingerprint)
+            self.progress.built[step.fingerprint] = outcome.record
+            if self.tracker:
+                self.tracker.finish.remote(outcome.record)
+            self.listener("done", step, self.progress)
 
     def _failed(self, step: Step, outcome: Outcome) -> None:
+        if outcome.was_neighbour:
+            self.has_leftovers = True
+            self.queue.again(step.fingerprint, alone=True)
+            self.listener("retry", step, self.progress)
+            return
         self.attempts[step.fingerprint] += 1
         if not outcome.is_final:
             self.has_leftovers = True
@@ -491,7 +545,7 @@ class _Sealed:
         self.value = value
 
     def __repr__(self) -> str:
-        return self.value.name
+        return ", ".join(order.name for order in self.value)
 
     def __deepcopy__(self, memo: Any) -> "_Sealed":
         return self
@@ -501,7 +555,7 @@ _host: Any = None
 
 
 def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
-    """One step, run in an actor outside the trial's placement group.
+    """One step, or a group of them, run in an actor outside the trial's placement group.
 
     Inside it, Ray would place the stage's own tasks into the trial's group, which has no CPU. The actor stays
     for the following trials of this process, so that torch is imported once.
@@ -509,17 +563,22 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
     global _host
     import ray
 
-    order: Order = config["order"].value
+    orders: list[Order] = config["orders"].value
     try:
-        outcome: Outcome = ray.get(_stage_host().carry_out.remote(order))
+        outcomes: list[Outcome] = ray.get(_stage_host().carry_out.remote(orders))
     except ray.exceptions.RayActorError:
         _host = None
-        outcome = Outcome(None, "its process died: out of memory, killed, or a crash in a library")
-    if outcome.record is None and _host is not None:
+        outcomes = [_lost(orders, "its process died: out of memory, killed, or a crash in a library")] * len(orders)
+    if any(outcome.record is None for outcome in outcomes) and _host is not None:
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(_host)
         _host = None
-    return {"outcome": outcome}
+    return {"outcomes": outcomes}
+
+
+def _lost(group: Sequence[Any], error: str) -> Outcome:
+    """How each of `group` ended when the process that drove them was lost."""
+    return Outcome(None, error, was_neighbour=len(group) > 1)
 
 
 def _stage_host() -> Any:
@@ -534,8 +593,8 @@ def _stage_host() -> Any:
 
 
 class _StageHost:
-    def carry_out(self, order: Order) -> Outcome:
-        return carry_out(order)
+    def carry_out(self, orders: list[Order]) -> list[Outcome]:
+        return carry_out(orders)
 
 
 def _searcher(run: _Run) -> Any:

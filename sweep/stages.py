@@ -4,7 +4,7 @@ A version is part of every fingerprint of its stage. Raise it when a change of c
 writes for the same config and inputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,10 +33,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """`run` writes the artifact and returns its metrics, JSON values."""
+    """`run` writes the artifact and returns its metrics, JSON values.
+
+    `run_group` does several jobs of the stage in workers that start once, and returns each one's metrics or what it failed
+    with. `in_common` says, of a config and its inputs' fingerprints, what jobs of a group must agree in; None: it stays alone.
+    """
 
     version: int
     run: Callable[[Job], Mapping[str, Any]]
+    run_group: Callable[[Sequence[Job]], Sequence[Mapping[str, Any] | Exception]] | None = None
+    in_common: Callable[[Any, Mapping[str, str]], Any] = lambda config, inputs: None
 
 
 def _sources(job: Job) -> Mapping[str, Any]:
@@ -109,30 +115,68 @@ def _task_model(job: Job) -> Mapping[str, Any]:
     )
 
 
-def _evaluation(job: Job) -> Mapping[str, Any]:
-    from pipelines.evaluation import evaluate
+def _task_models(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
+    from pipelines.finetuning import finetune_group
+    from pipelines.task_model import finetuning_job
 
-    return evaluate(
-        job.config,
-        job.inputs["sources"],
-        job.inputs["base_model"],
-        job.inputs["task_model"],
-        job.output,
-        resources=job.resources,
-        report=job.report,
+    return finetune_group(
+        [
+            finetuning_job(
+                job.config,
+                join(job.inputs["training_set"], "examples.parquet"),
+                job.inputs["base_model"],
+                job.inputs["starting_point"],
+            )
+            for job in jobs
+        ],
+        [job.output for job in jobs],
+        resources=jobs[0].resources,
+        reports=[job.report for job in jobs],
     )
+
+
+def _same_base(config: Any, inputs: Mapping[str, str]) -> Any:
+    from pipelines.task_model import UntrainedConfig
+
+    return None if isinstance(config, UntrainedConfig) else inputs["base_model"]
+
+
+def _evaluation(job: Job) -> Mapping[str, Any]:
+    (result,) = _evaluations([job])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _evaluations(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
+    from pipelines.evaluation import evaluate_group
+
+    first = jobs[0]
+    return evaluate_group(
+        first.config,
+        first.inputs["sources"],
+        first.inputs["base_model"],
+        [job.inputs["task_model"] for job in jobs],
+        [job.output for job in jobs],
+        resources=first.resources,
+        reports=[job.report for job in jobs],
+    )
+
+
+def _same_sets_and_base(config: Any, inputs: Mapping[str, str]) -> Any:
+    return config, inputs["sources"], inputs["base_model"]
 
 
 REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
     "base_model": Stage(1, _base_model),
     "starting_set": Stage(1, _training_set),
-    "starting_point": Stage(1, _task_model),
+    "starting_point": Stage(1, _task_model, _task_models, _same_base),
     "generator": Stage(1, _generator),
     "synthetic_pool": Stage(1, _synthetic_pool),
     "training_set": Stage(1, _training_set),
-    "task_model": Stage(1, _task_model),
-    "evaluation": Stage(2, _evaluation),
+    "task_model": Stage(1, _task_model, _task_models, _same_base),
+    "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
 }
 
 

@@ -1,4 +1,4 @@
-"""What happens inside one Tune trial: one step of the graph, from looking at the store to its record.
+"""What happens inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record.
 
 The trial itself takes no resources; the stage makes its own placement groups and tasks.
 """
@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.compute import MARKS, Resources, no_report
-from pipelines.errors import UserError
+from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.storage import filesystem, join
 from sweep.records import Record, Store
 from sweep.stages import Job, Stage
@@ -59,58 +59,122 @@ class Order:
 class Outcome:
     """How a step ended: its record, or one line of what went wrong and where the whole traceback is.
 
-    `is_final` failures are the user's to put right: trying again cannot help.
+    `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with its group, and
+    may do well alone.
     """
 
     record: Record | None
     error: str = ""
     log: str = ""
     is_final: bool = False
+    was_neighbour: bool = False
 
 
-def carry_out(order: Order) -> Outcome:
-    """Build the artifact of `order` unless it exists. Never raises for a failure of the stage."""
-    store = Store(order.store_uri)
+def carry_out(orders: Sequence[Order]) -> list[Outcome]:
+    """Build the missing artifacts of `orders`, one or a group of one stage. Never raises for a failure of the stage."""
+    store = Store(orders[0].store_uri)
+    outcomes: dict[str, Outcome] = {}
     try:
-        with _sole_builder(store, order):
-            record = store.read_record(order.stage, order.slug, order.fingerprint)
-            return Outcome(record or _build(order, store))
+        with contextlib.ExitStack() as locks:
+            # In one order everywhere, so that two groups that share members cannot wait for each other.
+            for order in sorted(orders, key=lambda order: order.fingerprint):
+                locks.enter_context(_sole_builder(store, order))
+            missing = []
+            for order in orders:
+                if record := store.read_record(order.stage, order.slug, order.fingerprint):
+                    outcomes[order.fingerprint] = Outcome(record)
+                else:
+                    missing.append(order)
+            outcomes |= _build(missing, store)
     except Exception as error:
-        cause = root_cause(error)
-        log = _keep_traceback(order, store)
-        is_final = isinstance(cause, UserError) or is_disk_full(cause)
-        return Outcome(None, one_line(cause), log, is_final)
+        outcomes |= {one.fingerprint: _failure(error, one, store) for one in orders if one.fingerprint not in outcomes}
+    return [outcomes[order.fingerprint] for order in orders]
 
 
-def _build(order: Order, store: Store) -> Record:
+def _failure(error: Exception, order: Order, store: Store) -> Outcome:
+    cause = root_cause(error)
+    log = _keep_traceback(error, order, store)
+    if isinstance(cause, NeighbourFailedError):
+        return Outcome(None, one_line(cause), log, was_neighbour=True)
+    return Outcome(None, one_line(cause), log, is_final=isinstance(cause, UserError) or is_disk_full(cause))
+
+
+def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
+    """Outcomes by fingerprint. A member's failure is its own; what goes wrong for all of them is raised."""
+    if not orders:
+        return {}
+    started = time.monotonic()
+    outcomes: dict[str, Outcome] = {}
+    jobs: dict[str, Job] = {}
+    inherited: dict[str, set[str]] = {}
+    for order in orders:
+        try:
+            inherited[order.fingerprint] = _marks_of_inputs(order, store)
+            jobs[order.fingerprint] = _job(order, store)
+        except Exception as error:
+            outcomes[order.fingerprint] = _failure(error, order, store)
+    orders = [order for order in orders if order.fingerprint in jobs]
+    stage = orders[0].runner if orders else None
+    results: Sequence[Mapping[str, Any] | Exception] = []
+    if stage and len(orders) > 1:
+        assert stage.run_group is not None
+        results = stage.run_group([jobs[order.fingerprint] for order in orders])
+    elif stage:
+        results = [stage.run(jobs[orders[0].fingerprint])]
+    stage_s = time.monotonic() - started
+    for order, result in zip(orders, results, strict=True):
+        try:
+            if isinstance(result, Exception):
+                raise result
+            record = _record(order, store, dict(result), inherited[order.fingerprint], started, stage_s, len(orders))
+            outcomes[order.fingerprint] = Outcome(record)
+        except Exception as error:
+            outcomes[order.fingerprint] = _failure(error, order, store)
+    return outcomes
+
+
+def _job(order: Order, store: Store) -> Job:
     from sweep.tracking import StepReport
 
-    started = time.monotonic()
     folder = store.folder(order.stage, order.slug, order.fingerprint)
     if store.is_local:
         Path(folder).mkdir(parents=True, exist_ok=True)
     report = StepReport(order.tracker, order.fingerprint) if order.tracker else None
-    inputs = {name: store.folder(one["stage"], one["slug"], one["fingerprint"]) for name, one in order.inputs.items()}
-    job = Job(
+    return Job(
         order.config,
-        inputs,
+        {name: store.folder(one["stage"], one["slug"], one["fingerprint"]) for name, one in order.inputs.items()},
         folder,
         order.resources,
         report or no_report,
         order.options,
         {name: one["fingerprint"] for name, one in order.inputs.items()},
     )
-    inherited = _marks_of_inputs(order, store)
-    metrics = dict(order.runner.run(job))
+
+
+def _record(
+    order: Order,
+    store: Store,
+    metrics: dict[str, Any],
+    inherited: set[str],
+    started: float,
+    stage_s: float,
+    group_size: int,
+) -> Record:
+    """Describe the artifact that a stage has written, and thereby complete it."""
+    folder = store.folder(order.stage, order.slug, order.fingerprint)
     own = metrics.pop(MARKS, ())
     assert not isinstance(own, str), f"{order.stage} returned {MARKS}={own!r}, not a list of texts"
     if order.payload.get("rehearsal"):
         own = [*own, "rehearsal"]
-    stage_s = time.monotonic() - started
     _remove_working_state(folder)
     files = store.files(folder)
     if not files:
         raise RuntimeError(f"stage {order.stage} wrote no file into {folder}")
+    durations = {
+        # Of a group, each one's share: what they took in all is their sum.
+        "total_s": round((time.monotonic() - started) / group_size, 3),
+        "stage_s": round(stage_s / group_size, 3),
+    }
     record = Record(
         stage=order.stage,
         slug=order.slug,
@@ -123,7 +187,7 @@ def _build(order: Order, store: Store) -> Record:
         files=files,
         versions=versions(),
         git=order.git,
-        durations={"total_s": round(time.monotonic() - started, 3), "stage_s": round(stage_s, 3)},
+        durations=durations | ({"group_s": round(stage_s, 3)} if group_size > 1 else {}),
         hardware=hardware(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         marks=tuple(sorted({*inherited, *own})),
@@ -180,11 +244,11 @@ def _count_rows(folder: str, files: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _keep_traceback(order: Order, store: Store) -> str:
-    """Write the current traceback into the store's logs; empty if even that cannot be written."""
+def _keep_traceback(error: Exception, order: Order, store: Store) -> str:
+    """Write the error's traceback into the store's logs; empty if even that cannot be written."""
     path = join(store.uri, "logs", f"{order.stage}-{order.slug}-{order.fingerprint[:12]}.txt")
     try:
-        store.write_bytes(path, traceback.format_exc().encode())
+        store.write_bytes(path, "".join(traceback.format_exception(error)).encode())
     except Exception:
         return ""
     return path

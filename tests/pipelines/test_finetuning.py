@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.compute import Resources, no_report
-from pipelines.errors import UserError
+from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import (
     FinetuneConfig,
     deepspeed_config,
+    finetune_group,
     learning_rate_at,
     load_tokenizer,
     read_metrics,
@@ -22,7 +25,7 @@ from pipelines.finetuning import (
 from pipelines.generator import GeneratorConfig, finetune_generator
 from pipelines.packing import training_order
 from pipelines.prompts import classifier_prompt
-from pipelines.task_model import TaskModelConfig, finetune_task_model
+from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job
 
 FULL = FinetuneConfig(
     method="full", learning_rate=1e-3, batch_size=16, dtype="float32", max_grad_norm=1.0, warmup_ratio=0.2,
@@ -196,6 +199,69 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
     steps = [[entry["step"] for entry in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("whole", "broken")]
     assert steps == [[1, 2, 3, 4, 5, 6]] * 2
+
+
+def test_members_of_a_group_end_as_they_would_alone(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    """One that diverges, one that is refused and one that had ended before among them."""
+    recipes = {
+        "lora": dataclasses.replace(LORA, lora_dropout=0.2, checkpoint_every=2),
+        "diverging": dataclasses.replace(FULL, learning_rate=math.inf),
+        "refused": dataclasses.replace(LORA, max_length=30),
+        "full": dataclasses.replace(FULL, batch_size=32),
+    }
+    examples = f"{sources}/train.parquet"
+    for name in ("lora", "full"):
+        finetune_task_model(
+            TaskModelConfig(recipes[name], seed=3),
+            examples,
+            base_model,
+            untrained,
+            str(tmp_path / "alone" / name),
+            resources=HERE,
+        )
+    jobs = [finetuning_job(TaskModelConfig(recipe, seed=3), examples, base_model, untrained) for recipe in recipes.values()]
+    outputs = [str(tmp_path / "group" / name) for name in recipes]
+    written: dict[Path, int] = {}
+    for _ in range(2):
+        results = dict(zip(recipes, finetune_group(jobs, outputs, resources=Resources(), reports=[no_report] * 4), strict=True))
+        assert "training diverged" in str(results["diverging"]) and isinstance(results["diverging"], UserError)
+        assert "longer than 30 tokens" in str(results["refused"]) and isinstance(results["refused"], UserError)
+        assert (results["lora"]["num_steps"], results["full"]["num_steps"]) == (6, 3)
+        for name, files in (("lora", ("adapter/adapter_model.safetensors",)), ("full", ("model/model.safetensors",))):
+            for file in ("head.safetensors", *files):
+                ours = tmp_path / "group" / name / file
+                assert ours.read_bytes() == (tmp_path / "alone" / name / file).read_bytes()
+                # The second time, nothing is done again.
+                assert ours.stat().st_mtime_ns == written.setdefault(ours, ours.stat().st_mtime_ns)
+
+
+def test_a_group_that_loses_its_worker_keeps_what_had_ended(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    examples = f"{sources}/train.parquet"
+    jobs = [finetuning_job(TaskModelConfig(LORA, seed), examples, base_model, untrained) for seed in range(3)]
+    outputs = [str(tmp_path / str(seed)) for seed in range(3)]
+    ended, lost, unmet = finetune_group(jobs, outputs, resources=Resources(), reports=[no_report, _exit, no_report])
+    assert ended["num_steps"] == 6
+    assert isinstance(lost, NeighbourFailedError) and isinstance(unmet, NeighbourFailedError)
+
+
+def _exit(metrics, step):
+    os._exit(1)
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_refused(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    config = TaskModelConfig(dataclasses.replace(LORA, checkpoint_every=2, zero_stage=2), seed=1)
+
+    def run(num_workers, report):
+        return finetune_task_model(
+            config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path / "out"),
+            resources=Resources(num_workers=num_workers), report=report,
+        )  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        run(2, FailOnce(str(tmp_path / "failed"), step=5))
+    with pytest.raises(UserError, match="written by 2 workers and this finetuning has 1"):
+        run(1, no_report)
+    assert run(2, no_report)["resumed_at_step"] == 4
 
 
 def test_finetuning_a_starting_point_continues_its_adapter_and_head(ray_two_cpus, sources, base_model, untrained, tmp_path):

@@ -8,11 +8,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.compute import Resources, runtime
-from pipelines.errors import UserError
+from pipelines.errors import UserError, portable
 from sweep import stages
 from sweep.grid import Step
 from sweep.plan import make_plan
@@ -28,6 +30,7 @@ class Config:
 
     value: int = 0
     fails: str = ""
+    base: str = runtime("base")
     seconds: float = runtime(0.0)
 
 
@@ -59,6 +62,19 @@ def run(job: Job) -> dict[str, float]:
     lines = [json.dumps({"step": step, "loss": 1 / (step + 1)}) for step in range(3)]
     (Path(job.output) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return {"value": job.config.value, "hans/accuracy": 0.25}
+
+
+def run_group(jobs: Sequence[Job]) -> list[Mapping[str, Any] | Exception]:
+    """One after another; a lost process is lost for all of them."""
+    with (Path(jobs[0].output).parents[1] / "groups.txt").open("a") as groups:
+        groups.write(" ".join(str(job.config.value) for job in jobs) + "\n")
+    results: list[Mapping[str, Any] | Exception] = []
+    for job in jobs:
+        try:
+            results.append(run(job))
+        except Exception as error:
+            results.append(portable(error))
+    return results
 
 
 def _use_workers(resources: Resources, *, keep: bool = False) -> None:
@@ -100,10 +116,20 @@ def failing_steps() -> list[Step]:
     return [*steps, Step("task_model", "sound", Config(value=9), resources=two)]
 
 
+def group_steps(fails: str = "") -> list[Step]:
+    """Seven alike of which the fourth fails, and one of another base."""
+    steps = []
+    for value in range(7):
+        config = Config(value, fails if value == 3 else "")
+        steps.append(Step("task_model", f"cell{value}", config, resources=Resources(cpus_per_worker=2, max_group=4)))
+    other = Config(7, base="other")
+    return [*steps, Step("task_model", "other", other, resources=Resources(cpus_per_worker=2, max_group=4))]
+
+
 def register() -> None:
     """Put the fake stages in the place of the real ones, in this process."""
     for name in ("sources", "task_model", "evaluation"):
-        stages.REGISTRY[name] = Stage(1, run)
+        stages.REGISTRY[name] = Stage(1, run, run_group, lambda config, inputs: config.base)
 
 
 if __name__ == "__main__":

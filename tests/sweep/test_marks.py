@@ -40,7 +40,7 @@ def order_of(store: Store, stage: str, slug: str, inputs: Mapping[str, Record], 
 
 
 def build(store: Store, stage: str, slug: str, inputs: Mapping[str, Record], metrics: Mapping[str, Any]) -> Record:
-    outcome = carry_out(order_of(store, stage, slug, inputs, metrics))
+    (outcome,) = carry_out([order_of(store, stage, slug, inputs, metrics)])
     assert outcome.record is not None, outcome.error
     # What is returned is what is kept.
     assert store.read_record(stage, slug, outcome.record.fingerprint) == outcome.record
@@ -71,13 +71,13 @@ def test_marks_are_the_stage_s_own_and_those_of_all_inputs(records: list[Record]
 
 def test_a_step_whose_input_has_no_record_does_not_run(records: list[Record], tmp_path: Path) -> None:
     missing = dataclasses.replace(records[0], slug="other")
-    outcome: Outcome = carry_out(order_of(Store(tmp_path), "task_model", "next", {"sources": missing}, {}))
+    outcome: Outcome = carry_out([order_of(Store(tmp_path), "task_model", "next", {"sources": missing}, {})])[0]
     assert outcome.record is None and outcome.is_final
     assert "task_model/next is built from" in outcome.error and "sources/other-" in outcome.error
 
 
 def test_one_mark_as_a_text_is_a_mistake_of_ours(tmp_path: Path) -> None:
-    outcome = carry_out(order_of(Store(tmp_path), "sources", "data", {}, {"marks": "rehearsal"}))
+    (outcome,) = carry_out([order_of(Store(tmp_path), "sources", "data", {}, {"marks": "rehearsal"})])
     assert outcome.record is None and "not a list of texts" in outcome.error
 
 

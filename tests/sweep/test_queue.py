@@ -6,6 +6,8 @@ import pytest
 
 from pipelines.compute import Resources
 from pipelines.errors import UserError
+from pipelines.finetuning import FinetuneConfig
+from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig
 from sweep.experiment import Experiment
 from sweep.grid import Step, build_grid
@@ -109,6 +111,80 @@ def test_a_step_that_is_put_back_keeps_its_place() -> None:
     assert names(queue) == ["a"]
     queue.succeeded(a.fingerprint)
     assert names(queue) == ["b"]
+
+
+def grouped(num: int, capacity: Capacity, *, most: int, sizes: tuple[int, ...] = (100,)) -> list[list[int]]:
+    """Sizes of the cells in each group that is given out, one after another, of `num` cells over one base model."""
+    base = step("base")
+    resources = Resources(gpus_per_worker=1, max_group=most)
+    recipe = FinetuneConfig()
+    cells = [
+        Step(
+            "task_model",
+            f"cell{i}",
+            TaskModelConfig(recipe, seed=i),
+            {"base_model": base},
+            {"size": sizes[i % len(sizes)]},
+            resources,
+        )
+        for i in range(num)
+    ]
+    queue = StepQueue([base, *cells], [base.fingerprint], capacity)
+    given = []
+    while not (queue.is_exhausted and not queue.running):
+        while group := queue.next_group():
+            given.append(group)
+        for one in list(queue.running.values()):
+            queue.succeeded(one.fingerprint)
+    assert sorted(one.slug for group in given for one in group) == sorted(one.slug for one in cells)
+    return [[one.coordinates["size"] for one in group] for group in given]
+
+
+def test_groups_are_full_and_of_one_size_where_one_gpu_does_all() -> None:
+    assert grouped(12, Capacity(99, 1), most=4, sizes=(30, 20, 10)) == [[30] * 4, [20] * 4, [10] * 4]
+    assert [len(group) for group in grouped(7, Capacity(99, 1), most=3)] == [3, 3, 1]
+
+
+def test_groups_leave_work_for_every_gpu() -> None:
+    assert [len(group) for group in grouped(12, Capacity(99, 8), most=24)] == [2, 2, 2, 2, 1, 1, 1, 1]
+
+
+def test_without_leave_there_are_no_groups() -> None:
+    assert [len(group) for group in grouped(3, Capacity(99, 1), most=1)] == [1, 1, 1]
+
+
+def test_other_base_models_and_untrained_ones_stay_apart() -> None:
+    first, second = step("first"), step("second")
+    resources = Resources(gpus_per_worker=1, max_group=9)
+
+    def cell(seed: int, base: Step, config: type = TaskModelConfig) -> Step:
+        made = UntrainedConfig(seed) if config is UntrainedConfig else TaskModelConfig(FinetuneConfig(), seed)
+        return Step("starting_point", f"cell{seed}{base.slug}", made, {"base_model": base}, {}, resources)
+
+    cells = [cell(0, first), cell(1, second), cell(2, first), cell(3, first, UntrainedConfig), cell(4, second)]
+    queue = StepQueue([first, second, *cells], [first.fingerprint, second.fingerprint], Capacity(9, 1))
+    found = []
+    while group := queue.next_group():
+        found.append([one.slug for one in group])
+        for one in group:
+            queue.succeeded(one.fingerprint)
+    assert found == [["cell0first", "cell2first"], ["cell1second", "cell4second"], ["cell3first"]]
+
+
+def test_a_member_that_is_put_back_alone_comes_alone() -> None:
+    base = step("base")
+    resources = Resources(gpus_per_worker=1, max_group=9)
+    cells = [Step("task_model", f"c{i}", TaskModelConfig(FinetuneConfig(), i), {"b": base, "base_model": base}, {}, resources)
+             for i in range(3)]  # fmt: skip
+    queue = StepQueue([base, *cells], [base.fingerprint], Capacity(9, 1))
+    assert len(queue.next_group()) == 3
+    assert queue.next_group() == []
+    for one in cells:
+        queue.again(one.fingerprint, alone=True)
+    assert [one.slug for one in queue.next_group()] == ["c0"]
+    assert queue.next_group() == []
+    assert len(queue.failed(cells[0].fingerprint)) == 0
+    assert [one.slug for one in queue.next_group()] == ["c1"]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,34 @@ def test_a_failure_is_reported_and_does_not_lose_the_others(fake: ModuleType, ca
     assert "Traceback" in Path(log).read_text() and "in run" in Path(log).read_text()
 
 
+def groups(store: Store) -> list[set[int]]:
+    return [{int(value) for value in line.split()} for line in (Path(store.uri) / "groups.txt").read_text().splitlines()]
+
+
+@pytest.mark.timeout(250)
+def test_steps_alike_are_built_in_groups_and_a_failure_is_its_members_own(
+    fake: ModuleType, capacity: Capacity, tmp_path: Path
+) -> None:
+    store, steps = Store(tmp_path), fake.group_steps("user")
+    progress = run(steps, store, capacity)
+    assert groups(store) == [{0, 1, 2, 3}, {4, 5, 6}]
+    assert {one.slug for one in steps if one.fingerprint in progress.failed} == {"cell3"}
+    assert next(iter(progress.failed.values())).error == "value=1 is bad; give 2"
+    assert len(progress.built) == 7 and set(calls(store).values()) == {1}
+    durations = progress.built[steps[0].fingerprint].durations
+    assert durations["stage_s"] == pytest.approx(durations["group_s"] / 4, abs=1e-3)
+
+
+@pytest.mark.timeout(250)
+def test_a_group_that_loses_its_process_is_tried_one_by_one(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store, steps = Store(tmp_path), fake.group_steps("process")
+    progress = run(steps, store, capacity)
+    assert groups(store) == [{0, 1, 2, 3}, {4, 5, 6}]
+    assert {one.slug for one in steps if one.fingerprint in progress.failed} == {"cell3"}
+    assert next(iter(progress.failed.values())).error.startswith("its process died")
+    assert len(progress.built) == 7
+
+
 @pytest.mark.timeout(250)
 def test_retries_resume_from_the_stages_own_state(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
     store = Store(tmp_path)

@@ -1,0 +1,45 @@
+"""Several task models evaluated in one worker: each as it would be alone."""
+
+import dataclasses
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.compute import Resources, no_report
+from pipelines.evaluation import EvaluationConfig, evaluate, evaluate_group
+from pipelines.finetuning import FinetuneConfig
+from pipelines.task_model import TaskModelConfig, finetune_task_model
+
+RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
+
+
+@pytest.mark.parametrize("merge_adapter", [False, True])
+def test_members_of_a_group_get_the_logits_that_they_get_alone(
+    ray_two_cpus, sources, base_model, untrained, tmp_path, merge_adapter
+):
+    for name, seed, changes in (("lora1", 1, {}), ("full", 2, {"method": "full"}), ("lora2", 3, {})):
+        finetune_task_model(
+            TaskModelConfig(dataclasses.replace(RECIPE, **changes), seed), f"{sources}/train.parquet", base_model, untrained,
+            str(tmp_path / name), resources=Resources(in_process=True),
+        )  # fmt: skip
+    (tmp_path / "headless").mkdir()
+    shutil.copytree(tmp_path / "lora1" / "adapter", tmp_path / "headless" / "adapter")
+    config = EvaluationConfig(sets=("train",), dtype="float32", merge_adapter=merge_adapter)
+    names = ["lora1", "untrained", "full", "headless", "lora2", "untrained"]
+    models = [untrained if name == "untrained" else str(tmp_path / name) for name in names]
+    outputs = [str(tmp_path / "group" / str(place)) for place in range(len(names))]
+    results = evaluate_group(
+        config, sources, base_model, models, outputs, resources=Resources(), reports=[no_report] * len(names)
+    )
+    assert isinstance(results[3], Exception) and "head.safetensors" in str(results[3])
+    seen = []
+    for place, name in enumerate(names):
+        if name == "headless":
+            continue
+        alone = evaluate(config, sources, base_model, models[place], str(tmp_path / "alone" / str(place)))
+        assert results[place]["train/accuracy"] == alone["train/accuracy"]
+        table = pq.read_table(tmp_path / "group" / str(place) / "logits.parquet")
+        assert table.equals(pq.read_table(tmp_path / "alone" / str(place) / "logits.parquet"))
+        seen.append(tuple(table["logit_entailment"].to_pylist()))
+    assert len(set(seen)) == 4, "different models, and one of them twice"
