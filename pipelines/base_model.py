@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +28,8 @@ from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
 from pipelines.quantization import QUANTIZATIONS
 from pipelines.storage import join
 
+SHARD_BYTES = 4 << 30
+"""Of a large model's weights, in one file: several are read, written and hashed side by side."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -236,23 +239,43 @@ def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
         shape = AutoConfig.from_pretrained(target)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype))
-        generator = torch.Generator().manual_seed(config.seed)
         std = getattr(shape, "initializer_range", 0.02)
-        shard: dict[str, torch.Tensor] = {}
-        weight_map: dict[str, str] = {}
         # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
         named = list(model.named_parameters())
-        for position, (name, empty) in enumerate(named):
+
+        def drawn(position: int) -> torch.Tensor:
+            empty = named[position][1]
             tensor = torch.ones(empty.shape, dtype=empty.dtype)
-            shard[name] = tensor.normal_(0.0, std, generator=generator) if empty.ndim > 1 else tensor
-            if sum(one.nbytes for one in shard.values()) > 4 << 30 or position == len(named) - 1:
-                file_name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+            if empty.ndim < 2:
+                return tensor
+            # A stream for each tensor, so that all cores draw.
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + position)
+            return tensor.normal_(0.0, std, generator=generator)
+
+        weight_map: dict[str, str] = {}
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            for number, positions in enumerate(_shards([empty.nbytes for _, empty in named]), start=1):
+                tensors = threads.map(drawn, positions)
+                shard = {named[position][0]: tensor for position, tensor in zip(positions, tensors, strict=True)}
+                file_name = f"model-{number:05d}.safetensors"
                 save_file(shard, target / file_name, metadata={"format": "pt"})
                 weight_map |= dict.fromkeys(shard, file_name)
-                shard = {}
         index = {"metadata": {}, "weight_map": weight_map}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     return {"num_parameters": sum(parameter.numel() for _, parameter in named)}
+
+
+def _shards(sizes: list[int]) -> list[list[int]]:
+    """Positions of tensors of so many bytes, in runs that end when they reach `SHARD_BYTES`."""
+    runs: list[list[int]] = [[]]
+    used = 0
+    for position, size in enumerate(sizes):
+        if used >= SHARD_BYTES:
+            runs.append([])
+            used = 0
+        runs[-1].append(position)
+        used += size
+    return runs
 
 
 def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
@@ -385,7 +408,10 @@ def _train_tokenizer(config: ScratchModelConfig, train: pa.Table) -> Any:
 
 
 def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
-    """Write `folder/model/`: the base model with `tensors` in place, adapters merged; plain safetensors and tokenizer."""
+    """Write `folder/model/`: the base model with `tensors` in place, adapters merged; plain safetensors and tokenizer.
+
+    On the worker's GPU, if it has one: merging seven billion weights takes a CPU core minutes.
+    """
     from transformers import AutoModelForCausalLM
 
     from pipelines.finetuning import add_adapter, load_tokenizer
@@ -396,6 +422,7 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     model: Any = AutoModelForCausalLM.from_pretrained(
         join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype)
     )
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     if job.config.method == "lora":
         model = add_adapter(model, job.config, seed=job.seed, saved=None)
     place_tensors(model, {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()})
@@ -405,7 +432,7 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     # Beside the old one, then swapped: the base model is what a retry would start from.
     fresh = folder / ".model"
     shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
+    model.save_pretrained(fresh, max_shard_size=SHARD_BYTES)
     tokenizer.save_pretrained(fresh)
     shutil.rmtree(folder / "model", ignore_errors=True)
     fresh.rename(folder / "model")

@@ -287,6 +287,25 @@ def _read_result(output: str) -> dict[str, Any] | Exception | None:
 
 
 def _train(member: _Member, use_gpu: bool) -> dict[str, Any]:
+    """Run and save one job; its metrics."""
+    import ray.train
+    import torch
+
+    tensors, metrics, log = _run_steps(member, use_gpu)
+    # What is saved may have to be put together on the device again, and the next job needs the room.
+    gc.collect()
+    if use_gpu:
+        torch.cuda.empty_cache()
+    if ray.train.get_context().get_world_rank() == 0:
+        with working_folder(member.output) as folder:
+            (folder / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+            member.job.save(folder, tensors, member.job)
+    torch.distributed.barrier()
+    return metrics
+
+
+def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]:
+    """The trained tensors (of `gather_trained`), the metrics and the logged steps of one job."""
     import deepspeed
     import numpy as np
     import ray.train
@@ -399,13 +418,9 @@ def _train(member: _Member, use_gpu: bool) -> dict[str, Any]:
 
     train_s = time.perf_counter() - totals["start"]
     tensors = gather_trained(model, config, rank)
-    if rank == 0:
-        with working_folder(member.output) as folder:
-            (folder / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
-            job.save(folder, tensors, job)
-    torch.distributed.barrier()
-    resumed = first_step > 0
-    return {
+    num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    engine.destroy()
+    metrics = {
         "num_examples": len(sequences),
         "num_steps": len(batches),
         "num_tokens": int(sum(lengths[i] for i in order)),
@@ -414,11 +429,12 @@ def _train(member: _Member, use_gpu: bool) -> dict[str, Any]:
         "setup_s": setup_s,
         "examples_per_s": totals["examples"] / train_s,
         "tokens_per_s": totals["tokens"] / train_s,
-        "num_trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad),
+        "num_trained_parameters": num_trained,
         "shared_prefix_tokens": prefix,
-        "resumed_at_step": first_step if resumed else None,
+        "resumed_at_step": first_step if first_step > 0 else None,
         "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if use_gpu else None,
     }
+    return tensors, metrics, log
 
 
 def _optimizer(model: torch.nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:

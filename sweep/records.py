@@ -16,6 +16,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,18 +169,24 @@ class Store:
 
     def files(self, folder: str) -> dict[str, dict[str, Any]]:
         """Path, sha256 and size of each file of an artifact; working state and the record left out."""
-        found: dict[str, dict[str, Any]] = {}
         file_system, root = filesystem(folder)
-        for path in sorted(file_system.find(root)):
-            relative = path.removeprefix(root.rstrip("/") + "/")
-            if relative == RECORD_FILE or any(part.startswith(".") for part in relative.split("/")):
-                continue
+        paths = {path.removeprefix(root.rstrip("/") + "/"): path for path in sorted(file_system.find(root))}
+        kept = {
+            relative: path
+            for relative, path in paths.items()
+            if relative != RECORD_FILE and not any(part.startswith(".") for part in relative.split("/"))
+        }
+
+        def described(path: str) -> dict[str, Any]:
             digest = hashlib.sha256()
             with file_system.open(path, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-            found[relative] = {"sha256": digest.hexdigest(), "bytes": file_system.size(path)}
-        return found
+            return {"sha256": digest.hexdigest(), "bytes": file_system.size(path)}
+
+        # Hashing leaves the interpreter to others; the weights of a large model are several files.
+        with ThreadPoolExecutor(8) as threads:
+            return dict(zip(kept, threads.map(described, kept.values()), strict=True))
 
     def studies(self) -> list[str]:
         """Names of the studies that were ever run into this store."""
