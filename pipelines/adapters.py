@@ -1,0 +1,420 @@
+"""LoRA adapters as plain tensors: one, or many trained at once over one frozen base model.
+
+    adapters = add_adapters(model, LLAMA_PROJECTIONS, rank=64, alpha=16, dropout=0.1, seeds=[7])
+    with adapters.over(Segments.from_batch(batch, device, counts=[32], seeds=[7], steps=[step], places=range(32))):
+        model(...).backward()
+
+A packed stream's tokens lie in contiguous segments, one an adapter (`Segments`); a named projection (`AdaptedLinear`) computes
+
+    y = x Wᵀ + alpha / rank · B_n A_n dropout(x)        n: the token's adapter; tokens after the last segment have none
+
+(LoRA: arXiv 2106.09685, section 4.1; dropout before A as in peft). Dropout is a function of what is dropped and not of a random
+stream: a mask is recomputed wherever it is needed, and an example's masks do not depend on the company it is computed in. On
+a GPU in half precision the kernels of `adapter_kernels.py` do the work, elsewhere plain PyTorch; both drop the same elements.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from pipelines.errors import UserError
+from pipelines.packing import PackedBatch
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+TOKENS_PER_TILE = 64
+"""Tokens that one program of a kernel handles; they belong to one adapter."""
+
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
+"""Of the 32-bit mixing function lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
+
+
+def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: ArrayLike) -> np.ndarray:
+    """The dropout key of each token, int32 in the shape that the four integers (arrays) broadcast to.
+
+    A token is known by its run's `seed`, the optimizer `step`, its example's `place` in that step's whole batch (-1 for a
+    prefix that examples share) and its `position` in the example: by nothing that depends on how a batch is dealt and packed.
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for value in (seed, step, place, position):
+        # splitmix64 (Steele, Lea and Flood 2014). 64 bits, so that only single tokens and never whole examples can meet.
+        state = state + np.asarray(value, dtype=np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which adapter and which dropout key each of a stream's T tokens has. All on one device.
+
+    Shapes: `starts` int32 [N + 1], adapter n's tokens being starts[n] up to starts[n + 1]; `keys` int32 [T]; `tiles` int32
+    [(T + (N + 1) * 63) // 64, 3], rows of (adapter, first token, end) that cover all T tokens once, adapter -1 for those after
+    starts[N] and for rows to spare. Shapes depend on T and N only, so a captured graph can be replayed with new contents.
+    """
+
+    starts: torch.Tensor
+    keys: torch.Tensor
+    tiles: torch.Tensor
+
+    @classmethod
+    def from_arrays(cls, starts: ArrayLike, keys: np.ndarray, device: torch.device | str) -> Segments:
+        """From `starts` [N + 1], ascending from 0 to at most T, and `keys` int32 [T] (zeros if nothing is dropped)."""
+        bounds = np.asarray(starts, dtype=np.int64)
+        if bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] > len(keys):
+            raise ValueError(f"starts={bounds.tolist()} must ascend from 0 to at most the stream's {len(keys)} tokens")
+        bounds = np.append(bounds, len(keys))
+        owners = [*range(len(bounds) - 2), -1]
+        rows = [
+            (owner, first, min(first + TOKENS_PER_TILE, end))
+            for owner, (begin, end) in zip(owners, itertools.pairwise(bounds.tolist()), strict=True)
+            for first in range(begin, end, TOKENS_PER_TILE)
+        ]
+        tiles = np.full(((len(keys) + len(owners) * (TOKENS_PER_TILE - 1)) // TOKENS_PER_TILE, 3), (-1, 0, 0), dtype=np.int32)
+        tiles[: len(rows)] = np.array(rows, dtype=np.int32).reshape(-1, 3)
+
+        def move(array: np.ndarray) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            on_gpu = torch.device(device).type == "cuda"
+            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
+
+        return cls(move(bounds[:-1].astype(np.int32)), move(np.ascontiguousarray(keys, dtype=np.int32)), move(tiles))
+
+    @classmethod
+    def from_batch(
+        cls,
+        batch: PackedBatch,
+        device: torch.device | str,
+        *,
+        counts: Sequence[int],
+        seeds: Sequence[int],
+        steps: Sequence[int],
+        places: Sequence[int],
+    ) -> Segments:
+        """Of a packed batch whose sequences are, in order, `counts[0]` of adapter 0, `counts[1]` of adapter 1 and so on.
+
+        `seeds` and `steps` are one an adapter, `places` one a sequence: its place in its adapter's whole optimizer batch.
+        Raises ValueError if the counts do not add up, or if a prefix is shared by several adapters: its states differ.
+        """
+        prefix, lengths = batch.prefix_length, batch.lengths[: batch.num_sequences]
+        if sum(counts) != batch.num_sequences or len(places) != batch.num_sequences:
+            raise ValueError(f"counts={list(counts)} and {len(places)} places for a batch of {batch.num_sequences} sequences")
+        if prefix and len(counts) > 1:
+            raise ValueError(f"prefix_length={prefix}: a prefix shared by {len(counts)} adapters is computed by none of them")
+        starts = prefix + np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], np.cumsum(counts)])]
+        starts[0] = 0
+        adapters = np.repeat(np.arange(len(counts)), counts)
+        keys = np.zeros(batch.num_tokens, dtype=np.int32)
+        keys[:prefix] = token_keys(seeds[0], steps[0], -1, batch.position_ids[:prefix])
+        own = slice(prefix, prefix + int(lengths.sum()))
+        seed, step, place = (np.repeat(of, lengths) for of in (np.take(seeds, adapters), np.take(steps, adapters), places))
+        keys[own] = token_keys(seed, step, place, batch.position_ids[own])
+        return cls.from_arrays(starts, keys, device)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything on the device, in a fixed order; two of one T and N differ in nothing else."""
+        return [self.starts, self.keys, self.tiles]
+
+
+def _mix(words: torch.Tensor) -> torch.Tensor:
+    """lowbias32 on int32 words: a bijection in which each bit of the input moves each bit of the output half of the time."""
+    # A signed shift copies the sign, so what it shifted in is masked out.
+    words = words ^ ((words >> 16) & 0xFFFF)
+    words = words * MULTIPLIERS[0]
+    words = words ^ ((words >> 15) & 0x1FFFF)
+    words = words * MULTIPLIERS[1]
+    return words ^ ((words >> 16) & 0xFFFF)
+
+
+def drop_below(dropout: float) -> int:
+    """The int32 below which a hash, uniform over int32, means 'dropped' with probability `dropout`."""
+    return round(dropout * 2**32) - 2**31
+
+
+def keep_mask(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout: float) -> torch.Tensor:
+    """Which elements dropout keeps, bool [T, num_channels], of `keys` int32 [T] and the module's `salt` int32 [1].
+
+    Only int32 operations that wrap around, so that CPU, GPU and Triton kernels agree in every bit.
+    """
+    rows = _mix(keys + salt)
+    columns = _mix(torch.arange(num_channels, dtype=torch.int32, device=keys.device))
+    # Rows and columns are mixed already: one and a half rounds suffice for their pairs, and the high bits decide.
+    words = (rows[:, None] ^ columns) * MULTIPLIERS[0]
+    words = words ^ ((words >> 15) & 0x1FFFF)
+    return words * MULTIPLIERS[1] >= drop_below(dropout)
+
+
+def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    for adapter, (first, end) in enumerate(itertools.pairwise(starts.tolist())):
+        yield adapter, slice(first, end)
+
+
+def _dropped(x: torch.Tensor, keys: torch.Tensor, salt: torch.Tensor, dropout: float) -> torch.Tensor:
+    if not dropout:
+        return x
+    return torch.where(keep_mask(keys, salt, x.shape[1], dropout), x, 0) / (1 - dropout)
+
+
+def reference_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    salt: torch.Tensor,
+    starts: torch.Tensor,
+    keys: torch.Tensor,
+    tiles: torch.Tensor,
+    dropout: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [T, out] and z = A_n dropout(x) [T, rank] in plain PyTorch, any dtype and device. Shapes as in `adapted_linear`."""
+    y = x @ weight.t()
+    z = x.new_zeros(x.shape[0], a.shape[1])
+    dropped = _dropped(x, keys, salt, dropout)
+    for n, piece in _pieces(starts):
+        z[piece] = dropped[piece] @ a[n].t()
+        y[piece] += scale * (z[piece] @ b[n].t())
+    return y, z
+
+
+def reference_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    z: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    salt: torch.Tensor,
+    starts: torch.Tensor,
+    keys: torch.Tensor,
+    tiles: torch.Tensor,
+    dropout: float,
+    scale: float,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x (empty unless `needs_grad_x`), a and b, from `grad` [T, out] and what the forward pass returned."""
+    grad_x = grad @ weight if needs_grad_x else x.new_empty(0)
+    grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
+    dropped = _dropped(x, keys, salt, dropout)
+    for n, piece in _pieces(starts):
+        grad_z = scale * (grad[piece] @ b[n])
+        grad_a[n] = grad_z.t() @ dropped[piece]
+        grad_b[n] = scale * (grad[piece].t() @ z[piece])
+        if needs_grad_x:
+            grad_x[piece] += _dropped(grad_z @ a[n], keys[piece], salt, dropout)
+    return grad_x, grad_a, grad_b
+
+
+def _has_kernels(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+
+
+# Custom operators, which torch.compile takes as they are: it neither looks inside nor breaks its graph there.
+
+
+@torch.library.custom_op("blindsweep::adapted_linear", mutates_args=())
+def adapted_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    salt: torch.Tensor,
+    starts: torch.Tensor,
+    keys: torch.Tensor,
+    tiles: torch.Tensor,
+    dropout: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x Wᵀ + scale · B_n z [T, out] and z = A_n dropout(x) [T, rank]; z is for the backward pass and has no gradient.
+
+    Shapes: `x` [T, in], `weight` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], `salt` int32 [1]; `starts`, `keys`
+    and `tiles` as in `Segments`. Raises ValueError if `keys` are not as many as tokens.
+    """
+    if len(keys) != len(x) or len(starts) != len(a) + 1:
+        raise ValueError(
+            f"segments of {len(keys)} tokens and {len(starts) - 1} adapters "
+            f"for a stream of {len(x)} tokens and {len(a)} adapters"
+        )
+    if _has_kernels(x):
+        from pipelines.adapter_kernels import forward
+    else:
+        forward = reference_forward
+    return forward(x.contiguous(), weight, a, b, salt, starts, keys, tiles, dropout, scale)
+
+
+@torch.library.custom_op("blindsweep::adapted_linear_backward", mutates_args=())
+def adapted_linear_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    z: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    salt: torch.Tensor,
+    starts: torch.Tensor,
+    keys: torch.Tensor,
+    tiles: torch.Tensor,
+    dropout: float,
+    scale: float,
+    needs_grad_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linear`, from `grad` [T, out] of its y."""
+    if _has_kernels(x):
+        from pipelines.adapter_kernels import backward
+    else:
+        backward = reference_backward
+    return backward(grad.contiguous(), x.contiguous(), z, weight, a, b, salt, starts, keys, tiles, dropout, scale, needs_grad_x)
+
+
+@adapted_linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[1])
+
+
+@adapted_linear_backward.register_fake
+def _(
+    grad: torch.Tensor, x: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape if rest[-1] else 0), torch.empty_like(a), torch.empty_like(b)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, *tensors, ctx.dropout, ctx.scale = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1], *tensors)
+
+
+def _backward(ctx: Any, grad: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 10
+    needs_grad_x = ctx.needs_input_grad[0]
+    grad_x, grad_a, grad_b = adapted_linear_backward(grad, *ctx.saved_tensors, ctx.dropout, ctx.scale, needs_grad_x)
+    return grad_x if needs_grad_x else None, None, grad_a, grad_b, *(None,) * 6
+
+
+adapted_linear.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class AdaptedLinear(torch.nn.Module):
+    """Stands in for `linear`: its weight and bias, frozen, and N adapters `a` [N, rank, in] and `b` [N, out, rank]."""
+
+    def __init__(
+        self, linear: torch.nn.Linear, adapters: Adapters, *, rank: int, scale: float, dropout: float, index: int
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.adapters, self.scale, self.dropout = adapters, scale, dropout
+        num = adapters.num_adapters
+        self.a = torch.nn.Parameter(self.weight.new_zeros(num, rank, linear.in_features))
+        self.b = torch.nn.Parameter(self.weight.new_zeros(num, linear.out_features, rank))
+        # A tensor and not a number, which torch.compile would compile each layer anew for.
+        salt = _mix(torch.tensor([index + 1], dtype=torch.int32, device=self.weight.device))
+        self.salt: torch.Tensor
+        self.register_buffer("salt", salt, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [..., in], its leading dimensions the stream's T tokens; returns [..., out]."""
+        segments = self.adapters.segments
+        if segments is None:
+            raise ValueError("an adapted model computes under `with adapters.over(segments)`, its backward pass as well")
+        dropout = self.dropout if self.training else 0.0
+        stream = x.reshape(-1, x.shape[-1])
+        y, _ = adapted_linear(stream, self.weight, self.a, self.b, self.salt, *segments.tensors(), dropout, self.scale)
+        y = y.view(*x.shape[:-1], y.shape[-1])
+        return y if self.bias is None else y + self.bias
+
+
+class Adapters:
+    """The N adapters of a model: `layers`, its adapted projections by name, and `segments`, the stream that they work on."""
+
+    def __init__(self, num_adapters: int) -> None:
+        self.num_adapters = num_adapters
+        self.layers: dict[str, AdaptedLinear] = {}
+        self.segments: Segments | None = None
+
+    @contextmanager
+    def over(self, segments: Segments) -> Iterator[None]:
+        """Compute over `segments`: forward and backward pass, because gradient checkpointing computes forward twice."""
+        previous, self.segments = self.segments, segments
+        try:
+            yield
+        finally:
+            self.segments = previous
+
+    def adapter_tensors(self, adapter: int) -> dict[str, torch.Tensor]:
+        """What adapter number `adapter` has learnt, by the names of peft's `adapter_model.safetensors`; views, not copies."""
+        return {
+            f"{PEFT_PREFIX}{name}.lora_{letter.upper()}.weight": getattr(layer, letter).detach()[adapter]
+            for name, layer in self.layers.items()
+            for letter in ("a", "b")
+        }
+
+    def load_adapter(self, adapter: int, folder: Path) -> None:
+        """Make adapter number `adapter` the one that peft, or `adapter_tensors`, saved in `folder`.
+
+        Raises UserError unless it is on the same projections in the same shapes.
+        """
+        from safetensors.torch import load_file
+
+        saved, own = load_file(folder / ADAPTER_FILE), self.adapter_tensors(adapter)
+        if unmatched := sorted(saved.keys() ^ own.keys()):
+            raise UserError(
+                f"the adapter in {folder} and this model's targets differ in {len(unmatched)} tensors, {unmatched[0]} "
+                "the first: use the targets that it was trained with"
+            )
+        for name, tensor in own.items():
+            if saved[name].shape != tensor.shape:
+                raise UserError(
+                    f"the adapter in {folder} has {name} of shape {list(saved[name].shape)}, this model of "
+                    f"{list(tensor.shape)}: use its own rank and base model"
+                )
+            tensor.copy_(saved[name])
+
+
+def add_adapters(
+    model: torch.nn.Module, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, seeds: Sequence[int]
+) -> Adapters:
+    """Freeze `model` and give its linear layers named `targets` adapters in their own dtype, one for each of `seeds`.
+
+    A target names every linear layer whose dotted name ends with it, as peft's `target_modules`. As in peft, A is drawn from
+    Kaiming's uniform distribution (a = √5), here by the adapter's own seed, and B is zero, so that the model is unchanged.
+    Raises UserError for a target that names no linear layer and for values that no adapter can have.
+    """
+    if rank < 1 or not 0 <= dropout < 1:
+        raise UserError(f"lora_rank={rank} must be above 0, lora_dropout={dropout} at least 0 and below 1")
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    chosen = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
+    if unknown := [target for target, names in chosen.items() if not names]:
+        raise UserError(
+            f"lora_targets={unknown} name no linear layer of this model; it has "
+            + ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+        )
+    model.requires_grad_(False)
+    adapters = Adapters(len(seeds))
+    named = set().union(*chosen.values())
+    for index, name in enumerate(name for name in linears if name in named):
+        linear = linears[name]
+        layer = AdaptedLinear(linear, adapters, rank=rank, scale=alpha / rank, dropout=dropout, index=index)
+        layer.train(linear.training)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, layer)
+        adapters.layers[name] = layer
+    for adapter, seed in enumerate(seeds):
+        # On the CPU and in float32, so that a seed means one adapter whatever the device and the dtype.
+        generator = torch.Generator().manual_seed(seed)
+        for layer in adapters.layers.values():
+            drawn = torch.empty(layer.a.shape[1:])
+            torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            layer.a.data[adapter].copy_(drawn)
+    return adapters
