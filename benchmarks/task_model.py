@@ -5,14 +5,16 @@
 
 The peer is what one would write with the libraries alone: AutoModelForSequenceClassification with PyTorch's own attention,
 batches padded to their longest example, AdamW; for evaluation, padded batches sorted by length. Ours is the stage itself,
-through Ray Train and DeepSpeed, at the same batch size, precision and learning rate. Reports examples a second of both, warm,
-and the ratio.
+through Ray Train and DeepSpeed, at the same batch size, precision and learning rate. With --together N, N task models on
+NUM examples each are trained at once by one worker, and their rates added; the peer trains one. Reports examples a second of
+both, warm, and the ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -21,15 +23,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.compute import Resources
+from pipelines.compute import Resources, no_report
 from pipelines.evaluation import EvaluationConfig, evaluate
 from pipelines.examples import LABELS, read_examples, write_examples
-from pipelines.finetuning import FinetuneConfig, load_tokenizer, read_metrics
+from pipelines.finetuning import FinetuneConfig, finetune_group, load_tokenizer, read_metrics
 from pipelines.prompts import classifier_prompt
 from pipelines.task_model import (
     TaskModelConfig,
     UntrainedConfig,
-    finetune_task_model,
+    finetuning_job,
     initial_task_model,
 )
 
@@ -41,6 +43,9 @@ def main() -> None:
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--num", type=int, default=8_192, help="training examples")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--together", type=int, default=1, help="task models that ours trains at once (LoRA)")
+    parser.add_argument("--tokens", type=int, default=16_384, help="of one pass of ours")
+    parser.add_argument("--skip", nargs="*", choices=("ours", "peer"), default=())
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers of ours first")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--evaluation-set", default="mnli_matched")
@@ -58,9 +63,10 @@ def main() -> None:
             read_examples(f"{arguments.sources}/{arguments.evaluation_set}.parquet").slice(0, arguments.num_evaluation),
             folder / "test.parquet",
         )
-        result["ours"] = ours(arguments, folder)
-        result["peer"] = peer(arguments, folder)
-    for name in ("train_examples_per_s", "evaluate_examples_per_s"):
+        for name, measure in (("ours", ours), ("peer", peer)):
+            if name not in arguments.skip:
+                result[name] = measure(arguments, folder)
+    for name in ("train_examples_per_s", "evaluate_examples_per_s") if not arguments.skip else ():
         result[f"ratio_{name}"] = result["ours"][name] / result["peer"][name]
     print(json.dumps(result, indent=1))
 
@@ -79,32 +85,41 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         dtype=dtype,
         learning_rate=2e-5,
         log_every=16,
+        share_prefix=arguments.together == 1,
+        tokens_per_microbatch=arguments.tokens,
         checkpoint_every=0,
         compile_from_steps=1 if arguments.compile else 0,
     )
-    finetune_task_model(
-        TaskModelConfig(config, 0),
-        str(folder / "train.parquet"),
-        arguments.base,
-        str(folder / "start"),
-        str(folder / "trained"),
-        resources=resources,
-    )
-    # The first logged windows hold the kernels' first use.
-    log = list(read_metrics(folder / "trained" / "metrics.jsonl"))[3:-1]
-    rates = [entry["examples_per_s"] for entry in log]
+    outputs = [str(folder / f"trained{seed}") for seed in range(arguments.together)]
+    jobs = [
+        finetuning_job(TaskModelConfig(config, seed), str(folder / "train.parquet"), arguments.base, str(folder / "start"))
+        for seed in range(arguments.together)
+    ]
+    results = finetune_group(jobs, outputs, resources=resources, reports=[no_report] * len(jobs))
+    if failed := next((one for one in results if isinstance(one, Exception)), None):
+        raise failed
+    rates = []
+    for output in outputs:
+        # The first logged windows hold the kernels' first use, the last ones go on with fewer.
+        log = list(read_metrics(Path(output) / "metrics.jsonl"))
+        rates.append(statistics.median(entry["examples_per_s"] for entry in log[min(3, len(log) - 1) :]))
+    # As many as fit are trained at a time.
+    at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
     metrics = evaluate(
         EvaluationConfig(("test",), dtype=dtype),
         str(folder),
         arguments.base,
-        str(folder / "trained"),
+        outputs[0],
         str(folder / "evaluation"),
         resources=resources,
     )
     ray.shutdown()
     return {
-        "train_examples_per_s": len(rates) / sum(1 / rate for rate in rates),
+        "train_examples_per_s": statistics.median(rates) * at_a_time,
+        "trained_at_a_time": at_a_time,
+        "train_peak_gpu_memory_gib": max(one["peak_gpu_memory_gib"] or 0 for one in results),  # type: ignore[index]
         "evaluate_examples_per_s": metrics["examples_per_s"],
+        "evaluate_peak_gpu_memory_gib": metrics["peak_gpu_memory_gib"],
     }
 
 

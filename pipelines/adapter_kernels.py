@@ -79,7 +79,8 @@ def _shrink_kernel(
 ):
     """narrow = scale · dropout(wide) @ weight[adapter]ᵀ, for one tile of tokens and one part of the channels."""
     tile, part = tl.program_id(0), tl.program_id(1)
-    adapter = tl.load(tiles + tile * 3)
+    # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
+    adapter = tl.load(tiles + tile * 3).to(tl.int64)
     rows = tl.load(tiles + tile * 3 + 1) + tl.arange(0, TILE)
     valid = rows < tl.load(tiles + tile * 3 + 2)
     places = rows.to(tl.int64)
@@ -131,7 +132,8 @@ def _expand_kernel(
 ):
     """wide = scale · dropout(narrow @ weight[adapter]), zero without an adapter, for one tile of tokens, block of channels."""
     tile = tl.program_id(0)
-    adapter = tl.load(tiles + tile * 3)
+    # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
+    adapter = tl.load(tiles + tile * 3).to(tl.int64)
     rows = tl.load(tiles + tile * 3 + 1) + tl.arange(0, TILE)
     valid = rows < tl.load(tiles + tile * 3 + 2)
     ranks = tl.arange(0, RANK)
@@ -180,7 +182,7 @@ def _gradient_kernel(
     DROP: tl.constexpr,
 ):
     """gradient = scale · narrowᵀ @ dropout(wide) over one part of one adapter's tokens, for one block of channels."""
-    adapter, part = tl.program_id(1), tl.program_id(2)
+    adapter, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
     ranks = tl.arange(0, RANK)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -352,6 +352,16 @@ class Adapters:
         finally:
             self.segments = previous
 
+    def draw(self, adapter: int, seed: int) -> None:
+        """Make adapter number `adapter` a fresh one: A from Kaiming's uniform distribution (a = √5) by `seed`, B zero."""
+        # On the CPU and in float32, so that a seed means one adapter whatever the device and the dtype.
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers.values():
+            drawn = torch.empty(layer.a.shape[1:])
+            torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            layer.a.data[adapter].copy_(drawn)
+            layer.b.data[adapter].zero_()
+
     def adapter_tensors(self, adapter: int) -> dict[str, torch.Tensor]:
         """What adapter number `adapter` has learnt, by the names of peft's `adapter_model.safetensors`; views, not copies."""
         return {
@@ -411,10 +421,33 @@ def add_adapters(
         setattr(model.get_submodule(parent), attribute, layer)
         adapters.layers[name] = layer
     for adapter, seed in enumerate(seeds):
-        # On the CPU and in float32, so that a seed means one adapter whatever the device and the dtype.
-        generator = torch.Generator().manual_seed(seed)
-        for layer in adapters.layers.values():
-            drawn = torch.empty(layer.a.shape[1:])
-            torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-            layer.a.data[adapter].copy_(drawn)
+        adapters.draw(adapter, seed)
     return adapters
+
+
+def peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Trained tensors of a module that holds an adapted decoder as one of its attributes, adapters under peft's names.
+
+    "body.layers.0.self_attn.q_proj.a" [1, rank, in] becomes "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    [rank, in]; what is no adapter's keeps its name.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, letter = name.rpartition(".")
+        if letter in ("a", "b"):
+            renamed[f"{PEFT_PREFIX}{layer.partition('.')[2]}.lora_{letter.upper()}.weight"] = tensor[0]
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+def merge_adapter(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, scale: float) -> None:
+    """Add scale · B A to the weight of each linear layer of `model` that `tensors`, by peft's names, have an adapter for."""
+    for name, a in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            layer = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
+            weight = model.get_parameter(f"{layer}.weight")
+            b = tensors[name.replace(".lora_A.", ".lora_B.")]
+            with torch.no_grad():
+                # As one product with one rounding of the sum; A and B may lie on another device.
+                weight.addmm_(b.to(weight), a.to(weight), alpha=scale)

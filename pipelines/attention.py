@@ -21,6 +21,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from pipelines.adapters import Segments
 from pipelines.packing import PackedBatch
 
 PACKED = "packed"
@@ -47,7 +48,10 @@ class StreamIndex:
 
 @dataclass(frozen=True)
 class PackedInput:
-    """A `PackedBatch` on a device. Shapes: `input_ids`, `position_ids` [1, T]; `slots` [T - P]; `last_index` [num_rows]."""
+    """A `PackedBatch` on a device, with the `segments` of its adapters if the model has any.
+
+    Shapes: `input_ids`, `position_ids` [1, T]; `slots` [T - P]; `last_index` [num_rows].
+    """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -57,9 +61,10 @@ class PackedInput:
     num_rows: int
     width: int
     stream: StreamIndex | None = None
+    segments: Segments | None = None
 
     @classmethod
-    def from_batch(cls, batch: PackedBatch, device: torch.device | str) -> PackedInput:
+    def from_batch(cls, batch: PackedBatch, device: torch.device | str, segments: Segments | None = None) -> PackedInput:
         on_gpu = torch.device(device).type == "cuda"
 
         def move(array: Any) -> torch.Tensor:
@@ -75,11 +80,13 @@ class PackedInput:
             num_rows=batch.num_rows,
             width=batch.width,
             stream=_stream_index(batch, move) if on_gpu else None,
+            segments=segments,
         )
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything on the device, in a fixed order; two inputs of one shape differ in nothing else."""
         own = [self.input_ids, self.position_ids, self.slots, self.last_index]
+        own += self.segments.tensors() if self.segments else []
         if self.stream is None:
             return own
         kept = (getattr(self.stream, name) for name in ("query_starts", "key_starts", "keys", "own", "prefixes"))

@@ -414,7 +414,8 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     """
     from transformers import AutoModelForCausalLM
 
-    from pipelines.finetuning import add_adapter, load_tokenizer
+    from pipelines.adapters import merge_adapter
+    from pipelines.finetuning import load_tokenizer
     from pipelines.storage import fetch
 
     import torch  # isort: skip
@@ -423,11 +424,9 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
         join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype)
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if job.config.method == "lora":
-        model = add_adapter(model, job.config, seed=job.seed, saved=None)
-    place_tensors(model, {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()})
-    if job.config.method == "lora":
-        model = model.merge_and_unload()
+    scale = job.config.lora_alpha / job.config.lora_rank
+    merge_adapter(model, tensors, scale=scale)
+    place_tensors(model, {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")})
     tokenizer = load_tokenizer(job.base_model)
     # Beside the old one, then swapped: the base model is what a retry would start from.
     fresh = folder / ".model"

@@ -294,8 +294,9 @@ class Bodies:
 
     def __init__(self, config: EvaluationConfig, base_model: str, device: torch.device) -> None:
         self.config, self.base_model, self.device = config, base_model, device
-        self._weights: Path | None = None
+        self._kept: Any = None
         self._body: Any = None
+        self._adapters: Any = None
 
     @contextlib.contextmanager
     def classifier(self, task_model: str) -> Iterator[Any]:
@@ -306,34 +307,44 @@ class Bodies:
 
         folder = Path(fetch(task_model))
         dtype = getattr(torch, self.config.dtype)
-        own = folder / "model"
-        body = self._read(own if own.exists() else Path(join(fetch(self.base_model), "model")))
-        adapted: Any = None
-        if (folder / "adapter").exists():
-            from peft import PeftModel
+        adapter = folder / "adapter"
+        body = self._read(
+            folder / "model" if (folder / "model").exists() else Path(join(fetch(self.base_model), "model")),
+            adapter if adapter.exists() else None,
+        )
+        yield Classifier(body, load_head(folder, dtype=dtype, device=self.device), self._adapters).eval()
 
-            adapted = PeftModel.from_pretrained(body, folder / "adapter", autocast_adapter_dtype=False).to(dtype)
-            if self.config.merge_adapter:
-                # What is merged cannot be taken out again to the last bit.
-                adapted, self._weights, self._body = adapted.merge_and_unload(), None, None
-        try:
-            yield Classifier(adapted or body, load_head(folder, dtype=dtype, device=self.device)).eval()
-        finally:
-            if adapted is not None and self._body is not None:
-                self._body = adapted.unload()
-
-    def _read(self, weights: Path) -> Any:
+    def _read(self, weights: Path, adapter: Path | None) -> Any:
         import torch
+        from safetensors.torch import load_file
         from transformers import AutoModel
 
+        from pipelines.adapters import ADAPTER_FILE, add_adapters, merge_adapter
         from pipelines.attention import PACKED, register_packed_attention
 
-        if self._weights != weights:
-            self._weights = self._body = None
+        settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter else {}
+        shape = {name: settings.get(name) for name in ("r", "lora_alpha", "target_modules")}
+        # What is merged cannot be taken out again to the last bit.
+        if self._kept != (weights, shape) or self.config.merge_adapter:
+            self._kept = self._body = self._adapters = None
             register_packed_attention()
             dtype = getattr(torch, self.config.dtype)
             self._body = AutoModel.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED).to(self.device)
-            self._weights = weights
+            if adapter and not self.config.merge_adapter:
+                self._adapters = add_adapters(
+                    self._body,
+                    settings["target_modules"],
+                    rank=settings["r"],
+                    alpha=settings["lora_alpha"],
+                    dropout=0.0,
+                    seeds=[0],
+                )
+            self._kept = (weights, shape)
+        if adapter and self.config.merge_adapter:
+            scale = settings["lora_alpha"] / settings["r"]
+            merge_adapter(self._body, load_file(adapter / ADAPTER_FILE), scale=scale)
+        elif adapter:
+            self._adapters.load_adapter(0, adapter)
         return self._body
 
 
@@ -341,6 +352,7 @@ def classify(classifier: Any, sequences: list[list[int]], *, device: Any, tokens
     """Class logits float32 [n, 3] of token sequences, in their order: sorted by length, packed, the common prefix shared."""
     import torch
 
+    from pipelines.adapters import Segments
     from pipelines.attention import PackedInput
 
     prefix = common_prefix_length(sequences)
@@ -350,8 +362,12 @@ def classify(classifier: Any, sequences: list[list[int]], *, device: Any, tokens
     with torch.inference_mode():
         for run in runs:
             chosen = order[run]
-            packed = PackedInput.from_batch(pack([sequences[i] for i in chosen], prefix_length=prefix), device)
-            logits[torch.from_numpy(chosen).to(device)] = classifier.logits(packed)
+            batch = pack([sequences[i] for i in chosen], prefix_length=prefix)
+            # One adapter for all tokens, which drops nothing.
+            segments = Segments.from_arrays([0, batch.num_tokens], np.zeros(batch.num_tokens, dtype=np.int32), device)
+            with classifier.adapters.over(segments) if classifier.adapters else contextlib.nullcontext():
+                found = classifier.logits(PackedInput.from_batch(batch, device))
+            logits[torch.from_numpy(chosen).to(device)] = found
     return logits.cpu().numpy()
 
 

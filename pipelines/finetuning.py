@@ -8,6 +8,7 @@ not what is computed, and an interrupted run goes on from its last checkpoint wh
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -38,11 +39,16 @@ from pipelines.storage import fetch, is_local, join, publish, read_text, remove,
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.adapters import Adapters
+
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = ".checkpoints"
 RESULT_FILE = ".result.json"
 """Of a member of a group that has ended while the others have not."""
 RAY_TRAIN = ".ray_train"
+LATEST = "latest.json"
+DEEPSPEED, TOGETHER = "deepspeed", "together"
+"""The engines that step a job: DeepSpeed alone, or `together.py` several at once."""
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -192,9 +198,10 @@ def finetune_group(
         _train_worker,
         train_loop_config={
             "jobs": [
-                _Member(job, _absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)
+                Member(job, _absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)
             ],
             "use_gpu": use_gpu,
+            "gpu_share": min(1.0, resources.gpus_per_worker),
             "num_threads": max(1, int(resources.cpus_per_worker)),
         },
         scaling_config=ScalingConfig(
@@ -228,7 +235,7 @@ def _absolute(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
     """One job of a group, its output (absolute, or a URI) and where its step metrics go."""
 
     job: FinetuneJob
@@ -257,60 +264,88 @@ def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     # gloo's.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if loop["use_gpu"] else "gloo")
-    members: list[_Member] = loop["jobs"]
-    if len(members) == 1:
+    members: list[Member] = loop["jobs"]
+    if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER:
         return [_train(members[0], loop["use_gpu"])]
-    results: list[dict[str, Any] | Exception] = []
-    for member in members:
-        result = _read_result(member.output)
-        if result is None:
-            try:
-                result = _train(member, loop["use_gpu"])
-            except Exception as error:
-                if ray.train.get_context().get_world_size() > 1:
-                    # The other workers are in the midst of this job, and would wait for this one.
-                    raise
-                result = portable(error)
-            else:
-                if ray.train.get_context().get_world_rank() == 0:
-                    write_text(join(member.output, RESULT_FILE), json.dumps(result))
-            gc.collect()
-            if loop["use_gpu"]:
-                torch.cuda.empty_cache()
-        results.append(result)
-    return results
+    results: dict[int, dict[str, Any] | Exception] = {}
+    for place, member in enumerate(members):
+        if (ended := _read_result(member.output)) is not None:
+            results[place] = ended
+    waiting = [place for place in range(len(members)) if place not in results]
+    if ray.train.get_context().get_world_size() == 1:
+        from pipelines.together import compatible, train_together
+
+        for places in compatible(members, waiting):
+            waiting = [place for place in waiting if place not in places]
+            for place, result in train_together([members[place] for place in places], loop["gpu_share"]):
+                results[places[place]] = _kept(members[places[place]], result)
+    for place in waiting:
+        try:
+            result = _train(members[place], loop["use_gpu"])
+        except Exception as error:
+            if ray.train.get_context().get_world_size() > 1:
+                # The other workers are in the midst of this job, and would wait for this one.
+                raise
+            results[place] = portable(error)
+        else:
+            results[place] = _kept(members[place], result)
+        free_memory()
+    if len(members) == 1 and isinstance(only := results[0], Exception):
+        raise only
+    return [results[place] for place in range(len(members))]
 
 
-def _read_result(output: str) -> dict[str, Any] | Exception | None:
+def _kept(member: Member, result: dict[str, Any] | Exception) -> dict[str, Any] | Exception:
+    """`result`, and for a later call of the group that the job has ended, if it ended well."""
+    import ray.train
+
+    if not isinstance(result, Exception) and ray.train.get_context().get_world_rank() == 0:
+        write_text(join(member.output, RESULT_FILE), json.dumps(result))
+    return result
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, on the device as well."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _read_result(output: str) -> dict[str, Any] | None:
     text = read_text(join(output, RESULT_FILE))
     return None if text is None else dict(json.loads(text))
 
 
-def _train(member: _Member, use_gpu: bool) -> dict[str, Any]:
+def _train(member: Member, use_gpu: bool) -> dict[str, Any]:
     """Run and save one job; its metrics."""
     import ray.train
     import torch
 
     tensors, metrics, log = _run_steps(member, use_gpu)
     # What is saved may have to be put together on the device again, and the next job needs the room.
-    gc.collect()
-    if use_gpu:
-        torch.cuda.empty_cache()
+    free_memory()
     if ray.train.get_context().get_world_rank() == 0:
-        with working_folder(member.output) as folder:
-            (folder / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
-            member.job.save(folder, tensors, member.job)
+        save_result(member, tensors, log)
     torch.distributed.barrier()
     return metrics
 
 
-def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]:
+def save_result(member: Member, tensors: dict[str, torch.Tensor], log: list[dict[str, float]]) -> None:
+    """Write a job's output: its logged steps, and what it makes of the trained tensors."""
+    with working_folder(member.output) as folder:
+        (folder / METRICS_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        member.job.save(folder, tensors, member.job)
+
+
+def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]:
     """The trained tensors (of `gather_trained`), the metrics and the logged steps of one job."""
     import deepspeed
-    import numpy as np
     import ray.train
     import torch
 
+    from pipelines.adapters import Segments
     from pipelines.attention import PackedInput
     from pipelines.stepping import FlatModel
 
@@ -324,21 +359,12 @@ def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor],
 
     sequences, labels = encode_examples(job)
     lengths = [len(sequence) for sequence in sequences]
-    order = training_order(
-        len(sequences),
-        config.epochs,
-        seed=job.seed,
-        lengths=lengths if config.group_by_length else None,
-        batch_size=config.batch_size,
-    )
-    if config.rehearse_steps:
-        order = np.argsort(-np.array(lengths), kind="stable")[: config.rehearse_steps * config.batch_size]
-    batches = [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
+    batches = planned_batches(job, lengths)
     classify = job.objective == "classification"
     prefix = common_prefix_length(sequences) if config.share_prefix and classify else 0
     longest = max(lengths) - prefix
 
-    model = build_model(job, device)
+    model, adapters = build_model(job, device)
     if use_gpu and 0 < config.compile_from_steps <= len(batches):
         compile_layers(model)
     # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
@@ -350,40 +376,55 @@ def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor],
     if flat is not None:
         flat.bind()
 
-    first_step, log = _load_checkpoint(engine, member.output, rank, num_workers)
+    first_step, log = load_checkpoint(
+        lambda folder: engine.load_checkpoint(folder, tag="engine", load_module_strict=False),
+        member.output,
+        engine=DEEPSPEED,
+        num_workers=num_workers,
+    )
     setup_s = time.perf_counter() - started
     window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
     totals = {"examples": 0, "tokens": 0, "start": time.perf_counter()}
     for step in range(first_step, len(batches)):
         batch = batches[step]
         shares = microbatches(
-            batch,
-            lengths,
+            [lengths[i] for i in batch],
             num_workers=num_workers,
             token_budget=config.tokens_per_microbatch,
             prefix_length=prefix,
         )
-        # Seeded by step, so that a resumed run draws the dropout masks that an uninterrupted one would have drawn.
+        # Seeded by step, so that a resumed run meets the masks that an uninterrupted one would, in models with dropout of their
+        # own; adapters' dropout needs no seeding.
         torch.manual_seed((job.seed * 1_000_003 + step) * 1_009 + rank)
         rate = learning_rate_at(step, len(batches), config)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         weight = len(batch) if classify else sum(lengths[i] - 1 for i in batch)
-        for position, indices in enumerate(shares[rank]):
+        for number, places in enumerate(shares[rank]):
             # A worker without examples still takes part in the collectives, with a loss of weight 0.
-            taken = indices or batch[:1]
+            taken = places or [0]
+            chosen = [batch[place] for place in taken]
             shape = None
             if use_graphs:
-                num_tokens = prefix + sum(lengths[i] - prefix for i in taken)
+                num_tokens = prefix + sum(lengths[i] - prefix for i in chosen)
                 shape = shape_for(num_tokens, num_rows=-(-config.batch_size // num_workers), width=longest)
-            packed = pack([sequences[i] for i in taken], prefix_length=prefix, shape=shape)
-            targets = class_targets(packed, [labels[i] for i in taken]) if classify else next_token_targets(packed)
-            engine.set_gradient_accumulation_boundary(position == len(shares[rank]) - 1)
-            loss = engine(PackedInput.from_batch(packed, device), torch.from_numpy(targets).to(device, non_blocking=True))
-            if not indices:
-                loss = loss * 0.0
-            # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
-            engine.backward(loss * (num_workers / weight))
+            packed = pack([sequences[i] for i in chosen], prefix_length=prefix, shape=shape)
+            targets = class_targets(packed, [labels[i] for i in chosen]) if classify else next_token_targets(packed)
+            segments = (
+                Segments.from_batch(packed, device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken)
+                if adapters
+                else None
+            )
+            engine.set_gradient_accumulation_boundary(number == len(shares[rank]) - 1)
+            with adapters.over(segments) if adapters and segments else contextlib.nullcontext():
+                loss = engine(
+                    PackedInput.from_batch(packed, device, segments),
+                    torch.from_numpy(targets).to(device, non_blocking=True),
+                )
+                if not places:
+                    loss = loss * 0.0
+                # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
+                engine.backward(loss * (num_workers / weight))
             engine.step()
             window["loss"] += loss.detach()
         window["examples"] += len(batch)
@@ -402,11 +443,7 @@ def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor],
                 "tokens_per_s": window["tokens"] / elapsed,
                 "fraction_done": (step + 1) / len(batches),
             }
-            if not math.isfinite(entry["loss"]):
-                raise UserError(
-                    f"loss is {entry['loss']} at step {step + 1} with learning_rate={config.learning_rate}: "
-                    "training diverged; lower the learning rate or raise warmup_ratio"
-                )
+            check_loss(entry["loss"], step + 1, config)
             totals["examples"] += window["examples"]
             totals["tokens"] += window["tokens"]
             window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
@@ -414,7 +451,15 @@ def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor],
                 log.append(entry)
                 member.report({k: v for k, v in entry.items() if k != "step"}, step + 1)
         if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0 and not last:
-            _save_checkpoint(engine, member, step + 1, log, rank, num_workers)
+            save_checkpoint(
+                lambda folder: engine.save_checkpoint(folder, tag="engine", exclude_frozen_parameters=config.method == "lora"),
+                member.output,
+                step + 1,
+                log,
+                engine=DEEPSPEED,
+                rank=rank,
+                num_workers=num_workers,
+            )
 
     train_s = time.perf_counter() - totals["start"]
     tensors = gather_trained(model, config, rank)
@@ -423,7 +468,7 @@ def _run_steps(member: _Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor],
     metrics = {
         "num_examples": len(sequences),
         "num_steps": len(batches),
-        "num_tokens": int(sum(lengths[i] for i in order)),
+        "num_tokens": sum(lengths[i] for batch in batches for i in batch),
         "final_loss": log[-1]["loss"] if log else None,
         "train_s": train_s,
         "setup_s": setup_s,
@@ -462,6 +507,32 @@ def forget_process_groups() -> None:
     comm.cdb = None
     for name in ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP"):
         setattr(groups, name, None)
+
+
+def check_loss(loss: float, step: int, config: FinetuneConfig) -> None:
+    """Raise UserError for a loss that is no number."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"loss is {loss} at step {step} with learning_rate={config.learning_rate}: training diverged; lower the learning "
+            "rate or raise warmup_ratio"
+        )
+
+
+def planned_batches(job: FinetuneJob, lengths: Sequence[int]) -> list[list[int]]:
+    """The example indices of each optimizer step, for examples of `lengths` in tokens."""
+    import numpy as np
+
+    config = job.config
+    order = training_order(
+        len(lengths),
+        config.epochs,
+        seed=job.seed,
+        lengths=lengths if config.group_by_length else None,
+        batch_size=config.batch_size,
+    )
+    if config.rehearse_steps:
+        order = np.argsort(-np.array(lengths), kind="stable")[: config.rehearse_steps * config.batch_size]
+    return [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
 
 
 def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
@@ -511,8 +582,11 @@ def model_limit(base_model: str) -> int:
     return int(AutoConfig.from_pretrained(join(fetch(base_model), "model")).max_position_embeddings)
 
 
-def build_model(job: FinetuneJob, device: torch.device) -> torch.nn.Module:
-    """The module that maps (PackedInput, label indices) to the batch's summed loss; only what is trained requires gradients."""
+def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module, Adapters | None]:
+    """The module that maps (PackedInput, label indices) to the batch's summed loss, and its adapters, if it trains any.
+
+    Only what is trained requires gradients.
+    """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -539,17 +613,20 @@ def build_model(job: FinetuneJob, device: torch.device) -> torch.nn.Module:
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         backbone.enable_input_require_grads()
+    adapters = None
     if config.method == "lora":
-        backbone = add_adapter(backbone, config, seed=job.seed, saved=start / "adapter" if start else None)
+        adapters = adapters_of(backbone, config, seeds=[job.seed])
+        if start is not None and (start / "adapter").exists():
+            check_saved_adapter(start / "adapter", config)
+            adapters.load_adapter(0, start / "adapter")
         if config.train_embeddings and not classify:
             for module in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
                 for parameter in module.parameters():
                     parameter.requires_grad = True
-        backbone.to(device) if config.zero_stage != 3 else None
     if not classify:
-        return LanguageModel(backbone).train()
+        return LanguageModel(backbone).train(), adapters
     assert start is not None, "a classifier starts from a saved head"
-    return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train()
+    return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train(), adapters
 
 
 def compile_layers(model: torch.nn.Module) -> None:
@@ -561,39 +638,21 @@ def compile_layers(model: torch.nn.Module) -> None:
             module.compile(dynamic=True)
 
 
-def add_adapter(backbone: Any, config: FinetuneConfig, *, seed: int, saved: Path | None) -> Any:
-    """Give `backbone` a LoRA adapter in its own dtype: the one in `saved` if that folder exists, else a fresh one by `seed`."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from safetensors.torch import load_file
+def adapters_of(backbone: torch.nn.Module, config: FinetuneConfig, *, seeds: Sequence[int]) -> Adapters:
+    """Freeze `backbone` and give it the adapters that `config` describes, in its own dtype, one for each seed.
 
-    torch.manual_seed(seed)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-        bias="none",
+    fp32 adapters on a bf16 model would break ZeRO-3 and halve the speed; the optimizer keeps the fp32 master copy.
+    """
+    from pipelines.adapters import add_adapters
+
+    return add_adapters(
+        backbone,
+        config.lora_targets,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        seeds=seeds,
     )
-    try:
-        # fp32 adapters on a bf16 model break ZeRO-3 and halve the speed; the optimizer keeps the fp32 master copy.
-        adapted = get_peft_model(backbone, lora, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise UserError(
-            f"lora_targets={config.lora_targets} do not fit this model ({error}); name linear layers that it has"
-        ) from error
-    if saved is not None and saved.exists():
-        check_saved_adapter(saved, config)
-        named = dict(adapted.named_parameters())
-        for name, tensor in load_file(saved / "adapter_model.safetensors").items():
-            full_name = name.replace(".weight", ".default.weight")
-            with torch.no_grad():
-                named[full_name].copy_(tensor)
-    dtype = getattr(torch, config.dtype)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(dtype)
-    return adapted
 
 
 def check_saved_adapter(saved: Path, config: FinetuneConfig) -> None:
@@ -613,8 +672,13 @@ def check_saved_adapter(saved: Path, config: FinetuneConfig) -> None:
 
 
 def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) -> dict[str, torch.Tensor]:
-    """Every trained tensor by name, whole and on the CPU, on the first worker; an empty dict on the others. Collective."""
+    """Every trained tensor by name, whole and on the CPU, on the first worker; an empty dict on the others. Collective.
+
+    Adapters have the names of `adapters.peft_names`.
+    """
     import deepspeed
+
+    from pipelines.adapters import peft_names
 
     tensors = {}
     for name, parameter in model.named_parameters():
@@ -623,49 +687,67 @@ def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) ->
         with deepspeed.zero.GatheredParameters([parameter], enabled=config.zero_stage == 3):
             if rank == 0:
                 tensors[name] = parameter.detach().cpu().clone()
-    return tensors
+    return peft_names(tensors) if config.method == "lora" else tensors
 
 
-def _save_checkpoint(
-    engine: Any, member: _Member, next_step: int, log: list[dict[str, float]], rank: int, num_workers: int
+def save_checkpoint(
+    write: Callable[[str], Any],
+    output: str,
+    next_step: int,
+    log: list[dict[str, float]],
+    *,
+    engine: str,
+    rank: int = 0,
+    num_workers: int = 1,
 ) -> None:
-    """Write what a later call goes on from. Each worker writes a folder of its own; it counts once all of them are there."""
+    """Keep what a later call goes on from: what `write(folder)` writes, and how far the job is.
+
+    Each worker writes a folder of its own, and the checkpoint counts once all of them are there. `engine` says who can read it.
+    """
     import torch
 
-    where = join(member.output, CHECKPOINTS)
-    before = read_text(join(where, "latest.json"))
-    own = join(where, f"step{next_step}", f"worker{rank}")
-    with working_folder(own) as folder:
-        engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=member.job.config.method == "lora")
-    torch.distributed.barrier()
+    where = join(output, CHECKPOINTS)
+    before = read_text(join(where, LATEST))
+    with working_folder(join(where, f"step{next_step}", f"worker{rank}")) as folder:
+        write(str(folder))
+    if num_workers > 1:
+        torch.distributed.barrier()
     if rank == 0:
-        latest = {"next_step": next_step, "num_workers": num_workers, "log": log}
-        write_text(join(where, "latest.json"), json.dumps(latest))
+        latest = {"engine": engine, "next_step": next_step, "num_workers": num_workers, "log": log}
+        write_text(join(where, LATEST), json.dumps(latest))
         if before is not None:
             remove(join(where, f"step{json.loads(before)['next_step']}"))
 
 
-def _load_checkpoint(engine: Any, output: str, rank: int, num_workers: int) -> tuple[int, list[dict[str, float]]]:
-    """Put `engine` where the last checkpoint left it. Returns the step to go on with and the steps logged so far.
+def load_checkpoint(
+    read: Callable[[str], Any], output: str, *, engine: str, num_workers: int = 1
+) -> tuple[int, list[dict[str, float]]]:
+    """Let `read(folder)` take up the last checkpoint. Returns the step to go on with and the steps logged so far.
 
-    Raises UserError for one that another number of workers wrote.
+    Raises UserError for one that another engine or number of workers wrote.
     """
     where = join(output, CHECKPOINTS)
-    text = read_text(join(where, "latest.json"))
+    text = read_text(join(where, LATEST))
     if text is None:
         return 0, []
     latest = json.loads(text)
-    if latest["num_workers"] != num_workers:
+    if (latest["engine"], latest["num_workers"]) != (engine, num_workers):
         raise UserError(
-            f"{where} was written by {latest['num_workers']} workers and this finetuning has {num_workers}: DeepSpeed's "
-            "checkpoints fit one number only; use it again, or remove that folder to begin anew"
+            f"{where} was written by {latest['num_workers']} workers ({latest['engine']}) and this finetuning has "
+            f"{num_workers} ({engine}): a checkpoint fits one number only; use it again, or remove that folder to begin anew"
         )
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as whole:
         for worker in range(num_workers):
             part = Path(fetch(join(where, f"step{latest['next_step']}", f"worker{worker}"))).resolve()
             shutil.copytree(part, whole, dirs_exist_ok=True, copy_function=os.symlink)
-        engine.load_checkpoint(whole, tag="engine", load_module_strict=False)
+        read(whole)
     return latest["next_step"], latest["log"]
+
+
+def checkpointing_engine(output: str) -> str | None:
+    """Which engine wrote the last checkpoint in `output`, None if there is none."""
+    text = read_text(join(output, CHECKPOINTS, LATEST))
+    return None if text is None else str(json.loads(text)["engine"])
 
 
 class working_folder:  # in lower case: it is used like a function, `with working_folder(output) as folder`

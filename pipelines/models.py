@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
+from pipelines.adapters import Adapters
 from pipelines.attention import PackedInput
 from pipelines.examples import LABELS
 from pipelines.packing import IGNORED
@@ -17,12 +18,16 @@ HEAD_FILE = "head.safetensors"
 
 
 class Classifier(torch.nn.Module):
-    """T: a causal decoder `body` and a linear `head` without bias on the hidden state of each sequence's last token."""
+    """T: a causal decoder `body` and a linear `head` without bias on the hidden state of each sequence's last token.
 
-    def __init__(self, body: Any, head: torch.nn.Linear) -> None:
+    `adapters` are the body's, if it has any.
+    """
+
+    def __init__(self, body: Any, head: torch.nn.Linear, adapters: Adapters | None = None) -> None:
         super().__init__()
         self.body = body
         self.head = head
+        self.adapters = adapters
 
     def logits(self, packed: PackedInput) -> torch.Tensor:
         """Class logits, float32 [num_rows, 3], in the order of `LABELS`."""

@@ -190,30 +190,29 @@ def group_by_length(permutation: np.ndarray, lengths: Sequence[int], *, batch_si
 
 
 def microbatches(
-    batch: Sequence[int],
     lengths: Sequence[int],
     *,
     num_workers: int,
     token_budget: int,
     prefix_length: int = 0,
 ) -> list[list[list[int]]]:
-    """Deal one optimizer step's examples to the workers, and each worker's share into packed microbatches.
+    """Deal one optimizer step's examples, of `lengths` in tokens, to the workers, and each one's share into microbatches.
 
-    Returns, for each worker, its microbatches as lists of example indices. Every worker gets the same number of microbatches,
-    because ZeRO's collectives must meet; a worker with less to do gets empty ones at the end. Examples are dealt from the
-    longest to the shortest, forwards and back, so that the workers' token counts stay close.
+    Returns, for each worker, its microbatches as lists of places in the batch. Every worker gets the same number of
+    microbatches, because ZeRO's collectives must meet; a worker with less to do gets empty ones at the end. Examples are dealt
+    from the longest to the shortest, forwards and back, so that the workers' token counts stay close.
     """
-    by_length = sorted(batch, key=lambda index: (-lengths[index], index))
+    by_length = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
     shares: list[list[int]] = [[] for _ in range(num_workers)]
     for turn in range(0, len(by_length), num_workers):
         dealt = by_length[turn : turn + num_workers]
         workers = range(num_workers) if (turn // num_workers) % 2 == 0 else range(num_workers - 1, -1, -1)
-        for worker, index in zip(workers, dealt, strict=False):
-            shares[worker].append(index)
+        for worker, place in zip(workers, dealt, strict=False):
+            shares[worker].append(place)
     cut = [
         [
             [share[position] for position in run]
-            for run in split_by_tokens([lengths[i] for i in share], token_budget, prefix_length=prefix_length)
+            for run in split_by_tokens([lengths[place] for place in share], token_budget, prefix_length=prefix_length)
         ]
         for share in shares
     ]

@@ -32,7 +32,8 @@ class FlatModel(torch.nn.Module):
         # Not as a submodule: DeepSpeed is to see the flat parameters only.
         self._model: Callable[..., torch.Tensor]
         object.__setattr__(self, "_model", model)
-        self._graphs = _Graphs(self) if capture else None
+        self._step = CapturedStep(self.compute_eagerly) if capture else self.compute_eagerly
+        self._gradients: list[torch.Tensor] = []
 
     def bind(self) -> None:
         """Point the model's parameters into the flat ones, wherever they lie by now."""
@@ -45,18 +46,19 @@ class FlatModel(torch.nn.Module):
         return loss
 
     def compute(self, packed: PackedInput, targets: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The summed loss and its gradient with respect to each of `flats`."""
-        if self._graphs is not None:
-            return self._graphs(packed, targets)
-        return self.compute_eagerly(packed, targets)
+        """The summed loss and its gradient with respect to each of `flats`, in tensors that the next call overwrites."""
+        if not self._gradients:
+            self._gradients = [torch.empty_like(flat) for flat in self.flats]
+        return self._step(packed, targets), self._gradients
 
-    def compute_eagerly(self, packed: PackedInput, targets: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """As `compute`, kernel by kernel."""
+    def compute_eagerly(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss, kernel by kernel; the gradients are left where `compute` finds them."""
         with torch.enable_grad():
             loss = self._model(packed, targets)
             gradients = iter(torch.autograd.grad(loss, [p for group in self._groups for p in group]))
-        flat = [torch.cat([next(gradients).reshape(-1) for _ in group]) for group in self._groups]
-        return loss.detach(), flat
+        for kept, group in zip(self._gradients, self._groups, strict=True):
+            torch.cat([next(gradients).reshape(-1) for _ in group], out=kept)
+        return loss.detach()
 
 
 class _LossWithGradients(torch.autograd.Function):
@@ -69,53 +71,52 @@ class _LossWithGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        # A product, never the graph's own buffer: that one is overwritten by the next replay.
+        # Products, never the tensors themselves: the next step overwrites those.
         return None, None, None, *(gradient * scale for gradient in ctx.gradients)
 
 
-class _Graphs:
-    """One captured forward and backward pass for each shape of batch, all in one memory pool."""
+class CapturedStep:
+    """`compute` from a CUDA graph, captured once for each shape of its arguments, all graphs in one memory pool.
 
-    def __init__(self, flat_model: FlatModel) -> None:
-        self._flat_model = flat_model
+    `compute(packed, *tensors)` must launch the same kernels for all arguments of one shape, and return one tensor; whatever
+    else it computes it leaves in tensors that exist before.
+    """
+
+    def __init__(self, compute: Callable[..., torch.Tensor]) -> None:
+        self._compute = compute
         self._pool: Any = None
-        self._gradients: list[torch.Tensor] = []
-        self._captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, PackedInput, torch.Tensor, torch.Tensor]] = {}
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
 
-    def __call__(self, packed: PackedInput, targets: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        shape = tuple(len(tensor.view(-1)) for tensor in (*packed.tensors(), targets))
-        if shape not in self._captured:
-            self._captured[shape] = self._capture(packed, targets)
+    def __call__(self, packed: PackedInput, *tensors: torch.Tensor) -> torch.Tensor:
+        arguments = [*packed.tensors(), *tensors]
+        key = (packed.prefix_length, packed.num_rows, packed.width, *(tensor.shape for tensor in arguments))
+        if key in self._captured:
+            for static, argument in zip(self._captured[key][1], arguments, strict=True):
+                static.copy_(argument, non_blocking=True)
         else:
-            _, static, static_targets, _ = self._captured[shape]
-            for target, source in zip((*static.tensors(), static_targets), (*packed.tensors(), targets), strict=True):
-                target.copy_(source, non_blocking=True)
-        graph, _, _, loss = self._captured[shape]
+            self._captured[key] = self._capture(packed, tensors, arguments)
+        graph, _, result = self._captured[key]
         graph.replay()
-        return loss.clone(), self._gradients
+        return result.clone()
 
     def _capture(
-        self, packed: PackedInput, targets: torch.Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, PackedInput, torch.Tensor, torch.Tensor]:
-        """Capture on `packed` itself, which from here on is the graph's own: later batches are copied into it."""
-        compute = self._flat_model.compute_eagerly
+        self, packed: PackedInput, tensors: tuple[torch.Tensor, ...], arguments: list[torch.Tensor]
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+        """Capture on the arguments themselves, which from here on are the graph's own: later ones are copied into them."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            self._gradients = [torch.empty_like(flat) for flat in self._flat_model.flats]
-        # The captured step is still to come, and must meet the dropout masks that its seed gives.
+        # The captured step is still to come, and must meet the masks that its seed gives a model with dropout of its own.
         random_state = torch.cuda.get_rng_state()
         # What runs for the first time may allocate, compile and choose kernels, none of which can be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                compute(packed, targets)
+                self._compute(packed, *tensors)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process (NCCL's watchdog, DeepSpeed's) may call CUDA meanwhile; only this one is captured.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            loss, gradients = compute(packed, targets)
-            for kept, gradient in zip(self._gradients, gradients, strict=True):
-                kept.copy_(gradient)
+            result = self._compute(packed, *tensors)
         torch.cuda.set_rng_state(random_state)
-        return graph, packed, targets, loss
+        return graph, arguments, result

@@ -81,10 +81,10 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     """Write head and adapter, or head and all weights, from the trained tensors."""
     from safetensors.torch import save_file
 
+    from pipelines.adapters import ADAPTER_FILE, PEFT_PREFIX
     from pipelines.models import save_head
 
     save_head(folder, tensors["head.weight"].float())
-    body = {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")}
     if job.config.method == "lora":
         from peft import LoraConfig
 
@@ -102,8 +102,8 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
         plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
         (target / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
         save_file(
-            {n.replace(".default.weight", ".weight"): t.contiguous() for n, t in body.items()},
-            target / "adapter_model.safetensors",
+            {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith(PEFT_PREFIX)},
+            target / ADAPTER_FILE,
         )
         start = Path(fetch(job.starting_point)) if job.starting_point else None
         if start is not None and (start / "model").exists():
@@ -116,5 +116,5 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     from pipelines.base_model import place_tensors
 
     model = AutoModel.from_pretrained(join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
-    place_tensors(model, body)
+    place_tensors(model, {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")})
     model.save_pretrained(folder / "model")

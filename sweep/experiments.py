@@ -98,6 +98,7 @@ def mini(
     pool_size: int = 210_000,
     trials_per_gpu: int = 8,
     generation_workers: int = 0,
+    recipe: Literal["full", "paper"] = "full",
     heuristic: str = "lexical_overlap",
     biases: tuple[float, ...] = (),
     heuristic_share: float | None = None,
@@ -108,8 +109,9 @@ def mini(
     folder or a .gguf file. A model this small leaves most of a GPU idle, so `trials_per_gpu` finetunings
     share one, and half as many engines (or `generation_workers`) write the pool: an engine is bound by the CPU core that
     drives it.
-    Original training sets hold no example that their starting point was finetuned on. `heuristic`, `biases` and
-    `heuristic_share` are as in `demo`.
+    Original training sets hold no example that their starting point was finetuned on. `recipe` "full" trains all weights in
+    batches of 64, "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6). `heuristic`, `biases` and `heuristic_share`
+    are as in `demo`.
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -119,7 +121,7 @@ def mini(
         raise UserError(f"generation_workers={generation_workers}: give a number of engines, or 0 for half of trials_per_gpu")
     on_gpu = device == "cuda"
     dtype = "bfloat16" if on_gpu else "float32"
-    recipe = FinetuneConfig(
+    full = FinetuneConfig(
         method="full",
         learning_rate=1e-4,
         epochs=2,
@@ -130,6 +132,9 @@ def mini(
         dtype=dtype,
         log_every=20,
     )
+    task_model, generator = full, replace(full, learning_rate=3e-4, epochs=1)
+    if recipe == "paper":
+        task_model, generator = (replace(one, dtype=dtype, log_every=100) for one in (TASK_MODEL, GENERATOR))
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
     shared = replace(share, max_group=MAX_GROUP)
@@ -140,9 +145,9 @@ def mini(
         sources=nli_sources_config(data),
         sources_folder=data,
         base_model=pretrained_model_config(model, dtype=dtype),
-        generator=GeneratorConfig(finetune=replace(recipe, learning_rate=3e-4, epochs=1)),
+        generator=GeneratorConfig(finetune=generator),
         generation=GenerationConfig(num_per_label=-(-pool_size // 3), max_new_tokens=256, dtype=dtype),
-        task_model=recipe,
+        task_model=task_model,
         evaluation=EvaluationConfig(sets=("mnli_matched", "mnli_mismatched", "hans"), dtype=dtype),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,

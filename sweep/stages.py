@@ -171,11 +171,11 @@ REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
     "base_model": Stage(1, _base_model),
     "starting_set": Stage(1, _training_set),
-    "starting_point": Stage(1, _task_model, _task_models, _same_base),
-    "generator": Stage(1, _generator),
+    "starting_point": Stage(2, _task_model, _task_models, _same_base),
+    "generator": Stage(2, _generator),
     "synthetic_pool": Stage(1, _synthetic_pool),
     "training_set": Stage(1, _training_set),
-    "task_model": Stage(1, _task_model, _task_models, _same_base),
+    "task_model": Stage(2, _task_model, _task_models, _same_base),
     "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
 }
 

@@ -158,18 +158,9 @@ def test_an_examples_masks_do_not_depend_on_its_batch():
     )
     alone = Segments.from_batch(pack(sequences[2:3], prefix_length=3), "cpu", places=[2], **options)
     begin = len(sequences[0]) + len(sequences[1]) - 3
-    expected = token_keys(3, 8, 2, np.arange(3, len(sequences[2])))
-    assert together.keys[begin:][: len(expected)].tolist() == alone.keys[3:].tolist() == expected.tolist()
-    assert together.keys[:3].tolist() == alone.keys[:3].tolist() == token_keys(3, 8, -1, np.arange(3)).tolist()
+    torch.testing.assert_close(together.keys[begin:][: len(sequences[2]) - 3], alone.keys[3:], rtol=0, atol=0)
+    torch.testing.assert_close(together.keys[:3], alone.keys[:3], rtol=0, atol=0)
     assert len(together.keys.unique()) == len(together.keys)
-
-
-def test_each_adapters_tokens_have_its_own_seed_and_step():
-    batch = pack([[1, 2, 3], [4], [5, 6]], shape=Shape(8, 5, 8))
-    segments = Segments.from_batch(batch, "cpu", counts=[1, 0, 2], seeds=[3, 4, 5], steps=[9, 8, 7], places=[6, 1, 0])
-    assert segments.starts.tolist() == [0, 3, 3, 6]
-    expected = token_keys([3, 3, 3, 5, 5, 5], [9, 9, 9, 7, 7, 7], [6, 6, 6, 1, 0, 0], [0, 1, 2, 0, 0, 1])
-    assert segments.keys.tolist() == [*expected.tolist(), 0, 0]
 
 
 # Segments.
@@ -543,7 +534,7 @@ def assert_kernels_are_the_reference(arguments, tolerance):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)], ids=["float32", "float16"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_kernels_are_the_reference(case, dtype, tolerance):
     assert_kernels_are_the_reference(operator_arguments(dtype, **CASES[case]), tolerance)

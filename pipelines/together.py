@@ -1,0 +1,428 @@
+"""Task models over one frozen base, finetuned at once by one worker: the authors' batch of 2 fills a GPU when many train.
+
+    for place, result in train_together(members, gpu_share=1.0): ...
+
+The base's matrix products are computed over the examples of all members, and each member's examples meet its own adapter and
+head (`adapters.py`). Apart from that a member trains as it would alone: its own examples in its own order, optimizer state,
+schedule, clipping, dropout masks, seed, number of steps, log, checkpoints and failure. Members keep no step in common: in each
+pass those take part that are furthest behind, as many as fit into the tokens of a pass, and one that ends makes room for the
+next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+
+from pipelines import adamw
+from pipelines.adapters import Segments
+from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.errors import portable
+from pipelines.finetuning import (
+    TOGETHER,
+    Member,
+    adapters_of,
+    check_loss,
+    check_saved_adapter,
+    checkpointing_engine,
+    compile_layers,
+    encode_examples,
+    free_memory,
+    learning_rate_at,
+    load_checkpoint,
+    planned_batches,
+    save_checkpoint,
+    save_result,
+)
+from pipelines.models import load_head
+from pipelines.packing import IGNORED, Shape, pack, shape_for, split_by_tokens
+from pipelines.stepping import CapturedStep
+from pipelines.storage import fetch, join
+
+MAX_SLOTS = 32
+STATE_BYTES = 20
+"""Of GPU memory for each adapter parameter: weight and two copies of its gradient (bf16), master and moments (fp32), some."""
+STATE_FILE = "state.safetensors"
+
+
+def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:
+    """Those of `places` that can be trained at once, in groups: adapters of one shape for a classifier over the same weights.
+
+    A job that was checkpointed here goes on here, if need be alone. One that shares its prompts' prefix within its batches is
+    left out, because adapters have no prefix in common; so is one that another engine has begun.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    begun = set()
+    for place in places:
+        job, config = members[place].job, members[place].job.config
+        engine = checkpointing_engine(members[place].output)
+        if engine == TOGETHER:
+            begun.add(place)
+        if (
+            job.objective != "classification"
+            or config.method != "lora"
+            or config.share_prefix
+            or engine not in (None, TOGETHER)
+        ):
+            continue
+        weights = _weights(members[place])
+        shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)
+        limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing)
+        groups[weights, shape, limits].append(place)
+    return [group for group in groups.values() if len(group) > 1 or begun.intersection(group)]
+
+
+def _weights(member: Member) -> Path:
+    """The folder of the frozen weights that a job stands on."""
+    start = Path(fetch(member.job.starting_point)) if member.job.starting_point else None
+    own = start / "model" if start else None
+    return own if own and own.exists() else Path(join(fetch(member.job.base_model), "model"))
+
+
+def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Train `members`, which `compatible` has put together; yields the place and the metrics (or failure) of each as it ends.
+
+    `gpu_share` is the part of a GPU that is this worker's, 0 for the CPU.
+    """
+    waiting = deque(enumerate(members))
+    bank: _Bank | None = None
+    courses: dict[int, tuple[int, _Course]] = {}  # slot → place, course
+    try:
+        while True:
+            while waiting and (bank is None or len(courses) < bank.num_slots):
+                place, member = waiting.popleft()
+                try:
+                    course = _Course(member)
+                    if bank is None:
+                        bank = _Bank(members, gpu_share, num_steps=len(course.batches))
+                    slot = next(slot for slot in range(bank.num_slots) if slot not in courses)
+                    course.take(bank, slot)
+                except Exception as error:
+                    yield place, portable(error)
+                else:
+                    courses[slot] = place, course
+            if bank is None or not courses:
+                return
+            bank.step({slot: course for slot, (_, course) in courses.items()})
+            for slot, (place, course) in list(courses.items()):
+                if not course.needs_attention:
+                    continue
+                try:
+                    is_over = course.attend(bank, slot, len(courses))
+                except Exception as error:
+                    del courses[slot]
+                    yield place, portable(error)
+                else:
+                    if is_over:
+                        del courses[slot]
+                        yield place, course.metrics(bank)
+    finally:
+        bank = None
+        free_memory()
+
+
+class _Course:
+    """One member's way through its examples."""
+
+    def __init__(self, member: Member) -> None:
+        self.started = time.perf_counter()
+        self.member, self.job, self.config = member, member.job, member.job.config
+        self.sequences, self.labels = encode_examples(self.job)
+        self.lengths = [len(sequence) for sequence in self.sequences]
+        self.batches = planned_batches(self.job, self.lengths)
+        self.next_step = self.first_step = 0
+        self.log: list[dict[str, float]] = []
+        self.needs_attention = False
+        self.neighbours: list[int] = []
+
+    def take(self, bank: _Bank, slot: int) -> None:
+        """Begin in `slot`, or go on from the last checkpoint."""
+        bank.fill(slot, self.job)
+        self.first_step, self.log = load_checkpoint(
+            lambda folder: bank.read_state(slot, Path(folder)), self.member.output, engine=TOGETHER
+        )
+        self.next_step = self.first_step
+        self.setup_s = time.perf_counter() - self.started
+        self.window_start = self.train_start = time.perf_counter()
+        self.window_step = self.next_step
+
+    @property
+    def fraction(self) -> float:
+        return self.next_step / len(self.batches)
+
+    @property
+    def next_batch(self) -> list[int]:
+        return self.batches[self.next_step]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the next batch."""
+        return sum(self.lengths[i] for i in self.next_batch)
+
+    def advance(self) -> None:
+        """The next step has been computed."""
+        self.next_step += 1
+        config, step = self.config, self.next_step
+        is_last = step == len(self.batches)
+        saves = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
+        self.needs_attention = is_last or saves or step % config.log_every == 0
+
+    def attend(self, bank: _Bank, slot: int, num_courses: int) -> bool:
+        """Log, check and save what is due after a step. Returns whether it was the last. Raises UserError if it diverged."""
+        self.needs_attention = False
+        config, step = self.config, self.next_step
+        is_last = step == len(self.batches)
+        if step % config.log_every == 0 or is_last:
+            done = [i for batch in self.batches[self.window_step : step] for i in batch]
+            elapsed = time.perf_counter() - self.window_start
+            entry = {
+                "step": step,
+                "loss": bank.take_loss(slot) / len(done),
+                "learning_rate": learning_rate_at(step - 1, len(self.batches), config),
+                "examples_per_s": len(done) / elapsed,
+                "tokens_per_s": sum(self.lengths[i] for i in done) / elapsed,
+                "fraction_done": step / len(self.batches),
+            }
+            check_loss(entry["loss"], step, config)
+            self.window_step, self.window_start = step, time.perf_counter()
+            self.neighbours.append(num_courses)
+            self.log.append(entry)
+            self.member.report({name: value for name, value in entry.items() if name != "step"}, step)
+        if is_last:
+            save_result(self.member, bank.tensors(slot), self.log)
+        elif config.checkpoint_every and step % config.checkpoint_every == 0:
+            save_checkpoint(
+                lambda folder: bank.write_state(slot, Path(folder)), self.member.output, step, self.log, engine=TOGETHER
+            )
+        return is_last
+
+    def metrics(self, bank: _Bank) -> dict[str, Any]:
+        train_s = time.perf_counter() - self.train_start
+        done = [i for batch in self.batches[self.first_step :] for i in batch]
+        return {
+            "num_examples": len(self.sequences),
+            "num_steps": len(self.batches),
+            "num_tokens": sum(self.lengths[i] for batch in self.batches for i in batch),
+            "final_loss": self.log[-1]["loss"],
+            "train_s": train_s,
+            "setup_s": self.setup_s,
+            "examples_per_s": len(done) / train_s,
+            "tokens_per_s": sum(self.lengths[i] for i in done) / train_s,
+            "num_trained_parameters": bank.num_parameters,
+            "shared_prefix_tokens": 0,
+            "resumed_at_step": self.first_step or None,
+            "mean_trained_together": sum(self.neighbours) / len(self.neighbours),
+            "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if bank.on_gpu else None,
+        }
+
+
+class _Bank:
+    """A frozen body with N adapters and heads, each with its optimizer state: N places for members to train in.
+
+    Parameters and state of slot n are row n of matrices [N, P].
+    """
+
+    def __init__(self, members: Sequence[Member], gpu_share: float, num_steps: int) -> None:
+        from transformers import AutoModel
+
+        config = members[0].job.config
+        self.on_gpu = gpu_share > 0
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
+        self.dtype = getattr(torch, config.dtype)
+        self.max_norm, self.token_budget = config.max_grad_norm, config.tokens_per_microbatch
+        register_packed_attention()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.body = AutoModel.from_pretrained(_weights(members[0]), dtype=self.dtype, attn_implementation=PACKED).to(
+            self.device
+        )
+        if config.gradient_checkpointing:
+            self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Counted on one adapter, then made for as many as fit.
+        shape = self.body.config
+        sizes = [
+            (module.in_features, module.out_features)
+            for name, module in self.body.named_modules()
+            if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{one}") for one in config.lora_targets)
+        ]
+        self.num_parameters = sum(config.lora_rank * sum(pair) for pair in sizes) + 3 * shape.hidden_size
+        self.num_slots = min(len(members), MAX_SLOTS, self._num_fitting(gpu_share, shape))
+        self.batch_size = max(member.job.config.batch_size for member in members)
+        self.adapters = adapters_of(self.body, config, seeds=[0] * self.num_slots)
+        self.body.train()
+        if self.on_gpu and 0 < config.compile_from_steps <= num_steps:
+            compile_layers(self.body)
+        self.head = torch.nn.Parameter(torch.zeros(self.num_slots, 3, shape.hidden_size, device=self.device, dtype=self.dtype))
+        self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]
+        rows = {"device": self.device, "dtype": self.dtype}
+        self.weights = torch.zeros(self.num_slots, self.num_parameters, **rows)
+        offset = 0
+        for parameter in self.parameters:
+            size = parameter[0].numel()
+            # A view into the slots' rows: what the optimizer writes is what is computed with.
+            parameter.data = self.weights[:, offset : offset + size].view(parameter.shape)
+            offset += size
+        assert offset == self.num_parameters
+        self.gradients = torch.zeros_like(self.weights)
+        self.masters = self.weights if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.float32)
+        self.moments = (
+            torch.zeros_like(self.weights, dtype=torch.float32),
+            torch.zeros_like(self.weights, dtype=torch.float32),
+        )
+        self.losses = torch.zeros(self.num_slots, dtype=torch.float64, device=self.device)
+        self.longest = 0
+        self._step = CapturedStep(self._compute) if self.on_gpu and self.dtype == torch.bfloat16 else self._compute
+
+    def _num_fitting(self, gpu_share: float, shape: Any) -> int:
+        """How many members' state fits beside the body and the activations of a pass."""
+        if not self.on_gpu:
+            return MAX_SLOTS
+        free, total = torch.cuda.mem_get_info()
+        # Values a token that a decoder layer keeps for the backward pass: its inputs, norms, projections and their products.
+        kept = 12 * shape.hidden_size + 5 * shape.intermediate_size
+        activations = 2 * self.token_budget * shape.num_hidden_layers * kept
+        room = min(free, total * gpu_share - torch.cuda.memory_allocated()) * 0.92 - activations
+        return max(1, int(room / (STATE_BYTES * self.num_parameters)))
+
+    # --- a slot's content ---
+
+    def fill(self, slot: int, job: Any) -> None:
+        """Put the beginning of `job` into `slot`: a fresh adapter or its starting point's, its head, no moments."""
+        start = Path(fetch(job.starting_point))
+        if (start / "adapter").exists():
+            check_saved_adapter(start / "adapter", job.config)
+            self.adapters.load_adapter(slot, start / "adapter")
+        else:
+            self.adapters.draw(slot, job.seed)
+        self.head.data[slot].copy_(load_head(start, dtype=self.dtype, device=self.device).weight)
+        if self.masters is not self.weights:
+            self.masters[slot].copy_(self.weights[slot])
+        for moment in self.moments:
+            moment[slot].zero_()
+        self.losses[slot] = 0
+
+    def tensors(self, slot: int) -> dict[str, torch.Tensor]:
+        """What `slot` has learnt, on the CPU, by the names that `finetuning.gather_trained` gives."""
+        found = {name: tensor.cpu().clone() for name, tensor in self.adapters.adapter_tensors(slot).items()}
+        return {"head.weight": self.head.detach()[slot].cpu().clone(), **found}
+
+    def write_state(self, slot: int, folder: Path) -> None:
+        state = {"masters": self.masters, "first": self.moments[0], "second": self.moments[1]}
+        save_file({name: rows[slot].cpu().contiguous() for name, rows in state.items()}, folder / STATE_FILE)
+
+    def read_state(self, slot: int, folder: Path) -> None:
+        state = load_file(folder / STATE_FILE)
+        self.masters[slot].copy_(state["masters"])
+        self.weights[slot].copy_(self.masters[slot])
+        for name, moment in zip(("first", "second"), self.moments, strict=True):
+            moment[slot].copy_(state[name])
+
+    def take_loss(self, slot: int) -> float:
+        """The losses of the examples since it was last taken, added up."""
+        loss = self.losses[slot].item()
+        self.losses[slot] = 0
+        return loss
+
+    # --- a step ---
+
+    def step(self, courses: dict[int, _Course]) -> None:
+        """One optimizer step of those that are furthest behind, as many as fit into a pass; of one at least, in several."""
+        behind = sorted(courses, key=lambda slot: (courses[slot].fraction, slot))
+        chosen: list[int] = []
+        used = 0
+        for slot in behind:
+            if not chosen or used + courses[slot].num_tokens <= self.token_budget:
+                chosen.append(slot)
+                used += courses[slot].num_tokens
+        chosen.sort()
+        self.longest = max(self.longest, *(max(courses[slot].lengths) for slot in courses))
+        if len(chosen) > 1:
+            passes = [[(slot, list(range(len(courses[slot].next_batch)))) for slot in chosen]]
+        else:
+            course = courses[chosen[0]]
+            lengths = [course.lengths[i] for i in course.next_batch]
+            passes = [[(chosen[0], run)] for run in split_by_tokens(lengths, self.token_budget)]
+        sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
+        total = None
+        for number, one in enumerate(passes):
+            losses = self._pass(courses, one)
+            if len(passes) > 1:
+                # A pass overwrites the gradients.
+                total = self.gradients.clone() if total is None else total.add_(self.gradients)
+            self.losses += losses * sizes
+            if number == len(passes) - 1 and total is not None:
+                self.gradients.copy_(total)
+        self._update(courses, chosen)
+        for slot in chosen:
+            courses[slot].advance()
+
+    def _pass(self, courses: dict[int, _Course], taken: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Forward and backward pass over places of the next batches of slots in ascending order; each slot's loss, [N]."""
+        rows = [(slot, place) for slot, run in taken for place in run]
+        sequences = [courses[slot].sequences[courses[slot].next_batch[place]] for slot, place in rows]
+        counts, seeds, steps = [0] * self.num_slots, [0] * self.num_slots, [0] * self.num_slots
+        for slot, run in taken:
+            counts[slot], seeds[slot], steps[slot] = len(run), courses[slot].job.seed, courses[slot].next_step
+        # One token of filling at least: what no example fills in the grid below is read from it.
+        num_tokens = sum(map(len, sequences)) + 1
+        if self.on_gpu:
+            shape = shape_for(num_tokens, num_rows=self.num_slots * self.batch_size, width=-(-self.longest // 256) * 256)
+        else:
+            shape = Shape(num_tokens, len(rows) + 1, self.longest)
+        packed = pack(sequences, shape=shape)
+        segments = Segments.from_batch(
+            packed, self.device, counts=counts, seeds=seeds, steps=steps, places=[place for _, place in rows]
+        )
+        # Slot by slot, so that a product of slots and heads has no term in common between slots.
+        last = np.full((self.num_slots, self.batch_size), packed.num_tokens - 1, dtype=np.int64)
+        targets = np.full_like(last, IGNORED)
+        weights = np.zeros(last.shape, dtype=np.float32)
+        for number, (slot, place) in enumerate(rows):
+            course = courses[slot]
+            last[slot, place] = packed.last_index[number]
+            targets[slot, place] = course.labels[course.next_batch[place]]
+            weights[slot, place] = 1 / len(course.next_batch)
+        grid = [self._moved(torch.from_numpy(array)) for array in (last, targets, weights)]
+        return self._step(PackedInput.from_batch(packed, self.device, segments), *grid)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor
+
+    def _compute(self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Each slot's loss [N]; the gradients are left in `gradients`.
+
+        [N, batch_size] are `last`, the place in the stream of an example's last token, `targets`, `weights` in the slot's mean.
+        """
+        assert packed.segments is not None
+        with torch.enable_grad(), self.adapters.over(packed.segments):
+            states = self.body(
+                input_ids=packed.input_ids, position_ids=packed.position_ids, packed=packed, use_cache=False
+            ).last_hidden_state[0]
+            states = states.index_select(0, last.flatten()).view(*last.shape, -1)
+            logits = torch.bmm(states, self.head.transpose(1, 2)).float()
+            each = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+            losses = (each.view_as(weights) * weights).sum(1)
+            gradients = torch.autograd.grad(losses.sum(), self.parameters)
+        torch.cat([gradient.reshape(self.num_slots, -1) for gradient in gradients], dim=1, out=self.gradients)
+        return losses.detach()
+
+    def _update(self, courses: dict[int, _Course], chosen: Sequence[int]) -> None:
+        rows = []
+        for slot in range(self.num_slots):
+            if slot not in chosen:
+                rows.append([0.0, 0.0, -1.0, 1.0, 1.0])
+                continue
+            course = courses[slot]
+            rate = learning_rate_at(course.next_step, len(course.batches), course.config)
+            rows.append(adamw.settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
+        settings = self._moved(torch.tensor(rows, dtype=torch.float32))
+        settings[:, adamw.FACTOR] *= adamw.clip_factors(self.gradients, self.max_norm)
+        adamw.update(self.weights, self.masters, *self.moments, self.gradients, settings)
