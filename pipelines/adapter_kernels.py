@@ -32,26 +32,25 @@ _SECOND = tl.constexpr(MULTIPLIERS[1] + 2**32)
 
 
 @triton.jit
-def _mix(words):
-    """`adapters._mix` on uint32 words, whose shifts need no masking."""
-    words ^= words >> 16
+def _stir(words):
+    """`adapters._stir` on uint32 words, whose shifts need no masking."""
     words *= _FIRST
     words ^= words >> 15
-    words *= _SECOND
-    return words ^ (words >> 16)
+    return words * _SECOND
 
 
 @triton.jit
 def _row_words(keys, rows, valid, salt):
-    return _mix((tl.load(keys + rows, mask=valid, other=0) + tl.load(salt)).to(tl.uint32, bitcast=True))
+    return _stir((tl.load(keys + rows, mask=valid, other=0) + tl.load(salt)).to(tl.uint32, bitcast=True))
 
 
 @triton.jit
-def _keep(rows, columns, threshold):
-    """`adapters.keep_mask` of the mixed words of rows and the numbers of columns, [rows, columns]."""
-    words = (rows[:, None] ^ _mix(columns.to(tl.uint32, bitcast=True))[None, :]) * _FIRST
-    words ^= words >> 15
-    words *= _SECOND
+def _keep(row_words, channels, threshold):
+    """`adapters.keep_mask` of the words of rows and the numbers of channels, [rows, channels]."""
+    factors = _stir(row_words) | 1
+    channels = channels.to(tl.uint32, bitcast=True)
+    columns = (_stir(channels) << 16) ^ channels
+    words = (row_words[:, None] ^ columns[None, :]) * factors[:, None]
     return words.to(tl.int32, bitcast=True) >= threshold
 
 

@@ -36,7 +36,7 @@ TOKENS_PER_TILE = 64
 """Tokens that one program of a kernel handles; they belong to one adapter."""
 
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
-"""Of the 32-bit mixing function lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
+"""Those of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
 
 
 def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: ArrayLike) -> np.ndarray:
@@ -127,14 +127,12 @@ class Segments:
         return [self.starts, self.keys, self.tiles]
 
 
-def _mix(words: torch.Tensor) -> torch.Tensor:
-    """lowbias32 on int32 words: a bijection in which each bit of the input moves each bit of the output half of the time."""
-    # A signed shift copies the sign, so what it shifted in is masked out.
-    words = words ^ ((words >> 16) & 0xFFFF)
+def _stir(words: torch.Tensor) -> torch.Tensor:
+    """A bijection of int32 words that spreads close ones over their whole range: lowbias32's two products."""
     words = words * MULTIPLIERS[0]
+    # A signed shift copies the sign, so what it shifted in is masked out.
     words = words ^ ((words >> 15) & 0x1FFFF)
-    words = words * MULTIPLIERS[1]
-    return words ^ ((words >> 16) & 0xFFFF)
+    return words * MULTIPLIERS[1]
 
 
 def drop_below(dropout: float) -> int:
@@ -145,14 +143,16 @@ def drop_below(dropout: float) -> int:
 def keep_mask(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout: float) -> torch.Tensor:
     """Which elements dropout keeps, bool [T, num_channels], of `keys` int32 [T] and the module's `salt` int32 [1].
 
-    Only int32 operations that wrap around, so that CPU, GPU and Triton kernels agree in every bit.
+    Multiply-shift hashing (Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873): each row draws an odd factor,
+    and the product's high bits decide. Only int32 operations that wrap around, so that CPU, GPU and Triton kernels agree in
+    every bit, and few: a kernel does them in the time that it waits for memory.
     """
-    rows = _mix(keys + salt)
-    columns = _mix(torch.arange(num_channels, dtype=torch.int32, device=keys.device))
-    # Rows and columns are mixed already: one and a half rounds suffice for their pairs, and the high bits decide.
-    words = (rows[:, None] ^ columns) * MULTIPLIERS[0]
-    words = words ^ ((words >> 15) & 0x1FFFF)
-    return words * MULTIPLIERS[1] >= drop_below(dropout)
+    rows = _stir(keys + salt)
+    factors = _stir(rows) | 1
+    channels = torch.arange(num_channels, dtype=torch.int32, device=keys.device)
+    # The low half tells any two of 65 536 channels apart: those that differ in high bits only would be dropped together.
+    columns = (_stir(channels) << 16) ^ channels
+    return (rows[:, None] ^ columns) * factors[:, None] >= drop_below(dropout)
 
 
 def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
@@ -319,7 +319,7 @@ class AdaptedLinear(torch.nn.Module):
         self.a = torch.nn.Parameter(self.weight.new_zeros(num, rank, linear.in_features))
         self.b = torch.nn.Parameter(self.weight.new_zeros(num, linear.out_features, rank))
         # A tensor and not a number, which torch.compile would compile each layer anew for.
-        salt = _mix(torch.tensor([index + 1], dtype=torch.int32, device=self.weight.device))
+        salt = _stir(torch.tensor([index + 1], dtype=torch.int32, device=self.weight.device))
         self.salt: torch.Tensor
         self.register_buffer("salt", salt, persistent=False)
 
