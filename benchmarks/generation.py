@@ -126,6 +126,7 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
         # Random weights parse to nothing, which must not end the measurement.
         min_yield=1e-6,
         engine_process=variant in ("raw", "stage-process"),
+        attention_backend="auto" if variant.startswith("stage") else "vllm",
     )
     num_engines = args.engines if variant == "stage-shared" else 1
     resources = Resources(num_engines, args.cpus, math.floor(args.gpus / num_engines * 10_000) / 10_000)

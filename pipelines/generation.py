@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.compute import Report, Resources, identity, no_report, runtime
+from pipelines.decode_attention import CHOICES, attention_options
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label
 from pipelines.prompts import EN_DASH, END_MARKERS, Parsed, generator_prompt, parse_generated
@@ -87,7 +88,8 @@ class GenerationConfig:
     Runtime: `max_num_seqs` sequences in an engine's batch (0: 1 024 on a GPU, 256 on a CPU);
     `shards_in_flight` shards that an engine works on at a time (0: enough to keep its batch full);
     `enforce_eager` (None: on the CPU only); `engine_process` puts the engine's core into a process of its
-    own; `gpu_memory_utilization` of the worker's share of a GPU; `cpu_kv_cache_gib` of an engine on the CPU;
+    own; `attention_backend` on a GPU: `auto`, `vllm` or `flashinfer` (see `attention_options`);
+    `gpu_memory_utilization` of the worker's share of a GPU; `cpu_kv_cache_gib` of an engine on the CPU;
     `min_yield`, the parsed fraction below which generation gives up; `generator_id`, kept with each example.
     """
 
@@ -107,6 +109,7 @@ class GenerationConfig:
     shards_in_flight: int = runtime(0)
     enforce_eager: bool | None = runtime(None)
     engine_process: bool = runtime(False)
+    attention_backend: str = runtime("auto")
     gpu_memory_utilization: float = runtime(0.9)
     cpu_kv_cache_gib: int = runtime(1)
     progress_bars: bool = runtime(False)
@@ -136,6 +139,8 @@ class GenerationConfig:
             raise UserError(f"end_marker={self.end_marker!r}: use one of {', '.join(map(repr, END_MARKERS))}")
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise UserError(f"dtype={self.dtype!r}: use one of bfloat16, float16, float32")
+        if self.attention_backend not in CHOICES:
+            raise UserError(f"attention_backend={self.attention_backend!r}: use one of {', '.join(CHOICES)}")
 
 
 def generate(
@@ -655,7 +660,9 @@ def kv_cache_bytes(model: str, *, num_seqs: int, context: int, number_bytes: int
 def engine_options(
     config: GenerationConfig, model: str, resources: Resources, prompt_tokens: int, gpu_bytes: int = 0
 ) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM`. Valid for vLLM 0.26 to 0.32. `gpu_bytes`: the memory of the whole GPU, if shared."""
+    """Keyword arguments of `vllm.LLM`, to be used on the machine where this is called. Valid for vLLM 0.26 to 0.32.
+    `gpu_bytes`: the memory of the whole GPU, if shared.
+    """
     on_gpu = resources.gpus_per_worker > 0
     num_seqs = max_num_seqs(config, on_gpu=on_gpu)
     eager = config.enforce_eager if config.enforce_eager is not None else not on_gpu
@@ -673,6 +680,7 @@ def engine_options(
     if context is not None:
         options["max_model_len"] = min(context, prompt_tokens + config.max_new_tokens)
     if on_gpu:
+        options |= attention_options(model, config.dtype, config.attention_backend)
         share = config.gpu_memory_utilization * resources.gpus_per_worker
         options["gpu_memory_utilization"] = share
         if gpu_bytes and resources.gpus_per_worker < 1:

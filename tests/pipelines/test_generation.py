@@ -412,7 +412,7 @@ def test_every_field_is_identity_or_runtime_on_purpose() -> None:
         "end_marker", "dtype", "stand_ins",
     }  # fmt: skip
     assert runtime_fields(GenerationConfig) == {
-        "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process",
+        "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process", "attention_backend",
         "gpu_memory_utilization", "cpu_kv_cache_gib", "progress_bars", "generator_id",
     }  # fmt: skip
 
@@ -423,7 +423,7 @@ def test_every_field_is_identity_or_runtime_on_purpose() -> None:
         ("num_per_label", 0), ("num_per_label", (1, 2)), ("shard_size", 0), ("temperature", 0.0),
         ("top_p", 0.0), ("top_k", 0), ("max_new_tokens", 0), ("end_marker", "END"), ("dtype", "int8"),
         ("min_yield", 0.0), ("gpu_memory_utilization", 1.5), ("max_num_seqs", -1), ("shards_in_flight", -1),
-        ("cpu_kv_cache_gib", 0),
+        ("cpu_kv_cache_gib", 0), ("attention_backend", "fastest"),
     ],
 )  # fmt: skip
 def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any) -> None:

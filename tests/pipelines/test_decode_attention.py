@@ -1,0 +1,205 @@
+"""Which models decode without tensor cores; that engines run the same without FlashInfer and write the same with it."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.compute import Resources
+from pipelines.decode_attention import BACKEND, attention_options, register, unavailable, unsuited
+from pipelines.errors import UserError
+from pipelines.generation import GenerationConfig, engine_options
+
+ROOT = Path(__file__).parents[2]
+# Facts of published config.json files.
+LLAMA_2_7B = {"model_type": "llama", "hidden_size": 4_096, "num_attention_heads": 32, "num_key_value_heads": 32}
+QWEN_1_5_7B = {
+    "model_type": "qwen2", "hidden_size": 4_096, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "sliding_window": 32_768, "use_sliding_window": False,
+}  # fmt: skip
+MISTRAL_7B = {
+    "model_type": "mistral", "hidden_size": 4_096, "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": 4_096,
+}  # fmt: skip
+SMOLLM2_135M = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
+
+without_flashinfer = pytest.mark.skipif(find_spec("flashinfer") is not None, reason="FlashInfer is installed")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LLAMA_2_7B,
+        QWEN_1_5_7B,
+        # Llama 1 came before KV heads were shared.
+        {"model_type": "llama", "hidden_size": 4_096, "num_attention_heads": 32},
+        {**LLAMA_2_7B, "num_key_value_heads": 16},
+        {**LLAMA_2_7B, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64},
+    ],
+)
+def test_models_with_few_query_heads_to_a_kv_head_decode_without_tensor_cores(settings: dict[str, Any], dtype: str) -> None:
+    assert unsuited(settings, dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "reason"),
+    [
+        (LLAMA_2_7B, "float32", "float32"),
+        (MISTRAL_7B, "bfloat16", "window of 4096"),
+        ({**QWEN_1_5_7B, "use_sliding_window": True}, "bfloat16", "window of 32768"),
+        ({**MISTRAL_7B, "sliding_window": None}, "bfloat16", "32 query heads share 8 KV heads"),
+        (SMOLLM2_135M, "bfloat16", "9 query heads share 3 KV heads"),
+        ({**LLAMA_2_7B, "num_attention_heads": 40, "num_key_value_heads": 40}, "bfloat16", "heads have 102 numbers"),
+        ({**LLAMA_2_7B, "model_type": "gemma2", "attn_logit_softcapping": 50.0}, "bfloat16", "'gemma2'"),
+        ({**LLAMA_2_7B, "model_type": "deepseek_v3", "kv_lora_rank": 512}, "bfloat16", "'deepseek_v3'"),
+        ({}, "bfloat16", "None"),
+    ],
+)
+def test_every_other_model_is_left_to_vllm_with_the_reason(settings: dict[str, Any], dtype: str, reason: str) -> None:
+    assert reason in (unsuited(settings, dtype) or "")
+
+
+def save_config(folder: Path, settings: dict[str, Any]) -> str:
+    (folder / "config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+@without_flashinfer
+def test_an_engine_goes_on_without_flashinfer_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = save_config(tmp_path, LLAMA_2_7B)
+    own = GenerationConfig(attention_backend="vllm")
+    on_gpu = Resources(gpus_per_worker=1)
+    with caplog.at_level(logging.INFO, "pipelines"):
+        assert engine_options(GenerationConfig(), model, on_gpu, prompt_tokens=20) == engine_options(own, model, on_gpu, 20)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "Decoding with vLLM's own choice of attention: flashinfer-python is not installed")
+    ]
+
+
+def test_a_model_that_does_not_fit_is_no_reason_to_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pipelines"):
+        assert attention_options(save_config(tmp_path, SMOLLM2_135M), "bfloat16") == {}
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@without_flashinfer
+def test_who_insists_on_flashinfer_is_told_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="flashinfer-python is not installed; use 'auto' or 'vllm'"):
+        attention_options(save_config(tmp_path, LLAMA_2_7B), "bfloat16", "flashinfer")
+    with pytest.raises(UserError, match="sliding window of 4096"):
+        attention_options(save_config(tmp_path, MISTRAL_7B), "bfloat16", "flashinfer")
+
+
+def test_an_engine_on_the_cpu_is_not_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = GenerationConfig(attention_backend="flashinfer")
+    with caplog.at_level(logging.INFO, "pipelines"):
+        options = engine_options(config, save_config(tmp_path, LLAMA_2_7B), Resources(), prompt_tokens=20)
+    assert not options.keys() & {"attention_config", "worker_extension_cls"}
+    assert not caplog.records
+
+
+def test_the_backend_is_registered_as_often_as_one_likes() -> None:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    try:
+        register()
+        register()
+        assert AttentionBackendEnum.CUSTOM.get_path() == BACKEND
+        # What is registered is found under this name without FlashInfer, and fails for want of it alone.
+        if find_spec("flashinfer") is None:
+            with pytest.raises(ModuleNotFoundError, match="flashinfer"):
+                AttentionBackendEnum.CUSTOM.get_class()
+    finally:
+        AttentionBackendEnum.CUSTOM.clear_override()
+
+
+# --- on a GPU ---
+
+ENGINE = """
+import json, os, sys
+from vllm import LLM, SamplingParams
+
+def used(worker):
+    group = worker.model_runner.attn_groups[0][0]
+    wrappers = getattr(group.metadata_builders[0], "_decode_wrappers_cudagraph", {})
+    return [group.backend.__qualname__, sorted(wrappers), sorted({w.use_tensor_cores for w in wrappers.values()})]
+
+if __name__ == "__main__":
+    options, prompts, lengths = json.loads(sys.argv[1])
+    llm = LLM(**options)
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, logprobs=0, detokenize=False) for n in lengths]
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    texts = [output.outputs[0] for output in outputs]
+    print("RESULT " + json.dumps({
+        "used": llm.collective_rpc(used)[0],
+        "tokens": [list(text.token_ids) for text in texts],
+        "logprobs": [[each[token].logprob for token, each in zip(text.token_ids, text.logprobs)] for text in texts],
+    }))
+"""
+
+
+def generate(options: dict[str, Any], prompts: list[list[int]], lengths: list[int], *, engine_process: bool) -> dict[str, Any]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(engine_process)),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # A function is sent to the engine's process, by this test only.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    }
+    script = Path(options["model"]) / "engine.py"
+    script.write_text(ENGINE)
+    arguments = [sys.executable, str(script), json.dumps([options, prompts, lengths])]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=280)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert found, done.stdout[-2_000:] + done.stderr[-4_000:]
+    return json.loads(found[-1].removeprefix("RESULT "))
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_spec("flashinfer") is None, reason="FlashInfer is not installed")
+def test_texts_and_their_probabilities_are_those_of_vllms_own_backend(tmp_path: Path) -> None:
+    """Batches that shrink from 48, in graphs and between their sizes, with contexts over many pages and prompts that come in
+    while others are decoded; with the engine in its process and in one of its own.
+    """
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=512, hidden_size=512, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=128, max_position_embeddings=512, initializer_range=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).to(torch.float16).save_pretrained(tmp_path)
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 512, random.integers(2, 200)).tolist() for _ in range(72)]
+    lengths = random.integers(5, 60, len(prompts)).tolist()
+    options = {
+        "model": str(tmp_path), "dtype": "float16", "max_num_seqs": 48, "max_model_len": 272, "seed": 0,
+        "gpu_memory_utilization": 0.3, "skip_tokenizer_init": True,
+        "compilation_config": {"cudagraph_capture_sizes": [1, 4, 16, 32, 48]},
+    }  # fmt: skip
+    assert unavailable(128, "float16") is None
+    ours = attention_options(str(tmp_path), "float16", "flashinfer")
+    expected = generate(options, prompts, lengths, engine_process=False)
+    for engine_process in (False, True):
+        found = generate({**options, **ours}, prompts, lengths, engine_process=engine_process)
+        assert found["used"] == ["DecodeBackend", [1, 4, 16, 32, 48], [False]]
+        num_compared = 0
+        for tokens, theirs, logprobs, expected_logprobs in zip(
+            found["tokens"], expected["tokens"], found["logprobs"], expected["logprobs"], strict=True
+        ):
+            # Up to where two tokens were as likely as each other to within rounding; what follows is another text.
+            same = next((i for i, (one, other) in enumerate(zip(tokens, theirs, strict=True)) if one != other), len(tokens))
+            np.testing.assert_allclose(logprobs[:same], expected_logprobs[:same], atol=0.05)
+            num_compared += same
+        assert num_compared > 0.8 * sum(lengths)
+    assert expected["used"][0] != "DecodeBackend"
