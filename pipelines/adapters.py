@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -354,13 +356,17 @@ class Adapters:
 
     def draw(self, adapter: int, seed: int) -> None:
         """Make adapter number `adapter` a fresh one: A from Kaiming's uniform distribution (a = √5) by `seed`, B zero."""
-        # On the CPU and in float32, so that a seed means one adapter whatever the device and the dtype.
-        generator = torch.Generator().manual_seed(seed)
-        for layer in self.layers.values():
-            drawn = torch.empty(layer.a.shape[1:])
-            torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-            layer.a.data[adapter].copy_(drawn)
-            layer.b.data[adapter].zero_()
+
+        def drawn(place: int, layer: AdaptedLinear) -> torch.Tensor:
+            # On the CPU and in float32, so that a seed means one adapter whatever the device and the dtype.
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+            return torch.nn.init.kaiming_uniform_(torch.empty(layer.a.shape[1:]), a=math.sqrt(5), generator=generator)
+
+        layers = list(self.layers.values())
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            for layer, a in zip(layers, threads.map(drawn, range(len(layers)), layers), strict=True):
+                layer.a.data[adapter].copy_(a)
+                layer.b.data[adapter].zero_()
 
     def adapter_tensors(self, adapter: int) -> dict[str, torch.Tensor]:
         """What adapter number `adapter` has learnt, by the names of peft's `adapter_model.safetensors`; views, not copies."""
@@ -393,12 +399,13 @@ class Adapters:
 
 
 def add_adapters(
-    model: torch.nn.Module, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, seeds: Sequence[int]
+    model: torch.nn.Module, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, seeds: Sequence[int | None]
 ) -> Adapters:
     """Freeze `model` and give its linear layers named `targets` adapters in their own dtype, one for each of `seeds`.
 
     A target names every linear layer whose dotted name ends with it, as peft's `target_modules`. As in peft, A is drawn from
-    Kaiming's uniform distribution (a = √5), here by the adapter's own seed, and B is zero, so that the model is unchanged.
+    Kaiming's uniform distribution (a = √5), here by the adapter's own seed, and B is zero, so that the model is unchanged. The
+    adapter of a seed None is zero, to be filled later.
     Raises UserError for a target that names no linear layer and for values that no adapter can have.
     """
     if rank < 1 or not 0 <= dropout < 1:
@@ -421,7 +428,8 @@ def add_adapters(
         setattr(model.get_submodule(parent), attribute, layer)
         adapters.layers[name] = layer
     for adapter, seed in enumerate(seeds):
-        adapters.draw(adapter, seed)
+        if seed is not None:
+            adapters.draw(adapter, seed)
     return adapters
 
 

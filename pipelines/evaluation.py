@@ -337,7 +337,7 @@ class Bodies:
                     rank=settings["r"],
                     alpha=settings["lora_alpha"],
                     dropout=0.0,
-                    seeds=[0],
+                    seeds=[None],
                 )
             self._kept = (weights, shape)
         if adapter and self.config.merge_adapter:

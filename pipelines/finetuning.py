@@ -638,7 +638,7 @@ def compile_layers(model: torch.nn.Module) -> None:
             module.compile(dynamic=True)
 
 
-def adapters_of(backbone: torch.nn.Module, config: FinetuneConfig, *, seeds: Sequence[int]) -> Adapters:
+def adapters_of(backbone: torch.nn.Module, config: FinetuneConfig, *, seeds: Sequence[int | None]) -> Adapters:
     """Freeze `backbone` and give it the adapters that `config` describes, in its own dtype, one for each seed.
 
     fp32 adapters on a bf16 model would break ZeRO-3 and halve the speed; the optimizer keeps the fp32 master copy.

@@ -256,7 +256,7 @@ class _Bank:
         self.num_parameters = sum(config.lora_rank * sum(pair) for pair in sizes) + 3 * shape.hidden_size
         self.num_slots = min(len(members), MAX_SLOTS, self._num_fitting(gpu_share, shape))
         self.batch_size = max(member.job.config.batch_size for member in members)
-        self.adapters = adapters_of(self.body, config, seeds=[0] * self.num_slots)
+        self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
         self.body.train()
         if self.on_gpu and 0 < config.compile_from_steps <= num_steps:
             compile_layers(self.body)

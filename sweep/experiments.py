@@ -159,7 +159,8 @@ def mini(
         general_set="mnli_matched",
         blindspot_set="hans",
         resources={
-            "generator": share,
+            # All else waits for it, so that nothing is to slow it down.
+            "generator": replace(share, gpus_per_worker=1) if on_gpu else share,
             "synthetic_pool": engines,
             "starting_point": shared,
             "task_model": shared,

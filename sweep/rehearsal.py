@@ -16,6 +16,8 @@ from sweep.records import STAGES, Record
 
 STEPS = 3
 """Optimizer steps of a finetuning: the first allocates the optimizer's state, the second is what all others are like."""
+NEW_TOKENS = 128
+"""Of a generated text: an engine takes its memory before the first one, and random weights never end a text."""
 EXAMPLES = 512
 """Of each test set, the longest: a batch or two of a large model."""
 FOLDER = "rehearsal"
@@ -44,7 +46,13 @@ def rehearsal(experiment: Experiment) -> Experiment:
         replicates_paper=False,
         base_model=base_model,
         generator=replace(experiment.generator, finetune=_short(experiment.generator.finetune)),
-        generation=replace(generation, num_per_label=size // 3, shard_size=shard_size, stand_ins=True),
+        generation=replace(
+            generation,
+            num_per_label=size // 3,
+            shard_size=shard_size,
+            max_new_tokens=min(generation.max_new_tokens, NEW_TOKENS),
+            stand_ins=True,
+        ),
         task_model=_short(experiment.task_model),
         cell=_short(experiment.cell) if experiment.cell else None,
         evaluation=replace(experiment.evaluation, rehearse_examples=EXAMPLES),
