@@ -103,7 +103,8 @@ class CapturedStep:
         self, packed: PackedInput, tensors: tuple[torch.Tensor, ...], arguments: list[torch.Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         """Capture on the arguments themselves, which from here on are the graph's own: later ones are copied into them."""
-        if self._pool is None:
+        is_first = self._pool is None
+        if is_first:
             self._pool = torch.cuda.graph_pool_handle()
         # The captured step is still to come, and must meet the masks that its seed gives a model with dropout of its own.
         random_state = torch.cuda.get_rng_state()
@@ -111,7 +112,7 @@ class CapturedStep:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):
+            for _ in range(2 if is_first else 1):
                 self._compute(packed, *tensors)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

@@ -67,8 +67,8 @@ def test_next_tokens_stay_within_their_sequence():
 
 
 def test_shapes_are_few_and_hold_what_they_are_made_for():
-    assert [shape_for(n, num_rows=2, width=50).num_tokens for n in (1, 64, 65, 513, 2_049)] == [64, 64, 128, 640, 2_560]
-    assert shape_for(100, num_rows=2, width=50) == Shape(128, 3, 64)
+    assert [shape_for(n, num_rows=2, width=50).num_tokens for n in (1, 128, 129, 1_025, 4_097)] == [128, 128, 256, 1_280, 4_608]
+    assert shape_for(100, num_rows=2, width=50) == Shape(128, 3, 128)
 
 
 def test_pack_refuses_a_sequence_that_is_only_prefix():
