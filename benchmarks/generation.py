@@ -16,9 +16,9 @@ each engine's clock begins when it is ready. Compare by 'all', with NUM large: w
 first half is complete flatters 'warm'. One JSON object with the figures is printed last.
 
 Figures are in docs/mini.md: on a CPU ray.data.llm reached 0.80 of raw's rate and the stage 0.95, its engine started in 73 s
-against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why the
-stage is an actor pool of its own: shards that are committed once need the rows of one shard together and a say in which shards
-are still wanted; and a row that fails must stop the run and not be passed on.
+against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why
+the stage is an actor pool of its own: shards that are committed once need the rows of one shard together and a say in which
+shards are still wanted; and a row that fails must stop the run and not be passed on.
 """
 
 import argparse

@@ -93,6 +93,7 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
     `gpu_share` is the part of a GPU that is this worker's, 0 for the CPU.
     """
     waiting = deque(enumerate(members))
+    most = MAX_SLOTS
     bank: _Bank | None = None
     courses: dict[int, tuple[int, _Course]] = {}  # slot → place, course
     try:
@@ -102,7 +103,7 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                 try:
                     course = _Course(member)
                     if bank is None:
-                        bank = _Bank(members, gpu_share, num_steps=len(course.batches))
+                        bank = _Bank(members, gpu_share, most, num_steps=len(course.batches))
                     slot = next(slot for slot in range(bank.num_slots) if slot not in courses)
                     course.take(bank, slot)
                 except Exception as error:
@@ -111,7 +112,19 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                     courses[slot] = place, course
             if bank is None or not courses:
                 return
-            bank.step({slot: course for slot, (_, course) in courses.items()})
+            try:
+                bank.step({slot: course for slot, (_, course) in courses.items()})
+            except torch.OutOfMemoryError as error:
+                if bank.num_slots == 1:
+                    raise
+                # Fewer at a time, from where each was last saved.
+                most = bank.num_slots * 3 // 4
+                waiting.extendleft((place, course.member) for place, course in reversed(courses.values()))
+                courses.clear()
+                # The frames of the error hold the tensors of the step.
+                error.__traceback__ = bank = None
+                free_memory()
+                continue
             for slot, (place, course) in list(courses.items()):
                 if not course.needs_attention:
                     continue
@@ -230,7 +243,7 @@ class _Bank:
     Parameters and state of slot n are row n of matrices [N, P].
     """
 
-    def __init__(self, members: Sequence[Member], gpu_share: float, num_steps: int) -> None:
+    def __init__(self, members: Sequence[Member], gpu_share: float, most: int, *, num_steps: int) -> None:
         from transformers import AutoModel
 
         config = members[0].job.config
@@ -254,7 +267,7 @@ class _Bank:
             if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{one}") for one in config.lora_targets)
         ]
         self.num_parameters = sum(config.lora_rank * sum(pair) for pair in sizes) + 3 * shape.hidden_size
-        self.num_slots = min(len(members), MAX_SLOTS, self._num_fitting(gpu_share, shape))
+        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
         self.batch_size = max(member.job.config.batch_size for member in members)
         self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
         self.body.train()

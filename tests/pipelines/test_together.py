@@ -117,6 +117,23 @@ def test_an_interrupted_member_goes_on_by_itself(ray_two_cpus, training_sets, ba
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=2e-6)
 
 
+def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
+    named = {name: job for name, job in jobs(training_sets, base_model, untrained, begun).items() if name in ("a", "b", "c")}
+    seen, step = [], together._Bank.step
+
+    def limited(bank, courses):
+        seen.append(bank.num_slots)
+        if bank.num_slots > 2 and len(seen) > 3:
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return step(bank, courses)
+
+    monkeypatch.setattr(together._Bank, "step", limited)
+    members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
+    results = dict(train_together(members, gpu_share=0))
+    assert [results[place]["num_steps"] for place in range(3)] == [20, 9, 3]
+    assert set(seen) == {3, 2}
+
+
 def test_only_adapters_of_one_shape_over_one_base_are_put_together(training_sets, base_model, untrained, tmp_path):
     changes = [
         {},
