@@ -1,12 +1,13 @@
 """Attention over a packed batch, registered with transformers as the implementation `packed`.
 
-Every other part of a decoder works token by token, so only attention has to know where a sequence ends. The shared prefix is
-computed once and every row's keys and values begin with it, which is exact: causal attention makes a prefix independent of
+Every other part of a decoder works token by token, so only attention has to know where a sequence ends. What rows share is
+computed once and each one's keys and values begin with it, which is exact: causal attention makes a prefix independent of
 what follows. Two ways, the same numbers:
 
 - on a GPU in half precision, PyTorch's variable-length FlashAttention, on the stream as it lies;
 - elsewhere queries, keys and values are spread into a [row, width] grid for the length of one fused causal kernel; what the
-  grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it.
+  grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it. Rows of a prefix tree differ
+  in where they begin, and are taken a few at a time.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from pipelines.adapters import Segments
-from pipelines.packing import PackedBatch
+from pipelines.packing import PackedBatch, key_places
 
 PACKED = "packed"
+ROWS_PER_GRID = 32
+"""Rows of a prefix tree in one grid: as wide as its longest row, and those of a batch differ."""
 
 
 @dataclass(frozen=True)
 class StreamIndex:
     """Where rows begin, for the variable-length kernel. The prefix, if any, is a row of its own before the others.
 
-    Shapes: `query_starts`, `key_starts` int32 [rows + 1]. With a prefix of P tokens each row's keys are the prefix and its own
-    tokens: `keys` int64 [P + num_rows * P + T - P] picks them from the stream, `own` int64 [T - P] and `prefixes` int64
-    [(num_rows + 1) * P] say where each copy went.
+    Shapes: `query_starts`, `key_starts` int32 [rows + 1]. A row's keys are the tokens that it shares and its own: `keys` int64
+    [key_starts[-1]] picks them from the stream, where anything is shared. With a prefix of P tokens `own` int64 [T - P] and
+    `prefixes` int64 [(num_rows + 1) * P] say where each copy went.
     """
 
     query_starts: torch.Tensor
@@ -79,7 +82,7 @@ class PackedInput:
             prefix_length=batch.prefix_length,
             num_rows=batch.num_rows,
             width=batch.width,
-            stream=_stream_index(batch, move) if on_gpu else None,
+            stream=_stream_index(batch, move) if on_gpu or batch.is_tree else None,
             segments=segments,
         )
 
@@ -94,32 +97,27 @@ class PackedInput:
 
 
 def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
-    prefix, num_rows = batch.prefix_length, batch.num_rows
-    lengths = batch.lengths
-    rows = np.concatenate([[prefix], lengths]) if prefix else lengths
-    query_starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int32)
-    if not prefix:
-        starts = move(query_starts)
-        return StreamIndex(starts, starts, batch.width, batch.width, 0, None, None, None)
-    key_lengths = lengths + prefix
-    key_starts = np.concatenate([[0, prefix], prefix + np.cumsum(key_lengths)]).astype(np.int32)
-    is_prefix = np.zeros(key_starts[-1], dtype=bool)
-    prefixes = (key_starts[:-1, None].astype(np.int64) + np.arange(prefix)).reshape(-1)
-    is_prefix[prefixes] = True
-    own = np.flatnonzero(~is_prefix)
-    keys = np.empty(key_starts[-1], dtype=np.int64)
-    keys[prefixes] = np.tile(np.arange(prefix), num_rows + 1)
-    keys[own] = np.arange(prefix, batch.num_tokens)
+    prefix, lengths, shared = batch.prefix_length, batch.lengths, batch.shared
+    if prefix:
+        lengths, shared = np.append(prefix, lengths), np.append(0, shared)
+    query_starts = move(_starts(lengths))
+    if not shared.any():
+        return StreamIndex(query_starts, query_starts, batch.width, batch.width, 0, None, None, None)
+    keys = key_places(lengths, shared)
     return StreamIndex(
-        query_starts=move(query_starts),
-        key_starts=move(key_starts),
+        query_starts=query_starts,
+        key_starts=move(_starts(shared + lengths)),
         longest_query=max(prefix, batch.width),
-        longest_key=prefix + batch.width,
+        longest_key=max(prefix + batch.width, int((shared + lengths).max())),
         prefix_length=prefix,
         keys=move(keys),
-        own=move(own),
-        prefixes=move(prefixes),
+        own=move(np.flatnonzero(keys >= prefix)) if prefix else None,
+        prefixes=move(np.flatnonzero(keys < prefix)) if prefix else None,
     )
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.append(0, np.cumsum(lengths)).astype(np.int32)
 
 
 class _RepeatPrefix(torch.autograd.Function):
@@ -157,8 +155,10 @@ def _stream_attention(
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if index.keys is not None:
+    if index.prefix_length:
         key, value = _RepeatPrefix.apply(key, index), _RepeatPrefix.apply(value, index)
+    elif index.keys is not None:
+        key, value = key.index_select(0, index.keys), value.index_select(0, index.keys)
     return kernel(
         query,
         key,
@@ -171,6 +171,35 @@ def _stream_attention(
         window_size=(-1, 0),
         **options,
     )
+
+
+def _tree_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None, dropout: float
+) -> torch.Tensor:
+    """A prefix tree's attention on any device, `ROWS_PER_GRID` rows at a time. Shapes as in `_stream_attention`."""
+    assert index.keys is not None
+    pieces = []
+    for first in range(0, len(index.query_starts) - 1, ROWS_PER_GRID):
+        rows = slice(first, first + ROWS_PER_GRID + 1)
+        query_starts, key_starts = index.query_starts[rows, None], index.key_starts[rows, None]
+        lengths, key_lengths = query_starts.diff(dim=0), key_starts.diff(dim=0)
+        column = torch.arange(int(lengths.max()), device=query.device)
+        key_column = torch.arange(int(key_lengths.max()), device=query.device)
+        # Past a row's end any token will do: none of the row's own looks there.
+        queries = (query_starts[:-1] + column).clamp(max=len(query) - 1)
+        keys = index.keys[(key_starts[:-1] + key_column).clamp(max=len(index.keys) - 1)]
+        position = key_lengths - lengths + column
+        grid = scaled_dot_product_attention(
+            query[queries].transpose(1, 2),
+            key[keys].transpose(1, 2),
+            value[keys].transpose(1, 2),
+            attn_mask=key_column <= position[:, None, :, None],
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] > key.shape[1],
+        )
+        pieces.append(grid.transpose(1, 2)[column < lengths])
+    return torch.cat(pieces)
 
 
 @torch.compiler.disable
@@ -191,14 +220,18 @@ def packed_attention(
     if packed is None:
         raise ValueError("attention implementation 'packed' needs packed=PackedInput in the model's call")
     prefix, rows, width = packed.prefix_length, packed.num_rows, packed.width
-    if sliding_window is not None and prefix + width > sliding_window:
+    longest = packed.stream.longest_key if packed.stream else prefix + width
+    if sliding_window is not None and longest > sliding_window:
         raise ValueError(
-            f"a sequence of {prefix + width} tokens exceeds the model's sliding window of {sliding_window}; "
+            f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}; "
             "packed attention is exact up to the window only: shorten the examples"
         )
-    if packed.stream is not None and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
+    if packed.stream is not None and (has_kernel or (packed.stream.keys is not None and not prefix)):
         query, key, value = (states.transpose(1, 2)[0] for states in (query, key, value))
-        return _stream_attention(query, key, value, packed.stream, scaling)[None], None
+        if has_kernel:
+            return _stream_attention(query, key, value, packed.stream, scaling)[None], None
+        return _tree_attention(query, key, value, packed.stream, scaling, dropout)[None], None
     num_heads, head_dim = query.shape[1], query.shape[3]
     groups = num_heads // key.shape[1]
 

@@ -26,7 +26,7 @@ from pipelines.errors import UserError, portable
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
 from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, working_folder
 from pipelines.heuristics import Heuristic
-from pipelines.packing import common_prefix_length, pack, split_by_tokens
+from pipelines.packing import PackedBatch, prefix_tree_batches
 from pipelines.prompts import classifier_prompt
 from pipelines.storage import fetch, join
 
@@ -233,11 +233,11 @@ def _evaluate_worker(
 
 @dataclass(frozen=True)
 class _EncodedSet:
-    """A test set and its prompts' token ids, in its rows' order."""
+    """A test set and its prompts, packed: the rows of each batch and the batch."""
 
     name: str
     table: pa.Table
-    sequences: list[list[int]]
+    batches: list[tuple[np.ndarray, PackedBatch]]
 
 
 def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
@@ -251,7 +251,7 @@ def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
         table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
-    return _EncodedSet(name, table, sequences)
+    return _EncodedSet(name, table, prefix_tree_batches(sequences, config.tokens_per_batch))
 
 
 def _evaluate_one(
@@ -270,7 +270,7 @@ def _evaluate_one(
         load_s = time.perf_counter() - started
         for step, one in enumerate(sets):
             begun = time.perf_counter()
-            logits = classify(classifier, one.sequences, device=bodies.device, tokens_per_batch=config.tokens_per_batch)
+            logits = classify(classifier, one.batches, bodies.device)
             evaluate_s += time.perf_counter() - begun
             num_done += one.table.num_rows
             rows += accuracy_rows(one.name, one.table, logits, config.heuristics)
@@ -348,27 +348,25 @@ class Bodies:
         return self._body
 
 
-def classify(classifier: Any, sequences: list[list[int]], *, device: Any, tokens_per_batch: int) -> np.ndarray:
-    """Class logits float32 [n, 3] of token sequences, in their order: sorted by length, packed, the common prefix shared."""
+def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]], device: torch.device) -> np.ndarray:
+    """Class logits float32 [n, 3] of the n sequences of `prefix_tree_batches`, in the order in which it was given them."""
     import torch
 
     from pipelines.adapters import Segments
     from pipelines.attention import PackedInput
 
-    prefix = common_prefix_length(sequences)
-    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
-    runs = split_by_tokens([len(sequences[i]) for i in order], tokens_per_batch, prefix_length=prefix)
-    logits = torch.empty(len(sequences), len(LABELS), dtype=torch.float32, device=device)
+    found = []
     with torch.inference_mode():
-        for run in runs:
-            chosen = order[run]
-            batch = pack([sequences[i] for i in chosen], prefix_length=prefix)
+        for _, batch in batches:
             # One adapter for all tokens, which drops nothing.
             segments = Segments.from_arrays([0, batch.num_tokens], np.zeros(batch.num_tokens, dtype=np.int32), device)
             with classifier.adapters.over(segments) if classifier.adapters else contextlib.nullcontext():
-                found = classifier.logits(PackedInput.from_batch(batch, device))
-            logits[torch.from_numpy(chosen).to(device)] = found
-    return logits.cpu().numpy()
+                found.append(classifier.logits(PackedInput.from_batch(batch, device)))
+    order = np.concatenate([rows for rows, _ in batches])
+    logits = np.empty((len(order), len(LABELS)), dtype=np.float32)
+    # Read once, at the end: a copy to the host waits for the device, and batches would no longer be prepared ahead of it.
+    logits[order] = torch.cat(found).cpu().numpy()
+    return logits
 
 
 def _logits_table(name: str, table: pa.Table, logits: np.ndarray) -> pa.Table:

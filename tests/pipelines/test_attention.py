@@ -1,14 +1,17 @@
 """The packed forward pass against transformers' own padded one, which is the definition of what is meant."""
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.evaluation import classify
 from pipelines.models import Classifier, LanguageModel
-from pipelines.packing import Shape, class_targets, common_prefix_length, next_token_targets, pack
+from pipelines.packing import Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
 
 SHAPE = {
     "hidden_size": 64,
@@ -83,6 +86,58 @@ def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequ
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.fixture(name="families")
+def _families():
+    """Sequences that branch at many depths, in no order: 40 with up to four tokens in common, duplicates, one in another."""
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(length, below):
+        return torch.randint(0, below, (length,), generator=generator).tolist()
+
+    stems = [PREFIX + draw(n, 120) for n in (1, 6, 13)]
+    family = [stems[n % 3] + draw(4, 2) + draw(n % 7, 120) + [9] for n in range(40)]
+    family += [family[3], stems[1], family[17], [7]]
+    return [family[i] for i in torch.randperm(len(family), generator=generator)]
+
+
+@pytest.mark.parametrize("token_budget", [10_000, 60])
+def test_a_prefix_tree_gives_the_padded_models_logits_in_the_order_of_its_input(config, families, token_budget):
+    reference, body = (model.float() for model in twins(AutoModel, config))
+    head = torch.nn.Linear(64, 3, bias=False)
+    ids, mask = padded(families)
+    states = reference(input_ids=ids, attention_mask=mask).last_hidden_state
+    expected = head(states[torch.arange(len(families)), mask.sum(1) - 1])
+    batches = prefix_tree_batches(families, token_budget)
+    assert (len(batches) == 1) == (token_budget == 10_000)
+    assert sum(batch.num_tokens for _, batch in batches) < sum(map(len, families)) * 0.8
+    logits = classify(Classifier(body, head), batches, torch.device("cpu"))
+    torch.testing.assert_close(torch.from_numpy(logits), expected.detach(), rtol=1e-4, atol=2e-6)
+
+
+def test_a_tree_that_branches_elsewhere_would_be_seen(config, families):
+    """The comparison above can fail: a row that shares one token less with the row before it has other logits."""
+    _, body = twins(AutoModel, config)
+    classifier = Classifier(body, torch.nn.Linear(64, 3, bias=False).double())
+    ((_, batch),) = prefix_tree_batches(families, 10_000)
+    row = int(np.argmax(batch.shared))
+    shared = batch.shared.copy()
+    shared[row] -= 1
+    good, wrong = (
+        classifier.logits(PackedInput.from_batch(one, "cpu"))[row] for one in (batch, dataclasses.replace(batch, shared=shared))
+    )
+    assert (good - wrong).abs().max() > 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="variable-length attention needs a GPU")
+def test_a_prefix_tree_on_a_gpu_is_the_one_on_the_cpu(config, families):
+    body = twins(AutoModel, config)[1].bfloat16()
+    classifier = Classifier(body, torch.nn.Linear(64, 3, bias=False).bfloat16())
+    batches = prefix_tree_batches(families, 10_000)
+    expected = classify(classifier.double(), batches, torch.device("cpu"))
+    logits = classify(classifier.bfloat16().cuda(), batches, torch.device("cuda"))
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+
+
 def test_a_wrong_boundary_would_be_seen(config, sequences):
     """The comparison above can fail: one sequence's tokens in another's row change the logits."""
     _, body = twins(AutoModel, config)
@@ -114,6 +169,7 @@ def test_language_model_loss_equals_the_padded_models(config, sequences, filled)
 def test_a_sequence_past_the_sliding_window_is_refused():
     config = MistralConfig(num_key_value_heads=2, sliding_window=8, **SHAPE)
     body = AutoModel.from_config(config, attn_implementation=PACKED)
-    batch = PackedInput.from_batch(pack([list(range(9))]), "cpu")
-    with pytest.raises(ValueError, match="9 tokens exceeds the model's sliding window of 8"):
-        body(input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False)
+    ((_, tree),) = prefix_tree_batches([list(range(8)), list(range(9))], 100)
+    for batch in (PackedInput.from_batch(pack([list(range(9))]), "cpu"), PackedInput.from_batch(tree, "cpu")):
+        with pytest.raises(ValueError, match="9 tokens exceeds the model's sliding window of 8"):
+            body(input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False)

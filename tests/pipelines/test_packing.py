@@ -8,9 +8,11 @@ from pipelines.packing import (
     class_targets,
     common_prefix_length,
     group_by_length,
+    key_places,
     microbatches,
     next_token_targets,
     pack,
+    prefix_tree_batches,
     shape_for,
     split_by_tokens,
     training_order,
@@ -76,6 +78,56 @@ def test_pack_refuses_a_sequence_that_is_only_prefix():
         pack([[1, 2], [1, 2, 3]], prefix_length=2)
     with pytest.raises(ValueError, match="at least one sequence"):
         pack([])
+
+
+def test_a_prefix_tree_holds_what_sequences_begin_with_once():
+    #            0             1          2          3       4          5
+    sequences = [[1, 2, 7, 8], [1, 2, 5], [1, 3, 4], [1, 2], [1, 2, 5], [1, 2, 7, 9, 6]]
+    ((rows, batch),) = prefix_tree_batches(sequences, 100)
+    assert rows.tolist() == [3, 1, 4, 0, 5, 2]
+    # [1 2] | 5 | 5, of a duplicate again | 7 8 | 9 6 | 3 4
+    assert batch.input_ids.tolist() == [1, 2, 5, 5, 7, 8, 9, 6, 3, 4]
+    assert batch.position_ids.tolist() == [0, 1, 2, 2, 2, 3, 3, 4, 1, 2]
+    assert batch.lengths.tolist() == [2, 1, 1, 2, 2, 2]
+    assert batch.shared.tolist() == [0, 2, 2, 2, 3, 1]
+    assert batch.last_index.tolist() == [1, 2, 3, 5, 7, 9]
+    assert (batch.num_sequences, batch.prefix_length, batch.width, batch.is_tree) == (6, 0, 2, True)
+    assert key_places(batch.lengths, batch.shared).tolist() == [
+        *(0, 1),
+        *(0, 1, 2),
+        *(0, 1, 3),
+        *(0, 1, 4, 5),
+        *(0, 1, 4, 6, 7),
+        *(0, 8, 9),
+    ]  # fmt: skip
+
+
+def test_one_common_prefix_is_a_tree_whose_first_row_is_the_prefix():
+    packed = pack([[1, 2, 3, 4], [1, 2, 5]], prefix_length=2)
+    assert (packed.shared.tolist(), packed.is_tree) == ([2, 2], False)
+    assert key_places(np.array([2, 2, 1]), np.array([0, 2, 2])).tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
+
+
+def test_a_prefix_tree_is_cut_at_the_budget_and_begins_anew():
+    sequences = [[1, 2, 3, n] for n in range(6)]
+    # A batch's first sequence has 4 tokens to compute, each further one 1.
+    batches = prefix_tree_batches(sequences, 6)
+    assert [rows.tolist() for rows, _ in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert [batch.input_ids.tolist() for _, batch in batches] == [[1, 2, 3, 0, 1, 2], [1, 2, 3, 3, 4, 5]]
+    # One longer than the budget has a batch of its own.
+    assert [rows.tolist() for rows, _ in prefix_tree_batches([[1], list(range(9)), [2]], 4)] == [[1], [0, 2]]
+
+
+def test_a_prefix_tree_is_cut_where_few_tokens_would_have_many_keys():
+    # 9 tokens of which 8 are shared: by tokens alone, 1 000 would hold all 500 sequences, with 4 500 keys.
+    batches = prefix_tree_batches([[*range(8), n] for n in range(500)], 1_000)
+    assert [len(rows) for rows, _ in batches] == [444, 56]
+
+
+def test_a_prefix_tree_of_nothing_and_of_an_empty_sequence():
+    assert prefix_tree_batches([], 10) == []
+    with pytest.raises(ValueError, match="no tokens has no last one"):
+        prefix_tree_batches([[1], []], 10)
 
 
 def test_split_keeps_within_the_budget_and_drops_nothing():
