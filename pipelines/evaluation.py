@@ -12,13 +12,14 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.compute import Report, Resources, added, no_report, runtime
@@ -124,16 +125,30 @@ def entails(logits: np.ndarray, folding: str) -> np.ndarray:
     raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
 
 
-def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray, heuristics: Sequence[Heuristic] = ()) -> list[dict[str, Any]]:
+def where_held(table: pa.Table, heuristics: Sequence[Heuristic]) -> list[tuple[Heuristic, np.ndarray]]:
+    """Where each of `heuristics` holds in an examples table [n], booleans [n]: the same for every task model.
+
+    Without those that predict another label than entailment in a set whose labels do not tell that one.
+    """
+    is_folded = NON_ENTAILMENT in pc.unique(table["label"]).to_pylist()
+    return [
+        (one, one(table["premise"], table["hypothesis"]))
+        for one in heuristics
+        if not is_folded or one.predicts == Label.ENTAILMENT
+    ]
+
+
+def accuracy_rows(
+    name: str, table: pa.Table, logits: np.ndarray, held: Sequence[tuple[Heuristic, np.ndarray]] = ()
+) -> list[dict[str, Any]]:
     """Accuracy of `logits` float [n, 3] on an examples table [n], over all and by slice.
 
     A row has set, slice, num_labels, folding, accuracy (0..1), num_correct and num_examples. Slices: "all"; with columns
-    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>"; for each of `heuristics`
-    "holds/<name>", where it holds, and that by whether the label is the predicted one: "holds/<name>/<label>" and
-    "holds/<name>/non-<label>". There, only this is asked of the model, too. A heuristic that predicts another label than
-    entailment has no slices in a set whose labels do not tell that one. A slice exists only if an example is in it. Two labels
-    are scored by each of FOLDINGS; three, where nothing is folded, and what a heuristic holds of are under "argmax". Raises
-    ValueError if there is no example.
+    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>"; for each heuristic of `held`, from
+    `where_held`, "holds/<name>", where it holds, and that by whether the label is the predicted one: "holds/<name>/<label>" and
+    "holds/<name>/non-<label>". There, only this is asked of the model, too. A slice exists only if an example is in it. Two
+    labels are scored by each of FOLDINGS; three, where nothing is folded, and what a heuristic holds of are under "argmax".
+    Raises ValueError if there is no example.
     """
     if table.num_rows == 0 or len(logits) != table.num_rows:
         raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
@@ -156,33 +171,35 @@ def accuracy_rows(name: str, table: pa.Table, logits: np.ndarray, heuristics: Se
     predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
     if NON_ENTAILMENT not in labels:
         add("all", 3, "argmax", predicted == labels)
-    is_entailment = np.array([fold(label) for label in labels]) == Label.ENTAILMENT
+    slices: dict[str, np.ndarray] = {}
+    if "heuristic" in table.column_names:
+        made_for = np.array(table.column("heuristic").to_pylist())
+        subcases = np.array(table.column("subcase").to_pylist())
+        for probe in np.unique(made_for):
+            chosen = made_for == probe
+            slices[str(probe)] = chosen
+            slices |= {f"{probe}/{label}": chosen & (labels == label) for label in np.unique(labels[chosen])}
+        slices |= {f"subcase/{subcase}": subcases == subcase for subcase in np.unique(subcases)}
+    is_entailment = _folded(fold, labels) == Label.ENTAILMENT
     for folding in FOLDINGS:
         two_way = entails(logits, folding) == is_entailment
         add("all", 2, folding, two_way)
-        if "heuristic" not in table.column_names:
-            continue
-        made_for = np.array(table.column("heuristic").to_pylist())
-        subcases = np.array(table.column("subcase").to_pylist())
-        for probe in sorted(set(made_for)):
-            chosen = made_for == probe
-            add(probe, 2, folding, two_way[chosen])
-            for label in sorted(set(labels[chosen])):
-                add(f"{probe}/{label}", 2, folding, two_way[chosen & (labels == label)])
-        for subcase in sorted(set(subcases)):
-            add(f"subcase/{subcase}", 2, folding, two_way[subcases == subcase])
-    for one in heuristics:
-        if NON_ENTAILMENT in labels and one.predicts != Label.ENTAILMENT:
-            continue
-        of_pair = np.array([one.fold(label) for label in labels])
-        correct = of_pair == np.array([one.fold(label) for label in predicted])
-        holds = one(table["premise"], table["hypothesis"])
+        for slice_name, chosen in slices.items():
+            add(slice_name, 2, folding, two_way[chosen])
+    for one, holds in held:
+        of_pair = _folded(one.fold, labels)
+        correct = of_pair == _folded(one.fold, predicted)
         slices = {f"holds/{one.name}": holds}
-        slices |= {f"holds/{one.name}/{label}": holds & (of_pair == label) for label in sorted(set(of_pair))}
-        for slice_name, rows_of_slice in slices.items():
-            if rows_of_slice.any():
-                add(slice_name, 2, "argmax", correct[rows_of_slice])
+        slices |= {f"holds/{one.name}/{label}": holds & (of_pair == label) for label in np.unique(of_pair)}
+        for slice_name, chosen in slices.items():
+            if chosen.any():
+                add(slice_name, 2, "argmax", correct[chosen])
     return rows
+
+
+def _folded(fold_one: Callable[[str], str], labels: np.ndarray) -> np.ndarray:
+    distinct, which = np.unique(labels, return_inverse=True)
+    return np.array([fold_one(str(label)) for label in distinct])[which]
 
 
 def flat_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -233,10 +250,11 @@ def _evaluate_worker(
 
 @dataclass(frozen=True)
 class _EncodedSet:
-    """A test set and its prompts, packed: the rows of each batch and the batch."""
+    """A test set, where heuristics hold in it, and its prompts, packed: the rows of each batch and the batch."""
 
     name: str
     table: pa.Table
+    held: list[tuple[Heuristic, np.ndarray]]
     batches: list[tuple[np.ndarray, PackedBatch]]
 
 
@@ -251,7 +269,8 @@ def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
         table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
-    return _EncodedSet(name, table, prefix_tree_batches(sequences, config.tokens_per_batch))
+    batches = prefix_tree_batches(sequences, config.tokens_per_batch)
+    return _EncodedSet(name, table, where_held(table, config.heuristics), batches)
 
 
 def _evaluate_one(
@@ -273,7 +292,7 @@ def _evaluate_one(
             logits = classify(classifier, one.batches, bodies.device)
             evaluate_s += time.perf_counter() - begun
             num_done += one.table.num_rows
-            rows += accuracy_rows(one.name, one.table, logits, config.heuristics)
+            rows += accuracy_rows(one.name, one.table, logits, one.held)
             tables.append(_logits_table(one.name, one.table, logits))
             report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
     with working_folder(output) as folder:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.evaluation import EvaluationConfig, accuracy_rows
+from pipelines.evaluation import EvaluationConfig, accuracy_rows, where_held
 from pipelines.examples import Label
 from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic
 
@@ -25,7 +25,8 @@ NOBODY = Heuristic("nobody", lambda p, h: np.array(["nobody" in text for text in
 def slices(labels, heuristics):
     columns = {name: [row[number] for row in ROWS] for number, name in enumerate(("premise", "hypothesis"))}
     logits = np.eye(3)[[row[3] for row in ROWS]]
-    rows = accuracy_rows("some", pa.table({**columns, "label": labels}), logits, heuristics)
+    table = pa.table({**columns, "label": labels})
+    rows = accuracy_rows("some", table, logits, where_held(table, heuristics))
     return {row["slice"]: (row["num_correct"], row["num_examples"]) for row in rows if row["slice"].startswith("holds/")}
 
 
