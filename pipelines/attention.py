@@ -276,13 +276,12 @@ def packed_attention(
     return torch.cat(pieces)[None] if len(pieces) > 1 else pieces[0][None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """transformers asks each implementation for its mask; the packed layout stands in for it."""
-
-
 def register_packed_attention() -> None:
-    """Make `attn_implementation="packed"` known to transformers (its attention and mask interfaces). Idempotent."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make `attn_implementation="packed"` known to transformers. Idempotent.
+
+    Its mask interface is told nothing: an implementation without an entry there gets no mask, which is what the packed layout
+    needs. An entry would make each forward pass look for sequences in the positions, and wait for the device to see them.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, _no_mask)

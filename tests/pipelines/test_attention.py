@@ -166,6 +166,15 @@ def test_language_model_loss_equals_the_padded_models(config, sequences, filled)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_forward_pass_reads_nothing_back_from_the_device(config, sequences):
+    """On the meta device, which has no values to read: what would wait for a GPU raises there."""
+    _, body = twins(AutoModel, config)
+    classifier = Classifier(body, torch.nn.Linear(64, 3, bias=False)).double().to("meta")
+    batch = PackedInput.from_batch(pack(sequences, prefix_length=len(PREFIX)), "cpu")
+    moved = {name: getattr(batch, name).to("meta") for name in ("input_ids", "position_ids", "slots", "last_index")}
+    assert classifier.logits(dataclasses.replace(batch, **moved)).shape == (5, 3)
+
+
 def test_a_sequence_past_the_sliding_window_is_refused():
     config = MistralConfig(num_key_value_heads=2, sliding_window=8, **SHAPE)
     body = AutoModel.from_config(config, attn_implementation=PACKED)
