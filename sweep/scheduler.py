@@ -27,6 +27,8 @@ from sweep.trial import Order, Outcome, carry_out, git_state, local_resources, o
 
 # Any positive amount: Tune refuses a trial of nothing. On the head node a driver is safe from spot loss.
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+SHORT_STEP_S, PROCESS_START_S = 1.0, 5.0
+"""A step that takes less than the first is over before a process is up; within the second, one surely is."""
 MAX_OVERTAKES = 4
 """How often smaller steps may start before a ready one that does not fit yet, until it is waited for."""
 
@@ -439,6 +441,7 @@ class _Run:
         self.git = git_state()
         self.trials: dict[str, list[Step]] = {}
         self.attempts: Counter[str] = Counter()
+        self.seconds: dict[tuple[str, type], float] = {}  # stage and type of config → of the last trial that built one
         # A stage that was cut off may hold placement groups, which Ray keeps until the whole run ends; a step
         # that waits for them would wait for ever.
         self.has_leftovers = False
@@ -453,6 +456,8 @@ class _Run:
                 return None
             remove_placement_groups()
             self.has_leftovers = False
+        if self._one_ends_soon():
+            return None
         group = self.queue.next_group()
         if not group:
             return None
@@ -465,6 +470,19 @@ class _Run:
                 self.tracker.start.remote(Card.of(step))
             self.listener("start", step, self.progress)
         return {"orders": _Sealed([self._order(step) for step in group])}
+
+    def _one_ends_soon(self) -> bool:
+        """Whether a step is running that leaves its process to the next one sooner than another would start.
+
+        Tune starts a process for every trial that finds none idle, and stops it again if one is idle before it is up: short
+        steps, side by side, would keep the CPUs busy with processes that nothing ever runs in.
+        """
+        now = time.monotonic()
+        return any(
+            self.seconds.get(_kind(step), math.inf) < SHORT_STEP_S
+            and now - self.progress.running[fingerprint] < PROCESS_START_S
+            for fingerprint, step in self.queue.running.items()
+        )
 
     def _order(self, step: Step) -> Order:
         inputs = {
@@ -497,6 +515,8 @@ class _Run:
                 self._failed(step, outcome)
                 continue
             self.queue.succeeded(step.fingerprint)
+            durations = outcome.record.durations
+            self.seconds[_kind(step)] = durations.get("group_s", durations["total_s"])
             self.progress.built[step.fingerprint] = outcome.record
             if self.tracker:
                 self.tracker.finish.remote(outcome.record)
@@ -536,6 +556,11 @@ class _Run:
                     self.progress.throughput = ray.get(self._asked)
                 self._asked = None
         self.tick(self.progress)
+
+
+def _kind(step: Step) -> tuple[str, type]:
+    """Steps of one kind take about as long: an untrained starting point is written, the others are finetuned."""
+    return step.stage, type(step.config)
 
 
 class _Sealed:
