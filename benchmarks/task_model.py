@@ -1,13 +1,16 @@
 """Training and evaluating a task model beside transformers + peft with padded batches, on the same examples:
 
-    python benchmarks/task_model.py --base STORE/base_model/... --sources STORE/sources/... --method full
-    python benchmarks/task_model.py --base ... --sources ... --method lora --num 2048 --device cpu
+    python -m benchmarks.task_model --base STORE/base_model/... --sources STORE/sources/... --method full
+    python -m benchmarks.task_model --base ... --sources ... --batch-size 2 --together 24 --num 512
+    python -m benchmarks.task_model --base ... --sources ... --num 512 --device cpu
 
-The peer is what one would write with the libraries alone: AutoModelForSequenceClassification with PyTorch's own attention,
-batches padded to their longest example, AdamW; for evaluation, padded batches sorted by length. Ours is the stage itself,
-through Ray Train and DeepSpeed, at the same batch size, precision and learning rate. With --together N, N task models on
-NUM examples each are trained at once by one worker, and their rates added; the peer trains one. Reports examples a second of
-both, warm, and the ratio.
+  peer  what one would write with the libraries alone: AutoModelForSequenceClassification with PyTorch's own attention (and
+        peft's LoRA in the weights' own type, which is faster than its float32), transformers' Trainer with batches grouped by
+        length and padded to their longest, fused AdamW; evaluation in padded batches sorted by length
+  ours  the stage itself, through Ray Train and DeepSpeed, at the same batch size, precision and learning rate
+
+With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer
+trains one. Rates are warm: without the first steps, and of an evaluation that is not the first.
 """
 
 from __future__ import annotations
@@ -15,18 +18,32 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.common import (
+    FORWARD,
+    FROZEN,
+    TRAINED,
+    Figure,
+    Part,
+    Work,
+    alternately,
+    finish,
+    limits_here,
+    make_parser,
+    model_flops,
+    useful_tokens,
+    values_of,
+)
 from pipelines.compute import Resources, no_report
-from pipelines.evaluation import EvaluationConfig, evaluate
+from pipelines.evaluation import EvaluationConfig, evaluate_group
 from pipelines.examples import LABELS, read_examples, write_examples
 from pipelines.finetuning import FinetuneConfig, finetune_group, load_tokenizer, read_metrics
+from pipelines.packing import common_prefix_length
 from pipelines.prompts import classifier_prompt
 from pipelines.task_model import (
     TaskModelConfig,
@@ -34,41 +51,83 @@ from pipelines.task_model import (
     finetuning_job,
     initial_task_model,
 )
+from sweep.model_shape import ModelShape
+
+LOG_EVERY = 16
+COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="a base-model artifact (a folder with model/)")
-    parser.add_argument("--sources", required=True, help="a sources artifact (a folder with train.parquet)")
+    parser = make_parser(__doc__, repeats=1)
+    parser.add_argument("--base", type=Path, required=True, help="a base-model artifact (a folder with model/)")
+    parser.add_argument("--sources", type=Path, required=True, help="a sources artifact (a folder with train.parquet)")
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--num", type=int, default=8_192, help="training examples")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--together", type=int, default=1, help="task models that ours trains at once (LoRA)")
     parser.add_argument("--tokens", type=int, default=16_384, help="of one pass of ours")
-    parser.add_argument("--skip", nargs="*", choices=("ours", "peer"), default=())
+    parser.add_argument("--variants", nargs="+", choices=("ours", "peer"), default=["ours", "peer"])
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers of ours first")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--evaluation-set", default="mnli_matched")
     parser.add_argument("--num-evaluation", type=int, default=9_815)
     parser.add_argument("--peer-evaluation-batch", type=int, default=128)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"arguments": vars(arguments)}
+    # Workers have another current directory.
+    arguments.base, arguments.sources = arguments.base.absolute(), arguments.sources.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_examples(
-            read_examples(f"{arguments.sources}/train.parquet").slice(0, arguments.num),
-            folder / "train.parquet",
+        for name, source, num in (
+            ("train", "train", arguments.num),
+            ("test", arguments.evaluation_set, arguments.num_evaluation),
+        ):
+            write_examples(read_examples(arguments.sources / f"{source}.parquet").slice(0, num), folder / f"{name}.parquet")
+        measures = {"ours": ours, "peer": peer}
+        results = alternately(
+            {name: partial(measures[name], arguments, folder) for name in arguments.variants}, arguments.repeats
         )
-        write_examples(
-            read_examples(f"{arguments.sources}/{arguments.evaluation_set}.parquet").slice(0, arguments.num_evaluation),
-            folder / "test.parquet",
-        )
-        for name, measure in (("ours", ours), ("peer", peer)):
-            if name not in arguments.skip:
-                result[name] = measure(arguments, folder)
-    for name in ("train_examples_per_s", "evaluate_examples_per_s") if not arguments.skip else ():
-        result[f"ratio_{name}"] = result["ours"][name] / result["peer"][name]
-    print(json.dumps(result, indent=1))
+        training, evaluation = work_of(arguments, folder)
+    finish(
+        parser,
+        arguments,
+        [
+            Figure("training", "examples/s", values_of(results, "train_examples_per_s"), peer="peer", work=training),
+            Figure("evaluation", "examples/s", values_of(results, "evaluate_examples_per_s"), peer="peer", work=evaluation),
+        ],
+        limits=limits_here() if arguments.device == "cuda" else None,
+        details=results,
+    )
+
+
+def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work]:
+    """Of an example trained and one evaluated, with the prompts' common beginning computed as often as it must be."""
+    shape = ModelShape.of_settings(json.loads((arguments.base / "model" / "config.json").read_text()))
+    is_lora = arguments.method == "lora"
+    recipe = FinetuneConfig()
+    lora: dict[str, Any] = {"lora_rank": recipe.lora_rank, "lora_targets": recipe.lora_targets} if is_lora else {}
+    tokenizer = load_tokenizer(str(arguments.base))
+
+    def part(name: str, per_weight: int, prefix: int, batch_size: int) -> Part:
+        lengths = [len(sequence) for sequence in tokenizer(texts_of(folder / name)[0])["input_ids"]]
+        tokens, pairs = useful_tokens(lengths, prefix=prefix, num_batches=-(-len(lengths) // batch_size))
+        return Part("model", model_flops(shape, tokens, pairs, per_weight=per_weight, **lora) / len(lengths))
+
+    prefix = common_prefix_length(tokenizer(texts_of(folder / "train.parquet")[0])["input_ids"])
+    shared = 0 if arguments.together > 1 else prefix
+    trained = part("train.parquet", FROZEN if is_lora else TRAINED, shared, arguments.batch_size)
+    evaluated = part("test.parquet", FORWARD, prefix, arguments.num_evaluation)
+    once = ", the prompts' common beginning once a {}"
+    return (
+        Work((trained,), COUNTED.format(once.format("batch") if shared else "")),
+        Work((evaluated,), COUNTED.format(once.format("set"))),
+    )
+
+
+def texts_of(path: Path) -> tuple[list[str], list[int]]:
+    """Prompts and labels of an examples file."""
+    table = read_examples(path)
+    pairs = zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
+    return [classifier_prompt(p, h) for p, h in pairs], [LABELS.index(x) for x in table["label"].to_pylist()]
 
 
 def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -78,21 +137,23 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     dtype = "bfloat16" if gpu else "float32"
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_gpus=1 if gpu else 0)
     resources = Resources(gpus_per_worker=1 if gpu else 0)
-    initial_task_model(UntrainedConfig(0), arguments.base, str(folder / "start"))
+    # What has ended in a folder is not run again, and a repeat is to be.
+    fresh = Path(tempfile.mkdtemp(dir=folder))
+    initial_task_model(UntrainedConfig(0), str(arguments.base), str(fresh / "start"))
     config = FinetuneConfig(
         method=arguments.method,
         batch_size=arguments.batch_size,
         dtype=dtype,
         learning_rate=2e-5,
-        log_every=16,
+        log_every=LOG_EVERY,
         share_prefix=arguments.together == 1,
         tokens_per_microbatch=arguments.tokens,
         checkpoint_every=0,
         compile_from_steps=1 if arguments.compile else 0,
     )
-    outputs = [str(folder / f"trained{seed}") for seed in range(arguments.together)]
+    outputs = [str(fresh / f"trained{seed}") for seed in range(arguments.together)]
     jobs = [
-        finetuning_job(TaskModelConfig(config, seed), str(folder / "train.parquet"), arguments.base, str(folder / "start"))
+        finetuning_job(TaskModelConfig(config, seed), str(folder / "train.parquet"), str(arguments.base), str(fresh / "start"))
         for seed in range(arguments.together)
     ]
     results = finetune_group(jobs, outputs, resources=resources, reports=[no_report] * len(jobs))
@@ -100,98 +161,140 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         raise failed
     rates = []
     for output in outputs:
-        # The first logged windows hold the kernels' first use, the last ones go on with fewer.
         log = list(read_metrics(Path(output) / "metrics.jsonl"))
-        rates.append(statistics.median(entry["examples_per_s"] for entry in log[min(3, len(log) - 1) :]))
+        rates.append(statistics.harmonic_mean([entry["examples_per_s"] for entry in warm_windows(log)]))
     # As many as fit are trained at a time.
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
-    metrics = evaluate(
+    # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
+    evaluations = evaluate_group(
         EvaluationConfig(("test",), dtype=dtype),
         str(folder),
-        arguments.base,
-        outputs[0],
-        str(folder / "evaluation"),
+        str(arguments.base),
+        [outputs[0]] * 2,
+        [str(fresh / f"evaluation{number}") for number in range(2)],
         resources=resources,
+        reports=[no_report] * 2,
     )
+    if failed := next((one for one in evaluations if isinstance(one, Exception)), None):
+        raise failed
     ray.shutdown()
-    return {
+    found = {
         "train_examples_per_s": statistics.median(rates) * at_a_time,
         "trained_at_a_time": at_a_time,
-        "train_peak_gpu_memory_gib": max(one["peak_gpu_memory_gib"] or 0 for one in results),  # type: ignore[index]
-        "evaluate_examples_per_s": metrics["examples_per_s"],
-        "evaluate_peak_gpu_memory_gib": metrics["peak_gpu_memory_gib"],
+        "evaluate_examples_per_s": evaluations[1]["examples_per_s"],  # type: ignore[index]
     }
+    for name, several in (("train", results), ("evaluate", evaluations)):
+        if gpu:
+            found[f"{name}_peak_gpu_memory_gib"] = max(one["peak_gpu_memory_gib"] for one in several)  # type: ignore[index]
+    return found
+
+
+def warm_windows(log: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Logged windows of a training without the first three, which hold the kernels' first use, and a last one that is short."""
+    whole = [entry for entry in log if entry["step"] % LOG_EVERY == 0] or log
+    return whole[min(3, len(whole) - 1) :]
 
 
 def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        AutoModelForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    tokenizer = load_tokenizer(arguments.base)
+    tokenizer = load_tokenizer(str(arguments.base))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        Path(arguments.base) / "model", num_labels=3, dtype=dtype
-    ).to(device)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(arguments.base / "model", num_labels=3, dtype=dtype).to(
+        device
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
+    recipe = FinetuneConfig()
     if arguments.method == "lora":
         from peft import LoraConfig, get_peft_model
 
-        recipe = FinetuneConfig()
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=recipe.lora_rank,
-                lora_alpha=recipe.lora_alpha,
-                lora_dropout=recipe.lora_dropout,
-                target_modules=list(recipe.lora_targets),
-                modules_to_save=["score"],
-            ),
+        config = LoraConfig(
+            r=recipe.lora_rank,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=recipe.lora_dropout,
+            target_modules=list(recipe.lora_targets),
+            modules_to_save=["score"],
         )
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-5, weight_decay=0.001, fused=device.type == "cuda")
-
-    def texts_of(name: str) -> tuple[list[str], list[int]]:
-        table = read_examples(folder / name)
-        pairs = zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
-        return [classifier_prompt(p, h) for p, h in pairs], [LABELS.index(x) for x in table["label"].to_pylist()]
+        model = get_peft_model(model, config, autocast_adapter_dtype=False)
 
     def wait() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    texts, labels = texts_of("train.parquet")
-    sequences = tokenizer(texts)["input_ids"]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
-    model.train()
+    texts, labels = texts_of(folder / "train.parquet")
     size = arguments.batch_size
-    warm, started = 32, 0.0
-    steps = len(order) // size
-    for step in range(steps):
-        if step == min(warm, steps // 2):
-            warm, started = step, wait()
-        chosen = order[step * size : (step + 1) * size]
-        batch = tokenizer.pad({"input_ids": [sequences[i] for i in chosen]}, return_tensors="pt").to(device)
-        loss = model(**batch, labels=torch.tensor([labels[i] for i in chosen], device=device)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 0.3)
-        optimizer.step()
-        optimizer.zero_grad()
-    train_rate = (steps - warm) * size / (wait() - started)
+    steps = len(texts) // size
+    # Grouping by length sorts so many batches at a time, the longest first: whole cycles are measured, whatever is left out.
+    cycle = max(1, min(50, len(texts) // (4 * size)))
+    warm = steps % cycle + (cycle if steps % cycle < 16 else 0)
+    warm = min(warm, steps // 2)
+    times = {}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step in (warm, steps):
+                times[state.global_step] = wait()
+
+    settings = TrainingArguments(
+        output_dir=str(folder / "peer"),
+        max_steps=steps,
+        per_device_train_batch_size=size,
+        train_sampling_strategy="group_by_length",
+        dataloader_drop_last=True,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim="adamw_torch_fused",
+        use_cpu=device.type == "cpu",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(tokenizer(texts)["input_ids"], labels, strict=True)]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    Trainer(
+        model=model,
+        args=settings,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[Clock()],
+    ).train()
 
     model.eval()
-    texts, _ = texts_of("test.parquet")
-    begun = wait()
-    sequences = sorted(tokenizer(texts)["input_ids"], key=len)
-    with torch.inference_mode():
-        for start in range(0, len(sequences), arguments.peer_evaluation_batch):
-            rows = sequences[start : start + arguments.peer_evaluation_batch]
-            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(device)
-            model(**batch).logits.float().cpu()
-    return {"train_examples_per_s": train_rate, "evaluate_examples_per_s": len(sequences) / (wait() - begun)}
+    # Ours has tokenized before its clock starts, too.
+    sequences = sorted(tokenizer(texts_of(folder / "test.parquet")[0])["input_ids"], key=len)
+
+    def evaluate(chosen: list[list[int]]) -> float:
+        begun = wait()
+        with torch.inference_mode():
+            for start in range(0, len(chosen), arguments.peer_evaluation_batch):
+                rows_of_batch = chosen[start : start + arguments.peer_evaluation_batch]
+                batch = tokenizer.pad({"input_ids": rows_of_batch}, return_tensors="pt").to(device)
+                model(**batch).logits.float().cpu()
+        return len(chosen) / (wait() - begun)
+
+    evaluate(sequences[-4 * arguments.peer_evaluation_batch :])
+    return {
+        "train_examples_per_s": (steps - warm) * size / (times[steps] - times[warm]),
+        "num_warm_steps": steps - warm,
+        "evaluate_examples_per_s": evaluate(sequences),
+        **({"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}),
+    }
 
 
 if __name__ == "__main__":
