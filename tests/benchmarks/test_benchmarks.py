@@ -1,0 +1,68 @@
+"""Each benchmark as a command, on the CPU with a tiny model: its result has every variant and fits the schema."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from pipelines.base_model import ScratchModelConfig, prepare_base_model
+from pipelines.template_corpus import TemplateCorpusConfig, prepare_template_corpus
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "benchmarks" / "schema.json").read_text())
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    sources, base = (str(tmp_path_factory.mktemp(name)) for name in ("sources", "base"))
+    prepare_template_corpus(TemplateCorpusConfig(), sources)
+    shape = ScratchModelConfig(
+        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=96, vocabulary_size=400
+    )
+    prepare_base_model(shape, base, sources=sources)
+    return {"sources": sources, "base": base}
+
+
+def result_of(benchmark: str, output: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words, "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    result = json.loads(output.read_text())
+    jsonschema.validate(result, SCHEMA)
+    return {figure["name"]: set(figure["variants"]) for figure in result["figures"]}
+
+
+@pytest.mark.parametrize("method", [("--method", "full"), ("--together", "2")])
+def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str, str]) -> None:
+    words = ["--num=128", "--batch-size=2", "--num-evaluation=40", "--evaluation-set=template_test", "--device=cpu"]
+    places = [f"--base={artifacts['base']}", f"--sources={artifacts['sources']}"]
+    found = result_of("task_model", tmp_path / "result.json", *places, *words, *method)
+    assert found == {"training": {"ours", "peer"}, "evaluation": {"ours", "peer"}}
+
+
+def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:
+    words = [
+        "--num=32",
+        "--shard-size=32",
+        "--dtype=float32",
+        "--device=cpu",
+        "--max-new-tokens=16",
+        "--variants",
+        "raw",
+        "stage",
+    ]
+    found = result_of("generation", tmp_path / "result.json", f"--model={artifacts['base']}/model", *words)
+    assert found["texts"] == found["tokens"] == {"raw", "stage"}
+
+
+def test_orchestration(tmp_path: Path) -> None:
+    words = ["--num=20", "--num-peer=4", "--repeats=1", "--seeds=1"]
+    found = result_of("orchestration", tmp_path / "result.json", *words)
+    assert found["artifact"] == {"ours", "tune", "tune-reusing"}
+    assert found["plan, 54 cells"] == found["--help"] == {"ours"}
