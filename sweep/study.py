@@ -128,15 +128,16 @@ def _run_on_ray(
         status = "KILLED"
         raise
     finally:
-        errors = _close(tracker, status)
+        errors = _close(tracker, status, len(planned))
     return progress, errors
 
 
-def _close(tracker: Any, status: str) -> list[str]:
+def _close(tracker: Any, status: str, num_steps: int) -> list[str]:
+    """Wait for what is still to be written: with short steps MLflow falls behind, by less than a second for each."""
     import ray
 
     try:
-        return list(ray.get(tracker.close.remote(status), timeout=120))
+        return list(ray.get(tracker.close.remote(status), timeout=120 + num_steps))
     except ray.exceptions.RayError as error:
         return [f"the tracking process ended early ({type(error).__name__})"]
 

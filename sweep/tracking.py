@@ -167,9 +167,11 @@ class Tracker:
         """A step begins: its run is created, or taken up again if an earlier attempt left it."""
         with self._collecting(f"start {card.stage}/{card.slug}"):
             self._retire_run_of_removed_artifact(card.fingerprint)
+            is_taken_up = card.fingerprint in self.runs
             run_id = self._run_of(card, start_ms=None)
-            self.client.update_run(run_id, status="RUNNING")
-            self._logged[card.fingerprint] = self._history(run_id)
+            if is_taken_up:
+                self.client.update_run(run_id, status="RUNNING")
+                self._logged[card.fingerprint] = self._history(run_id)
 
     def log(self, fingerprint: str, metrics: Mapping[str, float], step: int, time_ms: int) -> None:
         """Step metrics of a running step, or of one that has just ended: nobody waits for the last ones.
@@ -269,6 +271,8 @@ class Tracker:
             tags |= {"compare": "yes", "order": _place(card.coordinates)}
         run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=f"{card.stage}/{card.slug}")
         self.runs[card.fingerprint] = run
+        # It is running and has no metrics yet: asking MLflow would cost as much as making it.
+        self._logged[card.fingerprint] = set()
         run_id = run.info.run_id
         values = {name: value for name, value in card.coordinates.items() if value is not None}
         # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
