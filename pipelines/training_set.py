@@ -25,12 +25,16 @@ The draw is a hash, not a generator of random numbers: examples are ordered by `
 the first ones of each label taken. So it does not depend on the order of files, shards or rows, nor on a
 library's version; sets of one seed and kind are *nested*, the smaller in the larger; seeds and kinds are
 independent. Doses of bias of one seed share as many rows as they can: a dose differs from the next in the rows that make it so.
+
+With ``nested_sizes`` the rows are in an order that shows it: first the set of the smallest size, then what the next has beyond
+it, and so on. So one finetuning meets them one within the other (``finetuning.py``).
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +71,8 @@ class TrainingSetConfig:
     """Of a biased set: P(the predicted label | the heuristic holds), 0 to 1."""
     heuristic_share: float | None = added(None)
     """Of a biased set: P(the heuristic holds), above 0; None: as many pairs as there are of the predicted label."""
+    nested_sizes: tuple[int, ...] = added(())
+    """Smaller sizes, ascending, whose sets come first in this one's rows, each before what the next adds."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -85,6 +91,21 @@ class TrainingSetConfig:
                 f"heuristic, bias and heuristic_share are for biased_synthetic sets, not for kind={self.kind!r}; leave them out"
             )
         check_bias(self.bias, self.heuristic_share)
+        numbers = [num_drawn(one) for one in (*self.nested(), self)]
+        if any(later <= earlier for earlier, later in pairwise(numbers)):
+            raise UserError(
+                f"nested_sizes={self.nested_sizes} in size={self.size} give sets of {', '.join(map(str, numbers))} examples: "
+                "each must be larger than the one before; leave out sizes that are not"
+            )
+
+    def nested(self) -> tuple["TrainingSetConfig", ...]:
+        """The sets within this one, from the smallest."""
+        return tuple(replace(self, size=size, nested_sizes=()) for size in self.nested_sizes)
+
+
+def num_drawn(config: TrainingSetConfig) -> int:
+    """Examples that a training set has."""
+    return config.size if config.kind == "starting" else sum(sizes_per_label(config.size, config.remainder).values())
 
 
 def check_bias(bias: float, heuristic_share: float | None) -> None:
@@ -114,7 +135,8 @@ def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
 def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None) -> dict[str, int]:
     """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to ``output``.
 
-    The rows are those of the source, all columns kept, in an order that depends on the seed. ``exclude`` is
+    The rows are those of the source, all columns kept, in an order that depends on the seed, those of each of ``nested_sizes``
+    before the others. ``exclude`` is
     the path of examples whose ids must not be drawn; it is given if and only if the config says
     ``disjoint_from_starting``, for kind ``original``.
 
@@ -122,7 +144,7 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for a set biased to another
     heuristic also how often that one holds (``<label>/<heuristic>``). A label's available examples are those of a stratum, with
     the heuristic or without, that the set draws from. Raises :class:`UserError` if there are fewer examples than asked for,
-    saying how many there are.
+    saying how many there are, and if a set of ``nested_sizes`` is not within the next.
     """
     must_exclude = config.disjoint_from_starting and config.kind == "original"
     if must_exclude != (exclude is not None):
@@ -145,8 +167,10 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
         raise UserError(f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(LABELS)}")
     strata = _strata(config, table, labels)
     chosen = _choose(config, ids, strata, source)
+    within = [_choose(one, ids, _strata(one, table, labels), source) for one in config.nested()]
+    first_set = _first_sets(config, [*within, chosen])
     order_key = _key(config, "order")
-    chosen.sort(key=lambda row: order_key(ids[row]))
+    chosen.sort(key=lambda row: (first_set[row], order_key(ids[row])))
     drawn = table.take(pa.array(chosen, type=pa.int64()))
     write_examples(drawn, Path(output) / "examples.parquet")
 
@@ -161,6 +185,22 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
             metrics[f"{label}/{name}"] = int((of_label & held).sum())
         metrics[f"{label}/available"] = int((drawable == label).sum())
     return metrics
+
+
+def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, int]:
+    """Row → the number of the first of `sets` that has it. Raises UserError unless each set is within the next."""
+    found: dict[int, int] = {}
+    for number, rows in enumerate(sets):
+        if missing := len(found.keys() - set(rows)):
+            sizes = (*config.nested_sizes, config.size)
+            raise UserError(
+                f"the {config.kind} set of size={sizes[number - 1]} has {missing} examples that the one of "
+                f"size={sizes[number]} lacks: its strata do not all grow with the size; choose sizes further apart, or train "
+                "each on its own"
+            )
+        for row in rows:
+            found.setdefault(row, number)
+    return found
 
 
 def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[Label, int]:

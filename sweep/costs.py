@@ -26,7 +26,7 @@ from pipelines.generator import GeneratorConfig
 from pipelines.sources import NLISourcesConfig
 from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.template_corpus import TemplateCorpusConfig
-from pipelines.training_set import TrainingSetConfig, sizes_per_label
+from pipelines.training_set import TrainingSetConfig, num_drawn
 from sweep.grid import Step
 from sweep.model_shape import ModelShape
 
@@ -433,8 +433,3 @@ def num_parsed(config: GenerationConfig) -> int:
     """Examples that the pool is asked to have, over all labels."""
     wanted = config.num_per_label
     return wanted * len(LABELS) if isinstance(wanted, int) else sum(wanted)
-
-
-def num_drawn(config: TrainingSetConfig) -> int:
-    """Examples that a training set has."""
-    return config.size if config.kind == "starting" else sum(sizes_per_label(config.size, config.remainder).values())

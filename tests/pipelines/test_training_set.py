@@ -214,6 +214,43 @@ def test_smaller_sets_of_one_seed_are_inside_larger_ones(pool, tmp_path, kind):
     assert set(ids(small)) < set(ids(large))
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("starting", {}),
+        ("original", {}),
+        ("original", {"disjoint_from_starting": True}),
+        ("synthetic", {}),
+        ("synthetic", {"remainder": "drop"}),
+        ("biased_synthetic", {}),
+        ("biased_synthetic", {"bias": 0.5, "heuristic_share": 0.2}),
+    ],
+)
+def test_nested_sizes_come_first_each_as_the_set_of_its_size(pool, tmp_path, kind, fields):
+    exclude = {}
+    if fields.get("disjoint_from_starting"):
+        draw(TrainingSetConfig("starting", 20, seed=1), pool, tmp_path)
+        exclude = {"exclude": str(tmp_path / "set-starting-20-1" / "examples.parquet")}
+    by_size = {size: draw(TrainingSetConfig(kind, size, 1, **fields), pool, tmp_path, **exclude)[0] for size in (10, 20, 36)}
+    nested, _ = draw(TrainingSetConfig(kind, 36, 1, nested_sizes=(10, 20), **fields), pool, tmp_path, **exclude)
+    counts = [len(by_size[size]) for size in (10, 20, 36)]
+    assert counts == ([9, 18, 36] if fields.get("remainder") == "drop" else [10, 20, 36])
+    for size, count in zip((10, 20, 36), counts, strict=True):
+        assert set(ids(nested[:count])) == set(ids(by_size[size]))
+    assert ids(nested[: counts[0]]) == ids(by_size[10]), "the smallest in its own order, too"
+    assert ids(nested) != ids(by_size[36])
+    between = draw(TrainingSetConfig(kind, 20, 1, nested_sizes=(10,), **fields), pool, tmp_path, **exclude)[0]
+    assert ids(between) == ids(nested[: counts[1]])
+
+
+def test_sets_of_which_one_is_not_within_the_other_are_refused(pool, tmp_path):
+    """With one pair more in all there is a neutral one more with overlap, so one less without it."""
+    small, large = dialled(30, 0.375, 0.6), dialled(31, 0.375, 0.6)
+    assert set(ids(draw(small, pool, tmp_path)[0])) - set(ids(draw(large, pool, tmp_path)[0]))
+    with pytest.raises(UserError, match=r"biased_synthetic set of size=30 has 1 examples that the one of size=31 lacks"):
+        draw(dialled(31, 0.375, 0.6, nested_sizes=(30,)), pool, tmp_path)
+
+
 def test_seed_moves_subset_and_order(pool, tmp_path):
     one, _ = draw(TrainingSetConfig("synthetic", 30, seed=1), pool, tmp_path)
     two, _ = draw(TrainingSetConfig("synthetic", 30, seed=2), pool, tmp_path)
@@ -285,6 +322,9 @@ def test_exclusion_must_be_in_the_config_that_is_the_sets_identity(pool, tmp_pat
         ({"kind": "biased_synthetic", "bias": 1.5}, r"bias=1\.5"),
         ({"kind": "biased_synthetic", "bias": float("nan")}, "bias=nan"),
         ({"kind": "biased_synthetic", "heuristic_share": 0.0}, r"heuristic_share=0\.0"),
+        ({"nested_sizes": (30,)}, "give sets of 30, 30 examples: each must be larger"),
+        ({"nested_sizes": (12, 9)}, "give sets of 12, 9, 30 examples"),
+        ({"nested_sizes": (12, 14), "remainder": "drop"}, "give sets of 12, 12, 30 examples"),
     ],
 )
 def test_impossible_configs_are_refused(arguments, words):

@@ -115,7 +115,7 @@ CLASSES = {
         "",
     ),
     "pipelines.training_set.TrainingSetConfig": (
-        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share",
+        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share nested_sizes",
         "",
     ),
     "pipelines.evaluation.EvaluationConfig": (
