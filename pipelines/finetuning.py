@@ -4,6 +4,13 @@
 
 Batches carry no padding (`packing.py`), adapters are peft's, ZeRO 0 to 3 is a setting that changes where the weights lie and
 not what is computed, and an interrupted run goes on from its last checkpoint when it is started again with the same output.
+
+Models of nested training sets can share one trajectory: a *trunk* goes through the largest set, whose rows begin with those of
+the smaller ones (`training_set.py`), at a constant learning rate after warm-up. The model of a smaller set is a *branch*: it
+leaves the trunk where the last `cooldown_ratio` of its own steps begin and takes these with a falling learning rate. So it has
+seen exactly its own set, each example once, and only its cool-down is computed for it alone. The trunk ends with a cool-down of
+its own: it is the model of the largest set (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395; Hägele et al. 2024, arXiv
+2405.18392).
 """
 
 from __future__ import annotations
@@ -18,10 +25,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.compute import Report, Resources, runtime
+from pipelines.compute import Report, Resources, added, runtime
 from pipelines.errors import NeighbourFailedError, UserError, portable
 from pipelines.examples import Label, read_examples
 from pipelines.packing import (
@@ -47,6 +55,9 @@ RESULT_FILE = ".result.json"
 """Of a member of a group that has ended while the others have not."""
 RAY_TRAIN = ".ray_train"
 LATEST = "latest.json"
+STATES = "states"
+"""Of a trunk: what its branches begin from, a folder a step."""
+WARMUP_STABLE_DECAY = "warmup_stable_decay"
 DEEPSPEED, TOGETHER = "deepspeed", "together"
 """The engines that step a job: DeepSpeed alone, or `together.py` several at once."""
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -59,6 +70,7 @@ class FinetuneConfig:
     `batch_size` counts the examples of one optimizer step over all workers; `epochs` may be a fraction. `share_prefix` computes
     the prompts' common beginning once a batch (exact, except that its examples then share that part's dropout mask).
     With `group_by_length`, a batch holds examples of similar length, as transformers' Trainer groups them.
+    Schedule "warmup_stable_decay" keeps the learning rate until the last `cooldown_ratio` of the steps, in which it falls to 0.
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
     least `compile_from_steps` optimizer steps compile their decoder layers first (0: never), which takes a while to repay.
     `rehearse_steps` above 0 makes it a rehearsal: only so many steps, on the longest examples, which need most memory.
@@ -82,6 +94,7 @@ class FinetuneConfig:
     group_by_length: bool = False
     max_length: int | None = None
     rehearse_steps: int = 0
+    cooldown_ratio: float = added(0.0)
     zero_stage: int = runtime(1)
     gradient_checkpointing: bool = runtime(False)
     tokens_per_microbatch: int = runtime(16_384)
@@ -91,7 +104,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, ("lora", "full"))
-        _one_of("schedule", self.schedule, ("cosine", "linear", "constant"))
+        _one_of("schedule", self.schedule, ("cosine", "linear", "constant", WARMUP_STABLE_DECAY))
         _one_of("dtype", self.dtype, ("bfloat16", "float32"))
         _one_of("zero_stage", self.zero_stage, (0, 1, 2, 3))
         for name in (
@@ -106,6 +119,16 @@ class FinetuneConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be above 0")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and below 1")
+        if (self.schedule == WARMUP_STABLE_DECAY) != (self.cooldown_ratio != 0):
+            raise UserError(
+                f"cooldown_ratio={self.cooldown_ratio} with schedule={self.schedule!r}: it is above 0 for "
+                f"{WARMUP_STABLE_DECAY!r} and 0 for any other; give both or neither"
+            )
+        if not 0 <= self.cooldown_ratio <= 1 - self.warmup_ratio:
+            raise UserError(
+                f"cooldown_ratio={self.cooldown_ratio} with warmup_ratio={self.warmup_ratio}: they are parts of one run; give "
+                "at least 0, and at most what the warm-up leaves"
+            )
 
 
 def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> None:
@@ -132,11 +155,33 @@ class FinetuneJob:
     text: str = "generator"
     end_marker: str = ""
     max_examples: int | None = None
+    nested_sizes: tuple[int, ...] = ()
+    """Ascending: so many of the first examples are smaller sets, which are seen first, each before what the next adds."""
+    trunk: str | None = None
+    """Of a branch: the output of the trunk that it leaves. A job without one keeps what branches of its nested sets need."""
+
+    @property
+    def is_on_trajectory(self) -> bool:
+        """Whether it is a branch, or a trunk that has any."""
+        return bool(self.nested_sizes or self.trunk)
 
 
-def learning_rate_at(step: int, num_steps: int, config: FinetuneConfig) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up over ceil(ratio * num_steps) steps, then the schedule."""
-    warmup = math.ceil(config.warmup_ratio * num_steps)
+def nested_ends(sizes: Sequence[int], batch_size: int) -> list[int]:
+    """After how many optimizer steps each of the nested sets of `sizes`, ascending, has been seen: no batch lies in two."""
+    return list(accumulate(-(-(size - smaller) // batch_size) for smaller, size in pairwise((0, *sizes))))
+
+
+def cooldown_start(num_steps: int, config: FinetuneConfig) -> int:
+    """The first step of the cool-down of a run of `num_steps`, where a branch leaves its trunk."""
+    return num_steps - math.ceil(config.cooldown_ratio * num_steps)
+
+
+def learning_rate_at(step: int, num_steps: int, config: FinetuneConfig, *, shortest: int | None = None) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up over ceil(ratio * num_steps) steps, then the schedule.
+
+    On a trajectory all have the warm-up of its `shortest` run, in steps. A cool-down falls as 1 - sqrt (Hägele et al. 2024).
+    """
+    warmup = math.ceil(config.warmup_ratio * (shortest or num_steps))
     if step < warmup:
         return config.learning_rate * step / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
@@ -145,6 +190,10 @@ def learning_rate_at(step: int, num_steps: int, config: FinetuneConfig) -> float
             return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         case "linear":
             return config.learning_rate * (1 - progress)
+        case "warmup_stable_decay":
+            start = cooldown_start(num_steps, config)
+            fallen = math.sqrt((step - start) / (num_steps - start)) if step > start else 0.0
+            return config.learning_rate * (1 - fallen)
         case _:
             return config.learning_rate
 
@@ -187,8 +236,10 @@ def finetune_group(
 
     Each has its own output, checkpoints and report, and ends as it would alone. Returns each one's metrics, or what it failed
     with: `NeighbourFailedError` if the workers were lost before it had ended. Jobs that ended in an earlier call are not run
-    again.
+    again. Raises UserError for a job on a trajectory that cannot be on one.
     """
+    for job in jobs:
+        check_trajectory(job, resources.num_workers)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -225,6 +276,25 @@ def finetune_group(
             raise cause from error
         ended = [_read_result(output) for output in outputs]
         return [result if result is not None else NeighbourFailedError(str(cause)) for result in ended]
+
+
+def check_trajectory(job: FinetuneJob, num_workers: int) -> None:
+    """Raise UserError for a job that shares a trajectory and has no such schedule, no adapters, or anything but one epoch."""
+    config = job.config
+    if not job.is_on_trajectory:
+        return
+    for name, value, wanted in (
+        ("schedule", config.schedule, WARMUP_STABLE_DECAY),
+        ("method", config.method, "lora"),
+        ("epochs", config.epochs, 1),
+        ("rehearse_steps", config.rehearse_steps, 0),
+        ("num_workers", num_workers, 1),
+    ):
+        if value != wanted:
+            raise UserError(
+                f"{name}={value!r}: finetunings that share a trajectory need {wanted!r}; give that, or train each size "
+                "on its own"
+            )
 
 
 def _absolute(path: str) -> str:
@@ -265,7 +335,7 @@ def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if loop["use_gpu"] else "gloo")
     members: list[Member] = loop["jobs"]
-    if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER:
+    if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER and not members[0].job.is_on_trajectory:
         return [_train(members[0], loop["use_gpu"])]
     results: dict[int, dict[str, Any] | Exception] = {}
     for place, member in enumerate(members):
@@ -350,6 +420,7 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
     from pipelines.stepping import FlatModel
 
     job, config = member.job, member.job.config
+    assert not job.is_on_trajectory, "together.py keeps and reads the states of trajectories"
     started = time.perf_counter()
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -519,20 +590,29 @@ def check_loss(loss: float, step: int, config: FinetuneConfig) -> None:
 
 
 def planned_batches(job: FinetuneJob, lengths: Sequence[int]) -> list[list[int]]:
-    """The example indices of each optimizer step, for examples of `lengths` in tokens."""
+    """The example indices of each optimizer step, for examples of `lengths` in tokens.
+
+    What each nested set adds to the one before is ordered and dealt into batches by itself. So those of a smaller set are the
+    first ones of a larger one.
+    """
     import numpy as np
 
     config = job.config
-    order = training_order(
-        len(lengths),
-        config.epochs,
-        seed=job.seed,
-        lengths=lengths if config.group_by_length else None,
-        batch_size=config.batch_size,
-    )
-    if config.rehearse_steps:
-        order = np.argsort(-np.array(lengths), kind="stable")[: config.rehearse_steps * config.batch_size]
-    return [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
+    batches: list[list[int]] = []
+    for first, end in pairwise((0, *job.nested_sizes, len(lengths))):
+        own = lengths[first:end]
+        order = training_order(
+            len(own),
+            config.epochs,
+            seed=job.seed,
+            lengths=own if config.group_by_length else None,
+            batch_size=config.batch_size,
+        )
+        if config.rehearse_steps:
+            order = np.argsort(-np.array(own), kind="stable")[: config.rehearse_steps * config.batch_size]
+        order = order + first
+        batches += [order[start : start + config.batch_size].tolist() for start in range(0, len(order), config.batch_size)]
+    return batches
 
 
 def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.compute import Report, Resources, no_report
+from pipelines.compute import Report, Resources, added, no_report
 from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
 from pipelines.storage import fetch, join
 
@@ -26,10 +26,15 @@ class UntrainedConfig:
 
 @dataclass(frozen=True)
 class TaskModelConfig:
-    """How a task model is finetuned. `seed` moves the order, the dropout and a fresh adapter."""
+    """How a task model is finetuned. `seed` moves the order, the dropout and a fresh adapter.
+
+    `nested_sizes` are the numbers of examples of the smaller sets that come first in its training set, ascending: it is the
+    trunk that their models branch off, or a branch itself if it is given a trunk (`finetuning.py`).
+    """
 
     finetune: FinetuneConfig
     seed: int
+    nested_sizes: tuple[int, ...] = added(())
 
 
 def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:
@@ -52,19 +57,23 @@ def finetune_task_model(
     starting_point: str,
     output: str,
     *,
+    trunk: str | None = None,
     resources: Resources | None = None,
     report: Report = no_report,
 ) -> dict[str, Any]:
     """Finetune `starting_point` (a task model's folder) on `training_set` (examples Parquet); `output` is a task model again.
 
-    Returns the training's metrics. Raises UserError if the starting point's adapter differs in rank, alpha or targets from the
-    config's, or if full weights were to be continued by an adapter's finetuning.
+    `trunk` is, of a branch, the task model of the largest set, from the same starting point. Returns the training's metrics.
+    Raises UserError if the starting point's adapter differs in rank, alpha or targets from the config's, if full weights were
+    to be continued by an adapter's finetuning, and for a trajectory that cannot be shared.
     """
-    job = finetuning_job(config, training_set, base_model, starting_point)
+    job = finetuning_job(config, training_set, base_model, starting_point, trunk)
     return finetune(job, output, resources=resources or Resources(), report=report)
 
 
-def finetuning_job(config: TaskModelConfig, training_set: str, base_model: str, starting_point: str) -> FinetuneJob:
+def finetuning_job(
+    config: TaskModelConfig, training_set: str, base_model: str, starting_point: str, trunk: str | None = None
+) -> FinetuneJob:
     """What `finetune_task_model` runs, for `finetuning.finetune_group`."""
     return FinetuneJob(
         objective="classification",
@@ -74,6 +83,8 @@ def finetuning_job(config: TaskModelConfig, training_set: str, base_model: str, 
         base_model=base_model,
         starting_point=starting_point,
         save=save_task_model,
+        nested_sizes=config.nested_sizes,
+        trunk=trunk,
     )
 
 

@@ -6,7 +6,9 @@ The base's matrix products are computed over the examples of all members, and ea
 head (`adapters.py`). Apart from that a member trains as it would alone: its own examples in its own order, optimizer state,
 schedule, clipping, dropout masks, seed, number of steps, log, checkpoints and failure. Members keep no step in common: in each
 pass those take part that are furthest behind, as many as fit into the tokens of a pass, and one that ends makes room for the
-next.
+next. Of those that share their prompts' prefix in their batches, and so no pass, one at a time is trained, over the base that
+is loaded once. Trunks and branches (`finetuning.py`) are trained here only: a trunk's state is kept in its output at each
+branch's first step.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pipelines.adapters import Segments
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.errors import portable
 from pipelines.finetuning import (
+    STATES,
     TOGETHER,
     Member,
     adapters_of,
@@ -34,16 +37,19 @@ from pipelines.finetuning import (
     check_saved_adapter,
     checkpointing_engine,
     compile_layers,
+    cooldown_start,
     encode_examples,
     free_memory,
     learning_rate_at,
     load_checkpoint,
+    nested_ends,
     planned_batches,
     save_checkpoint,
     save_result,
+    working_folder,
 )
 from pipelines.models import load_head
-from pipelines.packing import IGNORED, Shape, pack, shape_for, split_by_tokens
+from pipelines.packing import IGNORED, Shape, common_prefix_length, pack, shape_for, split_by_tokens
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
 
@@ -56,28 +62,29 @@ STATE_FILE = "state.safetensors"
 def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:
     """Those of `places` that can be trained at once, in groups: adapters of one shape for a classifier over the same weights.
 
-    A job that was checkpointed here goes on here, if need be alone. One that shares its prompts' prefix within its batches is
-    left out, because adapters have no prefix in common; so is one that another engine has begun.
+    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. Any other that
+    shares its prompts' prefix within its batches is left out, because adapters have no prefix in common; so is one that another
+    engine has begun.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
-    begun = set()
+    bound = set()
     for place in places:
         job, config = members[place].job, members[place].job.config
         engine = checkpointing_engine(members[place].output)
-        if engine == TOGETHER:
-            begun.add(place)
+        if engine == TOGETHER or job.is_on_trajectory:
+            bound.add(place)
         if (
             job.objective != "classification"
             or config.method != "lora"
-            or config.share_prefix
+            or (config.share_prefix and not job.is_on_trajectory)
             or engine not in (None, TOGETHER)
         ):
             continue
         weights = _weights(members[place])
         shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)
-        limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing)
+        limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing, config.share_prefix)
         groups[weights, shape, limits].append(place)
-    return [group for group in groups.values() if len(group) > 1 or begun.intersection(group)]
+    return [group for group in groups.values() if len(group) > 1 or bound.intersection(group)]
 
 
 def _weights(member: Member) -> Path:
@@ -103,7 +110,7 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                 try:
                     course = _Course(member)
                     if bank is None:
-                        bank = _Bank(members, gpu_share, most, num_steps=len(course.batches))
+                        bank = _Bank(members, gpu_share, most, num_steps=len(course.batches) - course.branched_at)
                     slot = next(slot for slot in range(bank.num_slots) if slot not in courses)
                     course.take(bank, slot)
                 except Exception as error:
@@ -151,25 +158,41 @@ class _Course:
         self.sequences, self.labels = encode_examples(self.job)
         self.lengths = [len(sequence) for sequence in self.sequences]
         self.batches = planned_batches(self.job, self.lengths)
+        self.prefix = common_prefix_length(self.sequences) if self.config.share_prefix else 0
+        ends = [len(self.batches)]
+        if self.job.is_on_trajectory:
+            ends = nested_ends((*self.job.nested_sizes, len(self.lengths)), self.config.batch_size)
+        assert ends[-1] == len(self.batches)
+        self.shortest = ends[0]
+        branches = {cooldown_start(end, self.config) for end in ends}
+        self.branched_at = max(branches) if self.job.trunk else 0
+        self.kept_at = set() if self.job.trunk else branches - {cooldown_start(ends[-1], self.config)}
         self.next_step = self.first_step = 0
         self.log: list[dict[str, float]] = []
         self.needs_attention = False
         self.neighbours: list[int] = []
 
     def take(self, bank: _Bank, slot: int) -> None:
-        """Begin in `slot`, or go on from the last checkpoint."""
+        """Begin in `slot`, a branch where it leaves its trunk, or go on from the last checkpoint."""
         bank.fill(slot, self.job)
-        self.first_step, self.log = load_checkpoint(
+        if self.branched_at:
+            bank.read_state(slot, self._kept_state())
+        next_step, self.log = load_checkpoint(
             lambda folder: bank.read_state(slot, Path(folder)), self.member.output, engine=TOGETHER
         )
-        self.next_step = self.first_step
+        self.next_step = self.first_step = max(next_step, self.branched_at)
         self.setup_s = time.perf_counter() - self.started
         self.window_start = self.train_start = time.perf_counter()
         self.window_step = self.next_step
 
+    def _kept_state(self) -> Path:
+        assert self.job.trunk is not None
+        return Path(fetch(join(self.job.trunk, STATES, f"step{self.branched_at}")))
+
     @property
     def fraction(self) -> float:
-        return self.next_step / len(self.batches)
+        """Of its own steps; a branch's trunk is not among them."""
+        return (self.next_step - self.branched_at) / (len(self.batches) - self.branched_at)
 
     @property
     def next_batch(self) -> list[int]:
@@ -178,7 +201,7 @@ class _Course:
     @property
     def num_tokens(self) -> int:
         """Of the next batch."""
-        return sum(self.lengths[i] for i in self.next_batch)
+        return self.prefix + sum(self.lengths[i] - self.prefix for i in self.next_batch)
 
     def advance(self) -> None:
         """The next step has been computed."""
@@ -186,7 +209,7 @@ class _Course:
         config, step = self.config, self.next_step
         is_last = step == len(self.batches)
         saves = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
-        self.needs_attention = is_last or saves or step % config.log_every == 0
+        self.needs_attention = is_last or saves or step in self.kept_at or step % config.log_every == 0
 
     def attend(self, bank: _Bank, slot: int, num_courses: int) -> bool:
         """Log, check and save what is due after a step. Returns whether it was the last. Raises UserError if it diverged."""
@@ -199,16 +222,19 @@ class _Course:
             entry = {
                 "step": step,
                 "loss": bank.take_loss(slot) / len(done),
-                "learning_rate": learning_rate_at(step - 1, len(self.batches), config),
+                "learning_rate": self.learning_rate_at(step - 1),
                 "examples_per_s": len(done) / elapsed,
                 "tokens_per_s": sum(self.lengths[i] for i in done) / elapsed,
-                "fraction_done": step / len(self.batches),
+                "fraction_done": self.fraction,
             }
             check_loss(entry["loss"], step, config)
             self.window_step, self.window_start = step, time.perf_counter()
             self.neighbours.append(num_courses)
             self.log.append(entry)
             self.member.report({name: value for name, value in entry.items() if name != "step"}, step)
+        if step in self.kept_at:
+            with working_folder(join(self.member.output, STATES, f"step{step}")) as folder:
+                bank.write_state(slot, folder)
         if is_last:
             save_result(self.member, bank.tensors(slot), self.log)
         elif config.checkpoint_every and step % config.checkpoint_every == 0:
@@ -216,6 +242,9 @@ class _Course:
                 lambda folder: bank.write_state(slot, Path(folder)), self.member.output, step, self.log, engine=TOGETHER
             )
         return is_last
+
+    def learning_rate_at(self, step: int) -> float:
+        return learning_rate_at(step, len(self.batches), self.config, shortest=self.shortest)
 
     def metrics(self, bank: _Bank) -> dict[str, Any]:
         train_s = time.perf_counter() - self.train_start
@@ -230,8 +259,9 @@ class _Course:
             "examples_per_s": len(done) / train_s,
             "tokens_per_s": sum(self.lengths[i] for i in done) / train_s,
             "num_trained_parameters": bank.num_parameters,
-            "shared_prefix_tokens": 0,
-            "resumed_at_step": self.first_step or None,
+            "shared_prefix_tokens": self.prefix,
+            "branched_at_step": self.branched_at or None,
+            "resumed_at_step": self.first_step if self.first_step > self.branched_at else None,
             "mean_trained_together": sum(self.neighbours) / len(self.neighbours),
             "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if bank.on_gpu else None,
         }
@@ -267,7 +297,8 @@ class _Bank:
             if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{one}") for one in config.lora_targets)
         ]
         self.num_parameters = sum(config.lora_rank * sum(pair) for pair in sizes) + 3 * shape.hidden_size
-        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
+        # A prefix in common is one adapter's.
+        self.num_slots = 1 if config.share_prefix else min(len(members), most, self._num_fitting(gpu_share, shape))
         self.batch_size = max(member.job.config.batch_size for member in members)
         self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
         self.body.train()
@@ -362,7 +393,8 @@ class _Bank:
         else:
             course = courses[chosen[0]]
             lengths = [course.lengths[i] for i in course.next_batch]
-            passes = [[(chosen[0], run)] for run in split_by_tokens(lengths, self.token_budget)]
+            runs = split_by_tokens(lengths, self.token_budget, prefix_length=course.prefix)
+            passes = [[(chosen[0], run)] for run in runs]
         sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
         total = None
         for number, one in enumerate(passes):
@@ -384,13 +416,14 @@ class _Bank:
         counts, seeds, steps = [0] * self.num_slots, [0] * self.num_slots, [0] * self.num_slots
         for slot, run in taken:
             counts[slot], seeds[slot], steps[slot] = len(run), courses[slot].job.seed, courses[slot].next_step
+        prefix = courses[rows[0][0]].prefix
         # One token of filling at least: what no example fills in the grid below is read from it.
-        num_tokens = sum(map(len, sequences)) + 1
+        num_tokens = prefix + sum(len(sequence) - prefix for sequence in sequences) + 1
         if self.on_gpu:
             shape = shape_for(num_tokens, num_rows=self.num_slots * self.batch_size, width=-(-self.longest // 256) * 256)
         else:
             shape = Shape(num_tokens, len(rows) + 1, self.longest)
-        packed = pack(sequences, shape=shape)
+        packed = pack(sequences, prefix_length=prefix, shape=shape)
         segments = Segments.from_batch(
             packed, self.device, counts=counts, seeds=seeds, steps=steps, places=[place for _, place in rows]
         )
@@ -434,7 +467,7 @@ class _Bank:
                 rows.append([0.0, 0.0, -1.0, 1.0, 1.0])
                 continue
             course = courses[slot]
-            rate = learning_rate_at(course.next_step, len(course.batches), course.config)
+            rate = course.learning_rate_at(course.next_step)
             rows.append(adamw.settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
         settings = self._moved(torch.tensor(rows, dtype=torch.float32))
         settings[:, adamw.FACTOR] *= adamw.clip_factors(self.gradients, self.max_norm)

@@ -69,6 +69,7 @@ RECIPE_NAMES: Mapping[str, str] = MappingProxyType(
         "group_by_length": "batches grouped by length",
         "max_length": "longest example",
         "rehearse_steps": "steps of a rehearsal",
+        "cooldown_ratio": "cool-down ratio",
     }
 )
 WHY: Mapping[str, str] = MappingProxyType(

@@ -94,7 +94,7 @@ CLASSES = {
     "pipelines.finetuning.FinetuneConfig": (
         "method learning_rate epochs batch_size schedule warmup_ratio weight_decay max_grad_norm "
         "dtype lora_rank lora_alpha lora_dropout lora_targets train_embeddings share_prefix "
-        "group_by_length max_length rehearse_steps",
+        "group_by_length max_length rehearse_steps cooldown_ratio",
         "zero_stage gradient_checkpointing tokens_per_microbatch compile_from_steps log_every checkpoint_every",
     ),
     "pipelines.generator.GeneratorConfig": (
@@ -111,7 +111,7 @@ CLASSES = {
         "",
     ),
     "pipelines.task_model.TaskModelConfig": (
-        "finetune seed",
+        "finetune seed nested_sizes",
         "",
     ),
     "pipelines.training_set.TrainingSetConfig": (
