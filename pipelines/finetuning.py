@@ -239,7 +239,10 @@ def finetune_group(
     again. Raises UserError for a job on a trajectory that cannot be on one.
     """
     for job in jobs:
-        check_trajectory(job, resources.num_workers)
+        if job.is_on_trajectory:
+            check_trajectory(job.config, resources.num_workers)
+            if job.config.rehearse_steps:
+                raise UserError(f"rehearse_steps={job.config.rehearse_steps}: a rehearsal has no nested sets; leave them out")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -278,16 +281,12 @@ def finetune_group(
         return [result if result is not None else NeighbourFailedError(str(cause)) for result in ended]
 
 
-def check_trajectory(job: FinetuneJob, num_workers: int) -> None:
-    """Raise UserError for a job that shares a trajectory and has no such schedule, no adapters, or anything but one epoch."""
-    config = job.config
-    if not job.is_on_trajectory:
-        return
+def check_trajectory(config: FinetuneConfig, num_workers: int) -> None:
+    """Raise UserError unless finetunings by `config` can share a trajectory: its schedule, adapters, one epoch, one worker."""
     for name, value, wanted in (
         ("schedule", config.schedule, WARMUP_STABLE_DECAY),
         ("method", config.method, "lora"),
         ("epochs", config.epochs, 1),
-        ("rehearse_steps", config.rehearse_steps, 0),
         ("num_workers", num_workers, 1),
     ):
         if value != wanted:

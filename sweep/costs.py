@@ -13,6 +13,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.examples import LABELS
-from pipelines.finetuning import FinetuneConfig
+from pipelines.finetuning import FinetuneConfig, cooldown_start, nested_ends
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.sources import NLISourcesConfig
@@ -35,6 +36,8 @@ FLOPS_PER_PARAMETER = {"finetune_full": 6, "finetune_lora": 4, "generate": 2, "e
 """Floating-point operations for a token and a parameter: 2 forward, 2 for the gradient of what flows back, 2 for that of
 the weights, which an adapter hardly has."""
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
+STATE_BYTES = 12
+"""For a trained parameter, of the optimizer's fp32 master copy and two moments."""
 MULTINLI_LABELLED, MULTINLI_COPIES = 392_702, 230
 """Labelled rows of MultiNLI's training set, and those of them that are copies of a pair."""
 MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
@@ -341,7 +344,7 @@ class _Estimator:
             case GeneratorConfig():
                 return self._finetuning(step, self.num_examples["train"], table["tokens.generator_text"])
             case TaskModelConfig():
-                return self._finetuning(step, num_drawn(step.inputs["training_set"].config), table["tokens.classifier"])
+                return self._finetuning(step, num_trained(step), table["tokens.classifier"])
             case ScratchModelConfig() if config.pretraining is not None:
                 num_examples = min(config.pretraining_examples or math.inf, self.num_examples["train"])
                 return self._finetuning(step, num_examples, table["tokens.plain"])
@@ -400,7 +403,10 @@ class _Estimator:
         # An adapter on a fully finetuned starting point is kept with those weights.
         start = step.inputs["starting_point"].config
         has_weights = isinstance(start, TaskModelConfig) and start.finetune.method == "full"
-        return head + self._num_trained(step, finetune) * size + (weights if has_weights else 0)
+        trained = self._num_trained(step, finetune)
+        # A trunk keeps what its branches begin from: one state for each smaller set.
+        states = 0 if "trunk" in step.inputs else len(step.config.nested_sizes) * trained * STATE_BYTES
+        return head + trained * size + states + (weights if has_weights else 0)
 
     def _num_trained(self, step: Step, finetune: FinetuneConfig) -> int:
         if finetune.method == "full":
@@ -415,7 +421,21 @@ class _Estimator:
         fp32 master copy and two moments; twice, because a new one is written before the old one goes."""
         if not 0 < finetune.checkpoint_every < work.num_examples / finetune.batch_size:
             return 0
-        return 2 * self._num_trained(step, finetune) * (BYTES_PER_NUMBER[finetune.dtype] + 12)
+        return 2 * self._num_trained(step, finetune) * (BYTES_PER_NUMBER[finetune.dtype] + STATE_BYTES)
+
+
+def num_trained(step: Step) -> int:
+    """Examples of one epoch that a task model is trained on by its own step: of a branch, those of its cool-down."""
+    config, size = step.config, num_drawn(step.inputs["training_set"].config)
+    if "trunk" not in step.inputs:
+        return size
+    sizes = (*config.nested_sizes, size)
+    ends = nested_ends(sizes, config.finetune.batch_size)
+    branch = cooldown_start(ends[-1], config.finetune)
+    seen = 0
+    for (smaller, larger), begin in zip(pairwise((0, *sizes)), (0, *ends), strict=False):
+        seen += min(larger - smaller, max(0, branch - begin) * config.finetune.batch_size)
+    return size - seen
 
 
 def finetuning_of(config: Any) -> FinetuneConfig | None:

@@ -12,7 +12,7 @@ from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, Scrat
 from pipelines.compute import Resources, added, runtime
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
-from pipelines.finetuning import FinetuneConfig
+from pipelines.finetuning import FinetuneConfig, check_trajectory
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
@@ -22,6 +22,7 @@ from pipelines.training_set import check_bias
 from sweep.records import STAGES
 
 KINDS = ("original", "synthetic", "biased_synthetic")
+TRAJECTORIES = ("separate", "shared")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class Experiment:
     `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
     original training set has no example that its starting point was finetuned on. Starting sets are drawn by the
     study's seed, or all by `starting_set_seed`. With `replicates_paper`, plan and report say where the study
-    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). `rehearsal` marks
+    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). With `trajectories` "shared", the
+    starting points of a seed are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind
+    and seed (`pipelines/finetuning.py`); else each is finetuned on its own. `rehearsal` marks
     every artifact's identity (`sweep/rehearsal.py`). `general_set` and
     `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
     what each of its steps may use; a stage not named gets one worker with one CPU.
 
     Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
-    not one, or a report set that is not evaluated.
+    not one, a recipe or resources that no trajectory can be shared with, or a report set that is not evaluated.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Experiment:
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
     starting_set_seed: int | None = None
+    trajectories: str = added("separate")
     rehearsal: bool = False
     replicates_paper: bool = runtime(False)
     sources_folder: str = runtime("")
@@ -111,6 +115,11 @@ class Experiment:
                     f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
                     "base can be quantised; use method='lora' or quantization='none'"
                 )
+        if self.trajectories not in TRAJECTORIES:
+            raise UserError(f"trajectories={self.trajectories!r} is not one of {', '.join(map(repr, TRAJECTORIES))}")
+        if self.trajectories == "shared":
+            for stage, recipe in (("starting_point", self.task_model), ("task_model", self.cell or self.task_model)):
+                check_trajectory(recipe, self.resources.get(stage, Resources()).num_workers)
         names = [one.name for one in self.evaluation.heuristics]
         if self.heuristic.probe_slice is None and self.heuristic.name not in names:
             raise UserError(

@@ -2,17 +2,19 @@
 
 Two roots (prepared data, base model), then generator → synthetic pool; starting points; training sets
 (size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
-several cells share is one step. Original training sets do not depend on the pool, so they need not wait.
+several cells share is one step. Original training sets do not depend on the pool, so they need not wait. With shared
+trajectories a model that is not of the largest size has that one, its trunk, for an input as well.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from pipelines.compute import Resources
+from pipelines.finetuning import FinetuneConfig
 from pipelines.task_model import TaskModelConfig, UntrainedConfig
-from pipelines.training_set import TrainingSetConfig
+from pipelines.training_set import TrainingSetConfig, num_drawn
 from sweep import identity
 from sweep.experiment import Experiment
 from sweep.stages import version_of
@@ -108,25 +110,7 @@ class _Grid:
         )
         starting_set = None
         if starting_size:
-            set_seed = seed if experiment.starting_set_seed is None else experiment.starting_set_seed
-            starting_set = self._add(
-                "starting_set",
-                f"start{starting_size}-seed{set_seed}",
-                TrainingSetConfig(kind="starting", size=starting_size, seed=set_seed),
-                {"source": self.sources},
-                coordinates,
-            )
-            starting_point = self._add(
-                "starting_point",
-                slug,
-                TaskModelConfig(finetune=experiment.task_model, seed=seed),
-                {
-                    "training_set": starting_set,
-                    "base_model": self.base_model,
-                    "starting_point": starting_point,
-                },
-                coordinates,
-            )
+            starting_set, starting_point = self._add_trained_start(starting_size, seed, starting_point)
         self._add_evaluation(slug, starting_point, coordinates)
         kinds: list[tuple[str, dict[str, float]]] = [(kind, {}) for kind in experiment.kinds]
         # As floats: the doses 0 and 0.0 are one, and have one name.
@@ -136,8 +120,57 @@ class _Grid:
                 cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed, **dose}
                 self._add_cell(cell, starting_point, starting_set)
 
-    def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None) -> None:
+    def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
+        """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""
         experiment = self.experiment
+        smaller, largest = self._on_trajectory(starting_size, experiment.starting_sizes)
+        trunk = None if starting_size == largest else self._add_trained_start(largest, seed, untrained)[1]
+        coordinates = {"starting_size": starting_size, "kind": "none", "size": 0, "seed": seed}
+        set_seed = seed if experiment.starting_set_seed is None else experiment.starting_set_seed
+        starting_set = self._add(
+            "starting_set",
+            f"start{starting_size}-seed{set_seed}",
+            TrainingSetConfig(kind="starting", size=starting_size, seed=set_seed, nested_sizes=smaller),
+            {"source": self.sources},
+            coordinates,
+        )
+        slug = f"start{starting_size}-seed{seed}"
+        return starting_set, self._add_trained(
+            "starting_point", slug, experiment.task_model, starting_set, untrained, trunk, coordinates
+        )
+
+    def _on_trajectory(self, size: int, sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """The smaller of `sizes` (0 is none) whose trajectory `size` is on, ascending, and the size of the trunk."""
+        if self.experiment.trajectories == "separate":
+            return (), size
+        return tuple(sorted(one for one in sizes if 0 < one < size)), max(sizes)
+
+    def _add_trained(
+        self,
+        stage: str,
+        slug: str,
+        recipe: FinetuneConfig,
+        training_set: Step,
+        starting_point: Step,
+        trunk: Step | None,
+        coordinates: Mapping[str, Any],
+    ) -> Step:
+        inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": starting_point}
+        nested_sizes = tuple(map(num_drawn, training_set.config.nested()))
+        return self._add(
+            stage,
+            slug,
+            TaskModelConfig(finetune=recipe, seed=coordinates["seed"], nested_sizes=nested_sizes),
+            inputs | ({"trunk": trunk} if trunk else {}),
+            coordinates,
+        )
+
+    def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None) -> Step:
+        experiment = self.experiment
+        smaller, largest = self._on_trajectory(cell["size"], experiment.training_sizes)
+        trunk = None
+        if cell["size"] != largest:
+            trunk = self._add_cell({**cell, "size": largest}, starting_point, starting_set)
         kind, size, seed = cell["kind"], cell["size"], cell["seed"]
         excluded = starting_set if kind == "original" and experiment.disjoint_from_starting else None
         slug = f"{kind}-{size}-seed{seed}"
@@ -152,20 +185,17 @@ class _Grid:
                 seed=seed,
                 remainder=experiment.remainder,
                 disjoint_from_starting=excluded is not None,
+                nested_sizes=smaller,
                 **self._bias(cell),
             ),
             {"source": self.sources if kind == "original" else self.pool} | ({"starting_set": excluded} if excluded else {}),
             {**cell, **shared},
         )
         slug = f"start{cell['starting_size']}-{slug}"
-        task_model = self._add(
-            "task_model",
-            slug,
-            TaskModelConfig(finetune=experiment.cell or experiment.task_model, seed=seed),
-            {"training_set": training_set, "base_model": self.base_model, "starting_point": starting_point},
-            cell,
-        )
+        recipe = experiment.cell or experiment.task_model
+        task_model = self._add_trained("task_model", slug, recipe, training_set, starting_point, trunk, cell)
         self._add_evaluation(slug, task_model, cell)
+        return task_model
 
     def _bias(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         if "bias" in cell:

@@ -77,6 +77,8 @@ WHY: Mapping[str, str] = MappingProxyType(
         "batch_size": "steps of so few examples leave a GPU idle: the same epoch in fewer steps costs a fraction",
         "learning_rate": "grows with the square root of the batch's factor, as suits Adam (Malladi et al. 2022)",
         "share_prefix": "the prompt's beginning is computed once a batch; exact but for that mask",
+        "schedule": "constant until a cool-down, so that sizes share what comes before (Hu et al. 2024, Hägele et al. 2024)",
+        "cooldown_ratio": "the part of a size's steps that is its own (Hägele et al. 2024)",
     }
 )
 
@@ -135,6 +137,9 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     yield from _recipe("T", TASK_MODEL, experiment.task_model)
     if experiment.cell is not None and experiment.cell != experiment.task_model:
         yield from _recipe("T, from its starting point", TASK_MODEL, experiment.cell)
+    if experiment.trajectories == "shared":
+        why = "a smaller size is the beginning of the largest one's, with a cool-down of its own: only that is computed for it"
+        yield Note("finetunings of nested sizes", "each from the start", "one trajectory, with a branch for each size", why)
     lacking = [name for name in EVALUATED_SETS if name not in experiment.evaluation.sets]
     ours = f"without {_text(lacking)}" if lacking else _text(EVALUATED_SETS)
     yield Note("test sets", _text(EVALUATED_SETS), ours, chosen)

@@ -43,6 +43,8 @@ def rehearsal(experiment: Experiment) -> Experiment:
         name=f"{experiment.name}-rehearsal",
         title=f"A rehearsal, whose numbers mean nothing: {experiment.title}",
         rehearsal=True,
+        # One size of each: there is nothing to share.
+        trajectories="separate",
         replicates_paper=False,
         base_model=base_model,
         generator=replace(experiment.generator, finetune=_short(experiment.generator.finetune)),

@@ -110,6 +110,7 @@ def _task_model(job: Job) -> Mapping[str, Any]:
         job.inputs["base_model"],
         job.inputs["starting_point"],
         job.output,
+        trunk=job.inputs.get("trunk"),
         resources=job.resources,
         report=job.report,
     )
@@ -126,6 +127,7 @@ def _task_models(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]
                 join(job.inputs["training_set"], "examples.parquet"),
                 job.inputs["base_model"],
                 job.inputs["starting_point"],
+                job.inputs.get("trunk"),
             )
             for job in jobs
         ],

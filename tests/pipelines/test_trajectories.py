@@ -258,7 +258,7 @@ def test_trunks_are_trained_together_and_so_are_branches(trunk, sets, base_model
         ({"method": "full"}, "method='full': finetunings that share a trajectory need 'lora'"),
         ({"epochs": 2.0}, r"epochs=2\.0: finetunings that share a trajectory need 1"),
         ({"schedule": "cosine", "cooldown_ratio": 0.0}, "schedule='cosine'.* need 'warmup_stable_decay'"),
-        ({"rehearse_steps": 3}, "rehearse_steps=3"),
+        ({"rehearse_steps": 3}, "rehearse_steps=3: a rehearsal has no nested sets"),
     ],
 )
 def test_what_cannot_share_a_trajectory_is_refused(sets, base_model, untrained, tmp_path, changes, message):

@@ -151,6 +151,28 @@ def test_a_short_finetuning_writes_no_checkpoint(llama: Experiment) -> None:
     assert checkpoints == {18_020: False, 36_040: True, 73_080: True}
 
 
+def test_of_a_shared_trajectory_each_example_is_counted_once(llama: Experiment) -> None:
+    recipe = FinetuneConfig(batch_size=10, schedule="warmup_stable_decay", cooldown_ratio=0.2)
+    found = estimate(dataclasses.replace(llama, task_model=recipe, trajectories="shared"))
+    # A fifth of each smaller size's steps.
+    starts = {one.step.coordinates["starting_size"]: one.work for one in of_stage(found, "starting_point")}
+    examples = {size: work.num_examples for size, work in starts.items() if work}
+    assert examples == {5_000: 1_000, 10_000: 2_000, 20_000: 4_000, 100_000: 20_000, 391_722: 391_722}
+    cells = {one.step.coordinates["size"]: one for one in of_stage(found, "task_model")}
+    assert {size: one.work.num_examples for size, one in cells.items() if one.work} == {
+        18_020: 3_610,  # 1 802 steps: ceil(360.4) of 10
+        36_040: 7_210,  # 3 604 steps: ceil(720.8) of 10
+        73_080: 73_080,
+    }
+    assert cells[36_040].gpu_seconds == pytest.approx(100 + 7_210 / 25)
+    # A trunk of cells keeps two states of three fp32 numbers a parameter, that of the starting points four.
+    adapter, head = 2 * ADAPTER, 3 * 4_096 * 4
+    assert {size: one.num_bytes - adapter - head for size, one in cells.items()} == {
+        18_020: 0, 36_040: 0, 73_080: 2 * 12 * ADAPTER,
+    }  # fmt: skip
+    assert total(of_stage(found, "starting_point")).num_bytes == 5 * adapter + 6 * head + 4 * 12 * ADAPTER
+
+
 def test_an_adapter_on_full_weights_is_kept_with_them(llama: Experiment) -> None:
     both = dataclasses.replace(llama, task_model=FinetuneConfig(method="full"), cell=FinetuneConfig())
     found = {one.step.name: one.num_bytes for one in estimate(both).steps}

@@ -27,6 +27,9 @@ PAPER_STEPS = {
 }
 
 
+STABLE = FinetuneConfig(schedule="warmup_stable_decay", cooldown_ratio=0.2)
+
+
 def ancestors(step: Step) -> set[str]:
     return {name for one in step.inputs.values() for name in {one.stage, *ancestors(one)}}
 
@@ -71,6 +74,52 @@ def test_every_starting_point_begins_with_the_same_head(paper: Experiment) -> No
     assert len(untrained) == 1
     others = [step for step in points if step is not untrained[0]]
     assert {step.inputs["starting_point"].fingerprint for step in others} == {untrained[0].fingerprint}
+
+
+def shared(experiment: Experiment) -> Experiment:
+    recipe = dataclasses.replace(experiment.task_model, schedule="warmup_stable_decay", cooldown_ratio=0.2)
+    return dataclasses.replace(experiment, task_model=recipe, trajectories="shared")
+
+
+def test_shared_trajectories_have_the_same_steps_and_the_largest_size_for_a_trunk(paper: Experiment) -> None:
+    steps = build_grid(shared(paper))
+    assert Counter(step.stage for step in steps) == PAPER_STEPS
+    seen: set[str] = set()
+    for step in steps:
+        assert all(source.fingerprint in seen for source in step.inputs.values())
+        seen.add(step.fingerprint)
+    by_name = {step.name: step for step in steps}
+    trunks = {name: step.inputs["trunk"].name for name, step in by_name.items() if "trunk" in step.inputs}
+    # Four starting points, and two cells of each of six starting points and three kinds.
+    assert len(trunks) == 4 + 6 * 3 * 2
+    assert trunks["starting_point/start100000-seed0"] == "starting_point/start391722-seed0"
+    assert trunks["task_model/start5000-original-18020-seed0"] == "task_model/start5000-original-73080-seed0"
+    point = by_name["starting_point/start20000-seed0"]
+    assert point.config.nested_sizes == (5_000, 10_000)
+    assert point.inputs["training_set"].config.nested_sizes == (5_000, 10_000)
+    assert point.inputs["starting_point"].name == "starting_point/start0-seed0"
+    cell = by_name["task_model/start20000-biased_synthetic-73080-seed0"]
+    assert cell.config.nested_sizes == cell.inputs["training_set"].config.nested_sizes == (18_020, 36_040)
+    assert cell.inputs["starting_point"] is point and "trunk" not in cell.inputs
+    assert cell.coordinates == {"starting_size": 20_000, "kind": "biased_synthetic", "size": 73_080, "seed": 0}
+
+
+def test_nested_sizes_of_a_trajectory_are_what_is_drawn(experiment: Experiment) -> None:
+    study = dataclasses.replace(
+        shared(experiment), training_sizes=(32, 61, 91), remainder="drop", disjoint_from_starting=True, biases=(0.5,)
+    )
+    cells = {step.slug: step for step in build_grid(study) if step.stage == "task_model"}
+    for kind in ("original", "synthetic", "biased_synthetic", "bias_0.5"):
+        for size, nested in ((32, ()), (61, (30,)), (91, (30, 60))):
+            assert cells[f"start500-{kind}-{size}-seed0"].config.nested_sizes == nested
+    one = cells["start500-original-61-seed0"].inputs["training_set"]
+    assert one.config.nested_sizes == (32,) and one.inputs["starting_set"].slug == "start500-seed0"
+
+
+def test_of_one_size_there_is_nothing_to_share(experiment: Experiment) -> None:
+    alone = dataclasses.replace(shared(experiment), training_sizes=(60,))
+    separate = dataclasses.replace(alone, trajectories="separate")
+    assert [step.fingerprint for step in build_grid(alone)] == [step.fingerprint for step in build_grid(separate)]
 
 
 def test_disjoint_original_sets_belong_to_one_starting_point(experiment: Experiment) -> None:
@@ -152,6 +201,14 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
         ({"resources": {"task_modle": Resources()}}, "task_modle"),
         ({"blindspot_set": "hans"}, "not evaluated"),
         ({"biases": (0.5, 1.2)}, r"bias=1\.2"),
+        ({"trajectories": "joint"}, "trajectories='joint' is not one of 'separate', 'shared'"),
+        ({"trajectories": "shared"}, "schedule='cosine': .* need 'warmup_stable_decay'"),
+        ({"trajectories": "shared", "task_model": dataclasses.replace(STABLE, epochs=2)}, "epochs=2: "),
+        ({"trajectories": "shared", "task_model": STABLE, "cell": dataclasses.replace(STABLE, method="full")}, "method='full'"),
+        (
+            {"trajectories": "shared", "task_model": STABLE, "resources": {"task_model": Resources(num_workers=2)}},
+            "num_workers=2: .* need 1",
+        ),
         ({"biases": (0.5, 0.5)}, "twice"),
         ({"biases": (0.5, 1)}, "is the kind biased_synthetic; leave 1 out"),
         ({"heuristic_share": 0.1}, "give biases, too"),

@@ -15,8 +15,10 @@ from pipelines.heuristics import HEURISTICS
 from pipelines.prompts import HYPHENS
 from pipelines.sources import FILES, HANS_COLUMNS
 from sweep import cli
+from sweep.experiment import Experiment
 from sweep.experiments import demo, paper, paper_fast
 from sweep.grid import build_grid
+from sweep.identity import canonical_json
 from sweep.inputs import missing_inputs, with_inputs
 from sweep.loading import Loaded
 from sweep.paper import RECIPE_NAMES, departures, unsettled
@@ -63,7 +65,7 @@ def test_the_recipe_by_hand() -> None:
         **{"method": "lora", "learning_rate": 2e-5, "epochs": 1.0, "batch_size": 2, "schedule": "cosine", "warmup_ratio": 0.3},
         **{"weight_decay": 0.001, "max_grad_norm": 0.3, "dtype": "bfloat16", "lora_rank": 64, "lora_alpha": 16},
         **{"lora_dropout": 0.1, "train_embeddings": False, "share_prefix": False, "group_by_length": True, "max_length": None},
-        "rehearse_steps": 0,
+        **{"rehearse_steps": 0, "cooldown_ratio": 0.0},
         "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         **{name: getattr(task_model, name) for name in dataclasses.asdict(task_model) if name not in RECIPE_NAMES},
     }
@@ -99,6 +101,32 @@ def test_paper_fast_departs_in_batch_learning_rate_and_shared_prefix() -> None:
         "T: dropout mask of the prompt's beginning shared in a batch": ("no", "yes"),
     }
     assert all(note.why for note in departures(paper_fast()))
+
+
+def test_shared_trajectories_are_a_departure_that_leaves_the_grid() -> None:
+    found = {note.topic: (note.paper, note.ours, note.why) for note in departures(paper_fast(trajectories="shared"))}
+    fewer = {note.topic for note in departures(paper_fast())}
+    assert {topic: found[topic][:2] for topic in found if topic not in fewer} == {
+        "T: learning rate's schedule": ("cosine", "warmup_stable_decay"),
+        "T: cool-down ratio": ("0", "0.2"),
+        "finetunings of nested sizes": ("each from the start", "one trajectory, with a branch for each size"),
+    }
+    assert fewer < found.keys() and all(why != "the experiment's choice" for *_, why in found.values())
+    steps = build_grid(paper_fast(trajectories="shared"))
+    assert Counter(step.stage for step in steps) == Counter(step.stage for step in build_grid(paper_fast()))
+    assert sum("trunk" in step.inputs for step in steps) == 40
+    # The generator and its pool, the data and the base are the same artifacts.
+    common = {step.fingerprint for step in steps} & {step.fingerprint for step in build_grid(paper_fast())}
+    assert {step.stage for step in steps if step.fingerprint in common} >= {"generator", "synthetic_pool", "base_model"}
+    with pytest.raises(UserError, match=r"num_workers=2: finetunings that share a trajectory need 1"):
+        paper_fast(trajectories="shared", gpus_per_finetuning=2)
+
+
+@pytest.mark.parametrize("study", [paper(), paper_fast()], ids=lambda study: study.name)
+def test_without_them_no_identity_knows_of_trajectories(study: Experiment) -> None:
+    for step in build_grid(study):
+        text = canonical_json(step.payload)
+        assert not any(word in text for word in ("nested_sizes", "cooldown_ratio", "trunk", "trajectories"))
 
 
 @pytest.mark.parametrize(
