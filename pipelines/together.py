@@ -164,9 +164,8 @@ class _Course:
             ends = nested_ends((*self.job.nested_sizes, len(self.lengths)), self.config.batch_size)
         assert ends[-1] == len(self.batches)
         self.shortest = ends[0]
-        branches = {cooldown_start(end, self.config) for end in ends}
-        self.branched_at = max(branches) if self.job.trunk else 0
-        self.kept_at = set() if self.job.trunk else branches - {cooldown_start(ends[-1], self.config)}
+        self.branched_at = cooldown_start(ends[-1], self.config) if self.job.trunk else 0
+        self.kept_at = set() if self.job.trunk else {cooldown_start(end, self.config) for end in ends[:-1]}
         self.next_step = self.first_step = 0
         self.log: list[dict[str, float]] = []
         self.needs_attention = False

@@ -196,6 +196,20 @@ def test_a_branch_is_a_plain_loop_of_trunk_and_cooldown(ray_two_cpus, sets, base
             )
 
 
+def test_a_branch_may_leave_where_the_trunks_own_cooldown_begins(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    """17 and 21 examples are 5 and 6 batches, with cool-downs of 1 and 2."""
+    recipe = dataclasses.replace(RECIPE, cooldown_ratio=0.2)
+    found = {}
+    for size, nested, trunk in ((21, (17,), None), (17, (), str(tmp_path / "21"))):
+        set_ = TrainingSetConfig("starting", size, seed=2, nested_sizes=nested)
+        draw_training_set(set_, f"{sources}/train.parquet", str(tmp_path / f"set{size}"))
+        found[size] = finetune_task_model(
+            TaskModelConfig(recipe, 2, nested), str(tmp_path / f"set{size}" / "examples.parquet"), base_model, untrained,
+            str(tmp_path / str(size)), trunk=trunk, resources=HERE,
+        )  # fmt: skip
+    assert (found[21]["num_steps"], found[17]["num_steps"], found[17]["branched_at_step"]) == (6, 5, 4)
+
+
 def fail_at(step):
     def report(metrics, at):
         if at == step:
