@@ -17,6 +17,7 @@ def test_a_table_has_medians_ratios_fractions_and_targets() -> None:
             "training", "examples/s", {"ours": [300, 340], "peer": [80]}, peer="peer", work=Work((Part("model", 1e12),), "all")
         ),
         Figure("artifact", "s", {"ours": [0.25], "slow": [3.0]}, peer="tune", lower_is_better=True, target=1),
+        Figure("plan", "s", {"ours": [2.5]}, lower_is_better=True, target=2),
     ]
     arguments = parser.parse_args(["--note", "two cores"])
     result = describe("task_model", parser, arguments, figures, limits=Limits("g", 1e15, 1e12, "the maker"))
@@ -26,7 +27,8 @@ def test_a_table_has_medians_ratios_fractions_and_targets() -> None:
     assert "| training | ours | 320 examples/s (300 to 340) | 4.00 | 32% |  |" in page
     assert "| training | peer (peer) | 80 examples/s |  | 8% |  |" in page
     assert "| artifact | ours | 0.25 s |  |  | 1 s: met |" in page
-    assert "| artifact | slow | 3 s |  |  | 1 s: missed |" in page
+    assert "| artifact | slow | 3 s |  |  |  |" in page
+    assert "| plan | ours | 2.5 s |  |  | 2 s: missed |" in page
     assert "the limit is 1,000 examples/s, at 1000 TFLOP/s and 1 TB/s (the maker)" in page
 
 
