@@ -121,6 +121,7 @@ class StepQueue:
         self._rank = self._ranks(steps)
         self._unbuilt = {fingerprint: self._unbuilt_inputs(step) for fingerprint, step in self.waiting.items()}
         self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
+        self._ready_needs = Counter(self._need[step.fingerprint] for step in self._ready)
         self._overtaken: dict[str, int] = {}
 
     def _ranks(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
@@ -145,13 +146,15 @@ class StepQueue:
         taken = [self._need[fingerprint] for fingerprint in self.running]
         free_cpus = self.capacity.cpus - sum(cpus for cpus, _ in taken) + 1e-9
         free_gpus = self.capacity.gpus - sum(gpus for _, gpus in taken) + 1e-9
+        # Few kinds of need and many steps: most often nothing fits, and no step has to be looked at to know it.
+        if not any(cpus <= free_cpus and gpus <= free_gpus for cpus, gpus in self._ready_needs):
+            return None
         for place, step in enumerate(self._ready):
             cpus, gpus = self._need[step.fingerprint]
             if cpus <= free_cpus and gpus <= free_gpus:
                 for other in self._ready[:place]:
                     self._overtaken[other.fingerprint] = self._overtaken.get(other.fingerprint, 0) + 1
-                del self._ready[place]
-                self.running[step.fingerprint] = self.waiting.pop(step.fingerprint)
+                self._start(place)
                 return step
             if self._overtaken.get(step.fingerprint, 0) >= MAX_OVERTAKES:
                 return None
@@ -181,11 +184,22 @@ class StepQueue:
         alike.sort(key=lambda other: other.coordinates.get("size") != size)
         members = alike[: min(step.resources.max_group, fair) - 1]
         for member in members:
-            self._ready.remove(member)
-            self.running[member.fingerprint] = self.waiting.pop(member.fingerprint)
+            self._start(self._ready.index(member))
             # The workers are the first member's; the others bring none.
             self._need[member.fingerprint] = (0.0, 0.0)
         return [step, *members]
+
+    def _start(self, place: int) -> None:
+        step = self._ready.pop(place)
+        need = self._need[step.fingerprint]
+        self._ready_needs[need] -= 1
+        if not self._ready_needs[need]:
+            del self._ready_needs[need]
+        self.running[step.fingerprint] = self.waiting.pop(step.fingerprint)
+
+    def _make_ready(self, step: Step) -> None:
+        self._ready_needs[self._need[step.fingerprint]] += 1
+        insort(self._ready, step, key=self._rank_of)
 
     def succeeded(self, fingerprint: str) -> None:
         del self.running[fingerprint]
@@ -194,7 +208,7 @@ class StepQueue:
             if user.fingerprint in self.waiting:
                 self._unbuilt[user.fingerprint] -= 1
                 if not self._unbuilt[user.fingerprint]:
-                    insort(self._ready, user, key=self._rank_of)
+                    self._make_ready(user)
 
     def again(self, fingerprint: str, *, alone: bool = False) -> None:
         """Put a running step back, from now on to be run `alone` if that is asked."""
@@ -203,7 +217,7 @@ class StepQueue:
             step = replace(step, resources=replace(step.resources, max_group=1))
         self._need[fingerprint] = (step.resources.total_cpus, step.resources.total_gpus)
         self.waiting[fingerprint] = step
-        insort(self._ready, self.waiting[fingerprint], key=self._rank_of)
+        self._make_ready(step)
 
     def failed(self, fingerprint: str) -> list[Step]:
         """Give up a step; returns the steps that can no longer be built."""
