@@ -15,15 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.statistics import paired_difference
 from pipelines.base_model import ScratchModelConfig, prepare_base_model
@@ -144,8 +141,8 @@ def train(
         jobs.append(finetuning_job(config, str(place / f"set-{name}" / "examples.parquet"), base, str(starts[seed]), trunk))
         outputs.append(str(place / name))
     results = finetune_group(jobs, outputs, resources=HERE, reports=[no_report] * len(jobs))
-    steps = [checked(result)["num_steps"] - (result.get("branched_at_step") or 0) for result in results]
-    return sum(steps) * recipe.batch_size
+    metrics = [checked(result) for result in results]
+    return sum(one["num_steps"] - (one.get("branched_at_step") or 0) for one in metrics) * int(recipe.batch_size)
 
 
 def checked(result: dict[str, Any] | Exception) -> dict[str, Any]:

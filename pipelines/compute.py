@@ -43,8 +43,8 @@ class Resources:
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     in_process: bool = False
-    """A finetuning's one CPU worker is the process that drives it (Ray Train's local mode): it starts in a
-    second instead of ten, and an interrupted one begins anew. For models that train in seconds.
+    """A finetuning's one CPU worker is the process that drives it (Ray Train's local mode): it starts in a second instead of
+    ten. For models that train in seconds.
     """
     max_group: int = 1
     """Finetunings, or evaluations, over one base model that one group of workers may take on together, and so start once."""

@@ -189,10 +189,18 @@ def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(
 ):
     finetune = dataclasses.replace(LORA, checkpoint_every=2, lora_dropout=0.2, zero_stage=zero_stage, dtype=dtype)
     config = TaskModelConfig(finetune, seed=1)
+    # One of them in worker groups of its own, which take ten seconds each to start.
+    resources = Resources() if zero_stage == 3 else HERE
 
     def run(name, report):
         return finetune_task_model(
-            config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path / name), report=report
+            config,
+            f"{sources}/train.parquet",
+            base_model,
+            untrained,
+            str(tmp_path / name),
+            resources=resources,
+            report=report,
         )
 
     whole = run("whole", no_report)
@@ -227,8 +235,8 @@ def test_members_of_a_group_end_as_they_would_alone(ray_two_cpus, sources, base_
     jobs = [finetuning_job(TaskModelConfig(recipe, seed=3), examples, base_model, untrained) for recipe in recipes.values()]
     outputs = [str(tmp_path / "group" / name) for name in recipes]
     written: dict[Path, int] = {}
-    for _ in range(2):
-        results = dict(zip(recipes, finetune_group(jobs, outputs, resources=Resources(), reports=[no_report] * 4), strict=True))
+    for resources in (Resources(), HERE):
+        results = dict(zip(recipes, finetune_group(jobs, outputs, resources=resources, reports=[no_report] * 4), strict=True))
         assert "training diverged" in str(results["diverging"]) and isinstance(results["diverging"], UserError)
         assert "longer than 30 tokens" in str(results["refused"]) and isinstance(results["refused"], UserError)
         assert (results["lora"]["num_steps"], results["full"]["num_steps"]) == (6, 3)
@@ -256,17 +264,16 @@ def _exit(metrics, step):
 def test_a_checkpoint_of_another_number_of_workers_is_refused(ray_two_cpus, sources, base_model, untrained, tmp_path):
     config = TaskModelConfig(dataclasses.replace(LORA, checkpoint_every=2, zero_stage=2), seed=1)
 
-    def run(num_workers, report):
+    def run(resources, report):
         return finetune_task_model(
-            config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path / "out"),
-            resources=Resources(num_workers=num_workers), report=report,
-        )  # fmt: skip
+            config, f"{sources}/train.parquet", base_model, untrained, str(tmp_path / "out"), resources=resources, report=report
+        )
 
     with pytest.raises(RuntimeError, match="the machine is gone"):
-        run(2, FailOnce(str(tmp_path / "failed"), step=5))
+        run(Resources(num_workers=2), FailOnce(str(tmp_path / "failed"), step=5))
     with pytest.raises(UserError, match=r"written by 2 workers \(deepspeed\) and this finetuning has 1"):
-        run(1, no_report)
-    assert run(2, no_report)["resumed_at_step"] == 4
+        run(HERE, no_report)
+    assert run(Resources(num_workers=2), no_report)["resumed_at_step"] == 4
 
 
 def test_finetuning_a_starting_point_continues_its_adapter_and_head(ray_two_cpus, sources, base_model, untrained, tmp_path):
