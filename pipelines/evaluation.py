@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.compute import Report, Resources, added, no_report, runtime
 from pipelines.errors import UserError, portable
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
-from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, working_folder
+from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, weights_of, working_folder
 from pipelines.heuristics import Heuristic
 from pipelines.packing import PackedBatch, prefix_tree_batches
 from pipelines.prompts import classifier_prompt
@@ -328,7 +328,7 @@ class Bodies:
         dtype = getattr(torch, self.config.dtype)
         adapter = folder / "adapter"
         body = self._read(
-            folder / "model" if (folder / "model").exists() else Path(join(fetch(self.base_model), "model")),
+            weights_of(folder, self.base_model),
             adapter if adapter.exists() else None,
         )
         yield Classifier(body, load_head(folder, dtype=dtype, device=self.device), self._adapters).eval()

@@ -683,7 +683,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
         # While this object lives, from_pretrained hands each weight to DeepSpeed as it is read, already partitioned.
         zero3 = HfDeepSpeedConfig(deepspeed_config(config))
     start = Path(fetch(job.starting_point)) if job.starting_point else None
-    weights = start / "model" if start and (start / "model").exists() else Path(join(fetch(job.base_model), "model"))
+    weights = weights_of(start, job.base_model)
     auto_class = AutoModel if classify else AutoModelForCausalLM
     backbone = auto_class.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED)
     del zero3
@@ -706,6 +706,13 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
         return LanguageModel(backbone).train(), adapters
     assert start is not None, "a classifier starts from a saved head"
     return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train(), adapters
+
+
+def weights_of(task_model: Path | None, base_model: str) -> Path:
+    """The folder of the weights that a task model's (local) folder stands on: its own, if all were trained, or the base's."""
+    if task_model is not None and (task_model / "model").exists():
+        return task_model / "model"
+    return Path(join(fetch(base_model), "model"))
 
 
 def compile_layers(model: torch.nn.Module) -> None:

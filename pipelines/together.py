@@ -46,6 +46,7 @@ from pipelines.finetuning import (
     planned_batches,
     save_checkpoint,
     save_result,
+    weights_of,
     working_folder,
 )
 from pipelines.models import load_head
@@ -89,9 +90,8 @@ def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[in
 
 def _weights(member: Member) -> Path:
     """The folder of the frozen weights that a job stands on."""
-    start = Path(fetch(member.job.starting_point)) if member.job.starting_point else None
-    own = start / "model" if start else None
-    return own if own and own.exists() else Path(join(fetch(member.job.base_model), "model"))
+    start = member.job.starting_point
+    return weights_of(Path(fetch(start)) if start else None, member.job.base_model)
 
 
 def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
@@ -157,6 +157,7 @@ class _Course:
         self.member, self.job, self.config = member, member.job, member.job.config
         self.sequences, self.labels = encode_examples(self.job)
         self.lengths = [len(sequence) for sequence in self.sequences]
+        self.longest = max(self.lengths)
         self.batches = planned_batches(self.job, self.lengths)
         self.prefix = common_prefix_length(self.sequences) if self.config.share_prefix else 0
         ends = [len(self.batches)]
@@ -386,7 +387,7 @@ class _Bank:
                 chosen.append(slot)
                 used += courses[slot].num_tokens
         chosen.sort()
-        self.longest = max(self.longest, *(max(courses[slot].lengths) for slot in courses))
+        self.longest = max(self.longest, *(course.longest for course in courses.values()))
         if len(chosen) > 1:
             passes = [[(slot, list(range(len(courses[slot].next_batch)))) for slot in chosen]]
         else:
@@ -396,14 +397,13 @@ class _Bank:
             passes = [[(chosen[0], run)] for run in runs]
         sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
         total = None
-        for number, one in enumerate(passes):
-            losses = self._pass(courses, one)
+        for one in passes:
+            self.losses += self._pass(courses, one) * sizes
             if len(passes) > 1:
                 # A pass overwrites the gradients.
                 total = self.gradients.clone() if total is None else total.add_(self.gradients)
-            self.losses += losses * sizes
-            if number == len(passes) - 1 and total is not None:
-                self.gradients.copy_(total)
+        if total is not None:
+            self.gradients.copy_(total)
         self._update(courses, chosen)
         for slot in chosen:
             courses[slot].advance()

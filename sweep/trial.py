@@ -101,8 +101,6 @@ def _failure(error: Exception, order: Order, store: Store) -> Outcome:
 
 def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
     """Outcomes by fingerprint. A member's failure is its own; what goes wrong for all of them is raised."""
-    if not orders:
-        return {}
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     jobs: dict[str, Job] = {}
@@ -114,13 +112,14 @@ def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
         except Exception as error:
             outcomes[order.fingerprint] = _failure(error, order, store)
     orders = [order for order in orders if order.fingerprint in jobs]
-    stage = orders[0].runner if orders else None
-    results: Sequence[Mapping[str, Any] | Exception] = []
-    if stage and len(orders) > 1:
+    if not orders:
+        return outcomes
+    stage = orders[0].runner
+    if len(orders) == 1:
+        results: Sequence[Mapping[str, Any] | Exception] = [stage.run(jobs[orders[0].fingerprint])]
+    else:
         assert stage.run_group is not None
         results = stage.run_group([jobs[order.fingerprint] for order in orders])
-    elif stage:
-        results = [stage.run(jobs[orders[0].fingerprint])]
     stage_s = time.monotonic() - started
     for order, result in zip(orders, results, strict=True):
         try:
