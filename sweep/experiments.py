@@ -98,6 +98,7 @@ def mini(
     starting_sizes: tuple[int, ...] = (0, 10_000, 60_000),
     training_sizes: tuple[int, ...] = (1_800, 3_600),
     pool_size: int = 210_000,
+    generator_epochs: float = 1.0,
     trials_per_gpu: int = 8,
     generation_workers: int = 0,
     recipe: Literal["full", "paper"] = "full",
@@ -112,8 +113,8 @@ def mini(
     share one, and half as many engines (or `generation_workers`) write the pool: an engine is bound by the CPU core that
     drives it.
     Original training sets hold no example that their starting point was finetuned on. `recipe` "full" trains all weights in
-    batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `heuristic`, `biases`
-    and `heuristic_share` are as in `demo`.
+    batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `generator_epochs` may
+    be a fraction. `heuristic`, `biases` and `heuristic_share` are as in `demo`.
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -141,6 +142,7 @@ def mini(
             replace(one, learning_rate=10 * one.learning_rate, dtype=dtype, log_every=100)
             for one in (TASK_MODEL, GENERATOR)
         )
+    generator = replace(generator, epochs=generator_epochs)
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
     shared = replace(share, max_group=MAX_GROUP)
