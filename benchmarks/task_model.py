@@ -10,7 +10,8 @@
   ours  the stage itself, through Ray Train and DeepSpeed, at the same batch size, precision and learning rate
 
 With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer
-trains one. Rates are warm: without the first steps, and of an evaluation that is not the first.
+trains one. Rates are warm: without the first steps, and of an evaluation that is not the first. With --profile, the details
+say which kernels the last steps of ours spent the GPU's time in; those steps are in no rate.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ from pipelines.task_model import (
 from sweep.model_shape import ModelShape
 
 LOG_EVERY = 16
+KERNELS_SHOWN = 25
+PROFILE = "profile.json"
 COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
 
 
@@ -68,25 +72,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384, help="of one pass of ours")
     parser.add_argument("--variants", nargs="+", choices=("ours", "peer"), default=["ours", "peer"])
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers of ours first")
+    parser.add_argument("--profile", action="store_true", help="of the last steps of ours, on a GPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--evaluation-set", default="mnli_matched")
-    parser.add_argument("--num-evaluation", type=int, default=9_815)
+    parser.add_argument("--evaluation-sets", nargs="+", default=["mnli_matched", "hans"])
+    parser.add_argument("--num-evaluation", type=int, default=30_000, help="of each set's examples, at most")
     parser.add_argument("--peer-evaluation-batch", type=int, default=128)
     arguments = parser.parse_args()
     # Workers have another current directory.
     arguments.base, arguments.sources = arguments.base.absolute(), arguments.sources.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for name, source, num in (
-            ("train", "train", arguments.num),
-            ("test", arguments.evaluation_set, arguments.num_evaluation),
-        ):
-            write_examples(read_examples(arguments.sources / f"{source}.parquet").slice(0, num), folder / f"{name}.parquet")
+        for name, num in (("train", arguments.num), *((one, arguments.num_evaluation) for one in arguments.evaluation_sets)):
+            write_examples(read_examples(arguments.sources / f"{name}.parquet").slice(0, num), folder / f"{name}.parquet")
         measures = {"ours": ours, "peer": peer}
         results = alternately(
             {name: partial(measures[name], arguments, folder) for name in arguments.variants}, arguments.repeats
         )
         training, evaluation = work_of(arguments, folder)
+        profile_file = folder / PROFILE
+        profile = {"profile": json.loads(profile_file.read_text())} if profile_file.exists() else {}
     finish(
         parser,
         arguments,
@@ -95,7 +99,7 @@ def main() -> None:
             Figure("evaluation", "examples/s", values_of(results, "evaluate_examples_per_s"), peer="peer", work=evaluation),
         ],
         limits=limits_here() if arguments.device == "cuda" else None,
-        details=results,
+        details={**results, **profile},
     )
 
 
@@ -107,27 +111,28 @@ def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work]:
     lora: dict[str, Any] = {"lora_rank": recipe.lora_rank, "lora_targets": recipe.lora_targets} if is_lora else {}
     tokenizer = load_tokenizer(str(arguments.base))
 
-    def part(name: str, per_weight: int, prefix: int, batch_size: int) -> Part:
-        lengths = [len(sequence) for sequence in tokenizer(texts_of(folder / name)[0])["input_ids"]]
+    def part(names: Sequence[str], per_weight: int, prefix: int, batch_size: int | None) -> Part:
+        lengths = [len(sequence) for name in names for sequence in tokenizer(texts_of(folder, name)[0])["input_ids"]]
+        batch_size = batch_size or len(lengths)
         tokens, pairs = useful_tokens(lengths, prefix=prefix, num_batches=-(-len(lengths) // batch_size))
         return Part("model", model_flops(shape, tokens, pairs, per_weight=per_weight, **lora) / len(lengths))
 
-    prefix = common_prefix_length(tokenizer(texts_of(folder / "train.parquet")[0])["input_ids"])
+    prefix = common_prefix_length(tokenizer(texts_of(folder, "train")[0])["input_ids"])
     shared = 0 if arguments.together > 1 else prefix
-    trained = part("train.parquet", FROZEN if is_lora else TRAINED, shared, arguments.batch_size)
-    evaluated = part("test.parquet", FORWARD, prefix, arguments.num_evaluation)
+    trained = part(["train"], FROZEN if is_lora else TRAINED, shared, arguments.batch_size)
+    evaluated = part(arguments.evaluation_sets, FORWARD, prefix, None)
     once = ", the prompts' common beginning once a {}"
     return (
         Work((trained,), COUNTED.format(once.format("batch") if shared else "")),
-        Work((evaluated,), COUNTED.format(once.format("set"))),
+        Work((evaluated,), COUNTED.format(once.format("run"))),
     )
 
 
-def texts_of(path: Path) -> tuple[list[str], list[int]]:
+def texts_of(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """Prompts and labels of an examples file."""
-    table = read_examples(path)
+    table = read_examples(folder / f"{name}.parquet")
     pairs = zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
-    return [classifier_prompt(p, h) for p, h in pairs], [LABELS.index(x) for x in table["label"].to_pylist()]
+    return [classifier_prompt(p, h) for p, h in pairs], table["label"].to_pylist()
 
 
 def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -156,18 +161,24 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         finetuning_job(TaskModelConfig(config, seed), str(folder / "train.parquet"), str(arguments.base), str(fresh / "start"))
         for seed in range(arguments.together)
     ]
-    results = finetune_group(jobs, outputs, resources=resources, reports=[no_report] * len(jobs))
+    reports: list[Any] = [no_report] * len(jobs)
+    num_windows = arguments.num // arguments.batch_size // LOG_EVERY
+    profiled = (num_windows - 1) * LOG_EVERY
+    if arguments.profile:
+        reports[0] = Profile(folder / PROFILE, profiled, num_windows * LOG_EVERY)
+    results = finetune_group(jobs, outputs, resources=resources, reports=reports)
     if failed := next((one for one in results if isinstance(one, Exception)), None):
         raise failed
     rates = []
     for output in outputs:
         log = list(read_metrics(Path(output) / "metrics.jsonl"))
-        rates.append(statistics.harmonic_mean([entry["examples_per_s"] for entry in warm_windows(log)]))
+        windows = [one for one in warm_windows(log) if not arguments.profile or one["step"] <= profiled]
+        rates.append(statistics.harmonic_mean([entry["examples_per_s"] for entry in windows]))
     # As many as fit are trained at a time.
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
     evaluations = evaluate_group(
-        EvaluationConfig(("test",), dtype=dtype),
+        EvaluationConfig(tuple(arguments.evaluation_sets), dtype=dtype),
         str(folder),
         str(arguments.base),
         [outputs[0]] * 2,
@@ -187,6 +198,40 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         if gpu:
             found[f"{name}_peak_gpu_memory_gib"] = max(one["peak_gpu_memory_gib"] for one in several)  # type: ignore[index]
     return found
+
+
+class Profile:
+    """A report of step metrics that profiles the GPU between two of the steps that it is told, and writes what it found."""
+
+    def __init__(self, path: Path, first: int, end: int) -> None:
+        self.path, self.first, self.end = path, first, end
+        self.profiler: Any = None
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        import torch
+
+        if step == self.first:
+            torch.cuda.synchronize()
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self.profiler.start()
+            self.started = time.perf_counter()
+        elif step == self.end and self.profiler is not None:
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - self.started
+            self.profiler.stop()
+            totals = {one.key: (one.device_time_total / 1e3, one.count) for one in self.profiler.key_averages()}
+            self.profiler = None
+            num_steps = self.end - self.first
+            longest = sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
+            found = {
+                "step_ms": seconds / num_steps * 1e3,
+                "busy_ms_per_step": sum(ms for ms, _ in totals.values()) / num_steps,
+                "kernels": [
+                    {"name": name[:120], "ms_per_step": totals[name][0] / num_steps, "per_step": totals[name][1] / num_steps}
+                    for name in longest
+                ],
+            }
+            self.path.write_text(json.dumps(found))
 
 
 def warm_windows(log: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -232,7 +277,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    texts, labels = texts_of(folder / "train.parquet")
+    texts, labels = texts_of(folder, "train")
     size = arguments.batch_size
     steps = len(texts) // size
     # Grouping by length sorts so many batches at a time, the longest first: whole cycles are measured, whatever is left out.
@@ -263,7 +308,10 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         report_to=[],
         disable_tqdm=True,
     )
-    rows = [{"input_ids": ids, "labels": label} for ids, label in zip(tokenizer(texts)["input_ids"], labels, strict=True)]
+    rows = [
+        {"input_ids": ids, "labels": LABELS.index(label)}
+        for ids, label in zip(tokenizer(texts)["input_ids"], labels, strict=True)
+    ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     Trainer(
@@ -277,7 +325,8 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     model.eval()
     # Ours has tokenized before its clock starts, too.
-    sequences = sorted(tokenizer(texts_of(folder / "test.parquet")[0])["input_ids"], key=len)
+    texts = [text for name in arguments.evaluation_sets for text in texts_of(folder, name)[0]]
+    sequences = sorted(tokenizer(texts)["input_ids"], key=len)
 
     def evaluate(chosen: list[list[int]]) -> float:
         begun = wait()

@@ -40,7 +40,7 @@ def result_of(benchmark: str, output: Path, *words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", [("--method", "full"), ("--together", "2")])
 def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str, str]) -> None:
-    words = ["--num=128", "--batch-size=2", "--num-evaluation=40", "--evaluation-set=template_test", "--device=cpu"]
+    words = ["--num=128", "--batch-size=2", "--num-evaluation=40", "--evaluation-sets=template_test", "--device=cpu"]
     places = [f"--base={artifacts['base']}", f"--sources={artifacts['sources']}"]
     found = result_of("task_model", tmp_path / "result.json", *places, *words, *method)
     assert found == {"training": {"ours", "peer"}, "evaluation": {"ours", "peer"}}
