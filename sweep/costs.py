@@ -30,6 +30,7 @@ from pipelines.template_corpus import TemplateCorpusConfig
 from pipelines.training_set import TrainingSetConfig, num_drawn
 from sweep.grid import Step
 from sweep.model_shape import ModelShape
+from sweep.scheduler import in_common
 
 TABLE_FILE = Path(__file__).with_name("throughputs.toml")
 FLOPS_PER_PARAMETER = {"finetune_full": 6, "finetune_lora": 4, "generate": 2, "evaluate": 2}
@@ -61,7 +62,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Examples a second of one whole GPU; `batch_size` is its part of an optimizer step, 0 where there is none."""
+    """Examples a second of one whole GPU; `batch_size` is its part of an optimizer step, 0 where there is none.
+
+    Of `together` models that are finetuned at once, each with its own batch, the examples of all are counted.
+    """
 
     gpu: str
     work: str
@@ -71,6 +75,7 @@ class Throughput:
     tokens_per_example: float
     source: str
     batch_size: int = 0
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,10 @@ class CostTable:
         sizes, the seconds of a step are interpolated; below the smallest a step takes as long as at the
         smallest, above the largest an example takes as long as at the largest.
         """
-        rows = [row for row in self.throughputs if row.work == work]
+        alone = [row for row in self.throughputs if row.together == 1]
+        rows = [row for row in alone if row.work == work]
         if not rows:
-            rows = [row for row in self.throughputs if row.work.split("_")[0] == work.split("_")[0]]
+            rows = [row for row in alone if row.work.split("_")[0] == work.split("_")[0]]
         if not rows:
             raise NoEstimate(f"no row of {TABLE_FILE} tells how fast {work!r} is; add one")
 
@@ -132,7 +138,16 @@ class CostTable:
         rows = sorted((row for row in rows if distance(row) == distance(nearest)), key=lambda row: row.batch_size)
         tokens_per_s, used = _at_batch_size(rows, batch_size)
         row, notes = used[0], []
-        if len(used) > 1:
+        several = [
+            one for one in self.throughputs if one.together > 1 and one.work == row.work and distance(one) == distance(row)
+        ]
+        shared = 0.0
+        if several:
+            nearest_batch = min(several, key=lambda one: abs(one.batch_size - batch_size))
+            step_s = batch_size * row.tokens_per_example / tokens_per_s
+            shared = min(1.0, _shared_seconds(rows, nearest_batch) / step_s)
+            used = [*used, nearest_batch]
+        if sum(one.together == 1 for one in used) > 1:
             notes.append(f"interpolated to batch {batch_size:g}")
         if row.gpu != gpu.name:
             theirs = self.gpus[row.gpu]
@@ -146,7 +161,7 @@ class CostTable:
             tokens_per_s *= FLOPS_PER_PARAMETER[row.work] * row.parameters / (FLOPS_PER_PARAMETER[work] * num_parameters)
             what = row.work if row.work != work else row.model
             notes.append(f"scaled from {what} ({row.parameters / 1e6:,.0f} M parameters) by operations a token")
-        return Rate(tokens_per_s, tuple(used), "; ".join(notes))
+        return Rate(tokens_per_s, tuple(used), "; ".join(notes), shared)
 
 
 def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float, list[Throughput]]:
@@ -168,13 +183,28 @@ def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float
     return batch_size / seconds * lower.tokens_per_example, [lower, upper]
 
 
+def _shared_seconds(rows: Sequence[Throughput], several: Throughput) -> float:
+    """Seconds of an optimizer step that models finetuned at once pay once: a pass takes so much and the same for each model.
+
+    From a step of one model, by its `rows`, and one of `several`, at the batch size of these; at least 0.
+    """
+    tokens_per_s, used = _at_batch_size(rows, several.batch_size)
+    one_s = several.batch_size * used[0].tokens_per_example / tokens_per_s
+    all_s = several.together * several.batch_size / several.examples_per_s
+    return max(0.0, one_s - (all_s - one_s) / (several.together - 1))
+
+
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second of one GPU, the rows it comes from, and how they were scaled ("" if they fit as they are)."""
+    """Tokens a second of one GPU, the rows it comes from, and how they were scaled ("" if they fit as they are).
+
+    `shared` is the part of that time, from 0 to 1, that models which are finetuned at once take once and not each.
+    """
 
     tokens_per_s: float
     rows: tuple[Throughput, ...]
     scaled: str
+    shared: float = 0.0
 
 
 @functools.cache
@@ -185,7 +215,7 @@ def read_table(path: Path = TABLE_FILE) -> CostTable:
     constants = [Constant(**row) for row in content["constant"]]
     throughputs = [Throughput(**row) for row in content["throughput"]]
     keys = [gpu.name for gpu in gpus] + [constant.name for constant in constants]
-    keys += [f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}" for row in throughputs]
+    keys += [f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together" for row in throughputs]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise UserError(f"{path} has two rows of {'; '.join(twice)}: keep one of each")
     return CostTable({gpu.name: gpu for gpu in gpus}, tuple(throughputs), {constant.name: constant for constant in constants})
@@ -203,8 +233,10 @@ class Work:
 
 @dataclass(frozen=True)
 class StepCost:
-    """The estimate for one step. `seconds` from its start to its end; `gpu_seconds` are paid for.
+    """The estimate for one step. `seconds` from its start to its end if it runs alone; `gpu_seconds` are paid for, if it shares
+    workers with as many others as it may.
 
+    Of `seconds`, those who share workers take the longest `setup_s` and the longest `once_s` once (`group_seconds`).
     `num_bytes` stay; `checkpoint_bytes` are there only while it runs. `work` is None for a step that computes
     nothing on a GPU, `rate` too for one whose work runs on CPUs: there is no figure for those, and only its
     setup is counted.
@@ -217,6 +249,29 @@ class StepCost:
     gpu_seconds: float
     num_bytes: float
     checkpoint_bytes: float = 0
+    setup_s: float = 0
+    once_s: float = 0
+
+
+def group_seconds(costs: Sequence[StepCost]) -> float:
+    """From start to end of steps that the same workers take on together; of one, its `seconds`."""
+    own = sum(one.seconds - one.setup_s - one.once_s for one in costs)
+    return max(one.setup_s for one in costs) + max(one.once_s for one in costs) + own
+
+
+def _shared_costs(costs: Sequence[StepCost]) -> list[StepCost]:
+    """`costs` with `gpu_seconds` shared out in the largest groups that there can be: what one GPU at a time would take."""
+    groups: dict[Any, list[StepCost]] = {}
+    for one in sorted(costs, key=lambda one: -one.seconds):
+        common = in_common(one.step)
+        groups.setdefault(one.step.fingerprint if common is None else common, []).append(one)
+    paid: dict[str, float] = {}
+    for alike in groups.values():
+        most = alike[0].step.resources.max_group
+        for members in (alike[first : first + most] for first in range(0, len(alike), most)):
+            each = group_seconds(members) / (sum(one.seconds for one in members) or 1)
+            paid |= {one.step.fingerprint: each * one.seconds * one.step.resources.total_gpus for one in members}
+    return [replace(one, gpu_seconds=paid[one.step.fingerprint]) for one in costs]
 
 
 @dataclass(frozen=True)
@@ -289,7 +344,7 @@ def estimate_costs(
         except UserError as error:
             raise NoEstimate(str(error)) from error
     estimator = _Estimator(table, gpu, shape, num_examples)
-    costs = tuple(estimator.cost(step) for step in steps)
+    costs = tuple(_shared_costs([estimator.cost(step) for step in steps]))
     if num_on_cpus := sum(one.work is not None and one.rate is None for one in costs):
         assumptions.append(f"{num_on_cpus} steps compute on CPUs, for which there is no figure: only their setup is counted")
     return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
@@ -331,12 +386,22 @@ class _Estimator:
             seconds = self.table[f"seconds.{step.stage}"]
             return StepCost(step, None, None, seconds, seconds * num_gpus, self.num_bytes(step))
         rate = self.table.rate(work.kind, work.batch_size, self.gpu, self.shape.num_parameters) if num_gpus else None
-        seconds = self.table[f"setup.{work.kind.split('_')[0]}"]
-        if rate:
-            seconds += work.num_tokens / rate.tokens_per_s / num_gpus
+        setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
+        work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
         finetune = finetuning_of(step.config)
-        checkpoint = self.checkpoint_bytes(step, finetune, work) if finetune else 0
-        return StepCost(step, work, rate, seconds, seconds * num_gpus, self.num_bytes(step), checkpoint)
+        # One worker trains several at once; what several workers take on, they train one after another.
+        once_s = rate.shared * work_s if rate and step.resources.num_workers == 1 and in_common(step) is not None else 0.0
+        return StepCost(
+            step,
+            work,
+            rate,
+            setup_s + work_s,
+            (setup_s + work_s) * num_gpus,
+            self.num_bytes(step),
+            self.checkpoint_bytes(step, finetune, work) if finetune else 0,
+            setup_s,
+            once_s,
+        )
 
     def work(self, step: Step) -> Work | None:
         config, table = step.config, self.table

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from pipelines.errors import UserError
-from sweep.costs import CostTable, Estimate, Gpu, NoEstimate, StepCost, Total, estimate_costs, total
+from sweep.costs import CostTable, Estimate, Gpu, NoEstimate, StepCost, Total, estimate_costs, group_seconds, total
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
 from sweep.paper import MODEL
@@ -123,7 +123,14 @@ def cost_plan(
     seconds = {one.step.fingerprint: one.seconds for one in estimate.steps}
     checkpoints = {one.step.fingerprint: one.checkpoint_bytes for one in estimate.steps}
     numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
-    schedules = tuple(simulate(steps, seconds, done, number, checkpoint_bytes=checkpoints) for number in numbers)
+    by_step = {one.step.fingerprint: one for one in estimate.steps}
+
+    def group_s(members: Sequence[Step]) -> float:
+        return group_seconds([by_step[step.fingerprint] for step in members])
+
+    schedules = tuple(
+        simulate(steps, seconds, done, number, group_s=group_s, checkpoint_bytes=checkpoints) for number in numbers
+    )
     return PlanCosts(estimate, missing, schedules, num_gpus)
 
 

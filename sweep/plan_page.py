@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sweep.costs import CostTable, Total, rates, total
+from sweep.costs import CostTable, Rate, Total, rates, total
 from sweep.experiment import Experiment
 from sweep.inputs import missing_inputs
 from sweep.paper import Note, departures, unsettled
@@ -71,6 +71,7 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
         print(f"{gpu.name}: ${gpu.price:g} on demand, ${gpu.spot_price:g} spot  {gpu.source}")
     for row in table.throughputs:
         batch = f", batch {row.batch_size}" if row.batch_size else ""
+        batch += f", {row.together} at once" if row.together > 1 else ""
         print(f"{row.gpu}, {row.work}{batch}, {row.model}: {row.examples_per_s:g} examples/s  {row.source}")
     for constant in table.constants.values():
         print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
@@ -143,6 +144,7 @@ def plan_json(experiment: Experiment, planned: Sequence[Planned], costs: PlanCos
                     "batch_size": batch_size,
                     "tokens_per_s": rate.tokens_per_s,
                     "scaled": rate.scaled,
+                    "shared": rate.shared,
                     "sources": [row.source for row in rate.rows],
                 }
                 for (kind, batch_size), rate in rates(estimate.steps).items()
@@ -204,9 +206,13 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     for (kind, batch_size), rate in rates(costs.missing_steps).items():
         batch = f", batch {batch_size:g}" if batch_size else ""
         basis = rate.scaled or rate.rows[0].source.partition(":")[0]
-        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis})"
+        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){_at_once(rate)}"
     for assumption in costs.estimate.assumptions:
         yield f"  assumed: {assumption}"
+
+
+def _at_once(rate: Rate) -> str:
+    return f"; of models finetuned at once, each adds {1 - rate.shared:.0%} of its time alone" if rate.shared else ""
 
 
 def _gpus(number: float) -> str:

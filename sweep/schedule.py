@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
@@ -33,11 +33,13 @@ def simulate(
     done: Iterable[str],
     num_gpus: float,
     *,
+    group_s: Callable[[Sequence[Step]], float] | None = None,
     checkpoint_bytes: Mapping[str, float] | None = None,
 ) -> Schedule:
-    """Play the steps that are not `done`, in the order and with the admission rule of a run.
+    """Play the steps that are not `done`, in the order, the groups and with the admission rule of a run.
 
-    `seconds` and `checkpoint_bytes` are by fingerprint. CPUs are taken to be plenty. Raises UserError if a
+    `seconds` of a step alone, and `checkpoint_bytes`, are by fingerprint; `group_s` says how long several take on the same
+    workers, by default one after another. CPUs are taken to be plenty. Raises UserError if a
     step asks for more GPUs than there are.
     """
     done = set(done)
@@ -48,21 +50,24 @@ def simulate(
                 f"{step.name} asks for {step.resources.total_gpus:g} GPUs and num_gpus={num_gpus:g}; give at least as many"
             )
     queue = StepQueue(steps, done, Capacity(math.inf, num_gpus))
-    running: list[tuple[float, int, Step]] = []
+    running: list[tuple[float, int, list[Step]]] = []
     held = checkpoint_bytes or {}
     now = busy = peak = 0.0
     started = 0
     while True:
-        while urgent := queue.next():
+        while members := queue.next_group():
             started += 1
-            busy += seconds[urgent.fingerprint] * urgent.resources.total_gpus
+            one_by_one_s = sum(seconds[step.fingerprint] for step in members)
+            taken_s = group_s(members) if group_s and len(members) > 1 else one_by_one_s
+            busy += taken_s * members[0].resources.total_gpus
             # The number of the start: steps themselves cannot be compared where two end together.
-            heapq.heappush(running, (now + seconds[urgent.fingerprint], started, urgent))
+            heapq.heappush(running, (now + taken_s, started, members))
         if not running:
             break
-        peak = max(peak, sum(held.get(step.fingerprint, 0) for _, _, step in running))
+        peak = max(peak, sum(held.get(step.fingerprint, 0) for _, _, members in running for step in members))
         now, _, ended = heapq.heappop(running)
-        queue.succeeded(ended.fingerprint)
+        for step in ended:
+            queue.succeeded(step.fingerprint)
     path = critical_path(missing, seconds)
     idle = 1 - busy / (now * num_gpus) if now and num_gpus else 0.0
     return Schedule(num_gpus, now, idle, path, sum(seconds[step.fingerprint] for step in path), peak)

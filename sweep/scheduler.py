@@ -100,12 +100,12 @@ def _fits_on(need: Resources, nodes: Sequence[Mapping[str, float]]) -> bool:
 
 
 def in_common(step: Step) -> Any:
-    """What the members of a group agree in with `step`; None if it is to be run alone."""
+    """What the members of a group agree in with `step`, hashable; None if it is to be run alone."""
     stage = REGISTRY.get(step.stage)
     if stage is None or stage.run_group is None or step.resources.max_group == 1:
         return None
     common = stage.in_common(step.config, {name: source.fingerprint for name, source in step.inputs.items()})
-    return None if common is None else (step.stage, step.resources, step.options, common)
+    return None if common is None else (step.stage, step.resources, tuple(sorted(step.options.items())), common)
 
 
 class StepQueue:

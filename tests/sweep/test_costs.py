@@ -23,6 +23,7 @@ from sweep.costs import (
     StepCost,
     Throughput,
     estimate_costs,
+    group_seconds,
     rates,
     read_table,
     total,
@@ -239,6 +240,43 @@ def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
     assert shared.gpu_seconds == pytest.approx(shared.seconds / 2)
 
 
+def in_groups(experiment: Experiment, most: int) -> Experiment:
+    resources = {stage: dataclasses.replace(one, max_group=most) for stage, one in experiment.resources.items()}
+    return dataclasses.replace(experiment, resources=resources)
+
+
+def test_a_group_starts_once_and_its_finetunings_share_what_a_pass_costs(llama: Experiment) -> None:
+    # Alone a step takes 0.2 s, five at once 0.4 s: 0.15 s whoever is in it, and 0.05 s for each.
+    together = dataclasses.replace(row("finetune_lora", 25, 100, batch_size=2), together=5)
+    table = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, together))
+    assert table.rate("finetune_lora", 2, FAST, PARAMETERS).shared == pytest.approx(0.75)
+    # At batch 10 a step takes 0.4 s, of which the same 0.15 s are shared.
+    assert table.rate("finetune_lora", 10, FAST, PARAMETERS).shared == pytest.approx(0.375)
+    found = estimate(in_groups(llama, 27), table=table)
+    cells = of_stage(found, "task_model")
+    small, large = (next(one for one in cells if one.step.coordinates["size"] == size) for size in (18_020, 73_080))
+    # 9 010 and 36 540 steps.
+    assert small.seconds == pytest.approx(100 + 9_010 * 0.2)
+    assert group_seconds([small, large, small]) == pytest.approx(100 + 36_540 * 0.15 + (2 * 9_010 + 36_540) * 0.05)
+    # Two groups: the 18 of 73 080 and half of the 18 of 36 040, and the rest.
+    first = 100 + 36_540 * 0.15 + (18 * 36_540 + 9 * 18_020) * 0.05
+    second = 100 + 18_020 * 0.15 + (9 * 18_020 + 18 * 9_010) * 0.05
+    assert total(cells).gpu_hours == pytest.approx((first + second) / 3600)
+    # Sixty evaluations in three groups: only their start is shared.
+    assert total(of_stage(found, "evaluation")).gpu_hours == pytest.approx((3 * 10 + 60 * 3_464_700 / 20_000) / 3600)
+    # What several workers take on they train one after another.
+    wide = {**llama.resources, "task_model": Resources(num_workers=2, gpus_per_worker=1, max_group=27)}
+    assert {
+        one.once_s for one in of_stage(estimate(dataclasses.replace(llama, resources=wide), table=table), "task_model")
+    } == {0}
+
+
+def test_a_gpu_that_gains_nothing_from_company_shares_nothing(llama: Experiment) -> None:
+    slow = dataclasses.replace(row("finetune_lora", 9, 100, batch_size=2), together=5)
+    rate = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, slow)).rate("finetune_lora", 2, FAST, PARAMETERS)
+    assert (rate.shared, rate.tokens_per_s) == (0, 1_000)
+
+
 def test_work_on_cpus_is_named_as_not_counted(llama: Experiment) -> None:
     resources = {stage: one for stage, one in llama.resources.items() if stage != "evaluation"}
     found = estimate(dataclasses.replace(llama, resources=resources))
@@ -313,6 +351,7 @@ def test_every_row_of_the_shipped_table_says_where_it_is_from() -> None:
     for throughput in table.throughputs:
         assert throughput.gpu in table.gpus and throughput.work in FLOPS_PER_PARAMETER
         assert (throughput.batch_size > 0) == throughput.work.startswith("finetune"), throughput
+        assert throughput.together == 1 or throughput.work == "finetune_lora", throughput
 
 
 def test_two_rows_of_one_thing_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The wall time of a step graph on so many GPUs."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -54,6 +55,18 @@ def test_shares_of_a_gpu_run_together() -> None:
     third = Resources(gpus_per_worker=0.3333)
     steps = [step(slug, resources=third) for slug in "abcd"]
     assert simulate(steps, dict.fromkeys((one.fingerprint for one in steps), 6.0), [], 1).seconds == 12
+
+
+def test_a_group_ends_together_and_takes_as_long_as_it_is_said_to(llama: Experiment) -> None:
+    resources = {**llama.resources, "evaluation": Resources(gpus_per_worker=1, max_group=24)}
+    steps = build_grid(dataclasses.replace(llama, resources=resources))
+    evaluations = {one.fingerprint for one in steps if one.stage == "evaluation"}
+    done = [one.fingerprint for one in steps if one.fingerprint not in evaluations]
+    seconds = dict.fromkeys((one.fingerprint for one in steps), 5.0)
+    # 60 on two GPUs, of which the second group is shared out before the first is over: 24, 24 and then 12.
+    found = simulate(steps, seconds, done, 2, group_s=lambda members: 10 + len(members), checkpoint_bytes=seconds)
+    assert (found.seconds, found.idle_share, found.peak_bytes) == (34 + 22, pytest.approx(1 - 90 / 112), 48 * 5)
+    assert simulate(steps, seconds, done, 2).seconds == 36 * 5
 
 
 def test_what_is_done_takes_no_time() -> None:
