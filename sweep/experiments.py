@@ -142,6 +142,7 @@ def mini(
             replace(one, learning_rate=10 * one.learning_rate, dtype=dtype, log_every=100)
             for one in (TASK_MODEL, GENERATOR)
         )
+    generator = replace(generator, epochs=generator_epochs)
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
     shared = replace(share, max_group=MAX_GROUP)
