@@ -147,7 +147,7 @@ def sampling(config: GenerationConfig, seed: int) -> dict[str, Any]:
         "top_p": config.top_p,
         "top_k": config.top_k,
         "max_tokens": config.max_new_tokens,
-        "stop": [config.end_marker],
+        "stop": [config.stop],
         "include_stop_str_in_output": True,
         "seed": seed,
     }

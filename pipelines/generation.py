@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.compute import Report, Resources, identity, no_report, runtime
+from pipelines.compute import Report, Resources, added, identity, no_report, runtime
 from pipelines.decode_attention import CHOICES, attention_options
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label
-from pipelines.prompts import EN_DASH, END_MARKERS, Parsed, generator_prompt, parse_generated
+from pipelines.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS, Parsed, generator_prompt, parse_generated
 from pipelines.shards import (
     REJECTS,
     SHARDS,
@@ -82,8 +82,10 @@ class GenerationConfig:
     the last shard's surplus is kept beside it. `shard_size` (prompts a shard) is identity because seeds and the
     pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
     distribution. A text ends at the end marker, at the tokenizer's end-of-sequence token, after
-    `max_new_tokens`, or at the end of the model's context. `stand_ins` makes it a rehearsal: the pool holds, for
-    each text, what `stand_in` cuts from it, so that weights which write nothing that parses fill a pool, too.
+    `max_new_tokens`, or at the end of the model's context. With `stop_early` it ends where the marker begins, and the rest of
+    the marker is taken for granted: 8 tokens of 58 are saved, and a text that has an en dash of its own ends there.
+    `stand_ins` makes it a rehearsal: the pool holds, for each text, what `stand_in` cuts from it, so that weights which write
+    nothing that parses fill a pool, too.
 
     Runtime: `max_num_seqs` sequences in an engine's batch (0: 1 024 on a GPU, 256 on a CPU);
     `shards_in_flight` shards that an engine works on at a time (0: enough to keep its batch full);
@@ -104,6 +106,7 @@ class GenerationConfig:
     end_marker: str = EN_DASH
     dtype: str = "bfloat16"
     stand_ins: bool = False
+    stop_early: bool = added(False)
     min_yield: float = runtime(0.2)
     max_num_seqs: int = runtime(0)
     shards_in_flight: int = runtime(0)
@@ -137,10 +140,24 @@ class GenerationConfig:
             raise UserError(f"top_k={self.top_k}: give the number of tokens to choose from, or -1 for all")
         if self.end_marker not in END_MARKERS:
             raise UserError(f"end_marker={self.end_marker!r}: use one of {', '.join(map(repr, END_MARKERS))}")
+        if self.stop_early and self.end_marker not in UNAMBIGUOUS_STARTS:
+            raise UserError(
+                f"stop_early=True with end_marker={self.end_marker!r}, which begins as texts of the data go on; leave it "
+                f"out, or use {', '.join(map(repr, UNAMBIGUOUS_STARTS))}"
+            )
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise UserError(f"dtype={self.dtype!r}: use one of bfloat16, float16, float32")
         if self.attention_backend not in CHOICES:
             raise UserError(f"attention_backend={self.attention_backend!r}: use one of {', '.join(CHOICES)}")
+
+    @property
+    def stop(self) -> str:
+        """The text at which a generated one ends."""
+        return UNAMBIGUOUS_STARTS[self.end_marker] if self.stop_early else self.end_marker
+
+    def completed(self, text: str) -> str:
+        """A generated text as it would be if it had been written to the end of the marker."""
+        return text.removesuffix(self.stop) + self.end_marker if text.endswith(self.stop) else text
 
 
 def generate(
@@ -514,7 +531,7 @@ class ShardWriter:
         if not self._is_needed(shard):
             return None
         texts, num_tokens = self._engine.complete(self._prompts[shard.label], self._sampling(shard))
-        parsed, rejects = tables(shard, texts, self._config)
+        parsed, rejects = tables(shard, [self._config.completed(text) for text in texts], self._config)
         with self._lock:
             return self._folder.commit(shard, self._request, parsed, rejects, num_tokens)
 
@@ -548,7 +565,7 @@ class ShardWriter:
             top_k=config.top_k,
             max_tokens=config.max_new_tokens,
             # The parser must see the marker: a text that ends in any other way may be cut off.
-            stop=[config.end_marker],
+            stop=[config.stop],
             include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

@@ -5,8 +5,10 @@ The classifier reads the class off the last token of :func:`classifier_prompt`. 
 what it writes then begins with ``. Premise: ``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from pipelines.errors import UserError
 from pipelines.examples import LABELS
@@ -16,6 +18,8 @@ EN_DASH = " – This is the end of the example."
 HYPHENS = " -- This is the end of the example."
 """The end marker of the authors' scripts."""
 END_MARKERS: tuple[str, ...] = (EN_DASH, HYPHENS)
+UNAMBIGUOUS_STARTS: Mapping[str, str] = MappingProxyType({EN_DASH: " –"})
+"""How a marker begins, if no text of MultiNLI has that: an en dash is in none of 79 429 training rows, two hyphens in 1 569."""
 
 PREMISE_FIELD = "Premise:"
 HYPOTHESIS_FIELD = "Hypothesis:"

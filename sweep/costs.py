@@ -415,7 +415,8 @@ class _Estimator:
                 return self._finetuning(step, num_examples, table["tokens.plain"])
             case GenerationConfig():
                 num_texts = num_parsed(config) / table["yield"]
-                return Work("generate", num_texts, num_texts * table["tokens.generated"])
+                not_written = table["tokens.marker_rest"] if config.stop_early else 0
+                return Work("generate", num_texts, num_texts * (table["tokens.generated"] - not_written))
             case EvaluationConfig():
                 counts = {name: self._num_evaluated(name) for name in config.sets}
                 tokens = {name: table["tokens.classifier_hans" if name == "hans" else "tokens.classifier"] for name in counts}

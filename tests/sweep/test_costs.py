@@ -73,6 +73,7 @@ TABLE = CostTable(
             "tokens.classifier_hans": 50,
             "tokens.generator_text": 100,
             "tokens.generated": 50,
+            "tokens.marker_rest": 10,
             "tokens.plain": 200,
             "yield": 0.5,
             "bytes.examples": 100,
@@ -110,6 +111,12 @@ def test_the_plan_of_the_paper(llama: Experiment) -> None:
     assert total(found.steps).gpu_hours == pytest.approx(sum(seconds for _, _, seconds in expected.values()) / 3600)
     assert total(of_stage(found, "evaluation")).num_tokens == 60 * 3_464_700
     assert found.assumptions == ("391,722 training rows, all of MultiNLI: the data is not prepared yet",)
+
+
+def test_texts_that_stop_early_have_fewer_tokens(llama: Experiment) -> None:
+    early = dataclasses.replace(llama, generation=dataclasses.replace(llama.generation, stop_early=True))
+    (pool,) = of_stage(estimate(early), "synthetic_pool")
+    assert pool.seconds == pytest.approx(50 + 2 * 1_819_813 / 500 * 40 / 50)
 
 
 def test_five_seeds_share_generator_and_pool(llama: Experiment) -> None:

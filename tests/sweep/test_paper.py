@@ -91,11 +91,12 @@ def test_the_default_departs_in_the_frozen_weights_precision_only() -> None:
     assert topics(paper(model="meta-llama/Llama-2-7b-hf", base_precision="nf4_double")) == []
 
 
-def test_paper_fast_departs_in_batch_learning_rate_and_shared_prefix() -> None:
+def test_paper_fast_departs_in_batch_learning_rate_shared_prefix_and_early_stop() -> None:
     found = {note.topic: (note.paper, note.ours) for note in departures(paper_fast(base_precision="nf4"))}
     assert found == {
         "G: learning rate": ("2e-05", "8e-05"),
         "G: batch size": ("6", "96"),
+        "a text ends at the end marker": ("when it is complete", "with its first character"),
         "T: learning rate": ("2e-05", "8e-05"),
         "T: batch size": ("2", "32"),
         "T: dropout mask of the prompt's beginning shared in a batch": ("no", "yes"),
