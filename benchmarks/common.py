@@ -100,18 +100,29 @@ def values_of(results: Mapping[str, Sequence[Mapping[str, float]]], name: str) -
     return {variant: values for variant, values in found.items() if values}
 
 
-def in_own_process(module: str, arguments: Sequence[str]) -> dict[str, Any] | None:
+def in_own_process(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """What `python -m module ARGUMENTS` prints after RESULT; None if it does not. Each variant thus finds the GPU free."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", module, *arguments]
     found = None
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as process:
+    variables = {**os.environ, **(environment or {}), "PYTHONPATH": path}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             if line.startswith("RESULT "):
                 found = json.loads(line.removeprefix("RESULT "))
     return found
+
+
+def visible_gpus() -> list[str]:
+    """Names of this machine's GPUs as CUDA_VISIBLE_DEVICES takes them."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def finish(

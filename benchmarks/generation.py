@@ -11,6 +11,7 @@ Variants, each in a process of its own:
   raw-in-process  raw-tuned with the engine in the calling process
   stage           pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
   stage-shared    the same with ENGINES engines on the one GPU, each a part of it
+  stage-gpus      the same with one engine on each of the machine's GPUs
   stage-process   as stage with the engine's core in a process of its own (engine_process=True)
   ray-data-llm    ray.data.llm.build_processor on the same rows; texts only, nothing parsed or written
 
@@ -44,6 +45,7 @@ from benchmarks.common import (
     limits_here,
     make_parser,
     values_of,
+    visible_gpus,
 )
 from pipelines.compute import Resources
 from pipelines.examples import LABELS
@@ -58,7 +60,7 @@ from pipelines.generation import (
 from pipelines.shards import Shard, derive_seed, plan_shards
 from sweep.model_shape import ModelShape
 
-VARIANTS = ("raw", "raw-tuned", "raw-in-process", "stage", "stage-shared", "stage-process", "ray-data-llm")
+VARIANTS = ("raw", "raw-tuned", "raw-in-process", "stage", "stage-shared", "stage-gpus", "stage-process", "ray-data-llm")
 PASSED_ON = ("num", "device", "cpus", "engines", "max_num_seqs", "max_new_tokens", "shard_size", "dtype")
 
 
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--shard-size", type=int, default=1_024)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--target", type=float, help="texts/s that `stage` should reach")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -106,7 +109,7 @@ def main() -> None:
         parser,
         arguments,
         [
-            Figure("texts", "texts/s", values_of(results, "all_per_s"), peer="raw"),
+            Figure("texts", "texts/s", values_of(results, "all_per_s"), peer="raw", target=arguments.target),
             Figure("texts of the second half", "texts/s", values_of(results, "warm_per_s"), peer="raw"),
             Figure("tokens", "tokens/s", values_of(results, "tokens_per_s"), peer="raw", work=work),
             Figure("engine's start", "s", values_of(results, "start_s"), peer="raw", lower_is_better=True),
@@ -129,8 +132,9 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
         attention_backend="vllm" if variant == "ray-data-llm" else "auto",
     )
     gpus = 1 if args.device == "cuda" else 0
-    num_engines = args.engines if variant == "stage-shared" else 1
-    resources = Resources(num_engines, args.cpus, math.floor(gpus / num_engines * 10_000) / 10_000)
+    num_engines = {"stage-shared": args.engines, "stage-gpus": max(1, len(visible_gpus()))}.get(variant, 1)
+    per_engine = math.floor(gpus / num_engines * 10_000) / 10_000 if variant == "stage-shared" else gpus
+    resources = Resources(num_engines, args.cpus, per_engine)
     num_shards = 2 * -(-args.num // args.shard_size)
     per_label = dict.fromkeys(LABELS, num_shards * args.shard_size)
     planned = plan_shards(per_label, shard_size=args.shard_size, min_yield=1, seed=0)[:num_shards]
@@ -209,7 +213,7 @@ def streaming_rates(finished: list[tuple[float, int, int]], start_s: float) -> d
 def init_ray(resources: Resources) -> None:
     import ray
 
-    gpus = {"num_gpus": 1} if resources.gpus_per_worker else {}
+    gpus = {"num_gpus": max(1, math.ceil(resources.total_gpus))} if resources.gpus_per_worker else {}
     ray.init(
         num_cpus=max(4, os.cpu_count() or 1),
         include_dashboard=False,

@@ -8,20 +8,25 @@
         peft's LoRA in the weights' own type, which is faster than its float32), transformers' Trainer with batches grouped by
         length and padded to their longest, fused AdamW; evaluation in padded batches sorted by length
   ours  the stage itself, through Ray Train and DeepSpeed, at the same batch size, precision and learning rate
+  ours-gpus  that in a process for each of the machine's GPUs at the same time; their rates are added
 
 With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer
-trains one. Rates are warm: without the first steps, and of an evaluation that is not the first. With --profile, the details
-say which kernels the last steps of ours spent the GPU's time in; those steps are in no rate.
+trains one. Without --evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation that
+is not the first. With --profile, the details say which kernels the last steps of ours spent the GPU's time in; those steps are
+in no rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +40,13 @@ from benchmarks.common import (
     Work,
     alternately,
     finish,
+    in_own_process,
     limits_here,
     make_parser,
     model_flops,
     useful_tokens,
     values_of,
+    visible_gpus,
 )
 from pipelines.compute import Resources, no_report
 from pipelines.evaluation import EvaluationConfig, evaluate_group
@@ -55,6 +62,7 @@ from pipelines.task_model import (
 )
 from sweep.model_shape import ModelShape
 
+VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16
 KERNELS_SHOWN = 25
 PROFILE = "profile.json"
@@ -70,21 +78,30 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--together", type=int, default=1, help="task models that ours trains at once (LoRA)")
     parser.add_argument("--tokens", type=int, default=16_384, help="of one pass of ours")
-    parser.add_argument("--variants", nargs="+", choices=("ours", "peer"), default=["ours", "peer"])
+    parser.add_argument("--share-prefix", action=argparse.BooleanOptionalAction, help="default: if one is trained at a time")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "peer"])
+    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers of ours first")
     parser.add_argument("--profile", action="store_true", help="of the last steps of ours, on a GPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--evaluation-sets", nargs="+", default=["mnli_matched", "hans"])
+    parser.add_argument("--evaluation-sets", nargs="*", default=["mnli_matched", "hans"])
     parser.add_argument("--num-evaluation", type=int, default=30_000, help="of each set's examples, at most")
     parser.add_argument("--peer-evaluation-batch", type=int, default=128)
+    parser.add_argument("--training-target", type=float, help="examples/s that ours should reach")
+    parser.add_argument("--evaluation-target", type=float)
     arguments = parser.parse_args()
+    if arguments.share_prefix is None:
+        arguments.share_prefix = arguments.together == 1
     # Workers have another current directory.
     arguments.base, arguments.sources = arguments.base.absolute(), arguments.sources.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, num in (("train", arguments.num), *((one, arguments.num_evaluation) for one in arguments.evaluation_sets)):
             write_examples(read_examples(arguments.sources / f"{name}.parquet").slice(0, num), folder / f"{name}.parquet")
-        measures = {"ours": ours, "peer": peer}
+        if arguments.only:
+            print("RESULT " + json.dumps(ours(arguments, folder)), flush=True)
+            return
+        measures = {"ours": ours, "peer": peer, "ours-gpus": ours_on_all_gpus}
         results = alternately(
             {name: partial(measures[name], arguments, folder) for name in arguments.variants}, arguments.repeats
         )
@@ -95,15 +112,19 @@ def main() -> None:
         parser,
         arguments,
         [
-            Figure("training", "examples/s", values_of(results, "train_examples_per_s"), peer="peer", work=training),
-            Figure("evaluation", "examples/s", values_of(results, "evaluate_examples_per_s"), peer="peer", work=evaluation),
+            Figure(name, "examples/s", values, peer="peer", work=work, target=target)
+            for name, work, target, values in (
+                ("training", training, arguments.training_target, values_of(results, "train_examples_per_s")),
+                ("evaluation", evaluation, arguments.evaluation_target, values_of(results, "evaluate_examples_per_s")),
+            )
+            if values
         ],
         limits=limits_here() if arguments.device == "cuda" else None,
         details={**results, **profile},
     )
 
 
-def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work]:
+def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work | None]:
     """Of an example trained and one evaluated, with the prompts' common beginning computed as often as it must be."""
     shape = ModelShape.of_settings(json.loads((arguments.base / "model" / "config.json").read_text()))
     is_lora = arguments.method == "lora"
@@ -118,13 +139,13 @@ def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work]:
         return Part("model", model_flops(shape, tokens, pairs, per_weight=per_weight, **lora) / len(lengths))
 
     prefix = common_prefix_length(tokenizer(texts_of(folder, "train")[0])["input_ids"])
-    shared = 0 if arguments.together > 1 else prefix
+    shared = prefix if arguments.share_prefix else 0
     trained = part(["train"], FROZEN if is_lora else TRAINED, shared, arguments.batch_size)
-    evaluated = part(arguments.evaluation_sets, FORWARD, prefix, None)
+    evaluated = part(arguments.evaluation_sets, FORWARD, prefix, None) if arguments.evaluation_sets else None
     once = ", the prompts' common beginning once a {}"
     return (
         Work((trained,), COUNTED.format(once.format("batch") if shared else "")),
-        Work((evaluated,), COUNTED.format(once.format("run"))),
+        Work((evaluated,), COUNTED.format(once.format("run"))) if evaluated else None,
     )
 
 
@@ -140,8 +161,9 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     gpu = arguments.device == "cuda"
     dtype = "bfloat16" if gpu else "float32"
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_gpus=1 if gpu else 0)
-    resources = Resources(gpus_per_worker=1 if gpu else 0)
+    # For its metrics and settings; no worker of its is started.
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    resources = Resources(gpus_per_worker=1 if gpu else 0, in_process=True)
     # What has ended in a folder is not run again, and a repeat is to be.
     fresh = Path(tempfile.mkdtemp(dir=folder))
     initial_task_model(UntrainedConfig(0), str(arguments.base), str(fresh / "start"))
@@ -151,7 +173,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         dtype=dtype,
         learning_rate=2e-5,
         log_every=LOG_EVERY,
-        share_prefix=arguments.together == 1,
+        share_prefix=arguments.share_prefix,
         tokens_per_microbatch=arguments.tokens,
         checkpoint_every=0,
         compile_from_steps=1 if arguments.compile else 0,
@@ -177,27 +199,45 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     # As many as fit are trained at a time.
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
-    evaluations = evaluate_group(
-        EvaluationConfig(tuple(arguments.evaluation_sets), dtype=dtype),
-        str(folder),
-        str(arguments.base),
-        [outputs[0]] * 2,
-        [str(fresh / f"evaluation{number}") for number in range(2)],
-        resources=resources,
-        reports=[no_report] * 2,
-    )
+    evaluations = []
+    if arguments.evaluation_sets:
+        evaluations = evaluate_group(
+            EvaluationConfig(tuple(arguments.evaluation_sets), dtype=dtype),
+            str(folder),
+            str(arguments.base),
+            [outputs[0]] * 2,
+            [str(fresh / f"evaluation{number}") for number in range(2)],
+            resources=resources,
+            reports=[no_report] * 2,
+        )
     if failed := next((one for one in evaluations if isinstance(one, Exception)), None):
         raise failed
     ray.shutdown()
-    found = {
-        "train_examples_per_s": statistics.median(rates) * at_a_time,
-        "trained_at_a_time": at_a_time,
-        "evaluate_examples_per_s": evaluations[1]["examples_per_s"],  # type: ignore[index]
-    }
+    # The peer's Trainer would take it for torchrun's.
+    os.environ.pop("LOCAL_RANK", None)
+    found = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
+    if evaluations:
+        found["evaluate_examples_per_s"] = evaluations[1]["examples_per_s"]  # type: ignore[index]
     for name, several in (("train", results), ("evaluate", evaluations)):
-        if gpu:
+        if gpu and several:
             found[f"{name}_peak_gpu_memory_gib"] = max(one["peak_gpu_memory_gib"] for one in several)  # type: ignore[index]
     return found
+
+
+def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, float] | None:
+    """`ours` on every GPU at once, each in a process of its own; rates added, None if one failed."""
+
+    def run(gpu: str) -> dict[str, Any] | None:
+        own = {"CUDA_VISIBLE_DEVICES": gpu}
+        return in_own_process("benchmarks.task_model", [*sys.argv[1:], "--only", "ours"], own)
+
+    gpus = visible_gpus()
+    with ThreadPoolExecutor(len(gpus)) as threads:
+        found = [one for one in threads.map(run, gpus) if one is not None]
+    if len(found) < len(gpus):
+        return None
+    names = [name for name in found[0] if name.endswith("examples_per_s")]
+    return {"num_gpus": len(gpus), **{name: sum(one[name] for one in found) for name in names}}
 
 
 class Profile:
@@ -323,6 +363,13 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         callbacks=[Clock()],
     ).train()
 
+    found = {
+        "train_examples_per_s": (steps - warm) * size / (times[steps] - times[warm]),
+        "num_warm_steps": steps - warm,
+        **({"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}),
+    }
+    if not arguments.evaluation_sets:
+        return found
     model.eval()
     # Ours has tokenized before its clock starts, too.
     texts = [text for name in arguments.evaluation_sets for text in texts_of(folder, name)[0]]
@@ -338,12 +385,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         return len(chosen) / (wait() - begun)
 
     evaluate(sequences[-4 * arguments.peer_evaluation_batch :])
-    return {
-        "train_examples_per_s": (steps - warm) * size / (times[steps] - times[warm]),
-        "num_warm_steps": steps - warm,
-        "evaluate_examples_per_s": evaluate(sequences),
-        **({"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}),
-    }
+    return {**found, "evaluate_examples_per_s": evaluate(sequences)}
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class Resources:
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     in_process: bool = False
-    """A finetuning's one CPU worker is the process that drives it (Ray Train's local mode): it starts in a second instead of
-    ten. For models that train in seconds.
+    """A finetuning's, or an evaluation's, one worker is the process that drives it: it starts in a second instead of ten. For
+    models that train in seconds; with a GPU, for a process that has one to itself, which a study's steps have not.
     """
     max_group: int = 1
     """Finetunings, or evaluations, over one base model that one group of workers may take on together, and so start once."""
@@ -58,10 +58,10 @@ class Resources:
             amount = getattr(self, name)
             if not (math.isfinite(amount) and amount >= 0):
                 raise UserError(f"{name}={amount}: an amount of a resource is finite and not negative; give 0 or more")
-        if self.in_process and (self.num_workers != 1 or self.gpus_per_worker):
+        if self.in_process and self.num_workers != 1:
             raise UserError(
-                f"in_process=True with num_workers={self.num_workers} and gpus_per_worker={self.gpus_per_worker}: one "
-                "worker without a GPU can be the driving process; leave in_process out"
+                f"in_process=True with num_workers={self.num_workers}: one worker can be the driving process; leave in_process "
+                "out"
             )
         if not self.as_bundle():
             raise UserError("a worker with 0 CPUs and 0 GPUs cannot be placed; set cpus_per_worker or gpus_per_worker")

@@ -102,10 +102,12 @@ def evaluate_group(
     """
     import ray
 
+    members = list(zip(task_models, outputs, reports, strict=True))
+    if resources.in_process:
+        return _evaluate_worker(config, sources, base_model, members, resources.gpus_per_worker > 0)
     task = ray.remote(_evaluate_worker).options(
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0
     )
-    members = list(zip(task_models, outputs, reports, strict=True))
     return ray.get(task.remote(config, sources, base_model, members, resources.gpus_per_worker > 0))
 
 

@@ -327,7 +327,8 @@ def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
         # In the driving process Ray Train makes no process group, and DeepSpeed wants one even for one worker.
         os.environ.setdefault("LOCAL_RANK", "0")
         forget_process_groups()
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        backend = "nccl" if loop["use_gpu"] else "gloo"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     quiet_libraries()
     # DeepSpeed would compile its shared-memory kernels (a C++ compiler and a minute) for inference only: our reductions are
     # gloo's.

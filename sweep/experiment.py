@@ -102,6 +102,12 @@ class Experiment:
             raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KINDS)}")
         if unknown := set(self.resources) - set(STAGES):
             raise UserError(f"resources of {sorted(unknown)}: no such stage; valid: {', '.join(STAGES)}")
+        for stage, resources in self.resources.items():
+            if resources.in_process and resources.gpus_per_worker:
+                raise UserError(
+                    f"resources[{stage!r}] has in_process=True and gpus_per_worker={resources.gpus_per_worker:g}: the process "
+                    "that drives a step has no GPU; leave in_process out"
+                )
         if self.generator.end_marker != self.generation.end_marker:
             raise UserError(
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
