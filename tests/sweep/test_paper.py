@@ -96,6 +96,7 @@ def test_paper_fast_departs_in_batch_learning_rate_and_shared_prefix() -> None:
     assert found == {
         "G: learning rate": ("2e-05", "8e-05"),
         "G: batch size": ("6", "96"),
+        "G: dropout mask of the prompt's beginning shared in a batch": ("no", "yes"),
         "T: learning rate": ("2e-05", "8e-05"),
         "T: batch size": ("2", "32"),
         "T: dropout mask of the prompt's beginning shared in a batch": ("no", "yes"),
