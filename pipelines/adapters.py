@@ -44,8 +44,9 @@ MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
 def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: ArrayLike) -> np.ndarray:
     """The dropout key of each token, int32 in the shape that the four integers (arrays) broadcast to.
 
-    A token is known by its run's `seed`, the optimizer `step`, its example's `place` in that step's whole batch (-1 for a
-    prefix that examples share) and its `position` in the example: by nothing that depends on how a batch is dealt and packed.
+    A token is known by its run's `seed`, the optimizer `step`, its example's `place` in that step's whole batch (-1 - n for
+    prefix n, which examples share) and its `position` in the example: by nothing that depends on how a batch is dealt and
+    packed.
     """
     state = np.zeros(1, dtype=np.uint64)
     for value in (seed, step, place, position):
@@ -106,22 +107,24 @@ class Segments:
     ) -> Segments:
         """Of a packed batch whose sequences are, in order, `counts[0]` of adapter 0, `counts[1]` of adapter 1 and so on.
 
-        `seeds` and `steps` are one an adapter, `places` one a sequence: its place in its adapter's whole optimizer batch.
-        Raises ValueError if the counts do not add up, or if a prefix is shared by several adapters: its states differ.
+        `seeds` and `steps` are one an adapter, `places` one a sequence: its place in its adapter's whole optimizer batch. A
+        prefix is the adapter's whose sequences share it.
+        Raises ValueError if the counts do not add up, or if sequences of several adapters share a prefix: its states differ.
         """
-        prefix, lengths = batch.prefix_length, batch.lengths[: batch.num_sequences]
         if sum(counts) != batch.num_sequences or len(places) != batch.num_sequences:
             raise ValueError(f"counts={list(counts)} and {len(places)} places for a batch of {batch.num_sequences} sequences")
-        if prefix and len(counts) > 1:
-            raise ValueError(f"prefix_length={prefix}: a prefix shared by {len(counts)} adapters is computed by none of them")
-        starts = prefix + np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], np.cumsum(counts)])]
-        starts[0] = 0
-        adapters = np.repeat(np.arange(len(counts)), counts)
+        contents = batch.contents
+        lengths, shared = batch.lengths[: len(contents)], batch.shared[: len(contents)]
+        # A prefix lies before the first sequence that shares it.
+        sequences = np.where(contents < 0, np.roll(contents, -1), contents)
+        adapters = np.repeat(np.arange(len(counts)), counts)[sequences]
+        if (shared[1:].astype(bool) & (adapters[1:] != adapters[:-1])).any():
+            raise ValueError("a prefix that two adapters share is computed by neither: give each one's sequences their own")
+        starts = np.searchsorted(np.repeat(adapters, lengths), np.arange(len(counts) + 1))
         keys = np.zeros(batch.num_tokens, dtype=np.int32)
-        keys[:prefix] = token_keys(seeds[0], steps[0], -1, batch.position_ids[:prefix])
-        own = slice(prefix, prefix + int(lengths.sum()))
-        seed, step, place = (np.repeat(of, lengths) for of in (np.take(seeds, adapters), np.take(steps, adapters), places))
-        keys[own] = token_keys(seed, step, place, batch.position_ids[own])
+        row_places = np.where(contents < 0, contents, np.take(places, sequences))
+        seed, step, place = (np.repeat(of, lengths) for of in (np.take(seeds, adapters), np.take(steps, adapters), row_places))
+        keys[: starts[-1]] = token_keys(seed, step, place, batch.position_ids[: starts[-1]])
         return cls.from_arrays(starts, keys, device)
 
     def tensors(self) -> list[torch.Tensor]:

@@ -5,9 +5,9 @@ computed once and each one's keys and values begin with it, which is exact: caus
 what follows. Two ways, the same numbers:
 
 - on a GPU in half precision, PyTorch's variable-length FlashAttention, on the stream as it lies;
-- elsewhere queries, keys and values are spread into a [row, width] grid for the length of one fused causal kernel; what the
-  grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it. Rows of a prefix tree differ
-  in where they begin, and are taken a few at a time.
+- elsewhere queries, keys and values are spread into a [row, position] grid for the length of one fused causal kernel; what the
+  grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it. The rows of a prefix tree are
+  many and share most of what they have, and are taken a few at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 from pipelines.adapters import Segments
 from pipelines.packing import PackedBatch, key_places
@@ -32,38 +31,39 @@ ROWS_PER_GRID = 32
 
 @dataclass(frozen=True)
 class StreamIndex:
-    """Where rows begin, for the variable-length kernel. The prefix, if any, is a row of its own before the others.
+    """Where rows begin, and what they share.
 
-    Shapes: `query_starts`, `key_starts` int32 [rows + 1]. A row's keys are the tokens that it shares and its own: `keys` int64
-    [key_starts[-1]] picks them from the stream, where anything is shared. With a prefix of P tokens `own` int64 [T - P] and
-    `prefixes` int64 [(num_rows + 1) * P] say where each copy went.
+    Shapes: `query_starts`, `key_starts` int32 [num_rows + 1]. A row's keys are the tokens that it shares and its own: `keys`
+    int64 [K] picks them from the stream, where anything is shared. For the backward pass, `copies` int32 [K] and `copy_starts`
+    int32 [T + 1]: the keys that are token t are `copies[copy_starts[t]:copy_starts[t + 1]]`. K is `PackedBatch.num_keys`; what
+    lies past the last row's is no row's, and in no sum.
     """
 
     query_starts: torch.Tensor
     key_starts: torch.Tensor
-    longest_query: int
-    longest_key: int
-    prefix_length: int
-    keys: torch.Tensor | None
-    own: torch.Tensor | None
-    prefixes: torch.Tensor | None
+    keys: torch.Tensor | None = None
+    copies: torch.Tensor | None = None
+    copy_starts: torch.Tensor | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything, in a fixed order."""
+        found = (self.query_starts, self.key_starts, self.keys, self.copies, self.copy_starts)
+        return [tensor for tensor in found if tensor is not None]
 
 
 @dataclass(frozen=True)
 class PackedInput:
     """A `PackedBatch` on a device, with the `segments` of its adapters if the model has any.
 
-    Shapes: `input_ids`, `position_ids` [1, T]; `slots` [T - P]; `last_index` [num_rows].
+    Shapes: `input_ids`, `position_ids` [1, T]; `last_index` [num_rows].
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    slots: torch.Tensor
     last_index: torch.Tensor
-    prefix_length: int
-    num_rows: int
     width: int
-    stream: StreamIndex | None = None
+    is_tree: bool
+    stream: StreamIndex
     segments: Segments | None = None
 
     @classmethod
@@ -77,51 +77,46 @@ class PackedInput:
         return cls(
             input_ids=move(batch.input_ids)[None],
             position_ids=move(batch.position_ids)[None],
-            slots=move(batch.slots),
             last_index=move(batch.last_index),
-            prefix_length=batch.prefix_length,
-            num_rows=batch.num_rows,
             width=batch.width,
-            stream=_stream_index(batch, move) if on_gpu or batch.is_tree else None,
+            is_tree=batch.is_tree,
+            stream=_stream_index(batch, move),
             segments=segments,
         )
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.last_index)
+
     def tensors(self) -> list[torch.Tensor]:
         """Everything on the device, in a fixed order; two inputs of one shape differ in nothing else."""
-        own = [self.input_ids, self.position_ids, self.slots, self.last_index]
-        own += self.segments.tensors() if self.segments else []
-        if self.stream is None:
-            return own
-        kept = (getattr(self.stream, name) for name in ("query_starts", "key_starts", "keys", "own", "prefixes"))
-        return own + [tensor for tensor in kept if tensor is not None]
+        own = [self.input_ids, self.position_ids, self.last_index, *self.stream.tensors()]
+        return own + (self.segments.tensors() if self.segments else [])
 
 
 def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
-    prefix, lengths, shared = batch.prefix_length, batch.lengths, batch.shared
-    if prefix:
-        lengths, shared = np.append(prefix, lengths), np.append(0, shared)
-    query_starts = move(_starts(lengths))
-    if not shared.any():
-        return StreamIndex(query_starts, query_starts, batch.width, batch.width, 0, None, None, None)
-    keys = key_places(lengths, shared)
-    return StreamIndex(
-        query_starts=query_starts,
-        key_starts=move(_starts(shared + lengths)),
-        longest_query=max(prefix, batch.width),
-        longest_key=max(prefix + batch.width, int((shared + lengths).max())),
-        prefix_length=prefix,
-        keys=move(keys),
-        own=move(np.flatnonzero(keys >= prefix)) if prefix else None,
-        prefixes=move(np.flatnonzero(keys < prefix)) if prefix else None,
-    )
+    query_starts = move(_starts(batch.lengths))
+    if batch.num_keys == batch.num_tokens:
+        return StreamIndex(query_starts, query_starts)
+    places = key_places(batch.lengths, batch.shared)
+    keys = np.zeros(batch.num_keys, dtype=np.int64)
+    keys[: len(places)] = places
+    key_starts = move(_starts(batch.shared + batch.lengths))
+    if batch.is_tree:
+        # Evaluated and never trained on, and the larger part of the work here.
+        return StreamIndex(query_starts, key_starts, move(keys))
+    copies = np.zeros(batch.num_keys, dtype=np.int32)
+    copies[: len(places)] = np.argsort(places, kind="stable")
+    copy_starts = _starts(np.bincount(places, minlength=batch.num_tokens))
+    return StreamIndex(query_starts, key_starts, move(keys), move(copies), move(copy_starts))
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(lengths)).astype(np.int32)
 
 
-class _RepeatPrefix(torch.autograd.Function):
-    """Give every row a copy of the prefix; backwards, sum the copies' gradients without atomic additions."""
+class _Copies(torch.autograd.Function):
+    """Give every row a copy of what it shares; backwards, sum the copies' gradients without atomic additions."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, index: StreamIndex) -> torch.Tensor:
@@ -131,9 +126,24 @@ class _RepeatPrefix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        index = ctx.index
-        copies = grad.index_select(0, index.prefixes).view(-1, index.prefix_length, *grad.shape[1:])
-        return torch.cat([copies.sum(0), grad.index_select(0, index.own)]), None
+        copies, starts = ctx.index.copies, ctx.index.copy_starts
+        values = grad.reshape(len(grad), -1)
+        if grad.is_cuda:
+            from pipelines.attention_kernels import sum_copies
+
+            sums = sum_copies(values, copies, starts)
+        else:
+            # Without what is in no sum, which some of its kernels count to the last one.
+            sums = embedding_bag(copies[: starts[-1]], values, starts, mode="sum", include_last_offset=True)
+        return sums.view(-1, *grad.shape[1:]), None
+
+
+def _with_shared(states: torch.Tensor, index: StreamIndex) -> torch.Tensor:
+    """The keys' states [K, ...] of the stream's [T, ...]."""
+    if index.keys is None:
+        return states
+    copied: torch.Tensor = _Copies.apply(states, index)
+    return copied
 
 
 @functools.cache
@@ -145,9 +155,9 @@ def _stream_kernel() -> tuple[Any, bool]:
 
 
 def _stream_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None
 ) -> torch.Tensor:
-    """The stream's attention. `query` [T, H, D], `key` and `value` [T, H_kv, D]; returns [T, H, D]."""
+    """The stream's attention. `query` [T, H, D], `key` and `value` [K, H_kv, D]; returns [T, H, D]."""
     kernel, groups_heads = _stream_kernel()
     options: dict[str, Any] = {}
     groups = query.shape[1] // key.shape[1]
@@ -155,28 +165,54 @@ def _stream_attention(
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if index.prefix_length:
-        key, value = _RepeatPrefix.apply(key, index), _RepeatPrefix.apply(value, index)
-    elif index.keys is not None:
-        key, value = key.index_select(0, index.keys), value.index_select(0, index.keys)
     return kernel(
         query,
         key,
         value,
-        index.query_starts,
-        index.key_starts,
-        index.longest_query,
-        index.longest_key,
+        packed.stream.query_starts,
+        packed.stream.key_starts,
+        packed.width,
+        packed.width,
         scale=scaling,
         window_size=(-1, 0),
         **options,
     )
 
 
-def _tree_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None, dropout: float
+def _grid_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
 ) -> torch.Tensor:
-    """A prefix tree's attention on any device, `ROWS_PER_GRID` rows at a time. Shapes as in `_stream_attention`."""
+    """The same on any device, in a grid that has a token at its row and position. Shapes as in `_stream_attention`."""
+    rows, width, index = packed.num_rows, packed.width, packed.stream
+    groups = query.shape[1] // key.shape[1]
+
+    def slots_of(starts: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        numbers = torch.arange(len(columns), device=starts.device, dtype=starts.dtype)
+        return torch.searchsorted(starts[1:], numbers, right=True) * width + columns
+
+    def to_grid(states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        # One place more, for what is no row's.
+        grid = states.new_zeros(rows * width + 1, *states.shape[1:]).index_copy(0, slots, states)
+        return grid[:-1].view(rows, width, *states.shape[1:]).transpose(1, 2)
+
+    slots = key_slots = slots_of(index.query_starts, packed.position_ids[0])
+    if index.keys is not None:
+        key_slots = slots_of(index.key_starts, packed.position_ids[0, index.keys]).clamp(max=rows * width)
+    grid_key, grid_value = (
+        to_grid(states, key_slots).repeat_interleave(groups, dim=1) if groups > 1 else to_grid(states, key_slots)
+        for states in (key, value)
+    )
+    grid = scaled_dot_product_attention(
+        to_grid(query, slots), grid_key, grid_value, dropout_p=dropout, is_causal=True, scale=scaling
+    )
+    return grid.transpose(1, 2).reshape(rows * width, *query.shape[1:]).index_select(0, slots)
+
+
+def _tree_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
+) -> torch.Tensor:
+    """A prefix tree's attention on any device, `ROWS_PER_GRID` rows at a time. `query`, `key`, `value` [T, ...]."""
+    index = packed.stream
     assert index.keys is not None
     pieces = []
     for first in range(0, len(index.query_starts) - 1, ROWS_PER_GRID):
@@ -219,61 +255,19 @@ def packed_attention(
     """Block-diagonal causal attention. `query` [1, H, T, D], `key` and `value` [1, H_kv, T, D]; returns [1, T, H, D]."""
     if packed is None:
         raise ValueError("attention implementation 'packed' needs packed=PackedInput in the model's call")
-    prefix, rows, width = packed.prefix_length, packed.num_rows, packed.width
-    longest = packed.stream.longest_key if packed.stream else prefix + width
-    if sliding_window is not None and longest > sliding_window:
+    if sliding_window is not None and packed.width > sliding_window:
         raise ValueError(
-            f"a sequence of {longest} tokens exceeds the model's sliding window of {sliding_window}; "
+            f"a sequence of {packed.width} tokens exceeds the model's sliding window of {sliding_window}; "
             "packed attention is exact up to the window only: shorten the examples"
         )
+    query, key, value = (states.transpose(1, 2)[0] for states in (query, key, value))
     has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
-    if packed.stream is not None and (has_kernel or (packed.stream.keys is not None and not prefix)):
-        query, key, value = (states.transpose(1, 2)[0] for states in (query, key, value))
-        if has_kernel:
-            return _stream_attention(query, key, value, packed.stream, scaling)[None], None
-        return _tree_attention(query, key, value, packed.stream, scaling, dropout)[None], None
-    num_heads, head_dim = query.shape[1], query.shape[3]
-    groups = num_heads // key.shape[1]
-
-    def to_grid(states: torch.Tensor) -> torch.Tensor:
-        own = states.transpose(1, 2)[0, prefix:]
-        grid = own.new_zeros(rows * width, *own.shape[1:]).index_copy(0, packed.slots, own)
-        return grid.view(rows, width, *own.shape[1:]).transpose(1, 2)
-
-    def per_query_head(states: torch.Tensor) -> torch.Tensor:
-        return states.repeat_interleave(groups, dim=1) if groups > 1 else states
-
-    grid_key, grid_value = to_grid(key), to_grid(value)
-    pieces = []
-    mask: Any = None
-    if prefix:
-        prefix_key, prefix_value = key[:, :, :prefix], value[:, :, :prefix]
-        before = scaled_dot_product_attention(
-            query[:, :, :prefix],
-            per_query_head(prefix_key),
-            per_query_head(prefix_value),
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-        )
-        pieces.append(before.transpose(1, 2)[0])
-        grid_key = torch.cat([prefix_key.expand(rows, -1, -1, -1), grid_key], dim=2)
-        grid_value = torch.cat([prefix_value.expand(rows, -1, -1, -1), grid_value], dim=2)
-        if query.is_cuda:
-            mask = causal_lower_right(width, prefix + width)
-        else:
-            mask = torch.ones(width, prefix + width, dtype=torch.bool, device=query.device).tril(prefix)
-    grid = scaled_dot_product_attention(
-        to_grid(query),
-        per_query_head(grid_key),
-        per_query_head(grid_value),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scaling,
-    )
-    pieces.append(grid.transpose(1, 2).reshape(rows * width, num_heads, head_dim).index_select(0, packed.slots))
-    return torch.cat(pieces)[None] if len(pieces) > 1 else pieces[0][None], None
+    if packed.is_tree and not has_kernel:
+        return _tree_attention(query, key, value, packed, scaling, dropout)[None], None
+    key, value = _with_shared(key, packed.stream), _with_shared(value, packed.stream)
+    if has_kernel:
+        return _stream_attention(query, key, value, packed, scaling)[None], None
+    return _grid_attention(query, key, value, packed, scaling, dropout)[None], None
 
 
 def register_packed_attention() -> None:

@@ -33,11 +33,13 @@ from pipelines.compute import Report, Resources, added, runtime
 from pipelines.errors import NeighbourFailedError, UserError, portable
 from pipelines.examples import Label, read_examples
 from pipelines.packing import (
+    Prefix,
     class_targets,
     common_prefix_length,
     microbatches,
     next_token_targets,
     pack,
+    packed_size,
     shape_for,
     training_order,
 )
@@ -68,7 +70,8 @@ class FinetuneConfig:
     """How a model is finetuned. The defaults are the recipe of the paper's released scripts, without their 4-bit base.
 
     `batch_size` counts the examples of one optimizer step over all workers; `epochs` may be a fraction. `share_prefix` computes
-    the prompts' common beginning once a batch (exact, except that its examples then share that part's dropout mask).
+    once a batch what texts begin with alike: all prompts of T, those of one label of G (exact, except that its examples then
+    share that part's dropout mask).
     With `group_by_length`, a batch holds examples of similar length, as transformers' Trainer groups them.
     Schedule "warmup_stable_decay" keeps the learning rate until the last `cooldown_ratio` of the steps, in which it falls to 0.
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
@@ -432,8 +435,9 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
     lengths = [len(sequence) for sequence in sequences]
     batches = planned_batches(job, lengths)
     classify = job.objective == "classification"
-    prefix = common_prefix_length(sequences) if config.share_prefix and classify else 0
-    longest = max(lengths) - prefix
+    prefixes = shared_prefixes(job, sequences, labels)
+    num_prefixes = len({prefix for prefix in prefixes if prefix.length})
+    longest = max(lengths)
 
     model, adapters = build_model(job, device)
     if use_gpu and 0 < config.compile_from_steps <= len(batches):
@@ -462,7 +466,7 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
             [lengths[i] for i in batch],
             num_workers=num_workers,
             token_budget=config.tokens_per_microbatch,
-            prefix_length=prefix,
+            prefixes=[prefixes[i] for i in batch],
         )
         # Seeded by step, so that a resumed run meets the masks that an uninterrupted one would, in models with dropout of their
         # own; adapters' dropout needs no seeding.
@@ -473,13 +477,19 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
         weight = len(batch) if classify else sum(lengths[i] - 1 for i in batch)
         for number, places in enumerate(shares[rank]):
             # A worker without examples still takes part in the collectives, with a loss of weight 0.
-            taken = places or [0]
+            # Those that share a prefix side by side.
+            taken = sorted(places or [0], key=lambda place: prefixes[batch[place]])
             chosen = [batch[place] for place in taken]
+            shared = [prefixes[i] for i in chosen]
             shape = None
             if use_graphs:
-                num_tokens = prefix + sum(lengths[i] - prefix for i in chosen)
-                shape = shape_for(num_tokens, num_rows=-(-config.batch_size // num_workers), width=longest)
-            packed = pack([sequences[i] for i in chosen], prefix_length=prefix, shape=shape)
+                shape = shape_for(
+                    packed_size([lengths[i] for i in chosen], shared),
+                    num_rows=-(-config.batch_size // num_workers) + num_prefixes,
+                    width=longest,
+                    num_shared=sum(prefix.length for prefix in shared),
+                )
+            packed = pack([sequences[i] for i in chosen], prefixes=shared, shape=shape)
             targets = class_targets(packed, [labels[i] for i in chosen]) if classify else next_token_targets(packed)
             segments = (
                 Segments.from_batch(packed, device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken)
@@ -546,7 +556,7 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
         "examples_per_s": totals["examples"] / train_s,
         "tokens_per_s": totals["tokens"] / train_s,
         "num_trained_parameters": num_trained,
-        "shared_prefix_tokens": prefix,
+        "shared_prefix_tokens": max(prefix.length for prefix in prefixes),
         "resumed_at_step": first_step if first_step > 0 else None,
         "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if use_gpu else None,
     }
@@ -635,6 +645,21 @@ def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
     sequences = tokenizer(texts)["input_ids"]
     check_lengths(sequences, ids, limit=job.config.max_length or model_limit(job.base_model))
     return sequences, labels
+
+
+def shared_prefixes(job: FinetuneJob, sequences: list[list[int]], labels: Sequence[int]) -> list[Prefix]:
+    """What each example shares with others of its batches: the longest beginning that those of its number have in common.
+
+    A generator's texts say their label first, so that theirs is the label's index. Plain texts begin each with its own premise.
+    """
+    if not job.config.share_prefix or (job.objective, job.text) == ("language_modeling", "plain"):
+        return [Prefix(0)] * len(sequences)
+    numbers = [0] * len(sequences) if job.objective == "classification" else labels
+    alike: dict[int, list[list[int]]] = {number: [] for number in numbers}
+    for number, sequence in zip(numbers, sequences, strict=True):
+        alike[number].append(sequence)
+    prefixes = {number: Prefix(common_prefix_length(ones), number) for number, ones in alike.items()}
+    return [prefixes[number] for number in numbers]
 
 
 def check_lengths(sequences: list[list[int]], ids: list[str], *, limit: int) -> None:

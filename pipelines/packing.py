@@ -1,10 +1,10 @@
 """Batches without padding: sequences laid end to end, what they begin with alike stored once.
 
 NLI prompts are short (77 tokens on average with Llama 2's tokenizer, 24 of them the template's beginning), so padding to the
-longest wastes 40 % of the work and the shared beginning another third. For training, a packed batch holds the common prefix
-once, then every sequence's own tokens (`pack`). Where order is free and nothing is backpropagated, a batch is a prefix tree of
-any depth (`prefix_tree_batches`). Pure numpy; `attention.py` computes attention over both, equal to the padded forward pass to
-rounding.
+longest wastes 40 % of the work and the shared beginning another third. For training, a packed batch is a list of groups: a
+prefix, held once, then what follows it in each sequence of the group (`pack`). Where order is free and nothing is
+backpropagated, a batch is a prefix tree of any depth (`prefix_tree_batches`). Pure numpy; `attention.py` computes attention
+over both, equal to the padded forward pass to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,35 +25,51 @@ KEYS_PER_TOKEN = 4
 """Most keys that a batch of a prefix tree has for a token of its budget: a layer copies them while it attends."""
 
 
+class Prefix(NamedTuple):
+    """What a sequence has in common with others: its first `length` tokens, which a batch holds once for all of equal prefix.
+
+    `number` tells the prefixes of one adapter apart wherever they occur; `adapter` keeps those of two adapters apart, whose
+    states differ even where their tokens do not.
+    """
+
+    length: int
+    number: int = 0
+    adapter: int = 0
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What every batch of a captured step must measure: `num_tokens` in the stream, rows, and no row longer than `width`."""
+    """What every batch of a captured step must measure: tokens in the stream, rows, and tokens that rows share in all.
+
+    No row is longer than `width`, what it shares included.
+    """
 
     num_tokens: int
     num_rows: int
     width: int
+    num_shared: int = 0
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """`num_rows` rows in one stream of P prefix tokens followed by each row's own tokens.
+    """`num_rows` rows in one stream of T tokens, which hold their own tokens and begin with some that an earlier row holds.
 
-    The first `num_sequences` rows are the sequences; what a `Shape` adds to them is one row of filling and empty rows.
-    Shapes: `input_ids`, `position_ids` int64 [T]; `lengths` int64 [num_rows], each row's own tokens; `shared` int64 [num_rows],
-    how many tokens come before them that earlier rows or the prefix hold: P in every row, or, in a prefix tree, where P is 0,
-    as many as a row has in common with the one before it; `slots` int64 [T - P], the place of each own token in a row-major
-    [num_rows, width] grid; `last_index` int64 [num_rows], the stream index of each sequence's last token, of other rows any
-    index.
+    The first rows are sequences and prefixes, a prefix before the sequences that share it; what a `Shape` adds to them is one
+    row of filling and empty rows. Shapes: `input_ids`, `position_ids` int64 [T]; `lengths` int64 [num_rows], each row's own
+    tokens; `shared` int64 [num_rows], how many tokens come before them: none in a prefix, as many as it has in a row that
+    shares it, or, in a prefix tree, as many as a row has in common with the one before it; `contents` int64, what each of the
+    first rows holds: number n of the sequences, or -1 - n for a prefix of number n; `last_index` int64 [num_rows], of the
+    sequences in their order the stream index of the last token, then any index. `num_keys` counts a row's tokens with the
+    shared ones, in all rows, or what a `Shape` leaves room for.
     """
 
     input_ids: np.ndarray
     position_ids: np.ndarray
     lengths: np.ndarray
     shared: np.ndarray
-    slots: np.ndarray
+    contents: np.ndarray
     last_index: np.ndarray
-    prefix_length: int
-    num_sequences: int
+    num_keys: int
     width: int
 
     @property
@@ -64,9 +81,13 @@ class PackedBatch:
         return len(self.lengths)
 
     @property
+    def num_sequences(self) -> int:
+        return int((self.contents >= 0).sum())
+
+    @property
     def is_tree(self) -> bool:
-        """Whether rows go on from one another, and not only from the prefix."""
-        return not self.prefix_length and bool(self.shared.any())
+        """Whether rows go on from one another, and not only from prefixes."""
+        return bool(self.shared.any() and (self.contents >= 0).all())
 
 
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
@@ -82,56 +103,74 @@ def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     return max(length, 0)
 
 
-def pack(sequences: Sequence[Sequence[int]], *, prefix_length: int = 0, shape: Shape | None = None) -> PackedBatch:
-    """Lay `sequences` end to end: token ids, each longer than `prefix_length` and all equal in their first `prefix_length`.
+def pack(
+    sequences: Sequence[Sequence[int]], *, prefixes: Sequence[Prefix] | None = None, shape: Shape | None = None
+) -> PackedBatch:
+    """Lay `sequences` of token ids end to end. Those of equal prefix (one a sequence) that lie side by side share it.
 
     With a `shape`, a row of filling that no sequence attends to brings the stream to its size. Raises ValueError for no
     sequence, one that is all prefix, and for sequences that do not fit into `shape`.
     """
     if not sequences:
         raise ValueError("pack needs at least one sequence")
-    lengths = [len(sequence) - prefix_length for sequence in sequences]
-    if min(lengths) < 1:
-        raise ValueError(f"prefix_length={prefix_length} leaves no token of a sequence of {min(map(len, sequences))} tokens")
-    own = [np.asarray(sequence[prefix_length:], dtype=np.int64) for sequence in sequences]
-    width = max(lengths)
-    if shape is not None:
-        filling = shape.num_tokens - prefix_length - sum(lengths)
-        num_empty = shape.num_rows - len(sequences) - 1
-        if min(filling, num_empty) < 0 or max(width, filling) > shape.width:
-            raise ValueError(
-                f"{len(sequences)} sequences of {sum(lengths)} own tokens, the longest {width}, do not fit {shape}"
-            )
-        own.append(np.full(filling, sequences[0][-1], dtype=np.int64))
-        lengths += [filling] + [0] * num_empty
-        width = shape.width
-    own_lengths = np.array(lengths, dtype=np.int64)
+    own: list[Sequence[int]] = []
+    shared: list[int] = []
+    contents: list[int] = []
+    before = None
+    for number, (sequence, prefix) in enumerate(zip(sequences, prefixes or [Prefix(0)] * len(sequences), strict=True)):
+        if len(sequence) <= prefix.length:
+            raise ValueError(f"prefix of {prefix.length} tokens leaves no token of a sequence of {len(sequence)} tokens")
+        if prefix.length and prefix != before:
+            own.append(sequence[: prefix.length])
+            shared.append(0)
+            contents.append(-1 - prefix.number)
+        own.append(sequence[prefix.length :])
+        shared.append(prefix.length)
+        contents.append(number)
+        before = prefix
+    lengths = [len(tokens) for tokens in own]
+    tokens = np.fromiter(itertools.chain.from_iterable(own), dtype=np.int64, count=sum(lengths))
+    if shape is None:
+        return _lay_out(tokens, np.array(lengths), np.array(shared), np.array(contents))
+    longest = max(map(sum, zip(lengths, shared, strict=True)))
+    filling = shape.num_tokens - len(tokens)
+    num_empty = shape.num_rows - len(lengths) - 1
+    if min(filling, num_empty, shape.num_shared - sum(shared)) < 0 or max(longest, filling) > shape.width:
+        raise ValueError(
+            f"{len(lengths)} rows of {len(tokens)} own and {sum(shared)} shared tokens, the longest of {longest}, do not fit "
+            f"{shape}"
+        )
     return _lay_out(
-        np.concatenate(own),
-        own_lengths,
-        np.full_like(own_lengths, prefix_length),
-        prefix=np.asarray(sequences[0][:prefix_length], dtype=np.int64),
-        num_sequences=len(sequences),
-        width=width,
+        np.append(tokens, np.full(filling, tokens[-1])),
+        np.array([*lengths, filling, *[0] * num_empty]),
+        np.array([*shared, *[0] * (1 + num_empty)]),
+        np.array(contents),
+        num_keys=shape.num_tokens + shape.num_shared,
+        width=shape.width,
     )
 
 
 def _lay_out(
-    own: np.ndarray, lengths: np.ndarray, shared: np.ndarray, *, prefix: np.ndarray, num_sequences: int, width: int
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    shared: np.ndarray,
+    contents: np.ndarray,
+    *,
+    num_keys: int | None = None,
+    width: int | None = None,
 ) -> PackedBatch:
     ends = np.cumsum(lengths)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    column = np.arange(len(own)) - (ends - lengths)[row]
+    starts = np.repeat(ends - lengths - shared, lengths)
+    of_sequences = ends[: len(contents)][contents >= 0]
     return PackedBatch(
-        input_ids=np.concatenate([prefix, own]),
-        position_ids=np.concatenate([np.arange(len(prefix)), shared[row] + column]),
+        input_ids=tokens,
+        position_ids=np.arange(len(tokens)) - starts,
         lengths=lengths,
         shared=shared,
-        slots=row * width + column,
-        last_index=len(prefix) + ends - 1,
-        prefix_length=len(prefix),
-        num_sequences=num_sequences,
-        width=width,
+        contents=contents,
+        last_index=np.append(of_sequences, np.full(len(lengths) - len(of_sequences), len(tokens))) - 1,
+        num_keys=int((shared + lengths).sum()) if num_keys is None else num_keys,
+        width=int((shared + lengths).max()) if width is None else width,
     )
 
 
@@ -179,22 +218,14 @@ def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> li
         common = np.append(0, shared[first + 1 : end])
         own = column[part] >= np.repeat(common, lengths[first:end])
         own_lengths = lengths[first:end] - common
-        batch = _lay_out(
-            tokens[part][own],
-            own_lengths,
-            common,
-            prefix=tokens[:0],
-            num_sequences=end - first,
-            width=int(own_lengths.max()),
-        )
-        batches.append((order[first:end], batch))
+        batches.append((order[first:end], _lay_out(tokens[part][own], own_lengths, common, np.arange(end - first))))
     return batches
 
 
 def key_places(lengths: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Where each row's tokens lie in the stream, the shared ones too, row after row: int64 [sum(shared + lengths)].
 
-    Rows are as in a `PackedBatch`, the stream being all their own tokens; a prefix is its first row.
+    Rows are as in a `PackedBatch`.
     """
     ends = shared + lengths
     column = np.arange(ends.max())
@@ -205,50 +236,57 @@ def key_places(lengths: np.ndarray, shared: np.ndarray) -> np.ndarray:
     return places[column < ends[:, None]]
 
 
-def shape_for(num_tokens: int, *, num_rows: int, width: int) -> Shape:
+def shape_for(num_tokens: int, *, num_rows: int, width: int, num_shared: int = 0) -> Shape:
     """The shape that batches of about `num_tokens` are packed to, so that few shapes are met.
 
     Filling is free where a batch is so small that its step waits for launches or for the weights; beyond, it is at most a
-    quarter, and a tenth on average. `num_rows` counts sequences and `width` their longest own part; room for the filling is
-    added to both.
+    quarter, and a tenth on average. `num_rows` counts sequences and prefixes, `width` is the longest sequence's length; room
+    for the filling is added to both. What rows share is copied only, and rounded up as tokens are.
     """
     step = next(step for limit, step in ((1_024, 128), (4_096, 256), (math.inf, 512)) if num_tokens <= limit)
-    return Shape(-(-num_tokens // step) * step, num_rows + 1, max(width, step))
+    return Shape(-(-num_tokens // step) * step, num_rows + 1, max(width, step), -(-num_shared // step) * step)
 
 
 def class_targets(batch: PackedBatch, labels: Sequence[int]) -> np.ndarray:
-    """int64 [num_rows]: each sequence's label, `IGNORED` for the other rows."""
+    """int64 [num_rows]: each sequence's label, `IGNORED` for what is left of the rows."""
     return np.concatenate([labels, np.full(batch.num_rows - batch.num_sequences, IGNORED)]).astype(np.int64)
 
 
 def next_token_targets(batch: PackedBatch) -> np.ndarray:
-    """int64 [T]: each token's successor in its own sequence; `IGNORED` for a sequence's last token and the filling.
+    """int64 [2, T]: the place of the token before each one, which is to predict it, and in how many sequences it does.
 
-    Raises ValueError if a prefix is shared: its last token has several successors.
+    So a prefix's last token predicts a token of each sequence that shares it, and all within a prefix counts as often as
+    sequences share it. First tokens and the filling, which nothing predicts, count 0 times.
     """
-    if batch.prefix_length:
-        raise ValueError(f"prefix_length={batch.prefix_length}: a shared prefix's last token has several next tokens")
-    targets = np.append(batch.input_ids[1:], IGNORED)
-    ends = batch.last_index[: batch.num_sequences]
-    targets[ends] = IGNORED
-    targets[ends[-1] :] = IGNORED
-    return targets
+    key_starts = np.cumsum(batch.shared + batch.lengths) - batch.shared - batch.lengths
+    keys = key_places(batch.lengths, batch.shared)
+    is_sequence = np.append(batch.contents >= 0, np.zeros(batch.num_rows - len(batch.contents), dtype=bool))
+    counts = np.bincount(keys[np.repeat(is_sequence, batch.shared + batch.lengths)], minlength=batch.num_tokens)
+    counts[batch.position_ids == 0] = 0
+    before = keys[np.repeat(key_starts, batch.lengths) + np.maximum(batch.position_ids - 1, 0)]
+    return np.stack([before, counts])
 
 
-def split_by_tokens(lengths: Sequence[int], token_budget: int, *, prefix_length: int = 0) -> list[list[int]]:
+def packed_size(lengths: Sequence[int], prefixes: Sequence[Prefix]) -> int:
+    """Tokens of a batch of sequences of `lengths` tokens, of which those of equal prefix share it."""
+    return sum(lengths) - sum(prefix.length for prefix in prefixes) + sum(prefix.length for prefix in set(prefixes))
+
+
+def split_by_tokens(lengths: Sequence[int], token_budget: int, *, prefixes: Sequence[Prefix] | None = None) -> list[list[int]]:
     """Cut positions 0..n-1, in the order given, into runs whose packed size stays within `token_budget` tokens.
 
     A sequence longer than the budget gets a run of its own: nothing is dropped.
     """
     runs: list[list[int]] = []
+    held: set[Prefix] = set()
     used = 0
-    for position, length in enumerate(lengths):
-        own = length - prefix_length
-        if not runs or used + own > token_budget:
+    for position, (length, prefix) in enumerate(zip(lengths, prefixes or [Prefix(0)] * len(lengths), strict=True)):
+        used += length - (prefix.length if prefix in held else 0)
+        if not runs or used > token_budget:
             runs.append([])
-            used = prefix_length
+            held, used = set(), length
         runs[-1].append(position)
-        used += own
+        held.add(prefix)
     return runs
 
 
@@ -295,7 +333,7 @@ def microbatches(
     *,
     num_workers: int,
     token_budget: int,
-    prefix_length: int = 0,
+    prefixes: Sequence[Prefix] | None = None,
 ) -> list[list[list[int]]]:
     """Deal one optimizer step's examples, of `lengths` in tokens, to the workers, and each one's share into microbatches.
 
@@ -310,12 +348,10 @@ def microbatches(
         workers = range(num_workers) if (turn // num_workers) % 2 == 0 else range(num_workers - 1, -1, -1)
         for worker, place in zip(workers, dealt, strict=False):
             shares[worker].append(place)
-    cut = [
-        [
-            [share[position] for position in run]
-            for run in split_by_tokens([lengths[place] for place in share], token_budget, prefix_length=prefix_length)
-        ]
-        for share in shares
-    ]
+    cut = []
+    for share in shares:
+        of_share = [prefixes[place] for place in share] if prefixes else None
+        runs = split_by_tokens([lengths[place] for place in share], token_budget, prefixes=of_share)
+        cut.append([[share[position] for position in run] for run in runs])
     most = max(len(runs) for runs in cut)
     return [runs + [[] for _ in range(most - len(runs))] for runs in cut]

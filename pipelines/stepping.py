@@ -89,7 +89,7 @@ class CapturedStep:
 
     def __call__(self, packed: PackedInput, *tensors: torch.Tensor) -> torch.Tensor:
         arguments = [*packed.tensors(), *tensors]
-        key = (packed.prefix_length, packed.num_rows, packed.width, *(tensor.shape for tensor in arguments))
+        key = (packed.width, *(tensor.shape for tensor in arguments))
         if key in self._captured:
             for static, argument in zip(self._captured[key][1], arguments, strict=True):
                 static.copy_(argument, non_blocking=True)

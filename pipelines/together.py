@@ -6,9 +6,8 @@ The base's matrix products are computed over the examples of all members, and ea
 head (`adapters.py`). Apart from that a member trains as it would alone: its own examples in its own order, optimizer state,
 schedule, clipping, dropout masks, seed, number of steps, log, checkpoints and failure. Members keep no step in common: in each
 pass those take part that are furthest behind, as many as fit into the tokens of a pass, and one that ends makes room for the
-next. Of those that share their prompts' prefix in their batches, and so no pass, one at a time is trained, over the base that
-is loaded once. Trunks and branches (`finetuning.py`) are trained here only: a trunk's state is kept in its output at each
-branch's first step.
+next. A member that shares its prompts' prefix within its batches computes it once for its examples of a pass. Trunks and
+branches (`finetuning.py`) are trained here only: a trunk's state is kept in its output at each branch's first step.
 """
 
 from __future__ import annotations
@@ -46,11 +45,12 @@ from pipelines.finetuning import (
     planned_batches,
     save_checkpoint,
     save_result,
+    shared_prefixes,
     weights_of,
     working_folder,
 )
 from pipelines.models import load_head
-from pipelines.packing import IGNORED, Shape, common_prefix_length, pack, shape_for, split_by_tokens
+from pipelines.packing import IGNORED, Shape, pack, packed_size, shape_for, split_by_tokens
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
 
@@ -63,9 +63,8 @@ STATE_FILE = "state.safetensors"
 def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:
     """Those of `places` that can be trained at once, in groups: adapters of one shape for a classifier over the same weights.
 
-    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. Any other that
-    shares its prompts' prefix within its batches is left out, because adapters have no prefix in common; so is one that another
-    engine has begun.
+    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. One that another
+    engine has begun is left out.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     bound = set()
@@ -74,16 +73,11 @@ def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[in
         engine = checkpointing_engine(members[place].output)
         if engine == TOGETHER or job.is_on_trajectory:
             bound.add(place)
-        if (
-            job.objective != "classification"
-            or config.method != "lora"
-            or (config.share_prefix and not job.is_on_trajectory)
-            or engine not in (None, TOGETHER)
-        ):
+        if job.objective != "classification" or config.method != "lora" or engine not in (None, TOGETHER):
             continue
         weights = _weights(members[place])
         shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)
-        limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing, config.share_prefix)
+        limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing)
         groups[weights, shape, limits].append(place)
     return [group for group in groups.values() if len(group) > 1 or bound.intersection(group)]
 
@@ -159,7 +153,7 @@ class _Course:
         self.lengths = [len(sequence) for sequence in self.sequences]
         self.longest = max(self.lengths)
         self.batches = planned_batches(self.job, self.lengths)
-        self.prefix = common_prefix_length(self.sequences) if self.config.share_prefix else 0
+        self.prefixes = shared_prefixes(self.job, self.sequences, self.labels)
         ends = [len(self.batches)]
         if self.job.is_on_trajectory:
             ends = nested_ends((*self.job.nested_sizes, len(self.lengths)), self.config.batch_size)
@@ -201,7 +195,7 @@ class _Course:
     @property
     def num_tokens(self) -> int:
         """Of the next batch."""
-        return self.prefix + sum(self.lengths[i] - self.prefix for i in self.next_batch)
+        return packed_size([self.lengths[i] for i in self.next_batch], [self.prefixes[i] for i in self.next_batch])
 
     def advance(self) -> None:
         """The next step has been computed."""
@@ -259,7 +253,7 @@ class _Course:
             "examples_per_s": len(done) / train_s,
             "tokens_per_s": sum(self.lengths[i] for i in done) / train_s,
             "num_trained_parameters": bank.num_parameters,
-            "shared_prefix_tokens": self.prefix,
+            "shared_prefix_tokens": max(prefix.length for prefix in self.prefixes),
             "branched_at_step": self.branched_at or None,
             "resumed_at_step": self.first_step if self.first_step > self.branched_at else None,
             "mean_trained_together": sum(self.neighbours) / len(self.neighbours),
@@ -297,9 +291,10 @@ class _Bank:
             if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{one}") for one in config.lora_targets)
         ]
         self.num_parameters = sum(config.lora_rank * sum(pair) for pair in sizes) + 3 * shape.hidden_size
-        # A prefix in common is one adapter's.
-        self.num_slots = 1 if config.share_prefix else min(len(members), most, self._num_fitting(gpu_share, shape))
+        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
         self.batch_size = max(member.job.config.batch_size for member in members)
+        # A slot's examples have one prefix, if any.
+        self.rows_per_slot = self.batch_size + any(member.job.config.share_prefix for member in members)
         self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
         self.body.train()
         if self.on_gpu and 0 < config.compile_from_steps <= num_steps:
@@ -383,9 +378,10 @@ class _Bank:
         chosen: list[int] = []
         used = 0
         for slot in behind:
-            if not chosen or used + courses[slot].num_tokens <= self.token_budget:
+            num_tokens = courses[slot].num_tokens
+            if not chosen or used + num_tokens <= self.token_budget:
                 chosen.append(slot)
-                used += courses[slot].num_tokens
+                used += num_tokens
         chosen.sort()
         self.longest = max(self.longest, *(course.longest for course in courses.values()))
         if len(chosen) > 1:
@@ -393,7 +389,8 @@ class _Bank:
         else:
             course = courses[chosen[0]]
             lengths = [course.lengths[i] for i in course.next_batch]
-            runs = split_by_tokens(lengths, self.token_budget, prefix_length=course.prefix)
+            prefixes = [course.prefixes[i] for i in course.next_batch]
+            runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
             passes = [[(chosen[0], run)] for run in runs]
         sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
         total = None
@@ -411,18 +408,26 @@ class _Bank:
     def _pass(self, courses: dict[int, _Course], taken: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
         """Forward and backward pass over places of the next batches of slots in ascending order; each slot's loss, [N]."""
         rows = [(slot, place) for slot, run in taken for place in run]
-        sequences = [courses[slot].sequences[courses[slot].next_batch[place]] for slot, place in rows]
+        examples = [(slot, courses[slot], courses[slot].next_batch[place]) for slot, place in rows]
+        sequences = [course.sequences[i] for _, course, i in examples]
+        prefixes = [course.prefixes[i]._replace(adapter=slot) for slot, course, i in examples]
         counts, seeds, steps = [0] * self.num_slots, [0] * self.num_slots, [0] * self.num_slots
         for slot, run in taken:
             counts[slot], seeds[slot], steps[slot] = len(run), courses[slot].job.seed, courses[slot].next_step
-        prefix = courses[rows[0][0]].prefix
         # One token of filling at least: what no example fills in the grid below is read from it.
-        num_tokens = prefix + sum(len(sequence) - prefix for sequence in sequences) + 1
+        num_tokens = packed_size([len(sequence) for sequence in sequences], prefixes) + 1
+        num_shared = sum(prefix.length for prefix in prefixes)
         if self.on_gpu:
-            shape = shape_for(num_tokens, num_rows=self.num_slots * self.batch_size, width=-(-self.longest // 256) * 256)
+            shape = shape_for(
+                num_tokens,
+                num_rows=self.num_slots * self.rows_per_slot,
+                width=-(-self.longest // 256) * 256,
+                num_shared=num_shared,
+            )
         else:
-            shape = Shape(num_tokens, len(rows) + 1, self.longest)
-        packed = pack(sequences, prefix_length=prefix, shape=shape)
+            num_rows = len(rows) + len({prefix for prefix in prefixes if prefix.length})
+            shape = Shape(num_tokens, num_rows + 1, self.longest, num_shared)
+        packed = pack(sequences, prefixes=prefixes, shape=shape)
         segments = Segments.from_batch(
             packed, self.device, counts=counts, seeds=seeds, steps=steps, places=[place for _, place in rows]
         )

@@ -272,8 +272,8 @@ def paper_fast(
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
 ) -> Experiment:
-    """`paper`, cheaper: larger batches, the prompt's common beginning computed once in each, and generated texts that end where
-    the end marker begins; all else as there.
+    """`paper`, cheaper: larger batches, what their texts begin with alike computed once in each, and generated texts that end
+    where the end marker begins; all else as there.
 
     Batches are `batch_factor` times the paper's (T: 2 to 32, G: 6 to 96), and the learning rate grows with the factor's square
     root (2e-5 to 8e-5), as suits Adam (Malladi et al. 2022). With `trajectories` "shared", T's sizes are one finetuning with a
@@ -299,6 +299,7 @@ def paper_fast(
             recipe,
             batch_size=recipe.batch_size * batch_factor,
             learning_rate=recipe.learning_rate * math.sqrt(batch_factor),
+            share_prefix=True,
             log_every=10,
             checkpoint_every=1_000,
         )
@@ -310,7 +311,7 @@ def paper_fast(
         study,
         name="paper_fast",
         title=f"{study.title}, in larger batches",
-        task_model=replace(task_model, share_prefix=True),
+        task_model=task_model,
         trajectories=trajectories,
         generator=replace(study.generator, finetune=generator),
         generation=replace(study.generation, stop_early=True),

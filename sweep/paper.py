@@ -76,7 +76,7 @@ WHY: Mapping[str, str] = MappingProxyType(
     {
         "batch_size": "steps of so few examples leave a GPU idle: the same epoch in fewer steps costs a fraction",
         "learning_rate": "grows with the square root of the batch's factor, as suits Adam (Malladi et al. 2022)",
-        "share_prefix": "the prompt's beginning is computed once a batch; exact but for that mask",
+        "share_prefix": "what prompts (G: those of one label) begin with is computed once a batch; exact but for that mask",
         "schedule": "constant until a cool-down, so that sizes share what comes before (Hu et al. 2024, Hägele et al. 2024)",
         "cooldown_ratio": "the part of a size's steps that is its own (Hägele et al. 2024)",
     }

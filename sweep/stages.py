@@ -174,7 +174,7 @@ REGISTRY: dict[str, Stage] = {
     "base_model": Stage(1, _base_model),
     "starting_set": Stage(1, _training_set),
     "starting_point": Stage(2, _task_model, _task_models, _same_base),
-    "generator": Stage(2, _generator),
+    "generator": Stage(3, _generator),
     "synthetic_pool": Stage(1, _synthetic_pool),
     "training_set": Stage(1, _training_set),
     "task_model": Stage(2, _task_model, _task_models, _same_base),

@@ -25,7 +25,7 @@ from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.errors import UserError
 from pipelines.finetuning import LLAMA_PROJECTIONS, compile_layers
 from pipelines.models import Classifier
-from pipelines.packing import Shape, class_targets, pack
+from pipelines.packing import Prefix, Shape, class_targets, pack
 
 SHAPE = {
     "hidden_size": 64,
@@ -70,7 +70,7 @@ def adapted(seeds, *, dropout=0.0, dtype=torch.float64, **options):
 
 def loss_of(model, adapters, sequences, labels, *, counts, seeds, steps=None, places=None, prefix=0, shape=None):
     """Summed loss after its backward pass."""
-    batch = pack(sequences, prefix_length=prefix, shape=shape)
+    batch = pack(sequences, prefixes=[Prefix(prefix)] * len(sequences), shape=shape)
     segments = Segments.from_batch(
         batch,
         "cpu",
@@ -154,9 +154,9 @@ def test_an_examples_masks_do_not_depend_on_its_batch():
     sequences = random_sequences(5)
     options = {"counts": [1], "seeds": [3], "steps": [8]}
     together = Segments.from_batch(
-        pack(sequences, prefix_length=3), "cpu", counts=[5], seeds=[3], steps=[8], places=[4, 0, 2, 1, 3]
+        pack(sequences, prefixes=[Prefix(3)] * len(sequences)), "cpu", counts=[5], seeds=[3], steps=[8], places=[4, 0, 2, 1, 3]
     )
-    alone = Segments.from_batch(pack(sequences[2:3], prefix_length=3), "cpu", places=[2], **options)
+    alone = Segments.from_batch(pack(sequences[2:3], prefixes=[Prefix(3)]), "cpu", places=[2], **options)
     begin = len(sequences[0]) + len(sequences[1]) - 3
     torch.testing.assert_close(together.keys[begin:][: len(sequences[2]) - 3], alone.keys[3:], rtol=0, atol=0)
     torch.testing.assert_close(together.keys[:3], alone.keys[:3], rtol=0, atol=0)
@@ -188,8 +188,8 @@ def test_segments_that_cannot_be_are_refused():
     for starts in ([1, 5], [0, 6, 4], [0, 11]):
         with pytest.raises(ValueError, match="must ascend from 0 to at most the stream's 10 tokens"):
             Segments.from_arrays(starts, keys, "cpu")
-    batch = pack(random_sequences(4), prefix_length=3)
-    with pytest.raises(ValueError, match="shared by 2 adapters"):
+    batch = pack(random_sequences(4), prefixes=[Prefix(3)] * 4)
+    with pytest.raises(ValueError, match="a prefix that two adapters share"):
         Segments.from_batch(batch, "cpu", counts=[2, 2], seeds=[1, 2], steps=[0, 0], places=[0, 1, 0, 1])
     with pytest.raises(ValueError, match="for a batch of 4 sequences"):
         Segments.from_batch(batch, "cpu", counts=[3], seeds=[1], steps=[0], places=[0, 1, 2])
@@ -222,7 +222,7 @@ def test_loss_and_gradients_are_pefts(prefix, config_class):
     named = dict(peer.body.named_parameters())
     for name, tensor in adapters.adapter_tensors(0).items():
         named[name.replace(".weight", ".default.weight")].data.copy_(tensor)
-    batch = pack(sequences, prefix_length=prefix)
+    batch = pack(sequences, prefixes=[Prefix(prefix)] * len(sequences))
     expected = peer(PackedInput.from_batch(batch, "cpu"), torch.from_numpy(class_targets(batch, labels)))
     expected.backward()
     loss = loss_of(model, adapters, sequences, labels, counts=[6], seeds=[1], prefix=prefix)
@@ -252,7 +252,7 @@ class HandWritten(torch.nn.Module):
 def test_dropout_is_a_hand_written_models_with_the_same_masks():
     sequences, labels = random_sequences(6), [0, 1, 2, 0, 1, 2]
     model, adapters = adapted([5], dropout=0.3)
-    batch = pack(sequences, prefix_length=3)
+    batch = pack(sequences, prefixes=[Prefix(3)] * len(sequences))
     keys = Segments.from_batch(batch, "cpu", counts=[6], seeds=[5], steps=[7], places=range(6)).keys
     peer = copy.deepcopy(model)
     twins = {}

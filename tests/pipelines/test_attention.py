@@ -2,16 +2,18 @@
 
 import copy
 import dataclasses
+import importlib.util
+import os
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, register_packed_attention
 from pipelines.evaluation import classify
-from pipelines.models import Classifier, LanguageModel
-from pipelines.packing import Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
+from pipelines.models import Classifier, LanguageModel, _NextTokenLoss
+from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
 
 SHAPE = {
     "hidden_size": 64,
@@ -77,7 +79,7 @@ def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequ
     prefix = common_prefix_length(sequences) if share_prefix else 0
     assert prefix == (len(PREFIX) if share_prefix else 0)
     classifier = Classifier(body, head)
-    packed = pack(sequences, prefix_length=prefix, shape=Shape(64, 7, 24) if filled else None)
+    packed = pack(sequences, prefixes=[Prefix(prefix)] * len(sequences), shape=Shape(64, 8, 24, 30) if filled else None)
     batch = PackedInput.from_batch(packed, "cpu")
     torch.testing.assert_close(classifier.logits(batch)[:5], expected, rtol=1e-5, atol=1e-6)
     classifier(batch, torch.from_numpy(class_targets(packed, targets.tolist()))).backward()
@@ -150,15 +152,41 @@ def test_a_wrong_boundary_would_be_seen(config, sequences):
     assert difference > 1e-3
 
 
+@pytest.fixture(name="labelled")
+def _labelled():
+    """Sequences side by side by what they begin with, their prefixes, of which one is nobody else's and one is empty."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(length):
+        return torch.randint(0, 120, (length,), generator=generator).tolist()
+
+    sequences, prefixes = [], []
+    for prefix, lengths in (
+        (Prefix(7, 0), (4, 11, 1)),
+        (Prefix(5, 1), (9,)),
+        (Prefix(0), (3, 6)),
+        (Prefix(1, 2), (1, 8, 2, 5)),
+    ):
+        beginning = draw(prefix.length)
+        sequences += [beginning + draw(length) for length in lengths]
+        prefixes += [prefix] * len(lengths)
+    # Two that go on alike, so that one state predicts one token twice.
+    sequences[1][7] = sequences[0][7]
+    return sequences, prefixes
+
+
 @pytest.mark.parametrize("filled", [False, True])
-def test_language_model_loss_equals_the_padded_models(config, sequences, filled):
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_language_model_loss_equals_the_padded_models(config, labelled, share_prefix, filled):
     reference, decoder = twins(AutoModelForCausalLM, config)
+    sequences, prefixes = labelled
     ids, mask = padded(sequences)
     labels = ids.masked_fill(mask == 0, -100)
     num_predicted = sum(len(sequence) - 1 for sequence in sequences)
     expected = reference(input_ids=ids, attention_mask=mask, labels=labels).loss * num_predicted
     expected.backward()
-    packed = pack(sequences, shape=Shape(80, 7, 24) if filled else None)
+    packed = pack(sequences, prefixes=prefixes if share_prefix else None, shape=Shape(100, 16, 40, 40) if filled else None)
+    assert filled or packed.num_tokens == sum(map(len, sequences)) - (2 * 7 + 3 * 1) * share_prefix
     loss = LanguageModel(decoder)(PackedInput.from_batch(packed, "cpu"), torch.from_numpy(next_token_targets(packed)))
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-5)
     loss.backward()
@@ -166,13 +194,113 @@ def test_language_model_loss_equals_the_padded_models(config, sequences, filled)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_forward_pass_reads_nothing_back_from_the_device(config, sequences):
+def test_the_loss_is_pytorchs_for_any_scale_and_type():
+    """Of 5 states, one predicts two tokens, one the same token twice, and one nothing."""
+    generator = torch.Generator().manual_seed(0)
+    before, counts = torch.tensor([0, 0, 2, 2, 4]), torch.tensor([3, 1, 1, 2, 0])
+    tokens = torch.tensor([7, 2, 5, 5, 1])
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        logits = (torch.randn(5, 9, generator=generator) * 8).to(dtype).requires_grad_()
+        theirs = torch.nn.functional.cross_entropy(logits.float()[before], tokens, reduction="none") @ counts.float()
+        ours = _NextTokenLoss.apply(logits, tokens, before, counts)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+        (expected,) = torch.autograd.grad(theirs * 0.3, logits)
+        (found,) = torch.autograd.grad(ours * 0.3, logits)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_forward_pass_reads_nothing_back_from_the_device(config, labelled):
     """On the meta device, which has no values to read: what would wait for a GPU raises there."""
     _, body = twins(AutoModel, config)
     classifier = Classifier(body, torch.nn.Linear(64, 3, bias=False)).double().to("meta")
-    batch = PackedInput.from_batch(pack(sequences, prefix_length=len(PREFIX)), "cpu")
-    moved = {name: getattr(batch, name).to("meta") for name in ("input_ids", "position_ids", "slots", "last_index")}
-    assert classifier.logits(dataclasses.replace(batch, **moved)).shape == (5, 3)
+    sequences, prefixes = labelled
+    packed = pack(sequences, prefixes=prefixes, shape=Shape(100, 16, 40, 40))
+    batch = PackedInput.from_batch(packed, "cpu")
+    moved = {name: getattr(batch, name).to("meta") for name in ("input_ids", "position_ids", "last_index")}
+    index = {name: tensor.to("meta") for name, tensor in vars(batch.stream).items()}
+    assert classifier.logits(dataclasses.replace(batch, **moved, stream=StreamIndex(**index))).shape == (16, 3)
+
+
+def test_inputs_of_one_shape_differ_in_values_only(labelled):
+    """What a captured graph needs: the tensors of one group and of many, of few rows and of all, measure the same."""
+    sequences, prefixes = labelled
+    shape = Shape(100, 16, 100, 50)
+    taken = [range(10), range(3), [3], [0, 3, 6], range(6, 10), [2]]
+    inputs = []
+    for numbers in taken:
+        packed = pack([sequences[i] for i in numbers], prefixes=[prefixes[i] for i in numbers], shape=shape)
+        inputs.append((PackedInput.from_batch(packed, "cpu"), next_token_targets(packed)))
+    first, targets = inputs[0]
+    for other, of_other in inputs[1:]:
+        assert (other.width, other.is_tree, of_other.shape) == (first.width, first.is_tree, targets.shape)
+        assert [(t.shape, t.dtype) for t in other.tensors()] == [(t.shape, t.dtype) for t in first.tensors()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("filled", [False, True])
+def test_each_token_is_summed_over_its_copies_and_no_other_key(labelled, filled, dtype):
+    sequences, prefixes = labelled
+    packed = pack(sequences, prefixes=prefixes, shape=Shape(100, 16, 100, 50) if filled else None)
+    index = PackedInput.from_batch(packed, "cpu").stream
+    states = torch.randn(packed.num_tokens, 3, dtype=dtype, requires_grad=True)
+    values = torch.randn(packed.num_keys, 3, dtype=dtype)
+    expected = torch.zeros(packed.num_tokens, 3, dtype=dtype)
+    for key in range(int(index.key_starts[-1])):
+        expected[index.keys[key]] += values[key]
+    # What lies past the last row's keys is never written by a kernel.
+    values[int(index.key_starts[-1]) :] = torch.nan
+    (found,) = torch.autograd.grad(_with_shared(states, index), states, values)
+    torch.testing.assert_close(found, expected)
+
+
+INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def assert_kernel_sums(dtype, device, channels, tolerance):
+    from pipelines.attention_kernels import sum_copies
+
+    generator = torch.Generator().manual_seed(0)
+    # Up to 33 copies of a token, and none of the last one.
+    copied = torch.cat([torch.arange(29), torch.arange(9).repeat_interleave(32), torch.tensor([3, 3, 3, 17])])
+    copies = torch.argsort(copied, stable=True).int()
+    starts = torch.searchsorted(copied[copies.long()], torch.arange(31)).int()
+    values = torch.randn(len(copied), channels, generator=generator).to(dtype)
+    expected = torch.zeros(30, channels, dtype=torch.float64).index_add_(0, copied, values.double())
+    found = sum_copies(values.to(device), copies.to(device), starts.to(device))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize("channels", [64, 1_024, 1_100])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+def test_the_interpreted_kernel_sums_copies(dtype, tolerance, channels):
+    assert_kernel_sums(dtype, "cpu", channels, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [64, 4_096, 1_100])
+def test_the_kernel_sums_copies(channels):
+    assert_kernel_sums(torch.bfloat16, "cuda", channels, 1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("filled", [False, True])
+def test_groups_on_a_gpu_learn_what_they_do_on_the_cpu(config, labelled, filled):
+    sequences, prefixes = labelled
+    packed = pack(sequences, prefixes=prefixes, shape=Shape(128, 16, 128, 128) if filled else None)
+    targets = torch.from_numpy(next_token_targets(packed))
+    decoder = twins(AutoModelForCausalLM, config)[1].bfloat16()
+    model = LanguageModel(decoder)
+    half = copy.deepcopy(model).cuda()
+    expected = model.double()(PackedInput.from_batch(packed, "cpu"), targets)
+    expected.backward()
+    loss = half(PackedInput.from_batch(packed, "cuda"), targets.cuda())
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+    for (name, theirs), ours in zip(model.named_parameters(), half.parameters(), strict=True):
+        assert ((ours.grad.cpu().double() - theirs.grad).norm() / theirs.grad.norm()).item() < 0.05, name
 
 
 def test_a_sequence_past_the_sliding_window_is_refused():

@@ -16,15 +16,17 @@ from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import (
     FinetuneConfig,
+    FinetuneJob,
     adapters_of,
     deepspeed_config,
     finetune_group,
     learning_rate_at,
     load_tokenizer,
     read_metrics,
+    shared_prefixes,
 )
 from pipelines.generator import GeneratorConfig, finetune_generator
-from pipelines.packing import training_order
+from pipelines.packing import Prefix, training_order
 from pipelines.prompts import classifier_prompt
 from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job
 
@@ -250,8 +252,10 @@ def test_members_of_a_group_end_as_they_would_alone(ray_two_cpus, sources, base_
 
 def test_a_group_that_loses_its_worker_keeps_what_had_ended(ray_two_cpus, sources, base_model, untrained, tmp_path):
     examples = f"{sources}/train.parquet"
-    jobs = [finetuning_job(TaskModelConfig(LORA, seed), examples, base_model, untrained) for seed in range(3)]
-    outputs = [str(tmp_path / str(seed)) for seed in range(3)]
+    # Of different ranks, so that one is trained after the other.
+    recipes = [dataclasses.replace(LORA, lora_rank=rank) for rank in (2, 3, 4)]
+    jobs = [finetuning_job(TaskModelConfig(recipe, 0), examples, base_model, untrained) for recipe in recipes]
+    outputs = [str(tmp_path / str(place)) for place in range(3)]
     ended, lost, unmet = finetune_group(jobs, outputs, resources=Resources(), reports=[no_report, _exit, no_report])
     assert ended["num_steps"] == 6
     assert isinstance(lost, NeighbourFailedError) and isinstance(unmet, NeighbourFailedError)
@@ -312,6 +316,37 @@ def test_a_lora_generator_is_merged_into_plain_safetensors(ray_two_cpus, sources
     assert {"model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"} <= changed
     assert "model.norm.weight" not in changed
     assert {p.suffix for p in (tmp_path / "model").iterdir()} <= {".json", ".safetensors"}
+
+
+def test_what_a_labels_texts_begin_with_is_computed_once(ray_two_cpus, sources, base_model, tmp_path):
+    """Exactly, however a step is dealt and cut; with dropout, the masks of those beginnings are a batch's."""
+    recipe = dataclasses.replace(LORA, learning_rate=1e-2, train_embeddings=True)
+
+    def losses(name, resources=HERE, **changes):
+        config = GeneratorConfig(dataclasses.replace(recipe, **changes), seed=4)
+        metrics = finetune_generator(config, f"{sources}/train.parquet", base_model, str(tmp_path / name), resources=resources)
+        assert (metrics["shared_prefix_tokens"] > 10) == changes.get("share_prefix", True)
+        return np.array([entry["loss"] for entry in read_metrics(tmp_path / name / "metrics.jsonl")])
+
+    apart = losses("apart", share_prefix=False)
+    assert apart[-1] < 0.95 * apart[0]
+    np.testing.assert_allclose(losses("shared"), apart, rtol=2e-4)
+    several = {"zero_stage": 3, "gradient_checkpointing": True, "tokens_per_microbatch": 200}
+    np.testing.assert_allclose(losses("several", Resources(num_workers=2), **several), apart, rtol=2e-4)
+    dropped = losses("dropped", lora_dropout=0.3)
+    np.testing.assert_allclose(losses("cut", lora_dropout=0.3, tokens_per_microbatch=200), dropped, rtol=2e-4)
+    assert abs(losses("others", lora_dropout=0.3, share_prefix=False) - dropped).max() > 1e-3
+
+
+def test_plain_texts_share_nothing():
+    """Each begins with its own premise, and what all begin with (a first token that says nothing) is not worth a prefix."""
+    job = FinetuneJob("language_modeling", LORA, 0, "", "", lambda *_: None, text="plain")
+    assert shared_prefixes(job, [[1, 2, 3], [1, 2, 4]], [0, 1]) == [Prefix(0)] * 2
+    generator = dataclasses.replace(job, text="generator")
+    sequences = [[1, 2, 3, 4], [1, 5, 6], [1, 2, 3, 5, 6], [1, 5]]
+    assert shared_prefixes(generator, sequences, [2, 0, 2, 0]) == [Prefix(3, 2), Prefix(1, 0)] * 2
+    apart = dataclasses.replace(generator, config=dataclasses.replace(LORA, share_prefix=False))
+    assert shared_prefixes(apart, sequences, [2, 0, 2, 0]) == [Prefix(0)] * 4
 
 
 def test_an_example_longer_than_the_limit_is_an_error_that_names_it(ray_two_cpus, sources, base_model, untrained, tmp_path):

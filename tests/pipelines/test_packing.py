@@ -1,9 +1,12 @@
 """Packing is pure: every expectation here is written out by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pipelines.packing import (
+    Prefix,
     Shape,
     class_targets,
     common_prefix_length,
@@ -12,6 +15,7 @@ from pipelines.packing import (
     microbatches,
     next_token_targets,
     pack,
+    packed_size,
     prefix_tree_batches,
     shape_for,
     split_by_tokens,
@@ -28,54 +32,110 @@ def test_common_prefix_leaves_each_sequence_a_token_of_its_own():
 
 
 def test_pack_lays_sequences_end_to_end_behind_one_prefix():
-    packed = pack([[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]], prefix_length=2)
+    packed = pack([[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]], prefixes=[Prefix(2)] * 3)
     assert packed.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 2, 3, 4]
-    assert packed.last_index.tolist() == [3, 4, 7]
-    assert (packed.num_rows, packed.width, packed.prefix_length) == (3, 3, 2)
-    assert packed.slots.tolist() == [0, 1, 3, 6, 7, 8]
+    assert packed.lengths.tolist() == [2, 2, 1, 3]
+    assert packed.shared.tolist() == [0, 2, 2, 2]
+    assert packed.contents.tolist() == [-1, 0, 1, 2]
+    assert packed.last_index.tolist() == [3, 4, 7, 7]
+    assert (packed.num_sequences, packed.num_rows, packed.num_keys, packed.width) == (3, 4, 14, 5)
+    assert not packed.is_tree
+
+
+GROUPS = [[1, 2, 3, 4], [1, 2, 5], [9, 9], [1, 7, 8], [1, 6]]
+"""Two that share two tokens, one that shares nothing, and a prefix of one token that two adapters hold, each for itself."""
+OF_GROUPS = [Prefix(2, 4), Prefix(2, 4), Prefix(0), Prefix(1, 0, adapter=1), Prefix(1, 0, adapter=2)]
+
+
+def test_each_group_has_its_own_prefix():
+    packed = pack(GROUPS, prefixes=OF_GROUPS)
+    # [1 2] | 3 4 | 5 | 9 9 | [1] | 7 8 | [1] | 6
+    assert packed.input_ids.tolist() == [1, 2, 3, 4, 5, 9, 9, 1, 7, 8, 1, 6]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 0, 1, 2, 0, 1]
+    assert packed.contents.tolist() == [-5, 0, 1, 2, -1, 3, -1, 4]
+    assert packed.lengths.tolist() == [2, 2, 1, 2, 1, 2, 1, 1]
+    assert packed.shared.tolist() == [0, 2, 2, 0, 0, 1, 0, 1]
+    assert packed.last_index.tolist() == [3, 4, 6, 9, 11, 11, 11, 11]
+    assert (packed.num_sequences, packed.num_keys, packed.width) == (5, 18, 4)
+    assert packed.num_tokens == packed_size([len(one) for one in GROUPS], OF_GROUPS)
+    assert key_places(packed.lengths, packed.shared).tolist() == [
+        *(0, 1),
+        *(0, 1, 2, 3),
+        *(0, 1, 4),
+        *(5, 6),
+        *(7,),
+        *(7, 8, 9),
+        *(10,),
+        *(10, 11),
+    ]  # fmt: skip
+
+
+def test_batches_of_one_shape_measure_the_same_whatever_shares_what():
+    shape = Shape(num_tokens=17, num_rows=10, width=5, num_shared=8)
+    batches = [
+        pack(GROUPS, prefixes=OF_GROUPS, shape=shape),
+        pack(GROUPS[:2], prefixes=OF_GROUPS[:2], shape=dataclasses.replace(shape, width=12)),
+        pack([[1, 2, 3], [1, 2, 4], [1, 2, 5], [1, 2, 6, 7, 8, 9, 9, 9]], prefixes=[Prefix(2)] * 4, shape=Shape(17, 10, 8, 8)),
+    ]
+    for packed in batches:
+        assert (packed.num_tokens, packed.num_rows, packed.num_keys, len(packed.last_index)) == (17, 10, 25, 10)
+    filled = batches[0]
+    assert filled.input_ids.tolist()[:12] == pack(GROUPS, prefixes=OF_GROUPS).input_ids.tolist()
+    assert filled.lengths.tolist() == [2, 2, 1, 2, 1, 2, 1, 1, 5, 0]
+    assert filled.last_index.tolist() == [3, 4, 6, 9, 11, 16, 16, 16, 16, 16]
 
 
 def test_pack_without_prefix_holds_no_padding():
     packed = pack([[1, 2], [3, 4, 5]])
     assert packed.input_ids.tolist() == [1, 2, 3, 4, 5]
     assert packed.position_ids.tolist() == [0, 1, 0, 1, 2]
-    assert packed.num_tokens == 5
+    assert packed.num_tokens == packed.num_keys == 5
 
 
 def test_pack_to_a_shape_adds_one_row_of_filling_and_empty_rows():
-    packed = pack([[1, 2, 3, 4], [1, 2, 5]], prefix_length=2, shape=Shape(num_tokens=8, num_rows=4, width=3))
-    assert packed.input_ids.tolist() == [1, 2, 3, 4, 5, 4, 4, 4]
-    assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 2, 3, 4]
-    assert packed.lengths.tolist() == [2, 1, 3, 0]
-    assert packed.last_index.tolist() == [3, 4, 7, 7]
-    assert packed.slots.tolist() == [0, 1, 3, 6, 7, 8]
-    assert (packed.num_sequences, packed.num_rows, packed.width) == (2, 4, 3)
-    assert class_targets(packed, [2, 0]).tolist() == [2, 0, -100, -100]
+    packed = pack([[1, 2, 3, 4], [1, 2, 5]], prefixes=[Prefix(2)] * 2, shape=Shape(8, 5, width=4, num_shared=6))
+    assert packed.input_ids.tolist() == [1, 2, 3, 4, 5, 5, 5, 5]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
+    assert packed.lengths.tolist() == [2, 2, 1, 3, 0]
+    assert packed.shared.tolist() == [0, 2, 2, 0, 0]
+    assert packed.last_index.tolist() == [3, 4, 7, 7, 7]
+    assert (packed.num_sequences, packed.num_rows, packed.num_keys, packed.width) == (2, 5, 14, 4)
+    assert class_targets(packed, [2, 0]).tolist() == [2, 0, -100, -100, -100]
 
 
-@pytest.mark.parametrize("shape", [Shape(4, 4, 3), Shape(8, 2, 3), Shape(8, 4, 2)])
+@pytest.mark.parametrize(
+    "shape", [Shape(4, 5, 4, 4), Shape(8, 3, 4, 4), Shape(8, 5, 3, 4), Shape(9, 5, 3, 4), Shape(8, 5, 4, 3)]
+)
 def test_pack_refuses_a_shape_that_is_too_small(shape):
     with pytest.raises(ValueError, match="do not fit Shape"):
-        pack([[1, 2, 3, 4], [1, 2, 5]], prefix_length=2, shape=shape)
+        pack([[1, 2, 3, 4], [1, 2, 5]], prefixes=[Prefix(2)] * 2, shape=shape)
 
 
 def test_next_tokens_stay_within_their_sequence():
-    assert next_token_targets(pack([[1, 2], [3, 4, 5]])).tolist() == [2, -100, 4, 5, -100]
-    filled = pack([[1, 2], [3, 4, 5]], shape=Shape(8, 4, 3))
-    assert next_token_targets(filled).tolist() == [2, -100, 4, 5, -100, -100, -100, -100]
-    with pytest.raises(ValueError, match="several next tokens"):
-        next_token_targets(pack([[1, 2], [1, 3]], prefix_length=1))
+    assert next_token_targets(pack([[1, 2], [3, 4, 5]])).tolist() == [[0, 0, 2, 2, 3], [0, 1, 0, 1, 1]]
+    before, counts = next_token_targets(pack([[1, 2], [3, 4, 5]], shape=Shape(8, 4, 3)))
+    assert (before[:5].tolist(), counts.tolist()) == ([0, 0, 2, 2, 3], [0, 1, 0, 1, 1, 0, 0, 0])
+
+
+def test_a_prefix_predicts_for_each_sequence_that_shares_it():
+    # [1 2] | 3 4 | 5 | 9 9 | [1] | 7 8 | [1] | 6
+    before, counts = next_token_targets(pack(GROUPS, prefixes=OF_GROUPS))
+    assert before.tolist() == [0, 0, 1, 2, 1, 5, 5, 7, 7, 8, 10, 10]
+    assert counts.tolist() == [0, 2, 1, 1, 1, 0, 1, 0, 1, 1, 0, 1]
+    # As many predictions as the texts have tokens after their first.
+    assert counts.sum() == sum(len(sequence) - 1 for sequence in GROUPS)
 
 
 def test_shapes_are_few_and_hold_what_they_are_made_for():
     assert [shape_for(n, num_rows=2, width=50).num_tokens for n in (1, 128, 129, 1_025, 4_097)] == [128, 128, 256, 1_280, 4_608]
-    assert shape_for(100, num_rows=2, width=50) == Shape(128, 3, 128)
+    assert shape_for(100, num_rows=2, width=50) == Shape(128, 3, 128, 0)
+    assert shape_for(1_000, num_rows=40, width=150, num_shared=129) == Shape(1_024, 41, 150, 256)
 
 
 def test_pack_refuses_a_sequence_that_is_only_prefix():
-    with pytest.raises(ValueError, match="prefix_length=2 leaves no token"):
-        pack([[1, 2], [1, 2, 3]], prefix_length=2)
+    with pytest.raises(ValueError, match="prefix of 2 tokens leaves no token of a sequence of 2"):
+        pack([[1, 2], [1, 2, 3]], prefixes=[Prefix(2)] * 2)
     with pytest.raises(ValueError, match="at least one sequence"):
         pack([])
 
@@ -91,7 +151,7 @@ def test_a_prefix_tree_holds_what_sequences_begin_with_once():
     assert batch.lengths.tolist() == [2, 1, 1, 2, 2, 2]
     assert batch.shared.tolist() == [0, 2, 2, 2, 3, 1]
     assert batch.last_index.tolist() == [1, 2, 3, 5, 7, 9]
-    assert (batch.num_sequences, batch.prefix_length, batch.width, batch.is_tree) == (6, 0, 2, True)
+    assert (batch.num_sequences, batch.num_keys, batch.width, batch.is_tree) == (6, 20, 5, True)
     assert key_places(batch.lengths, batch.shared).tolist() == [
         *(0, 1),
         *(0, 1, 2),
@@ -100,12 +160,6 @@ def test_a_prefix_tree_holds_what_sequences_begin_with_once():
         *(0, 1, 4, 6, 7),
         *(0, 8, 9),
     ]  # fmt: skip
-
-
-def test_one_common_prefix_is_a_tree_whose_first_row_is_the_prefix():
-    packed = pack([[1, 2, 3, 4], [1, 2, 5]], prefix_length=2)
-    assert (packed.shared.tolist(), packed.is_tree) == ([2, 2], False)
-    assert key_places(np.array([2, 2, 1]), np.array([0, 2, 2])).tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 4]
 
 
 def test_a_prefix_tree_is_cut_at_the_budget_and_begins_anew():
@@ -133,7 +187,12 @@ def test_a_prefix_tree_of_nothing_and_of_an_empty_sequence():
 def test_split_keeps_within_the_budget_and_drops_nothing():
     assert split_by_tokens([4, 4, 4, 20, 4], 10) == [[0, 1], [2], [3], [4]]
     # 3 tokens are shared, so each sequence of 4 costs 1: a budget of 5 holds the prefix and two.
-    assert split_by_tokens([4, 4, 4], 5, prefix_length=3) == [[0, 1], [2]]
+    assert split_by_tokens([4, 4, 4], 5, prefixes=[Prefix(3)] * 3) == [[0, 1], [2]]
+    # Each prefix costs its tokens once a run, wherever in the run its sequences are.
+    one, other = Prefix(3, 1), Prefix(3, 2)
+    assert split_by_tokens([4, 4, 4, 4], 10, prefixes=[one, other, one, other]) == [[0, 1, 2, 3]]
+    assert split_by_tokens([4, 4, 4, 4], 9, prefixes=[one, other, one, other]) == [[0, 1, 2], [3]]
+    assert split_by_tokens([4, 4, 4, 4], 7, prefixes=[one, other, one, other]) == [[0], [1], [2], [3]]
 
 
 def test_training_order_permutes_each_epoch_afresh():
@@ -183,6 +242,14 @@ def test_microbatches_give_every_worker_the_same_number_and_every_example_once()
     # From the longest to the shortest (0 5 3 2 1 4 6), dealt forwards and back: 0|5, 2|3, 1|4, then 6.
     assert shares == [[[0], [2, 1]], [[5], [3, 4, 6]]]
     assert sorted(np.concatenate([np.concatenate(share) for share in shares]).tolist()) == list(range(7))
+
+
+def test_microbatches_hold_any_prefixes_within_their_budget():
+    lengths = [9, 8, 7, 6, 5, 4]
+    prefixes = [Prefix(3, 0), Prefix(3, 1), Prefix(3, 1), Prefix(3, 0), Prefix(3, 0), Prefix(3, 0)]
+    shares = microbatches(lengths, num_workers=2, token_budget=12, prefixes=prefixes)
+    # 0|1, 3|2, 4|5: the first worker's share one prefix, 9 + 3 and 5; of the others' two do, 8 + 4, and 4.
+    assert shares == [[[0, 3], [4]], [[1, 2], [5]]]
 
 
 def test_microbatches_fill_up_with_empty_ones_for_a_worker_without_examples():

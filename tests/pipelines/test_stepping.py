@@ -8,7 +8,7 @@ from transformers import AutoModel, LlamaConfig
 
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.models import Classifier
-from pipelines.packing import class_targets, pack, shape_for
+from pipelines.packing import Prefix, class_targets, pack, shape_for
 from pipelines.stepping import FlatModel
 
 CONFIG = LlamaConfig(
@@ -26,7 +26,7 @@ def classifier(dtype, device="cpu"):
 def batch(seed, device, *, shape=None, prefix=(5, 6)):
     generator = torch.Generator().manual_seed(seed)
     sequences = [[*prefix, *torch.randint(0, 120, (n,), generator=generator).tolist()] for n in (4, 11, 1, 17)]
-    packed = pack(sequences, prefix_length=len(prefix), shape=shape)
+    packed = pack(sequences, prefixes=[Prefix(len(prefix))] * 4, shape=shape)
     targets = torch.from_numpy(class_targets(packed, [0, 2, 1, seed % 3])).to(device)
     return PackedInput.from_batch(packed, device), targets
 

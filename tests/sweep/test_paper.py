@@ -97,6 +97,7 @@ def test_paper_fast_departs_in_batch_learning_rate_shared_prefix_and_early_stop(
         "G: learning rate": ("2e-05", "8e-05"),
         "G: batch size": ("6", "96"),
         "a text ends at the end marker": ("when it is complete", "with its first character"),
+        "G: dropout mask of the prompt's beginning shared in a batch": ("no", "yes"),
         "T: learning rate": ("2e-05", "8e-05"),
         "T: batch size": ("2", "32"),
         "T: dropout mask of the prompt's beginning shared in a batch": ("no", "yes"),
