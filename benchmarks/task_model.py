@@ -202,7 +202,9 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     evaluations = []
     if arguments.evaluation_sets:
         evaluations = evaluate_group(
-            EvaluationConfig(tuple(arguments.evaluation_sets), dtype=dtype),
+            EvaluationConfig(
+                tuple(arguments.evaluation_sets), dtype=dtype, compile_from_examples=1 if arguments.compile else 0
+            ),
             str(folder),
             str(arguments.base),
             [outputs[0]] * 2,

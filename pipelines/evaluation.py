@@ -25,7 +25,15 @@ import pyarrow.parquet as pq
 from pipelines.compute import Report, Resources, added, no_report, runtime
 from pipelines.errors import UserError, portable
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
-from pipelines.finetuning import check_lengths, load_tokenizer, model_limit, quiet_libraries, weights_of, working_folder
+from pipelines.finetuning import (
+    check_lengths,
+    compile_layers,
+    load_tokenizer,
+    model_limit,
+    quiet_libraries,
+    weights_of,
+    working_folder,
+)
 from pipelines.heuristics import Heuristic
 from pipelines.packing import PackedBatch, prefix_tree_batches
 from pipelines.prompts import classifier_prompt
@@ -44,7 +52,8 @@ class EvaluationConfig:
 
     `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
     above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
-    the examples of which it holds (`accuracy_rows`).
+    the examples of which it holds (`accuracy_rows`). On a GPU, a group of at least `compile_from_examples` examples in all
+    compiles the decoder's layers first (0: never), which takes a while to repay.
     """
 
     sets: tuple[str, ...]
@@ -53,6 +62,7 @@ class EvaluationConfig:
     rehearse_examples: int = 0
     heuristics: tuple[Heuristic, ...] = added(())
     tokens_per_batch: int = runtime(32_768)
+    compile_from_examples: int = runtime(200_000)
 
     def __post_init__(self) -> None:
         if not self.sets:
@@ -239,7 +249,8 @@ def _evaluate_worker(
     quiet_libraries()
     device = torch.device("cuda" if use_gpu else "cpu")
     sets = [_read_set(config, sources, base_model, name) for name in config.sets]
-    bodies = Bodies(config, base_model, device)
+    num_examples = len(members) * sum(one.table.num_rows for one in sets)
+    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
     results: list[dict[str, Any] | Exception] = []
     for task_model, output, report in members:
         try:
@@ -313,8 +324,8 @@ def _evaluate_one(
 class Bodies:
     """The decoders that task models stand on, each read once as long as the same one is asked for."""
 
-    def __init__(self, config: EvaluationConfig, base_model: str, device: torch.device) -> None:
-        self.config, self.base_model, self.device = config, base_model, device
+    def __init__(self, config: EvaluationConfig, base_model: str, device: torch.device, *, compiled: bool = False) -> None:
+        self.config, self.base_model, self.device, self.compiled = config, base_model, device, compiled
         self._kept: Any = None
         self._body: Any = None
         self._adapters: Any = None
@@ -360,6 +371,8 @@ class Bodies:
                     dropout=0.0,
                     seeds=[None],
                 )
+            if self.compiled:
+                compile_layers(self._body)
             self._kept = (weights, shape)
         if adapter and self.config.merge_adapter:
             scale = settings["lora_alpha"] / settings["r"]

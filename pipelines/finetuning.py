@@ -75,7 +75,8 @@ class FinetuneConfig:
     With `group_by_length`, a batch holds examples of similar length, as transformers' Trainer groups them.
     Schedule "warmup_stable_decay" keeps the learning rate until the last `cooldown_ratio` of the steps, in which it falls to 0.
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
-    least `compile_from_steps` optimizer steps compile their decoder layers first (0: never), which takes a while to repay.
+    least `compile_from_steps` optimizer steps (passes, of jobs that are finetuned at once) compile their decoder layers first
+    (0: never), which takes a while to repay.
     `rehearse_steps` above 0 makes it a rehearsal: only so many steps, on the longest examples, which need most memory.
     """
 

@@ -104,7 +104,7 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                 try:
                     course = _Course(member)
                     if bank is None:
-                        bank = _Bank(members, gpu_share, most, num_steps=len(course.batches) - course.branched_at)
+                        bank = _Bank(members, gpu_share, most, num_passes=course.num_passes(len(members)))
                     slot = next(slot for slot in range(bank.num_slots) if slot not in courses)
                     course.take(bank, slot)
                 except Exception as error:
@@ -197,6 +197,12 @@ class _Course:
         """Of the next batch."""
         return packed_size([self.lengths[i] for i in self.next_batch], [self.prefixes[i] for i in self.next_batch])
 
+    def num_passes(self, num_courses: int) -> float:
+        """Of so many courses like this one: at least its own steps, more if their tokens do not fit into these."""
+        steps = self.batches[self.branched_at :]
+        num_tokens = sum(self.lengths[i] for batch in steps for i in batch)
+        return max(len(steps), num_courses * num_tokens / self.config.tokens_per_microbatch)
+
     def advance(self) -> None:
         """The next step has been computed."""
         self.next_step += 1
@@ -267,7 +273,7 @@ class _Bank:
     Parameters and state of slot n are row n of matrices [N, P].
     """
 
-    def __init__(self, members: Sequence[Member], gpu_share: float, most: int, *, num_steps: int) -> None:
+    def __init__(self, members: Sequence[Member], gpu_share: float, most: int, *, num_passes: float) -> None:
         from transformers import AutoModel
 
         config = members[0].job.config
@@ -297,7 +303,7 @@ class _Bank:
         self.rows_per_slot = self.batch_size + any(member.job.config.share_prefix for member in members)
         self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
         self.body.train()
-        if self.on_gpu and 0 < config.compile_from_steps <= num_steps:
+        if self.on_gpu and 0 < config.compile_from_steps <= num_passes:
             compile_layers(self.body)
         self.head = torch.nn.Parameter(torch.zeros(self.num_slots, 3, shape.hidden_size, device=self.device, dtype=self.dtype))
         self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]

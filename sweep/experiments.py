@@ -215,7 +215,13 @@ def paper(
             f"base_precision={base_precision!r} with weights='random': random weights are not quantised; leave one of them out"
         )
     marker = EN_DASH if end_marker == "en_dash" else HYPHENS
-    runtime: dict[str, Any] = {"log_every": 50, "checkpoint_every": 5_000, "tokens_per_microbatch": 4_096}
+    runtime: dict[str, Any] = {
+        "log_every": 50,
+        "checkpoint_every": 5_000,
+        "tokens_per_microbatch": 4_096,
+        # A step takes a tenth of a second and more, compiling half a minute.
+        "compile_from_steps": 2_000,
+    }
     finetuning = Resources(num_workers=gpus_per_finetuning, gpus_per_worker=1)
     return Experiment(
         name="paper",

@@ -3,12 +3,19 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipelines import evaluation
 from pipelines.compute import Resources, no_report
-from pipelines.evaluation import EvaluationConfig, evaluate, evaluate_group
-from pipelines.finetuning import FinetuneConfig
+from pipelines.evaluation import Bodies, EvaluationConfig, classify, evaluate, evaluate_group
+from pipelines.examples import read_examples
+from pipelines.finetuning import FinetuneConfig, load_tokenizer
+from pipelines.packing import prefix_tree_batches
+from pipelines.prompts import classifier_prompt
 from pipelines.task_model import TaskModelConfig, finetune_task_model
 
 RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
@@ -43,3 +50,38 @@ def test_members_of_a_group_get_the_logits_that_they_get_alone(
         assert table.equals(pq.read_table(tmp_path / "alone" / str(place) / "logits.parquet"))
         seen.append(tuple(table["logit_entailment"].to_pylist()))
     assert len(set(seen)) == 4, "different models, and one of them twice"
+
+
+def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
+    sources, base_model, untrained, tmp_path, monkeypatch
+):
+    finetune_task_model(
+        TaskModelConfig(RECIPE, 1), f"{sources}/train.parquet", base_model, untrained, str(tmp_path / "lora"),
+        resources=Resources(in_process=True),
+    )  # fmt: skip
+    table = read_examples(f"{sources}/train.parquet")
+    texts = [
+        classifier_prompt(p, h) for p, h in zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
+    ]
+    batches = prefix_tree_batches(load_tokenizer(base_model)(texts)["input_ids"], 1_000)
+    assert len({batch.num_tokens for _, batch in batches}) > 1
+    compiled = []
+
+    def compile_layers(model):
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.compile(dynamic=True, backend="aot_eager")
+                compiled.append(layer)
+
+    monkeypatch.setattr(evaluation, "compile_layers", compile_layers)
+    config = EvaluationConfig(sets=("train",), dtype="float32")
+    device = torch.device("cpu")
+    logits = {}
+    for is_compiled in (False, True):
+        bodies = Bodies(config, base_model, device, compiled=is_compiled)
+        for name in (str(tmp_path / "lora"), untrained):
+            with bodies.classifier(name) as classifier:
+                logits[is_compiled, name] = classify(classifier, batches, device)
+    assert compiled
+    for name in (str(tmp_path / "lora"), untrained):
+        np.testing.assert_allclose(logits[True, name], logits[False, name], rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 from pipelines.examples import read_examples, write_examples
 from pipelines.finetuning import TOGETHER, FinetuneConfig, Member, checkpointing_engine, finetune, finetune_group, read_metrics
 from pipelines.task_model import TaskModelConfig, finetuning_job
-from pipelines.together import compatible, train_together
+from pipelines.together import _Course, compatible, train_together
 
 RECIPE = FinetuneConfig(
     learning_rate=3e-3, batch_size=2, dtype="float32", lora_rank=4, lora_dropout=0.2, log_every=5, share_prefix=False,
@@ -60,6 +60,15 @@ def jobs(training_sets, base_model, untrained, begun):
         name: finetuning_job(TaskModelConfig(recipe, seed), training_sets[set_], base_model, start)
         for name, (recipe, set_, seed, start) in recipes.items()
     }
+
+
+def test_members_take_as_many_passes_as_their_steps_or_their_tokens_ask_for(
+    training_sets, base_model, untrained, begun, tmp_path
+):
+    course = _Course(Member(jobs(training_sets, base_model, untrained, begun)["a"], str(tmp_path), no_report))
+    # 40 examples in batches of 2, of which three or four fit into a pass.
+    assert [course.num_passes(number) for number in (1, 2)] == [20, 20]
+    assert course.num_passes(100) == pytest.approx(100 * sum(course.lengths) / 250)
 
 
 @pytest.mark.parametrize("num_slots", [2, 32])

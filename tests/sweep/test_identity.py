@@ -120,7 +120,7 @@ CLASSES = {
     ),
     "pipelines.evaluation.EvaluationConfig": (
         "sets dtype merge_adapter rehearse_examples heuristics",
-        "tokens_per_batch",
+        "tokens_per_batch compile_from_examples",
     ),
     "pipelines.sources.NLISourcesConfig": (
         "files dev_rows_per_label hans_rows drop_blank_rows max_characters",
