@@ -12,7 +12,7 @@
 
 With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer
 trains one. Without --evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation that
-is not the first. With --profile, the details say which kernels the last steps of ours spent the GPU's time in; those steps are
+is not the first. With --profile, the details say which kernels the last steps of ours spent their time in; those steps are
 in no rate.
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "peer"])
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers of ours first")
-    parser.add_argument("--profile", action="store_true", help="of the last steps of ours, on a GPU")
+    parser.add_argument("--profile", action="store_true", help="of the last steps of ours")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--evaluation-sets", nargs="*", default=["mnli_matched", "hans"])
     parser.add_argument("--num-evaluation", type=int, default=30_000, help="of each set's examples, at most")
@@ -90,6 +90,10 @@ def main() -> None:
     parser.add_argument("--training-target", type=float, help="examples/s that ours should reach")
     parser.add_argument("--evaluation-target", type=float)
     arguments = parser.parse_args()
+    if arguments.profile and arguments.num < (least := 5 * LOG_EVERY * arguments.batch_size):
+        parser.error(
+            f"--num {arguments.num}: three windows to warm up, one to measure and one to profile take {least} examples"
+        )
     if arguments.share_prefix is None:
         arguments.share_prefix = arguments.together == 1
     # Workers have another current directory.
@@ -187,7 +191,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     num_windows = arguments.num // arguments.batch_size // LOG_EVERY
     profiled = (num_windows - 1) * LOG_EVERY
     if arguments.profile:
-        reports[0] = Profile(folder / PROFILE, profiled, num_windows * LOG_EVERY)
+        reports[0] = Profile(folder / PROFILE, profiled, num_windows * LOG_EVERY, arguments.device)
     results = finetune_group(jobs, outputs, resources=resources, reports=reports)
     if failed := next((one for one in results if isinstance(one, Exception)), None):
         raise failed
@@ -243,37 +247,47 @@ def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, f
 
 
 class Profile:
-    """A report of step metrics that profiles the GPU between two of the steps that it is told, and writes what it found."""
+    """A report of step metrics that profiles the device between two of the steps that it is told, and writes what it found."""
 
-    def __init__(self, path: Path, first: int, end: int) -> None:
-        self.path, self.first, self.end = path, first, end
+    def __init__(self, path: Path, first: int, end: int, device: str) -> None:
+        self.path, self.first, self.end, self.device = path, first, end, device
         self.profiler: Any = None
 
     def __call__(self, metrics: Mapping[str, float], step: int) -> None:
-        import torch
+        from torch.profiler import ProfilerActivity, profile
 
+        on_gpu = self.device == "cuda"
         if step == self.first:
-            torch.cuda.synchronize()
-            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self._wait()
+            self.profiler = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
             self.profiler.start()
             self.started = time.perf_counter()
         elif step == self.end and self.profiler is not None:
-            torch.cuda.synchronize()
-            seconds = time.perf_counter() - self.started
+            self._wait()
+            ms = (time.perf_counter() - self.started) * 1e3
             self.profiler.stop()
-            totals = {one.key: (one.device_time_total / 1e3, one.count) for one in self.profiler.key_averages()}
+            totals = {
+                one.key: ((one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
+                for one in self.profiler.key_averages()
+            }
             self.profiler = None
             num_steps = self.end - self.first
-            longest = sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
             found = {
-                "step_ms": seconds / num_steps * 1e3,
-                "busy_ms_per_step": sum(ms for ms, _ in totals.values()) / num_steps,
+                "step_ms": ms / num_steps,
+                "busy_ms_per_step": sum(one for one, _ in totals.values()) / num_steps,
+                "launches_per_step": sum(count for _, count in totals.values()) / num_steps,
                 "kernels": [
                     {"name": name[:120], "ms_per_step": totals[name][0] / num_steps, "per_step": totals[name][1] / num_steps}
-                    for name in longest
+                    for name in sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
                 ],
             }
             self.path.write_text(json.dumps(found))
+
+    def _wait(self) -> None:
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def warm_windows(log: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -38,12 +38,14 @@ def result_of(benchmark: str, output: Path, *words: str) -> dict[str, Any]:
     return {figure["name"]: set(figure["variants"]) for figure in result["figures"]}
 
 
-@pytest.mark.parametrize("method", [("--method", "full"), ("--together", "2")])
-def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str, str]) -> None:
-    words = ["--num=128", "--batch-size=2", "--num-evaluation=40", "--evaluation-sets=template_test", "--device=cpu"]
+@pytest.mark.parametrize("method", [("--method", "full"), ("--together", "2", "--share-prefix")])
+def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str, ...]) -> None:
+    words = ["--num=160", "--batch-size=2", "--num-evaluation=40", "--evaluation-sets=template_test", "--device=cpu"]
     places = [f"--base={artifacts['base']}", f"--sources={artifacts['sources']}"]
-    found = result_of("task_model", tmp_path / "result.json", *places, *words, *method)
+    found = result_of("task_model", tmp_path / "result.json", *places, *words, *method, "--profile")
     assert found == {"training": {"ours", "peer"}, "evaluation": {"ours", "peer"}}
+    profile = json.loads((tmp_path / "result.json").read_text())["details"]["profile"]
+    assert 0 < profile["kernels"][0]["ms_per_step"] < profile["busy_ms_per_step"] and profile["launches_per_step"] > 50
 
 
 def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:
