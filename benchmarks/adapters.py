@@ -3,9 +3,10 @@
     python -m benchmarks.adapters
 
 Beside each other, in bfloat16, each from a captured CUDA graph so that no launch is measured: the frozen products alone (y,
-dx); ours with one adapter and with 24 at once; peft's own modules with one. Every projection has an input of its own, as if
-none were shared. Results are first held against the reference in float32. In the details: milliseconds, each kernel alone, and
-what it costs a product to start from an accumulator that lies in memory.
+dx); ours with one adapter and with 24 at once; peft's own modules with one. Queries, keys and values read one input, and so do
+gate and up, as in the model: the gradients of an input are added up in all of them. Results are first held against the
+reference in float32. In the details: milliseconds, each kernel alone, for all projections of an input, and what it costs a
+product to start from an accumulator that lies in memory.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch
 from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser
 from pipelines.adapters import (
     Segments,
-    adapted_linear,
-    adapted_linear_backward,
+    adapted_linears,
+    adapted_linears_backward,
     add_adapters,
     reference_backward,
     reference_forward,
@@ -38,6 +39,8 @@ PROJECTIONS = {
     "up_proj": (11_008, 4_096),
     "down_proj": (4_096, 11_008),
 }
+# By the input that they read, in the same order.
+SHARING = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ALPHA = 16
 
 
@@ -86,7 +89,8 @@ def run(arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
             },
             "kernels": {
                 num: {
-                    f"{out}x{wide}": kernels(num_tokens, num, out, wide, arguments) for out, wide in set(PROJECTIONS.values())
+                    ", ".join(names): kernels(num_tokens, num, [PROJECTIONS[name] for name in names], arguments)
+                    for names in SHARING
                 }
                 for num in arguments.adapters
             },
@@ -102,7 +106,7 @@ def work_of(rank: int) -> Work:
 
 
 class Layer(torch.nn.Module):
-    """The projections, each on an input of its own."""
+    """The projections, on one input for each of `SHARING`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,8 +115,8 @@ class Layer(torch.nn.Module):
             linear.weight.requires_grad = False
             self.add_module(name, linear)
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        return [getattr(self, name)(x) for name, x in inputs.items()]
+    def forward(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [getattr(self, name)(x) for names, x in zip(SHARING, inputs, strict=True) for name in names]
 
 
 def with_peft(layer: Layer, rank: int, dropout: float) -> torch.nn.Module:
@@ -124,14 +128,14 @@ def with_peft(layer: Layer, rank: int, dropout: float) -> torch.nn.Module:
     return adapted.to(torch.bfloat16)
 
 
-def streams(num_tokens: int) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """Each projection's input and its output's gradient."""
+def streams(num_tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The inputs and each projection's output's gradient."""
 
     def draw(channels: int) -> torch.Tensor:
         return torch.randn(num_tokens, channels, device="cuda", dtype=torch.bfloat16)
 
     return (
-        {name: draw(wide).requires_grad_() for name, (_, wide) in PROJECTIONS.items()},
+        [draw(PROJECTIONS[names[0]][1]).requires_grad_() for names in SHARING],
         [draw(out) for out, _ in PROJECTIONS.values()],
     )
 
@@ -143,8 +147,8 @@ def segments(num_tokens: int, num_adapters: int) -> Segments:
     return Segments.from_arrays([0, *ends], token_keys(0, 0, 0, np.arange(num_tokens)), "cuda")
 
 
-def step(layer: torch.nn.Module, inputs: dict[str, torch.Tensor], gradients: list[torch.Tensor]) -> Callable[[], Any]:
-    wanted = [*inputs.values(), *(p for p in layer.parameters() if p.requires_grad)]
+def step(layer: torch.nn.Module, inputs: list[torch.Tensor], gradients: list[torch.Tensor]) -> Callable[[], Any]:
+    wanted = [*inputs, *(p for p in layer.parameters() if p.requires_grad)]
     return lambda: torch.autograd.grad(layer(inputs), wanted, gradients)
 
 
@@ -172,56 +176,87 @@ def milliseconds(work: Callable[[], Any], repeats: int) -> list[float]:
 
 def least_bytes(num_tokens: int) -> int:
     """What LoRA alone must move: x twice, dy twice, its share of y and of dx written and read back once."""
-    return sum(2 * num_tokens * (2 * wide + 2 * out + 2 * out + 2 * wide) for out, wide in PROJECTIONS.values())
+    read = sum(PROJECTIONS[names[0]][1] for names in SHARING)
+    return 2 * num_tokens * (4 * read + 4 * sum(out for out, _ in PROJECTIONS.values()))
 
 
-def operands(num_tokens: int, num_adapters: int, out: int, wide: int, rank: int) -> tuple[Any, ...]:
+def operands(num_tokens: int, num_adapters: int, projections: list[tuple[int, int]], rank: int) -> tuple[Any, ...]:
+    """Arguments of `adapted_linears` up to the dropout rate, of projections (out, in) of one input."""
+
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
     found = segments(num_tokens, num_adapters)
-    salt = torch.tensor([12_345], dtype=torch.int32, device="cuda")
-    a, b = draw(num_adapters, rank, wide) / wide**0.5, draw(num_adapters, out, rank) / rank**0.5
-    return draw(num_tokens, wide), draw(out, wide) / wide**0.5, a, b, salt, *found.tensors()
+    wide = projections[0][1]
+    salts = [torch.tensor([12_345 + place], dtype=torch.int32, device="cuda") for place in range(len(projections))]
+    weights = [draw(out, wide) / wide**0.5 for out, _ in projections]
+    a = [draw(num_adapters, rank, wide) / wide**0.5 for _ in projections]
+    b = [draw(num_adapters, out, rank) / rank**0.5 for out, _ in projections]
+    return draw(num_tokens, wide), weights, a, b, salts, *found.tensors()
 
 
 def errors(num_adapters: int, rank: int, dropout: float) -> dict[str, float]:
     """Norm of the difference to the reference in float32, relative to the reference's, of everything computed."""
-    arguments: Any = (*operands(4_096, num_adapters, 4_096, 11_008, rank), dropout, 0.25)
-    exact: Any = tuple(v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in arguments)
-    y, z = adapted_linear(*arguments)
-    exact_y, exact_z = reference_forward(*exact)
-    grad = torch.randn_like(y)
-    ours = (y, z, *adapted_linear_backward(grad, arguments[0], z, *arguments[1:], True))
+    # The longest sums there are, and outputs that differ in width.
+    shapes = [(4_096, 11_008), (1_024, 11_008), (1_024, 11_008)]
+    arguments: Any = (*operands(4_096, num_adapters, shapes, rank), dropout, 0.25)
+    exact: Any = floats(arguments)
+    outputs, z = adapted_linears(*arguments)
+    exact_outputs, exact_z = reference_forward(*exact)
+    grads = [torch.randn_like(y) for y in outputs]
+    ours = (outputs, z, *adapted_linears_backward(grads, arguments[0], z, *arguments[1:], True))
     x, *rest = exact
-    theirs = (exact_y, exact_z, *reference_backward(grad.float(), x, exact_z, *(*rest, True)))
+    theirs = (exact_outputs, exact_z, *reference_backward(floats(grads), x, exact_z, *(*rest, True)))
     names = ("y", "z", "grad_x", "grad_a", "grad_b")
-    return {name: ((mine - other).norm() / other.norm()).item() for name, mine, other in zip(names, ours, theirs, strict=True)}
+
+    def worst(mine: Any, other: Any) -> float:
+        if isinstance(mine, list):
+            return max(map(worst, mine, other))
+        return float((mine - other).norm() / other.norm())
+
+    return {name: worst(mine, other) for name, mine, other in zip(names, ours, theirs, strict=True)}
 
 
-def kernels(num_tokens: int, num_adapters: int, out: int, wide: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Microseconds and, of the kernels, TB/s of their one big operand, of a projection [out, wide]."""
-    from pipelines.adapter_kernels import expand, gradient, shrink
+def floats(value: Any) -> Any:
+    """In float32, what is a number of half precision in `value`."""
+    if isinstance(value, list | tuple):
+        return [floats(one) for one in value]
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def kernels(
+    num_tokens: int, num_adapters: int, projections: list[tuple[int, int]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Microseconds and, of the kernels, TB/s of their big operand, of projections (out, in) of one input, read once."""
+    from pipelines.adapter_kernels import expand, gradients, shrink
 
     rank, dropout = arguments.rank, arguments.dropout
-    x, weight, a, b, salt, starts, keys, tiles = operands(num_tokens, num_adapters, out, wide, rank)
-    grad, z = torch.randn(num_tokens, out, device="cuda").bfloat16(), torch.randn(num_tokens, rank, device="cuda").bfloat16()
-    y, by_rank = torch.empty_like(grad), b.transpose(1, 2)
-    works: dict[str, tuple[Callable[[], Any], torch.Tensor | None]] = {
-        "shrink_x": (lambda: shrink(x, a, tiles, keys, salt, dropout=dropout, scale=1.0), x),
-        "shrink_grad": (lambda: shrink(grad, by_rank, tiles, keys, salt, dropout=0.0, scale=1.0), grad),
-        "expand_y": (lambda: expand(z, by_rank, tiles, keys, salt, dropout=0.0, scale=1.0), grad),
-        "expand_grad_x": (lambda: expand(z, a, tiles, keys, salt, dropout=dropout, scale=1.0), x),
-        "gradient_a": (lambda: gradient(z, x, starts, keys, salt, dropout=dropout, scale=1.0), x),
-        "gradient_b": (lambda: gradient(z, grad, starts, keys, salt, dropout=0.0, scale=1.0, transposed=True), grad),
-        "product": (lambda: torch.mm(x, weight.t(), out=y), None),
+    x, weights, a, b, salts, starts, keys, tiles = operands(num_tokens, num_adapters, projections, rank)
+    num = len(projections)
+    grads = [torch.randn(num_tokens, out, device="cuda").bfloat16() for out, _ in projections]
+    z = torch.randn(num, num_tokens, rank, device="cuda").bfloat16()
+    outputs, by_rank = [torch.empty_like(grad) for grad in grads], [one.transpose(1, 2) for one in b]
+    of_x, of_grads = x.nbytes, sum(grad.nbytes for grad in grads)
+    dropping: dict[str, Any] = {"dropout": dropout, "scale": 1.0}
+    keeping: dict[str, Any] = {"dropout": 0.0, "scale": 1.0}
+    works: dict[str, tuple[Callable[[], Any], int | None]] = {
+        "shrink_x": (lambda: shrink([x] * num, a, tiles, keys, salts, **dropping), of_x),
+        "shrink_grads": (lambda: shrink(grads, by_rank, tiles, keys, salts, **keeping), of_grads),
+        "expand_y": (lambda: expand(z, by_rank, tiles, keys, salts, **keeping), of_grads),
+        "expand_grad_x": (lambda: expand(z, a, tiles, keys, salts, summed=True, **dropping), of_x),
+        "gradients_a": (lambda: gradients(z, [x] * num, starts, keys, salts, **dropping), of_x),
+        "gradients_b": (lambda: gradients(z, grads, starts, keys, salts, transposed=True, **keeping), of_grads),
+        "products": (lambda: [torch.mm(x, w.t(), out=y) for w, y in zip(weights, outputs, strict=True)], None),
         # A factor below 1 keeps the sum finite over the repeats.
-        "product_accumulating": (lambda: y.addmm_(x, weight.t(), beta=0.5), None),
+        "products_accumulating": (
+            lambda: [y.addmm_(x, w.t(), beta=0.5) for w, y in zip(weights, outputs, strict=True)],
+            None,
+        ),
     }
     found = {}
-    for name, (work, operand) in works.items():
+    for name, (work, num_bytes) in works.items():
         us = float(np.median(milliseconds(work, arguments.repeats))) * 1e3
-        found[name] = {"us": us, **({"tb_per_s": operand.nbytes / us / 1e6} if operand is not None else {})}
+        found[name] = {"us": us, **({"tb_per_s": num_bytes / us / 1e6} if num_bytes is not None else {})}
     return found
 
 

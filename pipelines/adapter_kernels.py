@@ -4,12 +4,19 @@ All of it is bound by memory traffic, so each kernel reads its one big operand o
 instead of being stored. What is added to a product is written first and becomes the product's accumulator (cuBLAS, beta = 1):
 the big output is then rounded once, and read by the product's epilogue rather than by a kernel of its own.
 
+Projections that read one input are a dimension of each kernel's grid, next to each other, so that the first of them has brought
+the input into the L2 cache for the others. Their tensors stay where they are: a kernel gets a tuple of pointers, one a
+projection, and each program picks its own. Widths differ where heads share keys and values; the narrower ones' last programs
+end at once.
+
 Sums run in float32 and in a fixed order, without atomic additions. Where a kernel would have too few programs to fill a GPU,
 its sum is cut into parts that a second kernel adds; how many depends on shapes only, never on the device or a measurement.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +28,14 @@ from pipelines.adapters import MULTIPLIERS, TOKENS_PER_TILE, drop_below
 # Two for each multiprocessor of an H100 or H200, so that one waits for memory while the other computes.
 PROGRAMS = 256
 MAX_PARTS = 8
+# Below that a part saves less time than adding it takes.
+MIN_ITERATIONS = 4
 SUMMED_PER_PROGRAM = 1_024
 # By whether the rank is above 64: channels of one iteration (shrink), of one program (expand, gradients), pipeline stages.
 SHRINK = {False: {"BLOCK": 128, "num_stages": 3, "num_warps": 4}, True: {"BLOCK": 64, "num_stages": 4, "num_warps": 4}}
 EXPAND = {False: {"BLOCK": 128, "num_stages": 2, "num_warps": 4}, True: {"BLOCK": 128, "num_stages": 2, "num_warps": 8}}
+# Of several projections, each of which needs an accumulator beside the sum.
+EXPAND_SUM = {"BLOCK": 64, "num_stages": 2, "num_warps": 8}
 GRADIENT = {False: {"BLOCK": 64, "num_stages": 4, "num_warps": 4}, True: {"BLOCK": 64, "num_stages": 4, "num_warps": 4}}
 
 _FIRST = tl.constexpr(MULTIPLIERS[0])
@@ -54,21 +65,30 @@ def _keep(row_words, channels, threshold):
     return words.to(tl.int32, bitcast=True) >= threshold
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit
+def _pick(values, which):
+    """values[which], of a tuple with an index that is known at run time only."""
+    picked = values[0]
+    for place in tl.static_range(1, len(values)):
+        picked = tl.where(which == place, values[place], picked)
+    return picked
+
+
+@triton.jit(do_not_specialize=["threshold", "num_tokens"])
 def _shrink_kernel(
-    wide,  # [T, channels]
-    weight,  # [N, rank, channels] by its strides
-    narrow,  # out: [parts, T, rank]
+    wides,  # m of [T, channels]
+    weights,  # m of [N, rank, channels] by their strides
+    narrow,  # out: [parts, m, T, rank] by the stride of parts
     tiles,
     keys,
-    salt,
+    salts,
     threshold,
     scale,
     num_tokens,
-    channels,
-    channels_per_part,
+    widths,
     rank,
-    adapter_stride,
+    part_stride,
+    adapter_strides,
     rank_stride,
     channel_stride,
     TILE: tl.constexpr,
@@ -76,8 +96,9 @@ def _shrink_kernel(
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
 ):
-    """narrow = scale · dropout(wide) @ weight[adapter]ᵀ, for one tile of tokens and one part of the channels."""
-    tile, part = tl.program_id(0), tl.program_id(1)
+    """narrow = scale · dropout(wide) @ weight[adapter]ᵀ, for one projection, tile of tokens and part of the channels."""
+    which, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    wide, weight, channels = _pick(wides, which), _pick(weights, which), _pick(widths, which)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
     adapter = tl.load(tiles + tile * 3).to(tl.int64)
     rows = tl.load(tiles + tile * 3 + 1) + tl.arange(0, TILE)
@@ -85,17 +106,19 @@ def _shrink_kernel(
     places = rows.to(tl.int64)
     ranks = tl.arange(0, RANK)
     if DROP:
-        row_words = _row_words(keys, rows, valid, salt)
+        row_words = _row_words(keys, rows, valid, _pick(salts, which))
+    channels_per_part = tl.cdiv(tl.cdiv(channels, tl.num_programs(2)), BLOCK) * BLOCK
     begin = part * channels_per_part
     # Tokens without an adapter get the sum of nothing.
     end = tl.where(adapter >= 0, tl.minimum(begin + channels_per_part, channels), begin)
+    weight += adapter * _pick(adapter_strides, which)
     total = tl.zeros([TILE, RANK], dtype=tl.float32)
     for start in range(begin, end, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < end
         values = tl.load(wide + places[:, None] * channels + columns[None, :], mask=valid[:, None] & inside[None, :], other=0.0)
         factors = tl.load(
-            weight + adapter * adapter_stride + columns[:, None] * channel_stride + ranks[None, :] * rank_stride,
+            weight + columns[:, None] * channel_stride + ranks[None, :] * rank_stride,
             mask=inside[:, None] & (ranks < rank)[None, :],
             other=0.0,
         )
@@ -103,76 +126,93 @@ def _shrink_kernel(
             values = tl.where(_keep(row_words, columns, threshold), values, 0.0)
         total = tl.dot(values, factors, total)
     tl.store(
-        narrow + part * num_tokens * rank + rows[:, None] * rank + ranks[None, :],
+        narrow + part * part_stride + (which * num_tokens + rows)[:, None] * rank + ranks[None, :],
         (total * scale).to(narrow.dtype.element_ty),
         mask=valid[:, None] & (ranks < rank)[None, :],
     )
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=["threshold", "num_tokens"])
 def _expand_kernel(
-    narrow,  # [T, rank]
-    weight,  # [N, rank, channels] by its strides
-    wide,  # out: [T, channels]
+    narrow,  # [m, T, rank]
+    weights,  # m of [N, rank, channels] by their strides
+    wides,  # out: m / TERMS of [T, channels]
     tiles,
     keys,
-    salt,
+    salts,
     threshold,
     scale,
-    channels,
+    num_tokens,
+    widths,
     rank,
-    adapter_stride,
+    adapter_strides,
     rank_stride,
     channel_stride,
+    TERMS: tl.constexpr,
     TILE: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
 ):
-    """wide = scale · dropout(narrow @ weight[adapter]), zero without an adapter, for one tile of tokens, block of channels."""
-    tile = tl.program_id(0)
+    """wide = scale · Σ dropout(narrow @ weight[adapter]), zero without an adapter, for one tile of tokens, block of channels.
+
+    The sum has TERMS projections: all of them, for the one output there is then, or one.
+    """
+    tile, output = tl.program_id(0), tl.program_id(2)
+    channels = _pick(widths, output)
+    if tl.program_id(1) * BLOCK >= channels:
+        return
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
     adapter = tl.load(tiles + tile * 3).to(tl.int64)
     rows = tl.load(tiles + tile * 3 + 1) + tl.arange(0, TILE)
     valid = rows < tl.load(tiles + tile * 3 + 2)
     ranks = tl.arange(0, RANK)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
     adapted = adapter >= 0
-    states = tl.load(
-        narrow + rows[:, None] * rank + ranks[None, :],
-        mask=valid[:, None] & (ranks < rank)[None, :] & adapted,
-        other=0.0,
-    )
-    factors = tl.load(
-        weight + adapter * adapter_stride + ranks[:, None] * rank_stride + columns[None, :] * channel_stride,
-        mask=(ranks < rank)[:, None] & inside[None, :] & adapted,
-        other=0.0,
-    )
-    values = tl.dot(states, factors) * scale
-    if DROP:
-        values = tl.where(_keep(_row_words(keys, rows, valid, salt), columns, threshold), values, 0.0)
+    total = tl.zeros([TILE, BLOCK], dtype=tl.float32)
+    for term in range(TERMS):
+        which = output + term
+        states = tl.load(
+            narrow + (which * num_tokens + rows)[:, None] * rank + ranks[None, :],
+            mask=valid[:, None] & (ranks < rank)[None, :] & adapted,
+            other=0.0,
+        )
+        factors = tl.load(
+            _pick(weights, which)
+            + adapter * _pick(adapter_strides, which)
+            + ranks[:, None] * rank_stride
+            + columns[None, :] * channel_stride,
+            mask=(ranks < rank)[:, None] & inside[None, :] & adapted,
+            other=0.0,
+        )
+        values = tl.dot(states, factors)
+        if DROP:
+            values = tl.where(_keep(_row_words(keys, rows, valid, _pick(salts, which)), columns, threshold), values, 0.0)
+        total += values
+    wide = _pick(wides, output)
     tl.store(
         wide + rows.to(tl.int64)[:, None] * channels + columns[None, :],
-        values.to(wide.dtype.element_ty),
+        (total * scale).to(wide.dtype.element_ty),
         mask=valid[:, None] & inside[None, :],
     )
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=["threshold", "num_tokens"])
 def _gradient_kernel(
-    narrow,  # [T, rank]
-    wide,  # [T, channels]
-    gradient,  # out: [parts, N, rank, channels] by its strides
+    narrow,  # [m, T, rank]
+    wides,  # m of [T, channels]
+    gradients,  # out: m of [parts, N, rank, channels] by their strides
     starts,
     keys,
-    salt,
+    salts,
     threshold,
     scale,
-    channels,
+    num_tokens,
+    widths,
     rank,
     part_stride,
-    adapter_stride,
+    adapter_strides,
     rank_stride,
     channel_stride,
     TILE: tl.constexpr,
@@ -180,15 +220,25 @@ def _gradient_kernel(
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
 ):
-    """gradient = scale · narrowᵀ @ dropout(wide) over one part of one adapter's tokens, for one block of channels."""
+    """gradient = scale · narrowᵀ @ dropout(wide) over one part of one adapter's tokens, for one projection's block of channels.
+
+    Blocks and projections are one dimension of the grid, because adapters and parts are the others.
+    """
+    which, block = tl.program_id(0) % len(wides), tl.program_id(0) // len(wides)
     adapter, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    wide, gradient, channels = _pick(wides, which), _pick(gradients, which), _pick(widths, which)
+    if block * BLOCK >= channels:
+        return
+    columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
     ranks = tl.arange(0, RANK)
     first, end = tl.load(starts + adapter), tl.load(starts + adapter + 1)
     per_part = tl.cdiv(tl.cdiv(end - first, tl.num_programs(2)), TILE) * TILE
     begin = first + part * per_part
     end = tl.minimum(begin + per_part, end)
+    if DROP:
+        salt = _pick(salts, which)
+    narrow += which * num_tokens * rank
     total = tl.zeros([RANK, BLOCK], dtype=tl.float32)
     for start in range(begin, end, TILE):
         rows = start + tl.arange(0, TILE)
@@ -207,7 +257,7 @@ def _gradient_kernel(
     tl.store(
         gradient
         + part * part_stride
-        + adapter * adapter_stride
+        + adapter * _pick(adapter_strides, which)
         + ranks[:, None] * rank_stride
         + columns[None, :] * channel_stride,
         (total * scale).to(gradient.dtype.element_ty),
@@ -216,32 +266,44 @@ def _gradient_kernel(
 
 
 @triton.jit
-def _sum_kernel(parts, out, size, num_parts, BLOCK: tl.constexpr):
-    """out [size] = the sum of parts [num_parts, size], the first part first."""
+def _sum_kernel(parts, outs, sizes, part_stride, num_parts, BLOCK: tl.constexpr):
+    """out [size] = the sum of its parts, the first part first, for one of `outs`."""
+    which = tl.program_id(1)
+    first, out, size = _pick(parts, which), _pick(outs, which), _pick(sizes, which)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for part in range(num_parts):
-        total += tl.load(parts + part * size + places, mask=inside, other=0.0)
+        total += tl.load(first + part * part_stride + places, mask=inside, other=0.0)
     tl.store(out + places, total.to(out.dtype.element_ty), mask=inside)
 
 
-def _summed(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`parts` [num_parts, ...] summed over the first dimension in `dtype`."""
-    if len(parts) == 1:
-        return parts[0]
-    out = parts.new_empty(parts.shape[1:], dtype=dtype)
-    grid = (triton.cdiv(out.numel(), SUMMED_PER_PROGRAM),)
-    _sum_kernel[grid](parts, out, out.numel(), len(parts), BLOCK=SUMMED_PER_PROGRAM)
-    return out
+def _num_parts(num_programs: int, num_iterations: int) -> int:
+    """How many parts to cut the sums of `num_programs` programs into, each of `num_iterations`."""
+    return max(1, min(MAX_PARTS, num_iterations // MIN_ITERATIONS, round(PROGRAMS / num_programs)))
 
 
-def _num_parts(num_programs: int) -> int:
-    return max(1, min(MAX_PARTS, round(PROGRAMS / num_programs)))
+def _parts(num_parts: int, shapes: Sequence[tuple[int, ...]], like: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors [num_parts, *shape] to be written and `_summed`, as far from part to part in one as in another."""
+    if num_parts == 1:
+        return [like.new_empty(1, *shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    # Rounded up, so that each is aligned as vector loads ask.
+    room = [-(-size // 16) * 16 for size in sizes]
+    pieces = like.new_empty(num_parts, sum(room), dtype=torch.float32).split(room, dim=1)
+    return [piece[:, :size].unflatten(1, shape) for piece, size, shape in zip(pieces, sizes, shapes, strict=True)]
 
 
-def _parts(num_parts: int, *shape: int, like: torch.Tensor) -> torch.Tensor:
-    return like.new_empty(num_parts, *shape, dtype=torch.float32 if num_parts > 1 else like.dtype)
+def _summed(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Each of `parts` [num_parts, ...] summed over its first dimension in `dtype`."""
+    if len(parts[0]) == 1:
+        return [part[0] for part in parts]
+    outs = tuple(part.new_empty(part.shape[1:], dtype=dtype) for part in parts)
+    sizes = tuple(out.numel() for out in outs)
+    _sum_kernel[triton.cdiv(max(sizes), SUMMED_PER_PROGRAM), len(outs)](
+        tuple(parts), outs, sizes, parts[0].stride(0), len(parts[0]), BLOCK=SUMMED_PER_PROGRAM
+    )
+    return list(outs)
 
 
 def _padded(rank: int) -> int:
@@ -249,160 +311,186 @@ def _padded(rank: int) -> int:
     return max(16, triton.next_power_of_2(rank))
 
 
+def _strides(weights: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], int, int]:
+    """Of [N, rank, channels] each: that of adapters for each, which depends on its width, and the two that all have."""
+    inner = {weight.stride()[1:] for weight in weights}
+    assert len(inner) == 1, inner
+    rank_stride, channel_stride = inner.pop()
+    return tuple(weight.stride(0) for weight in weights), rank_stride, channel_stride
+
+
 def shrink(
-    wide: torch.Tensor,
-    weight: torch.Tensor,
+    wides: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
     tiles: torch.Tensor,
     keys: torch.Tensor,
-    salt: torch.Tensor,
+    salts: Sequence[torch.Tensor],
     *,
     dropout: float,
     scale: float,
 ) -> torch.Tensor:
-    """scale · dropout(wide) weight_nᵀ [T, rank], zero for tokens without an adapter. `wide` [T, C], `weight` [N, rank, C].
+    """scale · dropout(wide) weight_nᵀ [m, T, rank], zero for tokens without an adapter, of m projections.
 
-    `dropout` only drops; making up for it is the caller's, by `scale`. So in `expand` and `gradient`.
+    Of each `wides` [T, C], `weights` [N, rank, C]; C may differ. `dropout` only drops; making up for it is the caller's, by
+    `scale`. So in `expand` and `gradients`.
     """
-    num_tokens, channels = wide.shape
-    rank = weight.shape[1]
+    num_tokens, rank = len(keys), weights[0].shape[1]
+    widths = tuple(wide.shape[1] for wide in wides)
     settings: dict[str, Any] = SHRINK[rank > 64]
-    num_parts = _num_parts(len(tiles))
-    channels_per_part = triton.cdiv(triton.cdiv(channels, num_parts), settings["BLOCK"]) * settings["BLOCK"]
-    narrow = _parts(num_parts, num_tokens, rank, like=wide)
-    _shrink_kernel[len(tiles), num_parts](
-        wide,
-        weight,
-        narrow,
+    num_parts = _num_parts(len(wides) * len(tiles), max(widths) // settings["BLOCK"])
+    parts = _parts(num_parts, [(len(wides), num_tokens, rank)], like=wides[0])
+    _shrink_kernel[len(wides), len(tiles), num_parts](
+        tuple(wides),
+        tuple(weights),
+        parts[0],
         tiles,
         keys,
-        salt,
+        tuple(salts),
         drop_below(dropout),
         scale,
         num_tokens,
-        channels,
-        channels_per_part,
+        widths,
         rank,
-        *weight.stride(),
+        parts[0].stride(0),
+        *_strides(weights),
         TILE=TOKENS_PER_TILE,
         RANK=_padded(rank),
         DROP=dropout > 0,
         **settings,
     )
-    return _summed(narrow, wide.dtype)
+    return _summed(parts, wides[0].dtype)[0]
 
 
 def expand(
     narrow: torch.Tensor,
-    weight: torch.Tensor,
+    weights: Sequence[torch.Tensor],
     tiles: torch.Tensor,
     keys: torch.Tensor,
-    salt: torch.Tensor,
+    salts: Sequence[torch.Tensor],
     *,
     dropout: float,
     scale: float,
-) -> torch.Tensor:
-    """scale · dropout(narrow weight_n) [T, C], zero without an adapter. `narrow` [T, rank], `weight` [N, rank, C]."""
-    rank, channels = weight.shape[1:]
-    settings: dict[str, Any] = EXPAND[rank > 64]
-    wide = narrow.new_empty(len(narrow), channels)
-    _expand_kernel[len(tiles), triton.cdiv(channels, settings["BLOCK"])](
+    summed: bool = False,
+) -> list[torch.Tensor]:
+    """scale · dropout(narrow weight_n) [T, C], zero without an adapter, of m projections, or the one sum of all if `summed`.
+
+    `narrow` [m, T, rank]; of each `weights` [N, rank, C], of which C may differ unless it is `summed`.
+    """
+    rank = narrow.shape[2]
+    widths = tuple(weight.shape[2] for weight in weights[: 1 if summed else None])
+    settings: dict[str, Any] = EXPAND_SUM if len(weights) > len(widths) else EXPAND[rank > 64]
+    wides = tuple(narrow.new_empty(len(keys), width) for width in widths)
+    _expand_kernel[len(tiles), triton.cdiv(max(widths), settings["BLOCK"]), len(wides)](
         narrow,
-        weight,
-        wide,
+        tuple(weights),
+        wides,
         tiles,
         keys,
-        salt,
+        tuple(salts),
         drop_below(dropout),
         scale,
-        channels,
+        len(keys),
+        widths,
         rank,
-        *weight.stride(),
+        *_strides(weights),
+        TERMS=len(weights) // len(wides),
         TILE=TOKENS_PER_TILE,
         RANK=_padded(rank),
         DROP=dropout > 0,
         **settings,
     )
-    return wide
+    return list(wides)
 
 
-def gradient(
+def gradients(
     narrow: torch.Tensor,
-    wide: torch.Tensor,
+    wides: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
-    salt: torch.Tensor,
+    salts: Sequence[torch.Tensor],
     *,
     dropout: float,
     scale: float,
     transposed: bool = False,
-) -> torch.Tensor:
-    """scale · narrowᵀ dropout(wide) of each adapter's tokens, [N, rank, C], or [N, C, rank] if `transposed`."""
-    rank, channels = narrow.shape[1], wide.shape[1]
+) -> list[torch.Tensor]:
+    """scale · narrowᵀ dropout(wide) of each adapter's tokens, [N, rank, C], or [N, C, rank] if `transposed`, of m projections.
+
+    `narrow` [m, T, rank]; of each `wides` [T, C], of which C may differ.
+    """
+    _, num_tokens, rank = narrow.shape
+    num_adapters = len(starts) - 1
+    widths = tuple(wide.shape[1] for wide in wides)
     settings: dict[str, Any] = GRADIENT[rank > 64]
-    num_adapters, blocks = len(starts) - 1, triton.cdiv(channels, settings["BLOCK"])
-    num_parts = _num_parts(num_adapters * blocks)
-    shape = (channels, rank) if transposed else (rank, channels)
-    parts = _parts(num_parts, num_adapters, *shape, like=wide)
-    by_rank = parts.transpose(2, 3) if transposed else parts
-    _gradient_kernel[blocks, num_adapters, num_parts](
+    blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
+    num_parts = _num_parts(num_adapters * sum(blocks), num_tokens // (num_adapters * TOKENS_PER_TILE))
+    shapes = [(num_adapters, width, rank) if transposed else (num_adapters, rank, width) for width in widths]
+    parts = _parts(num_parts, shapes, like=wides[0])
+    by_rank = [part.transpose(2, 3) if transposed else part for part in parts]
+    _gradient_kernel[len(wides) * max(blocks), num_adapters, num_parts](
         narrow,
-        wide,
-        parts,
+        tuple(wides),
+        tuple(by_rank),
         starts,
         keys,
-        salt,
+        tuple(salts),
         drop_below(dropout),
         scale,
-        channels,
+        num_tokens,
+        widths,
         rank,
-        *by_rank.stride(),
+        parts[0].stride(0),
+        *_strides([part[0] for part in by_rank]),
         TILE=TOKENS_PER_TILE,
         RANK=_padded(rank),
         DROP=dropout > 0,
         **settings,
     )
-    return _summed(parts, wide.dtype)
+    return _summed(parts, wides[0].dtype)
 
 
 def forward(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    salt: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    salts: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
     tiles: torch.Tensor,
     dropout: float,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """As `adapters.reference_forward`, of contiguous tensors."""
-    z = shrink(x, a, tiles, keys, salt, dropout=dropout, scale=1 / (1 - dropout))
-    y = expand(z, b.transpose(1, 2), tiles, keys, salt, dropout=0.0, scale=scale)
-    return y.addmm_(x, weight.t()), z
+    z = shrink([x] * len(a), a, tiles, keys, salts, dropout=dropout, scale=1 / (1 - dropout))
+    outputs = expand(z, [one.transpose(1, 2) for one in b], tiles, keys, salts, dropout=0.0, scale=scale)
+    for y, weight in zip(outputs, weights, strict=True):
+        y.addmm_(x, weight.t())
+    return outputs, z
 
 
 def backward(
-    grad: torch.Tensor,
+    grads: Sequence[torch.Tensor],
     x: torch.Tensor,
     z: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    salt: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    salts: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
     tiles: torch.Tensor,
     dropout: float,
     scale: float,
     needs_grad_x: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """As `adapters.reference_backward`, of contiguous tensors."""
     kept = 1 / (1 - dropout)
-    grad_z = shrink(grad, b.transpose(1, 2), tiles, keys, salt, dropout=0.0, scale=scale)
-    grad_b = gradient(z, grad, starts, keys, salt, dropout=0.0, scale=scale, transposed=True)
-    grad_a = gradient(grad_z, x, starts, keys, salt, dropout=dropout, scale=kept)
+    grad_z = shrink(grads, [one.transpose(1, 2) for one in b], tiles, keys, salts, dropout=0.0, scale=scale)
+    grads_b = gradients(z, grads, starts, keys, salts, dropout=0.0, scale=scale, transposed=True)
+    grads_a = gradients(grad_z, [x] * len(a), starts, keys, salts, dropout=dropout, scale=kept)
     if not needs_grad_x:
-        return x.new_empty(0), grad_a, grad_b
-    grad_x = expand(grad_z, a, tiles, keys, salt, dropout=dropout, scale=kept)
-    return grad_x.addmm_(grad, weight), grad_a, grad_b
+        return x.new_empty(0), grads_a, grads_b
+    grad_x = expand(grad_z, a, tiles, keys, salts, dropout=dropout, scale=kept, summed=True)[0]
+    for grad, weight in zip(grads, weights, strict=True):
+        grad_x.addmm_(grad, weight)
+    return grad_x, grads_a, grads_b

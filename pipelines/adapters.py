@@ -11,6 +11,9 @@ A packed stream's tokens lie in contiguous segments, one an adapter (`Segments`)
 (LoRA: arXiv 2106.09685, section 4.1; dropout before A as in peft). Dropout is a function of what is dropped and not of a random
 stream: a mask is recomputed wherever it is needed, and an example's masks do not depend on the company it is computed in. On
 a GPU in half precision the kernels of `adapter_kernels.py` do the work, elsewhere plain PyTorch; both drop the same elements.
+
+Projections that read one input (queries, keys and values; gate and up) are computed together, `SharedInput`: fewer kernels,
+that input comes from memory once for all of them, and its gradient is one sum.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from numpy.typing import ArrayLike
 
 from pipelines.errors import UserError
 from pipelines.packing import PackedBatch
+
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Projections of one module that read the same input, by the names that transformers' decoders give them."""
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -173,52 +179,56 @@ def _dropped(x: torch.Tensor, keys: torch.Tensor, salt: torch.Tensor, dropout: f
 
 def reference_forward(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    salt: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    salts: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
     tiles: torch.Tensor,
     dropout: float,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [T, out] and z = A_n dropout(x) [T, rank] in plain PyTorch, any dtype and device. Shapes as in `adapted_linear`."""
-    y = x @ weight.t()
-    z = x.new_zeros(x.shape[0], a.shape[1])
-    dropped = _dropped(x, keys, salt, dropout)
-    for n, piece in _pieces(starts):
-        z[piece] = dropped[piece] @ a[n].t()
-        y[piece] += scale * (z[piece] @ b[n].t())
-    return y, z
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What `adapted_linears` returns, in plain PyTorch, any dtype and device."""
+    outputs = [x @ weight.t() for weight in weights]
+    z = x.new_zeros(len(a), len(x), a[0].shape[1])
+    for place, y in enumerate(outputs):
+        dropped = _dropped(x, keys, salts[place], dropout)
+        for n, piece in _pieces(starts):
+            z[place, piece] = dropped[piece] @ a[place][n].t()
+            y[piece] += scale * (z[place, piece] @ b[place][n].t())
+    return outputs, z
 
 
 def reference_backward(
-    grad: torch.Tensor,
+    grads: Sequence[torch.Tensor],
     x: torch.Tensor,
     z: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    salt: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    salts: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
     tiles: torch.Tensor,
     dropout: float,
     scale: float,
     needs_grad_x: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x (empty unless `needs_grad_x`), a and b, from `grad` [T, out] and what the forward pass returned."""
-    grad_x = grad @ weight if needs_grad_x else x.new_empty(0)
-    grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
-    dropped = _dropped(x, keys, salt, dropout)
-    for n, piece in _pieces(starts):
-        grad_z = scale * (grad[piece] @ b[n])
-        grad_a[n] = grad_z.t() @ dropped[piece]
-        grad_b[n] = scale * (grad[piece].t() @ z[piece])
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """What `adapted_linears_backward` returns, in plain PyTorch, any dtype and device."""
+    grad_x = torch.zeros_like(x) if needs_grad_x else x.new_empty(0)
+    grads_a, grads_b = [torch.zeros_like(one) for one in a], [torch.zeros_like(one) for one in b]
+    for place, grad in enumerate(grads):
         if needs_grad_x:
-            grad_x[piece] += _dropped(grad_z @ a[n], keys[piece], salt, dropout)
-    return grad_x, grad_a, grad_b
+            grad_x += grad @ weights[place]
+        dropped = _dropped(x, keys, salts[place], dropout)
+        for n, piece in _pieces(starts):
+            grad_z = scale * (grad[piece] @ b[place][n])
+            grads_a[place][n] = grad_z.t() @ dropped[piece]
+            grads_b[place][n] = scale * (grad[piece].t() @ z[place, piece])
+            if needs_grad_x:
+                grad_x[piece] += _dropped(grad_z @ a[place][n], keys[piece], salts[place], dropout)
+    return grad_x, grads_a, grads_b
 
 
 def _has_kernels(x: torch.Tensor) -> bool:
@@ -228,101 +238,125 @@ def _has_kernels(x: torch.Tensor) -> bool:
 # Custom operators, which torch.compile takes as they are: it neither looks inside nor breaks its graph there.
 
 
-@torch.library.custom_op("blindsweep::adapted_linear", mutates_args=())
-def adapted_linear(
+@torch.library.custom_op("blindsweep::adapted_linears", mutates_args=())
+def adapted_linears(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    salt: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    salts: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
     tiles: torch.Tensor,
     dropout: float,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x Wᵀ + scale · B_n z [T, out] and z = A_n dropout(x) [T, rank]; z is for the backward pass and has no gradient.
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """m projections of one input: their y = x Wᵀ + scale · B_n z and, of all, z = A_n dropout(x) [m, T, rank].
 
-    Shapes: `x` [T, in], `weight` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], `salt` int32 [1]; `starts`, `keys`
-    and `tiles` as in `Segments`. Raises ValueError if `keys` are not as many as tokens.
+    Shapes: `x` [T, in]; of each projection `weights` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], `salts` int32
+    [1], y [T, out], and `out` may differ; `starts`, `keys` and `tiles` as in `Segments`. z is for the backward pass and has no
+    gradient. Raises ValueError if `keys` are not as many as tokens.
     """
-    if len(keys) != len(x) or len(starts) != len(a) + 1:
+    if len(keys) != len(x) or len(starts) != len(a[0]) + 1:
         raise ValueError(
             f"segments of {len(keys)} tokens and {len(starts) - 1} adapters "
-            f"for a stream of {len(x)} tokens and {len(a)} adapters"
+            f"for a stream of {len(x)} tokens and {len(a[0])} adapters"
         )
     if _has_kernels(x):
         from pipelines.adapter_kernels import forward
     else:
         forward = reference_forward
-    return forward(x.contiguous(), weight, a, b, salt, starts, keys, tiles, dropout, scale)
+    return forward(x.contiguous(), weights, a, b, salts, starts, keys, tiles, dropout, scale)
 
 
-@torch.library.custom_op("blindsweep::adapted_linear_backward", mutates_args=())
-def adapted_linear_backward(
-    grad: torch.Tensor,
+@torch.library.custom_op("blindsweep::adapted_linears_backward", mutates_args=())
+def adapted_linears_backward(
+    grads: Sequence[torch.Tensor],
     x: torch.Tensor,
     z: torch.Tensor,
-    weight: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    salt: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    salts: Sequence[torch.Tensor],
     starts: torch.Tensor,
     keys: torch.Tensor,
     tiles: torch.Tensor,
     dropout: float,
     scale: float,
     needs_grad_x: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linear`, from `grad` [T, out] of its y."""
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linears`, from `grads` [T, out] of its y."""
     if _has_kernels(x):
         from pipelines.adapter_kernels import backward
     else:
         backward = reference_backward
-    return backward(grad.contiguous(), x.contiguous(), z, weight, a, b, salt, starts, keys, tiles, dropout, scale, needs_grad_x)
+    grads = [grad.contiguous() for grad in grads]
+    return backward(grads, x.contiguous(), z, weights, a, b, salts, starts, keys, tiles, dropout, scale, needs_grad_x)
 
 
-@adapted_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[1])
-
-
-@adapted_linear_backward.register_fake
+@adapted_linears.register_fake
 def _(
-    grad: torch.Tensor, x: torch.Tensor, z: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape if rest[-1] else 0), torch.empty_like(a), torch.empty_like(b)
+    x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor], *_: Any
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    outputs = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+    return outputs, x.new_empty(len(a), x.shape[0], a[0].shape[1])
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    x, *tensors, ctx.dropout, ctx.scale = inputs
+@adapted_linears_backward.register_fake
+def _(
+    grads: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    z: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    *rest: Any,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    grads_a, grads_b = ([one.new_empty(one.shape) for one in of] for of in (a, b))
+    return x.new_empty(x.shape if rest[-1] else 0), grads_a, grads_b
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:
+    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale = inputs
+    ctx.num_projections = len(weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], *tensors)
+    ctx.save_for_backward(x, output[1], *segments, *weights, *a, *b, *salts)
 
 
-def _backward(ctx: Any, grad: torch.Tensor | None, _: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 10
+def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[Any, ...]:
+    num = ctx.num_projections
+    none = [None] * num
+    if all(grad is None for grad in grads):
+        return None, none, none, none, none, *(None,) * 5
+    x, z, starts, keys, tiles, *lists = ctx.saved_tensors
+    weights, a, b, salts = (lists[first : first + num] for first in range(0, 4 * num, num))
+    known = [
+        x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad for grad, weight in zip(grads, weights, strict=True)
+    ]
     needs_grad_x = ctx.needs_input_grad[0]
-    grad_x, grad_a, grad_b = adapted_linear_backward(grad, *ctx.saved_tensors, ctx.dropout, ctx.scale, needs_grad_x)
-    return grad_x if needs_grad_x else None, None, grad_a, grad_b, *(None,) * 6
+    grad_x, grads_a, grads_b = adapted_linears_backward(
+        known, x, z, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, needs_grad_x
+    )
+    return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *(None,) * 5
 
 
-adapted_linear.register_autograd(_backward, setup_context=_save_for_backward)
+adapted_linears.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class AdaptedLinear(torch.nn.Module):
-    """Stands in for `linear`: its weight and bias, frozen, and N adapters `a` [N, rank, in] and `b` [N, out, rank]."""
+    """Stands in for `linear`: its weight and bias, frozen, and N adapters `a` [N, rank, in] and `b` [N, out, rank].
 
-    def __init__(
-        self, linear: torch.nn.Linear, adapters: Adapters, *, rank: int, scale: float, dropout: float, index: int
-    ) -> None:
+    It is computed by its `shared_input`, of which it is number `place`; `add_adapters` sets both.
+    """
+
+    shared_input: SharedInput
+    place: int
+
+    def __init__(self, linear: torch.nn.Linear, num_adapters: int, *, rank: int, index: int) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.adapters, self.scale, self.dropout = adapters, scale, dropout
-        num = adapters.num_adapters
-        self.a = torch.nn.Parameter(self.weight.new_zeros(num, rank, linear.in_features))
-        self.b = torch.nn.Parameter(self.weight.new_zeros(num, linear.out_features, rank))
+        self.a = torch.nn.Parameter(self.weight.new_zeros(num_adapters, rank, linear.in_features))
+        self.b = torch.nn.Parameter(self.weight.new_zeros(num_adapters, linear.out_features, rank))
         # A tensor and not a number, which torch.compile would compile each layer anew for.
         salt = _stir(torch.tensor([index + 1], dtype=torch.int32, device=self.weight.device))
         self.salt: torch.Tensor
@@ -330,14 +364,55 @@ class AdaptedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [..., in], its leading dimensions the stream's T tokens; returns [..., out]."""
+        y = self.shared_input.output(self.place, x)
+        return y if self.bias is None else y + self.bias
+
+
+class SharedInput:
+    """Projections that read the same input: the one that is called first computes all, the others take theirs from here.
+
+    They do so whatever their order if they are called with the very tensor that the first was called with, and compute anew
+    with any other. Between their calls it must not be written to.
+    """
+
+    def __init__(self, layers: Sequence[AdaptedLinear], adapters: Adapters, *, scale: float, dropout: float) -> None:
+        self.layers, self.adapters, self.scale, self.dropout = list(layers), adapters, scale, dropout
+        for place, layer in enumerate(self.layers):
+            layer.shared_input, layer.place = self, place
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of an input and of outputs that were not taken."""
+        self._x: torch.Tensor | None = None
+        self._outputs: dict[tuple[int, bool], torch.Tensor] = {}
+
+    def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """Of layer number `place`, without its bias; `x` [..., in], returns [..., out]."""
+        training = self.layers[place].training
+        if x is not self._x or (place, training) not in self._outputs:
+            self._x, self._outputs = x, self._compute(x, training)
+        y = self._outputs.pop((place, training))
+        if not self._outputs:
+            self.forget()
+        return y
+
+    def _compute(self, x: torch.Tensor, training: bool) -> dict[tuple[int, bool], torch.Tensor]:
+        """Of all layers in that mode: what is computed together drops at one rate."""
         segments = self.adapters.segments
         if segments is None:
             raise ValueError("an adapted model computes under `with adapters.over(segments)`, its backward pass as well")
-        dropout = self.dropout if self.training else 0.0
-        stream = x.reshape(-1, x.shape[-1])
-        y, _ = adapted_linear(stream, self.weight, self.a, self.b, self.salt, *segments.tensors(), dropout, self.scale)
-        y = y.view(*x.shape[:-1], y.shape[-1])
-        return y if self.bias is None else y + self.bias
+        chosen = {(place, training): layer for place, layer in enumerate(self.layers) if layer.training == training}
+        outputs, _ = adapted_linears(
+            x.reshape(-1, x.shape[-1]),
+            [layer.weight for layer in chosen.values()],
+            [layer.a for layer in chosen.values()],
+            [layer.b for layer in chosen.values()],
+            [layer.salt for layer in chosen.values()],
+            *segments.tensors(),
+            self.dropout if training else 0.0,
+            self.scale,
+        )
+        return {key: y.view(*x.shape[:-1], y.shape[-1]) for key, y in zip(chosen, outputs, strict=True)}
 
 
 class Adapters:
@@ -346,16 +421,24 @@ class Adapters:
     def __init__(self, num_adapters: int) -> None:
         self.num_adapters = num_adapters
         self.layers: dict[str, AdaptedLinear] = {}
+        self.shared_inputs: list[SharedInput] = []
         self.segments: Segments | None = None
 
     @contextmanager
     def over(self, segments: Segments) -> Iterator[None]:
         """Compute over `segments`: forward and backward pass, because gradient checkpointing computes forward twice."""
-        previous, self.segments = self.segments, segments
+        previous = self.segments
+        self._turn_to(segments)
         try:
             yield
         finally:
-            self.segments = previous
+            self._turn_to(previous)
+
+    def _turn_to(self, segments: Segments | None) -> None:
+        self.segments = segments
+        # What an interrupted pass has left is of other segments, and holds memory.
+        for shared_input in self.shared_inputs:
+            shared_input.forget()
 
     def draw(self, adapter: int, seed: int) -> None:
         """Make adapter number `adapter` a fresh one: A from Kaiming's uniform distribution (a = √5) by `seed`, B zero."""
@@ -425,15 +508,31 @@ def add_adapters(
     named = set().union(*chosen.values())
     for index, name in enumerate(name for name in linears if name in named):
         linear = linears[name]
-        layer = AdaptedLinear(linear, adapters, rank=rank, scale=alpha / rank, dropout=dropout, index=index)
+        layer = AdaptedLinear(linear, len(seeds), rank=rank, index=index)
         layer.train(linear.training)
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, layer)
         adapters.layers[name] = layer
+    adapters.shared_inputs = [
+        SharedInput(layers, adapters, scale=alpha / rank, dropout=dropout) for layers in _by_input(adapters.layers)
+    ]
     for adapter, seed in enumerate(seeds):
         if seed is not None:
             adapters.draw(adapter, seed)
     return adapters
+
+
+def _by_input(layers: Mapping[str, AdaptedLinear]) -> list[list[AdaptedLinear]]:
+    """`layers`, by their dotted names, in groups that read the same input."""
+    groups: dict[Any, list[AdaptedLinear]] = {}
+    for name, layer in layers.items():
+        parent, _, attribute = name.rpartition(".")
+        siblings = next((names for names in SHARED_INPUTS if attribute in names), (attribute,))
+        # ZeRO-3 gathers a module's weights in that module's own call, and no other's.
+        if hasattr(layer.weight, "ds_id"):
+            siblings = (attribute,)
+        groups.setdefault((parent, siblings, layer.a.shape[2]), []).append(layer)
+    return list(groups.values())
 
 
 def peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,17 +4,20 @@ import copy
 import importlib.util
 import itertools
 import os
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from pipelines.adapters import (
     Segments,
-    adapted_linear,
+    SharedInput,
+    adapted_linears,
     add_adapters,
     keep_mask,
     reference_backward,
@@ -57,10 +60,10 @@ def base_classifier(dtype=torch.float64, config_class=LlamaConfig, attention=PAC
     return Classifier(body, torch.nn.Linear(64, 3, bias=False)).to(dtype).train()
 
 
-def adapted(seeds, *, dropout=0.0, dtype=torch.float64, **options):
+def adapted(seeds, *, dropout=0.0, dtype=torch.float64, targets=LLAMA_PROJECTIONS, **options):
     """A classifier whose adapters' B is not zero any more, so that A has a gradient too."""
     model = base_classifier(dtype, **options)
-    adapters = add_adapters(model.body, LLAMA_PROJECTIONS, rank=8, alpha=16, dropout=dropout, seeds=seeds)
+    adapters = add_adapters(model.body, targets, rank=8, alpha=16, dropout=dropout, seeds=seeds)
     for number, layer in enumerate(adapters.layers.values()):
         for adapter, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(1000 * seed + number)
@@ -241,7 +244,7 @@ class HandWritten(torch.nn.Module):
 
     def __init__(self, layer, mask):
         super().__init__()
-        self.weight, self.mask, self.keep = layer.weight, mask, 1 - layer.dropout
+        self.weight, self.mask, self.keep = layer.weight, mask, 1 - layer.shared_input.dropout
         self.a = torch.nn.Parameter(layer.a.detach()[0].clone())
         self.b = torch.nn.Parameter(layer.b.detach()[0].clone())
 
@@ -345,17 +348,153 @@ def test_filling_computes_without_an_adapter():
     weight, a, b = torch.randn(5, 4), torch.randn(1, 2, 4), torch.randn(1, 5, 2)
     x = torch.randn(7, 4, requires_grad=True)
     segments = Segments.from_arrays([0, 3], np.zeros(7, dtype=np.int32), "cpu")
-    y, _ = adapted_linear(x, weight, a, b, torch.zeros(1, dtype=torch.int32), *segments.tensors(), 0.0, 1.0)
+    (y,), _ = adapted_linears(x, [weight], [a], [b], [torch.zeros(1, dtype=torch.int32)], *segments.tensors(), 0.0, 1.0)
     torch.testing.assert_close(y[3:], x[3:] @ weight.t())
     assert not torch.allclose(y[:3], x[:3] @ weight.t())
     y.backward(torch.ones_like(y))
     torch.testing.assert_close(x.grad[3:], torch.ones(4, 5) @ weight)
 
 
+# Projections that read one input.
+
+
+def apart(adapters):
+    """Each projection computed alone from now on."""
+    adapters.shared_inputs = [
+        SharedInput([layer], adapters, scale=one.scale, dropout=one.dropout)
+        for one in adapters.shared_inputs
+        for layer in one.layers
+    ]
+
+
+class CountedOperators(TorchDispatchMode):
+    """By the operator's name, how many projections each of its calls computes."""
+
+    def __enter__(self):
+        self.calls = {"adapted_linears": [], "adapted_linears_backward": []}
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.name().removeprefix("blindsweep::")
+        if name in self.calls:
+            self.calls[name].append(len(args[1 if name == "adapted_linears" else 0]))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"), [(LLAMA_PROJECTIONS, [3, 1, 2, 1]), (("q_proj", "v_proj", "up_proj"), [2, 1])]
+)
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config])
+def test_projections_of_one_input_are_computed_at_once_as_each_alone(targets, expected, config_class):
+    sequences, labels = random_sequences(6), [0, 1, 2, 0, 1, 2]
+    of = {"counts": [2, 3, 1], "seeds": [5, 6, 7], "shape": Shape(256, 8, 256)}
+    losses, models = [], []
+    for separate in (False, True):
+        model, adapters = adapted(of["seeds"], dropout=0.3, targets=targets, config_class=config_class, dtype=torch.float32)
+        if separate:
+            apart(adapters)
+        # So that the first layer's input has a gradient.
+        model.body.enable_input_require_grads()
+        with CountedOperators() as counted:
+            losses.append(loss_of(model, adapters, sequences, labels, **of))
+        models.append(adapters)
+        ones = [1] * sum(expected)
+        assert counted.calls["adapted_linears"] == (ones if separate else expected) * 3
+        assert counted.calls["adapted_linears_backward"] == (ones if separate else expected[::-1]) * 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for ours, theirs in zip(gradients(models[0]).values(), gradients(models[1]).values(), strict=True):
+        assert ours.norm() > 1e-4
+        torch.testing.assert_close(ours, theirs, **ROUNDING)
+
+
+def test_the_operator_is_the_sum_of_its_projections():
+    x, weights, a, b, salts, *rest = operator_arguments(torch.float32, outs=(10, 6, 6))
+    grads = [torch.randn(len(x), len(weight), generator=torch.Generator().manual_seed(5)) for weight in weights]
+    outputs, z = adapted_linears(x, weights, a, b, salts, *rest)
+    torch.autograd.backward(outputs, grads)
+    found, x.grad = x.grad, None
+    for place, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
+        own = [one.detach().requires_grad_() for one in (a[place], b[place])]
+        (y,), own_z = adapted_linears(x, [weight], own[:1], own[1:], salts[place : place + 1], *rest)
+        assert torch.equal(y, outputs[place])
+        assert torch.equal(own_z[0], z[place])
+        y.backward(grad)
+        assert torch.equal(own[0].grad, a[place].grad)
+        assert torch.equal(own[1].grad, b[place].grad)
+    torch.testing.assert_close(found, x.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_without_a_gradient_has_a_gradient_of_zero():
+    x, weights, a, b, salts, *rest = operator_arguments(outs=(10, 6))
+    outputs, _ = adapted_linears(x, weights, a, b, salts, *rest)
+    found = torch.autograd.grad(outputs[1].sum(), (x, a[0], a[1], b[1]))
+    (y,), _ = adapted_linears(x, weights[1:], a[1:], b[1:], salts[1:], *rest)
+    expected = torch.autograd.grad(y.sum(), (x, a[1], b[1]))
+    assert not found[1].any()
+    for ours, theirs in zip((found[0], *found[2:]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_projections_called_in_any_way_are_each_what_they_are_alone():
+    model, adapters = adapted([5], dropout=0.3)
+    attention = model.body.layers[0].self_attn
+    q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+    first, second = torch.randn(2, 4, 64, dtype=torch.float64)
+    calls = [(q, first), (k, first), (v, first), (v, second), (q, second), (q, second), (k, first), (k, second), (v, second)]
+    keys = token_keys(5, 0, 0, np.arange(4))
+    over = [Segments.from_arrays([0, 4], keys, "cpu"), Segments.from_arrays([0, 2], keys, "cpu")]
+
+    def compute():
+        found = []
+        for segments in over:
+            with adapters.over(segments):
+                found += [layer(x) for layer, x in calls]
+                # What is left of this round is of other segments than those of the next.
+                found.append(q(first))
+        with adapters.over(over[0]):
+            found.append(q.eval()(first))
+            found += [k(first), v.train(False)(first)]
+        model.train()
+        return found
+
+    with torch.inference_mode():
+        together = compute()
+        apart(adapters)
+        for ours, theirs in zip(together, compute(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_nothing_is_kept_of_a_pass():
+    model, adapters = adapted([5])
+    attention = model.body.layers[0].self_attn
+    segments = Segments.from_arrays([0, 4], np.zeros(4, dtype=np.int32), "cpu")
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    with adapters.over(segments):
+        x = torch.randn(4, 64, dtype=torch.float64)
+        kept = weakref.ref(x)
+        for projection in projections:
+            projection(x)
+        del x
+        assert kept() is None
+        x = torch.randn(4, 64, dtype=torch.float64)
+        kept = weakref.ref(x)
+        projections[0](x)
+        del x
+    assert kept() is None
+
+
+def test_projections_of_partitioned_weights_stay_alone():
+    model = base_classifier().body
+    for parameter in model.parameters():
+        parameter.ds_id = 0
+    adapters = add_adapters(model, LLAMA_PROJECTIONS, rank=8, alpha=16, dropout=0.0, seeds=[1])
+    assert [len(one.layers) for one in adapters.shared_inputs] == [1] * 21
+
+
 # Compiled.
 
 
-def operator_arguments(dtype=torch.float64, device="cpu", *, starts=(0, 5, 5, 17), num_tokens=20, rank=4, wide=12, out=10):
+def operator_arguments(dtype=torch.float64, device="cpu", *, starts=(0, 5, 5, 17), num_tokens=20, rank=4, wide=12, outs=(10,)):
     generator = torch.Generator().manual_seed(0)
     num = len(starts) - 1
 
@@ -364,18 +503,24 @@ def operator_arguments(dtype=torch.float64, device="cpu", *, starts=(0, 5, 5, 17
 
     keys = token_keys(1, 2, 3, np.arange(num_tokens))
     segments = Segments.from_arrays(starts, keys, device)
-    weight = draw(out, wide).detach() / wide**0.5
-    salt = torch.tensor([99], dtype=torch.int32, device=device)
-    return draw(num_tokens, wide), weight, draw(num, rank, wide), draw(num, out, rank), salt, *segments.tensors(), 0.25, 0.5
+    weights = [draw(out, wide).detach() / wide**0.5 for out in outs]
+    a, b = [draw(num, rank, wide) for _ in outs], [draw(num, out, rank) for out in outs]
+    salts = [torch.tensor([99 + place], dtype=torch.int32, device=device) for place in range(len(outs))]
+    return draw(num_tokens, wide), weights, a, b, salts, *segments.tensors(), 0.25, 0.5
 
 
-def test_the_operator_is_registered_as_pytorch_asks():
-    torch.library.opcheck(adapted_linear, operator_arguments())
+@pytest.mark.parametrize("outs", [(10,), (10, 6, 6)])
+def test_the_operator_is_registered_as_pytorch_asks(outs):
+    torch.library.opcheck(adapted_linears, operator_arguments(outs=outs))
 
 
 def test_the_operators_gradients_are_its_derivatives():
-    x, weight, a, b, *rest = operator_arguments(starts=(0, 2, 2, 5), num_tokens=6, rank=2, wide=5, out=3)
-    assert torch.autograd.gradcheck(lambda x, a, b: adapted_linear(x, weight, a, b, *rest)[0], (x, a, b))
+    x, weights, a, b, *rest = operator_arguments(starts=(0, 2, 2, 5), num_tokens=6, rank=2, wide=5, outs=(3, 2))
+
+    def outputs(x, *trained):
+        return tuple(adapted_linears(x, weights, list(trained[:2]), list(trained[2:]), *rest)[0])
+
+    assert torch.autograd.gradcheck(outputs, (x, *a, *b))
 
 
 def assert_compiles_to_the_same(compile_it):
@@ -505,32 +650,51 @@ def test_values_that_no_adapter_can_have_are_refused(changed, message):
 
 INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
 CASES = {
-    "one": {"starts": (0, 200), "num_tokens": 200, "rank": 64, "wide": 160, "out": 144},
-    "one_filled": {"starts": (0, 150), "num_tokens": 200, "rank": 8, "wide": 96, "out": 80},
-    "many": {"starts": (0, 70, 70, 290), "num_tokens": 300, "rank": 16, "wide": 400, "out": 272},
-    "nothing": {"starts": (0, 0), "num_tokens": 70, "rank": 24, "wide": 200, "out": 130},
-    "wide_rank_odd_sizes": {"starts": (0, 33, 130), "num_tokens": 131, "rank": 100, "wide": 77, "out": 91},
+    "one": {"starts": (0, 200), "num_tokens": 200, "rank": 64, "wide": 160, "outs": (144,)},
+    "one_filled": {"starts": (0, 150), "num_tokens": 200, "rank": 8, "wide": 96, "outs": (80, 80)},
+    "many": {"starts": (0, 70, 70, 290), "num_tokens": 300, "rank": 16, "wide": 400, "outs": (272,)},
+    "nothing": {"starts": (0, 0), "num_tokens": 70, "rank": 24, "wide": 200, "outs": (130, 70, 70)},
+    "wide_rank_odd_sizes": {"starts": (0, 33, 130), "num_tokens": 131, "rank": 100, "wide": 77, "outs": (91, 13)},
+    "one_grouped_heads": {"starts": (0, 190), "num_tokens": 200, "rank": 64, "wide": 272, "outs": (300, 100, 100)},
+    "many_grouped_heads": {"starts": (0, 90, 90, 270), "num_tokens": 300, "rank": 4, "wide": 150, "outs": (272, 17, 33)},
+    "few_blocks": {"starts": (0, 40, 75, 99), "num_tokens": 100, "rank": 100, "wide": 64, "outs": (64, 64, 64)},
+    # Sums in parts: of channels, of which the narrow ones fill the first only, and of tokens.
+    "parts_of_channels": {"starts": (0, 50, 70), "num_tokens": 70, "rank": 4, "wide": 1100, "outs": (1030, 200, 130)},
+    "parts_of_channels_wide_rank": {"starts": (0, 70), "num_tokens": 70, "rank": 100, "wide": 530, "outs": (514, 90)},
+    "parts_of_tokens": {"starts": (0, 700), "num_tokens": 800, "rank": 24, "wide": 72, "outs": (80, 72, 13)},
 }
 
 
 def assert_kernels_are_the_reference(arguments, tolerance):
     from pipelines import adapter_kernels
 
-    x, *rest = (value.detach() if isinstance(value, torch.Tensor) else value for value in arguments)
-    y, z = adapter_kernels.forward(x, *rest)
-    exact = [value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in (x, *rest)]
-    expected_y, expected_z = reference_forward(*exact)
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-    ours = (y, z, *adapter_kernels.backward(grad, x, z, *rest, True))
-    theirs = (expected_y, expected_z, *reference_backward(grad.double(), exact[0], expected_z, *exact[1:], True))
+    def each(value, change):
+        if isinstance(value, list | tuple):
+            return [each(one, change) for one in value]
+        return change(value) if isinstance(value, torch.Tensor) else value
+
+    def exactly(value):
+        return value.double() if value.is_floating_point() else value
+
+    def flat(outputs, *more):
+        return [*outputs, *(one for value in more for one in (value if isinstance(value, list) else [value]))]
+
+    x, *rest = each(arguments, torch.Tensor.detach)
+    outputs, z = adapter_kernels.forward(x, *rest)
+    exact_x, *exact = each([x, *rest], exactly)
+    exact_outputs, exact_z = reference_forward(exact_x, *exact)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+    ours = flat(outputs, z, *adapter_kernels.backward(grads, x, z, *rest, True))
+    theirs = flat(exact_outputs, exact_z, *reference_backward(each(grads, exactly), exact_x, exact_z, *exact, True))
     for result, expected in zip(ours, theirs, strict=True):
         assert result.shape == expected.shape
         assert result.dtype == x.dtype
         assert (result - expected).norm().item() <= tolerance * expected.norm().item()
-    without = adapter_kernels.backward(grad, x, z, *rest, False)
-    assert without[0].numel() == 0
-    for result, again in zip(without[1:], ours[3:], strict=True):
-        assert torch.equal(result, again)
+    without, *again = adapter_kernels.backward(grads, x, z, *rest, False)
+    assert without.numel() == 0
+    for result, one in zip(flat(*again), ours[-2 * len(grads) :], strict=True):
+        assert torch.equal(result, one)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
@@ -542,10 +706,61 @@ def test_interpreted_kernels_are_the_reference(case, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "case", [*CASES.values(), {"starts": (0, 4000), "num_tokens": 4096, "rank": 64, "wide": 4096, "out": 11008}]
+    "case", [*CASES.values(), {"starts": (0, 4000), "num_tokens": 4096, "rank": 64, "wide": 4096, "outs": (11008, 11008)}]
 )
 def test_kernels_are_the_reference(case):
     assert_kernels_are_the_reference(operator_arguments(torch.bfloat16, "cuda", **case), 1e-2)
+
+
+def assert_kernels_drop_what_the_reference_drops(dtype, device):
+    """By products with ones and with the identity, which leave each projection's mask."""
+    from pipelines.adapter_kernels import expand, gradients, shrink
+
+    size = 80
+    keys = token_keys(1, 2, 3, np.arange(size))
+    segments = Segments.from_arrays([0, size], keys, device)
+    salts = [torch.tensor([salt], dtype=torch.int32, device=device) for salt in (5, -77, 2**31 - 1)]
+    masks = [keep_mask(segments.keys, salt, size, 0.3).to(dtype) for salt in salts]
+    assert not torch.equal(masks[0], masks[1])
+    ones, identity = torch.ones(size, size, device=device, dtype=dtype), torch.eye(size, device=device, dtype=dtype)
+    dropping = {"keys": segments.keys, "salts": salts, "dropout": 0.3, "scale": 1.0}
+    shrunk = shrink([ones] * 3, [identity[None]] * 3, segments.tiles, **dropping)
+    expanded = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.tiles, **dropping)
+    summed = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.tiles, summed=True, **dropping)
+    by_rank = gradients(identity.repeat(3, 1, 1), [ones] * 3, segments.starts, **dropping)
+    for place, mask in enumerate(masks):
+        assert torch.equal(shrunk[place], mask)
+        assert torch.equal(expanded[place], mask)
+        assert torch.equal(by_rank[place][0], mask)
+    assert torch.equal(summed[0], sum(masks))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+def test_interpreted_kernels_drop_what_the_reference_drops():
+    assert_kernels_drop_what_the_reference_drops(torch.float32, "cpu")
+
+
+@pytest.mark.gpu
+def test_kernels_drop_what_the_reference_drops():
+    assert_kernels_drop_what_the_reference_drops(torch.bfloat16, "cuda")
+
+
+@pytest.mark.gpu
+def test_projections_of_one_input_are_on_a_gpu_what_each_is_alone():
+    case = {"starts": (0, 500, 500, 900), "num_tokens": 1000, "rank": 64, "wide": 576, "outs": (576, 192, 192)}
+    x, weights, a, b, salts, *rest = operator_arguments(torch.bfloat16, "cuda", **case)
+    outputs, _ = adapted_linears(x, weights, a, b, salts, *rest)
+    grads = [torch.randn_like(y) for y in outputs]
+    found = torch.autograd.grad(outputs, (x, *a, *b), grads)
+    sum_of_x = 0.0
+    for place, grad in enumerate(grads):
+        one = slice(place, place + 1)
+        (y,), _ = adapted_linears(x, weights[one], a[one], b[one], salts[one], *rest)
+        grad_x, *own = torch.autograd.grad(y, (x, a[place], b[place]), grad)
+        sum_of_x = sum_of_x + grad_x.float()
+        for ours, theirs in zip((outputs[place], found[1 + place], found[4 + place]), (y, *own), strict=True):
+            assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-2
+    assert ((found[0] - sum_of_x).norm() / sum_of_x.norm()).item() < 1e-2
 
 
 @pytest.mark.gpu
