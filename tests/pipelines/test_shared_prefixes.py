@@ -49,8 +49,8 @@ class HandWritten(torch.nn.Module):
 
     def __init__(self, layer, adapter, keys):
         super().__init__()
-        self.weight, self.keep = layer.weight, 1 - layer.dropout
-        mask = keep_mask(torch.from_numpy(keys.reshape(-1)), layer.salt, self.weight.shape[1], layer.dropout)
+        self.weight, self.keep = layer.weight, 1 - layer.shared_input.dropout
+        mask = keep_mask(torch.from_numpy(keys.reshape(-1)), layer.salt, self.weight.shape[1], layer.shared_input.dropout)
         self.mask = mask.view(*keys.shape, -1).double()
         self.a = torch.nn.Parameter(layer.a.detach()[adapter].clone())
         self.b = torch.nn.Parameter(layer.b.detach()[adapter].clone())
