@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.adapters import Adapters
+    from pipelines.attention import PackedInput
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = ".checkpoints"
@@ -419,8 +420,6 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
     import ray.train
     import torch
 
-    from pipelines.adapters import Segments
-    from pipelines.attention import PackedInput
     from pipelines.stepping import FlatModel
 
     job, config = member.job, member.job.config
@@ -437,8 +436,6 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
     batches = planned_batches(job, lengths)
     classify = job.objective == "classification"
     prefixes = shared_prefixes(job, sequences, labels)
-    num_prefixes = len({prefix for prefix in prefixes if prefix.length})
-    longest = max(lengths)
 
     model, adapters = build_model(job, device)
     if use_gpu and 0 < config.compile_from_steps <= len(batches):
@@ -461,54 +458,35 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
     setup_s = time.perf_counter() - started
     window = {"loss": 0.0, "examples": 0, "tokens": 0, "weight": 0.0, "start": time.perf_counter()}
     totals = {"examples": 0, "tokens": 0, "start": time.perf_counter()}
-    for step in range(first_step, len(batches)):
-        batch = batches[step]
-        shares = microbatches(
-            [lengths[i] for i in batch],
-            num_workers=num_workers,
-            token_budget=config.tokens_per_microbatch,
-            prefixes=[prefixes[i] for i in batch],
-        )
-        # Seeded by step, so that a resumed run meets the masks that an uninterrupted one would, in models with dropout of their
-        # own; adapters' dropout needs no seeding.
-        torch.manual_seed((job.seed * 1_000_003 + step) * 1_009 + rank)
-        rate = learning_rate_at(step, len(batches), config)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        weight = len(batch) if classify else sum(lengths[i] - 1 for i in batch)
-        for number, places in enumerate(shares[rank]):
-            # A worker without examples still takes part in the collectives, with a loss of weight 0.
-            # Those that share a prefix side by side.
-            taken = sorted(places or [0], key=lambda place: prefixes[batch[place]])
-            chosen = [batch[place] for place in taken]
-            shared = [prefixes[i] for i in chosen]
-            shape = None
-            if use_graphs:
-                shape = shape_for(
-                    packed_size([lengths[i] for i in chosen], shared),
-                    num_rows=-(-config.batch_size // num_workers) + num_prefixes,
-                    width=longest,
-                    num_shared=sum(prefix.length for prefix in shared),
-                )
-            packed = pack([sequences[i] for i in chosen], prefixes=shared, shape=shape)
-            targets = class_targets(packed, [labels[i] for i in chosen]) if classify else next_token_targets(packed)
-            segments = (
-                Segments.from_batch(packed, device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken)
-                if adapters
-                else None
-            )
-            engine.set_gradient_accumulation_boundary(number == len(shares[rank]) - 1)
-            with adapters.over(segments) if adapters and segments else contextlib.nullcontext():
-                loss = engine(
-                    PackedInput.from_batch(packed, device, segments),
-                    torch.from_numpy(targets).to(device, non_blocking=True),
-                )
-                if not places:
-                    loss = loss * 0.0
-                # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
-                engine.backward(loss * (num_workers / weight))
-            engine.step()
-            window["loss"] += loss.detach()
+    examples = _Examples(sequences, labels, lengths, prefixes)
+    prepared = _microbatches(
+        job, examples, batches, first_step, rank, num_workers, device, filled=use_graphs, adapted=adapters is not None
+    )
+    upcoming = next(prepared, None)
+    while upcoming is not None:
+        now, batch, step = upcoming, batches[upcoming.step], upcoming.step
+        if now.begins_step:
+            # Seeded by step, so that a resumed run meets the masks that an uninterrupted one would, in models with dropout of
+            # their own; adapters' dropout needs no seeding.
+            torch.manual_seed((job.seed * 1_000_003 + step) * 1_009 + rank)
+            rate = learning_rate_at(step, len(batches), config)
+            for group in engine.optimizer.param_groups:
+                group["lr"] = rate
+            weight = len(batch) if classify else sum(lengths[i] - 1 for i in batch)
+        engine.set_gradient_accumulation_boundary(now.ends_step)
+        with adapters.over(now.packed.segments) if adapters and now.packed.segments else contextlib.nullcontext():
+            loss = engine(now.packed, now.targets)
+            if not now.has_examples:
+                # It takes part in the collectives all the same.
+                loss = loss * 0.0
+            # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
+            engine.backward(loss * (num_workers / weight))
+        # The optimizer waits for the device; until then the next one is made ready.
+        upcoming = next(prepared, None)
+        engine.step()
+        window["loss"] += loss.detach()
+        if not now.ends_step:
+            continue
         window["examples"] += len(batch)
         window["tokens"] += sum(lengths[i] for i in batch)
         window["weight"] += weight
@@ -562,6 +540,89 @@ def _run_steps(member: Member, use_gpu: bool) -> tuple[dict[str, torch.Tensor], 
         "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if use_gpu else None,
     }
     return tensors, metrics, log
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """One entry an example: token ids, label index, number of tokens, what of it others begin with."""
+
+    sequences: list[list[int]]
+    labels: list[int]
+    lengths: list[int]
+    prefixes: list[Prefix]
+
+
+@dataclass(frozen=True)
+class _Microbatch:
+    """A worker's part of an optimizer step, or a piece of it, on the device. Without examples of its own it holds any one."""
+
+    step: int
+    begins_step: bool
+    ends_step: bool
+    has_examples: bool
+    packed: PackedInput
+    targets: torch.Tensor
+
+
+def _microbatches(
+    job: FinetuneJob,
+    examples: _Examples,
+    batches: Sequence[Sequence[int]],
+    first_step: int,
+    rank: int,
+    num_workers: int,
+    device: torch.device,
+    *,
+    filled: bool,
+    adapted: bool,
+) -> Iterator[_Microbatch]:
+    """Those of worker `rank`, from `first_step` to the end; `filled` to few shapes, with segments if the model is `adapted`."""
+    import torch
+
+    from pipelines.adapters import Segments
+    from pipelines.attention import PackedInput
+
+    config = job.config
+    lengths, prefixes = examples.lengths, examples.prefixes
+    num_rows = -(-config.batch_size // num_workers) + len({prefix for prefix in prefixes if prefix.length})
+    longest = max(lengths)
+    for step in range(first_step, len(batches)):
+        batch = batches[step]
+        share = microbatches(
+            [lengths[i] for i in batch],
+            num_workers=num_workers,
+            token_budget=config.tokens_per_microbatch,
+            prefixes=[prefixes[i] for i in batch],
+        )[rank]
+        for number, places in enumerate(share):
+            # Those that share a prefix side by side.
+            taken = sorted(places or [0], key=lambda place: prefixes[batch[place]])
+            chosen = [batch[place] for place in taken]
+            shared = [prefixes[i] for i in chosen]
+            shape = None
+            if filled:
+                shape = shape_for(
+                    packed_size([lengths[i] for i in chosen], shared),
+                    num_rows=num_rows,
+                    width=longest,
+                    num_shared=sum(prefix.length for prefix in shared),
+                )
+            packed = pack([examples.sequences[i] for i in chosen], prefixes=shared, shape=shape)
+            is_class = job.objective == "classification"
+            targets = class_targets(packed, [examples.labels[i] for i in chosen]) if is_class else next_token_targets(packed)
+            segments = None
+            if adapted:
+                segments = Segments.from_batch(
+                    packed, device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken
+                )
+            yield _Microbatch(
+                step,
+                begins_step=number == 0,
+                ends_step=number == len(share) - 1,
+                has_examples=bool(places),
+                packed=PackedInput.from_batch(packed, device, segments),
+                targets=torch.from_numpy(targets).to(device, non_blocking=True),
+            )
 
 
 def _optimizer(model: torch.nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
