@@ -220,7 +220,7 @@ def paper(
         "log_every": 50,
         "checkpoint_every": 5_000,
         "tokens_per_microbatch": 4_096,
-        # A step takes a tenth of a second and more, compiling half a minute.
+        # A step takes a tenth of a second and more, compiling twenty seconds and more.
         "compile_from_steps": 2_000,
     }
     finetuning = Resources(num_workers=gpus_per_finetuning, gpus_per_worker=1)
