@@ -12,8 +12,8 @@
 
 With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer
 trains one. Without --evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation that
-is not the first. With --profile, the details say which kernels the last steps of ours spent their time in; those steps are
-in no rate.
+is not the first. With --profile, the details say which kernels the last steps of ours and a further evaluation spent their
+time in; those are in no rate.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from sweep.model_shape import ModelShape
 VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16
 KERNELS_SHOWN = 25
-PROFILE = "profile.json"
+PROFILE, EVALUATION_PROFILE = "profile", "evaluation_profile"
 COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
 
 
@@ -110,8 +110,9 @@ def main() -> None:
             {name: partial(measures[name], arguments, folder) for name in arguments.variants}, arguments.repeats
         )
         training, evaluation = work_of(arguments, folder)
-        profile_file = folder / PROFILE
-        profile = {"profile": json.loads(profile_file.read_text())} if profile_file.exists() else {}
+        profiles = {
+            name: json.loads((folder / name).read_text()) for name in (PROFILE, EVALUATION_PROFILE) if (folder / name).exists()
+        }
     finish(
         parser,
         arguments,
@@ -124,7 +125,7 @@ def main() -> None:
             if values
         ],
         limits=limits_here() if arguments.device == "cuda" else None,
-        details={**results, **profile},
+        details={**results, **profiles},
     )
 
 
@@ -191,7 +192,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     num_windows = arguments.num // arguments.batch_size // LOG_EVERY
     profiled = (num_windows - 1) * LOG_EVERY
     if arguments.profile:
-        reports[0] = Profile(folder / PROFILE, profiled, num_windows * LOG_EVERY, arguments.device)
+        reports[0] = profiling(Profile(folder / PROFILE, arguments.device), profiled, num_windows * LOG_EVERY)
     results = finetune_group(jobs, outputs, resources=resources, reports=reports)
     if failed := next((one for one in results if isinstance(one, Exception)), None):
         raise failed
@@ -204,6 +205,15 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
     evaluations = []
+    num_evaluations = 3 if arguments.profile else 2
+    reports = [no_report] * num_evaluations
+    if arguments.profile:
+        profile, num_sets = Profile(folder / EVALUATION_PROFILE, arguments.device), len(arguments.evaluation_sets)
+        # From the end of the second to that of the third, the time to load its adapter included.
+        reports[1:] = [
+            lambda _, step: profile.start() if step == num_sets else None,
+            lambda _, step: profile.stop(1) if step == num_sets else None,
+        ]
     if arguments.evaluation_sets:
         evaluations = evaluate_group(
             EvaluationConfig(
@@ -211,10 +221,10 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             ),
             str(folder),
             str(arguments.base),
-            [outputs[0]] * 2,
-            [str(fresh / f"evaluation{number}") for number in range(2)],
+            [outputs[0]] * num_evaluations,
+            [str(fresh / f"evaluation{number}") for number in range(num_evaluations)],
             resources=resources,
-            reports=[no_report] * 2,
+            reports=reports,
         )
     if failed := next((one for one in evaluations if isinstance(one, Exception)), None):
         raise failed
@@ -247,47 +257,61 @@ def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, f
 
 
 class Profile:
-    """A report of step metrics that profiles the device between two of the steps that it is told, and writes what it found."""
+    """What kernels the device spends its time in between `start` and `stop`, which writes it."""
 
-    def __init__(self, path: Path, first: int, end: int, device: str) -> None:
-        self.path, self.first, self.end, self.device = path, first, end, device
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
         self.profiler: Any = None
 
-    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+    def start(self) -> None:
         from torch.profiler import ProfilerActivity, profile
 
+        self._wait()
+        self.profiler = profile(activities=[ProfilerActivity.CUDA if self.device == "cuda" else ProfilerActivity.CPU])
+        self.profiler.start()
+        self.started = time.perf_counter()
+
+    def stop(self, num_steps: int) -> None:
+        """End; what was profiled were `num_steps` steps. Nothing happens if it was never started."""
+        if self.profiler is None:
+            return
+        self._wait()
+        ms = (time.perf_counter() - self.started) * 1e3
+        self.profiler.stop()
         on_gpu = self.device == "cuda"
-        if step == self.first:
-            self._wait()
-            self.profiler = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
-            self.profiler.start()
-            self.started = time.perf_counter()
-        elif step == self.end and self.profiler is not None:
-            self._wait()
-            ms = (time.perf_counter() - self.started) * 1e3
-            self.profiler.stop()
-            totals = {
-                one.key: ((one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
-                for one in self.profiler.key_averages()
-            }
-            self.profiler = None
-            num_steps = self.end - self.first
-            found = {
-                "step_ms": ms / num_steps,
-                "busy_ms_per_step": sum(one for one, _ in totals.values()) / num_steps,
-                "launches_per_step": sum(count for _, count in totals.values()) / num_steps,
-                "kernels": [
-                    {"name": name[:120], "ms_per_step": totals[name][0] / num_steps, "per_step": totals[name][1] / num_steps}
-                    for name in sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
-                ],
-            }
-            self.path.write_text(json.dumps(found))
+        totals = {
+            one.key: ((one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
+            for one in self.profiler.key_averages()
+        }
+        self.profiler = None
+        found = {
+            "step_ms": ms / num_steps,
+            "busy_ms_per_step": sum(one for one, _ in totals.values()) / num_steps,
+            "launches_per_step": sum(count for _, count in totals.values()) / num_steps,
+            "kernels": [
+                {"name": name[:120], "ms_per_step": totals[name][0] / num_steps, "per_step": totals[name][1] / num_steps}
+                for name in sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
+            ],
+        }
+        self.path.write_text(json.dumps(found))
 
     def _wait(self) -> None:
         import torch
 
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def profiling(profile: Profile, first: int, end: int) -> Any:
+    """A report of step metrics that profiles from step `first` to step `end`."""
+
+    def report(metrics: Mapping[str, float], step: int) -> None:
+        if step == first:
+            profile.start()
+        elif step == end:
+            profile.stop(end - first)
+
+    return report
 
 
 def warm_windows(log: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -44,8 +44,9 @@ def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str
     places = [f"--base={artifacts['base']}", f"--sources={artifacts['sources']}"]
     found = result_of("task_model", tmp_path / "result.json", *places, *words, *method, "--profile")
     assert found == {"training": {"ours", "peer"}, "evaluation": {"ours", "peer"}}
-    profile = json.loads((tmp_path / "result.json").read_text())["details"]["profile"]
-    assert 0 < profile["kernels"][0]["ms_per_step"] < profile["busy_ms_per_step"] and profile["launches_per_step"] > 50
+    details = json.loads((tmp_path / "result.json").read_text())["details"]
+    for profile in (details["profile"], details["evaluation_profile"]):
+        assert 0 < profile["kernels"][0]["ms_per_step"] < profile["busy_ms_per_step"] and profile["launches_per_step"] > 50
 
 
 def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:
