@@ -17,7 +17,8 @@ Variants, each in a process of its own:
 
 Every variant generates NUM texts twice; 'warm' is the rate of the second half, 'all' that of both. The engines' start is apart:
 each engine's clock begins when it is ready. Compare by 'all', with NUM large: where work streams, what is half done when the
-first half is complete flatters 'warm'.
+first half is complete flatters 'warm'. With --profile, raw-in-process is followed by a profile of decoding steps, in the details:
+their parts on the CPU and the device's kernels.
 
 Figures are in docs/mini.md: on a CPU ray.data.llm reached 0.80 of raw's rate and the stage 0.95, its engine started in 73 s
 against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why
@@ -47,6 +48,7 @@ from benchmarks.common import (
     values_of,
     visible_gpus,
 )
+from benchmarks.profiling import profile_engine
 from pipelines.compute import Resources
 from pipelines.examples import LABELS
 from pipelines.generation import (
@@ -78,8 +80,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--target", type=float, help="texts/s that `stage` should reach")
+    parser.add_argument("--profile", action="store_true", help="of decoding steps, after raw-in-process")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.profile and "raw-in-process" not in (*arguments.variants, arguments.only):
+        parser.error("--profile: what is profiled is the variant raw-in-process; name it in --variants")
     if arguments.only:
         print("RESULT " + json.dumps(run(arguments.only, arguments)), flush=True)
         return
@@ -91,10 +96,12 @@ def main() -> None:
             model = Path(folder)
         own = {"model": model, **{name: getattr(arguments, name) for name in PASSED_ON}}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+        profile_flag = ["--profile"] if arguments.profile else []
 
-        def run_alone(variant: str) -> dict[str, float] | None:
+        def run_alone(variant: str) -> dict[str, Any] | None:
             print(f"== {variant}", flush=True)
-            return in_own_process("benchmarks.generation", [*flags, "--only", variant])
+            own_flags = [*flags, *(profile_flag if variant == "raw-in-process" else [])]
+            return in_own_process("benchmarks.generation", [*own_flags, "--only", variant])
 
         results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
         shape = ModelShape.of_settings(json.loads((model / "config.json").read_text()))
@@ -115,11 +122,14 @@ def main() -> None:
             Figure("engine's start", "s", values_of(results, "start_s"), peer="raw", lower_is_better=True),
         ],
         limits=limits_here() if on_gpu else None,
-        details={"failed": [name for name, several in results.items() if len(several) < arguments.repeats]},
+        details={
+            "failed": [name for name, several in results.items() if len(several) < arguments.repeats],
+            **{key: one[key] for one in results.get("raw-in-process", []) for key in ("parts", "profile") if key in one},
+        },
     )
 
 
-def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
+def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     config = GenerationConfig(
         num_per_label=2**31,
         shard_size=args.shard_size,
@@ -139,7 +149,7 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, float]:
     per_label = dict.fromkeys(LABELS, num_shards * args.shard_size)
     planned = plan_shards(per_label, shard_size=args.shard_size, min_yield=1, seed=0)[:num_shards]
     if variant.startswith("raw"):
-        return run_raw(config, resources, planned, str(args.model), with_defaults=variant == "raw")
+        return run_raw(config, resources, planned, str(args.model), with_defaults=variant == "raw", profiled=args.profile)
     if variant.startswith("stage"):
         return run_stage(config, resources, planned, str(args.model))
     return run_ray_data_llm(config, resources, planned, str(args.model))
@@ -158,8 +168,14 @@ def sampling(config: GenerationConfig, seed: int) -> dict[str, Any]:
 
 
 def run_raw(
-    config: GenerationConfig, resources: Resources, shards: list[Shard], model: str, *, with_defaults: bool
-) -> dict[str, float]:
+    config: GenerationConfig,
+    resources: Resources,
+    shards: list[Shard],
+    model: str,
+    *,
+    with_defaults: bool,
+    profiled: bool,
+) -> dict[str, Any]:
     os.environ.update(engine_environment(config, resources))
     started = time.perf_counter()
     from vllm import LLM, SamplingParams
@@ -184,12 +200,20 @@ def run_raw(
         num_tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
         halves.append((len(rows), time.perf_counter() - began))
     (first, first_s), (second, second_s) = halves
-    return {
+    found = {
         "start_s": start_s,
         "all_per_s": (first + second) / (first_s + second_s),
         "warm_per_s": second / second_s,
         "tokens_per_s": num_tokens / (first_s + second_s),
     }
+    if not profiled:
+        return found
+    for number in range(options["max_num_seqs"]):
+        prompt = {"prompt_token_ids": prompts[LABELS[0]]}
+        engine.llm_engine.add_request(f"profiled-{number}", prompt, SamplingParams(**sampling(config, number)))
+    with tempfile.TemporaryDirectory() as folder:
+        parts = profile_engine(engine, Path(folder) / "profile")
+        return {**found, "parts": parts, "profile": json.loads((Path(folder) / "profile").read_text())}
 
 
 def streaming_rates(finished: list[tuple[float, int, int]], start_s: float) -> dict[str, float]:

@@ -48,6 +48,7 @@ from benchmarks.common import (
     values_of,
     visible_gpus,
 )
+from benchmarks.profiling import Profile
 from pipelines.compute import Resources, no_report
 from pipelines.evaluation import EvaluationConfig, evaluate_group
 from pipelines.examples import LABELS, read_examples, write_examples
@@ -64,7 +65,6 @@ from sweep.model_shape import ModelShape
 
 VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16
-KERNELS_SHOWN = 25
 PROFILE, EVALUATION_PROFILE = "profile", "evaluation_profile"
 COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
 
@@ -203,6 +203,10 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         rates.append(statistics.harmonic_mean([entry["examples_per_s"] for entry in windows]))
     # As many as fit are trained at a time.
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
+    found = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
+    found["setup_s"] = results[0]["setup_s"]  # type: ignore[index]
+    # A run that is stopped later has said this much.
+    print(found, flush=True)
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
     evaluations = []
     num_evaluations = 3 if arguments.profile else 2
@@ -231,7 +235,6 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     ray.shutdown()
     # The peer's Trainer would take it for torchrun's.
     os.environ.pop("LOCAL_RANK", None)
-    found = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
     if evaluations:
         found["evaluate_examples_per_s"] = evaluations[1]["examples_per_s"]  # type: ignore[index]
     for name, several in (("train", results), ("evaluate", evaluations)):
@@ -254,52 +257,6 @@ def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, f
         return None
     names = [name for name in found[0] if name.endswith("examples_per_s")]
     return {"num_gpus": len(gpus), **{name: sum(one[name] for one in found) for name in names}}
-
-
-class Profile:
-    """What kernels the device spends its time in between `start` and `stop`, which writes it."""
-
-    def __init__(self, path: Path, device: str) -> None:
-        self.path, self.device = path, device
-        self.profiler: Any = None
-
-    def start(self) -> None:
-        from torch.profiler import ProfilerActivity, profile
-
-        self._wait()
-        self.profiler = profile(activities=[ProfilerActivity.CUDA if self.device == "cuda" else ProfilerActivity.CPU])
-        self.profiler.start()
-        self.started = time.perf_counter()
-
-    def stop(self, num_steps: int) -> None:
-        """End; what was profiled were `num_steps` steps. Nothing happens if it was never started."""
-        if self.profiler is None:
-            return
-        self._wait()
-        ms = (time.perf_counter() - self.started) * 1e3
-        self.profiler.stop()
-        on_gpu = self.device == "cuda"
-        totals = {
-            one.key: ((one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
-            for one in self.profiler.key_averages()
-        }
-        self.profiler = None
-        found = {
-            "step_ms": ms / num_steps,
-            "busy_ms_per_step": sum(one for one, _ in totals.values()) / num_steps,
-            "launches_per_step": sum(count for _, count in totals.values()) / num_steps,
-            "kernels": [
-                {"name": name[:120], "ms_per_step": totals[name][0] / num_steps, "per_step": totals[name][1] / num_steps}
-                for name in sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
-            ],
-        }
-        self.path.write_text(json.dumps(found))
-
-    def _wait(self) -> None:
-        import torch
-
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
 
 def profiling(profile: Profile, first: int, end: int) -> Any:

@@ -168,8 +168,8 @@ def mini(
         general_set="mnli_matched",
         blindspot_set="hans",
         resources={
-            # All else waits for it, so that nothing is to slow it down.
-            "generator": replace(share, gpus_per_worker=1) if on_gpu else share,
+            # The pool and most cells wait for it, so that little is to slow it down.
+            "generator": replace(share, gpus_per_worker=max(0.5, share.gpus_per_worker)) if on_gpu else share,
             "synthetic_pool": engines,
             "starting_point": shared,
             "task_model": shared,

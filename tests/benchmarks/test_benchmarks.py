@@ -55,13 +55,18 @@ def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:
         "--shard-size=32",
         "--dtype=float32",
         "--device=cpu",
-        "--max-new-tokens=16",
+        "--max-new-tokens=64",
         "--variants",
         "raw",
+        "raw-in-process",
         "stage",
+        "--profile",
     ]
     found = result_of("generation", tmp_path / "result.json", f"--model={artifacts['base']}/model", *words)
-    assert found["texts"] == found["tokens"] == {"raw", "stage"}
+    assert found["texts"] == found["tokens"] == {"raw", "raw-in-process", "stage"}
+    details = json.loads((tmp_path / "result.json").read_text())["details"]
+    assert sum(details["parts"].values()) == pytest.approx(2 * details["parts"]["step_ms"])
+    assert details["parts"]["schedule"] > 0 and details["profile"]["kernels"]
 
 
 def test_orchestration(tmp_path: Path) -> None:
