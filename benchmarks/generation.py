@@ -17,8 +17,8 @@ Variants, each in a process of its own:
 
 Every variant generates NUM texts twice; 'warm' is the rate of the second half, 'all' that of both. The engines' start is apart:
 each engine's clock begins when it is ready. Compare by 'all', with NUM large: where work streams, what is half done when the
-first half is complete flatters 'warm'. With --profile, raw-in-process is followed by a profile of decoding steps, in the details:
-their parts on the CPU and the device's kernels.
+first half is complete flatters 'warm'. With --profile, raw-in-process is followed by a profile of decoding steps, in the
+details: their parts on a CPU core and the device's kernels.
 
 Figures are in docs/mini.md: on a CPU ray.data.llm reached 0.80 of raw's rate and the stage 0.95, its engine started in 73 s
 against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why

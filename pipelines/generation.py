@@ -20,14 +20,12 @@ import json
 import logging
 import math
 import os
-import queue
 import re
 import threading
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +34,7 @@ import pyarrow as pa
 
 from pipelines.compute import Report, Resources, added, identity, no_report, runtime
 from pipelines.decode_attention import CHOICES, attention_options
+from pipelines.engine import Engine
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label
 from pipelines.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS, Parsed, generator_prompt, parse_generated
@@ -504,8 +503,10 @@ class ShardWriter:
             import torch
 
             gpu_bytes = torch.cuda.get_device_properties(0).total_memory
-        self._engine = _Engine(
+        self._engine = Engine(
             engine_options(config, path, resources, longest, gpu_bytes),
+            # The parser must see the marker: a text that ends in any other way may be cut off.
+            stop=config.stop,
             max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
         )
         self._ready = time.perf_counter()
@@ -556,18 +557,10 @@ class ShardWriter:
 
     def _sampling(self, shard: Shard) -> list[Any]:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
 
         config = self._config
         base = SamplingParams(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            max_tokens=config.max_new_tokens,
-            # The parser must see the marker: a text that ends in any other way may be cut off.
-            stop=[config.stop],
-            include_stop_str_in_output=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.max_new_tokens
         )
         return [_with_seed(base, shard.row_seed(row)) for row in range(shard.count)]
 
@@ -720,88 +713,3 @@ def engine_options(
         # not use offset" (vLLM 0.26 to 0.32).
         options["enable_chunked_prefill"] = False
     return options
-
-
-class _Engine:
-    """A vLLM engine on a thread of its own, where it is also built: CUDA's device and OpenMP's threads belong to a thread.
-
-    `complete` may be called from many threads; their rows share the engine's batch, first come first served.
-    """
-
-    def __init__(self, options: dict[str, Any], max_queued: int) -> None:
-        self._max_queued = max_queued
-        self._submitted: queue.SimpleQueue[_Submission] = queue.SimpleQueue()
-        started: Future[None] = Future()
-        threading.Thread(target=self._run, args=(options, started), daemon=True, name="vllm-engine").start()
-        started.result()
-
-    def complete(self, prompt: list[int], params: list[Any]) -> tuple[list[str], int]:
-        """One completion of `prompt` for each of `params`, in order, and the number of tokens they have in all."""
-        submission = _Submission(prompt, params)
-        self._submitted.put(submission)
-        return submission.done.result()
-
-    def _run(self, options: dict[str, Any], started: Future[None]) -> None:
-        pending: dict[str, tuple[_Submission, int]] = {}
-        waiting: deque[tuple[_Submission, int]] = deque()
-        try:
-            from vllm import LLM
-
-            engine = LLM(**options).llm_engine
-            started.set_result(None)
-            self._serve(engine, pending, waiting)
-        except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
-                return
-            for submission, _ in (*pending.values(), *waiting):
-                submission.fail(error)
-            while True:
-                self._submitted.get().fail(error)
-
-    def _serve(
-        self,
-        engine: Any,
-        pending: dict[str, tuple[_Submission, int]],
-        waiting: deque[tuple[_Submission, int]],
-    ) -> None:
-        num_added = 0
-        while True:
-            while not self._submitted.empty() or not (pending or waiting):
-                submission = self._submitted.get()
-                waiting.extend((submission, row) for row in range(len(submission.params)))
-            # Adding a request takes as long as many a decoding step, so no more are added than keep the batch
-            # full.
-            while waiting and len(pending) < self._max_queued:
-                submission, row = waiting.popleft()
-                name = str(num_added)
-                num_added += 1
-                pending[name] = (submission, row)
-                engine.add_request(name, {"prompt_token_ids": submission.prompt}, submission.params[row])
-            for output in engine.step():
-                if output.finished:
-                    submission, row = pending.pop(output.request_id)
-                    submission.finish(row, output.outputs[0])
-
-
-class _Submission:
-    """The rows of one call to `_Engine.complete`, and the future that holds its result."""
-
-    def __init__(self, prompt: list[int], params: list[Any]) -> None:
-        self.prompt = prompt
-        self.params = params
-        self.done: Future[tuple[list[str], int]] = Future()
-        self._texts: dict[int, str] = {}
-        self._num_tokens = 0
-
-    def finish(self, row: int, completion: Any) -> None:
-        if completion.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM ended a request with {completion.finish_reason!r}: {completion}")
-        self._texts[row] = completion.text
-        self._num_tokens += len(completion.token_ids)
-        if len(self._texts) == len(self.params):
-            self.done.set_result(([self._texts[row] for row in range(len(self.params))], self._num_tokens))
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)

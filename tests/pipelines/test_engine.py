@@ -1,0 +1,115 @@
+"""The engine's texts are those that vLLM alone would give."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.compute import Resources
+from pipelines.engine import Decoder, Text
+from pipelines.generation import GenerationConfig, engine_environment
+from pipelines.prompts import END_MARKERS, generator_prompt
+from tests.pipelines.test_generation import save_models
+
+STOPS = (*END_MARKERS, " –", "a")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(models: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(models / "trained" / "model")
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_text_ends_where_vllms_detokenizer_ends_it(tokenizer, stop: str) -> None:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    prompt = tokenizer(generator_prompt("neutral"))["input_ids"]
+    decoder = Decoder(tokenizer, stop)
+    params = SamplingParams(stop=[stop], include_stop_str_in_output=True)
+    request = SimpleNamespace(request_id="0", prompt_token_ids=prompt, sampling_params=params)
+    rng = random.Random(0)
+    num_stopped = 0
+    for _ in range(300):
+        words = [
+            rng.choice(("The", " judge", " –", " -- ", "é", " This is", stop, ".", " the end", "–", "a", "…")) for _ in range(9)
+        ]
+        ids = tokenizer("".join(words), add_special_tokens=False)["input_ids"]
+        # Tokenized apart, a marker's bytes come in other tokens than the usual ones.
+        ids += [one for char in stop for one in tokenizer(char, add_special_tokens=False)["input_ids"]]
+        ids.append(tokenizer.eos_token_id)
+        theirs, ours = FastIncrementalDetokenizer(tokenizer, request), Text(decoder, prompt)
+        for token in ids:
+            found = ours.update([token], token == tokenizer.eos_token_id)
+            assert found == theirs.update([token], token == tokenizer.eos_token_id)
+            if found:
+                num_stopped += 1
+                break
+        assert ours.get_next_output_text(True, False) == theirs.get_next_output_text(True, False)
+        assert ours.output_token_ids == theirs.output_token_ids
+    assert num_stopped > 200
+
+
+SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from pipelines.engine import Engine
+from pipelines.generation import GenerationConfig, encode_prompts, engine_options
+from pipelines.compute import Resources
+
+model, stop = sys.argv[1:]
+prompt = next(iter(encode_prompts(model).values()))
+config = GenerationConfig(max_new_tokens=64, max_num_seqs=48, dtype="float32")
+options = engine_options(config, model, Resources(), len(prompt))
+asked = 0
+allocate = KVCacheManager.allocate_slots
+
+def counted(*args, **kwargs):
+    global asked
+    asked += 1
+    return allocate(*args, **kwargs)
+
+KVCacheManager.allocate_slots = counted
+seeds = range(160)
+own = {"stop": [stop], "include_stop_str_in_output": True}
+params = [SamplingParams(max_tokens=64, seed=seed, **own) for seed in seeds]
+plain = LLM(**options)
+outputs = plain.generate([{"prompt_token_ids": prompt}] * len(seeds), params, use_tqdm=False)
+theirs = [one.outputs[0].text for one in outputs], sum(len(one.outputs[0].token_ids) for one in outputs)
+asked_by_vllm, asked = asked, 0
+engine = Engine(options, stop=stop, max_queued=96)
+ours = engine.complete(prompt, [SamplingParams(max_tokens=64, seed=seed) for seed in seeds])
+print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by_vllm, asked]}))
+"""
+
+
+@pytest.mark.parametrize("stop", [" –"])
+def test_an_engine_writes_what_vllm_writes(models: Path, stop: str) -> None:
+    import os
+
+    environment = os.environ | engine_environment(GenerationConfig(), Resources())
+    command = [sys.executable, "-c", SCRIPT, str(models / "trained" / "model"), stop]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found = json.loads(line.removeprefix("RESULT "))
+    assert found["ours"] == found["theirs"]
+    texts, _ = found["ours"]
+    num_ended = sum(text.endswith(stop) for text in texts)
+    assert 20 < num_ended <= len(texts)
+    by_vllm, by_us = found["asked"]
+    assert by_us < by_vllm / 4
