@@ -51,6 +51,7 @@ class Profile:
             ],
         }
         self.path.write_text(json.dumps(found))
+        print(json.dumps(found), flush=True)
 
     def _wait(self) -> None:
         import torch

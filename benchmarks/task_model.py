@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--evaluation-sets", nargs="*", default=["mnli_matched", "hans"])
     parser.add_argument("--num-evaluation", type=int, default=30_000, help="of each set's examples, at most")
     parser.add_argument("--peer-evaluation-batch", type=int, default=128)
+    parser.add_argument("--peer-part", type=float, default=1.0, help="of the examples that the peer trains on and evaluates")
     parser.add_argument("--training-target", type=float, help="examples/s that ours should reach")
     parser.add_argument("--evaluation-target", type=float)
     arguments = parser.parse_args()
@@ -94,6 +95,8 @@ def main() -> None:
         parser.error(
             f"--num {arguments.num}: three windows to warm up, one to measure and one to profile take {least} examples"
         )
+    if not 0 < arguments.peer_part <= 1:
+        parser.error(f"--peer-part {arguments.peer_part}: give a part of the examples, above 0 and at most 1")
     if arguments.share_prefix is None:
         arguments.share_prefix = arguments.together == 1
     # Workers have another current directory.
@@ -315,6 +318,8 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         return time.perf_counter()
 
     texts, labels = texts_of(folder, "train")
+    part = int(len(texts) * arguments.peer_part)
+    texts, labels = texts[:part], labels[:part]
     size = arguments.batch_size
     steps = len(texts) // size
     # Grouping by length sorts so many batches at a time, the longest first: whole cycles are measured, whatever is left out.
@@ -371,6 +376,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     # Ours has tokenized before its clock starts, too.
     texts = [text for name in arguments.evaluation_sets for text in texts_of(folder, name)[0]]
     sequences = sorted(tokenizer(texts)["input_ids"], key=len)
+    sequences = sequences[:: round(1 / arguments.peer_part)]
 
     def evaluate(chosen: list[list[int]]) -> float:
         begun = wait()
