@@ -66,7 +66,7 @@ def test_a_captured_step_equals_the_eager_one_for_every_batch_of_its_shape():
     model = classifier(torch.bfloat16, "cuda")
     eager, captured = FlatModel(model, capture=False), FlatModel(model, capture=True)
     for seed in range(4):
-        packed, targets = batch(seed, "cuda", shape=shape_for(40, num_rows=4, width=17))
+        packed, targets = batch(seed, "cuda", shape=shape_for(40, num_rows=5, width=19, num_shared=8))
         expected_loss, expected = eager.compute(packed, targets)
         loss, gradients = captured.compute(packed, targets)
         torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=1e-3)
