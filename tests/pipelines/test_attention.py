@@ -28,7 +28,7 @@ CONFIGS = {
     "llama_one_kv_head_tied": LlamaConfig(num_key_value_heads=1, tie_word_embeddings=True, **SHAPE),
     "qwen2_biases_tied": Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, **SHAPE),
     "qwen3_normed_heads": Qwen3Config(num_key_value_heads=2, head_dim=16, **SHAPE),
-    "mistral_window_unused": MistralConfig(num_key_value_heads=2, sliding_window=64, **SHAPE),
+    "mistral_window_unused": MistralConfig(num_key_value_heads=2, sliding_window=128, **SHAPE),
 }
 PREFIX = [3, 14, 15, 92, 65]
 register_packed_attention()
@@ -289,7 +289,7 @@ def test_the_kernel_sums_copies(channels):
 @pytest.mark.parametrize("filled", [False, True])
 def test_groups_on_a_gpu_learn_what_they_do_on_the_cpu(config, labelled, filled):
     sequences, prefixes = labelled
-    packed = pack(sequences, prefixes=prefixes, shape=Shape(128, 16, 64, 128) if filled else None)
+    packed = pack(sequences, prefixes=prefixes, shape=Shape(128, 16, 128, 128) if filled else None)
     targets = torch.from_numpy(next_token_targets(packed))
     decoder = twins(AutoModelForCausalLM, config)[1].bfloat16()
     model = LanguageModel(decoder)
