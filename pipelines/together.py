@@ -467,7 +467,9 @@ class _Bank:
             each = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
             losses = (each.view_as(weights) * weights).sum(1)
             gradients = torch.autograd.grad(losses.sum(), self.parameters)
-        torch.cat([gradient.reshape(self.num_slots, -1) for gradient in gradients], dim=1, out=self.gradients)
+        # Row by row: where all rows have more numbers than 32 bits count, PyTorch copies them in thousands of small pieces.
+        for row, *of_slot in zip(self.gradients, *gradients, strict=True):
+            torch.cat([gradient.reshape(-1) for gradient in of_slot], out=row)
         return losses.detach()
 
     def _update(self, courses: dict[int, _Course], chosen: Sequence[int]) -> None:
