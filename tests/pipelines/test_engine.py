@@ -1,6 +1,7 @@
 """The engine's texts are those that vLLM alone would give."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -99,8 +100,6 @@ print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by
 
 @pytest.mark.parametrize("stop", [" –"])
 def test_an_engine_writes_what_vllm_writes(models: Path, stop: str) -> None:
-    import os
-
     environment = os.environ | engine_environment(GenerationConfig(), Resources())
     command = [sys.executable, "-c", SCRIPT, str(models / "trained" / "model"), stop]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
