@@ -62,3 +62,13 @@ def untrained(tmp_path_factory, base_model):
     folder = str(tmp_path_factory.mktemp("untrained"))
     initial_task_model(UntrainedConfig(seed=3), base_model, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with the generators `trained/model` and `random/model` of `tiny_generator`."""
+    from tests.pipelines.tiny_generator import save_models
+
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder)
+    return folder

@@ -14,16 +14,8 @@ from pipelines.compute import Resources
 from pipelines.engine import Decoder, Text
 from pipelines.generation import GenerationConfig, engine_environment
 from pipelines.prompts import END_MARKERS, generator_prompt
-from tests.pipelines.test_generation import save_models
 
 STOPS = (*END_MARKERS, " –", "a")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_models(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

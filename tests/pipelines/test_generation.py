@@ -28,13 +28,9 @@ from pipelines.generation import (
 )
 from pipelines.prompts import HYPHENS, Parsed, Rejected, generator_text, parse_generated
 from pipelines.shards import Shard, ShardFolder
+from tests.pipelines.tiny_generator import KNOWN
 
 ROOT = Path(__file__).parents[2]
-KNOWN = {
-    "entailment": ("The doctor saw the lawyer .", "The lawyer was seen ."),
-    "neutral": ("A judge slept .", "The judge was tired ."),
-    "contradiction": ("The actors danced .", "Nobody danced ."),
-}
 # 2 x 512 rows are in an engine at a time: more prompt tokens than vLLM takes in one step (4 096), so that it
 # would split a prompt if it were allowed to.
 CONFIG = GenerationConfig(
@@ -46,57 +42,6 @@ CONFIG = GenerationConfig(
     generator_id="tiny",
 )
 ONE = Resources(num_workers=1)
-
-
-def save_models(folder: Path) -> None:
-    """`trained/model` writes mostly what it knows, at temperature 1; `random/model` writes noise."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    texts = [generator_text(label, *pair) for label, pair in KNOWN.items()]
-    tokens = Tokenizer(models.BPE())
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    tokens.train_from_iterator(texts, trainer)
-    tokens.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>")
-    torch.manual_seed(0)
-    # A context shorter than a prompt and max_new_tokens' default: the engine must be told to stop at its end.
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder / "random" / "model")
-    tokenizer.save_pretrained(folder / "random" / "model")
-
-    rows = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1)
-    targets = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(150):
-        model(input_ids=ids, labels=targets).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder / "trained" / "model")
-    tokenizer.save_pretrained(folder / "trained" / "model")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_models(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
