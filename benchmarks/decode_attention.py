@@ -89,7 +89,7 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
         prompts = encode_prompts(folder)
         # Compiling our kernels, where that has not been done, is part of the start.
         started = time.perf_counter()
-        options = engine_options(config, folder, resources, max(map(len, prompts.values())))
+        options = engine_options(config, folder, resources, [len(prompt) for prompt in prompts.values()])
         if args.capture_sizes:
             options["compilation_config"] = {"cudagraph_capture_sizes": args.capture_sizes}
         options_s = time.perf_counter() - started

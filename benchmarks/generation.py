@@ -9,6 +9,7 @@ Variants, each in a process of its own:
                   engine's core in its own process
   raw-tuned       the same with the stage's settings: batch, context, CUDA graphs, attention
   raw-in-process  raw-tuned with the engine in the calling process
+  engine          pipelines.engine alone, in the calling process: nothing parsed or committed
   stage           pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
   stage-shared    the same with ENGINES engines on the one GPU, each a part of it
   stage-gpus      the same with one engine on each of the machine's GPUs
@@ -17,8 +18,8 @@ Variants, each in a process of its own:
 
 Every variant generates NUM texts twice; 'warm' is the rate of the second half, 'all' that of both. The engines' start is apart:
 each engine's clock begins when it is ready. Compare by 'all', with NUM large: where work streams, what is half done when the
-first half is complete flatters 'warm'. With --profile, raw-in-process is followed by a profile of decoding steps, in the
-details: their parts on a CPU core and the device's kernels.
+first half is complete flatters 'warm'. With --profile, the details have steps of `raw-in-process` and `engine` from the middle
+of the first half: their parts on a CPU core and the device's kernels; the rates are then those of profiled runs.
 
 Figures are in docs/mini.md: on a CPU ray.data.llm reached 0.80 of raw's rate and the stage 0.95, its engine started in 73 s
 against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why
@@ -33,6 +34,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,9 @@ from benchmarks.common import (
     values_of,
     visible_gpus,
 )
-from benchmarks.profiling import profile_engine
+from benchmarks.profiling import EngineProfile
 from pipelines.compute import Resources
+from pipelines.engine import Engine
 from pipelines.examples import LABELS
 from pipelines.generation import (
     GenerationConfig,
@@ -58,11 +61,13 @@ from pipelines.generation import (
     engine_options,
     max_num_seqs,
     run_engines,
+    shards_in_flight,
 )
 from pipelines.shards import Shard, derive_seed, plan_shards
 from sweep.model_shape import ModelShape
 
-VARIANTS = ("raw", "raw-tuned", "raw-in-process", "stage", "stage-shared", "stage-gpus", "stage-process", "ray-data-llm")
+PROFILED = ("raw-in-process", "engine")
+VARIANTS = ("raw", "raw-tuned", *PROFILED, "stage", "stage-shared", "stage-gpus", "stage-process", "ray-data-llm")
 PASSED_ON = ("num", "device", "cpus", "engines", "max_num_seqs", "max_new_tokens", "shard_size", "dtype")
 
 
@@ -80,11 +85,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--target", type=float, help="texts/s that `stage` should reach")
-    parser.add_argument("--profile", action="store_true", help="of decoding steps, after raw-in-process")
+    parser.add_argument("--profile", action="store_true", help=f"of steps of {' and '.join(PROFILED)}")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.profile and "raw-in-process" not in (*arguments.variants, arguments.only):
-        parser.error("--profile: what is profiled is the variant raw-in-process; name it in --variants")
+    if arguments.profile and not set(PROFILED) & {*arguments.variants, arguments.only}:
+        parser.error(f"--profile: what is profiled are the variants {' and '.join(PROFILED)}; name one in --variants")
     if arguments.only:
         print("RESULT " + json.dumps(run(arguments.only, arguments)), flush=True)
         return
@@ -100,7 +105,7 @@ def main() -> None:
 
         def run_alone(variant: str) -> dict[str, Any] | None:
             print(f"== {variant}", flush=True)
-            own_flags = [*flags, *(profile_flag if variant == "raw-in-process" else [])]
+            own_flags = [*flags, *(profile_flag if variant in PROFILED else [])]
             return in_own_process("benchmarks.generation", [*own_flags, "--only", variant])
 
         results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
@@ -124,7 +129,7 @@ def main() -> None:
         limits=limits_here() if on_gpu else None,
         details={
             "failed": [name for name, several in results.items() if len(several) < arguments.repeats],
-            **{key: one[key] for one in results.get("raw-in-process", []) for key in ("parts", "profile") if key in one},
+            **{name: one["profile"] for name in PROFILED for one in results.get(name, []) if "profile" in one},
         },
     )
 
@@ -150,6 +155,8 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     planned = plan_shards(per_label, shard_size=args.shard_size, min_yield=1, seed=0)[:num_shards]
     if variant.startswith("raw"):
         return run_raw(config, resources, planned, str(args.model), with_defaults=variant == "raw", profiled=args.profile)
+    if variant == "engine":
+        return run_engine(config, resources, planned, str(args.model), profiled=args.profile)
     if variant.startswith("stage"):
         return run_stage(config, resources, planned, str(args.model))
     return run_ray_data_llm(config, resources, planned, str(args.model))
@@ -181,12 +188,15 @@ def run_raw(
     from vllm import LLM, SamplingParams
 
     prompts = encode_prompts(model)
-    options = engine_options(config, model, resources, max(map(len, prompts.values())))
+    options = engine_options(config, model, resources, [len(prompt) for prompt in prompts.values()])
     if with_defaults and resources.gpus_per_worker:
         # A CPU's engine does not start with a model's whole context, nor with seeds and its own scheduling.
         options = {name: options[name] for name in ("model", "dtype", "seed", "use_tqdm_on_load")}
     engine = LLM(**options)
+    # As the stage does, so that the beginnings are in the cache.
+    engine.generate([{"prompt_token_ids": prompt} for prompt in prompts.values()], SamplingParams(max_tokens=1), use_tqdm=False)
     start_s = time.perf_counter() - started
+    profile = EngineProfile(engine, first=first_profiled(config)) if profiled else None
 
     halves, num_tokens = [], 0
     for half in (shards[: len(shards) // 2], shards[len(shards) // 2 :]):
@@ -200,20 +210,49 @@ def run_raw(
         num_tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
         halves.append((len(rows), time.perf_counter() - began))
     (first, first_s), (second, second_s) = halves
-    found = {
+    return {
         "start_s": start_s,
         "all_per_s": (first + second) / (first_s + second_s),
         "warm_per_s": second / second_s,
         "tokens_per_s": num_tokens / (first_s + second_s),
+        **({"profile": profile.found} if profile else {}),
     }
-    if not profiled:
-        return found
-    for number in range(options["max_num_seqs"]):
-        prompt = {"prompt_token_ids": prompts[LABELS[0]]}
-        engine.llm_engine.add_request(f"profiled-{number}", prompt, SamplingParams(**sampling(config, number)))
-    with tempfile.TemporaryDirectory() as folder:
-        parts = profile_engine(engine, Path(folder) / "profile")
-        return {**found, "parts": parts, "profile": json.loads((Path(folder) / "profile").read_text())}
+
+
+def first_profiled(config: GenerationConfig) -> int:
+    """The step from which steps are profiled: the batch has been filled, and some of its texts have been followed by others."""
+    return 3 * config.max_new_tokens // 2
+
+
+def run_engine(
+    config: GenerationConfig, resources: Resources, shards: list[Shard], model: str, *, profiled: bool
+) -> dict[str, Any]:
+    from vllm import SamplingParams
+
+    os.environ.update(engine_environment(config, resources))
+    started = time.perf_counter()
+    prompts = encode_prompts(model)
+    lengths = [len(prompt) for prompt in prompts.values()]
+    on_gpu = resources.gpus_per_worker > 0
+    engine = Engine(
+        engine_options(config, model, resources, lengths),
+        stop=config.stop,
+        prompts=list(prompts.values()),
+        max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
+    )
+    start_s = time.perf_counter() - started
+    profile = EngineProfile(engine.llm, first=first_profiled(config)) if profiled else None
+    began = time.perf_counter()
+
+    def write(shard: Shard) -> tuple[float, int, int]:
+        own = {name: value for name, value in sampling(config, 0).items() if "stop" not in name}
+        params = [SamplingParams(**{**own, "seed": shard.row_seed(row)}) for row in range(shard.count)]
+        _, num_tokens = engine.complete(prompts[shard.label], params)
+        return time.perf_counter() - began, shard.count, num_tokens
+
+    with ThreadPoolExecutor(shards_in_flight(config, on_gpu=on_gpu)) as threads:
+        rates = streaming_rates(list(threads.map(write, shards)), start_s)
+    return {**rates, **({"profile": profile.found} if profile else {})}
 
 
 def streaming_rates(finished: list[tuple[float, int, int]], start_s: float) -> dict[str, float]:
@@ -261,7 +300,7 @@ def run_ray_data_llm(config: GenerationConfig, resources: Resources, shards: lis
 
     init_ray(resources)
     prompts = encode_prompts(model)
-    options = engine_options(config, model, resources, max(map(len, prompts.values())))
+    options = engine_options(config, model, resources, [len(prompt) for prompt in prompts.values()])
     num_seqs = max_num_seqs(config, on_gpu=resources.gpus_per_worker > 0)
     batch_size = 256
     processor = build_processor(

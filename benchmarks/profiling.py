@@ -14,11 +14,12 @@ STEPS = 20
 
 
 class Profile:
-    """What kernels the device spends its time in between `start` and `stop`, which writes it."""
+    """What kernels the device spends its time in between `start` and `stop`, which leaves it in `found` and in a file."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path | None, device: str) -> None:
         self.path, self.device = path, device
         self.profiler: Any = None
+        self.found: dict[str, Any] = {}
 
     def start(self) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -41,7 +42,7 @@ class Profile:
             for one in self.profiler.key_averages()
         }
         self.profiler = None
-        found = {
+        self.found = {
             "step_ms": ms / num_steps,
             "busy_ms_per_step": sum(one for one, _ in totals.values()) / num_steps,
             "launches_per_step": sum(count for _, count in totals.values()) / num_steps,
@@ -50,8 +51,9 @@ class Profile:
                 for name in sorted(totals, key=lambda name: -totals[name][0])[:KERNELS_SHOWN]
             ],
         }
-        self.path.write_text(json.dumps(found))
-        print(json.dumps(found), flush=True)
+        if self.path:
+            self.path.write_text(json.dumps(self.found))
+        print(json.dumps(self.found), flush=True)
 
     def _wait(self) -> None:
         import torch
@@ -60,39 +62,57 @@ class Profile:
             torch.cuda.synchronize()
 
 
-def profile_engine(engine: Any, path: Path) -> dict[str, float]:
-    """Milliseconds of a decoding step of `engine` (a `vllm.LLM` in this process whose requests have been added) by part.
+class EngineProfile:
+    """What a step of an engine is spent on: `STEPS` steps of `llm` (a `vllm.LLM` in this process) from its step `first` on.
 
-    To be called with a full batch that has more than 50 tokens to go. Parts run one after another on the CPU, while the device
-    is at the step before; `other` is the wait for that step and whatever is in no part. What the device's kernels took is
-    written to `path`.
+    Made before the first of them, in whichever way they come. `parts` are, once they are over, milliseconds a step: parts run
+    one after another on the CPU, while the device is at the step before; `other` is the wait for that step and whatever is in
+    no part, `between` what passes from one step to the next. `found` has beside them what the device's kernels took in
+    as many further steps.
     """
-    llm = engine.llm_engine
-    core = llm.engine_core.engine_core
-    spent: dict[str, float] = defaultdict(float)
-    for owner, name in (
-        (core.scheduler, "schedule"),
-        (core.scheduler, "update_from_output"),
-        (core.model_executor, "execute_model"),
-        (core.model_executor, "sample_tokens"),
-        (llm.output_processor, "process_outputs"),
-    ):
-        setattr(owner, name, _clocked(getattr(owner, name), name, spent))
-    # The first steps read prompts.
-    for _ in range(10):
-        llm.step()
-    spent.clear()
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        llm.step()
-    total = time.perf_counter() - started
-    parts = {name: seconds / STEPS * 1e3 for name, seconds in spent.items()}
-    profile = Profile(path, "cuda" if _on_gpu() else "cpu")
-    profile.start()
-    for _ in range(STEPS):
-        llm.step()
-    profile.stop(STEPS)
-    return {**parts, "other": total / STEPS * 1e3 - sum(parts.values()), "step_ms": total / STEPS * 1e3}
+
+    def __init__(self, llm: Any, *, first: int) -> None:
+        engine = llm.llm_engine
+        core = engine.engine_core.engine_core
+        self.parts: dict[str, float] = {}
+        self._spent: dict[str, float] = defaultdict(float)
+        for owner, name in (
+            (core.scheduler, "schedule"),
+            (core.scheduler, "update_from_output"),
+            (core.model_executor, "execute_model"),
+            (core.model_executor, "sample_tokens"),
+            (engine.output_processor, "process_outputs"),
+            (engine, "add_request"),
+        ):
+            setattr(owner, name, _clocked(getattr(owner, name), name, self._spent))
+        self._profile = Profile(None, "cuda" if _on_gpu() else "cpu")
+        self._steps, self._first = -1, first
+        self._step, engine.step = engine.step, self.step
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return {"parts": self.parts, "kernels": self._profile.found}
+
+    def step(self) -> Any:
+        self._steps += 1
+        if self._steps == self._first:
+            self._spent.clear()
+            self._started = time.perf_counter()
+        elif self._steps == self._first + STEPS:
+            total = time.perf_counter() - self._started
+            inside = self._spent.pop("step")
+            added = self._spent.pop("add_request", 0.0)
+            spent = {**self._spent, "other": inside - sum(self._spent.values()), "add_request": added}
+            spent |= {"between": total - inside - added, "step_ms": total}
+            self.parts = {name: seconds / STEPS * 1e3 for name, seconds in spent.items()}
+            self._profile.start()
+        elif self._steps == self._first + 2 * STEPS:
+            self._profile.stop(STEPS)
+        started = time.perf_counter()
+        try:
+            return self._step()
+        finally:
+            self._spent["step"] += time.perf_counter() - started
 
 
 def _clocked(function: Any, name: str, spent: dict[str, float]) -> Any:

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,14 +39,20 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 GROUP_SIZES = (1, 2)
 # What FlashInfer's kernels are compiled for and vLLM's backend lets through; 512 would need another shape of block.
 HEAD_SIZES = (64, 128, 256)
+# Tokens of a block of the cache: fewer make the lists of blocks long, more are left empty at a text's end.
+BLOCK_SIZES = range(8, 33)
+# Steps that a text may wait for its first token, on average, so that all steps are alike; one writes about sixty tokens.
+MOST_STEPS_BEFORE = 2.0
 # Ampere to Hopper. On Blackwell vLLM has other kernels.
 COMPUTE_CAPABILITIES = (8, 9)
 
 logger = logging.getLogger(__name__)
 
 
-def attention_options(model: str, dtype: str, choice: str = "auto") -> dict[str, Any]:
+def attention_options(model: str, dtype: str, choice: str = "auto", prompt_lengths: Collection[int] = ()) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM` for the model in the folder `model`; none where vLLM is to choose by itself.
+
+    `prompt_lengths` are those, in tokens, of the prompts that all requests have (see `token_by_token`), if they are known.
 
     `choice`: `vllm` leaves it to vLLM. `auto` takes FlashInfer without tensor cores where model and machine fit, and
     logs one line with the reason where they do not. `flashinfer` raises UserError instead. Where it is taken, its kernels
@@ -69,7 +75,27 @@ def attention_options(model: str, dtype: str, choice: str = "auto") -> dict[str,
         # Without it FlashInfer's backend would look on the network for kernels of another kind, and prefer them.
         "attention_config": {"backend": "CUSTOM", "use_trtllm_attention": False},
         "worker_extension_cls": WORKER_EXTENSION,
+        **(token_by_token(prompt_lengths) if prompt_lengths else {}),
     }
+
+
+def token_by_token(prompt_lengths: Collection[int]) -> dict[str, int]:
+    """Keyword arguments of `vllm.LLM` with which prompts are read one token a step; none if that would cost too many steps.
+
+    vLLM caches whole blocks of a prompt that it has read before, and reads the rest, the last token at least, anew. A step in
+    which one sequence reads several tokens is launched kernel by kernel instead of from a CUDA graph, and where sequences come
+    and go all the time that is every step. Here a block ends where the prompts of `prompt_lengths` tokens end but for their
+    last token, or shortly before, and what is left is read as if it were being written. All texts of a prompt then read one
+    copy of its block, which stays in the GPU's own cache.
+    """
+
+    def num_left(size: int) -> int:
+        return sum((length - 1) % size for length in prompt_lengths)
+
+    block_size = min(reversed(BLOCK_SIZES), key=num_left)
+    if num_left(block_size) > MOST_STEPS_BEFORE * len(prompt_lengths):
+        return {}
+    return {"block_size": block_size, "long_prefill_token_threshold": 1}
 
 
 def head_size(settings: Mapping[str, Any]) -> int:

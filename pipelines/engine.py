@@ -23,12 +23,13 @@ class Engine:
     """A vLLM engine on a thread of its own, where it is also built: CUDA's device and OpenMP's threads belong to a thread.
 
     `complete` may be called from many threads; their rows share the engine's batch, first come first served. A text ends with
-    `stop`, which it keeps, or as its parameters say. `options` are those of `vllm.LLM`; `max_queued` requests are in the
-    engine at a time, more than its batch holds.
+    `stop`, which it keeps, or as its parameters say. `options` are those of `vllm.LLM`; `prompts` are read before the engine is
+    ready, so that its cache has their beginnings; `max_queued` requests are in the engine at a time, more than its batch holds.
     """
 
-    def __init__(self, options: dict[str, Any], *, stop: str, max_queued: int) -> None:
+    def __init__(self, options: dict[str, Any], *, stop: str, prompts: Sequence[list[int]], max_queued: int) -> None:
         self._stop = stop
+        self._prompts = prompts
         self._max_queued = max_queued
         self._submitted: queue.SimpleQueue[_Submission] = queue.SimpleQueue()
         started: Future[None] = Future()
@@ -48,13 +49,15 @@ class Engine:
         pending: dict[str, tuple[_Submission, int]] = {}
         waiting: deque[tuple[_Submission, int]] = deque()
         try:
-            from vllm import LLM
+            from vllm import LLM, SamplingParams
 
-            llm = LLM(**options)
+            self.llm = llm = LLM(**options)
             decoder = Decoder(llm.get_tokenizer(), self._stop)
             # Where the engine's core is in another process, that process is as it is.
             if core := getattr(llm.llm_engine.engine_core, "engine_core", None):
                 allocate_by_the_block(core.scheduler)
+            prompts = [{"prompt_token_ids": prompt} for prompt in self._prompts]
+            llm.generate(prompts, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
             started.set_result(None)
             self._serve(llm.llm_engine, decoder, pending, waiting)
         except BaseException as error:
@@ -170,7 +173,7 @@ def allocate_by_the_block(scheduler: Any) -> None:
 
 
 class _Submission:
-    """The rows of one call to `_Engine.complete`, and the future that holds its result."""
+    """The rows of one call to `Engine.complete`, and the future that holds its result."""
 
     def __init__(self, prompt: list[int], params: list[Any]) -> None:
         self.prompt = prompt

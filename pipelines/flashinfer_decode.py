@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.flashinfer import FlashInferBackend, FlashInferMetadataBuilder
 
 from pipelines.decode_attention import PREFILL, register
@@ -20,6 +21,11 @@ class DecodeBackend(FlashInferBackend):
     @staticmethod
     def get_builder_cls() -> type[DecodeMetadataBuilder]:
         return DecodeMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(*_: Any) -> list[int | MultipleOf]:
+        # FlashInfer's own kernels take pages of any size; vLLM's list is that of others that it has in their place.
+        return [MultipleOf(1)]
 
 
 class DecodeMetadataBuilder(FlashInferMetadataBuilder):

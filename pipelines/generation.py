@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -497,16 +497,17 @@ class ShardWriter:
         warnings.filterwarnings("ignore", category=FutureWarning)
         path = fetch(model)
         self._prompts = encode_prompts(path)
-        longest = max(map(len, self._prompts.values()))
+        prompt_lengths = [len(prompt) for prompt in self._prompts.values()]
         gpu_bytes = 0
         if on_gpu and resources.gpus_per_worker < 1:
             import torch
 
             gpu_bytes = torch.cuda.get_device_properties(0).total_memory
         self._engine = Engine(
-            engine_options(config, path, resources, longest, gpu_bytes),
+            engine_options(config, path, resources, prompt_lengths, gpu_bytes),
             # The parser must see the marker: a text that ends in any other way may be cut off.
             stop=config.stop,
+            prompts=list(self._prompts.values()),
             max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
         )
         self._ready = time.perf_counter()
@@ -668,11 +669,12 @@ def kv_cache_bytes(model: str, *, num_seqs: int, context: int, number_bytes: int
 
 
 def engine_options(
-    config: GenerationConfig, model: str, resources: Resources, prompt_tokens: int, gpu_bytes: int = 0
+    config: GenerationConfig, model: str, resources: Resources, prompt_lengths: Collection[int], gpu_bytes: int = 0
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`, to be used on the machine where this is called. Valid for vLLM 0.26 to 0.32.
-    `gpu_bytes`: the memory of the whole GPU, if shared.
+    `prompt_lengths`: in tokens, of each prompt; `gpu_bytes`: the memory of the whole GPU, if shared.
     """
+    longest_prompt = max(prompt_lengths)
     on_gpu = resources.gpus_per_worker > 0
     num_seqs = max_num_seqs(config, on_gpu=on_gpu)
     eager = config.enforce_eager if config.enforce_eager is not None else not on_gpu
@@ -688,14 +690,14 @@ def engine_options(
     # short.
     context = json.loads((Path(model) / "config.json").read_text()).get("max_position_embeddings")
     if context is not None:
-        options["max_model_len"] = min(context, prompt_tokens + config.max_new_tokens)
+        options["max_model_len"] = min(context, longest_prompt + config.max_new_tokens)
     if on_gpu:
-        options |= attention_options(model, config.dtype, config.attention_backend)
+        options |= attention_options(model, config.dtype, config.attention_backend, prompt_lengths)
         share = config.gpu_memory_utilization * resources.gpus_per_worker
         options["gpu_memory_utilization"] = share
         if gpu_bytes and resources.gpus_per_worker < 1:
             # vLLM would size its cache by watching the GPU's free memory, which others are taking and giving back.
-            longest = options.get("max_model_len", prompt_tokens + config.max_new_tokens)
+            longest = options.get("max_model_len", longest_prompt + config.max_new_tokens)
             options["kv_cache_memory_bytes"] = kv_cache_bytes(
                 model,
                 num_seqs=num_seqs,

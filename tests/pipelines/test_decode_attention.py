@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipelines.compute import Resources
-from pipelines.decode_attention import BACKEND, attention_options, register, unavailable, unsuited
+from pipelines.decode_attention import BACKEND, attention_options, register, token_by_token, unavailable, unsuited
 from pipelines.errors import UserError
-from pipelines.generation import GenerationConfig, engine_options
+from pipelines.generation import GenerationConfig, engine_environment, engine_options
 
 ROOT = Path(__file__).parents[2]
 # Facts of published config.json files.
@@ -76,7 +76,9 @@ def test_an_engine_goes_on_without_flashinfer_and_says_so_once(tmp_path: Path, c
     own = GenerationConfig(attention_backend="vllm")
     on_gpu = Resources(gpus_per_worker=1)
     with caplog.at_level(logging.INFO, "pipelines"):
-        assert engine_options(GenerationConfig(), model, on_gpu, prompt_tokens=20) == engine_options(own, model, on_gpu, 20)
+        assert engine_options(GenerationConfig(), model, on_gpu, prompt_lengths=[20]) == engine_options(
+            own, model, on_gpu, [20]
+        )
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "Decoding with vLLM's own choice of attention: flashinfer-python is not installed")
     ]
@@ -96,10 +98,61 @@ def test_who_insists_on_flashinfer_is_told_what_is_missing(tmp_path: Path) -> No
         attention_options(save_config(tmp_path, MISTRAL_7B), "bfloat16", "flashinfer")
 
 
+@pytest.mark.parametrize(
+    ("prompt_lengths", "block_size"),
+    # Llama 2's, and those that SmolLM2's tokenizer makes: without a token of beginning.
+    [((18, 16, 16), 15), ((16, 15, 15), 14), ((20,), 19), ((100, 90, 80), 11), ((3, 4, 5), None), ((40, 41, 47), None)],
+)
+def test_blocks_end_where_prompts_do_or_stay_as_they_are(prompt_lengths: tuple[int, ...], block_size: int | None) -> None:
+    expected = {"block_size": block_size, "long_prefill_token_threshold": 1} if block_size else {}
+    assert token_by_token(prompt_lengths) == expected
+
+
+SCHEDULED = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+options, prompt, num = json.loads(sys.argv[1])
+llm = LLM(**options)
+scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+schedule, steps = scheduler.schedule, []
+
+def recorded(*args, **kwargs):
+    output = schedule(*args, **kwargs)
+    steps.append(sorted(output.num_scheduled_tokens.values()))
+    return output
+
+scheduler.schedule = recorded
+params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0, detokenize=False)
+texts = []
+for several in ([prompt], [prompt] * num):
+    steps.clear()
+    outputs = llm.generate([{"prompt_token_ids": one} for one in several], params, use_tqdm=False)
+    texts.append([list(output.outputs[0].token_ids) for output in outputs])
+print("RESULT " + json.dumps([steps, texts]))
+"""
+
+
+def test_texts_of_a_prompt_that_was_read_begin_at_once(models: Path) -> None:
+    """On the CPU, whose blocks have 32 tokens or a multiple: with a prompt of 33 tokens, all but the last are in one."""
+    options = {
+        "model": str(models / "trained" / "model"), "dtype": "float32", "max_num_seqs": 8, "max_model_len": 64,
+        "enforce_eager": True, "block_size": 32, "long_prefill_token_threshold": 1,
+    }  # fmt: skip
+    environment = os.environ | engine_environment(GenerationConfig(), Resources())
+    command = [sys.executable, "-c", SCHEDULED, json.dumps([options, list(range(3, 36)), 5])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    steps, (alone, together) = json.loads(line.removeprefix("RESULT "))
+    assert [step for step in steps if step] == [[1] * 5] * 4
+    assert together == alone * 5
+
+
 def test_an_engine_on_the_cpu_is_not_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = GenerationConfig(attention_backend="flashinfer")
     with caplog.at_level(logging.INFO, "pipelines"):
-        options = engine_options(config, save_config(tmp_path, LLAMA_2_7B), Resources(), prompt_tokens=20)
+        options = engine_options(config, save_config(tmp_path, LLAMA_2_7B), Resources(), prompt_lengths=[20])
     assert not options.keys() & {"attention_config", "worker_extension_cls"}
     assert not caplog.records
 
@@ -190,8 +243,9 @@ def test_texts_and_their_probabilities_are_those_of_vllms_own_backend(tmp_path: 
     assert unavailable(128, "float16") is None
     ours = attention_options(str(tmp_path), "float16", "flashinfer")
     expected = generate(options, prompts, lengths, engine_process=False)
-    for engine_process in (False, True):
-        found = generate({**options, **ours}, prompts, lengths, engine_process=engine_process)
+    one_a_step = token_by_token([16, 16, 18])
+    for more, engine_process in (({}, False), ({}, True), (one_a_step, False)):
+        found = generate({**options, **ours, **more}, prompts, lengths, engine_process=engine_process)
         assert found["used"] == ["DecodeBackend", [1, 4, 16, 32, 48], [False]]
         num_compared = 0
         for tokens, theirs, logprobs, expected_logprobs in zip(

@@ -67,7 +67,7 @@ from pipelines.compute import Resources
 model, stop = sys.argv[1:]
 prompt = next(iter(encode_prompts(model).values()))
 config = GenerationConfig(max_new_tokens=64, max_num_seqs=48, dtype="float32")
-options = engine_options(config, model, Resources(), len(prompt))
+options = engine_options(config, model, Resources(), [len(prompt)])
 asked = 0
 allocate = KVCacheManager.allocate_slots
 
@@ -84,7 +84,7 @@ plain = LLM(**options)
 outputs = plain.generate([{"prompt_token_ids": prompt}] * len(seeds), params, use_tqdm=False)
 theirs = [one.outputs[0].text for one in outputs], sum(len(one.outputs[0].token_ids) for one in outputs)
 asked_by_vllm, asked = asked, 0
-engine = Engine(options, stop=stop, max_queued=96)
+engine = Engine(options, stop=stop, prompts=[prompt], max_queued=96)
 ours = engine.complete(prompt, [SamplingParams(max_tokens=64, seed=seed) for seed in seeds])
 print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by_vllm, asked]}))
 """

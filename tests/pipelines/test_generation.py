@@ -305,20 +305,20 @@ def test_texts_become_rows_with_the_ids_and_seeds_of_their_shard() -> None:
 
 def test_the_engine_holds_a_prompt_and_its_text_but_never_more_than_the_model(models: Path) -> None:
     model = str(models / "trained" / "model")
-    assert engine_options(CONFIG, model, ONE, prompt_tokens=20)["max_model_len"] == 84
-    assert engine_options(GenerationConfig(), model, ONE, prompt_tokens=20)["max_model_len"] == 128
+    assert engine_options(CONFIG, model, ONE, prompt_lengths=[20])["max_model_len"] == 84
+    assert engine_options(GenerationConfig(), model, ONE, prompt_lengths=[20])["max_model_len"] == 128
 
 
 def test_engines_share_a_gpu_by_their_fractions(models: Path) -> None:
     model = str(models / "trained" / "model")
-    half = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_tokens=20)
+    half = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_lengths=[20])
     assert half["gpu_memory_utilization"] == pytest.approx(0.45)
     assert "kv_cache_memory_bytes" not in half
-    shared = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_tokens=20, gpu_bytes=8 * 2**30)
+    shared = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_lengths=[20], gpu_bytes=8 * 2**30)
     assert shared["kv_cache_memory_bytes"] > 0
-    whole = engine_options(CONFIG, model, Resources(gpus_per_worker=1), prompt_tokens=20, gpu_bytes=8 * 2**30)
+    whole = engine_options(CONFIG, model, Resources(gpus_per_worker=1), prompt_lengths=[20], gpu_bytes=8 * 2**30)
     assert "kv_cache_memory_bytes" not in whole
-    assert "gpu_memory_utilization" not in engine_options(CONFIG, model, ONE, prompt_tokens=20)
+    assert "gpu_memory_utilization" not in engine_options(CONFIG, model, ONE, prompt_lengths=[20])
 
 
 def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Pa
 
 def test_graphs_are_captured_up_to_the_whole_batch(models: Path) -> None:
     config = replace(CONFIG, max_num_seqs=200, enforce_eager=False)
-    options = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_tokens=20)
+    options = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_lengths=[20])
     assert options["compilation_config"]["cudagraph_capture_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 192, 200]
 
 
