@@ -246,8 +246,8 @@ def run_engine(
 
     def write(shard: Shard) -> tuple[float, int, int]:
         own = {name: value for name, value in sampling(config, 0).items() if "stop" not in name}
-        params = [SamplingParams(**{**own, "seed": shard.row_seed(row)}) for row in range(shard.count)]
-        _, num_tokens = engine.complete(prompts[shard.label], params)
+        seeds = [shard.row_seed(row) for row in range(shard.count)]
+        _, num_tokens = engine.complete(prompts[shard.label], SamplingParams(**own), seeds)
         return time.perf_counter() - began, shard.count, num_tokens
 
     with ThreadPoolExecutor(shards_in_flight(config, on_gpu=on_gpu)) as threads:

@@ -15,6 +15,7 @@ from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.flashinfer import FlashInferBackend, FlashInferMetadataBuilder
 
 from pipelines.decode_attention import PREFILL, register
+from pipelines.engine import allocate_by_the_block
 
 
 class DecodeBackend(FlashInferBackend):
@@ -59,8 +60,9 @@ class DecodeMetadataBuilder(FlashInferMetadataBuilder):
 
 class WorkerExtension:
     """Adds nothing to vLLM's worker. Being named as its extension makes the worker, in whichever process it is, import
-    this module before it looks for the backend.
+    this module before it looks for the backend. The engine's scheduler is in that process, too.
     """
 
 
 register()
+allocate_by_the_block()

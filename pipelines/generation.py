@@ -13,7 +13,6 @@ so nothing is lost or done twice when a worker, a node or the driver dies. The c
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import hashlib
 import json
@@ -532,7 +531,8 @@ class ShardWriter:
     def _write(self, shard: Shard) -> Commit | None:
         if not self._is_needed(shard):
             return None
-        texts, num_tokens = self._engine.complete(self._prompts[shard.label], self._sampling(shard))
+        seeds = [shard.row_seed(row) for row in range(shard.count)]
+        texts, num_tokens = self._engine.complete(self._prompts[shard.label], self._sampling(), seeds)
         parsed, rejects = tables(shard, [self._config.completed(text) for text in texts], self._config)
         with self._lock:
             return self._folder.commit(shard, self._request, parsed, rejects, num_tokens)
@@ -556,14 +556,13 @@ class ShardWriter:
                 return True
             time.sleep(0.2 if is_local(self._folder.output) else 2)
 
-    def _sampling(self, shard: Shard) -> list[Any]:
+    def _sampling(self) -> Any:
         from vllm import SamplingParams
 
         config = self._config
-        base = SamplingParams(
+        return SamplingParams(
             temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.max_new_tokens
         )
-        return [_with_seed(base, shard.row_seed(row)) for row in range(shard.count)]
 
 
 def _peak_gpu_memory_gib() -> float:
@@ -571,12 +570,6 @@ def _peak_gpu_memory_gib() -> float:
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-
-
-def _with_seed(base: Any, seed: int) -> Any:
-    params = copy.copy(base)
-    params.seed = seed
-    return params
 
 
 def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa.Table, pa.Table]:

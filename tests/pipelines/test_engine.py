@@ -85,7 +85,7 @@ outputs = plain.generate([{"prompt_token_ids": prompt}] * len(seeds), params, us
 theirs = [one.outputs[0].text for one in outputs], sum(len(one.outputs[0].token_ids) for one in outputs)
 asked_by_vllm, asked = asked, 0
 engine = Engine(options, stop=stop, prompts=[prompt], max_queued=96)
-ours = engine.complete(prompt, [SamplingParams(max_tokens=64, seed=seed) for seed in seeds])
+ours = engine.complete(prompt, SamplingParams(max_tokens=64), seeds)
 print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by_vllm, asked]}))
 """
 
