@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipelines.compute import Resources
-from pipelines.engine import Decoder, Text
+from pipelines.engine import Decoder, Text, allocate_by_the_block
 from pipelines.generation import GenerationConfig, engine_environment
 from pipelines.prompts import END_MARKERS, generator_prompt
 
@@ -104,3 +105,65 @@ def test_an_engine_writes_what_vllm_writes(models: Path, stop: str) -> None:
     assert 20 < num_ended <= len(texts)
     by_vllm, by_us = found["asked"]
     assert by_us < by_vllm / 4
+
+
+def test_blocks_are_given_and_cached_as_vllm_does_it() -> None:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    allocate_by_the_block()
+    found: dict[str, Any] = {}
+    for which in ("ours", "vLLM's"):
+        asked = 0
+        allocate, cache = KVCacheManager.allocate_slots, KVCacheManager.cache_blocks
+        if which == "vLLM's":
+            allocate, cache = allocate.__wrapped__, cache.__wrapped__  # type: ignore[attr-defined]
+        manager, requests = kv_cache_manager(), []
+        cache_blocks = manager.coordinator.cache_blocks
+
+        def counted(*args: Any, cache_blocks: Any = cache_blocks) -> None:
+            nonlocal asked
+            asked += 1
+            cache_blocks(*args)
+
+        manager.coordinator.cache_blocks = counted
+        for number, prompt in enumerate([[7] * 9, [7] * 9, [5] * 12, list(range(30))]):
+            requests.append(request := new_request(str(number), prompt))
+            computed, num_computed = manager.get_computed_blocks(request)[:2]
+            assert allocate(manager, request, len(prompt) - num_computed, num_computed, computed) is not None
+            request.status, request.num_computed_tokens = request.status.RUNNING, len(prompt)
+        tables = []
+        for token in range(2, 60):
+            for request in requests:
+                # As vLLM's asynchronous scheduler does it.
+                assert allocate(manager, request, 1, num_lookahead_tokens=0) is not None
+                request.num_computed_tokens += 1
+                request.append_output_token_ids([token * int(request.request_id)])
+                cache(manager, request, request.num_computed_tokens)
+            tables.append([manager.get_block_ids(request.request_id) for request in requests])
+        again = new_request("again", list(requests[1].all_token_ids))
+        found[which] = tables, manager.block_pool.get_num_free_blocks(), manager.get_computed_blocks(again)[1], asked
+    *ours, asked_by_us = found["ours"]
+    *theirs, asked_by_vllm = found["vLLM's"]
+    assert ours == theirs
+    assert ours[-1] == 64
+    assert asked_by_us < asked_by_vllm / 2
+
+
+def kv_cache_manager() -> Any:
+    import torch
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+
+    layers = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layers)])
+    return KVCacheManager(config, max_model_len=200, scheduler_block_size=4, hash_block_size=4)
+
+
+def new_request(name: str, prompt: list[int]) -> Any:
+    from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    return Request(name, prompt, SamplingParams(max_tokens=60), None, block_hasher=get_request_block_hasher(4, sha256))
