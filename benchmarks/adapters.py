@@ -242,8 +242,8 @@ def kernels(
     works: dict[str, tuple[Callable[[], Any], int | None]] = {
         "shrink_x": (lambda: shrink([x] * num, a, tiles, keys, salts, **dropping), of_x),
         "shrink_grads": (lambda: shrink(grads, by_rank, tiles, keys, salts, **keeping), of_grads),
-        "expand_y": (lambda: expand(z, by_rank, tiles, keys, salts, **keeping), of_grads),
-        "expand_grad_x": (lambda: expand(z, a, tiles, keys, salts, summed=True, **dropping), of_x),
+        "expand_y": (lambda: expand(z, by_rank, starts, keys, salts, **keeping), of_grads),
+        "expand_grad_x": (lambda: expand(z, a, starts, keys, salts, summed=True, **dropping), of_x),
         "gradients_a": (lambda: gradients(z, [x] * num, starts, keys, salts, **dropping), of_x),
         "gradients_b": (lambda: gradients(z, grads, starts, keys, salts, transposed=True, **keeping), of_grads),
         "products": (lambda: [torch.mm(x, w.t(), out=y) for w, y in zip(weights, outputs, strict=True)], None),

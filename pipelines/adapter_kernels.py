@@ -1,13 +1,15 @@
 """Triton kernels of `adapters.py`: what LoRA adds to a frozen matrix product, in half precision on a GPU.
 
-All of it is bound by memory traffic, so each kernel reads its one big operand once, and dropout masks are computed in registers
-instead of being stored. What is added to a product is written first and becomes the product's accumulator (cuBLAS, beta = 1):
-the big output is then rounded once, and read by the product's epilogue rather than by a kernel of its own.
+All of it is bound by traffic, of memory and more so of the L2 cache, which gives the multiprocessors little more than memory
+does. So a program reads a piece of its big operand once, and one of its small operand for as much of the big one as registers
+allow. Dropout masks are computed in registers instead of being stored. What is added to a product is written first and becomes
+the product's accumulator (cuBLAS, beta = 1): the big output is then rounded once, and read by the product's epilogue rather
+than by a kernel of its own.
 
 Projections that read one input are a dimension of each kernel's grid, next to each other, so that the first of them has brought
-the input into the L2 cache for the others. Their tensors stay where they are: a kernel gets a tuple of pointers, one a
-projection, and each program picks its own. Widths differ where heads share keys and values; the narrower ones' last programs
-end at once.
+the input into the L2 cache for the others. (One program for all of them reads it once; on an H200 that saved no time.)
+Their tensors stay where they are: a kernel gets a tuple of pointers, one a projection, and each program picks its own. Widths
+differ where heads share keys and values; the narrower ones' last programs end at once.
 
 Sums run in float32 and in a fixed order, without atomic additions. Where a kernel would have too few programs to fill a GPU,
 its sum is cut into parts that a second kernel adds; how many depends on shapes only, never on the device or a measurement.
@@ -25,18 +27,32 @@ import triton.language as tl
 
 from pipelines.adapters import MULTIPLIERS, TOKENS_PER_TILE, drop_below
 
-# Two for each multiprocessor of an H100 or H200, so that one waits for memory while the other computes.
-PROGRAMS = 256
 MAX_PARTS = 8
 # Below that a part saves less time than adding it takes.
 MIN_ITERATIONS = 4
 SUMMED_PER_PROGRAM = 1_024
-# By whether the rank is above 64: channels of one iteration (shrink), of one program (expand, gradients), pipeline stages.
-SHRINK = {False: {"BLOCK": 128, "num_stages": 3, "num_warps": 4}, True: {"BLOCK": 64, "num_stages": 4, "num_warps": 4}}
-EXPAND = {False: {"BLOCK": 128, "num_stages": 2, "num_warps": 4}, True: {"BLOCK": 128, "num_stages": 2, "num_warps": 8}}
-# Of several projections, each of which needs an accumulator beside the sum.
-EXPAND_SUM = {"BLOCK": 64, "num_stages": 2, "num_warps": 8}
-GRADIENT = {False: {"BLOCK": 64, "num_stages": 4, "num_warps": 4}, True: {"BLOCK": 64, "num_stages": 4, "num_warps": 4}}
+# By whether the rank is above 64. PROGRAMS: about how many to have, by cutting sums or tokens into parts: one or more for each
+# multiprocessor of an H100 or H200, as registers and shared memory allow. BLOCK: channels of one iteration (shrink), of one
+# program (expand, gradients). TILE: tokens of one iteration. What takes the time is traffic from the L2 cache: of the big
+# operand and of the small one, which each BLOCK (in shrink, each tile of tokens) reads anew; so they are large.
+Settings = dict[str, int]
+SHRINK: dict[bool, Settings] = {
+    False: {"PROGRAMS": 256, "BLOCK": 64, "num_stages": 4, "num_warps": 8},
+    True: {"PROGRAMS": 256, "BLOCK": 64, "num_stages": 3, "num_warps": 8},
+}
+EXPAND: dict[bool, Settings] = {
+    False: {"PROGRAMS": 512, "TILE": 64, "BLOCK": 128, "num_stages": 3, "num_warps": 4},
+    True: {"PROGRAMS": 256, "TILE": 64, "BLOCK": 128, "num_stages": 2, "num_warps": 8},
+}
+GRADIENT: dict[bool, Settings] = {
+    False: {"PROGRAMS": 256, "TILE": 32, "BLOCK": 128, "num_stages": 4, "num_warps": 4},
+    True: {"PROGRAMS": 256, "TILE": 64, "BLOCK": 64, "num_stages": 4, "num_warps": 4},
+}
+# Of several projections at once, which takes accumulators and factors for each.
+EXPAND_SUM: dict[bool, Settings] = {
+    False: {"PROGRAMS": 256, "TILE": 64, "BLOCK": 64, "num_stages": 3, "num_warps": 8},
+    True: {"PROGRAMS": 128, "TILE": 64, "BLOCK": 64, "num_stages": 2, "num_warps": 8},
+}
 
 _FIRST = tl.constexpr(MULTIPLIERS[0])
 _SECOND = tl.constexpr(MULTIPLIERS[1] + 2**32)
@@ -56,12 +72,16 @@ def _row_words(keys, rows, valid, salt):
 
 
 @triton.jit
-def _keep(row_words, channels, threshold):
-    """`adapters.keep_mask` of the words of rows and the numbers of channels, [rows, channels]."""
-    factors = _stir(row_words) | 1
+def _column_words(channels):
     channels = channels.to(tl.uint32, bitcast=True)
-    columns = (_stir(channels) << 16) ^ channels
-    words = (row_words[:, None] ^ columns[None, :]) * factors[:, None]
+    return (_stir(channels) << 16) ^ channels
+
+
+@triton.jit
+def _keep(row_words, column_words, threshold):
+    """`adapters.keep_mask` of the words of rows and columns, [rows, channels]."""
+    factors = _stir(row_words) | 1
+    words = (row_words[:, None] ^ column_words[None, :]) * factors[:, None]
     return words.to(tl.int32, bitcast=True) >= threshold
 
 
@@ -96,7 +116,10 @@ def _shrink_kernel(
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
 ):
-    """narrow = scale · dropout(wide) @ weight[adapter]ᵀ, for one projection, tile of tokens and part of the channels."""
+    """narrow = scale · dropout(wide) @ weight[adapter]ᵀ for one projection, one tile, one part of the channels.
+
+    Computed transposed: what dropout has left has to go back to shared memory only as the right operand of a product.
+    """
     which, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     wide, weight, channels = _pick(wides, which), _pick(weights, which), _pick(widths, which)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
@@ -105,29 +128,29 @@ def _shrink_kernel(
     valid = rows < tl.load(tiles + tile * 3 + 2)
     places = rows.to(tl.int64)
     ranks = tl.arange(0, RANK)
-    if DROP:
-        row_words = _row_words(keys, rows, valid, _pick(salts, which))
+    weight += adapter * _pick(adapter_strides, which)
     channels_per_part = tl.cdiv(tl.cdiv(channels, tl.num_programs(2)), BLOCK) * BLOCK
     begin = part * channels_per_part
     # Tokens without an adapter get the sum of nothing.
     end = tl.where(adapter >= 0, tl.minimum(begin + channels_per_part, channels), begin)
-    weight += adapter * _pick(adapter_strides, which)
-    total = tl.zeros([TILE, RANK], dtype=tl.float32)
+    if DROP:
+        row_words = _row_words(keys, rows, valid, _pick(salts, which))
+    total = tl.zeros([RANK, TILE], dtype=tl.float32)
     for start in range(begin, end, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < end
         values = tl.load(wide + places[:, None] * channels + columns[None, :], mask=valid[:, None] & inside[None, :], other=0.0)
         factors = tl.load(
-            weight + columns[:, None] * channel_stride + ranks[None, :] * rank_stride,
-            mask=inside[:, None] & (ranks < rank)[None, :],
+            weight + ranks[:, None] * rank_stride + columns[None, :] * channel_stride,
+            mask=(ranks < rank)[:, None] & inside[None, :],
             other=0.0,
         )
         if DROP:
-            values = tl.where(_keep(row_words, columns, threshold), values, 0.0)
-        total = tl.dot(values, factors, total)
+            values = tl.where(_keep(row_words, _column_words(columns), threshold), values, 0.0)
+        total = tl.dot(factors, tl.trans(values), total)
     tl.store(
         narrow + part * part_stride + (which * num_tokens + rows)[:, None] * rank + ranks[None, :],
-        (total * scale).to(narrow.dtype.element_ty),
+        (tl.trans(total) * scale).to(narrow.dtype.element_ty),
         mask=valid[:, None] & (ranks < rank)[None, :],
     )
 
@@ -137,7 +160,7 @@ def _expand_kernel(
     narrow,  # [m, T, rank]
     weights,  # m of [N, rank, channels] by their strides
     wides,  # out: m / TERMS of [T, channels]
-    tiles,
+    starts,
     keys,
     salts,
     threshold,
@@ -154,48 +177,63 @@ def _expand_kernel(
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
 ):
-    """wide = scale · Σ dropout(narrow @ weight[adapter]), zero without an adapter, for one tile of tokens, block of channels.
+    """wide = scale · Σ dropout(narrow @ weight[adapter]) over one part of one adapter's tokens, for one block of channels.
 
-    The sum has TERMS projections: all of them, for the one output there is then, or one.
+    The sum has TERMS projections: all of them, for the one output there is then, or one. Tokens without an adapter come after
+    the last one's, as if they were one more adapter's, and get zeros. Blocks and outputs are one dimension of the grid.
     """
-    tile, output = tl.program_id(0), tl.program_id(2)
-    channels = _pick(widths, output)
-    if tl.program_id(1) * BLOCK >= channels:
-        return
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    output, block = tl.program_id(0) % len(wides), tl.program_id(0) // len(wides)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
-    adapter = tl.load(tiles + tile * 3).to(tl.int64)
-    rows = tl.load(tiles + tile * 3 + 1) + tl.arange(0, TILE)
-    valid = rows < tl.load(tiles + tile * 3 + 2)
-    ranks = tl.arange(0, RANK)
+    adapter, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    wide, channels = _pick(wides, output), _pick(widths, output)
+    if block * BLOCK >= channels:
+        return
+    columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
-    adapted = adapter >= 0
-    total = tl.zeros([TILE, BLOCK], dtype=tl.float32)
-    for term in range(TERMS):
-        which = output + term
-        states = tl.load(
-            narrow + (which * num_tokens + rows)[:, None] * rank + ranks[None, :],
-            mask=valid[:, None] & (ranks < rank)[None, :] & adapted,
-            other=0.0,
+    ranks = tl.arange(0, RANK)
+    adapted = adapter < tl.num_programs(1) - 1
+    first = tl.load(starts + adapter)
+    end = tl.load(starts + adapter + 1, mask=adapted, other=num_tokens)
+    per_part = tl.cdiv(tl.cdiv(end - first, tl.num_programs(2)), TILE) * TILE
+    begin = first + part * per_part
+    end = tl.minimum(begin + per_part, end)
+    # Read once: they are as many as the states of a tile of tokens, or more.
+    factors = tl.tuple(())
+    for term in tl.static_range(TERMS):
+        factors += (
+            tl.load(
+                _pick(weights, output + term)
+                + adapter * _pick(adapter_strides, output + term)
+                + ranks[:, None] * rank_stride
+                + columns[None, :] * channel_stride,
+                mask=(ranks < rank)[:, None] & inside[None, :] & adapted,
+                other=0.0,
+            ),
         )
-        factors = tl.load(
-            _pick(weights, which)
-            + adapter * _pick(adapter_strides, which)
-            + ranks[:, None] * rank_stride
-            + columns[None, :] * channel_stride,
-            mask=(ranks < rank)[:, None] & inside[None, :] & adapted,
-            other=0.0,
+    if DROP:
+        column_words = _column_words(columns)
+    for start in range(begin, end, TILE):
+        rows = start + tl.arange(0, TILE)
+        valid = rows < end
+        total = tl.zeros([TILE, BLOCK], dtype=tl.float32)
+        for term in tl.static_range(TERMS):
+            which = output + term
+            states = tl.load(
+                narrow + (which * num_tokens + rows)[:, None] * rank + ranks[None, :],
+                mask=valid[:, None] & (ranks < rank)[None, :] & adapted,
+                other=0.0,
+            )
+            if DROP:
+                words = _row_words(keys, rows, valid, _pick(salts, which))
+            values = tl.dot(states, factors[term])
+            if DROP:
+                values = tl.where(_keep(words, column_words, threshold), values, 0.0)
+            total += values
+        tl.store(
+            wide + rows.to(tl.int64)[:, None] * channels + columns[None, :],
+            (total * scale).to(wide.dtype.element_ty),
+            mask=valid[:, None] & inside[None, :],
         )
-        values = tl.dot(states, factors)
-        if DROP:
-            values = tl.where(_keep(_row_words(keys, rows, valid, _pick(salts, which)), columns, threshold), values, 0.0)
-        total += values
-    wide = _pick(wides, output)
-    tl.store(
-        wide + rows.to(tl.int64)[:, None] * channels + columns[None, :],
-        (total * scale).to(wide.dtype.element_ty),
-        mask=valid[:, None] & inside[None, :],
-    )
 
 
 @triton.jit(do_not_specialize=["threshold", "num_tokens"])
@@ -237,22 +275,23 @@ def _gradient_kernel(
     begin = first + part * per_part
     end = tl.minimum(begin + per_part, end)
     if DROP:
-        salt = _pick(salts, which)
-    narrow += which * num_tokens * rank
+        salt, column_words = _pick(salts, which), _column_words(columns)
     total = tl.zeros([RANK, BLOCK], dtype=tl.float32)
     for start in range(begin, end, TILE):
         rows = start + tl.arange(0, TILE)
         valid = rows < end
-        states = tl.load(
-            narrow + rows[None, :] * rank + ranks[:, None], mask=(ranks < rank)[:, None] & valid[None, :], other=0.0
-        )
         values = tl.load(
             wide + rows.to(tl.int64)[:, None] * channels + columns[None, :],
             mask=valid[:, None] & inside[None, :],
             other=0.0,
         )
+        states = tl.load(
+            narrow + (which * num_tokens + rows)[None, :] * rank + ranks[:, None],
+            mask=(ranks < rank)[:, None] & valid[None, :],
+            other=0.0,
+        )
         if DROP:
-            values = tl.where(_keep(_row_words(keys, rows, valid, salt), columns, threshold), values, 0.0)
+            values = tl.where(_keep(_row_words(keys, rows, valid, salt), column_words, threshold), values, 0.0)
         total = tl.dot(states, values, total)
     tl.store(
         gradient
@@ -278,9 +317,14 @@ def _sum_kernel(parts, outs, sizes, part_stride, num_parts, BLOCK: tl.constexpr)
     tl.store(out + places, total.to(out.dtype.element_ty), mask=inside)
 
 
-def _num_parts(num_programs: int, num_iterations: int) -> int:
-    """How many parts to cut the sums of `num_programs` programs into, each of `num_iterations`."""
-    return max(1, min(MAX_PARTS, num_iterations // MIN_ITERATIONS, round(PROGRAMS / num_programs)))
+def _num_parts(programs: int, num_programs: int, num_iterations: int) -> int:
+    """How many parts to cut the sums of `num_programs` programs into, each of `num_iterations`, to have about `programs`."""
+    return max(1, min(MAX_PARTS, num_iterations // MIN_ITERATIONS, round(programs / num_programs)))
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Those of `settings` that a kernel is launched with."""
+    return {name: value for name, value in settings.items() if name != "PROGRAMS"}
 
 
 def _parts(num_parts: int, shapes: Sequence[tuple[int, ...]], like: torch.Tensor) -> list[torch.Tensor]:
@@ -335,9 +379,9 @@ def shrink(
     `scale`. So in `expand` and `gradients`.
     """
     num_tokens, rank = len(keys), weights[0].shape[1]
+    settings = SHRINK[rank > 64]
     widths = tuple(wide.shape[1] for wide in wides)
-    settings: dict[str, Any] = SHRINK[rank > 64]
-    num_parts = _num_parts(len(wides) * len(tiles), max(widths) // settings["BLOCK"])
+    num_parts = _num_parts(settings["PROGRAMS"], len(wides) * len(tiles), max(widths) // settings["BLOCK"])
     parts = _parts(num_parts, [(len(wides), num_tokens, rank)], like=wides[0])
     _shrink_kernel[len(wides), len(tiles), num_parts](
         tuple(wides),
@@ -356,7 +400,7 @@ def shrink(
         TILE=TOKENS_PER_TILE,
         RANK=_padded(rank),
         DROP=dropout > 0,
-        **settings,
+        **_options(settings),
     )
     return _summed(parts, wides[0].dtype)[0]
 
@@ -364,7 +408,7 @@ def shrink(
 def expand(
     narrow: torch.Tensor,
     weights: Sequence[torch.Tensor],
-    tiles: torch.Tensor,
+    starts: torch.Tensor,
     keys: torch.Tensor,
     salts: Sequence[torch.Tensor],
     *,
@@ -378,13 +422,19 @@ def expand(
     """
     rank = narrow.shape[2]
     widths = tuple(weight.shape[2] for weight in weights[: 1 if summed else None])
-    settings: dict[str, Any] = EXPAND_SUM if len(weights) > len(widths) else EXPAND[rank > 64]
+    settings = (EXPAND_SUM if len(weights) > len(widths) else EXPAND)[rank > 64]
     wides = tuple(narrow.new_empty(len(keys), width) for width in widths)
-    _expand_kernel[len(tiles), triton.cdiv(max(widths), settings["BLOCK"]), len(wides)](
+    num_adapters = len(starts) - 1
+    blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
+    num_tiles = triton.cdiv(len(keys), num_adapters * settings["TILE"])
+    # Nothing is summed over tokens, so that parts cost no more than reading the factors again.
+    num_parts = max(1, min(num_tiles // 2, round(settings["PROGRAMS"] / (num_adapters * sum(blocks)))))
+    # One more than adapters, for the tokens without one.
+    _expand_kernel[len(wides) * max(blocks), num_adapters + 1, num_parts](
         narrow,
         tuple(weights),
         wides,
-        tiles,
+        starts,
         keys,
         tuple(salts),
         drop_below(dropout),
@@ -394,10 +444,9 @@ def expand(
         rank,
         *_strides(weights),
         TERMS=len(weights) // len(wides),
-        TILE=TOKENS_PER_TILE,
         RANK=_padded(rank),
         DROP=dropout > 0,
-        **settings,
+        **_options(settings),
     )
     return list(wides)
 
@@ -419,10 +468,11 @@ def gradients(
     """
     _, num_tokens, rank = narrow.shape
     num_adapters = len(starts) - 1
+    settings = GRADIENT[rank > 64]
     widths = tuple(wide.shape[1] for wide in wides)
-    settings: dict[str, Any] = GRADIENT[rank > 64]
     blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
-    num_parts = _num_parts(num_adapters * sum(blocks), num_tokens // (num_adapters * TOKENS_PER_TILE))
+    num_iterations = num_tokens // (num_adapters * settings["TILE"])
+    num_parts = _num_parts(settings["PROGRAMS"], num_adapters * sum(blocks), num_iterations)
     shapes = [(num_adapters, width, rank) if transposed else (num_adapters, rank, width) for width in widths]
     parts = _parts(num_parts, shapes, like=wides[0])
     by_rank = [part.transpose(2, 3) if transposed else part for part in parts]
@@ -440,10 +490,9 @@ def gradients(
         rank,
         parts[0].stride(0),
         *_strides([part[0] for part in by_rank]),
-        TILE=TOKENS_PER_TILE,
         RANK=_padded(rank),
         DROP=dropout > 0,
-        **settings,
+        **_options(settings),
     )
     return _summed(parts, wides[0].dtype)
 
@@ -462,7 +511,7 @@ def forward(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """As `adapters.reference_forward`, of contiguous tensors."""
     z = shrink([x] * len(a), a, tiles, keys, salts, dropout=dropout, scale=1 / (1 - dropout))
-    outputs = expand(z, [one.transpose(1, 2) for one in b], tiles, keys, salts, dropout=0.0, scale=scale)
+    outputs = expand(z, [one.transpose(1, 2) for one in b], starts, keys, salts, dropout=0.0, scale=scale)
     for y, weight in zip(outputs, weights, strict=True):
         y.addmm_(x, weight.t())
     return outputs, z
@@ -490,7 +539,7 @@ def backward(
     grads_a = gradients(grad_z, [x] * len(a), starts, keys, salts, dropout=dropout, scale=kept)
     if not needs_grad_x:
         return x.new_empty(0), grads_a, grads_b
-    grad_x = expand(grad_z, a, tiles, keys, salts, dropout=dropout, scale=kept, summed=True)[0]
+    grad_x = expand(grad_z, a, starts, keys, salts, dropout=dropout, scale=kept, summed=True)[0]
     for grad, weight in zip(grads, weights, strict=True):
         grad_x.addmm_(grad, weight)
     return grad_x, grads_a, grads_b

@@ -174,10 +174,10 @@ def test_an_examples_masks_do_not_depend_on_its_batch():
 )
 def test_tiles_cover_each_token_once_and_never_two_adapters(starts, num_tokens):
     segments = Segments.from_arrays(starts, np.zeros(num_tokens, dtype=np.int32), "cpu")
-    assert segments.tiles.shape == ((num_tokens + len(starts) * 63) // 64, 3)
+    assert segments.tiles.shape == ((num_tokens + len(starts) * 127) // 128, 3)
     owners = np.full(num_tokens, -2)
     for adapter, first, end in segments.tiles.tolist():
-        assert end - first <= 64
+        assert end - first <= 128
         assert (owners[first:end] == -2).all()
         owners[first:end] = adapter
     expected = np.full(num_tokens, -1)
@@ -725,8 +725,8 @@ def assert_kernels_drop_what_the_reference_drops(dtype, device):
     ones, identity = torch.ones(size, size, device=device, dtype=dtype), torch.eye(size, device=device, dtype=dtype)
     dropping = {"keys": segments.keys, "salts": salts, "dropout": 0.3, "scale": 1.0}
     shrunk = shrink([ones] * 3, [identity[None]] * 3, segments.tiles, **dropping)
-    expanded = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.tiles, **dropping)
-    summed = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.tiles, summed=True, **dropping)
+    expanded = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.starts, **dropping)
+    summed = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.starts, summed=True, **dropping)
     by_rank = gradients(identity.repeat(3, 1, 1), [ones] * 3, segments.starts, **dropping)
     for place, mask in enumerate(masks):
         assert torch.equal(shrunk[place], mask)
