@@ -59,8 +59,8 @@ class PackedBatch:
     tokens; `shared` int64 [num_rows], how many tokens come before them: none in a prefix, as many as it has in a row that
     shares it, or, in a prefix tree, as many as a row has in common with the one before it; `contents` int64, what each of the
     first rows holds: number n of the sequences, or -1 - n for a prefix of number n; `last_index` int64 [num_rows], of the
-    sequences in their order the stream index of the last token, then any index. `num_keys` counts a row's tokens with the
-    shared ones, in all rows, or what a `Shape` leaves room for.
+    sequences in their order the stream index of the last token, then that of a token that is no sequence's last. `num_keys`
+    counts a row's tokens with the shared ones, in all rows, or what a `Shape` leaves room for.
     """
 
     input_ids: np.ndarray
@@ -161,14 +161,16 @@ def _lay_out(
 ) -> PackedBatch:
     ends = np.cumsum(lengths)
     starts = np.repeat(ends - lengths - shared, lengths)
-    of_sequences = ends[: len(contents)][contents >= 0]
+    last_index = ends[: len(contents)][contents >= 0] - 1
+    unread = np.ones(len(tokens), dtype=bool)
+    unread[last_index] = False
     return PackedBatch(
         input_ids=tokens,
         position_ids=np.arange(len(tokens)) - starts,
         lengths=lengths,
         shared=shared,
         contents=contents,
-        last_index=np.append(of_sequences, np.full(len(lengths) - len(of_sequences), len(tokens))) - 1,
+        last_index=np.append(last_index, np.full(len(lengths) - len(last_index), np.argmax(unread))),
         num_keys=int((shared + lengths).sum()) if num_keys is None else num_keys,
         width=int((shared + lengths).max()) if width is None else width,
     )

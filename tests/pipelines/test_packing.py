@@ -38,7 +38,7 @@ def test_pack_lays_sequences_end_to_end_behind_one_prefix():
     assert packed.lengths.tolist() == [2, 2, 1, 3]
     assert packed.shared.tolist() == [0, 2, 2, 2]
     assert packed.contents.tolist() == [-1, 0, 1, 2]
-    assert packed.last_index.tolist() == [3, 4, 7, 7]
+    assert packed.last_index.tolist() == [3, 4, 7, 0]
     assert (packed.num_sequences, packed.num_rows, packed.num_keys, packed.width) == (3, 4, 14, 5)
     assert not packed.is_tree
 
@@ -56,7 +56,7 @@ def test_each_group_has_its_own_prefix():
     assert packed.contents.tolist() == [-5, 0, 1, 2, -1, 3, -1, 4]
     assert packed.lengths.tolist() == [2, 2, 1, 2, 1, 2, 1, 1]
     assert packed.shared.tolist() == [0, 2, 2, 0, 0, 1, 0, 1]
-    assert packed.last_index.tolist() == [3, 4, 6, 9, 11, 11, 11, 11]
+    assert packed.last_index.tolist() == [3, 4, 6, 9, 11, 0, 0, 0]
     assert (packed.num_sequences, packed.num_keys, packed.width) == (5, 18, 4)
     assert packed.num_tokens == packed_size([len(one) for one in GROUPS], OF_GROUPS)
     assert key_places(packed.lengths, packed.shared).tolist() == [
@@ -83,7 +83,7 @@ def test_batches_of_one_shape_measure_the_same_whatever_shares_what():
     filled = batches[0]
     assert filled.input_ids.tolist()[:12] == pack(GROUPS, prefixes=OF_GROUPS).input_ids.tolist()
     assert filled.lengths.tolist() == [2, 2, 1, 2, 1, 2, 1, 1, 5, 0]
-    assert filled.last_index.tolist() == [3, 4, 6, 9, 11, 16, 16, 16, 16, 16]
+    assert filled.last_index.tolist() == [3, 4, 6, 9, 11, 0, 0, 0, 0, 0]
 
 
 def test_pack_without_prefix_holds_no_padding():
@@ -99,7 +99,7 @@ def test_pack_to_a_shape_adds_one_row_of_filling_and_empty_rows():
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
     assert packed.lengths.tolist() == [2, 2, 1, 3, 0]
     assert packed.shared.tolist() == [0, 2, 2, 0, 0]
-    assert packed.last_index.tolist() == [3, 4, 7, 7, 7]
+    assert packed.last_index.tolist() == [3, 4, 0, 0, 0]
     assert (packed.num_sequences, packed.num_rows, packed.num_keys, packed.width) == (2, 5, 14, 4)
     assert class_targets(packed, [2, 0]).tolist() == [2, 0, -100, -100, -100]
 
