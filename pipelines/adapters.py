@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,14 @@ class Segments:
     Shapes: `starts` int32 [N + 1], adapter n's tokens being starts[n] up to starts[n + 1]; `keys` int32 [T]; `tiles` int32
     [(T + (N + 1) * 127) // 128, 3], rows of (adapter, first token, end) that cover all T tokens once, adapter -1 for those
     after starts[N] and for rows to spare. Shapes depend on T and N only, so a captured graph can be replayed with new contents.
+
+    `last` has those of the tokens at `PackedBatch.last_index`, as a stream of their own.
     """
 
     starts: torch.Tensor
     keys: torch.Tensor
     tiles: torch.Tensor
+    last: Segments | None = None
 
     @classmethod
     def from_arrays(cls, starts: ArrayLike, keys: np.ndarray, device: torch.device | str) -> Segments:
@@ -131,11 +134,12 @@ class Segments:
         row_places = np.where(contents < 0, contents, np.take(places, sequences))
         seed, step, place = (np.repeat(of, lengths) for of in (np.take(seeds, adapters), np.take(steps, adapters), row_places))
         keys[: starts[-1]] = token_keys(seed, step, place, batch.position_ids[: starts[-1]])
-        return cls.from_arrays(starts, keys, device)
+        last = cls.from_arrays(np.append(0, np.cumsum(counts)), keys[batch.last_index], device)
+        return replace(cls.from_arrays(starts, keys, device), last=last)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Everything on the device, in a fixed order; two of one T and N differ in nothing else."""
-        return [self.starts, self.keys, self.tiles]
+        """Everything on the device, in a fixed order; two of one shape differ in nothing else."""
+        return [self.starts, self.keys, self.tiles, *(self.last.tensors() if self.last else [])]
 
 
 def _stir(words: torch.Tensor) -> torch.Tensor:
@@ -372,8 +376,10 @@ class SharedInput:
     """Projections that read the same input: the one that is called first computes all, the others take theirs from here.
 
     They do so whatever their order if they are called with the very tensor that the first was called with, and compute anew
-    with any other. Between their calls it must not be written to.
+    with any other. Between their calls it must not be written to. With `at_last_tokens` the input has only those.
     """
+
+    at_last_tokens = False
 
     def __init__(self, layers: Sequence[AdaptedLinear], adapters: Adapters, *, scale: float, dropout: float) -> None:
         self.layers, self.adapters, self.scale, self.dropout = list(layers), adapters, scale, dropout
@@ -399,6 +405,8 @@ class SharedInput:
     def _compute(self, x: torch.Tensor, training: bool) -> dict[tuple[int, bool], torch.Tensor]:
         """Of all layers in that mode: what is computed together drops at one rate."""
         segments = self.adapters.segments
+        if segments is not None and self.at_last_tokens:
+            segments = segments.last
         if segments is None:
             raise ValueError("an adapted model computes under `with adapters.over(segments)`, its backward pass as well")
         chosen = {(place, training): layer for place, layer in enumerate(self.layers) if layer.training == training}
@@ -408,7 +416,9 @@ class SharedInput:
             [layer.a for layer in chosen.values()],
             [layer.b for layer in chosen.values()],
             [layer.salt for layer in chosen.values()],
-            *segments.tensors(),
+            segments.starts,
+            segments.keys,
+            segments.tiles,
             self.dropout if training else 0.0,
             self.scale,
         )

@@ -353,6 +353,7 @@ class Bodies:
 
         from pipelines.adapters import ADAPTER_FILE, add_adapters, merge_adapter
         from pipelines.attention import PACKED, register_packed_attention
+        from pipelines.models import compute_last_layer_where_read
 
         settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter else {}
         shape = {name: settings.get(name) for name in ("r", "lora_alpha", "target_modules")}
@@ -371,6 +372,7 @@ class Bodies:
                     dropout=0.0,
                     seeds=[None],
                 )
+            compute_last_layer_where_read(self._body)
             if self.compiled:
                 compile_layers(self._body)
             self._kept = (weights, shape)
@@ -392,8 +394,9 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
     found = []
     with torch.inference_mode():
         for _, batch in batches:
-            # One adapter for all tokens, which drops nothing.
-            segments = Segments.from_arrays([0, batch.num_tokens], np.zeros(batch.num_tokens, dtype=np.int32), device)
+            # One adapter for all tokens, which drops nothing, whatever the keys.
+            one = {"counts": [batch.num_sequences], "seeds": [0], "steps": [0], "places": range(batch.num_sequences)}
+            segments = Segments.from_batch(batch, device, **one)
             with classifier.adapters.over(segments) if classifier.adapters else contextlib.nullcontext():
                 found.append(classifier.logits(PackedInput.from_batch(batch, device)))
     order = np.concatenate([rows for rows, _ in batches])

@@ -758,7 +758,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
     from transformers import AutoModel, AutoModelForCausalLM
 
     from pipelines.attention import PACKED, register_packed_attention
-    from pipelines.models import Classifier, LanguageModel, load_head
+    from pipelines.models import Classifier, LanguageModel, compute_last_layer_where_read, load_head
 
     config = job.config
     dtype = getattr(torch, config.dtype)
@@ -793,6 +793,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
     if not classify:
         return LanguageModel(backbone).train(), adapters
     assert start is not None, "a classifier starts from a saved head"
+    compute_last_layer_where_read(backbone)
     return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train(), adapters
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from pipelines.adapters import Adapters
+from pipelines.adapters import AdaptedLinear, Adapters
 from pipelines.attention import PackedInput
 from pipelines.examples import LABELS
 from pipelines.packing import IGNORED
@@ -39,6 +39,56 @@ class Classifier(torch.nn.Module):
     def forward(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy summed over the batch's sequences. `targets` int64 [num_rows], from `packing.class_targets`."""
         return cross_entropy(self.logits(packed), targets, reduction="sum", ignore_index=IGNORED)
+
+
+def compute_last_layer_where_read(body: Any) -> None:
+    """Have a classifier's `body` compute what follows attention in its last decoder layer at sequences' last tokens only.
+
+    Which is exact: what other tokens have there enters nothing that is read. It leaves out the output projection and the MLP,
+    three quarters of a layer's weights in Llama 2; a decoder that calls them otherwise computes them for all tokens. Adapters
+    must have been added before.
+    """
+    if not hasattr(body, "layers"):
+        return
+    layer = body.layers[-1]
+    named = dict(layer.named_modules())
+    found = [named[name] for name in ("self_attn.o_proj", "mlp") if name in named]
+    if not found:
+        return
+    for module in found:
+        _mix_in(_AtLastTokens, module)
+        for part in module.modules():
+            if isinstance(part, AdaptedLinear):
+                part.shared_input.at_last_tokens = True
+    _mix_in(_LastLayer, layer)
+    layer.parts_at_last_tokens = found
+
+
+def _mix_in(mixin: type, module: torch.nn.Module) -> None:
+    """Put `mixin` before the class of `module`: unlike a wrapper it renames no weight, and unlike a hook torch.compile, which
+    compiles one layer for all of its class, cannot miss it."""
+    module.__class__ = type(type(module).__name__, (mixin, type(module)), {})
+
+
+class _LastLayer(torch.nn.Module):
+    """Of a decoder layer: tells its parts where the last tokens are."""
+
+    parts_at_last_tokens: list[_AtLastTokens]
+
+    def forward(self, *args: Any, packed: PackedInput, **kwargs: Any) -> Any:
+        for part in self.parts_at_last_tokens:
+            part.last_index = packed.last_index
+        return super().forward(*args, packed=packed, **kwargs)
+
+
+class _AtLastTokens(torch.nn.Module):
+    """Of a module that works token by token: computes at `last_index`, and is zero elsewhere."""
+
+    last_index: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().forward(x.index_select(-2, self.last_index))
+        return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy(-2, self.last_index, y)
 
 
 class LanguageModel(torch.nn.Module):

@@ -49,7 +49,7 @@ from pipelines.finetuning import (
     weights_of,
     working_folder,
 )
-from pipelines.models import load_head
+from pipelines.models import compute_last_layer_where_read, load_head
 from pipelines.packing import IGNORED, Shape, pack, packed_size, shape_for, split_by_tokens
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
@@ -302,6 +302,7 @@ class _Bank:
         # A slot's examples have one prefix, if any.
         self.rows_per_slot = self.batch_size + any(member.job.config.share_prefix for member in members)
         self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
+        compute_last_layer_where_read(self.body)
         self.body.train()
         if self.on_gpu and 0 < config.compile_from_steps <= num_passes:
             compile_layers(self.body)

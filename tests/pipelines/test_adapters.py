@@ -27,7 +27,7 @@ from pipelines.adapters import (
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.errors import UserError
 from pipelines.finetuning import LLAMA_PROJECTIONS, compile_layers
-from pipelines.models import Classifier
+from pipelines.models import Classifier, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, pack
 
 SHAPE = {
@@ -773,6 +773,7 @@ def test_masks_are_the_same_bits_on_a_gpu():
 @pytest.mark.gpu
 def test_a_captured_step_follows_its_segments():
     model, adapters = adapted([5, 6], dropout=0.3, dtype=torch.bfloat16)
+    compute_last_layer_where_read(model.body)
     model.cuda()
     sequences = random_sequences(8)
     shape = Shape(256, 6, 256)

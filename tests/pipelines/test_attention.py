@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralCo
 
 from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, register_packed_attention
 from pipelines.evaluation import classify
-from pipelines.models import Classifier, LanguageModel, _NextTokenLoss
+from pipelines.models import Classifier, LanguageModel, _NextTokenLoss, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
 
 SHAPE = {
@@ -76,6 +76,7 @@ def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequ
     expected_head_grad = head.weight.grad.clone()
     head.weight.grad = None
 
+    compute_last_layer_where_read(body)
     prefix = common_prefix_length(sequences) if share_prefix else 0
     assert prefix == (len(PREFIX) if share_prefix else 0)
     classifier = Classifier(body, head)
@@ -112,6 +113,7 @@ def test_a_prefix_tree_gives_the_padded_models_logits_in_the_order_of_its_input(
     batches = prefix_tree_batches(families, token_budget)
     assert (len(batches) == 1) == (token_budget == 10_000)
     assert sum(batch.num_tokens for _, batch in batches) < sum(map(len, families)) * 0.8
+    compute_last_layer_where_read(body)
     logits = classify(Classifier(body, head), batches, torch.device("cpu"))
     torch.testing.assert_close(torch.from_numpy(logits), expected.detach(), rtol=1e-4, atol=2e-6)
 

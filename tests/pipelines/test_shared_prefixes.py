@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 from pipelines.adapters import Segments, add_adapters, keep_mask, token_keys
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.finetuning import LLAMA_PROJECTIONS
-from pipelines.models import Classifier, LanguageModel
+from pipelines.models import Classifier, LanguageModel, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, next_token_targets, pack
 
 CONFIG = LlamaConfig(
@@ -146,6 +146,7 @@ def test_each_members_prompts_share_their_beginning(counts, dropout, filled):
         places += range(count)
     labels = [i % 3 for i in range(len(sequences))]
     body, adapters, plain = adapted(AutoModel, seeds, dropout)
+    compute_last_layer_where_read(body)
     head = torch.nn.Linear(64, 3, bias=False).double()
     packed = pack(sequences, prefixes=prefixes, shape=Shape(128, 14, 128, 128) if filled else None)
     segments = Segments.from_batch(packed, "cpu", counts=counts, seeds=seeds, steps=steps, places=places)
