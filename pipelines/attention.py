@@ -4,7 +4,9 @@ Every other part of a decoder works token by token, so only attention has to kno
 computed once and each one's keys and values begin with it, which is exact: causal attention makes a prefix independent of
 what follows. Two ways, the same numbers:
 
-- on a GPU in half precision, PyTorch's variable-length FlashAttention, on the stream as it lies;
+- on a GPU in half precision, kernels of our own on the stream as it lies (`attention_kernels.py`), which are made for rows of
+  about a hundred tokens; of longer rows and other sizes of a head PyTorch's variable-length FlashAttention, on a copy of the
+  keys and values for each row that shares them;
 - elsewhere queries, keys and values are spread into a [row, position] grid for the length of one fused causal kernel; what the
   grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it. The rows of a prefix tree are
   many and share most of what they have, and are taken a few at a time.
@@ -22,11 +24,15 @@ import torch
 from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 from pipelines.adapters import Segments
-from pipelines.packing import PackedBatch, key_places
+from pipelines.packing import PackedBatch, attention_tiles, key_places, prefix_parts
 
 PACKED = "packed"
 ROWS_PER_GRID = 32
 """Rows of a prefix tree in one grid: as wide as its longest row, and those of a batch differ."""
+HEAD_SIZES = (16, 32, 64, 128)
+"""Those that our kernels compute: powers of two, and what a program's registers hold."""
+WIDEST_FOR_KERNELS = 1_024
+"""Tokens of a row, shared ones included, up to which our kernels are taken: FlashAttention's tiles are made for longer ones."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,22 @@ class StreamIndex:
     Shapes: `query_starts`, `key_starts` int32 [num_rows + 1]. A row's keys are the tokens that it shares and its own: `keys`
     int64 [K] picks them from the stream, where anything is shared. For the backward pass, `copies` int32 [K] and `copy_starts`
     int32 [T + 1]: the keys that are token t are `copies[copy_starts[t]:copy_starts[t + 1]]`. K is `PackedBatch.num_keys`; what
-    lies past the last row's is no row's, and in no sum.
+    lies past the last row's is no row's, and in no sum. For our kernels, `tiles` are `attention_tiles`, and `parts` and
+    `sums` are `prefix_parts`.
     """
 
     query_starts: torch.Tensor
     key_starts: torch.Tensor
+    tiles: torch.Tensor
     keys: torch.Tensor | None = None
     copies: torch.Tensor | None = None
     copy_starts: torch.Tensor | None = None
+    parts: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything, in a fixed order."""
-        found = (self.query_starts, self.key_starts, self.keys, self.copies, self.copy_starts)
-        return [tensor for tensor in found if tensor is not None]
+        return [tensor for tensor in vars(self).values() if tensor is not None]
 
 
 @dataclass(frozen=True)
@@ -96,19 +105,22 @@ class PackedInput:
 
 def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
     query_starts = move(_starts(batch.lengths))
+    tiles = move(attention_tiles(batch.lengths, batch.shared, is_tree=batch.is_tree))
     if batch.num_keys == batch.num_tokens:
-        return StreamIndex(query_starts, query_starts)
+        return StreamIndex(query_starts, query_starts, tiles)
     places = key_places(batch.lengths, batch.shared)
     keys = np.zeros(batch.num_keys, dtype=np.int64)
     keys[: len(places)] = places
     key_starts = move(_starts(batch.shared + batch.lengths))
     if batch.is_tree:
         # Evaluated and never trained on, and the larger part of the work here.
-        return StreamIndex(query_starts, key_starts, move(keys))
+        return StreamIndex(query_starts, key_starts, tiles, move(keys))
     copies = np.zeros(batch.num_keys, dtype=np.int32)
     copies[: len(places)] = np.argsort(places, kind="stable")
     copy_starts = _starts(np.bincount(places, minlength=batch.num_tokens))
-    return StreamIndex(query_starts, key_starts, move(keys), move(copies), move(copy_starts))
+    parts, sums = prefix_parts(batch.lengths, batch.shared, num_shared=batch.num_keys - batch.num_tokens)
+    arrays = (keys, copies, copy_starts, parts, sums)
+    return StreamIndex(query_starts, key_starts, tiles, *map(move, arrays))
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
@@ -262,6 +274,10 @@ def packed_attention(
         )
     query, key, value = (states.transpose(1, 2)[0] for states in (query, key, value))
     has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
+    if has_kernel and query.shape[2] in HEAD_SIZES and packed.width <= WIDEST_FOR_KERNELS:
+        from pipelines.attention_kernels import attend
+
+        return attend(query, key, value, packed.stream, scaling)[None], None
     if packed.is_tree and not has_kernel:
         return _tree_attention(query, key, value, packed, scaling, dropout)[None], None
     key, value = _with_shared(key, packed.stream), _with_shared(value, packed.stream)

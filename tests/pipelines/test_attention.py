@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, register_packed_attention
+from pipelines import attention
+from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, packed_attention, register_packed_attention
 from pipelines.evaluation import classify
 from pipelines.models import Classifier, LanguageModel, _NextTokenLoss, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
@@ -133,7 +134,10 @@ def test_a_tree_that_branches_elsewhere_would_be_seen(config, families):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="variable-length attention needs a GPU")
-def test_a_prefix_tree_on_a_gpu_is_the_one_on_the_cpu(config, families):
+@pytest.mark.parametrize("flash", [False, True])
+def test_a_prefix_tree_on_a_gpu_is_the_one_on_the_cpu(config, families, flash, monkeypatch):
+    if flash:
+        monkeypatch.setattr(attention, "WIDEST_FOR_KERNELS", 0)
     body = twins(AutoModel, config)[1].bfloat16()
     classifier = Classifier(body, torch.nn.Linear(64, 3, bias=False).bfloat16())
     batches = prefix_tree_batches(families, 10_000)
@@ -287,9 +291,104 @@ def test_the_kernel_sums_copies(channels):
     assert_kernel_sums(torch.bfloat16, "cuda", channels, 1e-2)
 
 
+def drawn_rows(groups):
+    """Sequences of groups (length of the prefix, lengths of what follows it), with their prefixes."""
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(length):
+        return torch.randint(0, 120, (length,), generator=generator).tolist()
+
+    sequences, prefixes = [], []
+    for number, (length, lengths) in enumerate(groups):
+        beginning = draw(length)
+        sequences += [beginning + draw(one) for one in lengths]
+        prefixes += [Prefix(length, number)] * len(lengths)
+    return sequences, prefixes
+
+
+# (length of the prefix, lengths of what follows it), and a shape. Tiles have 64 tokens, parts 256 and sums 16.
+ATTENDED = {
+    "alone": ([(0, (1, 40, 64, 65))], None),
+    "a_prefix": ([(24, (53, 10, 1, 64, 31, 8, 77, 20, 50, 3, 90, 110, 40, 70))], None),
+    "a_long_prefix_and_rows": ([(70, (150, 3, 129, 20, 60))], None),
+    "groups": ([(7, (4, 11, 1)), (5, (9,)), (0, (3, 6)), (16, (1, 8)), (33, (70, 5))], None),
+    "filled": ([(24, (53, 30, 12)), (17, (20, 66)), (0, (5,))], Shape(320, 14, 128, 140)),
+    "room_for_shared": ([(0, (9, 12))], Shape(64, 6, 64, 30)),
+}
+
+
+def assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, device, tolerance):
+    from pipelines.attention_kernels import attend
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(heads):
+        # As a projection's output lies, and of a scale at which weights differ.
+        states = torch.randn(1, packed.num_tokens, heads * channels, generator=generator) * 2
+        return states.to(dtype).view(1, packed.num_tokens, heads, channels).transpose(1, 2)
+
+    states = [draw(heads), draw(key_heads), draw(key_heads)]
+    exact = [one.double().requires_grad_() for one in states]
+    expected, _ = packed_attention(
+        torch.nn.Module(), *exact, None, scaling=0.3 * channels**-0.5, packed=PackedInput.from_batch(packed, "cpu")
+    )
+    index = PackedInput.from_batch(packed, device).stream
+    ours = [one.to(device).requires_grad_() for one in states]
+    found = attend(*(one.transpose(1, 2)[0] for one in ours), index, 0.3 * channels**-0.5)[None]
+    assert found.dtype == dtype
+    results = [(found, expected)]
+    if not packed.is_tree:
+        grad = torch.randn(expected.shape, generator=generator).to(dtype)
+        results += zip(
+            torch.autograd.grad(found, ours, grad.to(device)), torch.autograd.grad(expected, exact, grad.double()), strict=True
+        )
+    for result, theirs in results:
+        assert result.shape == theirs.shape
+        # Token by token: a wrong one is not lost among the others. Where little is due, in the order of what is usual.
+        usual = theirs.norm().item() / theirs.numel() ** 0.5
+        torch.testing.assert_close(result.cpu().double(), theirs, rtol=tolerance, atol=tolerance * usual)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 2e-2)])
+@pytest.mark.parametrize(("heads", "key_heads", "channels"), [(2, 2, 32), (4, 2, 16), (3, 1, 16)])
+@pytest.mark.parametrize("case", ATTENDED)
+def test_interpreted_attention_is_the_grids(case, heads, key_heads, channels, dtype, tolerance):
+    groups, shape = ATTENDED[case]
+    sequences, prefixes = drawn_rows(groups)
+    packed = pack(sequences, prefixes=prefixes, shape=shape)
+    assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, "cpu", tolerance)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_interpreted_attention_over_a_tree_is_the_grids(families, key_heads):
+    long = [[*sequence, *range(70 + place)] for place, sequence in enumerate(families[:4])]
+    ((_, tree),) = prefix_tree_batches([*families, *long], 10_000)
+    assert tree.is_tree
+    assert_attention_is_the_grids(tree, 2, key_heads, 16, torch.float32, "cpu", 1e-4)
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "key_heads", "channels"), [(2, 2, 128), (4, 2, 64), (8, 1, 128), (3, 1, 16)])
+@pytest.mark.parametrize("case", [*ATTENDED, "tree"])
+def test_attention_is_the_grids(case, heads, key_heads, channels, dtype, families):
+    if case == "tree":
+        ((_, packed),) = prefix_tree_batches(families, 10_000)
+    else:
+        groups, shape = ATTENDED[case]
+        sequences, prefixes = drawn_rows(groups)
+        packed = pack(sequences, prefixes=prefixes, shape=shape)
+    assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, "cuda", 4e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("filled", [False, True])
-def test_groups_on_a_gpu_learn_what_they_do_on_the_cpu(config, labelled, filled):
+def test_groups_on_a_gpu_learn_what_they_do_on_the_cpu(config, labelled, filled, flash, monkeypatch):
+    if flash:
+        monkeypatch.setattr(attention, "WIDEST_FOR_KERNELS", 0)
     sequences, prefixes = labelled
     packed = pack(sequences, prefixes=prefixes, shape=Shape(128, 16, 128, 128) if filled else None)
     targets = torch.from_numpy(next_token_targets(packed))

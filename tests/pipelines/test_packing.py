@@ -8,6 +8,7 @@ import pytest
 from pipelines.packing import (
     Prefix,
     Shape,
+    attention_tiles,
     class_targets,
     common_prefix_length,
     group_by_length,
@@ -16,6 +17,7 @@ from pipelines.packing import (
     next_token_targets,
     pack,
     packed_size,
+    prefix_parts,
     prefix_tree_batches,
     shape_for,
     split_by_tokens,
@@ -255,3 +257,69 @@ def test_microbatches_hold_any_prefixes_within_their_budget():
 
 def test_microbatches_fill_up_with_empty_ones_for_a_worker_without_examples():
     assert microbatches([6], num_workers=3, token_budget=100) == [[[0]], [[]], [[]]]
+
+
+def test_attention_is_computed_in_tiles_of_rows_and_parts_of_what_they_share():
+    """Two prefixes, of 20 and of 3 tokens, between them a row that shares none; filling and two empty rows."""
+    sequences = [[*range(20), *range(n)] for n in (70, 250, 5)] + [[*range(9)]] + [[*range(3), *range(n)] for n in (4, 64)]
+    prefixes = [Prefix(20, 0)] * 3 + [Prefix(0)] + [Prefix(3, 1)] * 2
+    packed = pack(sequences, prefixes=prefixes, shape=Shape(450, 11, 300, 80))
+    tiles = attention_tiles(packed.lengths, packed.shared, is_tree=False)
+    assert tiles.shape == (450 // 64 + 11, 5)
+    assert [tuple(tile) for tile in tiles.tolist()] == [
+        (0, 0, 20, 0, 0),
+        (20, 20, 90, 20, 0),
+        (84, 20, 90, 20, 0),
+        (90, 90, 340, 20, 0),
+        (154, 90, 340, 20, 0),
+        (218, 90, 340, 20, 0),
+        (282, 90, 340, 20, 0),
+        (340, 340, 345, 20, 0),
+        (345, 345, 354, 0, 345),
+        (354, 354, 357, 0, 354),
+        (357, 357, 361, 3, 354),
+        (361, 361, 425, 3, 354),
+        (425, 425, 450, 0, 425),
+        *[(0, 0, 0, 0, 0)] * 5,
+    ]
+    parts, sums = prefix_parts(packed.lengths, packed.shared, num_shared=80)
+    assert parts.shape == (450 // 256 + 11 // 2, 5)
+    assert [tuple(part) for part in parts.tolist()] == [
+        (0, 20, 20, 340, 0),
+        (0, 20, 340, 345, 20),
+        (354, 357, 357, 425, 40),
+        *[(0, 0, 0, 0, 0)] * 3,
+    ]
+    assert sums.shape == (80 // 16 + 11 // 2, 5)
+    assert [tuple(one) for one in sums.tolist()] == [
+        (0, 20, 20, 2, 0),
+        (16, 20, 20, 2, 16),
+        (354, 357, 3, 1, 40),
+        *[(0, 0, 0, 0, 0)] * 7,
+    ]
+
+
+def test_a_trees_tiles_find_their_keys():
+    ((_, batch),) = prefix_tree_batches([[1, 2, 3], [1, 2, 4, *range(70)], [1, 5]], 100)
+    tiles = attention_tiles(batch.lengths, batch.shared, is_tree=True)
+    assert tiles.tolist() == [[0, 0, 3, 0, 0], [3, 3, 74, 2, 3], [67, 3, 74, 2, 3], [74, 74, 75, 1, 76]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_shape_is_short_of_tiles_or_parts(seed):
+    """The least shape that a batch fits into: more than it has room for would raise."""
+    generator = np.random.default_rng(seed)
+    sequences, prefixes = [], []
+    for number in range(generator.integers(1, 9)):
+        length = int(generator.choice([0, 1, 15, 16, 17, 40]))
+        for _ in range(generator.integers(1, 7)):
+            sequences.append([0] * (length + int(generator.choice([1, 63, 64, 65, 255, 257, 300]))))
+            prefixes.append(Prefix(length, number))
+    packed = pack(sequences, prefixes=prefixes)
+    tiles = attention_tiles(packed.lengths, packed.shared, is_tree=False)
+    assert (np.minimum(tiles[:, 0] + 64, tiles[:, 2]) - tiles[:, 0]).sum() == packed.num_tokens
+    parts, sums = prefix_parts(packed.lengths, packed.shared, num_shared=packed.num_keys - packed.num_tokens)
+    assert (parts[:, 3] - parts[:, 2]).sum() == packed.lengths[packed.shared > 0].sum()
+    assert (parts[:, 1] - parts[:, 0]).sum() <= packed.num_keys - packed.num_tokens
+    of_prefixes = packed.lengths[:-1][(packed.shared[:-1] == 0) & (packed.shared[1:] > 0)]
+    assert (np.minimum(sums[:, 0] + 16, sums[:, 1]) - sums[:, 0]).sum() == of_prefixes.sum()
