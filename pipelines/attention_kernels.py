@@ -27,7 +27,11 @@ from pipelines.packing import TOKENS_PER_SUM, TOKENS_PER_TILE
 COPIES, BLOCK = 8, 1024
 """Copies and channels that a program adds up at a time: 16 bytes a thread and copy in half precision."""
 FORWARD = {"KEYS": 64, "num_warps": 4, "num_stages": 2}
-BACKWARD = {"KEYS": 32, "num_warps": 4, "num_stages": 1}
+# By whether heads share keys, whose gradients then stay in registers while each head's queries have theirs.
+BACKWARD = {
+    False: {"KEYS": 32, "num_warps": 4, "num_stages": 1},
+    True: {"KEYS": 32, "num_warps": 8, "num_stages": 1},
+}
 PARTS = {"QUERIES": 64, "KEYS": 32, "num_warps": 4, "num_stages": 1}
 SUMS = {"PARTS": 4, "num_warps": 4}
 
@@ -326,7 +330,7 @@ class _Attention(torch.autograd.Function):
         sizes = {"GROUP": heads // key_heads, "CHANNELS": channels}
         _backward_kernel[grid](
             query, key, value, out, grad, lse, mean, query_grad, key_grad, value_grad, index.tiles,
-            *scales, num_tokens, *strides, **sizes, TILE=TOKENS_PER_TILE, **BACKWARD,
+            *scales, num_tokens, *strides, **sizes, TILE=TOKENS_PER_TILE, **BACKWARD[heads > key_heads],
         )  # fmt: skip
         if index.keys is not None:
             assert index.parts is not None and index.sums is not None, "a prefix tree has no backward pass"
