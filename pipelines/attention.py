@@ -272,7 +272,8 @@ def packed_attention(
             f"a sequence of {packed.width} tokens exceeds the model's sliding window of {sliding_window}; "
             "packed attention is exact up to the window only: shorten the examples"
         )
-    query, key, value = (states.transpose(1, 2)[0] for states in (query, key, value))
+    # Squeezed, because the gradient of a tensor that is picked out is copied into zeros.
+    query, key, value = (states.transpose(1, 2).squeeze(0) for states in (query, key, value))
     has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
     if has_kernel and query.shape[2] in HEAD_SIZES and packed.width <= WIDEST_FOR_KERNELS:
         from pipelines.attention_kernels import attend

@@ -129,8 +129,8 @@ def _backward_kernel(
     grad,
     lse,
     mean,  # out: [heads, T], the sum of what is attended to times its gradient
-    query_grad,  # out: [T, heads, CHANNELS]
-    key_grad,  # out: [T, key heads, CHANNELS]
+    query_grad,  # out: [heads, T, CHANNELS]
+    key_grad,  # out: [key heads, T, CHANNELS]
     value_grad,
     tiles,
     scale,
@@ -157,8 +157,7 @@ def _backward_kernel(
         return
     key += number * key_head
     value += number * value_head
-    key_width = tl.num_programs(0) * CHANNELS
-    width = key_width * GROUP
+    width = tl.num_programs(0) * GROUP * CHANNELS
     tokens = first + tl.arange(0, TILE)
     there = tokens < end
     num_before = first - start + shared
@@ -187,7 +186,7 @@ def _backward_kernel(
         seen = (tokens[None, :] <= tokens[:, None]) & there[None, :]
         weights, gradients = _weights(q, k, v, do, own_lse, own_mean, seen, log2_scale)
         dq = tl.dot(gradients, k, dq)
-        _store(query_grad + head * CHANNELS, tokens, width, there, dq * scale, CHANNELS)
+        _store(query_grad + numbers_of_head * CHANNELS, tokens, CHANNELS, there, dq * scale, CHANNELS)
         dk = tl.dot(tl.trans(gradients), q, dk)
         dv = tl.dot(tl.trans(weights), do, dv)
         for first_later in range(first + TILE, end, TILE):
@@ -200,8 +199,9 @@ def _backward_kernel(
             weights, gradients = _weights(q, k, v, do, later_lse, later_mean, there[None, :], log2_scale)
             dk = tl.dot(tl.trans(gradients), q, dk)
             dv = tl.dot(tl.trans(weights), do, dv)
-    _store(key_grad + number * CHANNELS, tokens, key_width, there, dk * scale, CHANNELS)
-    _store(value_grad + number * CHANNELS, tokens, key_width, there, dv, CHANNELS)
+    before_head = number.to(tl.int64) * num_tokens * CHANNELS
+    _store(key_grad + before_head, tokens, CHANNELS, there, dk * scale, CHANNELS)
+    _store(value_grad + before_head, tokens, CHANNELS, there, dv, CHANNELS)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -262,13 +262,14 @@ def _parts_kernel(
         _store(value_parts + number * CHANNELS, written, key_width, there, dv, CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _add_parts_kernel(
-    key_grad,  # added to: [T, key heads, CHANNELS]
+    key_grad,  # added to: [key heads, T, CHANNELS]
     value_grad,
     key_parts,  # [tokens of parts, key heads, CHANNELS]
     value_parts,
     sums,
+    num_tokens,
     CHANNELS: tl.constexpr,
     TOKENS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -283,17 +284,17 @@ def _add_parts_kernel(
     grad, parts = key_grad, key_parts
     if tl.program_id(2) == 1:
         grad, parts = value_grad, value_parts
-    grad += number * CHANNELS
+    grad += number.to(tl.int64) * num_tokens * CHANNELS
     parts += number * CHANNELS
     offsets = tl.arange(0, TOKENS)
     there = first + offsets < end
-    total = _load(grad, first + offsets, key_width, there, CHANNELS).to(tl.float32)
+    total = _load(grad, first + offsets, CHANNELS, there, CHANNELS).to(tl.float32)
     for first_part in range(0, num_parts, PARTS):
         for one in tl.static_range(PARTS):
             part = first_part + one
             places = before + part * length + offsets
             total += _load(parts, places, key_width, there & (part < num_parts), CHANNELS).to(tl.float32)
-    _store(grad, first + offsets, key_width, there, total, CHANNELS)
+    _store(grad, first + offsets, CHANNELS, there, total, CHANNELS)
 
 
 class _Attention(torch.autograd.Function):
@@ -322,8 +323,9 @@ class _Attention(torch.autograd.Function):
         grad = _with_channels_together(grad)
         num_tokens, heads, channels = query.shape
         key_heads = key.shape[1]
-        query_grad, mean = torch.empty_like(out), torch.empty_like(lse)
-        key_grad, value_grad = query.new_empty(2, num_tokens, key_heads, channels)
+        # Head by head, as a compiled layer asks for them, which would copy them otherwise.
+        query_grad, mean = query.new_empty(heads, num_tokens, channels), torch.empty_like(lse)
+        key_grad, value_grad = query.new_empty(2, key_heads, num_tokens, channels)
         grid = (key_heads, len(index.tiles))
         strides = [stride for states in (query, key, value, grad) for stride in states.stride()[:2]]
         scales = (scaling, scaling * math.log2(math.e))
@@ -340,9 +342,10 @@ class _Attention(torch.autograd.Function):
                 *scales, num_tokens, *strides, **sizes, **PARTS,
             )  # fmt: skip
             _add_parts_kernel[(key_heads, len(index.sums), 2)](
-                key_grad, value_grad, key_parts, value_parts, index.sums, CHANNELS=channels, TOKENS=TOKENS_PER_SUM, **SUMS
-            )
-        return query_grad, key_grad, value_grad, None, None
+                key_grad, value_grad, key_parts, value_parts, index.sums, num_tokens,
+                CHANNELS=channels, TOKENS=TOKENS_PER_SUM, **SUMS,
+            )  # fmt: skip
+        return query_grad.transpose(0, 1), key_grad.transpose(0, 1), value_grad.transpose(0, 1), None, None
 
 
 def _with_channels_together(states: torch.Tensor) -> torch.Tensor:
