@@ -7,6 +7,8 @@ the dtype that is computed with. On a GPU one kernel reads and writes every numb
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,9 +27,10 @@ def settings_row(step: int, *, rate: float, weight_decay: float) -> list[float]:
     return [rate, rate * weight_decay, 1.0, 1 - BETAS[0] ** step, (1 - BETAS[1] ** step) ** 0.5]
 
 
-def clip_factors(gradients: torch.Tensor, max_norm: float) -> torch.Tensor:
-    """What brings each row of `gradients` [N, P] to a norm of at most `max_norm`, fp32 [N]; 1 where it is smaller already."""
-    norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float32)
+def clip_factors(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """What brings row n of all `gradients` [N, P_i] to a norm of at most `max_norm`, fp32 [N]; 1 where it is smaller."""
+    of_each = [torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32) for gradient in gradients]
+    norms = torch.linalg.vector_norm(torch.stack(of_each), dim=0)
     # As DeepSpeed computes it.
     return 1 / ((norms + 1e-6) / max_norm).clamp(min=1)
 
@@ -37,24 +40,28 @@ def update(
     masters: torch.Tensor,
     first: torch.Tensor,
     second: torch.Tensor,
-    gradients: torch.Tensor,
+    gradients: Sequence[torch.Tensor],
     settings: torch.Tensor,
 ) -> None:
     """Update in place, all [N, P]: `masters` and the moments `first` and `second` fp32, `weights` from them in their own dtype.
 
-    `settings` fp32 [N, NUM_SETTINGS] is on the same device. `weights` may be `masters`.
+    `gradients` [N, P_i] lie apart, as the backward pass gives them: laying them end to end would read and write them once more
+    each. `settings` fp32 [N, NUM_SETTINGS] is on the same device. `weights` may be `masters`.
     """
     if weights.is_cuda:
-        num_rows, num = weights.shape
-        _kernel()[(-(-num // _BLOCK), num_rows)](
-            weights, masters, first, second, gradients, settings, num, weights.stride(0), *BETAS, EPSILON,
-            NUM_SETTINGS=NUM_SETTINGS, BLOCK=_BLOCK, num_warps=8,
-        )  # fmt: skip
+        ends = itertools.accumulate(gradient.shape[1] for gradient in gradients)
+        for gradient, end in zip(gradients, ends, strict=True):
+            num_rows, num = gradient.shape
+            rows = [matrix[:, end - num : end] for matrix in (weights, masters, first, second)]
+            _kernel()[(-(-num // _BLOCK), num_rows)](
+                *rows, gradient, settings, num, weights.stride(0), gradient.stride(0), *BETAS, EPSILON,
+                NUM_SETTINGS=NUM_SETTINGS, BLOCK=_BLOCK, num_warps=8,
+            )  # fmt: skip
         return
     for row, values in enumerate(settings.tolist()):
         if values[FACTOR] < 0:
             continue
-        gradient = gradients[row].float() * values[FACTOR]
+        gradient = torch.cat([one[row] for one in gradients]).float() * values[FACTOR]
         first[row].lerp_(gradient, 1 - BETAS[0])
         second[row].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         masters[row].mul_(1 - values[DECAY])
@@ -72,7 +79,7 @@ def _kernel() -> Any:
 
     @triton.jit
     def adamw_kernel(  # type: ignore[no-untyped-def]
-        weights, masters, first, second, gradients, settings, num, stride, beta1, beta2, epsilon,
+        weights, masters, first, second, gradients, settings, num, stride, gradient_stride, beta1, beta2, epsilon,
         NUM_SETTINGS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(1).to(tl.int64)
@@ -84,7 +91,7 @@ def _kernel() -> Any:
             at = row * stride + places
             rate, decay = tl.load(own), tl.load(own + 1)
             first_bias, second_bias = tl.load(own + 3), tl.load(own + 4)
-            gradient = tl.load(gradients + at, mask=inside, other=0.0).to(tl.float32) * factor
+            gradient = tl.load(gradients + row * gradient_stride + places, mask=inside, other=0.0).to(tl.float32) * factor
             moment = tl.load(first + at, mask=inside, other=0.0)
             moment += (1 - beta1) * (gradient - moment)
             square = tl.load(second + at, mask=inside, other=0.0) * beta2 + (1 - beta2) * gradient * gradient

@@ -79,11 +79,13 @@ class CapturedStep:
     """`compute` from a CUDA graph, captured once for each shape of its arguments, all graphs in one memory pool.
 
     `compute(packed, *tensors)` must launch the same kernels for all arguments of one shape, and return one tensor; whatever
-    else it computes it leaves in tensors that exist before.
+    else it computes it leaves in tensors that exist before. It is run before it is captured: if it changes what it reads,
+    `rehearse` must launch its kernels on the same arguments and change nothing.
     """
 
-    def __init__(self, compute: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, compute: Callable[..., torch.Tensor], *, rehearse: Callable[..., torch.Tensor] | None = None) -> None:
         self._compute = compute
+        self._rehearse = rehearse or compute
         self._pool: Any = None
         self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
 
@@ -113,7 +115,7 @@ class CapturedStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2 if is_first else 1):
-                self._compute(packed, *tensors)
+                self._rehearse(packed, *tensors)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process (NCCL's watchdog, DeepSpeed's) may call CUDA meanwhile; only this one is captured.

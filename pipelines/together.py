@@ -55,8 +55,8 @@ from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
 
 MAX_SLOTS = 32
-STATE_BYTES = 20
-"""Of GPU memory for each adapter parameter: weight and two copies of its gradient (bf16), master and moments (fp32), some."""
+STATE_BYTES = 18
+"""Of GPU memory for each adapter parameter: weight and gradient (bf16), master and moments (fp32), some."""
 STATE_FILE = "state.safetensors"
 
 
@@ -317,7 +317,6 @@ class _Bank:
             parameter.data = self.weights[:, offset : offset + size].view(parameter.shape)
             offset += size
         assert offset == self.num_parameters
-        self.gradients = torch.zeros_like(self.weights)
         self.masters = self.weights if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.float32)
         self.moments = (
             torch.zeros_like(self.weights, dtype=torch.float32),
@@ -325,7 +324,9 @@ class _Bank:
         )
         self.losses = torch.zeros(self.num_slots, dtype=torch.float64, device=self.device)
         self.longest = 0
-        self._step = CapturedStep(self._compute) if self.on_gpu and self.dtype == torch.bfloat16 else self._compute
+        self._step = self._compute_and_update
+        if self.on_gpu and self.dtype == torch.bfloat16:
+            self._step = CapturedStep(self._compute_and_update, rehearse=self._compute_and_keep)
 
     def _num_fitting(self, gpu_share: float, shape: Any) -> int:
         """How many members' state fits beside the body and the activations of a pass."""
@@ -400,20 +401,21 @@ class _Bank:
             runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
             passes = [[(chosen[0], run)] for run in runs]
         sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
-        total = None
-        for one in passes:
-            self.losses += self._pass(courses, one) * sizes
-            if len(passes) > 1:
-                # A pass overwrites the gradients.
-                total = self.gradients.clone() if total is None else total.add_(self.gradients)
-        if total is not None:
-            self.gradients.copy_(total)
-        self._update(courses, chosen)
+        settings = self._settings(courses, chosen)
+        if len(passes) == 1:
+            self.losses += self._step(*self._inputs(courses, passes[0]), settings) * sizes
+        else:
+            total: list[torch.Tensor] = []
+            for one in passes:
+                losses, gradients = self._compute(*self._inputs(courses, one))
+                self.losses += losses * sizes
+                total = [kept.add_(gradient) for kept, gradient in zip(total, gradients, strict=True)] if total else gradients
+            self._update(total, settings)
         for slot in chosen:
             courses[slot].advance()
 
-    def _pass(self, courses: dict[int, _Course], taken: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
-        """Forward and backward pass over places of the next batches of slots in ascending order; each slot's loss, [N]."""
+    def _inputs(self, courses: dict[int, _Course], taken: Sequence[tuple[int, Sequence[int]]]) -> tuple[Any, ...]:
+        """Of a pass over places of the next batches of slots in ascending order: the first arguments of `_compute`."""
         rows = [(slot, place) for slot, run in taken for place in run]
         examples = [(slot, courses[slot], courses[slot].next_batch[place]) for slot, place in rows]
         sequences = [course.sequences[i] for _, course, i in examples]
@@ -448,13 +450,15 @@ class _Bank:
             targets[slot, place] = course.labels[course.next_batch[place]]
             weights[slot, place] = 1 / len(course.next_batch)
         grid = [self._moved(torch.from_numpy(array)) for array in (last, targets, weights)]
-        return self._step(PackedInput.from_batch(packed, self.device, segments), *grid)
+        return PackedInput.from_batch(packed, self.device, segments), *grid
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor
 
-    def _compute(self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Each slot's loss [N]; the gradients are left in `gradients`.
+    def _compute(
+        self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Each slot's loss [N], and the gradients of `parameters`, [N, P_i] each.
 
         [N, batch_size] are `last`, the place in the stream of an example's last token, `targets`, `weights` in the slot's mean.
         """
@@ -468,12 +472,27 @@ class _Bank:
             each = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
             losses = (each.view_as(weights) * weights).sum(1)
             gradients = torch.autograd.grad(losses.sum(), self.parameters)
-        # Row by row: where all rows have more numbers than 32 bits count, PyTorch copies them in thousands of small pieces.
-        for row, *of_slot in zip(self.gradients, *gradients, strict=True):
-            torch.cat([gradient.reshape(-1) for gradient in of_slot], out=row)
-        return losses.detach()
+        return losses.detach(), [gradient.reshape(len(gradient), -1) for gradient in gradients]
 
-    def _update(self, courses: dict[int, _Course], chosen: Sequence[int]) -> None:
+    def _compute_and_update(self, *arguments: Any) -> torch.Tensor:
+        """Each slot's loss [N] by `_compute` of the first arguments; `_update` with the last one."""
+        *inputs, settings = arguments
+        losses, gradients = self._compute(*inputs)
+        self._update(gradients, settings)
+        return losses
+
+    def _compute_and_keep(self, *arguments: Any) -> torch.Tensor:
+        """The same, kernel for kernel, with settings that keep all rows as they are."""
+        *inputs, settings = arguments
+        return self._compute_and_update(*inputs, torch.full_like(settings, -1.0))
+
+    def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
+        settings = settings.clone()
+        settings[:, adamw.FACTOR] *= adamw.clip_factors(gradients, self.max_norm)
+        adamw.update(self.weights, self.masters, *self.moments, gradients, settings)
+
+    def _settings(self, courses: dict[int, _Course], chosen: Sequence[int]) -> torch.Tensor:
+        """Of the step that is next, for `adamw.update`: the slots that are not chosen stay as they are."""
         rows = []
         for slot in range(self.num_slots):
             if slot not in chosen:
@@ -482,6 +501,4 @@ class _Bank:
             course = courses[slot]
             rate = course.learning_rate_at(course.next_step)
             rows.append(adamw.settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
-        settings = self._moved(torch.tensor(rows, dtype=torch.float32))
-        settings[:, adamw.FACTOR] *= adamw.clip_factors(self.gradients, self.max_norm)
-        adamw.update(self.weights, self.masters, *self.moments, self.gradients, settings)
+        return self._moved(torch.tensor(rows, dtype=torch.float32))
