@@ -86,7 +86,7 @@ def _keep(row_words, column_words, threshold):
 
 
 @triton.jit
-def _pick(values, which):
+def pick(values, which):
     """values[which], of a tuple with an index that is known at run time only."""
     picked = values[0]
     for place in tl.static_range(1, len(values)):
@@ -121,20 +121,20 @@ def _shrink_kernel(
     Computed transposed: what dropout has left has to go back to shared memory only as the right operand of a product.
     """
     which, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    wide, weight, channels = _pick(wides, which), _pick(weights, which), _pick(widths, which)
+    wide, weight, channels = pick(wides, which), pick(weights, which), pick(widths, which)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
     adapter = tl.load(tiles + tile * 3).to(tl.int64)
     rows = tl.load(tiles + tile * 3 + 1) + tl.arange(0, TILE)
     valid = rows < tl.load(tiles + tile * 3 + 2)
     places = rows.to(tl.int64)
     ranks = tl.arange(0, RANK)
-    weight += adapter * _pick(adapter_strides, which)
+    weight += adapter * pick(adapter_strides, which)
     channels_per_part = tl.cdiv(tl.cdiv(channels, tl.num_programs(2)), BLOCK) * BLOCK
     begin = part * channels_per_part
     # Tokens without an adapter get the sum of nothing.
     end = tl.where(adapter >= 0, tl.minimum(begin + channels_per_part, channels), begin)
     if DROP:
-        row_words = _row_words(keys, rows, valid, _pick(salts, which))
+        row_words = _row_words(keys, rows, valid, pick(salts, which))
     total = tl.zeros([RANK, TILE], dtype=tl.float32)
     for start in range(begin, end, BLOCK):
         columns = start + tl.arange(0, BLOCK)
@@ -185,7 +185,7 @@ def _expand_kernel(
     output, block = tl.program_id(0) % len(wides), tl.program_id(0) // len(wides)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
     adapter, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    wide, channels = _pick(wides, output), _pick(widths, output)
+    wide, channels = pick(wides, output), pick(widths, output)
     if block * BLOCK >= channels:
         return
     columns = block * BLOCK + tl.arange(0, BLOCK)
@@ -202,8 +202,8 @@ def _expand_kernel(
     for term in tl.static_range(TERMS):
         factors += (
             tl.load(
-                _pick(weights, output + term)
-                + adapter * _pick(adapter_strides, output + term)
+                pick(weights, output + term)
+                + adapter * pick(adapter_strides, output + term)
                 + ranks[:, None] * rank_stride
                 + columns[None, :] * channel_stride,
                 mask=(ranks < rank)[:, None] & inside[None, :] & adapted,
@@ -224,7 +224,7 @@ def _expand_kernel(
                 other=0.0,
             )
             if DROP:
-                words = _row_words(keys, rows, valid, _pick(salts, which))
+                words = _row_words(keys, rows, valid, pick(salts, which))
             values = tl.dot(states, factors[term])
             if DROP:
                 values = tl.where(_keep(words, column_words, threshold), values, 0.0)
@@ -264,7 +264,7 @@ def _gradient_kernel(
     """
     which, block = tl.program_id(0) % len(wides), tl.program_id(0) // len(wides)
     adapter, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    wide, gradient, channels = _pick(wides, which), _pick(gradients, which), _pick(widths, which)
+    wide, gradient, channels = pick(wides, which), pick(gradients, which), pick(widths, which)
     if block * BLOCK >= channels:
         return
     columns = block * BLOCK + tl.arange(0, BLOCK)
@@ -275,7 +275,7 @@ def _gradient_kernel(
     begin = first + part * per_part
     end = tl.minimum(begin + per_part, end)
     if DROP:
-        salt, column_words = _pick(salts, which), _column_words(columns)
+        salt, column_words = pick(salts, which), _column_words(columns)
     total = tl.zeros([RANK, BLOCK], dtype=tl.float32)
     for start in range(begin, end, TILE):
         rows = start + tl.arange(0, TILE)
@@ -296,7 +296,7 @@ def _gradient_kernel(
     tl.store(
         gradient
         + part * part_stride
-        + adapter * _pick(adapter_strides, which)
+        + adapter * pick(adapter_strides, which)
         + ranks[:, None] * rank_stride
         + columns[None, :] * channel_stride,
         (total * scale).to(gradient.dtype.element_ty),
@@ -308,7 +308,7 @@ def _gradient_kernel(
 def _sum_kernel(parts, outs, sizes, part_stride, num_parts, BLOCK: tl.constexpr):
     """out [size] = the sum of its parts, the first part first, for one of `outs`."""
     which = tl.program_id(1)
-    first, out, size = _pick(parts, which), _pick(outs, which), _pick(sizes, which)
+    first, out, size = pick(parts, which), pick(outs, which), pick(sizes, which)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
     total = tl.zeros([BLOCK], dtype=tl.float32)

@@ -26,13 +26,13 @@ from pipelines.packing import TOKENS_PER_SUM, TOKENS_PER_TILE
 
 COPIES, BLOCK = 8, 1024
 """Copies and channels that a program adds up at a time: 16 bytes a thread and copy in half precision."""
-FORWARD = {"KEYS": 64, "num_warps": 4, "num_stages": 2}
+FORWARD = {"KEYS": 32, "num_warps": 4, "num_stages": 2}
 # By whether heads share keys, whose gradients then stay in registers while each head's queries have theirs.
 BACKWARD = {
     False: {"KEYS": 32, "num_warps": 4, "num_stages": 1},
     True: {"KEYS": 32, "num_warps": 8, "num_stages": 1},
 }
-PARTS = {"QUERIES": 64, "KEYS": 32, "num_warps": 4, "num_stages": 1}
+PARTS = {"QUERIES": 64, "KEYS": 32, "num_warps": 4, "num_stages": 2}
 SUMS = {"PARTS": 4, "num_warps": 4}
 
 

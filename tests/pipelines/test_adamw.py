@@ -1,5 +1,8 @@
 """Rows of a matrix are updated as PyTorch's AdamW would update each, by settings of their own."""
 
+import importlib.util
+import os
+
 import pytest
 import torch
 
@@ -19,11 +22,11 @@ def state(dtype, device, num=5_000):
 
 
 def pieces(gradient):
-    """What lies end to end in `gradient`, apart."""
-    return [piece.contiguous() for piece in gradient.split([1_000, 3, 3_997], dim=1)]
+    """What lies end to end in `gradient`, apart: of more than one launch, a launch of more than one block."""
+    return [piece.contiguous() for piece in gradient.split([20] * 40 + [1, 7, *[16] * 4, 4_128], dim=1)]
 
 
-def steps(dtype, device):
+def steps(dtype, device, update=adamw.update):
     weights, masters, first, second, gradients = state(dtype, device)
     for step, gradient in enumerate(gradients[:2], start=1):
         rows = [
@@ -33,7 +36,7 @@ def steps(dtype, device):
         limits = torch.tensor([row[2] if row else 1.0 for row in ROWS], device=device)
         norms = [adamw.clip_factors(pieces(gradient[[n]]), limits[n].item()) for n in range(len(ROWS))]
         settings[:, adamw.FACTOR] *= torch.cat(norms)
-        adamw.update(weights, masters, first, second, pieces(gradient), settings)
+        update(weights, masters, first, second, pieces(gradient), settings)
     return weights, masters
 
 
@@ -57,6 +60,23 @@ def test_each_row_is_an_optimizer_of_its_own():
 def test_weights_are_the_rounded_masters():
     weights, masters = steps(torch.bfloat16, "cpu")
     assert masters.dtype == torch.float32 and torch.equal(weights, masters.bfloat16())
+
+
+INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+def test_the_interpreted_kernels_are_the_reference():
+    from pipelines import adamw_kernels
+
+    def update(*arguments):
+        adamw_kernels.update(*arguments, *adamw.BETAS, adamw.EPSILON)
+
+    for ours, expected in zip(steps(torch.float32, "cpu", update), steps(torch.float32, "cpu"), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    gradient = state(torch.float16, "cpu")[-1][0]
+    found = adamw_kernels.sums_of_squares(pieces(gradient))
+    torch.testing.assert_close(found, gradient.float().square().sum(1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.gpu
