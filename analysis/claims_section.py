@@ -135,4 +135,5 @@ def _signal(table: pd.DataFrame) -> Fold:
 
 def _with_interval(row: pd.Series, measure: str) -> str:
     low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-    return f"{row[measure]:.2f}" if math.isnan(low) else f"{row[measure]:.2f} [{low:.2f}, {high:.2f}]"
+    # Without the sign of what is rounded to nothing.
+    return f"{row[measure]:z.2f}" if math.isnan(low) else f"{row[measure]:z.2f} [{low:z.2f}, {high:z.2f}]"

@@ -317,8 +317,8 @@ def stages_block(study: Study) -> list[Block]:
         Column("Median throughput"),
     ]
     text = [
-        "Time each artifact took when it was built, whenever that was. Artifacts are built side by side, so "
-        "the totals can be more than the time the study took."
+        "Time each artifact took when it was built, whenever that was; of those that were built as a group, each one's share. "
+        "Artifacts are built side by side, so the totals can be more than the time the study took."
     ]
     return [Block("stages", "Durations and throughput", text, [Table(columns, rows)])]
 

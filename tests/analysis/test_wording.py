@@ -3,6 +3,7 @@ import math
 import pandas as pd
 import pytest
 
+from analysis.claims_section import _with_interval
 from analysis.wording import direction, duration, percent, points, points_range, thousands
 
 
@@ -34,3 +35,8 @@ def test_numbers_as_they_are_read() -> None:
     assert percent(math.nan) == "\N{EN DASH}"
     assert thousands(391722) == "391\N{NARROW NO-BREAK SPACE}722"
     assert [duration(s) for s in (0.01, 3.24, 75.2, 7260)] == ["<0.1 s", "3.2 s", "1 min 15 s", "2 h 01 min"]
+
+
+def test_an_estimate_that_is_rounded_to_nothing_has_no_sign() -> None:
+    estimate = pd.Series({"criterion": -0.0004, "criterion_low": -0.0049, "criterion_high": 0.12})
+    assert _with_interval(estimate, "criterion") == "0.00 [0.00, 0.12]"
