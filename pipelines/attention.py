@@ -71,6 +71,7 @@ class PackedInput:
     position_ids: torch.Tensor
     last_index: torch.Tensor
     width: int
+    longest: int
     is_tree: bool
     stream: StreamIndex
     segments: Segments | None = None
@@ -88,6 +89,7 @@ class PackedInput:
             position_ids=move(batch.position_ids)[None],
             last_index=move(batch.last_index),
             width=batch.width,
+            longest=batch.longest,
             is_tree=batch.is_tree,
             stream=_stream_index(batch, move),
             segments=segments,
@@ -267,9 +269,9 @@ def packed_attention(
     """Block-diagonal causal attention. `query` [1, H, T, D], `key` and `value` [1, H_kv, T, D]; returns [1, T, H, D]."""
     if packed is None:
         raise ValueError("attention implementation 'packed' needs packed=PackedInput in the model's call")
-    if sliding_window is not None and packed.width > sliding_window:
+    if sliding_window is not None and packed.longest > sliding_window:
         raise ValueError(
-            f"a sequence of {packed.width} tokens exceeds the model's sliding window of {sliding_window}; "
+            f"a sequence of {packed.longest} tokens exceeds the model's sliding window of {sliding_window}; "
             "packed attention is exact up to the window only: shorten the examples"
         )
     # Squeezed, because the gradient of a tensor that is picked out is copied into zeros.

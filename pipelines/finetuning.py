@@ -743,10 +743,15 @@ def load_tokenizer(base_model: str) -> Any:
 
 
 def model_limit(base_model: str) -> int:
-    """Longest sequence, in tokens, that the base model's positions allow."""
+    """Longest sequence, in tokens, that the base model's positions allow and that its layers attend to all of."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(join(fetch(base_model), "model")).max_position_embeddings)
+    config = AutoConfig.from_pretrained(join(fetch(base_model), "model"))
+    limit: int = config.max_position_embeddings
+    window = getattr(config, "sliding_window", None)
+    if window and "sliding_attention" in getattr(config, "layer_types", ["sliding_attention"]):
+        limit = min(limit, window)
+    return limit
 
 
 def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module, Adapters | None]:

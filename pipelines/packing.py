@@ -94,6 +94,11 @@ class PackedBatch:
         return int((self.contents >= 0).sum())
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, which `width` leaves room for."""
+        return int((self.shared + self.lengths)[: len(self.contents)].max())
+
+    @property
     def is_tree(self) -> bool:
         """Whether rows go on from one another, and not only from prefixes."""
         return bool(self.shared.any() and (self.contents >= 0).all())

@@ -411,3 +411,6 @@ def test_a_sequence_past_the_sliding_window_is_refused():
     for batch in (PackedInput.from_batch(pack([list(range(9))]), "cpu"), PackedInput.from_batch(tree, "cpu")):
         with pytest.raises(ValueError, match="9 tokens exceeds the model's sliding window of 8"):
             body(input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False)
+    # What a batch is filled with is no sequence.
+    filled = PackedInput.from_batch(pack([list(range(8))], shape=Shape(30, 3, 30, 0)), "cpu")
+    body(input_ids=filled.input_ids, position_ids=filled.position_ids, packed=filled, use_cache=False)

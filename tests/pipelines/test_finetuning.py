@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import MistralConfig, Qwen2Config
 
 from pipelines.compute import Resources, no_report
 from pipelines.errors import NeighbourFailedError, UserError
@@ -22,6 +23,7 @@ from pipelines.finetuning import (
     finetune_group,
     learning_rate_at,
     load_tokenizer,
+    model_limit,
     read_metrics,
     shared_prefixes,
 )
@@ -347,6 +349,20 @@ def test_plain_texts_share_nothing():
     assert shared_prefixes(generator, sequences, [2, 0, 2, 0]) == [Prefix(3, 2), Prefix(1, 0)] * 2
     apart = dataclasses.replace(generator, config=dataclasses.replace(LORA, share_prefix=False))
     assert shared_prefixes(apart, sequences, [2, 0, 2, 0]) == [Prefix(0)] * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (MistralConfig(sliding_window=256, max_position_embeddings=512), 256),
+        (MistralConfig(sliding_window=None, max_position_embeddings=512), 512),
+        (Qwen2Config(use_sliding_window=False, sliding_window=256, max_position_embeddings=512), 512),
+        (Qwen2Config(use_sliding_window=True, sliding_window=256, max_window_layers=0, max_position_embeddings=512), 256),
+    ],
+)
+def test_a_sequence_is_no_longer_than_what_every_layer_attends_to(config, limit, tmp_path):
+    config.save_pretrained(tmp_path / "model")
+    assert model_limit(str(tmp_path)) == limit
 
 
 def test_an_example_longer_than_the_limit_is_an_error_that_names_it(ray_two_cpus, sources, base_model, untrained, tmp_path):
