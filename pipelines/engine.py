@@ -154,18 +154,17 @@ class Text:
         return self._decoder.text(self._prompt, self.output_token_ids) if self._ended is None else self._ended
 
 
+@functools.cache
 def allocate_by_the_block() -> None:
     """Let vLLM's schedulers in this process look after a sequence's cache blocks only where one ends.
 
     They do so for each token, and find that the last block has room, and is not full yet, for all but one of a block's tokens.
-    Caches of several kinds of layers are left to them. May be called again.
+    Caches of several kinds of layers are left to them. Done once, however often it is called.
     """
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.request import RequestStatus
 
     allocate, cache, running = KVCacheManager.allocate_slots, KVCacheManager.cache_blocks, RequestStatus.RUNNING
-    if hasattr(allocate, "__wrapped__"):
-        return
 
     @functools.wraps(allocate)
     def allocate_slots(
