@@ -5,6 +5,7 @@ A claim is a conjunction of parts, the headline first; `analysis.verdicts` judge
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from sweep.records import Store, Study
 
 UNDERTRAINED = 20_000
 """The paper calls starting points undertrained without a number; in its Figure 1 MultiNLI rises up to 20 000 examples."""
+
+FLOOR = 0.05
+"""Accuracy from which there is little left to fall."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +238,28 @@ def _dispersion(evidence: Evidence, starts: Sequence[int]) -> list[Part]:
 
 
 def _level_note(evidence: Evidence) -> list[str]:
-    cells = [(start, "biased_synthetic", evidence.sizes[-1]) for start in evidence.starting_sizes]
-    effect = evidence.responses.accuracy(evidence.blindspot_set, BLINDSPOT_SLICE, cells).effect()
-    return [f"accuracy there with biased synthetic data, largest size: {100 * effect.mean:.1f} %"]
+    """Where biased data takes the models, and what else takes or has them there: what is at the floor anyway shows no bias."""
+    size = evidence.sizes[-1]
+
+    def level(kind: str, starts: Sequence[int], size: int) -> float:
+        cells = [(start, kind, size) for start in starts]
+        return evidence.responses.accuracy(evidence.blindspot_set, BLINDSPOT_SLICE, cells).effect().mean
+
+    biased = level("biased_synthetic", evidence.starting_sizes, size)
+    notes = [f"accuracy there with biased synthetic data, largest size: {100 * biased:.1f} %"]
+    for kind in ("synthetic", "original"):
+        # Not every study has both.
+        with contextlib.suppress(UserError):
+            if (unbiased := level(kind, evidence.starting_sizes, size)) <= FLOOR:
+                notes.append(
+                    f"with {kind} data of that size, unbiased, it is {100 * unbiased:.1f} %: the fall is not the bias's"
+                )
+    fallen = [start for start in evidence.starting_sizes if level("none", [start], 0) <= FLOOR]
+    if fallen:
+        notes.append(
+            f"at most {100 * FLOOR:g} % before, so with nothing to fall: starting points of {', '.join(map(str, fallen))}"
+        )
+    return notes
 
 
 def _overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:

@@ -85,6 +85,18 @@ def test_a_study_of_the_opposite_refutes(tmp_path: Path) -> None:
     assert {one.verdict for name, one in found.items() if "overlap" not in name} == {Outcome.REFUTED}
 
 
+def test_a_fall_that_any_data_brings_is_not_put_down_to_the_bias(tmp_path: Path) -> None:
+    def saturated(start: int, kind: str, size: int, part: str) -> float:
+        untrained = kind == "none" and start == 0
+        return 0.9 if untrained or part != "non-entailment" else 0.3 if kind == "original" else 0.0
+
+    notes = judged(tmp_path, saturated, 3)["bias_collapses_adversarial"].notes
+    assert "with synthetic data of that size, unbiased, it is" in notes[1] and notes[1].endswith("the fall is not the bias's")
+    assert notes[2] == "at most 5 % before, so with nothing to fall: starting points of 50000"
+    assert not any("original" in note for note in notes)
+    assert len(judged(tmp_path / "clear", clear, 3)["bias_collapses_adversarial"].notes) == 1
+
+
 def test_one_seed_says_nothing_of_training(tmp_path: Path) -> None:
     found = judged(tmp_path, clear, 1, cost_per_seed=10.0)
     assert {one.verdict for one in found.values()} == {Outcome.CANNOT_TELL}
