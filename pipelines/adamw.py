@@ -52,7 +52,7 @@ def update(
     if weights.is_cuda:
         from pipelines import adamw_kernels
 
-        adamw_kernels.update(weights, masters, first, second, gradients, settings, *BETAS, EPSILON)
+        adamw_kernels.update(weights, masters, first, second, gradients, settings)
         return
     for row, values in enumerate(settings.tolist()):
         if values[FACTOR] < 0:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from pipelines.adamw import BETAS, DECAY, EPSILON, FACTOR, FIRST_BIAS, RATE, SECOND_BIAS
 from pipelines.adapter_kernels import pick
 
 BLOCK = 4_096
 PIECES = 16
 """Gradients of one launch. More of them, and choosing between their pointers takes time; fewer, and a GPU is often half idle,
 at the ends of launches."""
+
+_RATE, _DECAY, _FACTOR = tl.constexpr(RATE), tl.constexpr(DECAY), tl.constexpr(FACTOR)
+_FIRST_BIAS, _SECOND_BIAS = tl.constexpr(FIRST_BIAS), tl.constexpr(SECOND_BIAS)
 
 
 @triton.jit
@@ -49,13 +52,13 @@ def _update_kernel(
     which, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     size = pick(sizes, which)
     own = settings + row * NUM_SETTINGS
-    factor = tl.load(own + 2)
+    factor = tl.load(own + _FACTOR)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     # Nothing for a row that is to stay, nor for one whose factor is no number.
     inside = places < tl.where(factor >= 0, size, 0)
     at = row * stride + pick(starts, which) + places
-    rate, decay = tl.load(own), tl.load(own + 1)
-    first_bias, second_bias = tl.load(own + 3), tl.load(own + 4)
+    rate, decay = tl.load(own + _RATE), tl.load(own + _DECAY)
+    first_bias, second_bias = tl.load(own + _FIRST_BIAS), tl.load(own + _SECOND_BIAS)
     gradient = tl.load(pick(gradients, which) + row * size + places, mask=inside, other=0.0).to(tl.float32) * factor
     moment = tl.load(first + at, mask=inside, other=0.0)
     moment += (1 - beta1) * (gradient - moment)
@@ -96,14 +99,13 @@ def update(
     second: torch.Tensor,
     gradients: Sequence[torch.Tensor],
     settings: torch.Tensor,
-    *constants: Any,
 ) -> None:
-    """As `adamw.update`, of contiguous `gradients` and `settings`; `constants` are both betas and epsilon."""
+    """As `adamw.update`, of contiguous `gradients` and `settings`."""
     end = 0
     for pieces, sizes, grid in _launches(gradients):
         starts = tuple(itertools.accumulate(sizes[:-1], initial=end))
         end = starts[-1] + sizes[-1]
         _update_kernel[grid](
-            weights, masters, first, second, pieces, settings, sizes, starts, weights.stride(0), *constants,
+            weights, masters, first, second, pieces, settings, sizes, starts, weights.stride(0), *BETAS, EPSILON,
             NUM_SETTINGS=settings.shape[1], BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip

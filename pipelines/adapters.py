@@ -137,6 +137,13 @@ class Segments:
         last = cls.from_arrays(np.append(0, np.cumsum(counts)), keys[batch.last_index], device)
         return replace(cls.from_arrays(starts, keys, device), last=last)
 
+    @classmethod
+    def of_one(cls, batch: PackedBatch, device: torch.device | str) -> Segments:
+        """One adapter for all of a packed batch, which drops nothing, so that no token needs a key."""
+        last = cls.from_arrays([0, batch.num_sequences], np.zeros(batch.num_rows, dtype=np.int32), device)
+        whole = cls.from_arrays([0, batch.num_tokens], np.zeros(batch.num_tokens, dtype=np.int32), device)
+        return replace(whole, last=last)
+
     def tensors(self) -> list[torch.Tensor]:
         """Everything on the device, in a fixed order; two of one shape differ in nothing else."""
         return [self.starts, self.keys, self.tiles, *(self.last.tensors() if self.last else [])]

@@ -50,6 +50,13 @@ def _store(states, places, token_stride, there, values, CHANNELS: tl.constexpr):
     tl.store(pointers, values.to(states.dtype.element_ty), mask=there[:, None])
 
 
+@triton.jit
+def _five(table, row):
+    """The numbers of one row of `attention_tiles`, or of `prefix_parts`."""
+    row = table + 5 * row
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _forward_kernel(
     query,
@@ -74,8 +81,7 @@ def _forward_kernel(
     KEYS: tl.constexpr,
 ):
     head, tile = tl.program_id(0), tl.program_id(1)
-    first, start, end = tl.load(tiles + 5 * tile), tl.load(tiles + 5 * tile + 1), tl.load(tiles + 5 * tile + 2)
-    shared, beginning = tl.load(tiles + 5 * tile + 3), tl.load(tiles + 5 * tile + 4)
+    first, start, end, shared, beginning = _five(tiles, tile)
     if first >= end:
         return
     tokens = first + tl.arange(0, TILE)
@@ -151,8 +157,7 @@ def _backward_kernel(
 ):
     """All of the queries' gradients, and of the keys' and values' what comes from their own row."""
     number, tile = tl.program_id(0), tl.program_id(1)
-    first, start, end = tl.load(tiles + 5 * tile), tl.load(tiles + 5 * tile + 1), tl.load(tiles + 5 * tile + 2)
-    shared, beginning = tl.load(tiles + 5 * tile + 3), tl.load(tiles + 5 * tile + 4)
+    first, start, end, shared, beginning = _five(tiles, tile)
     if first >= end:
         return
     key += number * key_head
@@ -233,8 +238,7 @@ def _parts_kernel(
 ):
     """A prefix's gradients that come from some of the rows that share it, all of whose tokens see all of the prefix."""
     number, part = tl.program_id(0), tl.program_id(1)
-    first_key, end_key = tl.load(parts + 5 * part), tl.load(parts + 5 * part + 1)
-    first, end, before = tl.load(parts + 5 * part + 2), tl.load(parts + 5 * part + 3), tl.load(parts + 5 * part + 4)
+    first_key, end_key, first, end, before = _five(parts, part)
     key += number * key_head
     value += number * value_head
     key_width = tl.num_programs(0) * CHANNELS
@@ -276,8 +280,7 @@ def _add_parts_kernel(
 ):
     """grad += a prefix's parts, for one block of its tokens and one head."""
     number, block = tl.program_id(0), tl.program_id(1)
-    first, end, length = tl.load(sums + 5 * block), tl.load(sums + 5 * block + 1), tl.load(sums + 5 * block + 2)
-    num_parts, before = tl.load(sums + 5 * block + 3), tl.load(sums + 5 * block + 4)
+    first, end, length, num_parts, before = _five(sums, block)
     if num_parts == 0:
         return
     key_width = tl.num_programs(0) * CHANNELS

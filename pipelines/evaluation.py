@@ -394,10 +394,8 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
     found = []
     with torch.inference_mode():
         for _, batch in batches:
-            # One adapter for all tokens, which drops nothing, whatever the keys.
-            one = {"counts": [batch.num_sequences], "seeds": [0], "steps": [0], "places": range(batch.num_sequences)}
-            segments = Segments.from_batch(batch, device, **one)
-            with classifier.adapters.over(segments) if classifier.adapters else contextlib.nullcontext():
+            adapters = classifier.adapters
+            with adapters.over(Segments.of_one(batch, device)) if adapters else contextlib.nullcontext():
                 found.append(classifier.logits(PackedInput.from_batch(batch, device)))
     order = np.concatenate([rows for rows, _ in batches])
     logits = np.empty((len(order), len(LABELS)), dtype=np.float32)

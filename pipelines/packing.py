@@ -174,13 +174,12 @@ def _lay_out(
     width: int | None = None,
 ) -> PackedBatch:
     ends = np.cumsum(lengths)
-    starts = np.repeat(ends - lengths - shared, lengths)
     last_index = ends[: len(contents)][contents >= 0] - 1
     unread = np.ones(len(tokens), dtype=bool)
     unread[last_index] = False
     return PackedBatch(
         input_ids=tokens,
-        position_ids=np.arange(len(tokens)) - starts,
+        position_ids=_numbered(lengths) + np.repeat(shared, lengths),
         lengths=lengths,
         shared=shared,
         contents=contents,
@@ -212,7 +211,7 @@ def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> li
     tokens = np.fromiter(itertools.chain.from_iterable(sequences[i] for i in order), dtype=np.int64, count=lengths.sum())
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    column = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    column = _numbered(lengths)
     # Of each token, the length of the sequence before its own: so far back lies the token that it is compared with.
     length_before = np.repeat(np.append(0, lengths[:-1]), lengths)
     departs = (column >= length_before) | (tokens != tokens[np.arange(len(tokens)) - length_before])
@@ -264,7 +263,7 @@ def attention_tiles(lengths: np.ndarray, shared: np.ndarray, *, is_tree: bool) -
     beginnings = starts + np.cumsum(shared) - shared if is_tree else starts[_prefix_rows(shared)]
     per_row = -(-lengths // TOKENS_PER_TILE)
     rows = np.repeat(np.arange(len(lengths)), per_row)
-    firsts = starts[rows] + TOKENS_PER_TILE * (np.arange(len(rows)) - np.repeat(np.cumsum(per_row) - per_row, per_row))
+    firsts = starts[rows] + TOKENS_PER_TILE * _numbered(per_row)
     tiles = np.zeros((lengths.sum() // TOKENS_PER_TILE + len(lengths), 5), dtype=np.int32)
     tiles[: len(rows)] = np.stack((firsts, starts[rows], ends[rows], shared[rows], beginnings[rows]), axis=1)
     return tiles
@@ -298,12 +297,17 @@ def prefix_parts(lengths: np.ndarray, shared: np.ndarray, *, num_shared: int) ->
     shared_prefixes, first_parts, num_parts = np.unique(of_parts, return_index=True, return_counts=True)
     per_prefix = -(-lengths[shared_prefixes] // TOKENS_PER_SUM)
     which = np.repeat(np.arange(len(shared_prefixes)), per_prefix)
-    offsets = TOKENS_PER_SUM * (np.arange(len(which)) - np.repeat(np.cumsum(per_prefix) - per_prefix, per_prefix))
+    offsets = TOKENS_PER_SUM * _numbered(per_prefix)
     rows = shared_prefixes[which]
     sums = np.zeros((num_shared // TOKENS_PER_SUM + len(lengths) // 2, 5), dtype=np.int32)
     columns = (starts[rows] + offsets, ends[rows], lengths[rows], num_parts[which], before[first_parts[which]] + offsets)
     sums[: len(which)] = np.stack(columns, axis=1)
     return parts, sums
+
+
+def _numbered(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ... up to each of `counts`, one after another: int64 [sum(counts)]."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _prefix_rows(shared: np.ndarray) -> np.ndarray:

@@ -475,7 +475,7 @@ class _Bank:
         return losses.detach(), [gradient.reshape(len(gradient), -1) for gradient in gradients]
 
     def _compute_and_update(self, *arguments: Any) -> torch.Tensor:
-        """Each slot's loss [N] by `_compute` of the first arguments; `_update` with the last one."""
+        """`_compute` of all arguments but the last and `_update` with that one; each slot's loss [N]."""
         *inputs, settings = arguments
         losses, gradients = self._compute(*inputs)
         self._update(gradients, settings)

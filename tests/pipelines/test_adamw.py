@@ -1,12 +1,10 @@
 """Rows of a matrix are updated as PyTorch's AdamW would update each, by settings of their own."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
 
 from pipelines import adamw
+from tests.pipelines.interpreted import needs_interpreter
 
 ROWS = ((1e-2, 0.1, 0.5), (3e-3, 0.0, 1e9), None, (1e-1, 0.01, 0.05))
 """Learning rate, weight decay and clipping of each row; the third is left alone."""
@@ -62,17 +60,11 @@ def test_weights_are_the_rounded_masters():
     assert masters.dtype == torch.float32 and torch.equal(weights, masters.bfloat16())
 
 
-INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@needs_interpreter
 def test_the_interpreted_kernels_are_the_reference():
     from pipelines import adamw_kernels
 
-    def update(*arguments):
-        adamw_kernels.update(*arguments, *adamw.BETAS, adamw.EPSILON)
-
-    for ours, expected in zip(steps(torch.float32, "cpu", update), steps(torch.float32, "cpu"), strict=True):
+    for ours, expected in zip(steps(torch.float32, "cpu", adamw_kernels.update), steps(torch.float32, "cpu"), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     gradient = state(torch.float16, "cpu")[-1][0]
     found = adamw_kernels.sums_of_squares(pieces(gradient))

@@ -1,9 +1,7 @@
 """LoRA as plain tensors against peft, against a hand-written model with the same masks, and many adapters against one each."""
 
 import copy
-import importlib.util
 import itertools
-import os
 import weakref
 
 import numpy as np
@@ -29,6 +27,7 @@ from pipelines.errors import UserError
 from pipelines.finetuning import LLAMA_PROJECTIONS, compile_layers
 from pipelines.models import Classifier, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, pack
+from tests.pipelines.interpreted import needs_interpreter
 
 SHAPE = {
     "hidden_size": 64,
@@ -646,9 +645,8 @@ def test_values_that_no_adapter_can_have_are_refused(changed, message):
         add_adapters(base_classifier().body, **options)
 
 
-# The kernels. With TRITON_INTERPRET=1 Triton runs them on a CPU, in every type but bfloat16.
+# The kernels.
 
-INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
 CASES = {
     "one": {"starts": (0, 200), "num_tokens": 200, "rank": 64, "wide": 160, "outs": (144,)},
     "one_filled": {"starts": (0, 150), "num_tokens": 200, "rank": 8, "wide": 96, "outs": (80, 80)},
@@ -697,7 +695,7 @@ def assert_kernels_are_the_reference(arguments, tolerance):
         assert torch.equal(result, one)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@needs_interpreter
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_kernels_are_the_reference(case, dtype, tolerance):
@@ -735,7 +733,7 @@ def assert_kernels_drop_what_the_reference_drops(dtype, device):
     assert torch.equal(summed[0], sum(masks))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@needs_interpreter
 def test_interpreted_kernels_drop_what_the_reference_drops():
     assert_kernels_drop_what_the_reference_drops(torch.float32, "cpu")
 

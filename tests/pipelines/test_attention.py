@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
-import os
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, 
 from pipelines.evaluation import classify
 from pipelines.models import Classifier, LanguageModel, _NextTokenLoss, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
+from tests.pipelines.interpreted import needs_interpreter
 
 SHAPE = {
     "hidden_size": 64,
@@ -260,9 +259,6 @@ def test_each_token_is_summed_over_its_copies_and_no_other_key(labelled, filled,
     torch.testing.assert_close(found, expected)
 
 
-INTERPRETED = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def assert_kernel_sums(dtype, device, channels, tolerance):
     from pipelines.attention_kernels import sum_copies
 
@@ -278,7 +274,7 @@ def assert_kernel_sums(dtype, device, channels, tolerance):
     torch.testing.assert_close(found.cpu().double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@needs_interpreter
 @pytest.mark.parametrize("channels", [64, 1_024, 1_100])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3)])
 def test_the_interpreted_kernel_sums_copies(dtype, tolerance, channels):
@@ -349,7 +345,7 @@ def assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, dev
         torch.testing.assert_close(result.cpu().double(), theirs, rtol=tolerance, atol=tolerance * usual)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@needs_interpreter
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 2e-2)])
 @pytest.mark.parametrize(("heads", "key_heads", "channels"), [(2, 2, 32), (4, 2, 16), (3, 1, 16)])
 @pytest.mark.parametrize("case", ATTENDED)
@@ -360,7 +356,7 @@ def test_interpreted_attention_is_the_grids(case, heads, key_heads, channels, dt
     assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, "cpu", tolerance)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@needs_interpreter
 @pytest.mark.parametrize("key_heads", [1, 2])
 def test_interpreted_attention_over_a_tree_is_the_grids(families, key_heads):
     long = [[*sequence, *range(70 + place)] for place, sequence in enumerate(families[:4])]
