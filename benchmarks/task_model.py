@@ -209,8 +209,8 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
     found = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
     found["setup_s"] = results[0]["setup_s"]  # type: ignore[index]
-    # A run that is stopped later has said this much.
-    print(found, flush=True)
+    # A run that is stopped later has said this much; and all windows, of the last task model.
+    print(found, "windows", [round(entry["examples_per_s"] * at_a_time) for entry in log], flush=True)
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
     evaluations = []
     num_evaluations = 3 if arguments.profile else 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,7 +13,11 @@ import triton.language as tl
 from pipelines.adamw import BETAS, DECAY, EPSILON, FACTOR, FIRST_BIAS, RATE, SECOND_BIAS
 from pipelines.adapter_kernels import pick
 
-BLOCK = 4_096
+UPDATED = 1_024
+"""Numbers of one program; with 4 096 an H200 takes 3 % longer."""
+SUMMED = 4_096
+BLOCKS_SUMMED = 8
+"""Blocks of one program: adding up over threads takes longer than reading one."""
 PIECES = 16
 """Gradients of one launch. More of them, and choosing between their pointers takes time; fewer, and a GPU is often half idle,
 at the ends of launches."""
@@ -22,24 +27,27 @@ _FIRST_BIAS, _SECOND_BIAS = tl.constexpr(FIRST_BIAS), tl.constexpr(SECOND_BIAS)
 
 
 @triton.jit
-def _squares_kernel(gradients, sums, sizes, first, sums_per_row, BLOCK: tl.constexpr):
-    """sums [row, first + ...] = the sum of squares of one block of one gradient [rows, size], for one row; 0 past its end."""
-    block, which, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    size = pick(sizes, which)
-    places = block * BLOCK + tl.arange(0, BLOCK)
-    values = tl.load(pick(gradients, which) + row * size + places, mask=places < size, other=0.0).to(tl.float32)
-    tl.store(sums + row * sums_per_row + first + which * tl.num_programs(0) + block, tl.sum(values * values))
+def _squares_kernel(gradients, sums, size, first, sums_per_row, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """sums [row, first + ...] = the sum of squares of a few blocks of one gradient [rows, size], for one row."""
+    part, which, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    gradient = pick(gradients, which) + row * size
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for block in range(part * BLOCKS, (part + 1) * BLOCKS):
+        places = block * BLOCK + tl.arange(0, BLOCK)
+        values = tl.load(gradient + places, mask=places < size, other=0.0).to(tl.float32)
+        total += values * values
+    tl.store(sums + row * sums_per_row + first + which * tl.num_programs(0) + part, tl.sum(total))
 
 
 @triton.jit
 def _update_kernel(
     weights,  # [rows, P] by `stride`, as the next three
-    masters,
+    rest,  # or None
     first,
     second,
     gradients,  # of [rows, size]
     settings,
-    sizes,
+    size,
     starts,  # of their part of P
     stride,
     beta1,
@@ -50,7 +58,6 @@ def _update_kernel(
 ):
     """`adamw.update` of one block of one gradient, for one row."""
     which, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    size = pick(sizes, which)
     own = settings + row * NUM_SETTINGS
     factor = tl.load(own + _FACTOR)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -63,49 +70,61 @@ def _update_kernel(
     moment = tl.load(first + at, mask=inside, other=0.0)
     moment += (1 - beta1) * (gradient - moment)
     square = tl.load(second + at, mask=inside, other=0.0) * beta2 + (1 - beta2) * gradient * gradient
-    master = tl.load(masters + at, mask=inside, other=0.0) * (1 - decay)
+    weight = tl.load(weights + at, mask=inside, other=0.0).to(tl.float32)
+    master = weight
+    if rest is not None:
+        lacking = tl.load(rest + at, mask=inside, other=0).to(tl.int32)
+        master = (weight.to(tl.int32, bitcast=True) + lacking).to(tl.float32, bitcast=True)
+    master *= 1 - decay
     master -= rate / first_bias * moment / (tl.sqrt(square) / second_bias + epsilon)
+    rounded = master.to(weights.dtype.element_ty)
     tl.store(first + at, moment, mask=inside)
     tl.store(second + at, square, mask=inside)
-    tl.store(masters + at, master, mask=inside)
-    tl.store(weights + at, master.to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + at, rounded, mask=inside)
+    if rest is not None:
+        lacking = master.to(tl.int32, bitcast=True) - rounded.to(tl.float32).to(tl.int32, bitcast=True)
+        tl.store(rest + at, tl.minimum(lacking, 32_767).to(tl.int16), mask=inside)
 
 
-Launch = tuple[tuple[torch.Tensor, ...], tuple[int, ...], tuple[int, int, int]]
-"""Gradients, their sizes and the grid."""
+Launch = tuple[tuple[torch.Tensor, ...], tuple[int, ...], int]
+"""Gradients, where their parts of P start, and the size that all of them have: no program is for what a shorter one lacks."""
 
 
 def _launches(gradients: Sequence[torch.Tensor]) -> Iterator[Launch]:
-    for start in range(0, len(gradients), PIECES):
-        pieces = tuple(gradients[start : start + PIECES])
-        sizes = tuple(piece.shape[1] for piece in pieces)
-        yield pieces, sizes, (triton.cdiv(max(sizes), BLOCK), len(pieces), len(pieces[0]))
+    of_size: dict[int, list[tuple[torch.Tensor, int]]] = defaultdict(list)
+    end = 0
+    for gradient in gradients:
+        of_size[gradient.shape[1]].append((gradient, end))
+        end += gradient.shape[1]
+    for size, all_of_size in of_size.items():
+        for first in range(0, len(all_of_size), PIECES):
+            pieces, starts = zip(*all_of_size[first : first + PIECES], strict=True)
+            yield pieces, starts, size
 
 
 def sums_of_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of each row of all `gradients` [N, P_i], contiguous: fp32 [N]."""
-    launches = list(_launches(gradients))
-    ends = list(itertools.accumulate(blocks * num for _, _, (blocks, num, _) in launches))
+    launches = [(pieces, size, triton.cdiv(size, SUMMED * BLOCKS_SUMMED)) for pieces, _, size in _launches(gradients)]
+    ends = list(itertools.accumulate(parts * len(pieces) for pieces, _, parts in launches))
     sums = gradients[0].new_empty(len(gradients[0]), ends[-1], dtype=torch.float32)
-    for (pieces, sizes, grid), first in zip(launches, [0, *ends[:-1]], strict=True):
-        _squares_kernel[grid](pieces, sums, sizes, first, ends[-1], BLOCK=BLOCK, num_warps=8)
+    for (pieces, size, parts), first in zip(launches, [0, *ends[:-1]], strict=True):
+        _squares_kernel[parts, len(pieces), len(pieces[0])](
+            pieces, sums, size, first, ends[-1], BLOCK=SUMMED, BLOCKS=BLOCKS_SUMMED, num_warps=8
+        )
     return sums.sum(1)
 
 
 def update(
     weights: torch.Tensor,
-    masters: torch.Tensor,
+    rest: torch.Tensor | None,
     first: torch.Tensor,
     second: torch.Tensor,
     gradients: Sequence[torch.Tensor],
     settings: torch.Tensor,
 ) -> None:
     """As `adamw.update`, of contiguous `gradients` and `settings`."""
-    end = 0
-    for pieces, sizes, grid in _launches(gradients):
-        starts = tuple(itertools.accumulate(sizes[:-1], initial=end))
-        end = starts[-1] + sizes[-1]
-        _update_kernel[grid](
-            weights, masters, first, second, pieces, settings, sizes, starts, weights.stride(0), *BETAS, EPSILON,
-            NUM_SETTINGS=settings.shape[1], BLOCK=BLOCK, num_warps=8,
+    for pieces, starts, size in _launches(gradients):
+        _update_kernel[triton.cdiv(size, UPDATED), len(pieces), len(pieces[0])](
+            weights, rest, first, second, pieces, settings, size, starts, weights.stride(0), *BETAS, EPSILON,
+            NUM_SETTINGS=settings.shape[1], BLOCK=UPDATED, num_warps=4,
         )  # fmt: skip

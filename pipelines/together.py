@@ -55,8 +55,8 @@ from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
 
 MAX_SLOTS = 32
-STATE_BYTES = 18
-"""Of GPU memory for each adapter parameter: weight and gradient (bf16), master and moments (fp32), some."""
+STATE_BYTES = 16
+"""Of GPU memory for each adapter parameter: weight, what its master has beyond, gradient (2 each), moments (4 each), some."""
 STATE_FILE = "state.safetensors"
 
 
@@ -317,7 +317,7 @@ class _Bank:
             parameter.data = self.weights[:, offset : offset + size].view(parameter.shape)
             offset += size
         assert offset == self.num_parameters
-        self.masters = self.weights if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.float32)
+        self.rest = None if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.int16)
         self.moments = (
             torch.zeros_like(self.weights, dtype=torch.float32),
             torch.zeros_like(self.weights, dtype=torch.float32),
@@ -350,8 +350,8 @@ class _Bank:
         else:
             self.adapters.draw(slot, job.seed)
         self.head.data[slot].copy_(load_head(start, dtype=self.dtype, device=self.device).weight)
-        if self.masters is not self.weights:
-            self.masters[slot].copy_(self.weights[slot])
+        if self.rest is not None:
+            self.rest[slot].zero_()
         for moment in self.moments:
             moment[slot].zero_()
         self.losses[slot] = 0
@@ -362,13 +362,18 @@ class _Bank:
         return {"head.weight": self.head.detach()[slot].cpu().clone(), **found}
 
     def write_state(self, slot: int, folder: Path) -> None:
-        state = {"masters": self.masters, "first": self.moments[0], "second": self.moments[1]}
-        save_file({name: rows[slot].cpu().contiguous() for name, rows in state.items()}, folder / STATE_FILE)
+        weights = self.weights[slot]
+        masters = weights if self.rest is None else adamw.join_masters(weights, self.rest[slot])
+        state = {"masters": masters, "first": self.moments[0][slot], "second": self.moments[1][slot]}
+        save_file({name: row.cpu().contiguous() for name, row in state.items()}, folder / STATE_FILE)
 
     def read_state(self, slot: int, folder: Path) -> None:
         state = load_file(folder / STATE_FILE)
-        self.masters[slot].copy_(state["masters"])
-        self.weights[slot].copy_(self.masters[slot])
+        if self.rest is None:
+            self.weights[slot].copy_(state["masters"])
+        else:
+            for rows, row in zip((self.weights, self.rest), adamw.split_masters(state["masters"]), strict=True):
+                rows[slot].copy_(row)
         for name, moment in zip(("first", "second"), self.moments, strict=True):
             moment[slot].copy_(state[name])
 
@@ -489,7 +494,7 @@ class _Bank:
     def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
         settings = settings.clone()
         settings[:, adamw.FACTOR] *= adamw.clip_factors(gradients, self.max_norm)
-        adamw.update(self.weights, self.masters, *self.moments, gradients, settings)
+        adamw.update(self.weights, self.rest, *self.moments, gradients, settings)
 
     def _settings(self, courses: dict[int, _Course], chosen: Sequence[int]) -> torch.Tensor:
         """Of the step that is next, for `adamw.update`: the slots that are not chosen stay as they are."""

@@ -366,17 +366,17 @@ def test_interpreted_attention_over_a_tree_is_the_grids(families, key_heads):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 8e-2), (torch.float16, 2e-2)])
 @pytest.mark.parametrize(("heads", "key_heads", "channels"), [(2, 2, 128), (4, 2, 64), (8, 1, 128), (3, 1, 16)])
 @pytest.mark.parametrize("case", [*ATTENDED, "tree"])
-def test_attention_is_the_grids(case, heads, key_heads, channels, dtype, families):
+def test_attention_is_the_grids(case, heads, key_heads, channels, dtype, tolerance, families):
     if case == "tree":
         ((_, packed),) = prefix_tree_batches(families, 10_000)
     else:
         groups, shape = ATTENDED[case]
         sequences, prefixes = drawn_rows(groups)
         packed = pack(sequences, prefixes=prefixes, shape=shape)
-    assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, "cuda", 4e-2)
+    assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, "cuda", tolerance)
 
 
 @pytest.mark.gpu

@@ -128,6 +128,23 @@ def test_an_interrupted_member_goes_on_by_itself(ray_two_cpus, training_sets, ba
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=2e-6)
 
 
+def test_a_checkpoint_in_half_precision_is_the_whole_state(training_sets, base_model, untrained, begun, tmp_path):
+    job = jobs(training_sets, base_model, untrained, begun)["a"]
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, dtype="bfloat16", checkpoint_every=4))
+
+    def fail(metrics, step):
+        if step == 10:
+            raise ConnectionError("the tracking server is gone")
+
+    for name, reports in (("whole", [no_report]), ("broken", [fail, no_report])):
+        for report in reports:
+            ((_, result),) = train_together([Member(job, str(tmp_path / name), report)], gpu_share=0)
+    assert result["resumed_at_step"] == 8
+    expected = learnt(tmp_path / "whole")
+    for key, tensor in learnt(tmp_path / "broken").items():
+        assert torch.equal(tensor, expected[key]), key
+
+
 def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
     named = {name: job for name, job in jobs(training_sets, base_model, untrained, begun).items() if name in ("a", "b", "c")}
     seen, step = [], together._Bank.step
