@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-KERNELS_SHOWN = 25
+KERNELS_SHOWN = 60
 STEPS = 20
 
 
