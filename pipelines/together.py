@@ -362,10 +362,10 @@ class _Bank:
         return {"head.weight": self.head.detach()[slot].cpu().clone(), **found}
 
     def write_state(self, slot: int, folder: Path) -> None:
-        weights = self.weights[slot]
-        masters = weights if self.rest is None else adamw.join_masters(weights, self.rest[slot])
-        state = {"masters": masters, "first": self.moments[0][slot], "second": self.moments[1][slot]}
-        save_file({name: row.cpu().contiguous() for name, row in state.items()}, folder / STATE_FILE)
+        # Joined on the CPU: the device may have no room for a master's four bytes.
+        weights, first, second = (rows[slot].cpu() for rows in (self.weights, *self.moments))
+        masters = weights if self.rest is None else adamw.join_masters(weights, self.rest[slot].cpu())
+        save_file({"masters": masters, "first": first, "second": second}, folder / STATE_FILE)
 
     def read_state(self, slot: int, folder: Path) -> None:
         state = load_file(folder / STATE_FILE)
