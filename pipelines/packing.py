@@ -351,6 +351,23 @@ def packed_size(lengths: Sequence[int], prefixes: Sequence[Prefix]) -> int:
     return sum(lengths) - sum(prefix.length for prefix in prefixes) + sum(prefix.length for prefix in set(prefixes))
 
 
+def fullest(sizes: Sequence[int], room: int) -> list[int]:
+    """Places of those of `sizes`, all above 0, that fill `room` best and no further, ascending; of equal ones the first."""
+    # Bit n: a sum of n can be had from the sizes from a place on.
+    sums = [1]
+    within = (1 << max(room, 0) + 1) - 1
+    for size in reversed(sizes):
+        sums.append((sums[-1] | sums[-1] << size) & within)
+    total = sums.pop().bit_length() - 1
+    chosen = []
+    for place, size in enumerate(sizes):
+        later = sums.pop()
+        if size <= total and later >> total - size & 1:
+            chosen.append(place)
+            total -= size
+    return chosen
+
+
 def split_by_tokens(lengths: Sequence[int], token_budget: int, *, prefixes: Sequence[Prefix] | None = None) -> list[list[int]]:
     """Cut positions 0..n-1, in the order given, into runs whose packed size stays within `token_budget` tokens.
 

@@ -5,7 +5,7 @@
 The base's matrix products are computed over the examples of all members, and each member's examples meet its own adapter and
 head (`adapters.py`). Apart from that a member trains as it would alone: its own examples in its own order, optimizer state,
 schedule, clipping, dropout masks, seed, number of steps, log, checkpoints and failure. Members keep no step in common: in each
-pass those take part that are furthest behind, as many as fit into the tokens of a pass, and one that ends makes room for the
+pass those take part that are furthest behind, and of the others those that fill its tokens; one that ends makes room for the
 next. A member that shares its prompts' prefix within its batches computes it once for its examples of a pass. Trunks and
 branches (`finetuning.py`) are trained here only: a trunk's state is kept in its output at each branch's first step.
 """
@@ -50,11 +50,12 @@ from pipelines.finetuning import (
     working_folder,
 )
 from pipelines.models import compute_last_layer_where_read, load_head
-from pipelines.packing import IGNORED, Shape, pack, packed_size, shape_for, split_by_tokens
+from pipelines.packing import IGNORED, Shape, fullest, pack, packed_size, shape_for, split_by_tokens
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
 
-MAX_SLOTS = 32
+MAX_SLOTS = 36
+"""More than have room in a pass of 4 096 tokens, 31 with MultiNLI in batches of 2: there is a choice of those that fill it."""
 STATE_BYTES = 16
 """Of GPU memory for each adapter parameter: weight, what its master has beyond, gradient (2 each), moments (4 each), some."""
 STATE_FILE = "state.safetensors"
@@ -386,16 +387,8 @@ class _Bank:
     # --- a step ---
 
     def step(self, courses: dict[int, _Course]) -> None:
-        """One optimizer step of those that are furthest behind, as many as fit into a pass; of one at least, in several."""
-        behind = sorted(courses, key=lambda slot: (courses[slot].fraction, slot))
-        chosen: list[int] = []
-        used = 0
-        for slot in behind:
-            num_tokens = courses[slot].num_tokens
-            if not chosen or used + num_tokens <= self.token_budget:
-                chosen.append(slot)
-                used += num_tokens
-        chosen.sort()
+        """One optimizer step of some of them, as `_chosen`; of one whose batch does not fit into a pass, in several."""
+        chosen = self._chosen(courses)
         self.longest = max(self.longest, *(course.longest for course in courses.values()))
         if len(chosen) > 1:
             passes = [[(slot, list(range(len(courses[slot].next_batch)))) for slot in chosen]]
@@ -418,6 +411,24 @@ class _Bank:
             self._update(total, settings)
         for slot in chosen:
             courses[slot].advance()
+
+    def _chosen(self, courses: dict[int, _Course]) -> list[int]:
+        """Slots of the next pass, ascending: what is furthest behind of a half of them, and of the others those that fill it.
+
+        So none falls behind for long, and a pass's tokens are used but for a few.
+        """
+        sizes = {slot: courses[slot].num_tokens for slot in sorted(courses, key=lambda slot: (courses[slot].fraction, slot))}
+        behind = list(sizes)
+        half = -(-len(behind) // 2)
+        # A token of filling, as `_inputs` adds it.
+        room = self.token_budget - 1
+        chosen: list[int] = []
+        for slot in behind[:half]:
+            if not chosen or sizes[slot] <= room:
+                chosen.append(slot)
+                room -= sizes[slot]
+        chosen += [behind[half + place] for place in fullest([sizes[slot] for slot in behind[half:]], room)]
+        return sorted(chosen)
 
     def _inputs(self, courses: dict[int, _Course], taken: Sequence[tuple[int, Sequence[int]]]) -> tuple[Any, ...]:
         """Of a pass over places of the next batches of slots in ascending order: the first arguments of `_compute`."""

@@ -26,9 +26,9 @@ from sweep.paper import GENERATOR, MAX_NEW_TOKENS, POOL_PER_LABEL, STARTING_SIZE
 
 COOLDOWN_RATIO = 0.2
 """As long as Hägele et al. (2024) find to be enough."""
-MAX_GROUP = 32
+MAX_GROUP = 36
 """Task models that the workers of one finetuning or evaluation take on: enough for their start to weigh little, and for a pass
-of 4 096 tokens to be full of batches of 2 (26 of them) where memory holds their states."""
+of 4 096 tokens to be full of batches of 2 (31 of them) where memory holds their states."""
 
 
 def demo(

@@ -1,6 +1,7 @@
 """Packing is pure: every expectation here is written out by hand."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pipelines.packing import (
     attention_tiles,
     class_targets,
     common_prefix_length,
+    fullest,
     group_by_length,
     key_places,
     microbatches,
@@ -185,6 +187,18 @@ def test_a_prefix_tree_of_nothing_and_of_an_empty_sequence():
     assert prefix_tree_batches([], 10) == []
     with pytest.raises(ValueError, match="no tokens has no last one"):
         prefix_tree_batches([[1], []], 10)
+
+
+@pytest.mark.parametrize("room", [-3, 0, 1, 7, 20, 33, 100])
+def test_the_fullest_is_the_fullest_of_all(room):
+    sizes = [5, 9, 5, 7, 2, 13, 4]
+    chosen = fullest(sizes, room)
+    assert chosen == sorted(set(chosen))
+    several = [places for number in range(len(sizes) + 1) for places in itertools.combinations(range(len(sizes)), number)]
+    fitting = {places: sum(sizes[place] for place in places) for places in several}
+    most = max((total for total in fitting.values() if total <= room), default=0)
+    # Of several, that whose places come first.
+    assert tuple(chosen) == min(places for places, total in fitting.items() if total == most)
 
 
 def test_split_keeps_within_the_budget_and_drops_nothing():

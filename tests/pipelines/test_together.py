@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from pipelines.errors import UserError
 from pipelines.examples import read_examples, write_examples
 from pipelines.finetuning import TOGETHER, FinetuneConfig, Member, checkpointing_engine, finetune, finetune_group, read_metrics
 from pipelines.task_model import TaskModelConfig, finetuning_job
-from pipelines.together import _Course, compatible, train_together
+from pipelines.together import _Bank, _Course, compatible, train_together
 
 RECIPE = FinetuneConfig(
     learning_rate=3e-3, batch_size=2, dtype="float32", lora_rank=4, lora_dropout=0.2, log_every=5, share_prefix=False,
@@ -69,6 +70,22 @@ def test_members_take_as_many_passes_as_their_steps_or_their_tokens_ask_for(
     # 40 examples in batches of 2, of which three or four fit into a pass.
     assert [course.num_passes(number) for number in (1, 2)] == [20, 20]
     assert course.num_passes(100) == pytest.approx(100 * sum(course.lengths) / 250)
+
+
+def test_a_pass_is_filled_and_none_falls_behind():
+    def courses(*pairs):
+        return {slot: SimpleNamespace(fraction=fraction, num_tokens=tokens) for slot, (fraction, tokens) in enumerate(pairs)}
+
+    def chosen(budget, *pairs):
+        return _Bank._chosen(SimpleNamespace(token_budget=budget), courses(*pairs))
+
+    # Slots 1 and 3 are furthest behind; 40 tokens are left beside the one of filling.
+    assert chosen(141, (0.5, 45), (0.1, 50), (0.5, 20), (0.1, 50), (0.5, 20), (0.5, 30)) == [1, 2, 3, 4]
+    # One that is behind has no room: others do not wait for it.
+    assert chosen(101, (0.1, 60), (0.2, 70), (0.3, 40), (0.4, 30)) == [0, 2]
+    # One that does not even fit alone has a pass to itself when it is furthest behind.
+    assert chosen(51, (0.1, 60), (0.2, 10)) == [0]
+    assert chosen(51, (0.9, 60), (0.2, 10)) == [1]
 
 
 @pytest.mark.parametrize("num_slots", [2, 32])
