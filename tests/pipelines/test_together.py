@@ -63,6 +63,11 @@ def jobs(training_sets, base_model, untrained, begun):
     }
 
 
+def fail_at_10(metrics, step):
+    if step == 10:
+        raise ConnectionError("the tracking server is gone")
+
+
 def test_members_take_as_many_passes_as_their_steps_or_their_tokens_ask_for(
     training_sets, base_model, untrained, begun, tmp_path
 ):
@@ -125,13 +130,9 @@ def test_an_interrupted_member_goes_on_by_itself(ray_two_cpus, training_sets, ba
         if name in ("a", "b", "again")
     }
 
-    def fail(metrics, step):
-        if step == 10:
-            raise ConnectionError("the tracking server is gone")
-
     whole = [Member(job, str(tmp_path / "whole" / name), no_report) for name, job in named.items()]
     assert not any(isinstance(result, Exception) for _, result in train_together(whole, gpu_share=0))
-    broken = [Member(job, str(tmp_path / "broken" / name), fail) for name, job in named.items()]
+    broken = [Member(job, str(tmp_path / "broken" / name), fail_at_10) for name, job in named.items()]
     results = dict(train_together(broken[:2], gpu_share=0))
     assert isinstance(results[0], ConnectionError), "the neighbour is not touched by it"
     assert results[1]["num_steps"] == 9
@@ -149,11 +150,7 @@ def test_a_checkpoint_in_half_precision_is_the_whole_state(training_sets, base_m
     job = jobs(training_sets, base_model, untrained, begun)["a"]
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, dtype="bfloat16", checkpoint_every=4))
 
-    def fail(metrics, step):
-        if step == 10:
-            raise ConnectionError("the tracking server is gone")
-
-    for name, reports in (("whole", [no_report]), ("broken", [fail, no_report])):
+    for name, reports in (("whole", [no_report]), ("broken", [fail_at_10, no_report])):
         for report in reports:
             ((_, result),) = train_together([Member(job, str(tmp_path / name), report)], gpu_share=0)
     assert result["resumed_at_step"] == 8
