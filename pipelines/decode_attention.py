@@ -3,8 +3,8 @@
 A decoding step reads every cached key and value once and computes little with them, so the GPU's memory sets its pace. The
 kernels that vLLM chooses work in tiles made for many query heads that share a KV head. Where every KV head has a query head
 to itself, as in Llama 2, the tiles are almost empty: at Llama-2-7B's shape, 1 024 sequences and one H200, FlashAttention-3
-takes 27.4 ms a step (1.07 TB/s) and FlashInfer with tensor cores 24.3 ms. FlashInfer's kernel without tensor cores takes
-7.9 ms (3.75 TB/s), but vLLM never asks for it. `flashinfer_decode` does, as a backend that vLLM loads by name.
+takes 27.4 ms a step (1.07 TB/s). `decode_kernel` takes 4.2 ms (5.8 TB/s, of which a third comes from the GPU's cache, as texts
+share their prompt's block); `triton_decode` is the backend that vLLM loads by name.
 
 The texts have the same distribution with either: sums are rounded in another order, as they are in another batch.
 """
@@ -13,33 +13,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
 
-CHOICES = ("auto", "vllm", "flashinfer")
+CHOICES = ("auto", "vllm", "triton")
 
-BACKEND = "pipelines.flashinfer_decode.DecodeBackend"
-WORKER_EXTENSION = "pipelines.flashinfer_decode.WorkerExtension"
-
-# FlashInfer would take `fa3` on Hopper, whose kernel for prompts takes longest to compile and needs headers that not every
-# CUDA toolkit has. The prompts here are a label's template: a few tokens beyond what the prefix cache holds.
-PREFILL = "fa2"
+BACKEND = "pipelines.triton_decode.DecodeBackend"
+WORKER_EXTENSION = "pipelines.triton_decode.WorkerExtension"
 
 # Families whose every layer is plain causal attention, if no window is set.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-# Query heads to a KV head. 1 is what was measured. The kernel exists for 1, 2, 3, 4 and 8, but its arithmetic grows with
-# the group and the tiles fill up; from 3 on nothing is known to be won.
+# Query heads to a KV head. 1 is what was measured; the kernel takes any number, but reads a KV head once for each, from the
+# GPU's cache, and the more there are the fuller are vLLM's tiles: from 3 on nothing is known to be won.
 GROUP_SIZES = (1, 2)
-# What FlashInfer's kernels are compiled for and vLLM's backend lets through; 512 would need another shape of block.
+# Powers of 2, of which a warp reads one whole or several at once.
 HEAD_SIZES = (64, 128, 256)
-# Tokens of a block of the cache: fewer make the lists of blocks long, more are left empty at a text's end.
+# Tokens of a block of the cache: fewer make lists of blocks long, and of more a text's last block leaves more empty.
 BLOCK_SIZES = range(8, 33)
 # Steps that a text may wait for its first token, on average, so that all steps are alike; one writes about sixty tokens.
 MOST_STEPS_BEFORE = 2.0
@@ -54,9 +47,8 @@ def attention_options(model: str, dtype: str, choice: str = "auto", prompt_lengt
 
     `prompt_lengths` are those, in tokens, of the prompts that all requests have (see `token_by_token`), if they are known.
 
-    `choice`: `vllm` leaves it to vLLM. `auto` takes FlashInfer without tensor cores where model and machine fit, and
-    logs one line with the reason where they do not. `flashinfer` raises UserError instead. Where it is taken, its kernels
-    are compiled here the first time, which takes one core under three minutes and many cores as much less.
+    `choice`: `vllm` leaves it to vLLM. `auto` takes our kernel where model and machine fit, and logs one line with the reason
+    where they do not. `triton` raises UserError instead.
     """
     if choice == "vllm":
         return {}
@@ -65,15 +57,14 @@ def attention_options(model: str, dtype: str, choice: str = "auto", prompt_lengt
     reason = unsuited(settings, dtype)
     if reason is None:
         level = logging.WARNING
-        reason = unavailable(head_size(settings), dtype)
+        reason = unavailable()
     if reason is not None:
-        if choice == "flashinfer":
+        if choice == "triton":
             raise UserError(f"attention_backend={choice!r}: {reason}; use 'auto' or 'vllm'")
         logger.log(level, "Decoding with vLLM's own choice of attention: %s", reason)
         return {}
     return {
-        # Without it FlashInfer's backend would look on the network for kernels of another kind, and prefer them.
-        "attention_config": {"backend": "CUSTOM", "use_trtllm_attention": False},
+        "attention_config": {"backend": "CUSTOM"},
         "worker_extension_cls": WORKER_EXTENSION,
         **(token_by_token(prompt_lengths) if prompt_lengths else {}),
     }
@@ -104,7 +95,7 @@ def head_size(settings: Mapping[str, Any]) -> int:
 
 
 def unsuited(settings: Mapping[str, Any], dtype: str) -> str | None:
-    """Why the model of this config.json cannot or should not decode without tensor cores; None if it should."""
+    """Why the model of this config.json cannot or should not decode with our kernel; None if it should."""
     family = settings.get("model_type")
     if family not in MODEL_TYPES:
         return f"model_type is {family!r}, not one of {', '.join(MODEL_TYPES)}"
@@ -114,54 +105,28 @@ def unsuited(settings: Mapping[str, Any], dtype: str) -> str | None:
     num_heads = settings["num_attention_heads"]
     num_kv_heads = settings.get("num_key_value_heads") or num_heads
     if num_heads not in {size * num_kv_heads for size in GROUP_SIZES}:
-        return f"{num_heads} query heads share {num_kv_heads} KV heads; tensor cores are left out for 1 or 2 to each"
+        return f"{num_heads} query heads share {num_kv_heads} KV heads; ours is for 1 or 2 to each"
     if head_size(settings) not in HEAD_SIZES:
         return f"heads have {head_size(settings)} numbers, not {', '.join(map(str, HEAD_SIZES))}"
     if dtype not in ("bfloat16", "float16"):
-        return f"the kernels compute in bfloat16 and float16, not in {dtype}"
+        return f"the kernel is for bfloat16 and float16, not for {dtype}"
     return None
 
 
-def unavailable(head_size: int, dtype: str) -> str | None:
-    """Why FlashInfer's kernels cannot be had on this machine; None if they are compiled and load."""
-    if find_spec("flashinfer") is None:
-        return "flashinfer-python is not installed"
+def unavailable() -> str | None:
+    """Why this machine cannot run our kernel; None if it can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
     from vllm import envs
     from vllm.platforms import current_platform
 
     if envs.VLLM_BATCH_INVARIANT:
-        return "VLLM_BATCH_INVARIANT is set, which these kernels do not support"
+        return "VLLM_BATCH_INVARIANT is set, which is for vLLM's own kernels"
     capability = current_platform.get_device_capability() if current_platform.is_cuda() else None
     if capability is None or capability.major not in COMPUTE_CAPABILITIES:
         found = capability and capability.as_version_str()
         return f"the GPU's compute capability is {found}, not one of 8.0 to 9.x"
-    # Or FlashInfer would ask CUDA, which must not be initialised before an engine's process is forked.
-    os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", capability.as_version_str())
-    try:
-        compile_kernels(head_size, dtype)
-    # Whatever stops FlashInfer (no nvcc, a header missing, a full disk) must not stop an engine that runs without it.
-    except Exception as error:
-        # Of a compiler's pages, the line that says it.
-        lines = re.findall(".*(?:error:|cannot find).*", str(error)) or [str(error)]
-        return f"FlashInfer's kernels cannot be had: {type(error).__name__}: {lines[0][:300]}"
     return None
-
-
-def compile_kernels(head_size: int, dtype: str) -> None:
-    """Compile and load what `flashinfer_decode` runs, side by side; at once if FlashInfer's cache has them."""
-    import torch
-    from flashinfer.jit import JitSpec, gen_batch_decode_module, gen_batch_prefill_module
-
-    # That FlashInfer and vLLM fit each other shows here, not in an engine.
-    import pipelines.flashinfer_decode  # noqa: F401
-
-    number = getattr(torch, dtype)
-    # Query, key-value, output and index types; head sizes of keys and values; no positions, window or soft cap.
-    kernel = (number, number, number, torch.int32, head_size, head_size, 0, False, False)
-    fp16_reduction = False
-    specs = [gen_batch_decode_module(*kernel), gen_batch_prefill_module(PREFILL, *kernel, fp16_reduction)]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(JitSpec.build_and_load, specs))
 
 
 def register() -> None:

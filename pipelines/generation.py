@@ -88,7 +88,7 @@ class GenerationConfig:
     Runtime: `max_num_seqs` sequences in an engine's batch (0: 1 024 on a GPU, 256 on a CPU);
     `shards_in_flight` shards that an engine works on at a time (0: enough to keep its batch full);
     `enforce_eager` (None: on the CPU only); `engine_process` puts the engine's core into a process of its
-    own; `attention_backend` on a GPU: `auto`, `vllm` or `flashinfer` (see `attention_options`);
+    own; `attention_backend` on a GPU: `auto`, `vllm` or `triton` (see `attention_options`);
     `gpu_memory_utilization` of the worker's share of a GPU; `cpu_kv_cache_gib` of an engine on the CPU;
     `min_yield`, the parsed fraction below which generation gives up; `generator_id`, kept with each example.
     """

@@ -1,4 +1,4 @@
-"""Which models decode without tensor cores; that engines run the same without FlashInfer and write the same with it."""
+"""Which models decode with our kernel; that engines run the same without it and write the same with it."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ MISTRAL_7B = {
 }  # fmt: skip
 SMOLLM2_135M = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
 
-without_flashinfer = pytest.mark.skipif(find_spec("flashinfer") is not None, reason="FlashInfer is installed")
+without_triton = pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -43,7 +43,7 @@ without_flashinfer = pytest.mark.skipif(find_spec("flashinfer") is not None, rea
         {**LLAMA_2_7B, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64},
     ],
 )
-def test_models_with_few_query_heads_to_a_kv_head_decode_without_tensor_cores(settings: dict[str, Any], dtype: str) -> None:
+def test_models_with_few_query_heads_to_a_kv_head_decode_with_our_kernel(settings: dict[str, Any], dtype: str) -> None:
     assert unsuited(settings, dtype) is None
 
 
@@ -70,8 +70,8 @@ def save_config(folder: Path, settings: dict[str, Any]) -> str:
     return str(folder)
 
 
-@without_flashinfer
-def test_an_engine_goes_on_without_flashinfer_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@without_triton
+def test_an_engine_goes_on_without_our_kernel_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = save_config(tmp_path, LLAMA_2_7B)
     own = GenerationConfig(attention_backend="vllm")
     on_gpu = Resources(gpus_per_worker=1)
@@ -80,7 +80,7 @@ def test_an_engine_goes_on_without_flashinfer_and_says_so_once(tmp_path: Path, c
             own, model, on_gpu, [20]
         )
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "Decoding with vLLM's own choice of attention: flashinfer-python is not installed")
+        ("WARNING", "Decoding with vLLM's own choice of attention: triton is not installed")
     ]
 
 
@@ -90,12 +90,12 @@ def test_a_model_that_does_not_fit_is_no_reason_to_warn(tmp_path: Path, caplog: 
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
-@without_flashinfer
-def test_who_insists_on_flashinfer_is_told_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="flashinfer-python is not installed; use 'auto' or 'vllm'"):
-        attention_options(save_config(tmp_path, LLAMA_2_7B), "bfloat16", "flashinfer")
+@without_triton
+def test_who_insists_on_our_kernel_is_told_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="triton is not installed; use 'auto' or 'vllm'"):
+        attention_options(save_config(tmp_path, LLAMA_2_7B), "bfloat16", "triton")
     with pytest.raises(UserError, match="sliding window of 4096"):
-        attention_options(save_config(tmp_path, MISTRAL_7B), "bfloat16", "flashinfer")
+        attention_options(save_config(tmp_path, MISTRAL_7B), "bfloat16", "triton")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_texts_of_a_prompt_that_was_read_begin_at_once(models: Path) -> None:
 
 
 def test_an_engine_on_the_cpu_is_not_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = GenerationConfig(attention_backend="flashinfer")
+    config = GenerationConfig(attention_backend="triton")
     with caplog.at_level(logging.INFO, "pipelines"):
         options = engine_options(config, save_config(tmp_path, LLAMA_2_7B), Resources(), prompt_lengths=[20])
     assert not options.keys() & {"attention_config", "worker_extension_cls"}
@@ -164,9 +164,9 @@ def test_the_backend_is_registered_as_often_as_one_likes() -> None:
         register()
         register()
         assert AttentionBackendEnum.CUSTOM.get_path() == BACKEND
-        # What is registered is found under this name without FlashInfer, and fails for want of it alone.
-        if find_spec("flashinfer") is None:
-            with pytest.raises(ModuleNotFoundError, match="flashinfer"):
+        # What is registered is found under this name without Triton, and fails for want of it alone.
+        if find_spec("triton") is None:
+            with pytest.raises(ModuleNotFoundError, match="triton"):
                 AttentionBackendEnum.CUSTOM.get_class()
     finally:
         AttentionBackendEnum.CUSTOM.clear_override()
@@ -180,8 +180,7 @@ from vllm import LLM, SamplingParams
 
 def used(worker):
     group = worker.model_runner.attn_groups[0][0]
-    wrappers = getattr(group.metadata_builders[0], "_decode_wrappers_cudagraph", {})
-    return [group.backend.__qualname__, sorted(wrappers), sorted({w.use_tensor_cores for w in wrappers.values()})]
+    return [group.backend.__qualname__, worker.model_runner.vllm_config.compilation_config.cudagraph_mode.name]
 
 if __name__ == "__main__":
     options, prompts, lengths = json.loads(sys.argv[1])
@@ -217,7 +216,6 @@ def generate(options: dict[str, Any], prompts: list[list[int]], lengths: list[in
 
 @pytest.mark.gpu
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(find_spec("flashinfer") is None, reason="FlashInfer is not installed")
 def test_texts_and_their_probabilities_are_those_of_vllms_own_backend(tmp_path: Path) -> None:
     """Batches that shrink from 48, in graphs and between their sizes, with contexts over many pages and prompts that come in
     while others are decoded; with the engine in its process and in one of its own.
@@ -240,13 +238,13 @@ def test_texts_and_their_probabilities_are_those_of_vllms_own_backend(tmp_path: 
         "gpu_memory_utilization": 0.3, "skip_tokenizer_init": True,
         "compilation_config": {"cudagraph_capture_sizes": [1, 4, 16, 32, 48]},
     }  # fmt: skip
-    assert unavailable(128, "float16") is None
-    ours = attention_options(str(tmp_path), "float16", "flashinfer")
+    assert unavailable() is None
+    ours = attention_options(str(tmp_path), "float16", "triton")
     expected = generate(options, prompts, lengths, engine_process=False)
     one_a_step = token_by_token([16, 16, 18])
     for more, engine_process in (({}, False), ({}, True), (one_a_step, False)):
         found = generate({**options, **ours, **more}, prompts, lengths, engine_process=engine_process)
-        assert found["used"] == ["DecodeBackend", [1, 4, 16, 32, 48], [False]]
+        assert found["used"] == ["DecodeBackend", "FULL_AND_PIECEWISE"]
         num_compared = 0
         for tokens, theirs, logprobs, expected_logprobs in zip(
             found["tokens"], expected["tokens"], found["logprobs"], expected["logprobs"], strict=True
