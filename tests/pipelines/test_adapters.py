@@ -734,6 +734,20 @@ def assert_kernels_drop_what_the_reference_drops(dtype, device):
 
 
 @needs_interpreter
+def test_products_in_two_parts_are_the_product():
+    from pipelines.adapter_kernels import add_product, whole_rounds
+
+    # Ten and a half rounds, less than one, and five whole ones.
+    assert [whole_rounds(*shape) for shape in ((4_096, 11_008), (1_700, 11_008), (4_096, 4_096), (8_192, 21_120))] == [
+        8_448, 0, 0, 21_120,
+    ]  # fmt: skip
+    left, right, before = (torch.randn(*shape) for shape in ((4_096, 3), (3, 11_008), (4_096, 11_008)))
+    out = before.clone()
+    add_product(out, left, right)
+    torch.testing.assert_close(out, before + left @ right)
+
+
+@needs_interpreter
 def test_interpreted_kernels_drop_what_the_reference_drops():
     assert_kernels_drop_what_the_reference_drops(torch.float32, "cpu")
 
