@@ -51,11 +51,13 @@ class DecodeImpl(TritonAttentionImpl):
         kv_cache: torch.Tensor,
         attn_metadata: Any,
         output: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if attn_metadata is None or attn_metadata.max_query_len > 1:
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
+        # No metadata: a run that finds out how much memory is needed. Scales: outputs are to be quantised.
+        if attn_metadata is None or attn_metadata.max_query_len > 1 or output_scale is not None:
+            rest = attn_metadata, output, output_scale, output_block_scale
+            return super().forward(layer, query, key, value, kv_cache, *rest)
         num = attn_metadata.num_actual_tokens
         decode(output[:num], query[:num], kv_cache, attn_metadata.block_table, attn_metadata.seq_lens, self.scale)
         return output
