@@ -737,10 +737,10 @@ def assert_kernels_drop_what_the_reference_drops(dtype, device):
 def test_products_in_two_parts_are_the_product():
     from pipelines.adapter_kernels import add_product, whole_rounds
 
-    # Ten and a half rounds, less than one, and five whole ones.
-    assert [whole_rounds(*shape) for shape in ((4_096, 11_008), (1_700, 11_008), (4_096, 4_096), (8_192, 21_120))] == [
-        8_448, 0, 0, 21_120,
-    ]  # fmt: skip
+    # 10.4 rounds and 5.2; few, 0.97 and 1.5; those whose last is full enough, 7.8, 13.6 and five.
+    split = ((4_096, 11_008), (2_048, 11_008))
+    whole = ((1_000, 4_096), (1_536, 4_096), (3_072, 11_008), (4_096, 14_336), (8_192, 2_640))
+    assert [whole_rounds(*shape) for shape in split + whole] == [8_448, 8_448, 0, 0, 0, 0, 0]
     left, right, before = (torch.randn(*shape) for shape in ((4_096, 3), (3, 11_008), (4_096, 11_008)))
     out = before.clone()
     add_product(out, left, right)
