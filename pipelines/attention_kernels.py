@@ -15,13 +15,11 @@ many programs there are depends on shapes only, and not on where rows begin.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from pipelines.attention import StreamIndex
 from pipelines.packing import TOKENS_PER_SUM, TOKENS_PER_TILE
 
 COPIES, BLOCK = 8, 1024
@@ -300,70 +298,73 @@ def _add_parts_kernel(
     _store(grad, first + offsets, CHANNELS, there, total, CHANNELS)
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float
-    ) -> torch.Tensor:
-        query, key, value = (_with_channels_together(states) for states in (query, key, value))
-        num_tokens, heads, channels = query.shape
-        out = query.new_empty(num_tokens, heads, channels)
-        lse = query.new_empty(heads, num_tokens, dtype=torch.float32)
-        is_tree = index.keys is not None and index.copies is None
-        _forward_kernel[(heads, len(index.tiles))](
-            query, key, value, out, lse, index.tiles, index.keys if is_tree else index.tiles, scaling * math.log2(math.e),
-            num_tokens, *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
-            GROUP=heads // key.shape[1], CHANNELS=channels, IS_TREE=is_tree, TILE=TOKENS_PER_TILE, **FORWARD,
-        )  # fmt: skip
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.index, ctx.scaling = index, scaling
-        return out
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    tiles: torch.Tensor,
+    keys: torch.Tensor | None,
+    parts: torch.Tensor | None,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attention.attend_stream`."""
+    query, key, value = (_with_channels_together(states) for states in (query, key, value))
+    num_tokens, heads, channels = query.shape
+    out = query.new_empty(num_tokens, heads, channels)
+    lse = query.new_empty(heads, num_tokens, dtype=torch.float32)
+    is_tree = keys is not None and parts is None
+    _forward_kernel[(heads, len(tiles))](
+        query, key, value, out, lse, tiles, keys if is_tree else tiles, scaling * math.log2(math.e),
+        num_tokens, *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
+        GROUP=heads // key.shape[1], CHANNELS=channels, IS_TREE=is_tree, TILE=TOKENS_PER_TILE, **FORWARD,
+    )  # fmt: skip
+    return out, lse
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, out, lse = ctx.saved_tensors
-        index, scaling = ctx.index, ctx.scaling
-        grad = _with_channels_together(grad)
-        num_tokens, heads, channels = query.shape
-        key_heads = key.shape[1]
-        # Head by head, as a compiled layer asks for them, which would copy them otherwise.
-        query_grad, mean = query.new_empty(heads, num_tokens, channels), torch.empty_like(lse)
-        key_grad, value_grad = query.new_empty(2, key_heads, num_tokens, channels)
-        grid = (key_heads, len(index.tiles))
-        strides = [stride for states in (query, key, value, grad) for stride in states.stride()[:2]]
-        scales = (scaling, scaling * math.log2(math.e))
-        sizes = {"GROUP": heads // key_heads, "CHANNELS": channels}
-        _backward_kernel[grid](
-            query, key, value, out, grad, lse, mean, query_grad, key_grad, value_grad, index.tiles,
-            *scales, num_tokens, *strides, **sizes, TILE=TOKENS_PER_TILE, **BACKWARD[heads > key_heads],
+
+def attend_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    tiles: torch.Tensor,
+    keys: torch.Tensor | None,
+    parts: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `attention.attend_stream_backward`."""
+    grad, query, key, value = (_with_channels_together(states) for states in (grad, query, key, value))
+    num_tokens, heads, channels = query.shape
+    key_heads = key.shape[1]
+    # Head by head, as a compiled layer asks for them, which would copy them otherwise.
+    query_grad, mean = query.new_empty(heads, num_tokens, channels), torch.empty_like(lse)
+    key_grad, value_grad = (query.new_empty(key_heads, num_tokens, channels) for _ in range(2))
+    grid = (key_heads, len(tiles))
+    strides = [stride for states in (query, key, value, grad) for stride in states.stride()[:2]]
+    scales = (scaling, scaling * math.log2(math.e))
+    sizes = {"GROUP": heads // key_heads, "CHANNELS": channels}
+    _backward_kernel[grid](
+        query, key, value, out, grad, lse, mean, query_grad, key_grad, value_grad, tiles,
+        *scales, num_tokens, *strides, **sizes, TILE=TOKENS_PER_TILE, **BACKWARD[heads > key_heads],
+    )  # fmt: skip
+    if keys is not None:
+        assert parts is not None and sums is not None, "a prefix tree has no backward pass"
+        key_parts, value_parts = query.new_empty(2, len(keys) - num_tokens, key_heads, channels)
+        _parts_kernel[(key_heads, len(parts))](
+            query, key, value, grad, lse, mean, key_parts, value_parts, parts,
+            *scales, num_tokens, *strides, **sizes, **PARTS,
         )  # fmt: skip
-        if index.keys is not None:
-            assert index.parts is not None and index.sums is not None, "a prefix tree has no backward pass"
-            key_parts, value_parts = query.new_empty(2, len(index.keys) - num_tokens, key_heads, channels)
-            _parts_kernel[(key_heads, len(index.parts))](
-                query, key, value, grad, lse, mean, key_parts, value_parts, index.parts,
-                *scales, num_tokens, *strides, **sizes, **PARTS,
-            )  # fmt: skip
-            _add_parts_kernel[(key_heads, len(index.sums), 2)](
-                key_grad, value_grad, key_parts, value_parts, index.sums, num_tokens,
-                CHANNELS=channels, TOKENS=TOKENS_PER_SUM, **SUMS,
-            )  # fmt: skip
-        return query_grad.transpose(0, 1), key_grad.transpose(0, 1), value_grad.transpose(0, 1), None, None
+        _add_parts_kernel[(key_heads, len(sums), 2)](
+            key_grad, value_grad, key_parts, value_parts, sums, num_tokens,
+            CHANNELS=channels, TOKENS=TOKENS_PER_SUM, **SUMS,
+        )  # fmt: skip
+    return query_grad.transpose(0, 1), key_grad.transpose(0, 1), value_grad.transpose(0, 1)
 
 
 def _with_channels_together(states: torch.Tensor) -> torch.Tensor:
     return states if states.stride(-1) == 1 else states.contiguous()
-
-
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None
-) -> torch.Tensor:
-    """The stream's attention [T, H, D]. `query` [T, H, D], `key` and `value` [T, H_kv, D], D a power of two from 16 to 128.
-
-    Of a prefix tree there is no backward pass.
-    """
-    attended: torch.Tensor = _Attention.apply(query, key, value, index, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return attended
 
 
 @triton.jit

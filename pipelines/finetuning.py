@@ -810,7 +810,7 @@ def weights_of(task_model: Path | None, base_model: str) -> Path:
 
 
 def compile_layers(model: torch.nn.Module) -> None:
-    """Compile each decoder layer in place, for any sequence length. Attention stays outside: its kernels are fused already."""
+    """Compile each decoder layer in place, for any sequence length: one graph a layer where our kernels attend, else two."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for module in model.modules():
