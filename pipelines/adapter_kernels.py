@@ -37,8 +37,8 @@ SUMMED_PER_PROGRAM = 1_024
 # operand and of the small one, which each BLOCK (in shrink, each tile of tokens) reads anew; so they are large.
 Settings = dict[str, int]
 SHRINK: dict[bool, Settings] = {
-    False: {"PROGRAMS": 256, "BLOCK": 64, "num_stages": 4, "num_warps": 8},
-    True: {"PROGRAMS": 256, "BLOCK": 64, "num_stages": 3, "num_warps": 8},
+    False: {"PROGRAMS": 512, "BLOCK": 64, "num_stages": 3, "num_warps": 4},
+    True: {"PROGRAMS": 256, "BLOCK": 64, "num_stages": 4, "num_warps": 4},
 }
 EXPAND: dict[bool, Settings] = {
     False: {"PROGRAMS": 512, "TILE": 64, "BLOCK": 128, "num_stages": 3, "num_warps": 4},
@@ -50,7 +50,7 @@ GRADIENT: dict[bool, Settings] = {
 }
 # Of several projections at once, which takes accumulators and factors for each.
 EXPAND_SUM: dict[bool, Settings] = {
-    False: {"PROGRAMS": 256, "TILE": 64, "BLOCK": 64, "num_stages": 3, "num_warps": 8},
+    False: {"PROGRAMS": 512, "TILE": 64, "BLOCK": 64, "num_stages": 1, "num_warps": 4},
     True: {"PROGRAMS": 128, "TILE": 64, "BLOCK": 64, "num_stages": 2, "num_warps": 8},
 }
 # Rows and columns of the largest tile that cuBLAS has for a product on Hopper, and multiprocessors of an H100 or H200.

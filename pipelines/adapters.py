@@ -40,7 +40,7 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
-TOKENS_PER_TILE = 128
+TOKENS_PER_TILE = 64
 """Tokens that one program of a kernel handles; they belong to one adapter."""
 
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
@@ -69,7 +69,7 @@ class Segments:
     """Which adapter and which dropout key each of a stream's T tokens has. All on one device.
 
     Shapes: `starts` int32 [N + 1], adapter n's tokens being starts[n] up to starts[n + 1]; `keys` int32 [T]; `tiles` int32
-    [(T + (N + 1) * 127) // 128, 3], rows of (adapter, first token, end) that cover all T tokens once, adapter -1 for those
+    [(T + (N + 1) * 63) // 64, 3], rows of (adapter, first token, end) that cover all T tokens once, adapter -1 for those
     after starts[N] and for rows to spare. Shapes depend on T and N only, so a captured graph can be replayed with new contents.
 
     `last` has those of the tokens at `PackedBatch.last_index`, as a stream of their own.

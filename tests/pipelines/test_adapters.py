@@ -173,10 +173,10 @@ def test_an_examples_masks_do_not_depend_on_its_batch():
 )
 def test_tiles_cover_each_token_once_and_never_two_adapters(starts, num_tokens):
     segments = Segments.from_arrays(starts, np.zeros(num_tokens, dtype=np.int32), "cpu")
-    assert segments.tiles.shape == ((num_tokens + len(starts) * 127) // 128, 3)
+    assert segments.tiles.shape == ((num_tokens + len(starts) * 63) // 64, 3)
     owners = np.full(num_tokens, -2)
     for adapter, first, end in segments.tiles.tolist():
-        assert end - first <= 128
+        assert end - first <= 64
         assert (owners[first:end] == -2).all()
         owners[first:end] = adapter
     expected = np.full(num_tokens, -1)
