@@ -39,17 +39,22 @@ def join_masters(weights: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     return (weights.float().view(torch.int32) + rest).view(torch.float32)
 
 
-def clip_factors(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """What brings row n of all `gradients` [N, P_i] to a norm of at most `max_norm`, fp32 [N]; 1 where it is smaller."""
+def clip(settings: torch.Tensor, gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """`settings` with factors that also bring row n of all `gradients` [N, P_i] to a norm of at most `max_norm`.
+
+    Rows that are to stay are not read.
+    """
     if gradients[0].is_cuda:
         from pipelines.adamw_kernels import sums_of_squares
 
-        norms = sums_of_squares(gradients).sqrt()
+        norms = sums_of_squares(gradients, settings).sqrt()
     else:
         of_each = [torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32) for gradient in gradients]
         norms = torch.linalg.vector_norm(torch.stack(of_each), dim=0)
+    clipped = settings.clone()
     # As DeepSpeed computes it.
-    return 1 / ((norms + 1e-6) / max_norm).clamp(min=1)
+    clipped[:, FACTOR] /= ((norms + 1e-6) / max_norm).clamp(min=1)
+    return clipped
 
 
 def update(

@@ -27,14 +27,20 @@ _FIRST_BIAS, _SECOND_BIAS = tl.constexpr(FIRST_BIAS), tl.constexpr(SECOND_BIAS)
 
 
 @triton.jit
-def _squares_kernel(gradients, sums, size, first, sums_per_row, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
-    """sums [row, first + ...] = the sum of squares of a few blocks of one gradient [rows, size], for one row."""
+def _squares_kernel(
+    gradients, settings, sums, size, first, sums_per_row, NUM_SETTINGS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
+):
+    """sums [row, first + ...] = the sum of squares of a few blocks of one gradient [rows, size], for one row.
+
+    Of a row that is to stay it is zero.
+    """
     part, which, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     gradient = pick(gradients, which) + row * size
+    end = tl.where(tl.load(settings + row * NUM_SETTINGS + _FACTOR) >= 0, size, 0)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for block in range(part * BLOCKS, (part + 1) * BLOCKS):
         places = block * BLOCK + tl.arange(0, BLOCK)
-        values = tl.load(gradient + places, mask=places < size, other=0.0).to(tl.float32)
+        values = tl.load(gradient + places, mask=places < end, other=0.0).to(tl.float32)
         total += values * values
     tl.store(sums + row * sums_per_row + first + which * tl.num_programs(0) + part, tl.sum(total))
 
@@ -60,9 +66,11 @@ def _update_kernel(
     which, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     own = settings + row * NUM_SETTINGS
     factor = tl.load(own + _FACTOR)
-    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     # Nothing for a row that is to stay, nor for one whose factor is no number.
-    inside = places < tl.where(factor >= 0, size, 0)
+    if not factor >= 0:
+        return
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = places < size
     at = row * stride + pick(starts, which) + places
     rate, decay = tl.load(own + _RATE), tl.load(own + _DECAY)
     first_bias, second_bias = tl.load(own + _FIRST_BIAS), tl.load(own + _SECOND_BIAS)
@@ -102,15 +110,16 @@ def _launches(gradients: Sequence[torch.Tensor]) -> Iterator[Launch]:
             yield pieces, starts, size
 
 
-def sums_of_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of each row of all `gradients` [N, P_i], contiguous: fp32 [N]."""
+def sums_of_squares(gradients: Sequence[torch.Tensor], settings: torch.Tensor) -> torch.Tensor:
+    """Of each row of all `gradients` [N, P_i], contiguous: fp32 [N], zero where `settings` say that it is to stay."""
     launches = [(pieces, size, triton.cdiv(size, SUMMED * BLOCKS_SUMMED)) for pieces, _, size in _launches(gradients)]
     ends = list(itertools.accumulate(parts * len(pieces) for pieces, _, parts in launches))
     sums = gradients[0].new_empty(len(gradients[0]), ends[-1], dtype=torch.float32)
     for (pieces, size, parts), first in zip(launches, [0, *ends[:-1]], strict=True):
         _squares_kernel[parts, len(pieces), len(pieces[0])](
-            pieces, sums, size, first, ends[-1], BLOCK=SUMMED, BLOCKS=BLOCKS_SUMMED, num_warps=8
-        )
+            pieces, settings, sums, size, first, ends[-1],
+            NUM_SETTINGS=settings.shape[1], BLOCK=SUMMED, BLOCKS=BLOCKS_SUMMED, num_warps=8,
+        )  # fmt: skip
     return sums.sum(1)
 
 

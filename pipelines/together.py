@@ -503,8 +503,7 @@ class _Bank:
         return self._compute_and_update(*inputs, torch.full_like(settings, -1.0))
 
     def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
-        settings = settings.clone()
-        settings[:, adamw.FACTOR] *= adamw.clip_factors(gradients, self.max_norm)
+        settings = adamw.clip(settings, gradients, self.max_norm)
         adamw.update(self.weights, self.rest, *self.moments, gradients, settings)
 
     def _settings(self, courses: dict[int, _Course], chosen: Sequence[int]) -> torch.Tensor:

@@ -36,10 +36,9 @@ def steps(dtype, device, update=adamw.update, of=None):
             adamw.settings_row(step, rate=row[0], weight_decay=row[1]) if row else [0.0, 0.0, -1.0, 1.0, 1.0] for row in ROWS
         ]
         settings = torch.tensor(rows, device=device)
-        limits = torch.tensor([row[2] if row else 1.0 for row in ROWS], device=device)
-        norms = [adamw.clip_factors(pieces(gradient[[n]]), limits[n].item()) for n in range(len(ROWS))]
-        settings[:, adamw.FACTOR] *= torch.cat(norms)
-        update(weights, rest, first, second, pieces(gradient), settings)
+        limits = [row[2] if row else 1.0 for row in ROWS]
+        clipped = [adamw.clip(settings[[n]], pieces(gradient[[n]]), limit) for n, limit in enumerate(limits)]
+        update(weights, rest, first, second, pieces(gradient), torch.cat(clipped))
     return weights, weights if rest is None else adamw.join_masters(weights, rest)
 
 
@@ -94,8 +93,12 @@ def test_the_interpreted_kernels_are_the_reference():
     for ours, expected in zip(steps(torch.float32, "cpu", adamw_kernels.update), steps(torch.float32, "cpu"), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     gradient = state(torch.float16, "cpu")[-1][0]
-    found = adamw_kernels.sums_of_squares(pieces(gradient))
-    torch.testing.assert_close(found, gradient.float().square().sum(1), rtol=1e-5, atol=0)
+    expected = gradient.float().square().sum(1)
+    settings = torch.ones(len(ROWS), adamw.NUM_SETTINGS)
+    # What stays is not read, so that it may be anything.
+    settings[2, adamw.FACTOR], gradient[2], expected[2] = -1, torch.nan, 0
+    found = adamw_kernels.sums_of_squares(pieces(gradient), settings)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.gpu
@@ -113,6 +116,6 @@ def test_a_row_that_is_no_number_leaves_the_others_alone():
     before = weights.clone()
     gradients[0][1] = torch.nan
     settings = torch.tensor([adamw.settings_row(1, rate=0.1, weight_decay=0.0)] * len(ROWS), device="cuda")
-    settings[:, adamw.FACTOR] *= adamw.clip_factors(pieces(gradients[0]), 1.0)
+    settings = adamw.clip(settings, pieces(gradients[0]), 1.0)
     adamw.update(weights, rest, first, second, pieces(gradients[0]), settings)
     assert weights.isfinite().all() and torch.equal(weights[1], before[1]) and not torch.equal(weights[0], before[0])
