@@ -30,8 +30,9 @@ $(STAMP): pyproject.toml scripts/setup.py $(wildcard constraints/$(EXTRA)-*.txt)
 demo: setup
 	@$(VENV)/bin/blindsweep run demo $(ARGS)
 
+# Two processes, a file of tests in one of them: half of the time goes into waiting for workers to start and to end.
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: setup
 	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)

@@ -12,6 +12,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # A process a finetuning less; no machine of a test is taken away with notice.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# How often Ray Train's controller looks at its workers, a finetuning's end included: every 2 s otherwise.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,8 @@ def labelled_pairs(num, seed=0):
 def ray_two_cpus():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # "local", or another test's cluster would be joined, of which `Cluster` leaves the address behind.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -49,6 +49,7 @@ def ray_address() -> Iterator[str]:
     import ray
 
     context = ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
