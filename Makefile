@@ -32,7 +32,7 @@ demo: setup
 
 # Two processes, a file of tests in one of them: half of the time goes into waiting for workers to start and to end.
 test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: setup
 	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)

@@ -16,7 +16,13 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
+LONGEST_FIRST = ("test_generation.py", "test_finetuning.py", "test_scheduler.py", "test_rehearsal.py", "test_two_nodes.py")
+"""Files of a minute or more. Begun last, one of them would go on alone while the other of two processes has nothing to do."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if shutil.which("nvidia-smi") is None:
         skip = pytest.mark.skip(reason="no NVIDIA GPU here")
         for item in items:
