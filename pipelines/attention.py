@@ -252,91 +252,13 @@ def _tree_attention(
     return torch.cat(pieces)
 
 
-# Custom operators, so that a compiled decoder layer is one graph.
-
-
-@torch.library.custom_op("blindsweep::attend_stream", mutates_args=())
-def attend_stream(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    tiles: torch.Tensor,
-    keys: torch.Tensor | None,
-    parts: torch.Tensor | None,
-    sums: torch.Tensor | None,
-    scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Our kernels' attention [T, H, D] and, for the backward pass, its normalizers' logarithms to the base 2 [H, T].
-
-    `query` [T, H, D], `key` and `value` [T, H_kv, D], D of `HEAD_SIZES`; the others as in `StreamIndex`, `keys` without `parts`
-    being a prefix tree's, of which there is no backward pass.
-    """
-    from pipelines.attention_kernels import attend
-
-    return attend(query, key, value, tiles, keys, parts, scaling)
-
-
-@torch.library.custom_op("blindsweep::attend_stream_backward", mutates_args=())
-def attend_stream_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    tiles: torch.Tensor,
-    keys: torch.Tensor | None,
-    parts: torch.Tensor | None,
-    sums: torch.Tensor | None,
-    scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `query`, `key` and `value` of `attend_stream`, from `grad` [T, H, D] of the attention."""
-    from pipelines.attention_kernels import attend_backward
-
-    return attend_backward(grad, query, key, value, out, lse, tiles, keys, parts, sums, scaling)
-
-
-@attend_stream.register_fake
-def _(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    num_tokens, heads, channels = query.shape
-    return query.new_empty(num_tokens, heads, channels), query.new_empty(heads, num_tokens, dtype=torch.float32)
-
-
-@attend_stream_backward.register_fake
-def _(grad: torch.Tensor, *states: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query_grad, key_grad, value_grad = (
-        one.new_empty(one.shape[1], one.shape[0], one.shape[2]).transpose(0, 1) for one in states[:3]
-    )
-    return query_grad, key_grad, value_grad
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    *states, tiles, keys, parts, sums, ctx.scaling = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*states, *output, tiles, keys, parts, sums)
-
-
-def _backward(ctx: Any, grad: torch.Tensor | None, _: Any) -> tuple[torch.Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 8
-    return *attend_stream_backward(grad, *ctx.saved_tensors, ctx.scaling), *(None,) * 5
-
-
-attend_stream.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None
-) -> torch.Tensor:
-    """The stream's attention [T, H, D] by our kernels. `query` [T, H, D], `key` and `value` [T, H_kv, D]."""
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    return attend_stream(query, key, value, index.tiles, index.keys, index.parts, index.sums, scaling)[0]
+def _in_half_on_a_gpu(query: torch.Tensor, dropout: float) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
 
 
 def _has_kernels(query: torch.Tensor, packed: PackedInput, dropout: float) -> bool:
-    on_gpu = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
-    return on_gpu and query.shape[2] in HEAD_SIZES and packed.width <= WIDEST_FOR_KERNELS
+    """Whether ours are made for this."""
+    return _in_half_on_a_gpu(query, dropout) and query.shape[2] in HEAD_SIZES and packed.width <= WIDEST_FOR_KERNELS
 
 
 @torch.compiler.disable
@@ -344,7 +266,7 @@ def _attend_to_copies(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
 ) -> torch.Tensor:
     """The stream's attention by other kernels, most of which are given copies of what rows share."""
-    has_kernel = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
+    has_kernel = _in_half_on_a_gpu(query, dropout)
     if packed.is_tree and not has_kernel:
         return _tree_attention(query, key, value, packed, scaling, dropout)
     key, value = _with_shared(key, packed.stream), _with_shared(value, packed.stream)
@@ -377,6 +299,8 @@ def packed_attention(
     # Squeezed, because the gradient of a tensor that is picked out is copied into zeros.
     query, key, value = (states.transpose(1, 2).squeeze(0) for states in (query, key, value))
     if _has_kernels(query, packed, dropout):
+        from pipelines.attention_kernels import attend
+
         return attend(query, key, value, packed.stream, scaling)[None], None
     return _attend_to_copies(query, key, value, packed, scaling, dropout)[None], None
 

@@ -15,11 +15,13 @@ many programs there are depends on shapes only, and not on where rows begin.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from pipelines.attention import StreamIndex
 from pipelines.packing import TOKENS_PER_SUM, TOKENS_PER_TILE
 
 COPIES, BLOCK = 8, 1024
@@ -298,16 +300,25 @@ def _add_parts_kernel(
     _store(grad, first + offsets, CHANNELS, there, total, CHANNELS)
 
 
-def attend(
+# Custom operators, so that a compiled decoder layer is one graph.
+
+
+@torch.library.custom_op("blindsweep::attend_stream", mutates_args=())
+def attend_stream(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     tiles: torch.Tensor,
     keys: torch.Tensor | None,
     parts: torch.Tensor | None,
+    sums: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `attention.attend_stream`."""
+    """Attention [T, H, D] and, for the backward pass, its normalizers' logarithms to the base 2 [H, T].
+
+    `query` [T, H, D], `key` and `value` [T, H_kv, D], D a power of two from 16 to 128; the others as in `StreamIndex`, `keys`
+    without `parts` being a prefix tree's, of which there is no backward pass.
+    """
     query, key, value = (_with_channels_together(states) for states in (query, key, value))
     num_tokens, heads, channels = query.shape
     out = query.new_empty(num_tokens, heads, channels)
@@ -321,7 +332,8 @@ def attend(
     return out, lse
 
 
-def attend_backward(
+@torch.library.custom_op("blindsweep::attend_stream_backward", mutates_args=())
+def attend_stream_backward(
     grad: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -334,7 +346,7 @@ def attend_backward(
     sums: torch.Tensor | None,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `attention.attend_stream_backward`."""
+    """Gradients of `query`, `key` and `value` of `attend_stream`, from `grad` [T, H, D] of the attention."""
     grad, query, key, value = (_with_channels_together(states) for states in (grad, query, key, value))
     num_tokens, heads, channels = query.shape
     key_heads = key.shape[1]
@@ -361,6 +373,44 @@ def attend_backward(
             CHANNELS=channels, TOKENS=TOKENS_PER_SUM, **SUMS,
         )  # fmt: skip
     return query_grad.transpose(0, 1), key_grad.transpose(0, 1), value_grad.transpose(0, 1)
+
+
+@attend_stream.register_fake
+def _(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    num_tokens, heads, channels = query.shape
+    return query.new_empty(num_tokens, heads, channels), query.new_empty(heads, num_tokens, dtype=torch.float32)
+
+
+@attend_stream_backward.register_fake
+def _(grad: torch.Tensor, *states: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query_grad, key_grad, value_grad = (
+        one.new_empty(one.shape[1], one.shape[0], one.shape[2]).transpose(0, 1) for one in states[:3]
+    )
+    return query_grad, key_grad, value_grad
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    *states, tiles, keys, parts, sums, ctx.scaling = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*states, *output, tiles, keys, parts, sums)
+
+
+def _backward(ctx: Any, grad: torch.Tensor | None, _: Any) -> tuple[torch.Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    return *attend_stream_backward(grad, *ctx.saved_tensors, ctx.scaling), *(None,) * 5
+
+
+attend_stream.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: StreamIndex, scaling: float | None
+) -> torch.Tensor:
+    """`attend_stream` over the rows of `index`."""
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    return attend_stream(query, key, value, index.tiles, index.keys, index.parts, index.sums, scaling)[0]
 
 
 def _with_channels_together(states: torch.Tensor) -> torch.Tensor:

@@ -9,16 +9,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from pipelines import attention
-from pipelines.attention import (
-    PACKED,
-    PackedInput,
-    StreamIndex,
-    _with_shared,
-    attend,
-    attend_stream,
-    packed_attention,
-    register_packed_attention,
-)
+from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, packed_attention, register_packed_attention
 from pipelines.evaluation import classify
 from pipelines.models import Classifier, LanguageModel, _NextTokenLoss, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
@@ -323,6 +314,8 @@ ATTENDED = {
 
 
 def assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, device, tolerance):
+    from pipelines.attention_kernels import attend
+
     generator = torch.Generator().manual_seed(0)
 
     def draw(heads):
@@ -355,6 +348,8 @@ def assert_attention_is_the_grids(packed, heads, key_heads, channels, dtype, dev
 @needs_interpreter
 @pytest.mark.parametrize("case", ["alone", "groups"])
 def test_the_operator_is_registered_as_pytorch_asks(case):
+    from pipelines.attention_kernels import attend_stream
+
     sequences, prefixes = drawn_rows(ATTENDED[case][0])
     index = PackedInput.from_batch(pack(sequences, prefixes=prefixes), "cpu").stream
     states = [torch.randn(int(index.query_starts[-1]), 2, 16, requires_grad=True) for _ in range(3)]
