@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml scripts/setup.py $(wildcard constraints/$(EXTRA)-*.txt)
 demo: setup
 	@$(VENV)/bin/blindsweep run demo $(ARGS)
 
-# Two processes, a file of tests in one of them: half of the time goes into waiting for workers to start and to end.
+# Two processes, each file of tests in one of them: one alone leaves a third of two cores idle, while workers start and end.
 test: setup
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

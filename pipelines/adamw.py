@@ -42,7 +42,7 @@ def join_masters(weights: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
 def clip(settings: torch.Tensor, gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
     """`settings` with factors that also bring row n of all `gradients` [N, P_i] to a norm of at most `max_norm`.
 
-    Rows that are to stay are not read.
+    A GPU does not read the gradients of rows that are to stay.
     """
     if gradients[0].is_cuda:
         from pipelines.adamw_kernels import sums_of_squares

@@ -41,7 +41,8 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 TOKENS_PER_TILE = 64
-"""Tokens that one program of a kernel handles; they belong to one adapter."""
+"""Tokens that one program of a kernel handles; they belong to one adapter. Of the 130 or so that one of many adapters has in a
+pass, 128 would leave a second tile of a few, which reads all of the adapter again."""
 
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
 """Those of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""

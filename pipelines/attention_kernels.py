@@ -352,6 +352,7 @@ def attend_stream_backward(
     key_heads = key.shape[1]
     # Head by head, as a compiled layer asks for them, which would copy them otherwise.
     query_grad, mean = query.new_empty(heads, num_tokens, channels), torch.empty_like(lse)
+    # Apart: what an operator returns must not share memory.
     key_grad, value_grad = (query.new_empty(key_heads, num_tokens, channels) for _ in range(2))
     grid = (key_heads, len(tiles))
     strides = [stride for states in (query, key, value, grad) for stride in states.stride()[:2]]
