@@ -97,7 +97,7 @@ class Display:
             record = progress.built[step.fingerprint]
             detail = f" in {seconds(record.durations['total_s'])}{_rate(record.metrics)}"
         elif event in ("failed", "retry"):
-            outcome = progress.failed[step.fingerprint]
+            outcome = (progress.failed if event == "failed" else progress.retried)[step.fingerprint]
             detail = f": {outcome.error}" + (f" (traceback: {outcome.log})" if outcome.log else "")
             if blocked := sum(name == step.name for name in progress.blocked.values()):
                 detail += f"; {blocked} steps that need it are given up"

@@ -51,6 +51,7 @@ class Progress:
     running: dict[str, float] = field(default_factory=dict)  # fingerprint → monotonic start
     built: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, Outcome] = field(default_factory=dict)
+    retried: dict[str, Outcome] = field(default_factory=dict)  # how the last attempt ended of a step that is tried again
     blocked: dict[str, str] = field(default_factory=dict)  # fingerprint → name of the step that failed
     throughput: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -537,16 +538,13 @@ class _Run:
             self.listener("done", step, self.progress)
 
     def _failed(self, step: Step, outcome: Outcome) -> None:
-        if outcome.was_neighbour:
-            self.has_leftovers = True
-            self.queue.again(step.fingerprint, alone=True)
-            self.listener("retry", step, self.progress)
-            return
-        self.attempts[step.fingerprint] += 1
+        if not outcome.was_neighbour:
+            self.attempts[step.fingerprint] += 1
         if not outcome.is_final:
             self.has_leftovers = True
-            if self.attempts[step.fingerprint] <= self.max_failures:
-                self.queue.again(step.fingerprint)
+            if outcome.was_neighbour or self.attempts[step.fingerprint] <= self.max_failures:
+                self.queue.again(step.fingerprint, alone=outcome.was_neighbour)
+                self.progress.retried[step.fingerprint] = outcome
                 self.listener("retry", step, self.progress)
                 return
         self.progress.failed[step.fingerprint] = outcome

@@ -2,14 +2,19 @@
 
 import io
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.compute import Resources
+from pipelines.finetuning import FinetuneConfig
+from pipelines.task_model import TaskModelConfig
 from pipelines.training_set import TrainingSetConfig
 from sweep.grid import Step
 from sweep.progress import Display, Transfers, time_left
-from sweep.scheduler import Progress
+from sweep.records import Record, Store
+from sweep.scheduler import Capacity, Progress, _Run
 from sweep.trial import Outcome
 
 
@@ -53,6 +58,54 @@ def test_a_log_counts_the_steps_that_are_given_up() -> None:
         display.on_event("blocked", one, failed)
     assert stream.getvalue().count("\n") == 1
     assert "generator/generator0: no room; 4 steps that need it are given up" in stream.getvalue()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
+    """Two neighbours of a group are lost together; alone, one is built, and the other fails twice."""
+    base = step("base_model", 0)
+    resources = Resources(max_group=2)
+    lucky, doomed = (
+        Step("task_model", slug, TaskModelConfig(FinetuneConfig(), seed), {"base_model": base}, resources=resources)
+        for seed, slug in enumerate(("lucky", "doomed"))
+    )
+    user = Step("evaluation", "user", TrainingSetConfig("starting", size=3, seed=9), {"task_model": doomed})
+    stream, events = io.StringIO(), []
+    display = Display({}, stream, live=live)
+
+    def listen(event: str, shown: Step, progress: Progress) -> None:
+        events.append((event, shown.slug))
+        display.on_event(event, shown, progress)
+
+    def end(trial: str, **outcomes: Outcome) -> None:
+        assert run.suggest(trial)
+        run.complete(trial, {"outcomes": [outcomes[member.slug] for member in run.trials[trial]]}, error=False)
+
+    def built(done: Step) -> Outcome:
+        return Outcome(Record(done.stage, done.slug, done.fingerprint, done.payload, durations={"total_s": 1.0}))
+
+    steps = [base, lucky, doomed, user]
+    lost = Outcome(None, "its process was lost", was_neighbour=True)
+    with display:
+        run = _Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), None, listen, display.on_tick, max_failures=1)
+        end("both", lucky=lost, doomed=lost)
+        run.has_leftovers = False  # there is no Ray whose placement groups could be given back
+        end("lucky alone", lucky=built(lucky))
+        end("doomed alone", doomed=Outcome(None, "no room [here]", "log.txt"))
+        run.has_leftovers = False
+        end("doomed again", doomed=Outcome(None, "no room at all", "log.txt"))
+        run.poll()
+    starts = [("start", "lucky"), ("start", "doomed")]
+    assert events == [
+        *starts, ("retry", "lucky"), ("retry", "doomed"), starts[0], ("done", "lucky"), starts[1], ("retry", "doomed"),
+        starts[1], ("failed", "doomed"), ("blocked", "user"),
+    ]  # fmt: skip
+    shown = " ".join(stream.getvalue().split())  # a terminal folds its lines
+    assert shown.count("retry task_model/lucky: its process was lost") == 1
+    assert shown.count("retry task_model/doomed: its process was lost") == 1
+    assert shown.count("retry task_model/doomed: no room [here] (traceback: log.txt)") == 1
+    assert shown.count("failed task_model/doomed: no room at all (traceback: log.txt); 1 steps that need it are given up") == 1
+    assert run.progress.built.keys() == {lucky.fingerprint} and run.progress.failed.keys() == {doomed.fingerprint}
 
 
 @pytest.mark.parametrize("live", [False, True])
