@@ -44,6 +44,23 @@ builds only what is missing, after a crash or a changed setting: `blindsweep pla
 why.""",
 )
 
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"blindsweep {version('blindsweep')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 data = typer.Typer(no_args_is_help=True, help="MultiNLI and HANS, for the studies on real data.")
 app.add_typer(data, name="data")
 

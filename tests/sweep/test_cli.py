@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def assert_one_error(result: Result, *parts: str) -> None:
         assert part in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "demo"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "demo"]])
 def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from sweep.cli import app\n"
@@ -54,6 +55,12 @@ def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_
     assert done.stdout.endswith("[]\n"), done.stdout
     # Generous: the tests may share the machine.
     assert time.monotonic() - began[1] < 10
+
+
+def test_it_tells_its_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    result = blindsweep("--version")
+    assert (result.exit_code, result.stdout) == (0, f"blindsweep {project['version']}\n")
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "report", "verdicts", "power", "ui", "reindex", "experiments"])
