@@ -1,7 +1,9 @@
-"""What every test needs: no network look-ups, and GPU tests skipped where there is no GPU."""
+"""What every test needs: no network look-ups, and tests skipped where there is no GPU or no compiler for them."""
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -20,11 +22,22 @@ LONGEST_FIRST = ("test_generation.py", "test_finetuning.py", "test_scheduler.py"
 """Files of a minute or more. Begun last, one of them would go on alone while the other of two processes has nothing to do."""
 
 
+def missing_for_compiling() -> str | None:
+    """What this machine lacks of what torch.compile's default backend builds C++ with, or None."""
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler here ({compiler})"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no C headers of Python here"
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
-    if shutil.which("nvidia-smi") is None:
-        skip = pytest.mark.skip(reason="no NVIDIA GPU here")
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(skip)
+    reasons = {"gpu": None if shutil.which("nvidia-smi") else "no NVIDIA GPU here", "needs_compiler": missing_for_compiling()}
+    for marker, reason in reasons.items():
+        if reason:
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))

@@ -550,6 +550,7 @@ def test_compiled_projections_are_one_graph():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.needs_compiler
 def test_compiled_decoder_layers_break_their_graph_at_attention_to_copies_only():
     def compile_it(body):
         # The first layer's input has no gradient otherwise, which makes it a case of its own.
