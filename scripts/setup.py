@@ -7,14 +7,14 @@
 Standard library only, and any Python from 3.8 may run it: it looks for the right one itself.
 
 uv does the installing: it can leave packages out (constraints/cpu-excludes.txt), pip cannot. uv does not read
-pip's settings and gives up on an index that it cannot reach, so this script hands on what pip is told
-(find-links, index-url, extra-index-url, cert, trusted-host, proxy) and drops indexes that do not answer.
+pip's settings and gives up on an index that it cannot reach, so this script reads them (find-links, index-url,
+extra-index-url, cert, trusted-host, proxy), hands them on and drops indexes that do not answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
+import configparser
 import json
 import os
 import platform
@@ -110,18 +110,26 @@ def constraints_for(extra: str, version: tuple[int, int]) -> Path:
 
 
 def pip_settings(python: str) -> dict[str, list[str]]:
-    """pip's settings from its files and environment, each a list of words; empty where there is no pip."""
-    done = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
-    by_section: dict[tuple[str, str], list[str]] = {}
-    for line in done.stdout.splitlines():
-        match = re.fullmatch(r"(:env:|\w+)\.([\w-]+)=(.*)", line.strip())
-        if match:
-            section, key, value = match.groups()
-            by_section[section, key] = str(ast.literal_eval(value)).split()
-    settings: dict[str, list[str]] = {}
-    for section in ("global", "install", ":env:"):  # pip's own order: the environment has the last word
-        settings.update({key: words for (owner, key), words in by_section.items() if owner == section})
-    return settings
+    """pip's settings from its files and environment, each a list of words. Debian's Python has no pip to ask for them."""
+    home = Path(os.path.expanduser("~"))
+    chosen = os.environ.get("PIP_CONFIG_FILE", "")
+    system = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
+    files = [*(Path(folder, "pip/pip.conf") for folder in system.split(os.pathsep)), Path("/etc/pip.conf")]
+    if not os.path.exists(chosen):
+        files += [home / ".pip/pip.conf", Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config", "pip/pip.conf")]
+    files += [Path(python).parents[1] / "pip.conf", Path(chosen)]
+
+    # pip's own order: a later file overrides the same section of an earlier one, then [install] overrides [global],
+    # then the environment overrides both.
+    parser = configparser.RawConfigParser()
+    for file in files if chosen != os.devnull else []:
+        try:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            say(f"leaving out pip's settings in {file}: {error}")
+    given = [item for section in ("global", "install") if parser.has_section(section) for item in parser.items(section)]
+    given += [(name[len("PIP_") :], value) for name, value in os.environ.items() if name.startswith("PIP_")]
+    return {name.lower().replace("_", "-"): value.split() for name, value in given if value.split()}
 
 
 def read_page(url: str) -> tuple[bytes, str | None]:
