@@ -250,8 +250,6 @@ class ShardFolder:
             return pq.read_table(file)
 
     def _names(self, folder: str, suffix: str) -> set[str]:
-        # Object stores answer a listing from fsspec's cache unless told that others write too.
-        self._files.invalidate_cache()
         try:
             found = self._files.ls(f"{self._root}/{folder}", detail=False)
         except FileNotFoundError:

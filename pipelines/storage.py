@@ -49,7 +49,8 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
 
     text = str(local_path(uri)) if is_local(uri) else str(uri)
     try:
-        file_system, path = fsspec.core.url_to_fs(text)
+        # A listing kept from before would hide what other processes write.
+        file_system, path = fsspec.core.url_to_fs(text, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise UserError(
             f"{text}: cannot open such an address ({error}); use a local path or install its fsspec package"
@@ -63,7 +64,8 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
     A local path or ``file://`` URI is returned as a plain path, uncopied. A remote one is downloaded once
     into ``cache`` (``$BLINDSWEEP_CACHE``, by default ``~/.cache/blindsweep``) under the hash of its address
     and of what is listed there (names, sizes, and checksums or times where the store gives them), so that
-    changed content is fetched again. Raises :class:`UserError` if nothing is there.
+    changed content is fetched again. What lies below a name with a dot in front (a stage's working state) stays
+    there. Raises :class:`UserError` if nothing is there.
     """
     if is_local(uri):
         path = local_path(uri)
@@ -73,22 +75,21 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
     file_system, remote = filesystem(uri)
     if not file_system.exists(remote):
         raise UserError(f"{uri} does not exist or is empty; check the address and the credentials")
-    is_file = file_system.isfile(remote)
-    found = {remote: file_system.info(remote)} if is_file else file_system.find(remote, detail=True)
-    root = Path(cache or os.environ.get("BLINDSWEEP_CACHE") or DEFAULT_CACHE).expanduser()
     name = remote.rstrip("/").rsplit("/", 1)[-1]
-    target = root / f"{name}-{_listing_hash(str(uri), found)}"
+    is_file = file_system.isfile(remote)
+    files = {name: file_system.info(remote)} if is_file else _files_below(file_system, remote)
+    root = Path(cache or os.environ.get("BLINDSWEEP_CACHE") or DEFAULT_CACHE).expanduser()
+    target = root / f"{name}-{_listing_hash(str(uri), files)}"
     result = target / name if is_file else target
     if target.exists():
         return str(result)
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
     try:
-        prefix = remote.rstrip("/") + "/"
-        for entry in found:
-            destination = partial / (name if is_file else entry.removeprefix(prefix))
+        for relative, info in files.items():
+            destination = partial / relative
             destination.parent.mkdir(parents=True, exist_ok=True)
-            file_system.get_file(entry, str(destination))
+            file_system.get_file(info["name"], str(destination))
         try:
             partial.rename(target)
         except OSError:
@@ -100,11 +101,23 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
     return str(result)
 
 
-def _listing_hash(uri: str, found: dict[str, dict[str, Any]]) -> str:
+def _files_below(file_system: Any, folder: str) -> dict[str, dict[str, Any]]:
+    """Path within the folder -> what the store says of it, of each file that is not hidden."""
+    prefix = folder.rstrip("/") + "/"
+    files = {path.removeprefix(prefix): info for path, info in file_system.find(folder, detail=True).items()}
+    # Object stores have no folders: consoles and pyarrow put an empty object there, whose name ends in a slash.
+    return {
+        path: info
+        for path, info in files.items()
+        if not f"/{path}".endswith("/") and not any(part.startswith(".") for part in path.split("/"))
+    }
+
+
+def _listing_hash(uri: str, files: dict[str, dict[str, Any]]) -> str:
     stamps = ("ETag", "etag", "md5Hash", "crc32c", "LastModified", "last_modified", "mtime", "created")
     listing = [
-        (path, info.get("size"), [str(info[stamp]) for stamp in stamps if stamp in info])
-        for path, info in sorted(found.items())
+        (info["name"], info.get("size"), [str(info[stamp]) for stamp in stamps if stamp in info])
+        for _, info in sorted(files.items())
     ]
     return hashlib.sha256(repr((uri, listing)).encode()).hexdigest()[:16]
 
@@ -150,8 +163,6 @@ def read_text(uri: str | os.PathLike[str]) -> str | None:
     """The text of a file, None if there is no such file."""
     file_system, path = filesystem(uri)
     try:
-        # Over an object store, a listing may be cached from before the file was written.
-        file_system.invalidate_cache()
         with file_system.open(path, "rb") as file:
             return bytes(file.read()).decode()
     except FileNotFoundError:

@@ -31,7 +31,6 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -39,6 +38,7 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, fold, write_examples
 from pipelines.heuristics import has_lexical_overlap, is_subsequence
+from pipelines.storage import join
 
 T = TypeVar("T")
 HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
@@ -599,7 +599,7 @@ def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[s
         }
         if is_probe:
             columns["heuristic"] = [pair.rule.heuristic for pair in pairs]
-        write_examples(pa.table(columns), str(Path(output) / f"{name}.parquet"))
+        write_examples(pa.table(columns), join(output, f"{name}.parquet"))
         metrics[f"{name}/num_examples"] = len(pairs)
         for label in dict.fromkeys(sorted(labels)):
             metrics[f"{name}/{label}"] = labels.count(label)

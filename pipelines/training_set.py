@@ -35,7 +35,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +43,7 @@ from pipelines.compute import added
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, read_examples, write_examples
 from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.storage import join
 
 KINDS = ("starting", "original", "synthetic", "biased_synthetic")
 REMAINDERS = ("first_labels", "drop", "error")
@@ -172,7 +172,7 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     order_key = _key(config, "order")
     chosen.sort(key=lambda row: (first_set[row], order_key(ids[row])))
     drawn = table.take(pa.array(chosen, type=pa.int64()))
-    write_examples(drawn, Path(output) / "examples.parquet")
+    write_examples(drawn, join(output, "examples.parquet"))
 
     drawn_labels = labels[chosen]
     holds = {one.name: one(drawn["premise"], drawn["hypothesis"]) for one in dict.fromkeys((LEXICAL_OVERLAP, config.heuristic))}

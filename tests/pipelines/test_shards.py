@@ -118,9 +118,9 @@ def tables(num_parsed: int, reasons: list[str]) -> tuple[pa.Table, pa.Table]:
     return pa.table({"id": [str(i) for i in range(num_parsed)]}), pa.table({"reason": pa.array(reasons, pa.string())})
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "s3"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out"
+    return str(tmp_path / "out") if request.param == "local" else f"{request.getfixturevalue('bucket')}/out"
 
 
 def test_a_commit_is_read_by_others_with_its_counts(output: str) -> None:
