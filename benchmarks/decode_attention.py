@@ -29,9 +29,9 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.common import Figure, alternately, decoding_work, finish, in_own_process, limits_here, make_parser
-from pipelines.compute import Resources
 from pipelines.examples import LABELS
 from pipelines.generation import GenerationConfig, encode_prompts, engine_environment, engine_options
+from pipelines.resources import Resources
 from sweep.model_shape import ModelShape
 
 VARIANTS = {"vllm": "vllm", "ours": "triton"}

@@ -51,7 +51,6 @@ from benchmarks.common import (
     visible_gpus,
 )
 from benchmarks.profiling import EngineProfile
-from pipelines.compute import Resources
 from pipelines.engine import Engine
 from pipelines.examples import LABELS
 from pipelines.generation import (
@@ -63,6 +62,7 @@ from pipelines.generation import (
     run_engines,
     shards_in_flight,
 )
+from pipelines.resources import Resources
 from pipelines.shards import Shard, derive_seed, plan_shards
 from sweep.model_shape import ModelShape
 

@@ -50,12 +50,12 @@ from benchmarks.common import (
     visible_gpus,
 )
 from benchmarks.profiling import Profile
-from pipelines.compute import Resources, no_report
 from pipelines.evaluation import EvaluationConfig, evaluate_group
 from pipelines.examples import LABELS, read_examples, write_examples
 from pipelines.finetuning import FinetuneConfig, finetune_group, load_tokenizer, read_metrics
 from pipelines.packing import common_prefix_length
 from pipelines.prompts import classifier_prompt
+from pipelines.resources import Resources, no_report
 from pipelines.task_model import (
     TaskModelConfig,
     UntrainedConfig,

@@ -18,14 +18,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.compute import UNKNOWN, FileHash, Report, Resources, no_report, runtime, sha256_of
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, FinetuneJob, finetune, working_folder
 from pipelines.hashing import remembered_sha256
 from pipelines.hub import hub_repository, hub_snapshot
+from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
 from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
 from pipelines.quantization import QUANTIZATIONS
+from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
 
 SHARD_BYTES = 4 << 30

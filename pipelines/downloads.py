@@ -32,8 +32,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from pipelines.compute import identity, sha256_of
 from pipelines.errors import UserError
+from pipelines.identity import identity, sha256_of
 from pipelines.sources import (
     FILES,
     HANS_FILE,

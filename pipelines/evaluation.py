@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.compute import Report, Resources, added, no_report, runtime
 from pipelines.errors import UserError, portable
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, fold, read_examples
 from pipelines.finetuning import (
@@ -35,8 +34,10 @@ from pipelines.finetuning import (
     working_folder,
 )
 from pipelines.heuristics import Heuristic
+from pipelines.identity import added, runtime
 from pipelines.packing import PackedBatch, prefix_tree_batches
 from pipelines.prompts import classifier_prompt
+from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, join
 
 if TYPE_CHECKING:

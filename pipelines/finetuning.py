@@ -29,9 +29,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.compute import Report, Resources, added, runtime
 from pipelines.errors import NeighbourFailedError, UserError, portable
 from pipelines.examples import Label, read_examples
+from pipelines.identity import added, runtime
 from pipelines.packing import (
     Prefix,
     class_targets,
@@ -44,6 +44,7 @@ from pipelines.packing import (
     training_order,
 )
 from pipelines.prompts import classifier_prompt, generator_text
+from pipelines.resources import Report, Resources
 from pipelines.storage import fetch, is_local, join, publish, read_text, remove, write_text
 
 if TYPE_CHECKING:

@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.compute import Report, Resources, added, identity, no_report, runtime
 from pipelines.decode_attention import CHOICES, attention_options
 from pipelines.engine import Engine
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label
+from pipelines.identity import added, identity, runtime
 from pipelines.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS, Parsed, generator_prompt, parse_generated
+from pipelines.resources import Report, Resources, no_report
 from pipelines.shards import (
     REJECTS,
     SHARDS,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.base_model import save_language_model
-from pipelines.compute import Report, Resources, no_report
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune
 from pipelines.prompts import EN_DASH, END_MARKERS
+from pipelines.resources import Report, Resources, no_report
 
 
 @dataclass(frozen=True)

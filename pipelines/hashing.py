@@ -9,7 +9,7 @@ import os
 import uuid
 from pathlib import Path
 
-from pipelines.compute import sha256_of
+from pipelines.identity import sha256_of
 
 
 def remembered_sha256(path: str | os.PathLike[str]) -> str:

@@ -28,9 +28,9 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipelines.compute import runtime
 from pipelines.errors import UserError
 from pipelines.examples import NON_ENTAILMENT, Label
+from pipelines.identity import runtime
 
 DROPPED_TOKENS = frozenset(".?!")
 

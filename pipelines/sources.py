@@ -22,9 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.compute import MARKS, FileHash, JsonValue, sha256_of
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, write_examples, write_table
+from pipelines.identity import MARKS, FileHash, JsonValue, sha256_of
 
 TRAIN_FILE = "multinli_1.0_train.jsonl"
 MATCHED_FILE = "multinli_1.0_dev_matched.jsonl"

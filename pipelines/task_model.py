@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.compute import Report, Resources, added, no_report
 from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.identity import added
+from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, join
 
 

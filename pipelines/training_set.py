@@ -39,10 +39,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from pipelines.compute import added
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, read_examples, write_examples
 from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.identity import added
 from pipelines.storage import join
 
 KINDS = ("starting", "original", "synthetic", "biased_synthetic")

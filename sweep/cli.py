@@ -670,8 +670,8 @@ def fetch(
         blindsweep data fetch
         blindsweep data fetch --from /mnt/corpora --to data
     """
-    from pipelines.compute import MARKS
     from pipelines.downloads import fetch_nli_data
+    from pipelines.identity import MARKS
     from pipelines.sources import NUM_TRAINING_ROWS
     from sweep.progress import Transfers
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.base_model import ScratchModelConfig, pretrained_model_config, random_model_config
-from pipelines.compute import UNKNOWN, FileHash, Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import WARMUP_STABLE_DECAY, FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.heuristics import find_heuristic
+from pipelines.identity import UNKNOWN, FileHash
 from pipelines.prompts import EN_DASH, HYPHENS
+from pipelines.resources import Resources
 from pipelines.sources import FILES, NLISourcesConfig, most_training_rows, nli_sources_config
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pipelines.compute import Resources
 from pipelines.finetuning import FinetuneConfig
+from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig, num_drawn
 from sweep import identity

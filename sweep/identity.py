@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.compute import identity
 from pipelines.errors import UserError
+from pipelines.identity import identity
 
 SHORT = 12
 """Hexadecimal digits of a fingerprint that a folder's name shows."""

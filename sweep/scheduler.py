@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.compute import Resources
 from pipelines.errors import UserError
+from pipelines.resources import Resources
 from sweep.grid import Step, dependents
 from sweep.records import Record, Store
 from sweep.stages import REGISTRY

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.compute import Report, Resources, no_report
 from pipelines.errors import UserError
+from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
 from sweep.identity import SHORT
 

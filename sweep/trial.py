@@ -20,8 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines.compute import MARKS, Resources, no_report
 from pipelines.errors import NeighbourFailedError, UserError
+from pipelines.identity import MARKS
+from pipelines.resources import Resources, no_report
 from pipelines.storage import filesystem, join
 from sweep.records import Record, Store
 from sweep.stages import Job, Stage

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.compute import Resources
 from pipelines.decode_attention import BACKEND, attention_options, register, token_by_token, unavailable, unsuited
 from pipelines.errors import UserError
 from pipelines.generation import GenerationConfig, engine_environment, engine_options
+from pipelines.resources import Resources
 
 ROOT = Path(__file__).parents[2]
 # Facts of published config.json files.

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.compute import Resources
 from pipelines.engine import Decoder, Text, allocate_by_the_block
 from pipelines.generation import GenerationConfig, engine_environment
 from pipelines.prompts import END_MARKERS, generator_prompt
+from pipelines.resources import Resources
 
 STOPS = (*END_MARKERS, " –", "a")
 
@@ -63,7 +63,7 @@ from vllm import LLM, SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from pipelines.engine import Engine
 from pipelines.generation import GenerationConfig, encode_prompts, engine_options
-from pipelines.compute import Resources
+from pipelines.resources import Resources
 
 model, stop = sys.argv[1:]
 prompt = next(iter(encode_prompts(model).values()))

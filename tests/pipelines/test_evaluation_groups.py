@@ -10,12 +10,12 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipelines import evaluation
-from pipelines.compute import Resources, no_report
 from pipelines.evaluation import Bodies, EvaluationConfig, classify, evaluate, evaluate_group
 from pipelines.examples import read_examples
 from pipelines.finetuning import FinetuneConfig, load_tokenizer
 from pipelines.packing import prefix_tree_batches
 from pipelines.prompts import classifier_prompt
+from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model
 
 RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import MistralConfig, Qwen2Config
 
-from pipelines.compute import Resources, no_report
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import (
@@ -30,6 +29,7 @@ from pipelines.finetuning import (
 from pipelines.generator import GeneratorConfig, finetune_generator
 from pipelines.packing import Prefix, training_order
 from pipelines.prompts import classifier_prompt
+from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job
 
 FULL = FinetuneConfig(

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.compute import Resources, identity_fields, runtime_fields
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.generation import (
@@ -26,7 +25,9 @@ from pipelines.generation import (
     shards_in_flight,
     tables,
 )
+from pipelines.identity import identity_fields, runtime_fields
 from pipelines.prompts import HYPHENS, Parsed, Rejected, generator_text, parse_generated
+from pipelines.resources import Resources
 from pipelines.shards import Shard, ShardFolder
 from tests.pipelines.tiny_generator import KNOWN
 
@@ -190,7 +191,7 @@ def test_an_output_of_another_request_is_refused(pool: tuple[Path, dict[str, Any
 
 SCRIPT = """
 import sys, ray
-from pipelines.compute import Resources
+from pipelines.resources import Resources
 from pipelines.generation import GenerationConfig, generate
 if __name__ == "__main__":
     address, config, generator, output = sys.argv[1:]

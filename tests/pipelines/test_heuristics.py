@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.compute import identity
 from pipelines.errors import UserError
 from pipelines.examples import Label
 from pipelines.heuristics import (
@@ -25,6 +24,7 @@ from pipelines.heuristics import (
     subsequence,
     tokens,
 )
+from pipelines.identity import identity
 from pipelines.sources import nli_sources_config, prepare_nli_sources
 
 SHARED = (Path(__file__).parents[2] / ".." / "shared" / "data").resolve()

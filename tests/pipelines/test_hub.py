@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.base_model import pretrained_model_config
-from pipelines.compute import UNKNOWN
 from pipelines.errors import UserError
 from pipelines.hub import hub_repository
+from pipelines.identity import UNKNOWN
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.base_model import prepare_base_model, random_model_config
-from pipelines.compute import Resources
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig, evaluate
 from pipelines.examples import LABELS, read_examples
@@ -16,6 +15,7 @@ from pipelines.finetuning import FinetuneConfig, load_tokenizer
 from pipelines.generation import GenerationConfig, stand_in, tables
 from pipelines.heuristics import has_lexical_overlap
 from pipelines.prompts import classifier_prompt, generator_text
+from pipelines.resources import Resources
 from pipelines.shards import Shard
 from pipelines.task_model import TaskModelConfig, finetune_task_model
 

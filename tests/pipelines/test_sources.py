@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.compute import identity
 from pipelines.errors import UserError
 from pipelines.examples import read_examples
+from pipelines.identity import identity
 from pipelines.sources import (
     DEV_ROWS_PER_LABEL,
     FILES,

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import together
-from pipelines.compute import Resources, no_report
 from pipelines.errors import UserError
 from pipelines.examples import read_examples, write_examples
 from pipelines.finetuning import TOGETHER, FinetuneConfig, Member, checkpointing_engine, finetune, finetune_group, read_metrics
+from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetuning_job
 from pipelines.together import _Bank, _Course, compatible, train_together
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.compute import Resources, no_report
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import (
@@ -25,6 +24,7 @@ from pipelines.finetuning import (
 )
 from pipelines.packing import training_order
 from pipelines.prompts import classifier_prompt
+from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job
 from pipelines.together import compatible
 from pipelines.training_set import TrainingSetConfig, draw_training_set

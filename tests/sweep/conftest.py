@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
-from pipelines.compute import FileHash, Resources
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.identity import FileHash
+from pipelines.resources import Resources
 from pipelines.sources import FILES, NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment

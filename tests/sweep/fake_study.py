@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.compute import Resources, runtime
 from pipelines.errors import UserError, portable
+from pipelines.identity import runtime
+from pipelines.resources import Resources
 from sweep import stages
 from sweep.grid import Step
 from sweep.plan import make_plan

@@ -108,7 +108,7 @@ def gpu_study(tmp_path: Path) -> str:
     """The demo, on GPUs."""
     file = tmp_path / "study.py"
     file.write_text(
-        "import dataclasses\nfrom pipelines.compute import Resources\nfrom sweep.experiments import demo\n"
+        "import dataclasses\nfrom pipelines.resources import Resources\nfrom sweep.experiments import demo\n"
         "from sweep.experiment import Experiment\n"
         "def study(seeds: tuple[int, ...] = (0,)) -> Experiment:\n"
         "    stages = ('generator', 'synthetic_pool', 'starting_point', 'task_model', 'evaluation')\n"
@@ -174,7 +174,7 @@ def test_a_missing_data_folder(tmp_path: Path) -> None:
 def test_a_gpu_experiment_without_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "study.py"
     file.write_text(
-        "import dataclasses\nfrom pipelines.compute import Resources\nfrom sweep.experiments import demo\n"
+        "import dataclasses\nfrom pipelines.resources import Resources\nfrom sweep.experiments import demo\n"
         "from sweep.experiment import Experiment\n"
         "def study() -> Experiment:\n"
         "    return dataclasses.replace(demo(), resources={'generator': Resources(gpus_per_worker=1)})\n"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.base_model import ScratchModelConfig
-from pipelines.compute import Resources
 from pipelines.errors import UserError
 from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.resources import Resources
 from sweep.costs import (
     FLOPS_PER_PARAMETER,
     Constant,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.compute import UNKNOWN, FileHash
+from pipelines.identity import UNKNOWN, FileHash
 from pipelines.sources import FILES, NLISourcesConfig
 from sweep import experiments
 from sweep.experiments import mini

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 
 from pipelines.base_model import PretrainedModelConfig
-from pipelines.compute import Resources
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
 from pipelines.heuristics import HEURISTICS, Heuristic
+from pipelines.resources import Resources
 from sweep.experiment import Experiment
 from sweep.grid import Step, build_grid
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipelines.compute import identity_fields, runtime, runtime_fields
 from pipelines.errors import UserError
 from pipelines.heuristics import HEURISTICS
+from pipelines.identity import identity_fields, runtime, runtime_fields
 from pipelines.training_set import TrainingSetConfig
 from sweep import identity
 

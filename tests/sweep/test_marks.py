@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.compute import Resources
+from pipelines.resources import Resources
 from sweep import cli
 from sweep.identity import fingerprint
 from sweep.records import Record, Store, Study, StudyStep

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.compute import UNKNOWN, identity_fields
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
 from pipelines.heuristics import HEURISTICS
+from pipelines.identity import UNKNOWN, identity_fields
 from pipelines.prompts import HYPHENS
 from pipelines.sources import FILES, HANS_COLUMNS
 from sweep import cli

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.compute import Resources
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
+from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig
 from sweep.experiment import Experiment

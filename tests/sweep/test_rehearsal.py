@@ -82,7 +82,7 @@ def test_random_weights_are_for_rehearsals_only(tmp_path: Path) -> None:
 
 STUDY = """\
 import dataclasses
-from pipelines.compute import Resources
+from pipelines.resources import Resources
 from pipelines.evaluation import EvaluationConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment

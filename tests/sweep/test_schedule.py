@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from pipelines.compute import Resources
 from pipelines.errors import UserError
+from pipelines.resources import Resources
 from pipelines.training_set import TrainingSetConfig
 from sweep.experiment import Experiment
 from sweep.grid import Step, build_grid

@@ -13,7 +13,7 @@ from sweep.records import Store, Study
 ROOT = Path(__file__).parents[2]
 STUDY = """\
 from pipelines.base_model import ScratchModelConfig
-from pipelines.compute import Resources
+from pipelines.resources import Resources
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
 from pipelines.generation import GenerationConfig

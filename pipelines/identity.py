@@ -1,4 +1,4 @@
-"""What a stage is told about where it runs, and what of its config is identity. Pure: no heavy imports.
+"""Which part of a stage's config is identity, as plain values. Pure: no heavy imports.
 
 Every field of a stage's config is either *identity* (it can change the result, so it is part of the
 fingerprint) or *runtime* (it cannot). A plain field is identity; a field declared with :func:`runtime` is
@@ -9,76 +9,17 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias
 
 from pipelines.errors import UserError
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
-Report: TypeAlias = Callable[[Mapping[str, float], int], None]
-"""``report(metrics, step)``: where step metrics go. Picklable; may be called from any process."""
-
 
 MARKS = "marks"
 """The key under which a stage may return, among its metrics, texts that must stay with its artifact and with all that is
 built from it, such as ``["rehearsal"]``: that a result is not what its name promises.
 """
-
-
-def no_report(metrics: Mapping[str, float], step: int) -> None:
-    """The :data:`Report` that keeps nothing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Resources:
-    """What one stage may use. Runtime, never identity.
-
-    ``cpus_per_worker`` and ``gpus_per_worker`` are Ray's logical units and may be fractions.
-    Raises :class:`UserError` for a worker count below 1, a negative or non-finite amount, or a worker that
-    asks for nothing.
-    """
-
-    num_workers: int = 1
-    cpus_per_worker: float = 1
-    gpus_per_worker: float = 0
-    in_process: bool = False
-    """A finetuning's, or an evaluation's, one worker is the process that drives it: it starts in a second instead of ten. For
-    models that train in seconds; with a GPU, for a process that has one to itself, which a study's steps have not.
-    """
-    max_group: int = 1
-    """Finetunings, or evaluations, over one base model that one group of workers may take on together, and so start once."""
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise UserError(f"num_workers={self.num_workers}: a stage needs at least one worker; give 1 or more")
-        if self.max_group < 1:
-            raise UserError(f"max_group={self.max_group}: a worker takes on at least one step; give 1 or more")
-        for name in ("cpus_per_worker", "gpus_per_worker"):
-            amount = getattr(self, name)
-            if not (math.isfinite(amount) and amount >= 0):
-                raise UserError(f"{name}={amount}: an amount of a resource is finite and not negative; give 0 or more")
-        if self.in_process and self.num_workers != 1:
-            raise UserError(
-                f"in_process=True with num_workers={self.num_workers}: one worker can be the driving process; leave in_process "
-                "out"
-            )
-        if not self.as_bundle():
-            raise UserError("a worker with 0 CPUs and 0 GPUs cannot be placed; set cpus_per_worker or gpus_per_worker")
-
-    def as_bundle(self) -> dict[str, float]:
-        """The resources of *one* worker, as Ray names them; an amount of 0 is left out."""
-        amounts = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
-        return {name: amount for name, amount in amounts.items() if amount}
-
-    @property
-    def total_cpus(self) -> float:
-        return self.num_workers * self.cpus_per_worker
-
-    @property
-    def total_gpus(self) -> float:
-        return self.num_workers * self.gpus_per_worker
-
 
 UNKNOWN = "unknown"
 """Stands for the hash of a file that is not here, in the identity of what can be planned and not yet built."""
