@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 from analysis.audit_input import PairBatch, PairFile, RawBatch, clean_batch, packed, unpacked
 from pipelines.errors import UserError
 from pipelines.examples import Label
+from pipelines.heuristics import HANS_HEURISTICS, find_heuristic, is_parsed_constituent
 from pipelines.heuristics import HEURISTICS as BUILT_IN
-from pipelines.heuristics import find_heuristic, is_parsed_constituent
 
 SAMPLE_ROWS = 60_000
 SAMPLE_CHARACTERS = 1_000
@@ -71,9 +71,11 @@ def parsed_constituent(premises: Sequence[str], hypotheses: Sequence[str], parse
     return np.array([is_parsed_constituent(parse or "", text) for text, parse in zip(hypotheses, parses, strict=True)], bool)
 
 
-_WITHIN = {"subsequence": "lexical_overlap", "constituent": "subsequence"}
 HEURISTICS = (
-    *(AuditedHeuristic(one.name, one.description, one.holds, _WITHIN.get(one.name)) for one in BUILT_IN.values()),
+    *(
+        AuditedHeuristic(name, BUILT_IN[name].description, BUILT_IN[name].holds, implied)
+        for name, implied in zip(HANS_HEURISTICS, (None, *HANS_HEURISTICS[:-1]), strict=True)
+    ),
     AuditedHeuristic(
         "parsed_constituent",
         "The hypothesis is a complete constituent of the premise's parse.",

@@ -21,7 +21,7 @@ from analysis.wording import (
     thousands,
 )
 from pipelines.examples import NON_ENTAILMENT, Label
-from pipelines.sources import HANS_HEURISTICS
+from pipelines.heuristics import HANS_HEURISTICS
 
 MOST_ROWS_SHOWN = 20
 SUBCASE = "subcase/"

@@ -155,7 +155,7 @@ def _of_each(holds: Callable[[str, str], bool], premises: Iterable[str], hypothe
 
 
 HEURISTICS: dict[str, "Heuristic"] = {}
-"""The built-in heuristics by name; each implies the one before."""
+"""The built-in heuristics by name."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,8 @@ HEURISTICS |= {
         ("constituent", constituent, "The hypothesis is likely a complete clause of the premise."),
     )
 }
+HANS_HEURISTICS = tuple(HEURISTICS)
+"""Names of HANS's heuristics; each implies the one before."""
 LEXICAL_OVERLAP = HEURISTICS["lexical_overlap"]
 
 

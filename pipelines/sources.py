@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label, write_examples, write_table
+from pipelines.heuristics import HANS_HEURISTICS
 from pipelines.identity import MARKS, FileHash, JsonValue, sha256_of
 
 TRAIN_FILE = "multinli_1.0_train.jsonl"
@@ -38,7 +39,6 @@ HANS_COLUMNS = (
     *("sentence1", "sentence2", "pairID", "heuristic", "subcase", "template"),
 )
 HANS_LABELS = (Label.ENTAILMENT.value, NON_ENTAILMENT)
-HANS_HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
 NO_GOLD_LABEL = "-"
 
 # The paper's arithmetic (section 2.2.3), with the config's defaults.

@@ -37,11 +37,10 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, fold, write_examples
-from pipelines.heuristics import has_lexical_overlap, is_subsequence
+from pipelines.heuristics import HANS_HEURISTICS, has_lexical_overlap, is_subsequence
 from pipelines.storage import join
 
 T = TypeVar("T")
-HEURISTICS = ("lexical_overlap", "subsequence", "constituent")
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _rules() -> Iterator[Rule]:
         first, _, rest = line.strip().partition(" ")
         if first == "=":
             group, subcase = rest.split()
-            heuristic, overlap, number = group if group in HEURISTICS else "", group != "plain", 0
+            heuristic, overlap, number = group if group in HANS_HEURISTICS else "", group != "plain", 0
         elif first == "P":
             premise = rest
         elif first in names:

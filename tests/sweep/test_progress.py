@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.compute import Resources
 from pipelines.finetuning import FinetuneConfig
+from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig
 from pipelines.training_set import TrainingSetConfig
 from sweep.grid import Step
