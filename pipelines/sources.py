@@ -47,8 +47,8 @@ NUM_LABELLED_ROWS = 392_702
 NUM_DUPLICATE_ROWS = 230
 """Of these, the copies of pairs that occur more than once, every one of them."""
 DEV_ROWS_PER_LABEL = 250
-NUM_TRAINING_ROWS = 391_722
-"""What is left for training, as the paper reports it."""
+NUM_TRAINING_ROWS = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - len(LABELS) * DEV_ROWS_PER_LABEL
+"""The rows that are left for training: the paper's 391 722."""
 
 DOWNLOADS = (
     "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
