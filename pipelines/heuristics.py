@@ -171,10 +171,9 @@ class Heuristic:
     holds: Predicate = field(metadata={"role": "runtime"})
     predicts: Label = Label.ENTAILMENT
     version: int = 1
-    probe_set: str | None = runtime(None)
-    """The evaluation set that was made to test it, if any, such as ``hans``."""
     probe_slice: str | None = runtime(None)
-    """The slice of the probe set in which going by the heuristic is wrong, such as ``subsequence/non-entailment``."""
+    """The slice in which going by the heuristic is wrong, of a set that was made to test it as HANS was, such as
+    ``subsequence/non-entailment``."""
     description: str = runtime("")
     """One sentence, for people: when it holds."""
     source: str = runtime("")
@@ -222,7 +221,7 @@ class Heuristic:
 
 HANS = "McCoy, Pavlick and Linzen 2019, Right for the Wrong Reasons, table 1"
 HEURISTICS |= {
-    name: Heuristic(name, holds, probe_set="hans", probe_slice=f"{name}/{NON_ENTAILMENT}", description=description, source=HANS)
+    name: Heuristic(name, holds, probe_slice=f"{name}/{NON_ENTAILMENT}", description=description, source=HANS)
     for name, holds, description in (
         ("lexical_overlap", lexical_overlap, "Each word of the hypothesis is one of the premise."),
         ("subsequence", subsequence, "The hypothesis is a contiguous part of the premise."),
