@@ -40,16 +40,17 @@ NON_ENTAILMENT = "non-entailment"
 COLUMNS = ("id", "premise", "hypothesis", "label")
 
 
-def fold(label: str) -> str:
-    """Three labels to two: neutral and contradiction both count as non-entailment (paper, section 2.2.3).
+def fold(label: str, onto: Label = Label.ENTAILMENT) -> str:
+    """Three labels to two: ``onto``, and ``non-`` it for both others (paper, section 2.2.3, for entailment).
 
-    A label that is folded already is returned as it is. Raises :class:`UserError` for any other.
+    ``non-entailment`` is returned as it is. Raises :class:`UserError` for any other label, and for ``non-entailment`` where
+    that does not say whether the label is ``onto``.
     """
-    if label == NON_ENTAILMENT:
-        return NON_ENTAILMENT
-    if label not in LABELS:
+    if label not in (*LABELS, NON_ENTAILMENT):
         raise UserError(f"label {label!r} is none of {', '.join(LABELS)}, {NON_ENTAILMENT}; fix the label")
-    return Label.ENTAILMENT.value if label == Label.ENTAILMENT else NON_ENTAILMENT
+    if label == NON_ENTAILMENT and onto != Label.ENTAILMENT:
+        raise UserError(f"a pair labelled {label} may or may not be of {onto}; give pairs with the three labels")
+    return str(onto) if label == onto else f"non-{onto}"
 
 
 def check_examples(table: pa.Table, name: str) -> pa.Table:

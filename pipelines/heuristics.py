@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.examples import NON_ENTAILMENT, Label
+from pipelines.examples import NON_ENTAILMENT, Label, fold
 from pipelines.identity import runtime
 
 DROPPED_TOKENS = frozenset(".?!")
@@ -210,13 +210,8 @@ class Heuristic:
         return found
 
     def fold(self, label: str) -> str:
-        """Labels to two: the predicted one, and ``non-`` it for all others.
-
-        Raises :class:`UserError` for ``non-entailment`` where that does not say whether the label is the predicted one.
-        """
-        if label == NON_ENTAILMENT and self.predicts != Label.ENTAILMENT:
-            raise UserError(f"heuristic {self.name} predicts {self.predicts}; a pair labelled {label} may or may not be of it")
-        return str(self.predicts) if label == self.predicts else f"non-{self.predicts}"
+        """Labels to two: the predicted one and the rest, as :func:`pipelines.examples.fold`."""
+        return fold(label, self.predicts)
 
 
 HANS = "McCoy, Pavlick and Linzen 2019, Right for the Wrong Reasons, table 1"

@@ -37,9 +37,19 @@ def test_folding(label, folded):
     assert fold(label) == folded
 
 
+@pytest.mark.parametrize(
+    ("label", "folded"),
+    [("entailment", "non-neutral"), ("neutral", "neutral"), ("contradiction", "non-neutral")],
+)
+def test_folding_onto_another_label(label, folded):
+    assert fold(label, Label.NEUTRAL) == folded
+
+
 def test_folding_an_unknown_label_is_an_error():
     with pytest.raises(UserError, match="'contradictory'"):
         fold("contradictory")
+    with pytest.raises(UserError, match="non-entailment may or may not be of neutral"):
+        fold("non-entailment", Label.NEUTRAL)
 
 
 @pytest.mark.parametrize("prefix", ["", "file://", "memory:/"])
