@@ -1,4 +1,4 @@
-"""The study's two text templates (paper, section 2.2.2) and the parser of what the generator writes. Pure.
+"""The study's two text templates (paper, section 2.2.2) and the parser of texts that the generator writes. Pure.
 
 The classifier reads the class off the last token of :func:`classifier_prompt`. The generator is trained on
 :func:`generator_text` and prompted with :func:`generator_prompt`, the same text up to and with the label;
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+
+import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.examples import LABELS
@@ -48,6 +50,26 @@ def generator_text(label: str, premise: str, hypothesis: str, marker: str = EN_D
     Raises :class:`UserError` for an unknown label or marker.
     """
     return f"{generator_prompt(label)}. Premise: {premise} Hypothesis: {hypothesis}{_known(marker)}"
+
+
+def classifier_prompts(examples: pa.Table) -> list[str]:
+    """The task model's input for each of a table's examples, in order."""
+    return list(map(classifier_prompt, *_columns(examples, "premise", "hypothesis")))
+
+
+def generator_texts(examples: pa.Table, marker: str = EN_DASH) -> list[str]:
+    """The generator's training text for each of a table's examples, in order. Raises as :func:`generator_text`."""
+    labels, premises, hypotheses = _columns(examples, "label", "premise", "hypothesis")
+    return [generator_text(*example, marker) for example in zip(labels, premises, hypotheses, strict=True)]
+
+
+def plain_texts(examples: pa.Table) -> list[str]:
+    """Sentences without a template, from which a base model made from nothing learns to write.
+
+    Each pair stands there twice: a model that has learnt to repeat its text can carry a premise's words into a hypothesis.
+    """
+    pairs = zip(*_columns(examples, "premise", "hypothesis"), strict=True)
+    return [f"{premise} {hypothesis} {premise} {hypothesis}" for premise, hypothesis in pairs]
 
 
 class RejectReason(StrEnum):
@@ -112,6 +134,10 @@ def parse_generated(text: str, *, marker: str = EN_DASH) -> Parsed | Rejected:
     if not hypothesis:
         return Rejected(RejectReason.EMPTY_HYPOTHESIS, text)
     return Parsed(premise, hypothesis)
+
+
+def _columns(examples: pa.Table, *names: str) -> list[list[str]]:
+    return [examples.column(name).to_pylist() for name in names]
 
 
 def _known(marker: str) -> str:

@@ -1,3 +1,4 @@
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +12,12 @@ from pipelines.prompts import (
     Rejected,
     RejectReason,
     classifier_prompt,
+    classifier_prompts,
     generator_prompt,
     generator_text,
+    generator_texts,
     parse_generated,
+    plain_texts,
 )
 
 
@@ -42,10 +46,48 @@ def test_generator_prompt_ends_with_the_label():
     )
 
 
+def test_texts_of_a_table_are_those_of_its_rows_in_order():
+    table = pa.table(
+        {"label": ["neutral", "contradiction"], "hypothesis": ["A bird sings.", "It ran."], "premise": ["Rain.", "A cat ran."]}
+    )
+    assert classifier_prompts(table) == [
+        "Please indicate the relationship between the premise and the hypothesis with entailment, neutral or "
+        "contradiction. Premise: Rain. Hypothesis: A bird sings. The relationship between premise and hypothesis is",
+        "Please indicate the relationship between the premise and the hypothesis with entailment, neutral or "
+        "contradiction. Premise: A cat ran. Hypothesis: It ran. The relationship between premise and hypothesis is",
+    ]
+    assert generator_texts(table, HYPHENS) == [
+        "This is an example where the relationship between the premise and the hypothesis is neutral. "
+        "Premise: Rain. Hypothesis: A bird sings. -- This is the end of the example.",
+        "This is an example where the relationship between the premise and the hypothesis is contradiction. "
+        "Premise: A cat ran. Hypothesis: It ran. -- This is the end of the example.",
+    ]
+    assert plain_texts(table) == ["Rain. A bird sings. Rain. A bird sings.", "A cat ran. It ran. A cat ran. It ran."]
+
+
 @pytest.mark.parametrize("label", ["", "non-entailment", "Entailment", "maybe"])
 def test_generator_has_three_labels(label):
     with pytest.raises(UserError, match="entailment, neutral, contradiction"):
         generator_prompt(label)
+
+
+def test_what_the_generator_writes_after_its_prompt_is_read_back():
+    written = ". Premise: A dog runs. Hypothesis: An animal moves. \N{EN DASH} This is the end of the example."
+    assert parse_generated(written) == Parsed("A dog runs.", "An animal moves.")
+    by_the_scripts = ". Premise: A dog runs. Hypothesis: An animal moves. -- This is the end of the example."
+    assert parse_generated(by_the_scripts, marker=HYPHENS) == Parsed("A dog runs.", "An animal moves.")
+
+
+def test_reasons_are_written_into_rejects_by_these_names():
+    assert [str(reason) for reason in RejectReason] == [
+        "no_premise",
+        "text_before_premise",
+        "no_hypothesis",
+        "repeated_field_marker",
+        "no_end_marker",
+        "empty_premise",
+        "empty_hypothesis",
+    ]
 
 
 @pytest.mark.parametrize(
