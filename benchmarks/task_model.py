@@ -54,7 +54,7 @@ from pipelines.evaluation import EvaluationConfig, evaluate_group
 from pipelines.examples import LABELS, read_examples, write_examples
 from pipelines.finetuning import FinetuneConfig, finetune_group, load_tokenizer, read_metrics
 from pipelines.packing import common_prefix_length
-from pipelines.prompts import classifier_prompt
+from pipelines.prompts import classifier_prompts
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import (
     TaskModelConfig,
@@ -161,8 +161,7 @@ def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work | N
 def texts_of(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """Prompts and labels of an examples file."""
     table = read_examples(folder / f"{name}.parquet")
-    pairs = zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
-    return [classifier_prompt(p, h) for p, h in pairs], table["label"].to_pylist()
+    return classifier_prompts(table), table["label"].to_pylist()
 
 
 def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:

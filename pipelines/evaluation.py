@@ -36,7 +36,7 @@ from pipelines.finetuning import (
 from pipelines.heuristics import Heuristic
 from pipelines.identity import added, runtime
 from pipelines.packing import PackedBatch, prefix_tree_batches
-from pipelines.prompts import classifier_prompt
+from pipelines.prompts import classifier_prompts
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, join
 
@@ -274,11 +274,7 @@ class _EncodedSet:
 
 def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
     table = read_examples(join(sources, f"{name}.parquet"))
-    texts = [
-        classifier_prompt(p, h)
-        for p, h in zip(table.column("premise").to_pylist(), table.column("hypothesis").to_pylist(), strict=True)
-    ]
-    sequences = load_tokenizer(base_model)(texts)["input_ids"]
+    sequences = load_tokenizer(base_model)(classifier_prompts(table))["input_ids"]
     check_lengths(sequences, table.column("id").to_pylist(), limit=model_limit(base_model))
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]

@@ -43,7 +43,7 @@ from pipelines.packing import (
     shape_for,
     training_order,
 )
-from pipelines.prompts import classifier_prompt, generator_text
+from pipelines.prompts import classifier_prompts, generator_texts, plain_texts
 from pipelines.resources import Report, Resources
 from pipelines.storage import fetch, is_local, join, publish, read_text, remove, write_text
 
@@ -694,19 +694,15 @@ def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
     table = read_examples(job.examples)
     if job.max_examples is not None:
         table = table.slice(0, job.max_examples)
-    ids, premises, hypotheses, names = (table.column(c).to_pylist() for c in ("id", "premise", "hypothesis", "label"))
-    labels = [Label(name).index for name in names]
+    labels = [Label(name).index for name in table["label"].to_pylist()]
     if job.objective == "classification":
-        texts = [classifier_prompt(p, h) for p, h in zip(premises, hypotheses, strict=True)]
+        texts = classifier_prompts(table)
     elif job.text == "generator":
-        texts = [
-            generator_text(Label(name), p, h, job.end_marker) for name, p, h in zip(names, premises, hypotheses, strict=True)
-        ]
+        texts = generator_texts(table, job.end_marker)
     else:
-        # Twice over: a model that has learnt to repeat its text can carry a premise's words into a hypothesis.
-        texts = [f"{p} {h} {p} {h}" for p, h in zip(premises, hypotheses, strict=True)]
+        texts = plain_texts(table)
     sequences = tokenizer(texts)["input_ids"]
-    check_lengths(sequences, ids, limit=job.config.max_length or model_limit(job.base_model))
+    check_lengths(sequences, table["id"].to_pylist(), limit=job.config.max_length or model_limit(job.base_model))
     return sequences, labels
 
 
