@@ -41,7 +41,7 @@ FORBIDDEN = {
     },
 }
 # The command line sits on top of all three rooms.
-ALLOWED = {("sweep/cli.py", "analysis")}
+ALLOWED = {(path, "analysis") for path in ("sweep/cli.py", "sweep/command_audit.py", "sweep/command_results.py")}
 
 
 def imported_names(source: str, module: str) -> Iterator[str]:
@@ -97,7 +97,7 @@ def test_imports_go_one_way(path: str) -> None:
         ("pipelines/a.py", "from ..sweep import records", 1),
         ("pipelines/a.py", "from . import prompts", 0),
         ("pipelines/a.py", "import sweeper", 0),
-        ("sweep/cli.py", "from analysis import report", 0),
+        ("sweep/command_results.py", "from analysis import report", 0),
         ("sweep/grid.py", "from analysis import report", 1),
         ("sweep/grid.py", "from pipelines.examples import Label", 0),
         ("analysis/frame.py", "import torch", 1),

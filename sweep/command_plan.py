@@ -1,0 +1,100 @@
+"""`blindsweep plan`: what a run would build and cost; and the same before a run."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.errors import UserError
+from sweep.command_options import (
+    DEFAULT_GPU,
+    DEFAULT_STORE,
+    ExperimentName,
+    GpuName,
+    Json,
+    Parameters,
+    Price,
+    StoreUri,
+)
+from sweep.records import Store
+
+if TYPE_CHECKING:
+    from sweep.costs import Gpu
+    from sweep.experiment import Experiment
+
+COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
+
+
+def plan(
+    experiment: ExperimentName,
+    parameters: Parameters = None,
+    store: StoreUri = DEFAULT_STORE,
+    all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
+    gpu: GpuName = DEFAULT_GPU,
+    num_gpus: Annotated[float, typer.Option(help="GPUs that the wall time is reckoned for.")] = 8,
+    price: Price = None,
+    spot_price: Annotated[float | None, typer.Option(help="The same, for spot GPUs.")] = None,
+    sources: Annotated[
+        bool, typer.Option(help="List the figures that the estimates are made from, and their sources.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what `run` would build and what it would cost, what is there already, and which changed field is the reason.
+
+    GPU-hours, money, tokens, disk and wall time are estimates from a table of measured throughputs. No GPU is
+    touched.
+
+        blindsweep plan demo
+        blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
+    """
+    from sweep.costs import read_table
+    from sweep.loading import load_experiment
+
+    loaded = load_experiment(experiment, parameters or [])
+    priced = read_table().gpu(gpu, price=price, spot_price=spot_price)
+    show_plan(loaded.experiment, Store(store), priced, num_gpus, all_steps=all_steps, sources=sources, as_json=json)
+
+
+def show_plan(
+    experiment: "Experiment",
+    store: Store,
+    gpu: "Gpu",
+    num_gpus: float | None,
+    *,
+    all_steps: bool = False,
+    sources: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Print the plan of `experiment`, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
+    import json
+
+    from sweep.costs import read_table
+    from sweep.grid import build_grid
+    from sweep.plan import make_plan, plan_or_reason
+    from sweep.plan_page import plan_json, print_plan, print_sources
+
+    planned = make_plan(build_grid(experiment), store)
+    costs, why_not = plan_or_reason(planned, store, read_table(), gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    if as_json:
+        print(json.dumps(plan_json(experiment, planned, costs, why_not), indent=1, ensure_ascii=False))
+        return
+    print_plan(experiment, planned, costs, why_not, all_steps=all_steps)
+    if sources:
+        print_sources(read_table(), costs)
+
+
+def estimate_within(
+    budget: float | None, experiment: "Experiment", store: Store, gpu: "Gpu", num_gpus: float | None
+) -> dict[str, Any]:
+    """The plan as JSON values. Raises UserError if what is missing would cost more than `budget`, or if that cannot be said."""
+    from sweep.costs import read_table
+    from sweep.grid import build_grid
+    from sweep.plan import check_budget, make_plan, plan_or_reason
+    from sweep.plan_page import plan_json
+
+    planned = make_plan(build_grid(experiment), store, reasons=False)
+    costs, why_not = plan_or_reason(planned, store, read_table(), gpu, num_gpus)
+    if budget is not None:
+        if costs is None:
+            raise UserError(f"--budget cannot be checked: {why_not}; leave it out to run all the same")
+        check_budget(experiment.name, costs, budget)
+    return plan_json(experiment, planned, costs, why_not)
