@@ -18,8 +18,8 @@ from sweep.command_options import (
 from sweep.records import Store
 
 if TYPE_CHECKING:
-    from sweep.costs import Gpu
     from sweep.experiment import Experiment
+    from sweep.throughputs import Gpu
 
 COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
 
@@ -46,8 +46,8 @@ def plan(
         blindsweep plan demo
         blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
     """
-    from sweep.costs import read_table
     from sweep.loading import load_experiment
+    from sweep.throughputs import read_table
 
     loaded = load_experiment(experiment, parameters or [])
     priced = read_table().gpu(gpu, price=price, spot_price=spot_price)
@@ -67,10 +67,10 @@ def show_plan(
     """Print the plan of `experiment`, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
     import json
 
-    from sweep.costs import read_table
     from sweep.grid import build_grid
     from sweep.plan import make_plan, plan_or_reason
     from sweep.plan_page import plan_json, print_plan, print_sources
+    from sweep.throughputs import read_table
 
     planned = make_plan(build_grid(experiment), store)
     costs, why_not = plan_or_reason(planned, store, read_table(), gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
@@ -86,10 +86,10 @@ def estimate_within(
     budget: float | None, experiment: "Experiment", store: Store, gpu: "Gpu", num_gpus: float | None
 ) -> dict[str, Any]:
     """The plan as JSON values. Raises UserError if what is missing would cost more than `budget`, or if that cannot be said."""
-    from sweep.costs import read_table
     from sweep.grid import build_grid
     from sweep.plan import check_budget, make_plan, plan_or_reason
     from sweep.plan_page import plan_json
+    from sweep.throughputs import read_table
 
     planned = make_plan(build_grid(experiment), store, reasons=False)
     costs, why_not = plan_or_reason(planned, store, read_table(), gpu, num_gpus)

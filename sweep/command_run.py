@@ -68,9 +68,9 @@ def run(
     from dataclasses import replace
 
     from pipelines.storage import join
-    from sweep.costs import read_table
     from sweep.loading import load_experiment
     from sweep.rehearsal import FOLDER, rehearsal
+    from sweep.throughputs import read_table
 
     loaded = load_experiment(experiment, parameters or [])
     if rehearse:

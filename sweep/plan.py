@@ -9,12 +9,13 @@ from typing import Any
 
 from pipelines.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from pipelines.errors import UserError
-from sweep.costs import CostTable, Estimate, Gpu, NoEstimate, StepCost, Total, estimate_costs, group_seconds, total
+from sweep.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
 from sweep.paper import MODEL
 from sweep.records import Record, Store
 from sweep.schedule import Schedule, simulate
+from sweep.throughputs import CostTable, Gpu, NoEstimate
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sweep.costs import CostTable, Rate, Total, rates, total
+from sweep.costs import Total, rates, total
 from sweep.experiment import Experiment
 from sweep.inputs import missing_inputs
 from sweep.paper import Note, departures, unsettled
 from sweep.plan import PlanCosts, Planned
 from sweep.records import STAGES
+from sweep.throughputs import CostTable, Rate
 
 COST_COLUMNS = ("examples", "tokens", "GPU-hours", "on demand", "spot", "disk")
 MIN_WIDTH = 116

@@ -12,25 +12,11 @@ from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generation import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.resources import Resources
-from sweep.costs import (
-    FLOPS_PER_PARAMETER,
-    Constant,
-    CostTable,
-    Estimate,
-    Gpu,
-    NoEstimate,
-    Rate,
-    StepCost,
-    Throughput,
-    estimate_costs,
-    group_seconds,
-    rates,
-    read_table,
-    total,
-)
+from sweep.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, total
 from sweep.experiment import Experiment
 from sweep.grid import build_grid
 from sweep.model_shape import ModelShape
+from sweep.throughputs import FLOPS_PER_PARAMETER, Constant, CostTable, Gpu, NoEstimate, Rate, Throughput, read_table
 
 LLAMA = {
     "hidden_size": 4_096,

@@ -10,12 +10,13 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.finetuning import FinetuneConfig
 from sweep import stages
-from sweep.costs import NoEstimate, read_table, total
+from sweep.costs import total
 from sweep.experiment import Experiment
 from sweep.experiments import paper
 from sweep.grid import build_grid
 from sweep.plan import PlanCosts, check_budget, cost_plan, make_plan
 from sweep.records import Store
+from sweep.throughputs import NoEstimate, read_table
 
 
 def reasons(experiment: Experiment, store: Store) -> dict[str, str]:
