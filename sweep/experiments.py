@@ -23,7 +23,7 @@ from pipelines.resources import Resources
 from pipelines.sources import FILES, NLISourcesConfig, most_training_rows, nli_sources_config
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment
-from sweep.paper import GENERATOR, MAX_NEW_TOKENS, POOL_PER_LABEL, STARTING_SIZES, TASK_MODEL, TRAINING_SIZES
+from sweep.paper import MAX_NEW_TOKENS, PAPER_GENERATOR, PAPER_TASK_MODEL, POOL_PER_LABEL, STARTING_SIZES, TRAINING_SIZES
 
 COOLDOWN_RATIO = 0.2
 """As long as Hägele et al. (2024) find to be enough."""
@@ -142,7 +142,7 @@ def mini(
         task_model, generator = (
             # At the paper's own rate a model of this size has hardly begun after 10 000 examples (docs/mini.md).
             replace(one, learning_rate=10 * one.learning_rate, dtype=dtype, log_every=100)
-            for one in (TASK_MODEL, GENERATOR)
+            for one in (PAPER_TASK_MODEL, PAPER_GENERATOR)
         )
     generator = replace(generator, epochs=generator_epochs)
     # Ray counts GPUs in ten-thousandths.
@@ -236,7 +236,7 @@ def paper(
         else pretrained_model_config(
             model, quantization="none" if base_precision == "bfloat16" else base_precision, may_be_absent=True
         ),
-        generator=GeneratorConfig(finetune=replace(GENERATOR, **runtime), end_marker=marker),
+        generator=GeneratorConfig(finetune=replace(PAPER_GENERATOR, **runtime), end_marker=marker),
         generation=GenerationConfig(
             num_per_label=(pool_per_label[0], pool_per_label[1], pool_per_label[2]),
             exact=True,
@@ -246,7 +246,7 @@ def paper(
             max_new_tokens=MAX_NEW_TOKENS,
             end_marker=marker,
         ),
-        task_model=replace(TASK_MODEL, **runtime),
+        task_model=replace(PAPER_TASK_MODEL, **runtime),
         evaluation=EvaluationConfig(sets=("mnli_matched", "mnli_mismatched", "hans")),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,

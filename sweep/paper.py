@@ -27,7 +27,7 @@ POOL_OVERLAP_ENTAILMENTS = 24_360
 """Table 1: a third of 73 080, so that the largest biased set takes all of them."""
 EVALUATED_SETS = ("mnli_matched", "hans")
 
-TASK_MODEL = FinetuneConfig(
+PAPER_TASK_MODEL = FinetuneConfig(
     method="lora",
     learning_rate=2e-5,
     epochs=1.0,
@@ -45,7 +45,7 @@ TASK_MODEL = FinetuneConfig(
     group_by_length=True,
 )
 """The recipe of T in the released scripts; the head is trained in full."""
-GENERATOR = replace(TASK_MODEL, batch_size=6, train_embeddings=True)
+PAPER_GENERATOR = replace(PAPER_TASK_MODEL, batch_size=6, train_embeddings=True)
 """The recipe of G there."""
 MAX_NEW_TOKENS = 512
 
@@ -127,7 +127,7 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
         yield Note(topic, _text(paper), _text(paper if same else value), chosen)
     yield Note("doses of bias", "none", _text(experiment.biases) or "none", chosen)
     yield Note("heuristic of the biased sets", LEXICAL_OVERLAP.name, experiment.heuristic.name, chosen)
-    yield from _recipe("G", GENERATOR, experiment.generator.finetune)
+    yield from _recipe("G", PAPER_GENERATOR, experiment.generator.finetune)
     number, exact = experiment.generation.num_per_label, experiment.generation.exact
     numbers = (number,) * 3 if isinstance(number, int) else number
     ours = _text(numbers) if exact else f"at least {_text(numbers)}"
@@ -137,9 +137,9 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     why = "none of 79,429 rows of MultiNLI has the en dash that it begins with; the marker is a seventh of what is written"
     ours = "with its first character" if experiment.generation.stop_early else "when it is complete"
     yield Note("a text ends at the end marker", "when it is complete", ours, why)
-    yield from _recipe("T", TASK_MODEL, experiment.task_model)
+    yield from _recipe("T", PAPER_TASK_MODEL, experiment.task_model)
     if experiment.cell is not None and experiment.cell != experiment.task_model:
-        yield from _recipe("T, from its starting point", TASK_MODEL, experiment.cell)
+        yield from _recipe("T, from its starting point", PAPER_TASK_MODEL, experiment.cell)
     if experiment.trajectories == "shared":
         why = "a smaller size is the beginning of the largest one's, with a cool-down of its own: only that is computed for it"
         yield Note("finetunings of nested sizes", "each from the start", "one trajectory, with a branch for each size", why)

@@ -92,7 +92,7 @@ def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable)
     assert "everything is built" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
     file = tmp_path / "study.py"
     file.write_text(
-        "import dataclasses\nfrom sweep.experiments import demo\nfrom sweep.experiment import Experiment\n"
+        "import dataclasses\nfrom sweep import Experiment\nfrom sweep.experiments import demo\n"
         "def study() -> Experiment:\n"
         "    one = demo()\n"
         "    evaluation = dataclasses.replace(one.evaluation, dtype='bfloat16')\n"
@@ -108,8 +108,7 @@ def gpu_study(tmp_path: Path) -> str:
     """The demo, on GPUs."""
     file = tmp_path / "study.py"
     file.write_text(
-        "import dataclasses\nfrom pipelines.resources import Resources\nfrom sweep.experiments import demo\n"
-        "from sweep.experiment import Experiment\n"
+        "import dataclasses\nfrom sweep import Experiment, Resources\nfrom sweep.experiments import demo\n"
         "def study(seeds: tuple[int, ...] = (0,)) -> Experiment:\n"
         "    stages = ('generator', 'synthetic_pool', 'starting_point', 'task_model', 'evaluation')\n"
         "    gpus = {stage: Resources(gpus_per_worker=1) for stage in stages}\n"
@@ -174,8 +173,7 @@ def test_a_missing_data_folder(tmp_path: Path) -> None:
 def test_a_gpu_experiment_without_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "study.py"
     file.write_text(
-        "import dataclasses\nfrom pipelines.resources import Resources\nfrom sweep.experiments import demo\n"
-        "from sweep.experiment import Experiment\n"
+        "import dataclasses\nfrom sweep import Experiment, Resources\nfrom sweep.experiments import demo\n"
         "def study() -> Experiment:\n"
         "    return dataclasses.replace(demo(), resources={'generator': Resources(gpus_per_worker=1)})\n"
     )

@@ -8,7 +8,7 @@ from pipelines.identity import UNKNOWN, FileHash
 from pipelines.sources import FILES, NLISourcesConfig
 from sweep import experiments
 from sweep.experiments import mini
-from sweep.paper import GENERATOR, TASK_MODEL
+from sweep.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,6 @@ def test_minis_generator_may_see_a_part_of_the_data() -> None:
 
 def test_minis_paper_recipe_is_the_papers_at_ten_times_its_rate() -> None:
     study = mini(recipe="paper")
-    for ours, papers in ((study.task_model, TASK_MODEL), (study.generator.finetune, GENERATOR)):
+    for ours, papers in ((study.task_model, PAPER_TASK_MODEL), (study.generator.finetune, PAPER_GENERATOR)):
         assert ours.learning_rate == 2e-4
         assert {name for name, value in vars(ours).items() if value != getattr(papers, name)} <= {"learning_rate", "log_every"}

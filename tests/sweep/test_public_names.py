@@ -1,0 +1,53 @@
+"""What a study's file imports comes from `sweep`, is listed in docs/studies.md, and costs nothing until it is asked for."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sweep
+from sweep.grid import build_grid
+from sweep.loading import builtin_experiments, load_experiment
+from sweep.public import HOMES
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "studies.md").read_text()
+
+
+def listed(place: str) -> list[str]:
+    """The names of the table headed `place`."""
+    table = PAGE.partition(f"| from `{place}` |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE)
+
+
+def test_the_page_lists_every_public_name_and_no_other() -> None:
+    assert sorted(listed("sweep")) == sorted(sweep.__all__)
+    assert listed("sweep.experiments") == list(builtin_experiments())
+
+
+def test_each_name_is_that_of_its_home_and_what_a_type_checker_sees() -> None:
+    for name in sweep.__all__:
+        assert getattr(sweep, name) is getattr(sys.modules[HOMES[name]], name)
+        assert name in dir(sweep)
+    source = ast.parse((ROOT / "sweep" / "__init__.py").read_text())
+    (block,) = (node for node in source.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == HOMES
+    with pytest.raises(AttributeError, match="'sweep' has no attribute 'Experimnt'"):
+        _ = sweep.Experimnt
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_the_pages_files_can_be_planned(block: str, tmp_path: Path) -> None:
+    file = tmp_path / "my_study.py"
+    file.write_text(block)
+    assert build_grid(load_experiment(str(file), ["seeds=3"]).experiment)
+
+
+def test_records_are_read_without_what_only_an_experiment_needs() -> None:
+    program = "import sys, sweep.records; print([name for name in sys.modules if name in ('numpy', 'sweep.experiment')])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
