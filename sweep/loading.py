@@ -1,5 +1,6 @@
 """From `demo` or `my_study.py:function` and `-p name=value` to an Experiment."""
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -14,8 +15,10 @@ from typing import Any, Literal, Union
 
 from pipelines.errors import UserError
 from sweep.experiment import Experiment
+from sweep.public import HOMES
 
 Function = Callable[..., Experiment]
+PACKAGES = ("pipelines", "sweep", "analysis")
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,26 @@ def _located(error: Exception, path: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
     where = f"{path}:{lines[-1]}" if lines else str(path)
+    if isinstance(error, ImportError) and (moved := _moved(error, path, lines[-1] if lines else None)):
+        return f"{where}: {moved}"
     if isinstance(error, UserError):
         return f"{where}: {error}"
     described = traceback.TracebackException.from_exception(error)
     return f"{where}: {' '.join(''.join(described.format_exception_only()).split())}"
+
+
+def _moved(error: ImportError, path: Path, line: int | None) -> str:
+    """The import to write for one that a file still has from where our modules used to be; "" for any other failure."""
+    missing = error.name or ""
+    if missing.partition(".")[0] not in PACKAGES:
+        return ""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.lineno == line and f"{node.module}.".startswith(f"{missing}."):
+            names = ", ".join(alias.name for alias in node.names if alias.name in HOMES)
+            return f'{node.module} has moved; write "from sweep import {names}"' if names else ""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{missing} has moved; a study's file imports from sweep what docs/studies.md lists"
+    return ""
 
 
 def _did_you_mean(name: str, valid: typing.Iterable[str]) -> str:

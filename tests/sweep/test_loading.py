@@ -14,7 +14,7 @@ from sweep.loading import builtin_experiments, load_experiment, parse_parameters
 
 ROOT = Path(__file__).parents[2]
 STUDY = """\
-from sweep.experiment import Experiment
+from sweep import Experiment
 from sweep.experiments import demo
 
 def small(seeds: tuple[int, ...] = (7,)) -> Experiment:
@@ -103,12 +103,47 @@ def test_an_unknown_function_or_file(tmp_path: Path) -> None:
         load_experiment("demos")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "from pipelines.no_such_room import GenerationConfig, GeneratorConfig as G",
+            r'old\.py:2: pipelines\.no_such_room has moved; write "from sweep import GenerationConfig, GeneratorConfig"$',
+        ),
+        (
+            "from sweep.records import (\n    Resources,\n)",
+            r'old\.py:2: sweep\.records has moved; write "from sweep import Resources"$',
+        ),
+        (
+            "import pipelines.no_such_room",
+            r"old\.py:2: pipelines\.no_such_room has moved; .*docs/studies\.md lists$",
+        ),
+        ("from sweep.experiments import dmeo", r"old\.py:2: ImportError: cannot import name 'dmeo' from 'sweep\.experiments'"),
+        ("from no_such_package import Resources", r"old\.py:2: ModuleNotFoundError: No module named 'no_such_package'$"),
+    ],
+)
+def test_an_import_from_where_something_was_names_the_new_one(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "old.py"
+    at_the_top = f"import math\n{line}\n{STUDY}"
+    inside = STUDY.replace("    return", "    " + line.replace("\n", "\n    ") + "\n    return")
+    file.write_text(at_the_top)
+    with pytest.raises(UserError, match=message):
+        load_experiment(str(file))
+    file.write_text(inside)
+    with pytest.raises(UserError, match=message.replace("py:2", "py:5")):
+        load_experiment(str(file))
+
+
+def test_a_study_file_from_before_sweep_handed_names_on_is_planned_as_ever() -> None:
+    experiment = load_experiment(str(Path(__file__).with_name("old_study.py")), ["learning_rate=2e-3"]).experiment
+    steps = build_grid(experiment)
+    assert (experiment.heuristic.name, experiment.cell.learning_rate if experiment.cell else None) == ("shorter", 2e-3)
+    assert sum(step.stage == "task_model" for step in steps) == 12
+
+
 WITH_HEURISTIC = """\
 import numpy as np
-from pipelines.examples import Label
-from pipelines.evaluation import EvaluationConfig
-from pipelines.heuristics import Heuristic, tokens
-from sweep.experiment import Experiment
+from sweep import Experiment, Heuristic, Label, tokens
 from sweep.experiments import demo
 from dataclasses import replace
 
@@ -135,7 +170,7 @@ def test_a_heuristic_of_a_users_file_reaches_processes_that_do_not_have_the_file
     experiment = load_experiment(str(file)).experiment
     sets = [step.config for step in build_grid(experiment) if step.stage == "training_set"]
     sent = tmp_path / "sent.pickle"
-    sent.write_bytes(cloudpickle.dumps(next(one for one in sets if one.bias == 0.5)))
+    sent.write_bytes(cloudpickle.dumps(next(config for config in sets if config.bias == 0.5)))
     file.unlink()
     program = "import pickle, sys; c = pickle.load(open(sys.argv[1], 'rb')); print(c.heuristic(['a', 'a'], ['never a', 'a']))"
     done = subprocess.run([sys.executable, "-c", program, sent], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -9,12 +9,32 @@ from pathlib import Path
 import pytest
 
 import sweep
+from pipelines.errors import UserError
 from sweep.grid import build_grid
 from sweep.loading import builtin_experiments, load_experiment
 from sweep.public import HOMES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text()
+# Where they were when study files had to know.
+OLD_HOMES = {
+    "pipelines.base_model": (
+        *("PretrainedModelConfig", "RandomModelConfig", "ScratchModelConfig"),
+        *("pretrained_model_config", "random_model_config"),
+    ),
+    "pipelines.compute": ("Resources",),
+    "pipelines.errors": ("UserError",),
+    "pipelines.evaluation": ("EvaluationConfig",),
+    "pipelines.examples": ("Label",),
+    "pipelines.finetuning": ("FinetuneConfig", "LLAMA_PROJECTIONS"),
+    "pipelines.generation": ("GenerationConfig",),
+    "pipelines.generator": ("GeneratorConfig",),
+    "pipelines.heuristics": ("HEURISTICS", "Heuristic", "LEXICAL_OVERLAP", "find_heuristic", "tokens"),
+    "pipelines.prompts": ("EN_DASH", "HYPHENS"),
+    "pipelines.sources": ("NLISourcesConfig", "nli_sources_config"),
+    "pipelines.template_corpus": ("TemplateCorpusConfig",),
+    "sweep.experiment": ("Experiment",),
+}
 
 
 def listed(place: str) -> list[str]:
@@ -45,6 +65,19 @@ def test_the_pages_files_can_be_planned(block: str, tmp_path: Path) -> None:
     file = tmp_path / "my_study.py"
     file.write_text(block)
     assert build_grid(load_experiment(str(file), ["seeds=3"]).experiment)
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in OLD_HOMES.items() for name in names])
+def test_a_file_with_an_old_import_loads_or_is_told_the_new_one(module: str, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(
+        f"from {module} import {name}\nimport sweep\nfrom sweep.experiments import demo\n"
+        f"def old() -> sweep.Experiment:\n    assert {name} is sweep.{name}\n    return demo()\n"
+    )
+    try:
+        assert load_experiment(str(file)).experiment.name == "demo"
+    except UserError as error:
+        assert str(error) == f'{file}:1: {module} has moved; write "from sweep import {name}"'
 
 
 def test_records_are_read_without_what_only_an_experiment_needs() -> None:
