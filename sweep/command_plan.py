@@ -1,10 +1,9 @@
-"""`blindsweep plan`: what a run would build and cost; and the same before a run."""
+"""`blindsweep plan`: what a run would build and what it would cost."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.errors import UserError
 from sweep.command_options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
@@ -67,34 +66,14 @@ def show_plan(
     """Print the plan of `experiment`, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
     import json
 
-    from sweep.grid import build_grid
-    from sweep.plan import make_plan, plan_or_reason
+    from sweep.plan import plan_study
     from sweep.plan_page import plan_json, print_plan, print_sources
     from sweep.throughputs import read_table
 
-    planned = make_plan(build_grid(experiment), store)
-    costs, why_not = plan_or_reason(planned, store, read_table(), gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    plan = plan_study(experiment, store, gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
     if as_json:
-        print(json.dumps(plan_json(experiment, planned, costs, why_not), indent=1, ensure_ascii=False))
+        print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False))
         return
-    print_plan(experiment, planned, costs, why_not, all_steps=all_steps)
+    print_plan(plan, all_steps=all_steps)
     if sources:
-        print_sources(read_table(), costs)
-
-
-def estimate_within(
-    budget: float | None, experiment: "Experiment", store: Store, gpu: "Gpu", num_gpus: float | None
-) -> dict[str, Any]:
-    """The plan as JSON values. Raises UserError if what is missing would cost more than `budget`, or if that cannot be said."""
-    from sweep.grid import build_grid
-    from sweep.plan import check_budget, make_plan, plan_or_reason
-    from sweep.plan_page import plan_json
-    from sweep.throughputs import read_table
-
-    planned = make_plan(build_grid(experiment), store, reasons=False)
-    costs, why_not = plan_or_reason(planned, store, read_table(), gpu, num_gpus)
-    if budget is not None:
-        if costs is None:
-            raise UserError(f"--budget cannot be checked: {why_not}; leave it out to run all the same")
-        check_budget(experiment.name, costs, budget)
-    return plan_json(experiment, planned, costs, why_not)
+        print_sources(read_table(), plan.costs)

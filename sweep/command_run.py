@@ -19,7 +19,7 @@ from sweep.command_options import (
     TrackingUri,
     fail,
 )
-from sweep.command_plan import estimate_within, show_plan
+from sweep.command_plan import show_plan
 from sweep.command_results import blocked_lines, is_blocked, write_report
 from sweep.records import Store, Study
 
@@ -79,15 +79,19 @@ def run(
     if dry_run:
         show_plan(loaded.experiment, where, priced, max_gpus)
         return
+    from sweep.plan import check_budget, plan_study
+    from sweep.plan_page import plan_json
     from sweep.scheduler import RayOptions
     from sweep.study import run_study
     from sweep.tracking import default_tracking_uri
 
-    estimate = estimate_within(budget, loaded.experiment, where, priced, max_gpus)
+    plan = plan_study(loaded.experiment, where, priced, max_gpus, reasons=False)
+    if budget is not None:
+        check_budget(plan, budget)
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
-    result = run_study(loaded, where, tracking_uri, options, estimate)
+    result = run_study(loaded, where, tracking_uri, options, plan_json(plan))
     name = loaded.experiment.name
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
     if result.tracking_errors:

@@ -1,4 +1,4 @@
-"""What a run would do: what is cached, what would be built, which changed field is the reason, and what it would cost."""
+"""The plan of a run: what is cached, what would be built, which changed field is the reason, and what it would cost."""
 
 import json
 import math
@@ -10,12 +10,13 @@ from typing import Any
 from pipelines.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from pipelines.errors import UserError
 from sweep.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total
-from sweep.grid import Step
+from sweep.experiment import Experiment
+from sweep.grid import Step, build_grid
 from sweep.identity import SHORT, flatten
 from sweep.paper import MODEL
 from sweep.records import Record, Store
 from sweep.schedule import Schedule, simulate
-from sweep.throughputs import CostTable, Gpu, NoEstimate
+from sweep.throughputs import CostTable, Gpu, NoEstimate, read_table
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class PlanCosts:
 
     @property
     def missing_steps(self) -> tuple[StepCost, ...]:
-        return tuple(one for one in self.estimate.steps if one.step.fingerprint in self.missing)
+        return tuple(cost for cost in self.estimate.steps if cost.step.fingerprint in self.missing)
 
     @property
     def to_build(self) -> Total:
@@ -78,11 +79,11 @@ class PlanCosts:
 
     @property
     def schedule(self) -> Schedule:
-        return next(one for one in self.schedules if one.num_gpus == self.num_gpus)
+        return next(schedule for schedule in self.schedules if schedule.num_gpus == self.num_gpus)
 
     @property
     def held_gpu_hours(self) -> float:
-        """What is paid for if all GPUs are held until the last step ends, idle or not."""
+        """The hours that are paid for if all GPUs are held until the last step ends, idle or not."""
         return self.schedule.seconds / 3600 * self.num_gpus
 
 
@@ -101,7 +102,7 @@ def cost_plan(
     Counts and the model's shape are taken from what is built, else from the configs. Raises NoEstimate, with the
     reason, where nothing can be said; UserError for a number of GPUs that is not above 0 or too small for a step.
     """
-    by_stage = {one.step.stage: one for one in planned}
+    by_stage = {member.step.stage: member for member in planned}
     sources, base_model = by_stage["sources"], by_stage["base_model"]
     counts = None
     if sources.record:
@@ -110,21 +111,21 @@ def cost_plan(
             for name, count in sources.record.metrics.items()
             if name.endswith("/num_examples")
         }
-    steps = [one.step for one in planned]
+    steps = [member.step for member in planned]
     settings, assumed = _model_settings(base_model, store)
     estimate = estimate_costs(steps, table, gpu, settings=settings, num_examples=counts)
     if assumed:
         estimate = replace(estimate, assumptions=(*estimate.assumptions, assumed))
-    missing = frozenset(one.step.fingerprint for one in planned if not one.is_cached)
+    missing = frozenset(member.step.fingerprint for member in planned if not member.is_cached)
     done = [step.fingerprint for step in steps if step.fingerprint not in missing]
     largest = max((step.resources.total_gpus for step in steps if step.fingerprint in missing), default=0)
     num_gpus = max(1, math.ceil(largest)) if num_gpus is None else num_gpus
     if not (math.isfinite(num_gpus) and num_gpus > 0):
         raise UserError(f"num_gpus={num_gpus:g}: the wall time is that on some GPUs; give 1 or more")
-    seconds = {one.step.fingerprint: one.seconds for one in estimate.steps}
-    checkpoints = {one.step.fingerprint: one.checkpoint_bytes for one in estimate.steps}
     numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
-    by_step = {one.step.fingerprint: one for one in estimate.steps}
+    by_step = {cost.step.fingerprint: cost for cost in estimate.steps}
+    seconds = {fingerprint: cost.seconds for fingerprint, cost in by_step.items()}
+    checkpoints = {fingerprint: cost.checkpoint_bytes for fingerprint, cost in by_step.items()}
 
     def group_s(members: Sequence[Step]) -> float:
         return group_seconds([by_step[step.fingerprint] for step in members])
@@ -135,20 +136,35 @@ def cost_plan(
     return PlanCosts(estimate, missing, schedules, num_gpus)
 
 
-def plan_or_reason(
-    planned: Sequence[Planned],
+@dataclass(frozen=True)
+class Plan:
+    """What a run of `experiment` would do; without `costs`, `why_no_costs` is the reason that nothing can be said of them."""
+
+    experiment: Experiment
+    steps: Sequence[Planned]
+    costs: PlanCosts | None
+    why_no_costs: str = ""
+
+    @property
+    def missing(self) -> list[Planned]:
+        return [planned for planned in self.steps if not planned.is_cached]
+
+
+def plan_study(
+    experiment: Experiment,
     store: Store,
-    table: CostTable,
     gpu: Gpu,
     num_gpus: float | None,
     *,
-    others: Sequence[float] = (),
-) -> tuple[PlanCosts | None, str]:
-    """As `cost_plan`; where nothing can be said, None and the reason."""
+    others: Iterable[float] = (),
+    reasons: bool = True,
+) -> Plan:
+    """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`)."""
+    steps = make_plan(build_grid(experiment), store, reasons=reasons)
     try:
-        return cost_plan(planned, store, table, gpu, num_gpus, others=others), ""
+        return Plan(experiment, steps, cost_plan(steps, store, read_table(), gpu, num_gpus, others=others))
     except NoEstimate as error:
-        return None, str(error)
+        return Plan(experiment, steps, None, str(error))
 
 
 def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any] | None, str]:
@@ -172,24 +188,28 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     return None, ""
 
 
-def check_budget(name: str, costs: PlanCosts, budget: float) -> None:
-    """Raise UserError if what is missing of the study `name` would cost more than `budget` US dollars at the GPU's price."""
+def check_budget(plan: Plan, budget: float) -> None:
+    """Raise UserError if what is missing would cost more than `budget` US dollars at the GPU's price, or if that is unknown."""
+    costs = plan.costs
+    if costs is None:
+        raise UserError(f"--budget cannot be checked: {plan.why_no_costs}; leave it out to run all the same")
     if not (math.isfinite(budget) and budget >= 0):
         raise UserError(f"budget={budget}: it is dollars for what is still to be built; give 0 or more")
     gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
     if hours * gpu.price > budget:
         raise UserError(
-            f"what is missing of {name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of {gpu.name} at "
-            f"${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end), over the budget of ${budget:,.2f}: raise "
-            f"--budget, say with --price what you pay (at spot's ${gpu.spot_price:g} it is ${hours * gpu.spot_price:,.2f}), "
-            f"choose another --gpu, or make the study smaller; `blindsweep plan` shows the estimate by stage"
+            f"what is missing of {plan.experiment.name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of "
+            f"{gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end), over the budget of "
+            f"${budget:,.2f}: raise --budget, say with --price what you pay (at spot's ${gpu.spot_price:g} it is "
+            f"${hours * gpu.spot_price:,.2f}), choose another --gpu, or make the study smaller; `blindsweep plan` shows the "
+            "estimate by stage"
         )
 
 
 def _reason(step: Step, there: Iterable[str], store: Store) -> str:
-    """Why there is no artifact: what differs from the nearest one of the same stage and slug, of those `there`."""
-    found = [store.read_record(step.stage, step.slug, fingerprint) for fingerprint in there]
-    candidates = [(changes(step, old, store), old.created) for old in found if old is not None]
+    """The reason that there is no artifact: what differs from the nearest of the same stage and slug, of those `there`."""
+    records = [store.read_record(step.stage, step.slug, fingerprint) for fingerprint in there]
+    candidates = [(changes(step, old, store), old.created) for old in records if old is not None]
     if not candidates:
         return "new"
     # Stable sorts: the newest of those with the fewest changes.
@@ -199,32 +219,32 @@ def _reason(step: Step, there: Iterable[str], store: Store) -> str:
 
 
 def changes(step: Step, old: Record, store: Store) -> list[str]:
-    """What differs between `step` and an existing artifact: its own fields, then its inputs', each with its root field."""
-    found = _own_changes(step, old)
+    """The differences between `step` and an existing artifact: its own fields, then its inputs', each with its root field."""
+    differences = _own_changes(step, old)
     for name, source in sorted(step.inputs.items()):
         reference = old.inputs.get(name)
         if reference is None:
-            found.append(f"input {name} is new")
+            differences.append(f"input {name} is new")
         elif reference["fingerprint"] != source.fingerprint:
             roots = _root_changes(source, reference, store)
-            found.append(f"input {name} changed because {', '.join(roots)}")
-    found.extend(f"input {name} is gone" for name in sorted(set(old.inputs) - set(step.inputs)))
-    return found
+            differences.append(f"input {name} changed because {', '.join(roots)}")
+    differences.extend(f"input {name} is gone" for name in sorted(set(old.inputs) - set(step.inputs)))
+    return differences
 
 
 def _own_changes(step: Step, old: Record) -> list[str]:
-    found = []
+    differences = []
     if old.payload["version"] != step.payload["version"]:
-        found.append(f"stage version {old.payload['version']} → {step.payload['version']}")
+        differences.append(f"stage version {old.payload['version']} → {step.payload['version']}")
     before, after = dict(flatten(old.payload["config"])), dict(flatten(step.payload["config"]))
     for name in sorted(before.keys() | after.keys()):
         if name not in before:
-            found.append(f"{name} is new: {_short(after[name])}")
+            differences.append(f"{name} is new: {_short(after[name])}")
         elif name not in after:
-            found.append(f"{name} is gone")
+            differences.append(f"{name} is gone")
         elif before[name] != after[name]:
-            found.append(f"{name} {_short(before[name])} → {_short(after[name])}")
-    return found
+            differences.append(f"{name} {_short(before[name])} → {_short(after[name])}")
+    return differences
 
 
 def _root_changes(step: Step, reference: Any, store: Store) -> list[str]:
@@ -232,15 +252,15 @@ def _root_changes(step: Step, reference: Any, store: Store) -> list[str]:
     old = store.read_record(reference["stage"], reference["slug"], reference["fingerprint"])
     if old is None:
         return [f"{step.stage} is another artifact than {reference['slug']}, which is gone"]
-    found = [f"{step.stage}.{change}" for change in _own_changes(step, old)]
+    roots = [f"{step.stage}.{change}" for change in _own_changes(step, old)]
     for name, source in sorted(step.inputs.items()):
         before = old.inputs.get(name)
         if before is None:
-            found.append(f"{step.stage} has a new input {name}")
+            roots.append(f"{step.stage} has a new input {name}")
         elif before["fingerprint"] != source.fingerprint:
-            found.extend(one for one in _root_changes(source, before, store) if one not in found)
-    found.extend(f"{step.stage} has lost its input {name}" for name in sorted(set(old.inputs) - set(step.inputs)))
-    return found
+            roots.extend(change for change in _root_changes(source, before, store) if change not in roots)
+    roots.extend(f"{step.stage} has lost its input {name}" for name in sorted(set(old.inputs) - set(step.inputs)))
+    return roots
 
 
 def _short(value: Any) -> str:

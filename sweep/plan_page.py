@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sweep.costs import Total, rates, total
 from sweep.experiment import Experiment
+from sweep.identity import SHORT
 from sweep.inputs import missing_inputs
 from sweep.paper import Note, departures, unsettled
-from sweep.plan import PlanCosts, Planned
+from sweep.plan import Plan, PlanCosts, Planned
 from sweep.records import STAGES
 from sweep.throughputs import CostTable, Rate
 
@@ -18,13 +18,12 @@ MIN_WIDTH = 116
 """Columns of text that the table with costs needs; a narrower terminal breaks its lines."""
 
 
-def print_plan(
-    experiment: Experiment, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str, *, all_steps: bool = False
-) -> None:
-    """Print what is missing, counts by stage, costs if there are any (else `why_not`), and why something would be built."""
+def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
+    """Print what is missing, counts by stage, costs if there are any (else why not), and why something would be built."""
     from rich.console import Console
     from rich.table import Table
 
+    experiment, costs = plan.experiment, plan.costs
     console = Console(soft_wrap=True, highlight=False)
     if costs and console.width < MIN_WIDTH:
         console = Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
@@ -34,13 +33,11 @@ def print_plan(
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "steps", "cached", "to build", *(COST_COLUMNS if costs else ())):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
-    for stage in STAGES:
-        of_stage = [one for one in planned if one.step.stage == stage]
-        if of_stage:
-            cached = sum(one.is_cached for one in of_stage)
-            cells = _cost_cells(_missing_total(costs, stage), costs) if costs else []
-            table.add_row(stage, str(len(of_stage)), str(cached), str(len(of_stage) - cached), *cells)
-    missing = [one for one in planned if not one.is_cached]
+    for stage, steps in _by_stage(plan).items():
+        cached = sum(planned.is_cached for planned in steps)
+        cells = _cost_cells(_missing_total(costs, stage), costs) if costs else []
+        table.add_row(stage, str(len(steps)), str(cached), str(len(steps) - cached), *cells)
+    missing = plan.missing
     if costs:
         for label, sum_ in (("to build", costs.to_build), ("in all", costs.in_all)):
             table.add_row(label, "", "", str(sum_.num_steps), *_cost_cells(sum_, costs), style="bold" if missing else "")
@@ -49,15 +46,15 @@ def print_plan(
         console.print(f"{heading}:" if notes else f"{heading}: none", markup=False)
         for note in notes:
             console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}", markup=False)
-    console.print(f"{len(missing)} of {len(planned)} to build" if missing else "everything is built")
-    for line in _cost_lines(costs) if costs and missing else [f"no costs: {why_not}"] if why_not else []:
+    console.print(f"{len(missing)} of {len(plan.steps)} to build" if missing else "everything is built")
+    for line in _cost_lines(costs) if costs and missing else [f"no costs: {plan.why_no_costs}"] if plan.why_no_costs else []:
         console.print(line, markup=False)
     if all_steps:
-        for one in planned:
-            state = "cached" if one.is_cached else f"build: {one.reason}"
-            console.print(f"  {one.step.name}-{one.step.fingerprint[:12]}  {state}", markup=False)
+        for planned in plan.steps:
+            state = "cached" if planned.is_cached else f"build: {planned.reason}"
+            console.print(f"  {planned.step.name}-{planned.step.fingerprint[:SHORT]}  {state}", markup=False)
         return
-    for (stage, reason), count in _reasons(planned).items():
+    for (stage, reason), count in _reasons(plan).items():
         console.print(f"  {count} {stage}: {reason}", markup=False)
 
 
@@ -87,37 +84,35 @@ def _notes(experiment: Experiment) -> dict[str, Sequence[Note]]:
     }
 
 
-def plan_json(experiment: Experiment, planned: Sequence[Planned], costs: PlanCosts | None, why_not: str) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """All the numbers of a plan as JSON values; seconds, bytes, US dollars."""
+    experiment, costs = plan.experiment, plan.costs
     stages: dict[str, dict[str, Any]] = {}
-    for stage in STAGES:
-        of_stage = [one for one in planned if one.step.stage == stage]
-        if of_stage:
-            stages[stage] = {
-                "steps": len(of_stage),
-                "cached": sum(one.is_cached for one in of_stage),
-                "gpus_per_step": max(one.step.resources.total_gpus for one in of_stage),
+    for stage, steps in _by_stage(plan).items():
+        stages[stage] = {
+            "steps": len(steps),
+            "cached": sum(planned.is_cached for planned in steps),
+            "gpus_per_step": max(planned.step.resources.total_gpus for planned in steps),
+        }
+        if costs:
+            whole = total(cost for cost in costs.estimate.steps if cost.step.stage == stage)
+            stages[stage] |= {
+                "to_build": _total_json(_missing_total(costs, stage), costs),
+                "in_all": _total_json(whole, costs),
             }
-            if costs:
-                whole = total(one for one in costs.estimate.steps if one.step.stage == stage)
-                stages[stage] |= {
-                    "to_build": _total_json(_missing_total(costs, stage), costs),
-                    "in_all": _total_json(whole, costs),
-                }
-    reasons = [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(planned).items()]
-    found = {
+    without_costs = {
         "experiment": experiment.name,
         "title": experiment.title,
         "missing_inputs": list(missing_inputs(experiment)),
-        "notes": {heading: [asdict(note) for note in notes] for heading, notes in _notes(experiment).items()},
+        "notes": {heading: [note.as_json() for note in notes] for heading, notes in _notes(experiment).items()},
         "stages": stages,
-        "reasons": reasons,
+        "reasons": [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(plan).items()],
     }
     if not costs:
-        return {**found, "costs": None, "why_no_costs": why_not}
+        return {**without_costs, "costs": None, "why_no_costs": plan.why_no_costs}
     estimate, gpu = costs.estimate, costs.estimate.gpu
     return {
-        **found,
+        **without_costs,
         "costs": {
             "are_estimates": True,
             "gpu": gpu.name,
@@ -129,15 +124,15 @@ def plan_json(experiment: Experiment, planned: Sequence[Planned], costs: PlanCos
             "in_all": _total_json(costs.in_all, costs),
             "schedules": [
                 {
-                    "num_gpus": one.num_gpus,
-                    "seconds": one.seconds,
-                    "idle_share": one.idle_share,
-                    "critical_s": one.critical_s,
-                    "critical_path": [step.name for step in one.critical_path],
-                    "peak_checkpoint_bytes": one.peak_bytes,
-                    "held_gpu_hours": one.seconds / 3600 * one.num_gpus,
+                    "num_gpus": schedule.num_gpus,
+                    "seconds": schedule.seconds,
+                    "idle_share": schedule.idle_share,
+                    "critical_s": schedule.critical_s,
+                    "critical_path": [step.name for step in schedule.critical_path],
+                    "peak_checkpoint_bytes": schedule.peak_bytes,
+                    "held_gpu_hours": schedule.seconds / 3600 * schedule.num_gpus,
                 }
-                for one in costs.schedules
+                for schedule in costs.schedules
             ],
             "rates": [
                 {
@@ -155,39 +150,46 @@ def plan_json(experiment: Experiment, planned: Sequence[Planned], costs: PlanCos
     }
 
 
-def _reasons(planned: Sequence[Planned]) -> Mapping[tuple[str, str], int]:
-    return Counter((one.step.stage, one.reason) for one in planned if not one.is_cached)
+def _by_stage(plan: Plan) -> dict[str, list[Planned]]:
+    """The steps of each stage that has any, in the order of the pipeline."""
+    of_stage = {stage: [planned for planned in plan.steps if planned.step.stage == stage] for stage in STAGES}
+    return {stage: steps for stage, steps in of_stage.items() if steps}
+
+
+def _reasons(plan: Plan) -> Mapping[tuple[str, str], int]:
+    return Counter((planned.step.stage, planned.reason) for planned in plan.missing)
 
 
 def _missing_total(costs: PlanCosts, stage: str) -> Total:
-    return total(one for one in costs.missing_steps if one.step.stage == stage)
+    return total(cost for cost in costs.missing_steps if cost.step.stage == stage)
 
 
-def _cost_cells(one: Total, costs: PlanCosts) -> list[str]:
-    if not one.num_steps:
+def _cost_cells(sum_: Total, costs: PlanCosts) -> list[str]:
+    if not sum_.num_steps:
         return [""] * len(COST_COLUMNS)
     gpu = costs.estimate.gpu
-    examples, tokens = (_count(one.num_examples), _count(one.num_tokens)) if one.num_examples else ("", "")
-    paid = [f"{one.gpu_hours:,.1f}", _dollars(one.gpu_hours * gpu.price), _dollars(one.gpu_hours * gpu.spot_price)]
-    return [examples, tokens, *(paid if one.gpu_hours else ["", "", ""]), _size(one.num_bytes)]
+    examples, tokens = (_count(sum_.num_examples), _count(sum_.num_tokens)) if sum_.num_examples else ("", "")
+    hours = sum_.gpu_hours
+    paid = [f"{hours:,.1f}", _dollars(hours * gpu.price), _dollars(hours * gpu.spot_price)] if hours else ["", "", ""]
+    return [examples, tokens, *paid, _size(sum_.num_bytes)]
 
 
-def _total_json(one: Total, costs: PlanCosts) -> dict[str, float]:
+def _total_json(sum_: Total, costs: PlanCosts) -> dict[str, float]:
     gpu = costs.estimate.gpu
     return {
-        "steps": one.num_steps,
-        "examples": one.num_examples,
-        "tokens": one.num_tokens,
-        "gpu_hours": one.gpu_hours,
-        "on_demand": one.gpu_hours * gpu.price,
-        "spot": one.gpu_hours * gpu.spot_price,
-        "bytes": one.num_bytes,
+        "steps": sum_.num_steps,
+        "examples": sum_.num_examples,
+        "tokens": sum_.num_tokens,
+        "gpu_hours": sum_.gpu_hours,
+        "on_demand": sum_.gpu_hours * gpu.price,
+        "spot": sum_.gpu_hours * gpu.spot_price,
+        "bytes": sum_.num_bytes,
     }
 
 
 def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     gpu, schedule, hours = costs.estimate.gpu, costs.schedule, costs.held_gpu_hours
-    times = ", ".join(f"{_duration(one.seconds)} on {_gpus(one.num_gpus)}" for one in costs.schedules)
+    times = ", ".join(f"{_duration(other.seconds)} on {_gpus(other.num_gpus)}" for other in costs.schedules)
     yield f"wall time: {times}"
     yield (
         f"{_gpus(schedule.num_gpus)}, held to the end, would be idle {schedule.idle_share:.0%} of the time and cost "
@@ -195,7 +197,7 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     )
     chain = " → ".join(step.name for step in schedule.critical_path)
     yield f"no number of GPUs takes less than {_duration(schedule.critical_s)}: {chain}"
-    largest = max(costs.missing_steps, key=lambda one: one.num_bytes)
+    largest = max(costs.missing_steps, key=lambda cost: cost.num_bytes)
     yield (
         f"disk: {_size(costs.to_build.num_bytes)} more, the largest artifact {largest.step.name} with "
         f"{_size(largest.num_bytes)}; while it runs, up to {_size(schedule.peak_bytes)} of checkpoints beside them"

@@ -14,7 +14,7 @@ from sweep.costs import total
 from sweep.experiment import Experiment
 from sweep.experiments import paper
 from sweep.grid import build_grid
-from sweep.plan import PlanCosts, check_budget, cost_plan, make_plan
+from sweep.plan import Plan, PlanCosts, check_budget, cost_plan, make_plan
 from sweep.records import Store
 from sweep.throughputs import NoEstimate, read_table
 
@@ -156,16 +156,18 @@ def test_a_number_of_gpus_is_above_0(llama: Experiment, checkpoint: Path, tmp_pa
 
 def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
     base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
-    costs = costs_of(dataclasses.replace(llama, base_model=base_model), Store(tmp_path), None)
+    llama = dataclasses.replace(llama, base_model=base_model)
+    costs = costs_of(llama, Store(tmp_path), None)
     assert costs.num_gpus == 1
     dollars = costs.held_gpu_hours * 10
-    check_budget("paper", costs, dollars + 0.01)
+    plan = Plan(llama, (), costs)
+    check_budget(plan, dollars + 0.01)
     with pytest.raises(UserError) as refused:
-        check_budget("paper", costs, dollars - 0.01)
+        check_budget(plan, dollars - 0.01)
     for part in (f"${dollars:,.2f}", f"budget of ${dollars - 0.01:,.2f}", "--budget", "--price", "--gpu", "$10"):
         assert part in str(refused.value)
     with pytest.raises(UserError, match="budget=-1"):
-        check_budget("paper", costs, -1)
+        check_budget(plan, -1)
 
 
 def test_the_papers_model_has_a_price_before_its_weights_are_here(tmp_path: Path) -> None:
