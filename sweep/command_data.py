@@ -1,4 +1,4 @@
-"""What there is to run a study on: `blindsweep experiments` and `data fetch`."""
+"""The experiments and the data that there are: `blindsweep experiments` and `data fetch`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`blindsweep plan`: what a run would build and what it would cost."""
+"""`blindsweep plan`: shows what a run would build and what it would cost."""
 
 from typing import TYPE_CHECKING, Annotated
 

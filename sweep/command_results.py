@@ -1,4 +1,4 @@
-"""What a study came to: `blindsweep status`, `report`, `explain`, `verdicts` and `power`."""
+"""Results of a study: `blindsweep status`, `report`, `explain`, `verdicts` and `power`."""
 
 import json as js
 from collections import Counter

@@ -27,7 +27,7 @@ def ui(
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database {uri}; run a study first, or build it with `blindsweep reindex`")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Else about ten processes more, of 240 MB each, for evaluating chat applications.
+    # Else there are ten large processes more, for evaluating chat applications.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
     for name, link in comparisons(uri).items():

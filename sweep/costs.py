@@ -1,4 +1,4 @@
-"""What the steps of a study would cost: GPU-time, money, tokens and disk, estimated from a table of figures. Pure.
+"""Costs of a study's steps, estimated from a table of figures: GPU-time, tokens and disk. Pure.
 
     table = read_table()
     estimate = estimate_costs(build_grid(experiment), table, table.gpu("h200"))
@@ -39,7 +39,7 @@ MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
 
 @dataclass(frozen=True)
 class Work:
-    """What a GPU computes in a step: `kind` is one of FLOPS_PER_PARAMETER."""
+    """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER."""
 
     kind: str
     num_examples: float
@@ -92,7 +92,7 @@ def _shared_costs(costs: Sequence[StepCost]) -> list[StepCost]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What all steps of a study would cost on one kind of GPU. `assumptions` are sentences for people."""
+    """The costs of all steps of a study on one kind of GPU. `assumptions` are sentences for people."""
 
     gpu: Gpu
     steps: tuple[StepCost, ...]

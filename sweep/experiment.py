@@ -1,4 +1,4 @@
-"""What a study is: one frozen value that an experiment function returns.
+"""A study as one frozen value, which an experiment function returns.
 
 Nothing here says where it runs, except the fields marked runtime.
 """
@@ -31,20 +31,22 @@ class Experiment:
     """Starting points × training-set kinds × sizes × seeds, and everything they are made from.
 
     `starting_sizes` counts the examples that each starting point was finetuned on (0: the base model with a
-    random head). `training_sizes` counts the examples of a cell's training set. A seed moves the subsets
-    drawn, the order, the head and the dropout together; the generator and its pool are shared by all seeds.
+    random head), `training_sizes` those of a cell's training set. A seed moves the subsets drawn, the order, the head and the
+    dropout together; the generator and its pool are shared by all seeds. `cell` is the cells' recipe where it
+    is not `task_model`, that of starting points.
+
     The `heuristic` is what biased sets are biased to. Each of `biases` is a further kind, a dose: of the pairs in its sets of
     which the heuristic holds, a share `heuristic_share` of the set, that share has the label that the heuristic predicts
-    (`pipelines/training_set.py`).
-    `remainder` says what happens to a size that three labels do not divide. With `disjoint_from_starting`, an
-    original training set has no example that its starting point was finetuned on. Starting sets are drawn by the
-    study's seed, or all by `starting_set_seed`. With `replicates_paper`, plan and report say where the study
-    departs from the paper's, and what it chose where the paper is silent (`sweep/paper.py`). With `trajectories` "shared", the
-    starting points of a seed are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind
-    and seed (`pipelines/finetuning.py`); else each is finetuned on its own. `rehearsal` marks
-    every artifact's identity (`sweep/rehearsal.py`). `general_set` and
-    `blindspot_set` are the evaluation sets that the report sets side by side. `resources` maps a stage to
-    what each of its steps may use; a stage not named gets one worker with one CPU.
+    (`TrainingSetConfig`). `remainder` says what happens to a size that three labels do not divide. With
+    `disjoint_from_starting`, an original training set has no example that its starting point was finetuned on. Starting sets
+    are drawn by the study's seed, or all by `starting_set_seed`. With `trajectories` "shared", the starting points of a seed
+    are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind and seed
+    (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
+
+    `general_set` and `blindspot_set` are the evaluation sets that the report sets side by side. With `replicates_paper`, plan
+    and report say where the study departs from the paper's, and what it chose where the paper is silent. `sources_folder` is
+    where the data is. `resources` maps a stage to what each of its steps may use; a stage not named gets one worker with one
+    CPU.
 
     Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
     not one, a recipe or resources that no trajectory can be shared with, or a report set that is not evaluated.
@@ -80,6 +82,13 @@ class Experiment:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise UserError(f"name={self.name!r}: an experiment's name is a file's name; use letters, digits, '-', '_'")
+        self._check_axes()
+        self._check_biases()
+        self._check_resources()
+        self._check_recipes()
+        self._check_evaluation()
+
+    def _check_axes(self) -> None:
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
             values = getattr(self, axis)
             if not isinstance(values, tuple):
@@ -91,6 +100,10 @@ class Experiment:
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
+        if unknown := set(self.kinds) - set(KINDS):
+            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KINDS)}")
+
+    def _check_biases(self) -> None:
         if len(set(self.biases)) != len(self.biases):
             raise UserError(f"biases={self.biases} names a dose twice; name each once")
         for bias in self.biases:
@@ -99,8 +112,8 @@ class Experiment:
                 raise UserError(f"biases={self.biases}: the full dose at full share is the kind biased_synthetic; leave 1 out")
         if self.heuristic_share is not None and not self.biases:
             raise UserError(f"heuristic_share={self.heuristic_share} is of doses of bias, and there is none; give biases, too")
-        if unknown := set(self.kinds) - set(KINDS):
-            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KINDS)}")
+
+    def _check_resources(self) -> None:
         if unknown := set(self.resources) - set(STAGES):
             raise UserError(f"resources of {sorted(unknown)}: no such stage; valid: {', '.join(STAGES)}")
         for stage, resources in self.resources.items():
@@ -109,6 +122,8 @@ class Experiment:
                     f"resources[{stage!r}] has in_process=True and gpus_per_worker={resources.gpus_per_worker:g}: the process "
                     "that drives a step has no GPU; leave in_process out"
                 )
+
+    def _check_recipes(self) -> None:
         if self.generator.end_marker != self.generation.end_marker:
             raise UserError(
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
@@ -127,7 +142,9 @@ class Experiment:
         if self.trajectories == "shared":
             for stage, recipe in (("starting_point", self.task_model), ("task_model", self.cell or self.task_model)):
                 check_trajectory(recipe, self.resources.get(stage, Resources()).num_workers)
-        names = [one.name for one in self.evaluation.heuristics]
+
+    def _check_evaluation(self) -> None:
+        names = [heuristic.name for heuristic in self.evaluation.heuristics]
         if self.heuristic.probe_slice is None and self.heuristic.name not in names:
             raise UserError(
                 f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect; evaluate it where it holds: "

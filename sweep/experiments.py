@@ -26,7 +26,7 @@ from sweep.experiment import Experiment
 from sweep.paper import MAX_NEW_TOKENS, PAPER_GENERATOR, PAPER_TASK_MODEL, POOL_PER_LABEL, STARTING_SIZES, TRAINING_SIZES
 
 COOLDOWN_RATIO = 0.2
-"""As long as Hägele et al. (2024) find to be enough."""
+"""The cool-down's part of the steps that Hägele et al. (2024) find to be enough."""
 MAX_GROUP = 36
 """Task models that the workers of one finetuning or evaluation take on: enough for their start to weigh little, and for a pass
 of 4 096 tokens to be full of batches of 2 (31 of them) where memory holds their states."""
@@ -141,8 +141,8 @@ def mini(
     if recipe == "paper":
         task_model, generator = (
             # At the paper's own rate a model of this size has hardly begun after 10 000 examples (docs/mini.md).
-            replace(one, learning_rate=10 * one.learning_rate, dtype=dtype, log_every=100)
-            for one in (PAPER_TASK_MODEL, PAPER_GENERATOR)
+            replace(papers, learning_rate=10 * papers.learning_rate, dtype=dtype, log_every=100)
+            for papers in (PAPER_TASK_MODEL, PAPER_GENERATOR)
         )
     generator = replace(generator, epochs=generator_epochs)
     # Ray counts GPUs in ten-thousandths.
@@ -221,7 +221,7 @@ def paper(
         "log_every": 50,
         "checkpoint_every": 5_000,
         "tokens_per_microbatch": 4_096,
-        # A step takes a tenth of a second and more, compiling twenty seconds and more.
+        # Compiling takes as long as some hundred steps, and has to be repaid.
         "compile_from_steps": 2_000,
     }
     finetuning = Resources(num_workers=gpus_per_finetuning, gpus_per_worker=1)

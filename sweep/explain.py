@@ -1,4 +1,4 @@
-"""From a number to where it comes from: its artifact, its rows, its configuration, its run, and all that it was built from.
+"""The origin of a number: its artifact, its rows, its configuration, its run, and all that it was built from.
 
 blindsweep explain mini hans/accuracy --cell start5000-original-1800-seed0
 """
@@ -16,7 +16,7 @@ from sweep.records import RECORD_FILE, Record, Store, Study
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one number of a study comes from.
+    """The origin of one number of a study.
 
     `folder` is its artifact's, `rows` maps each Parquet file (or folder of several) in it to its rows. `lineage` are the
     records that it was built from, each with its depth (the artifact itself is 0), nearest first and each once.
@@ -66,17 +66,17 @@ def _lineage(record: Record, store: Store) -> Iterator[tuple[int, Record]]:
     seen = set()
     todo = [(0, record)]
     while todo:
-        depth, one = todo.pop(0)
-        if one.fingerprint in seen:
+        depth, built = todo.pop(0)
+        if built.fingerprint in seen:
             continue
-        seen.add(one.fingerprint)
-        yield depth, one
-        for _, source in sorted(one.inputs.items()):
-            found = store.read_record(source["stage"], source["slug"], source["fingerprint"])
-            if found is None:
+        seen.add(built.fingerprint)
+        yield depth, built
+        for _, source in sorted(built.inputs.items()):
+            ancestor = store.read_record(source["stage"], source["slug"], source["fingerprint"])
+            if ancestor is None:
                 name = f"{source['stage']}/{source['slug']}"
-                raise UserError(f"{one.stage}/{one.slug} was built from {name}, whose record is gone; restore it")
-            todo.append((depth + 1, found))
+                raise UserError(f"{built.stage}/{built.slug} was built from {name}, whose record is gone; restore it")
+            todo.append((depth + 1, ancestor))
 
 
 def as_text(origin: Origin) -> Iterator[str]:
@@ -93,11 +93,11 @@ def as_text(origin: Origin) -> Iterator[str]:
     yield f"  run      in MLflow: tags.fingerprint = '{record.fingerprint}'"
     commit = record.git.get("commit", "unknown")[:SHORT]
     yield f"  built    {record.created} in {record.durations['total_s']:.0f} s, code {commit}"
-    for depth, one in origin.lineage:
+    for depth, built in origin.lineage:
         settings = ", ".join(
-            f"{name}={value}" for name, value in flatten(one.payload["config"]) if value not in (None, "") and name != "type"
+            f"{name}={value}" for name, value in flatten(built.payload["config"]) if value not in (None, "") and name != "type"
         )
-        yield f"  {'  ' * depth}{one.stage}/{one.slug}-{one.fingerprint[:SHORT]}: {settings}"
+        yield f"  {'  ' * depth}{built.stage}/{built.slug}-{built.fingerprint[:SHORT]}: {settings}"
 
 
 def as_json(origin: Origin) -> dict[str, Any]:
@@ -114,11 +114,11 @@ def as_json(origin: Origin) -> dict[str, Any]:
         "lineage": [
             {
                 "depth": depth,
-                "stage": one.stage,
-                "slug": one.slug,
-                "fingerprint": one.fingerprint,
-                "config": one.payload["config"],
+                "stage": built.stage,
+                "slug": built.slug,
+                "fingerprint": built.fingerprint,
+                "config": built.payload["config"],
             }
-            for depth, one in origin.lineage
+            for depth, built in origin.lineage
         ],
     }

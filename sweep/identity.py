@@ -1,4 +1,4 @@
-"""What an artifact *is*: the canonical payload of a step and its fingerprint.
+"""An artifact's identity: the canonical payload of a step, and its fingerprint.
 
 `fingerprint = sha256(canonical JSON of stage, stage version, config, fingerprints of inputs)`. Paths, the
 store, resources and tracking are not in it.

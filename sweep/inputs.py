@@ -1,4 +1,4 @@
-"""What a study needs from outside: its data and its weights. A plan can do without them, a run cannot."""
+"""A study's inputs from outside, its data and its weights. A plan can do without them, a run cannot."""
 
 from dataclasses import replace
 
@@ -16,9 +16,10 @@ def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
         lines.append(f"data: not found at {experiment.sources_folder}")
     if isinstance(experiment.base_model, PretrainedModelConfig) and not _is_known(experiment.base_model):
         path = experiment.base_model.path
-        on_hub = hub_repository(path) is not None
-        lines.append(f"weights: {path} is not in the Hugging Face cache; a run fetches it" if on_hub else
-                     f"weights: not found at {path}")  # fmt: skip
+        if hub_repository(path) is not None:
+            lines.append(f"weights: {path} is not in the Hugging Face cache; a run fetches it")
+        else:
+            lines.append(f"weights: not found at {path}")
     return tuple(lines)
 
 
@@ -37,10 +38,10 @@ def with_inputs(experiment: Experiment) -> Experiment:
         experiment = replace(experiment, sources=nli_sources_config(experiment.sources_folder, **options))
     base = experiment.base_model
     if isinstance(base, PretrainedModelConfig) and not _is_known(base):
-        found = pretrained_model_config(
+        described = pretrained_model_config(
             base.path, revision=base.revision, dtype=base.dtype, quantization=base.quantization, download=True
         )
-        experiment = replace(experiment, base_model=found)
+        experiment = replace(experiment, base_model=described)
     return experiment
 
 

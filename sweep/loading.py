@@ -1,4 +1,4 @@
-"""From `demo` or `my_study.py:function` and `-p name=value` to an Experiment."""
+"""Loads an Experiment by `demo` or `my_study.py:function` and its `-p name=value`."""
 
 import ast
 import difflib
@@ -192,13 +192,13 @@ def _import_file(path: Path) -> types.ModuleType:
 
 
 def _experiment_functions(module: types.ModuleType) -> dict[str, Function]:
-    found: dict[str, Function] = {}
+    functions: dict[str, Function] = {}
     for name, value in vars(module).items():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
             returned = value.__annotations__.get("return")
             if returned is Experiment or (isinstance(returned, str) and returned.endswith("Experiment")):
-                found[name] = value
-    return found
+                functions[name] = value
+    return functions
 
 
 def _call(function: Function, arguments: Mapping[str, Any], file: Path | None) -> Any:

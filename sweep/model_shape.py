@@ -1,4 +1,4 @@
-"""How large a model is, from its shape alone: what a plan needs to know of it. Pure."""
+"""A model's size from its shape alone, which is all that a plan needs to know of it. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class ModelShape:
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> "ModelShape":
-        """From the content of a checkpoint's `config.json`. Raises UserError, naming the fields, if it lacks any."""
+        """The shape that a checkpoint's `config.json` describes. Raises UserError, naming the fields, if it lacks any."""
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
         if missing := [name for name in names if not isinstance(settings.get(name), int)]:
             raise UserError(f"config.json has no number for {', '.join(missing)}; the model's size cannot be told from it")
@@ -72,12 +72,12 @@ class ModelShape:
 
     @property
     def num_embedding_parameters(self) -> int:
-        """Of the input embeddings; an untied language-model head has as many."""
+        """Parameters of the input embeddings; an untied language-model head has as many."""
         return self.vocabulary_size * self.hidden_size
 
     @property
     def num_body_parameters(self) -> int:
-        """Without an untied language-model head: what a task model holds beside its own head."""
+        """Parameters without an untied language-model head: all that a task model holds beside its own head."""
         norms = 2 * self.hidden_size
         layer = norms + sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
         return self.num_embedding_parameters + self.num_layers * layer + self.hidden_size
@@ -87,6 +87,6 @@ class ModelShape:
         return self.num_body_parameters + (0 if self.is_tied else self.num_embedding_parameters)
 
     def num_lora_parameters(self, rank: int, targets: Iterable[str]) -> int:
-        """Of an adapter on the named projections; names that a layer lacks are not counted."""
+        """Parameters of an adapter on the named projections; names that a layer lacks are not counted."""
         layers = self.linear_layers
         return self.num_layers * rank * sum(sum(layers[name]) for name in targets if name in layers)

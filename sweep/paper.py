@@ -5,7 +5,7 @@ experiment itself, so that a changed parameter cannot go unsaid.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -46,7 +46,7 @@ PAPER_TASK_MODEL = FinetuneConfig(
 )
 """The recipe of T in the released scripts; the head is trained in full."""
 PAPER_GENERATOR = replace(PAPER_TASK_MODEL, batch_size=6, train_embeddings=True)
-"""The recipe of G there."""
+"""The recipe of G in the released scripts."""
 MAX_NEW_TOKENS = 512
 
 RECIPE_NAMES: Mapping[str, str] = MappingProxyType(
@@ -94,11 +94,11 @@ class Note:
 
     def as_json(self) -> dict[str, str]:
         """Plain values, for the study's manifest."""
-        return {"topic": self.topic, "paper": self.paper, "ours": self.ours, "why": self.why}
+        return asdict(self)
 
 
 def departures(experiment: Experiment) -> tuple[Note, ...]:
-    """Where `experiment` differs from what is settled, in the order of the pipeline; nothing where it does not."""
+    """The points in which `experiment` differs from what is settled, in the order of the pipeline."""
     return tuple(note for note in _compared(experiment) if note.paper != note.ours)
 
 
@@ -155,7 +155,7 @@ def _recipe(of: str, paper: FinetuneConfig, ours: FinetuneConfig) -> Iterator[No
 
 
 def unsettled(experiment: Experiment) -> tuple[Note, ...]:
-    """What neither paper nor scripts settle, or both in different ways, and what `experiment` has there."""
+    """The points that neither paper nor scripts settle, or both in different ways, and what `experiment` has there."""
     generation, seeds = experiment.generation, experiment.seeds
     odd = [size for size in experiment.training_sizes if size % 3]
     whole = max(STARTING_SIZES)

@@ -138,7 +138,7 @@ def cost_plan(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run of `experiment` would do; without `costs`, `why_no_costs` is the reason that nothing can be said of them."""
+    """The plan of a run of `experiment`; without `costs`, `why_no_costs` is the reason that nothing can be said of them."""
 
     experiment: Experiment
     steps: Sequence[Planned]

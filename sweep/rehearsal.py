@@ -17,11 +17,11 @@ from sweep.records import STAGES, Record
 STEPS = 3
 """Optimizer steps of a finetuning: the first allocates the optimizer's state, the second is what all others are like."""
 NEW_TOKENS = 128
-"""Of a generated text: an engine takes its memory before the first one, and random weights never end a text."""
+"""Tokens of a generated text: an engine takes its memory before the first one, and random weights never end a text."""
 EXAMPLES = 512
-"""Of each test set, the longest: a batch or two of a large model."""
+"""Examples evaluated of each test set, the longest: a batch or two of a large model."""
 FOLDER = "rehearsal"
-"""Of the rehearsals' store, in the study's."""
+"""Folder of the rehearsals' store, in the study's."""
 
 
 def rehearsal(experiment: Experiment) -> Experiment:
@@ -74,7 +74,7 @@ def _short(recipe: FinetuneConfig) -> FinetuneConfig:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What a stage took: artifacts built, median seconds of one, largest peak of GPU memory (GiB) and median examples a second.
+    """A stage's artifacts built, median seconds of one, largest peak of GPU memory (GiB) and median examples a second.
 
     The last two are None where the stage has no such number.
     """

@@ -107,7 +107,7 @@ class CostTable:
         return given
 
     def rate(self, work: str, batch_size: float, gpu: Gpu, num_parameters: int) -> Rate:
-        """How fast one whole `gpu` does `work` on a model of `num_parameters`, `batch_size` examples an optimizer step.
+        """The rate of `work` by one whole `gpu` on a model of `num_parameters`, with `batch_size` examples an optimizer step.
 
         The rows of the nearest number of parameters tell it, of the same GPU if it has any. Between two batch
         sizes, the seconds of a step are interpolated; below the smallest a step takes as long as at the
