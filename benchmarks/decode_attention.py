@@ -29,9 +29,11 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.common import Figure, alternately, decoding_work, finish, in_own_process, limits_here, make_parser
+from pipelines.engine_options import engine_environment, engine_options
 from pipelines.examples import LABELS
-from pipelines.generation import GenerationConfig, encode_prompts, engine_environment, engine_options
+from pipelines.generation_config import GenerationConfig
 from pipelines.resources import Resources
+from pipelines.writer import encode_prompts
 from sweep.model_shape import ModelShape
 
 VARIANTS = {"vllm": "vllm", "ours": "triton"}

@@ -10,7 +10,7 @@ Variants, each in a process of its own:
   raw-tuned       the same with the stage's settings: batch, context, CUDA graphs, attention
   raw-in-process  raw-tuned with the engine in the calling process
   engine          pipelines.engine alone, in the calling process: nothing parsed or committed
-  stage           pipelines.generation: Ray Data actor pool, engine in the actor; includes parsing and committing
+  stage           pipelines.writer: Ray Data actor pool, engine in the actor; includes parsing and committing
   stage-shared    the same with ENGINES engines on the one GPU, each a part of it
   stage-gpus      the same with one engine on each of the machine's GPUs
   stage-process   as stage with the engine's core in a process of its own (engine_process=True)
@@ -52,18 +52,13 @@ from benchmarks.common import (
 )
 from benchmarks.profiling import EngineProfile
 from pipelines.engine import Engine
+from pipelines.engine_options import engine_environment, engine_options, max_num_seqs, shards_in_flight
 from pipelines.examples import LABELS
-from pipelines.generation import (
-    GenerationConfig,
-    encode_prompts,
-    engine_environment,
-    engine_options,
-    max_num_seqs,
-    run_engines,
-    shards_in_flight,
-)
+from pipelines.generation_config import GenerationConfig
 from pipelines.resources import Resources
 from pipelines.shards import Shard, derive_seed, plan_shards
+from pipelines.storage import absolute
+from pipelines.writer import encode_prompts, run_engines
 from sweep.model_shape import ModelShape
 
 PROFILED = ("raw-in-process", "engine")
@@ -289,7 +284,7 @@ def init_ray(resources: Resources) -> None:
 def run_stage(config: GenerationConfig, resources: Resources, shards: list[Shard], model: str) -> dict[str, float]:
     init_ray(resources)
     with tempfile.TemporaryDirectory() as output:
-        rows = list(run_engines(config, model, output, shards, resources, request="benchmark"))
+        rows = list(run_engines(config, absolute(model), output, shards, resources, request="benchmark"))
     finished = [(row["since_ready_s"], row["num_parsed"] + row["num_rejected"], row["num_tokens"]) for row in rows]
     return streaming_rates(finished, max(row["engine_start_s"] for row in rows))
 

@@ -31,6 +31,11 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     return Path(text.split("://", 1)[1] if "://" in text else text).expanduser()
 
 
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """A local address as an absolute path, which other processes can use; a remote one as it is."""
+    return str(local_path(uri).resolve()) if is_local(uri) else str(uri)
+
+
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
     """Append path components to a path or URI."""
     stripped = [part.strip("/") for part in parts]

@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.examples import LABELS
 from pipelines.finetuning import FinetuneConfig, cooldown_start, nested_ends
-from pipelines.generation import GenerationConfig
+from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.shards import per_label
 from pipelines.sources import NUM_DUPLICATE_ROWS, NUM_LABELLED_ROWS, NLISourcesConfig

@@ -12,7 +12,7 @@ from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, Scrat
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig, check_trajectory
-from pipelines.generation import GenerationConfig
+from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.identity import added, runtime

@@ -14,7 +14,7 @@ from pipelines.base_model import ScratchModelConfig, pretrained_model_config, ra
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import WARMUP_STABLE_DECAY, FinetuneConfig
-from pipelines.generation import GenerationConfig
+from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.heuristics import find_heuristic
 from pipelines.identity import UNKNOWN, FileHash

@@ -80,7 +80,7 @@ def _generator(job: Job) -> Mapping[str, Any]:
 
 
 def _synthetic_pool(job: Job) -> Mapping[str, Any]:
-    from pipelines.generation import generate
+    from pipelines.pool import generate
 
     config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
     return generate(config, job.inputs["generator"], job.output, resources=job.resources, report=job.report)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from pipelines.decode_attention import BACKEND, attention_options, register, token_by_token, unavailable, unsuited
+from pipelines.engine_options import engine_environment, engine_options
 from pipelines.errors import UserError
-from pipelines.generation import GenerationConfig, engine_environment, engine_options
+from pipelines.generation_config import GenerationConfig
 from pipelines.resources import Resources
 
 ROOT = Path(__file__).parents[2]

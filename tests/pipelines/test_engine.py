@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipelines.engine import Decoder, Text, allocate_by_the_block
-from pipelines.generation import GenerationConfig, engine_environment
+from pipelines.engine_options import engine_environment
+from pipelines.generation_config import GenerationConfig
 from pipelines.prompts import END_MARKERS, generator_prompt
 from pipelines.resources import Resources
 
@@ -62,7 +63,9 @@ import json, sys
 from vllm import LLM, SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from pipelines.engine import Engine
-from pipelines.generation import GenerationConfig, encode_prompts, engine_options
+from pipelines.engine_options import engine_options
+from pipelines.generation_config import GenerationConfig
+from pipelines.writer import encode_prompts
 from pipelines.resources import Resources
 
 model, stop = sys.argv[1:]

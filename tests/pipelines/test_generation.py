@@ -14,21 +14,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.engine_options import engine_options, kv_cache_bytes, shards_in_flight
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
-from pipelines.generation import (
-    GenerationConfig,
-    encode_prompts,
-    engine_options,
-    generate,
-    kv_cache_bytes,
-    shards_in_flight,
-    tables,
-)
+from pipelines.generation_config import GenerationConfig
 from pipelines.identity import identity_fields, runtime_fields
+from pipelines.pool import generate
 from pipelines.prompts import HYPHENS, Parsed, Rejected, generator_text, parse_generated
 from pipelines.resources import Resources
 from pipelines.shards import Shard, ShardFolder
+from pipelines.writer import encode_prompts, tables
 from tests.pipelines.tiny_generator import KNOWN
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +187,8 @@ def test_an_output_of_another_request_is_refused(pool: tuple[Path, dict[str, Any
 SCRIPT = """
 import sys, ray
 from pipelines.resources import Resources
-from pipelines.generation import GenerationConfig, generate
+from pipelines.generation_config import GenerationConfig
+from pipelines.pool import generate
 if __name__ == "__main__":
     address, config, generator, output = sys.argv[1:]
     ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.path[-1]}})
@@ -437,7 +433,7 @@ def test_a_full_disk_on_a_worker_is_told_as_the_users_to_mend(
         def __call__(self, batch: Any) -> Any:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pipelines.generation.ShardWriter", FailingWriter)
+    monkeypatch.setattr("pipelines.writer.ShardWriter", FailingWriter)
     with pytest.raises(raised, match=message):
         generate(CONFIG, str(models / "trained"), str(tmp_path), resources=ONE)
 

@@ -12,12 +12,13 @@ from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig, evaluate
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import FinetuneConfig, load_tokenizer
-from pipelines.generation import GenerationConfig, stand_in, tables
+from pipelines.generation_config import GenerationConfig
 from pipelines.heuristics import has_lexical_overlap
 from pipelines.prompts import classifier_prompt, generator_text
 from pipelines.resources import Resources
 from pipelines.shards import Shard
 from pipelines.task_model import TaskModelConfig, finetune_task_model
+from pipelines.writer import stand_in, tables
 
 
 @pytest.mark.parametrize("text", ["The old doctor saw a dog , twice", "\x00 4 §", ""])

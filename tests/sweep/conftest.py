@@ -9,7 +9,7 @@ import pytest
 from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
-from pipelines.generation import GenerationConfig
+from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.identity import FileHash
 from pipelines.resources import Resources

@@ -9,7 +9,7 @@ import pytest
 from pipelines.base_model import ScratchModelConfig
 from pipelines.errors import UserError
 from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
-from pipelines.generation import GenerationConfig
+from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.resources import Resources
 from sweep.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, total

@@ -16,7 +16,7 @@ from pipelines.base_model import ScratchModelConfig
 from pipelines.resources import Resources
 from pipelines.evaluation import EvaluationConfig
 from pipelines.finetuning import FinetuneConfig
-from pipelines.generation import GenerationConfig
+from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment
