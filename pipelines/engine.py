@@ -1,30 +1,40 @@
 """A vLLM engine on a thread of its own, and what keeps its CPU core from setting the pace.
 
-In every decoding step vLLM handles each sequence of the batch in Python, while the GPU is at the step before. At 1 024
-sequences of Llama-2-7B's shape on one H200 that took 42 ms a step, and the GPU 30: decoding each token's text (16 ms) and
-looking after its place in the cache (6 ms) are done here only where they can matter, and what is alike in requests is checked
-once for all of them (4 ms). The tokens are the same.
+In every decoding step vLLM handles each sequence of the batch in Python, while the GPU is at the step before. With a thousand
+sequences that takes longer than the GPU's step. Decoding each token's text and looking after its place in the cache are done
+here only where they can matter, and what is alike in requests is checked once for all of them. The tokens are the same.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import inspect
+import logging
 import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-# A batch that is filled at once would end at once where texts are equally long, and the GPU would wait for the next one's
-# preparation, some 0.1 ms a request.
+# A batch that is filled at once would end at once where texts are equally long, and the GPU would wait while the next one is
+# prepared.
 ADDED_A_STEP = 32
 
 # Seconds, a tenth of Python's own: how long the engine waits at most for another thread that computes, which it does
 # whenever it has waited for the GPU.
 SWITCH_INTERVAL_S = 5e-4
+
+# The vLLM versions whose cache manager was read, and the sha256 of the source of the two methods that are replaced there.
+REPLACED = {
+    "0.26.0": "cb6066630a3121d1546ef7eab3045cbf44f854fe9e260efc7ad53aebf411723b",
+    "0.32.0": "1c56ac14dc6cbad397857e8b9acd201b16dbe284fc469e6bf3d0c6d8df89d0f5",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -116,7 +126,7 @@ class Decoder:
         self.may_end = frozenset(number for number, text in enumerate(singly) if stop[-1] in text or "\ufffd" in text)
 
     def text(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
-        """What `token_ids` add to the text of `prompt`; a first token has its space only after something else."""
+        """The text that `token_ids` add to that of `prompt`; a first token has its space only after something else."""
         key = tuple(prompt)
         if key not in self._prompts:
             self._prompts[key] = len(self._tokenizer.decode(key))
@@ -125,7 +135,7 @@ class Decoder:
 
 
 class Text:
-    """What vLLM takes for a request's detokenizer: it decodes at the end, and when a token may complete the stop string."""
+    """A request's text, in place of vLLM's detokenizer: decoded at the end, and when a token may complete the stop string."""
 
     __slots__ = ("_decoder", "_ended", "_prompt", "output_token_ids")
 
@@ -138,16 +148,16 @@ class Text:
         return len(self.output_token_ids)
 
     def update(self, new_token_ids: list[int], stop_terminated: bool) -> str | None:
-        """Take new tokens; the stop string, if the text ends with it now."""
+        """Take new tokens and return the stop string if the text ends with it now."""
         self.output_token_ids.extend(new_token_ids)
         decoder = self._decoder
         if decoder.may_end.isdisjoint(new_token_ids):
             return None
-        before, found, _ = decoder.text(self._prompt, self.output_token_ids).partition(decoder.stop)
-        if not found:
+        before, stop, _ = decoder.text(self._prompt, self.output_token_ids).partition(decoder.stop)
+        if not stop:
             return None
-        self._ended = before + found
-        return found
+        self._ended = before + stop
+        return stop
 
     def get_next_output_text(self, finished: bool, delta: bool) -> str:
         """The whole text; vLLM asks for it when the request is over."""
@@ -159,12 +169,21 @@ def allocate_by_the_block() -> None:
     """Let vLLM's schedulers in this process look after a sequence's cache blocks only where one ends.
 
     They do so for each token, and find that the last block has room, and is not full yet, for all but one of a block's tokens.
-    Caches of several kinds of layers are left to them. Done once, however often it is called.
+    Caches of several kinds of layers are left to them. So is everything, with one line in the log, in a vLLM whose methods are
+    none of those that were read. Done once, however often it is called.
     """
+    import vllm
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.request import RequestStatus
 
     allocate, cache, running = KVCacheManager.allocate_slots, KVCacheManager.cache_blocks, RequestStatus.RUNNING
+    if _source_hash(allocate, cache) not in REPLACED.values():
+        logger.warning(
+            "vLLM %s looks after cache blocks token by token: its KVCacheManager differs from that of %s, which ours replaces",
+            vllm.__version__,
+            ", ".join(REPLACED),
+        )
+        return
 
     @functools.wraps(allocate)
     def allocate_slots(
@@ -185,6 +204,14 @@ def allocate_by_the_block() -> None:
     KVCacheManager.allocate_slots, KVCacheManager.cache_blocks = allocate_slots, cache_blocks
 
 
+def _source_hash(*functions: Callable[..., Any]) -> str | None:
+    try:
+        source = "".join(map(inspect.getsource, functions))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
 class _Submission:
     """The rows of one call to `Engine.complete`, and the future that holds its result."""
 
@@ -198,7 +225,7 @@ class _Submission:
         self._num_tokens = 0
 
     def request(self, engine: Any, name: str, row: int) -> Any:
-        """What vLLM's `engine` makes of a row's request."""
+        """A row's request, as vLLM's `engine` would make it."""
         from vllm.sampling_params import RequestOutputKind
 
         if self._template is None:

@@ -1,5 +1,6 @@
 """The engine's texts are those that vLLM alone would give."""
 
+import inspect
 import json
 import os
 import random
@@ -61,7 +62,7 @@ def test_a_text_ends_where_vllms_detokenizer_ends_it(tokenizer, stop: str) -> No
 SCRIPT = """
 import json, sys
 from vllm import LLM, SamplingParams
-from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from pipelines.engine import Engine
 from pipelines.engine_options import engine_options
 from pipelines.generation_config import GenerationConfig
@@ -73,14 +74,14 @@ prompt = next(iter(encode_prompts(model).values()))
 config = GenerationConfig(max_new_tokens=64, max_num_seqs=48, dtype="float32")
 options = engine_options(config, model, Resources(), [len(prompt)])
 asked = 0
-allocate = KVCacheManager.allocate_slots
+allocate = KVCacheCoordinator.allocate_new_blocks
 
 def counted(*args, **kwargs):
     global asked
     asked += 1
     return allocate(*args, **kwargs)
 
-KVCacheManager.allocate_slots = counted
+KVCacheCoordinator.allocate_new_blocks = counted
 seeds = range(160)
 own = {"stop": [stop], "include_stop_str_in_output": True}
 params = [SamplingParams(max_tokens=64, seed=seed, **own) for seed in seeds]
@@ -150,6 +151,28 @@ def test_blocks_are_given_and_cached_as_vllm_does_it() -> None:
     assert ours == theirs
     assert ours[-1] == 64
     assert asked_by_us < asked_by_vllm / 2
+
+
+def test_a_vllm_that_was_not_read_keeps_its_own_methods(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    theirs = {name: inspect.unwrap(getattr(KVCacheManager, name)) for name in ("allocate_slots", "cache_blocks")}
+
+    def cache_blocks(self: Any, request: Any, num_computed_tokens: int) -> None:
+        self.coordinator.cache_blocks(request, num_computed_tokens)
+
+    for changed, num_lines in (({}, 0), ({"cache_blocks": cache_blocks}, 1)):
+        caplog.clear()
+        before = {**theirs, **changed}
+        for name, method in before.items():
+            monkeypatch.setattr(KVCacheManager, name, method)
+        allocate_by_the_block.__wrapped__()
+        assert len(caplog.records) == num_lines
+        for name, method in before.items():
+            assert (getattr(KVCacheManager, name) is method) == bool(changed)
+    assert "vLLM 0." in caplog.text and "0.26.0" in caplog.text
 
 
 def kv_cache_manager() -> Any:
