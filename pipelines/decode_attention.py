@@ -1,10 +1,10 @@
-"""Which attention kernels an engine decodes with.
+"""The choice of attention kernels that an engine decodes with.
 
 A decoding step reads every cached key and value once and computes little with them, so the GPU's memory sets its pace. The
 kernels that vLLM chooses work in tiles made for many query heads that share a KV head. Where every KV head has a query head
-to itself, as in Llama 2, the tiles are almost empty: at Llama-2-7B's shape, 1 024 sequences and one H200, FlashAttention-3
-takes 27.4 ms a step (1.07 TB/s). `decode_kernel` takes 4.2 ms (5.8 TB/s, of which a third comes from the GPU's cache, as texts
-share their prompt's block); `triton_decode` is the backend that vLLM loads by name.
+to itself, as in Llama 2, the tiles are almost empty, and FlashAttention reads at a fraction of the memory's rate.
+`decode_kernel` reads faster than memory alone could give, as texts share their prompt's block, which stays in the GPU's cache;
+`triton_decode` is the backend that vLLM loads by name.
 
 The texts have the same distribution with either: sums are rounded in another order, as they are in another batch.
 """
@@ -90,12 +90,12 @@ def token_by_token(prompt_lengths: Collection[int]) -> dict[str, int]:
 
 
 def head_size(settings: Mapping[str, Any]) -> int:
-    """Of a model's config.json."""
+    """Numbers of one attention head, by a model's config.json."""
     return settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
 
 
 def unsuited(settings: Mapping[str, Any], dtype: str) -> str | None:
-    """Why the model of this config.json cannot or should not decode with our kernel; None if it should."""
+    """The reason why the model of this config.json cannot or should not decode with our kernel; None if it should."""
     family = settings.get("model_type")
     if family not in MODEL_TYPES:
         return f"model_type is {family!r}, not one of {', '.join(MODEL_TYPES)}"
@@ -114,7 +114,7 @@ def unsuited(settings: Mapping[str, Any], dtype: str) -> str | None:
 
 
 def unavailable() -> str | None:
-    """Why this machine cannot run our kernel; None if it can."""
+    """The reason why this machine cannot run our kernel; None if it can."""
     if find_spec("triton") is None:
         return "triton is not installed"
     from vllm import envs
@@ -124,8 +124,8 @@ def unavailable() -> str | None:
         return "VLLM_BATCH_INVARIANT is set, which is for vLLM's own kernels"
     capability = current_platform.get_device_capability() if current_platform.is_cuda() else None
     if capability is None or capability.major not in COMPUTE_CAPABILITIES:
-        found = capability and capability.as_version_str()
-        return f"the GPU's compute capability is {found}, not one of 8.0 to 9.x"
+        version = capability and capability.as_version_str()
+        return f"the GPU's compute capability is {version}, not one of 8.0 to 9.x"
     return None
 
 

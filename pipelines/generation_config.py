@@ -1,4 +1,4 @@
-"""What is sampled from a generator, and how its engines are run. Pure: no heavy imports."""
+"""The config of a synthetic pool: sampling, and how engines are run. Pure: no heavy imports."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipelines.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What is sampled from the generator. The defaults are ancestral sampling, as in the paper's scripts.
+    """Sampling from the generator. The defaults are ancestral sampling, as in the paper's scripts.
 
     `num_per_label`: parsed examples wanted of each label, one number or one a label in the order entailment,
     neutral, contradiction. The pool holds whole shards, so at least this many; or, with `exact`, this many and

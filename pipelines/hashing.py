@@ -22,9 +22,9 @@ def remembered_sha256(path: str | os.PathLike[str]) -> str:
     stat = file.stat()
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     known = _read()
-    found = known.get(str(file))
-    if isinstance(found, dict) and found.get("stamp") == stamp:
-        return str(found["sha256"])
+    entry = known.get(str(file))
+    if isinstance(entry, dict) and entry.get("stamp") == stamp:
+        return str(entry["sha256"])
     sha256 = sha256_of(file)
     # Read again: others may have hashed meanwhile. What two write at once and one loses is hashed again.
     _write(_read() | {str(file): {"stamp": stamp, "sha256": sha256}})

@@ -112,8 +112,9 @@ def _model_of(generator: str) -> str:
 
 
 def _request_hash(config: GenerationConfig) -> str:
-    """What a shard's content follows from. `num_per_label` is left out: a larger pool begins with the same shards, unless
-    the last one is cut.
+    """The hash of all that a shard's content follows from.
+
+    `num_per_label` is left out: a larger pool begins with the same shards, unless the last one is cut.
     """
     content = {**identity(config), "generator": config.generator_id}
     if not config.exact:

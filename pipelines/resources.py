@@ -1,4 +1,4 @@
-"""Where a stage runs: what it may use, and where its step metrics go. Pure: no heavy imports."""
+"""Resources that a stage may use, and the function that takes its step metrics. Pure: no heavy imports."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ def no_report(metrics: Mapping[str, float], step: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one stage may use. Runtime, never identity.
+    """Workers of one stage and what each may use. Runtime, never identity.
 
     ``cpus_per_worker`` and ``gpus_per_worker`` are Ray's logical units and may be fractions.
     Raises :class:`UserError` for a worker count below 1, a negative or non-finite amount, or a worker that

@@ -1,4 +1,4 @@
-"""The pool's shards: what each is, which are needed, and how one is committed once. No Ray, no vLLM.
+"""The pool's shards: which are needed, and how each is committed once. No Ray, no vLLM.
 
 A shard is `count` prompts of one label. Its name, seeds and row ids follow from (label, index, seed) alone,
 so any worker can write any shard. It is committed by its `shards/<name>.json`, written after its two Parquet
@@ -79,7 +79,7 @@ def plan_shards(num_per_label: Mapping[Label, int], *, shard_size: int, min_yiel
 
 @dataclass(frozen=True)
 class Commit:
-    """What a committed shard holds. `request` is the hash of everything that decides its content.
+    """Contents of a committed shard. `request` is the hash of everything that decides its content.
 
     Of `num_parsed` examples, the last `num_surplus` are kept beside the pool.
     """
@@ -251,10 +251,10 @@ class ShardFolder:
 
     def _names(self, folder: str, suffix: str) -> set[str]:
         try:
-            found = self._files.ls(f"{self._root}/{folder}", detail=False)
+            paths = self._files.ls(f"{self._root}/{folder}", detail=False)
         except FileNotFoundError:
             return set()
-        names = (path.rsplit("/", 1)[-1] for path in found)
+        names = (path.rsplit("/", 1)[-1] for path in paths)
         return {name.removesuffix(suffix) for name in names if name.endswith(suffix) and not name.startswith(".")}
 
     def _is_intact(self, commit: Commit) -> bool:

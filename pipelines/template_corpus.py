@@ -42,7 +42,7 @@ class TemplateCorpusConfig:
     overlap_neutral_share: float = 0.75
     """Share of neutral pairs among the non-entailments with lexical overlap, in [0, 1]."""
     modifier_rate: float = 0.25
-    """How often an optional adjective, adverb or place is there, in [0, 1]."""
+    """Probability of an optional adjective, adverb or place, in [0, 1]."""
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_dev", "num_test", "num_probe_per_group"):
@@ -61,7 +61,7 @@ class TemplateCorpusConfig:
 
 
 def cell_sizes(config: TemplateCorpusConfig, num_examples: int) -> dict[tuple[Label, bool], int]:
-    """How many pairs of each label have and have not lexical overlap, in a set of ``num_examples``.
+    """Numbers of pairs by label and by whether they have lexical overlap, in a set of ``num_examples``.
 
     Raises :class:`UserError` if the rates ask for more overlapping non-entailments than a label-balanced set
     has.
@@ -127,7 +127,7 @@ def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[s
         for label in dict.fromkeys(sorted(labels)):
             metrics[f"{name}/{label}"] = labels.count(label)
             metrics[f"{name}/{label}/lexical_overlap"] = sum(
-                pair.rule.overlap for pair, its_label in zip(pairs, labels, strict=True) if its_label == label
+                pair.rule.overlap for pair, folded in zip(pairs, labels, strict=True) if folded == label
             )
     return metrics
 

@@ -66,11 +66,11 @@ class TrainingSetConfig:
     disjoint_from_starting: bool = False
     """Whether an original set may hold none of the starting point's own training examples."""
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
-    """Of a biased set: what it is biased to."""
+    """The heuristic that a biased set is biased to."""
     bias: float = added(1.0)
-    """Of a biased set: P(the predicted label | the heuristic holds), 0 to 1."""
+    """P(the predicted label | the heuristic holds) in a biased set, 0 to 1."""
     heuristic_share: float | None = added(None)
-    """Of a biased set: P(the heuristic holds), above 0; None: as many pairs as there are of the predicted label."""
+    """P(the heuristic holds) in a biased set, above 0; None: as many pairs as there are of the predicted label."""
     nested_sizes: tuple[int, ...] = added(())
     """Smaller sizes, ascending, whose sets come first in this one's rows, each before what the next adds."""
 
@@ -91,7 +91,7 @@ class TrainingSetConfig:
                 f"heuristic, bias and heuristic_share are for biased_synthetic sets, not for kind={self.kind!r}; leave them out"
             )
         check_bias(self.bias, self.heuristic_share)
-        numbers = [num_drawn(one) for one in (*self.nested(), self)]
+        numbers = [num_drawn(config) for config in (*self.nested(), self)]
         if any(later <= earlier for earlier, later in pairwise(numbers)):
             raise UserError(
                 f"nested_sizes={self.nested_sizes} in size={self.size} give sets of {', '.join(map(str, numbers))} examples: "
@@ -117,7 +117,7 @@ def check_bias(bias: float, heuristic_share: float | None) -> None:
 
 
 def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
-    """How many examples of each label a balanced set of ``size`` has.
+    """Numbers of examples of each label in a balanced set of ``size``.
 
     Raises :class:`UserError` for an indivisible size under 'error'.
     """
@@ -136,9 +136,8 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to ``output``.
 
     The rows are those of the source, all columns kept, in an order that depends on the seed, those of each of ``nested_sizes``
-    before the others. ``exclude`` is
-    the path of examples whose ids must not be drawn; it is given if and only if the config says
-    ``disjoint_from_starting``, for kind ``original``.
+    before the others. ``exclude`` is the path of examples whose ids must not be drawn; it is given if and only if the config
+    says ``disjoint_from_starting``, for kind ``original``.
 
     Returns rows, lexical overlap and availability by label (``<label>/num_examples``,
     ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for a set biased to another
@@ -155,43 +154,48 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
             "set if and only if an original set is to be disjoint from it"
         )
     table = read_examples(source)
-    num_excluded = 0
+    num_given = table.num_rows
     if exclude is not None:
         excluded = set(read_examples(exclude)["id"].to_pylist())
-        kept = np.array([identifier not in excluded for identifier in table["id"].to_pylist()], dtype=bool)
-        num_excluded = int((~kept).sum())
-        table = table.filter(pa.array(kept))
+        table = table.filter(pa.array([identifier not in excluded for identifier in table["id"].to_pylist()], pa.bool_()))
     ids = table["id"].to_pylist()
     labels = np.array(table["label"].to_pylist(), dtype=object)
     if unknown := sorted(set(labels) - set(LABELS)):
         raise UserError(f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(LABELS)}")
     strata = _strata(config, table, labels)
     chosen = _choose(config, ids, strata, source)
-    within = [_choose(one, ids, _strata(one, table, labels), source) for one in config.nested()]
-    first_set = _first_sets(config, [*within, chosen])
+    nested = [_choose(smaller, ids, _strata(smaller, table, labels), source) for smaller in config.nested()]
+    first_set = _first_sets(config, [*nested, chosen])
     order_key = _key(config, "order")
     chosen.sort(key=lambda row: (first_set[row], order_key(ids[row])))
     drawn = table.take(pa.array(chosen, type=pa.int64()))
     write_examples(drawn, join(output, "examples.parquet"))
+    available = labels[np.concatenate([rows for _, rows, size in strata if size])]
+    return {
+        "num_examples": drawn.num_rows,
+        "num_excluded": num_given - table.num_rows,
+        **_counts_by_label(config, drawn, labels[chosen], available),
+    }
 
-    drawn_labels = labels[chosen]
-    holds = {one.name: one(drawn["premise"], drawn["hypothesis"]) for one in dict.fromkeys((LEXICAL_OVERLAP, config.heuristic))}
-    metrics = {"num_examples": drawn.num_rows, "num_excluded": num_excluded}
-    drawable = labels[np.concatenate([rows for _, rows, size in strata if size])]
+
+def _counts_by_label(config: TrainingSetConfig, drawn: pa.Table, labels: np.ndarray, available: np.ndarray) -> dict[str, int]:
+    heuristics = dict.fromkeys((LEXICAL_OVERLAP, config.heuristic))
+    holds = {heuristic.name: heuristic(drawn["premise"], drawn["hypothesis"]) for heuristic in heuristics}
+    counts = {}
     for label in LABELS:
-        of_label = drawn_labels == label
-        metrics[f"{label}/num_examples"] = int(of_label.sum())
+        of_label = labels == label
+        counts[f"{label}/num_examples"] = int(of_label.sum())
         for name, held in holds.items():
-            metrics[f"{label}/{name}"] = int((of_label & held).sum())
-        metrics[f"{label}/available"] = int((drawable == label).sum())
-    return metrics
+            counts[f"{label}/{name}"] = int((of_label & held).sum())
+        counts[f"{label}/available"] = int((available == label).sum())
+    return counts
 
 
 def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, int]:
     """Row → the number of the first of `sets` that has it. Raises UserError unless each set is within the next."""
-    found: dict[int, int] = {}
+    first_sets: dict[int, int] = {}
     for number, rows in enumerate(sets):
-        if missing := len(found.keys() - set(rows)):
+        if missing := len(first_sets.keys() - set(rows)):
             sizes = (*config.nested_sizes, config.size)
             raise UserError(
                 f"the {config.kind} set of size={sizes[number - 1]} has {missing} examples that the one of "
@@ -199,12 +203,12 @@ def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, i
                 "each on its own"
             )
         for row in rows:
-            found.setdefault(row, number)
-    return found
+            first_sets.setdefault(row, number)
+    return first_sets
 
 
 def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[Label, int]:
-    """Of how many examples of each label in a biased set the heuristic holds; ``rates`` are P(it holds | label) in the pool.
+    """Numbers of examples by label of which the heuristic holds in a biased set; ``rates`` are P(it holds | label) in the pool.
 
     Raises :class:`UserError` if that is more than the label has in the set.
     """
@@ -212,11 +216,11 @@ def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[La
     predicted = config.heuristic.predicts
     share = config.heuristic_share
     total = sizes[predicted] if share is None else _round(share * sum(sizes.values()))
-    one, other = (label for label in LABELS if label != predicted)
+    second, third = (label for label in LABELS if label != predicted)
     rest = total - _round(config.bias * total)
-    of_both = rates[one] + rates[other]
-    first = _round(rest * (rates[one] / of_both if of_both else 0.5))
-    held = {predicted: total - rest, one: first, other: rest - first}
+    of_both = rates[second] + rates[third]
+    of_second = _round(rest * (rates[second] / of_both if of_both else 0.5))
+    held = {predicted: total - rest, second: of_second, third: rest - of_second}
     for label in LABELS:
         if held[label] > sizes[label]:
             raise UserError(
@@ -227,7 +231,7 @@ def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[La
 
 
 def _strata(config: TrainingSetConfig, table: pa.Table, labels: np.ndarray) -> list[tuple[str, np.ndarray, int]]:
-    """What the set is drawn from: a name for people, the rows, and how many of them."""
+    """Strata that the set is drawn from: a name for people, the rows, and how many of them are drawn."""
     if config.kind == "starting":
         return [("starting examples", np.arange(len(labels)), config.size)]
     rows = {label: np.flatnonzero(labels == label) for label in LABELS}

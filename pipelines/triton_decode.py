@@ -37,7 +37,7 @@ class DecodeBackend(TritonAttentionBackend):
     def get_kv_cache_shape(
         num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, *_: Any, **__: Any
     ) -> tuple[int, ...]:
-        """Where vLLM asks for it (0.26)."""
+        """The cache's shape, for a vLLM that asks its backend for it (0.26)."""
         return num_blocks, num_kv_heads, block_size, 2 * head_size
 
 

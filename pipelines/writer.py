@@ -1,4 +1,4 @@
-"""vLLM engines in a Ray Data actor pool, and what an actor does: it writes the shards that it is offered.
+"""vLLM engines in a Ray Data actor pool. An actor writes the shards that it is offered.
 
 One row of the Ray dataset is one shard, one actor one engine. Several shards are in an actor at a time and
 share its engine, which therefore never runs empty between shards. Workers write shards straight to the
@@ -207,7 +207,7 @@ class ShardWriter:
 
 
 def _peak_gpu_memory_gib() -> float:
-    """Of this process; 0 without a GPU, or while the engine has a process of its own."""
+    """The peak of this process; 0 without a GPU, or while the engine has a process of its own."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
