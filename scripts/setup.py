@@ -92,11 +92,11 @@ def find_pythons(requested: str | None, extra: str) -> tuple[list[dict], list[st
         if shutil.which(command) is None:
             refused.append(f"{command}: not found")
             continue
-        found = describe(command, extra)
-        if isinstance(found, str):
-            refused.append(f"{command}: {found}")
-        elif found["version"] not in [other["version"] for other in usable]:
-            usable.append(found)
+        python = describe(command, extra)
+        if isinstance(python, str):
+            refused.append(f"{command}: {python}")
+        elif python["version"] not in [other["version"] for other in usable]:
+            usable.append(python)
     return usable, refused
 
 
@@ -148,7 +148,7 @@ def read_page(url: str) -> tuple[bytes, str | None]:
 
 
 def unreachable(index: str) -> str | None:
-    """Why a package index cannot be used, or None. A missing page is an answer: the index is there."""
+    """The reason why a package index cannot be used, or None. A missing page is an answer: the index is there."""
     parts = urllib.parse.urlsplit(index)
     if parts.scheme == "file" or not parts.scheme:
         path = Path(urllib.parse.unquote(parts.path))
@@ -229,7 +229,7 @@ def file_names(place: str) -> tuple[list[str], str | None]:
 
 
 def torch_wheel(python: dict) -> str:
-    """How the file name of the pinned CPU build for this Python begins."""
+    """The beginning of the file name of the pinned CPU build for this Python."""
     version = pinned("torch", constraints_for("cpu", python["version"]))
     return "torch-{0}-cp{1}{2}-cp{1}{2}".format(version, *python["version"])
 
@@ -365,18 +365,18 @@ def usable_environment(requested: str | None, extra: str) -> dict | None:
     """The Python of the `.venv` that is there, if it can be kept."""
     if not VENV_PYTHON.exists():
         return None
-    found = describe(str(VENV_PYTHON), extra)
-    if isinstance(found, str):
+    present = describe(str(VENV_PYTHON), extra)
+    if isinstance(present, str):
         return None
     if requested is not None:
         wanted = describe(requested, extra)
-        if isinstance(wanted, str) or wanted["version"] != found["version"]:
+        if isinstance(wanted, str) or wanted["version"] != present["version"]:
             return None
-    return found
+    return present
 
 
 def stamp(extra: str) -> Path:
-    """Exists when the installation is complete; the Makefile compares its age with the pins'."""
+    """The file that says that the installation is complete; the Makefile compares its age with the pins'."""
     return VENV / f".installed-{extra}"
 
 
@@ -404,7 +404,7 @@ def install(extra: str, requested: str | None) -> None:
         if libraries:
             load_first(libraries)
 
-    # Bytecode is compiled now: the first `import` of this many packages otherwise takes three times as long.
+    # Bytecode is compiled now: otherwise the first `import` of this many packages would compile it.
     environment = {**os.environ, **sources, "VIRTUAL_ENV": str(VENV)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(
@@ -438,25 +438,10 @@ def lock() -> None:
             environment = {**os.environ, **sources, "UV_CUSTOM_COMPILE_COMMAND": "make lock"}
             # With the CPU build in sight the CUDA extra would take it.
             environment["UV_FIND_LINKS"] = ",".join(places) if extra == "cpu" else ""
-            command = [
-                str(VENV / "bin" / "uv"),
-                "pip",
-                "compile",
-                "pyproject.toml",
-                "--quiet",
-                "--no-annotate",
-            ]
-            command += ["--python-version", "{}.{}".format(*version)]
-            command += [
-                "--python-platform",
-                "x86_64-manylinux_2_28",
-                "--extra",
-                extra,
-                "--extra",
-                "dev",
-                "--extra",
-                "cluster",
-            ]
+            command = [str(VENV / "bin" / "uv"), "pip", "compile", "pyproject.toml", "--quiet", "--no-annotate"]
+            command += ["--python-version", "{}.{}".format(*version), "--python-platform", "x86_64-manylinux_2_28"]
+            for name in (extra, "dev", "cluster"):
+                command += ["--extra", name]
             command += ["--output-file", str(target)]
             if extra == "cpu":
                 command += ["--excludes", str(CONSTRAINTS / "cpu-excludes.txt")]
