@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -215,3 +216,22 @@ def test_every_library_that_the_packages_take_from_the_system_is_one_that_the_se
             needed |= set(names)
     assert "libtorch_cpu.so" in needed & bundled
     assert needed - bundled - GLIBC == set(setup.LIBRARIES["cpu"])
+
+
+# --- a bare machine --------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+BARE_MACHINE = ROOT.parent / "shared/fresh/run.sh"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(not BARE_MACHINE.exists(), reason="no ../shared/fresh/run.sh, which makes a bare machine")
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("debootstrap") is None, reason="needs root and debootstrap")
+def test_the_two_commands_of_the_readme_pass_on_a_bare_machine():
+    """What is committed, in a Debian with nothing but Python, make and git."""
+    commands = ["bash", "-c", "make demo && make test"]
+    done = subprocess.run([BARE_MACHINE, ROOT, *commands], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-10_000:]
+    assert "libnuma.so.1 is missing: installing libnuma1 by apt-get" in done.stdout
+    assert re.search(r"report.*\.html", done.stdout)
