@@ -167,6 +167,14 @@ def test_what_cannot_be_brought_ends_in_a_line_that_says_what_to_install_and_why
         setup.bring_libraries(sys.executable, "cpu", tmp_path)
 
 
+def test_without_apt_get_the_line_is_all(tmp_path, monkeypatch):
+    monkeypatch.setitem(setup.LIBRARIES, "cpu", NOT_HERE)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(setup.SetupError, match=r"Install it \(nosuch1 .*: there is no apt-get here$"):
+        setup.bring_libraries(sys.executable, "cpu", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def needed_libraries(file):
     """The sonames that an ELF file names as NEEDED, and its own; none of another file."""
     with open(file, "rb") as stream:
