@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis.audit_columns import ColumnNames
 from analysis.audit_copies import NO_ROW, Copies, copies_of, duplicates
-from analysis.audit_input import ColumnNames, open_pairs, read_rows
+from analysis.audit_input import open_pairs, read_rows
 from analysis.audit_measures import (
     MARGIN,
     Diversity,

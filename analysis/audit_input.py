@@ -12,11 +12,10 @@ names the row (counted from 1, without a header) or, in JSONL, the line.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,52 +23,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
+from analysis.audit_columns import ColumnNames, check_types, class_names, map_columns
+from analysis.audit_readers import (
+    FORMATS,
+    LINES_SUFFIXES,
+    TABLE_SUFFIXES,
+    RawBatch,
+    first_line_names,
+    json_row,
+    read_arrow,
+    read_lines,
+    read_parquet,
+    read_table,
+    renumbered,
+    schema_of,
+    table_dialect,
+)
 from pipelines.errors import UserError
-
-MAX_BATCH_ROWS = 32_768
-BATCH_BYTES = 16 << 20
-CSV_BLOCK_BYTES = 3 << 20
-MAX_ROW_BYTES = 64 << 20
-"""A longer CSV row or JSONL line is refused: it is an unclosed quote, or a file without lines."""
-
-USUAL_NAMES = {
-    "premise": ("premise", "sentence1", "text1", "sentence_A"),
-    "hypothesis": ("hypothesis", "sentence2", "text2", "sentence_B"),
-    "label": ("label", "gold_label", "labels", "entailment_judgment"),
-    "parse": ("premise_parse", "sentence1_parse"),
-}
-"""What the columns are usually called, in the order in which they are looked for."""
 
 NO_GOLD_LABEL = ("-", "-1")
 """SNLI's and MultiNLI's mark of a pair whose annotators did not agree, and Hugging Face's."""
-
-TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
-FORMATS = (
-    "give a .parquet, .csv, .tsv or .jsonl file, a folder of .parquet files, or a dataset folder that Hugging Face's "
-    "save_to_disk wrote"
-)
-
-
-@dataclass(frozen=True)
-class ColumnNames:
-    """The columns as the user maps them; None takes the usual names. `parse` holds bracketed parses of the premises."""
-
-    premise: str | None = None
-    hypothesis: str | None = None
-    label: str | None = None
-    parse: str | None = None
-
-
-@dataclass(frozen=True)
-class RawBatch:
-    """Rows as they were read: a record batch, or lines of JSON. `first` is the number of the first row or line, from 1."""
-
-    content: pa.RecordBatch | bytes
-    first: int
 
 
 @dataclass(frozen=True)
@@ -110,11 +84,11 @@ class PairFile:
         """The rows in order. Raises :class:`UserError` where they cannot be read."""
         names = list(self.columns.values())
         if self.kind == "lines":
-            return _read_lines(self.files[0])
+            return read_lines(self.files[0])
         if self.kind == "table":
-            return _renumbered([_read_table(self.files[0], names)])
-        read = _read_parquet if self.kind == "parquet" else _read_arrow
-        return _renumbered(read(file, names) for file in self.files)
+            return renumbered([read_table(self.files[0], names)])
+        read = read_parquet if self.kind == "parquet" else read_arrow
+        return renumbered(read(file, names) for file in self.files)
 
 
 def open_pairs(path: str | Path, names: ColumnNames | None = None) -> PairFile:
@@ -133,15 +107,15 @@ def open_pairs(path: str | Path, names: ColumnNames | None = None) -> PairFile:
         raise UserError(f"{empty[0]} is empty (0 bytes); {FORMATS}")
     labels: dict[str, str] = {}
     if kind == "lines":
-        columns = _map_columns(_first_line_names(files[0]), names, path)
+        columns = map_columns(first_line_names(files[0]), names, path)
     elif kind == "table":
-        columns = _map_columns(_table_dialect(files[0])[2], names, path)
+        columns = map_columns(table_dialect(files[0])[2], names, path)
     else:
-        schema = _schema(files[0], kind)
-        columns = _map_columns(schema.names, names, path)
+        schema = schema_of(files[0], kind)
+        columns = map_columns(schema.names, names, path)
         for file in files:
-            _check_types(_schema(file, kind), columns, file)
-        labels = _class_names(schema, columns["label"])
+            check_types(schema_of(file, kind), columns, file)
+        labels = class_names(schema, columns["label"])
     return PairFile(str(path), tuple(files), kind, columns, labels)
 
 
@@ -217,7 +191,7 @@ def read_rows(pairs: PairFile, wanted: Iterable[int]) -> dict[int, dict[str, str
     return found
 
 
-# Finding the files and their columns.
+# Finding the files.
 
 
 def _find_files(where: Path) -> tuple[list[Path], str]:
@@ -266,109 +240,7 @@ def _json_file(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _map_columns(found: Sequence[str], names: ColumnNames, path: str | Path) -> dict[str, str]:
-    columns = {}
-    for name, usual in USUAL_NAMES.items():
-        wanted = getattr(names, name)
-        column = next((one for one in ((wanted,) if wanted in found else usual) if one in found), None)
-        if column is None and name == "parse" and wanted is None:
-            continue
-        if column is None:
-            looked_for = f"{wanted!r}" if wanted else ", ".join(usual)
-            listed = ", ".join(map(repr, found[:30])) + (" …" if len(found) > 30 else "")
-            raise UserError(f"{path}: no {name} column ({looked_for}); it has {listed or 'none'}: give one of them as --{name}")
-        if list(found).count(column) > 1:
-            raise UserError(f"{path}: {list(found).count(column)} columns are called {column!r}; give each its own name")
-        columns[name] = column
-    if len(set(columns.values())) < len(columns):
-        raise UserError(f"{path}: one column is mapped twice ({columns}); premise, hypothesis and label are three columns")
-    return columns
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null))
-
-
-def _check_types(schema: pa.Schema, columns: Mapping[str, str], file: Path) -> None:
-    for name, column in columns.items():
-        if column not in schema.names:
-            raise UserError(f"{file}: no column {column!r}, and the first file of the folder has it; write them alike")
-        kind = schema.field(column).type
-        numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-        if not _is_text(kind) and not (name == "label" and any(test(kind) for test in numbers)):
-            raise UserError(f"{file}: the {name} column {column!r} is of type {kind}; it must be text")
-
-
-def _class_names(schema: pa.Schema, column: str) -> dict[str, str]:
-    """The names of a `ClassLabel` feature, which Hugging Face keeps in the schema's metadata."""
-    try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        return {str(number): str(name) for number, name in enumerate(feature["names"])}
-    except (KeyError, TypeError, ValueError):
-        return {}
-
-
-# Parquet and Arrow.
-
-
-def _schema(file: Path, kind: str) -> pa.Schema:
-    try:
-        if kind == "parquet":
-            return pq.read_schema(file)
-        with pa.memory_map(str(file)) as source:
-            return pa.ipc.open_stream(source).schema
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file, kind, error) from error
-
-
-def _unreadable(file: Path, kind: str, error: Exception) -> UserError:
-    return UserError(f"{file} is not readable as {kind.capitalize()} ({error}); it may be cut off: write it again")
-
-
-def _renumbered(parts: Iterable[Iterable[pa.RecordBatch]]) -> Iterator[RawBatch]:
-    first = 1
-    for batch in _gathered(batch for part in parts for batch in part):
-        for start in range(0, batch.num_rows, MAX_BATCH_ROWS):
-            piece = batch.slice(start, MAX_BATCH_ROWS)
-            yield RawBatch(piece, first)
-            first += piece.num_rows
-
-
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows without tiny batches: a pool is hundreds of small shards, and each batch costs its overhead."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        if waiting and batch.schema.types != waiting[0].schema.types:
-            yield from waiting
-            waiting = []
-        waiting.append(batch)
-        if sum(one.num_rows for one in waiting) >= MAX_BATCH_ROWS // 4 or sum(one.nbytes for one in waiting) >= BATCH_BYTES:
-            yield pa.concat_batches(waiting) if len(waiting) > 1 else batch
-            waiting = []
-    if waiting:
-        yield pa.concat_batches(waiting)
-
-
-def _read_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
-            groups = [parquet.metadata.row_group(index) for index in range(parquet.metadata.num_row_groups)]
-            largest = max((one.total_byte_size / max(1, one.num_rows) for one in groups), default=1.0)
-            rows = int(min(MAX_BATCH_ROWS, max(16, BATCH_BYTES / max(1.0, largest))))
-            yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file, "parquet", error) from error
-
-
-def _read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        with pa.memory_map(str(file)) as source:
-            for batch in pa.ipc.open_stream(source):
-                yield batch.select(columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file, "arrow", error) from error
+# Their values as text.
 
 
 def _text_column(column: pa.Array, name: str, rows: np.ndarray, pairs: PairFile) -> pa.StringArray:
@@ -399,124 +271,6 @@ def _number_text(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-# CSV.
-
-
-def _table_dialect(file: Path) -> tuple[str, bool, list[str]]:
-    """Delimiter, whether quotes mean anything, and the header."""
-    delimiter = TABLE_SUFFIXES[file.suffix.lower()]
-    with file.open("rb") as binary:
-        raw = binary.readline(MAX_ROW_BYTES)
-    try:
-        line = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
-    if delimiter == "," and "," not in line:
-        delimiter = next((one for one in (";", "\t") if one in line), ",")
-    # NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS).
-    quote = delimiter != "\t"
-    return (
-        delimiter,
-        quote,
-        next(
-            csv.reader([line.rstrip("\r\n")], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE), []
-        ),
-    )
-
-
-def _read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    delimiter, quote, _ = _table_dialect(file)
-    parse = pyarrow.csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quote else False, double_quote=quote, newlines_in_values=quote
-    )
-    # An empty cell is blank text, and 'NA' and 'null' are words.
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-    )
-    num_read = 0
-    for block_size in (CSV_BLOCK_BYTES, MAX_ROW_BYTES // 2):
-        read = pyarrow.csv.ReadOptions(use_threads=False, block_size=block_size)
-        try:
-            with pyarrow.csv.open_csv(file, read, parse, convert) as reader:
-                start = 0
-                for batch in reader:
-                    new = batch.slice(max(0, num_read - start))
-                    start += batch.num_rows
-                    num_read = max(num_read, start)
-                    yield new
-            return
-        except pa.ArrowInvalid as error:
-            # A row that is larger than the block: once more in larger ones, which take ten times the memory.
-            if "straddling" not in str(error) or block_size > CSV_BLOCK_BYTES:
-                raise UserError(f"{file}: {_explain_table(file, delimiter, quote) or error}") from error
-
-
-def _explain_table(file: Path, delimiter: str, quote: bool) -> str:
-    """What is wrong with a CSV file, with its line: a second, slow reading, after the fast one has failed."""
-    with file.open("rb") as binary:
-        for number, raw in enumerate(binary, start=1):
-            try:
-                raw.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8 ({error}); save the file as UTF-8"
-    csv.field_size_limit(1 << 30)
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE)
-        header: list[str] = []
-        begins = 1
-        for row in reader:
-            header = header or row
-            if len(row) != len(header) and row:
-                return (
-                    f"line {begins} has {len(row)} cells and the header {len(header)}; quote cells that contain "
-                    f"{delimiter!r} or a line break, or mend the row"
-                )
-            if sum(map(len, row)) > MAX_ROW_BYTES // 4:
-                return f"the row at line {begins} is over {MAX_ROW_BYTES >> 22} MB; close its quotation mark or shorten it"
-            begins = reader.line_num + 1
-    return ""
-
-
-# JSONL.
-
-
-def _first_line_names(file: Path) -> list[str]:
-    for raw in _read_lines(file, chunk_bytes=1):
-        assert isinstance(raw.content, bytes)
-        if raw.content.strip():
-            return list(_json_row(raw.content, raw.first, str(file)))
-    raise UserError(f"{file} has only blank lines; {FORMATS}")
-
-
-def _read_lines(file: Path, chunk_bytes: int = BATCH_BYTES // 2) -> Iterator[RawBatch]:
-    first = 1
-    with file.open("rb") as binary:
-        while chunk := binary.read(chunk_bytes) if chunk_bytes > 1 else binary.readline(MAX_ROW_BYTES):
-            if not chunk.endswith(b"\n"):
-                chunk += binary.readline(MAX_ROW_BYTES)
-            num_lines = chunk.count(b"\n")
-            if not chunk.endswith(b"\n") and binary.peek(1):
-                raise UserError(
-                    f"{file}: line {first + num_lines} is over {MAX_ROW_BYTES >> 20} MB; JSONL has one JSON object a line"
-                )
-            yield RawBatch(chunk, first)
-            first += num_lines
-
-
-def _json_row(raw: bytes, line: int, path: str) -> dict[str, Any]:
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: line {line} is not UTF-8 ({error}); save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: line {line} is no JSON ({error}); JSONL has one JSON object a line: mend or remove the line"
-        ) from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}: line {line} is a JSON {type(row).__name__}, not an object; JSONL has one JSON object a line")
-    return row
-
-
 def _other_text(value: Any, name: str, where: str) -> str | None:
     """A label's number as text, and None for a gap: null, or the NaN that pandas writes for one."""
     is_gap = value is None or (isinstance(value, float) and math.isnan(value))
@@ -531,7 +285,7 @@ def _columns_of_lines(content: bytes, first: int, pairs: PairFile) -> tuple[dict
     for line, raw in enumerate(io.BytesIO(content), start=first):
         if not raw.strip():
             continue
-        row = _json_row(raw, line, pairs.path)
+        row = json_row(raw, line, pairs.path)
         lines.append(line)
         for name, column in pairs.columns.items():
             value = row.get(column)

@@ -25,7 +25,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.audit_input import PairBatch, PairFile, RawBatch, clean_batch, packed, unpacked
+from analysis.audit_input import PairBatch, PairFile, clean_batch, packed, unpacked
+from analysis.audit_readers import RawBatch
 from pipelines.errors import UserError
 from pipelines.examples import Label
 from pipelines.heuristics import HANS_HEURISTICS, find_heuristic, is_parsed_constituent

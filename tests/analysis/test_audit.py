@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analysis.audit import Audit, AuditSettings, audit_json, audit_pairs, shown
-from analysis.audit_input import ColumnNames
+from analysis.audit_columns import ColumnNames
 from analysis.audit_page import summary_lines, write_page
 from pipelines.errors import UserError
 from sweep import cli

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import audit_input
-from analysis.audit_input import ColumnNames, PairFile, clean_batch, open_pairs, packed, read_rows, unpacked
+from analysis import audit_readers
+from analysis.audit_columns import ColumnNames
+from analysis.audit_input import PairFile, clean_batch, open_pairs, packed, read_rows, unpacked
 from pipelines.errors import UserError
 
 ROWS = [
@@ -94,10 +95,10 @@ def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
 
 
 def test_many_small_batches_lose_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_input, "MAX_BATCH_ROWS", 8)
+    monkeypatch.setattr(audit_readers, "MAX_BATCH_ROWS", 8)
     table = pa.table([[f"p {i}" for i in range(100)], ["h"] * 100, ["l"] * 100], TABLE.column_names)
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
-    monkeypatch.setattr(audit_input, "BATCH_BYTES", 200)
+    monkeypatch.setattr(audit_readers, "BATCH_BYTES", 200)
     write(tmp_path / "a.jsonl", lines(*table.to_pylist()))
     for name in ("a.parquet", "a.jsonl"):
         rows, _, numbers = everything(open_pairs(tmp_path / name))
@@ -173,7 +174,7 @@ def test_a_cell_of_ten_megabytes_is_read(suffix: str, tmp_path: Path, monkeypatc
     if suffix == "parquet":
         pq.write_table(table, tmp_path / "a.parquet")
     elif suffix == "csv":
-        monkeypatch.setattr(audit_input, "CSV_BLOCK_BYTES", 64)  # so that rows are read before the long one is met
+        monkeypatch.setattr(audit_readers, "CSV_BLOCK_BYTES", 64)  # so that rows are read before the long one is met
         content = "".join(",".join(cells) + "\n" for cells in zip(*table.to_pydict().values(), strict=True))
         write(tmp_path / "a.csv", "premise,hypothesis,label\n" + content)
     else:
@@ -183,7 +184,7 @@ def test_a_cell_of_ten_megabytes_is_read(suffix: str, tmp_path: Path, monkeypatc
 
 
 def test_an_unclosed_quotation_mark_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_input, "MAX_ROW_BYTES", 4096)
+    monkeypatch.setattr(audit_readers, "MAX_ROW_BYTES", 4096)
     path = write(tmp_path / "a.csv", 'premise,hypothesis,label\np,h,l\np,"h,l\n' + "p,h,l\n" * 5000)
     assert re.search(r"line 3 has 2 cells and the header 3|row at line 3 is over", refused(path))
 
@@ -212,7 +213,7 @@ def test_a_bad_line_is_named(content: str | bytes, message: str, tmp_path: Path)
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_input, "MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(audit_readers, "MAX_ROW_BYTES", 1 << 20)
     assert "line 2 is over 1 MB" in refused(write(tmp_path / "a.jsonl", lines(row()) + '"' + "x" * (12 << 20)))
 
 

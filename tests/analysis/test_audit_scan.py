@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import audit_input, audit_scan
+from analysis import audit_readers, audit_scan
 from analysis.audit_copies import NO_ROW, copies_of, duplicates
-from analysis.audit_input import open_pairs
+from analysis.audit_input import clean_batch, open_pairs
 from analysis.audit_scan import Scan, apply_heuristics, parsed_constituent, scan_pairs, word_hashes, words_of
 from pipelines.errors import UserError
 from pipelines.heuristics import has_lexical_overlap, is_likely_constituent, is_subsequence
@@ -57,7 +57,7 @@ def test_heuristics_are_the_predicates_on_real_rows() -> None:
     if not MULTINLI.is_file():
         pytest.skip(f"no MultiNLI at {MULTINLI}")
     raw = next(open_pairs(MULTINLI).raw_batches())
-    batch = audit_input.clean_batch(raw, open_pairs(MULTINLI))
+    batch = clean_batch(raw, open_pairs(MULTINLI))
     premises, hypotheses = batch.premise.to_pylist(), batch.hypothesis.to_pylist()
     rows = list(zip(premises, hypotheses, hypotheses, strict=True))
     holds = apply_heuristics(premises, hypotheses)
@@ -106,7 +106,7 @@ def test_two_processes_and_small_batches_measure_the_same(tmp_path: Path, monkey
     rows = random_rows(3_000, seed=2)
     one = scan_of(tmp_path, rows, sample_rows=100)
     monkeypatch.setattr(audit_scan, "SMALL_FILE_BYTES", 0)
-    monkeypatch.setattr(audit_input, "MAX_BATCH_ROWS", 70)
+    monkeypatch.setattr(audit_readers, "MAX_BATCH_ROWS", 70)
     two = scan_of(tmp_path, rows, sample_rows=100, processes=2)
     for name in ("row", "label", "exact", "words", "premise", "hypothesis", "signature", "holds", "lengths"):
         assert np.array_equal(getattr(one, name), getattr(two, name)), name

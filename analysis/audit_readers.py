@@ -1,0 +1,228 @@
+"""Rows of Parquet, Arrow, CSV and JSONL files, batch by batch, with the numbers that an error names them by.
+
+A batch is at most 32 768 rows, fewer where rows are large, so that the texts of a file are never in memory at once. Rows are
+counted from 1, without a header, and JSONL's by their lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+
+MAX_BATCH_ROWS = 32_768
+BATCH_BYTES = 16 << 20
+CSV_BLOCK_BYTES = 3 << 20
+MAX_ROW_BYTES = 64 << 20
+"""A longer CSV row or JSONL line is refused: it is an unclosed quote, or a file without lines."""
+
+TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+FORMATS = (
+    "give a .parquet, .csv, .tsv or .jsonl file, a folder of .parquet files, or a dataset folder that Hugging Face's "
+    "save_to_disk wrote"
+)
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Rows as they were read: a record batch, or lines of JSON. `first` is the number of the first row or line, from 1."""
+
+    content: pa.RecordBatch | bytes
+    first: int
+
+
+# Parquet and Arrow.
+
+
+def schema_of(file: Path, kind: str) -> pa.Schema:
+    """The columns of a parquet or arrow file."""
+    try:
+        if kind == "parquet":
+            return pq.read_schema(file)
+        with pa.memory_map(str(file)) as source:
+            return pa.ipc.open_stream(source).schema
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, kind, error) from error
+
+
+def _unreadable(file: Path, kind: str, error: Exception) -> UserError:
+    return UserError(f"{file} is not readable as {kind.capitalize()} ({error}); it may be cut off: write it again")
+
+
+def renumbered(parts: Iterable[Iterable[pa.RecordBatch]]) -> Iterator[RawBatch]:
+    """The rows of all parts, numbered from 1, in batches of at most MAX_BATCH_ROWS."""
+    first = 1
+    for batch in _gathered(batch for part in parts for batch in part):
+        for start in range(0, batch.num_rows, MAX_BATCH_ROWS):
+            piece = batch.slice(start, MAX_BATCH_ROWS)
+            yield RawBatch(piece, first)
+            first += piece.num_rows
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows without tiny batches: a pool is hundreds of small shards, and each batch costs its overhead."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        if waiting and batch.schema.types != waiting[0].schema.types:
+            yield from waiting
+            waiting = []
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= MAX_BATCH_ROWS // 4 or sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+            yield pa.concat_batches(waiting) if len(waiting) > 1 else batch
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def read_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of about BATCH_BYTES."""
+    try:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            groups = [parquet.metadata.row_group(index) for index in range(parquet.metadata.num_row_groups)]
+            largest = max((one.total_byte_size / max(1, one.num_rows) for one in groups), default=1.0)
+            rows = int(min(MAX_BATCH_ROWS, max(16, BATCH_BYTES / max(1.0, largest))))
+            yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, "parquet", error) from error
+
+
+def read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches as they were written."""
+    try:
+        with pa.memory_map(str(file)) as source:
+            for batch in pa.ipc.open_stream(source):
+                yield batch.select(columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, "arrow", error) from error
+
+
+# CSV.
+
+
+def table_dialect(file: Path) -> tuple[str, bool, list[str]]:
+    """Delimiter, whether quotes mean anything, and the header."""
+    delimiter = TABLE_SUFFIXES[file.suffix.lower()]
+    with file.open("rb") as binary:
+        raw = binary.readline(MAX_ROW_BYTES)
+    try:
+        line = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
+    if delimiter == "," and "," not in line:
+        delimiter = next((one for one in (";", "\t") if one in line), ",")
+    # NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS).
+    quote = delimiter != "\t"
+    return (
+        delimiter,
+        quote,
+        next(
+            csv.reader([line.rstrip("\r\n")], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE), []
+        ),
+    )
+
+
+def read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of a CSV or TSV file, all cells as text."""
+    delimiter, quote, _ = table_dialect(file)
+    parse = pyarrow.csv.ParseOptions(
+        delimiter=delimiter, quote_char='"' if quote else False, double_quote=quote, newlines_in_values=quote
+    )
+    # An empty cell is blank text, and 'NA' and 'null' are words.
+    convert = pyarrow.csv.ConvertOptions(
+        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+    )
+    num_read = 0
+    for block_size in (CSV_BLOCK_BYTES, MAX_ROW_BYTES // 2):
+        read = pyarrow.csv.ReadOptions(use_threads=False, block_size=block_size)
+        try:
+            with pyarrow.csv.open_csv(file, read, parse, convert) as reader:
+                start = 0
+                for batch in reader:
+                    new = batch.slice(max(0, num_read - start))
+                    start += batch.num_rows
+                    num_read = max(num_read, start)
+                    yield new
+            return
+        except pa.ArrowInvalid as error:
+            # A row that is larger than the block: once more in larger ones, which take ten times the memory.
+            if "straddling" not in str(error) or block_size > CSV_BLOCK_BYTES:
+                raise UserError(f"{file}: {_explain_table(file, delimiter, quote) or error}") from error
+
+
+def _explain_table(file: Path, delimiter: str, quote: bool) -> str:
+    """What is wrong with a CSV file, with its line: a second, slow reading, after the fast one has failed."""
+    with file.open("rb") as binary:
+        for number, raw in enumerate(binary, start=1):
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 ({error}); save the file as UTF-8"
+    csv.field_size_limit(1 << 30)
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE)
+        header: list[str] = []
+        begins = 1
+        for row in reader:
+            header = header or row
+            if len(row) != len(header) and row:
+                return (
+                    f"line {begins} has {len(row)} cells and the header {len(header)}; quote cells that contain "
+                    f"{delimiter!r} or a line break, or mend the row"
+                )
+            if sum(map(len, row)) > MAX_ROW_BYTES // 4:
+                return f"the row at line {begins} is over {MAX_ROW_BYTES >> 22} MB; close its quotation mark or shorten it"
+            begins = reader.line_num + 1
+    return ""
+
+
+# JSONL.
+
+
+def first_line_names(file: Path) -> list[str]:
+    """The fields of the first object of a JSONL file."""
+    for raw in read_lines(file, chunk_bytes=1):
+        assert isinstance(raw.content, bytes)
+        if raw.content.strip():
+            return list(json_row(raw.content, raw.first, str(file)))
+    raise UserError(f"{file} has only blank lines; {FORMATS}")
+
+
+def read_lines(file: Path, chunk_bytes: int = BATCH_BYTES // 2) -> Iterator[RawBatch]:
+    """Whole lines of a JSONL file, about `chunk_bytes` of them at once; with 1, line by line."""
+    first = 1
+    with file.open("rb") as binary:
+        while chunk := binary.read(chunk_bytes) if chunk_bytes > 1 else binary.readline(MAX_ROW_BYTES):
+            if not chunk.endswith(b"\n"):
+                chunk += binary.readline(MAX_ROW_BYTES)
+            num_lines = chunk.count(b"\n")
+            if not chunk.endswith(b"\n") and binary.peek(1):
+                raise UserError(
+                    f"{file}: line {first + num_lines} is over {MAX_ROW_BYTES >> 20} MB; JSONL has one JSON object a line"
+                )
+            yield RawBatch(chunk, first)
+            first += num_lines
+
+
+def json_row(raw: bytes, line: int, path: str) -> dict[str, Any]:
+    """The object on a line of JSONL."""
+    try:
+        row = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: line {line} is not UTF-8 ({error}); save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: line {line} is no JSON ({error}); JSONL has one JSON object a line: mend or remove the line"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: line {line} is a JSON {type(row).__name__}, not an object; JSONL has one JSON object a line")
+    return row
