@@ -1,7 +1,7 @@
 """Which pairs repeat another: exactly, but for case and punctuation, or nearly; within a file and from one file in another.
 
 How alike two pairs are is the Jaccard index of their premises' word pairs times that of their hypotheses' (a word pair is
-a word with the one before it, or the start; :func:`analysis.audit_scan.word_pairs`). A *near* copy is alike to about 0.6 or
+a word with the one before it, or the start; :func:`analysis.audit_words.word_pairs`). A *near* copy is alike to about 0.6 or
 more: one word of twelve exchanged in one of the two sentences, or one of twenty in both; a premise that several hypotheses
 share makes none.
 

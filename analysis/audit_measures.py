@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 from scipy import optimize, sparse, special, stats
 
-from analysis.audit_scan import AuditedHeuristic, Scan, audited, in_order, mixed, word_hashes, word_pairs, words_of
+from analysis.audit_scan import AuditedHeuristic, Scan, audited
+from analysis.audit_words import in_order, mixed, word_hashes, word_pairs, words_of
 from analysis.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
 
 MARGIN = 1.25

@@ -11,7 +11,8 @@ import pytest
 from analysis import audit_readers, audit_scan
 from analysis.audit_copies import NO_ROW, copies_of, duplicates
 from analysis.audit_input import clean_batch, open_pairs
-from analysis.audit_scan import Scan, apply_heuristics, parsed_constituent, scan_pairs, word_hashes, words_of
+from analysis.audit_scan import Scan, apply_heuristics, parsed_constituent, scan_pairs
+from analysis.audit_words import word_hashes, words_of
 from pipelines.errors import UserError
 from pipelines.heuristics import has_lexical_overlap, is_likely_constituent, is_subsequence
 
