@@ -285,7 +285,12 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
     _check_files(config, folder_of)
     import torch
     from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
 
+    from pipelines.finetuning import quiet_libraries
+    from pipelines.weights import load_weights
+
+    quiet_libraries()
     with working_folder(output) as folder:
         target = folder / "model"
         target.mkdir(exist_ok=True)
@@ -300,6 +305,8 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
                     os.link(original, target / file.name)
                 except OSError:
                     shutil.copyfile(original, target / file.name)
+            # Here, before any worker waits for it: each name and shape is looked up, no weight is kept.
+            load_weights(AutoModelForCausalLM, target, device_map="meta")
         num_quantized = _quantize(target, config) if config.quantization != "none" else 0
         count = 0
         for path in target.glob("*.safetensors"):
@@ -343,13 +350,12 @@ def _convert_gguf(source: Path, target: Path, dtype: Any) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipelines.finetuning import quiet_libraries
+    from pipelines.weights import load_weights
 
-    quiet_libraries()
     # Releases with GgufConfig keep the weights packed unless told otherwise; those without it always dequantise.
     packed = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype, **options)
+    model = load_weights(AutoModelForCausalLM, source.parent, gguf_file=source.name, dtype=dtype, **options)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.to(dtype).save_pretrained(target)
@@ -418,12 +424,11 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     from pipelines.adapters import merge_adapter
     from pipelines.finetuning import load_tokenizer
     from pipelines.storage import fetch
+    from pipelines.weights import load_weights
 
     import torch  # isort: skip
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype)
-    )
+    model = load_weights(AutoModelForCausalLM, join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     scale = job.config.lora_alpha / job.config.lora_rank
     merge_adapter(model, tensors, scale=scale)

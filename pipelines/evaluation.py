@@ -345,12 +345,12 @@ class Bodies:
 
     def _read(self, weights: Path, adapter: Path | None) -> Any:
         import torch
-        from safetensors.torch import load_file
         from transformers import AutoModel
 
-        from pipelines.adapters import ADAPTER_FILE, add_adapters, merge_adapter
+        from pipelines.adapters import add_adapters
         from pipelines.attention import PACKED, register_packed_attention
         from pipelines.models import compute_last_layer_where_read
+        from pipelines.weights import load_weights, merge_saved_adapter
 
         settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter else {}
         shape = {name: settings.get(name) for name in ("r", "lora_alpha", "target_modules")}
@@ -359,7 +359,7 @@ class Bodies:
             self._kept = self._body = self._adapters = None
             register_packed_attention()
             dtype = getattr(torch, self.config.dtype)
-            self._body = AutoModel.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED).to(self.device)
+            self._body = load_weights(AutoModel, weights, dtype=dtype, attn_implementation=PACKED).to(self.device)
             if adapter and not self.config.merge_adapter:
                 self._adapters = add_adapters(
                     self._body,
@@ -374,8 +374,7 @@ class Bodies:
                 compile_layers(self._body)
             self._kept = (weights, shape)
         if adapter and self.config.merge_adapter:
-            scale = settings["lora_alpha"] / settings["r"]
-            merge_adapter(self._body, load_file(adapter / ADAPTER_FILE), scale=scale)
+            merge_saved_adapter(self._body, adapter)
         elif adapter:
             self._adapters.load_adapter(0, adapter)
         return self._body

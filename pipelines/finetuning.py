@@ -761,6 +761,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
 
     from pipelines.attention import PACKED, register_packed_attention
     from pipelines.models import Classifier, LanguageModel, compute_last_layer_where_read, load_head
+    from pipelines.weights import load_weights
 
     config = job.config
     dtype = getattr(torch, config.dtype)
@@ -775,8 +776,11 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
     start = Path(fetch(job.starting_point)) if job.starting_point else None
     weights = weights_of(start, job.base_model)
     auto_class = AutoModel if classify else AutoModelForCausalLM
-    backbone = auto_class.from_pretrained(weights, dtype=dtype, attn_implementation=PACKED)
-    del zero3
+    try:
+        backbone = load_weights(auto_class, weights, dtype=dtype, attn_implementation=PACKED)
+    finally:
+        # An error's frames must not keep it for the next job of this process.
+        del zero3
     if config.zero_stage != 3:
         backbone.to(device)
     if config.gradient_checkpointing:

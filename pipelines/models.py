@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.adapters import AdaptedLinear, Adapters
 from pipelines.attention import PackedInput
+from pipelines.errors import UserError
 from pipelines.examples import LABELS
 from pipelines.packing import IGNORED
 
@@ -153,8 +154,10 @@ def save_head(folder: Path, weight: torch.Tensor) -> None:
 
 
 def load_head(folder: Path, *, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:
-    """The head saved in `folder` as a linear layer without bias."""
-    weight = load_file(folder / HEAD_FILE)["weight"]
+    """The head saved in `folder` as a linear layer without bias. Raises UserError if the file has no weight."""
+    weight = load_file(folder / HEAD_FILE).get("weight")
+    if weight is None:
+        raise UserError(f"{folder / HEAD_FILE} has no tensor 'weight': copy it again, whole")
     head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
     with torch.no_grad():
         head.weight.copy_(weight)

@@ -126,7 +126,8 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     from transformers import AutoModel
 
     from pipelines.base_model import place_tensors
+    from pipelines.weights import load_weights
 
-    model = AutoModel.from_pretrained(join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
+    model = load_weights(AutoModel, join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
     place_tensors(model, {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")})
     model.save_pretrained(folder / "model")

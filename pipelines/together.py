@@ -27,6 +27,7 @@ from pipelines import adamw
 from pipelines.adapters import Segments
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.errors import portable
+from pipelines.examples import LABELS
 from pipelines.finetuning import (
     STATES,
     TOGETHER,
@@ -53,6 +54,7 @@ from pipelines.models import compute_last_layer_where_read, load_head
 from pipelines.packing import IGNORED, Shape, fullest, pack, packed_size, shape_for, split_by_tokens
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
+from pipelines.weights import adapted_layers, load_weights
 
 MAX_SLOTS = 36
 """More than have room in a pass of 4 096 tokens, 31 with MultiNLI in batches of 2: there is a choice of those that fill it."""
@@ -285,19 +287,15 @@ class _Bank:
         register_packed_attention()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        self.body = AutoModel.from_pretrained(_weights(members[0]), dtype=self.dtype, attn_implementation=PACKED).to(
-            self.device
-        )
+        body = load_weights(AutoModel, _weights(members[0]), dtype=self.dtype, attn_implementation=PACKED)
+        self.body = body.to(self.device)
         if config.gradient_checkpointing:
             self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Counted on one adapter, then made for as many as fit.
         shape = self.body.config
-        sizes = [
-            (module.in_features, module.out_features)
-            for name, module in self.body.named_modules()
-            if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{one}") for one in config.lora_targets)
-        ]
-        self.num_parameters = sum(config.lora_rank * sum(pair) for pair in sizes) + 3 * shape.hidden_size
+        adapted = adapted_layers(self.body, config.lora_targets).values()
+        num_in_adapter = config.lora_rank * sum(layer.in_features + layer.out_features for layer in adapted)
+        self.num_parameters = num_in_adapter + len(LABELS) * shape.hidden_size
         self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
         self.batch_size = max(member.job.config.batch_size for member in members)
         # A slot's examples have one prefix, if any.
@@ -307,7 +305,9 @@ class _Bank:
         self.body.train()
         if self.on_gpu and 0 < config.compile_from_steps <= num_passes:
             compile_layers(self.body)
-        self.head = torch.nn.Parameter(torch.zeros(self.num_slots, 3, shape.hidden_size, device=self.device, dtype=self.dtype))
+        self.head = torch.nn.Parameter(
+            torch.zeros(self.num_slots, len(LABELS), shape.hidden_size, device=self.device, dtype=self.dtype)
+        )
         self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]
         rows = {"device": self.device, "dtype": self.dtype}
         self.weights = torch.zeros(self.num_slots, self.num_parameters, **rows)

@@ -1,13 +1,13 @@
 """NF4 by hand, and a base model whose projections alone are quantised."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pipelines.base_model import PretrainedModelConfig, prepare_base_model, pretrained_model_config
 from pipelines.errors import UserError
@@ -53,17 +53,30 @@ def test_dynamic_levels_are_seven_decades_of_both_signs_with_0_and_1():
     assert [level for level in levels if 0 < level < 1e-5][1:] == pytest.approx([3.25e-6, 7.75e-6])
 
 
+PROJECTIONS = {
+    *(f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+}
+LLAMA = LlamaConfig(
+    vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+    dtype="float16",
+)  # fmt: skip
+
+
+def save_blobs(model, blobs: Path) -> None:
+    model.half().save_pretrained(blobs / "saved")
+    (blobs / "saved" / "model.safetensors").rename(blobs / "a")
+    (blobs / "saved" / "config.json").rename(blobs / "b")
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint as it lies in the Hugging Face cache: each file is a relative link to a blob."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight",
-             "lm_head.weight", "model.norm.weight")  # fmt: skip
-    save_file({name: torch.randn(64, 64, generator=generator).half() for name in names}, blobs / "a")
-    (blobs / "b").write_text(json.dumps({"model_type": "llama"}))
+    torch.manual_seed(0)
+    save_blobs(LlamaForCausalLM(LLAMA), blobs)
     (blobs / "c").write_text("{}")
     for blob, name in (("a", "model.safetensors"), ("b", "config.json"), ("c", "tokenizer.json")):
         (snapshot / name).symlink_to(Path("../../blobs") / blob)
@@ -77,10 +90,11 @@ def test_only_the_decoders_projections_are_quantised_and_the_users_files_stay(
     config = pretrained_model_config(str(checkpoint), quantization=quantization)
     before = load_file(checkpoint / "model.safetensors")
     metrics = prepare_base_model(config, str(tmp_path / "base"))
-    assert metrics == {"num_parameters": 5 * 64 * 64, "num_quantized_parameters": 2 * 64 * 64}
+    # Seven projections, embeddings and head; three norms.
+    assert metrics == {"num_parameters": 9 * 64 * 64 + 3 * 64, "num_quantized_parameters": 7 * 64 * 64}
     after = load_file(tmp_path / "base" / "model" / "model.safetensors")
     changed = {name for name in after if not torch.equal(after[name].float(), before[name].float())}
-    assert changed == {"model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"}
+    assert changed == PROJECTIONS
     for name in changed:
         expected = nf4_round_trip(before[name], double_quantization=quantization == "nf4_double")
         assert torch.equal(after[name], expected.to(torch.bfloat16))
@@ -99,7 +113,7 @@ def test_a_checkpoint_of_links_is_copied_as_files(checkpoint: Path, tmp_path: Pa
 
 
 def test_a_model_without_such_projections_and_an_unknown_quantization_are_refused(checkpoint: Path, tmp_path: Path):
-    save_file({"transformer.h.0.attn.c_attn.weight": torch.ones(4, 4)}, checkpoint.parents[1] / "blobs" / "a")
+    save_blobs(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=1)), checkpoint.parents[1] / "blobs")
     with pytest.raises(UserError, match="no projections named q_proj"):
         prepare_base_model(pretrained_model_config(str(checkpoint), quantization="nf4"), str(tmp_path / "base"))
     with pytest.raises(UserError, match="quantization='int8' is not one of 'none', 'nf4', 'nf4_double'"):
