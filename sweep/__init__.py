@@ -3,6 +3,7 @@
 What a study's file imports is handed on here and in `sweep.experiments`; docs/studies.md lists it. A name is imported when it
 is first asked for, so that reading a store's records does not import what only an experiment needs.
 """
+# ruff: noqa: F401
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -12,32 +13,26 @@ from sweep.public import HOMES
 __all__ = list(HOMES)
 
 if TYPE_CHECKING:
-    from pipelines.base_model import PretrainedModelConfig as PretrainedModelConfig
-    from pipelines.base_model import RandomModelConfig as RandomModelConfig
-    from pipelines.base_model import ScratchModelConfig as ScratchModelConfig
-    from pipelines.base_model import pretrained_model_config as pretrained_model_config
-    from pipelines.base_model import random_model_config as random_model_config
-    from pipelines.errors import UserError as UserError
-    from pipelines.evaluation import EvaluationConfig as EvaluationConfig
-    from pipelines.examples import Label as Label
-    from pipelines.finetuning import LLAMA_PROJECTIONS as LLAMA_PROJECTIONS
-    from pipelines.finetuning import FinetuneConfig as FinetuneConfig
-    from pipelines.generation import GenerationConfig as GenerationConfig
-    from pipelines.generator import GeneratorConfig as GeneratorConfig
-    from pipelines.heuristics import HEURISTICS as HEURISTICS
-    from pipelines.heuristics import LEXICAL_OVERLAP as LEXICAL_OVERLAP
-    from pipelines.heuristics import Heuristic as Heuristic
-    from pipelines.heuristics import find_heuristic as find_heuristic
-    from pipelines.heuristics import tokens as tokens
-    from pipelines.prompts import EN_DASH as EN_DASH
-    from pipelines.prompts import HYPHENS as HYPHENS
-    from pipelines.resources import Resources as Resources
-    from pipelines.sources import NLISourcesConfig as NLISourcesConfig
-    from pipelines.sources import nli_sources_config as nli_sources_config
-    from pipelines.template_corpus import TemplateCorpusConfig as TemplateCorpusConfig
-    from sweep.experiment import Experiment as Experiment
-    from sweep.paper import PAPER_GENERATOR as PAPER_GENERATOR
-    from sweep.paper import PAPER_TASK_MODEL as PAPER_TASK_MODEL
+    from pipelines.base_model import (
+        PretrainedModelConfig,
+        RandomModelConfig,
+        ScratchModelConfig,
+        pretrained_model_config,
+        random_model_config,
+    )
+    from pipelines.errors import UserError
+    from pipelines.evaluation import EvaluationConfig
+    from pipelines.examples import Label
+    from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
+    from pipelines.generation_config import GenerationConfig
+    from pipelines.generator import GeneratorConfig
+    from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
+    from pipelines.prompts import EN_DASH, HYPHENS
+    from pipelines.resources import Resources
+    from pipelines.sources import NLISourcesConfig, nli_sources_config
+    from pipelines.template_corpus import TemplateCorpusConfig
+    from sweep.experiment import Experiment
+    from sweep.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 else:
 
     def __getattr__(name: str) -> Any:

@@ -1,31 +1,26 @@
 """The names that a study's file imports from `sweep`, and where each is defined."""
 
 HOMES = {
-    "EN_DASH": "pipelines.prompts",
-    "EvaluationConfig": "pipelines.evaluation",
-    "Experiment": "sweep.experiment",
-    "FinetuneConfig": "pipelines.finetuning",
-    "GenerationConfig": "pipelines.generation",
-    "GeneratorConfig": "pipelines.generator",
-    "HEURISTICS": "pipelines.heuristics",
-    "HYPHENS": "pipelines.prompts",
-    "Heuristic": "pipelines.heuristics",
-    "LEXICAL_OVERLAP": "pipelines.heuristics",
-    "LLAMA_PROJECTIONS": "pipelines.finetuning",
-    "Label": "pipelines.examples",
-    "NLISourcesConfig": "pipelines.sources",
-    "PAPER_GENERATOR": "sweep.paper",
-    "PAPER_TASK_MODEL": "sweep.paper",
-    "PretrainedModelConfig": "pipelines.base_model",
-    "RandomModelConfig": "pipelines.base_model",
-    "Resources": "pipelines.resources",
-    "ScratchModelConfig": "pipelines.base_model",
-    "TemplateCorpusConfig": "pipelines.template_corpus",
-    "UserError": "pipelines.errors",
-    "find_heuristic": "pipelines.heuristics",
-    "nli_sources_config": "pipelines.sources",
-    "pretrained_model_config": "pipelines.base_model",
-    "random_model_config": "pipelines.base_model",
-    "tokens": "pipelines.heuristics",
+    name: module
+    for module, names in {
+        "pipelines.base_model": (
+            *("PretrainedModelConfig", "RandomModelConfig", "ScratchModelConfig"),
+            *("pretrained_model_config", "random_model_config"),
+        ),
+        "pipelines.errors": ("UserError",),
+        "pipelines.evaluation": ("EvaluationConfig",),
+        "pipelines.examples": ("Label",),
+        "pipelines.finetuning": ("LLAMA_PROJECTIONS", "FinetuneConfig"),
+        "pipelines.generation_config": ("GenerationConfig",),
+        "pipelines.generator": ("GeneratorConfig",),
+        "pipelines.heuristics": ("HEURISTICS", "LEXICAL_OVERLAP", "Heuristic", "find_heuristic", "tokens"),
+        "pipelines.prompts": ("EN_DASH", "HYPHENS"),
+        "pipelines.resources": ("Resources",),
+        "pipelines.sources": ("NLISourcesConfig", "nli_sources_config"),
+        "pipelines.template_corpus": ("TemplateCorpusConfig",),
+        "sweep.experiment": ("Experiment",),
+        "sweep.paper": ("PAPER_GENERATOR", "PAPER_TASK_MODEL"),
+    }.items()
+    for name in names
 }
 """The module of each public name."""

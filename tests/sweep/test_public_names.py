@@ -54,7 +54,7 @@ def test_each_name_is_that_of_its_home_and_what_a_type_checker_sees() -> None:
         assert name in dir(sweep)
     source = ast.parse((ROOT / "sweep" / "__init__.py").read_text())
     (block,) = (node for node in source.body if isinstance(node, ast.If))
-    seen = {alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen == HOMES
     with pytest.raises(AttributeError, match="'sweep' has no attribute 'Experimnt'"):
         _ = sweep.Experimnt
