@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.examples import LABELS, Label
-from pipelines.storage import filesystem, is_local, join, local_path
+from pipelines.storage import filesystem, is_local, join, write_bytes
 
 POOL, REJECTS, SURPLUS, SHARDS = "pool", "rejects", "surplus", "shards"
 
@@ -232,18 +230,8 @@ class ShardFolder:
                 self._files.rm_file(f"{self._root}/{folder}/{name}.parquet")
 
     def write(self, path: str, content: bytes) -> None:
-        """One file of the folder, whole or not at all: a rename on this machine, a single put elsewhere."""
-        if not is_local(self.output):
-            self._files.pipe_file(f"{self._root}/{path}", content)
-            return
-        target = local_path(join(self.output, path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        """One file of the folder, whole or not at all."""
+        write_bytes(join(self.output, path), content)
 
     def read_table(self, path: str) -> pa.Table:
         with self._files.open(f"{self._root}/{path}", "rb") as file:

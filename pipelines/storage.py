@@ -174,17 +174,31 @@ def read_text(uri: str | os.PathLike[str]) -> str | None:
         return None
 
 
-def write_text(uri: str | os.PathLike[str], text: str) -> None:
-    """Write or replace a file; a local one in one step, so that no reader meets a part of it."""
-    file_system, path = filesystem(uri)
-    file_system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
+    """Write or replace a whole file, so that a reader meets the old content or the new, never a part."""
     if not is_local(uri):
-        with file_system.open(path, "wb") as file:
-            file.write(text.encode())
+        # An object appears when its upload is complete.
+        file_system, path = filesystem(uri)
+        file_system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        file_system.pipe_file(path, content)
         return
-    partial = Path(f"{path}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_text(text)
-    partial.rename(path)
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(uri: str | os.PathLike[str], text: str) -> None:
+    """Write or replace a text file, as :func:`write_bytes`."""
+    write_bytes(uri, text.encode())
 
 
 def remove(uri: str | os.PathLike[str]) -> None:

@@ -2,7 +2,7 @@ import fsspec
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.storage import fetch, is_local, join, local_path, publish
+from pipelines.storage import absolute, fetch, is_local, join, local_path, publish, read_text, write_text
 
 
 @pytest.fixture
@@ -36,6 +36,12 @@ def test_local_path_of_a_remote_uri_is_refused():
     assert str(local_path("file:///a/b")) == "/a/b"
     with pytest.raises(UserError, match="s3://bucket"):
         local_path("s3://bucket/a")
+
+
+def test_absolute_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/b") == absolute("file://a/b") == str(tmp_path / "a" / "b")
+    assert absolute("s3://bucket/a") == "s3://bucket/a"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +126,19 @@ def test_publishing_here_replaces_files_of_the_same_name(folder, tmp_path, prefi
 def test_publishing_a_folder_onto_itself_keeps_it(folder):
     publish(folder, folder)
     assert (folder / "metrics.json").read_text() == "{}"
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    write_text(tmp_path / "folder" / "latest.json", "old")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "folder" / "latest.json", "new")
+    assert read_text(tmp_path / "folder" / "latest.json") == "old"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["latest.json"]
 
 
 def test_mistakes_are_told(tmp_path, remote):
