@@ -7,7 +7,6 @@ synthetic pool ``shard`` (int32), ``seed`` (int64), ``generator``.
 
 import io
 import os
-import uuid
 from enum import StrEnum
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
-from pipelines.storage import filesystem, is_local, local_path
+from pipelines.storage import filesystem, write_bytes
 
 
 class Label(StrEnum):
@@ -127,20 +126,7 @@ def write_examples(table: pa.Table, path: str | os.PathLike[str]) -> None:
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """Write any table as one Parquet file: a temporary name and a rename, or one put where the store is remote."""
-    if not is_local(path):
-        file_system, remote = filesystem(path)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        file_system.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
-        file_system.pipe_file(remote, buffer.getvalue())
-        return
-    target = local_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
-    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write any table as one Parquet file that appears whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())

@@ -82,7 +82,7 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
         raise UserError(f"{uri} does not exist or is empty; check the address and the credentials")
     name = remote.rstrip("/").rsplit("/", 1)[-1]
     is_file = file_system.isfile(remote)
-    files = {name: file_system.info(remote)} if is_file else _files_below(file_system, remote)
+    files = {name: file_system.info(remote)} if is_file else files_below(file_system, remote)
     root = Path(cache or os.environ.get("BLINDSWEEP_CACHE") or DEFAULT_CACHE).expanduser()
     target = root / f"{name}-{_listing_hash(str(uri), files)}"
     result = target / name if is_file else target
@@ -106,10 +106,11 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
     return str(result)
 
 
-def _files_below(file_system: Any, folder: str) -> dict[str, dict[str, Any]]:
-    """Path within the folder -> what the store says of it, of each file that is not hidden."""
+def files_below(file_system: Any, folder: str) -> dict[str, dict[str, Any]]:
+    """A folder's files that are not hidden: path within the folder, and what the store says of it; in the paths' order."""
     prefix = folder.rstrip("/") + "/"
-    files = {path.removeprefix(prefix): info for path, info in file_system.find(folder, detail=True).items()}
+    listing = sorted(file_system.find(folder, detail=True).items())
+    files = {path.removeprefix(prefix): info for path, info in listing}
     # Object stores have no folders: consoles and pyarrow put an empty object there, whose name ends in a slash.
     return {
         path: info

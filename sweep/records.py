@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.storage import filesystem, is_local, join, local_path
+from pipelines.storage import files_below, filesystem, is_local, join, local_path, write_bytes
 from sweep.identity import SHORT
 
 RECORD_FILE = "record.json"
@@ -132,23 +131,7 @@ class Store:
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
-        if not self.is_local:
-            # An object appears when its upload is complete.
-            file_system, remote = filesystem(path)
-            file_system.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
-            file_system.pipe_file(remote, content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(path, content)
 
     def records(self, stage: str, slug: str = "") -> Iterator[Record]:
         """All complete artifacts of a stage (of one slug), in the order of their folders' names."""
@@ -170,12 +153,7 @@ class Store:
     def files(self, folder: str) -> dict[str, dict[str, Any]]:
         """Path, sha256 and size of each file of an artifact; working state and the record left out."""
         file_system, root = filesystem(folder)
-        paths = {path.removeprefix(root.rstrip("/") + "/"): path for path in sorted(file_system.find(root))}
-        kept = {
-            relative: path
-            for relative, path in paths.items()
-            if relative != RECORD_FILE and not any(part.startswith(".") for part in relative.split("/"))
-        }
+        paths = {path: info["name"] for path, info in files_below(file_system, root).items() if path != RECORD_FILE}
 
         def described(path: str) -> dict[str, Any]:
             digest = hashlib.sha256()
@@ -186,7 +164,7 @@ class Store:
 
         # Hashing leaves the interpreter to others; the weights of a large model are several files.
         with ThreadPoolExecutor(8) as threads:
-            return dict(zip(kept, threads.map(described, kept.values()), strict=True))
+            return dict(zip(paths, threads.map(described, paths.values()), strict=True))
 
     def studies(self) -> list[str]:
         """Names of the studies that were ever run into this store."""

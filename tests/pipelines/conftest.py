@@ -1,10 +1,7 @@
 """One small Ray, one tiny base model and one labelled file, shared by the tests of a module."""
 
-import logging
 import random
-import uuid
 
-import fsspec
 import pyarrow as pa
 import pytest
 
@@ -27,46 +24,6 @@ def labelled_pairs(num, seed=0):
         }[label]
         rows.append({"id": f"pair-{index}", "premise": premise, "hypothesis": hypothesis, "label": label})
     return pa.Table.from_pylist(rows)
-
-
-@pytest.fixture(scope="module")
-def s3_server():
-    """The address of a server on this machine that speaks S3. Child processes find it, too."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        yield settings["AWS_ENDPOINT_URL"]
-    server.stop()
-    # Later servers have other ports, and fsspec keeps its clients.
-    fsspec.filesystem("s3").clear_instance_cache()
-
-
-@pytest.fixture
-def s3_client(s3_server):
-    """Amazon's own client: what another process does to the store."""
-    import boto3
-
-    return boto3.client("s3", endpoint_url=s3_server)
-
-
-@pytest.fixture
-def bucket(s3_client):
-    """The URI of an empty bucket of a test's own."""
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    s3_client.create_bucket(Bucket=name)
-    return f"s3://{name}"
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,12 @@ RECORD = Record(
     created="2026-01-01T00:00:00+00:00",
     marks=("rehearsal",),
 )
-STORES = ["local", "memory"]
+STORES = ["local", "s3"]
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A local folder, and a URI through fsspec as S3 would be."""
-    return Store(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path.name}")
+    return Store(tmp_path / "store" if request.param == "local" else request.getfixturevalue("bucket"))
 
 
 def record_path(store: Store) -> str:
@@ -71,6 +71,15 @@ def test_files_leave_out_working_state_and_the_record(store: Store) -> None:
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     expected = {"sha256": digest, "bytes": 3}
     assert store.files(folder) == {"a.txt": expected, "pool/b.txt": expected}
+
+
+def test_objects_that_stand_for_folders_are_no_files_of_an_artifact(bucket: str, s3_client: Any) -> None:
+    store = Store(bucket)
+    folder = store.folder("evaluation", "start0", FINGERPRINT)
+    store.write_bytes(f"{folder}/pool/b.txt", b"abc")
+    for name in ("", "pool/", "empty/"):
+        s3_client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"{folder.removeprefix(bucket)[1:]}/{name}")
+    assert list(store.files(folder)) == ["pool/b.txt"]
 
 
 def test_a_missing_file_of_an_artifact_is_named(store: Store) -> None:
