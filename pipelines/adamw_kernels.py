@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pipelines.adamw import BETAS, DECAY, EPSILON, FACTOR, FIRST_BIAS, RATE, SECOND_BIAS
+from pipelines.adamw_settings import BETAS, DECAY, EPSILON, FACTOR, FIRST_BIAS, RATE, SECOND_BIAS
 from pipelines.adapter_kernels import pick
 
 UPDATED = 1_024

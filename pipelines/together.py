@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from pipelines import adamw
+from pipelines.adamw_settings import settings_row
 from pipelines.adapters import Segments
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.errors import portable
@@ -515,5 +516,5 @@ class _Bank:
                 continue
             course = courses[slot]
             rate = course.learning_rate_at(course.next_step)
-            rows.append(adamw.settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
+            rows.append(settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
         return self._moved(torch.tensor(rows, dtype=torch.float32))

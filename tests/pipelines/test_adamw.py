@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipelines import adamw
+from pipelines.adamw_settings import FACTOR, NUM_SETTINGS, settings_row
 from tests.pipelines.interpreted import needs_interpreter
 
 ROWS = ((1e-2, 0.1, 0.5), (3e-3, 0.0, 1e9), None, (1e-1, 0.01, 0.05))
@@ -32,9 +33,7 @@ def pieces(gradient):
 def steps(dtype, device, update=adamw.update, of=None):
     weights, rest, first, second, gradients = state(dtype, device, of=of)
     for step, gradient in enumerate(gradients[:2], start=1):
-        rows = [
-            adamw.settings_row(step, rate=row[0], weight_decay=row[1]) if row else [0.0, 0.0, -1.0, 1.0, 1.0] for row in ROWS
-        ]
+        rows = [settings_row(step, rate=row[0], weight_decay=row[1]) if row else [0.0, 0.0, -1.0, 1.0, 1.0] for row in ROWS]
         settings = torch.tensor(rows, device=device)
         limits = [row[2] if row else 1.0 for row in ROWS]
         clipped = [adamw.clip(settings[[n]], pieces(gradient[[n]]), limit) for n, limit in enumerate(limits)]
@@ -94,9 +93,9 @@ def test_the_interpreted_kernels_are_the_reference():
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     gradient = state(torch.float16, "cpu")[-1][0]
     expected = gradient.float().square().sum(1)
-    settings = torch.ones(len(ROWS), adamw.NUM_SETTINGS)
+    settings = torch.ones(len(ROWS), NUM_SETTINGS)
     # What stays is not read, so that it may be anything.
-    settings[2, adamw.FACTOR], gradient[2], expected[2] = -1, torch.nan, 0
+    settings[2, FACTOR], gradient[2], expected[2] = -1, torch.nan, 0
     found = adamw_kernels.sums_of_squares(pieces(gradient), settings)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
@@ -115,7 +114,7 @@ def test_a_row_that_is_no_number_leaves_the_others_alone():
     weights, rest, first, second, gradients = state(torch.bfloat16, "cuda")
     before = weights.clone()
     gradients[0][1] = torch.nan
-    settings = torch.tensor([adamw.settings_row(1, rate=0.1, weight_decay=0.0)] * len(ROWS), device="cuda")
+    settings = torch.tensor([settings_row(1, rate=0.1, weight_decay=0.0)] * len(ROWS), device="cuda")
     settings = adamw.clip(settings, pieces(gradients[0]), 1.0)
     adamw.update(weights, rest, first, second, pieces(gradients[0]), settings)
     assert weights.isfinite().all() and torch.equal(weights[1], before[1]) and not torch.equal(weights[0], before[0])
