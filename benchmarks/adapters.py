@@ -22,15 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser
-from pipelines.adapters import (
-    Segments,
-    adapted_linears,
-    adapted_linears_backward,
-    add_adapters,
-    reference_backward,
-    reference_forward,
-    token_keys,
-)
+from pipelines.adapted_linears import adapted_linears, adapted_linears_backward, reference_backward, reference_forward
+from pipelines.adapters import add_adapters
+from pipelines.dropout import token_keys
+from pipelines.segments import Segments
 
 # Out, in.
 PROJECTIONS = {

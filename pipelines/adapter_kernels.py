@@ -1,4 +1,4 @@
-"""Triton kernels of `adapters.py`: what LoRA adds to a frozen matrix product, in half precision on a GPU.
+"""Triton kernels of `adapted_linears.py`: what LoRA adds to a frozen matrix product, in half precision on a GPU.
 
 All of it is bound by traffic, of memory and more so of the L2 cache, which gives the multiprocessors little more than memory
 does. So a program reads a piece of its big operand once, and one of its small operand for as much of the big one as registers
@@ -25,7 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pipelines.adapters import MULTIPLIERS, TOKENS_PER_TILE, drop_below
+from pipelines.dropout import MULTIPLIERS, drop_below
+from pipelines.segments import TOKENS_PER_TILE
 
 MAX_PARTS = 8
 # Below that a part saves less time than adding it takes.
@@ -65,7 +66,7 @@ _SECOND = tl.constexpr(MULTIPLIERS[1] + 2**32)
 
 @triton.jit
 def _stir(words):
-    """`adapters._stir` on uint32 words, whose shifts need no masking."""
+    """`dropout.stir` on uint32 words, whose shifts need no masking."""
     words *= _FIRST
     words ^= words >> 15
     return words * _SECOND
@@ -84,7 +85,7 @@ def _column_words(channels):
 
 @triton.jit
 def _keep(row_words, column_words, threshold):
-    """`adapters.keep_mask` of the words of rows and columns, [rows, channels]."""
+    """`dropout.keep_mask` of the words of rows and columns, [rows, channels]."""
     factors = _stir(row_words) | 1
     words = (row_words[:, None] ^ column_words[None, :]) * factors[:, None]
     return words.to(tl.int32, bitcast=True) >= threshold
@@ -537,7 +538,7 @@ def forward(
     dropout: float,
     scale: float,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """As `adapters.reference_forward`, of contiguous tensors."""
+    """As `adapted_linears.reference_forward`, of contiguous tensors."""
     z = shrink([x] * len(a), a, tiles, keys, salts, dropout=dropout, scale=1 / (1 - dropout))
     outputs = expand(z, [one.transpose(1, 2) for one in b], starts, keys, salts, dropout=0.0, scale=scale)
     for y, weight in zip(outputs, weights, strict=True):
@@ -560,7 +561,7 @@ def backward(
     scale: float,
     needs_grad_x: bool,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """As `adapters.reference_backward`, of contiguous tensors."""
+    """As `adapted_linears.reference_backward`, of contiguous tensors."""
     kept = 1 / (1 - dropout)
     grad_z = shrink(grads, [one.transpose(1, 2) for one in b], tiles, keys, salts, dropout=0.0, scale=scale)
     grads_b = gradients(z, grads, starts, keys, salts, dropout=0.0, scale=scale, transposed=True)

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
-from pipelines.adapters import Segments
 from pipelines.packing import PackedBatch, attention_tiles, key_places, prefix_parts
+from pipelines.segments import Segments
 
 PACKED = "packed"
 ROWS_PER_GRID = 32

@@ -421,7 +421,7 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     """
     from transformers import AutoModelForCausalLM
 
-    from pipelines.adapters import merge_adapter
+    from pipelines.adapter_files import merge_adapter
     from pipelines.finetuning import load_tokenizer
     from pipelines.storage import fetch
     from pipelines.weights import load_weights

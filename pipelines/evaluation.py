@@ -347,6 +347,7 @@ class Bodies:
         import torch
         from transformers import AutoModel
 
+        from pipelines.adapter_files import load_adapter
         from pipelines.adapters import add_adapters
         from pipelines.attention import PACKED, register_packed_attention
         from pipelines.models import compute_last_layer_where_read
@@ -376,7 +377,7 @@ class Bodies:
         if adapter and self.config.merge_adapter:
             merge_saved_adapter(self._body, adapter)
         elif adapter:
-            self._adapters.load_adapter(0, adapter)
+            load_adapter(self._adapters, 0, adapter)
         return self._body
 
 
@@ -384,8 +385,8 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
     """Class logits float32 [n, 3] of the n sequences of `prefix_tree_batches`, in the order in which it was given them."""
     import torch
 
-    from pipelines.adapters import Segments
     from pipelines.attention import PackedInput
+    from pipelines.segments import Segments
 
     found = []
     with torch.inference_mode():

@@ -580,8 +580,8 @@ def _microbatches(
     """Those of worker `rank`, from `first_step` to the end; `filled` to few shapes, with segments if the model is `adapted`."""
     import torch
 
-    from pipelines.adapters import Segments
     from pipelines.attention import PackedInput
+    from pipelines.segments import Segments
 
     config = job.config
     lengths, prefixes = examples.lengths, examples.prefixes
@@ -759,6 +759,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
+    from pipelines.adapter_files import load_adapter
     from pipelines.attention import PACKED, register_packed_attention
     from pipelines.models import Classifier, LanguageModel, compute_last_layer_where_read, load_head
     from pipelines.weights import load_weights
@@ -791,7 +792,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
         adapters = adapters_of(backbone, config, seeds=[job.seed])
         if start is not None and (start / "adapter").exists():
             check_saved_adapter(start / "adapter", config)
-            adapters.load_adapter(0, start / "adapter")
+            load_adapter(adapters, 0, start / "adapter")
         if config.train_embeddings and not classify:
             for module in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
                 for parameter in module.parameters():
@@ -855,11 +856,11 @@ def check_saved_adapter(saved: Path, config: FinetuneConfig) -> None:
 def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) -> dict[str, torch.Tensor]:
     """Every trained tensor by name, whole and on the CPU, on the first worker; an empty dict on the others. Collective.
 
-    Adapters have the names of `adapters.peft_names`.
+    Adapters have the names of `adapter_files.peft_names`.
     """
     import deepspeed
 
-    from pipelines.adapters import peft_names
+    from pipelines.adapter_files import peft_names
 
     tensors = {}
     for name, parameter in model.named_parameters():

@@ -93,7 +93,7 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     """Write head and adapter, or head and all weights, from the trained tensors."""
     from safetensors.torch import save_file
 
-    from pipelines.adapters import ADAPTER_FILE, PEFT_PREFIX
+    from pipelines.adapter_files import ADAPTER_FILE, PEFT_PREFIX
     from pipelines.models import save_head
 
     save_head(folder, tensors["head.weight"].float())

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from pipelines import adamw
 from pipelines.adamw_settings import settings_row
-from pipelines.adapters import Segments
+from pipelines.adapter_files import adapter_tensors, load_adapter
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.errors import portable
 from pipelines.examples import LABELS
@@ -53,6 +53,7 @@ from pipelines.finetuning import (
 )
 from pipelines.models import compute_last_layer_where_read, load_head
 from pipelines.packing import IGNORED, Shape, fullest, pack, packed_size, shape_for, split_by_tokens
+from pipelines.segments import Segments
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch, join
 from pipelines.weights import adapted_layers, load_weights
@@ -348,7 +349,7 @@ class _Bank:
         start = Path(fetch(job.starting_point))
         if (start / "adapter").exists():
             check_saved_adapter(start / "adapter", job.config)
-            self.adapters.load_adapter(slot, start / "adapter")
+            load_adapter(self.adapters, slot, start / "adapter")
         else:
             self.adapters.draw(slot, job.seed)
         self.head.data[slot].copy_(load_head(start, dtype=self.dtype, device=self.device).weight)
@@ -360,7 +361,7 @@ class _Bank:
 
     def tensors(self, slot: int) -> dict[str, torch.Tensor]:
         """What `slot` has learnt, on the CPU, by the names that `finetuning.gather_trained` gives."""
-        found = {name: tensor.cpu().clone() for name, tensor in self.adapters.adapter_tensors(slot).items()}
+        found = {name: tensor.cpu().clone() for name, tensor in adapter_tensors(self.adapters, slot).items()}
         return {"head.weight": self.head.detach()[slot].cpu().clone(), **found}
 
     def write_state(self, slot: int, folder: Path) -> None:

@@ -12,21 +12,16 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from pipelines.adapters import (
-    Segments,
-    SharedInput,
-    adapted_linears,
-    add_adapters,
-    keep_mask,
-    reference_backward,
-    reference_forward,
-    token_keys,
-)
+from pipelines.adapted_linears import adapted_linears, reference_backward, reference_forward
+from pipelines.adapter_files import adapter_tensors, load_adapter
+from pipelines.adapters import SharedInput, add_adapters
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.dropout import keep_mask, token_keys
 from pipelines.errors import UserError
 from pipelines.finetuning import LLAMA_PROJECTIONS, compile_layers
 from pipelines.models import Classifier, compute_last_layer_where_read
 from pipelines.packing import Prefix, Shape, class_targets, pack
+from pipelines.segments import Segments
 from tests.pipelines.interpreted import needs_interpreter
 
 SHAPE = {
@@ -222,7 +217,7 @@ def test_loss_and_gradients_are_pefts(prefix, config_class):
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=list(LLAMA_PROJECTIONS))
     peer.body = get_peft_model(peer.body, lora)
     named = dict(peer.body.named_parameters())
-    for name, tensor in adapters.adapter_tensors(0).items():
+    for name, tensor in adapter_tensors(adapters, 0).items():
         named[name.replace(".weight", ".default.weight")].data.copy_(tensor)
     batch = pack(sequences, prefixes=[Prefix(prefix)] * len(sequences))
     expected = peer(PackedInput.from_batch(batch, "cpu"), torch.from_numpy(class_targets(batch, labels)))
@@ -607,7 +602,7 @@ def test_peft_loads_what_is_written_and_the_other_way_round(tmp_path):
     adapters = add_adapters(model, ["q_proj", "up_proj"], rank=8, alpha=16, dropout=0.0, seeds=[1, 2])
     for layer in adapters.layers.values():
         torch.nn.init.normal_(layer.b.data, std=0.1)
-    written = adapters.adapter_tensors(1)
+    written = adapter_tensors(adapters, 1)
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in written
     assert len(written) == 3 * 2 * 2
     save_file({name: tensor.contiguous() for name, tensor in written.items()}, tmp_path / "adapter_model.safetensors")
@@ -621,7 +616,7 @@ def test_peft_loads_what_is_written_and_the_other_way_round(tmp_path):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
     loaded.save_pretrained(tmp_path / "by_peft")
-    adapters.load_adapter(0, tmp_path / "by_peft")
+    load_adapter(adapters, 0, tmp_path / "by_peft")
     for layer in adapters.layers.values():
         torch.testing.assert_close(layer.a[0], layer.a[1], rtol=0, atol=0)
         torch.testing.assert_close(layer.b[0], layer.b[1], rtol=0, atol=0)
@@ -632,12 +627,12 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
         return add_adapters(base_classifier().body, targets, rank=rank, alpha=16, dropout=0.0, seeds=[1])
 
     save_file(
-        {k: v.contiguous() for k, v in of(8, ["q_proj"]).adapter_tensors(0).items()}, tmp_path / "adapter_model.safetensors"
+        {k: v.contiguous() for k, v in adapter_tensors(of(8, ["q_proj"]), 0).items()}, tmp_path / "adapter_model.safetensors"
     )
     with pytest.raises(UserError, match=r"differ in 12 tensors, base_model.model.layers.0.self_attn.k_proj.lora_A.weight"):
-        of(8, ["k_proj"]).load_adapter(0, tmp_path)
+        load_adapter(of(8, ["k_proj"]), 0, tmp_path)
     with pytest.raises(UserError, match=r"of shape \[8, 64\], this model of \[4, 64\]: use its own rank"):
-        of(4, ["q_proj"]).load_adapter(0, tmp_path)
+        load_adapter(of(4, ["q_proj"]), 0, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MistralConfig, Qwen2Config
 
+from pipelines.adapter_files import adapter_tensors
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import (
@@ -88,7 +89,7 @@ def reference_losses(config, sources, base_model, untrained, seed, num_steps):
     if config.method == "lora":
         from peft import LoraConfig, get_peft_model
 
-        fresh = adapters_of(AutoModel.from_pretrained(Path(base_model) / "model"), config, seeds=[seed]).adapter_tensors(0)
+        fresh = adapter_tensors(adapters_of(AutoModel.from_pretrained(Path(base_model) / "model"), config, seeds=[seed]), 0)
         body = get_peft_model(
             body,
             LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(config.lora_targets)),

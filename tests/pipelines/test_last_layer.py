@@ -9,13 +9,14 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModel, LlamaConfig
 
-from pipelines.adapters import Segments, add_adapters
+from pipelines.adapters import add_adapters
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
 from pipelines.evaluation import Bodies, EvaluationConfig, classify
 from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, Member, finetune
 from pipelines.models import Classifier, compute_last_layer_where_read
 from pipelines.packing import Prefix, class_targets, pack, prefix_tree_batches
 from pipelines.resources import Resources, no_report
+from pipelines.segments import Segments
 from pipelines.task_model import TaskModelConfig, finetuning_job
 from pipelines.together import train_together
 

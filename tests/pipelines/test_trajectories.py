@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.adapter_files import adapter_tensors
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.finetuning import (
@@ -163,7 +164,7 @@ def test_a_branch_is_a_plain_loop_of_trunk_and_cooldown(ray_two_cpus, sets, base
     labels = [LABELS.index(label) for label in table["label"].to_pylist()]
     tokenizer = load_tokenizer(base_model)
     body = AutoModel.from_pretrained(Path(base_model) / "model", dtype=torch.float32)
-    fresh = adapters_of(AutoModel.from_pretrained(Path(base_model) / "model"), recipe, seeds=[2]).adapter_tensors(0)
+    fresh = adapter_tensors(adapters_of(AutoModel.from_pretrained(Path(base_model) / "model"), recipe, seeds=[2]), 0)
     body = get_peft_model(
         body, LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules=list(recipe.lora_targets))
     )

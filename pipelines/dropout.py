@@ -1,0 +1,58 @@
+"""Dropout by hash: a function of what is dropped and not of a random stream.
+
+So a mask is recomputed wherever it is needed, and an example's masks do not depend on the company it is computed in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
+"""Those of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
+
+
+def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: ArrayLike) -> np.ndarray:
+    """The dropout key of each token, int32 in the shape that the four integers (arrays) broadcast to.
+
+    A token is known by its run's `seed`, the optimizer `step`, its example's `place` in that step's whole batch (-1 - n for
+    prefix n, which examples share) and its `position` in the example: by nothing that depends on how a batch is dealt and
+    packed.
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for value in (seed, step, place, position):
+        # splitmix64 (Steele, Lea and Flood 2014). 64 bits, so that only single tokens and never whole examples can meet.
+        state = state + np.asarray(value, dtype=np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+
+def stir(words: torch.Tensor) -> torch.Tensor:
+    """A bijection of int32 words that spreads close ones over their whole range: lowbias32's two products."""
+    words = words * MULTIPLIERS[0]
+    # A signed shift copies the sign, so what it shifted in is masked out.
+    words = words ^ ((words >> 15) & 0x1FFFF)
+    return words * MULTIPLIERS[1]
+
+
+def drop_below(dropout: float) -> int:
+    """The int32 below which a hash, uniform over int32, means 'dropped' with probability `dropout`."""
+    return round(dropout * 2**32) - 2**31
+
+
+def keep_mask(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout: float) -> torch.Tensor:
+    """Which elements dropout keeps, bool [T, num_channels], of `keys` int32 [T] and the module's `salt` int32 [1].
+
+    Multiply-shift hashing (Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873): each row draws an odd factor,
+    and the product's high bits decide. Only int32 operations that wrap around, so that CPU, GPU and Triton kernels agree in
+    every bit, and few: a kernel does them in the time that it waits for memory.
+    """
+    rows = stir(keys + salt)
+    factors = stir(rows) | 1
+    channels = torch.arange(num_channels, dtype=torch.int32, device=keys.device)
+    # The low half tells any two of 65 536 channels apart: those that differ in high bits only would be dropped together.
+    columns = (stir(channels) << 16) ^ channels
+    return (rows[:, None] ^ columns) * factors[:, None] >= drop_below(dropout)
