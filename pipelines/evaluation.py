@@ -85,8 +85,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate `task_model` on the sets in `sources`, in one Ray task with `resources` of one worker.
 
-    Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase) and
-    `metrics.json` (`rows`: those of `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in
+    Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase, and for
+    each heuristic of the config a boolean `holds/<name>`, null where it is not asked) and `metrics.json` (`rows`: those of
+    `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in
     examples a second.
     """
     (result,) = evaluate_group(
@@ -138,6 +139,16 @@ def entails(logits: np.ndarray, folding: str) -> np.ndarray:
     raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
 
 
+def is_right(predicted: np.ndarray, labels: np.ndarray, asked: Label | None = None) -> np.ndarray:
+    """Which of n items are right, booleans [n], from predicted classes int [n] (argmax of the logits) and labels str [n].
+
+    With `asked`, both are first folded to two: that label and any other. Labels that are folded themselves need it.
+    """
+    if asked is None:
+        return np.array([str(label) for label in LABELS])[predicted] == labels
+    return (predicted == asked.index) == (labels == str(asked))
+
+
 def where_held(table: pa.Table, heuristics: Sequence[Heuristic]) -> list[tuple[Heuristic, np.ndarray]]:
     """Where each of `heuristics` holds in an examples table [n], booleans [n]: the same for every task model.
 
@@ -181,9 +192,9 @@ def accuracy_rows(
             }
         )
 
-    predicted = np.array([str(label) for label in LABELS])[np.argmax(logits, axis=1)]
+    predicted = np.argmax(logits, axis=1)
     if NON_ENTAILMENT not in labels:
-        add("all", 3, "argmax", predicted == labels)
+        add("all", 3, "argmax", is_right(predicted, labels))
     slices: dict[str, np.ndarray] = {}
     if "heuristic" in table.column_names:
         made_for = np.array(table.column("heuristic").to_pylist())
@@ -201,7 +212,7 @@ def accuracy_rows(
             add(slice_name, 2, folding, two_way[chosen])
     for one, holds in held:
         of_pair = _folded(one.fold, labels)
-        correct = of_pair == _folded(one.fold, predicted)
+        correct = is_right(predicted, labels, one.predicts)
         slices = {f"holds/{one.name}": holds}
         slices |= {f"holds/{one.name}/{label}": holds & (of_pair == label) for label in np.unique(of_pair)}
         for slice_name, chosen in slices.items():
@@ -303,7 +314,7 @@ def _evaluate_one(
             evaluate_s += time.perf_counter() - begun
             num_done += one.table.num_rows
             rows += accuracy_rows(one.name, one.table, logits, one.held)
-            tables.append(_logits_table(one.name, one.table, logits))
+            tables.append(logits_table(one.name, one.table, logits, config.heuristics, one.held))
             report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
     with working_folder(output) as folder:
         pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
@@ -401,8 +412,16 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
     return logits
 
 
-def _logits_table(name: str, table: pa.Table, logits: np.ndarray) -> pa.Table:
+def logits_table(
+    name: str,
+    table: pa.Table,
+    logits: np.ndarray,
+    heuristics: Sequence[Heuristic] = (),
+    held: Sequence[tuple[Heuristic, np.ndarray]] = (),
+) -> pa.Table:
+    """The rows of `logits.parquet` (`evaluate`) of a test set named `name`; `held` is `where_held` of `heuristics`."""
     num = table.num_rows
+    holds = {heuristic.name: where for heuristic, where in held}
     columns: Mapping[str, Any] = {
         "set": pa.array([name] * num).dictionary_encode().cast(pa.string()),
         "id": table.column("id"),
@@ -411,6 +430,10 @@ def _logits_table(name: str, table: pa.Table, logits: np.ndarray) -> pa.Table:
         **{
             column: table.column(column).cast(pa.string()) if column in table.column_names else pa.nulls(num, pa.string())
             for column in ("heuristic", "subcase")
+        },
+        # A predicate need not be there any more when the results are read.
+        **{
+            f"holds/{heuristic.name}": pa.array(holds.get(heuristic.name, [None] * num), pa.bool_()) for heuristic in heuristics
         },
     }
     return pa.table(dict(columns))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.evaluation import EvaluationConfig, accuracy_rows, where_held
+from pipelines.evaluation import EvaluationConfig, accuracy_rows, is_right, logits_table, where_held
 from pipelines.examples import Label
 from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic
 
@@ -58,3 +58,28 @@ def test_two_heuristics_of_one_name_are_refused():
 def test_the_slice_that_goes_against_a_heuristic():
     assert HEURISTICS["subsequence"].blindspot_slice == "subsequence/non-entailment"
     assert NOBODY.blindspot_slice == "holds/nobody/non-contradiction"
+
+
+def examples(labels):
+    columns = {name: [row[number] for row in ROWS] for number, name in enumerate(("premise", "hypothesis"))}
+    return pa.table({"id": [f"i{number}" for number in range(len(ROWS))], **columns, "label": labels})
+
+
+def test_the_logits_keep_where_each_heuristic_holds():
+    heuristics, logits = (LEXICAL_OVERLAP, NOBODY), np.zeros((len(ROWS), 3), dtype=np.float32)
+    three = examples([row[2] for row in ROWS])
+    folded = examples(["entailment", "entailment", "non-entailment", "non-entailment", "non-entailment"])
+    tables = [logits_table("some", table, logits, heuristics, where_held(table, heuristics)) for table in (three, folded)]
+    assert tables[0]["holds/lexical_overlap"].to_pylist() == [True, True, True, True, False]
+    assert tables[0]["holds/nobody"].to_pylist() == [False, False, False, False, True]
+    # Two labels do not tell a contradiction, so it is not asked there.
+    assert tables[1]["holds/nobody"].to_pylist() == [None] * 5
+    assert pa.concat_tables(tables).num_rows == 10
+    assert not any(name.startswith("holds/") for name in logits_table("some", three, logits).column_names)
+
+
+def test_what_is_asked_decides_what_is_right():
+    predicted, labels = np.array([row[3] for row in ROWS]), np.array([row[2] for row in ROWS])
+    assert is_right(predicted, labels).tolist() == [True, False, False, False, False]
+    assert is_right(predicted, labels, Label.ENTAILMENT).tolist() == [True, False, False, True, False]
+    assert is_right(predicted, labels, Label.CONTRADICTION).tolist() == [True, False, True, False, False]
