@@ -37,6 +37,8 @@ STAGES = (
     "task_model",
     "evaluation",
 )
+BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
+"""The blindspot's slice of studies whose manifest is older than `blindspot_slice`."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,16 @@ class Study:
         """Mark → how many of the built artifacts carry it, sorted; empty for a study that is the real thing."""
         counts = Counter(mark for step in self.steps if step.record for mark in step.record.marks)
         return dict(sorted(counts.items()))
+
+    @property
+    def blindspot_slice(self) -> str:
+        """The slice of an evaluation in which going by the study's heuristic is wrong."""
+        return str(self.parameters.get("blindspot_slice", BLINDSPOT_SLICE))
+
+    @property
+    def blindspot(self) -> str:
+        """Where the blindspot is read: `set/slice`, or the slice alone where the manifest names no set."""
+        return "/".join(filter(None, (self.parameters.get("blindspot_set"), self.blindspot_slice)))
 
     @property
     def num_built(self) -> int:

@@ -68,23 +68,24 @@ def run_study(
     steps = build_grid(loaded.experiment)
     planned = make_plan(steps, store, reasons=False)
     cached = [one.record for one in planned if one.record is not None]
-    manifest(loaded, steps).save(store)
+    study = manifest(loaded, steps)
+    study.save(store)
     if len(cached) == len(steps):
-        errors = track_records(loaded.experiment.name, loaded.experiment.title, loaded.parameters,
-                               cached, store, tracking_uri)  # fmt: skip
+        errors = track_records(study, loaded.parameters, cached, store, tracking_uri)
         return Result(len(steps), len(cached), 0, (), tuple(errors))
     if estimate is not None:
         write_plan(store, loaded.experiment.name, estimate)
     missing = [one.step for one in planned if not one.is_cached]
     with ray_session(options, missing) as capacity:
-        progress, errors = _run_on_ray(loaded, planned, store, tracking_uri, capacity, options.max_failures)
+        progress, errors = _run_on_ray(study, loaded.parameters, planned, store, tracking_uri, capacity, options.max_failures)
     failures = _failures(progress)
     manifest(loaded, steps, failures).save(store)
     return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors))
 
 
 def _run_on_ray(
-    loaded: Loaded,
+    study: Study,
+    parameters: Mapping[str, Any],
     planned: Sequence[Planned],
     store: Store,
     tracking_uri: str,
@@ -102,7 +103,7 @@ def _run_on_ray(
     tracker = (
         ray.remote(Tracker)
         .options(num_cpus=0, scheduling_strategy=here)
-        .remote(tracking_uri, store.uri, loaded.experiment.name, loaded.experiment.title, loaded.parameters)
+        .remote(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
     )
     try:
         ray.get(tracker.declare.remote([one.step.fingerprint for one in planned]))
@@ -152,8 +153,7 @@ def _unusable(tracking_uri: str, error: BaseException) -> UserError:
 
 
 def track_records(
-    name: str,
-    title: str,
+    study: Study,
     parameters: Mapping[str, Any],
     records: Sequence[Record],
     store: Store,
@@ -168,7 +168,7 @@ def track_records(
     from sweep.tracking import Tracker
 
     try:
-        tracker = Tracker(tracking_uri, store.uri, name, title, parameters)
+        tracker = Tracker(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
     except Exception as error:
         raise _unusable(tracking_uri, error) from error
     tracker.declare(record.fingerprint for record in records)
@@ -183,7 +183,7 @@ def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, 
     for name in names:
         study = Study.load(store, name)
         records = [step.record for step in study.steps if step.record is not None]
-        errors = track_records(name, study.title, study.parameters, records, store, tracking_uri, again=True)
+        errors = track_records(study, study.parameters, records, store, tracking_uri, again=True)
         if errors:
             raise UserError(f"MLflow at {tracking_uri} did not take everything: {errors[0]}")
         counts[name] = len(records)

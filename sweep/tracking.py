@@ -19,7 +19,7 @@ from typing import Any
 
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
-from sweep.records import Record, Store
+from sweep.records import BLINDSPOT_SLICE, Record, Store
 
 METRICS_FILE = "metrics.jsonl"
 MAX_VALUE = 500
@@ -41,7 +41,6 @@ COMPARED = ("starting_point", "task_model")
 """Stages whose runs are compared."""
 
 KINDS = ("none", "original", "synthetic", "biased_synthetic")
-BLINDSPOT = "/lexical_overlap.non-entailment.accuracy"
 COORDINATES = ("starting_size", "size", "kind", "seed")
 
 # What a step reports for the display, and says nothing afterwards.
@@ -83,8 +82,19 @@ class Tracker:
 
     WRITE_EVERY_S = 1.0
 
-    def __init__(self, uri: str, store_uri: str, study: str, title: str, parameters: Mapping[str, Any]):
-        """Open the database or server and the study's parent run. Raises what MLflow raises."""
+    def __init__(
+        self,
+        uri: str,
+        store_uri: str,
+        study: str,
+        title: str,
+        parameters: Mapping[str, Any],
+        blindspot: str = BLINDSPOT_SLICE,
+    ):
+        """Open the database or server and the study's parent run. Raises what MLflow raises.
+
+        `blindspot` is the slice, or `set/slice`, that the saved views show (`sweep.records.Study.blindspot`).
+        """
         # Nothing is sent anywhere but to the tracking store.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import logging
@@ -101,6 +111,7 @@ class Tracker:
         self._pending: dict[str, list[Any]] = defaultdict(list)
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
+        self._blindspot = blindspot
         self._columns: list[str] = []
         self._marks: set[str] = set()
         if uri.startswith("sqlite:///"):
@@ -297,14 +308,16 @@ class Tracker:
 
     def _save_views(self, record: Record) -> None:
         """Saved views of MLflow's page of runs, with the coordinates and the accuracies that matter as columns."""
-        columns = [name for name in _as_totals(dict(flatten(record.metrics))) if name.endswith(("/accuracy", BLINDSPOT))]
+        names = list(_as_totals(dict(flatten(record.metrics))))
+        blindspots = _blindspots(names, self._blindspot)
+        columns = [name for name in names if name.endswith("/accuracy") or name in blindspots]
         # The first, of the general set, and the blindspot side by side.
-        columns[1:] = sorted(columns[1:], key=lambda name: not name.endswith(BLINDSPOT))
+        columns[1:] = sorted(columns[1:], key=lambda name: name not in blindspots)
         if columns == self._columns:
             return
         self._columns = columns
         with self._collecting("saved views"):
-            for view, (name, state) in _views(self.parent_id, columns).items():
+            for view, (name, state) in _views(self.parent_id, columns, blindspots).items():
                 now = int(time.time() * 1000)
                 envelope = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
                 tag = f"mlflow.sharedViewState.{view}"
@@ -371,12 +384,22 @@ def view_link(experiment_id: str, view: str) -> str:
     return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"
 
 
-def _views(parent_id: str, metrics: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Key → name and state of a saved view, in the form of MLflow's own page. `metrics` are what is compared."""
+def _blindspots(metrics: Iterable[str], blindspot: str) -> list[str]:
+    """The accuracies of a slice in every set, or of a `set/slice`, among metrics as MLflow names them."""
+    ending = f".{blindspot}/accuracy".replace("/", ".")
+    return [name for name in metrics if f".{name}".replace("/", ".").endswith(ending)]
+
+
+def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Key → name and state of a saved view, in the form of MLflow's own page.
+
+    `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice.
+    """
     columns = [f"params.`{name}`" for name in COORDINATES] + [f"metrics.`{name}`" for name in metrics]
     bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in metrics]
-    blindspots = [name for name in metrics if name.endswith(BLINDSPOT)]
-    general = next((name for name in metrics if not _are_of_one_set(name, blindspots)), None)
+    others = [name for name in metrics if name not in blindspots]
+    # Of another set where there is one: a blindspot can be a slice of the general set itself.
+    general = min(others, key=lambda name: _are_of_one_set(name, blindspots), default=None)
     scatters = [
         {
             "type": "SCATTER",
