@@ -43,7 +43,10 @@ def claims_block(
         folds.append(_subcases(subcase_table(evidence)))
     except UserError as error:
         text.append(f"No differences by subcase: {error}.")
-    folds.append(_signal(signal_table(evidence.responses, evidence.blindspot_set)))
+    try:
+        folds.append(_signal(signal_table(evidence.responses, evidence.blindspot_set)))
+    except UserError as error:
+        text.append(f"No signal detection: {error}.")
     return [Block("claims", title, text, [_claims(judgements)], folds)], judgement_table(judgements)
 
 

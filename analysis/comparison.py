@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.artifacts import LabelCount
 from analysis.figures import Series, paper_series, select
 from analysis.page import Block, Column, Fold, Table
-from analysis.paper import BLINDSPOT_SET, GENERAL_SET
+from analysis.paper import BLINDSPOT_SET, BLINDSPOT_SLICE, GENERAL_SET
 from analysis.statistics import RatioEstimate
 from analysis.tables import entailment_odds_ratio
 from analysis.wording import NOTHING, kind_name, percent, percent_range, points, starting_point_name, thousands
@@ -109,7 +109,7 @@ def figure1_block(beside: pd.DataFrame | None, figure: str = "") -> Block:
         "be off; 'in our interval' that our 95 % interval over seeds reaches the reading, give or take that tolerance "
         f"({NOTHING} where there is no interval over seeds).",
     ]
-    series = [(one, select(beside, one)) for one in paper_series(GENERAL_SET, BLINDSPOT_SET)]
+    series = [(one, select(beside, one)) for one in paper_series(GENERAL_SET, BLINDSPOT_SET, BLINDSPOT_SLICE)]
     folds = [Fold("Every point of ours and of the paper's", [_points(rows, one) for one, rows in series])]
     caption = f"The paper's Figure 1 ({PAPER}), drawn again from the readings; one run a cell"
     return Block("paper_figure1", title, text, [_overview(series)], folds, figure, caption)

@@ -22,8 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.frame import BLINDSPOT_SLICE, KEY, KINDS, seed_means
-from analysis.wording import KIND_NAMES, set_name, starting_point_name, thousands
+from analysis.frame import KEY, KINDS, seed_means
+from analysis.wording import KIND_NAMES, set_name, slice_name, starting_point_name, thousands
 from pipelines.errors import UserError
 from sweep.records import Study
 
@@ -78,18 +78,12 @@ def select(table: pd.DataFrame, one: Series) -> pd.DataFrame:
     return table[chosen & (table["folding"] == one.folding)]
 
 
-def paper_series(general_set: str, blindspot_set: str, blindspot_slice: str = BLINDSPOT_SLICE) -> tuple[Series, ...]:
+def paper_series(general_set: str, blindspot_set: str, blindspot_slice: str) -> tuple[Series, ...]:
     """The test sets of the paper's Figure 1: general, blindspot, and the blindspot's adversarial slice."""
     return (
         Series(general_set, "all", 3, set_name(general_set), "solid"),
         Series(blindspot_set, "all", 2, set_name(blindspot_set), (0, (5.0, 1.8))),
-        Series(
-            blindspot_set,
-            blindspot_slice,
-            2,
-            f"{set_name(blindspot_set)}, {blindspot_slice.removeprefix('holds/').replace('/', ', ').replace('_', ' ')}",
-            (0, (1.2, 1.6)),
-        ),
+        Series(blindspot_set, blindspot_slice, 2, f"{set_name(blindspot_set)}, {slice_name(blindspot_slice)}", (0, (1.2, 1.6))),
     )
 
 
@@ -100,10 +94,9 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
     evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
     clear.
     """
-    blindspot_slice = study.parameters.get("blindspot_slice", BLINDSPOT_SLICE)
     fits = {
         "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
-        "blindspot_set": frame.loc[frame["slice"] == blindspot_slice, "set"],
+        "blindspot_set": frame.loc[frame["slice"] == study.blindspot_slice, "set"],
     }
     chosen: dict[str, str] = {}
     for name, sets in fits.items():
@@ -116,7 +109,7 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
                 f"{', '.join(found) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
             )
         chosen[name] = str(value)
-    return paper_series(chosen["general_set"], chosen["blindspot_set"], blindspot_slice)
+    return paper_series(chosen["general_set"], chosen["blindspot_set"], study.blindspot_slice)
 
 
 def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:

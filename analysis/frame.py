@@ -19,7 +19,6 @@ from sweep.records import Store, Study
 
 KINDS = ("none", "original", "synthetic", "biased_synthetic")
 """Those of every study, in their order; a study's doses of bias follow, by dose."""
-BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 COORDINATES = ("starting_size", "kind", "size", "seed")
 KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
 DTYPES = {

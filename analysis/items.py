@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from analysis.frame import COORDINATES, evaluation_frame
 from analysis.intervals import Replicates, paired, replicates
+from analysis.wording import HOLDS
 from pipelines.errors import UserError
-from pipelines.examples import LABELS, NON_ENTAILMENT
+from pipelines.evaluation import is_right
+from pipelines.examples import LABELS, NON_ENTAILMENT, Label
 from pipelines.storage import join
 from sweep.records import Store, Study, StudyStep
 
@@ -31,7 +33,8 @@ class ItemSet:
     """The items of one test set, in the order of the evaluations: arrays of shape [num_items].
 
     `clusters` are codes of what shares wording: a template, else a premise. `strata` are codes of the parts whose share is
-    fixed by design: on HANS heuristic and label. `heuristics` and `subcases` are "" where the set has none.
+    fixed by design: on HANS heuristic and label. `heuristics` and `subcases` are "" where the set has none. `holds` maps the
+    heuristics that the study evaluates to where they hold, bool [num_items].
     """
 
     name: str
@@ -42,44 +45,65 @@ class ItemSet:
     clusters: np.ndarray
     strata: np.ndarray
     clustered_by: str
+    holds: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def chosen(self, slice_name: str = "all") -> np.ndarray:
-        """Items of a slice, bool [num_items]: "all", "<heuristic>", "<heuristic>/<label>" or "subcase/<subcase>".
+        """Items of a slice, bool [num_items]; slices are named as by `pipelines.evaluation.accuracy_rows`.
 
-        Raises UserError when no item is in it.
+        Raises UserError when no item is in it, and for a heuristic that was not asked where it holds.
         """
         head, _, rest = slice_name.partition("/")
         if slice_name == "all":
             return np.ones(len(self.ids), dtype=bool)
-        if head == "subcase":
-            found = self.subcases == rest
+        if slice_name.startswith(HOLDS):
+            heuristic, label = rest.split("/")[0], self.asked(slice_name)
+            if heuristic not in self.holds:
+                raise UserError(
+                    f"the evaluations of {self.name} do not say where the heuristic {heuristic!r} holds; evaluate with "
+                    "EvaluationConfig(heuristics=(…,)), or, if they are older than that, delete them and run again"
+                )
+            where = self.holds[heuristic] & ((self.labels == str(label)) != rest.endswith(f"/non-{label}"))
+        elif head == "subcase":
+            where = self.subcases == rest
         else:
-            found = (self.heuristics == head) & (self.labels == rest if rest else True)
-        if not found.any():
+            where = (self.heuristics == head) & (self.labels == rest if rest else True)
+        if not where.any():
             raise UserError(f"no item of {self.name} is in the slice {slice_name!r}; an empty slice has no accuracy")
-        return found
+        return where
+
+    def asked(self, slice_name: str) -> Label | None:
+        """The label that alone is asked for in a slice, or None where all three are told apart."""
+        if slice_name.startswith(HOLDS):
+            label = slice_name.rsplit("/", 1)[-1].removeprefix("non-")
+            if label not in LABELS:
+                raise UserError(
+                    f"slice {slice_name!r} does not end in a label or non- and a label, so what is right is not said"
+                )
+            return Label(label)
+        return Label.ENTAILMENT if NON_ENTAILMENT in self.labels else None
 
     def structure(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Clusters and strata of the items `where` (bool [num_items]): int [num_chosen] each.
 
-        Where a stratum has one cluster only, as a subcase of one template has, every item is a cluster of its own: the
-        interval then speaks of more items of that template.
+        Where a stratum has one cluster only, as it can where a heuristic holds, the items are one stratum. Where that has one
+        cluster only, as a subcase of one template has, every item is a cluster of its own: the interval then speaks of more
+        items of that template.
         """
         clusters, strata = self.clusters[where], self.strata[where]
         if pd.Series(clusters).groupby(strata).nunique().min() < 2:
-            return np.arange(len(clusters)), strata
-        return clusters, strata
+            strata = np.zeros(len(clusters), dtype=np.int64)
+        return (np.arange(len(clusters)) if len(np.unique(clusters)) < 2 else clusters), strata
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Which items each evaluated task model has right: set → cell → bool [num_items].
+    """What each evaluated task model predicts for each item: set → cell → class int8 [num_items].
 
     `missing` names in words what the study promises and the store lacks, `notes` what had to be done without.
     """
 
     items: dict[str, ItemSet]
-    correct: dict[str, dict[Cell, np.ndarray]]
+    predicted: dict[str, dict[Cell, np.ndarray]]
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -101,7 +125,7 @@ class Responses:
         totals: list[dict[int, np.ndarray]] = []
         for kind in (treatment, control):
             cells = [(start, kind, 0 if kind == "none" else size) for start in starting_sizes for size in sizes]
-            totals.append(self._averages(test_set, cells, where))
+            totals.append(self._averages(test_set, cells, where, self.items[test_set].asked(slice_name)))
         try:
             seeds, items = paired(*totals)
         except UserError as error:
@@ -123,18 +147,20 @@ class Responses:
             where = where & (self.items[test_set].labels == label)
         if not where.any():
             raise UserError(f"no item of {test_set} / {slice_name} has the label {label!r}; an empty slice has no accuracy")
-        found = self._averages(test_set, list(cells), where)
-        if not found:
+        averages = self._averages(test_set, list(cells), where, self.items[test_set].asked(slice_name))
+        if not averages:
             raise UserError(f"no seed has all of the cells on {test_set}; run what is missing")
-        seeds = tuple(sorted(found))
-        items = np.stack([found[seed] for seed in seeds])
+        seeds = tuple(sorted(averages))
+        items = np.stack([averages[seed] for seed in seeds])
         return replicates(seeds, items, *self.items[test_set].structure(where))
 
-    def _averages(self, test_set: str, cells: Sequence[tuple[int, str, int]], where: np.ndarray) -> dict[int, np.ndarray]:
-        of_set = self.correct[test_set]
+    def _averages(
+        self, test_set: str, cells: Sequence[tuple[int, str, int]], where: np.ndarray, asked: Label | None
+    ) -> dict[int, np.ndarray]:
+        of_set, labels = self.predicted[test_set], self.items[test_set].labels[where]
         seeds = {seed for _, _, _, seed in of_set}
         return {
-            seed: np.mean([of_set[*cell, seed][where] for cell in cells], axis=0)
+            seed: np.mean([is_right(of_set[*cell, seed][where], labels, asked) for cell in cells], axis=0)
             for seed in seeds
             if cells and all((*cell, seed) in of_set for cell in cells)
         }
@@ -143,7 +169,8 @@ class Responses:
 def load_responses(store: Store, study: Study, sets: Sequence[str], *, partial: bool = False) -> Responses:
     """Read the logits of every evaluation of a study, and the items' clusters from its sources.
 
-    With two labels (HANS) a predicted neutral or contradiction counts as non-entailment, else all three labels count.
+    With two labels (HANS) a predicted neutral or contradiction counts as non-entailment, and where a heuristic holds all labels
+    but its own count as one; else all three labels count.
     Raises IncompleteSweepError for evaluations that are missing, and UserError for logits or sources that are missing, differ
     in their items, or do not give the accuracy that the evaluation reports. With `partial` what is missing is left out and
     named; without sources, each subcase is one cluster, and items without a subcase stand alone.
@@ -153,7 +180,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], *, partial: 
     notes: list[str] = []
     items: dict[str, ItemSet] = {}
     first: dict[str, pa.Table] = {}
-    correct: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
+    predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
     for step in study.steps:
         if step.stage != "evaluation" or step.record is None:
             continue
@@ -179,14 +206,13 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], *, partial: 
                     f"evaluation {step.slug} has other items of {name} than the others; accuracies on different "
                     "items cannot be compared: evaluate all task models on the same sources"
                 )
-            right = _is_correct(rows, items[name].labels, name)
-            _check_against(frame, step, name, right)
-            correct[name][where] = right
+            predicted[name][where] = _predicted(rows, name)
+            _check_against(frame, step, name, is_right(predicted[name][where], items[name].labels, items[name].asked("all")))
     if not items:
         raise UserError(
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
-    return Responses(items, correct, tuple(missing), tuple(notes))
+    return Responses(items, predicted, tuple(missing), tuple(notes))
 
 
 def _words(coordinates: Any) -> str:
@@ -206,14 +232,11 @@ def _logits(content: bytes, step: StudyStep) -> pa.Table:
     return pq.read_table(io.BytesIO(content))
 
 
-def _is_correct(rows: pa.Table, labels: np.ndarray, name: str) -> np.ndarray:
+def _predicted(rows: pa.Table, name: str) -> np.ndarray:
     logits = np.stack([rows[f"logit_{label}"].to_numpy() for label in LABELS], axis=1)
     if not np.isfinite(logits).all():
         raise UserError(f"logits of {name} are not all finite; the task model is broken: train it again")
-    predicted = np.array([str(label) for label in LABELS])[logits.argmax(axis=1)]
-    if NON_ENTAILMENT in labels:
-        return (predicted == str(LABELS[0])) == (labels == str(LABELS[0]))
-    return predicted == labels
+    return logits.argmax(axis=1).astype(np.int8)
 
 
 def _check_against(frame: pd.DataFrame, step: StudyStep, name: str, right: np.ndarray) -> None:
@@ -256,7 +279,13 @@ def _item_set(
             )
         key = described.loc[ids, clustered_by].to_numpy(dtype=str)
     strata, clusters = _strata(labels, heuristics, subcases, key)
-    return ItemSet(name, ids, labels, heuristics, subcases, clusters, strata, clustered_by)
+    holds = {
+        column.removeprefix(HOLDS): rows[column].to_numpy()
+        for column in rows.column_names
+        # Null where the heuristic is not asked for: two labels do not tell its own.
+        if column.startswith(HOLDS) and not rows[column].null_count
+    }
+    return ItemSet(name, ids, labels, heuristics, subcases, clusters, strata, clustered_by, holds)
 
 
 def _read_columns(store: Store, sources: StudyStep, name: str) -> pd.DataFrame:

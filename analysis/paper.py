@@ -13,15 +13,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.artifacts import LabelCount
-from analysis.frame import BLINDSPOT_SLICE, DTYPES, KEY
+from analysis.frame import DTYPES, KEY
 from analysis.statistics import ratio_interval, wilson_interval
 from analysis.tables import accuracy_table
 from pipelines.errors import UserError
+from pipelines.heuristics import LEXICAL_OVERLAP
 from pipelines.sources import TRAIN_FILE
 from sweep.records import Study
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERAL_SET, BLINDSPOT_SET = "mnli_matched", "hans"
+BLINDSPOT_SLICE = LEXICAL_OVERLAP.blindspot_slice
 METRICS = {
     "mnli_matched": (GENERAL_SET, "all", 3, "argmax"),
     "hans": (BLINDSPOT_SET, "all", 2, "argmax"),

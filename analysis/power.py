@@ -116,8 +116,8 @@ def fewest(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | No
 def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     """The variances of a study's differences, averaged over its starting points and sizes, and why others cannot be had.
 
-    "adversarial" is the blindspot's slice of lexical overlap without entailment. Raises UserError when none can be had, as with
-    one seed.
+    "adversarial" is the blindspot's slice, where going by the heuristic is wrong. Raises UserError when none can be had, as
+    with one seed.
     """
     found, why_not = [], []
     tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))

@@ -51,8 +51,9 @@ from analysis.sections import (
 )
 from analysis.slices import slices_block
 from analysis.tables import accuracy_table, difference_table
-from analysis.wording import thousands
+from analysis.wording import slice_name, thousands
 from pipelines.errors import UserError
+from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from sweep.records import Store, Study, read_plan
 
 
@@ -102,7 +103,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
             "numbers": numbers(shown, series, accuracies),
         }
         beside_figure = [*_differences_block(shown, series, target), _paper_figure1_block(study, frame, target)]
-        slices = slices_block(frame, series[-1].set)
+        slices = slices_block(frame, series[-1].set, series[-1].slice)
         doses = dose_block(frame, series)
         if doses:
             drawn = _write_figure(target, "doses", dose_figure(frame, series))
@@ -170,7 +171,8 @@ def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Blo
         return figure1_block(None)
     beside = paper.figure1_beside(frame)
     write_file(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
-    drawn = to_svg(figure1(paper.figure1(), paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET)))
+    series = paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET, paper.BLINDSPOT_SLICE)
+    drawn = to_svg(figure1(paper.figure1(), series))
     return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
 
 
@@ -183,14 +185,17 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
 
 
 def _question(study: Study) -> list[str]:
+    heuristic = str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
+    known = HEURISTICS.get(heuristic)
+    what = f" ({known.description[0].lower()}{known.description[1:].rstrip('.')})" if known else ""
     return [
         "Does finetuning on data that a model wrote give a model blindspots? A generator, finetuned on the "
         "original training data, writes a synthetic pool. Task models from several starting points are "
         "finetuned on training sets of equal size and equal numbers per label that are original, "
-        "synthetic, or synthetic with a bias put in on purpose: every entailment example has lexical "
-        "overlap (all words of the hypothesis occur in the premise) and no other example has.",
+        "synthetic, or synthetic with a bias put in on purpose: the heuristic "
+        f"'{heuristic.replace('_', ' ')}'{what} holds of every example of the label that it predicts and of no other.",
         "The quantity of interest is accuracy with synthetic minus accuracy with original training data, "
         "from the same starting point, at the same size and with the same seed: on a general test set, on "
-        "a blindspot test set, and on the blindspot's adversarial slice (lexical overlap, but not "
-        "entailment).",
+        "a blindspot test set, and on the blindspot's adversarial slice, where going by the heuristic is wrong "
+        f"({slice_name(study.blindspot_slice)}).",
     ]

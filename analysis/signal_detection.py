@@ -51,7 +51,7 @@ def signal_table(responses: Responses, test_set: str) -> pd.DataFrame:
     """
     heuristics = sorted(set(responses.items[test_set].heuristics) - {""})
     rows = []
-    for cell in sorted({cell[:3] for cell in responses.correct[test_set]}):
+    for cell in sorted({cell[:3] for cell in responses.predicted[test_set]}):
         for slice_name in ("all", *heuristics):
             row: dict[str, Any] = {**dict(zip(("starting_size", "kind", "size"), cell, strict=True)), "slice": slice_name}
             for measure, found in signal_detection(responses, test_set, *cell, slice_name).items():

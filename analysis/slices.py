@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.frame import BLINDSPOT_SLICE
 from analysis.page import Block, Column, Fold, Table
 from analysis.tables import accuracy_table, folding_table
 from analysis.wording import (
+    HOLDS,
     NOTHING,
     interval_words,
     kind_name,
@@ -17,6 +17,7 @@ from analysis.wording import (
     percent_estimate,
     points,
     set_name,
+    slice_name,
     starting_point_name,
     thousands,
 )
@@ -29,15 +30,15 @@ CELL = ["starting_size", "kind", "size"]
 FOLDING_NAMES = {"argmax": "argmax, then merged", "summed": "probabilities summed"}
 
 
-def slices_block(frame: pd.DataFrame, blindspot_set: str) -> list[Block]:
-    """Accuracies by heuristic and label, by subcase, and by folding; nothing where the set has no heuristics.
+def slices_block(frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str) -> list[Block]:
+    """Accuracies by heuristic and label, by subcase, and by folding; nothing where no item was made for a heuristic.
 
     Slices as `pipelines.evaluation.accuracy_rows` names them.
     """
     of_set = frame[(frame["set"] == blindspot_set) & (frame["num_labels"] == 2)]
     labels = (f"/{Label.ENTAILMENT}", f"/{NON_ENTAILMENT}")
     heuristics = sorted({one for one in of_set["slice"] if one.endswith(labels)}, key=_order)
-    if not heuristics:
+    if all(name.startswith(HOLDS) for name in heuristics):
         return []
     name = set_name(blindspot_set)
     text = [
@@ -60,7 +61,7 @@ def slices_block(frame: pd.DataFrame, blindspot_set: str) -> list[Block]:
         tables = [_by_subcase(of_start, subcases) for _, of_start in argmax.groupby("starting_size")]
         folds.append(Fold(f"{name} by subcase: {FOLDING_NAMES['argmax']}", tables))
     tables = list(shown)
-    differences = folding_table(frame[frame["slice"].isin(["all", BLINDSPOT_SLICE])])
+    differences = folding_table(frame[frame["slice"].isin(["all", blindspot_slice])])
     if not differences.empty:
         tables.append(_folding_overview(differences))
         title = "Both foldings of the labels, per cell"
@@ -68,19 +69,20 @@ def slices_block(frame: pd.DataFrame, blindspot_set: str) -> list[Block]:
     return [Block("slices", f"{name} by heuristic, subcase and folding of the labels", text, tables, folds)]
 
 
-def _order(slice_name: str) -> tuple[int, str, bool]:
+def _order(name: str) -> tuple[int, str, bool]:
     """Heuristics in the order of the HANS paper, others after them by name; entailment first."""
-    heuristic, label = slice_name.split("/")
+    heuristic, _, label = name.rpartition("/")
     known = heuristic in HANS_HEURISTICS
     return HANS_HEURISTICS.index(heuristic) if known else len(HANS_HEURISTICS), heuristic, label != Label.ENTAILMENT
 
 
-def _heuristic_name(slice_name: str) -> str:
-    return slice_name.replace("_", " ").replace("/", ", ")
+def _heuristic_name(name: str) -> str:
+    # A heuristic holds of items that were made for another one, too.
+    return f"{slice_name(name)} (where it holds)" if name.startswith(HOLDS) else slice_name(name)
 
 
-def _where(set_: str, slice_name: str) -> str:
-    return set_name(set_) if slice_name == "all" else f"{set_name(set_)}, {_heuristic_name(slice_name)}"
+def _where(set_: str, name: str) -> str:
+    return set_name(set_) if name == "all" else f"{set_name(set_)}, {slice_name(name)}"
 
 
 def _wide(accuracies: pd.DataFrame, slices: Sequence[str], name: Callable[[str], str], caption: str) -> Table:
@@ -113,11 +115,11 @@ def _by_subcase(of_start: pd.DataFrame, subcases: Sequence[str]) -> Table:
 
 def _folding_overview(differences: pd.DataFrame) -> Table:
     rows = []
-    for (set_, slice_name), of_slice in differences.groupby(["set", "slice"]):
+    for (set_, name), of_slice in differences.groupby(["set", "slice"]):
         mean = of_slice["mean"]
         rows.append(
             [
-                _where(set_, slice_name),
+                _where(set_, name),
                 str(len(of_slice)),
                 points(mean.mean()),
                 f"{points(mean.min())} to {points(mean.max())}",

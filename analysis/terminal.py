@@ -75,16 +75,20 @@ def verdicts_json(study: str, judgements: Sequence[Judgement], evidence: Evidenc
     What cannot be had is null or an empty list, and `notes` say why.
     """
     notes = [ONE_SEED] if one_seed(judgements) else []
-    try:
-        subcases = records(subcase_table(evidence))
-    except UserError as error:
-        subcases = []
-        notes.append(f"no subcases: {error}")
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for name, table in (
+        ("subcases", lambda: subcase_table(evidence)),
+        ("signal_detection", lambda: signal_table(evidence.responses, evidence.blindspot_set)),
+    ):
+        try:
+            tables[name] = records(table())
+        except UserError as error:
+            tables[name] = []
+            notes.append(f"no {name.replace('_', ' ')}: {error}")
     return {
         "study": study,
         "claims": [_without_nan(dataclasses.asdict(one)) for one in judgements],
-        "subcases": subcases,
-        "signal_detection": records(signal_table(evidence.responses, evidence.blindspot_set)),
+        **tables,
         "missing": list(evidence.responses.missing),
         "notes": notes,
     }

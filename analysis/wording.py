@@ -19,6 +19,8 @@ SET_NAMES = {
     "template_test": "Template test set",
     "template_probe": "Template probe",
 }
+HOLDS = "holds/"
+"""What the name of a slice begins with that is where a heuristic holds."""
 NOTHING = "–"
 _GROUP = "\N{NARROW NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
@@ -32,6 +34,11 @@ def kind_name(kind: str) -> str:
 def set_name(name: str) -> str:
     """What a test set is called in figures and tables; an unknown one keeps its own name."""
     return SET_NAMES.get(name, name)
+
+
+def slice_name(name: str) -> str:
+    """'lexical_overlap/non-entailment' -> 'lexical overlap, non-entailment'; so, too, 'holds/…', where a heuristic holds."""
+    return name.removeprefix(HOLDS).replace("_", " ").replace("/", ", ")
 
 
 def starting_point_name(starting_size: int) -> str:

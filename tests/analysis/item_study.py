@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.evaluation import accuracy_rows
+from pipelines.evaluation import accuracy_rows, logits_table, where_held
 from pipelines.examples import LABELS, NON_ENTAILMENT
+from pipelines.heuristics import Heuristic
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
 
 Rate = Callable[[int, str, int, str], float]
 """(starting_size, kind, size, part) -> share of right items, part being "general", "entailment" or "non-entailment"."""
+Place = Callable[[str, dict[str, str]], str | None]
+"""(test set, item) -> another part that the item belongs to, or None."""
 
 
 def encode(table: pa.Table) -> bytes:
@@ -56,9 +59,18 @@ def probe_items() -> pa.Table:
 class ItemStudy(FakeStudy):
     """Each cell is right at exactly the share of items that `rate` says (rounded), which ones being drawn by cell and seed."""
 
-    def __init__(self, root: Path, rate: Rate, *, noise: float = 0.02, sources: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        rate: Rate,
+        *,
+        noise: float = 0.02,
+        sources: bool = True,
+        heuristics: Sequence[Heuristic] = (),
+        place: Place = lambda *_: None,
+    ) -> None:
         super().__init__(root)
-        self.rate, self.noise = rate, noise
+        self.rate, self.noise, self.heuristics, self.place = rate, noise, heuristics, place
         self.sets = {"template_test": general_items(), "template_probe": probe_items()}
         files = {f"{name}.parquet": encode(table) for name, table in self.sets.items()}
         self.sources = self.add("sources", "data", files=files, built=sources)
@@ -79,9 +91,10 @@ class ItemStudy(FakeStudy):
         tables = []
         for name, table in self.sets.items():
             labels = table["label"].to_pylist()
-            parts = ["general" if name == "template_test" else label for label in labels]
+            usual = ["general" if name == "template_test" else label for label in labels]
+            parts = [self.place(name, item) or part for item, part in zip(table.to_pylist(), usual, strict=True)]
             right = np.zeros(len(labels), dtype=bool)
-            for part in set(parts):
+            for part in dict.fromkeys(parts):
                 where = np.flatnonzero([one == part for one in parts])
                 share = self.rate(start, kind, size, part) + random.normal() * self.noise
                 right[random.choice(where, round(np.clip(share, 0, 1) * len(where)), replace=False)] = True
@@ -89,25 +102,12 @@ class ItemStudy(FakeStudy):
             for row, (label, is_right) in enumerate(zip(labels, right, strict=True)):
                 target = [str(one) for one in LABELS].index(label) if label != NON_ENTAILMENT else 2
                 # A wrong answer must be wrong after folding, too.
-                wrong = 1 if target == 0 else 0
+                wrong = 2 if target == 0 else 0
                 logits[row, target if is_right else wrong] = 1.0
-            rows += accuracy_rows(name, table, logits)
-            nothing = pa.nulls(len(labels), pa.string())
-            tables.append(
-                pa.table(
-                    {
-                        "set": [name] * len(labels),
-                        "id": table["id"],
-                        "label": table["label"],
-                        **{f"logit_{label}": logits[:, label.index] for label in LABELS},
-                        **{
-                            column: table[column] if column in table.column_names else nothing
-                            for column in ("heuristic", "subcase")
-                        },
-                    }
-                )
-            )
-        logits_table = pa.concat_tables(tables)
+            held = where_held(table, self.heuristics)
+            rows += accuracy_rows(name, table, logits, held)
+            tables.append(logits_table(name, table, logits, self.heuristics, held))
+        everything = pa.concat_tables(tables)
         self.add(
             "evaluation",
             f"start{start}-{kind}-{size}-seed{seed}",
@@ -115,7 +115,7 @@ class ItemStudy(FakeStudy):
             inputs={"sources": self.sources},
             files={
                 "metrics.json": metrics_json(rows),
-                "logits.parquet": encode(edit(logits_table) if edit else logits_table),
+                "logits.parquet": encode(edit(everything) if edit else everything),
             },
         )
 

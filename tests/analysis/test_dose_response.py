@@ -12,7 +12,7 @@ from analysis.tables import difference_table
 from pipelines.errors import UserError
 from tests.analysis.fake_store import FakeStudy
 
-SERIES = paper_series("template_test", "template_probe")
+SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-entailment")
 
 
 def study_with_doses(root: Path, right: dict[float, tuple[int, int]]) -> FakeStudy:

@@ -10,7 +10,7 @@ from analysis.frame import load_frame
 from analysis.tables import accuracy_table, difference_table
 from tests.analysis.fake_store import FakeStudy
 
-SERIES = paper_series("template_test", "template_probe")
+SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-entailment")
 
 
 def lines_of(axes: Axes) -> dict[str, Line2D]:
@@ -84,7 +84,7 @@ def test_a_test_set_without_rows_is_an_error(tmp_path: Path) -> None:
     study.add_grid((0,), (60,), (0,))
     frame = load_frame(study.write(), "tiny")
     with pytest.raises(ValueError, match="hans"):
-        figure1(frame, paper_series("template_test", "hans"))
+        figure1(frame, paper_series("template_test", "hans", "lexical_overlap/non-entailment"))
     with pytest.raises(ValueError, match="no rows"):
         figure1(frame.iloc[:0], SERIES)
 

@@ -9,6 +9,8 @@ from analysis.frame import IncompleteSweepError
 from analysis.items import Responses, load_responses
 from analysis.signal_detection import signal_detection, signal_table
 from pipelines.errors import UserError
+from pipelines.evaluation import is_right
+from pipelines.examples import Label
 from sweep.records import Store, Study
 from tests.analysis.item_study import ItemStudy, clear
 
@@ -24,12 +26,13 @@ def test_what_is_right_and_how_items_hang_together(tmp_path: Path) -> None:
     study = ItemStudy(tmp_path, clear, noise=0.0)
     study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
     responses = load(study)
-    right = responses.correct["template_probe"][0, "biased_synthetic", 60, 0]
     items = responses.items["template_probe"]
+    right = is_right(responses.predicted["template_probe"][0, "biased_synthetic", 60, 0], items.labels, Label.ENTAILMENT)
     # 5 % of the 60 non-entailed items, 80 % of the 60 entailed ones; a predicted contradiction counts as non-entailment.
     assert right[items.labels == "non-entailment"].sum() == 3
     assert right[items.labels == "entailment"].sum() == 48
-    assert responses.correct["template_test"][0, "none", 0, 0].sum() == 36
+    general = responses.accuracy("template_test", "all", [(0, "none", 0)])
+    assert general.values.tolist() == [36 / 90]
     # 2 heuristics × 2 labels are strata. Each has 3 of the templates in each of 2 subcases: 6 clusters.
     assert len(set(items.strata)) == 4
     assert len(set(items.clusters)) == 24
@@ -68,7 +71,7 @@ def test_missing_results_and_sources_are_errors_unless_partial(tmp_path: Path) -
     study.logits_path(0, "original", 60, 1).unlink()
     responses = load(study, partial=True)
     assert responses.missing == ("starting_size=0, kind=original, size=60, seed=1: logits.parquet (not in the store)",)
-    assert (0, "original", 60, 1) not in responses.correct["template_test"]
+    assert (0, "original", 60, 1) not in responses.predicted["template_test"]
     assert "clustered by subcase" in " ".join(responses.notes)
     assert responses.change("template_test", "all", "original", "none", (0,), (60,)).seeds == (0,)
     study.add("evaluation", "late", coordinates={"starting_size": 0, "kind": "none", "size": 0, "seed": 7}, built=False)

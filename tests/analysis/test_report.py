@@ -309,8 +309,8 @@ def test_a_set_without_heuristics_has_no_section_of_slices(tmp_path: Path) -> No
     study = FakeStudy(tmp_path / "store")
     study.add_grid((0,), (60,), (0,))
     frame = load_frame(study.write(), "tiny")
-    assert [block.anchor for block in slices_block(frame, "template_probe")] == ["slices"]
-    assert slices_block(frame, "template_test") == []
+    assert [block.anchor for block in slices_block(frame, "template_probe", "lexical_overlap/non-entailment")] == ["slices"]
+    assert slices_block(frame, "template_test", "lexical_overlap/non-entailment") == []
 
 
 def verdicts(study: FakeStudy, tmp_path: Path) -> str:
