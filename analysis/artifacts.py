@@ -11,12 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.frame import COORDINATES
 from pipelines.errors import UserError
-from pipelines.examples import LABELS, read_examples
+from pipelines.examples import LABELS, Label, read_examples
 from pipelines.heuristics import lexical_overlap
 from pipelines.storage import join
-from sweep.records import STAGES, Store, Study, StudyStep
+from sweep.records import COORDINATES, STAGES, Store, Study, StudyStep
 
 METRICS_FILE = "metrics.jsonl"
 """A finetuning's logged steps, one JSON object a line."""
@@ -36,6 +35,15 @@ def count_lexical_overlap(examples: pa.Table) -> dict[str, LabelCount]:
     by_label = pd.Series(overlap).groupby(examples["label"].to_pandas())
     counts = {str(label): LabelCount(of_label.size, int(of_label.sum())) for label, of_label in by_label}
     return {label: counts[label] for label in sorted(counts, key=label_order)}
+
+
+def entailment_and_rest(counts: Mapping[str, LabelCount]) -> tuple[LabelCount, LabelCount]:
+    """The count of entailment, and that of all other labels together."""
+    rest = [count for label, count in counts.items() if label != Label.ENTAILMENT]
+    return (
+        counts.get(Label.ENTAILMENT, LabelCount(0, 0)),
+        LabelCount(sum(count.num_rows for count in rest), sum(count.num_lexical_overlap for count in rest)),
+    )
 
 
 def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:

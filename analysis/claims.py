@@ -13,10 +13,11 @@ from typing import Literal
 
 import pandas as pd
 
-from analysis.artifacts import LabelCount, lexical_overlap_counts
+from analysis.artifacts import LabelCount, entailment_and_rest, lexical_overlap_counts
 from analysis.frame import evaluation_frame
 from analysis.intervals import Effect, Replicates
 from analysis.items import Responses, load_responses
+from analysis.tables import entailment_odds_ratio
 from analysis.wording import slice_name as slice_words
 from pipelines.errors import UserError
 from pipelines.examples import LABELS
@@ -310,30 +311,23 @@ def _ratio_part(name: str, above: tuple[float, float], below: tuple[float, float
 
 def _association_part(synthetic: Mapping[str, LabelCount], original: Mapping[str, LabelCount]) -> Part:
     """The ratio of the odds ratios of overlap and entailment; an odds ratio, unlike a correlation, leaves the base rate out."""
-    sides = []
     for counts in (synthetic, original):
-        cells = _cells(counts)
-        if not all(cells):
+        if not all(cell for group in entailment_and_rest(counts) for cell in _with_and_without(group)):
             raise UserError("a label without any, or with nothing but lexical overlap has no odds ratio")
-        a, b, c, d = cells
-        sides.append((math.log(a * d / (b * c)), sum(1 / cell for cell in cells)))
+    ratio = entailment_odds_ratio(synthetic).over(entailment_odds_ratio(original))
     num = sum(one.num_rows for counts in (synthetic, original) for one in counts.values())
-    return _ratio_part("odds ratio of overlap and entailment, synthetic : original", sides[0], sides[1], num)
+    effect = Effect(math.log(ratio.ratio), 1, num, math.nan, ratio.standard_error**2)
+    return Part("odds ratio of overlap and entailment, synthetic : original", effect, 1, "ratio")
 
 
-def _cells(counts: Mapping[str, LabelCount]) -> tuple[int, int, int, int]:
-    """Entailment with and without overlap, the rest with and without."""
-    entailed = counts[str(LABELS[0])]
-    others = [counts[str(label)] for label in LABELS[1:]]
-    overlap = sum(one.num_lexical_overlap for one in others)
-    rows = sum(one.num_rows for one in others)
-    return entailed.num_lexical_overlap, entailed.num_rows - entailed.num_lexical_overlap, overlap, rows - overlap
+def _with_and_without(count: LabelCount) -> tuple[int, int]:
+    return count.num_lexical_overlap, count.num_rows - count.num_lexical_overlap
 
 
 def _association_note(synthetic: Mapping[str, LabelCount], original: Mapping[str, LabelCount]) -> list[str]:
     words = []
     for name, counts in (("synthetic", synthetic), ("original", original)):
-        a, b, c, d = _cells(counts)
+        (a, b), (c, d) = map(_with_and_without, entailment_and_rest(counts))
         phi = (a * d - b * c) / math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
         words.append(
             f"{name}: odds ratio {a * d / (b * c):.1f}, correlation {phi:.3f}, P(entailment | overlap) {a / (a + c):.3f}"

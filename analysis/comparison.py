@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.artifacts import LabelCount
+from analysis.artifacts import LabelCount, entailment_and_rest
 from analysis.figures import Series, paper_series, select
 from analysis.page import Block, Column, Fold, Table
 from analysis.paper import BLINDSPOT_SET, BLINDSPOT_SLICE, GENERAL_SET
@@ -73,15 +73,13 @@ def odds_table(groups: Sequence[tuple[str, Mapping[str, Mapping[str, LabelCount]
     starts = set()
     for whose, of_data in groups:
         starts.add(len(rows))
-        found = {}
+        ratios = {}
         for dataset in (name for name in ("original", "synthetic") if name in of_data):
-            found[dataset] = entailment_odds_ratio(of_data[dataset])
-            entailment = of_data[dataset]["entailment"]
-            others = [count for label, count in of_data[dataset].items() if label != "entailment"]
-            rest = LabelCount(sum(one.num_rows for one in others), sum(one.num_lexical_overlap for one in others))
-            rows.append([whose, dataset, *(_of(count) for count in (entailment, rest)), *_ratio(found[dataset])])
-        if len(found) == 2:
-            rows.append([whose, "synthetic over original", "", "", *_ratio(found["synthetic"].over(found["original"]))])
+            ratios[dataset] = entailment_odds_ratio(of_data[dataset])
+            overlaps = (_of(count) for count in entailment_and_rest(of_data[dataset]))
+            rows.append([whose, dataset, *overlaps, *_ratio(ratios[dataset])])
+        if len(ratios) == 2:
+            rows.append([whose, "synthetic over original", "", "", *_ratio(ratios["synthetic"].over(ratios["original"]))])
     columns = [
         Column("Whose"),
         Column("Data"),

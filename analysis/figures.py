@@ -22,10 +22,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.frame import KEY, KINDS, seed_means
+from analysis.frame import KEY, seed_means
 from analysis.wording import KIND_NAMES, set_name, slice_name, starting_point_name, thousands
 from pipelines.errors import UserError
-from sweep.records import Study
+from sweep.records import TRAINED_KINDS, Study
 
 # Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
 KIND_STYLES = {
@@ -301,7 +301,7 @@ def _draw_panel(
     for one in series:
         rows = select(panel, one)
         start = rows[rows["kind"] == "none"]
-        for shift, kind in enumerate(KINDS[1:]):
+        for shift, kind in enumerate(TRAINED_KINDS):
             trained = rows[rows["kind"] == kind]
             if trained.empty:
                 continue

@@ -15,11 +15,9 @@ from typing import Any
 import pandas as pd
 
 from pipelines.errors import UserError
-from sweep.records import Store, Study
+from sweep.records import COORDINATES, KINDS, Store, Study
 
-KINDS = ("none", "original", "synthetic", "biased_synthetic")
-"""Those of every study, in their order; a study's doses of bias follow, by dose."""
-COORDINATES = ("starting_size", "kind", "size", "seed")
+CELL = tuple(name for name in COORDINATES if name != "seed")
 KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
 DTYPES = {
     "starting_size": "int64",

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.frame import COORDINATES, evaluation_frame
+from analysis.frame import evaluation_frame
 from analysis.intervals import Replicates, paired, replicates
 from analysis.wording import HOLDS
 from pipelines.errors import UserError
 from pipelines.evaluation import is_right
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label
 from pipelines.storage import join
-from sweep.records import Store, Study, StudyStep
+from sweep.records import COORDINATES, Store, Study, StudyStep
 
 Cell = tuple[int, str, int, int]
 """starting_size, kind, size, seed: one evaluated task model. Kind "none", size 0 is a starting point as it is."""

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.artifacts import LabelCount
-from analysis.frame import DTYPES, KEY
+from analysis.frame import CELL, DTYPES, KEY
 from analysis.statistics import ratio_interval, wilson_interval
 from analysis.tables import accuracy_table
 from pipelines.errors import UserError
@@ -50,7 +50,7 @@ def figure1() -> pd.DataFrame:
     places = pd.DataFrame(read["metric"].map(METRICS).tolist(), columns=["set", "slice", "num_labels", "folding"])
     frame = pd.concat(
         [
-            read.rename(columns={"training_kind": "kind", "training_size": "size"})[["starting_size", "kind", "size"]],
+            read.rename(columns={"training_kind": "kind", "training_size": "size"})[list(CELL)],
             places,
             read[["accuracy", "tolerance"]],
         ],
@@ -74,11 +74,7 @@ def has_paper_cells(study: Study, frame: pd.DataFrame) -> bool:
     """
     paper = figure1()
     cells = {(one.starting_size, one.kind, one.size) for one in paper[paper["kind"] != "none"].itertuples()}
-    planned = {
-        tuple(step.coordinates.get(name) for name in ("starting_size", "kind", "size"))
-        for step in study.steps
-        if step.stage == "evaluation"
-    }
+    planned = {tuple(step.coordinates.get(name) for name in CELL) for step in study.steps if step.stage == "evaluation"}
     return bool(cells & planned) and bool({GENERAL_SET, BLINDSPOT_SET} & set(frame["set"]))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.figures import Series, select
+from analysis.frame import CELL
 from analysis.page import Column, Fold, Table, Verdict
 from analysis.tables import difference_table
 from analysis.wording import (
@@ -96,7 +97,7 @@ def _overall(differences: pd.DataFrame, series: Sequence[Series], caption: str) 
 
 def figure_caption(frame: pd.DataFrame) -> str:
     """What a reader has to know to read Figure 1, with the n of its points."""
-    counts = frame.groupby(["starting_size", "kind", "size"], observed=True)["seed"].nunique()
+    counts = frame.groupby(list(CELL), observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     spread = (

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.frame import CELL
 from analysis.intervals import Replicates
 from analysis.items import Responses
 from pipelines.examples import LABELS, NON_ENTAILMENT
@@ -53,7 +54,7 @@ def signal_table(responses: Responses, test_set: str) -> pd.DataFrame:
     rows = []
     for cell in sorted({cell[:3] for cell in responses.predicted[test_set]}):
         for slice_name in ("all", *heuristics):
-            row: dict[str, Any] = {**dict(zip(("starting_size", "kind", "size"), cell, strict=True)), "slice": slice_name}
+            row: dict[str, Any] = {**dict(zip(CELL, cell, strict=True)), "slice": slice_name}
             for measure, found in signal_detection(responses, test_set, *cell, slice_name).items():
                 effect = found.effect()
                 around = effect.interval()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from analysis.frame import CELL
 from analysis.page import Block, Column, Fold, Table
 from analysis.tables import accuracy_table, folding_table
 from analysis.wording import (
@@ -26,7 +27,6 @@ from pipelines.heuristics import HANS_HEURISTICS
 
 MOST_ROWS_SHOWN = 20
 SUBCASE = "subcase/"
-CELL = ["starting_size", "kind", "size"]
 FOLDING_NAMES = {"argmax": "argmax, then merged", "summed": "probabilities summed"}
 
 
@@ -91,7 +91,7 @@ def _wide(accuracies: pd.DataFrame, slices: Sequence[str], name: Callable[[str],
     starts = set()
     for _, of_start in accuracies[accuracies["slice"].isin(slices)].groupby("starting_size"):
         starts.add(len(rows))
-        for _, of_cell in of_start.groupby(CELL, observed=True):
+        for _, of_cell in of_start.groupby(list(CELL), observed=True):
             found = {row["slice"]: _estimate(row) for _, row in of_cell.iterrows()}
             first = of_cell.iloc[0]
             rows.append([*_cell_words(first), str(first["n"]), *(found.get(one, NOTHING) for one in slices)])
@@ -101,7 +101,7 @@ def _wide(accuracies: pd.DataFrame, slices: Sequence[str], name: Callable[[str],
 
 def _by_subcase(of_start: pd.DataFrame, subcases: Sequence[str]) -> Table:
     """A row a subcase, a column a cell of one starting point."""
-    cells = [(key, of_cell.set_index("slice")) for key, of_cell in of_start.groupby(CELL, observed=True)]
+    cells = [(key, of_cell.set_index("slice")) for key, of_cell in of_start.groupby(list(CELL), observed=True)]
     rows = []
     for subcase in subcases:
         found = [_estimate(of_cell.loc[subcase]) if subcase in of_cell.index else NOTHING for _, of_cell in cells]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.artifacts import LabelCount, label_order
+from analysis.artifacts import LabelCount, entailment_and_rest, label_order
 from analysis.frame import KEY
 from analysis.statistics import (
     Estimate,
@@ -24,7 +24,6 @@ from analysis.statistics import (
 )
 from pipelines.errors import UserError
 from pipelines.evaluation import FOLDINGS
-from pipelines.examples import Label
 
 ESTIMATE_COLUMNS = ("mean", "n", "low", "high", "interval_low", "interval_high", "method")
 
@@ -75,14 +74,11 @@ def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
 
     Raises UserError when there is no entailment, or nothing else.
     """
-    groups = []
-    for is_entailment in (True, False):
-        chosen = [count for label, count in counts.items() if (label == Label.ENTAILMENT) == is_entailment]
-        num_rows, overlap = sum(one.num_rows for one in chosen), sum(one.num_lexical_overlap for one in chosen)
-        if not num_rows:
-            raise UserError(f"labels {sorted(counts)}: an odds ratio needs examples of entailment and of something else")
-        groups.append((overlap, num_rows - overlap))
-    return odds_ratio(groups[0], groups[1])
+    groups = entailment_and_rest(counts)
+    if not all(group.num_rows for group in groups):
+        raise UserError(f"labels {sorted(counts)}: an odds ratio needs examples of entailment and of something else")
+    entailment, rest = ((group.num_lexical_overlap, group.num_rows - group.num_lexical_overlap) for group in groups)
+    return odds_ratio(entailment, rest)
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:

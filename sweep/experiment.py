@@ -20,9 +20,8 @@ from pipelines.resources import Resources
 from pipelines.sources import NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from pipelines.training_set import check_bias
-from sweep.records import STAGES
+from sweep.records import STAGES, TRAINED_KINDS
 
-KINDS = ("original", "synthetic", "biased_synthetic")
 TRAJECTORIES = ("separate", "shared")
 
 
@@ -65,7 +64,7 @@ class Experiment:
     seeds: tuple[int, ...]
     general_set: str
     blindspot_set: str
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = TRAINED_KINDS
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
     biases: tuple[float, ...] = added(())
     heuristic_share: float | None = added(None)
@@ -100,8 +99,8 @@ class Experiment:
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
-        if unknown := set(self.kinds) - set(KINDS):
-            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KINDS)}")
+        if unknown := set(self.kinds) - set(TRAINED_KINDS):
+            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(TRAINED_KINDS)}")
 
     def _check_biases(self) -> None:
         if len(set(self.biases)) != len(self.biases):

@@ -14,7 +14,8 @@ from pipelines.heuristics import LEXICAL_OVERLAP
 from pipelines.prompts import EN_DASH
 from pipelines.sources import NLISourcesConfig
 from pipelines.training_set import sizes_per_label
-from sweep.experiment import KINDS, Experiment
+from sweep.experiment import Experiment
+from sweep.records import TRAINED_KINDS
 
 MODEL = "Llama-2-7b-hf"
 STARTING_SIZES = (0, 5_000, 10_000, 20_000, 100_000, 391_722)
@@ -120,7 +121,7 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     for topic, paper, value in (
         ("starting points", STARTING_SIZES, experiment.starting_sizes),
         ("training-set sizes", TRAINING_SIZES, experiment.training_sizes),
-        ("kinds of training set", KINDS, experiment.kinds),
+        ("kinds of training set", TRAINED_KINDS, experiment.kinds),
     ):
         # An axis is a set: the order of its values changes nothing.
         same = sorted(paper, key=str) == sorted(value, key=str)

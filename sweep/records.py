@@ -37,6 +37,11 @@ STAGES = (
     "task_model",
     "evaluation",
 )
+COORDINATES = ("starting_size", "kind", "size", "seed")
+"""What places a task model and its evaluation in the grid; other artifacts have some of them."""
+TRAINED_KINDS = ("original", "synthetic", "biased_synthetic")
+KINDS = ("none", *TRAINED_KINDS)
+"""Kinds of training set, in the order of pages and figures; "none", of size 0, is a starting point as it is."""
 BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 """The blindspot's slice of studies whose manifest is older than `blindspot_slice`."""
 
@@ -46,7 +51,7 @@ class Record:
     """What is known of one complete artifact.
 
     `payload` is what its fingerprint is made of. `inputs` maps a name to {"stage", "slug", "fingerprint"};
-    `coordinates` places it in the grid (starting_size, kind, size, seed); `files` maps a path inside the
+    `coordinates` places it in the grid (`COORDINATES`); `files` maps a path inside the
     folder to {"sha256", "bytes"}; `num_rows` maps a Parquet file, or the folder of several, to its rows;
     `durations` are in seconds; `created` is ISO 8601 in UTC. `marks` say in what the artifact is not the real
     thing ("rehearsal", for one): its own stage's and those of all that it was built from, sorted. Records older

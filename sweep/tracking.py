@@ -19,7 +19,7 @@ from typing import Any
 
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
-from sweep.records import BLINDSPOT_SLICE, Record, Store
+from sweep.records import BLINDSPOT_SLICE, COORDINATES, KINDS, Record, Store
 
 METRICS_FILE = "metrics.jsonl"
 MAX_VALUE = 500
@@ -40,8 +40,9 @@ artifacts of earlier settings.
 COMPARED = ("starting_point", "task_model")
 """Stages whose runs are compared."""
 
-KINDS = ("none", "original", "synthetic", "biased_synthetic")
-COORDINATES = ("starting_size", "size", "kind", "seed")
+_START, _KIND, _SIZE, _SEED = COORDINATES
+# Kinds of one size stand side by side.
+COLUMNS = (_START, _SIZE, _KIND, _SEED)
 
 # What a step reports for the display, and says nothing afterwards.
 NOT_LOGGED = ("fraction_done",)
@@ -395,7 +396,7 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
 
     `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice.
     """
-    columns = [f"params.`{name}`" for name in COORDINATES] + [f"metrics.`{name}`" for name in metrics]
+    columns = [f"params.`{name}`" for name in COLUMNS] + [f"metrics.`{name}`" for name in metrics]
     bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in metrics]
     others = [name for name in metrics if name not in blindspots]
     # Of another set where there is one: a blindspot can be a slice of the general set itself.
@@ -431,7 +432,7 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
         "isAccordionReordered": True,
         "groupBy": None,
     }
-    keys = [{"mode": "param", "groupByData": name} for name in COORDINATES if name != "seed"]
+    keys = [{"mode": "param", "groupByData": name} for name in COLUMNS if name != "seed"]
     kinds = cells | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
         # The mean of seeds would be shown as a seed.
