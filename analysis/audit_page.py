@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from analysis.audit import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, shown
@@ -58,7 +59,7 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
 
 def summary_lines(audit: Audit) -> list[str]:
     """The audit in a few lines of plain text without control characters."""
-    labels = ", ".join(f"{shown(name, 30)} {percent(one.share)}" for name, one in audit.file.labels.items())
+    labels = ", ".join(f"{shown(name, 30)} {percent(share.share)}" for name, share in audit.file.labels.items())
     lines = [f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} pairs ({labels})"]
     for role, summary in _files(audit).items():
         prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {thousands(summary.num_rows)} pairs; "
@@ -71,44 +72,48 @@ def summary_lines(audit: Audit) -> list[str]:
 
 def _findings(audit: Audit) -> list[str]:
     lines = []
-    for one in audit.heuristics:
-        line = f"{_title(one.name)}: {one.verdict} ({one.reason})"
-        if one.odds_ratio:
-            line += f"; odds ratio {_ratio(one.odds_ratio)}, n={thousands(one.odds_ratio.n)}"
-        if one.reference and one.relative:
-            line += f", {_ratio(one.relative)} times the reference's"
+    for finding in audit.heuristics:
+        line = f"{_title(finding.name)}: {finding.verdict} ({finding.reason})"
+        if finding.odds_ratio:
+            line += f"; odds ratio {_ratio(finding.odds_ratio)}, n={thousands(finding.odds_ratio.n)}"
+        if finding.reference and finding.relative:
+            line += f", {_ratio(finding.relative)} times the reference's"
         lines.append(line)
     lines.append(f"duplicates: {_copy_words(audit.duplicates)}")
-    lines += [f"copies of {_role(audit, one)}: {_copy_words(one)}" for one in audit.copies]
+    lines += [f"copies of {_role(audit, counts)}: {_copy_words(counts)}" for counts in audit.copies]
     lines.append(_baseline_words("hypothesis-only", audit.hypothesis_only))
     if audit.reference_hypothesis_only:
         lines.append(_baseline_words("hypothesis-only, reference", audit.reference_hypothesis_only))
-    for measured, other in _paired_diversity(audit):
-        line = f"distinct n-grams of {measured.side}: {_distinct_words(measured)}"
+    for diversity, other in _paired_diversity(audit):
+        line = f"distinct n-grams of {diversity.side}: {_distinct_words(diversity)}"
         lines.append(line + (f"; reference {_distinct_words(other)}" if other else ""))
     return lines
+
+
+def _numbers(*names: str) -> list[Column]:
+    return [Column(name, "number") for name in names]
+
+
+def _grouped(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]]) -> Table:
+    """One table of all groups of rows, with a rule between two groups."""
+    starts = list(accumulate(map(len, groups), initial=0))[:-1]
+    return Table(columns, [row for group in groups for row in group], group_starts=frozenset(starts) - {0})
 
 
 def _verdict(audit: Audit) -> Verdict:
     than = "the reference" if audit.reference else "no association at all (an odds ratio of 1): no reference is given"
     columns = [
-        Column("Heuristic"),
-        Column("Verdict"),
-        Column("Odds ratio", "number"),
-        Column("Reference", "number"),
-        Column("Times reference", "number"),
+        *(Column("Heuristic"), Column("Verdict")),
+        *_numbers("Odds ratio", "Reference", "Times reference"),
         Column("Why", "wrap"),
     ]
     rows = [
         [
-            _title(one.name),
-            one.verdict,
-            _ratio(one.odds_ratio),
-            _ratio(one.reference),
-            _ratio(one.relative) if one.reference else NOTHING,
-            one.reason,
+            *(_title(finding.name), finding.verdict, _ratio(finding.odds_ratio), _ratio(finding.reference)),
+            _ratio(finding.relative) if finding.reference else NOTHING,
+            finding.reason,
         ]
-        for one in audit.heuristics
+        for finding in audit.heuristics
     ]
     lead = [f"Does the data plant a heuristic? Compared with {than}; factors up to {audit.margin:g} count as no difference."]
     rest = [line for line in _findings(audit)[len(audit.heuristics) :] if not line.startswith("distinct")]
@@ -116,222 +121,139 @@ def _verdict(audit: Audit) -> Verdict:
 
 
 def _size_block(audit: Audit) -> Block:
-    rows: list[list[str]] = []
-    starts = set()
     files = _files(audit)
-    text = []
-    for role, summary in files.items():
-        starts.add(len(rows))
-        for name, one in summary.labels.items():
-            means = "entailment" if name in summary.entailment else NOTHING
-            rows.append([role, shown(name, 60), means, thousands(one.count), *_share_cells(one)])
-        if summary.left_out:
-            text.append(f"Left out of the {role}: {_left_out(summary)}.")
-    columns = [
-        Column("Data"),
-        Column("Label", "wrap"),
-        Column("Counts as"),
-        Column("Pairs (n)", "number"),
-        Column("Share", "number"),
-        Column("95 % interval", "number"),
+    groups = [
+        [
+            [
+                *(role, shown(name, 60), "entailment" if name in summary.entailment else NOTHING),
+                *(thousands(share.count), *_share_cells(share)),
+            ]
+            for name, share in summary.labels.items()
+        ]
+        for role, summary in files.items()
     ]
-    paths = [[role, shown(one.path, 300), thousands(one.num_rows), _columns(one)] for role, one in files.items()]
-    of_files = Table([Column("Data"), Column("File", "wrap"), Column("Pairs", "number"), Column("Columns", "wrap")], paths)
-    return Block("size", "Size and labels", text, [of_files, Table(columns, rows, group_starts=frozenset(starts - {0}))])
+    text = [f"Left out of the {role}: {_left_out(summary)}." for role, summary in files.items() if summary.left_out]
+    columns = [Column("Data"), Column("Label", "wrap"), Column("Counts as"), *_numbers("Pairs (n)", "Share", "95 % interval")]
+    paths = [[role, shown(file.path, 300), thousands(file.num_rows), _columns(file)] for role, file in files.items()]
+    of_files = Table([Column("Data"), Column("File", "wrap"), *_numbers("Pairs"), Column("Columns", "wrap")], paths)
+    return Block("size", "Size and labels", text, [of_files, _grouped(columns, groups)])
 
 
 def _heuristics_block(audit: Audit) -> Block:
-    columns = [
-        Column("Heuristic"),
-        Column("Of"),
-        Column("Holds", "number"),
-        Column("Pairs (n)", "number"),
-        Column("Share", "number"),
-        Column("95 % interval", "number"),
-    ]
-    rows: list[list[str]] = []
-    starts = set()
-    for one in audit.heuristics:
-        if one.all_rows is None:
-            continue
-        starts.add(len(rows))
-        slices = {"all": one.all_rows, **{shown(name, 60): share for name, share in (one.by_label or {}).items()}}
-        rows += [
-            [_title(one.name), of, thousands(share.count), thousands(share.n), *_share_cells(share)]
-            for of, share in slices.items()
-        ]
-    given = [
-        [_title(one.name), thousands(one.entailment.count), thousands(one.entailment.n), *_share_cells(one.entailment)]
-        for one in audit.heuristics
-        if one.entailment
-    ]
-    given_columns = [Column("Where it holds"), Column("Entailment", "number"), Column("Pairs (n)", "number"), *columns[-2:]]
-    text = [f"{_title(one.name)}: {one.description}{_undecided(one)}" for one in audit.heuristics]
-    tables = [Table(columns, rows, group_starts=frozenset(starts - {0}))]
-    return Block("heuristics", "Heuristics by label", text, [*tables, *([Table(given_columns, given)] if given else [])])
+    columns = [Column("Heuristic"), Column("Of"), *_numbers("Holds", "Pairs (n)", "Share", "95 % interval")]
+    groups = []
+    for finding in audit.heuristics:
+        if finding.all_rows is not None:
+            by_label = {shown(name, 60): share for name, share in (finding.by_label or {}).items()}
+            groups.append(_share_rows(_title(finding.name), {"all": finding.all_rows, **by_label}))
+    given = [[_title(finding.name), *_counted_cells(finding.entailment)] for finding in audit.heuristics if finding.entailment]
+    given_columns = [Column("Where it holds"), *_numbers("Entailment", "Pairs (n)", "Share", "95 % interval")]
+    text = [f"{_title(finding.name)}: {finding.description}{_undecided(finding)}" for finding in audit.heuristics]
+    tables = [_grouped(columns, groups), *([Table(given_columns, given)] if given else [])]
+    return Block("heuristics", "Heuristics by label", text, tables)
 
 
-def _undecided(one: HeuristicFinding) -> str:
-    return f" ({one.reason}.)" if one.all_rows is None else ""
+def _undecided(finding: HeuristicFinding) -> str:
+    return f" ({finding.reason}.)" if finding.all_rows is None else ""
 
 
 def _copies_block(audit: Audit) -> Block:
-    columns = [
-        Column("Copies"),
-        Column("Kind"),
-        Column("Rows", "number"),
-        Column("Of (n)", "number"),
-        Column("Share", "number"),
-        Column("95 % interval", "number"),
-    ]
-    rows: list[list[str]] = []
-    starts = set()
+    columns = [Column("Copies"), Column("Kind"), *_numbers("Rows", "Of (n)", "Share", "95 % interval")]
     all_counts = [("in the file", audit.duplicates)]
     if audit.reference_duplicates:
         all_counts.append(("in the reference", audit.reference_duplicates))
-    all_counts += [(f"of {_role(audit, one)}", one) for one in audit.copies]
+    all_counts += [(f"of {_role(audit, counts)}", counts) for counts in audit.copies]
+    groups = []
     for name, counts in all_counts:
-        starts.add(len(rows))
         slices = {words: counts.kinds[kind] for kind, words in KINDS_OF_COPY.items()} | {"any of these": counts.kinds["any"]}
         slices["any, and another label"] = counts.other_label
         slices |= {f"the {side} alone": share for side, share in counts.parts.items()}
-        rows += [[name, kind, thousands(one.count), thousands(one.n), *_share_cells(one)] for kind, one in slices.items()]
+        groups.append(_share_rows(name, slices))
     text = [
         "Within a file the later row counts as the copy. A row counts once, as the closest kind: exact; the same words, but "
         "for case, punctuation and spacing; near. A copy with another label is a contradiction in the data.",
     ]
-    return Block("copies", "Duplicates and copies", text, [Table(columns, rows, group_starts=frozenset(starts - {0}))])
+    return Block("copies", "Duplicates and copies", text, [_grouped(columns, groups)])
 
 
 def _hypothesis_block(audit: Audit) -> Block:
     columns = [
         Column("Data"),
-        Column("Trained on", "number"),
-        Column("Held out (n)", "number"),
-        Column("Accuracy", "number"),
-        Column("95 % interval", "number"),
-        Column("Majority", "number"),
-        Column("Above it", "number"),
-        Column("95 % interval", "number"),
+        *_numbers("Trained on", "Held out (n)", "Accuracy", "95 % interval", "Majority", "Above it", "95 % interval"),
     ]
     rows, text = [], []
-    for role, one in (("file", audit.hypothesis_only), ("reference", audit.reference_hypothesis_only)):
-        if one is None:
+    for role, baseline in (("file", audit.hypothesis_only), ("reference", audit.reference_hypothesis_only)):
+        if baseline is None:
             continue
-        if one.accuracy is None or one.majority is None or one.lift is None:
-            text.append(f"Cannot tell for the {role}: {one.reason}.")
+        if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
+            text.append(f"Cannot tell for the {role}: {baseline.reason}.")
             continue
         rows.append(
             [
-                role,
-                thousands(one.num_training),
-                thousands(one.accuracy.n),
-                *_share_cells(one.accuracy),
-                percent(one.majority.share),
-                points(one.lift.mean),
-                _points(one.lift.interval),
+                *(role, thousands(baseline.num_training), thousands(baseline.accuracy.n), *_share_cells(baseline.accuracy)),
+                *(percent(baseline.majority.share), points(baseline.lift.mean), _points(baseline.lift.interval)),
             ]
         )
     words = [
-        [shown(one.label, 60), shown(one.word, 40), thousands(one.with_label.n), *_share_cells(one.with_label)]
-        for one in audit.hypothesis_only.words
+        [shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n), *_share_cells(given.with_label)]
+        for given in audit.hypothesis_only.words
     ]
-    word_columns = [
-        Column("Label", "wrap"),
-        Column("Word"),
-        Column("Hypotheses (n)", "number"),
-        Column("With the label", "number"),
-        Column("95 % interval", "number"),
-    ]
+    word_columns = [Column("Label", "wrap"), Column("Word"), *_numbers("Hypotheses (n)", "With the label", "95 % interval")]
     folds = [Fold("Words that go with a label", [Table(word_columns, words)])] if words else []
     return Block("hypothesis-only", "The hypothesis alone", text, [Table(columns, rows)] if rows else [], folds)
 
 
 def _variety_block(audit: Audit) -> Block:
     columns = [
-        Column("Distinct n-grams"),
-        Column("n"),
-        Column("Blocks", "number"),
-        Column("File", "number"),
-        Column("95 % interval", "number"),
-        Column("Reference", "number"),
-        Column("Difference", "number"),
+        *(Column("Distinct n-grams"), Column("n")),
+        *_numbers("Blocks", "File", "95 % interval", "Reference", "Difference"),
     ]
-    rows, text = (
-        [],
-        ["Different word n-grams over all, in blocks of 5 000 words of sampled rows; n = 1 is the type-token ratio."],
-    )
-    for one, other in _paired_diversity(audit):
-        if one.reason:
-            text.append(f"Cannot tell for the {one.side}: {one.reason}.")
-        for n, estimate in one.distinct.items():
+    rows = []
+    text = ["Different word n-grams over all, in blocks of 5 000 words of sampled rows; n = 1 is the type-token ratio."]
+    for diversity, other in _paired_diversity(audit):
+        if diversity.reason:
+            text.append(f"Cannot tell for the {diversity.side}: {diversity.reason}.")
+        for n, estimate in diversity.distinct.items():
             base = other.distinct.get(n) if other else None
             apart = difference(estimate, base) if base else None
             rows.append(
                 [
-                    one.side,
-                    str(n),
-                    str(estimate.n),
-                    f"{estimate.mean:.3f}",
-                    _range(estimate.interval),
-                    f"{base.mean:.3f}" if base else NOTHING,
-                    _range(apart),
+                    *(diversity.side, str(n), str(estimate.n), f"{estimate.mean:.3f}", _range(estimate.interval)),
+                    *(f"{base.mean:.3f}" if base else NOTHING, _range(apart)),
                 ]
             )
-    return Block(
-        "variety",
-        "Variety and length",
-        text,
-        [Table(columns, rows)] if rows else [],
-        [
-            Fold(
-                "Lengths in words",
-                [_lengths(audit.lengths, "file"), *([_lengths(audit.reference_lengths, "reference")] * bool(audit.reference))],
-            )
-        ],
-    )
+    of_lengths = [_lengths(audit.lengths, "file")]
+    if audit.reference:
+        of_lengths.append(_lengths(audit.reference_lengths, "reference"))
+    tables, folds = [Table(columns, rows)] if rows else [], [Fold("Lengths in words", of_lengths)]
+    return Block("variety", "Variety and length", text, tables, folds)
 
 
 def _lengths(lengths: Sequence[Length], role: str) -> Table:
     columns = [
-        Column("Label", "wrap"),
-        Column("Side"),
-        Column("Rows (n)", "number"),
-        Column("Mean", "number"),
-        Column("95 % interval", "number"),
-        Column("Median", "number"),
-        Column("5 to 95 %", "number"),
-        Column("Longest", "number"),
+        *(Column("Label", "wrap"), Column("Side")),
+        *_numbers("Rows (n)", "Mean", "95 % interval", "Median", "5 to 95 %", "Longest"),
     ]
     rows = [
         [
-            shown(one.label, 60),
-            one.side,
-            thousands(one.mean.n),
-            f"{one.mean.mean:.1f}",
-            _range(one.mean.interval, 1),
-            f"{one.median:g}",
-            f"{one.percentile_5:g} to {one.percentile_95:g}",
-            thousands(int(one.mean.high)),
+            *(shown(length.label, 60), length.side, thousands(length.mean.n)),
+            *(f"{length.mean.mean:.1f}", _range(length.mean.interval, 1), f"{length.median:g}"),
+            *(f"{length.percentile_5:g} to {length.percentile_95:g}", thousands(int(length.mean.high))),
         ]
-        for one in lengths
+        for length in lengths
     ]
     return Table(columns, rows, caption=role)
 
 
 def _samples_block(samples: Sequence[Sample]) -> Block:
-    columns = [Column("Row"), Column("Label", "wrap"), Column("Premise", "wrap"), Column("Hypothesis", "wrap")]
+    columns = [Column("Row"), *(Column(name, "wrap") for name in ("Label", "Premise", "Hypothesis"))]
+    keys = ("row", "label", "premise", "hypothesis")
     folds = []
     for sample in samples:
-        rows: list[list[str]] = []
-        starts = set()
-        for group in sample.rows:
-            starts.add(len(rows))
-            rows += [[one["row"], one["label"], one["premise"], one["hypothesis"]] for one in group]
-        folds.append(Fold(sample.title, [Table(columns, rows, group_starts=frozenset(starts - {0}))]))
-    return Block(
-        "samples", "Samples", ["Drawn at random, cut after 300 characters; below a copy is what it copies."], folds=folds
-    )
+        groups = [[[row[key] for key in keys] for row in group] for group in sample.rows]
+        folds.append(Fold(sample.title, [_grouped(columns, groups)]))
+    text = ["Drawn at random, cut after 300 characters; below a copy is what it copies."]
+    return Block("samples", "Samples", text, folds=folds)
 
 
 def _files(audit: Audit) -> dict[str, FileSummary]:
@@ -340,11 +262,11 @@ def _files(audit: Audit) -> dict[str, FileSummary]:
     if audit.reference and audit.generator_training and audit.reference.path == audit.generator_training.path:
         return files | {"reference (also the generator's training data)": audit.reference}
     others = {"reference": audit.reference, "generator's training data": audit.generator_training}
-    return files | {role: one for role, one in others.items() if one}
+    return files | {role: file for role, file in others.items() if file}
 
 
 def _role(audit: Audit, counts: CopyCounts) -> str:
-    return "the " + next(role for role, one in _files(audit).items() if one.path == counts.source)
+    return "the " + next(role for role, file in _files(audit).items() if file.path == counts.source)
 
 
 def _columns(summary: FileSummary) -> str:
@@ -352,21 +274,22 @@ def _columns(summary: FileSummary) -> str:
 
 
 def _paired_diversity(audit: Audit) -> list[tuple[Diversity, Diversity | None]]:
-    others = {one.side: one for one in audit.reference_diversity}
-    return [(one, others.get(one.side)) for one in audit.diversity]
+    others = {diversity.side: diversity for diversity in audit.reference_diversity}
+    return [(diversity, others.get(diversity.side)) for diversity in audit.diversity]
 
 
-def _distinct_words(one: Diversity) -> str:
-    words = [f"{n}: {found.mean:.3f} ({_range(found.interval)})" for n, found in one.distinct.items()]
-    return ", ".join(words) or f"cannot tell, {one.reason}"
+def _distinct_words(diversity: Diversity) -> str:
+    words = [f"{n}: {share.mean:.3f} ({_range(share.interval)})" for n, share in diversity.distinct.items()]
+    return ", ".join(words) or f"cannot tell, {diversity.reason}"
 
 
-def _baseline_words(name: str, one: HypothesisOnly) -> str:
-    if one.accuracy is None or one.majority is None or one.lift is None:
-        return f"{name}: cannot tell, {one.reason}"
+def _baseline_words(name: str, baseline: HypothesisOnly) -> str:
+    if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
+        return f"{name}: cannot tell, {baseline.reason}"
     return (
-        f"{name}: accuracy {percent(one.accuracy.share)}, {points(one.lift.mean)} points {_points(one.lift.interval)} above "
-        f"the majority class's {percent(one.majority.share)} (n={thousands(one.accuracy.n)})"
+        f"{name}: accuracy {percent(baseline.accuracy.share)}, {points(baseline.lift.mean)} points "
+        f"{_points(baseline.lift.interval)} above the majority class's {percent(baseline.majority.share)} "
+        f"(n={thousands(baseline.accuracy.n)})"
     )
 
 
@@ -398,6 +321,14 @@ def _ratio(ratio: Ratio | None) -> str:
 
 def _share_cells(share: Share) -> tuple[str, str]:
     return percent(share.share, 2), percent_range(share.interval.low, share.interval.high, 2)
+
+
+def _counted_cells(share: Share) -> list[str]:
+    return [thousands(share.count), thousands(share.n), *_share_cells(share)]
+
+
+def _share_rows(name: str, slices: Mapping[str, Share]) -> list[list[str]]:
+    return [[name, of, *_counted_cells(share)] for of, share in slices.items()]
 
 
 def _points(interval: Interval | None) -> str:
