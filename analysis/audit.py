@@ -41,7 +41,7 @@ from analysis.audit_scan import MAX_PROCESSES, Scan, audited, scan_pairs
 from pipelines.errors import UserError
 
 FORMAT_VERSION = 1
-"""Of the JSON; one more whenever a field changes its meaning or goes."""
+"""The JSON's version; one more whenever a field changes its meaning or goes."""
 NUM_SAMPLES = 5
 SHOWN_CHARACTERS = 300
 ENTAILMENT_NAMES = ("entailment", "entails", "entailed")
@@ -51,7 +51,7 @@ KINDS_OF_COPY = {"exact": "exact", "same_words": "same words", "near": "near"}
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """What to audit a file with."""
+    """The options of an audit."""
 
     columns: ColumnNames = field(default_factory=ColumnNames)
     entailment: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class AuditSettings:
     reference: str | None = None
     """Pairs to compare with: the original data."""
     generator_training: str | None = None
-    """What the generator was trained on: how much of it does the file repeat?"""
+    """The generator's training data: how much of it does the file repeat?"""
     heuristics: tuple[str, ...] = ()
     """Heuristics of one's own, as FILE.py:NAME or module:NAME, beside the built-in ones."""
     margin: float = MARGIN
@@ -76,16 +76,16 @@ class FileSummary:
     path: str
     columns: Mapping[str, str]
     num_rows: int
-    """Complete pairs: what every other number is about."""
+    """Complete pairs, which every other number is about."""
     left_out: Mapping[str, int]
     labels: Mapping[str, Share]
     entailment: tuple[str, ...]
-    """Those of its labels that mean entailment."""
+    """The labels, of its own, that mean entailment."""
 
 
 @dataclass(frozen=True)
 class CopyCounts:
-    """How many rows of the file are copies, by kind: of earlier rows of it, or of rows of `source`."""
+    """Numbers of rows that are copies, by kind: of earlier rows of the file, or of rows of `source`."""
 
     source: str
     """A path; empty for the file itself."""
@@ -119,7 +119,7 @@ class Audit:
     duplicates: CopyCounts
     reference_duplicates: CopyCounts | None
     copies: tuple[CopyCounts, ...]
-    """Of the generator's training data and of the reference, if these are given."""
+    """Copies of the generator's training data and of the reference, if these are given."""
     hypothesis_only: HypothesisOnly
     reference_hypothesis_only: HypothesisOnly | None
     lengths: tuple[Length, ...]
@@ -147,24 +147,27 @@ def audit_pairs(path: str | Path, settings: AuditSettings | None = None) -> Audi
             raise UserError(f"{other} is the file to audit itself, which equals it in everything; give another or leave it out")
     # All are opened before one is read, so that a wrong name fails at once.
     opened = {
-        str(one): open_pairs(one, settings.columns) for one in (path, settings.reference, settings.generator_training) if one
+        str(file): open_pairs(file, settings.columns)
+        for file in (path, settings.reference, settings.generator_training)
+        if file
     }
     # A heuristic that cannot be loaded shows now, not in a process that measures.
     audited(settings.heuristics)
     scans = {
-        name: scan_pairs(one, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
-        for name, one in opened.items()
+        name: scan_pairs(pairs, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
+        for name, pairs in opened.items()
     }
     scan = scans[str(path)]
     reference = scans[settings.reference] if settings.reference else None
     training = scans[settings.generator_training] if settings.generator_training else None
-    entailment = _entailment_labels(scan, [one for one in (reference,) if one], settings.entailment)
+    entailment = _entailment_labels([scan, reference] if reference else [scan], settings.entailment)
 
     within = duplicates(scan)
-    sources = list({id(one): one for one in (training, reference) if one}.values())
-    found = {id(source): copies_of(scan, source) for source in sources}
+    # One file can be both.
+    sources = list({id(source): source for source in (training, reference) if source}.values())
+    copies = [(source, copies_of(scan, source)) for source in sources]
     # The same number of rows for both, since both baseline and diversity depend on it.
-    num_sampled = min(one.sample.num_rows for one in (scan, reference) if one)
+    num_sampled = min(each.sample.num_rows for each in (scan, reference) if each)
     return Audit(
         Path(path).resolve().stem,
         _summary(scan, entailment),
@@ -175,14 +178,14 @@ def audit_pairs(path: str | Path, settings: AuditSettings | None = None) -> Audi
         tuple(heuristic_findings(scan, entailment, reference, settings.margin)),
         _count_copies(scan, scan, within),
         _count_copies(reference, reference, duplicates(reference)) if reference else None,
-        tuple(_count_copies(scan, source, found[id(source)]) for source in sources),
+        tuple(_count_copies(scan, source, of_source) for source, of_source in copies),
         hypothesis_only(scan.sample.slice(0, num_sampled)),
         hypothesis_only(reference.sample.slice(0, num_sampled)) if reference else None,
         tuple(lengths(scan)),
         tuple(lengths(reference)) if reference else (),
         tuple(diversity(scan.sample.slice(0, num_sampled))),
         tuple(diversity(reference.sample.slice(0, num_sampled))) if reference else (),
-        tuple(_samples(scan, entailment, within, [(source, found[id(source)]) for source in sources], settings.seed)),
+        tuple(_samples(scan, entailment, within, copies, settings.seed)),
         time.monotonic() - began,
     )
 
@@ -200,36 +203,37 @@ def shown(text: str, num_characters: int = SHOWN_CHARACTERS) -> str:
     line = " ".join(text[: 4 * num_characters].split())
     # Format characters (Cf) turn the direction of text; lone surrogates and unassigned ones cannot be written.
     safe = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Cn") else one for one in line
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn") else character
+        for character in line
     )
     return safe if len(safe) <= num_characters else safe[: num_characters - 1] + "…"
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return fields | ({"share": value.share} if isinstance(value, Share) else {})
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _entailment_labels(scan: Scan, others: Sequence[Scan], named: Sequence[str]) -> tuple[str, ...]:
+def _entailment_labels(scans: Sequence[Scan], named: Sequence[str]) -> tuple[str, ...]:
     """The labels that mean entailment; each file must have one, unless its labels are all one."""
-    for one in (scan, *others):
-        usual = [label for label in one.labels if label.lower() in ENTAILMENT_NAMES]
-        if (named and set(named) & set(one.labels)) or (not named and usual) or (named and len(one.labels) == 1):
+    for scan in scans:
+        usual = [label for label in scan.labels if label.lower() in ENTAILMENT_NAMES]
+        if (set(named) & set(scan.labels) or len(scan.labels) == 1) if named else usual:
             continue
-        listed = ", ".join(repr(shown(label, 40)) for label in one.labels)
+        listed = ", ".join(repr(shown(label, 40)) for label in scan.labels)
         what = f"none of its labels is {' or '.join(map(repr, named))}" if named else "none of its labels is called entailment"
-        raise UserError(f"{one.pairs.path}: {what}; they are {listed}: say which mean entailment with --entailment NAME")
+        raise UserError(f"{scan.pairs.path}: {what}; they are {listed}: say which mean entailment with --entailment NAME")
     if named:
         return tuple(named)
-    return tuple(dict.fromkeys(label for one in (scan, *others) for label in one.labels if label.lower() in ENTAILMENT_NAMES))
+    return tuple(dict.fromkeys(label for scan in scans for label in scan.labels if label.lower() in ENTAILMENT_NAMES))
 
 
 def _summary(scan: Scan, entailment: Sequence[str]) -> FileSummary:
@@ -245,8 +249,7 @@ def _summary(scan: Scan, entailment: Sequence[str]) -> FileSummary:
 
 
 def _count_copies(scan: Scan, source: Scan, copies: Copies) -> CopyCounts:
-    of = {**{kind: getattr(copies, kind) for kind in KINDS_OF_COPY}, "any": copies.any}
-    kinds = {kind: share_of((rows != NO_ROW).sum(), scan.num_rows) for kind, rows in of.items()}
+    kinds = {kind: share_of((getattr(copies, kind) != NO_ROW).sum(), scan.num_rows) for kind in (*KINDS_OF_COPY, "any")}
     other_label = share_of(len(_with_other_label(scan, source, copies)), scan.num_rows)
     if scan is source:
         return CopyCounts("", kinds, other_label)
@@ -298,8 +301,7 @@ def _samples(
 
     def show(of: Scan, row: int) -> dict[str, str]:
         number = int(of.row[row])
-        found = {name: shown(text) for name, text in texts[id(of)][number].items()}
-        return {"row": f"{of.pairs.unit} {number}", **found}
+        return {"row": f"{of.pairs.unit} {number}"} | {name: shown(text) for name, text in texts[id(of)][number].items()}
 
     return [
         Sample(

@@ -1,4 +1,4 @@
-"""Which pairs repeat another: exactly, but for case and punctuation, or nearly; within a file and from one file in another.
+"""Pairs that repeat another: exactly, but for case and punctuation, or nearly; within a file and from one file in another.
 
 How alike two pairs are is the Jaccard index of their premises' word pairs times that of their hypotheses' (a word pair is
 a word with the one before it, or the start; :func:`analysis.audit_words.word_pairs`). A *near* copy is alike to about 0.6 or
@@ -7,9 +7,9 @@ share makes none.
 
 MinHash signatures of 30 components of 16 bits, in 10 bands of 3 (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of
 Massive Datasets, section 3.4): pairs that agree in a band are compared in all components, and are near if 18 agree.
-By calculation 99.7 % of pairs alike to 0.8 are found, 91 % at 0.7, 57 % at 0.6, 18 % at 0.5 and 0.05 % at 0.3; a test
-measures the recall on altered sentences. Only neighbours in a band are compared: of a thousand pairs that are all alike each
-finds one, after a few comparisons. Memory is 60 bytes a row, time that of ten sorts.
+By calculation 99.7 % of pairs alike to 0.8 are recognised, 91 % at 0.7, 57 % at 0.6, 18 % at 0.5 and 0.05 % at 0.3; a test
+measures the recall on altered sentences. Only neighbours in a band are compared, so that of a thousand pairs that are all alike
+each meets another after a few comparisons.
 
 Exact and word-for-word copies go by 64-bit hashes: in 1.8 million rows one false copy in ten million files.
 """
@@ -26,7 +26,7 @@ BAND = 3
 MIN_AGREEING = 18
 """Components, of NUM_COMPONENTS, in which near copies agree."""
 NEIGHBOURS = 3
-"""How many rows of the same band a row is compared with."""
+"""Rows of the same band that a row is compared with."""
 NO_ROW = -1
 
 
@@ -81,9 +81,9 @@ def _found_in(hashes: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 def _near(signature: np.ndarray, rows: np.ndarray, source: np.ndarray | None = None) -> np.ndarray:
     """For each row a near one: of `source`, or without it an earlier one of `rows`. Rows not in `rows` have NO_ROW."""
-    found = np.full(len(signature), NO_ROW, np.int64)
+    near = np.full(len(signature), NO_ROW, np.int64)
     for band in range(0, NUM_COMPONENTS, BAND):
-        rows = rows[found[rows] == NO_ROW] if source is not None else rows
+        rows = rows[near[rows] == NO_ROW] if source is not None else rows
         keys = _band_keys(signature, band)[rows]
         if source is None:
             order = np.argsort(keys)
@@ -92,8 +92,8 @@ def _near(signature: np.ndarray, rows: np.ndarray, source: np.ndarray | None = N
                 same = np.flatnonzero(keys[step:] == keys[:-step])
                 a, b = ordered[same], ordered[same + step]
                 later, earlier = np.maximum(a, b), np.minimum(a, b)
-                new = found[later] == NO_ROW
-                _keep_near(found, later[new], earlier[new], signature, signature)
+                new = near[later] == NO_ROW
+                _keep_near(near, later[new], earlier[new], signature, signature)
             continue
         source_keys = _band_keys(source, band)
         order = np.argsort(source_keys)
@@ -101,9 +101,9 @@ def _near(signature: np.ndarray, rows: np.ndarray, source: np.ndarray | None = N
         position = np.searchsorted(source_keys, keys)
         for step in range(NEIGHBOURS):
             at = np.minimum(position + step, len(source_keys) - 1)
-            same = (source_keys[at] == keys) & (found[rows] == NO_ROW)
-            _keep_near(found, rows[same], order[at[same]], signature, source)
-    return found
+            same = (source_keys[at] == keys) & (near[rows] == NO_ROW)
+            _keep_near(near, rows[same], order[at[same]], signature, source)
+    return near
 
 
 def _band_keys(signature: np.ndarray, band: int) -> np.ndarray:
@@ -111,8 +111,8 @@ def _band_keys(signature: np.ndarray, band: int) -> np.ndarray:
     return (parts[:, 0] << np.uint64(32)) | (parts[:, 1] << np.uint64(16)) | parts[:, 2]
 
 
-def _keep_near(found: np.ndarray, rows: np.ndarray, others: np.ndarray, signature: np.ndarray, source: np.ndarray) -> None:
+def _keep_near(near: np.ndarray, rows: np.ndarray, others: np.ndarray, signature: np.ndarray, source: np.ndarray) -> None:
     for start in range(0, len(rows), 1 << 18):
         a, b = rows[start : start + (1 << 18)], others[start : start + (1 << 18)]
-        near = (signature[a] == source[b]).sum(axis=1) >= MIN_AGREEING
-        found[a[near]] = b[near]
+        agree = (signature[a] == source[b]).sum(axis=1) >= MIN_AGREEING
+        near[a[agree]] = b[agree]
