@@ -1,4 +1,4 @@
-"""Which columns of a file are premise, hypothesis, label and parse, and whether their types can be."""
+"""A file's columns: which are premise, hypothesis, label and parse, and whether their types can be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USUAL_NAMES = {
     "label": ("label", "gold_label", "labels", "entailment_judgment"),
     "parse": ("premise_parse", "sentence1_parse"),
 }
-"""What the columns are usually called, in the order in which they are looked for."""
+"""The columns' usual names, in the order in which they are looked for."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ColumnNames:
     parse: str | None = None
 
 
-def map_columns(found: Sequence[str], names: ColumnNames, path: str | Path) -> dict[str, str]:
+def map_columns(present: Sequence[str], names: ColumnNames, path: str | Path) -> dict[str, str]:
     """Which of the file's columns is premise, hypothesis, label and, where there is one, parse.
 
     Raises :class:`UserError` for a column that is missing, ambiguous or mapped twice.
@@ -38,15 +38,15 @@ def map_columns(found: Sequence[str], names: ColumnNames, path: str | Path) -> d
     columns = {}
     for name, usual in USUAL_NAMES.items():
         wanted = getattr(names, name)
-        column = next((one for one in ((wanted,) if wanted in found else usual) if one in found), None)
+        column = next((column for column in ((wanted,) if wanted in present else usual) if column in present), None)
         if column is None and name == "parse" and wanted is None:
             continue
         if column is None:
             looked_for = f"{wanted!r}" if wanted else ", ".join(usual)
-            listed = ", ".join(map(repr, found[:30])) + (" …" if len(found) > 30 else "")
+            listed = ", ".join(map(repr, present[:30])) + (" …" if len(present) > 30 else "")
             raise UserError(f"{path}: no {name} column ({looked_for}); it has {listed or 'none'}: give one of them as --{name}")
-        if list(found).count(column) > 1:
-            raise UserError(f"{path}: {list(found).count(column)} columns are called {column!r}; give each its own name")
+        if (count := list(present).count(column)) > 1:
+            raise UserError(f"{path}: {count} columns are called {column!r}; give each its own name")
         columns[name] = column
     if len(set(columns.values())) < len(columns):
         raise UserError(f"{path}: one column is mapped twice ({columns}); premise, hypothesis and label are three columns")

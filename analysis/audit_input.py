@@ -73,7 +73,7 @@ class PairFile:
 
     @property
     def unit(self) -> str:
-        """What rows are numbered by: row, or line for JSONL."""
+        """The word for a row's number: row, or line for JSONL."""
         return "line" if self.kind == "lines" else "row"
 
     @property
@@ -176,7 +176,7 @@ def unpacked(sent: RawBatch | tuple[bytes, int]) -> RawBatch:
 
 def read_rows(pairs: PairFile, wanted: Iterable[int]) -> dict[int, dict[str, str]]:
     """Single rows by their numbers: premise, hypothesis and label. Reads up to the last of them."""
-    left, found = sorted(set(wanted), reverse=True), {}
+    left, texts = sorted(set(wanted), reverse=True), {}
     for raw in pairs.raw_batches() if left else ():
         rows: Any = raw.content.split(b"\n") if isinstance(raw.content, bytes) else raw.content
         end = raw.first + (len(rows) if isinstance(rows, list) else rows.num_rows)
@@ -185,10 +185,10 @@ def read_rows(pairs: PairFile, wanted: Iterable[int]) -> dict[int, dict[str, str
             at = number - raw.first
             content = rows[at] if isinstance(raw.content, bytes) else rows.slice(at, 1)
             batch = clean_batch(RawBatch(content, number), pairs)
-            found[number] = {name: getattr(batch, name)[0].as_py() for name in ("premise", "hypothesis", "label")}
+            texts[number] = {name: getattr(batch, name)[0].as_py() for name in ("premise", "hypothesis", "label")}
         if not left:
             break
-    return found
+    return texts
 
 
 # Finding the files.
@@ -214,7 +214,7 @@ def _find_in_folder(where: Path) -> tuple[list[Path], str]:
         splits = [str(where / name) for name in _json_file(where / "dataset_dict.json").get("splits", ())]
         raise UserError(f"{where} has several splits; give one of them: {', '.join(splits)}")
     if (where / "state.json").is_file():
-        names = [str(one.get("filename")) for one in _json_file(where / "state.json").get("_data_files") or ()]
+        names = [str(file.get("filename")) for file in _json_file(where / "state.json").get("_data_files") or ()]
         files = [where / name for name in names]
         if not files or any(Path(name).name != name for name in names):
             raise UserError(f"{where}/state.json names no files of its own folder; write the dataset again with save_to_disk")
@@ -234,10 +234,10 @@ def _find_in_folder(where: Path) -> tuple[list[Path], str]:
 
 def _json_file(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); write the dataset again with save_to_disk") from error
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 # Their values as text.
@@ -248,8 +248,8 @@ def _text_column(column: pa.Array, name: str, rows: np.ndarray, pairs: PairFile)
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
     elif pa.types.is_floating(kind):
-        # What pandas makes of whole numbers with a gap: 1.0 is 1, NaN is missing.
-        column = pa.array([_other_text(one, name, f"{pairs.path}: the {name}") for one in column.to_pylist()], pa.string())
+        # pandas makes these of whole numbers with a gap: 1.0 is 1, NaN is missing.
+        column = pa.array([_other_text(value, name, f"{pairs.path}: the {name}") for value in column.to_pylist()], pa.string())
     try:
         # Parquet's readers trust its writer that text is UTF-8.
         column.validate(full=True)

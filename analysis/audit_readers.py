@@ -77,7 +77,7 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield from waiting
             waiting = []
         waiting.append(batch)
-        if sum(one.num_rows for one in waiting) >= MAX_BATCH_ROWS // 4 or sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+        if sum(part.num_rows for part in waiting) >= MAX_BATCH_ROWS // 4 or sum(part.nbytes for part in waiting) >= BATCH_BYTES:
             yield pa.concat_batches(waiting) if len(waiting) > 1 else batch
             waiting = []
     if waiting:
@@ -89,7 +89,7 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(file, pre_buffer=False) as parquet:
             groups = [parquet.metadata.row_group(index) for index in range(parquet.metadata.num_row_groups)]
-            largest = max((one.total_byte_size / max(1, one.num_rows) for one in groups), default=1.0)
+            largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
             rows = int(min(MAX_BATCH_ROWS, max(16, BATCH_BYTES / max(1.0, largest))))
             yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
@@ -119,7 +119,7 @@ def table_dialect(file: Path) -> tuple[str, bool, list[str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
     if delimiter == "," and "," not in line:
-        delimiter = next((one for one in (";", "\t") if one in line), ",")
+        delimiter = next((mark for mark in (";", "\t") if mark in line), ",")
     # NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS).
     quote = delimiter != "\t"
     return (
@@ -160,7 +160,7 @@ def read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _explain_table(file: Path, delimiter: str, quote: bool) -> str:
-    """What is wrong with a CSV file, with its line: a second, slow reading, after the fast one has failed."""
+    """The fault of a CSV file, with its line: a second, slow reading, after the fast one has failed."""
     with file.open("rb") as binary:
         for number, raw in enumerate(binary, start=1):
             try:

@@ -39,7 +39,7 @@ SMALL_FILE_BYTES = 8 << 20
 """Below this, starting processes takes longer than the scan."""
 
 NUM_COMPONENTS = 30
-"""Of a signature. Ten bands of three: see :mod:`analysis.audit_copies`."""
+"""Components of a signature, in ten bands of three: see :mod:`analysis.audit_copies`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AuditedHeuristic:
 
 
 def parsed_constituent(premises: Sequence[str], hypotheses: Sequence[str], parses: Sequence[str | None]) -> np.ndarray:
-    """Whether the hypothesis' tokens are those of one complete constituent in the premise's bracketed parse.
+    """:func:`~pipelines.heuristics.is_parsed_constituent` of each pair: booleans of shape (num_pairs,).
 
     Raises :class:`UserError` for a parse that is missing or whose brackets do not match.
     """
@@ -78,8 +78,8 @@ HEURISTICS = (
         True,
     ),
 )
-"""Those of HANS (McCoy, Pavlick and Linzen 2019, table 1). Without a parse, a constituent is one by its place in the sentence
-(docs/heuristics.md: how often that agrees with HANS's own parses)."""
+"""HANS's heuristics (McCoy, Pavlick and Linzen 2019, table 1). Without a parse, a constituent is one by its place in the
+sentence (docs/heuristics.md: how often that agrees with HANS's own parses)."""
 
 
 @functools.cache
@@ -89,15 +89,15 @@ def audited(references: tuple[str, ...] = ()) -> tuple[AuditedHeuristic, ...]:
     Raises :class:`UserError` for a reference to none, to one that is there already, and to one that predicts another label than
     entailment, which is what an audit asks for.
     """
-    found = list(HEURISTICS)
+    heuristics = list(HEURISTICS)
     for reference in references:
         own = find_heuristic(reference)
         if own.predicts != Label.ENTAILMENT:
             raise UserError(f"heuristic {reference} predicts {own.predicts}; an audit asks what goes with entailment")
-        if own.name in {one.name for one in found}:
+        if own.name in {heuristic.name for heuristic in heuristics}:
             raise UserError(f"heuristic {reference}: {own.name} is audited already; name each once")
-        found.append(AuditedHeuristic(own.name, own.description, own))
-    return tuple(found)
+        heuristics.append(AuditedHeuristic(own.name, own.description, own))
+    return tuple(heuristics)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Scan:
     @property
     def heuristics(self) -> tuple[str, ...]:
         """The names of the heuristics that could be asked."""
-        return tuple(one.name for one in audited(self.references) if "parse" in self.pairs.columns or not one.needs_parse)
+        has_parses = "parse" in self.pairs.columns
+        return tuple(each.name for each in audited(self.references) if has_parses or not each.needs_parse)
 
 
 def scan_pairs(
@@ -286,20 +287,19 @@ def apply_heuristics(
     parses: Sequence[str | None] | None = None,
     references: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """Where each heuristic holds: booleans of shape (num_pairs, number of heuristics); nowhere for want of parses."""
+    """The pairs of which each heuristic holds: booleans of shape (num_pairs, number of heuristics); none for want of parses."""
     heuristics = audited(references)
     holds = np.zeros((len(premises), len(heuristics)), bool)
-    names = [one.name for one in heuristics]
-    for index, one in enumerate(heuristics):
-        where = np.flatnonzero(holds[:, names.index(one.within)]) if one.within else np.arange(len(premises))
-        columns: list[Any] = [premises, hypotheses]
-        if one.needs_parse and parses is None:
+    names = [heuristic.name for heuristic in heuristics]
+    for index, heuristic in enumerate(heuristics):
+        if heuristic.needs_parse and parses is None:
             continue
-        if one.needs_parse and parses is not None:
-            columns.append(parses)
-        if one.within:
-            columns = [[column[row] for row in where] for column in columns]
-        holds[where, index] = one.holds(*columns)
+        columns: list[Any] = [premises, hypotheses, parses] if heuristic.needs_parse else [premises, hypotheses]
+        if heuristic.within:
+            where = np.flatnonzero(holds[:, names.index(heuristic.within)])
+            holds[where, index] = heuristic.holds(*([column[row] for row in where] for column in columns))
+        else:
+            holds[:, index] = heuristic.holds(*columns)
     return holds
 
 
@@ -324,6 +324,6 @@ def _signature(premise: np.ndarray, hypothesis: np.ndarray) -> np.ndarray:
 
 def _sample_table(batch: PairBatch, priority: np.ndarray, limit: int) -> pa.Table:
     drawn = priority < np.uint64(limit)
-    texts = [pc.utf8_slice_codeunits(one.filter(drawn), 0, SAMPLE_CHARACTERS) for one in (batch.premise, batch.hypothesis)]
+    texts = [pc.utf8_slice_codeunits(side.filter(drawn), 0, SAMPLE_CHARACTERS) for side in (batch.premise, batch.hypothesis)]
     names = ["priority", "row", "label", "premise", "hypothesis"]
     return pa.table([priority[drawn], batch.rows[drawn], batch.label.filter(drawn), *texts], names)

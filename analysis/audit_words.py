@@ -1,4 +1,4 @@
-"""The words of texts, as 64-bit hashes: where each begins, with the one before it, and in their order.
+"""The words of texts as 64-bit hashes: each by itself, with the word before it, and all in their order.
 
 A *word* is a token between white space, lower-cased, its characters that are neither letters nor digits removed. The
 heuristics have tokens of their own (:mod:`pipelines.heuristics`): ``runs.`` has the word ``runs``, and is not their token.
