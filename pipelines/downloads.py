@@ -133,10 +133,9 @@ def fetch_nli_data(
         files = origin["files"]
         for official in OFFICIAL:
             if copies is None:
-                found = _from_official_place(official, folder, files, say, on_bytes)
+                files.update(_from_official_place(official, folder, files, say, on_bytes))
             else:
-                found = _from_copies(official, Path(copies).expanduser(), folder, files, say)
-            files.update(found)
+                files.update(_from_copies(official, Path(copies).expanduser(), folder, files, say))
             # Now, not at the end: what an archive's files are is known only from here.
             _write_origin(folder, origin)
         say(f"writing {folder / PARQUET_FOLDER}")
@@ -175,9 +174,9 @@ def _from_copies(official: Official, copies: Path, folder: Path, known: Entries,
         raise UserError(f"--from {copies} is not a folder; give the one that holds {', '.join(FILES)}")
     archive = copies / official.name
     if official.members and archive.is_file():
-        if (found := sha256_of(archive)) != official.sha256:
+        if (sha256 := sha256_of(archive)) != official.sha256:
             raise UserError(
-                f"{archive} has sha256 {found[:12]}…, the official one {official.sha256[:12]}…: it is cut off or another "
+                f"{archive} has sha256 {sha256[:12]}…, the official one {official.sha256[:12]}…: it is cut off or another "
                 "file; download it again, or put the files that it holds in its place"
             )
         if _is_there(official, folder, known):
@@ -288,10 +287,10 @@ def _download(official: Official, folder: Path, say: Say, on_bytes: OnBytes) -> 
         say(f"{official.name}: what was there did not belong to it; starting again")
         part.unlink()
         _receive_all(official, part, say, on_bytes)
-    if (found := sha256_of(part)) != official.sha256:
+    if (sha256 := sha256_of(part)) != official.sha256:
         part.unlink()
         raise UserError(
-            f"{official.url} sent content with sha256 {found[:12]}…, the published one is {official.sha256[:12]}…: it was "
+            f"{official.url} sent content with sha256 {sha256[:12]}…, the published one is {official.sha256[:12]}…: it was "
             f"changed there or on the way; nothing of it is kept: run the same command again, {BY_HAND}"
         )
     return part
@@ -328,11 +327,11 @@ def _receive(official: Official, part: Path, on_bytes: OnBytes) -> str:
     try:
         with urlopen(Request(official.url, headers=headers), timeout=TIMEOUT_S) as response:
             if response.status == http.client.PARTIAL_CONTENT:
-                found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-                if not found or int(found[1]) != num_bytes:
+                sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+                if not sent or int(sent[1]) != num_bytes:
                     part.unlink()
                     return "sent another range than it was asked for"
-                total = found[2]
+                total = sent[2]
             else:
                 num_bytes = 0
                 total = response.headers.get("Content-Length") or "*"

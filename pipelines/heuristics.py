@@ -108,19 +108,19 @@ def constituents(parse: str) -> list[list[str]]:
     """The words of each constituent of a bracketed parse, inner before outer; the last is the whole sentence."""
     words: list[str] = []
     starts: list[int] = []
-    found = []
+    closed = []
     for previous, piece in pairwise(["", *re.findall(r"[()]|[^\s()]+", parse), ""]):
         if piece == "(":
             starts.append(len(words))
         elif piece == ")" and starts:
-            found.append(words[starts.pop() :])
-        elif piece == ")" or (not piece and starts) or not (piece or found):
+            closed.append(words[starts.pop() :])
+        elif piece == ")" or (not piece and starts) or not (piece or closed):
             raise UserError(
                 f"parse {parse[:80]!r}: its brackets do not match; give a bracketed parse such as (S (NP (NN He)) …)"
             )
         elif piece and previous != "(":  # what follows an opening bracket is the category
             words.append(piece)
-    return found
+    return closed
 
 
 def _between_spaces(sentence: str) -> str:
@@ -177,7 +177,7 @@ class Heuristic:
     description: str = runtime("")
     """One sentence, for people: when it holds."""
     source: str = runtime("")
-    """Where it is from."""
+    """The publication or corpus that it is from."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -198,16 +198,19 @@ class Heuristic:
         return self.probe_slice or f"holds/{self.name}/non-{self.predicts}"
 
     def __call__(self, premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
-        """Where it holds: booleans of shape (num_pairs,). Raises :class:`UserError` if the predicate returns anything else."""
+        """The pairs of which it holds: booleans of shape (num_pairs,).
+
+        Raises :class:`UserError` if the predicate returns anything else.
+        """
         first, second = _texts(premises), _texts(hypotheses)
-        found = self.holds(first, second)
-        if not isinstance(found, np.ndarray) or found.dtype != bool or found.shape != (len(first),):
-            shape, dtype = getattr(found, "shape", "no"), getattr(found, "dtype", type(found).__name__)
+        holds = self.holds(first, second)
+        if not isinstance(holds, np.ndarray) or holds.dtype != bool or holds.shape != (len(first),):
+            shape, dtype = getattr(holds, "shape", "no"), getattr(holds, "dtype", type(holds).__name__)
             raise UserError(
                 f"heuristic {self.name} returned {dtype} of {shape} shape for {len(first):,} pairs; a predicate returns a "
                 "numpy array of one boolean a pair"
             )
-        return found
+        return holds
 
     def fold(self, label: str) -> str:
         """Labels to two: the predicted one and the rest, as :func:`pipelines.examples.fold`."""
@@ -253,8 +256,8 @@ def find_heuristic(reference: str) -> Heuristic:
         raise UserError(
             f"heuristic {reference!r}: {place} cannot be loaded ({type(error).__name__}: {error}); mend it"
         ) from error
-    found = getattr(module, name, None)
-    if not isinstance(found, Heuristic):
+    heuristic = getattr(module, name, None)
+    if not isinstance(heuristic, Heuristic):
         names = [key for key, value in vars(module).items() if isinstance(value, Heuristic)]
         raise UserError(f"heuristic {reference!r}: {place} has no Heuristic {name}; it has {', '.join(names) or 'none'}")
-    return found
+    return heuristic

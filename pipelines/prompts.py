@@ -21,8 +21,7 @@ HYPHENS = " -- This is the end of the example."
 """The end marker of the authors' scripts."""
 END_MARKERS: tuple[str, ...] = (EN_DASH, HYPHENS)
 UNAMBIGUOUS_STARTS: Mapping[str, str] = MappingProxyType({EN_DASH: " –"})
-"""How a marker begins, if texts do not go on like that: an en dash is in none of 79 429 training rows of MultiNLI, two hyphens
-are in 1 549."""
+"""A marker's beginning, if texts do not go on like that: MultiNLI has no en dash, and two hyphens in many rows."""
 
 PREMISE_FIELD = "Premise:"
 HYPOTHESIS_FIELD = "Hypothesis:"
@@ -38,7 +37,7 @@ def classifier_prompt(premise: str, hypothesis: str) -> str:
 
 
 def generator_prompt(label: str) -> str:
-    """What the generator is given. It ends with the label, no full stop. Raises :class:`UserError` for an unknown label."""
+    """The generator's prompt. It ends with the label, no full stop. Raises :class:`UserError` for an unknown label."""
     if label not in LABELS:
         raise UserError(f"label {label!r}: the generator writes examples of {', '.join(LABELS)}; give one of these")
     return f"This is an example where the relationship between the premise and the hypothesis is {label}"
@@ -73,7 +72,7 @@ def plain_texts(examples: pa.Table) -> list[str]:
 
 
 class RejectReason(StrEnum):
-    """Why a generated text is not an example. In the order in which they are looked for: a text has one reason, the first."""
+    """Reasons why a text is not an example, in the order in which they are looked for: a text has the first that holds."""
 
     NO_PREMISE = "no_premise"
     """``Premise:`` does not occur before the end marker."""
@@ -115,18 +114,18 @@ def parse_generated(text: str, *, marker: str = EN_DASH) -> Parsed | Rejected:
     extracted is kept; there is no other filter (paper, section 2.3.3). Raises :class:`UserError` for an
     unknown marker.
     """
-    body, found_marker, _ = text.partition(_known(marker))
-    before, found_premise, fields = body.partition(PREMISE_FIELD)
-    if not found_premise:
+    body, end, _ = text.partition(_known(marker))
+    before, premise_field, fields = body.partition(PREMISE_FIELD)
+    if not premise_field:
         return Rejected(RejectReason.NO_PREMISE, text)
     if before.strip() not in (".", ""):
         return Rejected(RejectReason.TEXT_BEFORE_PREMISE, text)
-    premise, found_hypothesis, hypothesis = fields.partition(HYPOTHESIS_FIELD)
-    if not found_hypothesis:
+    premise, hypothesis_field, hypothesis = fields.partition(HYPOTHESIS_FIELD)
+    if not hypothesis_field:
         return Rejected(RejectReason.NO_HYPOTHESIS, text)
     if PREMISE_FIELD in fields or HYPOTHESIS_FIELD in hypothesis:
         return Rejected(RejectReason.REPEATED_FIELD_MARKER, text)
-    if not found_marker:
+    if not end:
         return Rejected(RejectReason.NO_END_MARKER, text)
     premise, hypothesis = premise.strip(), hypothesis.strip()
     if not premise:

@@ -45,40 +45,39 @@ NO_GOLD_LABEL = "-"
 NUM_LABELLED_ROWS = 392_702
 """Rows of MultiNLI 1.0's training file; all have a gold label."""
 NUM_DUPLICATE_ROWS = 230
-"""Of these, the copies of pairs that occur more than once, every one of them."""
+"""Labelled rows that are copies of pairs that occur more than once, every one of them."""
 DEV_ROWS_PER_LABEL = 250
 NUM_TRAINING_ROWS = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - len(LABELS) * DEV_ROWS_PER_LABEL
 """The rows that are left for training: the paper's 391 722."""
 
 DOWNLOADS = (
     "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
-    "https://github.com/tommccoy1/hans "
-    "(heuristics_evaluation_set.txt)"
+    "https://github.com/tommccoy1/hans (heuristics_evaluation_set.txt)"
 )
 
 
 @dataclass(frozen=True)
 class NLISourcesConfig:
-    """Which files, by content, and how they are split. Made by :func:`nli_sources_config`."""
+    """The four files, by content, and how they are split. Made by :func:`nli_sources_config`."""
 
     files: tuple[FileHash, ...]
     """The four files by name, in the order of ``FILES``."""
     dev_rows_per_label: int = DEV_ROWS_PER_LABEL
     hans_rows: int = 30_000
-    """How many rows HANS must have: a file cut off at the end of a line is otherwise not noticed."""
+    """The number of rows that HANS must have: a file cut off at the end of a line is otherwise not noticed."""
     drop_blank_rows: bool = False
     """Whether a MultiNLI row with a blank premise or hypothesis is dropped and counted; otherwise it is an
     error.
     """
     max_characters: int = 10_000
     """A MultiNLI pair with more characters is dropped and counted: no sentence is that long, so it is several rows that some
-    reader ran together. In a fifth of the official training rows the longest pair has 1 861.
+    reader ran together.
     """
 
     def __post_init__(self) -> None:
         if tuple(file.name for file in self.files) != FILES:
-            found = ", ".join(file.name for file in self.files)
-            raise UserError(f"files are {found or 'none'}; they must be {', '.join(FILES)}, in this order")
+            given = ", ".join(file.name for file in self.files)
+            raise UserError(f"files are {given or 'none'}; they must be {', '.join(FILES)}, in this order")
         for name in ("dev_rows_per_label", "hans_rows", "max_characters"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: a set cannot be empty; give 1 or more")
@@ -117,11 +116,10 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
     """
     paths = _find(folder)
     for file in config.files:
-        if (found := sha256_of(paths[file.name])) != file.sha256:
+        if (sha256 := sha256_of(paths[file.name])) != file.sha256:
             raise UserError(
-                f"{paths[file.name]} has sha256 {found[:12]}…, not {file.sha256[:12]}… as when the "
-                "experiment was made; start again to "
-                "use the new content or restore the file"
+                f"{paths[file.name]} has sha256 {sha256[:12]}…, not {file.sha256[:12]}… as when the "
+                "experiment was made; start again to use the new content or restore the file"
             )
     dropped: list[dict[str, Any]] = []
     train = _read_multinli(paths[TRAIN_FILE], "train", config, dropped)
@@ -162,7 +160,7 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Where one of ``FILES`` lies in a folder of the raw data, or None."""
+    """The path of one of ``FILES`` in a folder of the raw data, or None."""
     return next((path for path in _places(folder, name) if path.is_file()), None)
 
 
@@ -268,9 +266,8 @@ def _split(
     for label in LABELS:
         if not left[label]:
             raise UserError(
-                f"{path} has {taken[label]:,} rows labelled {label} and "
-                f"dev_rows_per_label={config.dev_rows_per_label} leaves none for "
-                "training; lower it or give a larger file"
+                f"{path} has {taken[label]:,} rows labelled {label} and dev_rows_per_label={config.dev_rows_per_label} leaves "
+                "none for training; lower it or give a larger file"
             )
     return train, dev
 
