@@ -248,9 +248,11 @@ class RayOptions:
     debug: bool = False
 
 
-def quiet_ray() -> None:
+def quiet_ray(*, debug: bool) -> None:
     """Settings that must stand before Ray is imported; the environment is inherited by local workers."""
     defaults = {
+        # What a worker raised, and how it died, is in the failure that the run shows.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "" if debug else "Traceback|worker died",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -279,7 +281,7 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
     capacity = local_capacity(options)
     if options.address is None:
         check_resources(steps, capacity)
-    quiet_ray()
+    quiet_ray(debug=options.debug)
     import logging
 
     import ray
@@ -603,9 +605,9 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
     orders: list[Order] = config["orders"].value
     try:
         outcomes: list[Outcome] = ray.get(_stage_host().carry_out.remote(orders))
-    except ray.exceptions.RayActorError:
+    except ray.exceptions.RayActorError as error:
         _host = None
-        outcomes = [_lost(orders, "its process died: out of memory, killed, or a crash in a library")] * len(orders)
+        outcomes = [_lost(orders, one_line(error))] * len(orders)
     if any(outcome.record is None for outcome in outcomes) and _host is not None:
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(_host)

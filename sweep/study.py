@@ -144,10 +144,10 @@ def _close(tracker: Any, status: str, num_steps: int) -> list[str]:
 
 
 def _unusable(tracking_uri: str, error: BaseException) -> UserError:
-    from sweep.trial import one_line, root_cause
+    from sweep.trial import one_line
 
     return UserError(
-        f"cannot open the MLflow tracking store {tracking_uri}: {one_line(root_cause(error))}; check "
+        f"cannot open the MLflow tracking store {tracking_uri}: {one_line(error)}; check "
         "--tracking-uri and whether the server runs"
     )
 

@@ -1,6 +1,6 @@
 """A study of cheap stages that write a small file: run by Ray Tune in the tests, or as a script to be killed.
 
-python fake_study.py STORE SECONDS_A_STEP
+python fake_study.py STORE SECONDS_A_STEP [FAILS]
 """
 
 import errno
@@ -27,7 +27,7 @@ from sweep.stages import Job, Stage
 
 @dataclass(frozen=True)
 class Config:
-    """`fails` says how: by the user's mistake, a full disk, a lost process, a defect, or the first time."""
+    """`fails` says how: a user's mistake, a full disk, a lost process, a defect, a worker without a library, or only once."""
 
     value: int = 0
     fails: str = ""
@@ -52,6 +52,8 @@ def run(job: Job) -> dict[str, float]:
         case "defect":
             _use_workers(Resources(num_workers=2), keep=True)
             raise TypeError("unexpected")
+        case "worker":
+            _use_pool()
         case "once" if not is_resumed:
             raise ConnectionError("a machine went away")
     if job.resources.num_workers > 1:
@@ -89,6 +91,24 @@ def _use_workers(resources: Resources, *, keep: bool = False) -> None:
         return
     remove_placement_group(group)
     ray.get(ray.remote(num_cpus=1)(lambda: 1).remote())
+
+
+class _NoWorker:
+    def __init__(self) -> None:
+        raise ImportError("libnuma.so.1: cannot open shared object file: No such file or directory")
+
+    def __call__(self, batch: Any) -> Any:
+        return batch
+
+
+def _use_pool() -> None:
+    """A pool of actors that cannot start, as synthetic examples are generated with."""
+    import ray.data
+
+    strategy = ray.data.ActorPoolStrategy(
+        size=1, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+    )
+    ray.data.range(4).map_batches(_NoWorker, batch_size=1, compute=strategy).take_all()
 
 
 def make_steps(seconds: float = 0.0) -> list[Step]:
@@ -136,7 +156,8 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     store = Store(sys.argv[1])
-    steps = make_steps(float(sys.argv[2]))
+    fails = sys.argv[3:]
+    steps = [Step("task_model", how, Config(fails=how)) for how in fails] or make_steps(float(sys.argv[2]))
     cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
     with ray_session(RayOptions(max_cpus=2), steps) as capacity, Display({}) as display:
         progress = run_steps(steps, cached, store, capacity, listener=display.on_event)
