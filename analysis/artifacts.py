@@ -11,14 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.checkpoints import METRICS_FILE
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, Label, read_examples
 from pipelines.heuristics import lexical_overlap
 from pipelines.storage import join
 from sweep.records import COORDINATES, STAGES, Store, Study, StudyStep
-
-METRICS_FILE = "metrics.jsonl"
-"""A finetuning's logged steps, one JSON object a line."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def load_frame(store_uri: str | Store, study_name: str, *, partial: bool = False
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
     "none" and `size` 0 for a starting point evaluated as it is; a dose of bias is a kind of its own, and `bias` its dose: NaN
     for all others. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
-    (`pipelines.evaluation.entails`).
+    (`pipelines.scoring.entails`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
     `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises

@@ -18,8 +18,8 @@ from analysis.frame import evaluation_frame
 from analysis.intervals import Replicates, paired, replicates
 from analysis.wording import HOLDS
 from pipelines.errors import UserError
-from pipelines.evaluation import is_right
 from pipelines.examples import LABELS, NON_ENTAILMENT, Label
+from pipelines.scoring import is_right
 from pipelines.storage import join
 from sweep.records import COORDINATES, Store, Study, StudyStep
 

@@ -26,14 +26,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from analysis.hypotheses import sign_flip
-from analysis.intervals import (
-    Replicates,
-    effective_df,
-    half_width,
-    leverages,
-    two_level_bootstrap,
-    variances,
-)
+from analysis.intervals import Replicates, effective_df, half_width, leverages, two_level_bootstrap, variances
 
 SEEDS = (3, 5, 10, 20)
 VERDICT_SEEDS = (5, 10, 20, 30, 50)

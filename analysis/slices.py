@@ -33,7 +33,7 @@ FOLDING_NAMES = {"argmax": "argmax, then merged", "summed": "probabilities summe
 def slices_block(frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str) -> list[Block]:
     """Accuracies by heuristic and label, by subcase, and by folding; nothing where no item was made for a heuristic.
 
-    Slices as `pipelines.evaluation.accuracy_rows` names them.
+    Slices as `pipelines.scoring.accuracy_rows` names them.
     """
     of_set = frame[(frame["set"] == blindspot_set) & (frame["num_labels"] == 2)]
     labels = (f"/{Label.ENTAILMENT}", f"/{NON_ENTAILMENT}")

@@ -23,7 +23,7 @@ from analysis.statistics import (
     wilson_interval,
 )
 from pipelines.errors import UserError
-from pipelines.evaluation import FOLDINGS
+from pipelines.scoring import FOLDINGS
 
 ESTIMATE_COLUMNS = ("mean", "n", "low", "high", "interval_low", "interval_high", "method")
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from analysis.statistics import paired_difference
 from pipelines.base_model import ScratchModelConfig, prepare_base_model
+from pipelines.driver import finetune_group
 from pipelines.evaluation import EvaluationConfig, evaluate_group
-from pipelines.finetuning import WARMUP_STABLE_DECAY, FinetuneConfig, finetune_group
+from pipelines.recipe import WARMUP_STABLE_DECAY, FinetuneConfig
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
 from pipelines.template_corpus import TemplateCorpusConfig, prepare_template_corpus

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,19 +17,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.driver import finetune
 from pipelines.errors import UserError
-from pipelines.examples import LABELS, read_examples
-from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.examples import read_examples
 from pipelines.hashing import remembered_sha256
 from pipelines.hub import hub_repository, hub_snapshot
 from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
-from pipelines.prompts import END_MARKERS, classifier_prompt, generator_text
+from pipelines.job import FinetuneJob
+from pipelines.process import quiet_libraries
 from pipelines.quantization import QUANTIZATIONS
+from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.resources import Report, Resources, no_report
-from pipelines.storage import join
+from pipelines.storage import join, working_folder
+from pipelines.tokenizer import train_tokenizer
 
-SHARD_BYTES = 4 << 30
-"""Of a large model's weights, in one file: several are read, written and hashed side by side."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -100,8 +100,8 @@ def pretrained_model_config(
     UserError if they are missing, or lack config, tokenizer or safetensors (pickled weights are never read).
     """
     root = Path(path).expanduser()
-    if hub_repository(path) is not None and (found := hub_snapshot(path, download=download)) is not None:
-        root, revision = found[0], f"{path.partition('@')[0]}@{found[1]}"
+    if hub_repository(path) is not None and (snapshot := hub_snapshot(path, download=download)) is not None:
+        root, revision = snapshot[0], f"{path.partition('@')[0]}@{snapshot[1]}"
     if root.suffix == ".gguf" and root.is_file():
         file = FileHash(root.name, remembered_sha256(root))
         return PretrainedModelConfig((file,), revision, dtype, quantization, str(root))
@@ -223,10 +223,8 @@ def _check_files(config: PretrainedModelConfig | RandomModelConfig, folder_of: P
 
 
 def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
-    """Normal weights with the model's own standard deviation, norms of 1, in safetensors of a few GB each."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Write the config's shape and tokenizer, with random weights in safetensors of a few GB each."""
+    from pipelines.model_files import write_random
 
     source = Path(config.path)
     _check_files(config, source)
@@ -237,65 +235,21 @@ def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
         (target / "config.json").write_text(json.dumps(dict(LLAMA_2_7B), indent=1))
         for file in config.files:
             shutil.copyfile(source / file.name, target / file.name)
-        shape = AutoConfig.from_pretrained(target)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype))
-        std = getattr(shape, "initializer_range", 0.02)
-        # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
-        named = list(model.named_parameters())
-
-        def drawn(position: int) -> torch.Tensor:
-            empty = named[position][1]
-            tensor = torch.ones(empty.shape, dtype=empty.dtype)
-            if empty.ndim < 2:
-                return tensor
-            # A stream for each tensor, so that all cores draw.
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + position)
-            return tensor.normal_(0.0, std, generator=generator)
-
-        weight_map: dict[str, str] = {}
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            for number, positions in enumerate(_shards([empty.nbytes for _, empty in named]), start=1):
-                tensors = threads.map(drawn, positions)
-                shard = {named[position][0]: tensor for position, tensor in zip(positions, tensors, strict=True)}
-                file_name = f"model-{number:05d}.safetensors"
-                save_file(shard, target / file_name, metadata={"format": "pt"})
-                weight_map |= dict.fromkeys(shard, file_name)
-        index = {"metadata": {}, "weight_map": weight_map}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    return {"num_parameters": sum(parameter.numel() for _, parameter in named)}
-
-
-def _shards(sizes: list[int]) -> list[list[int]]:
-    """Positions of tensors of so many bytes, in runs that end when they reach `SHARD_BYTES`."""
-    runs: list[list[int]] = [[]]
-    used = 0
-    for position, size in enumerate(sizes):
-        if used >= SHARD_BYTES:
-            runs.append([])
-            used = 0
-        runs[-1].append(position)
-        used += size
-    return runs
+        return {"num_parameters": write_random(target, seed=config.seed, dtype=config.dtype)}
 
 
 def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
     source = Path(config.path)
     folder_of = source.parent if source.suffix == ".gguf" else source
     _check_files(config, folder_of)
-    import torch
-    from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
-
-    from pipelines.finetuning import quiet_libraries
-    from pipelines.weights import load_weights
+    from pipelines.model_files import check_complete, convert_gguf, num_parameters
 
     quiet_libraries()
     with working_folder(output) as folder:
         target = folder / "model"
         target.mkdir(exist_ok=True)
         if source.suffix == ".gguf":
-            _convert_gguf(source, target, getattr(torch, config.dtype))
+            convert_gguf(source, target, dtype=config.dtype)
         else:
             for file in config.files:
                 (target / file.name).unlink(missing_ok=True)
@@ -305,39 +259,16 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
                     os.link(original, target / file.name)
                 except OSError:
                     shutil.copyfile(original, target / file.name)
-            # Here, before any worker waits for it: each name and shape is looked up, no weight is kept.
-            load_weights(AutoModelForCausalLM, target, device_map="meta")
+            # Here, before any worker waits for it.
+            check_complete(target)
         num_quantized = _quantize(target, config) if config.quantization != "none" else 0
-        count = 0
-        for path in target.glob("*.safetensors"):
-            with safe_open(path, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                    size = 1
-                    for dim in tensors.get_slice(key).get_shape():
-                        size *= dim
-                    count += size
-    return {"num_parameters": count, "num_quantized_parameters": num_quantized}
+        return {"num_parameters": num_parameters(target), "num_quantized_parameters": num_quantized}
 
 
 def _quantize(model: Path, config: PretrainedModelConfig) -> int:
-    """Give the decoder's projections in the folder `model` the values of their NF4 form; returns how many values those are."""
-    import torch
-    from safetensors.torch import load_file, save_file
+    from pipelines.model_files import quantize
 
-    from pipelines.quantization import nf4_round_trip
-
-    count = 0
-    for path in sorted(model.glob("*.safetensors")):
-        tensors = load_file(path)
-        for name, tensor in tensors.items():
-            if name.endswith(tuple(f".{projection}.weight" for projection in LLAMA_PROJECTIONS)):
-                rounded = nf4_round_trip(tensor, double_quantization=config.quantization == "nf4_double")
-                tensors[name] = rounded.to(getattr(torch, config.dtype))
-                count += tensor.numel()
-        # Never in place: the file may be a hard link to the user's own.
-        fresh = path.with_name(f".{path.name}")
-        save_file(tensors, fresh, metadata={"format": "pt"})
-        fresh.replace(path)
+    count = quantize(model, LLAMA_PROJECTIONS, dtype=config.dtype, double=config.quantization == "nf4_double")
     if not count:
         raise UserError(
             f"quantization={config.quantization!r}: {config.path} has no projections named {', '.join(LLAMA_PROJECTIONS)}; "
@@ -346,27 +277,11 @@ def _quantize(model: Path, config: PretrainedModelConfig) -> int:
     return count
 
 
-def _convert_gguf(source: Path, target: Path, dtype: Any) -> None:
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from pipelines.weights import load_weights
-
-    # Releases with GgufConfig keep the weights packed unless told otherwise; those without it always dequantise.
-    packed = getattr(transformers, "GgufConfig", None)
-    options = {"quantization_config": packed(dequantize=True)} if packed else {}
-    model = load_weights(AutoModelForCausalLM, source.parent, gguf_file=source.name, dtype=dtype, **options)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.to(dtype).save_pretrained(target)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
-
-
 def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _train_tokenizer(config, train)
+    tokenizer = train_tokenizer(train, vocabulary_size=config.vocabulary_size, max_length=config.max_length)
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -387,51 +302,22 @@ def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) ->
     return model.num_parameters()
 
 
-def _train_tokenizer(config: ScratchModelConfig, train: pa.Table) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    premises, hypotheses = train.column("premise").to_pylist(), train.column("hypothesis").to_pylist()
-    texts = [*premises, *hypotheses]
-    for label in LABELS:
-        for marker in END_MARKERS:
-            # Often enough that the template's words become whole pieces.
-            texts += [generator_text(label, premises[0], hypotheses[0], marker)] * 50
-    texts += [classifier_prompt(premises[0], hypotheses[0])] * 100
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary_size,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=config.max_length
-    )
-
-
 def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
     """Write `folder/model/`: the base model with `tensors` in place, adapters merged; plain safetensors and tokenizer.
 
     On the worker's GPU, if it has one: merging seven billion weights takes a CPU core minutes.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     from pipelines.adapter_files import merge_adapter
-    from pipelines.finetuning import load_tokenizer
-    from pipelines.storage import fetch
-    from pipelines.weights import load_weights
+    from pipelines.model_files import SHARD_BYTES
+    from pipelines.tokenizer import load_tokenizer
+    from pipelines.weights import load_weights, place_tensors, weights_of
 
-    import torch  # isort: skip
-
-    model = load_weights(AutoModelForCausalLM, join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
+    model = load_weights(AutoModelForCausalLM, weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    scale = job.config.lora_alpha / job.config.lora_rank
-    merge_adapter(model, tensors, scale=scale)
+    merge_adapter(model, tensors, scale=job.config.lora_alpha / job.config.lora_rank)
     place_tensors(model, {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")})
     tokenizer = load_tokenizer(job.base_model)
     # Beside the old one, then swapped: the base model is what a retry would start from.
@@ -441,13 +327,3 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     tokenizer.save_pretrained(fresh)
     shutil.rmtree(folder / "model", ignore_errors=True)
     fresh.rename(folder / "model")
-
-
-def place_tensors(model: Any, tensors: dict[str, Any]) -> None:
-    """Copy each named tensor into the parameter of that name; a name that the model lacks is a defect of ours."""
-    import torch
-
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.base_model import save_language_model
+from pipelines.driver import finetune
 from pipelines.errors import UserError
-from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune
+from pipelines.job import FinetuneJob
 from pipelines.prompts import EN_DASH, END_MARKERS
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Report, Resources, no_report
 
 

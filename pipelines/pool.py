@@ -20,16 +20,7 @@ from pipelines.examples import Label
 from pipelines.generation_config import GenerationConfig
 from pipelines.identity import identity
 from pipelines.resources import Report, Resources, no_report
-from pipelines.shards import (
-    REJECTS,
-    SHARDS,
-    Shard,
-    ShardFolder,
-    is_hopeless,
-    kept_shards,
-    per_label,
-    plan_shards,
-)
+from pipelines.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, per_label, plan_shards
 from pipelines.storage import absolute, is_local, join, local_path
 from pipelines.writer import run_engines
 

@@ -207,3 +207,24 @@ def remove(uri: str | os.PathLike[str]) -> None:
     file_system, path = filesystem(uri)
     if file_system.exists(path):
         file_system.rm(path, recursive=True)
+
+
+class working_folder:  # in lower case: it is used like a function, `with working_folder(output) as folder`
+    """A local folder to write `output` in: `output` itself if it is local, else a temporary one, published on success."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+
+    def __enter__(self) -> Path:
+        self.folder = Path(self.output if is_local(self.output) else tempfile.mkdtemp(prefix="blindsweep-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if is_local(self.output):
+            return
+        try:
+            if kind is None:
+                publish(str(self.folder), self.output)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)

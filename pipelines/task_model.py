@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune, working_folder
+from pipelines.driver import finetune
 from pipelines.identity import added
+from pipelines.job import FinetuneJob
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Report, Resources, no_report
-from pipelines.storage import fetch, join
+from pipelines.storage import fetch, working_folder
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class TaskModelConfig:
     """How a task model is finetuned. `seed` moves the order, the dropout and a fresh adapter.
 
     `nested_sizes` are the numbers of examples of the smaller sets that come first in its training set, ascending: it is the
-    trunk that their models branch off, or a branch itself if it is given a trunk (`finetuning.py`).
+    trunk that their models branch off, or a branch itself if it is given a trunk (`recipe.py`).
     """
 
     finetune: FinetuneConfig
@@ -40,7 +42,7 @@ class TaskModelConfig:
 
 def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:
     """Write the random head [3, hidden_size] that every other task model of this seed starts from."""
-    from pipelines.models import random_head, save_head
+    from pipelines.classifier import random_head, save_head
 
     settings = json.loads((Path(fetch(base_model)) / "model" / "config.json").read_text())
     with working_folder(output) as folder:
@@ -64,7 +66,7 @@ def finetune_task_model(
 ) -> dict[str, Any]:
     """Finetune `starting_point` (a task model's folder) on `training_set` (examples Parquet); `output` is a task model again.
 
-    `trunk` is, of a branch, the task model of the largest set, from the same starting point. Returns the training's metrics.
+    A branch's `trunk` is the task model of the largest set, from the same starting point. Returns the training's metrics.
     Raises UserError if the starting point's adapter differs in rank, alpha or targets from the config's, if full weights were
     to be continued by an adapter's finetuning, and for a trajectory that cannot be shared.
     """
@@ -75,7 +77,7 @@ def finetune_task_model(
 def finetuning_job(
     config: TaskModelConfig, training_set: str, base_model: str, starting_point: str, trunk: str | None = None
 ) -> FinetuneJob:
-    """What `finetune_task_model` runs, for `finetuning.finetune_group`."""
+    """The job that `finetune_task_model` runs, for `driver.finetune_group`."""
     return FinetuneJob(
         objective="classification",
         config=config.finetune,
@@ -94,7 +96,7 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     from safetensors.torch import save_file
 
     from pipelines.adapter_files import ADAPTER_FILE, PEFT_PREFIX
-    from pipelines.models import save_head
+    from pipelines.classifier import save_head
 
     save_head(folder, tensors["head.weight"].float())
     if job.config.method == "lora":
@@ -125,9 +127,8 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     import torch
     from transformers import AutoModel
 
-    from pipelines.base_model import place_tensors
-    from pipelines.weights import load_weights
+    from pipelines.weights import load_weights, place_tensors, weights_of
 
-    model = load_weights(AutoModel, join(fetch(job.base_model), "model"), dtype=getattr(torch, job.config.dtype))
+    model = load_weights(AutoModel, weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
     place_tensors(model, {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")})
     model.save_pretrained(folder / "model")

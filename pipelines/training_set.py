@@ -27,7 +27,7 @@ library's version; sets of one seed and kind are *nested*, the smaller in the la
 independent. Doses of bias of one seed share as many rows as they can: a dose differs from the next in the rows that make it so.
 
 With ``nested_sizes`` the rows are in an order that shows it: first the set of the smallest size, then what the next has beyond
-it, and so on. So one finetuning meets them one within the other (``finetuning.py``).
+it, and so on. So one finetuning meets them one within the other (``recipe.py``).
 """
 
 import hashlib

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipelines.adapters import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
+from pipelines.adapter_files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
+from pipelines.attention import PACKED, register_packed_attention
 from pipelines.errors import UserError
+from pipelines.storage import fetch, join
 
 
 def load_weights(auto_class: Any, folder: Path | str, **options: Any) -> Any:
@@ -27,6 +30,26 @@ def load_weights(auto_class: Any, folder: Path | str, **options: Any) -> Any:
             "in another shape, so that they would be random: copy or download it again, whole"
         )
     return model
+
+
+def load_packed(auto_class: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """`load_weights` of a decoder whose attention reads packed batches."""
+    register_packed_attention()
+    return load_weights(auto_class, folder, dtype=dtype, attn_implementation=PACKED)
+
+
+def weights_of(task_model: Path | None, base_model: str) -> Path:
+    """The folder of the weights that a task model's (local) folder stands on: its own, if all were trained, or the base's."""
+    if task_model is not None and (task_model / "model").exists():
+        return task_model / "model"
+    return Path(join(fetch(base_model), "model"))
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile each decoder layer in place, for any sequence length: one graph a layer where our kernels attend, else two."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
 
 
 def adapted_layers(model: torch.nn.Module, targets: Iterable[str]) -> dict[str, torch.nn.Linear]:
@@ -54,3 +77,11 @@ def merge_saved_adapter(model: torch.nn.Module, folder: Path) -> None:
             f"{unmatched[0]} the first: copy it again, whole"
         )
     merge_adapter(model, tensors, scale=settings["lora_alpha"] / settings["r"])
+
+
+def place_tensors(model: Any, tensors: dict[str, Any]) -> None:
+    """Copy each named tensor into the parameter of that name; a name that the model lacks is a defect of ours."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)

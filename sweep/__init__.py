@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pipelines.errors import UserError
     from pipelines.evaluation import EvaluationConfig
     from pipelines.examples import Label
-    from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
     from pipelines.generation_config import GenerationConfig
     from pipelines.generator import GeneratorConfig
     from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
     from pipelines.prompts import EN_DASH, HYPHENS
+    from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
     from pipelines.resources import Resources
     from pipelines.sources import NLISourcesConfig, nli_sources_config
     from pipelines.template_corpus import TemplateCorpusConfig

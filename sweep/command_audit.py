@@ -46,7 +46,7 @@ def audit(
         blindsweep audit my_dataset/ --generator-training train.parquet --json audit.json
     """
     from analysis.audit import AuditSettings, audit_json, audit_pairs
-    from analysis.audit_input import ColumnNames
+    from analysis.audit_columns import ColumnNames
     from analysis.audit_page import summary_lines, write_page
 
     settings = AuditSettings(

@@ -4,16 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweep.command_options import (
-    DEFAULT_GPU,
-    DEFAULT_STORE,
-    ExperimentName,
-    GpuName,
-    Json,
-    Parameters,
-    Price,
-    StoreUri,
-)
+from sweep.command_options import DEFAULT_GPU, DEFAULT_STORE, ExperimentName, GpuName, Json, Parameters, Price, StoreUri
 from sweep.records import Store
 
 if TYPE_CHECKING:

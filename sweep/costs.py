@@ -18,9 +18,9 @@ from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
 from pipelines.examples import LABELS
-from pipelines.finetuning import FinetuneConfig, cooldown_start, nested_ends
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.recipe import FinetuneConfig, cooldown_start, nested_ends
 from pipelines.shards import per_label
 from pipelines.sources import NUM_DUPLICATE_ROWS, NUM_LABELLED_ROWS, NLISourcesConfig
 from pipelines.task_model import TaskModelConfig, UntrainedConfig

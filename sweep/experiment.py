@@ -11,11 +11,11 @@ from types import MappingProxyType
 from pipelines.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
-from pipelines.finetuning import FinetuneConfig, check_trajectory
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.identity import added, runtime
+from pipelines.recipe import FinetuneConfig, check_trajectory
 from pipelines.resources import Resources
 from pipelines.sources import NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from pipelines.base_model import ScratchModelConfig, pretrained_model_config, random_model_config
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig
-from pipelines.finetuning import WARMUP_STABLE_DECAY, FinetuneConfig
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.heuristics import find_heuristic
 from pipelines.identity import UNKNOWN, FileHash
 from pipelines.prompts import EN_DASH, HYPHENS
+from pipelines.recipe import WARMUP_STABLE_DECAY, FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.sources import FILES, NLISourcesConfig, most_training_rows, nli_sources_config
 from pipelines.template_corpus import TemplateCorpusConfig

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.heuristics import LEXICAL_OVERLAP
 from pipelines.prompts import EN_DASH
+from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.sources import NLISourcesConfig
 from pipelines.training_set import sizes_per_label
 from sweep.experiment import Experiment

@@ -10,7 +10,7 @@ HOMES = {
         "pipelines.errors": ("UserError",),
         "pipelines.evaluation": ("EvaluationConfig",),
         "pipelines.examples": ("Label",),
-        "pipelines.finetuning": ("LLAMA_PROJECTIONS", "FinetuneConfig"),
+        "pipelines.recipe": ("LLAMA_PROJECTIONS", "FinetuneConfig"),
         "pipelines.generation_config": ("GenerationConfig",),
         "pipelines.generator": ("GeneratorConfig",),
         "pipelines.heuristics": ("HEURISTICS", "LEXICAL_OVERLAP", "Heuristic", "find_heuristic", "tokens"),

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pipelines.base_model import ScratchModelConfig
-from pipelines.finetuning import FinetuneConfig
 from pipelines.heuristics import LEXICAL_OVERLAP
+from pipelines.recipe import FinetuneConfig
 from sweep.experiment import Experiment
 from sweep.records import STAGES, Record
 

@@ -117,7 +117,7 @@ def _task_model(job: Job) -> Mapping[str, Any]:
 
 
 def _task_models(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
-    from pipelines.finetuning import finetune_group
+    from pipelines.driver import finetune_group
     from pipelines.task_model import finetuning_job
 
     return finetune_group(

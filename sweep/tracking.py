@@ -17,11 +17,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.checkpoints import METRICS_FILE
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
 from sweep.records import BLINDSPOT_SLICE, COORDINATES, KINDS, Record, Store
 
-METRICS_FILE = "metrics.jsonl"
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
 

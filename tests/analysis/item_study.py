@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.evaluation import accuracy_rows, logits_table, where_held
+from pipelines.evaluation import logits_table
 from pipelines.examples import LABELS, NON_ENTAILMENT
 from pipelines.heuristics import Heuristic
+from pipelines.scoring import accuracy_rows, where_held
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
 
 Rate = Callable[[int, str, int, str], float]

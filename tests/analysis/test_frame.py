@@ -5,15 +5,7 @@ from typing import Any
 import pytest
 
 from analysis.artifacts import label_yield_frame, stage_frame, training_set_frame, yield_frame
-from analysis.frame import (
-    DTYPES,
-    KEY,
-    DuplicateRowsError,
-    IncompleteSweepError,
-    describe_missing,
-    load_frame,
-    seed_means,
-)
+from analysis.frame import DTYPES, KEY, DuplicateRowsError, IncompleteSweepError, describe_missing, load_frame, seed_means
 from pipelines.errors import UserError
 from sweep.records import Store, Study
 from tests.analysis.fake_store import SETS, FakeStudy, fingerprint, label_metrics

@@ -9,8 +9,8 @@ from analysis.frame import IncompleteSweepError
 from analysis.items import Responses, load_responses
 from analysis.signal_detection import signal_detection, signal_table
 from pipelines.errors import UserError
-from pipelines.evaluation import is_right
 from pipelines.examples import Label
+from pipelines.scoring import is_right
 from sweep.records import Store, Study
 from tests.analysis.item_study import ItemStudy, clear
 

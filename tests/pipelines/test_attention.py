@@ -10,8 +10,9 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralCo
 
 from pipelines import attention
 from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, packed_attention, register_packed_attention
+from pipelines.classifier import Classifier, compute_last_layer_where_read
 from pipelines.evaluation import classify
-from pipelines.models import Classifier, LanguageModel, _NextTokenLoss, compute_last_layer_where_read
+from pipelines.language_model import LanguageModel, _NextTokenLoss
 from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
 from tests.pipelines.interpreted import needs_interpreter
 

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.evaluation import accuracy_rows, entails, flat_metrics
+from pipelines.scoring import accuracy_rows, entails, flat_metrics
 
 
 def logits_of(*shares: tuple[float, float, float]) -> np.ndarray:

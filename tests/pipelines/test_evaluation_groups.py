@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipelines import evaluation
+from pipelines import weights
 from pipelines.evaluation import Bodies, EvaluationConfig, classify, evaluate, evaluate_group
 from pipelines.examples import read_examples
-from pipelines.finetuning import FinetuneConfig, load_tokenizer
 from pipelines.packing import prefix_tree_batches
 from pipelines.prompts import classifier_prompt
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model
+from pipelines.tokenizer import load_tokenizer
 
 RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
 
@@ -73,7 +74,7 @@ def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
                 layer.compile(dynamic=True, backend="aot_eager")
                 compiled.append(layer)
 
-    monkeypatch.setattr(evaluation, "compile_layers", compile_layers)
+    monkeypatch.setattr(weights, "compile_layers", compile_layers)
     config = EvaluationConfig(sets=("train",), dtype="float32")
     device = torch.device("cpu")
     logits = {}

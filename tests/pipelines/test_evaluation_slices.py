@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.evaluation import EvaluationConfig, accuracy_rows, is_right, logits_table, where_held
+from pipelines.evaluation import EvaluationConfig, logits_table
 from pipelines.examples import Label
 from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic
+from pipelines.scoring import accuracy_rows, is_right, where_held
 
 ROWS = [
     # premise, hypothesis, label, predicted

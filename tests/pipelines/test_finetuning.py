@@ -13,25 +13,19 @@ from safetensors.torch import load_file
 from transformers import MistralConfig, Qwen2Config
 
 from pipelines.adapter_files import adapter_tensors
+from pipelines.alone import deepspeed_config
+from pipelines.checkpoints import read_metrics
+from pipelines.driver import finetune_group
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.examples import LABELS, read_examples
-from pipelines.finetuning import (
-    FinetuneConfig,
-    FinetuneJob,
-    adapters_of,
-    deepspeed_config,
-    finetune_group,
-    learning_rate_at,
-    load_tokenizer,
-    model_limit,
-    read_metrics,
-    shared_prefixes,
-)
 from pipelines.generator import GeneratorConfig, finetune_generator
+from pipelines.job import FinetuneJob, shared_prefixes
 from pipelines.packing import Prefix, training_order
 from pipelines.prompts import classifier_prompt
+from pipelines.recipe import FinetuneConfig, adapters_of, learning_rate_at
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job
+from pipelines.tokenizer import load_tokenizer, model_limit
 
 FULL = FinetuneConfig(
     method="full", learning_rate=1e-3, batch_size=16, dtype="float32", max_grad_norm=1.0, warmup_ratio=0.2,

@@ -11,10 +11,12 @@ from transformers import AutoModel, LlamaConfig
 
 from pipelines.adapters import add_adapters
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.classifier import Classifier, compute_last_layer_where_read
+from pipelines.driver import finetune
 from pipelines.evaluation import Bodies, EvaluationConfig, classify
-from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig, Member, finetune
-from pipelines.models import Classifier, compute_last_layer_where_read
+from pipelines.job import Member
 from pipelines.packing import Prefix, class_targets, pack, prefix_tree_batches
+from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.resources import Resources, no_report
 from pipelines.segments import Segments
 from pipelines.task_model import TaskModelConfig, finetuning_job

@@ -11,13 +11,14 @@ from pipelines.base_model import prepare_base_model, random_model_config
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig, evaluate
 from pipelines.examples import LABELS, read_examples
-from pipelines.finetuning import FinetuneConfig, load_tokenizer
 from pipelines.generation_config import GenerationConfig
 from pipelines.heuristics import has_lexical_overlap
 from pipelines.prompts import classifier_prompt, generator_text
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.shards import Shard
 from pipelines.task_model import TaskModelConfig, finetune_task_model
+from pipelines.tokenizer import load_tokenizer
 from pipelines.writer import stand_in, tables
 
 

@@ -13,10 +13,11 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from pipelines.adapters import add_adapters
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.classifier import Classifier, compute_last_layer_where_read
 from pipelines.dropout import keep_mask, token_keys
-from pipelines.finetuning import LLAMA_PROJECTIONS
-from pipelines.models import Classifier, LanguageModel, compute_last_layer_where_read
+from pipelines.language_model import LanguageModel
 from pipelines.packing import Prefix, Shape, class_targets, next_token_targets, pack
+from pipelines.recipe import LLAMA_PROJECTIONS
 from pipelines.segments import Segments
 
 CONFIG = LlamaConfig(

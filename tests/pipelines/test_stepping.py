@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, LlamaConfig
 
 from pipelines.attention import PACKED, PackedInput, register_packed_attention
-from pipelines.models import Classifier
+from pipelines.classifier import Classifier
 from pipelines.packing import Prefix, class_targets, pack, shape_for
 from pipelines.stepping import FlatModel
 

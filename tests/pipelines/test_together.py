@@ -9,13 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines import together
+from pipelines import bank, together
+from pipelines.bank import Bank
+from pipelines.checkpoints import TOGETHER, checkpointing_engine, read_metrics
+from pipelines.course import Course
+from pipelines.driver import finetune, finetune_group
 from pipelines.errors import UserError
 from pipelines.examples import read_examples, write_examples
-from pipelines.finetuning import TOGETHER, FinetuneConfig, Member, checkpointing_engine, finetune, finetune_group, read_metrics
+from pipelines.job import Member
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetuning_job
-from pipelines.together import _Bank, _Course, compatible, train_together
+from pipelines.together import compatible, train_together
 
 RECIPE = FinetuneConfig(
     learning_rate=3e-3, batch_size=2, dtype="float32", lora_rank=4, lora_dropout=0.2, log_every=5, share_prefix=False,
@@ -71,10 +76,10 @@ def fail_at_10(metrics, step):
 def test_members_take_as_many_passes_as_their_steps_or_their_tokens_ask_for(
     training_sets, base_model, untrained, begun, tmp_path
 ):
-    course = _Course(Member(jobs(training_sets, base_model, untrained, begun)["a"], str(tmp_path), no_report))
+    course = Course(Member(jobs(training_sets, base_model, untrained, begun)["a"], str(tmp_path), no_report))
     # 40 examples in batches of 2, of which three or four fit into a pass.
     assert [course.num_passes(number) for number in (1, 2)] == [20, 20]
-    assert course.num_passes(100) == pytest.approx(100 * sum(course.lengths) / 250)
+    assert course.num_passes(100) == pytest.approx(100 * sum(course.examples.lengths) / 250)
 
 
 def test_a_pass_is_filled_and_none_falls_behind():
@@ -82,7 +87,7 @@ def test_a_pass_is_filled_and_none_falls_behind():
         return {slot: SimpleNamespace(fraction=fraction, num_tokens=tokens) for slot, (fraction, tokens) in enumerate(pairs)}
 
     def chosen(budget, *pairs):
-        return _Bank._chosen(SimpleNamespace(token_budget=budget), courses(*pairs))
+        return Bank._chosen(SimpleNamespace(token_budget=budget), courses(*pairs))
 
     # Slots 1 and 3 are furthest behind; 40 tokens are left beside the one of filling.
     assert chosen(141, (0.5, 45), (0.1, 50), (0.5, 20), (0.1, 50), (0.5, 20), (0.5, 30)) == [1, 2, 3, 4]
@@ -161,15 +166,15 @@ def test_a_checkpoint_in_half_precision_is_the_whole_state(training_sets, base_m
 
 def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
     named = {name: job for name, job in jobs(training_sets, base_model, untrained, begun).items() if name in ("a", "b", "c")}
-    seen, step = [], together._Bank.step
+    seen, step = [], Bank.step
 
-    def limited(bank, courses):
-        seen.append(bank.num_slots)
-        if bank.num_slots > 2 and len(seen) > 3:
+    def limited(slots, courses):
+        seen.append(slots.num_slots)
+        if slots.num_slots > 2 and len(seen) > 3:
             raise torch.OutOfMemoryError("as a GPU says it")
-        return step(bank, courses)
+        return step(slots, courses)
 
-    monkeypatch.setattr(together._Bank, "step", limited)
+    monkeypatch.setattr(Bank, "step", limited)
     members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
     results = dict(train_together(members, gpu_share=0))
     assert [results[place]["num_steps"] for place in range(3)] == [20, 9, 3]
@@ -225,7 +230,7 @@ def test_captured_passes_learn_what_eager_ones_do(training_sets, base_model, unt
         return {name: learnt(folder / name) for name in ("a", "b", "c")}
 
     captured = train(tmp_path / "captured")
-    monkeypatch.setattr(together, "CapturedStep", lambda compute, rehearse: compute)
+    monkeypatch.setattr(bank, "CapturedStep", lambda compute, rehearse: compute)
     eager = train(tmp_path / "eager")
     for name, tensors in eager.items():
         for key, tensor in tensors.items():

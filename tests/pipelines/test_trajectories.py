@@ -9,25 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.adapter_files import adapter_tensors
+from pipelines.checkpoints import read_metrics
+from pipelines.driver import finetune_group
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
-from pipelines.finetuning import (
-    FinetuneConfig,
-    Member,
-    adapters_of,
-    cooldown_start,
-    finetune_group,
-    learning_rate_at,
-    load_tokenizer,
-    nested_ends,
-    planned_batches,
-    read_metrics,
-)
+from pipelines.job import Member, planned_batches
 from pipelines.packing import training_order
 from pipelines.prompts import classifier_prompt
+from pipelines.recipe import FinetuneConfig, adapters_of, cooldown_start, learning_rate_at, nested_ends
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job
 from pipelines.together import compatible
+from pipelines.tokenizer import load_tokenizer
 from pipelines.training_set import TrainingSetConfig, draw_training_set
 
 RECIPE = FinetuneConfig(

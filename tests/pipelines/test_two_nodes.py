@@ -15,10 +15,10 @@ import pytest
 
 from pipelines.base_model import ScratchModelConfig, prepare_base_model
 from pipelines.examples import read_examples
-from pipelines.finetuning import FinetuneConfig
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig, finetune_generator
 from pipelines.pool import generate
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig, UntrainedConfig, finetune_task_model, initial_task_model
 from pipelines.template_corpus import TemplateCorpusConfig, prepare_template_corpus

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipelines.base_model import prepare_base_model, pretrained_model_config, save_language_model
+from pipelines.classifier import load_head
+from pipelines.driver import finetune_group
 from pipelines.errors import UserError
 from pipelines.evaluation import EvaluationConfig, evaluate
-from pipelines.finetuning import FinetuneConfig, FinetuneJob, finetune_group
 from pipelines.generator import GeneratorConfig, finetune_generator
-from pipelines.models import load_head
+from pipelines.job import FinetuneJob
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources, no_report
 from pipelines.task_model import TaskModelConfig, finetune_task_model, finetuning_job, save_task_model
 from pipelines.weights import load_weights

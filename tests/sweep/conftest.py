@@ -8,10 +8,10 @@ import pytest
 
 from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.evaluation import EvaluationConfig
-from pipelines.finetuning import FinetuneConfig
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.identity import FileHash
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.sources import FILES, NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig

@@ -8,9 +8,9 @@ import pytest
 
 from pipelines.base_model import ScratchModelConfig
 from pipelines.errors import UserError
-from pipelines.finetuning import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
+from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.resources import Resources
 from sweep.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, total
 from sweep.experiment import Experiment

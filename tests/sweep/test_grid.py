@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.base_model import PretrainedModelConfig
 from pipelines.errors import UserError
-from pipelines.finetuning import FinetuneConfig
 from pipelines.heuristics import HEURISTICS, Heuristic
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from sweep.experiment import Experiment
 from sweep.grid import Step, build_grid

@@ -91,7 +91,7 @@ CLASSES = {
         "name sha256",
         "",
     ),
-    "pipelines.finetuning.FinetuneConfig": (
+    "pipelines.recipe.FinetuneConfig": (
         "method learning_rate epochs batch_size schedule warmup_ratio weight_decay max_grad_norm "
         "dtype lora_rank lora_alpha lora_dropout lora_targets train_embeddings share_prefix "
         "group_by_length max_length rehearse_steps cooldown_ratio",

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.errors import UserError
-from pipelines.finetuning import FinetuneConfig
 from pipelines.heuristics import HEURISTICS
 from pipelines.identity import UNKNOWN, identity_fields
 from pipelines.prompts import HYPHENS
+from pipelines.recipe import FinetuneConfig
 from pipelines.sources import FILES, HANS_COLUMNS
 from sweep import cli
 from sweep.experiment import Experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.finetuning import FinetuneConfig
+from pipelines.recipe import FinetuneConfig
 from sweep import stages
 from sweep.costs import total
 from sweep.experiment import Experiment

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.finetuning import FinetuneConfig
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig
 from pipelines.training_set import TrainingSetConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.finetuning import FinetuneConfig
+from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig

@@ -15,7 +15,9 @@ STUDY = """\
 from pipelines.base_model import ScratchModelConfig
 from pipelines.resources import Resources
 from pipelines.evaluation import EvaluationConfig
-from pipelines.finetuning import FinetuneConfig
+from pipelines.recipe import FinetuneConfig
+from pipelines.generation_config import GenerationConfig
+from pipelines.recipe import FinetuneConfig
 from pipelines.generation_config import GenerationConfig
 from pipelines.generator import GeneratorConfig
 from pipelines.template_corpus import TemplateCorpusConfig

@@ -1,4 +1,4 @@
-"""The two modules that are trained: a decoder with a 3-way head on its last token, and a decoder as a language model."""
+"""T as it is trained and evaluated: a decoder with a head on the last token, a class for each of `LABELS`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Classifier(torch.nn.Module):
 def compute_last_layer_where_read(body: Any) -> None:
     """Have a classifier's `body` compute what follows attention in its last decoder layer at sequences' last tokens only.
 
-    Which is exact: what other tokens have there enters nothing that is read. It leaves out the output projection and the MLP,
+    This is exact: what other tokens have there enters nothing that is read. It leaves out the output projection and the MLP,
     three quarters of a layer's weights in Llama 2; a decoder that calls them otherwise computes them for all tokens. Adapters
     must have been added before.
     """
@@ -53,16 +53,16 @@ def compute_last_layer_where_read(body: Any) -> None:
         return
     layer = body.layers[-1]
     named = dict(layer.named_modules())
-    found = [named[name] for name in ("self_attn.o_proj", "mlp") if name in named]
-    if not found:
+    parts = [named[name] for name in ("self_attn.o_proj", "mlp") if name in named]
+    if not parts:
         return
-    for module in found:
+    for module in parts:
         _mix_in(_AtLastTokens, module)
-        for part in module.modules():
-            if isinstance(part, AdaptedLinear):
-                part.shared_input.at_last_tokens = True
+        for linear in module.modules():
+            if isinstance(linear, AdaptedLinear):
+                linear.shared_input.at_last_tokens = True
     _mix_in(_LastLayer, layer)
-    layer.parts_at_last_tokens = found
+    layer.parts_at_last_tokens = parts
 
 
 def _mix_in(mixin: type, module: torch.nn.Module) -> None:
@@ -72,7 +72,7 @@ def _mix_in(mixin: type, module: torch.nn.Module) -> None:
 
 
 class _LastLayer(torch.nn.Module):
-    """Of a decoder layer: tells its parts where the last tokens are."""
+    """A decoder layer that tells its parts where the last tokens are."""
 
     parts_at_last_tokens: list[_AtLastTokens]
 
@@ -83,63 +83,13 @@ class _LastLayer(torch.nn.Module):
 
 
 class _AtLastTokens(torch.nn.Module):
-    """Of a module that works token by token: computes at `last_index`, and is zero elsewhere."""
+    """A module that works token by token, computed at `last_index` and zero elsewhere."""
 
     last_index: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = super().forward(x.index_select(-2, self.last_index))
         return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy(-2, self.last_index, y)
-
-
-class LanguageModel(torch.nn.Module):
-    """G: a causal language model trained on every token of a text after its first."""
-
-    def __init__(self, decoder: Any) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy summed over next tokens. `targets` int64 [2, T], from `packing.next_token_targets`."""
-        logits = self.decoder(
-            input_ids=packed.input_ids, position_ids=packed.position_ids, packed=packed, use_cache=False
-        ).logits[0]
-        loss: torch.Tensor = _NextTokenLoss.apply(logits, packed.input_ids[0], *targets)
-        return loss
-
-
-class _NextTokenLoss(torch.autograd.Function):
-    """Cross-entropy of states that predict several tokens, each with the state's one row of logits.
-
-    Logits [T, vocabulary] are the largest tensors of a step: what is kept of them is what the model gave, in its own type.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor, counts: torch.Tensor
-    ) -> torch.Tensor:
-        """The sum over tokens, token t predicted by the logits at `places[t]` and counted `counts[t]` times; all int64 [T]."""
-        greatest = logits.amax(1, keepdim=True).float()
-        normalizers = _centred(logits, greatest).exp_().sum(1, keepdim=True).log_() + greatest
-        losses = normalizers[places, 0] - logits[places, tokens].float()
-        ctx.save_for_backward(logits, normalizers, tokens, places, counts)
-        return (losses * counts).sum()
-
-    @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
-        logits, normalizers, tokens, places, counts = ctx.saved_tensors
-        # Sums of whole numbers, the same in any order.
-        num_predicted = torch.zeros_like(counts).index_add_(0, places, counts)
-        grad = _centred(logits, normalizers).exp_().mul_(num_predicted[:, None] * scale)
-        # What meets in one place is the same number, one for each sequence that goes on alike: in any order, too. And unlike
-        # `index_put_`, it does not wait for the device to check the indices, which a captured graph could not.
-        grad.view(-1).scatter_add_(0, places * grad.shape[1] + tokens, -counts * scale)
-        return grad.to(logits.dtype), None, None, None
-
-
-def _centred(logits: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """logits - by in float32, always a new tensor."""
-    return logits.to(torch.float32, copy=True).sub_(by)
 
 
 def random_head(hidden_size: int, *, seed: int, std: float) -> torch.Tensor:

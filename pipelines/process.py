@@ -1,0 +1,24 @@
+"""A worker process's memory and log."""
+
+import gc
+import logging
+import warnings
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, on the device as well."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice of the libraries out of a study's log; their warnings stay."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
