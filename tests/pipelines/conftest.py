@@ -1,4 +1,4 @@
-"""One small Ray, one tiny base model and one labelled file, shared by the tests of a module."""
+"""One small Ray, one tiny base model and one labelled file, shared by the tests of a module; tiny generators, by all."""
 
 import random
 
@@ -65,7 +65,7 @@ def untrained(tmp_path_factory, base_model):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """A folder with the generators `trained/model` and `random/model` of `tiny_generator`."""
     from tests.pipelines.tiny_generator import save_models

@@ -14,16 +14,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.engine_options import engine_options, kv_cache_bytes, shards_in_flight
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.generation_config import GenerationConfig
-from pipelines.identity import identity_fields, runtime_fields
 from pipelines.pool import generate
-from pipelines.prompts import HYPHENS, Parsed, Rejected, generator_text, parse_generated
+from pipelines.prompts import Parsed, Rejected, parse_generated
 from pipelines.resources import Resources
-from pipelines.shards import Shard, ShardFolder
-from pipelines.writer import encode_prompts, tables
+from pipelines.shards import ShardFolder
 from tests.pipelines.tiny_generator import KNOWN
 
 ROOT = Path(__file__).parents[2]
@@ -264,116 +261,6 @@ def test_too_low_a_yield_says_so_and_keeps_the_rejects(ray_address: str, models:
     assert not (tmp_path / "yield.json").exists()
 
 
-def test_a_prompt_is_encoded_as_in_training_up_to_its_label(models: Path) -> None:
-    from transformers import AutoTokenizer
-
-    folder = str(models / "trained" / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for label, ids in encode_prompts(folder).items():
-        text = tokenizer(generator_text(label, *KNOWN[label]))["input_ids"]
-        assert ids[0] == tokenizer.bos_token_id
-        assert text[: len(ids)] == ids
-        assert tokenizer.decode(ids, skip_special_tokens=True).endswith(f"is {label}")
-
-
-def test_the_end_of_sequence_that_a_tokenizer_adds_is_not_part_of_the_prompt(models: Path, tmp_path: Path) -> None:
-    from tokenizers import processors
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(models / "trained" / "model")
-    special = [("<s>", 0), ("</s>", 1)]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
-    tokenizer.save_pretrained(tmp_path)
-    assert encode_prompts(str(tmp_path)) == encode_prompts(str(models / "trained" / "model"))
-
-
-def test_texts_become_rows_with_the_ids_and_seeds_of_their_shard() -> None:
-    shard = Shard(LABELS[1], 4, 11, 2)
-    text = ". Premise: A dog ran . Hypothesis: It moved . – This is the end of the example."
-    parsed, rejects = tables(shard, [". Premise: A dog", text], CONFIG)
-    assert parsed.to_pylist() == [
-        {"id": "neutral-00004-00001", "label": "neutral", "premise": "A dog ran .",
-         "hypothesis": "It moved .", "shard": 4, "seed": shard.row_seed(1), "generator": "tiny"}
-    ]  # fmt: skip
-    assert rejects.to_pylist() == [
-        {"id": "neutral-00004-00000", "label": "neutral", "shard": 4, "seed": shard.row_seed(0),
-         "generator": "tiny", "reason": "no_hypothesis", "text": ". Premise: A dog"}
-    ]  # fmt: skip
-
-
-def test_the_engine_holds_a_prompt_and_its_text_but_never_more_than_the_model(models: Path) -> None:
-    model = str(models / "trained" / "model")
-    assert engine_options(CONFIG, model, ONE, prompt_lengths=[20])["max_model_len"] == 84
-    assert engine_options(GenerationConfig(), model, ONE, prompt_lengths=[20])["max_model_len"] == 128
-
-
-def test_engines_share_a_gpu_by_their_fractions(models: Path) -> None:
-    model = str(models / "trained" / "model")
-    half = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_lengths=[20])
-    assert half["gpu_memory_utilization"] == pytest.approx(0.45)
-    assert "kv_cache_memory_bytes" not in half
-    shared = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_lengths=[20], gpu_bytes=8 * 2**30)
-    assert shared["kv_cache_memory_bytes"] > 0
-    whole = engine_options(CONFIG, model, Resources(gpus_per_worker=1), prompt_lengths=[20], gpu_bytes=8 * 2**30)
-    assert "kv_cache_memory_bytes" not in whole
-    assert "gpu_memory_utilization" not in engine_options(CONFIG, model, ONE, prompt_lengths=[20])
-
-
-def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Path) -> None:
-    shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512, "num_hidden_layers": 10}
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-
-    # 2 heads of 64 numbers, keys and values of 2 bytes, 10 layers: 5 120 bytes a token.
-    def cache(num_seqs: int, context: int, gib: float) -> int:
-        return kv_cache_bytes(str(tmp_path), num_seqs=num_seqs, context=context, number_bytes=2, gpu_bytes=gib * 2**30)
-
-    assert cache(4, 100, gib=3) == 4 * 100 * 5_120
-    assert cache(4_096, 1_024, gib=7) == 5 * 2**30
-    with pytest.raises(UserError, match=r"share of the GPU is 2\.1 GiB"):
-        cache(4_096, 1_024, gib=2.1)
-
-
-def test_graphs_are_captured_up_to_the_whole_batch(models: Path) -> None:
-    config = replace(CONFIG, max_num_seqs=200, enforce_eager=False)
-    options = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_lengths=[20])
-    assert options["compilation_config"]["cudagraph_capture_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 192, 200]
-
-
-@pytest.mark.parametrize(
-    ("shard_size", "num_seqs", "expected"),
-    [(1_024, 1_024, 2), (4_096, 1_024, 2), (256, 1_024, 8), (96, 512, 11)],
-)
-def test_two_batches_of_rows_are_in_an_engine(shard_size: int, num_seqs: int, expected: int) -> None:
-    config = GenerationConfig(shard_size=shard_size, max_num_seqs=num_seqs)
-    assert shards_in_flight(config, on_gpu=True) == expected
-    assert shards_in_flight(replace(config, shards_in_flight=5), on_gpu=True) == 5
-
-
-def test_every_field_is_identity_or_runtime_on_purpose() -> None:
-    assert identity_fields(GenerationConfig) == {
-        "num_per_label", "exact", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
-        "end_marker", "dtype", "stand_ins", "stop_early",
-    }  # fmt: skip
-    assert runtime_fields(GenerationConfig) == {
-        "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process", "attention_backend",
-        "gpu_memory_utilization", "cpu_kv_cache_gib", "progress_bars", "generator_id",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("num_per_label", 0), ("num_per_label", (1, 2)), ("shard_size", 0), ("temperature", 0.0),
-        ("top_p", 0.0), ("top_k", 0), ("max_new_tokens", 0), ("end_marker", "END"), ("dtype", "int8"),
-        ("min_yield", 0.0), ("gpu_memory_utilization", 1.5), ("max_num_seqs", -1), ("shards_in_flight", -1),
-        ("cpu_kv_cache_gib", 0), ("attention_backend", "fastest"),
-    ],
-)  # fmt: skip
-def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"^{field}="):
-        replace(GenerationConfig(), **{field: value})
-
-
 def test_a_text_that_stops_early_is_the_same_text_up_to_there(
     pool: tuple[Path, dict[str, Any], Reports], models: Path, tmp_path: Path
 ) -> None:
@@ -398,16 +285,8 @@ def test_a_text_that_stops_early_is_the_same_text_up_to_there(
     common = texts.keys() & {row["id"] for row in rows(tmp_path, "pool") + rows(tmp_path, "rejects")}
     assert len(common) > 1_000
     assert {id: written.get(id) for id in common} == {id: expected.get(id) for id in common}
-    tokens = [one["generated_tokens"] / one["num_shards"] for one in (early, whole)]
+    tokens = [pool["generated_tokens"] / pool["num_shards"] for pool in (early, whole)]
     assert tokens[0] < tokens[1] - 5 * CONFIG.shard_size / 2
-
-
-def test_a_marker_that_begins_as_texts_go_on_cannot_stop_early() -> None:
-    with pytest.raises(UserError, match=r"^stop_early=True with end_marker=' -- This"):
-        GenerationConfig(stop_early=True, end_marker=HYPHENS)
-    config = GenerationConfig(stop_early=True)
-    assert config.completed(". Premise: a Hypothesis: b –") == f". Premise: a Hypothesis: b{config.end_marker}"
-    assert config.completed(". Premise: a Hypothesis: b") == ". Premise: a Hypothesis: b"
 
 
 def test_a_missing_generator_and_two_gpus_an_engine_are_refused(tmp_path: Path) -> None:
