@@ -124,10 +124,11 @@ def load_evidence(
 
     store = store if isinstance(store, Store) else Store(store)
     study = study if isinstance(study, Study) else Study.load(store, study)
-    series = study_series(study, evaluation_frame(store, study, partial=partial) if frame is None else frame)
+    frame = evaluation_frame(store, study, partial=partial) if frame is None else frame
+    series = study_series(study, frame)
     counts = _overlap_counts(store, study) if counts is None else counts
     general, blindspot = series[0].set, series[1].set
-    responses = load_responses(store, study, [general, blindspot], partial=partial)
+    responses = load_responses(store, study, [general, blindspot], frame, partial=partial)
     # The study's own grid, not what is there of it: an average over what happens to be built is another quantity.
     grid = [step.coordinates for step in study.steps if step.stage == "evaluation"]
     return Evidence(

@@ -29,7 +29,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5.0, 1.8)), (0, (1.2, 1.6)), "dashdot")
 
 
 def has_doses(frame: pd.DataFrame) -> bool:
-    """Whether a frame of `load_frame` has two or more doses of bias, so that there is a slope."""
+    """Whether a frame of `evaluation_frame` has two or more doses of bias, so that there is a slope."""
     return int(frame["bias"].nunique()) > 1
 
 

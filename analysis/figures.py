@@ -113,7 +113,7 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
 
 
 def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:
-    """Draw the frame of `analysis.frame.load_frame` in the layout of the paper's Figure 1.
+    """Draw the frame of `analysis.frame.evaluation_frame` in the layout of the paper's Figure 1.
 
     With `intervals` (`analysis.tables.accuracy_table` of the same frame) a thin line shows each point's.
 

@@ -53,7 +53,7 @@ class DuplicateRowsError(UserError):
     """Two results claim the same cell; which one holds cannot be told."""
 
 
-def load_frame(store_uri: str | Store, study_name: str, *, partial: bool = False) -> pd.DataFrame:
+def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd.DataFrame:
     """One row per `KEY` (starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, typed as `DTYPES`.
 
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
@@ -66,12 +66,6 @@ def load_frame(store_uri: str | Store, study_name: str, *, partial: bool = False
     DuplicateRowsError for two results of one cell, and UserError for a metrics file that does not hold
     together.
     """
-    store = store_uri if isinstance(store_uri, Store) else Store(store_uri)
-    return evaluation_frame(store, Study.load(store, study_name), partial=partial)
-
-
-def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd.DataFrame:
-    """As `load_frame`, for a study that is already loaded."""
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     cells: dict[tuple[Any, ...], str] = {}

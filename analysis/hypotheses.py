@@ -1,10 +1,9 @@
-"""Tests beside the intervals: sign flips for few seeds, McNemar for two checkpoints, equivalence, and many tests at once."""
+"""Tests beside the intervals: sign flips for few seeds, equivalence, and many tests at once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -32,30 +31,6 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0, num_samples: int =
     as_far = np.abs(signs @ values) >= abs(values.sum()) - RESOLUTION
     # The observed pattern is one of all; among random ones it has to be counted in.
     return float(as_far.mean()) if n <= MOST_EXACT else float((1 + as_far.sum()) / (1 + num_samples))
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """Items that only the first, or only the second of two checkpoints has right, and the exact two-sided p value."""
-
-    only_first: int
-    only_second: int
-    num_items: int
-    p: float
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Exact test (McNemar 1947) of two given checkpoints on the same items: correct or not, bool [num_items] each.
-
-    It speaks of these two files of weights only: another seed of the same training is another checkpoint. It takes items as
-    independent. Raises ValueError for arrays that are empty or differ in length.
-    """
-    if len(first) != len(second) or len(first) == 0:
-        raise ValueError(f"{len(first)} and {len(second)} items; two checkpoints are compared on the same items, at least one")
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    p = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
-    return McNemar(b, c, len(first), p)
 
 
 def equivalence(effect: Effect, margin: float) -> float:

@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.frame import evaluation_frame
+from analysis.frame import describe_missing
 from analysis.intervals import Replicates, paired, replicates
 from analysis.wording import HOLDS
 from pipelines.errors import UserError
@@ -166,17 +165,16 @@ class Responses:
         }
 
 
-def load_responses(store: Store, study: Study, sets: Sequence[str], *, partial: bool = False) -> Responses:
+def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False) -> Responses:
     """Read the logits of every evaluation of a study, and the items' clusters from its sources.
 
     With two labels (HANS) a predicted neutral or contradiction counts as non-entailment, and where a heuristic holds all labels
     but its own count as one; else all three labels count.
-    Raises IncompleteSweepError for evaluations that are missing, and UserError for logits or sources that are missing, differ
-    in their items, or do not give the accuracy that the evaluation reports. With `partial` what is missing is left out and
-    named; without sources, each subcase is one cluster, and items without a subcase stand alone.
+    `frame` is the study's `evaluation_frame`. Raises UserError for logits or sources that are missing, differ in their items,
+    or do not give the accuracy that the frame reports. With `partial` what is missing is left out and named; without sources,
+    each subcase is one cluster, and items without a subcase stand alone.
     """
-    frame = evaluation_frame(store, study, partial=partial)
-    missing = [f"{_words(one)}: {one['what']} ({one['why']})" for one in frame.attrs["missing"]]
+    missing = [describe_missing(one) for one in frame.attrs["missing"]]
     notes: list[str] = []
     items: dict[str, ItemSet] = {}
     first: dict[str, pa.Table] = {}
@@ -190,7 +188,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], *, partial: 
         except UserError:
             if not partial:
                 raise
-            missing.append(f"{_words(step.coordinates)}: {LOGITS} (not in the store)")
+            missing.append(describe_missing({**step.coordinates, "what": LOGITS, "why": "not in the store"}))
             continue
         table = _logits(content, step)
         for name in sets:
@@ -213,10 +211,6 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], *, partial: 
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
     return Responses(items, predicted, tuple(missing), tuple(notes))
-
-
-def _words(coordinates: Any) -> str:
-    return ", ".join(f"{name}={coordinates[name]}" for name in COORDINATES)
 
 
 def _address(step: StudyStep) -> tuple[str, str, str]:

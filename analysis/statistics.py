@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
+from scipy.stats import contingency
 
 CONFIDENCE = 0.95
 
@@ -79,15 +80,8 @@ def wilson_interval(num_correct: int, num_examples: int, confidence: float = CON
         raise ValueError(f"num_examples={num_examples}: an empty slice has no accuracy; leave the slice out")
     if not 0 <= num_correct <= num_examples:
         raise ValueError(f"num_correct={num_correct} is not between 0 and num_examples={num_examples}")
-    z = float(stats.norm.ppf(0.5 + _checked(confidence) / 2))
-    share = num_correct / num_examples
-    denominator = 1 + z * z / num_examples
-    centre = (share + z * z / (2 * num_examples)) / denominator
-    half = z / denominator * math.sqrt(share * (1 - share) / num_examples + z * z / (4 * num_examples**2))
-    # At 0 and n correct the exact bound is 0 and 1; rounding would leave it a hair inside or outside.
-    low = 0.0 if num_correct == 0 else centre - half
-    high = 1.0 if num_correct == num_examples else centre + half
-    return Interval(low, high, confidence)
+    low, high = stats.binomtest(num_correct, num_examples).proportion_ci(_checked(confidence), method="wilson")
+    return Interval(float(low), float(high), confidence)
 
 
 def ratio_interval(
@@ -104,10 +98,9 @@ def ratio_interval(
         raise ValueError(f"groups of {num_treated} and {num_control}: an empty group has no share; leave it out")
     if treated == 0 or control == 0:
         return None
-    centre = math.log(treated / num_treated) - math.log(control / num_control)
-    error = math.sqrt(1 / treated - 1 / num_treated + 1 / control - 1 / num_control)
-    half = float(stats.norm.ppf(0.5 + _checked(confidence) / 2)) * error
-    return Interval(math.exp(centre - half), math.exp(centre + half), confidence)
+    ratio = contingency.relative_risk(treated, num_treated, control, num_control)
+    low, high = ratio.confidence_interval(_checked(confidence))
+    return Interval(float(low), float(high), confidence)
 
 
 def mean_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from analysis.frame import evaluation_frame
+from sweep.records import Store, Study
 
 KINDS = ("original", "synthetic", "biased_synthetic")
 SETS = [
@@ -165,6 +169,11 @@ class FakeStudy:
                 cells = [("none", 0), *((kind, size) for kind in KINDS for size in sizes)]
                 for kind, size in cells:
                     self.add_evaluation(start, kind, size, seed, correct, built=(start, kind, size, seed) not in skip)
+
+    def frame(self, *, partial: bool = False) -> pd.DataFrame:
+        """Its evaluations' rows, read back from the store."""
+        store = Store(self.write())
+        return evaluation_frame(store, Study.load(store, self.name), partial=partial)
 
     def write(self) -> str:
         """Write the manifest; returns the store's path."""

@@ -6,7 +6,6 @@ import pytest
 
 from analysis.dose_response import dose_figure, has_doses, slopes
 from analysis.figures import paper_series
-from analysis.frame import load_frame
 from analysis.report import build_report
 from analysis.tables import difference_table
 from pipelines.errors import UserError
@@ -27,7 +26,7 @@ def study_with_doses(root: Path, right: dict[float, tuple[int, int]]) -> FakeStu
 
 def test_doses_are_kinds_in_the_order_of_the_dose_and_have_it_as_a_number(tmp_path: Path) -> None:
     study = study_with_doses(tmp_path, {0.9: (100, 100), 0.25: (120, 120)})
-    frame = load_frame(study.write(), "tiny")
+    frame = study.frame()
     kinds = ["none", "original", "synthetic", "biased_synthetic", "bias_0.25", "bias_0.9"]
     assert frame["kind"].cat.categories.tolist() == kinds
     biases = frame.dropna(subset="bias").set_index("kind")["bias"].to_dict()
@@ -40,7 +39,7 @@ def test_doses_are_kinds_in_the_order_of_the_dose_and_have_it_as_a_number(tmp_pa
 def test_slopes_are_of_least_squares_within_a_seed(tmp_path: Path) -> None:
     # Seed 0: 160, 120, 80 of 200 at 0, 0.5, 1: -0.4 from 0 to 1. Seed 1: 160, 130, 40: -0.6.
     study = study_with_doses(tmp_path, {0.0: (160, 160), 0.5: (120, 130), 1.0: (80, 40)})
-    found = slopes(load_frame(study.write(), "tiny"))
+    found = slopes(study.frame())
     assert len(found) == 3 and set(found["n"]) == {2} and set(found["num_doses"]) == {3}
     assert found["mean"].tolist() == pytest.approx([-0.5] * 3)
     # t(0.975, 1) = 12.706 × SD 0.14142 / sqrt(2) = 1.2706
@@ -49,12 +48,12 @@ def test_slopes_are_of_least_squares_within_a_seed(tmp_path: Path) -> None:
 
 def test_a_seed_that_lacks_a_dose_has_no_slope(tmp_path: Path) -> None:
     study = study_with_doses(tmp_path, {0.0: (160, 160), 1.0: (80,)})
-    found = slopes(load_frame(study.write(), "tiny"))
+    found = slopes(study.frame())
     assert set(found["n"]) == {1} and found["mean"].tolist() == pytest.approx([-0.4] * 3)
 
 
 def test_without_two_doses_there_is_no_curve(tmp_path: Path) -> None:
-    frame = load_frame(study_with_doses(tmp_path, {0.5: (120, 120)}).write(), "tiny")
+    frame = study_with_doses(tmp_path, {0.5: (120, 120)}).frame()
     assert not has_doses(frame)
     with pytest.raises(UserError, match="fewer than two doses"):
         slopes(frame)

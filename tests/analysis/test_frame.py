@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from analysis.artifacts import label_yield_frame, stage_frame, training_set_frame, yield_frame
-from analysis.frame import DTYPES, KEY, DuplicateRowsError, IncompleteSweepError, describe_missing, load_frame, seed_means
+from analysis.frame import DTYPES, KEY, DuplicateRowsError, IncompleteSweepError, describe_missing, seed_means
 from pipelines.errors import UserError
 from sweep.records import Store, Study
 from tests.analysis.fake_store import SETS, FakeStudy, fingerprint, label_metrics
@@ -14,7 +14,7 @@ from tests.analysis.fake_store import SETS, FakeStudy, fingerprint, label_metric
 def test_a_complete_study_has_one_typed_row_per_cell_set_and_slice(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_grid()
-    frame = load_frame(study.write(), "tiny")
+    frame = study.frame()
     # 2 starting points × 2 seeds × (1 + 3 kinds × 2 sizes) evaluations × 3 slices.
     assert len(frame) == 2 * 2 * 7 * 3
     assert {name: str(kind) for name, kind in frame.dtypes.items()} == {name: str(kind) for name, kind in DTYPES.items()}
@@ -27,7 +27,7 @@ def test_golden_accuracies(tmp_path: Path) -> None:
     study.add_evaluation(0, "none", 0, 1, lambda *_: 50)
     study.add_evaluation(0, "original", 60, 1, lambda *_: 150)
     study.add_evaluation(0, "original", 60, 2, lambda *_: 170)
-    frame = load_frame(study.write(), "tiny")
+    frame = study.frame()
     row = frame[(frame["kind"] == "original") & (frame["seed"] == 2)].iloc[0]
     assert (row["accuracy"], row["num_correct"], row["num_examples"]) == (0.85, 170, 200)
     assert row["fingerprint"] == fingerprint("evaluation", "start0-original-60-seed2")
@@ -40,7 +40,7 @@ def test_the_two_foldings_of_a_cell_stay_apart(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_evaluation(0, "original", 60, 0, lambda *_: 100, more_right_when_summed=20)
     study.add_evaluation(0, "original", 60, 1, lambda *_: 120, more_right_when_summed=20)
-    means = seed_means(load_frame(study.write(), "tiny"))
+    means = seed_means(study.frame())
     found = means[(means["set"] == "template_probe") & (means["slice"] == "all")]
     assert found["folding"].tolist() == ["argmax", "summed"]
     assert found["accuracy"].tolist() == pytest.approx([0.55, 0.65])
@@ -51,13 +51,12 @@ def test_the_two_foldings_of_a_cell_stay_apart(tmp_path: Path) -> None:
 def test_every_missing_cell_is_named(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_grid(skip=((200, "synthetic", 120, 1), (0, "none", 0, 0)))
-    store = study.write()
     with pytest.raises(IncompleteSweepError) as caught:
-        load_frame(store, "tiny")
+        study.frame()
     assert "starting_size=200, kind=synthetic, size=120, seed=1" in str(caught.value)
     assert "starting_size=0, kind=none, size=0, seed=0" in str(caught.value)
     assert len(caught.value.missing) == 2
-    frame = load_frame(store, "tiny", partial=True)
+    frame = study.frame(partial=True)
     assert [one["starting_size"] for one in frame.attrs["missing"]] == [0, 200]
     assert len(frame) == (28 - 2) * 3
 
@@ -81,7 +80,7 @@ def test_what_is_missing_because_something_before_it_failed_says_so(tmp_path: Pa
             "error": "out of memory\ntrace",
         },
     ]
-    frame = load_frame(study.write(), "tiny", partial=True)
+    frame = study.frame(partial=True)
     words = describe_missing(frame.attrs["missing"][0])
     assert words.endswith("evaluation (start0-synthetic-60-seed0 failed: out of memory)")
 
@@ -91,7 +90,7 @@ def test_a_slice_that_one_evaluation_lacks_is_missing(tmp_path: Path) -> None:
     study.add_evaluation(0, "none", 0, 0)
     study.add_evaluation(0, "original", 60, 0, sets=SETS[:2])
     with pytest.raises(IncompleteSweepError, match=r"kind=original.*lexical_overlap/non-entailment"):
-        load_frame(study.write(), "tiny")
+        study.frame()
 
 
 def test_two_evaluations_of_one_cell_are_an_error(tmp_path: Path) -> None:
@@ -99,14 +98,14 @@ def test_two_evaluations_of_one_cell_are_an_error(tmp_path: Path) -> None:
     study.add_evaluation(0, "original", 60, 0)
     study.add_evaluation(0, "original", 60, 0, slug="another-name")
     with pytest.raises(DuplicateRowsError, match="another-name"):
-        load_frame(study.write(), "tiny", partial=True)
+        study.frame(partial=True)
 
 
 def test_two_rows_of_one_slice_are_an_error(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_evaluation(0, "original", 60, 0, sets=[*SETS, SETS[0]])
     with pytest.raises(DuplicateRowsError, match="template_test"):
-        load_frame(study.write(), "tiny")
+        study.frame()
 
 
 def test_metrics_that_were_changed_after_the_record_are_refused(tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_metrics_that_were_changed_after_the_record_are_refused(tmp_path: Path) 
     path = study.folder("evaluation", "start0-original-60-seed0") / "metrics.json"
     path.write_text(path.read_text().replace('"num_correct": ', '"num_correct":  '))
     with pytest.raises(UserError, match="vouches"):
-        load_frame(study.write(), "tiny")
+        study.frame()
 
 
 @pytest.mark.parametrize(
@@ -143,14 +142,7 @@ def test_numbers_that_do_not_hold_together_are_refused(tmp_path: Path, change: d
         files={"metrics.json": json.dumps({"rows": [row]}).encode()},
     )
     with pytest.raises(UserError, match=message):
-        load_frame(study.write(), "tiny", partial=True)
-
-
-def test_an_unknown_study_is_answered_with_those_there_are(tmp_path: Path) -> None:
-    study = FakeStudy(tmp_path)
-    study.add_evaluation(0, "none", 0, 0)
-    with pytest.raises(UserError, match="tiny"):
-        load_frame(study.write(), "tyni")
+        study.frame(partial=True)
 
 
 def test_training_sets_yield_and_stages(tmp_path: Path) -> None:

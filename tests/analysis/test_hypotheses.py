@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 
-from analysis.hypotheses import benjamini_hochberg, equivalence, holm, mcnemar, sign_flip
+from analysis.hypotheses import benjamini_hochberg, equivalence, holm, sign_flip
 from analysis.intervals import Effect
 
 
@@ -28,18 +27,6 @@ def test_sign_flip_of_many_seeds_is_sampled_and_never_zero() -> None:
     assert sign_flip([1.0, -1.0] * 10, seed=1) == 1.0
     with pytest.raises(ValueError, match="nothing"):
         sign_flip([])
-
-
-def test_mcnemar_counts_what_only_one_has_right() -> None:
-    # 1 against 5 of 6 discordant items: 2 × (1 + 6) / 64.
-    first = np.array([1, 0, 0, 0, 0, 0, 1, 0], dtype=bool)
-    second = np.array([0, 1, 1, 1, 1, 1, 1, 0], dtype=bool)
-    found = mcnemar(first, second)
-    assert (found.only_first, found.only_second, found.num_items) == (1, 5, 8)
-    assert found.p == pytest.approx(0.21875)
-    assert mcnemar(first, first).p == 1.0
-    with pytest.raises(ValueError, match="8 and 7 items"):
-        mcnemar(first, second[:7])
 
 
 def test_equivalence_by_hand() -> None:

@@ -18,8 +18,9 @@ SETS = ("template_test", "template_probe")
 
 
 def load(study: ItemStudy, *, partial: bool = False) -> Responses:
-    store = Store(study.write())
-    return load_responses(store, Study.load(store, "tiny"), SETS, partial=partial)
+    frame = study.frame(partial=partial)
+    store = Store(str(study.root))
+    return load_responses(store, Study.load(store, "tiny"), SETS, frame, partial=partial)
 
 
 def test_what_is_right_and_how_items_hang_together(tmp_path: Path) -> None:

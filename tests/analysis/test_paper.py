@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.artifacts import LabelCount
-from analysis.frame import DTYPES, KEY, load_frame
+from analysis.frame import DTYPES, KEY, evaluation_frame
 from analysis.paper import figure1, figure1_beside, has_paper_cells, table1, table1_beside
 from pipelines.errors import UserError
 from sweep.records import Store, Study
@@ -54,7 +54,7 @@ def beside(tmp_path: Path, correct_by_seed: list[int], cell: tuple[int, str, int
     study = FakeStudy(tmp_path)
     for seed, correct in enumerate(correct_by_seed):
         study.add_evaluation(*cell, seed, lambda *_, correct=correct: correct, sets=PAPER_SETS, more_right_when_summed=9)
-    return figure1_beside(load_frame(study.write(), "tiny"))
+    return figure1_beside(study.frame())
 
 
 def test_no_point_of_either_is_dropped(tmp_path: Path) -> None:
@@ -109,7 +109,8 @@ def test_whether_a_study_is_the_papers_is_read_from_its_cells(tmp_path: Path) ->
         for cell in cells:
             study.add_evaluation(*cell, 0, built=False)
         store = Store(study.write())
-        return has_paper_cells(Study.load(store, "tiny"), load_frame(store, "tiny", partial=True))
+        loaded = Study.load(store, "tiny")
+        return has_paper_cells(loaded, evaluation_frame(store, loaded, partial=True))
 
     assert not found("start", [])
     assert not found("sizes", [(0, "original", 3_600), (391_722, "original", 900)])
@@ -121,7 +122,7 @@ def test_a_frame_without_the_papers_sets_is_refused(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_evaluation(0, "none", 0, 0)
     with pytest.raises(UserError, match="none of the paper's test sets"):
-        figure1_beside(load_frame(study.write(), "tiny"))
+        figure1_beside(study.frame())
 
 
 def test_table_1_scaled_to_the_papers_size() -> None:

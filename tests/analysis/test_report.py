@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.frame import IncompleteSweepError, load_frame
+from analysis.frame import IncompleteSweepError
 from analysis.report import build_report
 from analysis.slices import slices_block
 from analysis.terminal import ONE_SEED
@@ -80,9 +81,7 @@ def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path) 
         "differences.pdf", "differences.png", "differences.svg", "figure1.pdf", "figure1.png", "figure1.svg", "frame.csv",
         "frame.parquet", "report.html",
     ]  # fmt: skip
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(path.parent / "frame.parquet"), load_frame(full.write(), "tiny"), check_dtype=False
-    )
+    pd.testing.assert_frame_equal(pd.read_parquet(path.parent / "frame.parquet"), full.frame(), check_dtype=False)
     assert (path.parent / "figure1.pdf").read_bytes().startswith(b"%PDF-")
     html = path.read_text()
     links = Links(html)
@@ -91,6 +90,22 @@ def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path) 
     assert not re.search(r"url\(\s*['\"]?(?!#)", html)
     assert "@import" not in html
     assert "<svg" in html
+
+
+def test_each_file_of_metrics_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = ItemStudy(tmp_path, clear)
+    study.grid(starting_sizes=(0,), num_seeds=2)
+    (study.folder("sources", "data") / "train.parquet").write_bytes(parquet([("A man", "A man", str(one)) for one in LABELS]))
+    read: Counter[str] = Counter()
+    read_bytes = Store.read_bytes
+
+    def counted(store: Store, folder: str, relpath: str) -> bytes:
+        read[f"{folder}/{relpath}"] += 1
+        return read_bytes(store, folder, relpath)
+
+    monkeypatch.setattr(Store, "read_bytes", counted)
+    build_report(study.write(), "tiny", tmp_path / "out")
+    assert [count for path, count in read.items() if path.endswith("metrics.json")] == [1] * 14
 
 
 def test_titles_are_escaped(full: FakeStudy, tmp_path: Path) -> None:
@@ -308,7 +323,7 @@ def test_hans_is_shown_by_heuristic_subcase_and_folding(tmp_path: Path) -> None:
 def test_a_set_without_heuristics_has_no_section_of_slices(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "store")
     study.add_grid((0,), (60,), (0,))
-    frame = load_frame(study.write(), "tiny")
+    frame = study.frame()
     assert [block.anchor for block in slices_block(frame, "template_probe", "lexical_overlap/non-entailment")] == ["slices"]
     assert slices_block(frame, "template_test", "lexical_overlap/non-entailment") == []
 

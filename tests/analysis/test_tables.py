@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 
 from analysis.artifacts import LabelCount, count_lexical_overlap
-from analysis.frame import load_frame
 from analysis.tables import accuracy_table, difference_table, entailment_odds_ratio, lexical_overlap_table
 from pipelines.errors import UserError
 from tests.analysis.fake_store import FakeStudy
@@ -85,7 +84,7 @@ def frame_of(tmp_path: Path, accuracies: dict[tuple[str, int, int], int]) -> pd.
     study = FakeStudy(tmp_path)
     for (kind, size, seed), correct in accuracies.items():
         study.add_evaluation(0, kind, size, seed, lambda *_, correct=correct: correct)
-    return load_frame(study.write(), "tiny")
+    return study.frame()
 
 
 def test_accuracy_table_with_and_without_seeds(tmp_path: Path) -> None:
