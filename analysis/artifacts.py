@@ -127,7 +127,7 @@ def reject_samples(store: Store, study: Study, per_reason: int = 3) -> pd.DataFr
     """Up to `per_reason` rejected texts of each reason, by id: reason, label, text, as they were written."""
     tables = []
     for step in _built(study, ("synthetic_pool",)):
-        folder = store.folder(step.stage, step.slug, step.fingerprint)
+        folder = store.folder(step.id)
         for path in sorted(step.record.files):
             if path.startswith("rejects/") and path.endswith(".parquet"):
                 content = pa.py_buffer(store.read_bytes(folder, path))
@@ -148,7 +148,7 @@ def curve_frame(store: Store, study: Study) -> pd.DataFrame:
         if METRICS_FILE not in step.record.files:
             continue
         place = [step.stage, step.slug, *(step.coordinates.get(name) for name in COORDINATES)]
-        folder = store.folder(step.stage, step.slug, step.fingerprint)
+        folder = store.folder(step.id)
         for line in store.read_bytes(folder, METRICS_FILE).splitlines():
             entry = json.loads(line)
             rows.append([*place, entry["step"], entry["loss"], entry["learning_rate"]])
@@ -184,7 +184,7 @@ def stage_frame(study: Study) -> pd.DataFrame:
 
 def composition(store: Store, step: StudyStep, path: str) -> dict[str, LabelCount]:
     """Rows and lexical overlaps per label of a built artifact's examples: a file, or a folder of them."""
-    examples = read_examples(join(store.folder(step.stage, step.slug, step.fingerprint), path))
+    examples = read_examples(join(store.folder(step.id), path))
     return count_lexical_overlap(examples)
 
 
@@ -200,5 +200,5 @@ def _built(study: Study, stages: Iterable[str] | None) -> list[Any]:
 
 def _yields(store: Store, study: Study) -> Iterator[tuple[StudyStep, Mapping[str, Any]]]:
     for step in _built(study, ("synthetic_pool",)):
-        folder = store.folder(step.stage, step.slug, step.fingerprint)
+        folder = store.folder(step.id)
         yield step, json.loads(store.read_bytes(folder, "yield.json"))

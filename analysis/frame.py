@@ -145,7 +145,7 @@ def _named(cell: tuple[Any, ...]) -> str:
 
 def _evaluation_rows(store: Store, step: Any) -> list[dict[str, Any]]:
     name = f"evaluation {step.slug}-{step.fingerprint[:12]}"
-    content = store.read_bytes(store.folder(step.stage, step.slug, step.fingerprint), "metrics.json")
+    content = store.read_bytes(store.folder(step.id), "metrics.json")
     recorded = step.record.files.get("metrics.json", {}).get("sha256")
     if recorded != hashlib.sha256(content).hexdigest():
         raise UserError(f"{name}: metrics.json is not the file that its record vouches for; delete the artifact and run again")

@@ -184,7 +184,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
             continue
         where: Cell = tuple(step.coordinates[name] for name in COORDINATES)  # type: ignore[assignment]
         try:
-            content = store.read_bytes(store.folder(*_address(step)), LOGITS)
+            content = store.read_bytes(store.folder(step.id), LOGITS)
         except UserError:
             if not partial:
                 raise
@@ -211,10 +211,6 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
     return Responses(items, predicted, tuple(missing), tuple(notes))
-
-
-def _address(step: StudyStep) -> tuple[str, str, str]:
-    return step.stage, step.slug, step.fingerprint
 
 
 def _logits(content: bytes, step: StudyStep) -> pa.Table:
@@ -264,7 +260,7 @@ def _item_set(
         if clustered_by == "item":
             key = ids
     else:
-        path = join(store.folder(*_address(sources)), f"{name}.parquet")
+        path = join(store.folder(sources.id), f"{name}.parquet")
         described = _read_columns(store, sources, f"{name}.parquet").set_index("id")
         clustered_by = "template" if "template" in described else "premise"
         if absent := set(ids) - set(described.index):
@@ -283,7 +279,7 @@ def _item_set(
 
 
 def _read_columns(store: Store, sources: StudyStep, name: str) -> pd.DataFrame:
-    content = store.read_bytes(store.folder(*_address(sources)), name)
+    content = store.read_bytes(store.folder(sources.id), name)
     file = pq.ParquetFile(io.BytesIO(content))
     wanted = [column for column in ("id", "template", "premise") if column in file.schema_arrow.names]
     return file.read(columns=wanted).to_pandas()

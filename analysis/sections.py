@@ -190,7 +190,7 @@ def origins_block(store: Store, study: Study) -> list[Block]:
         [
             step.slug,
             f"tags.fingerprint = '{step.fingerprint}'",
-            store.folder(step.stage, step.slug, step.fingerprint),
+            store.folder(step.id),
             f"blindsweep explain {study.experiment} METRIC --cell {step.slug}",
         ]
         for step in study.steps

@@ -49,7 +49,7 @@ def explain(store: Store, study: Study, metric: str, cell: str = "") -> list[Ori
             metric,
             record.metrics[metric],
             record,
-            store.folder(record.stage, record.slug, record.fingerprint),
+            store.folder(record.id),
             record.num_rows,
             tuple(_lineage(record, store)),
         )
@@ -72,10 +72,9 @@ def _lineage(record: Record, store: Store) -> Iterator[tuple[int, Record]]:
         seen.add(built.fingerprint)
         yield depth, built
         for _, source in sorted(built.inputs.items()):
-            ancestor = store.read_record(source["stage"], source["slug"], source["fingerprint"])
+            ancestor = store.read_record(source)
             if ancestor is None:
-                name = f"{source['stage']}/{source['slug']}"
-                raise UserError(f"{built.stage}/{built.slug} was built from {name}, whose record is gone; restore it")
+                raise UserError(f"{built.id.name} was built from {source.name}, whose record is gone; restore it")
             todo.append((depth + 1, ancestor))
 
 

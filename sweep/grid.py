@@ -17,6 +17,7 @@ from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig, num_drawn
 from sweep import identity
 from sweep.experiment import Experiment
+from sweep.records import ArtifactId
 from sweep.stages import version_of
 
 
@@ -49,9 +50,12 @@ class Step:
         return identity.fingerprint(self.payload)
 
     @property
+    def id(self) -> ArtifactId:
+        return ArtifactId(self.stage, self.slug, self.fingerprint)
+
+    @property
     def name(self) -> str:
-        """`stage/slug`, as messages show it."""
-        return f"{self.stage}/{self.slug}"
+        return self.id.name
 
 
 def build_grid(experiment: Experiment) -> list[Step]:

@@ -14,7 +14,7 @@ from sweep.experiment import Experiment
 from sweep.grid import Step, build_grid
 from sweep.identity import SHORT, flatten
 from sweep.paper import MODEL
-from sweep.records import Record, Store
+from sweep.records import ArtifactId, Record, Store
 from sweep.schedule import Schedule, simulate
 from sweep.throughputs import CostTable, Gpu, NoEstimate, read_table
 
@@ -44,7 +44,7 @@ def make_plan(steps: Iterable[Step], store: Store, *, reasons: bool = True) -> l
             folders[step.stage] = store.folders(step.stage)
         there = folders[step.stage].get(step.slug, ())
         is_begun = step.fingerprint[:SHORT] in there
-        record = store.read_record(step.stage, step.slug, step.fingerprint) if is_begun else None
+        record = store.read_record(step.id) if is_begun else None
         reason = ""
         if record is None and reasons:
             reason = "begun and not finished" if is_begun else _reason(step, there, store)
@@ -176,7 +176,7 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     if not isinstance(step.config, PretrainedModelConfig | RandomModelConfig):
         return None, ""
     if base_model.record:
-        text = store.read_bytes(store.folder(step.stage, step.slug, step.fingerprint), "model/config.json")
+        text = store.read_bytes(store.folder(step.id), "model/config.json")
         return dict(json.loads(text)), ""
     file = Path(step.config.path) / "config.json"
     if file.is_file():
@@ -208,7 +208,7 @@ def check_budget(plan: Plan, budget: float) -> None:
 
 def _reason(step: Step, there: Iterable[str], store: Store) -> str:
     """The reason that there is no artifact: what differs from the nearest of the same stage and slug, of those `there`."""
-    records = [store.read_record(step.stage, step.slug, fingerprint) for fingerprint in there]
+    records = [store.read_record(replace(step.id, fingerprint=fingerprint)) for fingerprint in there]
     candidates = [(changes(step, old, store), old.created) for old in records if old is not None]
     if not candidates:
         return "new"
@@ -225,7 +225,7 @@ def changes(step: Step, old: Record, store: Store) -> list[str]:
         reference = old.inputs.get(name)
         if reference is None:
             differences.append(f"input {name} is new")
-        elif reference["fingerprint"] != source.fingerprint:
+        elif reference.fingerprint != source.fingerprint:
             roots = _root_changes(source, reference, store)
             differences.append(f"input {name} changed because {', '.join(roots)}")
     differences.extend(f"input {name} is gone" for name in sorted(set(old.inputs) - set(step.inputs)))
@@ -247,17 +247,17 @@ def _own_changes(step: Step, old: Record) -> list[str]:
     return differences
 
 
-def _root_changes(step: Step, reference: Any, store: Store) -> list[str]:
+def _root_changes(step: Step, reference: ArtifactId, store: Store) -> list[str]:
     """The changed fields, as stage.field, that made the input another artifact."""
-    old = store.read_record(reference["stage"], reference["slug"], reference["fingerprint"])
+    old = store.read_record(reference)
     if old is None:
-        return [f"{step.stage} is another artifact than {reference['slug']}, which is gone"]
+        return [f"{step.stage} is another artifact than {reference.slug}, which is gone"]
     roots = [f"{step.stage}.{change}" for change in _own_changes(step, old)]
     for name, source in sorted(step.inputs.items()):
         before = old.inputs.get(name)
         if before is None:
             roots.append(f"{step.stage} has a new input {name}")
-        elif before["fingerprint"] != source.fingerprint:
+        elif before.fingerprint != source.fingerprint:
             roots.extend(change for change in _root_changes(source, before, store) if change not in roots)
     roots.extend(f"{step.stage} has lost its input {name}" for name in sorted(set(old.inputs) - set(step.inputs)))
     return roots

@@ -47,11 +47,25 @@ BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 
 
 @dataclass(frozen=True)
-class Record:
-    """What is known of one complete artifact.
+class ArtifactId:
+    """Which artifact: `slug` is for people, `fingerprint` is the identity, of which the first digits are enough to find it."""
 
-    `payload` is what its fingerprint is made of. `inputs` maps a name to {"stage", "slug", "fingerprint"};
-    `coordinates` places it in the grid (`COORDINATES`); `files` maps a path inside the
+    stage: str
+    slug: str
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """`stage/slug`, as messages show it."""
+        return f"{self.stage}/{self.slug}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The facts of one complete artifact.
+
+    `payload` is what its fingerprint is made of. `inputs` are the artifacts that it was built from, by their names in
+    the stage; `coordinates` places it in the grid (`COORDINATES`); `files` maps a path inside the
     folder to {"sha256", "bytes"}; `num_rows` maps a Parquet file, or the folder of several, to its rows;
     `durations` are in seconds; `created` is ISO 8601 in UTC. `marks` say in what the artifact is not the real
     thing ("rehearsal", for one): its own stage's and those of all that it was built from, sorted. Records older
@@ -62,7 +76,7 @@ class Record:
     slug: str
     fingerprint: str
     payload: Mapping[str, Any]
-    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    inputs: Mapping[str, ArtifactId] = field(default_factory=dict)
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     num_rows: Mapping[str, int] = field(default_factory=dict)
@@ -73,6 +87,10 @@ class Record:
     hardware: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     marks: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> ArtifactId:
+        return ArtifactId(self.stage, self.slug, self.fingerprint)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False)
@@ -85,6 +103,7 @@ class Record:
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             values["marks"] = tuple(values.get("marks", ()))
+            values["inputs"] = {name: ArtifactId(**source) for name, source in values.get("inputs", {}).items()}
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -101,30 +120,29 @@ class Store:
         # Workers have another current directory.
         self.uri = str(local_path(uri).absolute()) if self.is_local else str(uri).rstrip("/")
 
-    def folder(self, stage: str, slug: str, fingerprint: str) -> str:
-        return join(self.uri, stage, f"{slug}-{fingerprint[:SHORT]}")
+    def folder(self, artifact: ArtifactId) -> str:
+        return join(self.uri, artifact.stage, f"{artifact.slug}-{artifact.fingerprint[:SHORT]}")
 
-    def read_record(self, stage: str, slug: str, fingerprint: str) -> Record | None:
-        """The record of a complete artifact, or None if it is not built. The fingerprint's first digits are enough.
+    def read_record(self, artifact: ArtifactId) -> Record | None:
+        """The record of a complete artifact, or None if it is not built.
 
         Raises UserError for a record that cannot be read or is of another artifact.
         """
-        where = join(self.folder(stage, slug, fingerprint), RECORD_FILE)
+        where = join(self.folder(artifact), RECORD_FILE)
         text = self._read(where)
         if text is None:
             return None
         record = Record.from_json(text, where)
-        if not record.fingerprint.startswith(fingerprint):
+        if not record.fingerprint.startswith(artifact.fingerprint):
             raise UserError(
-                f"{where} is the record of {record.fingerprint}, not of {fingerprint}; artifacts were moved "
+                f"{where} is the record of {record.fingerprint}, not of {artifact.fingerprint}; artifacts were moved "
                 "or renamed by hand: remove that folder to have the artifact built again"
             )
         return record
 
     def write_record(self, record: Record) -> None:
         """Mark an artifact complete. Everything it consists of must already be in its folder."""
-        folder = self.folder(record.stage, record.slug, record.fingerprint)
-        self.write_bytes(join(folder, RECORD_FILE), record.to_json().encode())
+        self.write_bytes(join(self.folder(record.id), RECORD_FILE), record.to_json().encode())
 
     def read_bytes(self, folder: str, relpath: str) -> bytes:
         """Content of a file of an artifact. Raises UserError if it is not there."""
@@ -211,6 +229,10 @@ class StudyStep:
     inputs: Mapping[str, str]
     record: Record | None = None
 
+    @property
+    def id(self) -> ArtifactId:
+        return ArtifactId(self.stage, self.slug, self.fingerprint)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -260,10 +282,8 @@ class Study:
             raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give --store")
         try:
             values = json.loads(text)
-            steps = tuple(
-                StudyStep(**step, record=store.read_record(step["stage"], step["slug"], step["fingerprint"]))
-                for step in values["steps"]
-            )
+            steps = tuple(StudyStep(**step) for step in values["steps"])
+            steps = tuple(dataclasses.replace(step, record=store.read_record(step.id)) for step in steps)
             return cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
         except UserError:
             raise
@@ -273,13 +293,7 @@ class Study:
     def save(self, store: Store) -> None:
         """Write the manifest; records are not part of it."""
         steps = [
-            {
-                "stage": step.stage,
-                "slug": step.slug,
-                "fingerprint": step.fingerprint,
-                "coordinates": dict(step.coordinates),
-                "inputs": dict(step.inputs),
-            }
+            {**dataclasses.asdict(step.id), "coordinates": dict(step.coordinates), "inputs": dict(step.inputs)}
             for step in self.steps
         ]
         values = {

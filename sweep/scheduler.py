@@ -486,7 +486,9 @@ class _Run:
 
                 self.tracker.start.remote(Card.of(step))
             self.listener("start", step, self.progress)
-        return {"orders": _Sealed([self._order(step) for step in group])}
+        return {
+            "orders": _Sealed([Order(step, REGISTRY[step.stage], self.store.uri, self.tracker, self.git) for step in group])
+        }
 
     def _one_ends_soon(self) -> bool:
         """Whether a step is running that leaves its process to the next one sooner than another would start.
@@ -499,26 +501,6 @@ class _Run:
             self.seconds.get(_kind(step), math.inf) < SHORT_STEP_S
             and now - self.progress.running[fingerprint] < PROCESS_START_S
             for fingerprint, step in self.queue.running.items()
-        )
-
-    def _order(self, step: Step) -> Order:
-        inputs = {
-            name: {"stage": one.stage, "slug": one.slug, "fingerprint": one.fingerprint} for name, one in step.inputs.items()
-        }
-        return Order(
-            stage=step.stage,
-            slug=step.slug,
-            fingerprint=step.fingerprint,
-            payload=step.payload,
-            config=step.config,
-            inputs=inputs,
-            coordinates=step.coordinates,
-            resources=step.resources,
-            options=step.options,
-            runner=REGISTRY[step.stage],
-            store_uri=self.store.uri,
-            tracker=self.tracker,
-            git=self.git,
         )
 
     def complete(self, trial_id: str, result: Mapping[str, Any] | None, error: bool) -> None:
@@ -584,7 +566,7 @@ class _Sealed:
         self.value = value
 
     def __repr__(self) -> str:
-        return ", ".join(order.name for order in self.value)
+        return ", ".join(order.step.name for order in self.value)
 
     def __deepcopy__(self, memo: Any) -> "_Sealed":
         return self

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.errors import UserError
@@ -207,13 +207,5 @@ def _failures(progress: Progress) -> list[dict[str, str]]:
             error, log = f"blocked by {progress.blocked[step.fingerprint]}", ""
         else:
             continue
-        failures.append(
-            {
-                "stage": step.stage,
-                "slug": step.slug,
-                "fingerprint": step.fingerprint,
-                "error": error,
-                "log": log,
-            }
-        )
+        failures.append({**asdict(step.id), "error": error, "log": log})
     return failures

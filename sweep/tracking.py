@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.checkpoints import METRICS_FILE
 from sweep.grid import Step
 from sweep.identity import SHORT, flatten
-from sweep.records import BLINDSPOT_SLICE, COORDINATES, KINDS, Record, Store
+from sweep.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
 
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
@@ -52,24 +52,19 @@ NOT_LOGGED = ("fraction_done",)
 class Card:
     """What the tracker is told of a step: plain values only."""
 
-    fingerprint: str
-    stage: str
-    slug: str
+    id: ArtifactId
     coordinates: Mapping[str, Any]
     config: Mapping[str, Any]
-    inputs: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)  # name → stage, slug, fingerprint
+    inputs: Mapping[str, ArtifactId] = field(default_factory=dict)
 
     @classmethod
     def of(cls, step: Step) -> "Card":
-        inputs = {name: (one.stage, one.slug, one.fingerprint) for name, one in step.inputs.items()}
-        config = step.payload["config"]
-        return cls(step.fingerprint, step.stage, step.slug, dict(step.coordinates), config, inputs)
+        inputs = {name: source.id for name, source in step.inputs.items()}
+        return cls(step.id, dict(step.coordinates), step.payload["config"], inputs)
 
     @classmethod
     def of_record(cls, record: Record) -> "Card":
-        inputs = {name: (one["stage"], one["slug"], one["fingerprint"]) for name, one in record.inputs.items()}
-        config = record.payload["config"]
-        return cls(record.fingerprint, record.stage, record.slug, record.coordinates, config, inputs)
+        return cls(record.id, record.coordinates, record.payload["config"], record.inputs)
 
 
 def default_tracking_uri(store: Store) -> str:
@@ -177,13 +172,13 @@ class Tracker:
 
     def start(self, card: Card) -> None:
         """A step begins: its run is created, or taken up again if an earlier attempt left it."""
-        with self._collecting(f"start {card.stage}/{card.slug}"):
-            self._retire_run_of_removed_artifact(card.fingerprint)
-            is_taken_up = card.fingerprint in self.runs
+        with self._collecting(f"start {card.id.name}"):
+            self._retire_run_of_removed_artifact(card.id.fingerprint)
+            is_taken_up = card.id.fingerprint in self.runs
             run_id = self._run_of(card, start_ms=None)
             if is_taken_up:
                 self.client.update_run(run_id, status="RUNNING")
-                self._logged[card.fingerprint] = self._history(run_id)
+                self._logged[card.id.fingerprint] = self._history(run_id)
 
     def log(self, fingerprint: str, metrics: Mapping[str, float], step: int, time_ms: int) -> None:
         """Step metrics of a running step, or of one that has just ended: nobody waits for the last ones.
@@ -206,7 +201,7 @@ class Tracker:
         self._mark_study(record)
         if not is_new and run is not None and run.data.tags.get("complete") == record.created:
             return
-        with self._collecting(f"finish {record.stage}/{record.slug}"):
+        with self._collecting(f"finish {record.id.name}"):
             end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
             start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
             run_id = self._run_of(card, start_ms)
@@ -265,26 +260,26 @@ class Tracker:
 
     def _run_of(self, card: Card, start_ms: int | None) -> str:
         """The artifact's one run in this study; parameters, tags and inputs are logged when it is made."""
-        if card.fingerprint in self.runs:
-            return str(self.runs[card.fingerprint].info.run_id)
+        if card.id.fingerprint in self.runs:
+            return str(self.runs[card.id.fingerprint].info.run_id)
         from mlflow.entities import Param
 
         tags = {
             "mlflow.parentRunId": self.parent_id,
-            "fingerprint": card.fingerprint,
-            "stage": card.stage,
-            "slug": card.slug,
+            "fingerprint": card.id.fingerprint,
+            "stage": card.id.stage,
+            "slug": card.id.slug,
             "current": "yes",
         }
         for name, value in card.coordinates.items():
             if value is not None:
                 tags["starting_point" if name == "starting_size" else name] = str(value)
-        if card.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys():
+        if card.id.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys():
             tags |= {"compare": "yes", "order": _place(card.coordinates)}
-        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=f"{card.stage}/{card.slug}")
-        self.runs[card.fingerprint] = run
+        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=card.id.name)
+        self.runs[card.id.fingerprint] = run
         # It is running and has no metrics yet: asking MLflow would cost as much as making it.
-        self._logged[card.fingerprint] = set()
+        self._logged[card.id.fingerprint] = set()
         run_id = run.info.run_id
         values = {name: value for name, value in card.coordinates.items() if value is not None}
         # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
@@ -298,11 +293,10 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
-        for name, (stage, slug, fingerprint) in card.inputs.items():
-            folder = self.store.folder(stage, slug, fingerprint)
-            source = json.dumps({"uri": folder})
+        for name, artifact in card.inputs.items():
+            source = json.dumps({"uri": self.store.folder(artifact)})
             kind = "local" if self.store.is_local else "uri"
-            dataset = Dataset(f"{stage}/{slug}", fingerprint[:SHORT], kind, source)
+            dataset = Dataset(artifact.name, artifact.fingerprint[:SHORT], kind, source)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
         if inputs:
             self.client.log_inputs(run_id, inputs)
@@ -326,7 +320,7 @@ class Tracker:
 
     def _log_on_task_model(self, record: Record, final: Mapping[str, float], end_ms: int) -> None:
         """Put the accuracies beside the task model's parameters, where kinds are compared."""
-        fingerprint = record.inputs["task_model"]["fingerprint"]
+        fingerprint = record.inputs["task_model"].fingerprint
         if fingerprint not in self.runs:
             return
         if fingerprint not in self._logged:
@@ -338,7 +332,7 @@ class Tracker:
         """Lines of the artifact's metrics.jsonl, each with `step`."""
         if METRICS_FILE not in record.files:
             return []
-        folder = self.store.folder(record.stage, record.slug, record.fingerprint)
+        folder = self.store.folder(record.id)
         return [json.loads(line) for line in self.store.read_bytes(folder, METRICS_FILE).splitlines()]
 
     def _history(self, run_id: str) -> set[tuple[str, int]]:

@@ -22,8 +22,10 @@ from typing import Any
 
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.identity import MARKS
-from pipelines.resources import Resources, no_report
+from pipelines.resources import no_report
 from pipelines.storage import filesystem, join
+from sweep.grid import Step
+from sweep.identity import SHORT
 from sweep.records import Record, Store
 from sweep.stages import Job, Stage
 
@@ -36,25 +38,13 @@ PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library
 
 @dataclass(frozen=True)
 class Order:
-    """All a trial needs to build one artifact; picklable. `runner` is the stage, by value or by reference."""
+    """All that a trial needs to build one artifact; picklable. `runner` is the stage, by value or by reference."""
 
-    stage: str
-    slug: str
-    fingerprint: str
-    payload: Mapping[str, Any]
-    config: Any
-    inputs: Mapping[str, Mapping[str, str]]
-    coordinates: Mapping[str, Any]
-    resources: Resources
-    options: Mapping[str, str]
+    step: Step
     runner: Stage
     store_uri: str
     tracker: Any = None
     git: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}/{self.slug}"
 
 
 @dataclass(frozen=True)
@@ -79,23 +69,24 @@ def carry_out(orders: Sequence[Order]) -> list[Outcome]:
     try:
         with contextlib.ExitStack() as locks:
             # In one order everywhere, so that two groups that share members cannot wait for each other.
-            for order in sorted(orders, key=lambda order: order.fingerprint):
-                locks.enter_context(_sole_builder(store, order))
+            for step in sorted((order.step for order in orders), key=lambda step: step.fingerprint):
+                locks.enter_context(_sole_builder(store, step))
             missing = []
             for order in orders:
-                if record := store.read_record(order.stage, order.slug, order.fingerprint):
-                    outcomes[order.fingerprint] = Outcome(record)
+                if record := store.read_record(order.step.id):
+                    outcomes[order.step.fingerprint] = Outcome(record)
                 else:
                     missing.append(order)
             outcomes |= _build(missing, store)
     except Exception as error:
-        outcomes |= {one.fingerprint: _failure(error, one, store) for one in orders if one.fingerprint not in outcomes}
-    return [outcomes[order.fingerprint] for order in orders]
+        unfinished = [order.step for order in orders if order.step.fingerprint not in outcomes]
+        outcomes |= {step.fingerprint: _failure(error, step, store) for step in unfinished}
+    return [outcomes[order.step.fingerprint] for order in orders]
 
 
-def _failure(error: Exception, order: Order, store: Store) -> Outcome:
+def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     cause = root_cause(error)
-    log = _keep_traceback(error, order, store)
+    log = _keep_traceback(error, step, store)
     if isinstance(cause, NeighbourFailedError):
         return Outcome(None, one_line(cause), log, was_neighbour=True)
     return Outcome(None, one_line(cause), log, is_final=isinstance(cause, UserError) or is_disk_full(cause))
@@ -108,47 +99,51 @@ def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
     jobs: dict[str, Job] = {}
     inherited: dict[str, set[str]] = {}
     for order in orders:
+        fingerprint = order.step.fingerprint
         try:
-            inherited[order.fingerprint] = _marks_of_inputs(order, store)
-            jobs[order.fingerprint] = _job(order, store)
+            inherited[fingerprint] = _marks_of_inputs(order.step, store)
+            jobs[fingerprint] = _job(order, store)
         except Exception as error:
-            outcomes[order.fingerprint] = _failure(error, order, store)
-    orders = [order for order in orders if order.fingerprint in jobs]
+            outcomes[fingerprint] = _failure(error, order.step, store)
+    orders = [order for order in orders if order.step.fingerprint in jobs]
     if not orders:
         return outcomes
-    stage = orders[0].runner
-    if len(orders) == 1:
-        results: Sequence[Mapping[str, Any] | Exception] = [stage.run(jobs[orders[0].fingerprint])]
-    else:
-        assert stage.run_group is not None
-        results = stage.run_group([jobs[order.fingerprint] for order in orders])
+    results = _results(orders[0].runner, [jobs[order.step.fingerprint] for order in orders])
     stage_s = time.monotonic() - started
     for order, result in zip(orders, results, strict=True):
+        fingerprint = order.step.fingerprint
         try:
             if isinstance(result, Exception):
                 raise result
-            record = _record(order, store, dict(result), inherited[order.fingerprint], started, stage_s, len(orders))
-            outcomes[order.fingerprint] = Outcome(record)
+            record = _record(order, store, dict(result), inherited[fingerprint], started, stage_s, len(orders))
+            outcomes[fingerprint] = Outcome(record)
         except Exception as error:
-            outcomes[order.fingerprint] = _failure(error, order, store)
+            outcomes[fingerprint] = _failure(error, order.step, store)
     return outcomes
+
+
+def _results(stage: Stage, jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
+    if len(jobs) == 1:
+        return [stage.run(jobs[0])]
+    assert stage.run_group is not None
+    return stage.run_group(jobs)
 
 
 def _job(order: Order, store: Store) -> Job:
     from sweep.tracking import StepReport
 
-    folder = store.folder(order.stage, order.slug, order.fingerprint)
+    step = order.step
+    folder = store.folder(step.id)
     if store.is_local:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    report = StepReport(order.tracker, order.fingerprint) if order.tracker else None
     return Job(
-        order.config,
-        {name: store.folder(one["stage"], one["slug"], one["fingerprint"]) for name, one in order.inputs.items()},
+        step.config,
+        {name: store.folder(source.id) for name, source in step.inputs.items()},
         folder,
-        order.resources,
-        report or no_report,
-        order.options,
-        {name: one["fingerprint"] for name, one in order.inputs.items()},
+        step.resources,
+        StepReport(order.tracker, step.fingerprint) if order.tracker else no_report,
+        step.options,
+        {name: source.fingerprint for name, source in step.inputs.items()},
     )
 
 
@@ -162,27 +157,28 @@ def _record(
     group_size: int,
 ) -> Record:
     """Describe the artifact that a stage has written, and thereby complete it."""
-    folder = store.folder(order.stage, order.slug, order.fingerprint)
+    step = order.step
+    folder = store.folder(step.id)
     own = metrics.pop(MARKS, ())
-    assert not isinstance(own, str), f"{order.stage} returned {MARKS}={own!r}, not a list of texts"
-    if order.payload.get("rehearsal"):
+    assert not isinstance(own, str), f"{step.stage} returned {MARKS}={own!r}, not a list of texts"
+    if step.is_rehearsal:
         own = [*own, "rehearsal"]
     _remove_working_state(folder)
     files = store.files(folder)
     if not files:
-        raise RuntimeError(f"stage {order.stage} wrote no file into {folder}")
+        raise RuntimeError(f"stage {step.stage} wrote no file into {folder}")
     durations = {
-        # Of a group, each one's share: what they took in all is their sum.
+        # In a group, each one's share: what they took in all is their sum.
         "total_s": round((time.monotonic() - started) / group_size, 3),
         "stage_s": round(stage_s / group_size, 3),
     }
     record = Record(
-        stage=order.stage,
-        slug=order.slug,
-        fingerprint=order.fingerprint,
-        payload=order.payload,
-        inputs=order.inputs,
-        coordinates=order.coordinates,
+        stage=step.stage,
+        slug=step.slug,
+        fingerprint=step.fingerprint,
+        payload=step.payload,
+        inputs={name: source.id for name, source in step.inputs.items()},
+        coordinates=step.coordinates,
         metrics=metrics,
         num_rows=_count_rows(folder, files),
         files=files,
@@ -197,19 +193,19 @@ def _record(
     return record
 
 
-def _marks_of_inputs(order: Order, store: Store) -> set[str]:
+def _marks_of_inputs(step: Step, store: Store) -> set[str]:
     marks: set[str] = set()
-    for one in order.inputs.values():
-        record = store.read_record(one["stage"], one["slug"], one["fingerprint"])
+    for source in step.inputs.values():
+        record = store.read_record(source.id)
         if record is None:
-            where = store.folder(one["stage"], one["slug"], one["fingerprint"])
-            raise UserError(f"{order.name} is built from {where}, which has no record (removed since?); run again to build it")
+            where = store.folder(source.id)
+            raise UserError(f"{step.name} is built from {where}, which has no record (removed since?); run again to build it")
         marks.update(record.marks)
     return marks
 
 
 @contextlib.contextmanager
-def _sole_builder(store: Store, order: Order) -> Iterator[None]:
+def _sole_builder(store: Store, step: Step) -> Iterator[None]:
     """Let one process at a time build an artifact of a local store; the next one finds the record.
 
     The lock falls with the process, so that nothing has to be cleaned up after a kill.
@@ -217,7 +213,7 @@ def _sole_builder(store: Store, order: Order) -> Iterator[None]:
     if not store.is_local:
         yield
         return
-    folder = Path(store.folder(order.stage, order.slug, order.fingerprint))
+    folder = Path(store.folder(step.id))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -245,9 +241,9 @@ def _count_rows(folder: str, files: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _keep_traceback(error: Exception, order: Order, store: Store) -> str:
+def _keep_traceback(error: Exception, step: Step, store: Store) -> str:
     """Write the error's traceback into the store's logs; empty if even that cannot be written."""
-    path = join(store.uri, "logs", f"{order.stage}-{order.slug}-{order.fingerprint[:12]}.txt")
+    path = join(store.uri, "logs", f"{step.stage}-{step.slug}-{step.fingerprint[:SHORT]}.txt")
     try:
         store.write_bytes(path, "".join(traceback.format_exception(error)).encode())
     except Exception:

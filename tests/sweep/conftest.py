@@ -79,9 +79,8 @@ def record_all() -> Callable[[Iterable[Step], Store], None]:
 
 
 def record_of(step: Step, **fields: Any) -> Record:
-    inputs = {name: {"stage": one.stage, "slug": one.slug, "fingerprint": one.fingerprint} for name, one in step.inputs.items()}
     values: dict[str, Any] = {
-        "inputs": inputs,
+        "inputs": {name: source.id for name, source in step.inputs.items()},
         "coordinates": step.coordinates,
         "durations": {"total_s": 1.0},
         "created": "2026-01-01T00:00:00+00:00",

@@ -204,7 +204,7 @@ def test_no_cluster_to_join(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named_and_not_built_over(tmp_path: Path, record_all: Callable) -> None:
     step = build_grid(load_experiment("demo").experiment)[0]
     record_all([step], Store(tmp_path))
-    record = Path(Store(tmp_path).folder(step.stage, step.slug, step.fingerprint)) / "record.json"
+    record = Path(Store(tmp_path).folder(step.id)) / "record.json"
     record.write_text(record.read_text()[:40])
     for command in ("plan", "run"):
         assert_one_error(blindsweep(command, "demo", "--store", str(tmp_path)), str(record))

@@ -10,7 +10,7 @@ from sweep.records import Record, Store, Study, StudyStep
 
 
 def record(stage: str, slug: str, digit: str, inputs: tuple[Record, ...] = (), **values: object) -> Record:
-    sources = {one.stage: {"stage": one.stage, "slug": one.slug, "fingerprint": one.fingerprint} for one in inputs}
+    sources = {source.stage: source.id for source in inputs}
     payload = {"config": {"type": "Config", "seed": 7, "name": None}}
     return Record(stage, slug, digit * 64, payload, sources, durations={"total_s": 3.0}, created="then", **values)  # type: ignore[arg-type]
 

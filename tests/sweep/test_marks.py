@@ -1,6 +1,5 @@
 """A mark stays with all that is built from what has it: in records, `status`, MLflow. No Ray: a trial is a plain function."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,54 +7,50 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.resources import Resources
+from pipelines.training_set import TrainingSetConfig
 from sweep import cli
-from sweep.identity import fingerprint
+from sweep.grid import Step
 from sweep.records import Record, Store, Study, StudyStep
 from sweep.stages import Job, Stage
 from sweep.study import reindex
-from sweep.trial import Order, Outcome, carry_out
+from sweep.trial import Order, carry_out
 
 PARTIAL = "partial MultiNLI: 10 of 392,702 labelled rows (5 for training)"
 
 
-def order_of(store: Store, stage: str, slug: str, inputs: Mapping[str, Record], metrics: Mapping[str, Any]) -> Order:
+def step_of(stage: str, slug: str, **inputs: Step) -> Step:
+    return Step(stage, slug, TrainingSetConfig("starting", size=3, seed=0), inputs)
+
+
+def order_of(store: Store, step: Step, metrics: Mapping[str, Any]) -> Order:
     def run(job: Job) -> Mapping[str, Any]:
         (Path(job.output) / "value.txt").write_text("1")
         return metrics
 
-    return Order(
-        stage,
-        slug,
-        fingerprint({"stage": stage, "slug": slug}),
-        {"config": {}},
-        None,
-        {name: {"stage": one.stage, "slug": one.slug, "fingerprint": one.fingerprint} for name, one in inputs.items()},
-        {},
-        Resources(),
-        {},
-        Stage(1, run),
-        store.uri,
-    )
+    return Order(step, Stage(1, run), store.uri)
 
 
-def build(store: Store, stage: str, slug: str, inputs: Mapping[str, Record], metrics: Mapping[str, Any]) -> Record:
-    (outcome,) = carry_out([order_of(store, stage, slug, inputs, metrics)])
+def build(store: Store, step: Step, metrics: Mapping[str, Any]) -> Record:
+    (outcome,) = carry_out([order_of(store, step, metrics)])
     assert outcome.record is not None, outcome.error
     # What is returned is what is kept.
-    assert store.read_record(stage, slug, outcome.record.fingerprint) == outcome.record
+    assert store.read_record(step.id) == outcome.record
     return outcome.record
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    """Partial sources and a whole base model; a model of both that adds a mark; its evaluation; a base model alone."""
+    """Partial sources and a whole base model; a model of both that adds a mark; its evaluation."""
     store = Store(tmp_path)
-    sources = build(store, "sources", "data", {}, {"train/num_examples": 5, "marks": [PARTIAL]})
-    base = build(store, "base_model", "base", {}, {})
-    model = build(store, "task_model", "cell", {"sources": sources, "base_model": base}, {"loss": 1.0, "marks": ["rehearsal"]})
-    evaluation = build(store, "evaluation", "cell", {"sources": sources, "task_model": model}, {"hans/accuracy": 0.5})
-    return [sources, base, model, evaluation]
+    sources, base = step_of("sources", "data"), step_of("base_model", "base")
+    model = step_of("task_model", "cell", sources=sources, base_model=base)
+    evaluation = step_of("evaluation", "cell", sources=sources, task_model=model)
+    return [
+        build(store, sources, {"train/num_examples": 5, "marks": [PARTIAL]}),
+        build(store, base, {}),
+        build(store, model, {"loss": 1.0, "marks": ["rehearsal"]}),
+        build(store, evaluation, {"hans/accuracy": 0.5}),
+    ]
 
 
 def save_study(store: Store, records: list[Record]) -> None:
@@ -70,14 +65,14 @@ def test_marks_are_the_stage_s_own_and_those_of_all_inputs(records: list[Record]
 
 
 def test_a_step_whose_input_has_no_record_does_not_run(records: list[Record], tmp_path: Path) -> None:
-    missing = dataclasses.replace(records[0], slug="other")
-    outcome: Outcome = carry_out([order_of(Store(tmp_path), "task_model", "next", {"sources": missing}, {})])[0]
+    missing = step_of("sources", "other")
+    (outcome,) = carry_out([order_of(Store(tmp_path), step_of("task_model", "next", sources=missing), {})])
     assert outcome.record is None and outcome.is_final
     assert "task_model/next is built from" in outcome.error and "sources/other-" in outcome.error
 
 
 def test_one_mark_as_a_text_is_a_mistake_of_ours(tmp_path: Path) -> None:
-    (outcome,) = carry_out([order_of(Store(tmp_path), "sources", "data", {}, {"marks": "rehearsal"})])
+    (outcome,) = carry_out([order_of(Store(tmp_path), step_of("sources", "data"), {"marks": "rehearsal"})])
     assert outcome.record is None and "not a list of texts" in outcome.error
 
 

@@ -75,7 +75,7 @@ def test_the_nearest_artifact_is_compared(experiment: Experiment, tmp_path: Path
 def test_a_half_built_folder_is_not_an_artifact(experiment: Experiment, tmp_path: Path) -> None:
     store = Store(tmp_path)
     step = build_grid(experiment)[0]
-    Path(store.folder(step.stage, step.slug, step.fingerprint)).mkdir(parents=True)
+    Path(store.folder(step.id)).mkdir(parents=True)
     assert reasons(experiment, store)[step.name] == "begun and not finished"
 
 
@@ -132,14 +132,14 @@ def test_what_is_built_is_asked_first(llama: Experiment, checkpoint: Path, tmp_p
     sources, base_model = steps[0], steps[1]
     counts = {"train": 500, "mnli_matched": 1, "mnli_mismatched": 1, "hans": 1}
     record_all([sources], store)
-    record = store.read_record(sources.stage, sources.slug, sources.fingerprint)
+    record = store.read_record(sources.id)
     assert record is not None
     metrics = {f"{name}/num_examples": count for name, count in counts.items()} | {"train/neutral": 7}
     store.write_record(dataclasses.replace(record, metrics=metrics))
     with pytest.raises(NoEstimate, match="not at hand"):
         costs_of(llama, store)
     record_all([base_model], store)
-    model = Path(store.folder(base_model.stage, base_model.slug, base_model.fingerprint)) / "model"
+    model = Path(store.folder(base_model.id)) / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     estimate = costs_of(llama, store).estimate

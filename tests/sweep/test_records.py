@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from sweep.records import RECORD_FILE, Record, Store, Study, StudyStep
+from sweep.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep
 
 FINGERPRINT = "ab" * 32
 RECORD = Record(
@@ -17,7 +17,7 @@ RECORD = Record(
     "start0",
     FINGERPRINT,
     payload={"stage": "evaluation"},
-    inputs={"sources": {"stage": "sources", "slug": "data", "fingerprint": "cd" * 32}},
+    inputs={"sources": ArtifactId("sources", "data", "cd" * 32)},
     metrics={"hans/accuracy": 0.5, "nothing": None},
     created="2026-01-01T00:00:00+00:00",
     marks=("rehearsal",),
@@ -31,13 +31,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def record_path(store: Store) -> str:
-    return f"{store.folder('evaluation', 'start0', FINGERPRINT)}/{RECORD_FILE}"
+    return f"{store.folder(RECORD.id)}/{RECORD_FILE}"
 
 
 def test_a_record_comes_back_as_it_was(store: Store) -> None:
-    assert store.read_record("evaluation", "start0", FINGERPRINT) is None
+    assert store.read_record(RECORD.id) is None
     store.write_record(RECORD)
-    assert store.read_record("evaluation", "start0", FINGERPRINT) == RECORD
+    assert store.read_record(RECORD.id) == RECORD
+    assert json.loads(RECORD.to_json())["inputs"] == {"sources": {"stage": "sources", "slug": "data", "fingerprint": "cd" * 32}}
     assert list(store.records("evaluation")) == [RECORD]
     assert list(store.records("evaluation", "other")) == []
 
@@ -46,25 +47,25 @@ def test_a_record_from_before_marks_has_none(store: Store) -> None:
     values = json.loads(RECORD.to_json())
     del values["marks"]
     store.write_bytes(record_path(store), json.dumps(values).encode())
-    assert store.read_record("evaluation", "start0", FINGERPRINT) == dataclasses.replace(RECORD, marks=())
+    assert store.read_record(RECORD.id) == dataclasses.replace(RECORD, marks=())
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}'])
 def test_a_damaged_record_is_an_error_not_a_rebuild(store: Store, damage: bytes) -> None:
     store.write_bytes(record_path(store), damage)
     with pytest.raises(UserError, match=r"record\.json is not a readable record.*restore it"):
-        store.read_record("evaluation", "start0", FINGERPRINT)
+        store.read_record(RECORD.id)
 
 
 def test_a_record_in_the_wrong_folder_is_an_error(store: Store) -> None:
     other = FINGERPRINT[:12] + "0" * 52
     store.write_bytes(record_path(store), dataclasses.replace(RECORD, fingerprint=other).to_json().encode())
     with pytest.raises(UserError, match="is the record of"):
-        store.read_record("evaluation", "start0", FINGERPRINT)
+        store.read_record(RECORD.id)
 
 
 def test_files_leave_out_working_state_and_the_record(store: Store) -> None:
-    folder = store.folder("evaluation", "start0", FINGERPRINT)
+    folder = store.folder(RECORD.id)
     for name in ("a.txt", "pool/b.txt", ".checkpoints/c", ".lock", RECORD_FILE):
         store.write_bytes(f"{folder}/{name}", b"abc")
     # printf abc | sha256sum
@@ -84,7 +85,7 @@ def test_objects_that_stand_for_folders_are_no_files_of_an_artifact(bucket: str,
 
 def test_a_missing_file_of_an_artifact_is_named(store: Store) -> None:
     with pytest.raises(UserError, match=r"yield\.json is missing"):
-        store.read_bytes(store.folder("evaluation", "start0", FINGERPRINT), "yield.json")
+        store.read_bytes(store.folder(RECORD.id), "yield.json")
 
 
 def test_a_study_comes_back_with_the_records_there_are(store: Store) -> None:

@@ -148,7 +148,7 @@ def test_a_rehearsal_in_miniature_runs_every_stage_and_leaves_the_study_unbuilt(
         assert f"\n{stage}" in done.output
     (pool,) = [record for record in records if record.stage == "synthetic_pool"]
     assert pool.metrics["stand_ins"] == 48 and pool.metrics["surplus"] == 48 - 6
-    examples = read_examples(Path(store.folder(pool.stage, pool.slug, pool.fingerprint)) / "pool")
+    examples = read_examples(Path(store.folder(pool.id)) / "pool")
     assert examples.num_rows == 6 and all(name.startswith("stand-in-") for name in examples["id"].to_pylist())
     planned = CliRunner().invoke(cli.app, ["plan", str(study), "--store", str(tmp_path / "store")])
     assert "75 of 75 to build" in planned.output

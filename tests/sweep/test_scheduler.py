@@ -17,7 +17,7 @@ import pytest
 
 from sweep import stages
 from sweep.plan import make_plan
-from sweep.records import Store
+from sweep.records import ArtifactId, Store
 from sweep.scheduler import Capacity, Progress, RayOptions, ray_session, run_steps
 from sweep.tracking import StepReport, Tracker
 
@@ -80,7 +80,7 @@ def test_two_cpu_steps_on_two_cpus_all_run_and_none_twice(fake: ModuleType, capa
     record = progress.built[steps[1].fingerprint]
     assert set(record.files) == {"value.txt", "metrics.jsonl"}
     assert record.metrics["value"] == 1 and record.versions["ray"] and record.hardware["num_cpus"]
-    folder = Path(store.folder("task_model", "cell1", steps[1].fingerprint))
+    folder = Path(store.folder(steps[1].id))
     assert not (folder / ".checkpoints").exists()
     assert run(steps, store, capacity).cached == {step.fingerprint for step in steps}
     assert set(calls(store).values()) == {1}
@@ -180,7 +180,7 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
         progress = run(steps, store, capacity, tracker=tracker)
         for fingerprint in progress.cached:
             step = next(one for one in steps if one.fingerprint == fingerprint)
-            record = store.read_record(step.stage, step.slug, fingerprint)
+            record = store.read_record(step.id)
             tracker.finish.remote(record, is_new=False)
         assert ray.get(tracker.close.remote("FINISHED")) == []
 
@@ -226,7 +226,7 @@ def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, 
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, str(tmp_path), "hammer", "", {})
-    cards = [Card(str(i) * 64, "task_model", f"cell{i}", {}, {}) for i in range(8)]
+    cards = [Card(ArtifactId("task_model", f"cell{i}", str(i) * 64), {}, {}) for i in range(8)]
     ray.get([tracker.start.remote(card) for card in cards])
 
     def hammer(fingerprint: str) -> None:
@@ -236,7 +236,7 @@ def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, 
         report.flush()
 
     task = ray.remote(num_cpus=0)(hammer)
-    ray.get([task.remote(card.fingerprint) for card in cards])
+    ray.get([task.remote(card.id.fingerprint) for card in cards])
     assert ray.get(tracker.close.remote("FINISHED")) == []
     client = MlflowClient(uri)
     for run in client.search_runs([client.get_experiment_by_name("hammer").experiment_id]):

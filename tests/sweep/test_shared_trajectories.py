@@ -69,13 +69,13 @@ def test_a_study_in_miniature_and_a_branch_that_is_built_again(tmp_path: Path, m
     # 21 examples in 6 batches of 4, of which the last two are the cool-down.
     trunk, branch = records["starting_point/start60-seed0"], records["starting_point/start21-seed0"]
     assert "states/step4/state.safetensors" in trunk.files and not any(name.startswith("states") for name in branch.files)
-    assert branch.inputs["trunk"]["fingerprint"] == trunk.fingerprint
+    assert branch.inputs["trunk"].fingerprint == trunk.fingerprint
     assert (branch.metrics["branched_at_step"], branch.metrics["num_steps"], branch.metrics["num_examples"]) == (4, 6, 21)
     assert (trunk.metrics["branched_at_step"], trunk.metrics["num_steps"]) == (None, 6 + 10)
     cell = steps["task_model/start21-original-15-seed0"]
-    folder = Path(store.folder(cell.stage, cell.slug, cell.fingerprint))
+    folder = Path(store.folder(cell.id))
     shutil.rmtree(folder)
     again = CliRunner().invoke(cli.app, arguments)
     assert "tiny: 24 artifacts, 23 were there, 1 built" in again.output, again.output
-    rebuilt = store.read_record(cell.stage, cell.slug, cell.fingerprint)
+    rebuilt = store.read_record(cell.id)
     assert rebuilt is not None and rebuilt.files.keys() == records["task_model/start21-original-15-seed0"].files.keys()
