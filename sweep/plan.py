@@ -11,11 +11,12 @@ from pipelines.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelC
 from pipelines.errors import UserError
 from sweep.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total
 from sweep.experiment import Experiment
-from sweep.grid import Step, build_grid
+from sweep.grid import build_grid
 from sweep.identity import SHORT, flatten
 from sweep.paper import MODEL
 from sweep.records import ArtifactId, Record, Store
 from sweep.schedule import Schedule, simulate
+from sweep.step import Step
 from sweep.throughputs import CostTable, Gpu, NoEstimate, read_table
 
 

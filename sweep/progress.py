@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from sweep.grid import Step
 from sweep.records import STAGES
 from sweep.scheduler import Progress
+from sweep.step import Step
 
 
 def seconds(value: float) -> str:

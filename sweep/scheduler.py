@@ -20,9 +20,9 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.resources import Resources
-from sweep.grid import Step, dependents
 from sweep.records import Record, Store
 from sweep.stages import REGISTRY
+from sweep.step import Step, dependents
 from sweep.trial import Order, Outcome, carry_out, git_state, local_resources, one_line
 
 # Any positive amount: Tune refuses a trial of nothing. On the head node a driver is safe from spot loss.

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.errors import UserError
-from sweep.grid import Step, build_grid
+from sweep.grid import build_grid
 from sweep.inputs import with_inputs
 from sweep.loading import Loaded
 from sweep.paper import departures, unsettled
@@ -14,6 +14,7 @@ from sweep.plan import Planned, make_plan
 from sweep.progress import Display
 from sweep.records import Record, Store, Study, StudyStep, write_plan
 from sweep.scheduler import Capacity, Progress, RayOptions, ray_session, run_steps
+from sweep.step import Step
 
 
 @dataclass(frozen=True)

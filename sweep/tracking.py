@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoints import METRICS_FILE
-from sweep.grid import Step
 from sweep.identity import SHORT, flatten
 from sweep.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
+from sweep.step import Step
 
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""

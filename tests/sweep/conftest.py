@@ -16,8 +16,8 @@ from pipelines.resources import Resources
 from pipelines.sources import FILES, NLISourcesConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from sweep.experiment import Experiment
-from sweep.grid import Step
 from sweep.records import Record, Store
+from sweep.step import Step
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from pipelines.errors import UserError, portable
 from pipelines.identity import runtime
 from pipelines.resources import Resources
 from sweep import stages
-from sweep.grid import Step
 from sweep.plan import make_plan
 from sweep.progress import Display
 from sweep.records import Store
 from sweep.scheduler import RayOptions, ray_session, run_steps
 from sweep.stages import Job, Stage
+from sweep.step import Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pipelines.heuristics import HEURISTICS, Heuristic
 from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from sweep.experiment import Experiment
-from sweep.grid import Step, build_grid
+from sweep.grid import build_grid
+from sweep.step import Step
 
 # Six starting points, nine training sets (3 kinds × 3 sizes): 54 cells and 6 starting points evaluated.
 PAPER_STEPS = {

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from pipelines.training_set import TrainingSetConfig
 from sweep import cli
-from sweep.grid import Step
 from sweep.records import Record, Store, Study, StudyStep
 from sweep.stages import Job, Stage
+from sweep.step import Step
 from sweep.study import reindex
 from sweep.trial import Order, carry_out
 

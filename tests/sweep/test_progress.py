@@ -11,10 +11,10 @@ from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig
 from pipelines.training_set import TrainingSetConfig
-from sweep.grid import Step
 from sweep.progress import Display, Transfers, time_left
 from sweep.records import Record, Store
 from sweep.scheduler import Capacity, Progress, _Run
+from sweep.step import Step
 from sweep.trial import Outcome
 
 

@@ -11,9 +11,10 @@ from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig
 from sweep.experiment import Experiment
-from sweep.grid import Step, build_grid
+from sweep.grid import build_grid
 from sweep.records import Record, Store
 from sweep.scheduler import MAX_OVERTAKES, Capacity, StepQueue, _Run, check_resources
+from sweep.step import Step
 from sweep.trial import Outcome
 
 

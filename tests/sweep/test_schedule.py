@@ -9,8 +9,9 @@ from pipelines.errors import UserError
 from pipelines.resources import Resources
 from pipelines.training_set import TrainingSetConfig
 from sweep.experiment import Experiment
-from sweep.grid import Step, build_grid
+from sweep.grid import build_grid
 from sweep.schedule import simulate
+from sweep.step import Step
 
 GPU = Resources(gpus_per_worker=1)
 
