@@ -268,7 +268,7 @@ def find_torch(pythons: list[dict], sources: dict[str, str]) -> dict:
 
 
 def missing_libraries(python: str, extra: str) -> dict[str, str]:
-    """Those of LIBRARIES that this Python cannot load, with Debian's package of each."""
+    """The part of LIBRARIES that this Python cannot load, with Debian's package of each."""
     probe = "import ctypes, sys\nfor name in sys.argv[1:]:\n try: ctypes.CDLL(name)\n except OSError: print(name)"
     command = [python, "-c", probe, *LIBRARIES[extra]]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
