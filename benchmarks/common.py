@@ -18,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sweep.machine import git_state, hardware, local_resources
 from sweep.model_shape import ModelShape
 from sweep.throughputs import TABLE_FILE, read_table
-from sweep.trial import git_state, hardware, local_resources
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 1

@@ -79,8 +79,8 @@ def run_ours(arguments: argparse.Namespace, folder: str) -> dict[str, float]:
     from sweep import stages
     from sweep.grid import build_grid
     from sweep.loading import load_experiment
+    from sweep.ray_session import RayOptions
     from sweep.records import Store
-    from sweep.scheduler import RayOptions
     from sweep.study import run_study
     from sweep.tracking import default_tracking_uri
 

@@ -64,7 +64,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explain(error: Exception) -> str:
-    from sweep.trial import is_disk_full, one_line
+    from sweep.failures import is_disk_full, one_line
 
     if isinstance(error, UserError | OSError) or is_disk_full(error):
         return one_line(error)

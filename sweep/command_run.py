@@ -81,7 +81,7 @@ def run(
         return
     from sweep.plan import check_budget, plan_study
     from sweep.plan_page import plan_json
-    from sweep.scheduler import RayOptions
+    from sweep.ray_session import RayOptions
     from sweep.study import run_study
     from sweep.tracking import default_tracking_uri
 

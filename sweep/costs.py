@@ -27,8 +27,8 @@ from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.template_corpus import TemplateCorpusConfig
 from pipelines.training_set import TrainingSetConfig, num_drawn
 from sweep.model_shape import ModelShape
-from sweep.scheduler import in_common
 from sweep.step import Step
+from sweep.step_queue import in_common
 from sweep.throughputs import CostTable, Gpu, NoEstimate, Rate
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -3,12 +3,31 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from sweep.records import STAGES
-from sweep.scheduler import Progress
+from sweep.records import STAGES, Record
 from sweep.step import Step
+from sweep.trial import Outcome
+
+
+@dataclass
+class Progress:
+    """The steps of a run by what has become of them; the display reads it."""
+
+    steps: Sequence[Step]
+    cached: set[str]
+    running: dict[str, float] = field(default_factory=dict)  # fingerprint → monotonic start
+    built: dict[str, Record] = field(default_factory=dict)
+    failed: dict[str, Outcome] = field(default_factory=dict)
+    retried: dict[str, Outcome] = field(default_factory=dict)  # how the last attempt ended of a step that is tried again
+    blocked: dict[str, str] = field(default_factory=dict)  # fingerprint → name of the step that failed
+    throughput: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def num_done(self) -> int:
+        return len(self.cached) + len(self.built)
 
 
 def seconds(value: float) -> str:

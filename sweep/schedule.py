@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
-from sweep.scheduler import Capacity, StepQueue
 from sweep.step import Step
+from sweep.step_queue import Capacity, StepQueue
 
 
 @dataclass(frozen=True)

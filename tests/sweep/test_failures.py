@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from sweep.trial import one_line, root_cause
+from sweep.failures import one_line, root_cause
 
 ROOT = Path(__file__).parents[2]
 NO_LIBRARY = "libnuma.so.1: cannot open shared object file: No such file or directory"

