@@ -80,7 +80,6 @@ def run(
         show_plan(loaded.experiment, where, priced, max_gpus)
         return
     from sweep.plan import check_budget, plan_study
-    from sweep.plan_page import plan_json
     from sweep.ray_session import RayOptions
     from sweep.study import run_study
     from sweep.tracking import default_tracking_uri
@@ -91,7 +90,7 @@ def run(
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
     options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
-    result = run_study(loaded, where, tracking_uri, options, plan_json(plan))
+    result = run_study(loaded, where, tracking_uri, options, plan)
     name = loaded.experiment.name
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
     if result.tracking_errors:

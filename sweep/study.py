@@ -10,7 +10,8 @@ from sweep.grid import build_grid
 from sweep.inputs import with_inputs
 from sweep.loading import Loaded
 from sweep.paper import departures, unsettled
-from sweep.plan import Planned, make_plan
+from sweep.plan import Plan, make_plan
+from sweep.plan_page import plan_json
 from sweep.progress import Display, Progress
 from sweep.ray_session import RayOptions, ray_session
 from sweep.records import Record, Store, Study, StudyStep, write_plan
@@ -30,7 +31,7 @@ class Result:
     tracking_errors: tuple[str, ...]
 
 
-def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[str, str]] = ()) -> Study:
+def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
     """The study as it is written beside its artifacts."""
     experiment = loaded.experiment
     study_steps = tuple(
@@ -39,7 +40,7 @@ def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[s
             step.slug,
             step.fingerprint,
             step.coordinates,
-            {name: one.fingerprint for name, one in step.inputs.items()},
+            {name: source.fingerprint for name, source in step.inputs.items()},
         )
         for step in steps
     )
@@ -55,41 +56,46 @@ def manifest(loaded: Loaded, steps: Iterable[Step], failures: Iterable[Mapping[s
             "departures": [note.as_json() for note in departures(experiment)],
             "unsettled": [note.as_json() for note in unsettled(experiment)],
         }
-    return Study(experiment.name, experiment.title, parameters, study_steps, tuple(failures))
+    return Study(experiment.name, experiment.title, parameters, study_steps)
 
 
-def run_study(
-    loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions, estimate: Mapping[str, Any] | None = None
-) -> Result:
+def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions, plan: Plan | None = None) -> Result:
     """Build every artifact of the study that the store does not have. Failed steps are in the result.
 
-    `estimate` (`sweep.plan_page.plan_json`) is kept for the report if anything is to be built. Weights on the hub are
+    A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
     fetched first. Raises UserError if nothing can be started: missing data or weights, too few resources, a store or
     tracking store that cannot be written, a damaged record.
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
-    steps = build_grid(loaded.experiment)
-    planned = make_plan(steps, store, reasons=False)
-    cached = [one.record for one in planned if one.record is not None]
+    # What was planned without its inputs has other steps.
+    if plan is not None and plan.experiment is loaded.experiment:
+        planned = plan.steps
+    else:
+        planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
+    cached = [member.record for member in planned if member.record is not None]
+    steps = [member.step for member in planned]
     study = manifest(loaded, steps)
     study.save(store)
     if len(cached) == len(steps):
         errors = track_records(study, loaded.parameters, cached, store, tracking_uri)
         return Result(len(steps), len(cached), 0, (), tuple(errors))
-    if estimate is not None:
-        write_plan(store, loaded.experiment.name, estimate)
-    missing = [one.step for one in planned if not one.is_cached]
+    if plan is not None:
+        write_plan(store, loaded.experiment.name, plan_json(plan))
+    missing = [member.step for member in planned if not member.is_cached]
     with ray_session(options, missing) as capacity:
-        progress, errors = _run_on_ray(study, loaded.parameters, planned, store, tracking_uri, capacity, options.max_failures)
+        progress, errors = _run_on_ray(
+            study, loaded.parameters, steps, cached, store, tracking_uri, capacity, options.max_failures
+        )
     failures = _failures(progress)
-    manifest(loaded, steps, failures).save(store)
+    replace(study, failures=tuple(failures)).save(store)
     return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors))
 
 
 def _run_on_ray(
     study: Study,
     parameters: Mapping[str, Any],
-    planned: Sequence[Planned],
+    steps: Sequence[Step],
+    cached: Sequence[Record],
     store: Store,
     tracking_uri: str,
     capacity: Capacity,
@@ -100,7 +106,6 @@ def _run_on_ray(
 
     from sweep.tracking import Tracker
 
-    cached = [one.record for one in planned if one.record is not None]
     # Beside the driver, where a SQLite file is.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tracker = (
@@ -109,7 +114,7 @@ def _run_on_ray(
         .remote(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
     )
     try:
-        ray.get(tracker.declare.remote([one.step.fingerprint for one in planned]))
+        ray.get(tracker.declare.remote([step.fingerprint for step in steps]))
     except ray.exceptions.RayError as error:
         raise _unusable(tracking_uri, error) from error
     for record in cached:
@@ -118,7 +123,7 @@ def _run_on_ray(
     try:
         with Display(mean_durations(cached)) as display:
             progress = run_steps(
-                [one.step for one in planned],
+                steps,
                 [record.fingerprint for record in cached],
                 store,
                 capacity,
@@ -132,7 +137,7 @@ def _run_on_ray(
         status = "KILLED"
         raise
     finally:
-        errors = _close(tracker, status, len(planned))
+        errors = _close(tracker, status, len(steps))
     return progress, errors
 
 
@@ -195,10 +200,10 @@ def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, 
 
 def mean_durations(records: Iterable[Record]) -> dict[str, float]:
     """Mean seconds of an artifact by stage."""
-    found: dict[str, list[float]] = defaultdict(list)
+    durations: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        found[record.stage].append(record.durations["total_s"])
-    return {stage: sum(values) / len(values) for stage, values in found.items()}
+        durations[record.stage].append(record.durations["total_s"])
+    return {stage: sum(values) / len(values) for stage, values in durations.items()}
 
 
 def _failures(progress: Progress) -> list[dict[str, str]]:
