@@ -1,4 +1,4 @@
-"""What is said of a failure: its cause, in one line, whatever the layers between made of it."""
+"""The cause of a failure in one line, whatever the layers between made of it."""
 
 import errno
 import re
@@ -55,7 +55,7 @@ def _raised(text: str) -> str:
 
 
 def _death(error: BaseException) -> str:
-    """How a process ended that could raise nothing any more, in plain words; empty if `error` is of something else."""
+    """The end of a process that could raise nothing any more, in plain words; empty if `error` is of something else."""
     # By name: whoever reads a failure need not have Ray.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)

@@ -106,7 +106,7 @@ class _Grid:
         """The smaller of `sizes` (0 is none) whose trajectory `size` is on, ascending, and the size of the trunk."""
         if self.experiment.trajectories == "separate":
             return (), size
-        return tuple(sorted(one for one in sizes if 0 < one < size)), max(sizes)
+        return tuple(sorted(smaller for smaller in sizes if 0 < smaller < size)), max(sizes)
 
     def _add_trained(
         self,

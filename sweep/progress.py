@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live table on a terminal, one plain line an event in a log."""
+"""Progress of a run and its display: a live table on a terminal, one plain line an event in a log."""
 
 import sys
 import time
@@ -50,25 +50,22 @@ def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -
     for record in progress.built.values():
         times.setdefault(record.stage, []).append(record.durations["total_s"])
     means = {stage: sum(values) / len(values) for stage, values in times.items()}
-    now = time.monotonic()
-    left, longest = 0.0, 0.0
-    for step in progress.steps:
-        fingerprint = step.fingerprint
-        over = (progress.cached, progress.built, progress.failed, progress.blocked)
-        if any(fingerprint in one for one in over):
-            continue
-        expected = means.get(step.stage)
-        if fingerprint in progress.running:
-            elapsed = now - progress.running[fingerprint]
-            fraction = progress.throughput.get(fingerprint, {}).get("fraction_done")
-            if fraction:
-                expected = elapsed * (1 / fraction - 1)
-            elif expected is not None:
-                expected = max(expected - elapsed, 0)
-        if expected is None:
-            return None
-        left, longest = left + expected, max(longest, expected)
-    return max(left / max(parallel, 1), longest)
+    over = {*progress.cached, *progress.built, *progress.failed, *progress.blocked}
+    left = [_left(step, progress, means.get(step.stage)) for step in progress.steps if step.fingerprint not in over]
+    estimated = [value for value in left if value is not None]
+    if len(estimated) < len(left):
+        return None
+    return max(sum(estimated) / max(parallel, 1), max(estimated, default=0.0))
+
+
+def _left(step: Step, progress: Progress, mean: float | None) -> float | None:
+    """Estimated seconds of one step's work that are left, where its stage takes `mean` if that is known."""
+    if step.fingerprint not in progress.running:
+        return mean
+    elapsed = time.monotonic() - progress.running[step.fingerprint]
+    if fraction := progress.throughput.get(step.fingerprint, {}).get("fraction_done"):
+        return elapsed * (1 / fraction - 1)
+    return None if mean is None else max(mean - elapsed, 0)
 
 
 class Display:
@@ -146,12 +143,7 @@ class Display:
         totals = Counter(step.stage for step in progress.steps)
         cached = Counter(step.stage for step in progress.steps if step.fingerprint in progress.cached)
         built = Counter(record.stage for record in progress.built.values())
-        running: dict[str, list[str]] = {}
-        for step in progress.steps:
-            if step.fingerprint in progress.running:
-                rate = _rate(progress.throughput.get(step.fingerprint, {}))
-                age = seconds(time.monotonic() - progress.running[step.fingerprint])
-                running.setdefault(step.stage, []).append(f"{step.slug} {age}{rate}")
+        running = _running(progress)
         stages = [stage for stage in STAGES if totals[stage]]
         for stage in [*stages, *sorted(set(totals) - set(STAGES))]:
             done = cached[stage] + built[stage]
@@ -162,6 +154,17 @@ class Display:
         lost = f"  {len(progress.failed)} failed, {len(progress.blocked)} blocked" if progress.failed else ""
         footer = Text(f"{seconds(self._elapsed)}  {self._position(progress)}{lost}")
         return Group(table, footer)
+
+
+def _running(progress: Progress) -> dict[str, list[str]]:
+    """Stage → slug, age and speed of each of its running steps."""
+    running: dict[str, list[str]] = {}
+    for step in progress.steps:
+        if step.fingerprint in progress.running:
+            rate = _rate(progress.throughput.get(step.fingerprint, {}))
+            age = seconds(time.monotonic() - progress.running[step.fingerprint])
+            running.setdefault(step.stage, []).append(f"{step.slug} {age}{rate}")
+    return running
 
 
 class Transfers:

@@ -48,7 +48,7 @@ BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 
 @dataclass(frozen=True)
 class ArtifactId:
-    """Which artifact: `slug` is for people, `fingerprint` is the identity, of which the first digits are enough to find it."""
+    """The name of an artifact: `slug` is for people, `fingerprint` the identity, whose first digits are enough to find it."""
 
     stage: str
     slug: str
@@ -170,10 +170,10 @@ class Store:
 
     def folders(self, stage: str) -> dict[str, list[str]]:
         """Slug → the first digits of the fingerprints of its artifacts, complete or not, sorted; from one listing."""
-        found: dict[str, list[str]] = {}
+        by_slug: dict[str, list[str]] = {}
         for name in self._folder_names(join(self.uri, stage)):
-            found.setdefault(name[: -SHORT - 1], []).append(name[-SHORT:])
-        return found
+            by_slug.setdefault(name[: -SHORT - 1], []).append(name[-SHORT:])
+        return by_slug
 
     def files(self, folder: str) -> dict[str, dict[str, Any]]:
         """Path, sha256 and size of each file of an artifact; working state and the record left out."""
@@ -236,7 +236,7 @@ class StudyStep:
 
 @dataclass(frozen=True)
 class Study:
-    """What one experiment consists of: all its steps, and the failures of its last run.
+    """One experiment as it was run: all its steps, and the failures of its last run.
 
     A failure is {"stage", "slug", "fingerprint", "error"}; blocked steps have an error that begins with
     "blocked by".

@@ -1,4 +1,4 @@
-"""How long a study would take on so many GPUs: its step graph, played through by the scheduler's own queue. Pure."""
+"""The time that a study would take on so many GPUs: its step graph, played through by the run's own queue. Pure."""
 
 import heapq
 import math
@@ -12,9 +12,10 @@ from sweep.step_queue import Capacity, StepQueue
 
 @dataclass(frozen=True)
 class Schedule:
-    """`seconds` from the first step's start to the last one's end, on `num_gpus` that are there all the time.
+    """A study played through on `num_gpus` that are there all the time.
 
-    `idle_share` is the part of the GPUs' time in which they do nothing, 0.0 if there is nothing to do.
+    `seconds` are those from the first step's start to the last one's end. `idle_share` is the part of the GPUs' time in
+    which they do nothing, 0.0 if there is nothing to do.
     `critical_path` is the chain of steps that takes longest, and `critical_s` how long: no number of GPUs is
     quicker. `peak_bytes` is the most that the checkpoints of the steps running together take.
     """
@@ -49,28 +50,40 @@ def simulate(
             raise UserError(
                 f"{step.name} asks for {step.resources.total_gpus:g} GPUs and num_gpus={num_gpus:g}; give at least as many"
             )
+
+    def taken_s(members: Sequence[Step]) -> float:
+        if group_s and len(members) > 1:
+            return group_s(members)
+        return sum(seconds[step.fingerprint] for step in members)
+
     queue = StepQueue(steps, done, Capacity(math.inf, num_gpus))
+    wall_s, busy_s, peak_bytes = _play(queue, taken_s, checkpoint_bytes or {})
+    path = critical_path(missing, seconds)
+    idle = 1 - busy_s / (wall_s * num_gpus) if wall_s and num_gpus else 0.0
+    return Schedule(num_gpus, wall_s, idle, path, sum(seconds[step.fingerprint] for step in path), peak_bytes)
+
+
+def _play(
+    queue: StepQueue, taken_s: Callable[[Sequence[Step]], float], checkpoint_bytes: Mapping[str, float]
+) -> tuple[float, float, float]:
+    """Seconds until all is built, seconds in which GPUs work (of each), and the most bytes of checkpoints at once."""
     running: list[tuple[float, int, list[Step]]] = []
-    held = checkpoint_bytes or {}
-    now = busy = peak = 0.0
+    now = busy_s = peak_bytes = 0.0
     started = 0
     while True:
         while members := queue.next_group():
             started += 1
-            one_by_one_s = sum(seconds[step.fingerprint] for step in members)
-            taken_s = group_s(members) if group_s and len(members) > 1 else one_by_one_s
-            busy += taken_s * members[0].resources.total_gpus
+            group_s = taken_s(members)
+            busy_s += group_s * members[0].resources.total_gpus
             # The number of the start: steps themselves cannot be compared where two end together.
-            heapq.heappush(running, (now + taken_s, started, members))
+            heapq.heappush(running, (now + group_s, started, members))
         if not running:
-            break
-        peak = max(peak, sum(held.get(step.fingerprint, 0) for _, _, members in running for step in members))
+            return now, busy_s, peak_bytes
+        held = sum(checkpoint_bytes.get(step.fingerprint, 0) for _, _, members in running for step in members)
+        peak_bytes = max(peak_bytes, held)
         now, _, ended = heapq.heappop(running)
         for step in ended:
             queue.succeeded(step.fingerprint)
-    path = critical_path(missing, seconds)
-    idle = 1 - busy / (now * num_gpus) if now and num_gpus else 0.0
-    return Schedule(num_gpus, now, idle, path, sum(seconds[step.fingerprint] for step in path), peak)
 
 
 def critical_path(steps: Sequence[Step], seconds: Mapping[str, float]) -> tuple[Step, ...]:

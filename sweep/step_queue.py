@@ -1,9 +1,9 @@
-"""Which step of a graph is built next, and whether all of them can be. Pure bookkeeping: no Ray."""
+"""The order in which the steps of a graph are built, and the refusal of steps that never could be. Pure: no Ray."""
 
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ MAX_OVERTAKES = 4
 
 @dataclass(frozen=True)
 class Capacity:
-    """What may be used at once. `nodes` are the resources of each machine, empty if they may come and go."""
+    """The CPUs and GPUs that may be used at once. `nodes` are the resources of each machine, empty if they may come and go."""
 
     cpus: float
     gpus: float
@@ -62,7 +62,7 @@ def _fits_on(need: Resources, nodes: Sequence[Mapping[str, float]]) -> bool:
 
 
 def in_common(step: Step) -> Any:
-    """What the members of a group agree in with `step`, hashable; None if it is to be run alone."""
+    """The settings that all members of a group share with `step`, hashable; None if it is to be run alone."""
     stage = REGISTRY.get(step.stage)
     if stage is None or stage.run_group is None or step.resources.max_group == 1:
         return None
@@ -105,15 +105,12 @@ class StepQueue:
 
     def next(self) -> Step | None:
         """The most urgent ready step that fits into what is free, moved to running; None if there is none."""
-        taken = [self._need[fingerprint] for fingerprint in self.running]
-        free_cpus = self.capacity.cpus - sum(cpus for cpus, _ in taken) + 1e-9
-        free_gpus = self.capacity.gpus - sum(gpus for _, gpus in taken) + 1e-9
+        fits = self._fits()
         # Few kinds of need and many steps: most often nothing fits, and no step has to be looked at to know it.
-        if not any(cpus <= free_cpus and gpus <= free_gpus for cpus, gpus in self._ready_needs):
+        if not any(map(fits, self._ready_needs)):
             return None
         for place, step in enumerate(self._ready):
-            cpus, gpus = self._need[step.fingerprint]
-            if cpus <= free_cpus and gpus <= free_gpus:
+            if fits(self._need[step.fingerprint]):
                 for other in self._ready[:place]:
                     self._overtaken[other.fingerprint] = self._overtaken.get(other.fingerprint, 0) + 1
                 self._start(place)
@@ -121,6 +118,13 @@ class StepQueue:
             if self._overtaken.get(step.fingerprint, 0) >= MAX_OVERTAKES:
                 return None
         return None
+
+    def _fits(self) -> Callable[[tuple[float, float]], bool]:
+        """A test of whether CPUs and GPUs are free, for as long as nothing starts or ends."""
+        taken = [self._need[fingerprint] for fingerprint in self.running]
+        free_cpus = self.capacity.cpus - sum(cpus for cpus, _ in taken) + 1e-9
+        free_gpus = self.capacity.gpus - sum(gpus for _, gpus in taken) + 1e-9
+        return lambda need: need[0] <= free_cpus and need[1] <= free_gpus
 
     def next_group(self) -> list[Step]:
         """As `next`, with ready steps that the same workers can take on; empty if there is none.

@@ -50,7 +50,7 @@ NOT_LOGGED = ("fraction_done",)
 
 @dataclass(frozen=True)
 class Card:
-    """What the tracker is told of a step: plain values only."""
+    """A step as the tracker is told of it: plain values only."""
 
     id: ArtifactId
     coordinates: Mapping[str, Any]
@@ -350,7 +350,7 @@ class Tracker:
 
     def _write(self) -> None:
         self._last_write = time.monotonic()
-        for fingerprint in [one for one in self._pending if one in self.runs]:
+        for fingerprint in [pending for pending in self._pending if pending in self.runs]:
             metrics = self._pending[fingerprint]
             while metrics:
                 # MLflow's limit of one request.
@@ -369,9 +369,9 @@ def comparisons(uri: str) -> dict[str, str]:
     """Study → path of its view of kinds, for all in an MLflow database."""
     from mlflow import MlflowClient
 
-    found = MlflowClient(tracking_uri=uri).search_experiments()
-    has_views = [one for one in found if "mlflow.sharedViewState.kinds" in one.tags]
-    return {one.name: view_link(one.experiment_id, "kinds") for one in has_views}
+    experiments = MlflowClient(tracking_uri=uri).search_experiments()
+    with_views = [experiment for experiment in experiments if "mlflow.sharedViewState.kinds" in experiment.tags]
+    return {experiment.name: view_link(experiment.experiment_id, "kinds") for experiment in with_views}
 
 
 def view_link(experiment_id: str, view: str) -> str:
@@ -421,7 +421,7 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
         "runsHiddenMode": "SHOW_ALL",
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
-        "compareRunCharts": [chart | one for one in bars + scatters],
+        "compareRunCharts": [chart | kind for kind in bars + scatters],
         "compareRunSections": [{"uuid": "accuracy", "name": "Accuracy", "display": True, "isReordered": False}],
         "isAccordionReordered": True,
         "groupBy": None,

@@ -271,7 +271,7 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lost(group: Sequence[Any], error: str) -> Outcome:
-    """How each of `group` ended when the process that drove them was lost."""
+    """The outcome of each of `group` when the process that drove them was lost."""
     return Outcome(None, error, was_neighbour=len(group) > 1)
 
 
