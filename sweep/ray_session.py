@@ -1,9 +1,10 @@
 """Ray for the time of a run: a Ray of our own on this machine, or a cluster that is joined; and what a run may use of it."""
 
 import contextlib
+import math
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,59 +46,66 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
     Raises UserError if there is no cluster to join, or a step could never run: without an address, before
     Ray is even started.
     """
-    capacity = local_capacity(options)
     if options.address is None:
+        capacity = local_capacity(options)
         check_resources(steps, capacity)
     _set_environment(debug=options.debug)
     import logging
 
     import ray
 
-    common: dict[str, Any] = {
+    logs: dict[str, Any] = {
         "log_to_driver": options.debug,
         "logging_level": logging.INFO if options.debug else logging.ERROR,
         "configure_logging": True,
     }
     if options.address is None:
-        # No machine of a Ray of our own is taken away with notice; the watcher costs a process a finetuning.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        if not capacity.gpus:
-            # DeepSpeed looks for an accelerator when it is first imported, in whichever worker that is.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Drivers and controllers take no CPU, so that a small machine has more processes than Ray expects and
-        # warns of.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, int(capacity.cpus))))
-        # "local", or a cluster named in the environment or left behind by a killed run would be joined.
-        # Ray's dashboard is for people; only *stopped* trials need it (to give their placement groups
-        # back), and a step is never stopped here.
-        ray.init(
-            address="local",
-            num_cpus=int(capacity.cpus),
-            num_gpus=int(capacity.gpus),
-            include_dashboard=False,
-            **common,
-        )
+        _start(capacity, logs)
     else:
-        import pipelines
-        import sweep
-
-        _check_address(options.address)
-        environment = {"py_modules": [pipelines, sweep], "env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}}
-        try:
-            ray.init(address=options.address, runtime_env=environment, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--address {options.address}: {one_line(error)}; start a cluster (ray up cluster.yaml) and "
-                "run this on its head node, or leave --address out to use this machine"
-            ) from error
+        _join(options.address, logs)
     try:
-        _quiet_loggers(options)
+        for name in ("ray.tune", "ray.train", "ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.INFO if options.debug else logging.CRITICAL)
         if options.address is not None:
             capacity = cluster_capacity(options)
             check_resources(steps, capacity)
         yield capacity
     finally:
         ray.shutdown()
+
+
+def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
+    """Start a Ray of our own."""
+    import ray
+
+    # No machine of it is taken away with notice; the watcher costs a process a finetuning.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if not capacity.gpus:
+        # DeepSpeed looks for an accelerator when it is first imported, in whichever worker that is.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Drivers and controllers take no CPU, so that a small machine has more processes than Ray expects and warns of.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, int(capacity.cpus))))
+    # "local", or a cluster named in the environment or left behind by a killed run would be joined. Ray's dashboard is
+    # for people; only *stopped* trials need it (to give their placement groups back), and a step is never stopped here.
+    ray.init(address="local", num_cpus=int(capacity.cpus), num_gpus=int(capacity.gpus), include_dashboard=False, **logs)
+
+
+def _join(address: str, logs: Mapping[str, Any]) -> None:
+    """Join a cluster, with this checkout's code for its workers. Raises UserError if there is none."""
+    import ray
+
+    import pipelines
+    import sweep
+
+    _check_address(address)
+    environment = {"py_modules": [pipelines, sweep], "env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}}
+    try:
+        ray.init(address=address, runtime_env=environment, **logs)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: {one_line(error)}; start a cluster (ray up cluster.yaml) and "
+            "run this on its head node, or leave --address out to use this machine"
+        ) from error
 
 
 def _check_address(address: str) -> None:
@@ -117,13 +125,6 @@ def _check_address(address: str) -> None:
             ) from error
 
 
-def _quiet_loggers(options: RayOptions) -> None:
-    import logging
-
-    for name in ("ray.tune", "ray.train", "ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.INFO if options.debug else logging.CRITICAL)
-
-
 def local_capacity(options: RayOptions) -> Capacity:
     """The CPUs and GPUs that a Ray of our own on this machine is given."""
     there = local_resources()
@@ -138,10 +139,9 @@ def cluster_capacity(options: RayOptions) -> Capacity:
 
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     there = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    grows = options.address is not None and ((options.max_cpus or 0) > there["CPU"] or (options.max_gpus or 0) > there["GPU"])
     cpus = there["CPU"] if options.max_cpus is None else options.max_cpus
     gpus = there["GPU"] if options.max_gpus is None else options.max_gpus
-    if grows:
+    if cpus > there["CPU"] or gpus > there["GPU"]:
         # Machines that are not there yet bring CPUs as well; Ray's autoscaler knows how many.
-        return Capacity(cpus if options.max_cpus is not None else float("inf"), gpus)
-    return Capacity(min(cpus, there["CPU"]), min(gpus, there["GPU"]), nodes)
+        return Capacity(math.inf if options.max_cpus is None else cpus, gpus)
+    return Capacity(cpus, gpus, nodes)

@@ -260,10 +260,10 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
     orders: list[Order] = config["orders"].value
     try:
         outcomes: list[Outcome] = ray.get(_stage_host().carry_out.remote(orders))
-    except ray.exceptions.RayActorError as error:
-        _host = None
+    except ray.exceptions.RayError as error:
+        # A step's own failure is an outcome: this one is of the process, or of what came back from it.
         outcomes = [_lost(orders, one_line(error))] * len(orders)
-    if any(outcome.record is None for outcome in outcomes) and _host is not None:
+    if any(outcome.record is None for outcome in outcomes):
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(_host)
         _host = None
