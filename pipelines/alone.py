@@ -17,7 +17,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from pipelines.adapter_files import load_adapter, peft_names
 from pipelines.adapters import Adapters
-from pipelines.attention import PackedInput
 from pipelines.checkpoints import DEEPSPEED, Checkpoints
 from pipelines.classifier import Classifier, compute_last_layer_where_read, load_head
 from pipelines.job import Examples, FinetuneJob, Member
@@ -27,6 +26,7 @@ from pipelines.recipe import FinetuneConfig, adapters_of, check_loss, check_save
 from pipelines.segments import Segments
 from pipelines.stepping import FlatModel
 from pipelines.storage import fetch
+from pipelines.stream import PackedInput
 from pipelines.weights import compile_layers, load_packed, weights_of
 
 

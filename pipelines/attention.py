@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
-from pipelines.packing import PackedBatch, attention_tiles, key_places, prefix_parts
-from pipelines.segments import Segments
+from pipelines.stream import PackedInput, StreamIndex
 
 PACKED = "packed"
 ROWS_PER_GRID = 32
@@ -33,100 +30,6 @@ HEAD_SIZES = (16, 32, 64, 128)
 """Those that our kernels compute: powers of two, and what a program's registers hold."""
 WIDEST_FOR_KERNELS = 1_024
 """Tokens of a row, shared ones included, up to which our kernels are taken: FlashAttention's tiles are made for longer ones."""
-
-
-@dataclass(frozen=True)
-class StreamIndex:
-    """Where rows begin, and what they share.
-
-    Shapes: `query_starts`, `key_starts` int32 [num_rows + 1]. A row's keys are the tokens that it shares and its own: `keys`
-    int64 [K] picks them from the stream, where anything is shared. For the backward pass, `copies` int32 [K] and `copy_starts`
-    int32 [T + 1]: the keys that are token t are `copies[copy_starts[t]:copy_starts[t + 1]]`. K is `PackedBatch.num_keys`; what
-    lies past the last row's is no row's, and in no sum. For our kernels, `tiles` are `attention_tiles`, and `parts` and
-    `sums` are `prefix_parts`.
-    """
-
-    query_starts: torch.Tensor
-    key_starts: torch.Tensor
-    tiles: torch.Tensor
-    keys: torch.Tensor | None = None
-    copies: torch.Tensor | None = None
-    copy_starts: torch.Tensor | None = None
-    parts: torch.Tensor | None = None
-    sums: torch.Tensor | None = None
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Everything, in a fixed order."""
-        return [tensor for tensor in vars(self).values() if tensor is not None]
-
-
-@dataclass(frozen=True)
-class PackedInput:
-    """A `PackedBatch` on a device, with the `segments` of its adapters if the model has any.
-
-    Shapes: `input_ids`, `position_ids` [1, T]; `last_index` [num_rows].
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    last_index: torch.Tensor
-    width: int
-    longest: int
-    is_tree: bool
-    stream: StreamIndex
-    segments: Segments | None = None
-
-    @classmethod
-    def from_batch(cls, batch: PackedBatch, device: torch.device | str, segments: Segments | None = None) -> PackedInput:
-        on_gpu = torch.device(device).type == "cuda"
-
-        def move(array: Any) -> torch.Tensor:
-            tensor = torch.from_numpy(array)
-            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
-
-        return cls(
-            input_ids=move(batch.input_ids)[None],
-            position_ids=move(batch.position_ids)[None],
-            last_index=move(batch.last_index),
-            width=batch.width,
-            longest=batch.longest,
-            is_tree=batch.is_tree,
-            stream=_stream_index(batch, move),
-            segments=segments,
-        )
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.last_index)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Everything on the device, in a fixed order; two inputs of one shape differ in nothing else."""
-        own = [self.input_ids, self.position_ids, self.last_index, *self.stream.tensors()]
-        return own + (self.segments.tensors() if self.segments else [])
-
-
-def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
-    query_starts = move(_starts(batch.lengths))
-    tiles = move(attention_tiles(batch.lengths, batch.shared, is_tree=batch.is_tree))
-    if batch.num_keys == batch.num_tokens:
-        return StreamIndex(query_starts, query_starts, tiles)
-    places = key_places(batch.lengths, batch.shared)
-    keys = np.zeros(batch.num_keys, dtype=np.int64)
-    keys[: len(places)] = places
-    key_starts = move(_starts(batch.shared + batch.lengths))
-    if batch.is_tree:
-        # Evaluated and never trained on, and the larger part of the work here.
-        return StreamIndex(query_starts, key_starts, tiles, move(keys))
-    copies = np.zeros(batch.num_keys, dtype=np.int32)
-    copies[: len(places)] = np.argsort(places, kind="stable")
-    copy_starts = _starts(np.bincount(places, minlength=batch.num_tokens))
-    parts, sums = prefix_parts(batch.lengths, batch.shared, num_shared=batch.num_keys - batch.num_tokens)
-    arrays = (keys, copies, copy_starts, parts, sums)
-    return StreamIndex(query_starts, key_starts, tiles, *map(move, arrays))
-
-
-def _starts(lengths: np.ndarray) -> np.ndarray:
-    return np.append(0, np.cumsum(lengths)).astype(np.int32)
 
 
 class _Copies(torch.autograd.Function):

@@ -21,8 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pipelines.attention import StreamIndex
-from pipelines.packing import TOKENS_PER_SUM, TOKENS_PER_TILE
+from pipelines.stream import TOKENS_PER_SUM, TOKENS_PER_TILE, StreamIndex
 
 COPIES, BLOCK = 8, 1024
 """Copies and channels that a program adds up at a time: 16 bytes a thread and copy in half precision."""

@@ -20,7 +20,6 @@ from transformers import AutoModel
 from pipelines import adamw
 from pipelines.adamw_settings import settings_row
 from pipelines.adapter_files import adapter_tensors, load_adapter
-from pipelines.attention import PackedInput
 from pipelines.classifier import compute_last_layer_where_read, load_head
 from pipelines.course import Course
 from pipelines.examples import LABELS
@@ -30,6 +29,7 @@ from pipelines.recipe import adapters_of, check_saved_adapter
 from pipelines.segments import Segments
 from pipelines.stepping import CapturedStep
 from pipelines.storage import fetch
+from pipelines.stream import PackedInput
 from pipelines.weights import adapted_layers, compile_layers, load_packed, weights_of
 
 MAX_SLOTS = 36

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from pipelines.adapters import AdaptedLinear, Adapters
-from pipelines.attention import PackedInput
 from pipelines.errors import UserError
 from pipelines.examples import LABELS
 from pipelines.packing import IGNORED
+from pipelines.stream import PackedInput
 
 HEAD_FILE = "head.safetensors"
 

@@ -256,8 +256,8 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
     """Class logits float32 [n, 3] of the n sequences of `prefix_tree_batches`, in the order in which it was given them."""
     import torch
 
-    from pipelines.attention import PackedInput
     from pipelines.segments import Segments
+    from pipelines.stream import PackedInput
 
     outputs = []
     with torch.inference_mode():

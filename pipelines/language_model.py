@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipelines.attention import PackedInput
+from pipelines.stream import PackedInput
 
 
 class LanguageModel(torch.nn.Module):

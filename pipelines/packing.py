@@ -24,15 +24,6 @@ IGNORED = -100
 KEYS_PER_TOKEN = 4
 """Most keys that a batch of a prefix tree has for a token of its budget: where a layer copies them, it needs room for them."""
 
-TOKENS_PER_TILE = 64
-"""Tokens of one row that a program of an attention kernel computes: most rows' own tokens fit into one."""
-
-TOKENS_PER_PART = 256
-"""Tokens of rows that share a prefix from which a program computes a part of its gradients: of fewer, more would be to add."""
-
-TOKENS_PER_SUM = 16
-"""Tokens of a prefix whose parts of gradients a program adds up."""
-
 
 class Prefix(NamedTuple):
     """What a sequence has in common with others: its first `length` tokens, which a batch holds once for all of equal prefix.
@@ -179,7 +170,7 @@ def _lay_out(
     unread[last_index] = False
     return PackedBatch(
         input_ids=tokens,
-        position_ids=_numbered(lengths) + np.repeat(shared, lengths),
+        position_ids=numbered(lengths) + np.repeat(shared, lengths),
         lengths=lengths,
         shared=shared,
         contents=contents,
@@ -211,7 +202,7 @@ def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> li
     tokens = np.fromiter(itertools.chain.from_iterable(sequences[i] for i in order), dtype=np.int64, count=lengths.sum())
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    column = _numbered(lengths)
+    column = numbered(lengths)
     # Of each token, the length of the sequence before its own: so far back lies the token that it is compared with.
     length_before = np.repeat(np.append(0, lengths[:-1]), lengths)
     departs = (column >= length_before) | (tokens != tokens[np.arange(len(tokens)) - length_before])
@@ -251,68 +242,9 @@ def key_places(lengths: np.ndarray, shared: np.ndarray) -> np.ndarray:
     return places[column < ends[:, None]]
 
 
-def attention_tiles(lengths: np.ndarray, shared: np.ndarray, *, is_tree: bool) -> np.ndarray:
-    """Rows' own tokens, `TOKENS_PER_TILE` at a time, for attention's kernels: int32 [T // TOKENS_PER_TILE + num_rows, 5].
-
-    Of each tile the stream index of its first token; those of its row's first token and of the end; how many tokens the row
-    shares; and where they begin: in the stream, as a prefix lies there in one piece, or in `key_places`, if `is_tree`. How many
-    tiles there are depends on the batch's shape only, and the last are empty.
-    """
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    beginnings = starts + np.cumsum(shared) - shared if is_tree else starts[_prefix_rows(shared)]
-    per_row = -(-lengths // TOKENS_PER_TILE)
-    rows = np.repeat(np.arange(len(lengths)), per_row)
-    firsts = starts[rows] + TOKENS_PER_TILE * _numbered(per_row)
-    tiles = np.zeros((lengths.sum() // TOKENS_PER_TILE + len(lengths), 5), dtype=np.int32)
-    tiles[: len(rows)] = np.stack((firsts, starts[rows], ends[rows], shared[rows], beginnings[rows]), axis=1)
-    return tiles
-
-
-def prefix_parts(lengths: np.ndarray, shared: np.ndarray, *, num_shared: int) -> tuple[np.ndarray, np.ndarray]:
-    """How the gradients of what rows share are computed: in parts, one of some rows that share a prefix, which are added up.
-
-    Returns the parts, int32 [T // TOKENS_PER_PART + num_rows // 2, 5]: the stream index of the prefix's first token and of its
-    end, of the first token of the part's rows and of their end, and how many tokens the parts before it have in all, those of
-    their prefixes. And the sums, `TOKENS_PER_SUM` tokens of a prefix at a time, int32 [num_shared // TOKENS_PER_SUM +
-    num_rows // 2, 5]: the stream index of the first token, the end of the prefix, its number of tokens and of parts, and how
-    many tokens come before the first one in parts. `num_shared` is the batch's room for shared tokens. How many parts and sums
-    there are depends on the batch's shape only, and the last are empty. Not of a prefix tree.
-    """
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    prefix_rows = _prefix_rows(shared)
-    sharing = np.flatnonzero(shared)
-    prefixes = prefix_rows[sharing]
-    # A row belongs to the part in which it begins, so that no row is in two and parts have no more tokens than rows share.
-    windows = (starts[sharing] - ends[prefixes]) // TOKENS_PER_PART
-    begins = (np.diff(prefixes, prepend=-1) != 0) | (np.diff(windows, prepend=-1) != 0)
-    of_parts = prefixes[begins]
-    before = np.cumsum(lengths[of_parts]) - lengths[of_parts]
-    part_ends = ends[sharing[np.append(begins[1:], True)[: len(sharing)]]]
-    parts = np.zeros((lengths.sum() // TOKENS_PER_PART + len(lengths) // 2, 5), dtype=np.int32)
-    columns = (starts[of_parts], ends[of_parts], starts[sharing[begins]], part_ends, before)
-    parts[: len(of_parts)] = np.stack(columns, axis=1)
-
-    shared_prefixes, first_parts, num_parts = np.unique(of_parts, return_index=True, return_counts=True)
-    per_prefix = -(-lengths[shared_prefixes] // TOKENS_PER_SUM)
-    which = np.repeat(np.arange(len(shared_prefixes)), per_prefix)
-    offsets = TOKENS_PER_SUM * _numbered(per_prefix)
-    rows = shared_prefixes[which]
-    sums = np.zeros((num_shared // TOKENS_PER_SUM + len(lengths) // 2, 5), dtype=np.int32)
-    columns = (starts[rows] + offsets, ends[rows], lengths[rows], num_parts[which], before[first_parts[which]] + offsets)
-    sums[: len(which)] = np.stack(columns, axis=1)
-    return parts, sums
-
-
-def _numbered(counts: np.ndarray) -> np.ndarray:
+def numbered(counts: np.ndarray) -> np.ndarray:
     """0, 1, ... up to each of `counts`, one after another: int64 [sum(counts)]."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _prefix_rows(shared: np.ndarray) -> np.ndarray:
-    """The number of the last row, up to each row, that shares nothing: of a row that does, its prefix's."""
-    return np.maximum.accumulate(np.where(shared == 0, np.arange(len(shared)), 0))
 
 
 def shape_for(num_tokens: int, *, num_rows: int, width: int, num_shared: int = 0) -> Shape:

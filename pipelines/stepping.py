@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.attention import PackedInput
+from pipelines.stream import PackedInput
 
 
 class FlatModel(torch.nn.Module):

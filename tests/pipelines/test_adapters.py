@@ -15,13 +15,14 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen2Conf
 from pipelines.adapted_linears import adapted_linears, reference_backward, reference_forward
 from pipelines.adapter_files import adapter_tensors, load_adapter
 from pipelines.adapters import SharedInput, add_adapters
-from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.attention import PACKED, register_packed_attention
 from pipelines.classifier import Classifier, compute_last_layer_where_read
 from pipelines.dropout import keep_mask, token_keys
 from pipelines.errors import UserError
 from pipelines.packing import Prefix, Shape, class_targets, pack
 from pipelines.recipe import LLAMA_PROJECTIONS
 from pipelines.segments import Segments
+from pipelines.stream import PackedInput
 from pipelines.weights import compile_layers
 from tests.pipelines.interpreted import needs_interpreter
 

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from pipelines import attention
-from pipelines.attention import PACKED, PackedInput, StreamIndex, _with_shared, packed_attention, register_packed_attention
+from pipelines.attention import PACKED, _with_shared, packed_attention, register_packed_attention
 from pipelines.classifier import Classifier, compute_last_layer_where_read
 from pipelines.evaluation import classify
 from pipelines.language_model import LanguageModel, _NextTokenLoss
 from pipelines.packing import Prefix, Shape, class_targets, common_prefix_length, next_token_targets, pack, prefix_tree_batches
+from pipelines.stream import PackedInput, StreamIndex
 from tests.pipelines.interpreted import needs_interpreter
 
 SHAPE = {

@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModel, LlamaConfig
 
 from pipelines.adapters import add_adapters
-from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.attention import PACKED, register_packed_attention
 from pipelines.classifier import Classifier, compute_last_layer_where_read
 from pipelines.driver import finetune
 from pipelines.evaluation import Bodies, EvaluationConfig, classify
@@ -19,6 +19,7 @@ from pipelines.packing import Prefix, class_targets, pack, prefix_tree_batches
 from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.resources import Resources, no_report
 from pipelines.segments import Segments
+from pipelines.stream import PackedInput
 from pipelines.task_model import TaskModelConfig, finetuning_job
 from pipelines.together import train_together
 

@@ -9,7 +9,6 @@ import pytest
 from pipelines.packing import (
     Prefix,
     Shape,
-    attention_tiles,
     class_targets,
     common_prefix_length,
     fullest,
@@ -19,12 +18,12 @@ from pipelines.packing import (
     next_token_targets,
     pack,
     packed_size,
-    prefix_parts,
     prefix_tree_batches,
     shape_for,
     split_by_tokens,
     training_order,
 )
+from pipelines.stream import attention_tiles, prefix_parts
 
 
 def test_common_prefix_leaves_each_sequence_a_token_of_its_own():

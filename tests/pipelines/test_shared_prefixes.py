@@ -12,13 +12,14 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from pipelines.adapters import add_adapters
-from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.attention import PACKED, register_packed_attention
 from pipelines.classifier import Classifier, compute_last_layer_where_read
 from pipelines.dropout import keep_mask, token_keys
 from pipelines.language_model import LanguageModel
 from pipelines.packing import Prefix, Shape, class_targets, next_token_targets, pack
 from pipelines.recipe import LLAMA_PROJECTIONS
 from pipelines.segments import Segments
+from pipelines.stream import PackedInput
 
 CONFIG = LlamaConfig(
     hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=120

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModel, LlamaConfig
 
-from pipelines.attention import PACKED, PackedInput, register_packed_attention
+from pipelines.attention import PACKED, register_packed_attention
 from pipelines.classifier import Classifier
 from pipelines.packing import Prefix, class_targets, pack, shape_for
 from pipelines.stepping import FlatModel
+from pipelines.stream import PackedInput
 
 CONFIG = LlamaConfig(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=120
