@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser
-from pipelines.adapted_linears import adapted_linears, adapted_linears_backward, reference_backward, reference_forward
+from pipelines.adapted_linears import Operands, adapted_linears, adapted_linears_backward, reference_backward, reference_forward
 from pipelines.adapters import add_adapters
 from pipelines.dropout import token_keys
 from pipelines.segments import Segments
@@ -195,13 +195,13 @@ def errors(num_adapters: int, rank: int, dropout: float) -> dict[str, float]:
     # The longest sums there are, and outputs that differ in width.
     shapes = [(4_096, 11_008), (1_024, 11_008), (1_024, 11_008)]
     arguments: Any = (*operands(4_096, num_adapters, shapes, rank), dropout, 0.25)
-    exact: Any = floats(arguments)
+    x, *unpacked = floats(arguments)
+    rest = Operands(*unpacked)
     outputs, z = adapted_linears(*arguments)
-    exact_outputs, exact_z = reference_forward(*exact)
+    exact_outputs, exact_z = reference_forward(x, rest)
     grads = [torch.randn_like(y) for y in outputs]
     ours = (outputs, z, *adapted_linears_backward(grads, arguments[0], z, *arguments[1:], True))
-    x, *rest = exact
-    theirs = (exact_outputs, exact_z, *reference_backward(floats(grads), x, exact_z, *(*rest, True)))
+    theirs = (exact_outputs, exact_z, *reference_backward(floats(grads), x, exact_z, rest, True))
     names = ("y", "z", "grad_x", "grad_a", "grad_b")
 
     def worst(mine: Any, other: Any) -> float:
@@ -226,8 +226,8 @@ def kernels(
     from pipelines.adapter_kernels import expand, gradients, shrink
 
     rank, dropout = arguments.rank, arguments.dropout
-    x, weights, a, b, salts, starts, keys, tiles = operands(num_tokens, num_adapters, projections, rank)
-    num = len(projections)
+    x, weights, a, b, salts, *tensors = operands(num_tokens, num_adapters, projections, rank)
+    num, over = len(projections), Segments(*tensors)
     grads = [torch.randn(num_tokens, out, device="cuda").bfloat16() for out, _ in projections]
     z = torch.randn(num, num_tokens, rank, device="cuda").bfloat16()
     outputs, by_rank = [torch.empty_like(grad) for grad in grads], [one.transpose(1, 2) for one in b]
@@ -235,12 +235,12 @@ def kernels(
     dropping: dict[str, Any] = {"dropout": dropout, "scale": 1.0}
     keeping: dict[str, Any] = {"dropout": 0.0, "scale": 1.0}
     works: dict[str, tuple[Callable[[], Any], int | None]] = {
-        "shrink_x": (lambda: shrink([x] * num, a, tiles, keys, salts, **dropping), of_x),
-        "shrink_grads": (lambda: shrink(grads, by_rank, tiles, keys, salts, **keeping), of_grads),
-        "expand_y": (lambda: expand(z, by_rank, starts, keys, salts, **keeping), of_grads),
-        "expand_grad_x": (lambda: expand(z, a, starts, keys, salts, summed=True, **dropping), of_x),
-        "gradients_a": (lambda: gradients(z, [x] * num, starts, keys, salts, **dropping), of_x),
-        "gradients_b": (lambda: gradients(z, grads, starts, keys, salts, transposed=True, **keeping), of_grads),
+        "shrink_x": (lambda: shrink([x] * num, a, over, salts, **dropping), of_x),
+        "shrink_grads": (lambda: shrink(grads, by_rank, over, salts, **keeping), of_grads),
+        "expand_y": (lambda: expand(z, by_rank, over, salts, **keeping), of_grads),
+        "expand_grad_x": (lambda: expand(z, a, over, salts, summed=True, **dropping), of_x),
+        "gradients_a": (lambda: gradients(z, [x] * num, over, salts, **dropping), of_x),
+        "gradients_b": (lambda: gradients(z, grads, over, salts, transposed=True, **keeping), of_grads),
         "products": (lambda: [torch.mm(x, w.t(), out=y) for w, y in zip(weights, outputs, strict=True)], None),
         # A factor below 1 keeps the sum finite over the repeats.
         "products_accumulating": (

@@ -7,11 +7,39 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipelines.dropout import keep_mask
+from pipelines.segments import Segments
+
+Outputs = tuple[list[torch.Tensor], torch.Tensor]
+"""The y of each projection and z of all, as `adapted_linears` has them."""
+Gradients = tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]
+"""Those of x, of each a and of each b."""
+
+
+class Operands(NamedTuple):
+    """All but the input that m adapted projections of it are computed from.
+
+    Shapes: of each projection `weights` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], of which `out` may differ,
+    and `salts` int32 [1]; `starts`, `keys` and `tiles` are those of `segments`.
+    """
+
+    weights: Sequence[torch.Tensor]
+    a: Sequence[torch.Tensor]
+    b: Sequence[torch.Tensor]
+    salts: Sequence[torch.Tensor]
+    starts: torch.Tensor
+    keys: torch.Tensor
+    tiles: torch.Tensor
+    dropout: float
+    scale: float
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(self.starts, self.keys, self.tiles)
 
 
 def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
@@ -25,19 +53,9 @@ def _dropped(x: torch.Tensor, keys: torch.Tensor, salt: torch.Tensor, dropout: f
     return torch.where(keep_mask(keys, salt, x.shape[1], dropout), x, 0) / (1 - dropout)
 
 
-def reference_forward(
-    x: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    salts: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
-    tiles: torch.Tensor,
-    dropout: float,
-    scale: float,
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What `adapted_linears` returns, in plain PyTorch, any dtype and device."""
+def reference_forward(x: torch.Tensor, operands: Operands) -> Outputs:
+    """`adapted_linears` in plain PyTorch, any dtype and device."""
+    weights, a, b, salts, starts, keys, _, dropout, scale = operands
     outputs = [x @ weight.t() for weight in weights]
     z = x.new_zeros(len(a), len(x), a[0].shape[1])
     for place, y in enumerate(outputs):
@@ -49,23 +67,12 @@ def reference_forward(
 
 
 def reference_backward(
-    grads: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    z: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    salts: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
-    tiles: torch.Tensor,
-    dropout: float,
-    scale: float,
-    needs_grad_x: bool,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """What `adapted_linears_backward` returns, in plain PyTorch, any dtype and device."""
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
+) -> Gradients:
+    """`adapted_linears_backward` in plain PyTorch, any dtype and device."""
+    weights, a, b, salts, starts, keys, _, dropout, scale = operands
     grad_x = torch.zeros_like(x) if needs_grad_x else x.new_empty(0)
-    grads_a, grads_b = [torch.zeros_like(one) for one in a], [torch.zeros_like(one) for one in b]
+    grads_a, grads_b = [torch.zeros_like(factor) for factor in a], [torch.zeros_like(factor) for factor in b]
     for place, grad in enumerate(grads):
         if needs_grad_x:
             grad_x += grad @ weights[place]
@@ -79,73 +86,87 @@ def reference_backward(
     return grad_x, grads_a, grads_b
 
 
+def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
+    """`adapted_linears` of contiguous tensors."""
+    from pipelines.adapter_kernels import add_product, expand, shrink
+
+    weights, a, b, salts, *_, dropout, scale = operands
+    segments = operands.segments
+    z = shrink([x] * len(a), a, segments, salts, dropout=dropout, scale=1 / (1 - dropout))
+    outputs = expand(z, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
+    for y, weight in zip(outputs, weights, strict=True):
+        add_product(y, x, weight.t())
+    return outputs, z
+
+
+def backward_by_kernels(
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
+) -> Gradients:
+    """`adapted_linears_backward` of contiguous tensors."""
+    from pipelines.adapter_kernels import add_product, expand, gradients, shrink
+
+    weights, a, b, salts, *_, dropout, scale = operands
+    segments = operands.segments
+    kept = 1 / (1 - dropout)
+    grad_z = shrink(grads, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
+    grads_b = gradients(z, grads, segments, salts, dropout=0.0, scale=scale, transposed=True)
+    grads_a = gradients(grad_z, [x] * len(a), segments, salts, dropout=dropout, scale=kept)
+    if not needs_grad_x:
+        return x.new_empty(0), grads_a, grads_b
+    grad_x = expand(grad_z, a, segments, salts, dropout=dropout, scale=kept, summed=True)[0]
+    for grad, weight in zip(grads, weights, strict=True):
+        add_product(grad_x, grad, weight)
+    return grad_x, grads_a, grads_b
+
+
 def _has_kernels(x: torch.Tensor) -> bool:
     return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
 
-# Custom operators, which torch.compile takes as they are: it neither looks inside nor breaks its graph there.
+# Custom operators, which torch.compile takes as they are: it neither looks inside nor breaks its graph there. Their schemas
+# take no values of our own, so that `Operands` are unpacked where they are called and packed again inside.
+_OPERANDS = (
+    "Tensor[] weights, Tensor[] a, Tensor[] b, Tensor[] salts, Tensor starts, Tensor keys, Tensor tiles, "
+    "float dropout, float scale"
+)
 
 
-@torch.library.custom_op("blindsweep::adapted_linears", mutates_args=())
-def adapted_linears(
-    x: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    salts: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
-    tiles: torch.Tensor,
-    dropout: float,
-    scale: float,
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+@torch.library.custom_op(
+    "blindsweep::adapted_linears", mutates_args=(), schema=f"(Tensor x, {_OPERANDS}) -> (Tensor[], Tensor)"
+)
+def adapted_linears(x: torch.Tensor, *unpacked: Any) -> Outputs:
     """m projections of one input: their y = x Wᵀ + scale · B_n z and, of all, z = A_n dropout(x) [m, T, rank].
 
-    Shapes: `x` [T, in]; of each projection `weights` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], `salts` int32
-    [1], y [T, out], and `out` may differ; `starts`, `keys` and `tiles` as in `Segments`. z is for the backward pass and has no
-    gradient. Raises ValueError if `keys` are not as many as tokens.
+    `x` [T, in] and unpacked `Operands`; each y is [T, out]. z is for the backward pass and has no gradient.
+    Raises ValueError if `keys` are not as many as tokens.
     """
-    if len(keys) != len(x) or len(starts) != len(a[0]) + 1:
+    operands = Operands(*unpacked)
+    num_adapters = len(operands.a[0])
+    if len(operands.keys) != len(x) or len(operands.starts) != num_adapters + 1:
         raise ValueError(
-            f"segments of {len(keys)} tokens and {len(starts) - 1} adapters "
-            f"for a stream of {len(x)} tokens and {len(a[0])} adapters"
+            f"segments of {len(operands.keys)} tokens and {len(operands.starts) - 1} adapters "
+            f"for a stream of {len(x)} tokens and {num_adapters} adapters"
         )
-    if _has_kernels(x):
-        from pipelines.adapter_kernels import forward
-    else:
-        forward = reference_forward
-    return forward(x.contiguous(), weights, a, b, salts, starts, keys, tiles, dropout, scale)
+    forward = forward_by_kernels if _has_kernels(x) else reference_forward
+    return forward(x.contiguous(), operands)
 
 
-@torch.library.custom_op("blindsweep::adapted_linears_backward", mutates_args=())
+@torch.library.custom_op(
+    "blindsweep::adapted_linears_backward",
+    mutates_args=(),
+    schema=f"(Tensor[] grads, Tensor x, Tensor z, {_OPERANDS}, bool needs_grad_x) -> (Tensor, Tensor[], Tensor[])",
+)
 def adapted_linears_backward(
-    grads: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    z: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    salts: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
-    tiles: torch.Tensor,
-    dropout: float,
-    scale: float,
-    needs_grad_x: bool,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, *unpacked_and_needs_grad_x: Any
+) -> Gradients:
     """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linears`, from `grads` [T, out] of its y."""
-    if _has_kernels(x):
-        from pipelines.adapter_kernels import backward
-    else:
-        backward = reference_backward
-    grads = [grad.contiguous() for grad in grads]
-    return backward(grads, x.contiguous(), z, weights, a, b, salts, starts, keys, tiles, dropout, scale, needs_grad_x)
+    *unpacked, needs_grad_x = unpacked_and_needs_grad_x
+    backward = backward_by_kernels if _has_kernels(x) else reference_backward
+    return backward([grad.contiguous() for grad in grads], x.contiguous(), z, Operands(*unpacked), needs_grad_x)
 
 
 @adapted_linears.register_fake
-def _(
-    x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor], *_: Any
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _(x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor], *_: Any) -> Outputs:
     outputs = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
     return outputs, x.new_empty(len(a), x.shape[0], a[0].shape[1])
 
@@ -159,8 +180,8 @@ def _(
     a: Sequence[torch.Tensor],
     b: Sequence[torch.Tensor],
     *rest: Any,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    grads_a, grads_b = ([one.new_empty(one.shape) for one in of] for of in (a, b))
+) -> Gradients:
+    grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
     return x.new_empty(x.shape if rest[-1] else 0), grads_a, grads_b
 
 

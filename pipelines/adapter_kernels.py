@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from pipelines.dropout import MULTIPLIERS, drop_below
-from pipelines.segments import TOKENS_PER_TILE
+from pipelines.segments import TOKENS_PER_TILE, Segments
 
 MAX_PARTS = 8
 # Below that a part saves less time than adding it takes.
@@ -372,8 +372,7 @@ def _strides(weights: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], int, int
 def shrink(
     wides: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
-    tiles: torch.Tensor,
-    keys: torch.Tensor,
+    segments: Segments,
     salts: Sequence[torch.Tensor],
     *,
     dropout: float,
@@ -384,17 +383,17 @@ def shrink(
     Of each `wides` [T, C], `weights` [N, rank, C]; C may differ. `dropout` only drops; making up for it is the caller's, by
     `scale`. So in `expand` and `gradients`.
     """
-    num_tokens, rank = len(keys), weights[0].shape[1]
+    num_tokens, rank = len(segments.keys), weights[0].shape[1]
     settings = SHRINK[rank > 64]
     widths = tuple(wide.shape[1] for wide in wides)
-    num_parts = _num_parts(settings["PROGRAMS"], len(wides) * len(tiles), max(widths) // settings["BLOCK"])
+    num_parts = _num_parts(settings["PROGRAMS"], len(wides) * len(segments.tiles), max(widths) // settings["BLOCK"])
     parts = _parts(num_parts, [(len(wides), num_tokens, rank)], like=wides[0])
-    _shrink_kernel[len(wides), len(tiles), num_parts](
+    _shrink_kernel[len(wides), len(segments.tiles), num_parts](
         tuple(wides),
         tuple(weights),
         parts[0],
-        tiles,
-        keys,
+        segments.tiles,
+        segments.keys,
         tuple(salts),
         drop_below(dropout),
         scale,
@@ -414,8 +413,7 @@ def shrink(
 def expand(
     narrow: torch.Tensor,
     weights: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
+    segments: Segments,
     salts: Sequence[torch.Tensor],
     *,
     dropout: float,
@@ -429,10 +427,10 @@ def expand(
     rank = narrow.shape[2]
     widths = tuple(weight.shape[2] for weight in weights[: 1 if summed else None])
     settings = (EXPAND_SUM if len(weights) > len(widths) else EXPAND)[rank > 64]
-    wides = tuple(narrow.new_empty(len(keys), width) for width in widths)
-    num_adapters = len(starts) - 1
+    wides = tuple(narrow.new_empty(len(segments.keys), width) for width in widths)
+    num_adapters = len(segments.starts) - 1
     blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
-    num_tiles = triton.cdiv(len(keys), num_adapters * settings["TILE"])
+    num_tiles = triton.cdiv(len(segments.keys), num_adapters * settings["TILE"])
     # Nothing is summed over tokens, so that parts cost no more than reading the factors again.
     num_parts = max(1, min(num_tiles // 2, round(settings["PROGRAMS"] / (num_adapters * sum(blocks)))))
     # One more than adapters, for the tokens without one.
@@ -440,12 +438,12 @@ def expand(
         narrow,
         tuple(weights),
         wides,
-        starts,
-        keys,
+        segments.starts,
+        segments.keys,
         tuple(salts),
         drop_below(dropout),
         scale,
-        len(keys),
+        len(segments.keys),
         widths,
         rank,
         *_strides(weights),
@@ -460,8 +458,7 @@ def expand(
 def gradients(
     narrow: torch.Tensor,
     wides: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
+    segments: Segments,
     salts: Sequence[torch.Tensor],
     *,
     dropout: float,
@@ -473,7 +470,7 @@ def gradients(
     `narrow` [m, T, rank]; of each `wides` [T, C], of which C may differ.
     """
     _, num_tokens, rank = narrow.shape
-    num_adapters = len(starts) - 1
+    num_adapters = len(segments.starts) - 1
     settings = GRADIENT[rank > 64]
     widths = tuple(wide.shape[1] for wide in wides)
     blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
@@ -486,8 +483,8 @@ def gradients(
         narrow,
         tuple(wides),
         tuple(by_rank),
-        starts,
-        keys,
+        segments.starts,
+        segments.keys,
         tuple(salts),
         drop_below(dropout),
         scale,
@@ -524,51 +521,3 @@ def whole_rounds(num_rows: int, num_columns: int) -> int:
         return 0
     one = PROCESSORS // math.gcd(height, PROCESSORS) * PRODUCT_TILE[1]
     return num_columns // one * one
-
-
-def forward(
-    x: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    salts: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
-    tiles: torch.Tensor,
-    dropout: float,
-    scale: float,
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """As `adapted_linears.reference_forward`, of contiguous tensors."""
-    z = shrink([x] * len(a), a, tiles, keys, salts, dropout=dropout, scale=1 / (1 - dropout))
-    outputs = expand(z, [one.transpose(1, 2) for one in b], starts, keys, salts, dropout=0.0, scale=scale)
-    for y, weight in zip(outputs, weights, strict=True):
-        add_product(y, x, weight.t())
-    return outputs, z
-
-
-def backward(
-    grads: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    z: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    salts: Sequence[torch.Tensor],
-    starts: torch.Tensor,
-    keys: torch.Tensor,
-    tiles: torch.Tensor,
-    dropout: float,
-    scale: float,
-    needs_grad_x: bool,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """As `adapted_linears.reference_backward`, of contiguous tensors."""
-    kept = 1 / (1 - dropout)
-    grad_z = shrink(grads, [one.transpose(1, 2) for one in b], tiles, keys, salts, dropout=0.0, scale=scale)
-    grads_b = gradients(z, grads, starts, keys, salts, dropout=0.0, scale=scale, transposed=True)
-    grads_a = gradients(grad_z, [x] * len(a), starts, keys, salts, dropout=dropout, scale=kept)
-    if not needs_grad_x:
-        return x.new_empty(0), grads_a, grads_b
-    grad_x = expand(grad_z, a, starts, keys, salts, dropout=dropout, scale=kept, summed=True)[0]
-    for grad, weight in zip(grads, weights, strict=True):
-        add_product(grad_x, grad, weight)
-    return grad_x, grads_a, grads_b

@@ -228,11 +228,9 @@ def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> li
     return batches
 
 
-def key_places(lengths: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Where each row's tokens lie in the stream, the shared ones too, row after row: int64 [sum(shared + lengths)].
-
-    Rows are as in a `PackedBatch`.
-    """
+def key_places(batch: PackedBatch) -> np.ndarray:
+    """Where each row's tokens lie in the stream, the shared ones too, row after row: int64 [sum(shared + lengths)]."""
+    lengths, shared = batch.lengths, batch.shared
     ends = shared + lengths
     column = np.arange(ends.max())
     places = np.zeros((len(lengths), len(column)), dtype=np.int64)
@@ -270,7 +268,7 @@ def next_token_targets(batch: PackedBatch) -> np.ndarray:
     sequences share it. First tokens and the filling, which nothing predicts, count 0 times.
     """
     key_starts = np.cumsum(batch.shared + batch.lengths) - batch.shared - batch.lengths
-    keys = key_places(batch.lengths, batch.shared)
+    keys = key_places(batch)
     is_sequence = np.append(batch.contents >= 0, np.zeros(batch.num_rows - len(batch.contents), dtype=bool))
     counts = np.bincount(keys[np.repeat(is_sequence, batch.shared + batch.lengths)], minlength=batch.num_tokens)
     counts[batch.position_ids == 0] = 0

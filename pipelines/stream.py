@@ -93,10 +93,10 @@ class PackedInput:
 
 def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
     query_starts = move(_starts(batch.lengths))
-    tiles = move(attention_tiles(batch.lengths, batch.shared, is_tree=batch.is_tree))
+    tiles = move(attention_tiles(batch))
     if batch.num_keys == batch.num_tokens:
         return StreamIndex(query_starts, query_starts, tiles)
-    places = key_places(batch.lengths, batch.shared)
+    places = key_places(batch)
     keys = np.zeros(batch.num_keys, dtype=np.int64)
     keys[: len(places)] = places
     key_starts = move(_starts(batch.shared + batch.lengths))
@@ -106,7 +106,7 @@ def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
     copies = np.zeros(batch.num_keys, dtype=np.int32)
     copies[: len(places)] = np.argsort(places, kind="stable")
     copy_starts = _starts(np.bincount(places, minlength=batch.num_tokens))
-    parts, sums = prefix_parts(batch.lengths, batch.shared, num_shared=batch.num_keys - batch.num_tokens)
+    parts, sums = prefix_parts(batch)
     arrays = (keys, copies, copy_starts, parts, sums)
     return StreamIndex(query_starts, key_starts, tiles, *map(move, arrays))
 
@@ -115,16 +115,17 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(lengths)).astype(np.int32)
 
 
-def attention_tiles(lengths: np.ndarray, shared: np.ndarray, *, is_tree: bool) -> np.ndarray:
+def attention_tiles(batch: PackedBatch) -> np.ndarray:
     """Rows' own tokens, `TOKENS_PER_TILE` at a time, for attention's kernels: int32 [T // TOKENS_PER_TILE + num_rows, 5].
 
     Of each tile the stream index of its first token; those of its row's first token and of the end; how many tokens the row
-    shares; and where they begin: in the stream, as a prefix lies there in one piece, or in `key_places`, if `is_tree`. How many
-    tiles there are depends on the batch's shape only, and the last are empty.
+    shares; and where they begin: in the stream, as a prefix lies there in one piece, or in `key_places` of a prefix tree. How
+    many tiles there are depends on the batch's shape only, and the last are empty.
     """
+    lengths, shared = batch.lengths, batch.shared
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    beginnings = starts + np.cumsum(shared) - shared if is_tree else starts[_prefix_rows(shared)]
+    beginnings = starts + np.cumsum(shared) - shared if batch.is_tree else starts[_prefix_rows(shared)]
     per_row = -(-lengths // TOKENS_PER_TILE)
     rows = np.repeat(np.arange(len(lengths)), per_row)
     firsts = starts[rows] + TOKENS_PER_TILE * numbered(per_row)
@@ -133,16 +134,17 @@ def attention_tiles(lengths: np.ndarray, shared: np.ndarray, *, is_tree: bool) -
     return tiles
 
 
-def prefix_parts(lengths: np.ndarray, shared: np.ndarray, *, num_shared: int) -> tuple[np.ndarray, np.ndarray]:
+def prefix_parts(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
     """How the gradients of what rows share are computed: in parts, one of some rows that share a prefix, which are added up.
 
     Returns the parts, int32 [T // TOKENS_PER_PART + num_rows // 2, 5]: the stream index of the prefix's first token and of its
     end, of the first token of the part's rows and of their end, and how many tokens the parts before it have in all, those of
     their prefixes. And the sums, `TOKENS_PER_SUM` tokens of a prefix at a time, int32 [num_shared // TOKENS_PER_SUM +
     num_rows // 2, 5]: the stream index of the first token, the end of the prefix, its number of tokens and of parts, and how
-    many tokens come before the first one in parts. `num_shared` is the batch's room for shared tokens. How many parts and sums
-    there are depends on the batch's shape only, and the last are empty. Not of a prefix tree.
+    many tokens come before the first one in parts. `num_shared` is the batch's room for shared tokens, `num_keys` less T. How
+    many parts and sums there are depends on the batch's shape only, and the last are empty. Not of a prefix tree.
     """
+    lengths, shared, num_shared = batch.lengths, batch.shared, batch.num_keys - batch.num_tokens
     ends = np.cumsum(lengths)
     starts = ends - lengths
     prefix_rows = _prefix_rows(shared)

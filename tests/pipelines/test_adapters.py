@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from pipelines.adapted_linears import adapted_linears, reference_backward, reference_forward
+from pipelines.adapted_linears import (
+    Operands,
+    adapted_linears,
+    backward_by_kernels,
+    forward_by_kernels,
+    reference_backward,
+    reference_forward,
+)
 from pipelines.adapter_files import adapter_tensors, load_adapter
 from pipelines.adapters import SharedInput, add_adapters
 from pipelines.attention import PACKED, register_packed_attention
@@ -674,11 +681,9 @@ CASES = {
 
 
 def assert_kernels_are_the_reference(arguments, tolerance):
-    from pipelines import adapter_kernels
-
     def each(value, change):
         if isinstance(value, list | tuple):
-            return [each(one, change) for one in value]
+            return [each(member, change) for member in value]
         return change(value) if isinstance(value, torch.Tensor) else value
 
     def exactly(value):
@@ -688,18 +693,19 @@ def assert_kernels_are_the_reference(arguments, tolerance):
         return [*outputs, *(one for value in more for one in (value if isinstance(value, list) else [value]))]
 
     x, *rest = each(arguments, torch.Tensor.detach)
-    outputs, z = adapter_kernels.forward(x, *rest)
+    outputs, z = forward_by_kernels(x, Operands(*rest))
     exact_x, *exact = each([x, *rest], exactly)
-    exact_outputs, exact_z = reference_forward(exact_x, *exact)
+    exact_outputs, exact_z = reference_forward(exact_x, Operands(*exact))
     generator = torch.Generator().manual_seed(1)
     grads = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
-    ours = flat(outputs, z, *adapter_kernels.backward(grads, x, z, *rest, True))
-    theirs = flat(exact_outputs, exact_z, *reference_backward(each(grads, exactly), exact_x, exact_z, *exact, True))
+    ours = flat(outputs, z, *backward_by_kernels(grads, x, z, Operands(*rest), True))
+    exact_gradients = reference_backward(each(grads, exactly), exact_x, exact_z, Operands(*exact), True)
+    theirs = flat(exact_outputs, exact_z, *exact_gradients)
     for result, expected in zip(ours, theirs, strict=True):
         assert result.shape == expected.shape
         assert result.dtype == x.dtype
         assert (result - expected).norm().item() <= tolerance * expected.norm().item()
-    without, *again = adapter_kernels.backward(grads, x, z, *rest, False)
+    without, *again = backward_by_kernels(grads, x, z, Operands(*rest), False)
     assert without.numel() == 0
     for result, one in zip(flat(*again), ours[-2 * len(grads) :], strict=True):
         assert torch.equal(result, one)
@@ -731,11 +737,11 @@ def assert_kernels_drop_what_the_reference_drops(dtype, device):
     masks = [keep_mask(segments.keys, salt, size, 0.3).to(dtype) for salt in salts]
     assert not torch.equal(masks[0], masks[1])
     ones, identity = torch.ones(size, size, device=device, dtype=dtype), torch.eye(size, device=device, dtype=dtype)
-    dropping = {"keys": segments.keys, "salts": salts, "dropout": 0.3, "scale": 1.0}
-    shrunk = shrink([ones] * 3, [identity[None]] * 3, segments.tiles, **dropping)
-    expanded = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.starts, **dropping)
-    summed = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, segments.starts, summed=True, **dropping)
-    by_rank = gradients(identity.repeat(3, 1, 1), [ones] * 3, segments.starts, **dropping)
+    dropping = {"segments": segments, "salts": salts, "dropout": 0.3, "scale": 1.0}
+    shrunk = shrink([ones] * 3, [identity[None]] * 3, **dropping)
+    expanded = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, **dropping)
+    summed = expand(identity.repeat(3, 1, 1), [ones[None]] * 3, summed=True, **dropping)
+    by_rank = gradients(identity.repeat(3, 1, 1), [ones] * 3, **dropping)
     for place, mask in enumerate(masks):
         assert torch.equal(shrunk[place], mask)
         assert torch.equal(expanded[place], mask)

@@ -62,7 +62,7 @@ def test_each_group_has_its_own_prefix():
     assert packed.last_index.tolist() == [3, 4, 6, 9, 11, 0, 0, 0]
     assert (packed.num_sequences, packed.num_keys, packed.width) == (5, 18, 4)
     assert packed.num_tokens == packed_size([len(one) for one in GROUPS], OF_GROUPS)
-    assert key_places(packed.lengths, packed.shared).tolist() == [
+    assert key_places(packed).tolist() == [
         *(0, 1),
         *(0, 1, 2, 3),
         *(0, 1, 4),
@@ -156,7 +156,7 @@ def test_a_prefix_tree_holds_what_sequences_begin_with_once():
     assert batch.shared.tolist() == [0, 2, 2, 2, 3, 1]
     assert batch.last_index.tolist() == [1, 2, 3, 5, 7, 9]
     assert (batch.num_sequences, batch.num_keys, batch.width, batch.is_tree) == (6, 20, 5, True)
-    assert key_places(batch.lengths, batch.shared).tolist() == [
+    assert key_places(batch).tolist() == [
         *(0, 1),
         *(0, 1, 2),
         *(0, 1, 3),
@@ -277,7 +277,7 @@ def test_attention_is_computed_in_tiles_of_rows_and_parts_of_what_they_share():
     sequences = [[*range(20), *range(n)] for n in (70, 250, 5)] + [[*range(9)]] + [[*range(3), *range(n)] for n in (4, 64)]
     prefixes = [Prefix(20, 0)] * 3 + [Prefix(0)] + [Prefix(3, 1)] * 2
     packed = pack(sequences, prefixes=prefixes, shape=Shape(450, 11, 300, 80))
-    tiles = attention_tiles(packed.lengths, packed.shared, is_tree=False)
+    tiles = attention_tiles(packed)
     assert tiles.shape == (450 // 64 + 11, 5)
     assert [tuple(tile) for tile in tiles.tolist()] == [
         (0, 0, 20, 0, 0),
@@ -295,7 +295,7 @@ def test_attention_is_computed_in_tiles_of_rows_and_parts_of_what_they_share():
         (425, 425, 450, 0, 425),
         *[(0, 0, 0, 0, 0)] * 5,
     ]
-    parts, sums = prefix_parts(packed.lengths, packed.shared, num_shared=80)
+    parts, sums = prefix_parts(packed)
     assert parts.shape == (450 // 256 + 11 // 2, 5)
     assert [tuple(part) for part in parts.tolist()] == [
         (0, 20, 20, 340, 0),
@@ -314,7 +314,7 @@ def test_attention_is_computed_in_tiles_of_rows_and_parts_of_what_they_share():
 
 def test_a_trees_tiles_find_their_keys():
     ((_, batch),) = prefix_tree_batches([[1, 2, 3], [1, 2, 4, *range(70)], [1, 5]], 100)
-    tiles = attention_tiles(batch.lengths, batch.shared, is_tree=True)
+    tiles = attention_tiles(batch)
     assert tiles.tolist() == [[0, 0, 3, 0, 0], [3, 3, 74, 2, 3], [67, 3, 74, 2, 3], [74, 74, 75, 1, 76]]
 
 
@@ -329,9 +329,9 @@ def test_no_shape_is_short_of_tiles_or_parts(seed):
             sequences.append([0] * (length + int(generator.choice([1, 63, 64, 65, 255, 257, 300]))))
             prefixes.append(Prefix(length, number))
     packed = pack(sequences, prefixes=prefixes)
-    tiles = attention_tiles(packed.lengths, packed.shared, is_tree=False)
+    tiles = attention_tiles(packed)
     assert (np.minimum(tiles[:, 0] + 64, tiles[:, 2]) - tiles[:, 0]).sum() == packed.num_tokens
-    parts, sums = prefix_parts(packed.lengths, packed.shared, num_shared=packed.num_keys - packed.num_tokens)
+    parts, sums = prefix_parts(packed)
     assert (parts[:, 3] - parts[:, 2]).sum() == packed.lengths[packed.shared > 0].sum()
     assert (parts[:, 1] - parts[:, 0]).sum() <= packed.num_keys - packed.num_tokens
     of_prefixes = packed.lengths[:-1][(packed.shared[:-1] == 0) & (packed.shared[1:] > 0)]
