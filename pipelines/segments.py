@@ -1,7 +1,8 @@
-"""Which adapter and which dropout key each token of a packed stream has."""
+"""The adapter and the dropout key of each token of a packed stream."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +15,19 @@ from pipelines.dropout import token_keys
 from pipelines.packing import PackedBatch
 
 TOKENS_PER_TILE = 64
-"""Tokens that one program of a kernel handles; they belong to one adapter. Of the 130 or so that one of many adapters has in a
-pass, 128 would leave a second tile of a few, which reads all of the adapter again."""
+"""Tokens, of one adapter, that one program of a kernel handles. Were they twice as many, what one of many adapters has in a
+pass would often leave a second tile of a few, which reads all of the adapter again."""
+
+
+def to_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """`array` on `device`, where it may arrive later: what a GPU computes with it waits, and the caller does not."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Which adapter and which dropout key each of a stream's T tokens has. All on one device.
+    """The adapter and the dropout key of each of a stream's T tokens, all on one device.
 
     Shapes: `starts` int32 [N + 1], adapter n's tokens being starts[n] up to starts[n + 1]; `keys` int32 [T]; `tiles` int32
     [(T + (N + 1) * 63) // 64, 3], rows of (adapter, first token, end) that cover all T tokens once, adapter -1 for those
@@ -49,12 +56,7 @@ class Segments:
         ]
         tiles = np.full(((len(keys) + len(owners) * (TOKENS_PER_TILE - 1)) // TOKENS_PER_TILE, 3), (-1, 0, 0), dtype=np.int32)
         tiles[: len(rows)] = np.array(rows, dtype=np.int32).reshape(-1, 3)
-
-        def move(array: np.ndarray) -> torch.Tensor:
-            tensor = torch.from_numpy(array)
-            on_gpu = torch.device(device).type == "cuda"
-            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
-
+        move = functools.partial(to_device, device=device)
         return cls(move(bounds[:-1].astype(np.int32)), move(np.ascontiguousarray(keys, dtype=np.int32)), move(tiles))
 
     @classmethod
@@ -68,7 +70,7 @@ class Segments:
         steps: Sequence[int],
         places: Sequence[int],
     ) -> Segments:
-        """Of a packed batch whose sequences are, in order, `counts[0]` of adapter 0, `counts[1]` of adapter 1 and so on.
+        """Segments of a packed batch whose sequences are, in order, `counts[0]` of adapter 0, `counts[1]` of 1 and so on.
 
         `seeds` and `steps` are one an adapter, `places` one a sequence: its place in its adapter's whole optimizer batch. A
         prefix is the adapter's whose sequences share it.
@@ -86,7 +88,8 @@ class Segments:
         starts = np.searchsorted(np.repeat(adapters, lengths), np.arange(len(counts) + 1))
         keys = np.zeros(batch.num_tokens, dtype=np.int32)
         row_places = np.where(contents < 0, contents, np.take(places, sequences))
-        seed, step, place = (np.repeat(of, lengths) for of in (np.take(seeds, adapters), np.take(steps, adapters), row_places))
+        of_rows = (np.take(seeds, adapters), np.take(steps, adapters), row_places)
+        seed, step, place = (np.repeat(values, lengths) for values in of_rows)
         keys[: starts[-1]] = token_keys(seed, step, place, batch.position_ids[: starts[-1]])
         last = cls.from_arrays(np.append(0, np.cumsum(counts)), keys[batch.last_index], device)
         return replace(cls.from_arrays(starts, keys, device), last=last)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.packing import PackedBatch, key_places, numbered
-from pipelines.segments import Segments
+from pipelines.segments import Segments, to_device
 
 TOKENS_PER_TILE = 64
 """Tokens of one row that a program of an attention kernel computes: most rows' own tokens fit into one."""
@@ -64,12 +65,7 @@ class PackedInput:
 
     @classmethod
     def from_batch(cls, batch: PackedBatch, device: torch.device | str, segments: Segments | None = None) -> PackedInput:
-        on_gpu = torch.device(device).type == "cuda"
-
-        def move(array: Any) -> torch.Tensor:
-            tensor = torch.from_numpy(array)
-            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
-
+        move = functools.partial(to_device, device=device)
         return cls(
             input_ids=move(batch.input_ids)[None],
             position_ids=move(batch.position_ids)[None],
@@ -91,7 +87,7 @@ class PackedInput:
         return own + (self.segments.tensors() if self.segments else [])
 
 
-def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
+def _stream_index(batch: PackedBatch, move: Callable[[np.ndarray], torch.Tensor]) -> StreamIndex:
     query_starts = move(_starts(batch.lengths))
     tiles = move(attention_tiles(batch))
     if batch.num_keys == batch.num_tokens:
@@ -107,8 +103,7 @@ def _stream_index(batch: PackedBatch, move: Any) -> StreamIndex:
     copies[: len(places)] = np.argsort(places, kind="stable")
     copy_starts = _starts(np.bincount(places, minlength=batch.num_tokens))
     parts, sums = prefix_parts(batch)
-    arrays = (keys, copies, copy_starts, parts, sums)
-    return StreamIndex(query_starts, key_starts, tiles, *map(move, arrays))
+    return StreamIndex(query_starts, key_starts, tiles, move(keys), move(copies), move(copy_starts), move(parts), move(sums))
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
@@ -135,7 +130,7 @@ def attention_tiles(batch: PackedBatch) -> np.ndarray:
 
 
 def prefix_parts(batch: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
-    """How the gradients of what rows share are computed: in parts, one of some rows that share a prefix, which are added up.
+    """The parts, one of some rows that share a prefix, in which shared tokens' gradients are computed, and their sums.
 
     Returns the parts, int32 [T // TOKENS_PER_PART + num_rows // 2, 5]: the stream index of the prefix's first token and of its
     end, of the first token of the part's rows and of their end, and how many tokens the parts before it have in all, those of
