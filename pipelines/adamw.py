@@ -68,7 +68,7 @@ def update(
     for row, values in enumerate(settings.tolist()):
         if values[FACTOR] < 0:
             continue
-        gradient = torch.cat([one[row] for one in gradients]).float() * values[FACTOR]
+        gradient = torch.cat([part[row] for part in gradients]).float() * values[FACTOR]
         first[row].lerp_(gradient, 1 - BETAS[0])
         second[row].mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         master = weights[row] if rest is None else join_masters(weights[row], rest[row])

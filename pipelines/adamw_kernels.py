@@ -14,7 +14,7 @@ from pipelines.adamw_settings import BETAS, DECAY, EPSILON, FACTOR, FIRST_BIAS, 
 from pipelines.adapter_kernels import pick
 
 UPDATED = 1_024
-"""Numbers of one program; with 4 096 an H200 takes 3 % longer."""
+"""Numbers that one program updates; with more of them a GPU takes longer."""
 SUMMED = 4_096
 BLOCKS_SUMMED = 8
 """Blocks of one program: adding up over threads takes longer than reading one."""
@@ -111,7 +111,7 @@ def _launches(gradients: Sequence[torch.Tensor]) -> Iterator[Launch]:
 
 
 def sums_of_squares(gradients: Sequence[torch.Tensor], settings: torch.Tensor) -> torch.Tensor:
-    """Of each row of all `gradients` [N, P_i], contiguous: fp32 [N], zero where `settings` say that it is to stay."""
+    """Sums of squares of each row of all `gradients` [N, P_i], contiguous: fp32 [N], zero for rows that `settings` let stay."""
     launches = [(pieces, size, triton.cdiv(size, SUMMED * BLOCKS_SUMMED)) for pieces, _, size in _launches(gradients)]
     ends = list(itertools.accumulate(parts * len(pieces) for pieces, _, parts in launches))
     sums = gradients[0].new_empty(len(gradients[0]), ends[-1], dtype=torch.float32)
@@ -131,7 +131,7 @@ def update(
     gradients: Sequence[torch.Tensor],
     settings: torch.Tensor,
 ) -> None:
-    """As `adamw.update`, of contiguous `gradients` and `settings`."""
+    """`adamw.update` on a GPU, of contiguous `gradients` and `settings`."""
     for pieces, starts, size in _launches(gradients):
         _update_kernel[triton.cdiv(size, UPDATED), len(pieces), len(pieces[0])](
             weights, rest, first, second, pieces, settings, size, starts, weights.stride(0), *BETAS, EPSILON,

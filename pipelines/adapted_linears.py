@@ -17,7 +17,7 @@ from pipelines.segments import Segments
 Outputs = tuple[list[torch.Tensor], torch.Tensor]
 """The y of each projection and z of all, as `adapted_linears` has them."""
 Gradients = tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]
-"""Those of x, of each a and of each b."""
+"""Gradients of x, of each a and of each b."""
 
 
 class Operands(NamedTuple):
@@ -199,12 +199,12 @@ def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[A
         return None, none, none, none, none, *(None,) * 5
     x, z, starts, keys, tiles, *lists = ctx.saved_tensors
     weights, a, b, salts = (lists[first : first + num] for first in range(0, 4 * num, num))
-    known = [
+    each_grad = [
         x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad for grad, weight in zip(grads, weights, strict=True)
     ]
     needs_grad_x = ctx.needs_input_grad[0]
     grad_x, grads_a, grads_b = adapted_linears_backward(
-        known, x, z, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, needs_grad_x
+        each_grad, x, z, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, needs_grad_x
     )
     return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *(None,) * 5
 

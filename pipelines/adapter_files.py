@@ -16,7 +16,7 @@ PEFT_PREFIX = "base_model.model."
 
 
 def adapter_tensors(adapters: Adapters, adapter: int) -> dict[str, torch.Tensor]:
-    """What number `adapter` of `adapters` has learnt, by the names of peft's `adapter_model.safetensors`; views, not copies."""
+    """Factors of number `adapter` of `adapters`, by the names in peft's `adapter_model.safetensors`; views, not copies."""
     return {
         f"{PEFT_PREFIX}{name}.lora_{letter.upper()}.weight": getattr(layer, letter).detach()[adapter]
         for name, layer in adapters.layers.items()

@@ -7,7 +7,7 @@ the product's accumulator (cuBLAS, beta = 1): the big output is then rounded onc
 than by a kernel of its own.
 
 Projections that read one input are a dimension of each kernel's grid, next to each other, so that the first of them has brought
-the input into the L2 cache for the others. (One program for all of them reads it once; on an H200 that saved no time.)
+the input into the L2 cache for the others. (One program for all of them would read it once, and take no less time.)
 Their tensors stay where they are: a kernel gets a tuple of pointers, one a projection, and each program picks its own. Widths
 differ where heads share keys and values; the narrower ones' last programs end at once.
 
@@ -324,12 +324,12 @@ def _sum_kernel(parts, outs, sizes, part_stride, num_parts, BLOCK: tl.constexpr)
 
 
 def _num_parts(programs: int, num_programs: int, num_iterations: int) -> int:
-    """How many parts to cut the sums of `num_programs` programs into, each of `num_iterations`, to have about `programs`."""
+    """Number of parts to cut the sums of `num_programs` programs into, each of `num_iterations`, to have about `programs`."""
     return max(1, min(MAX_PARTS, num_iterations // MIN_ITERATIONS, round(programs / num_programs)))
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    """Those of `settings` that a kernel is launched with."""
+    """`settings` that a kernel is launched with."""
     return {name: value for name, value in settings.items() if name != "PROGRAMS"}
 
 
@@ -362,7 +362,7 @@ def _padded(rank: int) -> int:
 
 
 def _strides(weights: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], int, int]:
-    """Of [N, rank, channels] each: that of adapters for each, which depends on its width, and the two that all have."""
+    """Strides of [N, rank, channels] each: the adapters' of each, which depends on its width, and the two that all have."""
     inner = {weight.stride()[1:] for weight in weights}
     assert len(inner) == 1, inner
     rank_stride, channel_stride = inner.pop()
@@ -510,14 +510,13 @@ def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> N
 def whole_rounds(num_rows: int, num_columns: int) -> int:
     """Columns of a product that are better computed apart from the rest, whose tiles fill a GPU in whole rounds; 0 if none are.
 
-    Of 4 096 x 11 008 numbers there are 10.4 of cuBLAS's large tiles for each multiprocessor. As it would be idle in much of the
-    eleventh round, cuBLAS takes smaller tiles for all, which are slower: 612 us on an H200 at its power limit, where the two
-    parts together take 583; and 306 and 295 with 2 048 rows. Where the last round is fuller or rounds are few, little is won,
-    and with 3 072 x 11 008 or 4 096 x 14 336 numbers 2 % lost.
+    A round is a large tile of cuBLAS's for each multiprocessor. Where the last of a few rounds would leave many of them idle,
+    cuBLAS takes smaller tiles for all, which are slower than whole rounds of large ones and a second product. Where the last
+    round is fuller or rounds are fewer, that wins little or loses.
     """
     height, width = (triton.cdiv(size, tile) for size, tile in zip((num_rows, num_columns), PRODUCT_TILE, strict=True))
     num_rounds = height * width / PROCESSORS
     if num_rounds < FEWEST_ROUNDS or num_rounds >= FILLED * math.ceil(num_rounds):
         return 0
-    one = PROCESSORS // math.gcd(height, PROCESSORS) * PRODUCT_TILE[1]
-    return num_columns // one * one
+    step = PROCESSORS // math.gcd(height, PROCESSORS) * PRODUCT_TILE[1]
+    return num_columns // step * step

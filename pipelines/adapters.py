@@ -80,7 +80,7 @@ class SharedInput:
         self._outputs: dict[tuple[int, bool], torch.Tensor] = {}
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
-        """Of layer number `place`, without its bias; `x` [..., in], returns [..., out]."""
+        """Output of layer number `place`, without its bias; `x` [..., in], returns [..., out]."""
         training = self.layers[place].training
         if x is not self._x or (place, training) not in self._outputs:
             self._x, self._outputs = x, self._compute(x, training)
@@ -90,7 +90,7 @@ class SharedInput:
         return y
 
     def _compute(self, x: torch.Tensor, training: bool) -> dict[tuple[int, bool], torch.Tensor]:
-        """Of all layers in that mode: what is computed together drops at one rate."""
+        """Outputs of all layers in that mode: what is computed together drops at one rate."""
         segments = self.adapters.segments
         if segments is not None and self.at_last_tokens:
             segments = segments.last

@@ -25,9 +25,9 @@ from pipelines.stream import PackedInput, StreamIndex
 
 PACKED = "packed"
 ROWS_PER_GRID = 32
-"""Rows of a prefix tree in one grid: as wide as its longest row, and those of a batch differ."""
+"""Rows of a prefix tree in one grid: few, because it is as wide as its longest row, and those of a batch differ."""
 HEAD_SIZES = (16, 32, 64, 128)
-"""Those that our kernels compute: powers of two, and what a program's registers hold."""
+"""Sizes of a head that our kernels compute: powers of two, and what a program's registers hold."""
 WIDEST_FOR_KERNELS = 1_024
 """Tokens of a row, shared ones included, up to which our kernels are taken: FlashAttention's tiles are made for longer ones."""
 
@@ -99,7 +99,7 @@ def _stream_attention(
 def _grid_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
 ) -> torch.Tensor:
-    """The same on any device, in a grid that has a token at its row and position. Shapes as in `_stream_attention`."""
+    """The stream's attention on any device in a grid with a token at its row and position. Shapes as in `_stream_attention`."""
     rows, width, index = packed.num_rows, packed.width, packed.stream
     groups = query.shape[1] // key.shape[1]
 

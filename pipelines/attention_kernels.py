@@ -384,7 +384,7 @@ def _(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @attend_stream_backward.register_fake
 def _(grad: torch.Tensor, *states: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     query_grad, key_grad, value_grad = (
-        one.new_empty(one.shape[1], one.shape[0], one.shape[2]).transpose(0, 1) for one in states[:3]
+        state.new_empty(state.shape[1], state.shape[0], state.shape[2]).transpose(0, 1) for state in states[:3]
     )
     return query_grad, key_grad, value_grad
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
-"""Those of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
+"""The factors of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
 
 
 def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: ArrayLike) -> np.ndarray:
@@ -44,7 +44,7 @@ def drop_below(dropout: float) -> int:
 
 
 def keep_mask(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout: float) -> torch.Tensor:
-    """Which elements dropout keeps, bool [T, num_channels], of `keys` int32 [T] and the module's `salt` int32 [1].
+    """A mask of the elements that dropout keeps, bool [T, num_channels], by `keys` int32 [T] and the module's `salt` int32 [1].
 
     Multiply-shift hashing (Dietzfelbinger et al. 1997, https://doi.org/10.1006/jagm.1997.0873): each row draws an odd factor,
     and the product's high bits decide. Only int32 operations that wrap around, so that CPU, GPU and Triton kernels agree in

@@ -1,10 +1,9 @@
 """Batches without padding: sequences laid end to end, what they begin with alike stored once.
 
-NLI prompts are short (77 tokens on average with Llama 2's tokenizer, 24 of them the template's beginning), so padding to the
-longest wastes 40 % of the work and the shared beginning another third. For training, a packed batch is a list of groups: a
-prefix, held once, then what follows it in each sequence of the group (`pack`). Where order is free and nothing is
-backpropagated, a batch is a prefix tree of any depth (`prefix_tree_batches`). Pure numpy; `attention.py` computes attention
-over both, equal to the padded forward pass to rounding.
+NLI prompts are short, differ in length and begin with one template, so that most of a padded batch would be padding and
+beginnings computed again. For training, a packed batch is a list of groups: a prefix, held once, then what follows it in each
+sequence of the group (`pack`). Where order is free and nothing is backpropagated, a batch is a prefix tree of any depth
+(`prefix_tree_batches`). Pure numpy; `attention.py` computes attention over both, equal to the padded forward pass to rounding.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ import numpy as np
 IGNORED = -100
 """A target that counts for nothing: PyTorch's cross-entropy passes over it."""
 
-
 KEYS_PER_TOKEN = 4
 """Most keys that a batch of a prefix tree has for a token of its budget: where a layer copies them, it needs room for them."""
 
 
 class Prefix(NamedTuple):
-    """What a sequence has in common with others: its first `length` tokens, which a batch holds once for all of equal prefix.
+    """The first `length` tokens of a sequence, which a batch holds once for all sequences of equal prefix.
 
     `number` tells the prefixes of one adapter apart wherever they occur; `adapter` keeps those of two adapters apart, whose
     states differ even where their tokens do not.
@@ -39,7 +37,7 @@ class Prefix(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """What every batch of a captured step must measure: tokens in the stream, rows, and tokens that rows share in all.
+    """The size of every batch of a captured step: tokens in the stream, rows, and tokens that rows share in all.
 
     No row is longer than `width`, what it shares included.
     """
@@ -188,9 +186,8 @@ def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> li
     sequences, however deep the tree. A last token is always a sequence's own, duplicates' too. A batch stays within
     `token_budget` tokens and `KEYS_PER_TOKEN` times as many keys, unless one sequence is longer: nothing is dropped.
 
-    Tokens to compute for an example, Llama 2's tokenizer (of 76.9, 78.4 and 54.2 tokens), with the template's beginning
-    shared, the premise as well, and all that is alike: MultiNLI matched 52.9, 31.6, 30.6; mismatched 54.4, 32.7, 31.6;
-    HANS, whose premises differ late, 30.2, 30.1, 25.2. The whole tree costs attention no more rows or keys than the first.
+    Beside the template's beginning it shares premises and, where those differ late as HANS's do, their beginnings. That costs
+    attention no more rows or keys than sharing the template's beginning alone.
     Raises ValueError for an empty sequence.
     """
     if not all(sequences):
@@ -203,7 +200,7 @@ def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> li
     ends = np.cumsum(lengths)
     starts = ends - lengths
     column = numbered(lengths)
-    # Of each token, the length of the sequence before its own: so far back lies the token that it is compared with.
+    # Each token is compared with the one that lies as far back as the sequence before its own is long.
     length_before = np.repeat(np.append(0, lengths[:-1]), lengths)
     departs = (column >= length_before) | (tokens != tokens[np.arange(len(tokens)) - length_before])
     departs[ends - 1] = True
