@@ -172,17 +172,10 @@ def _(x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor
 
 
 @adapted_linears_backward.register_fake
-def _(
-    grads: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    z: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    *rest: Any,
-) -> Gradients:
+def _(grads: Any, x: torch.Tensor, z: Any, *unpacked_and_needs_grad_x: Any) -> Gradients:
+    _, a, b, *_, needs_grad_x = unpacked_and_needs_grad_x
     grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
-    return x.new_empty(x.shape if rest[-1] else 0), grads_a, grads_b
+    return x.new_empty(x.shape if needs_grad_x else 0), grads_a, grads_b
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:

@@ -389,24 +389,10 @@ def shrink(
     num_parts = _num_parts(settings["PROGRAMS"], len(wides) * len(segments.tiles), max(widths) // settings["BLOCK"])
     parts = _parts(num_parts, [(len(wides), num_tokens, rank)], like=wides[0])
     _shrink_kernel[len(wides), len(segments.tiles), num_parts](
-        tuple(wides),
-        tuple(weights),
-        parts[0],
-        segments.tiles,
-        segments.keys,
-        tuple(salts),
-        drop_below(dropout),
-        scale,
-        num_tokens,
-        widths,
-        rank,
-        parts[0].stride(0),
-        *_strides(weights),
-        TILE=TOKENS_PER_TILE,
-        RANK=_padded(rank),
-        DROP=dropout > 0,
-        **_options(settings),
-    )
+        tuple(wides), tuple(weights), parts[0], segments.tiles, segments.keys, tuple(salts), drop_below(dropout), scale,
+        num_tokens, widths, rank, parts[0].stride(0), *_strides(weights),
+        TILE=TOKENS_PER_TILE, RANK=_padded(rank), DROP=dropout > 0, **_options(settings),
+    )  # fmt: skip
     return _summed(parts, wides[0].dtype)[0]
 
 
@@ -435,23 +421,10 @@ def expand(
     num_parts = max(1, min(num_tiles // 2, round(settings["PROGRAMS"] / (num_adapters * sum(blocks)))))
     # One more than adapters, for the tokens without one.
     _expand_kernel[len(wides) * max(blocks), num_adapters + 1, num_parts](
-        narrow,
-        tuple(weights),
-        wides,
-        segments.starts,
-        segments.keys,
-        tuple(salts),
-        drop_below(dropout),
-        scale,
-        len(segments.keys),
-        widths,
-        rank,
-        *_strides(weights),
-        TERMS=len(weights) // len(wides),
-        RANK=_padded(rank),
-        DROP=dropout > 0,
-        **_options(settings),
-    )
+        narrow, tuple(weights), wides, segments.starts, segments.keys, tuple(salts), drop_below(dropout), scale,
+        len(segments.keys), widths, rank, *_strides(weights),
+        TERMS=len(weights) // len(wides), RANK=_padded(rank), DROP=dropout > 0, **_options(settings),
+    )  # fmt: skip
     return list(wides)
 
 
@@ -480,23 +453,10 @@ def gradients(
     parts = _parts(num_parts, shapes, like=wides[0])
     by_rank = [part.transpose(2, 3) if transposed else part for part in parts]
     _gradient_kernel[len(wides) * max(blocks), num_adapters, num_parts](
-        narrow,
-        tuple(wides),
-        tuple(by_rank),
-        segments.starts,
-        segments.keys,
-        tuple(salts),
-        drop_below(dropout),
-        scale,
-        num_tokens,
-        widths,
-        rank,
-        parts[0].stride(0),
-        *_strides([part[0] for part in by_rank]),
-        RANK=_padded(rank),
-        DROP=dropout > 0,
-        **_options(settings),
-    )
+        narrow, tuple(wides), tuple(by_rank), segments.starts, segments.keys, tuple(salts), drop_below(dropout), scale,
+        num_tokens, widths, rank, parts[0].stride(0), *_strides([part[0] for part in by_rank]),
+        RANK=_padded(rank), DROP=dropout > 0, **_options(settings),
+    )  # fmt: skip
     return _summed(parts, wides[0].dtype)
 
 
