@@ -17,6 +17,7 @@ from analysis.artifacts import LabelCount, entailment_and_rest, lexical_overlap_
 from analysis.frame import evaluation_frame
 from analysis.intervals import Effect, Replicates
 from analysis.items import Responses, load_responses
+from analysis.series import study_series
 from analysis.tables import entailment_odds_ratio
 from analysis.wording import slice_name as slice_words
 from pipelines.errors import UserError
@@ -119,9 +120,6 @@ def load_evidence(
     Who has the study's `frame` (`evaluation_frame`) or overlap `counts` (`lexical_overlap_counts`) already hands them on: a
     pool of millions is not read twice.
     """
-    # Figures bring matplotlib, which a verdict on the terminal needs only for this.
-    from analysis.figures import study_series
-
     store = store if isinstance(store, Store) else Store(store)
     study = study if isinstance(study, Study) else Study.load(store, study)
     frame = evaluation_frame(store, study, partial=partial) if frame is None else frame

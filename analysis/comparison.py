@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.artifacts import LabelCount, entailment_and_rest
-from analysis.figures import Series, paper_series, select
 from analysis.page import Block, Column, Fold, Table
 from analysis.paper import BLINDSPOT_SET, BLINDSPOT_SLICE, GENERAL_SET
+from analysis.series import Series, paper_series, select
 from analysis.statistics import RatioEstimate
 from analysis.tables import entailment_odds_ratio
 from analysis.wording import NOTHING, kind_name, percent, percent_range, points, starting_point_name, thousands

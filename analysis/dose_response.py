@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,8 +15,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.figures import GRID, PAPER, RC, Series, select
+from analysis.figures import DASHES, GRID, PAPER, RC
 from analysis.page import Block, Column, Table
+from analysis.series import Series, select
 from analysis.statistics import mean_estimate
 from analysis.tables import ESTIMATE_COLUMNS, accuracy_table
 from analysis.wording import interval_words, percent, points, starting_point_name, thousands
@@ -25,7 +25,6 @@ from pipelines.errors import UserError
 
 BY = ["starting_size", "size", "set", "slice", "num_labels", "folding"]
 INK_OF_SIZES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-DASHES: tuple[Any, ...] = ("solid", (0, (5.0, 1.8)), (0, (1.2, 1.6)), "dashdot")
 
 
 def has_doses(frame: pd.DataFrame) -> bool:

@@ -12,8 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -23,9 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.frame import KEY, seed_means
-from analysis.wording import KIND_NAMES, set_name, slice_name, starting_point_name, thousands
-from pipelines.errors import UserError
-from sweep.records import TRAINED_KINDS, Study
+from analysis.series import Series, select
+from analysis.wording import KIND_NAMES, starting_point_name, thousands
+from sweep.records import TRAINED_KINDS
 
 # Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
 KIND_STYLES = {
@@ -33,8 +32,8 @@ KIND_STYLES = {
     "synthetic": ("#d55e00", "s"),
     "biased_synthetic": ("#009e73", "^"),
 }
-# Matched is what the paper reports; mismatched is evaluated beside it.
-GENERAL_SETS = ("mnli_matched", "template_test")
+DASHES: tuple[Any, ...] = ("solid", (0, (5.0, 1.8)), (0, (1.2, 1.6)), "dashdot")
+"""Line styles of the series, in their order."""
 CURVE_STAGES = {"generator": "Generator", "starting_point": "Starting points"}
 CURVE_POINTS = 200
 """Points drawn of a curve, about: more cannot be told apart."""
@@ -57,59 +56,6 @@ RC: dict[Any, Any] = {
     # The same numbers give the same bytes.
     "svg.hashsalt": "blindsweep",
 }
-
-
-@dataclass(frozen=True)
-class Series:
-    """One test set of the figure: which rows it shows, how it is called and how its lines are dashed."""
-
-    set: str
-    slice: str
-    num_labels: int
-    name: str
-    dashes: Literal["solid"] | tuple[float, tuple[float, ...]]
-    # As the paper scores.
-    folding: str = "argmax"
-
-
-def select(table: pd.DataFrame, one: Series) -> pd.DataFrame:
-    """The rows of a frame or table that belong to a series."""
-    chosen = (table["set"] == one.set) & (table["slice"] == one.slice) & (table["num_labels"] == one.num_labels)
-    return table[chosen & (table["folding"] == one.folding)]
-
-
-def paper_series(general_set: str, blindspot_set: str, blindspot_slice: str) -> tuple[Series, ...]:
-    """The test sets of the paper's Figure 1: general, blindspot, and the blindspot's adversarial slice."""
-    return (
-        Series(general_set, "all", 3, set_name(general_set), "solid"),
-        Series(blindspot_set, "all", 2, set_name(blindspot_set), (0, (5.0, 1.8))),
-        Series(blindspot_set, blindspot_slice, 2, f"{set_name(blindspot_set)}, {slice_name(blindspot_slice)}", (0, (1.2, 1.6))),
-    )
-
-
-def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
-    """The figure's test sets: the study's general set, its blindspot set, and the latter's blindspot slice.
-
-    The manifest's parameters `general_set` and `blindspot_set` say which; where it has none, it is the
-    evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
-    clear.
-    """
-    fits = {
-        "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
-        "blindspot_set": frame.loc[frame["slice"] == study.blindspot_slice, "set"],
-    }
-    chosen: dict[str, str] = {}
-    for name, sets in fits.items():
-        found = sorted(sets.unique())
-        usual = [one for one in GENERAL_SETS if one in found] if len(found) > 1 else found
-        value = study.parameters.get(name, usual[0] if usual else None)
-        if value not in found:
-            raise UserError(
-                f"study {study.experiment!r} has {name}={value!r}, and the evaluated sets that it can be are "
-                f"{', '.join(found) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
-            )
-        chosen[name] = str(value)
-    return paper_series(chosen["general_set"], chosen["blindspot_set"], study.blindspot_slice)
 
 
 def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:
@@ -298,7 +244,7 @@ def _draw_panel(
     sizes: Sequence[int],
     positions: dict[int, float],
 ) -> None:
-    for one in series:
+    for one, dashes in zip(series, DASHES, strict=False):
         rows = select(panel, one)
         start = rows[rows["kind"] == "none"]
         for shift, kind in enumerate(TRAINED_KINDS):
@@ -317,7 +263,7 @@ def _draw_panel(
                 x,
                 y,
                 color=colour,
-                linestyle=one.dashes,
+                linestyle=dashes,
                 marker=marker,
                 markersize=5.2,
                 linewidth=1.5,
@@ -374,7 +320,10 @@ def _draw_legends(figure: Figure, series: Sequence[Series]) -> None:
         for kind, (colour, marker) in KIND_STYLES.items()
     ]
     kinds.append(Line2D([], [], color=INK, marker="D", markersize=5.5, linestyle="none", label="Starting point"))
-    tests = [Line2D([], [], color=INK, linestyle=one.dashes, linewidth=1.6, label=one.name) for one in series]
+    tests = [
+        Line2D([], [], color=INK, linestyle=dashes, linewidth=1.6, label=one.name)
+        for one, dashes in zip(series, DASHES, strict=False)
+    ]
     left = 0.5 / figure.get_figwidth()
     height = figure.get_figheight()
     common: dict[str, Any] = {

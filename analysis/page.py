@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Verdict:
 def template(name: str) -> Any:
     """A page's template; what it draws is text, and escaped."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=PackageLoader("analysis"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+import analysis
 from analysis.artifacts import LabelCount
 from analysis.frame import CELL, DTYPES, KEY
 from analysis.statistics import ratio_interval, wilson_interval
@@ -21,7 +22,7 @@ from pipelines.heuristics import LEXICAL_OVERLAP
 from pipelines.sources import TRAIN_FILE
 from sweep.records import Study
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(analysis.__file__).parent / "reference"
 GENERAL_SET, BLINDSPOT_SET = "mnli_matched", "hans"
 BLINDSPOT_SLICE = LEXICAL_OVERLAP.blindspot_slice
 METRICS = {

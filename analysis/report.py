@@ -23,18 +23,7 @@ from analysis.artifacts import lexical_overlap_counts
 from analysis.claims_section import claims_block
 from analysis.comparison import figure1_block
 from analysis.dose_response import dose_block, dose_figure
-from analysis.figures import (
-    Series,
-    difference_figure,
-    figure1,
-    inline_svg,
-    paper_series,
-    select,
-    study_series,
-    to_pdf,
-    to_png,
-    to_svg,
-)
+from analysis.figures import difference_figure, figure1, inline_svg, to_pdf, to_png, to_svg
 from analysis.frame import describe_missing, evaluation_frame
 from analysis.page import Block, Verdict, template, write_file
 from analysis.results import figure_caption, numbers, verdict
@@ -49,6 +38,7 @@ from analysis.sections import (
     table1_block,
     yield_block,
 )
+from analysis.series import Series, paper_series, select, study_series
 from analysis.slices import slices_block
 from analysis.tables import accuracy_table, difference_table
 from analysis.wording import slice_name, thousands

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.figures import Series, select
 from analysis.frame import CELL
 from analysis.page import Column, Fold, Table, Verdict
+from analysis.series import Series, select
 from analysis.tables import difference_table
 from analysis.wording import (
     KIND_NAMES,

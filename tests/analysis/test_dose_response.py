@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from analysis.dose_response import dose_figure, has_doses, slopes
-from analysis.figures import paper_series
 from analysis.report import build_report
+from analysis.series import paper_series
 from analysis.tables import difference_table
 from pipelines.errors import UserError
 from tests.analysis.fake_store import FakeStudy

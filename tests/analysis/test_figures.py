@@ -5,7 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from analysis.figures import difference_figure, figure1, paper_series, to_png, to_svg
+from analysis.figures import difference_figure, figure1, to_png, to_svg
+from analysis.series import paper_series
 from analysis.tables import accuracy_table, difference_table
 from tests.analysis.fake_store import FakeStudy
 
