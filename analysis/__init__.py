@@ -1,1 +1,1 @@
-"""From the records of a study to its frame, tables, figure and report. Imports neither Ray nor torch."""
+"""Frames, tables, verdicts, figures and the report of a study, read from its records. Imports neither Ray nor torch."""

@@ -1,4 +1,4 @@
-"""What a study's artifacts hold: make-up of training sets, yield of the pool, durations and throughput."""
+"""The contents of a study's artifacts: make-up of training sets, yield of the pool, durations and throughput."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sweep.records import COORDINATES, STAGES, Store, Study, StudyStep
 
 @dataclass(frozen=True)
 class LabelCount:
-    """How many examples a label has, and how many of them have lexical overlap."""
+    """The number of a label's examples, and of those of them that have lexical overlap."""
 
     num_rows: int
     num_lexical_overlap: int
@@ -45,7 +45,7 @@ def entailment_and_rest(counts: Mapping[str, LabelCount]) -> tuple[LabelCount, L
 
 
 def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
-    """What Table 1 counts: "original" (the sources' training set) and "synthetic" (the pool), those of them that are built.
+    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (the pool), where they are built.
 
     Raises UserError for a study with several of either.
     """
@@ -87,7 +87,7 @@ def training_set_frame(study: Study) -> pd.DataFrame:
 
 
 def yield_frame(store: Store, study: Study) -> pd.DataFrame:
-    """What became of the generator's texts, one row per (pool, outcome), with `count` and `share` of all.
+    """Outcomes of the generator's texts, one row per (pool, outcome), with `count` and `share` of all.
 
     `outcome` is "parsed" or a reject reason. Read from the `yield.json` of each synthetic pool that is built.
     Raises UserError when the counts do not add up to the texts that were generated.
@@ -109,7 +109,7 @@ def yield_frame(store: Store, study: Study) -> pd.DataFrame:
 
 
 def label_yield_frame(store: Store, study: Study) -> pd.DataFrame:
-    """How many texts were generated and parsed, one row per (pool, label)."""
+    """Numbers of texts generated and parsed, one row per (pool, label)."""
     rows = [
         {
             "pool": step.fingerprint,
@@ -156,7 +156,7 @@ def curve_frame(store: Store, study: Study) -> pd.DataFrame:
 
 
 def spent_frame(study: Study, gpus: Mapping[str, float]) -> pd.DataFrame:
-    """By stage, in order: num_built, num_steps, hours of its artifacts, and gpu_hours, with `gpus` a step of it."""
+    """One row per stage, in order: num_built, num_steps, hours of its artifacts, and gpu_hours, with `gpus` a step of it."""
     rows = []
     for stage in STAGES:
         steps = [step for step in study.steps if step.stage == stage]
@@ -190,7 +190,7 @@ def composition(store: Store, step: StudyStep, path: str) -> dict[str, LabelCoun
 
 def label_order(label: str) -> tuple[int, str]:
     """Sorts labels in the order of the classification head, others after them by name."""
-    names = [str(one) for one in LABELS]
+    names = [str(label) for label in LABELS]
     return (names.index(label) if label in names else len(names), label)
 
 

@@ -152,7 +152,7 @@ def claims(evidence: Evidence, *, undertrained: int = UNDERTRAINED) -> list[Clai
             raise UserError(f"no starting point of at most {undertrained} examples; raise the limit of what is undertrained")
         return chosen
 
-    found = [
+    of_accuracies = [
         Claim(
             "synthetic_helps_general",
             "Training on synthetic data raises general accuracy of undertrained starting points.",
@@ -202,7 +202,7 @@ def claims(evidence: Evidence, *, undertrained: int = UNDERTRAINED) -> list[Clai
             lambda: _level_note(evidence),
         ),
     ]
-    return found + overlap_claims(evidence.counts)
+    return of_accuracies + overlap_claims(evidence.counts)
 
 
 def overlap_claims(counts: Mapping[str, Mapping[str, LabelCount]]) -> list[Claim]:
@@ -246,7 +246,7 @@ def _dispersion(evidence: Evidence, starts: Sequence[int]) -> list[Part]:
 
 
 def _level_note(evidence: Evidence) -> list[str]:
-    """Where biased data takes the models, and what else takes or has them there: what is at the floor anyway shows no bias."""
+    """The level that biased data leads to, and what else leads there: what is at the floor anyway shows no bias."""
     size = evidence.sizes[-1]
 
     def level(kind: str, starts: Sequence[int], size: int) -> float:
@@ -284,23 +284,23 @@ def _overlap_parts(synthetic: Mapping[str, LabelCount], original: Mapping[str, L
     for counts in (synthetic, original):
         share, variance = 0.0, 0.0
         for label in labels:
-            one = counts[label]
-            of_label = one.num_lexical_overlap / one.num_rows
+            count = counts[label]
+            of_label = count.num_lexical_overlap / count.num_rows
             share += of_label / len(labels)
-            variance += of_label * (1 - of_label) / one.num_rows / len(labels) ** 2
+            variance += of_label * (1 - of_label) / count.num_rows / len(labels) ** 2
         if share == 0:
             raise UserError("one side has no lexical overlap at all, so there is no ratio")
         sides.append((math.log(share), variance / share**2))
-    num = sum(one.num_rows for counts in (synthetic, original) for one in counts.values())
+    num = sum(count.num_rows for counts in (synthetic, original) for count in counts.values())
     parts = [_ratio_part("share with lexical overlap, synthetic : original", sides[0], sides[1], num)]
     for label in labels:
-        one, base = synthetic[label], original[label]
-        if not (one.num_lexical_overlap and base.num_lexical_overlap):
+        count, base = synthetic[label], original[label]
+        if not (count.num_lexical_overlap and base.num_lexical_overlap):
             raise UserError(f"no {label} with lexical overlap on one side, so there is no ratio")
         above, below = (
-            (math.log(c.num_lexical_overlap / c.num_rows), 1 / c.num_lexical_overlap - 1 / c.num_rows) for c in (one, base)
+            (math.log(c.num_lexical_overlap / c.num_rows), 1 / c.num_lexical_overlap - 1 / c.num_rows) for c in (count, base)
         )
-        parts.append(_ratio_part(f"{label}, synthetic : original", above, below, one.num_rows + base.num_rows))
+        parts.append(_ratio_part(f"{label}, synthetic : original", above, below, count.num_rows + base.num_rows))
     return parts
 
 
@@ -314,7 +314,7 @@ def _association_part(synthetic: Mapping[str, LabelCount], original: Mapping[str
         if not all(cell for group in entailment_and_rest(counts) for cell in _with_and_without(group)):
             raise UserError("a label without any, or with nothing but lexical overlap has no odds ratio")
     ratio = entailment_odds_ratio(synthetic).over(entailment_odds_ratio(original))
-    num = sum(one.num_rows for counts in (synthetic, original) for one in counts.values())
+    num = sum(count.num_rows for counts in (synthetic, original) for count in counts.values())
     effect = Effect(math.log(ratio.ratio), 1, num, math.nan, ratio.standard_error**2)
     return Part("odds ratio of overlap and entailment, synthetic : original", effect, 1, "ratio")
 

@@ -63,23 +63,25 @@ def _claims(judgements: Sequence[Judgement]) -> Table:
     ]
     rows = [
         [
-            one.statement,
-            str(one.verdict),
-            estimate_words(one.estimate, one.unit),
-            range_words(one.low, one.high, one.unit),
-            str(one.num_seeds or NOTHING),
-            thousands(one.num_items) if one.num_items else NOTHING,
-            NOTHING if math.isnan(one.p_adjusted) else f"{one.p_adjusted:.2g}",
-            NOTHING if one.settling_seeds is None else f"{one.settling_seeds} seeds",
+            judgement.statement,
+            str(judgement.verdict),
+            estimate_words(judgement.estimate, judgement.unit),
+            range_words(judgement.low, judgement.high, judgement.unit),
+            str(judgement.num_seeds or NOTHING),
+            thousands(judgement.num_items) if judgement.num_items else NOTHING,
+            NOTHING if math.isnan(judgement.p_adjusted) else f"{judgement.p_adjusted:.2g}",
+            NOTHING if judgement.settling_seeds is None else f"{judgement.settling_seeds} seeds",
         ]
-        for one in judgements
+        for judgement in judgements
     ]
     return Table(columns, rows)
 
 
 def _notes(judgements: Sequence[Judgement]) -> Fold:
     columns = [Column("Claim", "wrap"), Column("The paper", "wrap"), Column("Test", "wrap"), Column("Notes", "wrap")]
-    rows = [[one.name, one.paper, one.test, "; ".join(one.notes) or NOTHING] for one in judgements]
+    rows = [
+        [judgement.name, judgement.paper, judgement.test, "; ".join(judgement.notes) or NOTHING] for judgement in judgements
+    ]
     return Fold("What each verdict rests on", [Table(columns, rows)])
 
 

@@ -107,21 +107,21 @@ def figure1_block(beside: pd.DataFrame | None, figure: str = "") -> Block:
         "be off; 'in our interval' that our 95 % interval over seeds reaches the reading, give or take that tolerance "
         f"({NOTHING} where there is no interval over seeds).",
     ]
-    series = [(one, select(beside, one)) for one in paper_series(GENERAL_SET, BLINDSPOT_SET, BLINDSPOT_SLICE)]
-    folds = [Fold("Every point of ours and of the paper's", [_points(rows, one) for one, rows in series])]
+    series = [(test, select(beside, test)) for test in paper_series(GENERAL_SET, BLINDSPOT_SET, BLINDSPOT_SLICE)]
+    folds = [Fold("Every point of ours and of the paper's", [_points(rows, test) for test, rows in series])]
     caption = f"The paper's Figure 1 ({PAPER}), drawn again from the readings; one run a cell"
     return Block("paper_figure1", title, text, [_overview(series)], folds, figure, caption)
 
 
 def _overview(series: list[tuple[Series, pd.DataFrame]]) -> Table:
     rows = []
-    for one, of_series in series:
+    for test, of_series in series:
         has = {who: of_series[of_series["counterpart"] == who] for who in ("both", "ours", "paper")}
         both = has["both"]
         over_seeds = both["in_interval"].dropna()
         rows.append(
             [
-                one.name,
+                test.name,
                 str(len(both)),
                 points(both["difference"].mean()) if len(both) else NOTHING,
                 f"{points(both['difference'].min())} to {points(both['difference'].max())}" if len(both) else NOTHING,
@@ -144,7 +144,7 @@ def _overview(series: list[tuple[Series, pd.DataFrame]]) -> Table:
     return Table(columns, rows, "Points of Figure 1, ours and the paper's")
 
 
-def _points(rows: pd.DataFrame, one: Series) -> Table:
+def _points(rows: pd.DataFrame, test: Series) -> Table:
     cells: list[list[str]] = []
     starts = set()
     for _, of_start in rows.groupby("starting_size"):
@@ -163,7 +163,7 @@ def _points(rows: pd.DataFrame, one: Series) -> Table:
         Column("Within tolerance"),
         Column("In our interval"),
     ]
-    return Table(columns, cells, one.name, frozenset(starts - {0}))
+    return Table(columns, cells, test.name, frozenset(starts - {0}))
 
 
 def _point(row: pd.Series) -> list[str]:

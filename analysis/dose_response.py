@@ -47,9 +47,9 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
         if table.empty or table.shape[1] < 2:
             continue
         per_seed = np.polyfit(table.columns.to_numpy(dtype=float), table.to_numpy().T, 1)[0]
-        one = mean_estimate(per_seed.tolist())
-        low, high = (one.interval.low, one.interval.high) if one.interval else (math.nan, math.nan)
-        values = (one.mean, one.n, one.low, one.high, low, high, one.method)
+        fit = mean_estimate(per_seed.tolist())
+        low, high = (fit.interval.low, fit.interval.high) if fit.interval else (math.nan, math.nan)
+        values = (fit.mean, fit.n, fit.low, fit.high, low, high, fit.method)
         slope = dict(zip(ESTIMATE_COLUMNS, values, strict=True))
         rows.append({**dict(zip(BY, key, strict=True)), **slope, "num_doses": table.shape[1]})
     if not rows:
@@ -63,26 +63,26 @@ def dose_block(frame: pd.DataFrame, series: Sequence[Series]) -> list[Block]:
         return []
     accuracies = accuracy_table(frame[frame["bias"].notna()])
     try:
-        found = slopes(frame)
+        of_doses = slopes(frame)
     except UserError as error:
         return [Block("doses", "Dose and response", [f"There is no slope to read: {error}."])]
     bias = frame.dropna(subset="bias").drop_duplicates("kind").set_index("kind")["bias"]
     tables = []
-    for one in series:
+    for test in series:
         rows = [
             [
                 starting_point_name(int(row["starting_size"])),
                 thousands(int(row["size"])),
                 ", ".join(
                     f"{bias[cell['kind']]:g}: {percent(cell['mean'])}"
-                    for _, cell in select(accuracies, one).sort_values("kind").iterrows()
+                    for _, cell in select(accuracies, test).sort_values("kind").iterrows()
                     if (cell["starting_size"], cell["size"]) == (row["starting_size"], row["size"])
                 ),
                 points(row["mean"]),
                 interval_words(row),
                 str(row["n"]),
             ]
-            for _, row in select(found, one).iterrows()
+            for _, row in select(of_doses, test).iterrows()
         ]
         columns = [
             Column("Starting point"),
@@ -92,7 +92,7 @@ def dose_block(frame: pd.DataFrame, series: Sequence[Series]) -> list[Block]:
             Column("95 % interval"),
             Column("n (seeds)", "number"),
         ]
-        tables.append(Table(columns, rows, one.name))
+        tables.append(Table(columns, rows, test.name))
     text = [
         "The dose is the share, among a training set's pairs of which the heuristic holds, of those with the label that it "
         "predicts; how many such pairs there are is the same at each dose. The slope is of a straight line through the doses "
@@ -115,11 +115,11 @@ def dose_figure(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(starts), sharey=True, squeeze=False)[0]
         for axes, start in zip(panels, starts, strict=True):
-            for one, dashes in zip(series, DASHES, strict=False):
+            for test, dashes in zip(series, DASHES, strict=False):
                 for size, colour in zip(sizes, INK_OF_SIZES, strict=False):
-                    cell = select(doses[(doses["starting_size"] == start) & (doses["size"] == size)], one)
+                    cell = select(doses[(doses["starting_size"] == start) & (doses["size"] == size)], test)
                     by_dose = cell.groupby("bias")["accuracy"].agg(["mean", "min", "max"])
-                    label = f"{one.name}, {thousands(int(size))} examples"
+                    label = f"{test.name}, {thousands(int(size))} examples"
                     axes.plot(
                         by_dose.index, by_dose["mean"], color=colour, linestyle=dashes, marker="o", markersize=4, label=label
                     )

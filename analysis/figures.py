@@ -73,9 +73,9 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
     starting_sizes = sorted(means["starting_size"].unique())
     if not starting_sizes:
         raise ValueError("the frame has no rows, so there is nothing to draw; evaluate at least one task model")
-    for one in series:
-        if select(means, one).empty:
-            raise ValueError(f"no rows of {one.set} / {one.slice} with {one.num_labels} labels; draw another slice")
+    for test in series:
+        if select(means, test).empty:
+            raise ValueError(f"no rows of {test.set} / {test.slice} with {test.num_labels} labels; draw another slice")
     sizes = sorted({0, *means["size"]})
     positions, to_scale = _positions(sizes)
     columns = min(3, len(starting_sizes))
@@ -120,8 +120,8 @@ def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Fi
 
     `differences` is `analysis.tables.difference_table`'s, per cell. Raises ValueError when it has no row of any series.
     """
-    panels = [(one, select(differences, one).sort_values(["starting_size", "size"])) for one in series]
-    panels = [(one, rows) for one, rows in panels if not rows.empty]
+    panels = [(test, select(differences, test).sort_values(["starting_size", "size"])) for test in series]
+    panels = [(test, rows) for test, rows in panels if not rows.empty]
     if not panels:
         raise ValueError("no cell has both kinds, so there is no difference to draw")
     num_rows = max(len(rows) for _, rows in panels)
@@ -131,7 +131,7 @@ def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Fi
         )
         FigureCanvasAgg(figure)
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(rows) for _, rows in panels}) == 1)[0]
-        for axes, (one, rows) in zip(grid, panels, strict=True):
+        for axes, (test, rows) in zip(grid, panels, strict=True):
             names = [
                 f"{starting_point_name(int(start))}, {thousands(int(size))}"
                 for start, size in zip(rows["starting_size"], rows["size"], strict=True)
@@ -144,7 +144,7 @@ def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Fi
             )
             axes.set_yticks(y, names)
             axes.yaxis.set_inverted(True)
-            axes.set_title(one.name, fontsize=9, loc="left", fontweight="bold", wrap=True)
+            axes.set_title(test.name, fontsize=9, loc="left", fontweight="bold", wrap=True)
             axes.set_xlabel("points")
             axes.grid(axis="x", color=GRID, linewidth=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
@@ -229,7 +229,7 @@ def _save(figure: Figure, file_format: str, **options: Any) -> bytes:
 
 
 def _positions(sizes: Sequence[int]) -> tuple[dict[int, float], bool]:
-    """Where each size goes on the x axis (0..1): to scale, unless two tick labels would collide."""
+    """Each size's place on the x axis (0..1): to scale, unless two tick labels would collide."""
     largest = max(sizes) or 1
     gaps = [(right - left) / largest for left, right in itertools.pairwise(sizes)]
     if not gaps or min(gaps) >= 0.14:
@@ -244,8 +244,8 @@ def _draw_panel(
     sizes: Sequence[int],
     positions: dict[int, float],
 ) -> None:
-    for one, dashes in zip(series, DASHES, strict=False):
-        rows = select(panel, one)
+    for test, dashes in zip(series, DASHES, strict=False):
+        rows = select(panel, test)
         start = rows[rows["kind"] == "none"]
         for shift, kind in enumerate(TRAINED_KINDS):
             trained = rows[rows["kind"] == kind]
@@ -269,7 +269,7 @@ def _draw_panel(
                 linewidth=1.5,
                 markeredgecolor=PAPER,
                 markeredgewidth=0.6,
-                label=f"{KIND_NAMES[kind]} | {one.name}",
+                label=f"{KIND_NAMES[kind]} | {test.name}",
                 clip_on=False,
                 zorder=3,
             )
@@ -288,7 +288,7 @@ def _draw_panel(
                 markersize=4.6,
                 markeredgecolor=PAPER,
                 markeredgewidth=0.6,
-                label=f"Starting point | {one.name}",
+                label=f"Starting point | {test.name}",
                 clip_on=False,
                 zorder=4,
             )
@@ -321,8 +321,8 @@ def _draw_legends(figure: Figure, series: Sequence[Series]) -> None:
     ]
     kinds.append(Line2D([], [], color=INK, marker="D", markersize=5.5, linestyle="none", label="Starting point"))
     tests = [
-        Line2D([], [], color=INK, linestyle=dashes, linewidth=1.6, label=one.name)
-        for one, dashes in zip(series, DASHES, strict=False)
+        Line2D([], [], color=INK, linestyle=dashes, linewidth=1.6, label=test.name)
+        for test, dashes in zip(series, DASHES, strict=False)
     ]
     left = 0.5 / figure.get_figwidth()
     height = figure.get_figheight()

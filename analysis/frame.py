@@ -1,4 +1,4 @@
-"""From a study's records to tidy frames. Strict: what the manifest promises and the store lacks is an error.
+"""Tidy frames of a study's evaluations, from its records. Strict: what the manifest promises and the store lacks is an error.
 
 Which cells should exist is read from the study's manifest, their values from each evaluation's
 `metrics.json`, and where they belong from its coordinates; nothing is recovered from a name.
@@ -41,7 +41,7 @@ class IncompleteSweepError(UserError):
     """The study lacks results that its manifest promises; `missing` lists them, one mapping each."""
 
     def __init__(self, study_name: str, missing: list[dict[str, Any]]) -> None:
-        lines = "\n".join(f"  {describe_missing(one)}" for one in missing)
+        lines = "\n".join(f"  {describe_missing(result)}" for result in missing)
         super().__init__(
             f"study {study_name!r} lacks {len(missing)} result(s):\n{lines}\n"
             "run the study again to build what is missing, or ask for a partial report (--partial)"
@@ -87,10 +87,10 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             why = _why_missing(study, step.fingerprint)
             missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "evaluation", "why": why})
             continue
-        found = _evaluation_rows(store, step)
-        slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in found}
+        of_cell = _evaluation_rows(store, step)
+        slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
         place = {**dict(zip(COORDINATES, cell, strict=True)), "bias": biases.get(cell[1])}
-        rows += [{**place, **row} for row in found]
+        rows += [{**place, **row} for row in of_cell]
     if not cells:
         raise UserError(f"study {study.experiment!r} has no evaluation among its steps, so there is nothing to report")
     # Every task model of a study is measured on the same slices; one that lacks some cannot be compared.
@@ -106,7 +106,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
                 }
             )
     kinds = [*KINDS, *sorted(biases, key=lambda kind: biases[kind])]
-    missing.sort(key=lambda one: (one["starting_size"], kinds.index(one["kind"]), one["size"], one["seed"]))
+    missing.sort(key=lambda result: (result["starting_size"], kinds.index(result["kind"]), result["size"], result["seed"]))
     if missing and not partial:
         raise IncompleteSweepError(study.experiment, missing)
     frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES | {"kind": pd.CategoricalDtype(kinds, ordered=True)})
@@ -123,10 +123,10 @@ def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(accuracy="mean", low="min", high="max", n="count").reset_index()
 
 
-def describe_missing(one: Mapping[str, Any]) -> str:
+def describe_missing(result: Mapping[str, Any]) -> str:
     """One missing result in words."""
-    cell = _named(tuple(one[name] for name in COORDINATES))
-    return f"{cell}: {one['what']} ({one['why']})"
+    cell = _named(tuple(result[name] for name in COORDINATES))
+    return f"{cell}: {result['what']} ({result['why']})"
 
 
 def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int]:
@@ -181,7 +181,7 @@ def _check_same_test_items(frame: pd.DataFrame) -> None:
 def _why_missing(study: Study, fingerprint: str) -> str:
     """The failure of the step or of the nearest one it was to be built from, or that it is not built."""
     # A blocked step only repeats that something before it failed.
-    failures = {one["fingerprint"]: one for one in study.failures if not one["error"].startswith("blocked by")}
+    failures = {failure["fingerprint"]: failure for failure in study.failures if not failure["error"].startswith("blocked by")}
     inputs = {step.fingerprint: list(step.inputs.values()) for step in study.steps}
     queue, seen = [fingerprint], set()
     while queue:
@@ -189,8 +189,8 @@ def _why_missing(study: Study, fingerprint: str) -> str:
         if current in failures:
             error = (str(failures[current]["error"]).strip().splitlines() or ["no message"])[0]
             return f"{failures[current]['slug']} failed: {error}"
-        for found in inputs.get(current, []):
-            if found not in seen:
-                seen.add(found)
-                queue.append(found)
+        for source in inputs.get(current, []):
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
     return "not built"

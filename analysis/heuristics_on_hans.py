@@ -1,4 +1,4 @@
-"""How often each heuristic's predicate says yes on HANS's own items, and how well constituents are told without a parse.
+"""Counts of each heuristic's yeses on HANS's own items, and how well constituents are told without a parse.
 
     python -m analysis.heuristics_on_hans FOLDER [OUTPUT]
 
@@ -59,7 +59,10 @@ def yes_counts(frame: pd.DataFrame, by: Sequence[str], predicates: Sequence[str]
 
 
 def agreement(said: np.ndarray, so: np.ndarray) -> dict[str, float]:
-    """Of booleans [n]: n, both, only_said, only_so, neither, and Cohen's kappa (NaN where chance alone would agree)."""
+    """Agreement of two arrays of booleans [n]: n, both, only_said, only_so, neither, and Cohen's kappa.
+
+    Kappa is NaN where chance alone would agree.
+    """
     if len(said) == 0:
         raise ValueError("no rows, so there is no agreement; give at least one")
     n = len(said)
@@ -92,8 +95,8 @@ def page(hans: pd.DataFrame, probe: pd.DataFrame) -> str:
     }
     columns = ("both say yes", "only the first", "only the second", "neither")
     rows = [
-        (name, *(f"{one[key]:,}" for key in ("n", "both", "only_said", "only_so", "neither")), f"{one['kappa']:.3f}")
-        for name, one in pairs.items()
+        (name, *(f"{counts[key]:,}" for key in ("n", "both", "only_said", "only_so", "neither")), f"{counts['kappa']:.3f}")
+        for name, counts in pairs.items()
     ]
     disagree = by_subcase.assign(**{"rows that differ": _per_subcase(hans, likely != parsed)})
     disagree = disagree[disagree["rows that differ"] > 0][["heuristic", "label", "subcase", "rows that differ"]]

@@ -49,7 +49,7 @@ class Effect:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean; for one seed from its items alone, so that it says nothing of training."""
+        """The mean's standard error; for one seed from its items alone, so that it says nothing of training."""
         of_seeds = 0.0 if self.num_seeds == 1 else self.seed_variance / self.num_seeds
         return math.sqrt(of_seeds + self.item_variance)
 
@@ -151,7 +151,7 @@ class Replicates:
 
 
 def replicates(seeds: Sequence[int], items: np.ndarray, clusters: np.ndarray, strata: np.ndarray) -> Replicates:
-    """From one number per seed and item.
+    """Replicates from one number per seed and item.
 
     `items` float [n, num_items]; `clusters` and `strata` int [num_items], each cluster within one stratum. Raises ValueError
     for no seed or no item, and UserError for a stratum of one cluster: how it would differ from another cannot be known.

@@ -1,4 +1,4 @@
-"""From the logits of a study's evaluations to which test items each task model has right, and how the items hang together."""
+"""Each task model's prediction for each test item, from the logits of a study's evaluations, and how items hang together."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ItemSet:
 
 @dataclass(frozen=True)
 class Responses:
-    """What each evaluated task model predicts for each item: set → cell → class int8 [num_items].
+    """Each evaluated task model's prediction for each item: set → cell → class int8 [num_items].
 
     `missing` names in words what the study promises and the store lacks, `notes` what had to be done without.
     """
@@ -174,7 +174,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
     or do not give the accuracy that the frame reports. With `partial` what is missing is left out and named; without sources,
     each subcase is one cluster, and items without a subcase stand alone.
     """
-    missing = [describe_missing(one) for one in frame.attrs["missing"]]
+    missing = [describe_missing(result) for result in frame.attrs["missing"]]
     notes: list[str] = []
     items: dict[str, ItemSet] = {}
     first: dict[str, pa.Table] = {}
@@ -247,7 +247,7 @@ def _item_set(
     labels, heuristics, subcases = (
         np.array(pc.fill_null(rows[column], "").to_pylist(), dtype=str) for column in ("label", "heuristic", "subcase")
     )
-    sources = next((one for one in study.steps if one.fingerprint == step.inputs.get("sources")), None)
+    sources = next((source for source in study.steps if source.fingerprint == step.inputs.get("sources")), None)
     key, ids = subcases, np.array(rows["id"].to_pylist(), dtype=str)
     if sources is None or sources.record is None:
         if not partial:

@@ -65,13 +65,13 @@ def tables(counts: Mapping[str, Mapping[str, LabelCount]]) -> str:
 
 def markdown(table: Table) -> str:
     """A table of the report as Markdown."""
-    rows = [[column.name for column in table.columns], ["--:" if one.css == "number" else "---" for one in table.columns]]
+    rows = [[column.name for column in table.columns], ["--:" if column.css == "number" else "---" for column in table.columns]]
     return "\n".join(f"| {' | '.join(row)} |" for row in [*rows, *table.rows])
 
 
 def _field_by_pair(folder: str, field: str) -> dict[str, str]:
     paths = [Path(folder).expanduser() / subfolder / TRAIN_FILE for subfolder in SUBFOLDERS[TRAIN_FILE]]
-    path = next(one for one in paths if one.is_file())
+    path = next(candidate for candidate in paths if candidate.is_file())
     values: dict[str, str] = {}
     with path.open() as file:
         for number, line in enumerate(file, start=1):

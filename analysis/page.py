@@ -1,4 +1,4 @@
-"""What the pages' templates draw, text that is already formatted, and how a page is written."""
+"""The values that the pages' templates draw, text that is already formatted, and how a page is written."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers say: a sentence for each test set, the differences they are read from, and caveats."""
+    """The numbers in words: a sentence for each test set, the differences they are read from, and caveats."""
 
     lead: Sequence[str]
     tables: Sequence[Table] = ()

@@ -74,7 +74,7 @@ def has_paper_cells(study: Study, frame: pd.DataFrame) -> bool:
     Starting points alone do not make it the paper's study: a random head is in every study.
     """
     paper = figure1()
-    cells = {(one.starting_size, one.kind, one.size) for one in paper[paper["kind"] != "none"].itertuples()}
+    cells = {(point.starting_size, point.kind, point.size) for point in paper[paper["kind"] != "none"].itertuples()}
     planned = {tuple(step.coordinates.get(name) for name in CELL) for step in study.steps if step.stage == "evaluation"}
     return bool(cells & planned) and bool({GENERAL_SET, BLINDSPOT_SET} & set(frame["set"]))
 

@@ -1,4 +1,4 @@
-"""How many seeds a difference needs, how small a difference some seeds can show, and what they cost.
+"""Power: the seeds that a difference needs, the smallest difference that some seeds can show, and their cost.
 
 From the two variances of `analysis.intervals`: more seeds shrink only the first. Where the test items alone leave more doubt
 than the difference is large, no number of seeds is enough, and that is said.
@@ -29,7 +29,7 @@ COMPARISONS = (("synthetic", "original"), ("synthetic", "none"), ("biased_synthe
 
 @dataclass(frozen=True)
 class Variance:
-    """What a pilot, or a guess, says of one difference: variances of shares (0..1), not of points.
+    """A pilot's, or a guess's, variances of one difference: variances of shares (0..1), not of points.
 
     `seed_variance` is of one seed's difference, `item_variance` of the mean over the test items, whatever the seeds;
     `num_seeds` are the pilot's, 0 for a guess.
@@ -50,7 +50,7 @@ class Variance:
 
     @classmethod
     def of(cls, metric: str, effect: Effect) -> Variance:
-        """From a pilot. Raises UserError for one seed, and for seeds that agree exactly."""
+        """Variances of a pilot's effect. Raises UserError for one seed, and for seeds that agree exactly."""
         return cls(metric, effect.seed_variance, effect.item_variance, effect.item_df, effect.num_seeds)
 
     def seed_sd_interval(self) -> Interval | None:
@@ -119,18 +119,18 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     "adversarial" is the blindspot's slice, where going by the heuristic is wrong. Raises UserError when none can be had, as
     with one seed.
     """
-    found, why_not = [], []
+    variances, why_not = [], []
     tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))
     for treatment, control in COMPARISONS:
         for test, change in tests:
             metric = f"{test}: {treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control}"
             try:
-                found.append(Variance.of(metric, change(treatment, control, evidence.starting_sizes).effect()))
+                variances.append(Variance.of(metric, change(treatment, control, evidence.starting_sizes).effect()))
             except UserError as error:
                 why_not.append(f"{metric}: {error}")
-    if not found:
+    if not variances:
         raise UserError(f"no variance can be had from this study ({why_not[0]}); give one with --seed-sd")
-    return found, why_not
+    return variances, why_not
 
 
 def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFFECTS) -> pd.DataFrame:
@@ -139,17 +139,17 @@ def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFF
     Columns: metric, num_seeds (the pilot's), seed_sd with its interval, item_error (of the mean), and per effect `seeds_for_…`.
     """
     rows = []
-    for one in variances:
-        around = one.seed_sd_interval()
+    for variance in variances:
+        around = variance.seed_sd_interval()
         row = {
-            "metric": one.metric,
-            "num_seeds": one.num_seeds,
-            "seed_sd": math.sqrt(one.seed_variance),
+            "metric": variance.metric,
+            "num_seeds": variance.num_seeds,
+            "seed_sd": math.sqrt(variance.seed_variance),
             "seed_sd_low": around.low if around else math.nan,
             "seed_sd_high": around.high if around else math.nan,
-            "item_error": math.sqrt(one.item_variance),
+            "item_error": math.sqrt(variance.item_variance),
         }
-        rows.append(row | {f"seeds_for_{effect:g}": one.seeds_for(effect) for effect in effects})
+        rows.append(row | {f"seeds_for_{effect:g}": variance.seeds_for(effect) for effect in effects})
     table = pd.DataFrame(rows)
     return table.astype({name: "Int64" for name in table.columns if name.startswith("seeds_for_")})
 
@@ -164,12 +164,12 @@ def power_table(
     return pd.DataFrame(
         [
             {
-                "metric": one.metric,
+                "metric": variance.metric,
                 "seeds": num,
-                "detectable": one.detectable(num),
+                "detectable": variance.detectable(num),
                 "cost": np.nan if cost_per_seed is None else num * cost_per_seed,
             }
-            for one in variances
+            for variance in variances
             for num in seeds
         ],
         columns=["metric", "seeds", "detectable", "cost"],

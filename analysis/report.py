@@ -70,7 +70,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "name": study.experiment,
         "summary": _summary(study, frame),
         "marks": [f"{mark}: {count} of {study.num_built} artifacts" for mark, count in study.marks.items()],
-        "missing": [describe_missing(one) for one in frame.attrs["missing"]],
+        "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
         "figure": None,
         "num_rows": thousands(len(frame)),
@@ -83,7 +83,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
     else:
         series = study_series(study, frame)
-        shown = pd.concat([select(frame, one) for one in series])
+        shown = pd.concat([select(frame, test) for test in series])
         accuracies = accuracy_table(shown)
         svg = _write_figure(target, "figure1", figure1(frame, series, accuracies))
         values |= {

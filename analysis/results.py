@@ -32,12 +32,12 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Verdict:
     except UserError as error:
         return Verdict([f"Nothing can be said about synthetic minus original: {error}."])
     lead = []
-    for one in series:
-        chosen = select(overall, one)
+    for test in series:
+        chosen = select(overall, test)
         if chosen.empty:
-            lead.append(f"{one.name}: no seed has both kinds at every size, so nothing can be said.")
+            lead.append(f"{test.name}: no seed has both kinds at every size, so nothing can be said.")
         else:
-            lead.append(verdict_sentence(chosen, one.name, "synthetic", "original"))
+            lead.append(verdict_sentence(chosen, test.name, "synthetic", "original"))
     main = _overall(overall, series, "Synthetic minus original, per starting point")
     notes = [
         "Differences are in percentage points of accuracy, averaged over the training sizes within a seed. "
@@ -71,18 +71,18 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Verdict:
 def _overall(differences: pd.DataFrame, series: Sequence[Series], caption: str) -> Table:
     rows: list[list[str]] = []
     starts = set()
-    for one in series:
+    for test in series:
         starts.add(len(rows))
         rows += [
             [
-                one.name,
+                test.name,
                 starting_point_name(int(row["starting_size"])),
                 points(row["mean"]),
                 interval_words(row),
                 str(row["n"]),
                 direction(row),
             ]
-            for _, row in select(differences, one).iterrows()
+            for _, row in select(differences, test).iterrows()
         ]
     columns = [
         Column("Test set"),
@@ -96,7 +96,7 @@ def _overall(differences: pd.DataFrame, series: Sequence[Series], caption: str) 
 
 
 def figure_caption(frame: pd.DataFrame) -> str:
-    """What a reader has to know to read Figure 1, with the n of its points."""
+    """The caption of Figure 1, with the n of its points."""
     counts = frame.groupby(list(CELL), observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
@@ -113,21 +113,21 @@ def figure_caption(frame: pd.DataFrame) -> str:
 
 def numbers(frame: pd.DataFrame, series: Sequence[Series], accuracies: pd.DataFrame) -> list[Fold]:
     """The accuracies behind Figure 1 (`accuracy_table` of the frame) and the differences per cell, one table per test set."""
-    folds = [Fold("Accuracies behind the figure", [_accuracies(accuracies, one) for one in series])]
+    folds = [Fold("Accuracies behind the figure", [_accuracies(accuracies, test) for test in series])]
     for treatment in ("synthetic", "biased_synthetic"):
         try:
             differences = difference_table(frame, treatment=treatment)
         except UserError:
             continue
         title = f"{KIND_NAMES[treatment]} minus original, per cell"
-        folds.append(Fold(title, [_differences(differences, one) for one in series]))
+        folds.append(Fold(title, [_differences(differences, test) for test in series]))
     return folds
 
 
-def _accuracies(accuracies: pd.DataFrame, one: Series) -> Table:
+def _accuracies(accuracies: pd.DataFrame, test: Series) -> Table:
     rows: list[list[str]] = []
     starts = set()
-    for start, cells in select(accuracies, one).groupby("starting_size"):
+    for start, cells in select(accuracies, test).groupby("starting_size"):
         starts.add(len(rows))
         rows += [
             [
@@ -152,13 +152,13 @@ def _accuracies(accuracies: pd.DataFrame, one: Series) -> Table:
         Column("95 % interval", "number"),
         Column("Interval from", "note"),
     ]
-    return Table(columns, rows, one.name, frozenset(starts - {0}))
+    return Table(columns, rows, test.name, frozenset(starts - {0}))
 
 
-def _differences(differences: pd.DataFrame, one: Series) -> Table:
+def _differences(differences: pd.DataFrame, test: Series) -> Table:
     rows: list[list[str]] = []
     starts = set()
-    for start, cells in select(differences, one).groupby("starting_size"):
+    for start, cells in select(differences, test).groupby("starting_size"):
         starts.add(len(rows))
         rows += [
             [
@@ -181,4 +181,4 @@ def _differences(differences: pd.DataFrame, one: Series) -> Table:
         Column("95 % interval"),
         Column("Reading"),
     ]
-    return Table(columns, rows, one.name, frozenset(starts - {0}))
+    return Table(columns, rows, test.name, frozenset(starts - {0}))

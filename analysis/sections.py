@@ -80,7 +80,7 @@ def _table1(counts: Mapping[str, Mapping[str, LabelCount]]) -> Table:
 
 
 def yield_block(store: Store, study: Study) -> list[Block]:
-    """What became of the generator's texts, per reason, and the yield of each label."""
+    """Outcomes of the generator's texts, per reason, and the yield of each label."""
     outcomes = yield_frame(store, study).groupby("outcome", sort=False)["count"].sum()
     if outcomes.empty:
         return []
@@ -149,19 +149,28 @@ def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None
 
 
 def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
-    """What was planned against what was spent, by stage; without a plan's estimate, what was spent."""
+    """The plan against what was spent, by stage; without a plan's estimate, what was spent."""
     stages = (plan or {}).get("stages", {})
     costs = (plan or {}).get("costs")
-    gpus = {stage: one.get("gpus_per_step", 0) for stage, one in stages.items()}
+    gpus = {stage: planned.get("gpus_per_step", 0) for stage, planned in stages.items()}
     spent = spent_frame(study, gpus)
     if not spent["num_built"].any():
         return []
     rows = []
-    for one in spent.itertuples(index=False):
-        row = [one.stage.replace("_", " "), f"{one.num_built} of {one.num_steps}", duration(one.hours * 3600)]
+    for spending in spent.itertuples(index=False):
+        row = [
+            spending.stage.replace("_", " "),
+            f"{spending.num_built} of {spending.num_steps}",
+            duration(spending.hours * 3600),
+        ]
         if costs:
-            planned = stages[one.stage]["in_all"]["gpu_hours"]
-            row += [f"{planned:,.2f}", f"{one.gpu_hours:,.2f}", _dollars(planned, costs), _dollars(one.gpu_hours, costs)]
+            planned = stages[spending.stage]["in_all"]["gpu_hours"]
+            row += [
+                f"{planned:,.2f}",
+                f"{spending.gpu_hours:,.2f}",
+                _dollars(planned, costs),
+                _dollars(spending.gpu_hours, costs),
+            ]
         rows.append(row)
     columns = [Column("Stage"), Column("Built"), Column("Time of its artifacts", "number")]
     if costs:
@@ -185,7 +194,7 @@ def _shortened(text: str, limit: int = 300) -> str:
 
 
 def origins_block(store: Store, study: Study) -> list[Block]:
-    """From each evaluated cell to its run, its rows and its configuration."""
+    """The run, the rows and the configuration of each evaluated cell."""
     rows = [
         [
             step.slug,
@@ -214,7 +223,7 @@ def origins_block(store: Store, study: Study) -> list[Block]:
 
 
 def paper_block(study: Study) -> list[Block]:
-    """Where a replication departs from the paper, and what it chose where the paper is silent; from the manifest."""
+    """A replication's departures from the paper, and its choices where the paper is silent; from the manifest."""
     if "departures" not in study.parameters:
         return []
     columns = [Column("Point", "wrap"), Column("Paper", "wrap"), Column("Here", "wrap"), Column("Why", "wrap")]
@@ -324,7 +333,7 @@ def stages_block(study: Study) -> list[Block]:
 
 
 def provenance_block(study: Study) -> Block:
-    """What the results were made with: code, hardware, parameters, versions, fingerprints."""
+    """The origin of the results: code, hardware, parameters, versions, fingerprints."""
     built = [step for step in study.steps if step.record]
     records = [step.record for step in built if step.record]
     facts = [
@@ -393,7 +402,7 @@ def _machine(hardware: Mapping[str, Any]) -> str:
     for name, unit in (("num_cpus", "CPUs"), ("memory_gib", "GiB memory")):
         if name in facts:
             words.append(f"{facts.pop(name)} {unit}")
-    words += [f"{name}: {found}" for name, found in _flatten(facts)]
+    words += [f"{name}: {value}" for name, value in _flatten(facts)]
     words += [f"{gpus.count(gpu)} × {gpu}" for gpu in dict.fromkeys(gpus)]
     if "gpus" in hardware and not gpus:
         words.append("no GPU")

@@ -55,8 +55,8 @@ def signal_table(responses: Responses, test_set: str) -> pd.DataFrame:
     for cell in sorted({cell[:3] for cell in responses.predicted[test_set]}):
         for slice_name in ("all", *heuristics):
             row: dict[str, Any] = {**dict(zip(CELL, cell, strict=True)), "slice": slice_name}
-            for measure, found in signal_detection(responses, test_set, *cell, slice_name).items():
-                effect = found.effect()
+            for measure, by_seed in signal_detection(responses, test_set, *cell, slice_name).items():
+                effect = by_seed.effect()
                 around = effect.interval()
                 row |= {"num_seeds": effect.num_seeds, "num_items": effect.num_items, measure: effect.mean}
                 row[f"{measure}_low"] = around.low if around else math.nan

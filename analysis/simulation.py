@@ -1,4 +1,4 @@
-"""How often intervals and verdicts are right, where the truth is known.
+"""A simulation of how often intervals and verdicts are right, where the truth is known.
 
     python -m analysis.simulation      # writes docs/coverage.md, in minutes on one core
 
@@ -39,7 +39,7 @@ HANS_TEMPLATES = np.array(
 MNLI_PREMISES = np.repeat([3, 2, 1, 6], [3151, 174, 8, 1])
 """Items of each premise of MultiNLI matched (development): 9 815."""
 CHUNK = 4_000_000
-"""Numbers drawn at once: 32 MB."""
+"""Numbers drawn at once, so that memory does not grow with the replications."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def coverage(scenario: Scenario, num_seeds: int, *, seed: int, num: int = NUM_RE
         half_of_seeds = half_width(seed_variance / num_seeds, num_seeds - 1, 0.0, df)
         means = values.mean(axis=-1)
         error = np.abs(means - scenario.difference)
-        found = {
+        columns_of_chunk = {
             "accuracy": control.sum(axis=-1).mean(axis=-1) / num_items,
             "seed_variance": (control.sum(axis=-1) / num_items).var(axis=-1, ddof=1),
             "covered": error <= half,
@@ -155,8 +155,8 @@ def coverage(scenario: Scenario, num_seeds: int, *, seed: int, num: int = NUM_RE
             for index, (row, of_row) in enumerate(zip(values, residuals, strict=True)):
                 data = Replicates(seeds, row, of_row, sizes, strata, int(num_items))
                 interval = two_level_bootstrap(data, seed=index, num_samples=BOOTSTRAP_SAMPLES)
-                found["bootstrap"][index] = interval.low <= scenario.difference <= interval.high
-        for name, column in found.items():
+                columns_of_chunk["bootstrap"][index] = interval.low <= scenario.difference <= interval.high
+        for name, column in columns_of_chunk.items():
             columns.setdefault(name, []).append(column)
     means_of = {name: float(np.concatenate(parts).mean()) for name, parts in columns.items()}
     seed_sd = math.sqrt(means_of.pop("seed_variance"))
@@ -213,15 +213,21 @@ def page(results: Sequence[Coverage], verdicts: Sequence[Coverage], num: int) ->
 
     rows = [
         [
-            one.scenario,
-            str(one.num_seeds),
-            f"{percent(one.accuracy)} ± {percent(one.seed_sd, 2)}",
-            *map(percent, (one.covered, one.rejected, one.rejected_by_sign_flip, one.over_seeds_only, one.bootstrap)),
-            percent(one.width),
+            result.scenario,
+            str(result.num_seeds),
+            f"{percent(result.accuracy)} ± {percent(result.seed_sd, 2)}",
+            *map(
+                percent,
+                (result.covered, result.rejected, result.rejected_by_sign_flip, result.over_seeds_only, result.bootstrap),
+            ),
+            percent(result.width),
         ]
-        for one in results
+        for result in results
     ]
-    of_verdicts = [[str(one.num_seeds), percent(one.below), percent(1 - one.rejected), percent(one.width)] for one in verdicts]
+    of_verdicts = [
+        [str(result.num_seeds), percent(result.below), percent(1 - result.rejected), percent(result.width)]
+        for result in verdicts
+    ]
     return PAGE.format(
         num=f"{num:,}".replace(",", " "),
         error=percent(math.sqrt(0.05 * 0.95 / num)),

@@ -37,7 +37,7 @@ def slices_block(frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str) 
     """
     of_set = frame[(frame["set"] == blindspot_set) & (frame["num_labels"] == 2)]
     labels = (f"/{Label.ENTAILMENT}", f"/{NON_ENTAILMENT}")
-    heuristics = sorted({one for one in of_set["slice"] if one.endswith(labels)}, key=_order)
+    heuristics = sorted({name for name in of_set["slice"] if name.endswith(labels)}, key=_order)
     if all(name.startswith(HOLDS) for name in heuristics):
         return []
     name = set_name(blindspot_set)
@@ -55,7 +55,7 @@ def slices_block(frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str) 
     # The paper's whole grid would push everything else off the page.
     shown = [table for folding, table in by_heuristic.items() if folding == "argmax" and len(table.rows) <= MOST_ROWS_SHOWN]
     folds = [Fold(table.caption, [table]) for table in by_heuristic.values() if table not in shown]
-    subcases = sorted(one for one in of_set["slice"].unique() if one.startswith(SUBCASE))
+    subcases = sorted(name for name in of_set["slice"].unique() if name.startswith(SUBCASE))
     if subcases:
         argmax = accuracies[accuracies["folding"] == "argmax"]
         tables = [_by_subcase(of_start, subcases) for _, of_start in argmax.groupby("starting_size")]
@@ -92,10 +92,10 @@ def _wide(accuracies: pd.DataFrame, slices: Sequence[str], name: Callable[[str],
     for _, of_start in accuracies[accuracies["slice"].isin(slices)].groupby("starting_size"):
         starts.add(len(rows))
         for _, of_cell in of_start.groupby(list(CELL), observed=True):
-            found = {row["slice"]: _estimate(row) for _, row in of_cell.iterrows()}
+            estimates = {row["slice"]: _estimate(row) for _, row in of_cell.iterrows()}
             first = of_cell.iloc[0]
-            rows.append([*_cell_words(first), str(first["n"]), *(found.get(one, NOTHING) for one in slices)])
-    columns = [*_CELL_COLUMNS, Column("n (seeds)", "number"), *(Column(name(one), "number") for one in slices)]
+            rows.append([*_cell_words(first), str(first["n"]), *(estimates.get(slice_, NOTHING) for slice_ in slices)])
+    columns = [*_CELL_COLUMNS, Column("n (seeds)", "number"), *(Column(name(slice_), "number") for slice_ in slices)]
     return Table(columns, rows, caption, frozenset(starts - {0}))
 
 
@@ -104,8 +104,8 @@ def _by_subcase(of_start: pd.DataFrame, subcases: Sequence[str]) -> Table:
     cells = [(key, of_cell.set_index("slice")) for key, of_cell in of_start.groupby(list(CELL), observed=True)]
     rows = []
     for subcase in subcases:
-        found = [_estimate(of_cell.loc[subcase]) if subcase in of_cell.index else NOTHING for _, of_cell in cells]
-        rows.append([subcase.removeprefix(SUBCASE).replace("_", " "), *found])
+        estimates = [_estimate(of_cell.loc[subcase]) if subcase in of_cell.index else NOTHING for _, of_cell in cells]
+        rows.append([subcase.removeprefix(SUBCASE).replace("_", " "), *estimates])
     columns = [Column("Subcase")]
     for (_, kind, size), of_cell in cells:
         of_what = kind_name(kind) + (f", {thousands(size)}" if size else "")

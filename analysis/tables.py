@@ -43,16 +43,16 @@ def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping
     rows = []
     for dataset, counts in (("synthetic", synthetic), ("original", original)):
         for label in sorted(counts, key=label_order):
-            one, base = counts[label], original[label]
-            if one.num_rows == 0 or base.num_rows == 0:
+            count, base = counts[label], original[label]
+            if count.num_rows == 0 or base.num_rows == 0:
                 raise UserError(f"no {label} examples in the {dataset} data; an empty slice has no share")
-            share = one.num_lexical_overlap / one.num_rows
-            interval = wilson_interval(one.num_lexical_overlap, one.num_rows)
+            share = count.num_lexical_overlap / count.num_rows
+            interval = wilson_interval(count.num_lexical_overlap, count.num_rows)
             row: dict[str, Any] = {
                 "dataset": dataset,
                 "label": label,
-                "count": one.num_rows,
-                "num_lexical_overlap": one.num_lexical_overlap,
+                "count": count.num_rows,
+                "num_lexical_overlap": count.num_lexical_overlap,
                 "share": share,
                 "share_low": interval.low,
                 "share_high": interval.high,
@@ -62,7 +62,7 @@ def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping
             }
             if dataset == "synthetic" and base.num_lexical_overlap:
                 row["ratio"] = share / (base.num_lexical_overlap / base.num_rows)
-                around = ratio_interval(one.num_lexical_overlap, one.num_rows, base.num_lexical_overlap, base.num_rows)
+                around = ratio_interval(count.num_lexical_overlap, count.num_rows, base.num_lexical_overlap, base.num_rows)
                 if around is not None:
                     row["ratio_low"], row["ratio_high"] = around.low, around.high
             rows.append(row)
@@ -70,7 +70,7 @@ def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping
 
 
 def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
-    """How much lexical overlap goes with entailment: the odds of overlap in entailment over those in all other labels.
+    """Odds ratio of lexical overlap and entailment: the odds of overlap in entailment over those in all other labels.
 
     Raises UserError when there is no entailment, or nothing else.
     """

@@ -36,22 +36,22 @@ def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
     headings = ("claim", "verdict", "estimate", "95 % interval", "seeds", "items", "adjusted p", "settled by", "notes")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("claim", "verdict", "notes") else "right", no_wrap=True)
-    for one in judgements:
+    for judgement in judgements:
         marks = []
-        for note in one.notes:
+        for note in judgement.notes:
             if note not in notes:
                 notes.append(note)
             marks.append(str(notes.index(note) + 1))
-        cost = "" if one.settling_cost is None else f" (+{one.settling_cost:,.0f})"
+        cost = "" if judgement.settling_cost is None else f" (+{judgement.settling_cost:,.0f})"
         table.add_row(
-            one.name,
-            Text(str(one.verdict), style=COLOURS[one.verdict]),
-            estimate_words(one.estimate, one.unit),
-            range_words(one.low, one.high, one.unit),
-            str(one.num_seeds or NOTHING),
-            f"{one.num_items:,}" if one.num_items else NOTHING,
-            NOTHING if math.isnan(one.p_adjusted) else f"{one.p_adjusted:.2g}",
-            NOTHING if one.settling_seeds is None else f"{one.settling_seeds} seeds{cost}",
+            judgement.name,
+            Text(str(judgement.verdict), style=COLOURS[judgement.verdict]),
+            estimate_words(judgement.estimate, judgement.unit),
+            range_words(judgement.low, judgement.high, judgement.unit),
+            str(judgement.num_seeds or NOTHING),
+            f"{judgement.num_items:,}" if judgement.num_items else NOTHING,
+            NOTHING if math.isnan(judgement.p_adjusted) else f"{judgement.p_adjusted:.2g}",
+            NOTHING if judgement.settling_seeds is None else f"{judgement.settling_seeds} seeds{cost}",
             ",".join(marks),
         )
     console.print(table)
@@ -65,8 +65,8 @@ def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
 
 def one_seed(judgements: Sequence[Judgement]) -> bool:
     """Whether what is said of training rests on one seed only."""
-    of_training = [one for one in judgements if one.unit == "share" and one.num_seeds]
-    return bool(of_training) and all(one.num_seeds == 1 for one in of_training)
+    of_training = [judgement for judgement in judgements if judgement.unit == "share" and judgement.num_seeds]
+    return bool(of_training) and all(judgement.num_seeds == 1 for judgement in of_training)
 
 
 def verdicts_json(study: str, judgements: Sequence[Judgement], evidence: Evidence) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def verdicts_json(study: str, judgements: Sequence[Judgement], evidence: Evidenc
             notes.append(f"no {name.replace('_', ' ')}: {error}")
     return {
         "study": study,
-        "claims": [_without_nan(dataclasses.asdict(one)) for one in judgements],
+        "claims": [_without_nan(dataclasses.asdict(judgement)) for judgement in judgements],
         **tables,
         "missing": list(evidence.responses.missing),
         "notes": notes,
@@ -163,13 +163,13 @@ def _console() -> Any:
 
 
 def _count_verdicts(judgements: Sequence[Judgement]) -> str:
-    counts = {outcome: sum(one.verdict == outcome for one in judgements) for outcome in Outcome}
+    counts = {outcome: sum(judgement.verdict == outcome for judgement in judgements) for outcome in Outcome}
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
 
 
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: _without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value

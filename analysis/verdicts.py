@@ -1,4 +1,4 @@
-"""What a study's results say of the paper's claims.
+"""The verdict of a study's results on each of the paper's claims.
 
 A claim is
 
@@ -45,7 +45,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the results say of one claim.
+    """The results' verdict on one claim.
 
     `estimate`, `low`, `high` (95 %, not adjusted for the family) are of the headline part, in `unit`: "share" is a difference
     of accuracies (0.01 is one point), "ratio" a ratio. NaN where there is none. `p` is what the verdict rests on, two-sided
@@ -109,7 +109,7 @@ def judge_evidence(
     cost_per_seed: float | None = None,
     alpha: float = ALPHA,
 ) -> list[Judgement]:
-    """As `judge`, from what is already loaded."""
+    """Judge every claim as `judge` does, from what is already loaded."""
     return judge_claims(
         claims(evidence, undertrained=undertrained),
         margin=margin,
@@ -143,8 +143,11 @@ def judge_claims(
 
 def judgement_table(judgements: Sequence[Judgement]) -> pd.DataFrame:
     """One row per claim, the columns of `Judgement` without parts; notes are joined. Settling seeds are Int64 with NA."""
-    columns = [one.name for one in dataclasses.fields(Judgement) if one.name != "parts"]
-    rows = [{name: "; ".join(one.notes) if name == "notes" else getattr(one, name) for name in columns} for one in judgements]
+    columns = [field.name for field in dataclasses.fields(Judgement) if field.name != "parts"]
+    rows = [
+        {name: "; ".join(judgement.notes) if name == "notes" else getattr(judgement, name) for name in columns}
+        for judgement in judgements
+    ]
     table = pd.DataFrame(rows, columns=columns)
     table["verdict"] = table["verdict"].map(str)
     return table.astype({"settling_seeds": "Int64", "settling_cost": "float64"})
@@ -338,7 +341,7 @@ def _settling_seeds(parts: Sequence[Part], margin: float, alpha: float) -> int |
         ways.append(variances[0].seeds_for(abs(mean) - margin, alpha) if abs(mean) > margin else None)
     else:
         as_claimed = [part.sign * mean > 0 for part, mean in zip(parts, means, strict=True)]
-        needed = [one.seeds_for(mean, alpha) for one, mean in zip(variances, means, strict=True)]
+        needed = [variance.seeds_for(mean, alpha) for variance, mean in zip(variances, means, strict=True)]
         if all(as_claimed):
             ways.append(None if None in needed else max(number for number in needed if number is not None))
         ways += [number for number, fits in zip(needed, as_claimed, strict=True) if not fits]

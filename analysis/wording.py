@@ -20,19 +20,19 @@ SET_NAMES = {
     "template_probe": "Template probe",
 }
 HOLDS = "holds/"
-"""What the name of a slice begins with that is where a heuristic holds."""
+"""The beginning of the name of a slice where a heuristic holds."""
 NOTHING = "–"
 _GROUP = "\N{NARROW NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
 
 
 def kind_name(kind: str) -> str:
-    """What a kind of training set is called in figures and tables; a dose of bias by its own name, 'bias_0.7' as 'Bias 0.7'."""
+    """The name of a kind of training set in figures and tables; a dose of bias by its own name, 'bias_0.7' as 'Bias 0.7'."""
     return KIND_NAMES.get(kind, kind.replace("_", " ").capitalize())
 
 
 def set_name(name: str) -> str:
-    """What a test set is called in figures and tables; an unknown one keeps its own name."""
+    """The name of a test set in figures and tables; an unknown one keeps its own name."""
     return SET_NAMES.get(name, name)
 
 
@@ -131,9 +131,9 @@ def verdict_sentence(differences: pd.DataFrame, slice_name: str, treatment: str,
     `differences` has one row per starting point (`difference_table` with over_sizes). 'Lower' and 'higher'
     need an interval that leaves out 0; everything else is undecided.
     """
-    found = [direction(row) for _, row in differences.iterrows()]
-    counts = {way: found.count(way) for way in ("lower", "higher", "undecided")}
-    num = len(found)
+    directions = [direction(row) for _, row in differences.iterrows()]
+    counts = {way: directions.count(way) for way in ("lower", "higher", "undecided")}
+    num = len(directions)
     if counts["undecided"] == num:
         without = sum(math.isnan(row["interval_low"]) for _, row in differences.iterrows())
         why = "there is no interval to read" if without == num else "no interval leaves out zero"
