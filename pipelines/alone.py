@@ -6,9 +6,8 @@ ZeRO 0 to 3 is a setting that moves where the weights lie and not what is comput
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ from pipelines.adapter_files import load_adapter, peft_names
 from pipelines.adapters import Adapters
 from pipelines.checkpoints import DEEPSPEED, Checkpoints
 from pipelines.classifier import Classifier, compute_last_layer_where_read, load_head
-from pipelines.job import Examples, FinetuneJob, Member
+from pipelines.course import Course
+from pipelines.job import FinetuneJob, Member
 from pipelines.language_model import LanguageModel
 from pipelines.packing import class_targets, microbatches, next_token_targets, pack, packed_size, shape_for
-from pipelines.recipe import FinetuneConfig, adapters_of, check_loss, check_saved_adapter, learning_rate_at
+from pipelines.recipe import FinetuneConfig, adapters_of, check_saved_adapter
+from pipelines.resources import no_report
 from pipelines.segments import Segments
 from pipelines.stepping import FlatModel
 from pipelines.storage import fetch
@@ -40,14 +41,14 @@ def train_alone(member: Member, device: torch.device, *, rank: int, num_workers:
     while upcoming is not None:
         now = upcoming
         if now.begins_step:
-            training.begin_step(now.step)
+            training.begin_step()
         loss = training.compute_gradients(now)
         # The optimizer waits for the device; until then the next one is made ready.
         upcoming = next(training.microbatches, None)
         training.engine.step()
-        training.window.loss += loss
+        training.loss += loss
         if now.ends_step:
-            training.end_step(now.step)
+            training.end_step()
     return training.end()
 
 
@@ -73,56 +74,41 @@ class _Worker:
         return self.device.type == "cuda"
 
 
-@dataclass
-class _Window:
-    """Sums over the steps since the last logged one. `weight` counts what the loss is a mean over: examples or tokens."""
-
-    loss: torch.Tensor | float = 0.0
-    num_examples: int = 0
-    num_tokens: int = 0
-    weight: int = 0
-    start: float = field(default_factory=time.perf_counter)
-
-
 class _Training:
-    """A job under way: model, engine, checkpoints and log."""
+    """A job under way on this worker: its course, model, engine and checkpoints."""
 
     def __init__(self, member: Member, worker: _Worker) -> None:
         assert not member.job.is_on_trajectory, "together.py keeps and reads the states of trajectories"
-        started = time.perf_counter()
-        self.member, self.worker = member, worker
-        self.job, self.config = job, config = member.job, member.job.config
+        # The first worker reports for all.
+        self.course = Course(replace(member, report=no_report) if worker.rank else member)
+        self.worker, self.config = worker, member.job.config
         if worker.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        self.examples = Examples.read(job)
-        self.num_steps = len(self.examples.batches)
-        self.model, self.adapters = build_model(job, worker.device)
-        if worker.on_gpu and 0 < config.compile_from_steps <= self.num_steps:
+        self.model, self.adapters = build_model(member.job, worker.device)
+        if worker.on_gpu and 0 < self.config.compile_from_steps <= len(self.course.batches):
             compile_layers(self.model)
         # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
-        use_graphs = worker.on_gpu and config.dtype == "bfloat16" and config.zero_stage < 3
-        self.engine = _deepspeed_engine(self.model, config, capture=use_graphs)
+        use_graphs = worker.on_gpu and self.config.dtype == "bfloat16" and self.config.zero_stage < 3
+        self.engine = _deepspeed_engine(self.model, self.config, capture=use_graphs)
         self.checkpoints = Checkpoints(member.output, DEEPSPEED, worker.rank, worker.num_workers)
-        self.first_step, self.log = self.checkpoints.load(
-            read=lambda folder: self.engine.load_checkpoint(folder, tag="engine", load_module_strict=False)
-        )
-        self.setup_s = time.perf_counter() - started
-        self.window = _Window()
-        self.start = time.perf_counter()
-        self.microbatches = _microbatches(
-            job, self.examples, worker, first_step=self.first_step, filled=use_graphs, adapted=self.adapters is not None
-        )
+        self.course.begin(*self.checkpoints.load(read=self._read_state))
+        self.loss: torch.Tensor | float = 0.0
+        self.microbatches = _microbatches(self.course, worker, filled=use_graphs, adapted=self.adapters is not None)
 
-    def begin_step(self, step: int) -> None:
+    def _read_state(self, folder: str) -> None:
+        self.engine.load_checkpoint(folder, tag="engine", load_module_strict=False)
+
+    def _write_state(self, folder: str) -> None:
+        self.engine.save_checkpoint(folder, tag="engine", exclude_frozen_parameters=self.config.method == "lora")
+
+    def begin_step(self) -> None:
+        course, step = self.course, self.course.next_step
         # Seeded by step, so that a resumed run meets the masks that an uninterrupted one would, in models with dropout of
         # their own; adapters' dropout needs no seeding.
-        torch.manual_seed((self.job.seed * 1_000_003 + step) * 1_009 + self.worker.rank)
-        self.rate = learning_rate_at(step, self.num_steps, self.config)
+        torch.manual_seed((course.job.seed * 1_000_003 + step) * 1_009 + self.worker.rank)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.rate
-        batch = self.examples.batches[step]
-        is_class = self.job.objective == "classification"
-        self.weight = len(batch) if is_class else self.examples.num_tokens([batch]) - len(batch)
+            group["lr"] = course.learning_rate_at(step)
+        self.weight = course.weight([course.next_batch])
 
     def compute_gradients(self, microbatch: _Microbatch) -> torch.Tensor:
         """Forward and backward pass; the summed loss."""
@@ -135,68 +121,28 @@ class _Training:
                 loss = loss * 0.0
             # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
             self.engine.backward(loss * (self.worker.num_workers / self.weight))
-        return loss.detach()
+        summed: torch.Tensor = loss.detach()
+        return summed
 
-    def end_step(self, step: int) -> None:
+    def end_step(self) -> None:
         """Log and keep what is due. Raises UserError if the loss is no number."""
-        batch, config = self.examples.batches[step], self.config
-        self.window.num_examples += len(batch)
-        self.window.num_tokens += self.examples.num_tokens([batch])
-        self.window.weight += self.weight
-        num_done = step + 1
-        is_last = num_done == self.num_steps
-        if num_done % config.log_every == 0 or is_last:
-            self._log(num_done)
-        if config.checkpoint_every and num_done % config.checkpoint_every == 0 and not is_last:
-            self.checkpoints.save(
-                num_done,
-                self.log,
-                write=lambda folder: self.engine.save_checkpoint(
-                    folder, tag="engine", exclude_frozen_parameters=config.method == "lora"
-                ),
-            )
-
-    def _log(self, num_done: int) -> None:
-        window = self.window
-        total_loss = torch.as_tensor(window.loss, device=self.worker.device, dtype=torch.float64).reshape(1)
-        torch.distributed.all_reduce(total_loss)
-        elapsed = time.perf_counter() - window.start
-        entry = {
-            "step": num_done,
-            "loss": total_loss.item() / window.weight,
-            "learning_rate": self.rate,
-            "examples_per_s": window.num_examples / elapsed,
-            "tokens_per_s": window.num_tokens / elapsed,
-            "fraction_done": num_done / self.num_steps,
-        }
-        check_loss(entry["loss"], num_done, self.config)
-        self.window = _Window()
-        if self.worker.rank == 0:
-            self.log.append(entry)
-            self.member.report_step(entry)
+        course = self.course
+        course.advance()
+        if course.is_logged:
+            total_loss = torch.as_tensor(self.loss, device=self.worker.device, dtype=torch.float64).reshape(1)
+            torch.distributed.all_reduce(total_loss)
+            course.log_step(total_loss.item())
+            self.loss = 0.0
+        if course.is_saved:
+            self.checkpoints.save(course.next_step, course.log, write=self._write_state)
 
     def end(self) -> Trained:
         """Gather what was trained, and give back the engine's memory."""
-        train_s = time.perf_counter() - self.start
-        examples, done = self.examples, self.examples.batches[self.first_step :]
+        self.course.end()
         tensors = gather_trained(self.model, self.config, self.worker.rank)
         num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
         self.engine.destroy()
-        metrics = {
-            "num_examples": len(examples.sequences),
-            "num_steps": self.num_steps,
-            "num_tokens": examples.num_tokens(examples.batches),
-            "final_loss": self.log[-1]["loss"] if self.log else None,
-            "train_s": train_s,
-            "setup_s": self.setup_s,
-            "examples_per_s": sum(map(len, done)) / train_s,
-            "tokens_per_s": examples.num_tokens(done) / train_s,
-            "num_trained_parameters": num_trained,
-            "shared_prefix_tokens": examples.num_shared,
-            "resumed_at_step": self.first_step if self.first_step > 0 else None,
-            "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if self.worker.on_gpu else None,
-        }
-        return Trained(tensors, metrics, self.log)
+        return Trained(tensors, self.course.metrics(num_trained, on_gpu=self.worker.on_gpu), self.course.log)
 
 
 # --- a worker's batches ---
@@ -206,7 +152,6 @@ class _Training:
 class _Microbatch:
     """A worker's part of an optimizer step, or a piece of it, on the device. Without examples of its own it holds any one."""
 
-    step: int
     begins_step: bool
     ends_step: bool
     has_examples: bool
@@ -214,16 +159,13 @@ class _Microbatch:
     targets: torch.Tensor
 
 
-def _microbatches(
-    job: FinetuneJob, examples: Examples, worker: _Worker, *, first_step: int, filled: bool, adapted: bool
-) -> Iterator[_Microbatch]:
-    """The worker's, from `first_step` to the end; `filled` to few shapes, with segments if the model is `adapted`."""
-    config = job.config
+def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: bool) -> Iterator[_Microbatch]:
+    """The worker's, to the end of the course; `filled` to few shapes, with segments if the model is `adapted`."""
+    job, config, examples = course.job, course.config, course.examples
     lengths, prefixes = examples.lengths, examples.prefixes
     num_rows = -(-config.batch_size // worker.num_workers) + len({prefix for prefix in prefixes if prefix.length})
-    longest = max(lengths)
-    for step in range(first_step, len(examples.batches)):
-        batch = examples.batches[step]
+    for step in range(course.first_step, len(course.batches)):
+        batch = course.batches[step]
         share = microbatches(
             [lengths[i] for i in batch],
             num_workers=worker.num_workers,
@@ -240,7 +182,7 @@ def _microbatches(
                 shape = shape_for(
                     packed_size([lengths[i] for i in chosen], shared),
                     num_rows=num_rows,
-                    width=longest,
+                    width=course.longest,
                     num_shared=sum(prefix.length for prefix in shared),
                 )
             packed = pack([examples.sequences[i] for i in chosen], prefixes=shared, shape=shape)
@@ -252,7 +194,6 @@ def _microbatches(
                     packed, worker.device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken
                 )
             yield _Microbatch(
-                step,
                 begins_step=number == 0,
                 ends_step=number == len(share) - 1,
                 has_examples=bool(places),

@@ -82,7 +82,7 @@ class Checkpoints:
 
 
 def checkpointing_engine(output: str) -> str | None:
-    """Which engine wrote the last checkpoint in `output`, None if there is none."""
+    """The engine that wrote the last checkpoint in `output`, None if there is none."""
     text = read_text(join(output, CHECKPOINTS, LATEST))
     return None if text is None else str(json.loads(text)["engine"])
 

@@ -1,16 +1,19 @@
-"""One member's way through its examples when several are trained at once: which batch is next, and what is due after it."""
+"""One job's way through its examples: which batch is next, what is due after it, its log and its metrics."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from pipelines.job import Examples, Member
 from pipelines.packing import packed_size
+from pipelines.process import peak_gpu_memory_gib
 from pipelines.recipe import check_loss, cooldown_start, learning_rate_at, nested_ends
 
 
 class Course:
-    """Where a member stands: its next step, its log and its clock."""
+    """Where a job stands: its next step, its log and its clock."""
 
     def __init__(self, member: Member) -> None:
         self.started = time.perf_counter()
@@ -29,6 +32,7 @@ class Course:
         self.log: list[dict[str, float]] = []
         self.needs_attention = False
         self.neighbours: list[int] = []
+        """How many were trained at once, at each logged step."""
 
     def begin(self, next_step: int, log: list[dict[str, float]]) -> None:
         """Start the clock at `next_step`, with the steps logged so far."""
@@ -52,6 +56,11 @@ class Course:
         """Tokens of the next batch."""
         examples = self.examples
         return packed_size([examples.lengths[i] for i in self.next_batch], [examples.prefixes[i] for i in self.next_batch])
+
+    def weight(self, steps: Sequence[Sequence[int]]) -> int:
+        """How many examples, or predicted tokens, the mean loss of these batches is over."""
+        num_examples = sum(map(len, steps))
+        return num_examples if self.job.objective == "classification" else self.examples.num_tokens(steps) - num_examples
 
     def num_passes(self, num_courses: int) -> float:
         """Passes of so many courses like this one: at least its own steps, more if their tokens do not fit into these."""
@@ -86,25 +95,44 @@ class Course:
         every = self.config.checkpoint_every
         return bool(every) and self.next_step % every == 0 and not self.is_over
 
-    def log_step(self, total_loss: float, num_courses: int) -> None:
-        """Log the steps since the last logged one, in which `total_loss` was summed over the examples.
-
-        Raises UserError if the loss is no number.
-        """
+    def log_step(self, total_loss: float) -> None:
+        """Log the steps since the last logged one, over which `total_loss` was summed. Raises UserError if it is no number."""
         step = self.next_step
         steps = self.batches[self.window_step : step]
-        num_examples = sum(map(len, steps))
-        elapsed = time.perf_counter() - self.window_start
         entry = {
             "step": step,
-            "loss": total_loss / num_examples,
+            "loss": total_loss / self.weight(steps),
             "learning_rate": self.learning_rate_at(step - 1),
-            "examples_per_s": num_examples / elapsed,
-            "tokens_per_s": self.examples.num_tokens(steps) / elapsed,
+            **self._rates(steps, time.perf_counter() - self.window_start),
             "fraction_done": self.fraction,
         }
         check_loss(entry["loss"], step, self.config)
         self.window_step, self.window_start = step, time.perf_counter()
-        self.neighbours.append(num_courses)
         self.log.append(entry)
-        self.member.report_step(entry)
+        self.member.report({name: value for name, value in entry.items() if name != "step"}, step)
+
+    def _rates(self, steps: Sequence[Sequence[int]], seconds: float) -> dict[str, float]:
+        return {
+            "examples_per_s": sum(map(len, steps)) / seconds,
+            "tokens_per_s": self.examples.num_tokens(steps) / seconds,
+        }
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.train_s = time.perf_counter() - self.train_start
+
+    def metrics(self, num_parameters: int, *, on_gpu: bool) -> dict[str, Any]:
+        """The metrics of a course that has ended and trained so many parameters."""
+        return {
+            "num_examples": len(self.examples.sequences),
+            "num_steps": len(self.batches),
+            "num_tokens": self.examples.num_tokens(self.batches),
+            "final_loss": self.log[-1]["loss"],
+            "train_s": self.train_s,
+            "setup_s": self.setup_s,
+            **self._rates(self.batches[self.first_step :], self.train_s),
+            "num_trained_parameters": num_parameters,
+            "shared_prefix_tokens": max(prefix.length for prefix in self.examples.prefixes),
+            "resumed_at_step": self.first_step if self.first_step > self.branched_at else None,
+            "peak_gpu_memory_gib": peak_gpu_memory_gib() if on_gpu else None,
+        }

@@ -39,7 +39,7 @@ def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Rep
 def finetune_group(
     jobs: Sequence[FinetuneJob], outputs: Sequence[str], *, resources: Resources, reports: Sequence[Report]
 ) -> list[dict[str, Any] | Exception]:
-    """As `finetune`, several jobs one after another in one group of workers, whose start they share.
+    """Run several jobs in one group of workers, whose start they share: at once where they can be, else one after another.
 
     Each has its own output, checkpoints and report, and ends as it would alone. Returns each one's metrics, or what it failed
     with: `NeighbourFailedError` if the workers were lost before it had ended. Jobs that ended in an earlier call are not run
@@ -99,7 +99,7 @@ def _backend(use_gpu: bool) -> str:
 
 
 def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
-    """Train the members of a group; the metrics of each, or what it failed with, which is raised if it is the only one."""
+    """Train the members of a group. Returns the metrics of each or its failure; an only member's failure is raised."""
     members, gpu_share = loop["members"], loop["gpu_share"]
     _set_up(use_gpu=gpu_share > 0, num_threads=loop["num_threads"])
     if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER and not members[0].job.is_on_trajectory:

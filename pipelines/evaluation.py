@@ -21,7 +21,7 @@ from pipelines.examples import LABELS, Label, read_examples
 from pipelines.heuristics import Heuristic
 from pipelines.identity import added, runtime
 from pipelines.packing import PackedBatch, prefix_tree_batches
-from pipelines.process import quiet_libraries
+from pipelines.process import peak_gpu_memory_gib, quiet_libraries
 from pipelines.prompts import classifier_prompts
 from pipelines.resources import Report, Resources, no_report
 from pipelines.scoring import accuracy_rows, flat_metrics, where_held
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which test sets of the prepared sources are evaluated, in which precision.
+    """The test sets of the prepared sources that are evaluated, and the precision.
 
     `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
     above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
@@ -93,7 +93,7 @@ def evaluate_group(
     resources: Resources,
     reports: Sequence[Report],
 ) -> list[dict[str, Any] | Exception]:
-    """As `evaluate`, several task models one after another in one Ray task, which tokenizes and reads frozen weights once.
+    """Evaluate several task models, one after another in one Ray task that tokenizes and reads frozen weights once.
 
     Returns each one's metrics, or what it failed with.
     """
@@ -189,7 +189,7 @@ def _evaluate_one(
         "examples_per_s": num_done / evaluate_s,
         "load_s": load_s,
         "evaluate_s": evaluate_s,
-        "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if use_gpu else None,
+        "peak_gpu_memory_gib": peak_gpu_memory_gib() if use_gpu else None,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -59,10 +59,6 @@ class Member:
     output: str
     report: Report
 
-    def report_step(self, entry: Mapping[str, float]) -> None:
-        """Report a logged step."""
-        self.report({name: value for name, value in entry.items() if name != "step"}, int(entry["step"]))
-
 
 @dataclass(frozen=True)
 class Examples:
@@ -86,11 +82,6 @@ class Examples:
 
     def num_tokens(self, batches: Iterable[Sequence[int]]) -> int:
         return sum(self.lengths[i] for batch in batches for i in batch)
-
-    @property
-    def num_shared(self) -> int:
-        """Tokens of the longest shared prefix."""
-        return max(prefix.length for prefix in self.prefixes)
 
 
 def planned_batches(job: FinetuneJob, lengths: Sequence[int]) -> list[list[int]]:

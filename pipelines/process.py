@@ -14,6 +14,13 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def peak_gpu_memory_gib() -> float:
+    """The most device memory that tensors have taken since the peak was last reset."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 def quiet_libraries() -> None:
     """Keep progress bars and advice of the libraries out of a study's log; their warnings stay."""
     from transformers.utils import logging as transformers_logging

@@ -1,9 +1,9 @@
 """A step's loss and gradients at ZeRO 0 to 2: over flat parameters and, on a GPU, from captured CUDA graphs.
 
-A small model's step is hundreds of kernels of a few microseconds each. Launching them one by one, and handling a few hundred
-parameters in Python, takes several times as long as running them. So DeepSpeed is given the trained weights laid end to end, in
-at most two parameters (those that decay and those that do not), and forward and backward pass are captured once for each shape
-of batch, then replayed. Neither changes what is computed. ZeRO-3, which partitions weights by layer, steps the model itself.
+A small model's step is hundreds of short kernels. Launching them one by one, and handling hundreds of parameters in Python,
+takes several times as long as running them. So DeepSpeed is given the trained weights laid end to end, in at most two
+parameters (those that decay and those that do not), and forward and backward pass are captured once for each shape of batch,
+then replayed. Neither changes what is computed. ZeRO-3, which partitions weights by layer, steps the model itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pipelines.stream import PackedInput
 
 
 class FlatModel(torch.nn.Module):
-    """`model`'s trained parameters, laid end to end, as the parameters `flats`; maps (PackedInput, targets) to the summed loss.
+    """A module whose parameters `flats` are those that `model` trains, laid end to end.
+
+    It maps (PackedInput, targets) to the summed loss.
 
     To be built before and bound after `deepspeed.initialize`, which moves the storage of the parameters that it is given.
     """

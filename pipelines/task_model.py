@@ -93,42 +93,43 @@ def finetuning_job(
 
 def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
     """Write head and adapter, or head and all weights, from the trained tensors."""
-    from safetensors.torch import save_file
+    import torch
+    from transformers import AutoModel
 
-    from pipelines.adapter_files import ADAPTER_FILE, PEFT_PREFIX
     from pipelines.classifier import save_head
+    from pipelines.weights import load_weights, place_tensors, weights_of
 
     save_head(folder, tensors["head.weight"].float())
     if job.config.method == "lora":
-        from peft import LoraConfig
-
-        target = folder / "adapter"
-        target.mkdir(exist_ok=True)
-        settings = LoraConfig(
-            r=job.config.lora_rank,
-            lora_alpha=job.config.lora_alpha,
-            lora_dropout=job.config.lora_dropout,
-            target_modules=sorted(job.config.lora_targets),
-            inference_mode=True,
-        ).to_dict()
-        # The base is named by the artifact's inputs, not by a path that holds on one machine only.
-        settings["base_model_name_or_path"] = None
-        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
-        (target / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith(PEFT_PREFIX)},
-            target / ADAPTER_FILE,
-        )
+        _save_adapter(folder / "adapter", tensors, job.config)
         start = Path(fetch(job.starting_point)) if job.starting_point else None
         if start is not None and (start / "model").exists():
             # An adapter on top of a fully finetuned starting point is only whole with those weights.
             shutil.copytree(start / "model", folder / "model", dirs_exist_ok=True)
         return
-    import torch
-    from transformers import AutoModel
-
-    from pipelines.weights import load_weights, place_tensors, weights_of
-
     model = load_weights(AutoModel, weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
     place_tensors(model, {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")})
     model.save_pretrained(folder / "model")
+
+
+def _save_adapter(folder: Path, tensors: dict[str, Any], config: FinetuneConfig) -> None:
+    """Write the adapter as peft does."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    from pipelines.adapter_files import ADAPTER_FILE, PEFT_PREFIX
+
+    folder.mkdir(exist_ok=True)
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=sorted(config.lora_targets),
+        inference_mode=True,
+    ).to_dict()
+    # The base is named by the artifact's inputs, not by a path that holds on one machine only.
+    settings["base_model_name_or_path"] = None
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
+    adapter = {name: tensor.contiguous() for name, tensor in tensors.items() if name.startswith(PEFT_PREFIX)}
+    save_file(adapter, folder / ADAPTER_FILE)

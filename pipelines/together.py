@@ -10,10 +10,10 @@ step.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from pipelines.storage import fetch, working_folder
 
 
 def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:
-    """Those of `places` that can be trained at once, in groups: adapters of one shape for a classifier over the same weights.
+    """Groups of `places` that can be trained at once: adapters of one shape for a classifier over the same weights.
 
     A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. One that another
     engine has begun is left out.
@@ -98,7 +98,11 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                 else:
                     if course.is_over:
                         del courses[slot]
-                        yield place, _metrics(course, bank)
+                        own = {
+                            "branched_at_step": course.branched_at or None,
+                            "mean_trained_together": fmean(course.neighbours),
+                        }
+                        yield place, course.metrics(bank.num_parameters, on_gpu=bank.on_gpu) | own
     finally:
         bank = None
         free_memory()
@@ -121,32 +125,13 @@ def _attend(course: Course, bank: Bank, slot: int, num_courses: int) -> None:
     """Log, check and save what is due after a step. Raises UserError if it diverged."""
     course.needs_attention = False
     if course.is_logged:
-        course.log_step(bank.take_loss(slot), num_courses)
+        course.log_step(bank.take_loss(slot))
+        course.neighbours.append(num_courses)
     if course.is_kept:
         with working_folder(trunk_state(course.member.output, course.next_step)) as folder:
             bank.write_state(slot, folder)
     if course.is_over:
         save_result(course.member, bank.tensors(slot), course.log)
+        course.end()
     elif course.is_saved:
         _checkpoints(course).save(course.next_step, course.log, write=lambda folder: bank.write_state(slot, Path(folder)))
-
-
-def _metrics(course: Course, bank: Bank) -> dict[str, Any]:
-    train_s = time.perf_counter() - course.train_start
-    examples, done = course.examples, course.batches[course.first_step :]
-    return {
-        "num_examples": len(examples.sequences),
-        "num_steps": len(course.batches),
-        "num_tokens": examples.num_tokens(course.batches),
-        "final_loss": course.log[-1]["loss"],
-        "train_s": train_s,
-        "setup_s": course.setup_s,
-        "examples_per_s": sum(map(len, done)) / train_s,
-        "tokens_per_s": examples.num_tokens(done) / train_s,
-        "num_trained_parameters": bank.num_parameters,
-        "shared_prefix_tokens": examples.num_shared,
-        "branched_at_step": course.branched_at or None,
-        "resumed_at_step": course.first_step if course.first_step > course.branched_at else None,
-        "mean_trained_together": sum(course.neighbours) / len(course.neighbours),
-        "peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if bank.on_gpu else None,
-    }
