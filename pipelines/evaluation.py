@@ -26,7 +26,7 @@ from pipelines.prompts import classifier_prompts
 from pipelines.resources import Report, Resources, no_report
 from pipelines.scoring import accuracy_rows, flat_metrics, where_held
 from pipelines.storage import fetch, join, working_folder
-from pipelines.tokenizer import check_lengths, load_tokenizer, model_limit
+from pipelines.tokenizer import encode
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,7 @@ def evaluate(
 
     Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase, and for
     each heuristic of the config a boolean `holds/<name>`, null where it is not asked) and `metrics.json` (`rows`: those of
-    `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in
-    examples a second.
+    `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in examples a second.
     """
     (result,) = evaluate_group(
         config, sources, base_model, [task_model], [output], resources=resources or Resources(), reports=[report]
@@ -130,7 +129,7 @@ def _evaluate_worker(
     results: list[dict[str, Any] | Exception] = []
     for task_model, output, report in members:
         try:
-            results.append(_evaluate_one(config, sets, bodies, task_model, output, report))
+            results.append(_evaluate_task_model(config, sets, bodies, task_model, output, report))
         except Exception as error:
             results.append(portable(error))
         gc.collect()
@@ -149,8 +148,7 @@ class _EncodedSet:
 
 def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
     table = read_examples(join(sources, f"{name}.parquet"))
-    sequences = load_tokenizer(base_model)(classifier_prompts(table))["input_ids"]
-    check_lengths(sequences, table.column("id").to_pylist(), limit=model_limit(base_model))
+    sequences = encode(base_model, classifier_prompts(table), table["id"].to_pylist())
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
         table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
@@ -158,7 +156,7 @@ def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str
     return _EncodedSet(name, table, where_held(table, config.heuristics), batches)
 
 
-def _evaluate_one(
+def _evaluate_task_model(
     config: EvaluationConfig, sets: Sequence[_EncodedSet], bodies: Bodies, task_model: str, output: str, report: Report
 ) -> dict[str, Any]:
     import torch

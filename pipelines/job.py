@@ -15,7 +15,7 @@ from pipelines.packing import Prefix, common_prefix_length, training_order
 from pipelines.prompts import classifier_prompts, generator_texts, plain_texts
 from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Report
-from pipelines.tokenizer import check_lengths, load_tokenizer, model_limit
+from pipelines.tokenizer import encode
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class FinetuneJob:
 
     `objective` is "classification" (3-way, read from the last token; `starting_point` gives head and adapter or weights) or
     "language_modeling" (`text` names what is written for each example: "generator" or "plain").
-    `save(folder, tensors, base_model)` runs on the first worker only, with every trained tensor on the CPU.
+    `save(folder, tensors, job)` runs on the first worker only, with every trained tensor on the CPU.
     """
 
     objective: str
@@ -110,7 +110,6 @@ def planned_batches(job: FinetuneJob, lengths: Sequence[int]) -> list[list[int]]
 
 def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
     """Token ids and label index of each example of `job`, in the file's order. Raises UserError for one that is too long."""
-    tokenizer = load_tokenizer(job.base_model)
     table = read_examples(job.examples)
     if job.max_examples is not None:
         table = table.slice(0, job.max_examples)
@@ -121,9 +120,7 @@ def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
         texts = generator_texts(table, job.end_marker)
     else:
         texts = plain_texts(table)
-    sequences = tokenizer(texts)["input_ids"]
-    check_lengths(sequences, table["id"].to_pylist(), limit=job.config.max_length or model_limit(job.base_model))
-    return sequences, labels
+    return encode(job.base_model, texts, table["id"].to_pylist(), max_length=job.config.max_length), labels
 
 
 def shared_prefixes(job: FinetuneJob, sequences: list[list[int]], labels: Sequence[int]) -> list[Prefix]:

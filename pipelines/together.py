@@ -87,25 +87,27 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                 error.__traceback__ = bank = None
                 free_memory()
                 continue
-            for slot, (place, course) in list(courses.items()):
-                if not course.needs_attention:
-                    continue
-                try:
-                    _attend(course, bank, slot, len(courses))
-                except Exception as error:
-                    del courses[slot]
-                    yield place, portable(error)
-                else:
-                    if course.is_over:
-                        del courses[slot]
-                        own = {
-                            "branched_at_step": course.branched_at or None,
-                            "mean_trained_together": fmean(course.neighbours),
-                        }
-                        yield place, course.metrics(bank.num_parameters, on_gpu=bank.on_gpu) | own
+            yield from _ended(courses, bank)
     finally:
         bank = None
         free_memory()
+
+
+def _ended(courses: dict[int, tuple[int, Course]], bank: Bank) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Attend to those that need it; the place and the metrics (or failure) of each that has ended, which leaves `courses`."""
+    for slot, (place, course) in list(courses.items()):
+        if not course.needs_attention:
+            continue
+        try:
+            _attend(course, bank, slot, len(courses))
+        except Exception as error:
+            del courses[slot]
+            yield place, portable(error)
+        else:
+            if course.is_over:
+                del courses[slot]
+                own = {"branched_at_step": course.branched_at or None, "mean_trained_together": fmean(course.neighbours)}
+                yield place, course.metrics(bank.num_parameters, on_gpu=bank.on_gpu) | own
 
 
 def _begin(course: Course, bank: Bank, slot: int) -> None:

@@ -31,8 +31,13 @@ def model_limit(base_model: str) -> int:
     return limit
 
 
-def check_lengths(sequences: list[list[int]], ids: list[str], *, limit: int) -> None:
-    """Raise UserError if any sequence has more than `limit` tokens: cut, it would lose the token the class is read from."""
+def encode(base_model: str, texts: list[str], ids: list[str], *, max_length: int | None = None) -> list[list[int]]:
+    """Token ids of each text. Raises UserError if one has more than `max_length` tokens, or than the model allows.
+
+    Cut, it would lose the token that the class is read from.
+    """
+    sequences: list[list[int]] = load_tokenizer(base_model)(texts)["input_ids"]
+    limit = max_length or model_limit(base_model)
     too_long = [position for position, sequence in enumerate(sequences) if len(sequence) > limit]
     if too_long:
         worst = max(too_long, key=lambda position: len(sequences[position]))
@@ -40,6 +45,7 @@ def check_lengths(sequences: list[list[int]], ids: list[str], *, limit: int) -> 
             f"{len(too_long)} of {len(sequences)} examples are longer than {limit} tokens (the longest, {ids[worst]!r}, has "
             f"{len(sequences[worst])}); raise max_length if the model allows it, or drop them from the data"
         )
+    return sequences
 
 
 def train_tokenizer(examples: pa.Table, *, vocabulary_size: int, max_length: int) -> Any:
