@@ -219,9 +219,9 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
 
         # While this object lives, from_pretrained hands each weight to DeepSpeed as it is read, already partitioned.
         zero3 = HfDeepSpeedConfig(deepspeed_config(config))
-    start = Path(fetch(job.starting_point)) if job.starting_point else None
+    weights = weights_of(job.starting_point, job.base_model)
     try:
-        backbone = load_packed(AutoModel if classify else AutoModelForCausalLM, weights_of(start, job.base_model), dtype)
+        backbone = load_packed(AutoModel if classify else AutoModelForCausalLM, weights, dtype)
     finally:
         # An error's frames must not keep it for the next job of this process.
         del zero3
@@ -230,6 +230,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         backbone.enable_input_require_grads()
+    start = Path(fetch(job.starting_point)) if job.starting_point else None
     adapters = None
     if config.method == "lora":
         adapters = adapters_of(backbone, config, seeds=[job.seed])

@@ -39,11 +39,6 @@ STATE_BYTES = 16
 STATE_FILE = "state.safetensors"
 
 
-def frozen_weights(job: FinetuneJob) -> Path:
-    """The folder of the weights that a job stands on."""
-    return weights_of(Path(fetch(job.starting_point)) if job.starting_point else None, job.base_model)
-
-
 class Bank:
     """A frozen body with N adapters and heads, each with its optimizer state: N places for members to train in.
 
@@ -58,7 +53,8 @@ class Bank:
         self.max_norm, self.token_budget = config.max_grad_norm, config.tokens_per_microbatch
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        self.body = load_packed(AutoModel, frozen_weights(members[0].job), self.dtype).to(self.device)
+        weights = weights_of(members[0].job.starting_point, members[0].job.base_model)
+        self.body = load_packed(AutoModel, weights, self.dtype).to(self.device)
         if config.gradient_checkpointing:
             self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Counted on one adapter, then made for as many as fit.

@@ -212,7 +212,7 @@ class Bodies:
         folder = Path(fetch(task_model))
         adapter = folder / "adapter"
         settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter.exists() else {}
-        self._read(weights_of(folder, self.base_model), settings)
+        self._read(weights_of(task_model, self.base_model), settings)
         if settings and self.config.merge_adapter:
             merge_saved_adapter(self._body, adapter)
         elif settings:

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from pipelines.bank import MAX_SLOTS, Bank, frozen_weights
+from pipelines.bank import MAX_SLOTS, Bank
 from pipelines.checkpoints import TOGETHER, Checkpoints, checkpointing_engine, save_result, trunk_state
 from pipelines.course import Course
 from pipelines.errors import portable
 from pipelines.job import Member
 from pipelines.process import free_memory
 from pipelines.storage import fetch, working_folder
+from pipelines.weights import weights_of
 
 
 def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:
@@ -42,7 +43,7 @@ def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[in
             bound.add(place)
         if job.objective != "classification" or config.method != "lora" or engine not in (None, TOGETHER):
             continue
-        weights = frozen_weights(job)
+        weights = weights_of(job.starting_point, job.base_model)
         shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)
         limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing)
         groups[weights, shape, limits].append(place)

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipelines.adapter_files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
 from pipelines.attention import PACKED, register_packed_attention
 from pipelines.errors import UserError
-from pipelines.storage import fetch, join
+from pipelines.storage import fetch
 
 
 def load_weights(auto_class: Any, folder: Path | str, **options: Any) -> Any:
@@ -38,11 +38,11 @@ def load_packed(auto_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     return load_weights(auto_class, folder, dtype=dtype, attn_implementation=PACKED)
 
 
-def weights_of(task_model: Path | None, base_model: str) -> Path:
-    """The folder of the weights that a task model's (local) folder stands on: its own, if all were trained, or the base's."""
-    if task_model is not None and (task_model / "model").exists():
-        return task_model / "model"
-    return Path(join(fetch(base_model), "model"))
+def weights_of(task_model: str | None, base_model: str) -> Path:
+    """The folder of the weights that a task model stands on: its own, if all were trained, or the base's."""
+    if task_model is not None and (own := Path(fetch(task_model)) / "model").exists():
+        return own
+    return Path(fetch(base_model)) / "model"
 
 
 def compile_layers(model: torch.nn.Module) -> None:
