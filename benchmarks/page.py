@@ -1,33 +1,84 @@
-"""docs/benchmarks.md from the results in benchmarks/results:
+"""docs/benchmarks.md and benchmarks/results/history.md from the results in benchmarks/results:
 
 python -m benchmarks.page
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import FORMAT, ROOT
+from benchmarks.common import FORMAT, ROOT, ratio
 from pipelines.errors import UserError
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+HISTORY = RESULTS / "history.md"
 OURS = ("ours", "stage")
+LEADING = re.compile(r"(ours|stage)(-gpus|_\d+)?")
+"""Variants whose newest figures lead the page: the stage itself, on all GPUs, or with so many adapters."""
+WIDTH = 120
+
 INTRODUCTION = """\
 # Benchmarks
 
-Made by `python -m benchmarks.page` from the files in `benchmarks/results`; do not edit. Each table is one run of one command,
-in which all variants did the same work on the same machine. A figure is the median of its repeats, with the least and the most
-of them if there are several. *Ratio* is to the peer, above 1 where better than it. *Of the limit* is how much is reached of
-what the hardware allows for the least work that gives the result. Earlier figures are in [mini.md](mini.md).
+Made by `python -m benchmarks.page` from the files in `benchmarks/results`; do not edit. First the newest figure of each kind
+of work, then the runs that they come from. Older runs, and runs of parts, are in
+[the history](../benchmarks/results/history.md). Earlier figures are in [mini.md](mini.md).
+
+Two figures are of the same work where benchmark, model, settings and device are the same. The number of examples or texts may
+differ, which is how long a run measures, and so may the number of task models that are trained at once. *Beside the peer* is
+the newest run of that work in which the peer ran, too: how many times better ours is, and both figures. A model goes by the
+name of its folder: `base7` and `model` have Llama-2-7B's shape and random weights.
 """
+READING = """\
+Each section is one run of one command, in which all variants did the same work on the same machine. A figure is the median of
+its repeats, with the least and the most of them if there are several. *Ratio* is to the peer, above 1 where better than it.
+*Of the limit* is how much is reached of what the hardware allows for the least work that gives the result.
+"""
+OLDER = f"""\
+# Earlier benchmark runs
+
+Made by `python -m benchmarks.page` from the files in this folder; do not edit. The newest run of each kind of work is in
+[docs/benchmarks.md](../../docs/benchmarks.md).
+
+{READING}"""
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Results by the names of their files."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A leading variant's figure in one run. `group` and `work` say in words what was done; `together` counts task models."""
+
+    run: str
+    date: str
+    group: str
+    work: str
+    together: int | None
+    figure: Mapping[str, Any]
+    variant: str
+
+    @property
+    def median(self) -> float:
+        return float(self.figure["variants"][self.variant]["median"])
+
+    @property
+    def peer(self) -> float | None:
+        variant = self.figure["variants"].get(self.figure["peer"])
+        return None if variant is None else float(variant["median"])
 
 
 def main() -> None:
-    results = [read_result(path) for path in sorted(RESULTS.glob("*.json"))]
+    results = {path.stem: read_result(path) for path in sorted(RESULTS.glob("*.json"))}
     PAGE.write_text(render(results))
-    print(f"{PAGE.relative_to(ROOT)}: {len(results)} results")
+    HISTORY.write_text(render_history(results))
+    print(f"{PAGE.relative_to(ROOT)} and {HISTORY.relative_to(ROOT)}: {len(results)} results")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -41,36 +92,144 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def render(results: Sequence[Mapping[str, Any]]) -> str:
-    """The page, in Markdown: benchmarks by name, the newest result of each first."""
-    newest_first = sorted(results, key=lambda result: result["date"], reverse=True)
-    ordered = sorted(newest_first, key=lambda result: result["benchmark"])
-    return "\n".join([INTRODUCTION, *(_section(result) for result in ordered)])
+def render(results: Results) -> str:
+    """The page in Markdown: the newest figures of each kind of work, then the runs that they come from."""
+    newest = newest_figures(results)
+    shown = [name for name in _ordered(results) if name in runs_shown(results)]
+    numbers = {name: place for place, name in enumerate(shown, 1)}
+    groups = sorted({measured.group for measured, _ in newest}, key=_natural)
+    tables = ["\n".join(_newest_table(group, [pair for pair in newest if pair[0].group == group], numbers)) for group in groups]
+    links = "".join(f"[{place}]: #{name.lower()}\n" for name, place in numbers.items())
+    sections = [_section(name, results[name], "../benchmarks/results/") for name in shown]
+    return "\n".join([INTRODUCTION, *tables, links, "## The runs\n", READING, *sections])
 
 
-def _section(result: Mapping[str, Any]) -> str:
-    hardware = result["hardware"]
-    gpus = ", ".join(hardware["gpus"]) or "no GPU"
-    commit = result["git"].get("commit", "unknown")[:12] + (" with changes" if result["git"].get("dirty") else "")
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+def render_history(results: Results) -> str:
+    """The runs that the page does not show: benchmarks by name, the newest run of each first."""
+    shown = runs_shown(results)
+    return "\n".join([OLDER, *(_section(name, results[name]) for name in _ordered(results) if name not in shown)])
+
+
+def runs_shown(results: Results) -> set[str]:
+    """Names of the runs that the newest figures come from."""
+    return {measured.run for pair in newest_figures(results) for measured in pair if measured is not None}
+
+
+def newest_figures(results: Results) -> list[tuple[Measured, Measured | None]]:
+    """Of each kind of work the newest figure, and the newest one in whose run the peer was measured as well."""
+    newest: dict[tuple[str, str, str, str], tuple[Measured, Measured | None]] = {}
+    for name in _ordered(results):
+        for measured in _measured(name, results[name]):
+            key = (measured.group, measured.work, measured.figure["name"], measured.figure["unit"])
+            first, beside = newest.get(key, (measured, None))
+            newest[key] = (first, beside or (measured if measured.peer is not None else None))
+    return [newest[key] for key in sorted(newest, key=lambda key: _natural(key[1]))]
+
+
+def _measured(name: str, result: Mapping[str, Any]) -> Iterator[Measured]:
+    for figure in result["figures"]:
+        for variant in filter(LEADING.fullmatch, figure["variants"]):
+            group, work = work_of(result, figure["name"], variant)
+            several = result["arguments"].get("together", 1)
+            together = several if several > 1 and figure["name"] == "training" else None
+            yield Measured(name, result["date"], group, work, together, figure, variant)
+
+
+def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, str]:
+    """What was done, in words: what the runs of a table have in common, and the settings of this one.
+
+    Figures for which both read the same are of the same work.
+    """
+    arguments, hardware = result["arguments"], result["hardware"]
+    gpus = hardware["gpus"]
+    device = gpus[0].partition(",")[0] if gpus else f"{hardware['num_cpus']} cores of {hardware['cpu']}"
+    on_gpus = [f"{len(gpus)} GPUs"] if variant.endswith("-gpus") else []
+    common = [_title(result["benchmark"])]
+    settings: list[str] = []
+    match result["benchmark"]:
+        case "task_model":
+            common += [arguments["base"], arguments["method"]]
+            if figure == "evaluation":
+                settings = [" and ".join(arguments["evaluation_sets"])]
+            else:
+                settings = [
+                    f"batches of {arguments['batch_size']}",
+                    "one alone" if arguments["together"] == 1 else "several at once",
+                    f"passes of {arguments['tokens']:,} tokens",
+                ]
+        case "generation":
+            common += [arguments["model"], arguments["dtype"], f"up to {arguments['max_new_tokens']} tokens a text"]
+            if arguments["max_num_seqs"]:
+                settings = [f"{arguments['max_num_seqs']:,} sequences at a time"]
+        case "orchestration":
+            settings = [f"{arguments['concurrent']} at a time"]
+        case "decode_attention":
+            settings = [f"{arguments['tokens']} tokens a text", f"{arguments['max_num_seqs']:,} sequences at a time"]
+        case "adapters":
+            settings = [f"rank {arguments['rank']}", f"adapters: {variant.removeprefix('ours_')}"]
+    return ", ".join([*common, device]), ", ".join([*settings, *on_gpus]) or "the stage's settings"
+
+
+def _newest_table(group: str, pairs: Sequence[tuple[Measured, Measured | None]], numbers: Mapping[str, int]) -> list[str]:
+    """A table of one group. Links are by number, so that its lines stay short."""
     lines = [
-        f"## {result['benchmark'].replace('_', ' ').capitalize()}, {result['date'][:10]}",
+        f"## {group}",
+        "",
+        "| figure | work | newest | target | run | beside the peer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for measured, beside in pairs:
+        cells = [
+            measured.figure["name"],
+            measured.work,
+            f"{number(measured.median)} {measured.figure['unit']}"
+            + (f", {measured.together} at once" if measured.together else ""),
+            "" if measured.figure["target"] is None else _target(measured.figure, measured.median),
+            _link(measured, numbers),
+            ""
+            if beside is None
+            else _beside(beside) + ", " + ("same run" if beside.run == measured.run else _link(beside, numbers)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _link(measured: Measured, numbers: Mapping[str, int]) -> str:
+    return f"[{measured.date[:10]}][{numbers[measured.run]}]"
+
+
+def _beside(measured: Measured) -> str:
+    times = ratio(measured.median, measured.peer, lower_is_better=measured.figure["lower_is_better"])
+    return f"{times:.2f} times ({number(measured.median)}; {measured.figure['peer']} {number(measured.peer or 0)})"
+
+
+def _section(name: str, result: Mapping[str, Any], folder: str = "") -> str:
+    hardware = result["hardware"]
+    gpus = ", ".join(f"{count} × {gpu}" for gpu, count in Counter(hardware["gpus"]).items()) or "no GPU"
+    commit = result["git"].get("commit", "unknown")[:12] + (" with changes" if result["git"].get("dirty") else "")
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    note = f"{result['note'][0].upper()}{result['note'][1:]}. " if result["note"] else ""
+    lines = [
+        f"### {name}",
+        "",
+        f"{_title(result['benchmark'])}, {result['date'][:10]}: [{name}.json]({folder}{name}.json)",
         "",
         "```",
-        result["command"],
+        *_wrapped(result["command"], indent="    ", end=" \\"),
         "```",
         "",
-        f"{gpus}; {hardware['num_cpus']} CPU cores ({hardware['cpu']}), {hardware['memory_gib']:g} GiB. "
-        + (f"{result['note'][0].upper()}{result['note'][1:]}. " if result["note"] else "")
-        + f"Commit {commit}. {versions}.",
+        *_wrapped(
+            f"{gpus}; {hardware['num_cpus']} CPU cores ({hardware['cpu']}), {hardware['memory_gib']:g} GiB. {note}"
+            f"Commit {commit}. {versions}."
+        ),
         "",
         "| figure | variant | median | ratio | of the limit | target |",
         "|---|---|---|---|---|---|",
+        *(_row(figure, variant) for figure in result["figures"] for variant in figure["variants"]),
+        "",
     ]
-    for figure in result["figures"]:
-        lines += [_row(figure, name) for name in figure["variants"]]
-    limits = [_limit(figure) for figure in result["figures"] if figure["roofline"]]
-    return "\n".join([*lines, "", *([*limits, ""] if limits else [])])
+    limits = [line for figure in result["figures"] if figure["roofline"] for line in _wrapped(_limit(figure), indent="  ")]
+    return "\n".join([*lines, *([*limits, ""] if limits else [])])
 
 
 def _row(figure: Mapping[str, Any], name: str) -> str:
@@ -117,6 +276,27 @@ def _limit(figure: Mapping[str, Any]) -> str:
 def number(value: float) -> str:
     """Three significant digits, whole above 100."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _title(benchmark: str) -> str:
+    return benchmark.replace("_", " ").capitalize()
+
+
+def _ordered(results: Results) -> list[str]:
+    """Names of the runs: benchmarks by name, the newest run of each first."""
+    newest_first = sorted(results, key=lambda name: results[name]["date"], reverse=True)
+    return sorted(newest_first, key=lambda name: results[name]["benchmark"])
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts numbers within a text by their value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _wrapped(text: str, *, indent: str = "", end: str = "") -> Sequence[str]:
+    """Lines of a paragraph; `end` closes all but the last."""
+    lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [*(line + end for line in lines[:-1]), lines[-1]]
 
 
 if __name__ == "__main__":
