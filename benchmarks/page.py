@@ -28,8 +28,8 @@ INTRODUCTION = """\
 
 Made by `python -m benchmarks.page` from the files in `benchmarks/results`; do not edit. First the newest figure of each kind
 of work, then the runs that they come from. Older runs, and runs of parts, are in
-[the history](../benchmarks/results/history.md), what was tried in [tried.md](../benchmarks/results/tried.md). Earlier figures
-are in [mini.md](mini.md).
+[the history](../benchmarks/results/history.md), what was tried in [tried.md](../benchmarks/results/tried.md). Figures of
+a model of 135 M parameters are in [mini.md](mini.md).
 
 Two figures are of the same work where benchmark, model, settings and device are the same. The number of examples or texts may
 differ, which is how long a run measures, and so may the number of task models that are trained at once. *Beside the peer* is
