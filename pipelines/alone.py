@@ -19,9 +19,10 @@ from pipelines.adapters import Adapters
 from pipelines.checkpoints import DEEPSPEED, Checkpoints
 from pipelines.classifier import Classifier, compute_last_layer_where_read, load_head
 from pipelines.course import Course
+from pipelines.dealing import microbatches, packed_size
 from pipelines.job import FinetuneJob, Member
 from pipelines.language_model import LanguageModel
-from pipelines.packing import class_targets, microbatches, next_token_targets, pack, packed_size, shape_for
+from pipelines.packing import class_targets, next_token_targets, pack, shape_for
 from pipelines.recipe import FinetuneConfig, adapters_of, check_saved_adapter
 from pipelines.resources import no_report
 from pipelines.segments import Segments

@@ -22,9 +22,10 @@ from pipelines.adamw_settings import settings_row
 from pipelines.adapter_files import adapter_tensors, load_adapter
 from pipelines.classifier import compute_last_layer_where_read, load_head
 from pipelines.course import Course
+from pipelines.dealing import fullest, packed_size, split_by_tokens
 from pipelines.examples import LABELS
 from pipelines.job import FinetuneJob, Member
-from pipelines.packing import IGNORED, Shape, fullest, pack, packed_size, shape_for, split_by_tokens
+from pipelines.packing import IGNORED, Shape, pack, shape_for
 from pipelines.recipe import adapters_of, check_saved_adapter
 from pipelines.segments import Segments
 from pipelines.stepping import CapturedStep

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.dealing import packed_size
 from pipelines.job import Examples, Member
-from pipelines.packing import packed_size
 from pipelines.process import peak_gpu_memory_gib
 from pipelines.recipe import check_loss, cooldown_start, learning_rate_at, nested_ends
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.dealing import training_order
 from pipelines.examples import Label, read_examples
-from pipelines.packing import Prefix, common_prefix_length, training_order
+from pipelines.packing import Prefix, common_prefix_length
 from pipelines.prompts import classifier_prompts, generator_texts, plain_texts
 from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Report

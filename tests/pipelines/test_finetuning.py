@@ -15,12 +15,13 @@ from transformers import MistralConfig, Qwen2Config
 from pipelines.adapter_files import adapter_tensors
 from pipelines.alone import deepspeed_config
 from pipelines.checkpoints import read_metrics
+from pipelines.dealing import training_order
 from pipelines.driver import finetune_group
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.generator import GeneratorConfig, finetune_generator
 from pipelines.job import FinetuneJob, shared_prefixes
-from pipelines.packing import Prefix, training_order
+from pipelines.packing import Prefix
 from pipelines.prompts import classifier_prompt
 from pipelines.recipe import FinetuneConfig, adapters_of, learning_rate_at
 from pipelines.resources import Resources, no_report

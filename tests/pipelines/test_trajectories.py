@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from pipelines.adapter_files import adapter_tensors
 from pipelines.checkpoints import read_metrics
+from pipelines.dealing import training_order
 from pipelines.driver import finetune_group
 from pipelines.errors import UserError
 from pipelines.examples import LABELS, read_examples
 from pipelines.job import Member, planned_batches
-from pipelines.packing import training_order
 from pipelines.prompts import classifier_prompt
 from pipelines.recipe import FinetuneConfig, adapters_of, cooldown_start, learning_rate_at, nested_ends
 from pipelines.resources import Resources, no_report
