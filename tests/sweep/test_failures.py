@@ -1,6 +1,5 @@
 """What is said of a failure: its cause, whatever Ray, Ray Data and Ray Train made of it. Their objects are real."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from pipelines.errors import UserError
 from sweep.failures import one_line, root_cause
+from sweep.ray_session import RayOptions, ray_session
 
 ROOT = Path(__file__).parents[2]
 NO_LIBRARY = "libnuma.so.1: cannot open shared object file: No such file or directory"
@@ -63,14 +63,12 @@ class Worker:
 
 @pytest.fixture(scope="module", autouse=True)
 def session() -> Iterator[None]:
-    import ray
-    import ray.cloudpickle
+    with ray_session(RayOptions(max_cpus=4), []):
+        import ray.cloudpickle
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    # Workers cannot import a module of the tests by its name.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.shutdown()
+        # Workers cannot import a module of the tests by its name.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
 
 
 def by_actor(made: str = "", called: str = "") -> None:
@@ -98,8 +96,8 @@ def by_train(how: str) -> None:
     from ray.train.torch import TorchTrainer
 
     with tempfile.TemporaryDirectory() as folder:
-        run = RunConfig(name="failing", storage_path=folder)
-        TorchTrainer(lambda config: fail(how), train_loop_config={}, scaling_config=ScalingConfig(2), run_config=run).fit()
+        run, workers = RunConfig(name="failing", storage_path=folder), ScalingConfig(num_workers=2)
+        TorchTrainer(lambda config: fail(how), train_loop_config={}, scaling_config=workers, run_config=run).fit()
 
 
 IMPORT_ERROR = f"ImportError: {NO_LIBRARY}"
