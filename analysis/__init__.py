@@ -1,1 +1,3 @@
-"""Frames, tables, verdicts, figures and the report of a study, read from its records. Imports neither Ray nor torch."""
+"""From the records of a study to its frame, tables, figures and report. Neither Ray nor torch.
+
+Files that lie here are words and pages for every room."""

@@ -39,7 +39,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Block:
-    """A section of the report; `figure` is an SVG of `analysis.figures.inline_svg`, which is not escaped."""
+    """A section of the report; `figure` is an SVG of `analysis.report.figures.inline_svg`, which is not escaped."""
 
     anchor: str
     title: str

@@ -110,7 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def direction(row: pd.Series) -> str:
-    """'lower', 'higher' or 'undecided', from a row of `analysis.tables.difference_table`."""
+    """'lower', 'higher' or 'undecided', from a row of `analysis.study.tables.difference_table`."""
     if math.isnan(row["interval_low"]):
         return "undecided"
     if row["interval_high"] < 0:

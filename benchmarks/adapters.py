@@ -22,10 +22,16 @@ import numpy as np
 import torch
 
 from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser
-from pipelines.adapted_linears import Operands, adapted_linears, adapted_linears_backward, reference_backward, reference_forward
-from pipelines.adapters import add_adapters
-from pipelines.dropout import token_keys
-from pipelines.segments import Segments
+from pipelines.adapters.adapters import add_adapters
+from pipelines.adapters.linears import (
+    Operands,
+    adapted_linears,
+    adapted_linears_backward,
+    reference_backward,
+    reference_forward,
+)
+from pipelines.packing.dropout import token_keys
+from pipelines.packing.segments import Segments
 
 # Out, in.
 PROJECTIONS = {
@@ -223,7 +229,7 @@ def kernels(
     num_tokens: int, num_adapters: int, projections: list[tuple[int, int]], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Microseconds and, of the kernels, TB/s of their big operand, of projections (out, in) of one input, read once."""
-    from pipelines.adapter_kernels import expand, gradients, shrink
+    from pipelines.adapters.kernels import expand, gradients, shrink
 
     rank, dropout = arguments.rank, arguments.dropout
     x, weights, a, b, salts, *tensors = operands(num_tokens, num_adapters, projections, rank)

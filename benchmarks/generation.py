@@ -9,8 +9,8 @@ Variants, each in a process of its own:
                   engine's core in its own process
   raw-tuned       the same with the stage's settings: batch, context, CUDA graphs, attention
   raw-in-process  raw-tuned with the engine in the calling process
-  engine          pipelines.engine alone, in the calling process: nothing parsed or committed
-  stage           pipelines.writer: Ray Data actor pool, engine in the actor; includes parsing and committing
+  engine          pipelines.generate.engine alone, in the calling process: nothing parsed or committed
+  stage           pipelines.generate.writer: Ray Data actor pool, engine in the actor; includes parsing and committing
   stage-shared    the same with ENGINES engines on the one GPU, each a part of it
   stage-gpus      the same with one engine on each of the machine's GPUs
   stage-process   as stage with the engine's core in a process of its own (engine_process=True)
@@ -51,15 +51,15 @@ from benchmarks.common import (
     visible_gpus,
 )
 from benchmarks.profiling import EngineProfile
-from pipelines.engine import Engine
-from pipelines.engine_options import engine_environment, engine_options, max_num_seqs, shards_in_flight
-from pipelines.examples import LABELS
-from pipelines.generation_config import GenerationConfig
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.engine import Engine
+from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
+from pipelines.generate.shards import Shard, derive_seed, plan_shards
+from pipelines.generate.writer import encode_prompts, run_engines
 from pipelines.resources import Resources
-from pipelines.shards import Shard, derive_seed, plan_shards
 from pipelines.storage import absolute
-from pipelines.writer import encode_prompts, run_engines
-from sweep.model_shape import ModelShape
+from pipelines.tasks.examples import LABELS
+from sweep.plan.model_shape import ModelShape
 
 PROFILED = ("raw-in-process", "engine")
 VARIANTS = ("raw", "raw-tuned", *PROFILED, "stage", "stage-shared", "stage-gpus", "stage-process", "ray-data-llm")

@@ -76,13 +76,13 @@ def main() -> None:
 
 def run_ours(arguments: argparse.Namespace, folder: str) -> dict[str, float]:
     """The study's real graph, store, scheduler and tracker; only the stages do nothing."""
-    from sweep import stages
-    from sweep.grid import build_grid
-    from sweep.loading import load_experiment
-    from sweep.ray_session import RayOptions
-    from sweep.records import Store
-    from sweep.study import run_study
-    from sweep.tracking import default_tracking_uri
+    from sweep.graph import stages
+    from sweep.graph.records import Store
+    from sweep.run.session import RayOptions
+    from sweep.run.study_run import run_study
+    from sweep.run.tracking import default_tracking_uri
+    from sweep.study.grid import build_grid
+    from sweep.study.loading import load_experiment
 
     for name, stage in stages.REGISTRY.items():
         # Under their own versions, so that `plan` finds what was built.

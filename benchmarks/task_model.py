@@ -50,17 +50,17 @@ from benchmarks.common import (
     visible_gpus,
 )
 from benchmarks.profiling import Profile
-from pipelines.checkpoints import read_metrics
-from pipelines.driver import finetune_group
-from pipelines.evaluation import EvaluationConfig, evaluate_group
-from pipelines.examples import LABELS, read_examples, write_examples
-from pipelines.packing import common_prefix_length
-from pipelines.prompts import classifier_prompts
-from pipelines.recipe import FinetuneConfig
+from pipelines.evaluate.evaluation import EvaluationConfig, evaluate_group
+from pipelines.finetune.checkpoints import read_metrics
+from pipelines.finetune.driver import finetune_group
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
+from pipelines.models.tokenizer import load_tokenizer
+from pipelines.packing.batches import common_prefix_length
 from pipelines.resources import Resources, no_report
-from pipelines.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
-from pipelines.tokenizer import load_tokenizer
-from sweep.model_shape import ModelShape
+from pipelines.tasks.examples import LABELS, read_examples, write_examples
+from pipelines.tasks.prompts import classifier_prompts
+from sweep.plan.model_shape import ModelShape
 
 VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16

@@ -22,15 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis.statistics import paired_difference
-from pipelines.base_model import ScratchModelConfig, prepare_base_model
-from pipelines.driver import finetune_group
-from pipelines.evaluation import EvaluationConfig, evaluate_group
-from pipelines.recipe import WARMUP_STABLE_DECAY, FinetuneConfig
+from analysis.stats.statistics import paired_difference
+from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
+from pipelines.data.training_set import TrainingSetConfig, draw_training_set
+from pipelines.evaluate.evaluation import EvaluationConfig, evaluate_group
+from pipelines.finetune.base_model import ScratchModelConfig, prepare_base_model
+from pipelines.finetune.driver import finetune_group
+from pipelines.finetune.recipe import WARMUP_STABLE_DECAY, FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
 from pipelines.resources import Resources, no_report
-from pipelines.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
-from pipelines.template_corpus import TemplateCorpusConfig, prepare_template_corpus
-from pipelines.training_set import TrainingSetConfig, draw_training_set
 
 ARMS = ("separate", "shared")
 KINDS = ("original", "biased_synthetic")

@@ -1,5 +1,5 @@
-"""The recipe's names at the address that study files import them from; they live in `recipe.py`."""
+"""The old name of what studies import from `sweep` now."""
 
-from pipelines.recipe import LLAMA_PROJECTIONS, WARMUP_STABLE_DECAY, FinetuneConfig
+from pipelines.finetune.recipe import LLAMA_PROJECTIONS, WARMUP_STABLE_DECAY, FinetuneConfig
 
 __all__ = ["LLAMA_PROJECTIONS", "WARMUP_STABLE_DECAY", "FinetuneConfig"]

@@ -8,31 +8,31 @@ is first asked for, so that reading a store's records does not import what only 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sweep.public import HOMES
+from sweep.study.public import HOMES
 
 __all__ = list(HOMES)
 
 if TYPE_CHECKING:
-    from pipelines.base_model import (
+    from pipelines.data.sources import NLISourcesConfig, nli_sources_config
+    from pipelines.data.template_corpus import TemplateCorpusConfig
+    from pipelines.errors import UserError
+    from pipelines.evaluate.evaluation import EvaluationConfig
+    from pipelines.finetune.base_model import (
         PretrainedModelConfig,
         RandomModelConfig,
         ScratchModelConfig,
         pretrained_model_config,
         random_model_config,
     )
-    from pipelines.errors import UserError
-    from pipelines.evaluation import EvaluationConfig
-    from pipelines.examples import Label
-    from pipelines.generation_config import GenerationConfig
-    from pipelines.generator import GeneratorConfig
-    from pipelines.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
-    from pipelines.prompts import EN_DASH, HYPHENS
-    from pipelines.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+    from pipelines.finetune.generator import GeneratorConfig
+    from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+    from pipelines.generate.config import GenerationConfig
     from pipelines.resources import Resources
-    from pipelines.sources import NLISourcesConfig, nli_sources_config
-    from pipelines.template_corpus import TemplateCorpusConfig
-    from sweep.experiment import Experiment
-    from sweep.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
+    from pipelines.tasks.examples import Label
+    from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
+    from pipelines.tasks.prompts import EN_DASH, HYPHENS
+    from sweep.study.experiment import Experiment
+    from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 else:
 
     def __getattr__(name: str) -> Any:

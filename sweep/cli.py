@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from sweep.command_audit import audit
-from sweep.command_data import experiments, fetch
-from sweep.command_options import one_clear_error
-from sweep.command_plan import plan
-from sweep.command_results import explain, power, report, status, verdicts
-from sweep.command_run import run
-from sweep.command_tracking import reindex, ui
+from sweep.commands.audit import audit
+from sweep.commands.data import experiments, fetch
+from sweep.commands.options import one_clear_error
+from sweep.commands.plan import plan
+from sweep.commands.results import explain, power, report, status, verdicts
+from sweep.commands.run import run
+from sweep.commands.tracking import reindex, ui
 
 app = typer.Typer(
     name="blindsweep",

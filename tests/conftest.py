@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
-LONGEST_FIRST = ("test_pool.py", "test_finetuning.py", "test_tune_run.py", "test_rehearsal.py", "test_two_nodes.py")
+LONGEST_FIRST = ("test_pool.py", "test_finetuning.py", "test_tune.py", "test_rehearsal.py", "test_two_nodes.py")
 """Files of a minute or more. Begun last, one of them would go on alone while the other of two processes has nothing to do."""
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.frame import evaluation_frame
-from sweep.records import Store, Study
+from analysis.study.frame import evaluation_frame
+from sweep.graph.records import Store, Study
 
 KINDS = ("original", "synthetic", "biased_synthetic")
 SETS = [

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.evaluation import logits_table
-from pipelines.examples import LABELS, NON_ENTAILMENT
-from pipelines.heuristics import Heuristic
-from pipelines.scoring import accuracy_rows, where_held
+from pipelines.evaluate.evaluation import logits_table
+from pipelines.evaluate.scoring import accuracy_rows, where_held
+from pipelines.tasks.examples import LABELS, NON_ENTAILMENT
+from pipelines.tasks.heuristics import Heuristic
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
 
 Rate = Callable[[int, str, int, str], float]

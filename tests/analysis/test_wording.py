@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.claims_section import _with_interval
+from analysis.report.claims_section import _with_interval
 from analysis.wording import direction, duration, percent, points, points_range, thousands
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pipelines.base_model import ScratchModelConfig, prepare_base_model
-from pipelines.template_corpus import TemplateCorpusConfig, prepare_template_corpus
+from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
+from pipelines.finetune.base_model import ScratchModelConfig, prepare_base_model
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "benchmarks" / "schema.json").read_text())

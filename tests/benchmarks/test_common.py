@@ -26,7 +26,7 @@ from benchmarks.common import (
     useful_tokens,
 )
 from benchmarks.page import RESULTS
-from sweep.model_shape import ModelShape
+from sweep.plan.model_shape import ModelShape
 
 TINY = ModelShape(
     hidden_size=4,

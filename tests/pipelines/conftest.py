@@ -5,7 +5,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from pipelines.examples import write_examples
+from pipelines.tasks.examples import write_examples
 
 WORDS = ("the", "a", "doctor", "lawyer", "dog", "cat", "saw", "chased", "liked", "helped", "old", "young", "quickly", "red")
 
@@ -46,7 +46,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory, sources):
-    from pipelines.base_model import ScratchModelConfig, prepare_base_model
+    from pipelines.finetune.base_model import ScratchModelConfig, prepare_base_model
 
     folder = str(tmp_path_factory.mktemp("base"))
     shape = ScratchModelConfig(
@@ -58,7 +58,7 @@ def base_model(tmp_path_factory, sources):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory, base_model):
-    from pipelines.task_model import UntrainedConfig, initial_task_model
+    from pipelines.finetune.task_model import UntrainedConfig, initial_task_model
 
     folder = str(tmp_path_factory.mktemp("untrained"))
     initial_task_model(UntrainedConfig(seed=3), base_model, folder)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.examples import read_examples
+from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
+from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.storage import fetch, filesystem, join, publish, read_text, remove, write_text
-from pipelines.template_corpus import TemplateCorpusConfig, prepare_template_corpus
-from pipelines.training_set import TrainingSetConfig, draw_training_set
+from pipelines.tasks.examples import read_examples
 
 CORPUS = TemplateCorpusConfig(num_train=60, num_dev=6, num_test=6, num_probe_per_group=6)
 SET = TrainingSetConfig(kind="original", size=12, seed=0)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.prompts import generator_text
+from pipelines.tasks.prompts import generator_text
 
 KNOWN = {
     "entailment": ("The doctor saw the lawyer .", "The lawyer was seen ."),

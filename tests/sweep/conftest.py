@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.base_model import PretrainedModelConfig, ScratchModelConfig
-from pipelines.evaluation import EvaluationConfig
-from pipelines.generation_config import GenerationConfig
-from pipelines.generator import GeneratorConfig
+from pipelines.data.sources import FILES, NLISourcesConfig
+from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.finetune.generator import GeneratorConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.generate.config import GenerationConfig
 from pipelines.identity import FileHash
-from pipelines.recipe import FinetuneConfig
 from pipelines.resources import Resources
-from pipelines.sources import FILES, NLISourcesConfig
-from pipelines.template_corpus import TemplateCorpusConfig
-from sweep.experiment import Experiment
-from sweep.records import Record, Store
-from sweep.step import Step
+from sweep.graph.records import Record, Store
+from sweep.graph.step import Step
+from sweep.study.experiment import Experiment
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 
 import sweep
 from pipelines.errors import UserError
-from sweep.grid import build_grid
-from sweep.loading import builtin_experiments, load_experiment
-from sweep.public import HOMES
+from sweep.study.grid import build_grid
+from sweep.study.loading import builtin_experiments, load_experiment
+from sweep.study.public import HOMES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text()
@@ -81,6 +81,8 @@ def test_a_file_with_an_old_import_loads_or_is_told_the_new_one(module: str, nam
 
 
 def test_records_are_read_without_what_only_an_experiment_needs() -> None:
-    program = "import sys, sweep.records; print([name for name in sys.modules if name in ('numpy', 'sweep.experiment')])"
+    program = (
+        "import sys, sweep.graph.records; print([name for name in sys.modules if name in ('numpy', 'sweep.study.experiment')])"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")

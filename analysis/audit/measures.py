@@ -1,0 +1,401 @@
+"""Measures of scans, each estimate with its n and interval: heuristics, hypothesis-only baseline, lengths, diversity.
+
+Pure: arrays in, numbers out. Rows count as independent draws, but for the odds ratios: pairs that share a premise, duplicates
+among them, are one draw there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy import optimize, sparse, special, stats
+
+from analysis.audit.scan import AuditedHeuristic, Scan, audited
+from analysis.audit.words import in_order, mixed, word_hashes, word_pairs, words_of
+from analysis.stats.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
+
+MARGIN = 1.25
+"""By default, ratios of odds ratios between 1/1.25 and 1.25 count as no difference."""
+PLANTS, AS_REFERENCE, WEAKER, CANNOT_TELL = "plants the heuristic", "as the reference", "weaker", "cannot tell"
+
+NUM_FEATURES = 1 << 15
+PENALTY = 20.0
+"""Times half the sum of squared weights: on MultiNLI less costs accuracy and more gains none."""
+NUM_STEPS = 15
+HELD_OUT = 5
+"""One hypothesis of so many is held out."""
+MIN_BASELINE_ROWS = 500
+BLOCK_WORDS = 5_000
+MAX_BLOCKS = 40
+MAX_N = 3
+MIN_WORD_ROWS = 20
+WORDS_PER_LABEL = 6
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of rows: count of n, with Wilson's interval."""
+
+    count: int
+    n: int
+    interval: Interval
+
+    @property
+    def share(self) -> float:
+        return self.count / self.n
+
+
+def share_of(count: int, n: int) -> Share:
+    """Raises ValueError for an empty slice."""
+    return Share(int(count), int(n), wilson_interval(int(count), int(n)))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio with its interval; `log_error` is the standard error of its logarithm, and n the number of rows."""
+
+    value: float
+    log_error: float
+    n: int
+    interval: Interval
+    method: str
+    design_effect: float = 1.0
+    """Times the variance that independent rows would have."""
+
+
+def odds_ratio(holds: np.ndarray, entailment: np.ndarray, premise: np.ndarray, confidence: float = CONFIDENCE) -> Ratio:
+    """The odds of entailment where a heuristic holds over the odds where it does not.
+
+    Arguments have shape (num_rows,): booleans, booleans, and what tells premises apart. The logit interval with a half added
+    to each of the four counts (Gart 1966), which exists for counts of 0, too; its variance is multiplied by the design effect
+    of premises that several rows share, estimated from the sums of the rows' influences over each premise, where that is over
+    1. Raises ValueError where the heuristic holds of no row or of all, or all rows or none are entailment.
+    """
+    for name, flags in (("the heuristic holds of", holds), ("entailment are", entailment)):
+        if flags.all() or not flags.any():
+            raise ValueError(f"{name} {int(flags.sum())} of {len(flags)} rows: there is nothing to compare with")
+    cell = 2 * holds.astype(np.int64) + entailment
+    counts = np.bincount(cell, minlength=4) + 0.5
+    signs = np.array([1, -1, -1, 1])
+    log = float((signs * np.log(counts)).sum())
+    influence = (signs / counts)[cell]
+    _, cluster = np.unique(premise, return_inverse=True)
+    effect = max(1.0, float((np.bincount(cluster, influence) ** 2).sum() / (influence**2).sum()))
+    error = math.sqrt(float((1 / counts).sum()) * effect)
+    return _ratio(log, error, len(holds), "logit with a half added, clustered by premise", confidence, effect)
+
+
+def ratio_of_odds_ratios(ratio: Ratio, other: Ratio, confidence: float = CONFIDENCE) -> Ratio:
+    """One odds ratio over another of independent data; n is the number of rows of both."""
+    log = math.log(ratio.value) - math.log(other.value)
+    error = math.hypot(ratio.log_error, other.log_error)
+    return _ratio(log, error, ratio.n + other.n, "difference of two independent log odds ratios", confidence)
+
+
+def _ratio(log: float, error: float, n: int, method: str, confidence: float, effect: float = 1.0) -> Ratio:
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    return Ratio(math.exp(log), error, n, Interval(math.exp(log - half), math.exp(log + half), confidence), method, effect)
+
+
+@dataclass(frozen=True)
+class HeuristicFinding:
+    """A file's use of a heuristic, compared with the reference or, without one, with no association (odds ratio 1)."""
+
+    name: str
+    description: str
+    verdict: str
+    """PLANTS, AS_REFERENCE, WEAKER or CANNOT_TELL."""
+    reason: str
+    all_rows: Share | None = None
+    """Rows of which it holds; None where it needs parses and there are none."""
+    by_label: dict[str, Share] | None = None
+    """The same of each label's rows."""
+    entailment: Share | None = None
+    """Entailments among the rows of which it holds; None where it holds of none."""
+    odds_ratio: Ratio | None = None
+    reference: Ratio | None = None
+    """The reference's odds ratio."""
+    relative: Ratio | None = None
+    """The odds ratio over the reference's, or over 1."""
+
+
+def heuristic_findings(
+    scan: Scan, entailment: Sequence[str], reference: Scan | None = None, margin: float = MARGIN
+) -> list[HeuristicFinding]:
+    """A finding for each heuristic; `entailment` are the labels, of either file, that mean entailment."""
+    return [
+        _finding(index, heuristic, scan, entailment, reference, margin)
+        for index, heuristic in enumerate(audited(scan.references))
+    ]
+
+
+def _finding(
+    index: int, heuristic: AuditedHeuristic, scan: Scan, entailment: Sequence[str], reference: Scan | None, margin: float
+) -> HeuristicFinding:
+    finding = HeuristicFinding(heuristic.name, heuristic.description, CANNOT_TELL, "")
+    if heuristic.name not in scan.heuristics:
+        return replace(finding, reason="needs a parse, and no column of parses is mapped")
+    holds = scan.holds[:, index]
+    of_label = {name: scan.label == code for code, name in enumerate(scan.labels)}
+    finding = replace(
+        finding,
+        all_rows=share_of(holds.sum(), scan.num_rows),
+        by_label={name: share_of(holds[rows].sum(), rows.sum()) for name, rows in of_label.items()},
+        entailment=share_of(_is(scan, entailment)[holds].sum(), holds.sum()) if holds.any() else None,
+    )
+    ratio = _odds_ratio_of(index, scan, entailment)
+    if isinstance(ratio, str):
+        return replace(finding, reason=ratio)
+    finding = replace(finding, odds_ratio=ratio)
+    if reference is None:
+        verdict, reason = judge(ratio, margin, "no association")
+        return replace(finding, verdict=verdict, reason=reason, relative=ratio)
+    if heuristic.name not in reference.heuristics:
+        return replace(finding, reason="needs a parse, and the reference has no column of parses")
+    base = _odds_ratio_of(index, reference, entailment)
+    if isinstance(base, str):
+        return replace(finding, reason=f"in the reference, {base}")
+    relative = ratio_of_odds_ratios(ratio, base)
+    verdict, reason = judge(relative, margin, "the reference")
+    return replace(finding, verdict=verdict, reason=reason, reference=base, relative=relative)
+
+
+def judge(relative: Ratio, margin: float, than: str) -> tuple[str, str]:
+    """The verdict on a ratio of odds ratios, and why: all of the interval must lie above, within or below the margin."""
+    low, high = relative.interval.low, relative.interval.high
+    if low > margin:
+        return PLANTS, f"the association with entailment is over {margin:g} times that of {than}"
+    if high < 1 / margin:
+        return WEAKER, f"the association with entailment is under 1/{margin:g} of that of {than}"
+    if low > 1 / margin and high < margin:
+        return AS_REFERENCE, f"the association with entailment is that of {than} within a factor of {margin:g}"
+    if low > 1:
+        return CANNOT_TELL, f"stronger than {than}, but whether by a factor of {margin:g} is open"
+    if high < 1:
+        return CANNOT_TELL, f"weaker than {than}, but whether by a factor of {margin:g} is open"
+    return CANNOT_TELL, f"the interval is too wide to say whether it is stronger or weaker than {than}"
+
+
+def _is(scan: Scan, names: Sequence[str]) -> np.ndarray:
+    return np.isin(scan.label, [code for code, name in enumerate(scan.labels) if name in names])
+
+
+def _odds_ratio_of(index: int, scan: Scan, entailment: Sequence[str]) -> Ratio | str:
+    """The odds ratio, or in words why there is none."""
+    holds, positive = scan.holds[:, index], _is(scan, entailment)
+    if not holds.any() or holds.all():
+        return f"it holds of {'no pair' if not holds.any() else 'every pair'}"
+    if not positive.any() or positive.all():
+        return f"{'no' if not positive.any() else 'every'} pair is entailment"
+    return odds_ratio(holds, positive, scan.premise)
+
+
+@dataclass(frozen=True)
+class GivenAway:
+    """A word of hypotheses, and how many of the sampled rows with it have the label."""
+
+    label: str
+    word: str
+    with_label: Share
+
+
+@dataclass(frozen=True)
+class HypothesisOnly:
+    """A baseline that tells the label from the hypothesis alone: a logistic regression on words and word pairs.
+
+    Poliak et al. 2018 and Gururangan et al. 2018 introduced it; here with 32 768 hashed features and an L2 penalty, a
+    lower bound of what a larger model finds. Held-out rows are a fifth of the sample, and the same hypothesis is never on both
+    sides. `reason` says why there is none.
+    """
+
+    reason: str = ""
+    num_training: int = 0
+    accuracy: Share | None = None
+    majority: Share | None = None
+    """The accuracy of always saying the training rows' most frequent label."""
+    lift: Estimate | None = None
+    """Accuracy minus the majority's, paired by held-out row, with the normal interval."""
+    words: tuple[GivenAway, ...] = ()
+    """Per label, the words that go with it most (by z; Gardner et al. 2021), in at least 20 sampled rows."""
+
+
+def hypothesis_only(sample: pa.Table) -> HypothesisOnly:
+    """The baseline on a sample of rows: columns label and hypothesis."""
+    names = sorted(set(sample["label"].to_pylist()))
+    if len(names) < 2:
+        return HypothesisOnly(f"all rows have the label {names[0]!r}")
+    if sample.num_rows < MIN_BASELINE_ROWS:
+        return HypothesisOnly(f"{sample.num_rows} rows are too few; it takes {MIN_BASELINE_ROWS}")
+    codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
+    hypotheses = sample["hypothesis"].combine_chunks()
+    words, offsets = word_hashes(hypotheses)
+    held_out = mixed(in_order(words, offsets) + np.uint64(1)) % np.uint64(HELD_OUT) == 0
+    if held_out.all() or not held_out.any() or len(set(codes[~held_out])) < 2:
+        return HypothesisOnly("the hypotheses are too much alike to hold some out")
+    features = _features(words, offsets)
+    weights = _fit(features[~held_out], codes[~held_out], len(names))
+    predicted = np.asarray(features[held_out] @ weights).argmax(axis=1)
+    truth = codes[held_out]
+    majority = truth == np.bincount(codes[~held_out]).argmax()
+    correct = predicted == truth
+    return HypothesisOnly(
+        "",
+        int((~held_out).sum()),
+        share_of(correct.sum(), len(truth)),
+        share_of(majority.sum(), len(truth)),
+        _paired(correct.astype(float) - majority),
+        _given_away(hypotheses, words, offsets, codes, names),
+    )
+
+
+def _paired(differences: np.ndarray) -> Estimate:
+    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    mean, n = float(differences.mean()), len(differences)
+    around = Interval(mean - half, mean + half)
+    return Estimate(mean, n, float(differences.min()), float(differences.max()), around, f"normal over {n} held-out rows")
+
+
+def _features(words: np.ndarray, offsets: np.ndarray) -> Any:
+    """Hashed words and word pairs, 1 where in the text: sparse, of shape (num_texts, NUM_FEATURES + 1); the last is 1."""
+    num_texts = len(offsets) - 1
+    text = np.repeat(np.arange(num_texts), np.diff(offsets))
+    hashed = np.concatenate([words, word_pairs(words, offsets)]) % np.uint64(NUM_FEATURES)
+    rows = np.concatenate([text, text, np.arange(num_texts)])
+    columns = np.concatenate([hashed.astype(np.int64), np.full(num_texts, NUM_FEATURES)])
+    matrix = sparse.csr_matrix((np.ones(len(rows), np.float64), (rows, columns)), (num_texts, NUM_FEATURES + 1))
+    matrix.data[:] = 1.0  # a word twice in a text is there, no more
+    return matrix
+
+
+def _fit(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarray:
+    """Weights of a multinomial logistic regression, of shape (num_features, num_labels)."""
+    shape = (features.shape[1], num_labels)
+    targets = np.zeros((features.shape[0], num_labels))
+    targets[np.arange(len(codes)), codes] = 1
+    transposed = features.T.tocsr()
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(shape)
+        logits = features @ weights
+        log_sums = special.logsumexp(logits, axis=1, keepdims=True)
+        gradient = transposed @ (np.exp(logits - log_sums) - targets) + PENALTY * weights
+        value = float((log_sums.sum() - (logits * targets).sum()) + 0.5 * PENALTY * (flat @ flat))
+        return value / len(codes), gradient.ravel() / len(codes)
+
+    # More steps change the weights of rare words, and no accuracy.
+    fitted = optimize.minimize(
+        loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": NUM_STEPS, "maxcor": 5}
+    )
+    return fitted.x.reshape(shape)
+
+
+def _given_away(
+    hypotheses: pa.StringArray, words: np.ndarray, offsets: np.ndarray, codes: np.ndarray, names: Sequence[str]
+) -> tuple[GivenAway, ...]:
+    if not len(words):
+        return ()
+    text = np.repeat(np.arange(len(codes)), np.diff(offsets))
+    _, first, word = np.unique(words, return_index=True, return_inverse=True)
+    # A word twice in a text counts once.
+    once = np.unique(text * len(first) + word)
+    counts = np.bincount((once % len(first)) * len(names) + codes[once // len(first)], minlength=len(first) * len(names))
+    counts = counts.reshape(-1, len(names))
+    totals, base = counts.sum(axis=1), np.bincount(codes, minlength=len(names)) / len(codes)
+    scores = (counts / totals[:, None] - base) * np.sqrt(totals[:, None] / (base * (1 - base)))
+    scores[totals < MIN_WORD_ROWS] = -np.inf
+    given_away = []
+    for code, name in enumerate(names):
+        for index in np.argsort(-scores[:, code], kind="stable")[:WORDS_PER_LABEL]:
+            if scores[index, code] > 0:
+                at = text[first[index]]
+                spelling = words_of(hypotheses[at].as_py())[first[index] - offsets[at]]
+                given_away.append(GivenAway(name, spelling, share_of(counts[index, code], totals[index])))
+    return tuple(given_away)
+
+
+@dataclass(frozen=True)
+class Length:
+    """Words of one side of one label's pairs: mean with a t interval over rows, and quantiles."""
+
+    label: str
+    side: str
+    mean: Estimate
+    median: float
+    percentile_5: float
+    percentile_95: float
+
+
+def lengths(scan: Scan) -> list[Length]:
+    """Lengths in words, by label and side."""
+    measured = []
+    for code, name in enumerate(scan.labels):
+        of_label = scan.lengths[scan.label == code]
+        for index, side in enumerate(("premise", "hypothesis")):
+            values = of_label[:, index]
+            n, mean = len(values), float(values.mean())
+            around = None
+            if n > 1:
+                half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+                around = Interval(mean - half, mean + half)
+            estimate = Estimate(mean, n, float(values.min()), float(values.max()), around, f"t over {n} rows")
+            measured.append(Length(name, side, estimate, *map(float, np.percentile(values, (50, 5, 95)))))
+    return measured
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Distinct-n of one side: different word n-grams over all, in blocks of 5 000 words of sampled rows in random order.
+
+    The blocks make files of any size comparable; distinct-1 is the type-token ratio. `distinct` maps n to the mean over blocks
+    with its t interval. `reason` says why there is none.
+    """
+
+    side: str
+    distinct: dict[int, Estimate]
+    reason: str = ""
+
+
+def diversity(sample: pa.Table) -> list[Diversity]:
+    """Distinct-1, -2 and -3 (Li et al. 2016) of a sample's premises and hypotheses."""
+    measured = []
+    for side in ("premise", "hypothesis"):
+        words, offsets = word_hashes(sample[side].combine_chunks())
+        num_blocks = min(MAX_BLOCKS, len(words) // BLOCK_WORDS)
+        if not num_blocks:
+            measured.append(Diversity(side, {}, f"{len(words)} words are too few; it takes {BLOCK_WORDS}"))
+            continue
+        position = np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))
+        grams, values = words, {}
+        for n in range(1, MAX_N + 1):
+            if n > 1:
+                grams = mixed(np.concatenate([grams[:1], grams[:-1]]) * np.uint64(31) + words)
+            shares = []
+            for start in range(0, num_blocks * BLOCK_WORDS, BLOCK_WORDS):
+                block = slice(start, start + BLOCK_WORDS)
+                whole = grams[block][position[block] >= n - 1]
+                if len(whole):
+                    shares.append(len(np.unique(whole)) / len(whole))
+            if shares:
+                values[n] = mean_estimate(shares)
+        measured.append(Diversity(side, values))
+    return measured
+
+
+def difference(first: Estimate, second: Estimate) -> Interval | None:
+    """Interval of the difference of two independent means whose own t intervals are known (Welch 1947)."""
+    if first.interval is None or second.interval is None:
+        return None
+    parts = []
+    for estimate in (first, second):
+        assert estimate.interval is not None
+        half = (estimate.interval.high - estimate.interval.low) / 2
+        parts.append(float(half / stats.t.ppf(0.5 + CONFIDENCE / 2, estimate.n - 1)) ** 2)
+    freedom = sum(parts) ** 2 / sum(part**2 / (e.n - 1) for part, e in zip(parts, (first, second), strict=True))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(sum(parts))
+    return Interval(first.mean - second.mean - half, first.mean - second.mean + half)

@@ -1,0 +1,338 @@
+"""Figure 1: accuracy against training size, one panel per starting point (the paper's layout).
+
+Colour and marker say the kind of training set, the line style says the test set. Every panel starts at x = 0
+with the starting point itself. A point is the mean over seeds, its bar runs from the smallest to the largest
+seed.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.study.frame import KEY, seed_means
+from analysis.study.series import Series, select
+from analysis.wording import KIND_NAMES, starting_point_name, thousands
+from sweep.graph.records import TRAINED_KINDS
+
+# Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
+KIND_STYLES = {
+    "original": ("#0072b2", "o"),
+    "synthetic": ("#d55e00", "s"),
+    "biased_synthetic": ("#009e73", "^"),
+}
+DASHES: tuple[Any, ...] = ("solid", (0, (5.0, 1.8)), (0, (1.2, 1.6)), "dashdot")
+"""Line styles of the series, in their order."""
+CURVE_STAGES = {"generator": "Generator", "starting_point": "Starting points"}
+CURVE_POINTS = 200
+"""Points drawn of a curve, about: more cannot be told apart."""
+INK, MUTED, GRID, PAPER = "#1a1c20", "#5c6068", "#e3e5e9", "#fefefe"
+
+RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+    # Text stays text: it can be searched and read aloud, and the file holds no glyph twice.
+    "svg.fonttype": "none",
+    # The same numbers give the same bytes.
+    "svg.hashsalt": "blindsweep",
+}
+
+
+def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:
+    """Draw the frame of `analysis.study.frame.evaluation_frame` in the layout of the paper's Figure 1.
+
+    With `intervals` (`analysis.study.tables.accuracy_table` of the same frame) a thin line shows each point's.
+
+    Raises ValueError when a series has no rows at all. A cell that is missing (a partial frame) breaks its
+    line: nothing is drawn across the gap.
+    """
+    means = seed_means(frame)
+    if intervals is not None:
+        by = [name for name in KEY if name != "seed"]
+        means = means.merge(intervals[[*by, "interval_low", "interval_high"]], on=by, how="left")
+    starting_sizes = sorted(means["starting_size"].unique())
+    if not starting_sizes:
+        raise ValueError("the frame has no rows, so there is nothing to draw; evaluate at least one task model")
+    for test in series:
+        if select(means, test).empty:
+            raise ValueError(f"no rows of {test.set} / {test.slice} with {test.num_labels} labels; draw another slice")
+    sizes = sorted({0, *means["size"]})
+    positions, to_scale = _positions(sizes)
+    columns = min(3, len(starting_sizes))
+    rows = math.ceil(len(starting_sizes) / columns)
+    with matplotlib.rc_context(RC):
+        legend_height = 0.78
+        height = 2.75 * rows + legend_height + 0.35
+        figure = Figure(figsize=(max(7.8, 3.35 * columns + 0.5), height), facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for index, axes in enumerate(grid.flat):
+            if index >= len(starting_sizes):
+                axes.set_axis_off()
+                continue
+            panel = means[means["starting_size"] == starting_sizes[index]]
+            _draw_panel(axes, panel, series, sizes, positions)
+            axes.set_title(
+                f"Start: {starting_point_name(int(starting_sizes[index]))}",
+                fontsize=10,
+                loc="left",
+                fontweight="bold",
+            )
+            last_row = index + columns >= len(starting_sizes)
+            if last_row:
+                axes.set_xlabel("training examples" + ("" if to_scale else " (spacing not to scale)"))
+            if index % columns == 0:
+                axes.set_ylabel("accuracy")
+        _draw_legends(figure, series)
+        figure.subplots_adjust(
+            left=0.72 / figure.get_figwidth(),
+            right=1 - 0.18 / figure.get_figwidth(),
+            top=1 - (legend_height + 0.28) / height,
+            bottom=0.52 / height,
+            hspace=0.36,
+            wspace=0.09,
+        )
+    return figure
+
+
+def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Figure:
+    """Synthetic minus original in points, with intervals: a panel for each test set, a row for each starting point and size.
+
+    `differences` is `analysis.study.tables.difference_table`'s, per cell. Raises ValueError when it has no row of any series.
+    """
+    panels = [(test, select(differences, test).sort_values(["starting_size", "size"])) for test in series]
+    panels = [(test, rows) for test, rows in panels if not rows.empty]
+    if not panels:
+        raise ValueError("no cell has both kinds, so there is no difference to draw")
+    num_rows = max(len(rows) for _, rows in panels)
+    with matplotlib.rc_context(RC):
+        figure = Figure(
+            figsize=(max(7.8, 3.1 * len(panels) + 1.4), 0.3 * num_rows + 1.3), facecolor=PAPER, layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(rows) for _, rows in panels}) == 1)[0]
+        for axes, (test, rows) in zip(grid, panels, strict=True):
+            names = [
+                f"{starting_point_name(int(start))}, {thousands(int(size))}"
+                for start, size in zip(rows["starting_size"], rows["size"], strict=True)
+            ]
+            y = range(len(rows))
+            axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
+            axes.hlines(y, 100 * rows["interval_low"], 100 * rows["interval_high"], color=INK, linewidth=0.9, zorder=2)
+            axes.plot(
+                100 * rows["mean"], y, color=KIND_STYLES["synthetic"][0], marker="s", linestyle="none", markersize=5, zorder=3
+            )
+            axes.set_yticks(y, names)
+            axes.yaxis.set_inverted(True)
+            axes.set_title(test.name, fontsize=9, loc="left", fontweight="bold", wrap=True)
+            axes.set_xlabel("points")
+            axes.grid(axis="x", color=GRID, linewidth=0.6)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def training_curves(curves: pd.DataFrame) -> Figure:
+    """Loss by share of the training done: a panel for the generator, the starting points and each kind of training set.
+
+    `curves` is `analysis.study.artifacts.curve_frame`'s. Raises ValueError when it has no rows.
+    """
+    if curves.empty:
+        raise ValueError("no finetuning has logged a step, so there is no curve to draw")
+    panels = [(name, curves[curves["stage"] == stage]) for stage, name in CURVE_STAGES.items()]
+    models = curves[curves["stage"] == "task_model"]
+    panels += [(KIND_NAMES[kind], models[models["kind"] == kind]) for kind in KIND_STYLES]
+    panels.append(("Doses of bias", models[~models["kind"].isin(KIND_STYLES)]))
+    panels = [(name, panel) for name, panel in panels if not panel.empty]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with matplotlib.rc_context(RC):
+        height = 2.3 * rows + 0.5
+        figure = Figure(figsize=(max(7.8, 3.35 * columns + 0.5), height), facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for index, (axes, (name, panel)) in enumerate(zip(grid.flat, panels, strict=False)):
+            kinds = set(panel["kind"].dropna())
+            colour = KIND_STYLES.get(kinds.pop() if len(kinds) == 1 else "", (INK, ""))[0]
+            for _, curve in panel.groupby("slug"):
+                curve = curve.iloc[:: max(1, len(curve) // CURVE_POINTS)]
+                axes.plot(curve["step"] / curve["step"].max(), curve["loss"], color=colour, linewidth=0.8, alpha=0.7)
+            axes.set_title(f"{name} ({panel['slug'].nunique()})", fontsize=10, loc="left", fontweight="bold")
+            axes.grid(color=GRID, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(bottom=0)
+            if index + columns >= len(panels):
+                axes.set_xlabel("share of the steps")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("loss")
+        figure.subplots_adjust(
+            left=0.72 / figure.get_figwidth(), right=1 - 0.18 / figure.get_figwidth(), top=1 - 0.32 / height,
+            bottom=0.52 / height, hspace=0.42, wspace=0.16,
+        )  # fmt: skip
+    return figure
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """The figure as PDF bytes, without a time or a version inside."""
+    return _save(figure, "pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def to_png(figure: Figure, *, dpi: int = 200) -> bytes:
+    """The figure as PNG bytes, without a time or a version inside."""
+    return _save(figure, "png", dpi=dpi, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as a self-contained SVG document."""
+    return _save(figure, "svg", metadata={"Date": None, "Creator": None}).decode()
+
+
+def inline_svg(svg: str, label: str) -> str:
+    """A figure's SVG as part of a page, in the page's own colours (light or dark); `label` is read aloud for it."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card"}
+    variables |= {colour: f"--{kind.split('_')[0]}" for kind, (colour, _) in KIND_STYLES.items()}
+    for colour, variable in variables.items():
+        body = body.replace(colour, f"var({variable})")
+    return body.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _save(figure: Figure, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format=file_format, facecolor=figure.get_facecolor(), **options)
+    return buffer.getvalue()
+
+
+def _positions(sizes: Sequence[int]) -> tuple[dict[int, float], bool]:
+    """Each size's place on the x axis (0..1): to scale, unless two tick labels would collide."""
+    largest = max(sizes) or 1
+    gaps = [(right - left) / largest for left, right in itertools.pairwise(sizes)]
+    if not gaps or min(gaps) >= 0.14:
+        return {size: size / largest for size in sizes}, True
+    return {size: index / (len(sizes) - 1) for index, size in enumerate(sizes)}, False
+
+
+def _draw_panel(
+    axes: Axes,
+    panel: pd.DataFrame,
+    series: Sequence[Series],
+    sizes: Sequence[int],
+    positions: dict[int, float],
+) -> None:
+    for test, dashes in zip(series, DASHES, strict=False):
+        rows = select(panel, test)
+        start = rows[rows["kind"] == "none"]
+        for shift, kind in enumerate(TRAINED_KINDS):
+            trained = rows[rows["kind"] == kind]
+            if trained.empty:
+                continue
+            colour, marker = KIND_STYLES[kind]
+            points = pd.concat([start, trained]).set_index("size")
+            # A size with no value stays in as a gap, so that a line never bridges a missing cell.
+            points = points.reindex([size for size in sizes if size == 0 or size in set(panel["size"])])
+            # Kinds stand a little apart: bars on top of each other hide which is which.
+            offset = [0.0 if size == 0 else (shift - 1) * 0.016 for size in points.index]
+            x = [positions[size] + moved for size, moved in zip(points.index, offset, strict=True)]
+            y = points["accuracy"].to_numpy(dtype=float)
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                linestyle=dashes,
+                marker=marker,
+                markersize=5.2,
+                linewidth=1.5,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                label=f"{KIND_NAMES[kind]} | {test.name}",
+                clip_on=False,
+                zorder=3,
+            )
+            low, high = points["low"].to_numpy(dtype=float), points["high"].to_numpy(dtype=float)
+            axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=1.6, alpha=0.75, zorder=2)
+            if "interval_low" in points:
+                low, high = (points[f"interval_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+                axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=0.7, alpha=0.5, zorder=2)
+        if not start.empty:
+            axes.plot(
+                [positions[0]],
+                start["accuracy"].to_numpy(dtype=float),
+                color=INK,
+                linestyle="none",
+                marker="D",
+                markersize=4.6,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                label=f"Starting point | {test.name}",
+                clip_on=False,
+                zorder=4,
+            )
+            axes.vlines([positions[0]], start["low"], start["high"], color=INK, linewidth=1.6, alpha=0.75, zorder=2)
+            if "interval_low" in start:
+                ends = (start["interval_low"], start["interval_high"])
+                axes.vlines([positions[0]], *ends, color=INK, linewidth=0.7, alpha=0.5, zorder=2)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(-0.05, 1.06)
+    axes.set_xticks([positions[size] for size in sizes], [thousands(size) for size in sizes])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legends(figure: Figure, series: Sequence[Series]) -> None:
+    kinds: list[Line2D] = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            markersize=6,
+            linewidth=1.8,
+            label=KIND_NAMES[kind],
+            markeredgecolor=PAPER,
+        )
+        for kind, (colour, marker) in KIND_STYLES.items()
+    ]
+    kinds.append(Line2D([], [], color=INK, marker="D", markersize=5.5, linestyle="none", label="Starting point"))
+    tests = [
+        Line2D([], [], color=INK, linestyle=dashes, linewidth=1.6, label=test.name)
+        for test, dashes in zip(series, DASHES, strict=False)
+    ]
+    left = 0.5 / figure.get_figwidth()
+    height = figure.get_figheight()
+    common: dict[str, Any] = {
+        "frameon": False,
+        "loc": "upper left",
+        "fontsize": 9,
+        "columnspacing": 1.6,
+        "borderaxespad": 0.0,
+        "handletextpad": 0.6,
+    }
+    figure.legend(handles=kinds, ncols=len(kinds), bbox_to_anchor=(left, 1 - 0.12 / height), handlelength=2.2, **common)
+    figure.legend(handles=tests, ncols=len(tests), bbox_to_anchor=(left, 1 - 0.42 / height), handlelength=2.9, **common)

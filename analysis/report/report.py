@@ -1,0 +1,191 @@
+"""The report of a study: one self-contained HTML file, with figure1.png, figure1.svg and frame.csv beside it.
+
+Where the study has data or cells in common with the paper's, table1_vs_paper.csv and figure1_vs_paper.csv are there, too.
+
+From Python: `build_report("blindsweep-store", "demo", "report")`.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from analysis.page import Block, Verdict, template, write_file
+from analysis.report.claims_section import claims_block
+from analysis.report.comparison import figure1_block
+from analysis.report.dose_response import dose_block, dose_figure
+from analysis.report.figures import difference_figure, figure1, inline_svg, to_pdf, to_png, to_svg
+from analysis.report.results import figure_caption, numbers, verdict
+from analysis.report.sections import (
+    composition_block,
+    curves_block,
+    origins_block,
+    paper_block,
+    provenance_block,
+    spent_block,
+    stages_block,
+    table1_block,
+    yield_block,
+)
+from analysis.report.slices import slices_block
+from analysis.study import paper
+from analysis.study.artifacts import lexical_overlap_counts
+from analysis.study.frame import describe_missing, evaluation_frame
+from analysis.study.series import Series, paper_series, select, study_series
+from analysis.study.tables import accuracy_table, difference_table
+from analysis.wording import slice_name, thousands
+from pipelines.errors import UserError
+from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
+from sweep.graph.records import Store, Study, read_plan
+
+
+def build_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Path:
+    """Write the report of a study and return its path.
+
+    `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.png`,
+    `figure1.svg`, `figure1.pdf`, `frame.csv` and `frame.parquet` are written beside it; `differences.*` where kinds can be
+    paired; `doses.*` where there are doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and
+    `verdicts.parquet` where the claims can be judged; and `figure1_vs_paper.csv` and
+    `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads
+    nothing: styles, figures and the frame are inside.
+
+    Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    study = Study.load(store, study_name)
+    frame = evaluation_frame(store, study, partial=partial)
+    target = Path(output) if str(output).endswith(".html") else Path(output) / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    csv = frame.to_csv(index=False)
+    values: dict[str, Any] = {
+        "title": study.title or study.experiment,
+        "name": study.experiment,
+        "summary": _summary(study, frame),
+        "marks": [f"{mark}: {count} of {study.num_built} artifacts" for mark, count in study.marks.items()],
+        "missing": [describe_missing(result) for result in frame.attrs["missing"]],
+        "question": _question(study),
+        "figure": None,
+        "num_rows": thousands(len(frame)),
+        "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv.encode()).decode(),
+    }
+    beside_figure: list[Block] = []
+    slices: list[Block] = []
+    doses: list[Block] = []
+    if frame.empty:
+        values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
+    else:
+        series = study_series(study, frame)
+        shown = pd.concat([select(frame, test) for test in series])
+        accuracies = accuracy_table(shown)
+        svg = _write_figure(target, "figure1", figure1(frame, series, accuracies))
+        values |= {
+            "verdict": verdict(shown, series),
+            "figure": Markup(inline_svg(svg, "Figure 1: accuracy by training size")),
+            "figure_caption": figure_caption(frame),
+            "numbers": numbers(shown, series, accuracies),
+        }
+        beside_figure = [*_differences_block(shown, series, target), _paper_figure1_block(study, frame, target)]
+        slices = slices_block(frame, series[-1].set, series[-1].slice)
+        doses = dose_block(frame, series)
+        if doses:
+            drawn = _write_figure(target, "doses", dose_figure(frame, series))
+            doses = [replace(doses[0], figure=inline_svg(drawn, "Accuracy by the bias of the training set"))]
+    counts = lexical_overlap_counts(store, study)
+    beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
+    if beside is not None:
+        write_file(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
+    curves, curves_figure = curves_block(store, study)
+    if curves_figure is not None:
+        _write_figure(target, "training_curves", curves_figure)
+    claims, judged = ([], None) if frame.empty else claims_block(store, study, frame, counts, partial=partial)
+    if judged is not None:
+        write_file(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
+        write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
+    values["claims"] = claims
+    values["blocks"] = [
+        *beside_figure,
+        *doses,
+        *table1_block(counts, beside),
+        *slices,
+        *yield_block(store, study),
+        *curves,
+        *composition_block(study),
+        *paper_block(study),
+        *stages_block(study),
+        *spent_block(study, read_plan(store, study.experiment)),
+        *origins_block(store, study),
+        provenance_block(study),
+    ]
+    write_file(target.with_name("frame.csv"), csv.encode())
+    write_file(target.with_name("frame.parquet"), frame.to_parquet(index=False))
+    # Last: who sees the report finds the files beside it.
+    write_file(target, template("report.html.j2").render(values).encode())
+    return target
+
+
+def _write_figure(target: Path, name: str, figure: Figure) -> str:
+    """Write a figure beside `target` as SVG, PNG and PDF; returns the SVG."""
+    svg = to_svg(figure)
+    write_file(target.with_name(f"{name}.svg"), svg.encode())
+    write_file(target.with_name(f"{name}.png"), to_png(figure))
+    write_file(target.with_name(f"{name}.pdf"), to_pdf(figure))
+    return svg
+
+
+def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Path) -> list[Block]:
+    try:
+        differences = difference_table(frame)
+        figure = difference_figure(differences, series)
+    except (UserError, ValueError):
+        # The section on what the numbers say has told so.
+        return []
+    svg = _write_figure(target, "differences", figure)
+    caption = (
+        "Accuracy with synthetic minus accuracy with original training data, paired by seed: mean and 95 % t interval over "
+        "seeds, cut at ±100 points; of one seed the difference alone. Rows are starting point and training size."
+    )
+    drawn = inline_svg(svg, "Synthetic minus original, per cell, with intervals")
+    return [Block("differences", "Synthetic minus original", figure=drawn, figure_caption=caption)]
+
+
+def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Block:
+    if not paper.has_paper_cells(study, frame):
+        return figure1_block(None)
+    beside = paper.figure1_beside(frame)
+    write_file(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
+    series = paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET, paper.BLINDSPOT_SLICE)
+    drawn = to_svg(figure1(paper.figure1(), series))
+    return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
+
+
+def _summary(study: Study, frame: pd.DataFrame) -> str:
+    num_evaluations = frame["fingerprint"].nunique()
+    seeds = frame["seed"].nunique()
+    newest = max((step.record.created for step in study.steps if step.record), default="")
+    parts = [f"{num_evaluations} evaluated task models", f"{seeds} seed{'s' if seeds != 1 else ''}"]
+    return " · ".join([*parts, f"newest artifact {newest[:16].replace('T', ' ')} UTC"] if newest else parts)
+
+
+def _question(study: Study) -> list[str]:
+    heuristic = str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
+    known = HEURISTICS.get(heuristic)
+    what = f" ({known.description[0].lower()}{known.description[1:].rstrip('.')})" if known else ""
+    return [
+        "Does finetuning on data that a model wrote give a model blindspots? A generator, finetuned on the "
+        "original training data, writes a synthetic pool. Task models from several starting points are "
+        "finetuned on training sets of equal size and equal numbers per label that are original, "
+        "synthetic, or synthetic with a bias put in on purpose: the heuristic "
+        f"'{heuristic.replace('_', ' ')}'{what} holds of every example of the label that it predicts and of no other.",
+        "The quantity of interest is accuracy with synthetic minus accuracy with original training data, "
+        "from the same starting point, at the same size and with the same seed: on a general test set, on "
+        "a blindspot test set, and on the blindspot's adversarial slice, where going by the heuristic is wrong "
+        f"({slice_name(study.blindspot_slice)}).",
+    ]

@@ -1,0 +1,418 @@
+"""The report's sections on artifacts: Table 1, yield, training sets, durations, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.page import Block, Column, Fold, Table
+from analysis.report.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, table1_beside_table
+from analysis.report.figures import inline_svg, to_svg, training_curves
+from analysis.stats.statistics import wilson_interval
+from analysis.study.artifacts import (
+    LabelCount,
+    curve_frame,
+    label_yield_frame,
+    reject_samples,
+    spent_frame,
+    stage_frame,
+    training_set_frame,
+    yield_frame,
+)
+from analysis.study.paper import table1
+from analysis.study.tables import lexical_overlap_table
+from analysis.wording import NOTHING, duration, kind_name, percent, percent_range, thousands
+from sweep.graph.records import STAGES, Store, Study
+
+# The manifest's lists of a replication's notes, and what the report calls them.
+NOTES = {"departures": "Departures from the paper", "unsettled": "Unsettled in the paper, chosen here"}
+
+
+def table1_block(counts: Mapping[str, Mapping[str, LabelCount]], beside: pd.DataFrame | None) -> list[Block]:
+    """Table 1, when both "original" and "synthetic" data are built; beside the paper's, if given; and the odds ratios."""
+    if len(counts) < 2 and beside is None:
+        return []
+    tables, text = [], ["LO: every word of the hypothesis occurs in the premise."]
+    if len(counts) == 2:
+        tables.append(_table1(counts))
+        text[0] += (
+            " S:O: the synthetic share over the original share of the same label. Intervals are Wilson's for shares and "
+            f"Katz's for ratios, as if examples were independent draws; {NOTHING} where a count is 0."
+        )
+    if beside is not None:
+        tables.append(table1_beside_table(beside))
+        text.append(TABLE1_NOTE)
+    tables.append(odds_table([("Ours", counts)] if beside is None else [("Ours", counts), ("Paper's", table1())]))
+    text.append(ODDS_NOTE)
+    return [Block("table1", "Table 1: lexical overlap in original and synthetic data", text, tables)]
+
+
+def _table1(counts: Mapping[str, Mapping[str, LabelCount]]) -> Table:
+    table = lexical_overlap_table(counts["original"], counts["synthetic"])
+    rows = [
+        [
+            str(row["dataset"]).capitalize(),
+            row["label"],
+            thousands(row["count"]),
+            thousands(row["num_lexical_overlap"]),
+            percent(row["share"], 3),
+            percent_range(row["share_low"], row["share_high"], 3),
+            NOTHING if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}",
+            NOTHING if pd.isna(row["ratio_low"]) else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+        ]
+        for _, row in table.iterrows()
+    ]
+    columns = [
+        Column("Data"),
+        Column("Label"),
+        Column("Count (n)", "number"),
+        Column("# LO", "number"),
+        Column("% LO", "number"),
+        Column("95 % interval", "number"),
+        Column("S:O", "number"),
+        Column("95 % interval", "number"),
+    ]
+    return Table(columns, rows, group_starts=frozenset({len(counts["synthetic"])}))
+
+
+def yield_block(store: Store, study: Study) -> list[Block]:
+    """Outcomes of the generator's texts, per reason, and the yield of each label."""
+    outcomes = yield_frame(store, study).groupby("outcome", sort=False)["count"].sum()
+    if outcomes.empty:
+        return []
+    total = int(outcomes.sum())
+    # Parsed first, then what was rejected most.
+    rejected = outcomes.drop("parsed").sort_values(ascending=False, kind="stable")
+    rows = [["parsed", thousands(int(outcomes["parsed"])), percent(outcomes["parsed"] / total, 2)]]
+    rows += [
+        [f"rejected: {str(reason).replace('_', ' ')}", thousands(int(count)), percent(count / total, 2)]
+        for reason, count in rejected.items()
+    ]
+    rows.append(["all", thousands(total), percent(1.0, 2)])
+    by_outcome = Table(
+        [Column("Outcome"), Column("Texts", "number"), Column("Share", "number")],
+        rows,
+        group_starts=frozenset({1, len(rows) - 1}),
+    )
+    by_label = []
+    for label, of_label in label_yield_frame(store, study).groupby("label", sort=False):
+        generated, parsed = int(of_label["generated"].sum()), int(of_label["parsed"].sum())
+        interval = wilson_interval(parsed, generated)
+        by_label.append(
+            [
+                str(label),
+                thousands(generated),
+                thousands(parsed),
+                percent(parsed / generated, 2),
+                percent_range(interval.low, interval.high, 2),
+            ]
+        )
+    columns = [
+        Column("Label"),
+        Column("Texts (n)", "number"),
+        Column("Parsed", "number"),
+        Column("Yield", "number"),
+        Column("95 % interval (Wilson)", "number"),
+    ]
+    text = (
+        "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
+        "What is rejected is kept beside the pool with its reason."
+    )
+    samples = reject_samples(store, study)
+    folds = []
+    if not samples.empty:
+        shown = [
+            [reason.replace("_", " "), label, _shortened(text)]
+            for reason, label, text in samples.itertuples(index=False, name=None)
+        ]
+        table = Table([Column("Reason"), Column("Label asked for"), Column("Text, as it was written", "wrap")], shown)
+        folds.append(Fold("Rejected texts, the first of each reason", [table]))
+    return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)], folds)]
+
+
+def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None]:
+    """Training curves, and their figure; nothing where no finetuning has logged a step."""
+    curves = curve_frame(store, study)
+    if curves.empty:
+        return [], None
+    figure = training_curves(curves)
+    caption = (
+        "Mean loss of the examples since the last logged step, for each finetuning (their number in brackets), against the "
+        "share of its steps. The generator's is per token, the others' per example."
+    )
+    svg = inline_svg(to_svg(figure), "Training curves: loss by share of the steps")
+    return [Block("curves", "Training curves", figure=svg, figure_caption=caption)], figure
+
+
+def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
+    """The plan against what was spent, by stage; without a plan's estimate, what was spent."""
+    stages = (plan or {}).get("stages", {})
+    costs = (plan or {}).get("costs")
+    gpus = {stage: planned.get("gpus_per_step", 0) for stage, planned in stages.items()}
+    spent = spent_frame(study, gpus)
+    if not spent["num_built"].any():
+        return []
+    rows = []
+    for spending in spent.itertuples(index=False):
+        row = [
+            spending.stage.replace("_", " "),
+            f"{spending.num_built} of {spending.num_steps}",
+            duration(spending.hours * 3600),
+        ]
+        if costs:
+            planned = stages[spending.stage]["in_all"]["gpu_hours"]
+            row += [
+                f"{planned:,.2f}",
+                f"{spending.gpu_hours:,.2f}",
+                _dollars(planned, costs),
+                _dollars(spending.gpu_hours, costs),
+            ]
+        rows.append(row)
+    columns = [Column("Stage"), Column("Built"), Column("Time of its artifacts", "number")]
+    if costs:
+        columns += [Column(name, "number") for name in ("GPU-hours, planned", "spent", "Dollars, planned", "spent")]
+        text = [
+            f"Planned: the estimate for {costs['gpu']} at ${costs['price']:g} an hour, made when the study was last run, for "
+            "all of its artifacts. Spent: what the built ones took, times the share of GPUs that they held."
+        ]
+    else:
+        why = f": {plan['why_no_costs']}" if plan and plan.get("why_no_costs") else ""
+        text = [f"No estimate was made of what this study costs{why}."]
+    return [Block("spent", "The plan against what was spent", text, [Table(columns, rows)])]
+
+
+def _dollars(gpu_hours: float, costs: Mapping[str, Any]) -> str:
+    return f"${gpu_hours * costs['price']:,.2f}"
+
+
+def _shortened(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({thousands(len(text))} characters)"
+
+
+def origins_block(store: Store, study: Study) -> list[Block]:
+    """The run, the rows and the configuration of each evaluated cell."""
+    rows = [
+        [
+            step.slug,
+            f"tags.fingerprint = '{step.fingerprint}'",
+            store.folder(step.id),
+            f"blindsweep explain {study.experiment} METRIC --cell {step.slug}",
+        ]
+        for step in study.steps
+        if step.stage == "evaluation" and step.record
+    ]
+    if not rows:
+        return []
+    columns = [
+        Column("Cell"),
+        Column("Its run, by MLflow's filter", "wrap"),
+        Column("Its rows", "wrap"),
+        Column("All of it", "wrap"),
+    ]
+    text = [
+        "Each accuracy is of one evaluation or a mean over seeds of several. Logits of every item and the counts of every "
+        "slice lie in the evaluation's folder; the command tells the configuration of all that a number was made from."
+    ]
+    return [
+        Block("origins", "Where each number comes from", text, folds=[Fold(f"{len(rows)} evaluations", [Table(columns, rows)])])
+    ]
+
+
+def paper_block(study: Study) -> list[Block]:
+    """A replication's departures from the paper, and its choices where the paper is silent; from the manifest."""
+    if "departures" not in study.parameters:
+        return []
+    columns = [Column("Point", "wrap"), Column("Paper", "wrap"), Column("Here", "wrap"), Column("Why", "wrap")]
+    tables = [
+        Table(
+            columns,
+            [[note[name] for name in ("topic", "paper", "ours", "why")] for note in study.parameters[key]],
+            caption=caption if study.parameters[key] else f"{caption}: none",
+        )
+        for key, caption in NOTES.items()
+    ]
+    text = ["The paper is Zhang and Pavlick's, with the recipe of their released scripts where it is silent."]
+    return [Block("paper", "Departures from the paper", text, tables)]
+
+
+def composition_block(study: Study) -> list[Block]:
+    """Rows and lexical overlaps of the training sets, by label."""
+    sets = training_set_frame(study)
+    if sets.empty:
+        return []
+    sets["set"] = [
+        f"Starting set, {thousands(int(start))}" if stage == "starting_set" else f"{kind_name(kind)}, {thousands(int(size))}"
+        for stage, start, kind, size in zip(
+            sets["stage"], sets["starting_size"].fillna(0), sets["kind"], sets["size"].fillna(0), strict=True
+        )
+    ]
+    rows: list[list[str]] = []
+    starts = set()
+    for name, of_set in sets.groupby("set", sort=False):
+        starts.add(len(rows))
+        num_sets = of_set["fingerprint"].nunique()
+        for label, of_label in of_set.groupby("label", sort=False):
+            overlap, number = of_label["num_lexical_overlap"].sum(), of_label["num_rows"].sum()
+            low, high = int(of_label["num_rows"].min()), int(of_label["num_rows"].max())
+            rows.append(
+                [
+                    str(name),
+                    str(num_sets),
+                    str(label),
+                    thousands(low) if low == high else f"{thousands(low)} to {thousands(high)}",
+                    thousands(round(overlap / len(of_label))),
+                    percent(overlap / number, 2),
+                ]
+            )
+    columns = [
+        Column("Training set"),
+        Column("Sets", "number"),
+        Column("Label"),
+        Column("Rows per set", "number"),
+        Column("# LO, mean", "number"),
+        Column("% LO", "number"),
+    ]
+    text = ["Sets of the same kind and size differ by seed (and by starting point, where they must not share examples)."]
+    return [
+        Block(
+            "composition",
+            "What the training sets hold",
+            text,
+            folds=[
+                Fold(
+                    f"{sets['fingerprint'].nunique()} sets by label",
+                    [Table(columns, rows, group_starts=frozenset(starts - {0}))],
+                )
+            ],
+        )
+    ]
+
+
+def stages_block(study: Study) -> list[Block]:
+    """Durations and throughput by stage."""
+    stages = stage_frame(study)
+    if stages.empty:
+        return []
+    speeds = [name for name in stages.columns if name.endswith("_per_s")]
+    rows = []
+    for stage in sorted(stages["stage"].unique(), key=_stage_order):
+        chosen = stages[stages["stage"] == stage]
+        seconds = chosen["total_s"].astype(float)
+        speed = [
+            f"{thousands(round(pd.to_numeric(chosen[name]).median()))} {name.rsplit('_per_', 1)[0].replace('_', ' ')}/s"
+            for name in speeds
+            if chosen[name].notna().any()
+        ]
+        rows.append(
+            [
+                stage.replace("_", " "),
+                str(len(chosen)),
+                duration(seconds.sum(min_count=1)),
+                duration(seconds.median()),
+                duration(seconds.max()),
+                ", ".join(speed) or NOTHING,
+            ]
+        )
+    columns = [
+        Column("Stage"),
+        Column("Artifacts", "number"),
+        Column("Total", "number"),
+        Column("Median", "number"),
+        Column("Longest", "number"),
+        Column("Median throughput"),
+    ]
+    text = [
+        "Time each artifact took when it was built, whenever that was; of those that were built as a group, each one's share. "
+        "Artifacts are built side by side, so the totals can be more than the time the study took."
+    ]
+    return [Block("stages", "Durations and throughput", text, [Table(columns, rows)])]
+
+
+def provenance_block(study: Study) -> Block:
+    """The origin of the results: code, hardware, parameters, versions, fingerprints."""
+    built = [step for step in study.steps if step.record]
+    records = [step.record for step in built if step.record]
+    facts = [
+        ["Code", _distinct(records, lambda record: _commit(record.git))],
+        ["Hardware", _distinct(records, lambda record: _machine(record.hardware))],
+        ["Artifacts", f"{len(built)} of {len(study.steps)} built"],
+    ]
+    versions: dict[str, list[str]] = {}
+    for record in records:
+        for package, version in record.versions.items():
+            versions.setdefault(package, [])
+            if version not in versions[package]:
+                versions[package].append(version)
+    two = [Column("Name"), Column("Value", "wrap")]
+    fingerprints = [
+        [
+            step.stage.replace("_", " "),
+            step.slug,
+            step.record.created[:19].replace("T", " ") if step.record else "not built",
+            step.fingerprint,
+        ]
+        for step in study.steps
+    ]
+    columns = [
+        Column("Stage"),
+        Column("Artifact"),
+        Column("Created (UTC)"),
+        Column("Fingerprint"),
+    ]
+    plain = {name: value for name, value in study.parameters.items() if name not in NOTES}
+    parameters = [[name, value] for name, value in _flatten(plain)]
+    return Block(
+        "provenance",
+        "Provenance",
+        tables=[Table(two, facts)],
+        folds=[
+            Fold("Experiment parameters", [Table(two, parameters)]),
+            Fold(
+                "Package versions",
+                [Table(two, [[name, ", ".join(values)] for name, values in sorted(versions.items())])],
+            ),
+            Fold(f"Fingerprints of {len(fingerprints)} artifacts", [Table(columns, fingerprints)]),
+        ],
+    )
+
+
+def _stage_order(stage: str) -> int:
+    return STAGES.index(stage) if stage in STAGES else len(STAGES)
+
+
+def _distinct(records: Iterable[Any], read: Callable[[Any], str]) -> str:
+    return "; ".join(dict.fromkeys(read(record) for record in records)) or NOTHING
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    if not git.get("commit"):
+        return "commit unknown"
+    return f"commit {git['commit']}" + (" with uncommitted changes" if git.get("dirty") else "")
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    """One machine in words: '4 × NVIDIA H100, 81559 MiB' for its GPUs, and facts that are not known here under their names."""
+    facts = dict(hardware)
+    gpus = list(facts.pop("gpus", []))
+    words = [" ".join(str(facts.pop(name)) for name in ("system", "machine") if name in facts)]
+    for name, unit in (("num_cpus", "CPUs"), ("memory_gib", "GiB memory")):
+        if name in facts:
+            words.append(f"{facts.pop(name)} {unit}")
+    words += [f"{name}: {value}" for name, value in _flatten(facts)]
+    words += [f"{gpus.count(gpu)} × {gpu}" for gpu in dict.fromkeys(gpus)]
+    if "gpus" in hardware and not gpus:
+        words.append("no GPU")
+    return ", ".join(filter(None, words)) or "unknown"
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested mappings as dotted names; lists stay whole."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,204 @@
+"""The contents of a study's artifacts: make-up of training sets, yield of the pool, durations and throughput."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+from pipelines.finetune.checkpoints import METRICS_FILE
+from pipelines.storage import join
+from pipelines.tasks.examples import LABELS, Label, read_examples
+from pipelines.tasks.heuristics import lexical_overlap
+from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """The number of a label's examples, and of those of them that have lexical overlap."""
+
+    num_rows: int
+    num_lexical_overlap: int
+
+
+def count_lexical_overlap(examples: pa.Table) -> dict[str, LabelCount]:
+    """Rows and lexical overlaps per label of an examples table, in the order of the labels."""
+    overlap = lexical_overlap(examples["premise"], examples["hypothesis"])
+    by_label = pd.Series(overlap).groupby(examples["label"].to_pandas())
+    counts = {str(label): LabelCount(of_label.size, int(of_label.sum())) for label, of_label in by_label}
+    return {label: counts[label] for label in sorted(counts, key=label_order)}
+
+
+def entailment_and_rest(counts: Mapping[str, LabelCount]) -> tuple[LabelCount, LabelCount]:
+    """The count of entailment, and that of all other labels together."""
+    rest = [count for label, count in counts.items() if label != Label.ENTAILMENT]
+    return (
+        counts.get(Label.ENTAILMENT, LabelCount(0, 0)),
+        LabelCount(sum(count.num_rows for count in rest), sum(count.num_lexical_overlap for count in rest)),
+    )
+
+
+def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
+    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (the pool), where they are built.
+
+    Raises UserError for a study with several of either.
+    """
+    counts = {}
+    for dataset, stage, path in (("original", "sources", "train.parquet"), ("synthetic", "synthetic_pool", "pool")):
+        built = _built(study, (stage,))
+        if len(built) > 1:
+            raise UserError(
+                f"study {study.experiment!r} has {len(built)} artifacts of stage {stage}; Table 1 compares one with one"
+            )
+        if built:
+            counts[dataset] = composition(store, built[0], path)
+    return counts
+
+
+def training_set_frame(study: Study) -> pd.DataFrame:
+    """One row per (built starting or training set, label): coordinates, num_rows, num_lexical_overlap.
+
+    Read from the sets' records. A training set that all starting points share has no starting_size: NA.
+    """
+    columns = ["stage", *COORDINATES, "label", "num_rows", "num_lexical_overlap", "fingerprint"]
+    rows = []
+    for step in _built(study, ("starting_set", "training_set")):
+        metrics = step.record.metrics
+        rows += [
+            {
+                "stage": step.stage,
+                **{name: step.coordinates.get(name) for name in COORDINATES},
+                "label": str(label),
+                "num_rows": metrics[f"{label}/num_examples"],
+                "num_lexical_overlap": metrics[f"{label}/lexical_overlap"],
+                "fingerprint": step.fingerprint,
+            }
+            for label in LABELS
+        ]
+    frame = pd.DataFrame(rows, columns=columns)
+    numbers = ["starting_size", "size", "seed", "num_rows", "num_lexical_overlap"]
+    return frame.astype({name: "Int64" for name in numbers})
+
+
+def yield_frame(store: Store, study: Study) -> pd.DataFrame:
+    """Outcomes of the generator's texts, one row per (pool, outcome), with `count` and `share` of all.
+
+    `outcome` is "parsed" or a reject reason. Read from the `yield.json` of each synthetic pool that is built.
+    Raises UserError when the counts do not add up to the texts that were generated.
+    """
+    rows = []
+    for step, counts in _yields(store, study):
+        total = sum(counts["generated"].values())
+        outcomes = {"parsed": sum(counts["parsed"].values()), **counts["rejected"]}
+        if total == 0 or sum(outcomes.values()) != total:
+            raise UserError(
+                f"the outcomes in yield.json of {step.slug}-{step.fingerprint[:12]} add up to "
+                f"{sum(outcomes.values())} of {total} texts; remove the pool and run again"
+            )
+        rows += [
+            {"pool": step.fingerprint, "outcome": outcome, "count": count, "share": count / total}
+            for outcome, count in outcomes.items()
+        ]
+    return pd.DataFrame(rows, columns=["pool", "outcome", "count", "share"])
+
+
+def label_yield_frame(store: Store, study: Study) -> pd.DataFrame:
+    """Numbers of texts generated and parsed, one row per (pool, label)."""
+    rows = [
+        {
+            "pool": step.fingerprint,
+            "label": label,
+            "generated": generated,
+            "parsed": counts["parsed"][label],
+        }
+        for step, counts in _yields(store, study)
+        for label, generated in counts["generated"].items()
+    ]
+    return pd.DataFrame(rows, columns=["pool", "label", "generated", "parsed"])
+
+
+def reject_samples(store: Store, study: Study, per_reason: int = 3) -> pd.DataFrame:
+    """Up to `per_reason` rejected texts of each reason, by id: reason, label, text, as they were written."""
+    tables = []
+    for step in _built(study, ("synthetic_pool",)):
+        folder = store.folder(step.id)
+        for path in sorted(step.record.files):
+            if path.startswith("rejects/") and path.endswith(".parquet"):
+                content = pa.py_buffer(store.read_bytes(folder, path))
+                tables.append(pq.read_table(content, columns=["id", "reason", "label", "text"]))
+    if not tables:
+        return pd.DataFrame(columns=["reason", "label", "text"])
+    rejects = pa.concat_tables(tables).to_pandas().sort_values("id", kind="stable")
+    return (
+        rejects.groupby("reason", sort=True).head(per_reason).sort_values("reason", kind="stable")[["reason", "label", "text"]]
+    )
+
+
+def curve_frame(store: Store, study: Study) -> pd.DataFrame:
+    """The logged steps of every built finetuning: stage, slug, its coordinates, step, loss, learning_rate."""
+    columns = ["stage", "slug", *COORDINATES, "step", "loss", "learning_rate"]
+    rows = []
+    for step in _built(study, ("generator", "starting_point", "task_model")):
+        if METRICS_FILE not in step.record.files:
+            continue
+        place = [step.stage, step.slug, *(step.coordinates.get(name) for name in COORDINATES)]
+        folder = store.folder(step.id)
+        for line in store.read_bytes(folder, METRICS_FILE).splitlines():
+            entry = json.loads(line)
+            rows.append([*place, entry["step"], entry["loss"], entry["learning_rate"]])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def spent_frame(study: Study, gpus: Mapping[str, float]) -> pd.DataFrame:
+    """One row per stage, in order: num_built, num_steps, hours of its artifacts, and gpu_hours, with `gpus` a step of it."""
+    rows = []
+    for stage in STAGES:
+        steps = [step for step in study.steps if step.stage == stage]
+        if steps:
+            hours = sum(step.record.durations["total_s"] for step in steps if step.record) / 3600
+            num_built = sum(step.record is not None for step in steps)
+            rows.append([stage, num_built, len(steps), hours, hours * gpus.get(stage, 0)])
+    return pd.DataFrame(rows, columns=["stage", "num_built", "num_steps", "hours", "gpu_hours"])
+
+
+def stage_frame(study: Study) -> pd.DataFrame:
+    """One row per built artifact: stage, slug, fingerprint, `total_s`, and its throughput metrics.
+
+    `total_s` is the seconds it took to build, whenever that was; throughput are metrics named `…_per_s`.
+    """
+    rows = []
+    for step in _built(study, None):
+        record = step.record
+        row = {"stage": step.stage, "slug": step.slug, "fingerprint": step.fingerprint}
+        row["total_s"] = record.durations.get("total_s")
+        row |= {name: value for name, value in record.metrics.items() if name.endswith("_per_s")}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["stage", "slug", "fingerprint", "total_s"])
+
+
+def composition(store: Store, step: StudyStep, path: str) -> dict[str, LabelCount]:
+    """Rows and lexical overlaps per label of a built artifact's examples: a file, or a folder of them."""
+    examples = read_examples(join(store.folder(step.id), path))
+    return count_lexical_overlap(examples)
+
+
+def label_order(label: str) -> tuple[int, str]:
+    """Sorts labels in the order of the classification head, others after them by name."""
+    names = [str(label) for label in LABELS]
+    return (names.index(label) if label in names else len(names), label)
+
+
+def _built(study: Study, stages: Iterable[str] | None) -> list[Any]:
+    return [step for step in study.steps if step.record is not None and (stages is None or step.stage in stages)]
+
+
+def _yields(store: Store, study: Study) -> Iterator[tuple[StudyStep, Mapping[str, Any]]]:
+    for step in _built(study, ("synthetic_pool",)):
+        folder = store.folder(step.id)
+        yield step, json.loads(store.read_bytes(folder, "yield.json"))

@@ -1,0 +1,196 @@
+"""Tidy frames of a study's evaluations, from its records. Strict: what the manifest promises and the store lacks is an error.
+
+Which cells should exist is read from the study's manifest, their values from each evaluation's
+`metrics.json`, and where they belong from its coordinates; nothing is recovered from a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from pipelines.errors import UserError
+from sweep.graph.records import COORDINATES, KINDS, Store, Study
+
+CELL = tuple(name for name in COORDINATES if name != "seed")
+KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
+DTYPES = {
+    "starting_size": "int64",
+    "kind": pd.CategoricalDtype(KINDS, ordered=True),
+    "size": "int64",
+    "seed": "int64",
+    "set": "string",
+    "slice": "string",
+    "num_labels": "int64",
+    "folding": "string",
+    "accuracy": "float64",
+    "num_correct": "int64",
+    "num_examples": "int64",
+    "fingerprint": "string",
+    "bias": "float64",
+}
+_ROW_FIELDS = ("set", "slice", "num_labels", "folding", "accuracy", "num_correct", "num_examples")
+
+
+class IncompleteSweepError(UserError):
+    """The study lacks results that its manifest promises; `missing` lists them, one mapping each."""
+
+    def __init__(self, study_name: str, missing: list[dict[str, Any]]) -> None:
+        lines = "\n".join(f"  {describe_missing(result)}" for result in missing)
+        super().__init__(
+            f"study {study_name!r} lacks {len(missing)} result(s):\n{lines}\n"
+            "run the study again to build what is missing, or ask for a partial report (--partial)"
+        )
+        self.missing = missing
+
+
+class DuplicateRowsError(UserError):
+    """Two results claim the same cell; which one holds cannot be told."""
+
+
+def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd.DataFrame:
+    """One row per `KEY` (starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, typed as `DTYPES`.
+
+    `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
+    "none" and `size` 0 for a starting point evaluated as it is; a dose of bias is a kind of its own, and `bias` its dose: NaN
+    for all others. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
+    (`pipelines.evaluate.scoring.entails`).
+
+    Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
+    `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises
+    DuplicateRowsError for two results of one cell, and UserError for a metrics file that does not hold
+    together.
+    """
+    rows: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
+    cells: dict[tuple[Any, ...], str] = {}
+    slices: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    biases: dict[str, float] = {}
+    for step in study.steps:
+        if step.stage != "evaluation":
+            continue
+        cell = _cell(step.coordinates, step.slug)
+        if cell in cells:
+            raise DuplicateRowsError(
+                f"evaluations {cells[cell]} and {step.slug}-{step.fingerprint[:12]} are both of "
+                f"{_named(cell)}; one cell has one evaluation: run the study again to write its manifest anew"
+            )
+        if "bias" in step.coordinates:
+            biases[cell[1]] = float(step.coordinates["bias"])
+        cells[cell] = f"{step.slug}-{step.fingerprint[:12]}"
+        if step.record is None:
+            why = _why_missing(study, step.fingerprint)
+            missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "evaluation", "why": why})
+            continue
+        of_cell = _evaluation_rows(store, step)
+        slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
+        place = {**dict(zip(COORDINATES, cell, strict=True)), "bias": biases.get(cell[1])}
+        rows += [{**place, **row} for row in of_cell]
+    if not cells:
+        raise UserError(f"study {study.experiment!r} has no evaluation among its steps, so there is nothing to report")
+    # Every task model of a study is measured on the same slices; one that lacks some cannot be compared.
+    expected = set().union(*slices.values())
+    for cell, found_slices in slices.items():
+        for set_, slice_, num_labels, folding in sorted(expected - found_slices):
+            what = f"{set_} / {slice_} ({num_labels} labels, {folding})"
+            missing.append(
+                {
+                    **dict(zip(COORDINATES, cell, strict=True)),
+                    "what": what,
+                    "why": "not in the evaluation's metrics",
+                }
+            )
+    kinds = [*KINDS, *sorted(biases, key=lambda kind: biases[kind])]
+    missing.sort(key=lambda result: (result["starting_size"], kinds.index(result["kind"]), result["size"], result["seed"]))
+    if missing and not partial:
+        raise IncompleteSweepError(study.experiment, missing)
+    frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES | {"kind": pd.CategoricalDtype(kinds, ordered=True)})
+    frame = frame.sort_values(list(KEY), ignore_index=True)
+    _check_same_test_items(frame)
+    frame.attrs["missing"] = missing
+    return frame
+
+
+def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean accuracy over seeds per `KEY` without the seed, its range and n."""
+    by = [name for name in KEY if name != "seed"]
+    grouped = frame.groupby(by, observed=True, sort=True)["accuracy"]
+    return grouped.agg(accuracy="mean", low="min", high="max", n="count").reset_index()
+
+
+def describe_missing(result: Mapping[str, Any]) -> str:
+    """One missing result in words."""
+    cell = _named(tuple(result[name] for name in COORDINATES))
+    return f"{cell}: {result['what']} ({result['why']})"
+
+
+def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int]:
+    absent = [name for name in COORDINATES if coordinates.get(name) is None]
+    if absent:
+        raise UserError(f"evaluation {slug} has no coordinate {', '.join(absent)}; run the study again")
+    kind = coordinates["kind"]
+    if kind not in KINDS and "bias" not in coordinates:
+        raise UserError(f"evaluation {slug} is of kind {kind!r}; known kinds are {', '.join(KINDS)}")
+    return int(coordinates["starting_size"]), kind, int(coordinates["size"]), int(coordinates["seed"])
+
+
+def _named(cell: tuple[Any, ...]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in zip(COORDINATES, cell, strict=True))
+
+
+def _evaluation_rows(store: Store, step: Any) -> list[dict[str, Any]]:
+    name = f"evaluation {step.slug}-{step.fingerprint[:12]}"
+    content = store.read_bytes(store.folder(step.id), "metrics.json")
+    recorded = step.record.files.get("metrics.json", {}).get("sha256")
+    if recorded != hashlib.sha256(content).hexdigest():
+        raise UserError(f"{name}: metrics.json is not the file that its record vouches for; delete the artifact and run again")
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in json.loads(content)["rows"]:
+        absent = [field for field in _ROW_FIELDS if field not in row]
+        if absent:
+            raise UserError(f"{name}: row {row} has no {', '.join(absent)}; delete the artifact and run again")
+        key = (row["set"], row["slice"], row["num_labels"], row["folding"])
+        if key in rows:
+            raise DuplicateRowsError(f"{name}: two rows for {key}; delete the artifact and run again")
+        if row["num_examples"] <= 0:
+            raise UserError(f"{name}: {key} has {row['num_examples']} examples; an empty slice has no accuracy")
+        if not math.isclose(row["accuracy"], row["num_correct"] / row["num_examples"], abs_tol=1e-9):
+            raise UserError(
+                f"{name}: accuracy {row['accuracy']} of {key} is not "
+                f"{row['num_correct']}/{row['num_examples']}; delete the artifact and run again"
+            )
+        rows[key] = {field: row[field] for field in _ROW_FIELDS} | {"fingerprint": step.fingerprint}
+    return list(rows.values())
+
+
+def _check_same_test_items(frame: pd.DataFrame) -> None:
+    counts = frame.groupby(["set", "slice", "num_labels"])["num_examples"].unique()
+    for key, sizes in counts.items():
+        if len(sizes) > 1:
+            raise UserError(
+                f"{key} has {sorted(sizes.tolist())} examples in different evaluations; accuracies on "
+                "different test items cannot be compared: evaluate all task models on the same sources"
+            )
+
+
+def _why_missing(study: Study, fingerprint: str) -> str:
+    """The failure of the step or of the nearest one it was to be built from, or that it is not built."""
+    # A blocked step only repeats that something before it failed.
+    failures = {failure["fingerprint"]: failure for failure in study.failures if not failure["error"].startswith("blocked by")}
+    inputs = {step.fingerprint: list(step.inputs.values()) for step in study.steps}
+    queue, seen = [fingerprint], set()
+    while queue:
+        current = queue.pop(0)
+        if current in failures:
+            error = (str(failures[current]["error"]).strip().splitlines() or ["no message"])[0]
+            return f"{failures[current]['slug']} failed: {error}"
+        for source in inputs.get(current, []):
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return "not built"

@@ -1,0 +1,73 @@
+"""Signal detection on a blindspot test set: does the model tell entailment from the rest, and which does it favour?
+
+Accuracies on entailed and on non-entailed items move in opposite directions when a model only says 'entailment' more often.
+Sensitivity d' and criterion c (Macmillan and Creelman 2005) part the two: with H the share of entailed items called
+entailment, F that of the non-entailed ones, and z the normal quantile,
+
+    d' = z(H) − z(F)        c = −(z(H) + z(F)) / 2
+
+d' = 0 is chance; c < 0 favours entailment. H and F are log-linear corrected, (count + 0.5) / (num + 1) (Hautus 1995), so that a
+share of 0 or 1 has a finite z.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.stats.intervals import Replicates
+from analysis.study.frame import CELL
+from analysis.study.items import Responses
+from pipelines.tasks.examples import LABELS, NON_ENTAILMENT
+
+MEASURES = ("sensitivity", "criterion")
+
+
+def signal_detection(
+    responses: Responses, test_set: str, starting_size: int, kind: str, size: int, slice_name: str = "all"
+) -> dict[str, Replicates]:
+    """`sensitivity` and `criterion` of one cell, one value per seed; their residuals are the delta method's.
+
+    Raises UserError for a slice without entailed or without non-entailed items, or a cell that no seed has.
+    """
+    hits, rejections = (
+        responses.accuracy(test_set, slice_name, [(starting_size, kind, size)], label=label)
+        for label in (str(LABELS[0]), NON_ENTAILMENT)
+    )
+    z_hit, z_rejection = _z(hits), _z(rejections)
+    # z(F) is −z(1 − F), and 1 − F is the accuracy on what is not entailed.
+    return {"sensitivity": z_hit + z_rejection, "criterion": (z_rejection - z_hit) * 0.5}
+
+
+def signal_table(responses: Responses, test_set: str) -> pd.DataFrame:
+    """Sensitivity and criterion with 95 % intervals per cell, over the whole set and per heuristic.
+
+    Columns: starting_size, kind, size, slice, num_seeds, num_items, and per measure its mean, `_low` and `_high`. The interval
+    is over seeds and items; of one seed over items only; NaN where neither varies.
+    """
+    heuristics = sorted(set(responses.items[test_set].heuristics) - {""})
+    rows = []
+    for cell in sorted({cell[:3] for cell in responses.predicted[test_set]}):
+        for slice_name in ("all", *heuristics):
+            row: dict[str, Any] = {**dict(zip(CELL, cell, strict=True)), "slice": slice_name}
+            for measure, by_seed in signal_detection(responses, test_set, *cell, slice_name).items():
+                effect = by_seed.effect()
+                around = effect.interval()
+                row |= {"num_seeds": effect.num_seeds, "num_items": effect.num_items, measure: effect.mean}
+                row[f"{measure}_low"] = around.low if around else math.nan
+                row[f"{measure}_high"] = around.high if around else math.nan
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _z(accuracy: Replicates) -> Replicates:
+    """The normal quantile of corrected shares; residuals times its derivative."""
+    num = accuracy.num_items
+    quantiles = stats.norm.ppf((accuracy.values * num + 0.5) / (num + 1))
+    slope = num / (num + 1) / stats.norm.pdf(quantiles)
+    return replace(accuracy, values=quantiles, residuals=accuracy.residuals * slope[:, np.newaxis])

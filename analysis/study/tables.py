@@ -1,0 +1,187 @@
+"""Table 1, the accuracy table, and the study's estimand: synthetic minus original, paired by seed.
+
+Accuracies and shares are 0..1 here; the report writes them in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from analysis.stats.statistics import (
+    Estimate,
+    RatioEstimate,
+    mean_estimate,
+    odds_ratio,
+    paired_difference,
+    ratio_interval,
+    wilson_interval,
+)
+from analysis.study.artifacts import LabelCount, entailment_and_rest, label_order
+from analysis.study.frame import KEY
+from pipelines.errors import UserError
+from pipelines.evaluate.scoring import FOLDINGS
+
+ESTIMATE_COLUMNS = ("mean", "n", "low", "high", "interval_low", "interval_high", "method")
+
+
+def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping[str, LabelCount]) -> pd.DataFrame:
+    """The paper's Table 1: synthetic then original, one row per label.
+
+    Columns: dataset, label, count, num_lexical_overlap, share (of the label's rows) with its Wilson interval
+    (share_low, share_high), and, for synthetic rows, ratio (the paper's 'S:O': synthetic share over original
+    share) with its interval. The ratio is NaN where the original share is 0, its interval where either count
+    is 0.
+
+    Raises UserError when the two have different labels or a label has no rows.
+    """
+    if original.keys() != synthetic.keys():
+        raise UserError(f"labels differ: original {sorted(original)}, synthetic {sorted(synthetic)}; compare the same labels")
+    rows = []
+    for dataset, counts in (("synthetic", synthetic), ("original", original)):
+        for label in sorted(counts, key=label_order):
+            count, base = counts[label], original[label]
+            if count.num_rows == 0 or base.num_rows == 0:
+                raise UserError(f"no {label} examples in the {dataset} data; an empty slice has no share")
+            share = count.num_lexical_overlap / count.num_rows
+            interval = wilson_interval(count.num_lexical_overlap, count.num_rows)
+            row: dict[str, Any] = {
+                "dataset": dataset,
+                "label": label,
+                "count": count.num_rows,
+                "num_lexical_overlap": count.num_lexical_overlap,
+                "share": share,
+                "share_low": interval.low,
+                "share_high": interval.high,
+                "ratio": float("nan"),
+                "ratio_low": float("nan"),
+                "ratio_high": float("nan"),
+            }
+            if dataset == "synthetic" and base.num_lexical_overlap:
+                row["ratio"] = share / (base.num_lexical_overlap / base.num_rows)
+                around = ratio_interval(count.num_lexical_overlap, count.num_rows, base.num_lexical_overlap, base.num_rows)
+                if around is not None:
+                    row["ratio_low"], row["ratio_high"] = around.low, around.high
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
+    """Odds ratio of lexical overlap and entailment: the odds of overlap in entailment over those in all other labels.
+
+    Raises UserError when there is no entailment, or nothing else.
+    """
+    groups = entailment_and_rest(counts)
+    if not all(group.num_rows for group in groups):
+        raise UserError(f"labels {sorted(counts)}: an odds ratio needs examples of entailment and of something else")
+    entailment, rest = ((group.num_lexical_overlap, group.num_rows - group.num_lexical_overlap) for group in groups)
+    return odds_ratio(entailment, rest)
+
+
+def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean, n, range and interval over seeds per `KEY` without the seed.
+
+    The interval is Student's t over seeds, cut to 0..1; with one seed it is Wilson's over the test items of
+    that one model, and `method` says so. Raises UserError for an empty frame.
+    """
+    by = [name for name in KEY if name != "seed"]
+    rows = []
+    for key, cell in _groups(frame, by):
+        if len(cell) == 1:
+            correct, total = int(cell["num_correct"].iloc[0]), int(cell["num_examples"].iloc[0])
+            accuracy = float(cell["accuracy"].iloc[0])
+            around = wilson_interval(correct, total)
+            method = f"Wilson over {total} test items (n=1 seed)"
+            estimate = Estimate(accuracy, 1, accuracy, accuracy, around, method)
+        else:
+            estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
+        rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate)})
+    table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
+    return table.astype({"kind": frame["kind"].dtype})
+
+
+def difference_table(
+    frame: pd.DataFrame, *, treatment: str = "synthetic", control: str = "original", over_sizes: bool = False
+) -> pd.DataFrame:
+    """Treatment minus control, paired by seed, per (starting_size, size, set, slice, num_labels, folding).
+
+    `over_sizes=True` first averages over the training sizes that both kinds have within a seed, and gives one
+    row per (starting_size, set, slice, num_labels, folding); a seed that lacks a size of either kind is left out
+    there. `left_out` counts the seeds that could not be paired (only in a partial frame). A cell without any
+    pair has no row. The interval is Student's t over seeds, cut to -1..1. Raises UserError when there is no pair at all, or
+    when either kind is not in the frame.
+    """
+    for kind in (treatment, control):
+        if not (frame["kind"] == kind).any():
+            raise UserError(f"no {kind!r} cells in the frame, so {treatment} minus {control} does not exist")
+    by = [name for name in KEY if name not in ("seed", "kind") and not (over_sizes and name == "size")]
+    rows = []
+    for key, cell in _groups(frame[frame["kind"].isin([treatment, control])], by):
+        sides = [_by_seed(cell[cell["kind"] == kind]) for kind in (treatment, control)]
+        sizes = set(cell["size"])
+        complete = [{seed: values for seed, values in side.items() if set(values) == sizes} for side in sides]
+        seeds = complete[0].keys() & complete[1].keys()
+        if not seeds:
+            continue
+        averages = [{seed: sum(side[seed].values()) / len(sizes) for seed in seeds} for side in complete]
+        estimate = _cut(paired_difference(averages[0], averages[1]), -1.0, 1.0)
+        left_out = len((sides[0].keys() | sides[1].keys()) - seeds)
+        rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate), "left_out": left_out})
+    if not rows:
+        raise UserError(f"no seed has both {treatment} and {control} in any cell; a paired difference needs both")
+    return pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
+
+
+def folding_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Two labels scored by summed probabilities minus by argmax, paired by seed, per (starting_size, kind, size, set, slice).
+
+    Columns `argmax` and `summed` are the means over the same seeds; the difference's are as `difference_table` has them,
+    without left_out: a seed has both foldings or neither. Empty when nothing was scored by both.
+    """
+    by = [name for name in KEY if name not in ("seed", "folding", "num_labels")]
+    rows = []
+    for key, cell in frame[frame["num_labels"] == 2].groupby(by, observed=True, sort=True):
+        sides = cell.pivot(index="seed", columns="folding", values="accuracy")
+        if not set(FOLDINGS) <= set(sides.columns):
+            continue
+        estimate = _cut(paired_difference(sides["summed"].to_dict(), sides["argmax"].to_dict()), -1.0, 1.0)
+        means = {folding: float(sides[folding].mean()) for folding in FOLDINGS}
+        rows.append({**dict(zip(by, key, strict=True)), **means, **_columns(estimate)})
+    return pd.DataFrame(rows, columns=[*by, *FOLDINGS, *ESTIMATE_COLUMNS]).astype({"kind": frame["kind"].dtype})
+
+
+def _cut(estimate: Estimate, least: float, most: float) -> Estimate:
+    # Two seeds give t intervals far beyond what an accuracy or a difference can be; cutting them loses no coverage.
+    around = estimate.interval
+    if around is None:
+        return estimate
+    return replace(estimate, interval=replace(around, low=max(least, around.low), high=min(most, around.high)))
+
+
+def _by_seed(cell: pd.DataFrame) -> dict[int, dict[int, float]]:
+    values: dict[int, dict[int, float]] = {}
+    for seed, size, accuracy in zip(cell["seed"], cell["size"], cell["accuracy"], strict=True):
+        values.setdefault(int(seed), {})[int(size)] = float(accuracy)
+    return values
+
+
+def _groups(frame: pd.DataFrame, by: list[str]) -> Any:
+    if frame.empty:
+        raise UserError("the frame has no rows; evaluate at least one task model before making a table")
+    return frame.groupby(by, observed=True, sort=True)
+
+
+def _columns(estimate: Estimate) -> dict[str, Any]:
+    around = estimate.interval
+    return {
+        "mean": estimate.mean,
+        "n": estimate.n,
+        "low": estimate.low,
+        "high": estimate.high,
+        "interval_low": around.low if around else float("nan"),
+        "interval_high": around.high if around else float("nan"),
+        "method": estimate.method,
+    }

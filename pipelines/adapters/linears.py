@@ -1,0 +1,205 @@
+"""The operator that computes adapted projections of one input, and its gradient.
+
+On a GPU in half precision the kernels of `kernels.py` do the work, elsewhere plain PyTorch. Both drop the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from pipelines.packing.dropout import keep_mask
+from pipelines.packing.segments import Segments
+
+Outputs = tuple[list[torch.Tensor], torch.Tensor]
+"""The y of each projection and z of all, as `adapted_linears` has them."""
+Gradients = tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]
+"""Gradients of x, of each a and of each b."""
+
+
+class Operands(NamedTuple):
+    """All but the input that m adapted projections of it are computed from.
+
+    Shapes: of each projection `weights` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], of which `out` may differ,
+    and `salts` int32 [1]; `starts`, `keys` and `tiles` are those of `segments`.
+    """
+
+    weights: Sequence[torch.Tensor]
+    a: Sequence[torch.Tensor]
+    b: Sequence[torch.Tensor]
+    salts: Sequence[torch.Tensor]
+    starts: torch.Tensor
+    keys: torch.Tensor
+    tiles: torch.Tensor
+    dropout: float
+    scale: float
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(self.starts, self.keys, self.tiles)
+
+
+def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    for adapter, (first, end) in enumerate(itertools.pairwise(starts.tolist())):
+        yield adapter, slice(first, end)
+
+
+def _dropped(x: torch.Tensor, keys: torch.Tensor, salt: torch.Tensor, dropout: float) -> torch.Tensor:
+    if not dropout:
+        return x
+    return torch.where(keep_mask(keys, salt, x.shape[1], dropout), x, 0) / (1 - dropout)
+
+
+def reference_forward(x: torch.Tensor, operands: Operands) -> Outputs:
+    """`adapted_linears` in plain PyTorch, any dtype and device."""
+    weights, a, b, salts, starts, keys, _, dropout, scale = operands
+    outputs = [x @ weight.t() for weight in weights]
+    z = x.new_zeros(len(a), len(x), a[0].shape[1])
+    for place, y in enumerate(outputs):
+        dropped = _dropped(x, keys, salts[place], dropout)
+        for n, piece in _pieces(starts):
+            z[place, piece] = dropped[piece] @ a[place][n].t()
+            y[piece] += scale * (z[place, piece] @ b[place][n].t())
+    return outputs, z
+
+
+def reference_backward(
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
+) -> Gradients:
+    """`adapted_linears_backward` in plain PyTorch, any dtype and device."""
+    weights, a, b, salts, starts, keys, _, dropout, scale = operands
+    grad_x = torch.zeros_like(x) if needs_grad_x else x.new_empty(0)
+    grads_a, grads_b = [torch.zeros_like(factor) for factor in a], [torch.zeros_like(factor) for factor in b]
+    for place, grad in enumerate(grads):
+        if needs_grad_x:
+            grad_x += grad @ weights[place]
+        dropped = _dropped(x, keys, salts[place], dropout)
+        for n, piece in _pieces(starts):
+            grad_z = scale * (grad[piece] @ b[place][n])
+            grads_a[place][n] = grad_z.t() @ dropped[piece]
+            grads_b[place][n] = scale * (grad[piece].t() @ z[place, piece])
+            if needs_grad_x:
+                grad_x[piece] += _dropped(grad_z @ a[place][n], keys[piece], salts[place], dropout)
+    return grad_x, grads_a, grads_b
+
+
+def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
+    """`adapted_linears` of contiguous tensors."""
+    from pipelines.adapters.kernels import add_product, expand, shrink
+
+    weights, a, b, salts, *_, dropout, scale = operands
+    segments = operands.segments
+    z = shrink([x] * len(a), a, segments, salts, dropout=dropout, scale=1 / (1 - dropout))
+    outputs = expand(z, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
+    for y, weight in zip(outputs, weights, strict=True):
+        add_product(y, x, weight.t())
+    return outputs, z
+
+
+def backward_by_kernels(
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
+) -> Gradients:
+    """`adapted_linears_backward` of contiguous tensors."""
+    from pipelines.adapters.kernels import add_product, expand, gradients, shrink
+
+    weights, a, b, salts, *_, dropout, scale = operands
+    segments = operands.segments
+    kept = 1 / (1 - dropout)
+    grad_z = shrink(grads, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
+    grads_b = gradients(z, grads, segments, salts, dropout=0.0, scale=scale, transposed=True)
+    grads_a = gradients(grad_z, [x] * len(a), segments, salts, dropout=dropout, scale=kept)
+    if not needs_grad_x:
+        return x.new_empty(0), grads_a, grads_b
+    grad_x = expand(grad_z, a, segments, salts, dropout=dropout, scale=kept, summed=True)[0]
+    for grad, weight in zip(grads, weights, strict=True):
+        add_product(grad_x, grad, weight)
+    return grad_x, grads_a, grads_b
+
+
+def _has_kernels(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+
+
+# Custom operators, which torch.compile takes as they are: it neither looks inside nor breaks its graph there. Their schemas
+# take no values of our own, so that `Operands` are unpacked where they are called and packed again inside.
+_OPERANDS = (
+    "Tensor[] weights, Tensor[] a, Tensor[] b, Tensor[] salts, Tensor starts, Tensor keys, Tensor tiles, "
+    "float dropout, float scale"
+)
+
+
+@torch.library.custom_op(
+    "blindsweep::adapted_linears", mutates_args=(), schema=f"(Tensor x, {_OPERANDS}) -> (Tensor[], Tensor)"
+)
+def adapted_linears(x: torch.Tensor, *unpacked: Any) -> Outputs:
+    """m projections of one input: their y = x Wᵀ + scale · B_n z and, of all, z = A_n dropout(x) [m, T, rank].
+
+    `x` [T, in] and unpacked `Operands`; each y is [T, out]. z is for the backward pass and has no gradient.
+    Raises ValueError if `keys` are not as many as tokens.
+    """
+    operands = Operands(*unpacked)
+    num_adapters = len(operands.a[0])
+    if len(operands.keys) != len(x) or len(operands.starts) != num_adapters + 1:
+        raise ValueError(
+            f"segments of {len(operands.keys)} tokens and {len(operands.starts) - 1} adapters "
+            f"for a stream of {len(x)} tokens and {num_adapters} adapters"
+        )
+    forward = forward_by_kernels if _has_kernels(x) else reference_forward
+    return forward(x.contiguous(), operands)
+
+
+@torch.library.custom_op(
+    "blindsweep::adapted_linears_backward",
+    mutates_args=(),
+    schema=f"(Tensor[] grads, Tensor x, Tensor z, {_OPERANDS}, bool needs_grad_x) -> (Tensor, Tensor[], Tensor[])",
+)
+def adapted_linears_backward(
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, *unpacked_and_needs_grad_x: Any
+) -> Gradients:
+    """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linears`, from `grads` [T, out] of its y."""
+    *unpacked, needs_grad_x = unpacked_and_needs_grad_x
+    backward = backward_by_kernels if _has_kernels(x) else reference_backward
+    return backward([grad.contiguous() for grad in grads], x.contiguous(), z, Operands(*unpacked), needs_grad_x)
+
+
+@adapted_linears.register_fake
+def _(x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor], *_: Any) -> Outputs:
+    outputs = [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+    return outputs, x.new_empty(len(a), x.shape[0], a[0].shape[1])
+
+
+@adapted_linears_backward.register_fake
+def _(grads: Any, x: torch.Tensor, z: Any, *unpacked_and_needs_grad_x: Any) -> Gradients:
+    _, a, b, *_, needs_grad_x = unpacked_and_needs_grad_x
+    grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
+    return x.new_empty(x.shape if needs_grad_x else 0), grads_a, grads_b
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:
+    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale = inputs
+    ctx.num_projections = len(weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1], *segments, *weights, *a, *b, *salts)
+
+
+def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[Any, ...]:
+    num = ctx.num_projections
+    none = [None] * num
+    if all(grad is None for grad in grads):
+        return None, none, none, none, none, *(None,) * 5
+    x, z, starts, keys, tiles, *lists = ctx.saved_tensors
+    weights, a, b, salts = (lists[first : first + num] for first in range(0, 4 * num, num))
+    each_grad = [
+        x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad for grad, weight in zip(grads, weights, strict=True)
+    ]
+    needs_grad_x = ctx.needs_input_grad[0]
+    grad_x, grads_a, grads_b = adapted_linears_backward(
+        each_grad, x, z, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, needs_grad_x
+    )
+    return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *(None,) * 5
+
+
+adapted_linears.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,329 @@
+"""MultiNLI and HANS, from their official files to Parquet.
+
+    prepare_nli_sources(nli_sources_config("data"), "sources", folder="data")
+
+The folder holds ``multinli_1.0_train.jsonl``, ``multinli_1.0_dev_matched.jsonl`` and
+``multinli_1.0_dev_mismatched.jsonl`` (directly, or in ``multinli/`` or ``multinli_1.0/``) and HANS's
+``heuristics_evaluation_set.txt`` (directly, or in ``hans/``).
+
+The training set is made in this order: rows without a gold label (``-``) are left out; of the rest, *every*
+copy of a (premise, hypothesis) pair that occurs more than once, compared exactly; of the rest, the first 250
+rows of each label in file order become the dev set. The whole of MultiNLI has 392 702 labelled rows: 230
+copies and 750 dev rows fewer are the paper's 391 722 (section 2.2.3). A training file with fewer labelled rows is
+marked as partial. Evaluation sets keep all their labelled rows.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.identity import MARKS, FileHash, JsonValue, sha256_of
+from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, write_examples, write_table
+from pipelines.tasks.heuristics import HANS_HEURISTICS
+
+TRAIN_FILE = "multinli_1.0_train.jsonl"
+MATCHED_FILE = "multinli_1.0_dev_matched.jsonl"
+MISMATCHED_FILE = "multinli_1.0_dev_mismatched.jsonl"
+HANS_FILE = "heuristics_evaluation_set.txt"
+FILES = (TRAIN_FILE, MATCHED_FILE, MISMATCHED_FILE, HANS_FILE)
+SUBFOLDERS = {HANS_FILE: ("", "hans")} | dict.fromkeys(FILES[:3], ("", "multinli", "multinli_1.0"))
+
+HANS_COLUMNS = (
+    *("gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse"),
+    *("sentence1", "sentence2", "pairID", "heuristic", "subcase", "template"),
+)
+HANS_LABELS = (Label.ENTAILMENT.value, NON_ENTAILMENT)
+NO_GOLD_LABEL = "-"
+
+# The paper's arithmetic (section 2.2.3), with the config's defaults.
+NUM_LABELLED_ROWS = 392_702
+"""Rows of MultiNLI 1.0's training file; all have a gold label."""
+NUM_DUPLICATE_ROWS = 230
+"""Labelled rows that are copies of pairs that occur more than once, every one of them."""
+DEV_ROWS_PER_LABEL = 250
+NUM_TRAINING_ROWS = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - len(LABELS) * DEV_ROWS_PER_LABEL
+"""The rows that are left for training: the paper's 391 722."""
+
+DOWNLOADS = (
+    "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
+    "https://github.com/tommccoy1/hans (heuristics_evaluation_set.txt)"
+)
+
+
+@dataclass(frozen=True)
+class NLISourcesConfig:
+    """The four files, by content, and how they are split. Made by :func:`nli_sources_config`."""
+
+    files: tuple[FileHash, ...]
+    """The four files by name, in the order of ``FILES``."""
+    dev_rows_per_label: int = DEV_ROWS_PER_LABEL
+    hans_rows: int = 30_000
+    """The number of rows that HANS must have: a file cut off at the end of a line is otherwise not noticed."""
+    drop_blank_rows: bool = False
+    """Whether a MultiNLI row with a blank premise or hypothesis is dropped and counted; otherwise it is an
+    error.
+    """
+    max_characters: int = 10_000
+    """A MultiNLI pair with more characters is dropped and counted: no sentence is that long, so it is several rows that some
+    reader ran together.
+    """
+
+    def __post_init__(self) -> None:
+        if tuple(file.name for file in self.files) != FILES:
+            given = ", ".join(file.name for file in self.files)
+            raise UserError(f"files are {given or 'none'}; they must be {', '.join(FILES)}, in this order")
+        for name in ("dev_rows_per_label", "hans_rows", "max_characters"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: a set cannot be empty; give 1 or more")
+
+
+def nli_sources_config(folder: str, **overrides: Any) -> NLISourcesConfig:
+    """Find and hash the four files, and read all of HANS and the ends of the others, so that a bad folder fails at once.
+
+    ``overrides`` are fields of :class:`NLISourcesConfig`. Raises :class:`UserError` for a missing folder or
+    file, an unknown field, or rows as :func:`prepare_nli_sources` does.
+    """
+    valid = [name for name in NLISourcesConfig.__dataclass_fields__ if name != "files"]
+    if unknown := sorted(set(overrides) - set(valid)):
+        raise UserError(f"{', '.join(unknown)}: the sources have no such option; valid: {', '.join(valid)}")
+    paths = _find(folder)
+    config = NLISourcesConfig(tuple(FileHash(name, sha256_of(paths[name])) for name in FILES), **overrides)
+    _read_hans(paths[HANS_FILE], config.hans_rows)
+    for name in (TRAIN_FILE, MATCHED_FILE, MISMATCHED_FILE):
+        _check_ends(paths[name])
+    return config
+
+
+def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -> dict[str, JsonValue]:
+    """Write ``train``, ``dev``, ``mnli_matched``, ``mnli_mismatched``, ``hans`` and ``dropped`` ``.parquet`` to ``output``.
+
+    Ids are the set's name and the line number, which the file's hash makes stable. MultiNLI has the extra
+    columns genre, pair_id; HANS heuristic, subcase, template, pair_id. ``dropped`` (set, line, pair_id,
+    label, premise, hypothesis, reason) keeps each row that was left out: ``no_gold_label``,
+    ``duplicate_pair``, ``blank_text`` or ``too_long``. Returns row counts by set and label, and dropped rows by reason;
+    ``train/num_labelled`` are the training file's rows with a gold label, ``train/is_partial`` whether MultiNLI has
+    more of them, and then there is a mark that says so.
+
+    Raises :class:`UserError`, naming file and line, for a missing folder or file, a file whose content is not
+    the config's, a row that is not JSON or lacks a field, a wrong label, a blank sentence, fewer labelled
+    rows than the dev set takes, or a HANS file with a row cut short or another number of rows.
+    """
+    paths = _find(folder)
+    for file in config.files:
+        if (sha256 := sha256_of(paths[file.name])) != file.sha256:
+            raise UserError(
+                f"{paths[file.name]} has sha256 {sha256[:12]}…, not {file.sha256[:12]}… as when the "
+                "experiment was made; start again to use the new content or restore the file"
+            )
+    dropped: list[dict[str, Any]] = []
+    train = _read_multinli(paths[TRAIN_FILE], "train", config, dropped)
+    num_labelled = len(train) + sum(row["reason"] != "no_gold_label" for row in dropped)
+    train, dev = _split(train, config, paths[TRAIN_FILE], dropped)
+    sets = {
+        "train": train,
+        "dev": dev,
+        "mnli_matched": _read_multinli(paths[MATCHED_FILE], "mnli_matched", config, dropped),
+        "mnli_mismatched": _read_multinli(paths[MISMATCHED_FILE], "mnli_mismatched", config, dropped),
+        "hans": _read_hans(paths[HANS_FILE], config.hans_rows),
+    }
+    metrics: dict[str, JsonValue] = {}
+    for name, rows in sets.items():
+        if not rows:
+            raise UserError(f"{name} has no labelled rows; check the files in {folder}")
+        columns = [column for column in rows[0] if column != "line"]
+        write_examples(
+            pa.table({column: [row[column] for row in rows] for column in columns}),
+            f"{output}/{name}.parquet",
+        )
+        metrics[f"{name}/num_examples"] = len(rows)
+        for label, count in sorted(Counter(row["label"] for row in rows).items()):
+            metrics[f"{name}/{label}"] = count
+    names = ("set", "pair_id", "label", "premise", "hypothesis", "reason")
+    schema = pa.schema([*((name, pa.string()) for name in names), ("line", pa.int64())])
+    write_table(pa.Table.from_pylist(dropped, schema=schema), f"{output}/dropped.parquet")
+    for (name, reason), count in sorted(Counter((row["set"], row["reason"]) for row in dropped).items()):
+        metrics[f"dropped/{name}/{reason}"] = count
+    metrics["dropped/num_rows"] = len(dropped)
+    metrics["train/num_labelled"] = num_labelled
+    metrics["train/is_partial"] = is_partial = num_labelled < NUM_LABELLED_ROWS
+    if is_partial:
+        metrics[MARKS] = [
+            f"partial MultiNLI: {num_labelled:,} of {NUM_LABELLED_ROWS:,} labelled rows ({len(train):,} for training)"
+        ]
+    return metrics
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The path of one of ``FILES`` in a folder of the raw data, or None."""
+    return next((path for path in _places(folder, name) if path.is_file()), None)
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    return [folder / subfolder / name for subfolder in SUBFOLDERS[name]]
+
+
+def _find(folder: str) -> dict[str, Path]:
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data folder {folder!r} does not exist; give the folder with MultiNLI and HANS. {DOWNLOADS}")
+    paths = {}
+    for name in FILES:
+        path = find_file(root, name)
+        if path is None:
+            places = ", ".join(map(str, _places(root, name)))
+            raise UserError(f"data folder {folder!r} has no {name}; put it at one of {places}. {DOWNLOADS}")
+        paths[name] = path
+    return paths
+
+
+def _check_ends(path: Path) -> None:
+    """Parse the first row, and the last one if it can be had without reading the file: a cut-off download shows there."""
+    with path.open("rb") as file:
+        first = file.readline()
+        _multinli_row(first, path, 1)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1_000_000))
+        tail = file.read()
+    lines = tail.rstrip(b"\n").rsplit(b"\n", 1)
+    if len(lines) == 2:
+        with path.open("rb") as file:
+            num_lines = sum(1 for _ in file)
+        _multinli_row(lines[1], path, num_lines)
+
+
+def _multinli_row(raw: bytes, path: Path, line: int) -> dict[str, Any]:
+    try:
+        row = json.loads(raw)
+    except ValueError as error:
+        raise UserError(f"{path}:{line}: not a JSON object ({error}); the file may be cut off: download it again") from error
+    fields = ("gold_label", "sentence1", "sentence2")
+    if not isinstance(row, dict) or any(not isinstance(row.get(name), str) for name in fields):
+        raise UserError(
+            f"{path}:{line}: a row has the text fields {', '.join(fields)}; mend the row or download the file again"
+        )
+    label = row["gold_label"]
+    if label not in LABELS and label != NO_GOLD_LABEL:
+        raise UserError(
+            f"{path}:{line}: gold_label {label!r} is none of {', '.join(LABELS)} and {NO_GOLD_LABEL!r} (no "
+            "agreement); correct the label"
+        )
+    return {
+        "pair_id": str(row.get("pairID") or ""),
+        "premise": row["sentence1"],
+        "hypothesis": row["sentence2"],
+        "label": label,
+        "genre": str(row.get("genre") or ""),
+        "line": line,
+    }
+
+
+def _multinli_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            yield _multinli_row(raw, path, line)
+
+
+def _read_multinli(path: Path, name: str, config: NLISourcesConfig, dropped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for row in _multinli_rows(path):
+        if row["label"] == NO_GOLD_LABEL:
+            dropped.append({**row, "set": name, "reason": "no_gold_label"})
+        elif not (row["premise"].strip() and row["hypothesis"].strip()):
+            if not config.drop_blank_rows:
+                field = "hypothesis (sentence2)" if row["premise"].strip() else "premise (sentence1)"
+                raise UserError(
+                    f"{path}:{row['line']}: blank {field}; mend the row or set drop_blank_rows=True to leave it out"
+                )
+            dropped.append({**row, "set": name, "reason": "blank_text"})
+        elif len(row["premise"]) + len(row["hypothesis"]) > config.max_characters:
+            dropped.append({**row, "set": name, "reason": "too_long"})
+        else:
+            rows.append({"id": f"{name}-{row['line']:06d}", **row})
+    return rows
+
+
+def _split(
+    rows: list[dict[str, Any]], config: NLISourcesConfig, path: Path, dropped: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    copies = Counter((row["premise"], row["hypothesis"]) for row in rows)
+    taken: Counter[str] = Counter()
+    train, dev = [], []
+    for row in rows:
+        if copies[row["premise"], row["hypothesis"]] > 1:
+            dropped.append({**row, "set": "train", "reason": "duplicate_pair"})
+        elif taken[row["label"]] < config.dev_rows_per_label:
+            taken[row["label"]] += 1
+            dev.append(row)
+        else:
+            train.append(row)
+    left = Counter(row["label"] for row in train)
+    for label in LABELS:
+        if not left[label]:
+            raise UserError(
+                f"{path} has {taken[label]:,} rows labelled {label} and dev_rows_per_label={config.dev_rows_per_label} leaves "
+                "none for training; lower it or give a larger file"
+            )
+    return train, dev
+
+
+def _read_hans(path: Path, num_rows: int) -> list[dict[str, Any]]:
+    way_out = "the file is cut off or edited: download it again"
+    rows = []
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            try:
+                cells = raw.decode().rstrip("\r\n").split("\t")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}:{line}: not UTF-8 ({error}); {way_out}") from error
+            if line == 1:
+                if tuple(cells) != HANS_COLUMNS:
+                    raise UserError(f"{path}:1: the header is not HANS's ({', '.join(HANS_COLUMNS)}); {way_out}")
+                continue
+            if len(cells) != len(HANS_COLUMNS):
+                raise UserError(f"{path}:{line}: {len(cells)} columns, HANS has {len(HANS_COLUMNS)}; {way_out}")
+            row = dict(zip(HANS_COLUMNS, cells, strict=True))
+            if row["gold_label"] not in HANS_LABELS:
+                raise UserError(
+                    f"{path}:{line}: gold_label {row['gold_label']!r} is none of {', '.join(HANS_LABELS)}; correct the label"
+                )
+            if row["heuristic"] not in HANS_HEURISTICS:
+                raise UserError(
+                    f"{path}:{line}: heuristic {row['heuristic']!r} is none of {', '.join(HANS_HEURISTICS)}; {way_out}"
+                )
+            if blank := [name for name in ("sentence1", "sentence2", "subcase", "template") if not row[name].strip()]:
+                raise UserError(f"{path}:{line}: blank {blank[0]}; {way_out}")
+            rows.append(
+                {
+                    "id": f"hans-{line:06d}",
+                    "pair_id": row["pairID"],
+                    "premise": row["sentence1"],
+                    "hypothesis": row["sentence2"],
+                    "label": row["gold_label"],
+                    "heuristic": row["heuristic"],
+                    "subcase": row["subcase"],
+                    "template": row["template"],
+                    "line": line,
+                }
+            )
+    if len(rows) != num_rows:
+        raise UserError(
+            f"{path}:{len(rows) + 1}: the file ends after {len(rows):,} rows, HANS has {num_rows:,}; "
+            f"{way_out}, or set hans_rows={len(rows)}"
+        )
+    return rows
+
+
+def most_training_rows(config: NLISourcesConfig, folder: str) -> int:
+    """An upper bound of the training set's size, from the number of lines alone: enough to see that a file is a part.
+
+    Raises :class:`UserError` for a missing folder or file.
+    """
+    with _find(folder)[TRAIN_FILE].open("rb") as file:
+        num_lines = sum(1 for _ in file)
+    return max(0, num_lines - len(LABELS) * config.dev_rows_per_label)

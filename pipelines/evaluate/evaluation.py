@@ -1,0 +1,297 @@
+"""Evaluation of a task model: general and blindspot test sets, per-item logits kept so that every later statistic is free."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError, portable
+from pipelines.evaluate.scoring import accuracy_rows, flat_metrics, where_held
+from pipelines.identity import added, runtime
+from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries
+from pipelines.models.tokenizer import encode
+from pipelines.packing.batches import PackedBatch, prefix_tree_batches
+from pipelines.resources import Report, Resources, no_report
+from pipelines.storage import fetch, join, working_folder
+from pipelines.tasks.examples import LABELS, Label, read_examples
+from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.prompts import classifier_prompts
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The test sets of the prepared sources that are evaluated, and the precision.
+
+    `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
+    above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
+    the examples of which it holds (`accuracy_rows`). On a GPU, a group of at least `compile_from_examples` examples in all
+    compiles the decoder's layers first (0: never), which takes a while to repay.
+    """
+
+    sets: tuple[str, ...]
+    dtype: str = "bfloat16"
+    merge_adapter: bool = False
+    rehearse_examples: int = 0
+    heuristics: tuple[Heuristic, ...] = added(())
+    tokens_per_batch: int = runtime(32_768)
+    compile_from_examples: int = runtime(200_000)
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise UserError("sets=() names no test set; name at least one, e.g. ('mnli_matched', 'hans')")
+        names = [heuristic.name for heuristic in self.heuristics]
+        if len(set(names)) != len(names):
+            raise UserError(f"heuristics are named {', '.join(names)}; each must have a name of its own")
+
+
+def evaluate(
+    config: EvaluationConfig,
+    sources: str,
+    base_model: str,
+    task_model: str,
+    output: str,
+    *,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Evaluate `task_model` on the sets in `sources`, in one Ray task with `resources` of one worker.
+
+    Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase, and for
+    each heuristic of the config a boolean `holds/<name>`, null where it is not asked) and `metrics.json` (`rows`: those of
+    `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in examples a second.
+    """
+    (result,) = evaluate_group(
+        config, sources, base_model, [task_model], [output], resources=resources or Resources(), reports=[report]
+    )
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def evaluate_group(
+    config: EvaluationConfig,
+    sources: str,
+    base_model: str,
+    task_models: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    resources: Resources,
+    reports: Sequence[Report],
+) -> list[dict[str, Any] | Exception]:
+    """Evaluate several task models, one after another in one Ray task that tokenizes and reads frozen weights once.
+
+    Returns each one's metrics, or what it failed with.
+    """
+    import ray
+
+    members = list(zip(task_models, outputs, reports, strict=True))
+    if resources.in_process:
+        return _evaluate_worker(config, sources, base_model, members, resources.gpus_per_worker > 0)
+    task = ray.remote(_evaluate_worker).options(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0
+    )
+    return ray.get(task.remote(config, sources, base_model, members, resources.gpus_per_worker > 0))
+
+
+# What follows runs in a Ray worker.
+
+
+def _evaluate_worker(
+    config: EvaluationConfig,
+    sources: str,
+    base_model: str,
+    members: Sequence[tuple[str, str, Report]],
+    use_gpu: bool,
+) -> list[dict[str, Any] | Exception]:
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch
+
+    quiet_libraries()
+    device = torch.device("cuda" if use_gpu else "cpu")
+    sets = [_read_set(config, sources, base_model, name) for name in config.sets]
+    num_examples = len(members) * sum(test_set.table.num_rows for test_set in sets)
+    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
+    results: list[dict[str, Any] | Exception] = []
+    for task_model, output, report in members:
+        try:
+            results.append(_evaluate_task_model(config, sets, bodies, task_model, output, report))
+        except Exception as error:
+            results.append(portable(error))
+        gc.collect()
+    return results
+
+
+@dataclass(frozen=True)
+class _EncodedSet:
+    """A test set, where heuristics hold in it, and its prompts, packed: the rows of each batch and the batch."""
+
+    name: str
+    table: pa.Table
+    held: list[tuple[Heuristic, np.ndarray]]
+    batches: list[tuple[np.ndarray, PackedBatch]]
+
+
+def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
+    table = read_examples(join(sources, f"{name}.parquet"))
+    sequences = encode(base_model, classifier_prompts(table), table["id"].to_pylist())
+    if config.rehearse_examples:
+        longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
+        table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
+    batches = prefix_tree_batches(sequences, config.tokens_per_batch)
+    return _EncodedSet(name, table, where_held(table, config.heuristics), batches)
+
+
+def _evaluate_task_model(
+    config: EvaluationConfig, sets: Sequence[_EncodedSet], bodies: Bodies, task_model: str, output: str, report: Report
+) -> dict[str, Any]:
+    import torch
+
+    started = time.perf_counter()
+    use_gpu = bodies.device.type == "cuda"
+    if use_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    rows: list[dict[str, Any]] = []
+    tables = []
+    num_done, evaluate_s = 0, 0.0
+    with bodies.classifier(task_model) as classifier:
+        load_s = time.perf_counter() - started
+        for step, test_set in enumerate(sets):
+            begun = time.perf_counter()
+            logits = classify(classifier, test_set.batches, bodies.device)
+            evaluate_s += time.perf_counter() - begun
+            num_done += test_set.table.num_rows
+            rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held)
+            tables.append(logits_table(test_set.name, test_set.table, logits, config.heuristics, test_set.held))
+            report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
+    with working_folder(output) as folder:
+        pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
+        (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
+    return {
+        **flat_metrics(rows),
+        "num_examples": num_done,
+        "examples_per_s": num_done / evaluate_s,
+        "load_s": load_s,
+        "evaluate_s": evaluate_s,
+        "peak_gpu_memory_gib": peak_gpu_memory_gib() if use_gpu else None,
+    }
+
+
+class Bodies:
+    """The decoders that task models stand on, each read once as long as the same one is asked for."""
+
+    def __init__(self, config: EvaluationConfig, base_model: str, device: torch.device, *, compiled: bool = False) -> None:
+        self.config, self.base_model, self.device, self.compiled = config, base_model, device, compiled
+        self._kept: Any = None
+        self._body: Any = None
+        self._adapters: Any = None
+
+    @contextlib.contextmanager
+    def classifier(self, task_model: str) -> Iterator[Any]:
+        """The task model of an artifact, in evaluation mode on the device, with packed attention."""
+        import torch
+
+        from pipelines.adapters.files import load_adapter
+        from pipelines.models.classifier import Classifier, load_head
+        from pipelines.models.weights import merge_saved_adapter, weights_of
+
+        folder = Path(fetch(task_model))
+        adapter = folder / "adapter"
+        settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter.exists() else {}
+        self._read(weights_of(task_model, self.base_model), settings)
+        if settings and self.config.merge_adapter:
+            merge_saved_adapter(self._body, adapter)
+        elif settings:
+            load_adapter(self._adapters, 0, adapter)
+        head = load_head(folder, dtype=getattr(torch, self.config.dtype), device=self.device)
+        yield Classifier(self._body, head, self._adapters).eval()
+
+    def _read(self, weights: Path, settings: Mapping[str, Any]) -> None:
+        """Have the body of `weights`, with room for an adapter of peft's `settings` unless it is to be merged."""
+        import torch
+        from transformers import AutoModel
+
+        from pipelines.adapters.adapters import add_adapters
+        from pipelines.models.classifier import compute_last_layer_where_read
+        from pipelines.models.weights import compile_layers, load_packed
+
+        shape = {name: settings.get(name) for name in ("r", "lora_alpha", "target_modules")}
+        # What is merged cannot be taken out again to the last bit.
+        if self._kept == (weights, shape) and not self.config.merge_adapter:
+            return
+        self._kept = self._body = self._adapters = None
+        self._body = load_packed(AutoModel, weights, getattr(torch, self.config.dtype)).to(self.device)
+        if settings and not self.config.merge_adapter:
+            self._adapters = add_adapters(
+                self._body,
+                settings["target_modules"],
+                rank=settings["r"],
+                alpha=settings["lora_alpha"],
+                dropout=0.0,
+                seeds=[None],
+            )
+        compute_last_layer_where_read(self._body)
+        if self.compiled:
+            compile_layers(self._body)
+        self._kept = (weights, shape)
+
+
+def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]], device: torch.device) -> np.ndarray:
+    """Class logits float32 [n, 3] of the n sequences of `prefix_tree_batches`, in the order in which it was given them."""
+    import torch
+
+    from pipelines.packing.segments import Segments
+    from pipelines.packing.stream import PackedInput
+
+    outputs = []
+    with torch.inference_mode():
+        for _, batch in batches:
+            adapters = classifier.adapters
+            with adapters.over(Segments.of_one(batch, device)) if adapters else contextlib.nullcontext():
+                outputs.append(classifier.logits(PackedInput.from_batch(batch, device)))
+    order = np.concatenate([rows for rows, _ in batches])
+    logits = np.empty((len(order), len(LABELS)), dtype=np.float32)
+    # Read once, at the end: a copy to the host waits for the device, and batches would no longer be prepared ahead of it.
+    logits[order] = torch.cat(outputs).cpu().numpy()
+    return logits
+
+
+def logits_table(
+    name: str,
+    table: pa.Table,
+    logits: np.ndarray,
+    heuristics: Sequence[Heuristic] = (),
+    held: Sequence[tuple[Heuristic, np.ndarray]] = (),
+) -> pa.Table:
+    """The rows of `logits.parquet` (`evaluate`) of a test set named `name`; `held` is `where_held` of `heuristics`."""
+    num = table.num_rows
+    holds = {heuristic.name: where for heuristic, where in held}
+    columns: Mapping[str, Any] = {
+        "set": pa.array([name] * num).dictionary_encode().cast(pa.string()),
+        "id": table.column("id"),
+        "label": table.column("label"),
+        **{f"logit_{label}": pa.array(logits[:, label.index]) for label in Label},
+        **{
+            column: table.column(column).cast(pa.string()) if column in table.column_names else pa.nulls(num, pa.string())
+            for column in ("heuristic", "subcase")
+        },
+        # A predicate need not be there any more when the results are read.
+        **{
+            f"holds/{heuristic.name}": pa.array(holds.get(heuristic.name, [None] * num), pa.bool_()) for heuristic in heuristics
+        },
+    }
+    return pa.table(dict(columns))

@@ -1,0 +1,142 @@
+"""Scores of logits on a test set: predictions of two and three labels, and accuracy by slice.
+
+HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section
+2.2.3). Three-label sets are reported as they are and folded to two. Folding comes after the argmax, as in the paper, or before
+it, on the summed probabilities; HANS's authors (McCoy, Pavlick and Linzen 2019) use the first and name the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, fold
+from pipelines.tasks.heuristics import Heuristic
+
+FOLDINGS = ("argmax", "summed")
+"""How three class scores become two labels: see `entails`."""
+
+
+def entails(logits: np.ndarray, folding: str) -> np.ndarray:
+    """Whether each of n items is predicted to be entailment, booleans [n], from class logits [n, 3] folded to two labels.
+
+    "argmax": entailment has the largest logit, and only then neutral and contradiction merge (paper, section 2.2.3). "summed":
+    p(entailment) > p(neutral) + p(contradiction), p being the softmax. Every entailment by "summed" is one by "argmax". A tie
+    between logits goes to the first label, one between p and 1 - p to non-entailment. Raises ValueError for another folding.
+    """
+    if folding == "argmax":
+        return np.argmax(logits, axis=1) == Label.ENTAILMENT.index
+    if folding == "summed":
+        # p(entailment) > 1/2, without an exponential that could overflow: its logit is above the others' log-sum-exp.
+        others = np.delete(np.asarray(logits, dtype=np.float64), Label.ENTAILMENT.index, axis=1)
+        return np.asarray(logits)[:, Label.ENTAILMENT.index] > np.logaddexp.reduce(others, axis=1)
+    raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
+
+
+def is_right(predicted: np.ndarray, labels: np.ndarray, asked: Label | None = None) -> np.ndarray:
+    """Which of n items are right, booleans [n], from predicted classes int [n] (argmax of the logits) and labels str [n].
+
+    With `asked`, both are first folded to two: that label and any other. Labels that are folded themselves need it.
+    """
+    if asked is None:
+        return np.array([str(label) for label in LABELS])[predicted] == labels
+    return (predicted == asked.index) == (labels == str(asked))
+
+
+def where_held(table: pa.Table, heuristics: Sequence[Heuristic]) -> list[tuple[Heuristic, np.ndarray]]:
+    """Each of `heuristics` with where it holds in an examples table [n], booleans [n]: the same for every task model.
+
+    One that predicts another label than entailment is left out of a set whose labels do not tell that one.
+    """
+    is_folded = NON_ENTAILMENT in pc.unique(table["label"]).to_pylist()
+    return [
+        (heuristic, heuristic(table["premise"], table["hypothesis"]))
+        for heuristic in heuristics
+        if not is_folded or heuristic.predicts == Label.ENTAILMENT
+    ]
+
+
+def accuracy_rows(
+    name: str, table: pa.Table, logits: np.ndarray, held: Sequence[tuple[Heuristic, np.ndarray]] = ()
+) -> list[dict[str, Any]]:
+    """Accuracy of `logits` float [n, 3] on an examples table [n], over all and by slice.
+
+    A row has set, slice, num_labels, folding, accuracy (0..1), num_correct and num_examples. Slices: "all"; with columns
+    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>"; for each heuristic of `held`, from
+    `where_held`, "holds/<name>", where it holds, and that by whether the label is the predicted one: "holds/<name>/<label>" and
+    "holds/<name>/non-<label>". There, only this is asked of the model, too. A slice exists only if an example is in it. Two
+    labels are scored by each of FOLDINGS; three, where nothing is folded, and what a heuristic holds of are under "argmax".
+    Raises ValueError if there is no example.
+    """
+    if table.num_rows == 0 or len(logits) != table.num_rows:
+        raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
+    labels = np.array(table.column("label").to_pylist())
+    rows: list[dict[str, Any]] = []
+
+    def add(slice_name: str, num_labels: int, folding: str, correct: np.ndarray) -> None:
+        rows.append(
+            {
+                "set": name,
+                "slice": slice_name,
+                "num_labels": num_labels,
+                "folding": folding,
+                "accuracy": float(correct.mean()),
+                "num_correct": int(correct.sum()),
+                "num_examples": len(correct),
+            }
+        )
+
+    predicted = np.argmax(logits, axis=1)
+    if NON_ENTAILMENT not in labels:
+        add("all", len(LABELS), "argmax", is_right(predicted, labels))
+    slices: dict[str, np.ndarray] = {}
+    if "heuristic" in table.column_names:
+        made_for = np.array(table.column("heuristic").to_pylist())
+        subcases = np.array(table.column("subcase").to_pylist())
+        for probe in np.unique(made_for):
+            chosen = made_for == probe
+            slices[str(probe)] = chosen
+            slices |= {f"{probe}/{label}": chosen & (labels == label) for label in np.unique(labels[chosen])}
+        slices |= {f"subcase/{subcase}": subcases == subcase for subcase in np.unique(subcases)}
+    is_entailment = _folded(fold, labels) == Label.ENTAILMENT
+    for folding in FOLDINGS:
+        two_way = entails(logits, folding) == is_entailment
+        add("all", 2, folding, two_way)
+        for slice_name, chosen in slices.items():
+            add(slice_name, 2, folding, two_way[chosen])
+    for heuristic, holds in held:
+        two_labels = _folded(heuristic.fold, labels)
+        correct = is_right(predicted, labels, heuristic.predicts)
+        slices = {f"holds/{heuristic.name}": holds}
+        slices |= {f"holds/{heuristic.name}/{label}": holds & (two_labels == label) for label in np.unique(two_labels)}
+        for slice_name, chosen in slices.items():
+            if chosen.any():
+                add(slice_name, 2, "argmax", correct[chosen])
+    return rows
+
+
+def _folded(fold_label: Callable[[str], str], labels: np.ndarray) -> np.ndarray:
+    distinct, which = np.unique(labels, return_inverse=True)
+    return np.array([fold_label(str(label)) for label in distinct])[which]
+
+
+def flat_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The rows' accuracies by name: `hans/accuracy`, `hans/lexical_overlap/non-entailment/accuracy`, `…/accuracy_2way`.
+
+    The second folding has one name a set: `hans/accuracy_summed`, `mnli_matched/accuracy_2way_summed`. Its slices, and all
+    subcases, stay in `metrics.json`: ninety more columns would hide the ones that are compared.
+    """
+    flat = {}
+    three_way = {row["set"] for row in rows if row["num_labels"] == len(LABELS)}
+    for row in rows:
+        summed = row["folding"] == "summed"
+        if row["slice"].startswith("subcase/") or (summed and row["slice"] != "all"):
+            continue
+        where = row["set"] if row["slice"] == "all" else f"{row['set']}/{row['slice']}"
+        of_three = "_2way" if row["num_labels"] == 2 and row["set"] in three_way else ""
+        flat[f"{where}/accuracy{of_three}{'_summed' if summed else ''}"] = row["accuracy"]
+    return flat

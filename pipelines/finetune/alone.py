@@ -1,0 +1,310 @@
+"""One job finetuned by DeepSpeed, on one or several workers.
+
+ZeRO 0 to 3 is a setting that moves where the weights lie and not what is computed. Batches carry no padding (`packing/batches.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from pipelines.adapters.adapters import Adapters
+from pipelines.adapters.files import load_adapter, peft_names
+from pipelines.finetune.checkpoints import DEEPSPEED, Checkpoints
+from pipelines.finetune.course import Course
+from pipelines.finetune.job import FinetuneJob, Member
+from pipelines.finetune.recipe import FinetuneConfig, adapters_of, check_saved_adapter
+from pipelines.finetune.stepping import FlatModel
+from pipelines.models.classifier import Classifier, compute_last_layer_where_read, load_head
+from pipelines.models.language_model import LanguageModel
+from pipelines.models.weights import compile_layers, load_packed, weights_of
+from pipelines.packing.batches import class_targets, next_token_targets, pack, shape_for
+from pipelines.packing.dealing import microbatches, packed_size
+from pipelines.packing.segments import Segments
+from pipelines.packing.stream import PackedInput
+from pipelines.resources import no_report
+from pipelines.storage import fetch
+
+
+def train_alone(member: Member, device: torch.device, *, rank: int, num_workers: int) -> Trained:
+    """Train one job as worker number `rank` of those that run this together.
+
+    Raises UserError for an example that is too long, a starting point that does not fit, and a loss that is no number.
+    """
+    training = _Training(member, _Worker(device, rank, num_workers))
+    upcoming = next(training.microbatches, None)
+    while upcoming is not None:
+        now = upcoming
+        if now.begins_step:
+            training.begin_step()
+        loss = training.compute_gradients(now)
+        # The optimizer waits for the device; until then the next one is made ready.
+        upcoming = next(training.microbatches, None)
+        training.engine.step()
+        training.loss += loss
+        if now.ends_step:
+            training.end_step()
+    return training.end()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a job on one worker: trained tensors (`gather_trained`), metrics, logged steps (both the first one's)."""
+
+    tensors: dict[str, torch.Tensor]
+    metrics: dict[str, Any]
+    log: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """The device and the place of this worker among those that train one job."""
+
+    device: torch.device
+    rank: int
+    num_workers: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+class _Training:
+    """A job under way on this worker: its course, model, engine and checkpoints."""
+
+    def __init__(self, member: Member, worker: _Worker) -> None:
+        assert not member.job.is_on_trajectory, "together.py keeps and reads the states of trajectories"
+        # The first worker reports for all.
+        self.course = Course(replace(member, report=no_report) if worker.rank else member)
+        self.worker, self.config = worker, member.job.config
+        if worker.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.model, self.adapters = build_model(member.job, worker.device)
+        if worker.on_gpu and 0 < self.config.compile_from_steps <= len(self.course.batches):
+            compile_layers(self.model)
+        # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
+        use_graphs = worker.on_gpu and self.config.dtype == "bfloat16" and self.config.zero_stage < 3
+        self.engine = _deepspeed_engine(self.model, self.config, capture=use_graphs)
+        self.checkpoints = Checkpoints(member.output, DEEPSPEED, worker.rank, worker.num_workers)
+        self.course.begin(*self.checkpoints.load(read=self._read_state))
+        self.loss: torch.Tensor | float = 0.0
+        self.microbatches = _microbatches(self.course, worker, filled=use_graphs, adapted=self.adapters is not None)
+
+    def _read_state(self, folder: str) -> None:
+        self.engine.load_checkpoint(folder, tag="engine", load_module_strict=False)
+
+    def _write_state(self, folder: str) -> None:
+        self.engine.save_checkpoint(folder, tag="engine", exclude_frozen_parameters=self.config.method == "lora")
+
+    def begin_step(self) -> None:
+        course, step = self.course, self.course.next_step
+        # Seeded by step, so that a resumed run meets the masks that an uninterrupted one would, in models with dropout of
+        # their own; adapters' dropout needs no seeding.
+        torch.manual_seed((course.job.seed * 1_000_003 + step) * 1_009 + self.worker.rank)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = course.learning_rate_at(step)
+        self.weight = course.weight([course.next_batch])
+
+    def compute_gradients(self, microbatch: _Microbatch) -> torch.Tensor:
+        """Forward and backward pass; the summed loss."""
+        packed = microbatch.packed
+        self.engine.set_gradient_accumulation_boundary(microbatch.ends_step)
+        with self.adapters.over(packed.segments) if self.adapters and packed.segments else contextlib.nullcontext():
+            loss = self.engine(packed, microbatch.targets)
+            if not microbatch.has_examples:
+                # It takes part in the collectives all the same.
+                loss = loss * 0.0
+            # DeepSpeed averages gradients over workers; the step's loss is the mean over its examples (tokens).
+            self.engine.backward(loss * (self.worker.num_workers / self.weight))
+        summed: torch.Tensor = loss.detach()
+        return summed
+
+    def end_step(self) -> None:
+        """Log and keep what is due. Raises UserError if the loss is no number."""
+        course = self.course
+        course.advance()
+        if course.is_logged:
+            total_loss = torch.as_tensor(self.loss, device=self.worker.device, dtype=torch.float64).reshape(1)
+            torch.distributed.all_reduce(total_loss)
+            course.log_step(total_loss.item())
+            self.loss = 0.0
+        if course.is_saved:
+            self.checkpoints.save(course.next_step, course.log, write=self._write_state)
+
+    def end(self) -> Trained:
+        """Gather what was trained, and give back the engine's memory."""
+        self.course.end()
+        tensors = gather_trained(self.model, self.config, self.worker.rank)
+        num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
+        self.engine.destroy()
+        return Trained(tensors, self.course.metrics(num_trained, on_gpu=self.worker.on_gpu), self.course.log)
+
+
+# --- a worker's batches ---
+
+
+@dataclass(frozen=True)
+class _Microbatch:
+    """A worker's part of an optimizer step, or a piece of it, on the device. Without examples of its own it holds any one."""
+
+    begins_step: bool
+    ends_step: bool
+    has_examples: bool
+    packed: PackedInput
+    targets: torch.Tensor
+
+
+def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: bool) -> Iterator[_Microbatch]:
+    """The worker's, to the end of the course; `filled` to few shapes, with segments if the model is `adapted`."""
+    job, config, examples = course.job, course.config, course.examples
+    lengths, prefixes = examples.lengths, examples.prefixes
+    num_rows = -(-config.batch_size // worker.num_workers) + len({prefix for prefix in prefixes if prefix.length})
+    for step in range(course.first_step, len(course.batches)):
+        batch = course.batches[step]
+        share = microbatches(
+            [lengths[i] for i in batch],
+            num_workers=worker.num_workers,
+            token_budget=config.tokens_per_microbatch,
+            prefixes=[prefixes[i] for i in batch],
+        )[worker.rank]
+        for number, places in enumerate(share):
+            # Those that share a prefix side by side.
+            taken = sorted(places or [0], key=lambda place: prefixes[batch[place]])
+            chosen = [batch[place] for place in taken]
+            shared = [prefixes[i] for i in chosen]
+            shape = None
+            if filled:
+                shape = shape_for(
+                    packed_size([lengths[i] for i in chosen], shared),
+                    num_rows=num_rows,
+                    width=course.longest,
+                    num_shared=sum(prefix.length for prefix in shared),
+                )
+            packed = pack([examples.sequences[i] for i in chosen], prefixes=shared, shape=shape)
+            is_class = job.objective == "classification"
+            targets = class_targets(packed, [examples.labels[i] for i in chosen]) if is_class else next_token_targets(packed)
+            segments = None
+            if adapted:
+                segments = Segments.from_batch(
+                    packed, worker.device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken
+                )
+            yield _Microbatch(
+                begins_step=number == 0,
+                ends_step=number == len(share) - 1,
+                has_examples=bool(places),
+                packed=PackedInput.from_batch(packed, worker.device, segments),
+                targets=torch.from_numpy(targets).to(worker.device, non_blocking=True),
+            )
+
+
+# --- model and engine ---
+
+
+def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module, Adapters | None]:
+    """The module that maps (PackedInput, label indices) to the batch's summed loss, and its adapters, if it trains any.
+
+    Only what is trained requires gradients.
+    """
+    config = job.config
+    dtype = getattr(torch, config.dtype)
+    classify = job.objective == "classification"
+    zero3 = None
+    if config.zero_stage == 3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # While this object lives, from_pretrained hands each weight to DeepSpeed as it is read, already partitioned.
+        zero3 = HfDeepSpeedConfig(deepspeed_config(config))
+    weights = weights_of(job.starting_point, job.base_model)
+    try:
+        backbone = load_packed(AutoModel if classify else AutoModelForCausalLM, weights, dtype)
+    finally:
+        # An error's frames must not keep it for the next job of this process.
+        del zero3
+    if config.zero_stage != 3:
+        backbone.to(device)
+    if config.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        backbone.enable_input_require_grads()
+    start = Path(fetch(job.starting_point)) if job.starting_point else None
+    adapters = None
+    if config.method == "lora":
+        adapters = adapters_of(backbone, config, seeds=[job.seed])
+        if start is not None and (start / "adapter").exists():
+            check_saved_adapter(start / "adapter", config)
+            load_adapter(adapters, 0, start / "adapter")
+        if config.train_embeddings and not classify:
+            for module in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+                for parameter in module.parameters():
+                    parameter.requires_grad = True
+    if not classify:
+        return LanguageModel(backbone).train(), adapters
+    assert start is not None, "a classifier starts from a saved head"
+    compute_last_layer_where_read(backbone)
+    return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train(), adapters
+
+
+def deepspeed_config(config: FinetuneConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration for `config`. Accumulation is ours: the loop marks the boundary of each optimizer step."""
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if config.dtype == "bfloat16" and config.zero_stage == 1:
+        # Selects the flat optimizer: on one GPU it waits for the device a few times a step, stage 0's for each parameter.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def _deepspeed_engine(model: torch.nn.Module, config: FinetuneConfig, *, capture: bool) -> Any:
+    """DeepSpeed's engine over `model`, with flat parameters and, if `capture`, CUDA graphs at ZeRO 0 to 2."""
+    import deepspeed
+
+    flat = FlatModel(model, capture=capture) if config.zero_stage < 3 else None
+    engine, *_ = deepspeed.initialize(
+        model=flat or model, optimizer=_optimizer(flat or model, config), config=deepspeed_config(config)
+    )
+    if flat is not None:
+        flat.bind()
+    return engine
+
+
+def _optimizer(model: torch.nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
+    """AdamW over what `model` trains; matrices decay, vectors (norms, biases) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = model.decays if isinstance(model, FlatModel) else [parameter.ndim > 1 for parameter in trained]
+    groups = [
+        {"params": [p for p, does in zip(trained, decays, strict=True) if does == decay], "weight_decay": rate}
+        for decay, rate in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, fused=trained[0].device.type == "cuda"
+    )
+
+
+def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) -> dict[str, torch.Tensor]:
+    """Every trained tensor by name, whole and on the CPU, on the first worker; an empty dict on the others. Collective.
+
+    Adapters have the names of `adapters.peft_names`.
+    """
+    import deepspeed
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], enabled=config.zero_stage == 3):
+            if rank == 0:
+                tensors[name] = parameter.detach().cpu().clone()
+    return peft_names(tensors) if config.method == "lora" else tensors

@@ -1,0 +1,287 @@
+"""One frozen base with the adapters, heads and optimizer states of many task models, stepped in passes over all of them.
+
+The base's matrix products are computed over the examples of all members of a pass, and each member's examples meet its own
+adapter and head (`adapters/adapters.py`). In each pass those take part that are furthest behind, and of the others those that fill its
+tokens. A member that shares its prompts' prefix within its batches computes it once for its examples of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel
+
+from pipelines.adapters import adamw
+from pipelines.adapters.adamw_settings import settings_row
+from pipelines.adapters.files import adapter_tensors, load_adapter
+from pipelines.finetune.course import Course
+from pipelines.finetune.job import FinetuneJob, Member
+from pipelines.finetune.recipe import adapters_of, check_saved_adapter
+from pipelines.finetune.stepping import CapturedStep
+from pipelines.models.classifier import compute_last_layer_where_read, load_head
+from pipelines.models.weights import adapted_layers, compile_layers, load_packed, weights_of
+from pipelines.packing.batches import IGNORED, Shape, pack, shape_for
+from pipelines.packing.dealing import fullest, packed_size, split_by_tokens
+from pipelines.packing.segments import Segments
+from pipelines.packing.stream import PackedInput
+from pipelines.storage import fetch
+from pipelines.tasks.examples import LABELS
+
+MAX_SLOTS = 36
+"""More than fit into a pass of 4 096 tokens with MultiNLI in batches of 2: there is a choice of those that fill it."""
+STATE_BYTES = 16
+"""GPU memory for each adapter parameter: weight, what its master has beyond, gradient (2 each), moments (4 each), some."""
+STATE_FILE = "state.safetensors"
+
+
+class Bank:
+    """A frozen body with N adapters and heads, each with its optimizer state: N places for members to train in.
+
+    Parameters and state of slot n are row n of matrices [N, P].
+    """
+
+    def __init__(self, members: Sequence[Member], gpu_share: float, most: int, *, num_passes: float) -> None:
+        config = members[0].job.config
+        self.on_gpu = gpu_share > 0
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
+        self.dtype = getattr(torch, config.dtype)
+        self.max_norm, self.token_budget = config.max_grad_norm, config.tokens_per_microbatch
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        weights = weights_of(members[0].job.starting_point, members[0].job.base_model)
+        self.body = load_packed(AutoModel, weights, self.dtype).to(self.device)
+        if config.gradient_checkpointing:
+            self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Counted on one adapter, then made for as many as fit.
+        shape = self.body.config
+        adapted = adapted_layers(self.body, config.lora_targets).values()
+        num_in_adapter = config.lora_rank * sum(layer.in_features + layer.out_features for layer in adapted)
+        self.num_parameters = num_in_adapter + len(LABELS) * shape.hidden_size
+        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
+        self.batch_size = max(member.job.config.batch_size for member in members)
+        # A slot's examples have one prefix, if any.
+        self.rows_per_slot = self.batch_size + any(member.job.config.share_prefix for member in members)
+        self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
+        compute_last_layer_where_read(self.body)
+        self.body.train()
+        if self.on_gpu and 0 < config.compile_from_steps <= num_passes:
+            compile_layers(self.body)
+        self.head = torch.nn.Parameter(
+            torch.zeros(self.num_slots, len(LABELS), shape.hidden_size, device=self.device, dtype=self.dtype)
+        )
+        self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]
+        rows = {"device": self.device, "dtype": self.dtype}
+        self.weights = torch.zeros(self.num_slots, self.num_parameters, **rows)
+        offset = 0
+        for parameter in self.parameters:
+            size = parameter[0].numel()
+            # A view into the slots' rows: what the optimizer writes is what is computed with.
+            parameter.data = self.weights[:, offset : offset + size].view(parameter.shape)
+            offset += size
+        assert offset == self.num_parameters
+        self.rest = None if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.int16)
+        self.moments = (
+            torch.zeros_like(self.weights, dtype=torch.float32),
+            torch.zeros_like(self.weights, dtype=torch.float32),
+        )
+        self.losses = torch.zeros(self.num_slots, dtype=torch.float64, device=self.device)
+        self.longest = 0
+        self._step = self._compute_and_update
+        if self.on_gpu and self.dtype == torch.bfloat16:
+            self._step = CapturedStep(self._compute_and_update, rehearse=self._compute_and_keep)
+
+    def _num_fitting(self, gpu_share: float, shape: Any) -> int:
+        """How many members' state fits beside the body and the activations of a pass."""
+        if not self.on_gpu:
+            return MAX_SLOTS
+        free, total = torch.cuda.mem_get_info()
+        # Values a token that a decoder layer keeps for the backward pass: its inputs, norms, projections and their products.
+        kept = 12 * shape.hidden_size + 5 * shape.intermediate_size
+        activations = 2 * self.token_budget * shape.num_hidden_layers * kept
+        room = min(free, total * gpu_share - torch.cuda.memory_allocated()) * 0.92 - activations
+        return max(1, int(room / (STATE_BYTES * self.num_parameters)))
+
+    # --- a slot's content ---
+
+    def fill(self, slot: int, job: FinetuneJob) -> None:
+        """Put the beginning of `job` into `slot`: a fresh adapter or its starting point's, its head, no moments."""
+        assert job.starting_point is not None, "a classifier starts from a saved head"
+        start = Path(fetch(job.starting_point))
+        if (start / "adapter").exists():
+            check_saved_adapter(start / "adapter", job.config)
+            load_adapter(self.adapters, slot, start / "adapter")
+        else:
+            self.adapters.draw(slot, job.seed)
+        self.head.data[slot].copy_(load_head(start, dtype=self.dtype, device=self.device).weight)
+        if self.rest is not None:
+            self.rest[slot].zero_()
+        for moment in self.moments:
+            moment[slot].zero_()
+        self.losses[slot] = 0
+
+    def tensors(self, slot: int) -> dict[str, torch.Tensor]:
+        """The trained tensors of `slot`, on the CPU, by the names that `alone.gather_trained` gives."""
+        adapter = {name: tensor.cpu().clone() for name, tensor in adapter_tensors(self.adapters, slot).items()}
+        return {"head.weight": self.head.detach()[slot].cpu().clone(), **adapter}
+
+    def write_state(self, slot: int, folder: Path) -> None:
+        # Joined on the CPU: the device may have no room for a master's four bytes.
+        weights, first, second = (rows[slot].cpu() for rows in (self.weights, *self.moments))
+        masters = weights if self.rest is None else adamw.join_masters(weights, self.rest[slot].cpu())
+        save_file({"masters": masters, "first": first, "second": second}, folder / STATE_FILE)
+
+    def read_state(self, slot: int, folder: Path) -> None:
+        state = load_file(folder / STATE_FILE)
+        if self.rest is None:
+            self.weights[slot].copy_(state["masters"])
+        else:
+            for rows, row in zip((self.weights, self.rest), adamw.split_masters(state["masters"]), strict=True):
+                rows[slot].copy_(row)
+        for name, moment in zip(("first", "second"), self.moments, strict=True):
+            moment[slot].copy_(state[name])
+
+    def take_loss(self, slot: int) -> float:
+        """The losses of the examples since it was last taken, added up."""
+        loss = self.losses[slot].item()
+        self.losses[slot] = 0
+        return loss
+
+    # --- a step ---
+
+    def step(self, courses: dict[int, Course]) -> None:
+        """One optimizer step of those that `_chosen` takes. A batch that does not fit into a pass is computed in several."""
+        chosen = self._chosen(courses)
+        self.longest = max(self.longest, *(course.longest for course in courses.values()))
+        if len(chosen) > 1:
+            passes = [[(slot, list(range(len(courses[slot].next_batch)))) for slot in chosen]]
+        else:
+            course = courses[chosen[0]]
+            lengths = [course.examples.lengths[i] for i in course.next_batch]
+            prefixes = [course.examples.prefixes[i] for i in course.next_batch]
+            runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
+            passes = [[(chosen[0], run)] for run in runs]
+        sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
+        settings = self._settings(courses, chosen)
+        if len(passes) == 1:
+            self.losses += self._step(*self._inputs(courses, passes[0]), settings) * sizes
+        else:
+            total: list[torch.Tensor] = []
+            for places in passes:
+                losses, gradients = self._compute(*self._inputs(courses, places))
+                self.losses += losses * sizes
+                total = [kept.add_(gradient) for kept, gradient in zip(total, gradients, strict=True)] if total else gradients
+            self._update(total, settings)
+        for slot in chosen:
+            courses[slot].advance()
+
+    def _chosen(self, courses: dict[int, Course]) -> list[int]:
+        """Slots of the next pass, ascending: of the half that is furthest behind those that fit, then others that fill it.
+
+        So none falls behind for long, and a pass's tokens are used but for a few.
+        """
+        sizes = {slot: courses[slot].num_tokens for slot in sorted(courses, key=lambda slot: (courses[slot].fraction, slot))}
+        behind = list(sizes)
+        half = -(-len(behind) // 2)
+        # A token of filling, as `_inputs` adds it.
+        room = self.token_budget - 1
+        chosen: list[int] = []
+        for slot in behind[:half]:
+            if not chosen or sizes[slot] <= room:
+                chosen.append(slot)
+                room -= sizes[slot]
+        chosen += [behind[half + place] for place in fullest([sizes[slot] for slot in behind[half:]], room)]
+        return sorted(chosen)
+
+    def _inputs(self, courses: dict[int, Course], taken: Sequence[tuple[int, Sequence[int]]]) -> tuple[Any, ...]:
+        """The arguments of `_compute` for a pass over `taken`: slots in ascending order, each with places of its next batch."""
+        rows = [(slot, place) for slot, run in taken for place in run]
+        examples = [(slot, courses[slot], courses[slot].next_batch[place]) for slot, place in rows]
+        sequences = [course.examples.sequences[i] for _, course, i in examples]
+        prefixes = [course.examples.prefixes[i]._replace(adapter=slot) for slot, course, i in examples]
+        counts, seeds, steps = [0] * self.num_slots, [0] * self.num_slots, [0] * self.num_slots
+        for slot, run in taken:
+            counts[slot], seeds[slot], steps[slot] = len(run), courses[slot].job.seed, courses[slot].next_step
+        # One token of filling at least: what no example fills in the grid below is read from it.
+        num_tokens = packed_size([len(sequence) for sequence in sequences], prefixes) + 1
+        num_shared = sum(prefix.length for prefix in prefixes)
+        if self.on_gpu:
+            shape = shape_for(
+                num_tokens,
+                num_rows=self.num_slots * self.rows_per_slot,
+                width=-(-self.longest // 256) * 256,
+                num_shared=num_shared,
+            )
+        else:
+            num_rows = len(rows) + len({prefix for prefix in prefixes if prefix.length})
+            shape = Shape(num_tokens, num_rows + 1, self.longest, num_shared)
+        packed = pack(sequences, prefixes=prefixes, shape=shape)
+        segments = Segments.from_batch(
+            packed, self.device, counts=counts, seeds=seeds, steps=steps, places=[place for _, place in rows]
+        )
+        # Slot by slot, so that a product of slots and heads has no term in common between slots.
+        last = np.full((self.num_slots, self.batch_size), packed.num_tokens - 1, dtype=np.int64)
+        targets = np.full_like(last, IGNORED)
+        weights = np.zeros(last.shape, dtype=np.float32)
+        for number, (slot, place) in enumerate(rows):
+            course = courses[slot]
+            last[slot, place] = packed.last_index[number]
+            targets[slot, place] = course.examples.labels[course.next_batch[place]]
+            weights[slot, place] = 1 / len(course.next_batch)
+        grid = [self._moved(torch.from_numpy(array)) for array in (last, targets, weights)]
+        return PackedInput.from_batch(packed, self.device, segments), *grid
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor
+
+    def _compute(
+        self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Each slot's loss [N], and the gradients of `parameters`, [N, P_i] each.
+
+        [N, batch_size] are `last`, the place in the stream of an example's last token, `targets`, `weights` in the slot's mean.
+        """
+        assert packed.segments is not None
+        with torch.enable_grad(), self.adapters.over(packed.segments):
+            states = self.body(
+                input_ids=packed.input_ids, position_ids=packed.position_ids, packed=packed, use_cache=False
+            ).last_hidden_state[0]
+            states = states.index_select(0, last.flatten()).view(*last.shape, -1)
+            logits = torch.bmm(states, self.head.transpose(1, 2)).float()
+            each = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+            losses = (each.view_as(weights) * weights).sum(1)
+            gradients = torch.autograd.grad(losses.sum(), self.parameters)
+        return losses.detach(), [gradient.reshape(len(gradient), -1) for gradient in gradients]
+
+    def _compute_and_update(self, *arguments: Any) -> torch.Tensor:
+        """`_compute` of all arguments but the last and `_update` with that one; each slot's loss [N]."""
+        *inputs, settings = arguments
+        losses, gradients = self._compute(*inputs)
+        self._update(gradients, settings)
+        return losses
+
+    def _compute_and_keep(self, *arguments: Any) -> torch.Tensor:
+        """As `_compute_and_update`, kernel for kernel, with settings that keep all rows as they are."""
+        *inputs, settings = arguments
+        return self._compute_and_update(*inputs, torch.full_like(settings, -1.0))
+
+    def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
+        settings = adamw.clip(settings, gradients, self.max_norm)
+        adamw.update(self.weights, self.rest, *self.moments, gradients, settings)
+
+    def _settings(self, courses: dict[int, Course], chosen: Sequence[int]) -> torch.Tensor:
+        """The settings of the next step for `adamw.update`: slots that are not chosen stay as they are."""
+        rows = []
+        for slot in range(self.num_slots):
+            if slot not in chosen:
+                rows.append([0.0, 0.0, -1.0, 1.0, 1.0])
+                continue
+            course = courses[slot]
+            rate = course.learning_rate_at(course.next_step)
+            rows.append(settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
+        return self._moved(torch.tensor(rows, dtype=torch.float32))

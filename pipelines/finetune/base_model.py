@@ -1,0 +1,329 @@
+"""The base model that G and T start from: a pretrained checkpoint on disk, or a small Llama made from scratch.
+
+The artifact holds `model/`: config, safetensors and tokenizer, checked and complete, so that every worker of a cluster finds
+the same weights in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.finetune.driver import finetune
+from pipelines.finetune.job import FinetuneJob
+from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+from pipelines.hashing import remembered_sha256
+from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
+from pipelines.models.hub import hub_repository, hub_snapshot
+from pipelines.models.process import quiet_libraries
+from pipelines.models.quantization import QUANTIZATIONS
+from pipelines.models.tokenizer import train_tokenizer
+from pipelines.resources import Report, Resources, no_report
+from pipelines.storage import join, working_folder
+from pipelines.tasks.examples import read_examples
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class ScratchModelConfig:
+    """A Llama of the given shape with random weights, then pretrained as a language model on unlabelled pairs.
+
+    Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words
+    are one token each. `pretraining` reads each pair twice over, without its label: what a pretrained model knows of words and
+    nothing of the task. None leaves the weights random.
+    """
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    intermediate_size: int = 384
+    vocabulary_size: int = 1_024
+    max_length: int = 256
+    seed: int = 0
+    pretraining: FinetuneConfig | None = None
+    pretraining_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class PretrainedModelConfig:
+    """A checkpoint on disk, identified by its files' content: a transformers folder with safetensors, or one GGUF file.
+
+    A GGUF file is dequantised and kept as `dtype`. `quantization` is "none", or "nf4" for the base of QLoRA: the decoder's
+    projections (not embeddings and heads) are quantised to 4 bits and kept as the `dtype` values that this computes with;
+    "nf4_double" quantises the constants, too. It is stated here only, so that everything built on the base model agrees.
+    `path` is where the files are and not part of what they are.
+    """
+
+    files: tuple[FileHash, ...]
+    revision: str = ""
+    dtype: str = "bfloat16"
+    quantization: str = "none"
+    path: str = runtime("")
+
+    def __post_init__(self) -> None:
+        if self.quantization not in QUANTIZATIONS:
+            raise UserError(f"quantization={self.quantization!r} is not one of {', '.join(map(repr, QUANTIZATIONS))}")
+
+
+def pretrained_model_config(
+    path: str,
+    *,
+    revision: str = "",
+    dtype: str = "bfloat16",
+    quantization: str = "none",
+    may_be_absent: bool = False,
+    download: bool = False,
+) -> PretrainedModelConfig:
+    """Describe the checkpoint at `path`, a folder, a `.gguf` file or `org/name[@revision]` on the hub, by its files' hashes.
+
+    What is on the hub is looked for in its local cache; with `download` it is fetched. Its commit becomes the revision. With
+    `may_be_absent`, weights that are not here are described by a file of unknown hash: enough to plan with. Otherwise raises
+    UserError if they are missing, or lack config, tokenizer or safetensors (pickled weights are never read).
+    """
+    root = Path(path).expanduser()
+    if hub_repository(path) is not None and (snapshot := hub_snapshot(path, download=download)) is not None:
+        root, revision = snapshot[0], f"{path.partition('@')[0]}@{snapshot[1]}"
+    if root.suffix == ".gguf" and root.is_file():
+        file = FileHash(root.name, remembered_sha256(root))
+        return PretrainedModelConfig((file,), revision, dtype, quantization, str(root))
+    if not root.is_dir():
+        if may_be_absent:
+            return PretrainedModelConfig((FileHash("*.safetensors", UNKNOWN),), revision, dtype, quantization, path)
+        raise UserError(
+            f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, a .gguf file, or "
+            "org/name[@revision] on the Hugging Face hub (HF_TOKEN if it is gated, HF_ENDPOINT for a mirror): -p model=FOLDER"
+        )
+    weights = sorted(p.name for p in root.glob("*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"{str(root)!r} has no *.safetensors; pickled weights are not read: convert them with transformers' "
+            "save_pretrained first"
+        )
+    tokenizers = [name for name in TOKENIZER_FILES if (root / name).exists()]
+    for name, present in (
+        ("config.json", (root / "config.json").exists()),
+        ("a tokenizer", bool(tokenizers)),
+    ):
+        if not present:
+            raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
+    extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
+    names = sorted({*weights, *tokenizers, *extras})
+    files = tuple(FileHash(n, remembered_sha256(root / n)) for n in names)
+    return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
+
+
+# meta-llama/Llama-2-7b-hf's public config.json.
+LLAMA_2_7B: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class RandomModelConfig:
+    """A checkpoint's shape and tokenizer with random weights: to rehearse a study without its weights.
+
+    `files` are the tokenizer's and, if the shape is not Llama-2-7B's, a config.json; `path` is their folder.
+    """
+
+    files: tuple[FileHash, ...]
+    seed: int = 0
+    dtype: str = "bfloat16"
+    path: str = runtime("")
+
+
+def random_model_config(path: str, *, dtype: str = "bfloat16") -> RandomModelConfig:
+    """Describe the tokenizer in the folder `path`, and a config.json beside it. Raises UserError without a tokenizer."""
+    root = Path(path).expanduser()
+    names = [name for name in (*TOKENIZER_FILES, "config.json") if (root / name).is_file()]
+    if not set(names) - {"config.json"}:
+        raise UserError(f"{str(root)!r} has no tokenizer; random weights need one: give a folder with tokenizer.json or .model")
+    return RandomModelConfig(
+        tuple(FileHash(name, sha256_of(root / name)) for name in sorted(names)), dtype=dtype, path=str(root)
+    )
+
+
+def prepare_base_model(
+    config: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig,
+    output: str,
+    *,
+    sources: str | None = None,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Write `output/model/`. A scratch model learns its tokenizer, and its language, from `sources/train.parquet`.
+
+    Returns the parameter count and, if pretrained here, that training's metrics. Raises UserError if the files at
+    `config.path` are no longer those that the config names.
+    """
+    if isinstance(config, PretrainedModelConfig):
+        return _copy_pretrained(config, output)
+    if isinstance(config, RandomModelConfig):
+        return _write_random(config, output)
+    assert sources is not None, "a scratch model is made from a training file"
+    train = read_examples(join(sources, "train.parquet"))
+    with working_folder(output) as folder:
+        num_parameters = _write_scratch(config, train, folder / "model")
+    metrics: dict[str, Any] = {"num_parameters": num_parameters}
+    if config.pretraining is not None:
+        job = FinetuneJob(
+            objective="language_modeling",
+            config=config.pretraining,
+            seed=config.seed,
+            examples=join(sources, "train.parquet"),
+            base_model=output,
+            save=save_language_model,
+            text="plain",
+            max_examples=config.pretraining_examples,
+        )
+        metrics |= finetune(job, output, resources=resources or Resources(), report=report)
+    return metrics
+
+
+def _check_files(config: PretrainedModelConfig | RandomModelConfig, folder_of: Path) -> None:
+    for file in config.files:
+        if not (folder_of / file.name).exists() or sha256_of(folder_of / file.name) != file.sha256:
+            raise UserError(
+                f"{folder_of / file.name} is missing or not the file that the study was planned with (sha256 "
+                f"{file.sha256[:12]}…); restore it, or plan again with the new one"
+            )
+
+
+def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
+    """Write the config's shape and tokenizer, with random weights in safetensors of a few GB each."""
+    from pipelines.models.model_files import write_random
+
+    source = Path(config.path)
+    _check_files(config, source)
+    with working_folder(output) as folder:
+        target = folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        (target / "config.json").write_text(json.dumps(dict(LLAMA_2_7B), indent=1))
+        for file in config.files:
+            shutil.copyfile(source / file.name, target / file.name)
+        return {"num_parameters": write_random(target, seed=config.seed, dtype=config.dtype)}
+
+
+def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
+    source = Path(config.path)
+    folder_of = source.parent if source.suffix == ".gguf" else source
+    _check_files(config, folder_of)
+    from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
+
+    quiet_libraries()
+    with working_folder(output) as folder:
+        target = folder / "model"
+        target.mkdir(exist_ok=True)
+        if source.suffix == ".gguf":
+            convert_gguf(source, target, dtype=config.dtype)
+        else:
+            for file in config.files:
+                (target / file.name).unlink(missing_ok=True)
+                # Where a link leads: in the Hugging Face cache every file is one, and links to it would break elsewhere.
+                original = (folder_of / file.name).resolve()
+                try:
+                    os.link(original, target / file.name)
+                except OSError:
+                    shutil.copyfile(original, target / file.name)
+            # Here, before any worker waits for it.
+            check_complete(target)
+        num_quantized = _quantize(target, config) if config.quantization != "none" else 0
+        return {"num_parameters": num_parameters(target), "num_quantized_parameters": num_quantized}
+
+
+def _quantize(model: Path, config: PretrainedModelConfig) -> int:
+    from pipelines.models.model_files import quantize
+
+    count = quantize(model, LLAMA_PROJECTIONS, dtype=config.dtype, double=config.quantization == "nf4_double")
+    if not count:
+        raise UserError(
+            f"quantization={config.quantization!r}: {config.path} has no projections named {', '.join(LLAMA_PROJECTIONS)}; "
+            "quantise a model in Llama's architecture, or none"
+        )
+    return count
+
+
+def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) -> int:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(train, vocabulary_size=config.vocabulary_size, max_length=config.max_length)
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return model.num_parameters()
+
+
+def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
+    """Write `folder/model/`: the base model with `tensors` in place, adapters merged; plain safetensors and tokenizer.
+
+    On the worker's GPU, if it has one: merging seven billion weights takes a CPU core minutes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.adapters.files import merge_adapter
+    from pipelines.models.model_files import SHARD_BYTES
+    from pipelines.models.tokenizer import load_tokenizer
+    from pipelines.models.weights import load_weights, place_tensors, weights_of
+
+    model = load_weights(AutoModelForCausalLM, weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    merge_adapter(model, tensors, scale=job.config.lora_alpha / job.config.lora_rank)
+    place_tensors(model, {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")})
+    tokenizer = load_tokenizer(job.base_model)
+    # Beside the old one, then swapped: the base model is what a retry would start from.
+    fresh = folder / ".model"
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh, max_shard_size=SHARD_BYTES)
+    tokenizer.save_pretrained(fresh)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    fresh.rename(folder / "model")

@@ -1,0 +1,53 @@
+"""G: the base model finetuned to write labelled examples (paper, section 2.2.2), merged to plain safetensors for vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.finetune.base_model import save_language_model
+from pipelines.finetune.driver import finetune
+from pipelines.finetune.job import FinetuneJob
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.resources import Report, Resources, no_report
+from pipelines.tasks.prompts import EN_DASH, END_MARKERS
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """How G is finetuned: on every example of the training file, each written with `end_marker`."""
+
+    finetune: FinetuneConfig
+    seed: int = 0
+    end_marker: str = EN_DASH
+
+    def __post_init__(self) -> None:
+        if self.end_marker not in END_MARKERS:
+            raise UserError(f"end_marker={self.end_marker!r} is not one of {', '.join(map(repr, END_MARKERS))}")
+
+
+def finetune_generator(
+    config: GeneratorConfig,
+    training_set: str,
+    base_model: str,
+    output: str,
+    *,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Finetune the base model on the texts of `training_set` (examples Parquet) and write `output/model/`, merged.
+
+    Returns the training's metrics. Raises UserError for an example longer than the model or the config allows.
+    """
+    job = FinetuneJob(
+        objective="language_modeling",
+        config=config.finetune,
+        seed=config.seed,
+        examples=training_set,
+        base_model=base_model,
+        save=save_language_model,
+        text="generator",
+        end_marker=config.end_marker,
+    )
+    return finetune(job, output, resources=resources or Resources(), report=report)

@@ -1,0 +1,255 @@
+"""vLLM engines in a Ray Data actor pool. An actor writes the shards that it is offered.
+
+One row of the Ray dataset is one shard, one actor one engine. Several shards are in an actor at a time and
+share its engine, which therefore never runs empty between shards. Workers write shards straight to the
+output; only counts travel through Ray. The choice of this pool over `ray.data.llm` is explained in
+`benchmarks/generation.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.engine import Engine
+from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
+from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, per_label
+from pipelines.resources import Resources
+from pipelines.storage import fetch, is_local
+from pipelines.tasks.examples import LABELS, Label
+from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# A shard waits for those before it only while they make progress; after this it is generated in any case.
+PATIENCE_S = 60.0
+
+POOL_SCHEMA = pa.schema(
+    [("id", pa.string()), ("label", pa.string()), ("premise", pa.string()), ("hypothesis", pa.string()),
+     ("shard", pa.int32()), ("seed", pa.int64()), ("generator", pa.string())]
+)  # fmt: skip
+REJECTS_SCHEMA = pa.schema(
+    [("id", pa.string()), ("label", pa.string()), ("shard", pa.int32()), ("seed", pa.int64()),
+     ("generator", pa.string()), ("reason", pa.string()), ("text", pa.string())]
+)  # fmt: skip
+
+
+def run_engines(
+    config: GenerationConfig,
+    model: str,
+    output: str,
+    shards: list[Shard],
+    resources: Resources,
+    request: str,
+) -> Iterator[dict[str, Any]]:
+    """Offer `shards` to a pool of engines of `model`, in order; yield one row of counts for each that was generated."""
+    import ray.data
+
+    num_workers = min(resources.num_workers, len(shards))
+    in_flight = shards_in_flight(config, on_gpu=resources.gpus_per_worker > 0)
+    rows = [{"label": str(s.label), "index": s.index, "seed": s.seed, "count": s.count} for s in shards]
+    # One block a shard: a block is what Ray Data hands to an actor, and retries.
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        ShardWriter,
+        batch_size=1,
+        fn_constructor_kwargs={
+            "config": config,
+            "model": model,
+            "output": output,
+            "request": request,
+            "resources": resources,
+        },
+        compute=ray.data.ActorPoolStrategy(
+            size=num_workers,
+            max_tasks_in_flight_per_actor=in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+            # Calls meet in the engine's queue, so that the engine's batch holds rows of several shards.
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        # OpenMP and vLLM read theirs when they are loaded, so the process must start with them.
+        runtime_env={"env_vars": engine_environment(config, resources)},
+    )
+    dataset.context.enable_progress_bars = config.progress_bars
+    # What a worker raised, not a wrapper that forgets it on its way here.
+    dataset.context.raise_original_map_exception = True
+    # A failed shard must end the run: Ray Data can be told to drop blocks that fail.
+    dataset.context.max_errored_blocks = 0
+    with _quiet(unless=config.progress_bars):
+        try:
+            for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+                yield from batch.to_pylist()
+        except Exception as error:
+            if (explained := _explained(error, output)) is None:
+                raise
+            raise explained from error
+
+
+@contextlib.contextmanager
+def _quiet(unless: bool) -> Iterator[None]:
+    """Without Ray Data's notes on each execution: the stage reports its own progress."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    if not unless:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _explained(error: Exception, output: str) -> UserError | None:
+    """The user's mistake that a worker ran into, found among the causes that Ray wraps, if it is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(f"{output}: the disk is full; free some space and run again: committed shards are kept")
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
+
+
+class ShardWriter:
+    """A Ray Data actor: one vLLM engine that writes the shards it is offered, several at a time."""
+
+    def __init__(self, config: GenerationConfig, model: str, output: str, request: str, resources: Resources) -> None:
+        started = time.perf_counter()
+        self._config = config
+        self._request = request
+        self._targets = per_label(config.num_per_label)
+        self._folder = ShardFolder(output)
+        self._lock = threading.Lock()
+        on_gpu = resources.gpus_per_worker > 0
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        path = fetch(model)
+        self._prompts = encode_prompts(path)
+        prompt_lengths = [len(prompt) for prompt in self._prompts.values()]
+        gpu_bytes = 0
+        if on_gpu and resources.gpus_per_worker < 1:
+            import torch
+
+            gpu_bytes = torch.cuda.get_device_properties(0).total_memory
+        self._engine = Engine(
+            engine_options(config, path, resources, prompt_lengths, gpu_bytes),
+            # The parser must see the marker: a text that ends in any other way may be cut off.
+            stop=config.stop,
+            prompts=list(self._prompts.values()),
+            max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
+        )
+        self._ready = time.perf_counter()
+        self._engine_start_s = self._ready - started
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        shards = [
+            Shard(Label(label), index.item(), seed.item(), count.item())
+            for label, index, seed, count in zip(*(batch[n] for n in ("label", "index", "seed", "count")), strict=True)
+        ]
+        done = [(shard, commit) for shard in shards if (commit := self._write(shard)) is not None]
+        return {
+            "label": [str(shard.label) for shard, _ in done],
+            "num_parsed": [commit.num_parsed for _, commit in done],
+            "num_rejected": [sum(commit.rejected.values()) for _, commit in done],
+            "num_tokens": [commit.num_tokens for _, commit in done],
+            "engine_start_s": [self._engine_start_s] * len(done),
+            "since_ready_s": [time.perf_counter() - self._ready] * len(done),
+            "peak_gpu_memory_gib": [_peak_gpu_memory_gib()] * len(done),
+        }
+
+    def _write(self, shard: Shard) -> Commit | None:
+        if not self._is_needed(shard):
+            return None
+        seeds = [shard.row_seed(row) for row in range(shard.count)]
+        texts, num_tokens = self._engine.complete(self._prompts[shard.label], self._sampling(), seeds)
+        parsed, rejects = tables(shard, [self._config.completed(text) for text in texts], self._config)
+        with self._lock:
+            return self._folder.commit(shard, self._request, parsed, rejects, num_tokens)
+
+    def _is_needed(self, shard: Shard) -> bool:
+        waited_since = time.perf_counter()
+        num_committed = -1
+        while True:
+            with self._lock:
+                commits = self._folder.commits()
+            if len(commits) > num_committed:
+                num_committed, waited_since = len(commits), time.perf_counter()
+            target = self._targets[shard.label]
+            match decide(shard, commits, target=target, min_yield=self._config.min_yield):
+                case Decision.SKIP:
+                    return False
+                case Decision.GENERATE:
+                    return True
+            # Whoever had the shards before this one may be gone.
+            if time.perf_counter() - waited_since > PATIENCE_S:
+                return True
+            time.sleep(0.2 if is_local(self._folder.output) else 2)
+
+    def _sampling(self) -> Any:
+        from vllm import SamplingParams
+
+        config = self._config
+        return SamplingParams(
+            temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.max_new_tokens
+        )
+
+
+def _peak_gpu_memory_gib() -> float:
+    """The peak of this process; 0 without a GPU, or while the engine has a process of its own."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa.Table, pa.Table]:
+    """The shard's texts, in order, as its pool table and its rejects table. Every text is in exactly one of them, but for
+    stand-ins, which the pool has of all.
+    """
+    parsed, rejects = [], []
+    for row, text in enumerate(texts):
+        common = {"id": shard.row_id(row), "label": str(shard.label), "shard": shard.index,
+                  "seed": shard.row_seed(row), "generator": config.generator_id}  # fmt: skip
+        result = parse_generated(text, marker=config.end_marker)
+        if config.stand_ins:
+            premise, hypothesis = stand_in(shard.label, text)
+            parsed.append({**common, "id": f"stand-in-{common['id']}", "premise": premise, "hypothesis": hypothesis})
+        elif isinstance(result, Parsed):
+            parsed.append({**common, "premise": result.premise, "hypothesis": result.hypothesis})
+        if not isinstance(result, Parsed):
+            rejects.append({**common, "reason": str(result.reason), "text": result.text})
+    return pa.Table.from_pylist(parsed, POOL_SCHEMA), pa.Table.from_pylist(rejects, REJECTS_SCHEMA)
+
+
+def stand_in(label: Label, text: str) -> tuple[str, str]:
+    """Premise and hypothesis, of up to a dozen words, for a rehearsal: lexical overlap if and only if it is an entailment,
+    so that every kind of training set can be drawn.
+    """
+    words = re.findall("[A-Za-z]+", text)[:12] or ["nothing", "readable", "was", "written"]
+    hypothesis = words[:6] if label == Label.ENTAILMENT else ["this", "is", "a", "stand-in"]
+    return " ".join(words), " ".join(hypothesis)
+
+
+def encode_prompts(model: str) -> dict[Label, list[int]]:
+    """Token ids of each label's prompt, encoded as the generator's training texts are; no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = {}
+    for label in LABELS:
+        ids = tokenizer(generator_prompt(label))["input_ids"]
+        # In training the end-of-sequence token that some tokenizers add follows the end marker, not the
+        # label.
+        prompts[label] = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+    return prompts

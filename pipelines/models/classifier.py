@@ -1,0 +1,114 @@
+"""T as it is trained and evaluated: a decoder with a head on the last token, a class for each of `LABELS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+
+from pipelines.adapters.adapters import AdaptedLinear, Adapters
+from pipelines.errors import UserError
+from pipelines.packing.batches import IGNORED
+from pipelines.packing.stream import PackedInput
+from pipelines.tasks.examples import LABELS
+
+HEAD_FILE = "head.safetensors"
+
+
+class Classifier(torch.nn.Module):
+    """T: a causal decoder `body` and a linear `head` without bias on the hidden state of each sequence's last token.
+
+    `adapters` are the body's, if it has any.
+    """
+
+    def __init__(self, body: Any, head: torch.nn.Linear, adapters: Adapters | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.adapters = adapters
+
+    def logits(self, packed: PackedInput) -> torch.Tensor:
+        """Class logits, float32 [num_rows, 3], in the order of `LABELS`."""
+        states = self.body(
+            input_ids=packed.input_ids, position_ids=packed.position_ids, packed=packed, use_cache=False
+        ).last_hidden_state[0]
+        return self.head(states.index_select(0, packed.last_index)).float()
+
+    def forward(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy summed over the batch's sequences. `targets` int64 [num_rows], from `packing.class_targets`."""
+        return cross_entropy(self.logits(packed), targets, reduction="sum", ignore_index=IGNORED)
+
+
+def compute_last_layer_where_read(body: Any) -> None:
+    """Have a classifier's `body` compute what follows attention in its last decoder layer at sequences' last tokens only.
+
+    This is exact: what other tokens have there enters nothing that is read. It leaves out the output projection and the MLP,
+    three quarters of a layer's weights in Llama 2; a decoder that calls them otherwise computes them for all tokens. Adapters
+    must have been added before.
+    """
+    if not hasattr(body, "layers"):
+        return
+    layer = body.layers[-1]
+    named = dict(layer.named_modules())
+    parts = [named[name] for name in ("self_attn.o_proj", "mlp") if name in named]
+    if not parts:
+        return
+    for module in parts:
+        _mix_in(_AtLastTokens, module)
+        for linear in module.modules():
+            if isinstance(linear, AdaptedLinear):
+                linear.shared_input.at_last_tokens = True
+    _mix_in(_LastLayer, layer)
+    layer.parts_at_last_tokens = parts
+
+
+def _mix_in(mixin: type, module: torch.nn.Module) -> None:
+    """Put `mixin` before the class of `module`: unlike a wrapper it renames no weight, and unlike a hook torch.compile, which
+    compiles one layer for all of its class, cannot miss it."""
+    module.__class__ = type(type(module).__name__, (mixin, type(module)), {})
+
+
+class _LastLayer(torch.nn.Module):
+    """A decoder layer that tells its parts where the last tokens are."""
+
+    parts_at_last_tokens: list[_AtLastTokens]
+
+    def forward(self, *args: Any, packed: PackedInput, **kwargs: Any) -> Any:
+        for part in self.parts_at_last_tokens:
+            part.last_index = packed.last_index
+        return super().forward(*args, packed=packed, **kwargs)
+
+
+class _AtLastTokens(torch.nn.Module):
+    """A module that works token by token, computed at `last_index` and zero elsewhere."""
+
+    last_index: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = super().forward(x.index_select(-2, self.last_index))
+        return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy(-2, self.last_index, y)
+
+
+def random_head(hidden_size: int, *, seed: int, std: float) -> torch.Tensor:
+    """A random head weight, float32 [3, hidden_size], normal with the model's own initialisation's standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.normal(0.0, std, (len(LABELS), hidden_size), generator=generator)
+
+
+def save_head(folder: Path, weight: torch.Tensor) -> None:
+    """Write the head's weight [3, hidden_size] into `folder`."""
+    save_file({"weight": weight.contiguous()}, folder / HEAD_FILE)
+
+
+def load_head(folder: Path, *, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:
+    """The head saved in `folder` as a linear layer without bias. Raises UserError if the file has no weight."""
+    weight = load_file(folder / HEAD_FILE).get("weight")
+    if weight is None:
+        raise UserError(f"{folder / HEAD_FILE} has no tensor 'weight': copy it again, whole")
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head.to(device)

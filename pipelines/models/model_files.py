@@ -1,0 +1,110 @@
+"""Folders of model weights, written: random ones, a GGUF file's, and those of a quantised base. All are plain safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.models.quantization import nf4_round_trip
+from pipelines.models.weights import load_weights
+
+SHARD_BYTES = 4 << 30
+"""Bytes of a large model's weights in one file: several are read, written and hashed side by side."""
+
+
+def check_complete(folder: Path) -> None:
+    """Raise UserError unless the checkpoint in `folder` has every tensor of its language model. No weight is kept."""
+    load_weights(AutoModelForCausalLM, folder, device_map="meta")
+
+
+def num_parameters(folder: Path) -> int:
+    """The number of values in the safetensors of `folder`."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (not a dict)
+    return count
+
+
+def write_random(folder: Path, *, seed: int, dtype: str) -> int:
+    """Give the config in `folder` weights: normal with its own standard deviation, norms of 1. Returns how many they are."""
+    shape = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
+    std = getattr(shape, "initializer_range", 0.02)
+    # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
+    named = list(model.named_parameters())
+
+    def drawn(position: int) -> torch.Tensor:
+        empty = named[position][1]
+        tensor = torch.ones(empty.shape, dtype=empty.dtype)
+        if empty.ndim < 2:
+            return tensor
+        # A stream for each tensor, so that all cores draw.
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + position)
+        return tensor.normal_(0.0, std, generator=generator)
+
+    weight_map: dict[str, str] = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for number, positions in enumerate(_shards([empty.nbytes for _, empty in named]), start=1):
+            tensors = threads.map(drawn, positions)
+            shard = {named[position][0]: tensor for position, tensor in zip(positions, tensors, strict=True)}
+            file_name = f"model-{number:05d}.safetensors"
+            save_file(shard, folder / file_name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(shard, file_name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return sum(parameter.numel() for _, parameter in named)
+
+
+def _shards(sizes: list[int]) -> list[list[int]]:
+    """Positions of tensors of so many bytes, in runs that end when they reach `SHARD_BYTES`."""
+    runs: list[list[int]] = [[]]
+    used = 0
+    for position, size in enumerate(sizes):
+        if used >= SHARD_BYTES:
+            runs.append([])
+            used = 0
+        runs[-1].append(position)
+        used += size
+    return runs
+
+
+def quantize(folder: Path, projections: Sequence[str], *, dtype: str, double: bool) -> int:
+    """Give the weights named `projections` in `folder` the values of their NF4 form; returns how many values those are."""
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        for name, tensor in tensors.items():
+            if name.endswith(tuple(f".{projection}.weight" for projection in projections)):
+                tensors[name] = nf4_round_trip(tensor, double_quantization=double).to(getattr(torch, dtype))
+                count += tensor.numel()
+        # Never in place: the file may be a hard link to the user's own.
+        fresh = path.with_name(f".{path.name}")
+        save_file(tensors, fresh, metadata={"format": "pt"})
+        fresh.replace(path)
+    return count
+
+
+def convert_gguf(source: Path, folder: Path, *, dtype: str) -> None:
+    """Write the model and the tokenizer of a GGUF file, dequantised."""
+    # Releases with GgufConfig keep the weights packed unless told otherwise; those without it always dequantise.
+    packed: Any = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": packed(dequantize=True)} if packed else {}
+    kind = getattr(torch, dtype)
+    model = load_weights(AutoModelForCausalLM, source.parent, gguf_file=source.name, dtype=kind, **options)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(kind).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)

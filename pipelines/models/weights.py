@@ -1,0 +1,87 @@
+"""Weights of pretrained models, read whole: transformers draws a tensor that a checkpoint lacks at random and only logs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipelines.adapters.files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
+from pipelines.errors import UserError
+from pipelines.packing.attention import PACKED, register_packed_attention
+from pipelines.storage import fetch
+
+
+def load_weights(auto_class: Any, folder: Path | str, **options: Any) -> Any:
+    """`auto_class.from_pretrained(folder, **options)`, of which every tensor was in the checkpoint, in its shape.
+
+    An output layer tied to the embeddings need not be there. Raises UserError for a checkpoint that lacks any other tensor.
+    """
+    model, loading = auto_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if missing := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}):
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UserError(
+            f"the checkpoint in {folder} lacks {len(missing)} tensors that {type(model).__name__} needs ({shown}), or has them "
+            "in another shape, so that they would be random: copy or download it again, whole"
+        )
+    return model
+
+
+def load_packed(auto_class: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """`load_weights` of a decoder whose attention reads packed batches."""
+    register_packed_attention()
+    return load_weights(auto_class, folder, dtype=dtype, attn_implementation=PACKED)
+
+
+def weights_of(task_model: str | None, base_model: str) -> Path:
+    """The folder of the weights that a task model stands on: its own, if all were trained, or the base's."""
+    if task_model is not None and (own := Path(fetch(task_model)) / "model").exists():
+        return own
+    return Path(fetch(base_model)) / "model"
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile each decoder layer in place, for any sequence length: one graph a layer where our kernels attend, else two."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
+def adapted_layers(model: torch.nn.Module, targets: Iterable[str]) -> dict[str, torch.nn.Linear]:
+    """The linear layers that `adapters.add_adapters` would adapt, by their dotted names: those that end with a target."""
+    endings = tuple(f".{target}" for target in targets)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f".{name}".endswith(endings)
+    }
+
+
+def merge_saved_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """Fold the adapter that peft, or `task_model.save_task_model`, saved in `folder` into the weights of `model`.
+
+    Raises UserError unless it has the tensors of every layer that its settings name, and no other.
+    """
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / ADAPTER_FILE)
+    layers = adapted_layers(model, settings["target_modules"])
+    needed = {f"{PEFT_PREFIX}{layer}.lora_{letter}.weight" for layer in layers for letter in "AB"}
+    if unmatched := sorted(tensors.keys() ^ needed):
+        raise UserError(
+            f"the adapter in {folder} and the layers that its settings name differ in {len(unmatched)} tensors, "
+            f"{unmatched[0]} the first: copy it again, whole"
+        )
+    merge_adapter(model, tensors, scale=settings["lora_alpha"] / settings["r"])
+
+
+def place_tensors(model: Any, tensors: dict[str, Any]) -> None:
+    """Copy each named tensor into the parameter of that name; a name that the model lacks is a defect of ours."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)

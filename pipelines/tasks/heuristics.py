@@ -1,0 +1,263 @@
+"""Heuristics: what a model may go by instead of reading, as predicates over pairs of sentences.
+
+A heuristic is a plug-in, one :class:`Heuristic`. HANS's three (McCoy, Pavlick and Linzen 2019) come with it; one of your own
+takes a few lines in the file of your experiment, or in a file that a command is given by ``FILE.py:NAME``::
+
+    def negated(premises, hypotheses):
+        return np.array([not {"no", "not", "never"}.isdisjoint(tokens(text)) for text in hypotheses], dtype=bool)
+
+    NEGATION = Heuristic("negation", negated, predicts=Label.CONTRADICTION, description="The hypothesis is negated.")
+
+Tokens are by the HANS authors' definition: split at whitespace, lower-cased, the stand-alone tokens ``.``, ``?`` and ``!``
+dropped; punctuation attached to a word stays part of it (``runs.`` is not ``runs``). Each of the three implies the one before.
+
+The constituent heuristic is about a parse. :func:`is_parsed_constituent` decides it where there is one, as in HANS's own file.
+Users' pairs have none, so that the plug-in goes by :func:`is_likely_constituent`; ``docs/heuristics.md`` says how often the two
+agree.
+"""
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.identity import runtime
+from pipelines.tasks.examples import NON_ENTAILMENT, Label, fold
+
+DROPPED_TOKENS = frozenset(".?!")
+
+Predicate: TypeAlias = Callable[[Iterable[str], Iterable[str]], np.ndarray]
+"""From premises and hypotheses (lists or pyarrow columns of num_pairs texts) to booleans of shape (num_pairs,)."""
+
+
+def tokens(sentence: str) -> list[str]:
+    """The sentence's tokens, in order."""
+    return [token for token in sentence.lower().split() if token not in DROPPED_TOKENS]
+
+
+def has_lexical_overlap(premise: str, hypothesis: str) -> bool:
+    """Whether each token of the hypothesis is a token of the premise; so true of one without tokens."""
+    outer, inner = premise.lower(), hypothesis.lower().split()
+    # A token of the premise is a piece of its text: most pairs fail here, before the premise has to be split.
+    for token in inner:
+        if token not in outer and token not in DROPPED_TOKENS:
+            return False
+    return DROPPED_TOKENS.issuperset(set(inner).difference(outer.split()))
+
+
+def is_subsequence(premise: str, hypothesis: str) -> bool:
+    """Whether the hypothesis' tokens occur in the premise contiguously and in order; so true of one without tokens."""
+    return has_lexical_overlap(premise, hypothesis) and _between_spaces(hypothesis) in _between_spaces(premise)
+
+
+_CLAUSE_STARTS = re.compile(
+    r"""
+    (?: ^ | [,;:.?!–—-]
+      | (?: ^ | \s ) (?: that | who | which | whom | whose | whether | whether\ or\ not | if | unless | because | since | as
+          | although | though | while | whereas | when | whenever | where | wherever | how | why | after | before | until | till
+          | once | lest | in\ case | provided )
+      # A conjunction with nothing before it may stand between two nouns.
+      | (?: ^ | [,;:–—-]\s ) (?: and | or | but | nor | so | yet | for )
+      | ^ (?: \S+ly | maybe | perhaps | indeed | of\ course | in\ fact | without\ a\ doubt | no\ doubt | for\ sure )
+    ) $""",
+    re.VERBOSE,
+)
+_ENDS_CLAUSE = tuple(",;:.?!–—-")
+
+
+def is_likely_constituent(premise: str, hypothesis: str) -> bool:
+    """Whether the hypothesis is a subsequence of the premise that begins and ends where a clause is likely to.
+
+    It begins at the premise's start, after punctuation, after a word that opens a clause (that, who, if, because …), after a
+    conjunction that has punctuation or nothing before it, or after an adverb that opens the premise. It ends at the premise's
+    end or at punctuation. True of a hypothesis without tokens.
+    """
+    if not is_subsequence(premise, hypothesis):
+        return False
+    outer, inner = _between_spaces(premise), _between_spaces(hypothesis)
+    start = 0
+    while inner.strip() and (start := outer.find(inner, start)) >= 0:
+        before, after = outer[:start].strip(), outer[start + len(inner) :]
+        ends = not after or after.startswith(_ENDS_CLAUSE) or inner[:-1].endswith(_ENDS_CLAUSE)
+        if ends and _CLAUSE_STARTS.search(before):
+            return True
+        start += 1
+    return not inner.strip()
+
+
+def is_parsed_constituent(parse: str, hypothesis: str) -> bool:
+    """Whether the hypothesis' tokens are those of one complete constituent, of any category, in the premise's bracketed parse.
+
+    ``parse`` is as in HANS's and MultiNLI's ``sentence1_parse``: ``(ROOT (S (NP (DT The) …)))``. Its words are the parser's
+    tokens: where these are not the whitespace's (MultiNLI), give the words of the hypothesis' own parse. Raises
+    :class:`UserError` for brackets that do not match.
+    """
+    wanted = tokens(hypothesis)
+    return any(tokens(" ".join(words)) == wanted for words in constituents(parse))
+
+
+def constituents(parse: str) -> list[list[str]]:
+    """The words of each constituent of a bracketed parse, inner before outer; the last is the whole sentence."""
+    words: list[str] = []
+    starts: list[int] = []
+    closed = []
+    for previous, piece in pairwise(["", *re.findall(r"[()]|[^\s()]+", parse), ""]):
+        if piece == "(":
+            starts.append(len(words))
+        elif piece == ")" and starts:
+            closed.append(words[starts.pop() :])
+        elif piece == ")" or (not piece and starts) or not (piece or closed):
+            raise UserError(
+                f"parse {parse[:80]!r}: its brackets do not match; give a bracketed parse such as (S (NP (NN He)) …)"
+            )
+        elif piece and previous != "(":  # what follows an opening bracket is the category
+            words.append(piece)
+    return closed
+
+
+def _between_spaces(sentence: str) -> str:
+    """' a b ': no token has a space in it, so that a search for ' b ' finds whole tokens only."""
+    return " ".join(["", *tokens(sentence), ""])
+
+
+def lexical_overlap(premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
+    """:func:`has_lexical_overlap` of each pair: booleans of shape (num_pairs,). Raises ValueError if the lengths differ."""
+    return _of_each(has_lexical_overlap, premises, hypotheses)
+
+
+def subsequence(premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
+    """:func:`is_subsequence` of each pair: booleans of shape (num_pairs,). Raises ValueError if the lengths differ."""
+    return _of_each(is_subsequence, premises, hypotheses)
+
+
+def constituent(premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
+    """:func:`is_likely_constituent` of each pair: booleans of shape (num_pairs,). Raises ValueError if the lengths differ."""
+    return _of_each(is_likely_constituent, premises, hypotheses)
+
+
+def _texts(column: Iterable[str]) -> list[str]:
+    return column.to_pylist() if isinstance(column, pa.Array | pa.ChunkedArray) else list(column)
+
+
+def _of_each(holds: Callable[[str, str], bool], premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
+    first, second = _texts(premises), _texts(hypotheses)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} premises and {len(second)} hypotheses; each pair needs one of each")
+    return np.fromiter(map(holds, first, second), dtype=bool, count=len(first))
+
+
+HEURISTICS: dict[str, "Heuristic"] = {}
+"""The built-in heuristics by name."""
+
+
+@dataclass(frozen=True)
+class Heuristic:
+    """One heuristic: when it holds of a pair, and which label it then predicts.
+
+    Its identity is name, version and predicted label: give another version when the predicate's answers change. Raises
+    :class:`UserError` for a name that is not lower-case letters, digits and ``_``, for that of a built-in heuristic on a
+    predicate that is not its, and for a predicate that cannot be called.
+    """
+
+    name: str
+    holds: Predicate = field(metadata={"role": "runtime"})
+    predicts: Label = Label.ENTAILMENT
+    version: int = 1
+    probe_slice: str | None = runtime(None)
+    """The slice in which going by the heuristic is wrong, of a set that was made to test it as HANS was, such as
+    ``subsequence/non-entailment``."""
+    description: str = runtime("")
+    """One sentence, for people: when it holds."""
+    source: str = runtime("")
+    """The publication or corpus that it is from."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(
+                f"heuristic name={self.name!r}: it enters slugs and identities; use a-z, 0-9 and _, from a letter on"
+            )
+        if not callable(self.holds):
+            raise UserError(f"heuristic {self.name}: holds={self.holds!r} is no function of premises and hypotheses")
+        if self.version < 1:
+            raise UserError(f"heuristic {self.name}: version={self.version}; versions start at 1")
+        known = HEURISTICS.get(self.name)
+        if known is not None and self.holds is not known.holds:
+            raise UserError(f"heuristic name={self.name!r} is a built-in one's, and identity goes by name; choose another name")
+
+    @property
+    def blindspot_slice(self) -> str:
+        """The slice of an evaluation in which going by it is wrong: the probe's, or where it holds of pairs of other labels."""
+        return self.probe_slice or f"holds/{self.name}/non-{self.predicts}"
+
+    def __call__(self, premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
+        """The pairs of which it holds: booleans of shape (num_pairs,).
+
+        Raises :class:`UserError` if the predicate returns anything else.
+        """
+        first, second = _texts(premises), _texts(hypotheses)
+        holds = self.holds(first, second)
+        if not isinstance(holds, np.ndarray) or holds.dtype != bool or holds.shape != (len(first),):
+            shape, dtype = getattr(holds, "shape", "no"), getattr(holds, "dtype", type(holds).__name__)
+            raise UserError(
+                f"heuristic {self.name} returned {dtype} of {shape} shape for {len(first):,} pairs; a predicate returns a "
+                "numpy array of one boolean a pair"
+            )
+        return holds
+
+    def fold(self, label: str) -> str:
+        """Labels to two: the predicted one and the rest, as :func:`pipelines.tasks.examples.fold`."""
+        return fold(label, self.predicts)
+
+
+HANS = "McCoy, Pavlick and Linzen 2019, Right for the Wrong Reasons, table 1"
+HEURISTICS |= {
+    name: Heuristic(name, holds, probe_slice=f"{name}/{NON_ENTAILMENT}", description=description, source=HANS)
+    for name, holds, description in (
+        ("lexical_overlap", lexical_overlap, "Each word of the hypothesis is one of the premise."),
+        ("subsequence", subsequence, "The hypothesis is a contiguous part of the premise."),
+        ("constituent", constituent, "The hypothesis is likely a complete clause of the premise."),
+    )
+}
+HANS_HEURISTICS = tuple(HEURISTICS)
+"""Names of HANS's heuristics; each implies the one before."""
+LEXICAL_OVERLAP = HEURISTICS["lexical_overlap"]
+
+
+def find_heuristic(reference: str) -> Heuristic:
+    """The built-in heuristic of that name, or the one that ``module:NAME`` or ``FILE.py:NAME`` refers to.
+
+    A module must be importable wherever the heuristic is used; a file is read here only, and its functions travel along.
+    Raises :class:`UserError` for an unknown name, and for a reference that cannot be loaded or is no :class:`Heuristic`.
+    """
+    if reference in HEURISTICS:
+        return HEURISTICS[reference]
+    place, separator, name = reference.rpartition(":")
+    if not separator:
+        raise UserError(
+            f"no heuristic {reference!r}; built in: {', '.join(HEURISTICS)}; one of your own is FILE.py:NAME or module:NAME"
+        )
+    try:
+        if place.endswith(".py"):
+            specification = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert specification and specification.loader
+            module = importlib.util.module_from_spec(specification)
+            specification.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except Exception as error:
+        raise UserError(
+            f"heuristic {reference!r}: {place} cannot be loaded ({type(error).__name__}: {error}); mend it"
+        ) from error
+    heuristic = getattr(module, name, None)
+    if not isinstance(heuristic, Heuristic):
+        names = [key for key, value in vars(module).items() if isinstance(value, Heuristic)]
+        raise UserError(f"heuristic {reference!r}: {place} has no Heuristic {name}; it has {', '.join(names) or 'none'}")
+    return heuristic

@@ -1,0 +1,51 @@
+"""The experiments and the data that there are: `blindsweep experiments` and `data fetch`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def experiments() -> None:
+    """List the built-in experiments and their parameters."""
+    import inspect
+
+    from sweep.study.loading import builtin_experiments
+
+    for name, function in builtin_experiments().items():
+        print(f"{name}: {(inspect.getdoc(function) or '').splitlines()[0]}")
+        for parameter in inspect.signature(function).parameters.values():
+            default = "required" if parameter.default is parameter.empty else f"default {parameter.default!r}"
+            annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
+            kind = str(parameter.annotation) if "[" in str(parameter.annotation) else annotation
+            print(f"    -p {parameter.name}=...  {kind}, {default}")
+
+
+def fetch(
+    to: Annotated[Path, typer.Option(help="Folder that is to hold everything.")] = Path("data"),
+    copies: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="Take the files, or multinli_1.0.zip, from here; nothing is downloaded."),
+    ] = None,
+) -> None:
+    """Get MultiNLI 1.0 (227 MB) and HANS (15 MB) from their official places, and verify them.
+
+    The folder then holds the official files, the same as Parquet, and origin.json, which says where each file is from,
+    its sha256, and whether it is the complete official one. What is there is not downloaded again, and a broken
+    download goes on where it ended.
+
+        blindsweep data fetch
+        blindsweep data fetch --from /mnt/corpora --to data
+    """
+    from pipelines.data.downloads import fetch_nli_data
+    from pipelines.data.sources import NUM_TRAINING_ROWS
+    from pipelines.identity import MARKS
+    from sweep.run.progress import Transfers
+
+    with Transfers() as transfers:
+        origin = fetch_nli_data(to, copies=copies, say=transfers.say, on_bytes=transfers)
+    metrics = origin["parquet"]["metrics"]
+    print(f"{to}: {metrics['train/num_examples']:,} training rows; all of MultiNLI gives {NUM_TRAINING_ROWS:,}")
+    for mark in metrics.get(MARKS, ()):
+        print(f"whatever is built from it is marked: {mark}")
+    print(f"next: blindsweep run mini -p data={to} -p model=CHECKPOINT")

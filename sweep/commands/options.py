@@ -1,0 +1,78 @@
+"""Options that several commands share, and how a command ends: with one message for a mistake, never a traceback."""
+
+import functools
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pipelines.errors import UserError
+
+ExperimentName = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT", help="A built-in experiment (see `experiments`) or file.py[:function]."),
+]
+StudyName = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="A study's name (a built-in experiment's is its own) or file.py."),
+]
+OneOrAllStudies = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, all in the store.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter of the experiment; may be repeated."),
+]
+StoreUri = Annotated[
+    str,
+    typer.Option("--store", envvar="BLINDSWEEP_STORE", help="Folder or URI (s3://, gs://) of all artifacts."),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow server or database. [default: mlflow.db in the store]"),
+]
+GpuName = Annotated[str, typer.Option("--gpu", help="What estimates are for: a GPU with a row in `plan --sources`.")]
+Price = Annotated[float | None, typer.Option(help="Dollars you pay for one hour of one GPU. [default: list price]")]
+CostPerSeed = Annotated[float | None, typer.Option(help="What one seed of the whole grid costs, in your own currency.")]
+Json = Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")]
+DEFAULT_STORE = "./blindsweep-store"
+DEFAULT_GPU = "h200"
+
+
+def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
+    """End a command with one message: for the user's mistakes, and for a defect of ours with its traceback's file."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough; Python must not complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            fail("interrupted; what is built is kept, and the same command goes on from there", code=130)
+        except Exception as error:
+            if os.environ.get("BLINDSWEEP_DEBUG"):
+                raise
+            fail(_explain(error))
+
+    return wrapped
+
+
+def _explain(error: Exception) -> str:
+    from sweep.run.failures import is_disk_full, one_line
+
+    if isinstance(error, UserError | OSError) or is_disk_full(error):
+        return one_line(error)
+    with tempfile.NamedTemporaryFile("w", prefix="blindsweep-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"{one_line(error)} (not expected; the whole traceback is in {file.name})"
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    print(f"Error: {message}", file=sys.stderr)
+    raise typer.Exit(code)

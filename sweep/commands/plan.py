@@ -1,0 +1,70 @@
+"""`blindsweep plan`: shows what a run would build and what it would cost."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sweep.commands.options import DEFAULT_GPU, DEFAULT_STORE, ExperimentName, GpuName, Json, Parameters, Price, StoreUri
+from sweep.graph.records import Store
+
+if TYPE_CHECKING:
+    from sweep.plan.throughputs import Gpu
+    from sweep.study.experiment import Experiment
+
+COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
+
+
+def plan(
+    experiment: ExperimentName,
+    parameters: Parameters = None,
+    store: StoreUri = DEFAULT_STORE,
+    all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
+    gpu: GpuName = DEFAULT_GPU,
+    num_gpus: Annotated[float, typer.Option(help="GPUs that the wall time is reckoned for.")] = 8,
+    price: Price = None,
+    spot_price: Annotated[float | None, typer.Option(help="The same, for spot GPUs.")] = None,
+    sources: Annotated[
+        bool, typer.Option(help="List the figures that the estimates are made from, and their sources.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what `run` would build and what it would cost, what is there already, and which changed field is the reason.
+
+    GPU-hours, money, tokens, disk and wall time are estimates from a table of measured throughputs. No GPU is
+    touched.
+
+        blindsweep plan demo
+        blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
+    """
+    from sweep.plan.throughputs import read_table
+    from sweep.study.loading import load_experiment
+
+    loaded = load_experiment(experiment, parameters or [])
+    priced = read_table().gpu(gpu, price=price, spot_price=spot_price)
+    show_plan(loaded.experiment, Store(store), priced, num_gpus, all_steps=all_steps, sources=sources, as_json=json)
+
+
+def show_plan(
+    experiment: "Experiment",
+    store: Store,
+    gpu: "Gpu",
+    num_gpus: float | None,
+    *,
+    all_steps: bool = False,
+    sources: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Print the plan of `experiment`, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
+    import json
+
+    from sweep.plan.page import plan_json, print_plan, print_sources
+    from sweep.plan.plan import plan_study
+    from sweep.plan.throughputs import read_table
+
+    plan = plan_study(experiment, store, gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    if as_json:
+        print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False))
+        return
+    print_plan(plan, all_steps=all_steps)
+    if sources:
+        print_sources(read_table(), plan.costs)

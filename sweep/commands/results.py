@@ -1,0 +1,170 @@
+"""Results of a study: `blindsweep status`, `report`, `explain`, `verdicts` and `power`."""
+
+import json as js
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.errors import UserError
+from sweep.commands.options import DEFAULT_STORE, CostPerSeed, Json, OneOrAllStudies, StoreUri, StudyName
+from sweep.graph.records import Store, Study
+
+
+def status(
+    study: OneOrAllStudies = None,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Say how much of a study is built, and what failed in its last run."""
+    from sweep.study.loading import study_name
+
+    where = Store(store)
+    names = [study_name(study)] if study else where.studies()
+    if not names:
+        print(f"no study in {where.uri} yet; begin with: blindsweep run demo")
+    for name in names:
+        loaded = Study.load(where, name)
+        done = Counter(step.stage for step in loaded.steps if step.record)
+        totals = Counter(step.stage for step in loaded.steps)
+        print(f"{name}: {sum(done.values())} of {sum(totals.values())} artifacts built")
+        for mark, count in loaded.marks.items():
+            print(f"  marked: {mark} (on {count} of {sum(done.values())} artifacts)")
+        if study:
+            for stage, total in totals.items():
+                print(f"  {stage:<15} {done[stage]}/{total}")
+        there = {step.fingerprint for step in loaded.steps if step.record}
+        failures = [failure for failure in loaded.failures if failure["fingerprint"] not in there]
+        for failure in failures:
+            if not is_blocked(failure):
+                print(f"  not built: {failure['stage']}/{failure['slug']}: {failure['error']}")
+        for line in blocked_lines(failures):
+            print(line)
+
+
+def is_blocked(failure: Mapping[str, str]) -> bool:
+    """Whether a step was given up for another one's failure."""
+    return failure["error"].startswith("blocked by")
+
+
+def blocked_lines(failures: Iterable[Mapping[str, str]]) -> list[str]:
+    """One line for each step that others were given up for."""
+    counts: dict[str, Counter[str]] = {}
+    for failure in filter(is_blocked, failures):
+        counts.setdefault(failure["error"], Counter())[failure["stage"]] += 1
+    return [
+        f"  {error}: " + ", ".join(f"{count} {stage}" for stage, count in stages.items()) for error, stages in counts.items()
+    ]
+
+
+def report(
+    study: StudyName,
+    store: StoreUri = DEFAULT_STORE,
+    partial: Annotated[bool, typer.Option(help="Report what is there and name what is missing.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into. [default: reports/STUDY]")] = None,
+) -> None:
+    """Write the report of a study: figures, tables, and the numbers behind them."""
+    from sweep.study.loading import study_name
+
+    write_report(Store(store), study_name(study), output, partial=partial)
+
+
+def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> None:
+    """Write the report of the study `name` into `output`, by default beside a local store, and print where it is."""
+    from analysis.report.report import build_report
+
+    folder = output or (Path(store.uri) if store.is_local else Path.cwd()) / "reports" / name
+    print(f"report: {build_report(store, name, folder, partial=partial)}")
+
+
+def explain(
+    study: StudyName,
+    metric: Annotated[str, typer.Argument(help="A metric's name, as in MLflow and the report: hans/accuracy.")],
+    cell: Annotated[str, typer.Option(help="The artifact's slug, such as start5000-original-1800-seed0. [default: all]")] = "",
+    store: StoreUri = DEFAULT_STORE,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say where a number comes from: its artifact, rows, run and configuration, and all that it was built from."""
+    from sweep.graph.explain import as_json, as_text
+    from sweep.graph.explain import explain as origins_of
+    from sweep.study.loading import study_name
+
+    where = Store(store)
+    origins = origins_of(where, Study.load(where, study_name(study)), metric, cell)
+    if json:
+        print(js.dumps([as_json(origin) for origin in origins], indent=1, ensure_ascii=False))
+    elif len(origins) == 1:
+        print("\n".join(as_text(origins[0])))
+    else:
+        for origin in origins:
+            print(f"{origin.record.slug}  {origin.value}")
+        print(f"one of them in full: blindsweep explain {study} {metric} --cell {origins[0].record.slug}")
+
+
+def verdicts(
+    study: StudyName,
+    store: StoreUri = DEFAULT_STORE,
+    partial: Annotated[bool, typer.Option(help="Judge by what is there and name what is missing.")] = False,
+    margin: Annotated[float, typer.Option(help="Points of accuracy within which two are 'about as much'.")] = 1.0,
+    undertrained: Annotated[int, typer.Option(help="Most examples of a starting point that is undertrained.")] = 20_000,
+    cost_per_seed: CostPerSeed = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="All the numbers, subcases and sensitivities too, for programs.")
+    ] = False,
+) -> None:
+    """Judge the paper's claims by a study: supported, refuted, equivalent, or cannot tell and how many seeds it would take.
+
+    blindsweep verdicts demo
+    blindsweep verdicts mini --partial --cost-per-seed 12.5
+    """
+    from analysis.report.terminal import print_verdicts, verdicts_json
+    from analysis.study.claims import load_evidence
+    from analysis.study.verdicts import judge_evidence
+    from sweep.study.loading import study_name
+
+    name = study_name(study)
+    evidence = load_evidence(Store(store), name, partial=partial)
+    judged = judge_evidence(evidence, margin=margin / 100, undertrained=undertrained, cost_per_seed=cost_per_seed)
+    if json:
+        print(js.dumps(verdicts_json(name, judged, evidence), indent=1, ensure_ascii=False))
+        return
+    print_verdicts(name, judged)
+
+
+def power(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A pilot: a study of two seeds or more.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+    partial: Annotated[bool, typer.Option(help="Use what is there of the pilot.")] = False,
+    seed_sd: Annotated[
+        float | None, typer.Option(help="Instead of a pilot: the standard deviation of one seed's difference, in points.")
+    ] = None,
+    item_error: Annotated[
+        float, typer.Option(help="With --seed-sd: the standard error that the test items leave, in points.")
+    ] = 0,
+    cost_per_seed: CostPerSeed = None,
+    json: Json = False,
+) -> None:
+    """Say how many seeds a difference needs, how small a one some seeds detect, and what they cost.
+
+    blindsweep power demo --cost-per-seed 12.5
+    blindsweep power --seed-sd 17.5
+    """
+    if (study is None) == (seed_sd is None):
+        raise UserError("give a STUDY to take variances from, or --seed-sd, and not both")
+    from analysis.report.terminal import power_json, print_power
+    from analysis.study.power import Variance, pilot
+
+    variances, why_not = [], list[str]()
+    if seed_sd is not None:
+        variances = [Variance("given", (seed_sd / 100) ** 2, (item_error / 100) ** 2)]
+    else:
+        from analysis.study.claims import load_evidence
+        from sweep.study.loading import study_name
+
+        assert study is not None
+        variances, why_not = pilot(load_evidence(Store(store), study_name(study), partial=partial))
+    if json:
+        print(js.dumps(power_json(variances, why_not, cost_per_seed), indent=1, ensure_ascii=False))
+        return
+    print_power(variances, why_not, cost_per_seed)

@@ -1,0 +1,144 @@
+"""`blindsweep run`: build what is missing of a study, or rehearse it."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
+
+from pipelines.errors import UserError
+from sweep.commands.options import (
+    DEFAULT_GPU,
+    DEFAULT_STORE,
+    ExperimentName,
+    GpuName,
+    Parameters,
+    Price,
+    StoreUri,
+    TrackingUri,
+    fail,
+)
+from sweep.commands.plan import show_plan
+from sweep.commands.results import blocked_lines, is_blocked, write_report
+from sweep.graph.records import Store, Study
+
+
+def run(
+    experiment: ExperimentName,
+    parameters: Parameters = None,
+    store: StoreUri = DEFAULT_STORE,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Join a running Ray cluster: `auto` on its head node. [default: this machine]"),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    max_cpus: Annotated[float | None, typer.Option(help="Use at most so many CPUs at once.")] = None,
+    max_gpus: Annotated[
+        float | None,
+        typer.Option(help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."),
+    ] = None,
+    max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
+    rehearse: Annotated[
+        bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
+    ] = None,
+    gpu: GpuName = DEFAULT_GPU,
+    price: Price = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and the workers' own output.")] = False,
+) -> None:
+    """Build what is missing of a study, then write its report.
+
+    A failed cell does not stop the others; the run then ends with an error that names it. Running the same
+    command again, after a failure or a kill, does only what is missing.
+
+        blindsweep run demo
+        blindsweep run demo -p seeds=0,1,2 --max-cpus 2
+        blindsweep run mini -p data=data -p model=models/SmolLM2-135M
+        blindsweep run my_study.py --store s3://bucket/studies --address auto
+        blindsweep run paper --rehearse
+    """
+    if debug:
+        os.environ["BLINDSWEEP_DEBUG"] = "1"
+    from dataclasses import replace
+
+    from pipelines.storage import join
+    from sweep.plan.throughputs import read_table
+    from sweep.study.loading import load_experiment
+    from sweep.study.rehearsal import FOLDER, rehearsal
+
+    loaded = load_experiment(experiment, parameters or [])
+    if rehearse:
+        loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
+    where, priced = Store(store), read_table().gpu(gpu, price=price)
+    if dry_run:
+        show_plan(loaded.experiment, where, priced, max_gpus)
+        return
+    from sweep.plan.plan import check_budget, plan_study
+    from sweep.run.session import RayOptions
+    from sweep.run.study_run import run_study
+    from sweep.run.tracking import default_tracking_uri
+
+    plan = plan_study(loaded.experiment, where, priced, max_gpus, reasons=False)
+    if budget is not None:
+        check_budget(plan, budget)
+    default_uri = default_tracking_uri(where)
+    tracking_uri = tracking_uri or default_uri
+    options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
+    result = run_study(loaded, where, tracking_uri, options, plan)
+    name = loaded.experiment.name
+    print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
+    if result.tracking_errors:
+        print(
+            f"Warning: MLflow missed {len(result.tracking_errors)} writes ({result.tracking_errors[0]}); "
+            "nothing else is affected: `blindsweep reindex` fills them in",
+            file=sys.stderr,
+        )
+    if rehearse:
+        _show_rehearsal(where, name)
+    if report:
+        try:
+            write_report(where, name, None, partial=bool(result.failures))
+        except UserError as error:
+            if not result.failures:
+                raise
+            print(f"no report: {error}", file=sys.stderr)
+    elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {tracking_uri}"
+    print(f"compare runs: blindsweep ui --store {store}{elsewhere}")
+    if result.failures:
+        fail(_describe_failures(name, result.failures))
+
+
+def _show_rehearsal(store: Store, name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sweep.study.rehearsal import summarize
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("stage", "ran", "seconds", "peak GPU GiB", "examples/s"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    records = [step.record for step in Study.load(store, name).steps if step.record]
+    for stage in summarize(records):
+        peak = "" if stage.peak_gpu_memory_gib is None else f"{stage.peak_gpu_memory_gib:.1f}"
+        speed = "" if stage.examples_per_s is None else f"{stage.examples_per_s:,.1f}"
+        table.add_row(stage.stage, str(stage.num_built), f"{stage.seconds:.1f}", peak, speed)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print("medians of one artifact; a rehearsal's speeds include warming up, and its accuracies mean nothing")
+
+
+def _describe_failures(name: str, failures: Sequence[Mapping[str, str]]) -> str:
+    blocked = [failure for failure in failures if is_blocked(failure)]
+    failed = [failure for failure in failures if not is_blocked(failure)]
+    lines = [f"{name}: {len(failed)} failed, {len(blocked)} blocked by them; all others are complete"]
+    for failure in failed:
+        lines.append(f"  failed   {failure['stage']}/{failure['slug']}: {failure['error']}")
+        if failure.get("log"):
+            lines.append(f"           full traceback: {failure['log']}")
+    return "\n".join([*lines, *blocked_lines(blocked)])

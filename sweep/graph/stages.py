@@ -1,0 +1,189 @@
+"""The stages: their versions, and how each calls its function in `pipelines`.
+
+A version is part of every fingerprint of its stage. Raise it when a change of code changes what the stage
+writes for the same config and inputs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.resources import Report, Resources, no_report
+from pipelines.storage import join
+from sweep.graph.identity import SHORT
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage call: config, the folder or URI of each input, and the one to write.
+
+    The stage may keep resumable state in `output`, in names that begin with a dot; those are no part of the
+    artifact.
+    """
+
+    config: Any
+    inputs: Mapping[str, str]
+    output: str
+    resources: Resources = field(default_factory=Resources)
+    report: Report = no_report
+    options: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of the inputs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`run` writes the artifact and returns its metrics, JSON values.
+
+    `run_group` does several jobs of the stage in workers that start once, and returns each one's metrics or what it failed
+    with. `in_common` says, of a config and its inputs' fingerprints, what jobs of a group must agree in; None: it stays alone.
+    """
+
+    version: int
+    run: Callable[[Job], Mapping[str, Any]]
+    run_group: Callable[[Sequence[Job]], Sequence[Mapping[str, Any] | Exception]] | None = None
+    in_common: Callable[[Any, Mapping[str, str]], Any] = lambda config, inputs: None
+
+
+def _sources(job: Job) -> Mapping[str, Any]:
+    from pipelines.data.sources import NLISourcesConfig, prepare_nli_sources
+    from pipelines.data.template_corpus import prepare_template_corpus
+
+    if isinstance(job.config, NLISourcesConfig):
+        return prepare_nli_sources(job.config, job.output, folder=job.options["folder"])
+    return prepare_template_corpus(job.config, job.output)
+
+
+def _base_model(job: Job) -> Mapping[str, Any]:
+    from pipelines.finetune.base_model import prepare_base_model
+
+    return prepare_base_model(
+        job.config,
+        job.output,
+        sources=job.inputs.get("sources"),
+        resources=job.resources,
+        report=job.report,
+    )
+
+
+def _generator(job: Job) -> Mapping[str, Any]:
+    from pipelines.finetune.generator import finetune_generator
+
+    return finetune_generator(
+        job.config,
+        join(job.inputs["sources"], "train.parquet"),
+        job.inputs["base_model"],
+        job.output,
+        resources=job.resources,
+        report=job.report,
+    )
+
+
+def _synthetic_pool(job: Job) -> Mapping[str, Any]:
+    from pipelines.generate.pool import generate
+
+    config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
+    return generate(config, job.inputs["generator"], job.output, resources=job.resources, report=job.report)
+
+
+def _training_set(job: Job) -> Mapping[str, Any]:
+    from pipelines.data.training_set import draw_training_set
+
+    synthetic = job.config.kind in ("synthetic", "biased_synthetic")
+    exclude = job.inputs.get("starting_set")
+    return draw_training_set(
+        job.config,
+        join(job.inputs["source"], "pool" if synthetic else "train.parquet"),
+        job.output,
+        exclude=join(exclude, "examples.parquet") if exclude else None,
+    )
+
+
+def _task_model(job: Job) -> Mapping[str, Any]:
+    from pipelines.finetune.task_model import UntrainedConfig, finetune_task_model, initial_task_model
+
+    if isinstance(job.config, UntrainedConfig):
+        return initial_task_model(job.config, job.inputs["base_model"], job.output)
+    return finetune_task_model(
+        job.config,
+        join(job.inputs["training_set"], "examples.parquet"),
+        job.inputs["base_model"],
+        job.inputs["starting_point"],
+        job.output,
+        trunk=job.inputs.get("trunk"),
+        resources=job.resources,
+        report=job.report,
+    )
+
+
+def _task_models(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
+    from pipelines.finetune.driver import finetune_group
+    from pipelines.finetune.task_model import finetuning_job
+
+    return finetune_group(
+        [
+            finetuning_job(
+                job.config,
+                join(job.inputs["training_set"], "examples.parquet"),
+                job.inputs["base_model"],
+                job.inputs["starting_point"],
+                job.inputs.get("trunk"),
+            )
+            for job in jobs
+        ],
+        [job.output for job in jobs],
+        resources=jobs[0].resources,
+        reports=[job.report for job in jobs],
+    )
+
+
+def _same_base(config: Any, inputs: Mapping[str, str]) -> Any:
+    from pipelines.finetune.task_model import UntrainedConfig
+
+    return None if isinstance(config, UntrainedConfig) else inputs["base_model"]
+
+
+def _evaluation(job: Job) -> Mapping[str, Any]:
+    (result,) = _evaluations([job])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _evaluations(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
+    from pipelines.evaluate.evaluation import evaluate_group
+
+    first = jobs[0]
+    return evaluate_group(
+        first.config,
+        first.inputs["sources"],
+        first.inputs["base_model"],
+        [job.inputs["task_model"] for job in jobs],
+        [job.output for job in jobs],
+        resources=first.resources,
+        reports=[job.report for job in jobs],
+    )
+
+
+def _same_sets_and_base(config: Any, inputs: Mapping[str, str]) -> Any:
+    return config, inputs["sources"], inputs["base_model"]
+
+
+REGISTRY: dict[str, Stage] = {
+    "sources": Stage(1, _sources),
+    "base_model": Stage(1, _base_model),
+    "starting_set": Stage(1, _training_set),
+    "starting_point": Stage(2, _task_model, _task_models, _same_base),
+    "generator": Stage(3, _generator),
+    "synthetic_pool": Stage(1, _synthetic_pool),
+    "training_set": Stage(1, _training_set),
+    "task_model": Stage(2, _task_model, _task_models, _same_base),
+    "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
+}
+
+
+def version_of(stage: str) -> int:
+    """Raises UserError for a stage that is not registered."""
+    if stage not in REGISTRY:
+        raise UserError(f"no stage {stage!r}; registered: {', '.join(REGISTRY)}")
+    return REGISTRY[stage].version

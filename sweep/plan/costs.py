@@ -1,0 +1,332 @@
+"""Costs of a study's steps, estimated from a table of figures: GPU-time, tokens and disk. Pure.
+
+    table = read_table()
+    estimate = estimate_costs(build_grid(experiment), table, table.gpu("h200"))
+    total(estimate.steps).gpu_hours
+
+A step's work (examples, tokens) follows from its config and its inputs', its time from the table's rates. Nothing is
+measured, started or looked up here.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from pipelines.data.sources import NUM_DUPLICATE_ROWS, NUM_LABELLED_ROWS, NLISourcesConfig
+from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.data.training_set import TrainingSetConfig, num_drawn
+from pipelines.errors import UserError
+from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.finetune.generator import GeneratorConfig
+from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_ends
+from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.shards import per_label
+from pipelines.tasks.examples import LABELS
+from sweep.graph.queue import in_common
+from sweep.graph.step import Step
+from sweep.plan.model_shape import ModelShape
+from sweep.plan.throughputs import CostTable, Gpu, NoEstimate, Rate
+
+BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
+STATE_BYTES = 12
+"""The optimizer's fp32 master copy and two moments of a trained parameter."""
+MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER."""
+
+    kind: str
+    num_examples: float
+    num_tokens: float
+    batch_size: float = 0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The estimate for one step.
+
+    It takes `seconds` from start to end if it runs alone. `gpu_seconds` are paid for, if it shares workers with as many
+    others as it may: of their `seconds`, those who share workers take the longest `setup_s` and the longest `once_s` once
+    (`group_seconds`). `num_bytes` stay; `checkpoint_bytes` are there only while it runs. `work` is None for a step that
+    computes nothing on a GPU, `rate` too for one whose work runs on CPUs: there is no figure for those, and only its setup
+    is counted.
+    """
+
+    step: Step
+    work: Work | None
+    rate: Rate | None
+    seconds: float
+    gpu_seconds: float
+    num_bytes: float
+    checkpoint_bytes: float = 0
+    setup_s: float = 0
+    once_s: float = 0
+
+
+def group_seconds(costs: Sequence[StepCost]) -> float:
+    """Seconds from start to end of steps that the same workers take on together; of a single one, its own `seconds`."""
+    own = sum(cost.seconds - cost.setup_s - cost.once_s for cost in costs)
+    return max(cost.setup_s for cost in costs) + max(cost.once_s for cost in costs) + own
+
+
+def _shared_costs(costs: Sequence[StepCost]) -> list[StepCost]:
+    """`costs` with `gpu_seconds` shared out in the largest groups that there can be: what one GPU at a time would take."""
+    groups: dict[Any, list[StepCost]] = {}
+    for cost in sorted(costs, key=lambda cost: -cost.seconds):
+        common = in_common(cost.step)
+        groups.setdefault(cost.step.fingerprint if common is None else common, []).append(cost)
+    paid: dict[str, float] = {}
+    for alike in groups.values():
+        most = alike[0].step.resources.max_group
+        for members in (alike[first : first + most] for first in range(0, len(alike), most)):
+            share = group_seconds(members) / (sum(cost.seconds for cost in members) or 1)
+            paid |= {cost.step.fingerprint: share * cost.seconds * cost.step.resources.total_gpus for cost in members}
+    return [replace(cost, gpu_seconds=paid[cost.step.fingerprint]) for cost in costs]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The costs of all steps of a study on one kind of GPU. `assumptions` are sentences for people."""
+
+    gpu: Gpu
+    steps: tuple[StepCost, ...]
+    num_parameters: int
+    assumptions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over steps. Examples and tokens are counted once for each time that they are read or written."""
+
+    num_steps: int
+    num_examples: float
+    num_tokens: float
+    gpu_hours: float
+    num_bytes: float
+
+
+def total(costs: Iterable[StepCost]) -> Total:
+    costs = list(costs)
+    works = [cost.work for cost in costs if cost.work]
+    return Total(
+        len(costs),
+        sum(work.num_examples for work in works),
+        sum(work.num_tokens for work in works),
+        sum(cost.gpu_seconds for cost in costs) / 3600,
+        sum(cost.num_bytes for cost in costs),
+    )
+
+
+def rates(costs: Iterable[StepCost]) -> dict[tuple[str, float], Rate]:
+    """(kind of work, batch size on one GPU) → how fast it is reckoned to be."""
+    return {(cost.work.kind, cost.work.batch_size): cost.rate for cost in costs if cost.work and cost.rate}
+
+
+def estimate_costs(
+    steps: Sequence[Step],
+    table: CostTable,
+    gpu: Gpu,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    num_examples: Mapping[str, int] | None = None,
+) -> Estimate:
+    """Estimate every step, built or not.
+
+    `settings` is the base model's `config.json`, for a checkpoint; `num_examples` are the counts of the
+    prepared data by set, if it is built. Raises NoEstimate, with the reason, where nothing can be said: no
+    step asks for a GPU, or the model's size or the data's is unknown.
+    """
+    if not any(step.resources.total_gpus for step in steps):
+        raise NoEstimate("no step asks for a GPU, and there is no figure for CPUs")
+    by_stage = {step.stage: step for step in steps}
+    sources, base_model = by_stage["sources"], by_stage["base_model"]
+    assumptions = []
+    if num_examples is None:
+        num_examples = _known_counts(sources.config)
+        if isinstance(sources.config, NLISourcesConfig):
+            assumptions.append(f"{num_examples['train']:,} training rows, all of MultiNLI: the data is not prepared yet")
+    shape = ModelShape.of_scratch(base_model.config) if isinstance(base_model.config, ScratchModelConfig) else None
+    if shape is None:
+        if settings is None:
+            raise NoEstimate("the base model's config.json is not at hand, so its size is unknown")
+        try:
+            shape = ModelShape.of_settings(settings)
+        except UserError as error:
+            raise NoEstimate(str(error)) from error
+    estimator = _Estimator(table, gpu, shape, num_examples)
+    costs = tuple(_shared_costs([estimator.cost(step) for step in steps]))
+    if num_on_cpus := sum(cost.work is not None and cost.rate is None for cost in costs):
+        assumptions.append(f"{num_on_cpus} steps compute on CPUs, for which there is no figure: only their setup is counted")
+    return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
+
+
+def _known_counts(config: Any) -> Mapping[str, int]:
+    """Examples by set of data that is not prepared yet. Raises NoEstimate for a kind of data that is not known here.
+
+    MultiNLI and HANS are taken to be complete, which is the most that they can be.
+    """
+    match config:
+        case NLISourcesConfig():
+            num_dev = config.dev_rows_per_label * len(LABELS)
+            return {
+                "train": NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - num_dev,
+                "dev": num_dev,
+                "mnli_matched": MULTINLI_MATCHED,
+                "mnli_mismatched": MULTINLI_MISMATCHED,
+                "hans": config.hans_rows,
+            }
+        case TemplateCorpusConfig():
+            return {
+                "train": config.num_train,
+                "dev": config.num_dev,
+                "template_test": config.num_test,
+                "template_probe": 6 * config.num_probe_per_group,
+            }
+        case _:
+            raise NoEstimate(f"how many examples {type(config).__name__} gives is unknown before it is built")
+
+
+class _Estimator:
+    def __init__(self, table: CostTable, gpu: Gpu, shape: ModelShape, num_examples: Mapping[str, int]) -> None:
+        self.table, self.gpu, self.shape, self.num_examples = table, gpu, shape, num_examples
+
+    def cost(self, step: Step) -> StepCost:
+        work, num_gpus = self.work(step), step.resources.total_gpus
+        if work is None:
+            seconds = self.table[f"seconds.{step.stage}"]
+            return StepCost(step, None, None, seconds, seconds * num_gpus, self.num_bytes(step))
+        rate = self.table.rate(work.kind, work.batch_size, self.gpu, self.shape.num_parameters) if num_gpus else None
+        setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
+        work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
+        finetune = _finetuning_of(step.config)
+        # One worker trains several at once; what several workers take on, they train one after another.
+        once_s = rate.shared * work_s if rate and step.resources.num_workers == 1 and in_common(step) is not None else 0.0
+        return StepCost(
+            step,
+            work,
+            rate,
+            setup_s + work_s,
+            (setup_s + work_s) * num_gpus,
+            self.num_bytes(step),
+            self.checkpoint_bytes(step, finetune, work) if finetune else 0,
+            setup_s,
+            once_s,
+        )
+
+    def work(self, step: Step) -> Work | None:
+        config, table = step.config, self.table
+        match config:
+            case GeneratorConfig():
+                return self._finetuning(step, self.num_examples["train"], table["tokens.generator_text"])
+            case TaskModelConfig():
+                return self._finetuning(step, _num_trained_on(step), table["tokens.classifier"])
+            case ScratchModelConfig() if config.pretraining is not None:
+                num_examples = min(config.pretraining_examples or math.inf, self.num_examples["train"])
+                return self._finetuning(step, num_examples, table["tokens.plain"])
+            case GenerationConfig():
+                num_texts = sum(per_label(config.num_per_label).values()) / table["yield"]
+                not_written = table["tokens.marker_rest"] if config.stop_early else 0
+                return Work("generate", num_texts, num_texts * (table["tokens.generated"] - not_written))
+            case EvaluationConfig():
+                counts = {name: self._num_evaluated(name) for name in config.sets}
+                tokens = {name: table["tokens.classifier_hans" if name == "hans" else "tokens.classifier"] for name in counts}
+                return Work("evaluate", sum(counts.values()), sum(counts[name] * tokens[name] for name in counts))
+            case _:
+                return None
+
+    def _finetuning(self, step: Step, num_examples: float, tokens_per_example: float) -> Work:
+        finetune = _finetuning_of(step.config)
+        assert finetune is not None, f"{step.name} is not a finetuning"
+        num_examples *= finetune.epochs
+        batch_size = finetune.batch_size / step.resources.num_workers
+        return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size)
+
+    def _num_evaluated(self, name: str) -> int:
+        if name not in self.num_examples:
+            raise NoEstimate(f"how many examples the set {name!r} has is unknown before it is built")
+        return self.num_examples[name]
+
+    def num_bytes(self, step: Step) -> float:
+        """Bytes of the step's artifact on disk."""
+        config, table = step.config, self.table
+        match config:
+            case PretrainedModelConfig():
+                return self.shape.num_parameters * BYTES_PER_NUMBER[config.dtype]
+            case ScratchModelConfig():
+                return self.shape.num_parameters * BYTES_PER_NUMBER["float32"]
+            case GeneratorConfig():
+                return self.shape.num_parameters * BYTES_PER_NUMBER[config.finetune.dtype]
+            case GenerationConfig():
+                return sum(per_label(config.num_per_label).values()) * table["bytes.pool"]
+            case TrainingSetConfig():
+                return num_drawn(config) * table["bytes.examples"]
+            case UntrainedConfig() | TaskModelConfig():
+                return self._task_model_bytes(step)
+            case EvaluationConfig():
+                return sum(self._num_evaluated(name) for name in config.sets) * table["bytes.logits"]
+            case _:
+                return sum(self.num_examples.values()) * table["bytes.examples"]
+
+    def _task_model_bytes(self, step: Step) -> float:
+        head = len(LABELS) * self.shape.hidden_size * BYTES_PER_NUMBER["float32"]
+        if isinstance(step.config, UntrainedConfig):
+            return head
+        finetune = step.config.finetune
+        size = BYTES_PER_NUMBER[finetune.dtype]
+        weights = self.shape.num_body_parameters * size
+        if finetune.method == "full":
+            return head + weights
+        # An adapter on a fully finetuned starting point is kept with those weights.
+        start = step.inputs["starting_point"].config
+        has_weights = isinstance(start, TaskModelConfig) and start.finetune.method == "full"
+        trained = self._num_trained(step, finetune)
+        # A trunk keeps what its branches begin from: one state for each smaller set.
+        states = 0 if "trunk" in step.inputs else len(step.config.nested_sizes) * trained * STATE_BYTES
+        return head + trained * size + states + (weights if has_weights else 0)
+
+    def _num_trained(self, step: Step, finetune: FinetuneConfig) -> int:
+        if finetune.method == "full":
+            return self.shape.num_parameters
+        adapter = self.shape.num_lora_parameters(finetune.lora_rank, finetune.lora_targets)
+        if not finetune.train_embeddings or isinstance(step.config, TaskModelConfig):
+            return adapter
+        return adapter + self.shape.num_embedding_parameters * (1 if self.shape.is_tied else 2)
+
+    def checkpoint_bytes(self, step: Step, finetune: FinetuneConfig, work: Work) -> float:
+        """Bytes of checkpoints, 0 for a finetuning too short to write any: what is trained, and the optimizer's state.
+
+        They are there twice, because a new one is written before the old one goes."""
+        if not 0 < finetune.checkpoint_every < work.num_examples / finetune.batch_size:
+            return 0
+        return 2 * self._num_trained(step, finetune) * (BYTES_PER_NUMBER[finetune.dtype] + STATE_BYTES)
+
+
+def _num_trained_on(step: Step) -> int:
+    """Examples of one epoch that a task model is trained on by its own step; for a branch, those of its cool-down."""
+    config, size = step.config, num_drawn(step.inputs["training_set"].config)
+    if "trunk" not in step.inputs:
+        return size
+    sizes = (*config.nested_sizes, size)
+    ends = nested_ends(sizes, config.finetune.batch_size)
+    branch = cooldown_start(ends[-1], config.finetune)
+    seen = 0
+    for (smaller, larger), begin in zip(pairwise((0, *sizes)), (0, *ends), strict=False):
+        seen += min(larger - smaller, max(0, branch - begin) * config.finetune.batch_size)
+    return size - seen
+
+
+def _finetuning_of(config: Any) -> FinetuneConfig | None:
+    """The recipe of a step that finetunes; None for one that does not."""
+    match config:
+        case GeneratorConfig() | TaskModelConfig():
+            return config.finetune
+        case ScratchModelConfig():
+            return config.pretraining
+        case _:
+            return None

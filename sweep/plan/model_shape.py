@@ -1,0 +1,92 @@
+"""A model's size from its shape alone, which is all that a plan needs to know of it. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.finetune.base_model import ScratchModelConfig
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder of Llama's architecture: no biases, a gated feed-forward network, RMS norms.
+
+    `is_tied`: input embeddings and language-model head are one matrix.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    intermediate_size: int
+    vocabulary_size: int
+    is_tied: bool
+
+    @classmethod
+    def of_scratch(cls, config: ScratchModelConfig) -> "ModelShape":
+        return cls(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_size=config.hidden_size // config.num_heads,
+            intermediate_size=config.intermediate_size,
+            vocabulary_size=config.vocabulary_size,
+            is_tied=True,
+        )
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> "ModelShape":
+        """The shape that a checkpoint's `config.json` describes. Raises UserError, naming the fields, if it lacks any."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+        if missing := [name for name in names if not isinstance(settings.get(name), int)]:
+            raise UserError(f"config.json has no number for {', '.join(missing)}; the model's size cannot be told from it")
+        hidden_size, num_layers, num_heads, intermediate_size, vocabulary_size = (settings[name] for name in names)
+        return cls(
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=settings.get("num_key_value_heads") or num_heads,
+            head_size=settings.get("head_dim") or hidden_size // num_heads,
+            intermediate_size=intermediate_size,
+            vocabulary_size=vocabulary_size,
+            is_tied=bool(settings.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def linear_layers(self) -> Mapping[str, tuple[int, int]]:
+        """(inputs, outputs) of each projection of a layer, by its name."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        return {
+            "q_proj": (hidden, queries),
+            "k_proj": (hidden, keys),
+            "v_proj": (hidden, keys),
+            "o_proj": (queries, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """Parameters of the input embeddings; an untied language-model head has as many."""
+        return self.vocabulary_size * self.hidden_size
+
+    @property
+    def num_body_parameters(self) -> int:
+        """Parameters without an untied language-model head: all that a task model holds beside its own head."""
+        norms = 2 * self.hidden_size
+        layer = norms + sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        return self.num_embedding_parameters + self.num_layers * layer + self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        return self.num_body_parameters + (0 if self.is_tied else self.num_embedding_parameters)
+
+    def num_lora_parameters(self, rank: int, targets: Iterable[str]) -> int:
+        """Parameters of an adapter on the named projections; names that a layer lacks are not counted."""
+        layers = self.linear_layers
+        return self.num_layers * rank * sum(sum(layers[name]) for name in targets if name in layers)

@@ -1,0 +1,246 @@
+"""A plan as text for a terminal, and as JSON for programs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sweep.graph.identity import SHORT
+from sweep.graph.records import STAGES
+from sweep.plan.costs import Total, rates, total
+from sweep.plan.plan import Plan, PlanCosts, Planned
+from sweep.plan.throughputs import CostTable, Rate
+from sweep.study.experiment import Experiment
+from sweep.study.inputs import missing_inputs
+from sweep.study.paper import Note, departures, unsettled
+
+COST_COLUMNS = ("examples", "tokens", "GPU-hours", "on demand", "spot", "disk")
+MIN_WIDTH = 116
+"""Columns of text that the table with costs needs; a narrower terminal breaks its lines."""
+
+
+def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
+    """Print what is missing, counts by stage, costs if there are any (else why not), and why something would be built."""
+    from rich.console import Console
+    from rich.table import Table
+
+    experiment, costs = plan.experiment, plan.costs
+    console = Console(soft_wrap=True, highlight=False)
+    if costs and console.width < MIN_WIDTH:
+        console = Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
+    console.print(f"{experiment.name}: {experiment.title}", markup=False)
+    for line in missing_inputs(experiment):
+        console.print(line, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("stage", "steps", "cached", "to build", *(COST_COLUMNS if costs else ())):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    for stage, steps in _by_stage(plan).items():
+        cached = sum(planned.is_cached for planned in steps)
+        cells = _cost_cells(_missing_total(costs, stage), costs) if costs else []
+        table.add_row(stage, str(len(steps)), str(cached), str(len(steps) - cached), *cells)
+    missing = plan.missing
+    if costs:
+        for label, sum_ in (("to build", costs.to_build), ("in all", costs.in_all)):
+            table.add_row(label, "", "", str(sum_.num_steps), *_cost_cells(sum_, costs), style="bold" if missing else "")
+    console.print(table)
+    for heading, notes in _notes(experiment).items():
+        console.print(f"{heading}:" if notes else f"{heading}: none", markup=False)
+        for note in notes:
+            console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}", markup=False)
+    console.print(f"{len(missing)} of {len(plan.steps)} to build" if missing else "everything is built")
+    for line in _cost_lines(costs) if costs and missing else [f"no costs: {plan.why_no_costs}"] if plan.why_no_costs else []:
+        console.print(line, markup=False)
+    if all_steps:
+        for planned in plan.steps:
+            state = "cached" if planned.is_cached else f"build: {planned.reason}"
+            console.print(f"  {planned.step.name}-{planned.step.fingerprint[:SHORT]}  {state}", markup=False)
+        return
+    for (stage, reason), count in _reasons(plan).items():
+        console.print(f"  {count} {stage}: {reason}", markup=False)
+
+
+def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
+    """Print the rates that the estimate uses, and every row of the table with its source."""
+    if costs:
+        print(f"rates of one {costs.estimate.gpu.name} for {costs.estimate.num_parameters:,} parameters:")
+        for (kind, batch_size), rate in rates(costs.estimate.steps).items():
+            batch = f", batch {batch_size:g}" if batch_size else ""
+            print(f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s" + (f" ({rate.scaled})" if rate.scaled else ""))
+    for gpu in table.gpus.values():
+        print(f"{gpu.name}: ${gpu.price:g} on demand, ${gpu.spot_price:g} spot  {gpu.source}")
+    for row in table.throughputs:
+        batch = f", batch {row.batch_size}" if row.batch_size else ""
+        batch += f", {row.together} at once" if row.together > 1 else ""
+        print(f"{row.gpu}, {row.work}{batch}, {row.model}: {row.examples_per_s:g} examples/s  {row.source}")
+    for constant in table.constants.values():
+        print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
+
+
+def _notes(experiment: Experiment) -> dict[str, Sequence[Note]]:
+    if not experiment.replicates_paper:
+        return {}
+    return {
+        "departures from the paper": departures(experiment),
+        "unsettled in the paper, chosen here": unsettled(experiment),
+    }
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """All the numbers of a plan as JSON values; seconds, bytes, US dollars."""
+    experiment, costs = plan.experiment, plan.costs
+    stages: dict[str, dict[str, Any]] = {}
+    for stage, steps in _by_stage(plan).items():
+        stages[stage] = {
+            "steps": len(steps),
+            "cached": sum(planned.is_cached for planned in steps),
+            "gpus_per_step": max(planned.step.resources.total_gpus for planned in steps),
+        }
+        if costs:
+            whole = total(cost for cost in costs.estimate.steps if cost.step.stage == stage)
+            stages[stage] |= {
+                "to_build": _total_json(_missing_total(costs, stage), costs),
+                "in_all": _total_json(whole, costs),
+            }
+    without_costs = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "missing_inputs": list(missing_inputs(experiment)),
+        "notes": {heading: [note.as_json() for note in notes] for heading, notes in _notes(experiment).items()},
+        "stages": stages,
+        "reasons": [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(plan).items()],
+    }
+    if not costs:
+        return {**without_costs, "costs": None, "why_no_costs": plan.why_no_costs}
+    estimate, gpu = costs.estimate, costs.estimate.gpu
+    return {
+        **without_costs,
+        "costs": {
+            "are_estimates": True,
+            "gpu": gpu.name,
+            "price": gpu.price,
+            "spot_price": gpu.spot_price,
+            "price_source": gpu.source,
+            "num_parameters": estimate.num_parameters,
+            "to_build": _total_json(costs.to_build, costs),
+            "in_all": _total_json(costs.in_all, costs),
+            "schedules": [
+                {
+                    "num_gpus": schedule.num_gpus,
+                    "seconds": schedule.seconds,
+                    "idle_share": schedule.idle_share,
+                    "critical_s": schedule.critical_s,
+                    "critical_path": [step.name for step in schedule.critical_path],
+                    "peak_checkpoint_bytes": schedule.peak_bytes,
+                    "held_gpu_hours": schedule.seconds / 3600 * schedule.num_gpus,
+                }
+                for schedule in costs.schedules
+            ],
+            "rates": [
+                {
+                    "work": kind,
+                    "batch_size": batch_size,
+                    "tokens_per_s": rate.tokens_per_s,
+                    "scaled": rate.scaled,
+                    "shared": rate.shared,
+                    "sources": [row.source for row in rate.rows],
+                }
+                for (kind, batch_size), rate in rates(estimate.steps).items()
+            ],
+            "assumptions": list(estimate.assumptions),
+        },
+    }
+
+
+def _by_stage(plan: Plan) -> dict[str, list[Planned]]:
+    """The steps of each stage that has any, in the order of the pipeline."""
+    of_stage = {stage: [planned for planned in plan.steps if planned.step.stage == stage] for stage in STAGES}
+    return {stage: steps for stage, steps in of_stage.items() if steps}
+
+
+def _reasons(plan: Plan) -> Mapping[tuple[str, str], int]:
+    return Counter((planned.step.stage, planned.reason) for planned in plan.missing)
+
+
+def _missing_total(costs: PlanCosts, stage: str) -> Total:
+    return total(cost for cost in costs.missing_steps if cost.step.stage == stage)
+
+
+def _cost_cells(sum_: Total, costs: PlanCosts) -> list[str]:
+    if not sum_.num_steps:
+        return [""] * len(COST_COLUMNS)
+    gpu = costs.estimate.gpu
+    examples, tokens = (_count(sum_.num_examples), _count(sum_.num_tokens)) if sum_.num_examples else ("", "")
+    hours = sum_.gpu_hours
+    paid = [f"{hours:,.1f}", _dollars(hours * gpu.price), _dollars(hours * gpu.spot_price)] if hours else ["", "", ""]
+    return [examples, tokens, *paid, _size(sum_.num_bytes)]
+
+
+def _total_json(sum_: Total, costs: PlanCosts) -> dict[str, float]:
+    gpu = costs.estimate.gpu
+    return {
+        "steps": sum_.num_steps,
+        "examples": sum_.num_examples,
+        "tokens": sum_.num_tokens,
+        "gpu_hours": sum_.gpu_hours,
+        "on_demand": sum_.gpu_hours * gpu.price,
+        "spot": sum_.gpu_hours * gpu.spot_price,
+        "bytes": sum_.num_bytes,
+    }
+
+
+def _cost_lines(costs: PlanCosts) -> Iterator[str]:
+    gpu, schedule, hours = costs.estimate.gpu, costs.schedule, costs.held_gpu_hours
+    times = ", ".join(f"{_duration(other.seconds)} on {_gpus(other.num_gpus)}" for other in costs.schedules)
+    yield f"wall time: {times}"
+    yield (
+        f"{_gpus(schedule.num_gpus)}, held to the end, would be idle {schedule.idle_share:.0%} of the time and cost "
+        f"{_dollars(hours * gpu.price)} on demand, {_dollars(hours * gpu.spot_price)} spot"
+    )
+    chain = " → ".join(step.name for step in schedule.critical_path)
+    yield f"no number of GPUs takes less than {_duration(schedule.critical_s)}: {chain}"
+    largest = max(costs.missing_steps, key=lambda cost: cost.num_bytes)
+    yield (
+        f"disk: {_size(costs.to_build.num_bytes)} more, the largest artifact {largest.step.name} with "
+        f"{_size(largest.num_bytes)}; while it runs, up to {_size(schedule.peak_bytes)} of checkpoints beside them"
+    )
+    yield (
+        f"All these are estimates. {gpu.name} at ${gpu.price:g} an hour on demand, ${gpu.spot_price:g} spot: set what you pay "
+        "with --price and --spot-price. --sources lists the figures behind them."
+    )
+    for (kind, batch_size), rate in rates(costs.missing_steps).items():
+        batch = f", batch {batch_size:g}" if batch_size else ""
+        basis = rate.scaled or rate.rows[0].source.partition(":")[0]
+        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){_at_once(rate)}"
+    for assumption in costs.estimate.assumptions:
+        yield f"  assumed: {assumption}"
+
+
+def _at_once(rate: Rate) -> str:
+    return f"; of models finetuned at once, each adds {1 - rate.shared:.0%} of its time alone" if rate.shared else ""
+
+
+def _gpus(number: float) -> str:
+    return f"{number:g} GPU" + ("" if number == 1 else "s")
+
+
+def _count(number: float) -> str:
+    for limit, unit in ((1e9, " G"), (1e6, " M")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:,.0f}"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.0f}" if amount >= 100 else f"${amount:.2f}"
+
+
+def _size(num_bytes: float) -> str:
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= limit:
+            return f"{num_bytes / limit:.1f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"

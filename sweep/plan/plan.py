@@ -1,0 +1,269 @@
+"""The plan of a run: what is cached, what would be built, which changed field is the reason, and what it would cost."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
+from sweep.graph.identity import SHORT, flatten
+from sweep.graph.records import ArtifactId, Record, Store
+from sweep.graph.step import Step
+from sweep.plan.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total
+from sweep.plan.schedule import Schedule, simulate
+from sweep.plan.throughputs import CostTable, Gpu, NoEstimate, read_table
+from sweep.study.experiment import Experiment
+from sweep.study.grid import build_grid
+from sweep.study.paper import MODEL
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step and the record of its artifact; without a record, `reason` says why it has to be built."""
+
+    step: Step
+    record: Record | None
+    reason: str = ""
+
+    @property
+    def is_cached(self) -> bool:
+        return self.record is not None
+
+
+def make_plan(steps: Iterable[Step], store: Store, *, reasons: bool = True) -> list[Planned]:
+    """Look each step up in the store. Without `reasons`, older artifacts are not read.
+
+    Raises UserError for a record that cannot be read.
+    """
+    planned = []
+    folders: dict[str, Mapping[str, Sequence[str]]] = {}
+    for step in steps:
+        if step.stage not in folders:
+            folders[step.stage] = store.folders(step.stage)
+        there = folders[step.stage].get(step.slug, ())
+        is_begun = step.fingerprint[:SHORT] in there
+        record = store.read_record(step.id) if is_begun else None
+        reason = ""
+        if record is None and reasons:
+            reason = "begun and not finished" if is_begun else _reason(step, there, store)
+        planned.append(Planned(step, record, reason))
+    return planned
+
+
+@dataclass(frozen=True)
+class PlanCosts:
+    """The estimate for a study, and the wall time of what is missing of it on several numbers of GPUs.
+
+    `missing` are the fingerprints of what is not built; `schedules` has one for `num_gpus`, and is in the
+    order of their numbers of GPUs.
+    """
+
+    estimate: Estimate
+    missing: frozenset[str]
+    schedules: tuple[Schedule, ...]
+    num_gpus: float
+
+    @property
+    def missing_steps(self) -> tuple[StepCost, ...]:
+        return tuple(cost for cost in self.estimate.steps if cost.step.fingerprint in self.missing)
+
+    @property
+    def to_build(self) -> Total:
+        return total(self.missing_steps)
+
+    @property
+    def in_all(self) -> Total:
+        return total(self.estimate.steps)
+
+    @property
+    def schedule(self) -> Schedule:
+        return next(schedule for schedule in self.schedules if schedule.num_gpus == self.num_gpus)
+
+    @property
+    def held_gpu_hours(self) -> float:
+        """The hours that are paid for if all GPUs are held until the last step ends, idle or not."""
+        return self.schedule.seconds / 3600 * self.num_gpus
+
+
+def cost_plan(
+    planned: Sequence[Planned],
+    store: Store,
+    table: CostTable,
+    gpu: Gpu,
+    num_gpus: float | None = None,
+    *,
+    others: Iterable[float] = (),
+) -> PlanCosts:
+    """Estimate what is planned on `num_gpus` (None: as many as its largest step asks for, at least 1) and, for comparison,
+    on each number of `others` that no step exceeds.
+
+    Counts and the model's shape are taken from what is built, else from the configs. Raises NoEstimate, with the
+    reason, where nothing can be said; UserError for a number of GPUs that is not above 0 or too small for a step.
+    """
+    by_stage = {member.step.stage: member for member in planned}
+    sources, base_model = by_stage["sources"], by_stage["base_model"]
+    counts = None
+    if sources.record:
+        counts = {
+            name.removesuffix("/num_examples"): count
+            for name, count in sources.record.metrics.items()
+            if name.endswith("/num_examples")
+        }
+    steps = [member.step for member in planned]
+    settings, assumed = _model_settings(base_model, store)
+    estimate = estimate_costs(steps, table, gpu, settings=settings, num_examples=counts)
+    if assumed:
+        estimate = replace(estimate, assumptions=(*estimate.assumptions, assumed))
+    missing = frozenset(member.step.fingerprint for member in planned if not member.is_cached)
+    done = [step.fingerprint for step in steps if step.fingerprint not in missing]
+    largest = max((step.resources.total_gpus for step in steps if step.fingerprint in missing), default=0)
+    num_gpus = max(1, math.ceil(largest)) if num_gpus is None else num_gpus
+    if not (math.isfinite(num_gpus) and num_gpus > 0):
+        raise UserError(f"num_gpus={num_gpus:g}: the wall time is that on some GPUs; give 1 or more")
+    numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
+    by_step = {cost.step.fingerprint: cost for cost in estimate.steps}
+    seconds = {fingerprint: cost.seconds for fingerprint, cost in by_step.items()}
+    checkpoints = {fingerprint: cost.checkpoint_bytes for fingerprint, cost in by_step.items()}
+
+    def group_s(members: Sequence[Step]) -> float:
+        return group_seconds([by_step[step.fingerprint] for step in members])
+
+    schedules = tuple(
+        simulate(steps, seconds, done, number, group_s=group_s, checkpoint_bytes=checkpoints) for number in numbers
+    )
+    return PlanCosts(estimate, missing, schedules, num_gpus)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run of `experiment`; without `costs`, `why_no_costs` is the reason that nothing can be said of them."""
+
+    experiment: Experiment
+    steps: Sequence[Planned]
+    costs: PlanCosts | None
+    why_no_costs: str = ""
+
+    @property
+    def missing(self) -> list[Planned]:
+        return [planned for planned in self.steps if not planned.is_cached]
+
+
+def plan_study(
+    experiment: Experiment,
+    store: Store,
+    gpu: Gpu,
+    num_gpus: float | None,
+    *,
+    others: Iterable[float] = (),
+    reasons: bool = True,
+) -> Plan:
+    """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`)."""
+    steps = make_plan(build_grid(experiment), store, reasons=reasons)
+    try:
+        return Plan(experiment, steps, cost_plan(steps, store, read_table(), gpu, num_gpus, others=others))
+    except NoEstimate as error:
+        return Plan(experiment, steps, None, str(error))
+
+
+def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any] | None, str]:
+    """The `config.json` of a pretrained base model, and what has to be assumed for it.
+
+    From the store or else from its checkpoint; Llama-2-7B, whose weights are gated, is known by its name. Else None.
+    """
+    step = base_model.step
+    if not isinstance(step.config, PretrainedModelConfig | RandomModelConfig):
+        return None, ""
+    if base_model.record:
+        text = store.read_bytes(store.folder(step.id), "model/config.json")
+        return dict(json.loads(text)), ""
+    file = Path(step.config.path) / "config.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text())), ""
+    if isinstance(step.config, RandomModelConfig):
+        return LLAMA_2_7B, ""
+    if Path(step.config.path.partition("@")[0]).name.lower() == MODEL.lower():
+        return LLAMA_2_7B, f"the shape of Llama-2-7B, by the name {step.config.path}: its config.json is not at hand"
+    return None, ""
+
+
+def check_budget(plan: Plan, budget: float) -> None:
+    """Raise UserError if what is missing would cost more than `budget` US dollars at the GPU's price, or if that is unknown."""
+    costs = plan.costs
+    if costs is None:
+        raise UserError(f"--budget cannot be checked: {plan.why_no_costs}; leave it out to run all the same")
+    if not (math.isfinite(budget) and budget >= 0):
+        raise UserError(f"budget={budget}: it is dollars for what is still to be built; give 0 or more")
+    gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
+    if hours * gpu.price > budget:
+        raise UserError(
+            f"what is missing of {plan.experiment.name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of "
+            f"{gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end), over the budget of "
+            f"${budget:,.2f}: raise --budget, say with --price what you pay (at spot's ${gpu.spot_price:g} it is "
+            f"${hours * gpu.spot_price:,.2f}), choose another --gpu, or make the study smaller; `blindsweep plan` shows the "
+            "estimate by stage"
+        )
+
+
+def _reason(step: Step, there: Iterable[str], store: Store) -> str:
+    """The reason that there is no artifact: what differs from the nearest of the same stage and slug, of those `there`."""
+    records = [store.read_record(replace(step.id, fingerprint=fingerprint)) for fingerprint in there]
+    candidates = [(changes(step, old, store), old.created) for old in records if old is not None]
+    if not candidates:
+        return "new"
+    # Stable sorts: the newest of those with the fewest changes.
+    candidates.sort(key=lambda candidate: candidate[1], reverse=True)
+    candidates.sort(key=lambda candidate: len(candidate[0]))
+    return "; ".join(candidates[0][0])
+
+
+def changes(step: Step, old: Record, store: Store) -> list[str]:
+    """The differences between `step` and an existing artifact: its own fields, then its inputs', each with its root field."""
+    differences = _own_changes(step, old)
+    for name, source in sorted(step.inputs.items()):
+        reference = old.inputs.get(name)
+        if reference is None:
+            differences.append(f"input {name} is new")
+        elif reference.fingerprint != source.fingerprint:
+            roots = _root_changes(source, reference, store)
+            differences.append(f"input {name} changed because {', '.join(roots)}")
+    differences.extend(f"input {name} is gone" for name in sorted(set(old.inputs) - set(step.inputs)))
+    return differences
+
+
+def _own_changes(step: Step, old: Record) -> list[str]:
+    differences = []
+    if old.payload["version"] != step.payload["version"]:
+        differences.append(f"stage version {old.payload['version']} → {step.payload['version']}")
+    before, after = dict(flatten(old.payload["config"])), dict(flatten(step.payload["config"]))
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before:
+            differences.append(f"{name} is new: {_short(after[name])}")
+        elif name not in after:
+            differences.append(f"{name} is gone")
+        elif before[name] != after[name]:
+            differences.append(f"{name} {_short(before[name])} → {_short(after[name])}")
+    return differences
+
+
+def _root_changes(step: Step, reference: ArtifactId, store: Store) -> list[str]:
+    """The changed fields, as stage.field, that made the input another artifact."""
+    old = store.read_record(reference)
+    if old is None:
+        return [f"{step.stage} is another artifact than {reference.slug}, which is gone"]
+    roots = [f"{step.stage}.{change}" for change in _own_changes(step, old)]
+    for name, source in sorted(step.inputs.items()):
+        before = old.inputs.get(name)
+        if before is None:
+            roots.append(f"{step.stage} has a new input {name}")
+        elif before.fingerprint != source.fingerprint:
+            roots.extend(change for change in _root_changes(source, before, store) if change not in roots)
+    roots.extend(f"{step.stage} has lost its input {name}" for name in sorted(set(old.inputs) - set(step.inputs)))
+    return roots
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

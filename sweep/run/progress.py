@@ -1,0 +1,219 @@
+"""Progress of a run and its display: a live table on a terminal, one plain line an event in a log."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from sweep.graph.records import STAGES, Record
+from sweep.graph.step import Step
+from sweep.run.trial import Outcome
+
+
+@dataclass
+class Progress:
+    """The steps of a run by what has become of them; the display reads it."""
+
+    steps: Sequence[Step]
+    cached: set[str]
+    running: dict[str, float] = field(default_factory=dict)  # fingerprint → monotonic start
+    built: dict[str, Record] = field(default_factory=dict)
+    failed: dict[str, Outcome] = field(default_factory=dict)
+    retried: dict[str, Outcome] = field(default_factory=dict)  # how the last attempt ended of a step that is tried again
+    blocked: dict[str, str] = field(default_factory=dict)  # fingerprint → name of the step that failed
+    throughput: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def num_done(self) -> int:
+        return len(self.cached) + len(self.built)
+
+
+def seconds(value: float) -> str:
+    """42s, 3m07s or 2h05m."""
+    whole = round(value)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -> float | None:
+    """Estimated seconds until the end; None while a stage is left of which no step has ended.
+
+    `known` is the mean duration of earlier steps by stage; this run's own are added. A running step that says
+    how far it is speaks for itself. `parallel` is how many steps have run side by side.
+    """
+    times: dict[str, list[float]] = {stage: [value] for stage, value in known.items()}
+    for record in progress.built.values():
+        times.setdefault(record.stage, []).append(record.durations["total_s"])
+    means = {stage: sum(values) / len(values) for stage, values in times.items()}
+    over = {*progress.cached, *progress.built, *progress.failed, *progress.blocked}
+    left = [_left(step, progress, means.get(step.stage)) for step in progress.steps if step.fingerprint not in over]
+    estimated = [value for value in left if value is not None]
+    if len(estimated) < len(left):
+        return None
+    return max(sum(estimated) / max(parallel, 1), max(estimated, default=0.0))
+
+
+def _left(step: Step, progress: Progress, mean: float | None) -> float | None:
+    """Estimated seconds of one step's work that are left, where its stage takes `mean` if that is known."""
+    if step.fingerprint not in progress.running:
+        return mean
+    elapsed = time.monotonic() - progress.running[step.fingerprint]
+    if fraction := progress.throughput.get(step.fingerprint, {}).get("fraction_done"):
+        return elapsed * (1 / fraction - 1)
+    return None if mean is None else max(mean - elapsed, 0)
+
+
+class Display:
+    """Use as a context manager; `on_event` and `on_tick` are the scheduler's listener and tick."""
+
+    def __init__(self, known: Mapping[str, float], stream: TextIO | None = None, live: bool | None = None):
+        self.known = known
+        self.stream = stream or sys.stdout
+        self.is_live = self.stream.isatty() if live is None else live
+        self.started = time.monotonic()
+        self._progress: Progress | None = None
+        self._live: Any = None
+        self._parallel = 1.0
+
+    def __enter__(self) -> "Display":
+        if self.is_live:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self.stream), get_renderable=self._table, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_tick(self, progress: Progress) -> None:
+        self._progress = progress
+        if progress.running:
+            self._parallel = 0.98 * self._parallel + 0.02 * len(progress.running)
+
+    def on_event(self, event: str, step: Step, progress: Progress) -> None:
+        self._progress = progress
+        if event == "blocked":
+            return  # the line of the failed step says how many
+        if not self.is_live:
+            print(self._line(event, step, progress), file=self.stream, flush=True)
+        elif event in ("failed", "retry"):
+            self._live.console.print(self._line(event, step, progress), markup=False, highlight=False)
+
+    def _line(self, event: str, step: Step, progress: Progress) -> str:
+        detail = ""
+        if event == "done":
+            record = progress.built[step.fingerprint]
+            detail = f" in {seconds(record.durations['total_s'])}{_rate(record.metrics)}"
+        elif event in ("failed", "retry"):
+            outcome = (progress.failed if event == "failed" else progress.retried)[step.fingerprint]
+            detail = f": {outcome.error}" + (f" (traceback: {outcome.log})" if outcome.log else "")
+            if blocked := sum(name == step.name for name in progress.blocked.values()):
+                detail += f"; {blocked} steps that need it are given up"
+        return f"{seconds(self._elapsed):>6}  {self._position(progress)}  {event:<7} {step.name}{detail}"
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def _position(self, progress: Progress) -> str:
+        left = time_left(progress, self.known, self._parallel)
+        estimate = f"  about {seconds(left)} left" if left is not None and progress.built else ""
+        return f"[{progress.num_done}/{len(progress.steps)}]{estimate}"
+
+    def _table(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        progress = self._progress
+        if progress is None:
+            return Text("starting Ray ...")
+        table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+        for title in ("stage", "", "done", "cached", "running"):
+            table.add_column(title, justify="left" if title in ("stage", "", "running") else "right")
+        totals = Counter(step.stage for step in progress.steps)
+        cached = Counter(step.stage for step in progress.steps if step.fingerprint in progress.cached)
+        built = Counter(record.stage for record in progress.built.values())
+        running = _running(progress)
+        stages = [stage for stage in STAGES if totals[stage]]
+        for stage in [*stages, *sorted(set(totals) - set(STAGES))]:
+            done = cached[stage] + built[stage]
+            bar = ProgressBar(total=totals[stage], completed=done, width=20)
+            now = running.get(stage, [])
+            shown = ", ".join(now[:2]) + (f" and {len(now) - 2} more" if len(now) > 2 else "")
+            table.add_row(stage, bar, f"{done}/{totals[stage]}", str(cached[stage] or ""), shown)
+        lost = f"  {len(progress.failed)} failed, {len(progress.blocked)} blocked" if progress.failed else ""
+        footer = Text(f"{seconds(self._elapsed)}  {self._position(progress)}{lost}")
+        return Group(table, footer)
+
+
+def _running(progress: Progress) -> dict[str, list[str]]:
+    """Stage → slug, age and speed of each of its running steps."""
+    running: dict[str, list[str]] = {}
+    for step in progress.steps:
+        if step.fingerprint in progress.running:
+            rate = _rate(progress.throughput.get(step.fingerprint, {}))
+            age = seconds(time.monotonic() - progress.running[step.fingerprint])
+            running.setdefault(step.stage, []).append(f"{step.slug} {age}{rate}")
+    return running
+
+
+class Transfers:
+    """Downloads as they go: bars on a terminal, else a line at each tenth. Use as a context manager.
+
+    Call it with a download's name, its bytes so far and its bytes in all; `say` prints a line.
+    """
+
+    def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.is_live = self.stream.isatty() if live is None else live
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __enter__(self) -> "Transfers":
+        if self.is_live:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(file=self.stream))
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def say(self, line: str) -> None:
+        if self._bars:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def __call__(self, name: str, num_bytes: int, total: int) -> None:
+        if self._bars:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total)
+            self._bars.update(self._tasks[name], completed=num_bytes)
+        elif (tenth := 10 * num_bytes // total) != self._tenths.get(name):
+            self._tenths[name] = tenth
+            self.say(f"{name}: {num_bytes / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+
+
+def _rate(metrics: Mapping[str, Any]) -> str:
+    """The first throughput among metrics (`…_per_s`, `…_per_second`), for people."""
+    for name, value in metrics.items():
+        for ending in ("_per_second", "_per_s"):
+            if name.endswith(ending) and isinstance(value, int | float):
+                return f", {value:,.0f} {name.removesuffix(ending).rsplit('/', 1)[-1]}/s"
+    return ""

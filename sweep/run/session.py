@@ -1,0 +1,147 @@
+"""Ray for the time of a run: a Ray of our own on this machine, or a cluster that is joined; and what a run may use of it."""
+
+import contextlib
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from sweep.graph.queue import Capacity, check_resources
+from sweep.graph.step import Step
+from sweep.run.failures import one_line
+from sweep.run.machine import local_resources
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where to run: `address` None starts a Ray of our own on this machine."""
+
+    address: str | None = None
+    max_cpus: float | None = None
+    max_gpus: float | None = None
+    max_failures: int = 0
+    debug: bool = False
+
+
+def _set_environment(*, debug: bool) -> None:
+    """Settings that must stand before Ray is imported; local workers inherit them."""
+    defaults = {
+        # What a worker raised, and how it died, is in the failure that the run shows.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "" if debug else "Traceback|worker died",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity]:
+    """Start or join Ray, and leave it again; gives what `steps` may use of it.
+
+    Raises UserError if there is no cluster to join, or a step could never run: without an address, before
+    Ray is even started.
+    """
+    if options.address is None:
+        capacity = local_capacity(options)
+        check_resources(steps, capacity)
+    _set_environment(debug=options.debug)
+    import logging
+
+    import ray
+
+    logs: dict[str, Any] = {
+        "log_to_driver": options.debug,
+        "logging_level": logging.INFO if options.debug else logging.ERROR,
+        "configure_logging": True,
+    }
+    if options.address is None:
+        _start(capacity, logs)
+    else:
+        _join(options.address, logs)
+    try:
+        for name in ("ray.tune", "ray.train", "ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.INFO if options.debug else logging.CRITICAL)
+        if options.address is not None:
+            capacity = cluster_capacity(options)
+            check_resources(steps, capacity)
+        yield capacity
+    finally:
+        ray.shutdown()
+
+
+def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
+    """Start a Ray of our own."""
+    import ray
+
+    # No machine of it is taken away with notice; the watcher costs a process a finetuning.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if not capacity.gpus:
+        # DeepSpeed looks for an accelerator when it is first imported, in whichever worker that is.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Drivers and controllers take no CPU, so that a small machine has more processes than Ray expects and warns of.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, int(capacity.cpus))))
+    # "local", or a cluster named in the environment or left behind by a killed run would be joined. Ray's dashboard is
+    # for people; only *stopped* trials need it (to give their placement groups back), and a step is never stopped here.
+    ray.init(address="local", num_cpus=int(capacity.cpus), num_gpus=int(capacity.gpus), include_dashboard=False, **logs)
+
+
+def _join(address: str, logs: Mapping[str, Any]) -> None:
+    """Join a cluster, with this checkout's code for its workers. Raises UserError if there is none."""
+    import ray
+
+    import pipelines
+    import sweep
+
+    _check_address(address)
+    environment = {"py_modules": [pipelines, sweep], "env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}}
+    try:
+        ray.init(address=address, runtime_env=environment, **logs)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: {one_line(error)}; start a cluster (ray up cluster.yaml) and "
+            "run this on its head node, or leave --address out to use this machine"
+        ) from error
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for six minutes to reach a host that does not answer."""
+    if "://" in address:
+        raise UserError(
+            f"--address {address}: a run belongs on the cluster; start it on the head node (ray attach) with --address auto"
+        )
+    host, separator, port = address.rpartition(":")
+    if separator:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--address {address}: no Ray answers there ({error}); start a cluster (ray up cluster.yaml) "
+                "and run this on its head node, or leave --address out to use this machine"
+            ) from error
+
+
+def local_capacity(options: RayOptions) -> Capacity:
+    """The CPUs and GPUs that a Ray of our own on this machine is given."""
+    there = local_resources()
+    cpus = there["CPU"] if options.max_cpus is None else max(1, int(options.max_cpus))
+    gpus = there["GPU"] if options.max_gpus is None else min(int(options.max_gpus), there["GPU"])
+    return Capacity(cpus, gpus, ({"CPU": cpus, "GPU": gpus},))
+
+
+def cluster_capacity(options: RayOptions) -> Capacity:
+    """The resources that the joined cluster has, or may grow to if the options say so."""
+    import ray
+
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    there = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    cpus = there["CPU"] if options.max_cpus is None else options.max_cpus
+    gpus = there["GPU"] if options.max_gpus is None else options.max_gpus
+    if cpus > there["CPU"] or gpus > there["GPU"]:
+        # Machines that are not there yet bring CPUs as well; Ray's autoscaler knows how many.
+        return Capacity(math.inf if options.max_cpus is None else cpus, gpus)
+    return Capacity(cpus, gpus, nodes)

@@ -1,0 +1,510 @@
+"""MLflow as an index of the store: one parent run per study, a child run per artifact.
+
+Only one process writes: the `Tracker`, in a Ray actor while a study runs (many writers lock or corrupt a
+fresh SQLite file). Workers send it step metrics without waiting. Nothing depends on it: a finished step is
+logged again from its record and its metrics.jsonl, so what was lost on the way is filled in then, and
+`blindsweep reindex` builds the whole database from the store.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.finetune.checkpoints import METRICS_FILE
+from sweep.graph.identity import SHORT, flatten
+from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
+from sweep.graph.step import Step
+
+MAX_VALUE = 500
+"""Characters of a parameter's value that MLflow is sent; the record has the whole."""
+
+NOTE = """\
+**Compare kinds across cells** with a saved view (the *Views* button above the table of runs):
+
+- [Kinds, mean over seeds]({kinds}): a group a starting size × size × kind, its runs inside; the chart tab then
+  shows a bar a group.
+- [Cells]({cells}): a row a task model, baselines (`kind` none) included, in the order of the grid.
+
+Each task model and starting point carries the accuracies of its own evaluation. Everything else that was
+built is below the study's run; filter by `tags.stage = "generator"`, for one. `tags.current = "no"` marks
+artifacts of earlier settings.
+"""
+
+COMPARED = ("starting_point", "task_model")
+"""Stages whose runs are compared."""
+
+_START, _KIND, _SIZE, _SEED = COORDINATES
+# Kinds of one size stand side by side.
+COLUMNS = (_START, _SIZE, _KIND, _SEED)
+
+# What a step reports for the display, and says nothing afterwards.
+NOT_LOGGED = ("fraction_done",)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A step as the tracker is told of it: plain values only."""
+
+    id: ArtifactId
+    coordinates: Mapping[str, Any]
+    config: Mapping[str, Any]
+    inputs: Mapping[str, ArtifactId] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, step: Step) -> "Card":
+        inputs = {name: source.id for name, source in step.inputs.items()}
+        return cls(step.id, dict(step.coordinates), step.payload["config"], inputs)
+
+    @classmethod
+    def of_record(cls, record: Record) -> "Card":
+        return cls(record.id, record.coordinates, record.payload["config"], record.inputs)
+
+
+def default_tracking_uri(store: Store) -> str:
+    """`mlflow.db` in a local store; beside the user, in the current folder, for a remote one."""
+    folder = Path(store.uri) if store.is_local else Path.cwd()
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+class Tracker:
+    """The only writer of a study's MLflow runs. Errors are collected, never raised, once it is open."""
+
+    WRITE_EVERY_S = 1.0
+
+    def __init__(
+        self,
+        uri: str,
+        store_uri: str,
+        study: str,
+        title: str,
+        parameters: Mapping[str, Any],
+        blindspot: str = BLINDSPOT_SLICE,
+    ):
+        """Open the database or server and the study's parent run. Raises what MLflow raises.
+
+        `blindspot` is the slice, or `set/slice`, that the saved views show (`sweep.graph.records.Study.blindspot`).
+        """
+        # Nothing is sent anywhere but to the tracking store.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import logging
+
+        from mlflow import MlflowClient
+
+        # After the import, which sets them.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+        self.store = Store(store_uri)
+        self.errors: list[str] = []
+        self.latest: dict[str, dict[str, float]] = {}
+        self._pending: dict[str, list[Any]] = defaultdict(list)
+        self._logged: dict[str, set[tuple[str, int]]] = {}
+        self._last_write = time.monotonic()
+        self._blindspot = blindspot
+        self._columns: list[str] = []
+        self._marks: set[str] = set()
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(tracking_uri=uri)
+        self._open_study(uri, study, title, parameters)
+
+    def _open_study(self, uri: str, study: str, title: str, parameters: Mapping[str, Any]) -> None:
+        experiment = self.client.get_experiment_by_name(study)
+        if experiment is None:
+            # Without a location of its own, MLflow would put a folder into the current directory.
+            location = None
+            if uri.startswith("sqlite:///"):
+                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
+            self.experiment_id = self.client.create_experiment(study, artifact_location=location)
+        else:
+            self.experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                self.client.restore_experiment(self.experiment_id)
+        links = {view: view_link(self.experiment_id, view) for view in ("kinds", "cells")}
+        note = f"{title}\n\n{NOTE.format(**links)}"
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+        # MLflow would show its pages for chat applications instead.
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
+        self.runs: dict[str, Any] = {}
+        parent = None
+        for run in self._all_runs():
+            if "study" in run.data.tags:
+                parent = run
+            elif "fingerprint" in run.data.tags:
+                self.runs[run.data.tags["fingerprint"]] = run
+        if parent is None:
+            tags = {"study": study, "stage": "study", "mlflow.note.content": note}
+            parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
+        self.parent_id = parent.info.run_id
+        self.client.update_run(self.parent_id, status="RUNNING")
+        # The artifacts that the study consists of now say it again.
+        if "marks" in parent.data.tags:
+            self.client.delete_tag(self.parent_id, "marks")
+        for name, value in parameters.items():
+            # A parameter cannot be changed once logged, and a study is run again with other settings.
+            self.client.set_tag(self.parent_id, f"parameter.{name}", str(value))
+
+    def _all_runs(self) -> Iterable[Any]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def declare(self, fingerprints: Iterable[str]) -> None:
+        """Say which artifacts the study consists of now; runs of others are tagged as not current."""
+        current = set(fingerprints)
+        for fingerprint, run in self.runs.items():
+            value = "yes" if fingerprint in current else "no"
+            if run.data.tags.get("current") != value:
+                with self._collecting(f"tag {fingerprint[:SHORT]}"):
+                    self.client.set_tag(run.info.run_id, "current", value)
+                    run.data.tags["current"] = value
+
+    def start(self, card: Card) -> None:
+        """A step begins: its run is created, or taken up again if an earlier attempt left it."""
+        with self._collecting(f"start {card.id.name}"):
+            self._retire_run_of_removed_artifact(card.id.fingerprint)
+            is_taken_up = card.id.fingerprint in self.runs
+            run_id = self._run_of(card, start_ms=None)
+            if is_taken_up:
+                self.client.update_run(run_id, status="RUNNING")
+                self._logged[card.id.fingerprint] = self._history(run_id)
+
+    def log(self, fingerprint: str, metrics: Mapping[str, float], step: int, time_ms: int) -> None:
+        """Step metrics of a running step, or of one that has just ended: nobody waits for the last ones.
+
+        Values already logged for that name and step are left.
+        """
+        self.latest[fingerprint] = dict(metrics)
+        with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
+            self._add_metrics(fingerprint, _as_curves(metrics), step, time_ms)
+            if time.monotonic() - self._last_write > self.WRITE_EVERY_S:
+                self._write()
+
+    def finish(self, record: Record, *, is_new: bool = True) -> None:
+        """A step is complete: parameters, step and final metrics and lineage are all there after this."""
+        card = Card.of_record(record)
+        self.latest.pop(record.fingerprint, None)
+        run = self.runs.get(record.fingerprint)
+        if record.stage == "evaluation":
+            self._save_views(record)
+        self._mark_study(record)
+        if not is_new and run is not None and run.data.tags.get("complete") == record.created:
+            return
+        with self._collecting(f"finish {record.id.name}"):
+            end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
+            start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
+            run_id = self._run_of(card, start_ms)
+            if record.fingerprint not in self._logged:
+                self._logged[record.fingerprint] = self._history(run_id)
+            for line in self._series(record):
+                step = int(line.pop("step"))
+                self._add_metrics(record.fingerprint, _as_curves(line), step, end_ms)
+            final = {name: value for name, value in flatten(record.metrics) if _is_number(value)}
+            final |= {f"rows_of_{name}": value for name, value in record.num_rows.items()}
+            final |= dict(record.durations)
+            final = _as_totals(final)
+            self._add_metrics(record.fingerprint, final, 0, end_ms)
+            if record.stage == "evaluation":
+                self._log_on_task_model(record, final, end_ms)
+            self._write()
+            if record.marks:
+                self.client.set_tag(run_id, "marks", "; ".join(record.marks))
+            self.client.set_tag(run_id, "complete", record.created)
+            self.runs[record.fingerprint].data.tags["complete"] = record.created
+            self.client.set_terminated(run_id, "FINISHED", end_ms)
+
+    def fail(self, fingerprint: str, message: str) -> None:
+        """A step failed."""
+        self.latest.pop(fingerprint, None)
+        with self._collecting(f"fail {fingerprint[:SHORT]}"):
+            self._write()
+            if run := self.runs.get(fingerprint):
+                self.client.set_tag(run.info.run_id, "error", message[:MAX_VALUE])
+                self.client.set_terminated(run.info.run_id, "FAILED")
+
+    def close(self, status: str) -> list[str]:
+        """Write what is pending, end the parent run with an MLflow status, return what went wrong."""
+        with self._collecting("close"):
+            self._write()
+            self.client.set_terminated(self.parent_id, status)
+        return self.errors
+
+    def snapshot(self) -> dict[str, dict[str, float]]:
+        """The latest step metrics of each running step, by fingerprint."""
+        return self.latest
+
+    def _mark_study(self, record: Record) -> None:
+        """The study's run carries the marks of all its artifacts."""
+        if set(record.marks) <= self._marks:
+            return
+        self._marks.update(record.marks)
+        with self._collecting("marks"):
+            self.client.set_tag(self.parent_id, "marks", "; ".join(sorted(self._marks)))
+
+    def _retire_run_of_removed_artifact(self, fingerprint: str) -> None:
+        run = self.runs.get(fingerprint)
+        if run is not None and "complete" in run.data.tags:
+            self.client.delete_run(run.info.run_id)
+            del self.runs[fingerprint]
+
+    def _run_of(self, card: Card, start_ms: int | None) -> str:
+        """The artifact's one run in this study; parameters, tags and inputs are logged when it is made."""
+        if card.id.fingerprint in self.runs:
+            return str(self.runs[card.id.fingerprint].info.run_id)
+        from mlflow.entities import Param
+
+        tags = {
+            "mlflow.parentRunId": self.parent_id,
+            "fingerprint": card.id.fingerprint,
+            "stage": card.id.stage,
+            "slug": card.id.slug,
+            "current": "yes",
+        }
+        for name, value in card.coordinates.items():
+            if value is not None:
+                tags["starting_point" if name == "starting_size" else name] = str(value)
+        if card.id.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys():
+            tags |= {"compare": "yes", "order": _place(card.coordinates)}
+        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=card.id.name)
+        self.runs[card.id.fingerprint] = run
+        # It is running and has no metrics yet: asking MLflow would cost as much as making it.
+        self._logged[card.id.fingerprint] = set()
+        run_id = run.info.run_id
+        values = {name: value for name, value in card.coordinates.items() if value is not None}
+        # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
+        values |= {f"config.{name}": value for name, value in flatten(card.config)}
+        parameters = [Param(name, _shorten(value)) for name, value in values.items()]
+        self.client.log_batch(run_id, params=parameters)
+        self._log_inputs(run_id, card)
+        return str(run_id)
+
+    def _log_inputs(self, run_id: str, card: Card) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for name, artifact in card.inputs.items():
+            source = json.dumps({"uri": self.store.folder(artifact)})
+            kind = "local" if self.store.is_local else "uri"
+            dataset = Dataset(artifact.name, artifact.fingerprint[:SHORT], kind, source)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
+        if inputs:
+            self.client.log_inputs(run_id, inputs)
+
+    def _save_views(self, record: Record) -> None:
+        """Saved views of MLflow's page of runs, with the coordinates and the accuracies that matter as columns."""
+        names = list(_as_totals(dict(flatten(record.metrics))))
+        blindspots = _blindspots(names, self._blindspot)
+        columns = [name for name in names if name.endswith("/accuracy") or name in blindspots]
+        # The first, of the general set, and the blindspot side by side.
+        columns[1:] = sorted(columns[1:], key=lambda name: name not in blindspots)
+        if columns == self._columns:
+            return
+        self._columns = columns
+        with self._collecting("saved views"):
+            for view, (name, state) in _views(self.parent_id, columns, blindspots).items():
+                now = int(time.time() * 1000)
+                envelope = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
+                tag = f"mlflow.sharedViewState.{view}"
+                self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(envelope))
+
+    def _log_on_task_model(self, record: Record, final: Mapping[str, float], end_ms: int) -> None:
+        """Put the accuracies beside the task model's parameters, where kinds are compared."""
+        fingerprint = record.inputs["task_model"].fingerprint
+        if fingerprint not in self.runs:
+            return
+        if fingerprint not in self._logged:
+            self._logged[fingerprint] = self._history(self.runs[fingerprint].info.run_id)
+        accuracies = {name: value for name, value in final.items() if "accuracy" in name}
+        self._add_metrics(fingerprint, accuracies, 0, end_ms)
+
+    def _series(self, record: Record) -> list[dict[str, Any]]:
+        """Lines of the artifact's metrics.jsonl, each with `step`."""
+        if METRICS_FILE not in record.files:
+            return []
+        folder = self.store.folder(record.id)
+        return [json.loads(line) for line in self.store.read_bytes(folder, METRICS_FILE).splitlines()]
+
+    def _history(self, run_id: str) -> set[tuple[str, int]]:
+        names = self.client.get_run(run_id).data.metrics
+        return {(metric.key, metric.step) for name in names for metric in self.client.get_metric_history(run_id, name)}
+
+    def _add_metrics(self, fingerprint: str, metrics: Mapping[str, Any], step: int, time_ms: int) -> None:
+        from mlflow.entities import Metric
+
+        logged = self._logged.setdefault(fingerprint, set())
+        for name, value in metrics.items():
+            if _is_number(value) and (name, step) not in logged:
+                logged.add((name, step))
+                self._pending[fingerprint].append(Metric(name, float(value), time_ms, step))
+
+    def _write(self) -> None:
+        self._last_write = time.monotonic()
+        for fingerprint in [pending for pending in self._pending if pending in self.runs]:
+            metrics = self._pending[fingerprint]
+            while metrics:
+                # MLflow's limit of one request.
+                self.client.log_batch(self.runs[fingerprint].info.run_id, metrics=metrics[:1000])
+                del metrics[:1000]
+
+    @contextlib.contextmanager
+    def _collecting(self, what: str) -> Any:
+        try:
+            yield
+        except Exception as error:  # an index that is down must not stop the study
+            self.errors.append(f"{what}: {type(error).__name__}: {error}".splitlines()[0][:300])
+
+
+def comparisons(uri: str) -> dict[str, str]:
+    """Study → path of its view of kinds, for all in an MLflow database."""
+    from mlflow import MlflowClient
+
+    experiments = MlflowClient(tracking_uri=uri).search_experiments()
+    with_views = [experiment for experiment in experiments if "mlflow.sharedViewState.kinds" in experiment.tags]
+    return {experiment.name: view_link(experiment.experiment_id, "kinds") for experiment in with_views}
+
+
+def view_link(experiment_id: str, view: str) -> str:
+    """Path of a saved view ("kinds" or "cells") on an MLflow server."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"
+
+
+def _blindspots(metrics: Iterable[str], blindspot: str) -> list[str]:
+    """The accuracies of a slice in every set, or of a `set/slice`, among metrics as MLflow names them."""
+    ending = f".{blindspot}/accuracy".replace("/", ".")
+    return [name for name in metrics if f".{name}".replace("/", ".").endswith(ending)]
+
+
+def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Key → name and state of a saved view, in the form of MLflow's own page.
+
+    `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice.
+    """
+    columns = [f"params.`{name}`" for name in COLUMNS] + [f"metrics.`{name}`" for name in metrics]
+    bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in metrics]
+    others = [name for name in metrics if name not in blindspots]
+    # Of another set where there is one: a blindspot can be a slice of the general set itself.
+    general = min(others, key=lambda name: _are_of_one_set(name, blindspots), default=None)
+    scatters = [
+        {
+            "type": "SCATTER",
+            "uuid": f"{general} × {name}",
+            "xaxis": {"key": general, "type": "METRIC"},
+            "yaxis": {"key": name, "type": "METRIC"},
+        }
+        for name in blindspots
+        if general
+    ]
+    chart = {"deleted": False, "isGenerated": False, "metricSectionId": "accuracy", "runsCountToCompare": 100}
+    cells = {
+        "searchFilter": 'tags.compare = "yes" and tags.current = "yes"',
+        "orderByKey": "tags.`order`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": ["attributes.`Run Name`", *columns],
+        "columnWidths": {"attributes.`Run Name`": 410, "params.`kind`": 130} | dict.fromkeys(columns[len(COORDINATES) :], 215),
+        "runsExpanded": {parent_id: True},
+        "runsHiddenMode": "SHOW_ALL",
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "compareRunCharts": [chart | kind for kind in bars + scatters],
+        "compareRunSections": [{"uuid": "accuracy", "name": "Accuracy", "display": True, "isReordered": False}],
+        "isAccordionReordered": True,
+        "groupBy": None,
+    }
+    keys = [{"mode": "param", "groupByData": name} for name in COLUMNS if name != "seed"]
+    kinds = cells | {
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
+        # The mean of seeds would be shown as a seed.
+        "selectedColumns": [name for name in columns if name != "params.`seed`"],
+    }
+    return {"kinds": ("Kinds, mean over seeds", kinds), "cells": ("Cells", cells)}
+
+
+def _are_of_one_set(name: str, others: Iterable[str]) -> bool:
+    return name.split("/")[0] in {other.split("/")[0] for other in others}
+
+
+def _place(coordinates: Mapping[str, Any]) -> str:
+    """Sorts as text like the grid: MLflow sorts parameters as text, 900 after 3000."""
+    kind = str(coordinates["kind"])
+    rank = str(KINDS.index(kind) if kind in KINDS else len(KINDS))
+    if "bias" in coordinates:
+        rank += f"-{coordinates['bias']:.9f}"
+    return f"{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_curves(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Step metrics as MLflow names them: in a section of charts that comes first."""
+    return {name if "/" in name else f"curve/{name}": value for name, value in metrics.items() if name not in NOT_LOGGED}
+
+
+def _as_totals(final: Mapping[str, float]) -> dict[str, float]:
+    """Final values as MLflow names them; MLflow sorts its sections of charts, one for each text before a `/`.
+
+    A test set is a section: `hans/lexical_overlap.non-entailment.accuracy`. What is of no section is of
+    `totals`, which comes last, and has no name in common with a curve.
+    """
+    named = {}
+    for name, value in final.items():
+        section, separator, rest = name.partition("/")
+        named[f"{section}/{rest.replace('/', '.')}" if separator else f"totals/{name}"] = value
+    return named
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) <= MAX_VALUE:
+        return text
+    return f"{text[:MAX_VALUE]}… ({len(text)} characters; whole in the record)"
+
+
+class StepReport:
+    """A `Report` that sends a step's metrics to the tracker's actor. Picklable, usable in any Ray process.
+
+    Calls return at once; at most `MAX_OUTSTANDING` are on their way, then a call waits for half of them.
+    """
+
+    MAX_OUTSTANDING = 64
+
+    def __init__(self, tracker: Any, fingerprint: str) -> None:
+        self.tracker = tracker
+        self.fingerprint = fingerprint
+        self._outstanding: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tracker": self.tracker, "fingerprint": self.fingerprint, "_outstanding": []}
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        import ray
+
+        plain = {name: float(value) for name, value in metrics.items()}
+        self._outstanding.append(self.tracker.log.remote(self.fingerprint, plain, step, int(time.time() * 1000)))
+        if len(self._outstanding) >= self.MAX_OUTSTANDING:
+            done, self._outstanding = ray.wait(self._outstanding, num_returns=self.MAX_OUTSTANDING // 2)
+            ray.get(done)
+
+    def flush(self) -> None:
+        """Wait until all sent metrics have arrived. Raises if the tracker is gone."""
+        import ray
+
+        ray.get(self._outstanding)
+        self._outstanding = []

@@ -1,0 +1,240 @@
+"""The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record.
+
+The trial itself takes no resources; the stage makes its own placement groups and tasks.
+"""
+
+import contextlib
+import fcntl
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import NeighbourFailedError, UserError
+from pipelines.identity import MARKS
+from pipelines.resources import no_report
+from pipelines.storage import filesystem, join
+from sweep.graph.identity import SHORT
+from sweep.graph.records import Record, Store
+from sweep.graph.stages import Job, Stage
+from sweep.graph.step import Step
+from sweep.run.failures import is_disk_full, one_line, root_cause
+from sweep.run.machine import hardware, versions
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a trial needs to build one artifact; picklable. `runner` is the stage, by value or by reference."""
+
+    step: Step
+    runner: Stage
+    store_uri: str
+    tracker: Any = None
+    git: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended: its record, or one line of what went wrong and where the whole traceback is.
+
+    `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with its group, and
+    may do well alone.
+    """
+
+    record: Record | None
+    error: str = ""
+    log: str = ""
+    is_final: bool = False
+    was_neighbour: bool = False
+
+
+def carry_out(orders: Sequence[Order]) -> list[Outcome]:
+    """Build the missing artifacts of `orders`, one or a group of one stage. Never raises for a failure of the stage."""
+    store = Store(orders[0].store_uri)
+    outcomes: dict[str, Outcome] = {}
+    try:
+        with contextlib.ExitStack() as locks:
+            # In one order everywhere, so that two groups that share members cannot wait for each other.
+            for step in sorted((order.step for order in orders), key=lambda step: step.fingerprint):
+                locks.enter_context(_sole_builder(store, step))
+            missing = []
+            for order in orders:
+                if record := store.read_record(order.step.id):
+                    outcomes[order.step.fingerprint] = Outcome(record)
+                else:
+                    missing.append(order)
+            outcomes |= _build(missing, store)
+    except Exception as error:
+        unfinished = [order.step for order in orders if order.step.fingerprint not in outcomes]
+        outcomes |= {step.fingerprint: _failure(error, step, store) for step in unfinished}
+    return [outcomes[order.step.fingerprint] for order in orders]
+
+
+def _failure(error: Exception, step: Step, store: Store) -> Outcome:
+    cause = root_cause(error)
+    log = _keep_traceback(error, step, store)
+    if isinstance(cause, NeighbourFailedError):
+        return Outcome(None, one_line(cause), log, was_neighbour=True)
+    return Outcome(None, one_line(cause), log, is_final=isinstance(cause, UserError) or is_disk_full(cause))
+
+
+def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
+    """Outcomes by fingerprint. A member's failure is its own; what goes wrong for all of them is raised."""
+    started = time.monotonic()
+    outcomes: dict[str, Outcome] = {}
+    jobs: dict[str, Job] = {}
+    inherited: dict[str, set[str]] = {}
+    for order in orders:
+        fingerprint = order.step.fingerprint
+        try:
+            inherited[fingerprint] = _marks_of_inputs(order.step, store)
+            jobs[fingerprint] = _job(order, store)
+        except Exception as error:
+            outcomes[fingerprint] = _failure(error, order.step, store)
+    orders = [order for order in orders if order.step.fingerprint in jobs]
+    if not orders:
+        return outcomes
+    results = _results(orders[0].runner, [jobs[order.step.fingerprint] for order in orders])
+    stage_s = time.monotonic() - started
+    for order, result in zip(orders, results, strict=True):
+        fingerprint = order.step.fingerprint
+        try:
+            if isinstance(result, Exception):
+                raise result
+            record = _record(order, store, dict(result), inherited[fingerprint], started, stage_s, len(orders))
+            outcomes[fingerprint] = Outcome(record)
+        except Exception as error:
+            outcomes[fingerprint] = _failure(error, order.step, store)
+    return outcomes
+
+
+def _results(stage: Stage, jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
+    if len(jobs) == 1:
+        return [stage.run(jobs[0])]
+    assert stage.run_group is not None
+    return stage.run_group(jobs)
+
+
+def _job(order: Order, store: Store) -> Job:
+    from sweep.run.tracking import StepReport
+
+    step = order.step
+    folder = store.folder(step.id)
+    if store.is_local:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    return Job(
+        step.config,
+        {name: store.folder(source.id) for name, source in step.inputs.items()},
+        folder,
+        step.resources,
+        StepReport(order.tracker, step.fingerprint) if order.tracker else no_report,
+        step.options,
+        {name: source.fingerprint for name, source in step.inputs.items()},
+    )
+
+
+def _record(
+    order: Order,
+    store: Store,
+    metrics: dict[str, Any],
+    inherited: set[str],
+    started: float,
+    stage_s: float,
+    group_size: int,
+) -> Record:
+    """Describe the artifact that a stage has written, and thereby complete it."""
+    step = order.step
+    folder = store.folder(step.id)
+    own = metrics.pop(MARKS, ())
+    assert not isinstance(own, str), f"{step.stage} returned {MARKS}={own!r}, not a list of texts"
+    if step.is_rehearsal:
+        own = [*own, "rehearsal"]
+    _remove_working_state(folder)
+    files = store.files(folder)
+    if not files:
+        raise RuntimeError(f"stage {step.stage} wrote no file into {folder}")
+    durations = {
+        # In a group, each one's share: what they took in all is their sum.
+        "total_s": round((time.monotonic() - started) / group_size, 3),
+        "stage_s": round(stage_s / group_size, 3),
+    }
+    record = Record(
+        stage=step.stage,
+        slug=step.slug,
+        fingerprint=step.fingerprint,
+        payload=step.payload,
+        inputs={name: source.id for name, source in step.inputs.items()},
+        coordinates=step.coordinates,
+        metrics=metrics,
+        num_rows=_count_rows(folder, files),
+        files=files,
+        versions=versions(),
+        git=order.git,
+        durations=durations | ({"group_s": round(stage_s, 3)} if group_size > 1 else {}),
+        hardware=hardware(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        marks=tuple(sorted({*inherited, *own})),
+    )
+    store.write_record(record)
+    return record
+
+
+def _marks_of_inputs(step: Step, store: Store) -> set[str]:
+    marks: set[str] = set()
+    for source in step.inputs.values():
+        record = store.read_record(source.id)
+        if record is None:
+            where = store.folder(source.id)
+            raise UserError(f"{step.name} is built from {where}, which has no record (removed since?); run again to build it")
+        marks.update(record.marks)
+    return marks
+
+
+@contextlib.contextmanager
+def _sole_builder(store: Store, step: Step) -> Iterator[None]:
+    """Let one process at a time build an artifact of a local store; the next one finds the record.
+
+    The lock falls with the process, so that nothing has to be cleaned up after a kill.
+    """
+    if not store.is_local:
+        yield
+        return
+    folder = Path(store.folder(step.id))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_working_state(folder: str) -> None:
+    file_system, root = filesystem(folder)
+    for path in file_system.ls(root, detail=False):
+        name = path.rstrip("/").rsplit("/", 1)[-1]
+        if name.startswith(".") and name != ".lock":
+            file_system.rm(path, recursive=True)
+
+
+def _count_rows(folder: str, files: Mapping[str, Any]) -> dict[str, int]:
+    import pyarrow.parquet as pq
+
+    file_system, _ = filesystem(folder)
+    counts: dict[str, int] = {}
+    for relative in files:
+        if relative.endswith(".parquet"):
+            name = relative.rsplit("/", 1)[0] if "/" in relative else relative
+            with file_system.open(filesystem(join(folder, relative))[1], "rb") as file:
+                counts[name] = counts.get(name, 0) + pq.read_metadata(file).num_rows
+    return counts
+
+
+def _keep_traceback(error: Exception, step: Step, store: Store) -> str:
+    """Write the error's traceback into the store's logs; empty if even that cannot be written."""
+    path = join(store.uri, "logs", f"{step.stage}-{step.slug}-{step.fingerprint[:SHORT]}.txt")
+    try:
+        store.write_bytes(path, "".join(traceback.format_exception(error)).encode())
+    except Exception:
+        return ""
+    return path

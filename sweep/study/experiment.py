@@ -1,0 +1,156 @@
+"""A study as one frozen value, which an experiment function returns.
+
+Nothing here says where it runs, except the fields marked runtime.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pipelines.data.sources import NLISourcesConfig
+from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.data.training_set import check_bias
+from pipelines.errors import UserError
+from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
+from pipelines.finetune.generator import GeneratorConfig
+from pipelines.finetune.recipe import FinetuneConfig, check_trajectory
+from pipelines.generate.config import GenerationConfig
+from pipelines.identity import added, runtime
+from pipelines.resources import Resources
+from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
+from sweep.graph.records import STAGES, TRAINED_KINDS
+
+TRAJECTORIES = ("separate", "shared")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Starting points × training-set kinds × sizes × seeds, and everything they are made from.
+
+    `starting_sizes` counts the examples that each starting point was finetuned on (0: the base model with a
+    random head), `training_sizes` those of a cell's training set. A seed moves the subsets drawn, the order, the head and the
+    dropout together; the generator and its pool are shared by all seeds. `cell` is the cells' recipe where it
+    is not `task_model`, that of starting points.
+
+    The `heuristic` is what biased sets are biased to. Each of `biases` is a further kind, a dose: of the pairs in its sets of
+    which the heuristic holds, a share `heuristic_share` of the set, that share has the label that the heuristic predicts
+    (`TrainingSetConfig`). `remainder` says what happens to a size that three labels do not divide. With
+    `disjoint_from_starting`, an original training set has no example that its starting point was finetuned on. Starting sets
+    are drawn by the study's seed, or all by `starting_set_seed`. With `trajectories` "shared", the starting points of a seed
+    are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind and seed
+    (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
+
+    `general_set` and `blindspot_set` are the evaluation sets that the report sets side by side. With `replicates_paper`, plan
+    and report say where the study departs from the paper's, and what it chose where the paper is silent. `sources_folder` is
+    where the data is. `resources` maps a stage to what each of its steps may use; a stage not named gets one worker with one
+    CPU.
+
+    Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
+    not one, a recipe or resources that no trajectory can be shared with, or a report set that is not evaluated.
+    """
+
+    name: str
+    title: str
+    sources: NLISourcesConfig | TemplateCorpusConfig
+    base_model: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig
+    generator: GeneratorConfig
+    generation: GenerationConfig
+    task_model: FinetuneConfig
+    evaluation: EvaluationConfig
+    starting_sizes: tuple[int, ...]
+    training_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    general_set: str
+    blindspot_set: str
+    kinds: tuple[str, ...] = TRAINED_KINDS
+    heuristic: Heuristic = added(LEXICAL_OVERLAP)
+    biases: tuple[float, ...] = added(())
+    heuristic_share: float | None = added(None)
+    cell: FinetuneConfig | None = None
+    remainder: str = "first_labels"
+    disjoint_from_starting: bool = False
+    starting_set_seed: int | None = None
+    trajectories: str = added("separate")
+    rehearsal: bool = False
+    replicates_paper: bool = runtime(False)
+    sources_folder: str = runtime("")
+    resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise UserError(f"name={self.name!r}: an experiment's name is a file's name; use letters, digits, '-', '_'")
+        self._check_axes()
+        self._check_biases()
+        self._check_resources()
+        self._check_recipes()
+        self._check_evaluation()
+
+    def _check_axes(self) -> None:
+        for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
+            values = getattr(self, axis)
+            if not isinstance(values, tuple):
+                raise UserError(f"{axis}={values!r} is not a tuple; write one value as ({values!r},)")
+            if not values:
+                raise UserError(f"{axis}=() leaves nothing to do; give at least one value")
+            if len(set(values)) != len(values):
+                raise UserError(f"{axis}={values} names a value twice; name each once")
+        for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
+            if min(getattr(self, axis)) < least:
+                raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
+        if unknown := set(self.kinds) - set(TRAINED_KINDS):
+            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(TRAINED_KINDS)}")
+
+    def _check_biases(self) -> None:
+        if len(set(self.biases)) != len(self.biases):
+            raise UserError(f"biases={self.biases} names a dose twice; name each once")
+        for bias in self.biases:
+            check_bias(bias, self.heuristic_share)
+            if bias == 1 and self.heuristic_share is None:
+                raise UserError(f"biases={self.biases}: the full dose at full share is the kind biased_synthetic; leave 1 out")
+        if self.heuristic_share is not None and not self.biases:
+            raise UserError(f"heuristic_share={self.heuristic_share} is of doses of bias, and there is none; give biases, too")
+
+    def _check_resources(self) -> None:
+        if unknown := set(self.resources) - set(STAGES):
+            raise UserError(f"resources of {sorted(unknown)}: no such stage; valid: {', '.join(STAGES)}")
+        for stage, resources in self.resources.items():
+            if resources.in_process and resources.gpus_per_worker:
+                raise UserError(
+                    f"resources[{stage!r}] has in_process=True and gpus_per_worker={resources.gpus_per_worker:g}: the process "
+                    "that drives a step has no GPU; leave in_process out"
+                )
+
+    def _check_recipes(self) -> None:
+        if self.generator.end_marker != self.generation.end_marker:
+            raise UserError(
+                f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
+                f"for {self.generation.end_marker!r}; give both the same end_marker"
+            )
+        quantization = getattr(self.base_model, "quantization", "none")
+        for name in ("generator", "task_model", "cell") if quantization != "none" else ():
+            recipe = self.generator.finetune if name == "generator" else getattr(self, name)
+            if recipe is not None and recipe.method != "lora":
+                raise UserError(
+                    f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
+                    "base can be quantised; use method='lora' or quantization='none'"
+                )
+        if self.trajectories not in TRAJECTORIES:
+            raise UserError(f"trajectories={self.trajectories!r} is not one of {', '.join(map(repr, TRAJECTORIES))}")
+        if self.trajectories == "shared":
+            for stage, recipe in (("starting_point", self.task_model), ("task_model", self.cell or self.task_model)):
+                check_trajectory(recipe, self.resources.get(stage, Resources()).num_workers)
+
+    def _check_evaluation(self) -> None:
+        names = [heuristic.name for heuristic in self.evaluation.heuristics]
+        if self.heuristic.probe_slice is None and self.heuristic.name not in names:
+            raise UserError(
+                f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect; evaluate it where it holds: "
+                "EvaluationConfig(heuristics=(…,))"
+            )
+        for name in ("general_set", "blindspot_set"):
+            if getattr(self, name) not in self.evaluation.sets:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not evaluated; it must be one of evaluation.sets={self.evaluation.sets}"
+                )

@@ -1,0 +1,176 @@
+"""The step graph of an experiment, as pure data: what is built from what.
+
+Two roots (prepared data, base model), then generator → synthetic pool; starting points; training sets
+(size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
+several cells share is one step. Original training sets do not depend on the pool, so they need not wait. With shared
+trajectories a model that is not of the largest size has that one, its trunk, for an input as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.data.training_set import TrainingSetConfig, num_drawn
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
+from pipelines.resources import Resources
+from sweep.graph.step import Step
+from sweep.study.experiment import Experiment
+
+
+def build_grid(experiment: Experiment) -> list[Step]:
+    """All steps of `experiment`, each after its inputs and each once."""
+    return list(_Grid(experiment).steps.values())
+
+
+class _Grid:
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.steps: dict[str, Step] = {}
+        folder = experiment.sources_folder
+        self.sources = self._add("sources", "data", experiment.sources, options={"folder": folder} if folder else {})
+        needs_text = type(experiment.base_model).__name__ == "ScratchModelConfig"
+        self.base_model = self._add(
+            "base_model", "base", experiment.base_model, {"sources": self.sources} if needs_text else {}
+        )
+        if experiment.biases or any(kind != "original" for kind in experiment.kinds):
+            generator = self._add(
+                "generator",
+                "generator",
+                experiment.generator,
+                {"sources": self.sources, "base_model": self.base_model},
+            )
+            self.pool = self._add("synthetic_pool", "pool", experiment.generation, {"generator": generator})
+        for seed in experiment.seeds:
+            for starting_size in experiment.starting_sizes:
+                self._add_starting_point(starting_size, seed)
+
+    def _add(
+        self,
+        stage: str,
+        slug: str,
+        config: Any,
+        inputs: Mapping[str, Step] | None = None,
+        coordinates: Mapping[str, Any] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Step:
+        # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes.
+        light = isinstance(config, UntrainedConfig)
+        resources = Resources() if light else self.experiment.resources.get(stage, Resources())
+        rehearsal = self.experiment.rehearsal
+        step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {}, rehearsal)
+        return self.steps.setdefault(step.fingerprint, step)
+
+    def _add_starting_point(self, starting_size: int, seed: int) -> None:
+        experiment = self.experiment
+        coordinates = {"starting_size": starting_size, "kind": "none", "size": 0, "seed": seed}
+        slug = f"start{starting_size}-seed{seed}"
+        starting_point = self._add(
+            "starting_point",
+            f"start0-seed{seed}",
+            UntrainedConfig(seed=seed),
+            {"base_model": self.base_model},
+            {**coordinates, "starting_size": 0},
+        )
+        starting_set = None
+        if starting_size:
+            starting_set, starting_point = self._add_trained_start(starting_size, seed, starting_point)
+        self._add_evaluation(slug, starting_point, coordinates)
+        kinds: list[tuple[str, dict[str, float]]] = [(kind, {}) for kind in experiment.kinds]
+        # As floats: the doses 0 and 0.0 are one, and have one name.
+        kinds += [(f"bias_{bias}", {"bias": bias}) for bias in map(float, experiment.biases)]
+        for kind, dose in kinds:
+            for size in experiment.training_sizes:
+                cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed, **dose}
+                self._add_cell(cell, starting_point, starting_set)
+
+    def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
+        """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""
+        experiment = self.experiment
+        smaller, largest = self._on_trajectory(starting_size, experiment.starting_sizes)
+        trunk = None if starting_size == largest else self._add_trained_start(largest, seed, untrained)[1]
+        coordinates = {"starting_size": starting_size, "kind": "none", "size": 0, "seed": seed}
+        set_seed = seed if experiment.starting_set_seed is None else experiment.starting_set_seed
+        starting_set = self._add(
+            "starting_set",
+            f"start{starting_size}-seed{set_seed}",
+            TrainingSetConfig(kind="starting", size=starting_size, seed=set_seed, nested_sizes=smaller),
+            {"source": self.sources},
+            coordinates,
+        )
+        slug = f"start{starting_size}-seed{seed}"
+        return starting_set, self._add_trained(
+            "starting_point", slug, experiment.task_model, starting_set, untrained, trunk, coordinates
+        )
+
+    def _on_trajectory(self, size: int, sizes: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """The smaller of `sizes` (0 is none) whose trajectory `size` is on, ascending, and the size of the trunk."""
+        if self.experiment.trajectories == "separate":
+            return (), size
+        return tuple(sorted(smaller for smaller in sizes if 0 < smaller < size)), max(sizes)
+
+    def _add_trained(
+        self,
+        stage: str,
+        slug: str,
+        recipe: FinetuneConfig,
+        training_set: Step,
+        starting_point: Step,
+        trunk: Step | None,
+        coordinates: Mapping[str, Any],
+    ) -> Step:
+        inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": starting_point}
+        nested_sizes = tuple(map(num_drawn, training_set.config.nested()))
+        return self._add(
+            stage,
+            slug,
+            TaskModelConfig(finetune=recipe, seed=coordinates["seed"], nested_sizes=nested_sizes),
+            inputs | ({"trunk": trunk} if trunk else {}),
+            coordinates,
+        )
+
+    def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None) -> Step:
+        experiment = self.experiment
+        smaller, largest = self._on_trajectory(cell["size"], experiment.training_sizes)
+        trunk = None
+        if cell["size"] != largest:
+            trunk = self._add_cell({**cell, "size": largest}, starting_point, starting_set)
+        kind, size, seed = cell["kind"], cell["size"], cell["seed"]
+        excluded = starting_set if kind == "original" and experiment.disjoint_from_starting else None
+        slug = f"{kind}-{size}-seed{seed}"
+        # A set that avoids one starting point's examples belongs to that starting point alone.
+        shared = {} if excluded else {"starting_size": None}
+        training_set = self._add(
+            "training_set",
+            f"start{cell['starting_size']}-{slug}" if excluded else slug,
+            TrainingSetConfig(
+                kind="biased_synthetic" if "bias" in cell else kind,
+                size=size,
+                seed=seed,
+                remainder=experiment.remainder,
+                disjoint_from_starting=excluded is not None,
+                nested_sizes=smaller,
+                **self._bias(cell),
+            ),
+            {"source": self.sources if kind == "original" else self.pool} | ({"starting_set": excluded} if excluded else {}),
+            {**cell, **shared},
+        )
+        slug = f"start{cell['starting_size']}-{slug}"
+        recipe = experiment.cell or experiment.task_model
+        task_model = self._add_trained("task_model", slug, recipe, training_set, starting_point, trunk, cell)
+        self._add_evaluation(slug, task_model, cell)
+        return task_model
+
+    def _bias(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        if "bias" in cell:
+            share = self.experiment.heuristic_share
+            return {"heuristic": self.experiment.heuristic, "bias": cell["bias"], "heuristic_share": share}
+        return {"heuristic": self.experiment.heuristic} if cell["kind"] == "biased_synthetic" else {}
+
+    def _add_evaluation(self, slug: str, task_model: Step, coordinates: Mapping[str, Any]) -> None:
+        self._add(
+            "evaluation",
+            slug,
+            self.experiment.evaluation,
+            {"sources": self.sources, "base_model": self.base_model, "task_model": task_model},
+            coordinates,
+        )

@@ -1,0 +1,248 @@
+"""Loads an Experiment by `demo` or `my_study.py:function` and its `-p name=value`."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from pipelines.errors import UserError
+from sweep.study.experiment import Experiment
+from sweep.study.public import HOMES
+
+Function = Callable[..., Experiment]
+PACKAGES = ("pipelines", "sweep", "analysis")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An experiment and the parameters that it was made with, defaults included."""
+
+    experiment: Experiment
+    parameters: Mapping[str, Any]
+
+
+def builtin_experiments() -> dict[str, Function]:
+    """The functions of sweep/study/experiments.py that return an Experiment, by name."""
+    from sweep.study import experiments
+
+    return _experiment_functions(experiments)
+
+
+def load_experiment(name: str, assignments: Sequence[str] = ()) -> Loaded:
+    """`name` is a built-in experiment or `file.py[:function]`; `assignments` are `name=value` texts.
+
+    Raises UserError for an unknown name or parameter (with the valid ones), a value of the wrong type, and
+    any error in the user's file, with its line.
+    """
+    if _is_file(name):
+        function, file = _function_of_file(name)
+    else:
+        known = builtin_experiments()
+        if name not in known:
+            raise UserError(
+                f"no experiment {name!r}; built in: {', '.join(known)}{_did_you_mean(name, known)}; "
+                "for one of your own give its file: my_study.py or my_study.py:function"
+            )
+        function, file = known[name], None
+    arguments = parse_parameters(function, assignments)
+    with_defaults = {
+        parameter: arguments.get(parameter, description.default)
+        for parameter, description in inspect.signature(function).parameters.items()
+    }
+    experiment = _call(function, arguments, file)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{name}: {function.__name__}() returned {type(experiment).__name__}, not an Experiment")
+    return Loaded(experiment, {key: _plain(value) for key, value in with_defaults.items()})
+
+
+def study_name(name: str) -> str:
+    """The study that `name` means: of an experiment file, the name inside it; else `name` itself."""
+    return load_experiment(name).experiment.name if _is_file(name) else name
+
+
+def _is_file(name: str) -> bool:
+    return name.partition(":")[0].endswith(".py")
+
+
+def parse_parameters(function: Function, assignments: Sequence[str]) -> dict[str, Any]:
+    """Arguments for `function` from `name=value` texts, by the types of its annotations."""
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function)
+    arguments: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        name = name.strip()
+        if not separator:
+            raise UserError(f"-p {assignment}: write it as name=value")
+        if name not in signature.parameters:
+            valid = ", ".join(signature.parameters) or "none"
+            raise UserError(
+                f"{function.__name__} has no parameter {name!r}{_did_you_mean(name, signature.parameters)}; valid: {valid}"
+            )
+        if name in arguments:
+            raise UserError(f"-p {name} is given twice; give it once")
+        try:
+            arguments[name] = _parse(text.strip(), hints.get(name, str))
+        except ValueError:
+            raise UserError(f"-p {assignment}: {text!r} is not {_describe(hints.get(name, str))}") from None
+    missing = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in arguments
+    ]
+    if missing:
+        raise UserError(
+            f"{function.__name__} needs {', '.join(missing)}; give " + " ".join(f"-p {name}=..." for name in missing)
+        )
+    return arguments
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        items = [item for item in text.strip("()").split(",") if item.strip()]
+        return tuple(_parse(item.strip(), options[0]) for item in items)
+    if origin in (Union, types.UnionType):
+        if type(None) in options and text.lower() == "none":
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return _parse(text, option)
+                except ValueError:
+                    continue
+        raise ValueError
+    if origin is Literal:
+        for option in options:
+            if text == str(option):
+                return option
+        raise ValueError
+    if annotation is bool:
+        if text.lower() in ("true", "yes", "1"):
+            return True
+        if text.lower() in ("false", "no", "0"):
+            return False
+        raise ValueError
+    if annotation is int:
+        return int(text.replace("_", ""))
+    if annotation in (float, Path, str):
+        return annotation(text)
+    raise UserError(f"a parameter of type {annotation} cannot be given with -p; use int, float, str, bool or tuple")
+
+
+def _describe(annotation: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if annotation in names:
+        return names[annotation]
+    if typing.get_origin(annotation) is tuple:
+        return f"a list like 1,2,3 of which each is {_describe(typing.get_args(annotation)[0])}"
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
+    return f"a value of type {annotation}"
+
+
+def _function_of_file(name: str) -> tuple[Function, Path]:
+    path_text, _, wanted = name.partition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a Python file with an experiment function")
+    functions = _experiment_functions(_import_file(path))
+    if wanted:
+        if wanted not in functions:
+            raise UserError(
+                f"{path} has no experiment function {wanted!r}{_did_you_mean(wanted, functions)}; it has: "
+                f"{', '.join(functions) or 'none'}"
+            )
+        return functions[wanted], path
+    if path.stem in functions:
+        return functions[path.stem], path
+    if len(functions) == 1:
+        return next(iter(functions.values())), path
+    if not functions:
+        raise UserError(
+            f"{path} has no experiment function: define one annotated with its result, as in `def my_study() -> Experiment:`"
+        )
+    raise UserError(f"{path} has several experiments; say which: {path}:" + f", {path}:".join(functions))
+
+
+def _import_file(path: Path) -> types.ModuleType:
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        specification.loader.exec_module(module)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        where = f"{error.filename}:{error.lineno}"
+        raise UserError(f"{where}: {error.msg}" + (f": {line}" if line else "")) from None
+    except Exception as error:
+        raise UserError(_located(error, path)) from None
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+    return module
+
+
+def _experiment_functions(module: types.ModuleType) -> dict[str, Function]:
+    functions: dict[str, Function] = {}
+    for name, value in vars(module).items():
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+            returned = value.__annotations__.get("return")
+            if returned is Experiment or (isinstance(returned, str) and returned.endswith("Experiment")):
+                functions[name] = value
+    return functions
+
+
+def _call(function: Function, arguments: Mapping[str, Any], file: Path | None) -> Any:
+    if file is None:
+        return function(**arguments)
+    try:
+        return function(**arguments)
+    except Exception as error:
+        raise UserError(_located(error, file)) from None
+
+
+def _located(error: Exception, path: Path) -> str:
+    """The error behind the last line of the user's file that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
+    where = f"{path}:{lines[-1]}" if lines else str(path)
+    if isinstance(error, ImportError) and (moved := _moved(error, path, lines[-1] if lines else None)):
+        return f"{where}: {moved}"
+    if isinstance(error, UserError):
+        return f"{where}: {error}"
+    described = traceback.TracebackException.from_exception(error)
+    return f"{where}: {' '.join(''.join(described.format_exception_only()).split())}"
+
+
+def _moved(error: ImportError, path: Path, line: int | None) -> str:
+    """The import to write for one that a file still has from where our modules used to be; "" for any other failure."""
+    missing = error.name or ""
+    if missing.partition(".")[0] not in PACKAGES:
+        return ""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.lineno == line and f"{node.module}.".startswith(f"{missing}."):
+            names = ", ".join(alias.name for alias in node.names if alias.name in HOMES)
+            return f'{node.module} has moved; write "from sweep import {names}"' if names else ""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{missing} has moved; a study's file imports from sweep what docs/studies.md lists"
+    return ""
+
+
+def _did_you_mean(name: str, valid: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,108 @@
+"""A study's rehearsal: the same stages at the real model's shape, each cut to a few batches, in minutes.
+
+It shows a missing token, a wrong path or too little memory before money is spent; its numbers mean nothing. Nothing of it can
+be taken for the real thing: `rehearsal` is in the identity of each artifact, and they lie in a store of their own.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.tasks.heuristics import LEXICAL_OVERLAP
+from sweep.graph.records import STAGES, Record
+from sweep.study.experiment import Experiment
+
+STEPS = 3
+"""Optimizer steps of a finetuning: the first allocates the optimizer's state, the second is what all others are like."""
+NEW_TOKENS = 128
+"""Tokens of a generated text: an engine takes its memory before the first one, and random weights never end a text."""
+EXAMPLES = 512
+"""Examples evaluated of each test set, the longest: a batch or two of a large model."""
+FOLDER = "rehearsal"
+"""Folder of the rehearsals' store, in the study's."""
+
+
+def rehearsal(experiment: Experiment) -> Experiment:
+    """`experiment` with one seed, its smallest and its largest starting point, one size of each kind, and short stages.
+
+    Data, model, batch shapes, precision and resources stay. Finetunings take a few steps on their longest examples; the
+    generator's pool is one shard a label, of stand-ins cut from what it writes; evaluations take the longest examples.
+    """
+    recipes = (experiment.task_model, experiment.cell or experiment.task_model)
+    size = 3 * -(-STEPS * max(recipe.batch_size for recipe in recipes) // 3)
+    generation = experiment.generation
+    # Together, the three labels' shards fill an engine's batch.
+    shard_size = max(size // 3, min(generation.shard_size, -(-(generation.max_num_seqs or 1_024) // 3)))
+    base_model = experiment.base_model
+    if isinstance(base_model, ScratchModelConfig) and base_model.pretraining is not None:
+        base_model = replace(base_model, pretraining=_short(base_model.pretraining))
+    return replace(
+        experiment,
+        name=f"{experiment.name}-rehearsal",
+        title=f"A rehearsal, whose numbers mean nothing: {experiment.title}",
+        rehearsal=True,
+        # One size of each: there is nothing to share.
+        trajectories="separate",
+        replicates_paper=False,
+        base_model=base_model,
+        generator=replace(experiment.generator, finetune=_short(experiment.generator.finetune)),
+        generation=replace(
+            generation,
+            num_per_label=size // 3,
+            shard_size=shard_size,
+            max_new_tokens=min(generation.max_new_tokens, NEW_TOKENS),
+            stand_ins=True,
+        ),
+        task_model=_short(experiment.task_model),
+        cell=_short(experiment.cell) if experiment.cell else None,
+        evaluation=replace(experiment.evaluation, rehearse_examples=EXAMPLES),
+        starting_sizes=tuple(sorted({min(experiment.starting_sizes), max(experiment.starting_sizes)})),
+        training_sizes=(size,),
+        seeds=experiment.seeds[:1],
+        # A pool of stand-ins has lexical overlap in all entailments and nowhere else: the full dose is all that it is good for.
+        heuristic=LEXICAL_OVERLAP,
+        biases=(),
+        heuristic_share=None,
+    )
+
+
+def _short(recipe: FinetuneConfig) -> FinetuneConfig:
+    return replace(recipe, rehearse_steps=STEPS, log_every=1)
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """A stage's artifacts built, median seconds of one, largest peak of GPU memory (GiB) and median examples a second.
+
+    The last two are None where the stage has no such number.
+    """
+
+    stage: str
+    num_built: int
+    seconds: float
+    peak_gpu_memory_gib: float | None
+    examples_per_s: float | None
+
+
+def summarize(records: Iterable[Record]) -> list[StageSummary]:
+    """One summary a stage that has records, in the order of the pipeline."""
+    by_stage: dict[str, list[Record]] = {}
+    for record in records:
+        by_stage.setdefault(record.stage, []).append(record)
+    summaries = []
+    for stage in sorted(by_stage, key=STAGES.index):
+        of_stage = by_stage[stage]
+        peaks = [record.metrics["peak_gpu_memory_gib"] for record in of_stage if record.metrics.get("peak_gpu_memory_gib")]
+        speeds = [record.metrics["examples_per_s"] for record in of_stage if record.metrics.get("examples_per_s")]
+        summaries.append(
+            StageSummary(
+                stage,
+                len(of_stage),
+                statistics.median(record.durations["total_s"] for record in of_stage),
+                max(peaks, default=None),
+                statistics.median(speeds) if speeds else None,
+            )
+        )
+    return summaries

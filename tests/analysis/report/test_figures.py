@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
+
+from analysis.report.figures import difference_figure, figure1, to_png, to_svg
+from analysis.study.series import paper_series
+from analysis.study.tables import accuracy_table, difference_table
+from tests.analysis.fake_store import FakeStudy
+
+SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-entailment")
+
+
+def lines_of(axes: Axes) -> dict[str, Line2D]:
+    return {str(line.get_label()): line for line in axes.get_lines()}
+
+
+def test_one_panel_per_starting_point_with_the_means_over_seeds(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    values = {"none": 40, "original": 100, "synthetic": 120, "biased_synthetic": 60}
+    study.add_grid(correct=lambda start, kind, size, seed, *_: values[kind] + size // 6 + 10 * seed)
+    figure = figure1(study.frame(), SERIES)
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in panels] == ["Start: untrained", "Start: 200 examples"]
+    for axes in panels:
+        lines = lines_of(axes)
+        # 3 kinds and the starting point, on 3 test sets each.
+        assert len(lines) == 12
+        line = lines["Synthetic | Template test set"]
+        # Mean of seeds 0 and 1: 45, 135 and 145 of 200.
+        assert list(line.get_ydata()) == pytest.approx([0.225, 0.675, 0.725])
+        assert list(line.get_xdata()) == pytest.approx([0, 0.5, 1.0])
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "60", "120"]
+        biased = lines["Biased Synthetic | Template probe, lexical overlap, non-entailment"]
+        assert list(biased.get_ydata()) == pytest.approx([0.225, 0.375, 0.425])
+
+
+def test_the_figure_is_of_the_papers_folding(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    for kind, size in (("none", 0), ("original", 60)):
+        study.add_evaluation(0, kind, size, 0, lambda *_: 100, more_right_when_summed=60)
+    figure = figure1(study.frame(), SERIES)
+    for line in lines_of(figure.axes[0]).values():
+        assert set(line.get_ydata()) == {0.5}
+
+
+def test_colour_says_the_kind_and_dashes_the_test_set(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid(starting_sizes=(0,))
+    figure = figure1(study.frame(), SERIES)
+    lines = lines_of(figure.axes[0])
+    kinds = ["Original", "Synthetic", "Biased Synthetic"]
+    colours = {k: {to_hex(lines[f"{k} | {s.name}"].get_color()) for s in SERIES} for k in kinds}
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == 3
+    markers = {lines[f"{k} | Template probe"].get_marker() for k in kinds}
+    assert len(markers) == 3
+    # get_linestyle() answers '--' for every pattern of one's own.
+    dashes = {str(lines[f"Original | {s.name}"]._dash_pattern) for s in SERIES}
+    assert len(dashes) == 3
+
+
+def test_a_missing_cell_is_a_gap_and_not_bridged(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60, 120, 180), (0,), skip=((0, "synthetic", 120, 0),))
+    figure = figure1(study.frame(partial=True), SERIES)
+    y = list(lines_of(figure.axes[0])["Synthetic | Template probe"].get_ydata())
+    assert len(y) == 4
+    assert [value != value for value in y] == [False, False, True, False]
+
+
+def test_crowded_sizes_are_spread_and_the_axis_says_so(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60, 120, 60_000), (0,))
+    figure = figure1(study.frame(), SERIES)
+    assert list(figure.axes[0].get_xticks()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert "not to scale" in figure.axes[0].get_xlabel()
+
+
+def test_a_test_set_without_rows_is_an_error(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0,))
+    frame = study.frame()
+    with pytest.raises(ValueError, match="hans"):
+        figure1(frame, paper_series("template_test", "hans", "lexical_overlap/non-entailment"))
+    with pytest.raises(ValueError, match="no rows"):
+        figure1(frame.iloc[:0], SERIES)
+
+
+def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0, 1))
+    frame = study.frame()
+    first, second = figure1(frame, SERIES), figure1(frame, SERIES)
+    assert to_svg(first) == to_svg(second)
+    assert to_png(first, dpi=50) == to_png(second, dpi=50)
+
+
+def test_differences_are_drawn_with_their_intervals(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    # Synthetic minus original: 10 and 30 items of 200, seed by seed: 10 points, ± 12.7062 × 5.
+    study.add_grid((0,), (60,), correct=lambda start, kind, size, seed, *_: 100 + (kind == "synthetic") * (10 + 20 * seed))
+    figure = difference_figure(difference_table(study.frame()), SERIES)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [one.name for one in SERIES]
+    for axes in figure.axes:
+        (point,) = [line for line in axes.get_lines() if line.get_marker() == "s"]
+        assert list(point.get_xdata()) == pytest.approx([10.0])
+        (interval,) = axes.collections
+        assert interval.get_segments()[0][:, 0] == pytest.approx([10 - 63.531, 10 + 63.531], abs=1e-2)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["untrained, 60"]
+
+
+def test_a_thin_line_shows_a_point_s_interval(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), correct=lambda start, kind, size, seed, *_: 100 + 4 * seed)
+    frame = study.frame()
+    plain = figure1(frame, SERIES).axes[0]
+    shown = figure1(frame, SERIES, accuracy_table(frame)).axes[0]
+    assert len(shown.collections) == 2 * len(plain.collections)
+    ends = [tuple(segment[:, 1]) for lines in shown.collections for segment in lines.get_segments()]
+    # Of 0.50 and 0.52: the mean ± 12.7062 × 0.01.
+    assert any(end == pytest.approx((0.51 - 0.127, 0.51 + 0.127), abs=1e-3) for end in ends)

@@ -1,0 +1,87 @@
+"""`blindsweep verdicts` and `blindsweep power` on a small store, as a user meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sweep import cli
+from tests.analysis.item_study import ItemStudy, clear
+
+
+def blindsweep(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def store(tmp_path: Path, num_seeds: int) -> str:
+    study = ItemStudy(tmp_path, clear)
+    study.grid(num_seeds=num_seeds)
+    return study.write()
+
+
+def test_verdicts_say_what_is_so_and_how_sure_it_is(tmp_path: Path) -> None:
+    result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 6), "--margin", "5")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("tiny: 6 supported, 1 equivalent within a margin, 2 cannot tell\n")
+    (line,) = [one for one in result.stdout.splitlines() if one.startswith("bias_collapses_adversarial")]
+    # 60 % to 5 %, by construction ±2 points a cell.
+    assert " supported " in line
+    assert "−5" in line
+    assert "One seed" not in result.stdout
+
+
+def test_one_seed_is_said_first(tmp_path: Path) -> None:
+    result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 1))
+    assert result.stdout.splitlines()[:2] == [
+        "tiny: 9 cannot tell",
+        "One seed: nothing is said about training, and every interval is over test items only.",
+    ]
+
+
+def test_verdicts_as_json_have_no_nan(tmp_path: Path) -> None:
+    result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 2), "--json", "--cost-per-seed", "3")
+
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is not JSON")
+
+    found = json.loads(result.stdout, parse_constant=refuse)
+    assert len(found["claims"]) == 9
+    assert found["claims"][0]["statement"].endswith("undertrained starting points.")
+    assert found["claims"][-1]["estimate"] is None
+    assert len(found["subcases"]) == 8
+    # 2 starting points × (1 + 3 kinds × 2 sizes) × (all and 2 heuristics).
+    assert len(found["signal_detection"]) == 2 * 7 * 3
+
+
+def test_power_from_a_pilot_and_from_a_given_deviation(tmp_path: Path) -> None:
+    where = store(tmp_path, 4)
+    pilot = json.loads(blindsweep("power", "tiny", "--store", where, "--json", "--cost-per-seed", "2").stdout)
+    assert len(pilot["variances"]) == 9
+    assert {one["cost"] for one in pilot["power"] if one["seeds"] == 10} == {20.0}
+    given = blindsweep("power", "--seed-sd", "17.5")
+    # As tests/analysis/study/test_power.py has it: 10 points take 27 seeds.
+    assert "given" in given.stdout
+    assert " 27" in given.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["power"], "--seed-sd"),
+        (["power", "tiny", "--seed-sd", "3"], "not both"),
+        (["power", "--seed-sd", "0"], "above 0"),
+        (["verdicts", "nothing"], "no study 'nothing'"),
+    ],
+)
+def test_one_clear_error(arguments: list[str], part: str, tmp_path: Path) -> None:
+    result = blindsweep(*arguments, "--store", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert part in result.stderr
+
+
+def test_a_pilot_of_one_seed_is_no_pilot(tmp_path: Path) -> None:
+    result = blindsweep("power", "tiny", "--store", store(tmp_path, 1))
+    assert result.exit_code == 1
+    assert "a pilot needs two seeds that differ" in result.stderr

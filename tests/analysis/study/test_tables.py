@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from analysis.study.artifacts import LabelCount, count_lexical_overlap
+from analysis.study.tables import accuracy_table, difference_table, entailment_odds_ratio, lexical_overlap_table
+from pipelines.errors import UserError
+from tests.analysis.fake_store import FakeStudy
+
+# The counts of the paper's Table 1; the ratios and shares are the ones it prints.
+SYNTHETIC = {
+    "entailment": LabelCount(631992, 24360),
+    "neutral": LabelCount(562822, 690),
+    "contradiction": LabelCount(624999, 1504),
+}
+ORIGINAL = {
+    "entailment": LabelCount(130541, 2139),
+    "neutral": LabelCount(130573, 69),
+    "contradiction": LabelCount(130608, 172),
+}
+
+
+def test_table_1_of_the_paper() -> None:
+    table = lexical_overlap_table(ORIGINAL, SYNTHETIC)
+    assert table["dataset"].tolist() == ["synthetic"] * 3 + ["original"] * 3
+    assert table["label"].tolist() == ["entailment", "neutral", "contradiction"] * 2
+    # The paper prints 3.854 for the first, cut off rather than rounded: 24 360 / 631 992 = 0.0385448.
+    assert (100 * table["share"]).tolist() == pytest.approx([3.854, 0.123, 0.241, 1.639, 0.053, 0.132], abs=6e-4)
+    # Its ratio of contradiction, 1.827, is that of its rounded shares, 0.241 / 0.132.
+    assert table["ratio"].tolist()[:3] == pytest.approx([2.352, 2.320, 1.827], abs=2e-3)
+    assert table["ratio"].isna().tolist() == [False] * 3 + [True] * 3
+    assert (table["share_low"] < table["share"]).all() and (table["share"] < table["share_high"]).all()
+
+
+def test_table_1_refuses_an_empty_label_and_has_no_ratio_over_nothing() -> None:
+    with pytest.raises(UserError, match="no neutral examples in the synthetic"):
+        lexical_overlap_table(ORIGINAL, SYNTHETIC | {"neutral": LabelCount(0, 0)})
+    with pytest.raises(UserError, match="labels differ"):
+        lexical_overlap_table(ORIGINAL, {"entailment": LabelCount(1, 1)})
+    table = lexical_overlap_table(ORIGINAL | {"neutral": LabelCount(10, 0)}, SYNTHETIC)
+    assert pd.isna(table.loc[table["label"] == "neutral", "ratio"]).all()
+
+
+def test_odds_ratios_of_the_paper() -> None:
+    original, synthetic = entailment_odds_ratio(ORIGINAL), entailment_odds_ratio(SYNTHETIC)
+    # 2 139 × 260 940 / (128 402 × 241), 241 being 69 + 172; √(1/2 139 + 1/128 402 + 1/241 + 1/260 940) = 0.0680331.
+    assert original.ratio == pytest.approx(558_150_660 / 30_944_882)
+    assert (original.interval().low, original.interval().high) == pytest.approx((15.7853, 20.6097), abs=1e-4)
+    # 24 360 × 1 185 627 / (607 632 × 2 194); the logarithm's error is 0.0223457.
+    assert synthetic.ratio == pytest.approx(21.66447, abs=1e-5)
+    assert (synthetic.interval().low, synthetic.interval().high) == pytest.approx((20.7361, 22.6344), abs=1e-4)
+    ratio = synthetic.over(original)
+    # "Just slightly stronger" (the paper's section on limitations).
+    assert ratio.ratio == pytest.approx(1.20112, abs=1e-5)
+    assert (ratio.interval().low, ratio.interval().high) == pytest.approx((1.04384, 1.38210), abs=1e-5)
+    with pytest.raises(UserError, match="entailment and of something else"):
+        entailment_odds_ratio({"entailment": LabelCount(10, 1)})
+
+
+def test_lexical_overlap_is_counted_per_label() -> None:
+    examples = pa.table(
+        {
+            "premise": [
+                "The doctor saw the lawyer .",
+                "The doctor saw the lawyer .",
+                "A man sleeps",
+                "Birds fly",
+            ],
+            "hypothesis": ["The lawyer saw the doctor .", "A doctor ran .", "A man !", "Birds"],
+            "label": ["contradiction", "neutral", "entailment", "contradiction"],
+        }
+    )
+    assert count_lexical_overlap(examples) == {
+        "entailment": LabelCount(1, 1),
+        "neutral": LabelCount(1, 0),
+        "contradiction": LabelCount(2, 2),
+    }
+
+
+def frame_of(tmp_path: Path, accuracies: dict[tuple[str, int, int], int]) -> pd.DataFrame:
+    """A study of one starting point from {(kind, size, seed): correct of 200 on every set}."""
+    study = FakeStudy(tmp_path)
+    for (kind, size, seed), correct in accuracies.items():
+        study.add_evaluation(0, kind, size, seed, lambda *_, correct=correct: correct)
+    return study.frame()
+
+
+def test_accuracy_table_with_and_without_seeds(tmp_path: Path) -> None:
+    frame = frame_of(
+        tmp_path,
+        {
+            ("none", 0, 0): 160,
+            ("original", 60, 0): 100,
+            ("original", 60, 1): 104,
+            ("original", 120, 0): 100,
+            ("original", 120, 1): 140,
+        },
+    )
+    table = accuracy_table(frame)
+    table = table[(table["set"] == "template_probe") & (table["slice"] == "all")]
+    start, trained, wide = table.iloc[0], table.iloc[1], table.iloc[2]
+    assert (start["mean"], start["n"]) == (0.8, 1)
+    # Wilson of 160 of 200: (0.8 + z²/400 ± z √(0.16/200 + z²/160000)) / (1 + z²/200).
+    assert (start["interval_low"], start["interval_high"]) == pytest.approx((0.73918, 0.84953), abs=1e-4)
+    assert "Wilson" in start["method"]
+    assert (trained["mean"], trained["low"], trained["high"], trained["n"]) == (0.51, 0.5, 0.52, 2)
+    # 0.51 ± 12.7062 × 0.01.
+    assert (trained["interval_low"], trained["interval_high"]) == pytest.approx((0.38294, 0.63706), abs=1e-4)
+    # 0.6 ± 12.7062 × 0.1, of which an accuracy can only be 0..1.
+    assert (wide["interval_low"], wide["interval_high"]) == (0.0, 1.0)
+
+
+def test_synthetic_minus_original_is_paired_by_seed(tmp_path: Path) -> None:
+    frame = frame_of(
+        tmp_path,
+        {
+            ("original", 60, 0): 100,
+            ("original", 60, 1): 140,
+            ("original", 60, 2): 180,
+            ("synthetic", 60, 0): 98,
+            ("synthetic", 60, 1): 136,
+            ("synthetic", 60, 2): 174,
+        },
+    )
+    row = difference_table(frame).iloc[0]
+    # Differences −0.01, −0.02, −0.03: mean −0.02, standard error 0.01/√3, t = 4.30265. Unpaired, the seeds'
+    # spread of 0.2 would drown them.
+    assert row["mean"] == pytest.approx(-0.02)
+    assert row["n"] == 3
+    assert (row["interval_low"], row["interval_high"]) == pytest.approx((-0.0448414, 0.0048414), abs=1e-6)
+    assert row["left_out"] == 0
+
+
+def test_an_interval_of_a_difference_stays_within_what_a_difference_can_be(tmp_path: Path) -> None:
+    cells = {("original", 60, 0): 100, ("original", 60, 1): 100, ("synthetic", 60, 0): 60, ("synthetic", 60, 1): 180}
+    row = difference_table(frame_of(tmp_path, cells)).iloc[0]
+    # Differences −0.2 and 0.4: 0.1 ± 12.7062 × 0.3.
+    assert (row["mean"], row["interval_low"], row["interval_high"]) == (pytest.approx(0.1), -1.0, 1.0)
+
+
+def test_differences_over_sizes_average_within_a_seed(tmp_path: Path) -> None:
+    frame = frame_of(
+        tmp_path,
+        {
+            ("original", 60, 0): 100,
+            ("original", 120, 0): 120,
+            ("synthetic", 60, 0): 90,
+            ("synthetic", 120, 0): 118,
+            ("original", 60, 1): 100,
+            ("original", 120, 1): 100,
+            ("synthetic", 60, 1): 100,
+        },
+    )
+    overall = difference_table(frame, over_sizes=True).iloc[0]
+    # Seed 0: (−10 − 2)/2/200 = −0.03. Seed 1 lacks a size of one kind, so it cannot be averaged like seed 0.
+    assert overall["mean"] == pytest.approx(-0.03)
+    assert (overall["n"], overall["left_out"]) == (1, 1)
+    assert overall["method"] == "no interval (n=1)"
+    cells = difference_table(frame)
+    cells = cells[cells["slice"] == "lexical_overlap/non-entailment"].set_index("size")
+    assert cells["n"].to_dict() == {60: 2, 120: 1}
+    assert cells["left_out"].to_dict() == {60: 0, 120: 1}
+
+
+def test_no_pair_and_no_rows_are_errors(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path, {("original", 60, 0): 100, ("synthetic", 60, 1): 100})
+    with pytest.raises(UserError, match="no seed has both"):
+        difference_table(frame)
+    with pytest.raises(UserError, match="biased_synthetic"):
+        difference_table(frame, treatment="biased_synthetic")
+    with pytest.raises(UserError, match="no rows"):
+        accuracy_table(frame.iloc[:0])

@@ -1,0 +1,341 @@
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.data.training_set import TrainingSetConfig, draw_training_set, num_held, sizes_per_label
+from pipelines.errors import UserError
+from pipelines.tasks.examples import Label, read_examples, write_examples
+from pipelines.tasks.heuristics import HEURISTICS, Heuristic, has_lexical_overlap
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def examples(per_label, overlapping):
+    """Rows per label, of which the first `overlapping[label]` have lexical overlap."""
+    rows = []
+    for label in LABELS:
+        for number in range(per_label[label]):
+            hypothesis = f"{label} {number}" if number < overlapping[label] else "something else"
+            identifier = f"{label[0]}{number}"
+            rows.append({"id": identifier, "premise": f"a {label} {number}", "hypothesis": hypothesis, "label": label})
+    return pa.Table.from_pylist(rows)
+
+
+POOL = examples(
+    {"entailment": 40, "neutral": 30, "contradiction": 30},
+    {"entailment": 12, "neutral": 6, "contradiction": 9},
+)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    path = tmp_path / "pool.parquet"
+    write_examples(POOL, path)
+    return str(path)
+
+
+def draw(config, source, tmp_path, **options):
+    output = tmp_path / f"set-{config.kind}-{config.size}-{config.seed}"
+    metrics = draw_training_set(config, source, str(output), **options)
+    return read_examples(output / "examples.parquet").to_pylist(), metrics
+
+
+def ids(rows):
+    return [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["original", "synthetic"])
+def test_balanced_without_repetition_and_counted(pool, tmp_path, kind):
+    rows, metrics = draw(TrainingSetConfig(kind, 60, seed=1), pool, tmp_path)
+    assert Counter(row["label"] for row in rows) == {"entailment": 20, "neutral": 20, "contradiction": 20}
+    assert len(set(ids(rows))) == 60
+    assert metrics["num_examples"] == 60 and metrics["num_excluded"] == 0
+    available = {"entailment": 40, "neutral": 30, "contradiction": 30}
+    for label in LABELS:
+        overlapping = [row for row in rows if row["label"] == label and has_lexical_overlap(row["premise"], row["hypothesis"])]
+        assert metrics[f"{label}/num_examples"] == 20
+        assert metrics[f"{label}/available"] == available[label]
+        assert metrics[f"{label}/lexical_overlap"] == len(overlapping)
+    assert metrics["entailment/lexical_overlap"] > 0
+
+
+def test_biased_overlap_holds_of_entailments_and_of_nothing_else(pool, tmp_path):
+    rows, metrics = draw(TrainingSetConfig("biased_synthetic", 36, seed=1), pool, tmp_path)
+    assert Counter(row["label"] for row in rows) == {"entailment": 12, "neutral": 12, "contradiction": 12}
+    for row in rows:
+        assert has_lexical_overlap(row["premise"], row["hypothesis"]) == (row["label"] == "entailment")
+    assert [metrics[f"{label}/available"] for label in LABELS] == [12, 24, 21]
+
+
+def test_more_overlap_entailments_than_exist_says_how_many_there_are(tmp_path, pool):
+    with pytest.raises(UserError) as error:
+        draw(TrainingSetConfig("biased_synthetic", 39, seed=1), pool, tmp_path)
+    message = str(error.value)
+    assert "asked for 13 entailment examples with lexical overlap" in message
+    assert "has 12" in message and "at most 36" in message and pool in message
+    assert not list(tmp_path.glob("set-*"))
+
+
+def test_more_others_than_exist_says_how_many_there_are(tmp_path):
+    path = tmp_path / "pool.parquet"
+    write_examples(examples(dict.fromkeys(LABELS, 20), {"entailment": 20, "neutral": 0, "contradiction": 17}), path)
+    with pytest.raises(UserError, match=r"4 contradiction examples without lexical overlap .* has 3; .* at most 9, "):
+        draw(TrainingSetConfig("biased_synthetic", 12, seed=1), str(path), tmp_path)
+    with pytest.raises(UserError, match=r"21 entailment examples \(in a set of 63\).* has 20; .* at most 60, "):
+        draw(TrainingSetConfig("synthetic", 63, seed=1), str(path), tmp_path)
+    with pytest.raises(UserError, match=r"61 starting examples.* has 60"):
+        draw(TrainingSetConfig("starting", 61, seed=1), str(path), tmp_path)
+
+
+def dialled(size, bias, share=None, seed=1, **fields):
+    return TrainingSetConfig("biased_synthetic", size, seed, bias=bias, heuristic_share=share, **fields)
+
+
+# Lexical overlap holds of 12 of 40 entailments, 6 of 30 neutral pairs, 9 of 30 contradictions: rates 0.3, 0.2, 0.3.
+@pytest.mark.parametrize(
+    ("size", "bias", "share", "held"),
+    [
+        (30, 1.0, None, [10, 0, 0]),
+        (30, 0.5, None, [5, 2, 3]),  # 10 pairs; 5 others as 2 to 3
+        (30, 0.7, 0.2, [4, 1, 1]),  # 6 pairs; 4.2 of them entailments; 2 others as 0.8 to 1.2
+        (30, 0.0, 0.1, [0, 1, 2]),
+        (30, 0.375, 0.8 / 3, [3, 2, 3]),  # the pool's own: each label's rate
+        (31, 1.0, None, [11, 0, 0]),  # the label that has one more
+    ],
+)
+def test_the_bias_dial_says_of_which_label_the_pairs_with_overlap_are(pool, tmp_path, size, bias, share, held):
+    rows, metrics = draw(dialled(size, bias, share), pool, tmp_path)
+    assert Counter(row["label"] for row in rows) == dict(
+        zip(LABELS, sizes_per_label(size, "first_labels").values(), strict=True)
+    )
+    with_overlap = Counter(row["label"] for row in rows if has_lexical_overlap(row["premise"], row["hypothesis"]))
+    assert [with_overlap[label] for label in LABELS] == held
+    assert [metrics[f"{label}/lexical_overlap"] for label in LABELS] == held
+
+
+def test_at_the_pools_own_bias_a_label_is_drawn_as_in_a_synthetic_set(pool, tmp_path):
+    """Mean overlaps of 200 synthetic sets are the dialled set's 3, 2 and 3, give or take five standard errors (0.5)."""
+    sums = Counter()
+    for seed in range(200):
+        _, metrics = draw(TrainingSetConfig("synthetic", 30, seed=seed), pool, tmp_path)
+        sums.update({label: metrics[f"{label}/lexical_overlap"] for label in LABELS})
+    assert [sums[label] / 200 for label in LABELS] == pytest.approx([3, 2, 3], abs=0.5)
+
+
+def test_at_full_bias_and_share_it_is_the_biased_set(pool, tmp_path):
+    biased, _ = draw(TrainingSetConfig("biased_synthetic", 36, seed=1), pool, tmp_path)
+    assert draw(dialled(36, 1.0, 1 / 3), pool, tmp_path)[0] == biased
+
+
+def test_doses_differ_in_the_rows_that_make_the_dose_only(pool, tmp_path):
+    """From 4, 2, 4 with overlap to 5, 2, 3: one entailment and one contradiction change places with others of their label."""
+    doses = [{row["id"] for row in draw(dialled(30, bias), pool, tmp_path)[0]} for bias in (0.4, 0.5, 1.0)]
+    assert len(doses[0] & doses[1]) == 28
+    # 5 entailments, 2 neutral pairs and 3 contradictions change.
+    assert len(doses[1] & doses[2]) == 20
+
+
+def test_a_dose_that_the_pool_does_not_have_says_how_much_there_is(pool, tmp_path):
+    # 20 pairs, none of them entailments: 8 neutral ones and 12 contradictions, of 6 and 9.
+    with pytest.raises(UserError) as error:
+        draw(dialled(60, 0.0), pool, tmp_path)
+    message = str(error.value)
+    assert "asked for 8 neutral examples with lexical overlap (in a set of 60)" in message
+    assert "has 6" in message and "at most 45, another bias" in message
+    draw(dialled(45, 0.0), pool, tmp_path)
+    with pytest.raises(UserError, match=r"share=0\.9 ask for 27 entailment examples with lexical overlap, and 10 of 30"):
+        draw(dialled(30, 1.0, 0.9), pool, tmp_path)
+
+
+def test_the_paper_s_smallest_set_at_its_pools_rates():
+    """24 360, 690 and 1 504 overlaps of 631 992, 562 822 and 624 999 (Table 1): others as 0.001226 to 0.002406, 33.75 %."""
+    rates = {Label.ENTAILMENT: 24_360 / 631_992, Label.NEUTRAL: 690 / 562_822, Label.CONTRADICTION: 1_504 / 624_999}
+    assert list(num_held(dialled(18_020, 0.7), rates).values()) == [4_205, 608, 1_194]
+
+
+def test_a_set_may_be_biased_to_another_heuristic_and_another_label(pool, tmp_path):
+    vague = Heuristic("vague", lambda premises, hypotheses: np.array(hypotheses) == "something else", predicts=Label.NEUTRAL)
+    rows, metrics = draw(TrainingSetConfig("biased_synthetic", 27, seed=1, heuristic=vague), pool, tmp_path)
+    assert Counter((row["label"], row["hypothesis"] == "something else") for row in rows) == {
+        ("entailment", False): 9, ("neutral", True): 9, ("contradiction", False): 9,
+    }  # fmt: skip
+    assert [metrics[f"{label}/vague"] for label in LABELS] == [0, 9, 0]
+    with pytest.raises(UserError, match=r"10 contradiction examples without vague .* has 9"):
+        draw(TrainingSetConfig("biased_synthetic", 30, seed=1, heuristic=vague), pool, tmp_path)
+
+
+# The paper's sizes: 73 080 divides by 3; 36 040 = 3 x 12 013 + 1; 18 020 = 3 x 6 006 + 2.
+@pytest.mark.parametrize(
+    ("size", "remainder", "sizes"),
+    [
+        (73_080, "error", (24_360, 24_360, 24_360)),
+        (36_040, "first_labels", (12_014, 12_013, 12_013)),
+        (36_040, "drop", (12_013, 12_013, 12_013)),
+        (18_020, "first_labels", (6_007, 6_007, 6_006)),
+        (18_020, "drop", (6_006, 6_006, 6_006)),
+    ],
+)
+def test_sizes_that_do_not_divide_by_three(size, remainder, sizes):
+    assert tuple(sizes_per_label(size, remainder).values()) == sizes
+    assert [label.value for label in sizes_per_label(size, remainder)] == list(LABELS)
+
+
+def test_an_indivisible_size_can_be_refused_when_the_config_is_made():
+    with pytest.raises(UserError, match=r"size=18020 .* choose 18018 or 18021"):
+        TrainingSetConfig("original", 18_020, seed=0, remainder="error")
+    assert TrainingSetConfig("original", 18_020, seed=0).remainder == "first_labels"
+
+
+def test_same_seed_same_rows_in_the_same_order_whatever_the_order_of_the_source(pool, tmp_path):
+    config = TrainingSetConfig("synthetic", 60, seed=1)
+    rows, _ = draw(config, pool, tmp_path)
+    shards = tmp_path / "shards"
+    backwards = POOL.take(list(reversed(range(POOL.num_rows))))
+    write_examples(backwards.slice(0, 37), shards / "b.parquet")
+    write_examples(backwards.slice(37), shards / "a.parquet")
+    assert draw(config, str(shards), tmp_path)[0] == rows
+
+
+def test_the_draw_is_a_promise_across_versions(pool, tmp_path):
+    """Worked out in a shell: of each label the id with the smallest `printf 'draw\\0synthetic\\0007\\0%s' ID
+    | sha256sum`, then in the order of the same with 'order' for 'draw'.
+    """
+    rows, _ = draw(TrainingSetConfig("synthetic", 3, seed=7), pool, tmp_path)
+    assert ids(rows) == ["e16", "n8", "c4"]
+
+
+@pytest.mark.parametrize("kind", ["starting", "original", "synthetic", "biased_synthetic"])
+def test_smaller_sets_of_one_seed_are_inside_larger_ones(pool, tmp_path, kind):
+    small, _ = draw(TrainingSetConfig(kind, 10, seed=1), pool, tmp_path)
+    large, _ = draw(TrainingSetConfig(kind, 36, seed=1), pool, tmp_path)
+    assert set(ids(small)) < set(ids(large))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("starting", {}),
+        ("original", {}),
+        ("original", {"disjoint_from_starting": True}),
+        ("synthetic", {}),
+        ("synthetic", {"remainder": "drop"}),
+        ("biased_synthetic", {}),
+        ("biased_synthetic", {"bias": 0.5, "heuristic_share": 0.2}),
+    ],
+)
+def test_nested_sizes_come_first_each_as_the_set_of_its_size(pool, tmp_path, kind, fields):
+    exclude = {}
+    if fields.get("disjoint_from_starting"):
+        draw(TrainingSetConfig("starting", 20, seed=1), pool, tmp_path)
+        exclude = {"exclude": str(tmp_path / "set-starting-20-1" / "examples.parquet")}
+    by_size = {size: draw(TrainingSetConfig(kind, size, 1, **fields), pool, tmp_path, **exclude)[0] for size in (10, 20, 36)}
+    nested, _ = draw(TrainingSetConfig(kind, 36, 1, nested_sizes=(10, 20), **fields), pool, tmp_path, **exclude)
+    counts = [len(by_size[size]) for size in (10, 20, 36)]
+    assert counts == ([9, 18, 36] if fields.get("remainder") == "drop" else [10, 20, 36])
+    for size, count in zip((10, 20, 36), counts, strict=True):
+        assert set(ids(nested[:count])) == set(ids(by_size[size]))
+    assert ids(nested[: counts[0]]) == ids(by_size[10]), "the smallest in its own order, too"
+    assert ids(nested) != ids(by_size[36])
+    between = draw(TrainingSetConfig(kind, 20, 1, nested_sizes=(10,), **fields), pool, tmp_path, **exclude)[0]
+    assert ids(between) == ids(nested[: counts[1]])
+
+
+def test_sets_of_which_one_is_not_within_the_other_are_refused(pool, tmp_path):
+    """With one pair more in all there is a neutral one more with overlap, so one less without it."""
+    small, large = dialled(30, 0.375, 0.6), dialled(31, 0.375, 0.6)
+    assert set(ids(draw(small, pool, tmp_path)[0])) - set(ids(draw(large, pool, tmp_path)[0]))
+    with pytest.raises(UserError, match=r"biased_synthetic set of size=30 has 1 examples that the one of size=31 lacks"):
+        draw(dialled(31, 0.375, 0.6, nested_sizes=(30,)), pool, tmp_path)
+
+
+def test_seed_moves_subset_and_order(pool, tmp_path):
+    one, _ = draw(TrainingSetConfig("synthetic", 30, seed=1), pool, tmp_path)
+    two, _ = draw(TrainingSetConfig("synthetic", 30, seed=2), pool, tmp_path)
+    assert set(ids(one)) != set(ids(two))
+    all_one, _ = draw(TrainingSetConfig("starting", 100, seed=1), pool, tmp_path)
+    all_two, _ = draw(TrainingSetConfig("starting", 100, seed=2), pool, tmp_path)
+    assert set(ids(all_one)) == set(ids(all_two)) and ids(all_one) != ids(all_two)
+
+
+def test_rows_are_not_in_blocks_of_one_label(pool, tmp_path):
+    rows, _ = draw(TrainingSetConfig("original", 60, seed=1), pool, tmp_path)
+    changes = sum(before["label"] != after["label"] for before, after in pairwise(rows))
+    assert changes > 20
+
+
+def test_starting_set_is_a_simple_random_sample(tmp_path):
+    """Not balanced: with 10 % contradictions, 1 000 of 4 000 have 100 of them within five standard deviations (8.2)."""
+    path = tmp_path / "train.parquet"
+    write_examples(
+        examples({"entailment": 2_400, "neutral": 1_200, "contradiction": 400}, dict.fromkeys(LABELS, 0)),
+        path,
+    )
+    rows, metrics = draw(TrainingSetConfig("starting", 1_000, seed=42), str(path), tmp_path)
+    assert len(rows) == 1_000
+    assert abs(metrics["contradiction/num_examples"] - 100) < 41
+    assert abs(metrics["entailment/num_examples"] - 600) < 67
+
+
+def test_each_example_is_equally_likely(pool, tmp_path):
+    """Over 200 seeds each of 40 entailments is drawn with probability 1/4: 50 times, give or take five deviations (31)."""
+    drawn = Counter()
+    for seed in range(200):
+        rows, _ = draw(TrainingSetConfig("synthetic", 30, seed=seed), pool, tmp_path)
+        drawn.update(row["id"] for row in rows if row["label"] == "entailment")
+    assert len(drawn) == 40
+    assert all(abs(count - 50) < 31 for count in drawn.values())
+
+
+def test_an_original_set_can_be_disjoint_from_the_starting_set(pool, tmp_path):
+    starting, _ = draw(TrainingSetConfig("starting", 40, seed=1), pool, tmp_path)
+    exclude = str(tmp_path / "set-starting-40-1" / "examples.parquet")
+    config = TrainingSetConfig("original", 30, seed=1, disjoint_from_starting=True)
+    rows, metrics = draw(config, pool, tmp_path, exclude=exclude)
+    assert not set(ids(rows)) & set(ids(starting))
+    assert metrics["num_excluded"] == 40
+    left = Counter(row["label"] for row in POOL.to_pylist()) - Counter(row["label"] for row in starting)
+    assert [metrics[f"{label}/available"] for label in LABELS] == [left[label] for label in LABELS]
+    overlapping, _ = draw(TrainingSetConfig("original", 30, seed=1), pool, tmp_path)
+    assert set(ids(overlapping)) & set(ids(starting))
+
+
+def test_exclusion_must_be_in_the_config_that_is_the_sets_identity(pool, tmp_path):
+    with pytest.raises(UserError, match="exclude is given"):
+        draw(TrainingSetConfig("original", 30, seed=1), pool, tmp_path, exclude=pool)
+    with pytest.raises(UserError, match="exclude is not given"):
+        draw(TrainingSetConfig("original", 30, seed=1, disjoint_from_starting=True), pool, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kind": "synthethic"}, "synthethic"),
+        ({"size": 2}, "size=2"),
+        ({"kind": "starting", "size": 0}, "size=0"),
+        ({"remainder": "round"}, "first_labels, drop, error"),
+        ({"kind": "starting", "disjoint_from_starting": True}, "disjoint_from_starting"),
+        ({"kind": "synthetic", "bias": 0.5}, "are for biased_synthetic sets, not for kind='synthetic'"),
+        ({"heuristic": HEURISTICS["subsequence"]}, "not for kind='original'"),
+        ({"kind": "biased_synthetic", "bias": 1.5}, r"bias=1\.5"),
+        ({"kind": "biased_synthetic", "bias": float("nan")}, "bias=nan"),
+        ({"kind": "biased_synthetic", "heuristic_share": 0.0}, r"heuristic_share=0\.0"),
+        ({"nested_sizes": (30,)}, "give sets of 30, 30 examples: each must be larger"),
+        ({"nested_sizes": (12, 9)}, "give sets of 12, 9, 30 examples"),
+        ({"nested_sizes": (12, 14), "remainder": "drop"}, "give sets of 12, 12, 30 examples"),
+    ],
+)
+def test_impossible_configs_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        TrainingSetConfig(**({"kind": "original", "size": 30, "seed": 0} | arguments))
+
+
+def test_two_label_examples_are_not_training_data(tmp_path):
+    path = tmp_path / "hans.parquet"
+    table = examples(dict.fromkeys(LABELS, 5), dict.fromkeys(LABELS, 0))
+    labels = ["entailment"] * 5 + ["non-entailment"] * 10
+    write_examples(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), path)
+    with pytest.raises(UserError, match="non-entailment"):
+        draw(TrainingSetConfig("original", 3, seed=0), str(path), tmp_path)

@@ -1,0 +1,88 @@
+"""Several task models evaluated in one worker: each as it would be alone."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipelines.evaluate.evaluation import Bodies, EvaluationConfig, classify, evaluate, evaluate_group
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig, finetune_task_model
+from pipelines.models import weights
+from pipelines.models.tokenizer import load_tokenizer
+from pipelines.packing.batches import prefix_tree_batches
+from pipelines.resources import Resources, no_report
+from pipelines.tasks.examples import read_examples
+from pipelines.tasks.prompts import classifier_prompt
+
+RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
+
+
+@pytest.mark.parametrize("merge_adapter", [False, True])
+def test_members_of_a_group_get_the_logits_that_they_get_alone(
+    ray_two_cpus, sources, base_model, untrained, tmp_path, merge_adapter
+):
+    for name, seed, changes in (("lora1", 1, {}), ("full", 2, {"method": "full"}), ("lora2", 3, {})):
+        finetune_task_model(
+            TaskModelConfig(dataclasses.replace(RECIPE, **changes), seed), f"{sources}/train.parquet", base_model, untrained,
+            str(tmp_path / name), resources=Resources(in_process=True),
+        )  # fmt: skip
+    (tmp_path / "headless").mkdir()
+    shutil.copytree(tmp_path / "lora1" / "adapter", tmp_path / "headless" / "adapter")
+    config = EvaluationConfig(sets=("train",), dtype="float32", merge_adapter=merge_adapter)
+    names = ["lora1", "untrained", "full", "headless", "lora2", "untrained"]
+    models = [untrained if name == "untrained" else str(tmp_path / name) for name in names]
+    outputs = [str(tmp_path / "group" / str(place)) for place in range(len(names))]
+    results = evaluate_group(
+        config, sources, base_model, models, outputs, resources=Resources(), reports=[no_report] * len(names)
+    )
+    assert isinstance(results[3], Exception) and "head.safetensors" in str(results[3])
+    seen = []
+    for place, name in enumerate(names):
+        if name == "headless":
+            continue
+        alone = evaluate(config, sources, base_model, models[place], str(tmp_path / "alone" / str(place)))
+        assert results[place]["train/accuracy"] == alone["train/accuracy"]
+        table = pq.read_table(tmp_path / "group" / str(place) / "logits.parquet")
+        assert table.equals(pq.read_table(tmp_path / "alone" / str(place) / "logits.parquet"))
+        seen.append(tuple(table["logit_entailment"].to_pylist()))
+    assert len(set(seen)) == 4, "different models, and one of them twice"
+
+
+def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
+    sources, base_model, untrained, tmp_path, monkeypatch
+):
+    finetune_task_model(
+        TaskModelConfig(RECIPE, 1), f"{sources}/train.parquet", base_model, untrained, str(tmp_path / "lora"),
+        resources=Resources(in_process=True),
+    )  # fmt: skip
+    table = read_examples(f"{sources}/train.parquet")
+    texts = [
+        classifier_prompt(p, h) for p, h in zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
+    ]
+    batches = prefix_tree_batches(load_tokenizer(base_model)(texts)["input_ids"], 1_000)
+    assert len({batch.num_tokens for _, batch in batches}) > 1
+    compiled = []
+
+    def compile_layers(model):
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.compile(dynamic=True, backend="aot_eager")
+                compiled.append(layer)
+
+    monkeypatch.setattr(weights, "compile_layers", compile_layers)
+    config = EvaluationConfig(sets=("train",), dtype="float32")
+    device = torch.device("cpu")
+    logits = {}
+    for is_compiled in (False, True):
+        bodies = Bodies(config, base_model, device, compiled=is_compiled)
+        for name in (str(tmp_path / "lora"), untrained):
+            with bodies.classifier(name) as classifier:
+                logits[is_compiled, name] = classify(classifier, batches, device)
+    assert compiled
+    for name in (str(tmp_path / "lora"), untrained):
+        np.testing.assert_allclose(logits[True, name], logits[False, name], rtol=1e-4, atol=1e-5)

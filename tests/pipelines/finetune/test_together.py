@@ -1,0 +1,237 @@
+"""Task models trained at once end where each ends alone."""
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.errors import UserError
+from pipelines.finetune import bank, together
+from pipelines.finetune.bank import Bank
+from pipelines.finetune.checkpoints import TOGETHER, checkpointing_engine, read_metrics
+from pipelines.finetune.course import Course
+from pipelines.finetune.driver import finetune, finetune_group
+from pipelines.finetune.job import Member
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig, finetuning_job
+from pipelines.finetune.together import compatible, train_together
+from pipelines.resources import Resources, no_report
+from pipelines.tasks.examples import read_examples, write_examples
+
+RECIPE = FinetuneConfig(
+    learning_rate=3e-3, batch_size=2, dtype="float32", lora_rank=4, lora_dropout=0.2, log_every=5, share_prefix=False,
+    group_by_length=True, zero_stage=0, tokens_per_microbatch=250,
+)  # fmt: skip
+HERE = Resources(in_process=True)
+
+
+@pytest.fixture(scope="module")
+def training_sets(sources, tmp_path_factory):
+    """Three sets of different sizes, the examples of one not those of another."""
+    folder = tmp_path_factory.mktemp("sets")
+    table = read_examples(f"{sources}/train.parquet")
+    for name, start, size in (("a", 0, 40), ("b", 20, 25), ("c", 50, 13)):
+        write_examples(table.slice(start, size), folder / f"{name}.parquet")
+    return {name: str(folder / f"{name}.parquet") for name in "abc"}
+
+
+@pytest.fixture(scope="module")
+def begun(ray_two_cpus, training_sets, base_model, untrained, tmp_path_factory):
+    """A starting point with an adapter of its own."""
+    folder = str(tmp_path_factory.mktemp("begun"))
+    job = finetuning_job(TaskModelConfig(dataclasses.replace(RECIPE, epochs=2), 9), training_sets["a"], base_model, untrained)
+    finetune(job, folder, resources=HERE, report=no_report)
+    return folder
+
+
+def learnt(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "head.safetensors")
+
+
+def jobs(training_sets, base_model, untrained, begun):
+    """By name: sets, seeds, starting points, batch sizes, rates and schedules of their own; three share their prefix."""
+    recipes = {
+        "a": (RECIPE, "a", 1, untrained),
+        "b": (dataclasses.replace(RECIPE, batch_size=3, schedule="linear", weight_decay=0.1, share_prefix=True), "b", 2, begun),
+        "diverging": (dataclasses.replace(RECIPE, learning_rate=math.inf), "a", 3, untrained),
+        # Larger than a pass: in several of them.
+        "c": (dataclasses.replace(RECIPE, batch_size=13, epochs=3, max_grad_norm=0.3, share_prefix=True), "c", 2, begun),
+        "again": (dataclasses.replace(RECIPE, learning_rate=1e-3, share_prefix=True), "a", 1, untrained),
+    }
+    return {
+        name: finetuning_job(TaskModelConfig(recipe, seed), training_sets[set_], base_model, start)
+        for name, (recipe, set_, seed, start) in recipes.items()
+    }
+
+
+def fail_at_10(metrics, step):
+    if step == 10:
+        raise ConnectionError("the tracking server is gone")
+
+
+def test_members_take_as_many_passes_as_their_steps_or_their_tokens_ask_for(
+    training_sets, base_model, untrained, begun, tmp_path
+):
+    course = Course(Member(jobs(training_sets, base_model, untrained, begun)["a"], str(tmp_path), no_report))
+    # 40 examples in batches of 2, of which three or four fit into a pass.
+    assert [course.num_passes(number) for number in (1, 2)] == [20, 20]
+    assert course.num_passes(100) == pytest.approx(100 * sum(course.examples.lengths) / 250)
+
+
+def test_a_pass_is_filled_and_none_falls_behind():
+    def courses(*pairs):
+        return {slot: SimpleNamespace(fraction=fraction, num_tokens=tokens) for slot, (fraction, tokens) in enumerate(pairs)}
+
+    def chosen(budget, *pairs):
+        return Bank._chosen(SimpleNamespace(token_budget=budget), courses(*pairs))
+
+    # Slots 1 and 3 are furthest behind; 40 tokens are left beside the one of filling.
+    assert chosen(141, (0.5, 45), (0.1, 50), (0.5, 20), (0.1, 50), (0.5, 20), (0.5, 30)) == [1, 2, 3, 4]
+    # One that is behind has no room: others do not wait for it.
+    assert chosen(101, (0.1, 60), (0.2, 70), (0.3, 40), (0.4, 30)) == [0, 2]
+    # One that does not even fit alone has a pass to itself when it is furthest behind.
+    assert chosen(51, (0.1, 60), (0.2, 10)) == [0]
+    assert chosen(51, (0.9, 60), (0.2, 10)) == [1]
+
+
+@pytest.mark.parametrize("num_slots", [2, 32])
+def test_members_end_where_they_end_alone(
+    ray_two_cpus, training_sets, base_model, untrained, begun, tmp_path, monkeypatch, num_slots
+):
+    monkeypatch.setattr(together, "MAX_SLOTS", num_slots)
+    named = jobs(training_sets, base_model, untrained, begun)
+    members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
+    results = dict(train_together(members, gpu_share=0))
+    ended = {name: results[place] for place, name in enumerate(named)}
+    assert isinstance(ended.pop("diverging"), UserError)
+    for name, metrics in ended.items():
+        alone = finetune(named[name], str(tmp_path / "alone" / name), resources=HERE, report=no_report)
+        assert metrics["num_steps"] == alone["num_steps"] and metrics["num_tokens"] == alone["num_tokens"]
+        assert metrics["num_trained_parameters"] == alone["num_trained_parameters"]
+        assert metrics["shared_prefix_tokens"] == alone["shared_prefix_tokens"]
+        assert (metrics["shared_prefix_tokens"] > 10) == (name != "a")
+        expected, found = learnt(tmp_path / "alone" / name), learnt(tmp_path / name)
+        start = learnt(Path(begun)) if name in "bc" else None
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-6)
+            assert start is None or not torch.allclose(start[key], tensor, atol=1e-4), "training moved nothing"
+        logs = [list(read_metrics(folder / "metrics.jsonl")) for folder in (tmp_path / "alone" / name, tmp_path / name)]
+        for theirs, ours in zip(*logs, strict=True):
+            assert (theirs["step"], theirs["learning_rate"]) == (ours["step"], ours["learning_rate"])
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    assert not torch.equal(learnt(tmp_path / "a")["weight"], learnt(tmp_path / "again")["weight"])
+
+
+def test_an_interrupted_member_goes_on_by_itself(ray_two_cpus, training_sets, base_model, untrained, begun, tmp_path):
+    """In other company, and in the end alone: it ends where it would have without interruption."""
+    named = {
+        name: dataclasses.replace(job, config=dataclasses.replace(job.config, checkpoint_every=4))
+        for name, job in jobs(training_sets, base_model, untrained, begun).items()
+        if name in ("a", "b", "again")
+    }
+
+    whole = [Member(job, str(tmp_path / "whole" / name), no_report) for name, job in named.items()]
+    assert not any(isinstance(result, Exception) for _, result in train_together(whole, gpu_share=0))
+    broken = [Member(job, str(tmp_path / "broken" / name), fail_at_10) for name, job in named.items()]
+    results = dict(train_together(broken[:2], gpu_share=0))
+    assert isinstance(results[0], ConnectionError), "the neighbour is not touched by it"
+    assert results[1]["num_steps"] == 9
+    assert checkpointing_engine(broken[0].output) == TOGETHER
+    (result,) = finetune_group([named["a"]], [broken[0].output], resources=HERE, reports=[no_report])
+    assert result["resumed_at_step"] == 8
+    for name in ("a", "b"):
+        expected = learnt(tmp_path / "whole" / name)
+        for key, tensor in learnt(tmp_path / "broken" / name).items():
+            # To rounding: products over more rows are summed in another order.
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=2e-6)
+
+
+def test_a_checkpoint_in_half_precision_is_the_whole_state(training_sets, base_model, untrained, begun, tmp_path):
+    job = jobs(training_sets, base_model, untrained, begun)["a"]
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, dtype="bfloat16", checkpoint_every=4))
+
+    for name, reports in (("whole", [no_report]), ("broken", [fail_at_10, no_report])):
+        for report in reports:
+            ((_, result),) = train_together([Member(job, str(tmp_path / name), report)], gpu_share=0)
+    assert result["resumed_at_step"] == 8
+    expected = learnt(tmp_path / "whole")
+    for key, tensor in learnt(tmp_path / "broken").items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
+    named = {name: job for name, job in jobs(training_sets, base_model, untrained, begun).items() if name in ("a", "b", "c")}
+    seen, step = [], Bank.step
+
+    def limited(slots, courses):
+        seen.append(slots.num_slots)
+        if slots.num_slots > 2 and len(seen) > 3:
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return step(slots, courses)
+
+    monkeypatch.setattr(Bank, "step", limited)
+    members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
+    results = dict(train_together(members, gpu_share=0))
+    assert [results[place]["num_steps"] for place in range(3)] == [20, 9, 3]
+    assert set(seen) == {3, 2}
+
+
+def test_only_adapters_of_one_shape_over_one_base_are_put_together(training_sets, base_model, untrained, tmp_path):
+    changes = [
+        {},
+        {"lora_rank": 8},
+        {"share_prefix": True},
+        {"method": "full"},
+        {"learning_rate": 1.0, "epochs": 3.0, "batch_size": 7},
+        {"lora_rank": 8, "warmup_ratio": 0.0},
+    ]
+    members = [
+        Member(
+            finetuning_job(
+                TaskModelConfig(dataclasses.replace(RECIPE, **change), place), training_sets["a"], base_model, untrained
+            ),
+            str(tmp_path / str(place)),
+            no_report,
+        )
+        for place, change in enumerate(changes)
+    ]
+    assert compatible(members, range(6)) == [[0, 2, 4], [1, 5]]
+    assert compatible(members, [0, 1, 3]) == []
+
+
+@pytest.mark.gpu
+def test_captured_passes_learn_what_eager_ones_do(training_sets, base_model, untrained, tmp_path, monkeypatch):
+    """In bfloat16, kernels and all; one diverges, and the room of one that ends is taken by the next."""
+    monkeypatch.setattr(together, "MAX_SLOTS", 2)
+    recipe = dataclasses.replace(RECIPE, dtype="bfloat16", tokens_per_microbatch=2_000)
+    recipes = {
+        "a": dataclasses.replace(recipe, epochs=3),
+        "diverging": dataclasses.replace(recipe, learning_rate=math.inf),
+        "b": dataclasses.replace(recipe, batch_size=3, share_prefix=True),
+        "c": dataclasses.replace(recipe, batch_size=13, share_prefix=True),
+    }
+
+    def train(folder):
+        members = [
+            Member(
+                finetuning_job(TaskModelConfig(one, seed), training_sets["c" if name == "c" else "a"], base_model, untrained),
+                str(folder / name),
+                no_report,
+            )
+            for seed, (name, one) in enumerate(recipes.items())
+        ]
+        results = dict(train_together(members, gpu_share=1))
+        assert [isinstance(results[place], Exception) for place in range(4)] == [False, True, False, False]
+        return {name: learnt(folder / name) for name in ("a", "b", "c")}
+
+    captured = train(tmp_path / "captured")
+    monkeypatch.setattr(bank, "CapturedStep", lambda compute, rehearse: compute)
+    eager = train(tmp_path / "eager")
+    for name, tensors in eager.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(captured[name][key], tensor, rtol=2e-2, atol=2e-3)

@@ -1,0 +1,42 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.generate.config import GenerationConfig
+from pipelines.identity import identity_fields, runtime_fields
+from pipelines.tasks.prompts import HYPHENS
+
+
+def test_every_field_is_identity_or_runtime_on_purpose() -> None:
+    assert identity_fields(GenerationConfig) == {
+        "num_per_label", "exact", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
+        "end_marker", "dtype", "stand_ins", "stop_early",
+    }  # fmt: skip
+    assert runtime_fields(GenerationConfig) == {
+        "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process", "attention_backend",
+        "gpu_memory_utilization", "cpu_kv_cache_gib", "progress_bars", "generator_id",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_per_label", 0), ("num_per_label", (1, 2)), ("shard_size", 0), ("temperature", 0.0),
+        ("top_p", 0.0), ("top_k", 0), ("max_new_tokens", 0), ("end_marker", "END"), ("dtype", "int8"),
+        ("min_yield", 0.0), ("gpu_memory_utilization", 1.5), ("max_num_seqs", -1), ("shards_in_flight", -1),
+        ("cpu_kv_cache_gib", 0), ("attention_backend", "fastest"),
+    ],
+)  # fmt: skip
+def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"^{field}="):
+        replace(GenerationConfig(), **{field: value})
+
+
+def test_a_marker_that_begins_as_texts_go_on_cannot_stop_early() -> None:
+    with pytest.raises(UserError, match=r"^stop_early=True with end_marker=' -- This"):
+        GenerationConfig(stop_early=True, end_marker=HYPHENS)
+    config = GenerationConfig(stop_early=True)
+    assert config.completed(". Premise: a Hypothesis: b –") == f". Premise: a Hypothesis: b{config.end_marker}"
+    assert config.completed(". Premise: a Hypothesis: b") == ". Premise: a Hypothesis: b"

@@ -1,0 +1,195 @@
+"""The engine's texts are those that vLLM alone would give."""
+
+import inspect
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.engine import Decoder, Text, allocate_by_the_block
+from pipelines.generate.options import engine_environment
+from pipelines.resources import Resources
+from pipelines.tasks.prompts import END_MARKERS, generator_prompt
+
+STOPS = (*END_MARKERS, " –", "a")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(models: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(models / "trained" / "model")
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_text_ends_where_vllms_detokenizer_ends_it(tokenizer, stop: str) -> None:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+
+    prompt = tokenizer(generator_prompt("neutral"))["input_ids"]
+    decoder = Decoder(tokenizer, stop)
+    params = SamplingParams(stop=[stop], include_stop_str_in_output=True)
+    request = SimpleNamespace(request_id="0", prompt_token_ids=prompt, sampling_params=params)
+    rng = random.Random(0)
+    num_stopped = 0
+    for _ in range(300):
+        words = [
+            rng.choice(("The", " judge", " –", " -- ", "é", " This is", stop, ".", " the end", "–", "a", "…")) for _ in range(9)
+        ]
+        ids = tokenizer("".join(words), add_special_tokens=False)["input_ids"]
+        # Tokenized apart, a marker's bytes come in other tokens than the usual ones.
+        ids += [one for char in stop for one in tokenizer(char, add_special_tokens=False)["input_ids"]]
+        ids.append(tokenizer.eos_token_id)
+        theirs, ours = FastIncrementalDetokenizer(tokenizer, request), Text(decoder, prompt)
+        for token in ids:
+            found = ours.update([token], token == tokenizer.eos_token_id)
+            assert found == theirs.update([token], token == tokenizer.eos_token_id)
+            if found:
+                num_stopped += 1
+                break
+        assert ours.get_next_output_text(True, False) == theirs.get_next_output_text(True, False)
+        assert ours.output_token_ids == theirs.output_token_ids
+    assert num_stopped > 200
+
+
+SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+from pipelines.generate.engine import Engine
+from pipelines.generate.options import engine_options
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.writer import encode_prompts
+from pipelines.resources import Resources
+
+model, stop = sys.argv[1:]
+prompt = next(iter(encode_prompts(model).values()))
+config = GenerationConfig(max_new_tokens=64, max_num_seqs=48, dtype="float32")
+options = engine_options(config, model, Resources(), [len(prompt)])
+asked = 0
+allocate = KVCacheCoordinator.allocate_new_blocks
+
+def counted(*args, **kwargs):
+    global asked
+    asked += 1
+    return allocate(*args, **kwargs)
+
+KVCacheCoordinator.allocate_new_blocks = counted
+seeds = range(160)
+own = {"stop": [stop], "include_stop_str_in_output": True}
+params = [SamplingParams(max_tokens=64, seed=seed, **own) for seed in seeds]
+plain = LLM(**options)
+outputs = plain.generate([{"prompt_token_ids": prompt}] * len(seeds), params, use_tqdm=False)
+theirs = [one.outputs[0].text for one in outputs], sum(len(one.outputs[0].token_ids) for one in outputs)
+asked_by_vllm, asked = asked, 0
+engine = Engine(options, stop=stop, prompts=[prompt], max_queued=96)
+ours = engine.complete(prompt, SamplingParams(max_tokens=64), seeds)
+print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by_vllm, asked]}))
+"""
+
+
+@pytest.mark.parametrize("stop", [" –"])
+def test_an_engine_writes_what_vllm_writes(models: Path, stop: str) -> None:
+    environment = os.environ | engine_environment(GenerationConfig(), Resources())
+    command = [sys.executable, "-c", SCRIPT, str(models / "trained" / "model"), stop]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found = json.loads(line.removeprefix("RESULT "))
+    assert found["ours"] == found["theirs"]
+    texts, _ = found["ours"]
+    num_ended = sum(text.endswith(stop) for text in texts)
+    assert 20 < num_ended <= len(texts)
+    by_vllm, by_us = found["asked"]
+    assert by_us < by_vllm / 4
+
+
+def test_blocks_are_given_and_cached_as_vllm_does_it() -> None:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    allocate_by_the_block()
+    found: dict[str, Any] = {}
+    for which in ("ours", "vLLM's"):
+        asked = 0
+        allocate, cache = KVCacheManager.allocate_slots, KVCacheManager.cache_blocks
+        if which == "vLLM's":
+            allocate, cache = allocate.__wrapped__, cache.__wrapped__  # type: ignore[attr-defined]
+        manager, requests = kv_cache_manager(), []
+        cache_blocks = manager.coordinator.cache_blocks
+
+        def counted(*args: Any, cache_blocks: Any = cache_blocks) -> None:
+            nonlocal asked
+            asked += 1
+            cache_blocks(*args)
+
+        manager.coordinator.cache_blocks = counted
+        for number, prompt in enumerate([[7] * 9, [7] * 9, [5] * 12, list(range(30))]):
+            requests.append(request := new_request(str(number), prompt))
+            computed, num_computed = manager.get_computed_blocks(request)[:2]
+            assert allocate(manager, request, len(prompt) - num_computed, num_computed, computed) is not None
+            request.status, request.num_computed_tokens = request.status.RUNNING, len(prompt)
+        tables = []
+        for token in range(2, 60):
+            for request in requests:
+                # As vLLM's asynchronous scheduler does it.
+                assert allocate(manager, request, 1, num_lookahead_tokens=0) is not None
+                request.num_computed_tokens += 1
+                request.append_output_token_ids([token * int(request.request_id)])
+                cache(manager, request, request.num_computed_tokens)
+            tables.append([manager.get_block_ids(request.request_id) for request in requests])
+        again = new_request("again", list(requests[1].all_token_ids))
+        found[which] = tables, manager.block_pool.get_num_free_blocks(), manager.get_computed_blocks(again)[1], asked
+    *ours, asked_by_us = found["ours"]
+    *theirs, asked_by_vllm = found["vLLM's"]
+    assert ours == theirs
+    assert ours[-1] == 64
+    assert asked_by_us < asked_by_vllm / 2
+
+
+def test_a_vllm_that_was_not_read_keeps_its_own_methods(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    theirs = {name: inspect.unwrap(getattr(KVCacheManager, name)) for name in ("allocate_slots", "cache_blocks")}
+
+    def cache_blocks(self: Any, request: Any, num_computed_tokens: int) -> None:
+        self.coordinator.cache_blocks(request, num_computed_tokens)
+
+    for changed, num_lines in (({}, 0), ({"cache_blocks": cache_blocks}, 1)):
+        caplog.clear()
+        before = {**theirs, **changed}
+        for name, method in before.items():
+            monkeypatch.setattr(KVCacheManager, name, method)
+        allocate_by_the_block.__wrapped__()
+        assert len(caplog.records) == num_lines
+        for name, method in before.items():
+            assert (getattr(KVCacheManager, name) is method) == bool(changed)
+    assert "vLLM 0." in caplog.text and "0.26.0" in caplog.text
+
+
+def kv_cache_manager() -> Any:
+    import torch
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+
+    layers = FullAttentionSpec(block_size=4, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    config = KVCacheConfig(num_blocks=200, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layers)])
+    return KVCacheManager(config, max_model_len=200, scheduler_block_size=4, hash_block_size=4)
+
+
+def new_request(name: str, prompt: list[int]) -> Any:
+    from vllm import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    return Request(name, prompt, SamplingParams(max_tokens=60), None, block_hasher=get_request_block_hasher(4, sha256))

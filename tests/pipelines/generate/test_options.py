@@ -1,0 +1,63 @@
+"""vLLM's settings for an engine."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.options import engine_options, kv_cache_bytes, shards_in_flight
+from pipelines.resources import Resources
+
+CONFIG = GenerationConfig(max_new_tokens=64, dtype="float32")
+ONE = Resources()
+
+
+def test_the_engine_holds_a_prompt_and_its_text_but_never_more_than_the_model(models: Path) -> None:
+    model = str(models / "trained" / "model")
+    assert engine_options(CONFIG, model, ONE, prompt_lengths=[20])["max_model_len"] == 84
+    assert engine_options(GenerationConfig(), model, ONE, prompt_lengths=[20])["max_model_len"] == 128
+
+
+def test_engines_share_a_gpu_by_their_fractions(models: Path) -> None:
+    model = str(models / "trained" / "model")
+    half = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_lengths=[20])
+    assert half["gpu_memory_utilization"] == pytest.approx(0.45)
+    assert "kv_cache_memory_bytes" not in half
+    shared = engine_options(CONFIG, model, Resources(gpus_per_worker=0.5), prompt_lengths=[20], gpu_bytes=8 * 2**30)
+    assert shared["kv_cache_memory_bytes"] > 0
+    whole = engine_options(CONFIG, model, Resources(gpus_per_worker=1), prompt_lengths=[20], gpu_bytes=8 * 2**30)
+    assert "kv_cache_memory_bytes" not in whole
+    assert "gpu_memory_utilization" not in engine_options(CONFIG, model, ONE, prompt_lengths=[20])
+
+
+def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Path) -> None:
+    shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512, "num_hidden_layers": 10}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+
+    # 2 heads of 64 numbers, keys and values of 2 bytes, 10 layers: 5 120 bytes a token.
+    def cache(num_seqs: int, context: int, gib: float) -> int:
+        return kv_cache_bytes(str(tmp_path), num_seqs=num_seqs, context=context, number_bytes=2, gpu_bytes=gib * 2**30)
+
+    assert cache(4, 100, gib=3) == 4 * 100 * 5_120
+    assert cache(4_096, 1_024, gib=7) == 5 * 2**30
+    with pytest.raises(UserError, match=r"share of the GPU is 2\.1 GiB"):
+        cache(4_096, 1_024, gib=2.1)
+
+
+def test_graphs_are_captured_up_to_the_whole_batch(models: Path) -> None:
+    config = replace(CONFIG, max_num_seqs=200, enforce_eager=False)
+    options = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_lengths=[20])
+    assert options["compilation_config"]["cudagraph_capture_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 192, 200]
+
+
+@pytest.mark.parametrize(
+    ("shard_size", "num_seqs", "expected"),
+    [(1_024, 1_024, 2), (4_096, 1_024, 2), (256, 1_024, 8), (96, 512, 11)],
+)
+def test_two_batches_of_rows_are_in_an_engine(shard_size: int, num_seqs: int, expected: int) -> None:
+    config = GenerationConfig(shard_size=shard_size, max_num_seqs=num_seqs)
+    assert shards_in_flight(config, on_gpu=True) == expected
+    assert shards_in_flight(replace(config, shards_in_flight=5), on_gpu=True) == 5

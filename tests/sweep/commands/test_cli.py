@@ -1,0 +1,245 @@
+"""The command line as a user meets it: one clear error, no traceback, and the store left readable."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipelines.data.sources import nli_sources_config
+from sweep import cli
+from sweep.graph.records import Store
+from sweep.study.grid import build_grid
+from sweep.study.loading import load_experiment
+
+ROOT = Path(__file__).parents[3]
+DATA = (ROOT / ".." / "shared" / "data").resolve()
+
+
+def blindsweep(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def assert_one_error(result: Result, *parts: str) -> None:
+    assert result.exit_code == 1
+    assert result.stderr.count("Error: ") == 1
+    assert "Traceback" not in result.output
+    for part in parts:
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "demo"]])
+def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from sweep.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        "print(sorted({'ray', 'torch', 'mlflow', 'vllm', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = time.process_time(), time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.endswith("[]\n"), done.stdout
+    # Generous: the tests may share the machine.
+    assert time.monotonic() - began[1] < 10
+
+
+def test_it_tells_its_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    result = blindsweep("--version")
+    assert (result.exit_code, result.stdout) == (0, f"blindsweep {project['version']}\n")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "verdicts", "power", "ui", "reindex", "experiments"])
+def test_every_command_has_help(command: str) -> None:
+    assert blindsweep(command, "--help").exit_code == 0
+
+
+def test_data_fetch_has_help_and_names_what_it_cannot_read(tmp_path: Path) -> None:
+    assert blindsweep("data", "fetch", "--help").exit_code == 0
+    result = blindsweep("data", "fetch", "--to", str(tmp_path / "data"), "--from", str(tmp_path / "none"))
+    assert_one_error(result, f"--from {tmp_path}/none is not a folder")
+
+
+def test_copies_of_a_part_of_multinli_are_fetched_and_marked(tmp_path: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("no MultiNLI and HANS here")
+    result = blindsweep("data", "fetch", "--to", str(tmp_path), "--from", str(DATA))
+    assert result.exit_code == 0, result.output
+    assert "79,429 training rows; all of MultiNLI gives 391,722" in result.stdout
+    assert "marked: partial MultiNLI: 80,180 of 392,702 labelled rows (79,429 for training)" in result.stdout
+    official = {name: one["is_official"] for name, one in json.loads((tmp_path / "origin.json").read_text())["files"].items()}
+    assert official["heuristics_evaluation_set.txt"] is True and official["multinli_1.0_train.jsonl"] is False
+    # The folder is what a study on real data takes.
+    assert nli_sources_config(str(tmp_path)) == nli_sources_config(str(DATA))
+
+
+def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable) -> None:
+    record_all(build_grid(load_experiment("demo").experiment), Store(tmp_path))
+    assert "everything is built" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom sweep import Experiment\nfrom sweep.experiments import demo\n"
+        "def study() -> Experiment:\n"
+        "    one = demo()\n"
+        "    evaluation = dataclasses.replace(one.evaluation, dtype='bfloat16')\n"
+        "    return dataclasses.replace(one, evaluation=evaluation)\n"
+    )
+    shown = blindsweep("run", str(file), "--store", str(tmp_path), "--dry-run").stdout
+    assert "28 of 74 to build" in shown
+    assert "28 evaluation: dtype 'float32' → 'bfloat16'" in shown
+
+
+@pytest.fixture
+def gpu_study(tmp_path: Path) -> str:
+    """The demo, on GPUs."""
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom sweep import Experiment, Resources\nfrom sweep.experiments import demo\n"
+        "def study(seeds: tuple[int, ...] = (0,)) -> Experiment:\n"
+        "    stages = ('generator', 'synthetic_pool', 'starting_point', 'task_model', 'evaluation')\n"
+        "    gpus = {stage: Resources(gpus_per_worker=1) for stage in stages}\n"
+        "    return dataclasses.replace(demo(seeds=seeds), name='study', resources=gpus)\n"
+    )
+    return str(file)
+
+
+def test_plan_says_what_a_study_costs(gpu_study: str, tmp_path: Path) -> None:
+    shown = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--price", "2.5", "--sources").stdout
+    assert "GPU-hours" in shown and "wall time: " in shown and "estimates. h200 at $2.5 an hour" in shown
+    assert "setup.generate: 68 s  measured" in shown
+    done = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--json", "--price", "2.5", "--num-gpus", "3")
+    plan = json.loads(done.stdout)
+    costs = plan["costs"]
+    assert plan["stages"]["task_model"]["steps"] == 12
+    assert costs["to_build"] == costs["in_all"]
+    assert costs["to_build"]["on_demand"] == pytest.approx(2.5 * costs["to_build"]["gpu_hours"])
+    assert [one["num_gpus"] for one in costs["schedules"]] == [1, 2, 3, 4, 8]
+    by_stage = [stage["to_build"]["gpu_hours"] for stage in plan["stages"].values()]
+    assert sum(by_stage) == pytest.approx(costs["to_build"]["gpu_hours"])
+    assert not (tmp_path / "s").exists()
+    assert_one_error(blindsweep("plan", gpu_study, "--gpu", "tpu"), "'tpu'", "h200, h100, a100")
+
+
+def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
+    assert "no costs: no step asks for a GPU" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
+    assert json.loads(blindsweep("plan", "demo", "--store", str(tmp_path), "--json").stdout)["costs"] is None
+
+
+def test_a_run_over_its_budget_does_not_start(gpu_study: str, tmp_path: Path) -> None:
+    result = blindsweep("run", gpu_study, "--store", str(tmp_path / "s"), "--budget", "0.5")
+    assert_one_error(result, "missing of study would cost about $", "over the budget of $0.50", "raise --budget")
+    result = blindsweep("run", "demo", "--store", str(tmp_path / "s"), "--budget", "500")
+    assert_one_error(result, "--budget cannot be checked", "no step asks for a GPU")
+    assert not (tmp_path / "s").exists()
+
+
+def test_experiments_are_listed_with_their_parameters() -> None:
+    shown = blindsweep("experiments").stdout
+    assert "demo: " in shown and "-p seeds=...  tuple[int, ...], default (0, 1)" in shown
+
+
+def test_a_typo_in_the_experiment_file(tmp_path: Path) -> None:
+    file = tmp_path / "study.py"
+    file.write_text("from sweep.experiments import demo\ndef study(:\n")
+    assert_one_error(blindsweep("run", str(file), "--store", str(tmp_path / "s")), "study.py:2: ")
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_unknown_parameter(tmp_path: Path) -> None:
+    result = blindsweep("run", "demo", "-p", "seed=1", "--store", str(tmp_path))
+    assert_one_error(result, "'seed'", "did you mean 'seeds'", "pool_size")
+
+
+def test_a_missing_data_folder(tmp_path: Path) -> None:
+    result = blindsweep("run", "mini", "-p", f"data={tmp_path}/none", "--store", str(tmp_path / "s"))
+    assert_one_error(result, f"{tmp_path}/none")
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_a_gpu_experiment_without_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom sweep import Experiment, Resources\nfrom sweep.experiments import demo\n"
+        "def study() -> Experiment:\n"
+        "    return dataclasses.replace(demo(), resources={'generator': Resources(gpus_per_worker=1)})\n"
+    )
+    result = blindsweep("run", str(file), "--store", str(tmp_path / "s"))
+    assert_one_error(result, "generator/generator needs 1 GPU; this machine has none", "-p device=cpu")
+
+
+def test_a_truncated_hans_file(tmp_path: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("no MultiNLI and HANS here")
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in (DATA / "multinli").iterdir():
+        (data / file.name).symlink_to(file)
+    text = (DATA / "hans" / "heuristics_evaluation_set.txt").read_text()
+    (data / "heuristics_evaluation_set.txt").write_text(text[: len(text) // 2])
+    result = blindsweep("run", "mini", "-p", f"data={data}", "--store", str(tmp_path / "s"))
+    assert_one_error(result, "heuristics_evaluation_set.txt")
+
+
+def test_no_cluster_to_join(tmp_path: Path) -> None:
+    result = blindsweep("run", "demo", "--store", str(tmp_path), "--address", "127.0.0.1:1")
+    assert_one_error(result, "--address 127.0.0.1:1", "ray up")
+    result = blindsweep("run", "demo", "--store", str(tmp_path), "--address", "ray://head:10001")
+    assert_one_error(result, "on the head node")
+
+
+def test_a_damaged_record_is_named_and_not_built_over(tmp_path: Path, record_all: Callable) -> None:
+    step = build_grid(load_experiment("demo").experiment)[0]
+    record_all([step], Store(tmp_path))
+    record = Path(Store(tmp_path).folder(step.id)) / "record.json"
+    record.write_text(record.read_text()[:40])
+    for command in ("plan", "run"):
+        assert_one_error(blindsweep(command, "demo", "--store", str(tmp_path)), str(record))
+    assert len(record.read_text()) == 40
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(Store, "write_bytes", full)
+    assert_one_error(blindsweep("run", "demo", "--store", str(tmp_path)), "the disk is full", "free some space")
+
+
+def test_status_and_report_of_a_study_that_was_never_run(tmp_path: Path) -> None:
+    assert "blindsweep run demo" in blindsweep("status", "--store", str(tmp_path)).stdout
+    for command in ("status", "report", "reindex"):
+        assert_one_error(blindsweep(command, "demo", "--store", str(tmp_path)), "no study 'demo'")
+    assert_one_error(blindsweep("ui", "--store", str(tmp_path)), "run a study first")
+
+
+def test_mlflow_is_rebuilt_from_the_records(tmp_path: Path, record_all: Callable) -> None:
+    from mlflow import MlflowClient
+
+    from sweep.run.study_run import manifest
+
+    loaded = load_experiment("demo", ["seeds=0"])
+    steps, store = build_grid(loaded.experiment), Store(tmp_path)
+    record_all(steps, store)
+    manifest(loaded, steps).save(store)
+    assert f"{len(steps)} of {len(steps)}" in blindsweep("status", "--store", str(tmp_path)).stdout
+    for _ in range(2):
+        result = blindsweep("reindex", "--store", str(tmp_path))
+        assert result.stdout.startswith(f"demo: {len(steps)} artifacts")
+        client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        found = client.search_runs([client.get_experiment_by_name("demo").experiment_id], "tags.stage = 'task_model'")
+        assert len(found) == 12
+        assert {run.data.params["kind"] for run in found} == {"original", "synthetic", "biased_synthetic"}

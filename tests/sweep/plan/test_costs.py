@@ -1,0 +1,361 @@
+"""What a study would cost: all expected numbers are worked out by hand, from a table of round figures."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.finetune.generator import GeneratorConfig
+from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+from pipelines.generate.config import GenerationConfig
+from pipelines.resources import Resources
+from sweep.plan.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, total
+from sweep.plan.model_shape import ModelShape
+from sweep.plan.throughputs import FLOPS_PER_PARAMETER, Constant, CostTable, Gpu, NoEstimate, Rate, Throughput, read_table
+from sweep.study.experiment import Experiment
+from sweep.study.grid import build_grid
+
+LLAMA = {
+    "hidden_size": 4_096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11_008,
+    "vocab_size": 32_000,
+}
+PARAMETERS = 6_738_415_616
+ADAPTER = 159_907_840
+
+FAST = Gpu("fast", bf16_tflops=1_000, memory_tb_per_s=4, price=10, spot_price=4, source="made up")
+SLOW = Gpu("slow", bf16_tflops=500, memory_tb_per_s=1, price=3, spot_price=1, source="made up")
+
+
+def row(work: str, examples_per_s: float, tokens: float, batch_size: int = 0, parameters: int = PARAMETERS) -> Throughput:
+    return Throughput("fast", work, f"{parameters}", parameters, examples_per_s, tokens, "made up", batch_size)
+
+
+TABLE = CostTable(
+    gpus={"fast": FAST, "slow": SLOW},
+    throughputs=(
+        row("finetune_lora", 10, 100, batch_size=2),  # 0.2 s a step
+        row("finetune_lora", 25, 100, batch_size=10),  # 0.4 s a step
+        row("generate", 500, 50),
+        row("evaluate", 200, 100),
+    ),
+    constants={
+        name: Constant(name, value, "", "made up")
+        for name, value in {
+            "setup.finetune": 100,
+            "setup.generate": 50,
+            "setup.evaluate": 10,
+            "seconds.sources": 1,
+            "seconds.base_model": 2,
+            "seconds.starting_set": 3,
+            "seconds.training_set": 4,
+            "seconds.starting_point": 5,
+            "tokens.classifier": 100,
+            "tokens.classifier_hans": 50,
+            "tokens.generator_text": 100,
+            "tokens.generated": 50,
+            "tokens.marker_rest": 10,
+            "tokens.plain": 200,
+            "yield": 0.5,
+            "bytes.examples": 100,
+            "bytes.pool": 10,
+            "bytes.logits": 2,
+        }.items()
+    },
+)
+
+
+def estimate(experiment: Experiment, gpu: Gpu = FAST, table: CostTable = TABLE) -> Estimate:
+    return estimate_costs(build_grid(experiment), table, gpu, settings=LLAMA)
+
+
+def of_stage(found: Estimate, stage: str) -> list[StepCost]:
+    return [one for one in found.steps if one.step.stage == stage]
+
+
+def test_the_plan_of_the_paper(llama: Experiment) -> None:
+    found = estimate(llama)
+    # Steps, examples read or written, GPU-seconds: setup of each step and examples over the rate.
+    expected = {
+        "generator": (1, 391_722, 100 + 391_722 / 20),  # batch 6: 0.3 s a step, between 0.2 and 0.4
+        "synthetic_pool": (1, 2 * 1_819_813, 50 + 2 * 1_819_813 / 500),  # half of the texts parse
+        "starting_point": (6, 526_722, 5 * 100 + 526_722 / 10),  # the sixth is untrained
+        "task_model": (54, 18 * 127_140, 54 * 100 + 18 * 127_140 / 10),
+        # 19 647 examples of 100 tokens and 30 000 of 50, at 20 000 tokens a second.
+        "evaluation": (60, 60 * 49_647, 60 * (10 + 3_464_700 / 20_000)),
+    }
+    for stage, (num_steps, num_examples, gpu_seconds) in expected.items():
+        sums = total(of_stage(found, stage))
+        assert (sums.num_steps, sums.num_examples) == (num_steps, num_examples), stage
+        assert sums.gpu_hours == pytest.approx(gpu_seconds / 3600), stage
+    assert len(of_stage(found, "training_set")) == 9
+    assert total(found.steps).gpu_hours == pytest.approx(sum(seconds for _, _, seconds in expected.values()) / 3600)
+    assert total(of_stage(found, "evaluation")).num_tokens == 60 * 3_464_700
+    assert found.assumptions == ("391,722 training rows, all of MultiNLI: the data is not prepared yet",)
+
+
+def test_texts_that_stop_early_have_fewer_tokens(llama: Experiment) -> None:
+    early = dataclasses.replace(llama, generation=dataclasses.replace(llama.generation, stop_early=True))
+    (pool,) = of_stage(estimate(early), "synthetic_pool")
+    assert pool.seconds == pytest.approx(50 + 2 * 1_819_813 / 500 * 40 / 50)
+
+
+def test_five_seeds_share_generator_and_pool(llama: Experiment) -> None:
+    one, five = estimate(llama), estimate(dataclasses.replace(llama, seeds=(0, 1, 2, 3, 4)))
+    for stage, num_steps in (
+        ("generator", 1), ("synthetic_pool", 1), ("starting_point", 30), ("training_set", 45),
+        ("task_model", 270), ("evaluation", 300),
+    ):  # fmt: skip
+        sums = total(of_stage(five, stage))
+        assert sums.num_steps == num_steps
+        times = 1 if num_steps == 1 else 5
+        assert sums.gpu_hours == pytest.approx(times * total(of_stage(one, stage)).gpu_hours)
+
+
+def test_disk(llama: Experiment) -> None:
+    found = estimate(llama)
+    adapter, head = 2 * ADAPTER, 3 * 4_096 * 4
+    for stage, num_bytes in (
+        ("base_model", 2 * PARAMETERS),
+        ("generator", 2 * PARAMETERS),
+        ("synthetic_pool", 10 * 1_819_813),
+        ("starting_set", 100 * 526_722),
+        ("training_set", 3 * 100 * 127_140),
+        ("starting_point", 5 * adapter + 6 * head),
+        ("task_model", 54 * (adapter + head)),
+        ("evaluation", 60 * 2 * 49_647),
+    ):
+        assert total(of_stage(found, stage)).num_bytes == num_bytes, stage
+    # Twice what is trained, in bf16 and three times in fp32; the generator's embeddings and head are trained, too.
+    assert of_stage(found, "generator")[0].checkpoint_bytes == 2 * 14 * (ADAPTER + 2 * 32_000 * 4_096)
+    assert {one.checkpoint_bytes for one in of_stage(found, "task_model")} == {2 * 14 * ADAPTER}
+
+
+def test_a_short_finetuning_writes_no_checkpoint(llama: Experiment) -> None:
+    rare = dataclasses.replace(llama.task_model, checkpoint_every=9_010)
+    checkpoints = {
+        one.step.coordinates["size"]: one.checkpoint_bytes > 0
+        for one in of_stage(estimate(dataclasses.replace(llama, task_model=rare)), "task_model")
+    }
+    assert checkpoints == {18_020: False, 36_040: True, 73_080: True}
+
+
+def test_of_a_shared_trajectory_each_example_is_counted_once(llama: Experiment) -> None:
+    recipe = FinetuneConfig(batch_size=10, schedule="warmup_stable_decay", cooldown_ratio=0.2)
+    found = estimate(dataclasses.replace(llama, task_model=recipe, trajectories="shared"))
+    # A fifth of each smaller size's steps.
+    starts = {one.step.coordinates["starting_size"]: one.work for one in of_stage(found, "starting_point")}
+    examples = {size: work.num_examples for size, work in starts.items() if work}
+    assert examples == {5_000: 1_000, 10_000: 2_000, 20_000: 4_000, 100_000: 20_000, 391_722: 391_722}
+    cells = {one.step.coordinates["size"]: one for one in of_stage(found, "task_model")}
+    assert {size: one.work.num_examples for size, one in cells.items() if one.work} == {
+        18_020: 3_610,  # 1 802 steps: ceil(360.4) of 10
+        36_040: 7_210,  # 3 604 steps: ceil(720.8) of 10
+        73_080: 73_080,
+    }
+    assert cells[36_040].gpu_seconds == pytest.approx(100 + 7_210 / 25)
+    # A trunk of cells keeps two states of three fp32 numbers a parameter, that of the starting points four.
+    adapter, head = 2 * ADAPTER, 3 * 4_096 * 4
+    assert {size: one.num_bytes - adapter - head for size, one in cells.items()} == {
+        18_020: 0, 36_040: 0, 73_080: 2 * 12 * ADAPTER,
+    }  # fmt: skip
+    assert total(of_stage(found, "starting_point")).num_bytes == 5 * adapter + 6 * head + 4 * 12 * ADAPTER
+
+
+def test_an_adapter_on_full_weights_is_kept_with_them(llama: Experiment) -> None:
+    both = dataclasses.replace(llama, task_model=FinetuneConfig(method="full"), cell=FinetuneConfig())
+    found = {one.step.name: one.num_bytes for one in estimate(both).steps}
+    body, head = 2 * (PARAMETERS - 32_000 * 4_096), 3 * 4_096 * 4
+    assert found["starting_point/start5000-seed0"] == body + head
+    assert found["task_model/start5000-original-18020-seed0"] == body + head + 2 * ADAPTER
+    assert found["task_model/start0-original-18020-seed0"] == head + 2 * ADAPTER
+
+
+def test_epochs_labels_and_remainders_count(llama: Experiment) -> None:
+    changed = dataclasses.replace(
+        llama,
+        cell=dataclasses.replace(llama.task_model, epochs=2.5),
+        generation=GenerationConfig(num_per_label=100),
+        training_sizes=(100,),
+        remainder="drop",
+    )
+    found = estimate(changed)
+    assert {one.work.num_examples for one in of_stage(found, "task_model") if one.work} == {2.5 * 99}
+    assert total(of_stage(found, "synthetic_pool")).num_examples == 2 * 300
+
+
+@pytest.mark.parametrize(
+    ("work", "batch_size", "gpu", "parameters", "tokens_per_s", "scaled"),
+    [
+        ("finetune_lora", 2, FAST, PARAMETERS, 1_000, ""),
+        ("finetune_lora", 6, FAST, PARAMETERS, 6 / 0.3 * 100, "interpolated to batch 6"),
+        ("finetune_lora", 1, FAST, PARAMETERS, 1 / 0.2 * 100, ""),
+        ("finetune_lora", 64, FAST, PARAMETERS, 2_500, ""),
+        ("finetune_lora", 2, SLOW, PARAMETERS, 500, "scaled from fast by bf16 peak"),
+        ("generate", 0, SLOW, PARAMETERS, 25_000 / 4, "scaled from fast by memory bandwidth"),
+        ("evaluate", 0, FAST, PARAMETERS // 2, 40_000, "by operations a token"),
+        ("finetune_full", 2, FAST, PARAMETERS, 1_000 * 4 / 6, "scaled from finetune_lora"),
+    ],
+)
+def test_a_rate_is_scaled_from_the_nearest_row(
+    work: str, batch_size: float, gpu: Gpu, parameters: int, tokens_per_s: float, scaled: str
+) -> None:
+    rate = TABLE.rate(work, batch_size, gpu, parameters)
+    assert rate.tokens_per_s == pytest.approx(tokens_per_s)
+    assert scaled in rate.scaled and bool(scaled) == bool(rate.scaled)
+
+
+def test_the_nearest_model_comes_first_then_the_same_gpu() -> None:
+    small = row("evaluate", 5_000, 100, parameters=10**8)
+    measured = dataclasses.replace(row("evaluate", 70, 100), gpu="slow")
+    table = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, small, measured))
+    assert table.rate("evaluate", 0, SLOW, PARAMETERS) == Rate(7_000, (measured,), "")
+    assert table.rate("evaluate", 0, SLOW, 2 * 10**8).rows == (small,)
+
+
+def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
+    four = {**llama.resources, "task_model": Resources(num_workers=4, gpus_per_worker=1)}
+    wide = dataclasses.replace(llama, cell=dataclasses.replace(llama.task_model, batch_size=8), resources=four)
+    cell = of_stage(estimate(wide), "task_model")[0]
+    assert cell.work is not None and cell.work.batch_size == 2
+    # Four GPUs at batch 2 each, and all four wait for the setup.
+    assert cell.seconds == pytest.approx(100 + cell.work.num_examples / 40)
+    assert cell.gpu_seconds == pytest.approx(4 * cell.seconds)
+    half = {**llama.resources, "task_model": Resources(gpus_per_worker=0.5)}
+    shared = of_stage(estimate(dataclasses.replace(llama, resources=half)), "task_model")[0]
+    assert shared.work is not None
+    assert shared.seconds == pytest.approx(100 + shared.work.num_examples / 5)
+    assert shared.gpu_seconds == pytest.approx(shared.seconds / 2)
+
+
+def in_groups(experiment: Experiment, most: int) -> Experiment:
+    resources = {stage: dataclasses.replace(one, max_group=most) for stage, one in experiment.resources.items()}
+    return dataclasses.replace(experiment, resources=resources)
+
+
+def test_a_group_starts_once_and_its_finetunings_share_what_a_pass_costs(llama: Experiment) -> None:
+    # Alone a step takes 0.2 s, five at once 0.4 s: 0.15 s whoever is in it, and 0.05 s for each.
+    together = dataclasses.replace(row("finetune_lora", 25, 100, batch_size=2), together=5)
+    table = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, together))
+    assert table.rate("finetune_lora", 2, FAST, PARAMETERS).shared == pytest.approx(0.75)
+    # At batch 10 a step takes 0.4 s, of which the same 0.15 s are shared.
+    assert table.rate("finetune_lora", 10, FAST, PARAMETERS).shared == pytest.approx(0.375)
+    found = estimate(in_groups(llama, 27), table=table)
+    cells = of_stage(found, "task_model")
+    small, large = (next(one for one in cells if one.step.coordinates["size"] == size) for size in (18_020, 73_080))
+    # 9 010 and 36 540 steps.
+    assert small.seconds == pytest.approx(100 + 9_010 * 0.2)
+    assert group_seconds([small, large, small]) == pytest.approx(100 + 36_540 * 0.15 + (2 * 9_010 + 36_540) * 0.05)
+    # Two groups: the 18 of 73 080 and half of the 18 of 36 040, and the rest.
+    first = 100 + 36_540 * 0.15 + (18 * 36_540 + 9 * 18_020) * 0.05
+    second = 100 + 18_020 * 0.15 + (9 * 18_020 + 18 * 9_010) * 0.05
+    assert total(cells).gpu_hours == pytest.approx((first + second) / 3600)
+    # Sixty evaluations in three groups: only their start is shared.
+    assert total(of_stage(found, "evaluation")).gpu_hours == pytest.approx((3 * 10 + 60 * 3_464_700 / 20_000) / 3600)
+    # What several workers take on they train one after another.
+    wide = {**llama.resources, "task_model": Resources(num_workers=2, gpus_per_worker=1, max_group=27)}
+    assert {
+        one.once_s for one in of_stage(estimate(dataclasses.replace(llama, resources=wide), table=table), "task_model")
+    } == {0}
+
+
+def test_a_gpu_that_gains_nothing_from_company_shares_nothing(llama: Experiment) -> None:
+    slow = dataclasses.replace(row("finetune_lora", 9, 100, batch_size=2), together=5)
+    rate = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, slow)).rate("finetune_lora", 2, FAST, PARAMETERS)
+    assert (rate.shared, rate.tokens_per_s) == (0, 1_000)
+
+
+def test_work_on_cpus_is_named_as_not_counted(llama: Experiment) -> None:
+    resources = {stage: one for stage, one in llama.resources.items() if stage != "evaluation"}
+    found = estimate(dataclasses.replace(llama, resources=resources))
+    assert {one.gpu_seconds for one in of_stage(found, "evaluation")} == {0}
+    assert any(note.startswith("60 steps compute on CPUs") for note in found.assumptions)
+
+
+def test_a_pretrained_scratch_model_is_a_finetuning(llama: Experiment) -> None:
+    scratch = ScratchModelConfig(pretraining=FinetuneConfig(epochs=2), pretraining_examples=1_000)
+    resources = {**llama.resources, "base_model": Resources(gpus_per_worker=1)}
+    work = of_stage(estimate(dataclasses.replace(llama, base_model=scratch, resources=resources)), "base_model")[0].work
+    assert work is not None and (work.kind, work.num_examples, work.num_tokens) == ("finetune_lora", 2_000, 400_000)
+
+
+def test_what_cannot_be_said_is_refused_with_its_reason(llama: Experiment) -> None:
+    steps = build_grid(llama)
+    with pytest.raises(NoEstimate, match="is not at hand"):
+        estimate_costs(steps, TABLE, FAST)
+    with pytest.raises(NoEstimate, match="no number for vocab_size"):
+        estimate_costs(steps, TABLE, FAST, settings={**LLAMA, "vocab_size": None})
+    with pytest.raises(NoEstimate, match="'hans'"):
+        estimate_costs(steps, TABLE, FAST, settings=LLAMA, num_examples={"train": 9, "mnli_matched": 9, "mnli_mismatched": 9})
+    with pytest.raises(NoEstimate, match="no step asks for a GPU"):
+        estimate(dataclasses.replace(llama, resources={}))
+
+
+def test_counts_of_prepared_data_take_the_place_of_assumed_ones(llama: Experiment) -> None:
+    counts = {"train": 79_429, "mnli_matched": 10, "mnli_mismatched": 10, "hans": 10}
+    found = estimate_costs(build_grid(llama), TABLE, FAST, settings=LLAMA, num_examples=counts)
+    assert total(of_stage(found, "generator")).num_examples == 79_429
+    assert total(of_stage(found, "evaluation")).num_examples == 60 * 30
+    assert found.assumptions == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameters", "adapter"),
+    [
+        ({}, PARAMETERS, ADAPTER),
+        # Published: TinyLlama-1.1B and SmolLM2-135M.
+        ({"hidden_size": 2_048, "num_hidden_layers": 22, "num_key_value_heads": 4, "intermediate_size": 5_632},
+         1_100_048_384, 50_462_720),
+        ({"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+          "intermediate_size": 1_536, "vocab_size": 49_152, "tie_word_embeddings": True}, 134_515_008, 19_537_920),
+    ],
+)  # fmt: skip
+def test_parameters_follow_from_the_shape(changes: dict, parameters: int, adapter: int) -> None:
+    shape = ModelShape.of_settings({**LLAMA, **changes})
+    assert shape.num_parameters == parameters
+    assert shape.num_lora_parameters(64, LLAMA_PROJECTIONS) == adapter
+
+
+def test_prices_and_gpus() -> None:
+    assert TABLE.gpu("slow", price=2.5) == dataclasses.replace(SLOW, price=2.5)
+    with pytest.raises(UserError, match="'tpu' has no row; there are fast, slow"):
+        TABLE.gpu("tpu")
+    with pytest.raises(UserError, match="spot_price=-1"):
+        TABLE.gpu("slow", spot_price=-1)
+
+
+@pytest.mark.parametrize("gpu", ["h200", "h100", "a100"])
+def test_the_shipped_table_serves_the_paper(llama: Experiment, gpu: str) -> None:
+    table = read_table()
+    found = estimate(llama, table.gpu(gpu), table)
+    assert {kind for kind, _ in rates(found.steps)} == {"finetune_lora", "generate", "evaluate"}
+    assert all(math.isfinite(one.seconds) and one.seconds > 0 and one.num_bytes > 0 for one in found.steps)
+
+
+def test_every_row_of_the_shipped_table_says_where_it_is_from() -> None:
+    table = read_table()
+    for one in (*table.gpus.values(), *table.throughputs, *table.constants.values()):
+        assert one.source.split()[0].rstrip(":") in ("measured", "published", "assumed"), one
+    for throughput in table.throughputs:
+        assert throughput.gpu in table.gpus and throughput.work in FLOPS_PER_PARAMETER
+        assert (throughput.batch_size > 0) == throughput.work.startswith("finetune"), throughput
+        assert throughput.together == 1 or throughput.work == "finetune_lora", throughput
+
+
+def test_two_rows_of_one_thing_are_refused(tmp_path: Path) -> None:
+    constant = '[[constant]]\nname = "yield"\nvalue = 1\nunit = ""\nsource = "assumed"\n'
+    (tmp_path / "table.toml").write_text(f"gpu = []\nthroughput = []\n{constant}{constant}")
+    with pytest.raises(UserError, match="two rows of yield"):
+        read_table(tmp_path / "table.toml")
+
+
+def test_a_generator_of_another_recipe_is_priced_by_its_own(llama: Experiment) -> None:
+    whole = dataclasses.replace(llama, generator=GeneratorConfig(finetune=FinetuneConfig(method="full", batch_size=2)))
+    found = of_stage(estimate(whole), "generator")[0]
+    assert found.gpu_seconds == pytest.approx(100 + 391_722 * 100 / (1_000 * 4 / 6))
+    assert found.checkpoint_bytes == 2 * 14 * PARAMETERS

@@ -1,0 +1,183 @@
+"""The plan names the field that caused a rebuild, and says what is to be paid."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.finetune.recipe import FinetuneConfig
+from sweep.graph import stages
+from sweep.graph.records import Store
+from sweep.plan.costs import total
+from sweep.plan.plan import Plan, PlanCosts, check_budget, cost_plan, make_plan
+from sweep.plan.throughputs import NoEstimate, read_table
+from sweep.study.experiment import Experiment
+from sweep.study.experiments import paper
+from sweep.study.grid import build_grid
+
+
+def reasons(experiment: Experiment, store: Store) -> dict[str, str]:
+    planned = make_plan(build_grid(experiment), store)
+    return {one.step.name: one.reason for one in planned if not one.is_cached}
+
+
+def test_in_an_empty_store_everything_is_new(experiment: Experiment, tmp_path: Path) -> None:
+    found = reasons(experiment, Store(tmp_path / "store"))
+    assert set(found.values()) == {"new"}
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_built_study_needs_nothing(experiment: Experiment, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path)
+    record_all(build_grid(experiment), store)
+    assert reasons(experiment, store) == {}
+
+
+def test_the_changed_field_is_named_through_the_graph(experiment: Experiment, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path)
+    record_all(build_grid(experiment), store)
+    finetune = FinetuneConfig(learning_rate=0.001)
+    generator = dataclasses.replace(experiment.generator, finetune=finetune)
+    found = reasons(dataclasses.replace(experiment, generator=generator), store)
+    change = "finetune.learning_rate 2e-05 → 0.001"
+    assert found["generator/generator"] == change
+    for name, source in (
+        ("synthetic_pool/pool", "generator"),
+        ("training_set/synthetic-30-seed0", "source"),
+        ("task_model/start0-synthetic-30-seed0", "training_set"),
+        ("evaluation/start0-synthetic-30-seed0", "task_model"),
+    ):
+        assert found[name] == f"input {source} changed because generator.{change}"
+    assert not any("original" in name for name in found)
+
+
+def test_a_stage_version_is_named(
+    experiment: Experiment, tmp_path: Path, record_all: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    record_all(build_grid(experiment), store)
+    monkeypatch.setitem(stages.REGISTRY, "evaluation", dataclasses.replace(stages.REGISTRY["evaluation"], version=7))
+    assert set(reasons(experiment, store).values()) == {"stage version 2 → 7"}
+
+
+def test_the_nearest_artifact_is_compared(experiment: Experiment, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path)
+    far = FinetuneConfig(epochs=3, learning_rate=0.5, batch_size=7)
+    for cell in (far, FinetuneConfig(epochs=2), FinetuneConfig(epochs=9, learning_rate=0.5)):
+        record_all(build_grid(dataclasses.replace(experiment, cell=cell)), store)
+    found = reasons(dataclasses.replace(experiment, cell=FinetuneConfig(epochs=4)), store)
+    assert found["task_model/start0-original-30-seed0"] == "finetune.epochs 2.0 → 4.0"
+
+
+def test_a_half_built_folder_is_not_an_artifact(experiment: Experiment, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    step = build_grid(experiment)[0]
+    Path(store.folder(step.id)).mkdir(parents=True)
+    assert reasons(experiment, store)[step.name] == "begun and not finished"
+
+
+def test_a_store_far_away_is_asked_once_for_a_stage(
+    experiment: Experiment, tmp_path: Path, record_all: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, steps = Store(tmp_path), build_grid(experiment)
+    record_all(steps[:3], store)
+    asked: list[str] = []
+    listed, read = Store._names, Store._read
+    monkeypatch.setattr(Store, "_names", lambda self, folder: asked.append(folder) or listed(self, folder))
+    monkeypatch.setattr(Store, "_read", lambda self, path: asked.append(path) or read(self, path))
+    assert [one.is_cached for one in make_plan(steps, store)] == [True] * 3 + [False] * (len(steps) - 3)
+    # A listing of each of the nine stages, and the three records that are there.
+    assert len(asked) == 9 + 3
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with the config.json of Llama-2-7B."""
+    settings = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({**settings, "vocab_size": 32_000}))
+    return tmp_path / "llama"
+
+
+def costs_of(experiment: Experiment, store: Store, num_gpus: float | None = 8) -> PlanCosts:
+    table = read_table()
+    planned = make_plan(build_grid(experiment), store)
+    return cost_plan(planned, store, table, table.gpu("h200", price=10), num_gpus)
+
+
+def test_only_what_is_missing_is_paid_for(llama: Experiment, checkpoint: Path, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path / "store")
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    llama = dataclasses.replace(llama, base_model=base_model)
+    before = costs_of(llama, store)
+    assert before.to_build == before.in_all and before.in_all.num_steps == 138
+    steps = build_grid(llama)
+    record_all([one for one in steps if one.stage not in ("sources", "base_model", "evaluation")], store)
+    after = costs_of(llama, store)
+    assert after.in_all == before.in_all
+    assert after.to_build.num_steps == 62
+    evaluations = [one for one in after.estimate.steps if one.step.stage == "evaluation"]
+    assert after.to_build.gpu_hours == pytest.approx(sum(one.gpu_seconds for one in evaluations) / 3600)
+    # Sixty alike on eight GPUs: eight rounds, after the base model.
+    assert after.schedule.seconds == pytest.approx(60 + 8 * evaluations[0].seconds)
+    assert after.held_gpu_hours == pytest.approx(after.schedule.seconds * 8 / 3600)
+
+
+def test_what_is_built_is_asked_first(llama: Experiment, checkpoint: Path, tmp_path: Path, record_all: Callable) -> None:
+    store = Store(tmp_path / "store")
+    steps = build_grid(llama)
+    sources, base_model = steps[0], steps[1]
+    counts = {"train": 500, "mnli_matched": 1, "mnli_mismatched": 1, "hans": 1}
+    record_all([sources], store)
+    record = store.read_record(sources.id)
+    assert record is not None
+    metrics = {f"{name}/num_examples": count for name, count in counts.items()} | {"train/neutral": 7}
+    store.write_record(dataclasses.replace(record, metrics=metrics))
+    with pytest.raises(NoEstimate, match="not at hand"):
+        costs_of(llama, store)
+    record_all([base_model], store)
+    model = Path(store.folder(base_model.id)) / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    estimate = costs_of(llama, store).estimate
+    assert estimate.num_parameters == 6_738_415_616
+    assert total(one for one in estimate.steps if one.step.stage == "generator").num_examples == 500
+
+
+@pytest.mark.parametrize("num_gpus", [0, -1, float("nan"), float("inf")])
+def test_a_number_of_gpus_is_above_0(llama: Experiment, checkpoint: Path, tmp_path: Path, num_gpus: float) -> None:
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    with pytest.raises(UserError, match=r"num_gpus=.* give 1 or more"):
+        costs_of(dataclasses.replace(llama, base_model=base_model), Store(tmp_path), num_gpus)
+
+
+def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    llama = dataclasses.replace(llama, base_model=base_model)
+    costs = costs_of(llama, Store(tmp_path), None)
+    assert costs.num_gpus == 1
+    dollars = costs.held_gpu_hours * 10
+    plan = Plan(llama, (), costs)
+    check_budget(plan, dollars + 0.01)
+    with pytest.raises(UserError) as refused:
+        check_budget(plan, dollars - 0.01)
+    for part in (f"${dollars:,.2f}", f"budget of ${dollars - 0.01:,.2f}", "--budget", "--price", "--gpu", "$10"):
+        assert part in str(refused.value)
+    with pytest.raises(UserError, match="budget=-1"):
+        check_budget(plan, -1)
+
+
+def test_the_papers_model_has_a_price_before_its_weights_are_here(tmp_path: Path) -> None:
+    def cost(model: str) -> PlanCosts:
+        planned = make_plan(build_grid(paper(data=str(tmp_path / "none"), model=model)), Store(str(tmp_path)), reasons=False)
+        table = read_table()
+        return cost_plan(planned, Store(str(tmp_path)), table, table.gpu("h200"), 8)
+
+    costs = cost("models/Llama-2-7b-hf")
+    assert costs.estimate.num_parameters == 6_738_415_616
+    assert any("shape of Llama-2-7B, by the name models/Llama-2-7b-hf" in line for line in costs.estimate.assumptions)
+    with pytest.raises(NoEstimate, match=r"config\.json is not at hand"):
+        cost("models/another-model")

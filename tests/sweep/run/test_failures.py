@@ -1,0 +1,155 @@
+"""What is said of a failure: its cause, whatever Ray, Ray Data and Ray Train made of it. Their objects are real."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import UserError
+from sweep.run.failures import one_line, root_cause
+from sweep.run.session import RayOptions, ray_session
+
+ROOT = Path(__file__).parents[3]
+NO_LIBRARY = "libnuma.so.1: cannot open shared object file: No such file or directory"
+
+
+class LockedError(Exception):
+    """Cannot be sent to another process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+def fail(how: str) -> None:
+    match how:
+        case "library":
+            raise ImportError(NO_LIBRARY)
+        case "chained":
+            try:
+                raise ImportError(NO_LIBRARY)
+            except ImportError as error:
+                raise RuntimeError("the engine did not start") from error
+        case "handled":
+            try:
+                raise KeyError("fast path")
+            except KeyError:
+                raise ImportError(NO_LIBRARY)  # noqa: B904 - the first is not its cause
+        case "user":
+            raise UserError("size=0 is too small; give 1")
+        case "locked":
+            raise LockedError("a: b")
+        case "exit":
+            os._exit(3)
+
+
+class Worker:
+    """Fails when it is made or when it is called."""
+
+    def __init__(self, made: str = "", called: str = "") -> None:
+        fail(made)
+        self.called = called
+
+    def __call__(self, batch: Any) -> Any:
+        fail(self.called)
+        return batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    with ray_session(RayOptions(max_cpus=4), []):
+        import ray.cloudpickle
+
+        # Workers cannot import a module of the tests by its name.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+
+
+def by_actor(made: str = "", called: str = "") -> None:
+    import ray
+
+    ray.get(ray.remote(Worker).options(num_cpus=0).remote(made, called).__call__.remote(1))
+
+
+def by_task(how: str) -> None:
+    import ray
+
+    ray.get(ray.remote(fail).options(max_retries=0).remote(how))
+
+
+def by_data(made: str = "", called: str = "") -> None:
+    import ray.data
+
+    workers = ray.data.ActorPoolStrategy(size=1)
+    arguments = {"made": made, "called": called}
+    ray.data.range(2).map_batches(Worker, fn_constructor_kwargs=arguments, compute=workers, max_restarts=0).take_all()
+
+
+def by_train(how: str) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        run, workers = RunConfig(name="failing", storage_path=folder), ScalingConfig(num_workers=2)
+        TorchTrainer(lambda config: fail(how), train_loop_config={}, scaling_config=workers, run_config=run).fit()
+
+
+IMPORT_ERROR = f"ImportError: {NO_LIBRARY}"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("run", "shown"),
+    [
+        pytest.param(lambda: by_actor("library"), IMPORT_ERROR, id="actor-made"),
+        pytest.param(lambda: by_actor("chained"), IMPORT_ERROR, id="actor-chained"),
+        pytest.param(lambda: by_actor("handled"), IMPORT_ERROR, id="actor-handled"),
+        pytest.param(lambda: by_actor("locked"), "LockedError: a: b", id="actor-locked"),
+        pytest.param(lambda: by_actor("user"), "size=0 is too small; give 1", id="actor-user"),
+        pytest.param(lambda: by_actor(called="library"), IMPORT_ERROR, id="actor-called"),
+        pytest.param(lambda: by_actor(called="locked"), "LockedError: a: b", id="actor-called-locked"),
+        pytest.param(lambda: by_actor(called="exit"), "its process died", id="actor-exit"),
+        pytest.param(lambda: by_task("exit"), "its process died", id="task-exit"),
+        pytest.param(lambda: by_data("library"), IMPORT_ERROR, id="data-made"),
+        pytest.param(lambda: by_data(called="library"), IMPORT_ERROR, id="data-called"),
+        pytest.param(lambda: by_data(called="exit"), "its process died", id="data-exit"),
+        pytest.param(lambda: by_train("library"), IMPORT_ERROR, id="train"),
+        pytest.param(lambda: by_train("exit"), "its process died", id="train-exit"),
+    ],
+)
+def test_the_cause_is_shown_and_not_rays_name_for_it(run: Callable[[], None], shown: str) -> None:
+    with pytest.raises(Exception) as caught:  # which one is Ray's affair
+        run()
+    line = one_line(caught.value)
+    assert line.startswith(shown) and len(line) < 120
+    assert isinstance(root_cause(caught.value), UserError) == shown.startswith("size=0")
+
+
+def test_what_ray_says_of_a_lost_process_is_said_in_plain_words() -> None:
+    import ray.exceptions
+
+    low = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory. " + "Memory: " * 200)
+    assert one_line(low) == "Ray ended its process because the machine ran low on memory"
+    assert one_line(ray.exceptions.NodeDiedError("Node IP: 192.0.2.2")) == "the machine that it ran on was lost"
+    ended = ray.exceptions.RayActorError("ab" * 16, "Worker exit detail: Worker exits with an exit code 7.", False, False)
+    assert one_line(ended) == "its process ended with exit code 7"
+    assert one_line(ray.exceptions.GetTimeoutError("after 5 s")) == "GetTimeoutError: after 5 s"
+
+
+@pytest.mark.timeout(200)
+def test_a_worker_that_cannot_start_leaves_one_line_on_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("fake_study.py")), str(tmp_path), "0", "worker"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_DEDUP_LOGS_SKIP_REGEX", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines[:-1]] == ["start", "failed"], done.stdout
+    assert f"failed  task_model/worker: {IMPORT_ERROR} (traceback: {tmp_path}/logs/" in lines[1]
+    assert "Traceback" not in done.stderr and NO_LIBRARY in Path(lines[1].split("traceback: ")[1].rstrip(")")).read_text()

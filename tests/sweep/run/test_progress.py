@@ -1,0 +1,126 @@
+"""The estimate of the time left, and the lines of a log."""
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.data.training_set import TrainingSetConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig
+from pipelines.resources import Resources
+from sweep.graph.queue import Capacity
+from sweep.graph.records import Record, Store
+from sweep.graph.step import Step
+from sweep.run.progress import Display, Progress, Transfers, time_left
+from sweep.run.trial import Outcome
+from sweep.run.tune import _Run
+
+
+def step(stage: str, number: int) -> Step:
+    return Step(stage, f"{stage}{number}", TrainingSetConfig("starting", size=3, seed=number))
+
+
+STEPS = [step("generator", 0), *(step("task_model", i) for i in range(4))]
+
+
+def progress(**given: Any) -> Progress:
+    return Progress(STEPS, set(), **given)
+
+
+def test_nothing_is_said_while_a_stage_was_never_timed() -> None:
+    assert time_left(progress(), {"task_model": 10}, 1) is None
+    assert time_left(progress(), {"task_model": 10, "generator": 5}, 1) == 45
+
+
+def test_a_running_step_that_says_how_far_it_is_needs_no_example() -> None:
+    running = progress(
+        running={STEPS[0].fingerprint: time.monotonic() - 30},
+        throughput={STEPS[0].fingerprint: {"fraction_done": 0.75}},
+    )
+    assert time_left(running, {"task_model": 10}, 2) == pytest.approx((10 + 40) / 2, abs=0.1)
+
+
+def test_side_by_side_steps_end_no_earlier_than_the_longest() -> None:
+    assert time_left(progress(), {"task_model": 1, "generator": 60}, 8) == 60
+
+
+def test_a_log_counts_the_steps_that_are_given_up() -> None:
+    stream = io.StringIO()
+    display = Display({}, stream, live=False)
+    failed = progress(
+        failed={STEPS[0].fingerprint: Outcome(None, "no room")},
+        blocked={one.fingerprint: STEPS[0].name for one in STEPS[1:]},
+    )
+    display.on_event("failed", STEPS[0], failed)
+    for one in STEPS[1:]:
+        display.on_event("blocked", one, failed)
+    assert stream.getvalue().count("\n") == 1
+    assert "generator/generator0: no room; 4 steps that need it are given up" in stream.getvalue()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
+    """Two neighbours of a group are lost together; alone, one is built, and the other fails twice."""
+    base = step("base_model", 0)
+    resources = Resources(max_group=2)
+    lucky, doomed = (
+        Step("task_model", slug, TaskModelConfig(FinetuneConfig(), seed), {"base_model": base}, resources=resources)
+        for seed, slug in enumerate(("lucky", "doomed"))
+    )
+    user = Step("evaluation", "user", TrainingSetConfig("starting", size=3, seed=9), {"task_model": doomed})
+    stream, events = io.StringIO(), []
+    display = Display({}, stream, live=live)
+
+    def listen(event: str, shown: Step, progress: Progress) -> None:
+        events.append((event, shown.slug))
+        display.on_event(event, shown, progress)
+
+    def end(trial: str, **outcomes: Outcome) -> None:
+        assert run.suggest(trial)
+        run.complete(trial, {"outcomes": [outcomes[member.slug] for member in run.trials[trial]]}, error=False)
+
+    def built(done: Step) -> Outcome:
+        return Outcome(Record(done.stage, done.slug, done.fingerprint, done.payload, durations={"total_s": 1.0}))
+
+    steps = [base, lucky, doomed, user]
+    lost = Outcome(None, "its process was lost", was_neighbour=True)
+    with display:
+        run = _Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), None, listen, display.on_tick, max_failures=1)
+        end("both", lucky=lost, doomed=lost)
+        run.has_leftovers = False  # there is no Ray whose placement groups could be given back
+        end("lucky alone", lucky=built(lucky))
+        end("doomed alone", doomed=Outcome(None, "no room [here]", "log.txt"))
+        run.has_leftovers = False
+        end("doomed again", doomed=Outcome(None, "no room at all", "log.txt"))
+        run.poll()
+    starts = [("start", "lucky"), ("start", "doomed")]
+    assert events == [
+        *starts, ("retry", "lucky"), ("retry", "doomed"), starts[0], ("done", "lucky"), starts[1], ("retry", "doomed"),
+        starts[1], ("failed", "doomed"), ("blocked", "user"),
+    ]  # fmt: skip
+    shown = " ".join(stream.getvalue().split())  # a terminal folds its lines
+    assert shown.count("retry task_model/lucky: its process was lost") == 1
+    assert shown.count("retry task_model/doomed: its process was lost") == 1
+    assert shown.count("retry task_model/doomed: no room [here] (traceback: log.txt)") == 1
+    assert shown.count("failed task_model/doomed: no room at all (traceback: log.txt); 1 steps that need it are given up") == 1
+    assert run.progress.built.keys() == {lucky.fingerprint} and run.progress.failed.keys() == {doomed.fingerprint}
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_download_is_a_line_at_each_tenth_or_a_bar(live: bool) -> None:
+    stream = io.StringIO()
+    with Transfers(stream, live=live) as transfers:
+        for num_bytes in range(0, 2_000_001, 50_000):
+            transfers("a.zip", num_bytes, 2_000_000)
+        transfers.say("a.zip: as published [here]")
+    shown = stream.getvalue()
+    assert "a.zip: as published [here]\n" in shown
+    if live:
+        assert "100%" in shown or "2.0/2.0 MB" in shown
+    else:
+        # From the beginning to the end, both included.
+        assert shown.splitlines()[:2] == ["a.zip: 0.0 of 2.0 MB", "a.zip: 0.2 of 2.0 MB"]
+        assert shown.splitlines()[10] == "a.zip: 2.0 of 2.0 MB" and len(shown.splitlines()) == 12

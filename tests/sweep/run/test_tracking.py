@@ -1,0 +1,71 @@
+"""MLflow's saved views show the slice on which the study's own blindspot is read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep.graph.records import Record, Store, Study, StudyStep
+from sweep.run.study_run import reindex
+
+ACCURACIES = {
+    "mnli_matched/accuracy": 0.8,
+    "mnli_matched/holds/my_own/non-entailment/accuracy": 0.7,
+    "hans/accuracy": 0.6,
+    "hans/lexical_overlap/non-entailment/accuracy": 0.1,
+    "hans/subsequence/non-entailment/accuracy": 0.2,
+    "hans/holds/my_own/non-entailment/accuracy": 0.3,
+}
+
+
+def view_of(tmp_path: Path, parameters: dict[str, str]) -> dict[str, Any]:
+    """The saved view of cells that `reindex` makes of a study with one evaluation."""
+    from mlflow import MlflowClient
+
+    store = Store(tmp_path / "store")
+    model, evaluation = "a" * 64, "b" * 64
+    cell = {"starting_size": 0, "kind": "none", "size": 0, "seed": 0}
+    inputs = {"task_model": {"stage": "task_model", "slug": "cell", "fingerprint": model}}
+    record = Record(
+        "evaluation", "cell", evaluation, {"config": {}}, inputs=inputs, coordinates=cell, metrics=ACCURACIES,
+        created="2025-01-02T03:04:05+00:00",
+    )  # fmt: skip
+    store.write_record(record)
+    Study("tiny", "", parameters, (StudyStep("evaluation", "cell", evaluation, cell, {"task_model": model}),)).save(store)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert reindex(store, ["tiny"], uri) == {"tiny": 1}
+    tags = MlflowClient(uri).get_experiment_by_name("tiny").tags
+    return dict(json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"]))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "blindspot", "general"),
+    [
+        # A manifest that names neither.
+        ({}, "hans/lexical_overlap.non-entailment.accuracy", "mnli_matched/accuracy"),
+        (
+            {"blindspot_set": "hans", "blindspot_slice": "subsequence/non-entailment"},
+            "hans/subsequence.non-entailment.accuracy",
+            "mnli_matched/accuracy",
+        ),
+        (
+            {"blindspot_set": "hans", "blindspot_slice": "holds/my_own/non-entailment"},
+            "hans/holds.my_own.non-entailment.accuracy",
+            "mnli_matched/accuracy",
+        ),
+        (
+            {"blindspot_set": "mnli_matched", "blindspot_slice": "holds/my_own/non-entailment"},
+            "mnli_matched/holds.my_own.non-entailment.accuracy",
+            "hans/accuracy",
+        ),
+    ],
+)
+def test_the_view_shows_the_slice_of_the_study(
+    tmp_path: Path, parameters: dict[str, str], blindspot: str, general: str
+) -> None:
+    view = view_of(tmp_path, parameters)
+    metrics = [name for name in view["selectedColumns"] if name.startswith("metrics.")]
+    assert sorted(metrics) == sorted(f"metrics.`{name}`" for name in ("mnli_matched/accuracy", blindspot, "hans/accuracy"))
+    (scatter,) = (chart for chart in view["compareRunCharts"] if chart["type"] == "SCATTER")
+    assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == (general, blindspot)

@@ -1,0 +1,273 @@
+"""Real Ray Tune on two CPUs, with cheap stages: isolation, no deadlock, resumption, MLflow's content."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pipelines.data.training_set import TrainingSetConfig
+from sweep.graph import stages
+from sweep.graph.queue import Capacity
+from sweep.graph.records import ArtifactId, Record, Store
+from sweep.graph.step import Step
+from sweep.plan.plan import make_plan
+from sweep.run.progress import Progress
+from sweep.run.session import RayOptions, ray_session
+from sweep.run.tracking import Card, StepReport, Tracker
+from sweep.run.trial import Outcome
+from sweep.run.tune import _Run, run_steps
+
+SCRIPT = Path(__file__).with_name("fake_study.py")
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[ModuleType]:
+    specification = importlib.util.spec_from_file_location("fake_study", SCRIPT)
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["fake_study"] = module
+    specification.loader.exec_module(module)
+    kept = dict(stages.REGISTRY)
+    module.register()
+    yield module
+    stages.REGISTRY.update(kept)
+
+
+@pytest.fixture(scope="module")
+def capacity(fake: ModuleType) -> Iterator[Capacity]:
+    with ray_session(RayOptions(max_cpus=2), []) as found:
+        import ray.cloudpickle
+
+        # Workers cannot import a module of the tests by its name.
+        ray.cloudpickle.register_pickle_by_value(fake)
+        yield found
+
+
+def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> Progress:
+    cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
+    if len(cached) == len(steps):
+        return Progress(steps, set(cached))
+    return run_steps(steps, cached, store, capacity, **options)
+
+
+def calls(store: Store) -> Counter[str]:
+    return Counter((Path(store.uri) / "calls.txt").read_text().split())
+
+
+def contents(store: Store) -> dict[str, Any]:
+    """Files of each artifact, by hash."""
+    found = {}
+    for stage in ("sources", "task_model", "evaluation"):
+        for record in store.records(stage):
+            found[f"{stage}/{record.slug}"] = record.files
+    return found
+
+
+def test_nothing_starts_beside_a_step_that_is_over_before_a_process_is_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
+    steps = [Step("starting_set", f"cell{seed}", TrainingSetConfig("starting", size=3, seed=seed)) for seed in range(6)]
+    capacity = Capacity(6, 0)
+    run = _Run(steps, set(), Store(tmp_path), capacity, None, lambda *event: None, lambda progress: None, max_failures=0)
+
+    def end(trial: str, seconds: float) -> None:
+        (step,) = run.trials[trial]
+        record = Record(step.stage, step.slug, step.fingerprint, step.payload, durations={"total_s": seconds})
+        run.complete(trial, {"outcomes": [Outcome(record)]}, error=False)
+
+    # Nothing is known of their kind yet, so that two may run at once.
+    assert run.suggest("a") and run.suggest("b")
+    end("a", 0.2)
+    assert run.suggest("c") is None
+    now = 5.1
+    assert run.suggest("c"), "b takes long after all"
+    end("b", 30.0)
+    assert run.suggest("d") and run.suggest("e"), "the last of the kind was long"
+
+
+@pytest.mark.timeout(250)
+def test_two_cpu_steps_on_two_cpus_all_run_and_none_twice(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store, steps = Store(tmp_path), fake.make_steps()
+    began = time.monotonic()
+    progress = run(steps, store, capacity)
+    print(f"{(time.monotonic() - began) / len(steps):.3f} s a step")
+    assert len(progress.built) == len(steps) == 13
+    assert not progress.failed and not progress.running
+    assert all(one.is_cached for one in make_plan(steps, store))
+    record = progress.built[steps[1].fingerprint]
+    assert set(record.files) == {"value.txt", "metrics.jsonl"}
+    assert record.metrics["value"] == 1 and record.versions["ray"] and record.hardware["num_cpus"]
+    folder = Path(store.folder(steps[1].id))
+    assert not (folder / ".checkpoints").exists()
+    assert run(steps, store, capacity).cached == {step.fingerprint for step in steps}
+    assert set(calls(store).values()) == {1}
+
+
+@pytest.mark.timeout(250)
+def test_a_failure_is_reported_and_does_not_lose_the_others(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store, steps = Store(tmp_path), fake.failing_steps()
+    progress = run(steps, store, capacity)
+    names = {step.fingerprint: step.slug for step in steps}
+    errors = {names[one]: outcome.error for one, outcome in progress.failed.items()}
+    assert errors["user"] == "value=1 is bad; give 2"
+    assert errors["disk"].startswith("the disk is full at ")
+    assert errors["process"].startswith("its process died")
+    assert errors["defect"] == "TypeError: unexpected"
+    blocked = {names[one]: cause for one, cause in progress.blocked.items()}
+    assert blocked == {f"{prefix}-{fails}": f"task_model/{fails}" for fails in errors for prefix in ("after", "after-after")}
+    assert {names[one] for one in progress.built} == {"sound"}
+    log = next(outcome.log for one, outcome in progress.failed.items() if names[one] == "defect")
+    assert "Traceback" in Path(log).read_text() and "in run" in Path(log).read_text()
+
+
+def groups(store: Store) -> list[set[int]]:
+    return [{int(value) for value in line.split()} for line in (Path(store.uri) / "groups.txt").read_text().splitlines()]
+
+
+@pytest.mark.timeout(250)
+def test_steps_alike_are_built_in_groups_and_a_failure_is_its_members_own(
+    fake: ModuleType, capacity: Capacity, tmp_path: Path
+) -> None:
+    store, steps = Store(tmp_path), fake.group_steps("user")
+    progress = run(steps, store, capacity)
+    assert groups(store) == [{0, 1, 2, 3}, {4, 5, 6}]
+    assert {one.slug for one in steps if one.fingerprint in progress.failed} == {"cell3"}
+    assert next(iter(progress.failed.values())).error == "value=1 is bad; give 2"
+    assert len(progress.built) == 7 and set(calls(store).values()) == {1}
+    durations = progress.built[steps[0].fingerprint].durations
+    assert durations["stage_s"] == pytest.approx(durations["group_s"] / 4, abs=1e-3)
+
+
+@pytest.mark.timeout(250)
+def test_a_group_that_loses_its_process_is_tried_one_by_one(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store, steps = Store(tmp_path), fake.group_steps("process")
+    progress = run(steps, store, capacity)
+    assert groups(store) == [{0, 1, 2, 3}, {4, 5, 6}]
+    assert {one.slug for one in steps if one.fingerprint in progress.failed} == {"cell3"}
+    assert next(iter(progress.failed.values())).error.startswith("its process died")
+    assert len(progress.built) == 7
+
+
+@pytest.mark.timeout(250)
+def test_retries_resume_from_the_stages_own_state(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    steps = [fake.Step("task_model", "once", fake.Config(fails="once"))]
+    assert run(steps, store, capacity, max_failures=1).built
+    assert calls(store).most_common(1)[0][1] == 2
+
+
+@pytest.mark.timeout(290)
+def test_a_run_killed_in_the_middle_goes_on_with_the_same_artifacts(
+    fake: ModuleType, capacity: Capacity, tmp_path: Path
+) -> None:
+    store, undisturbed = Store(tmp_path / "killed"), Store(tmp_path / "undisturbed")
+    command = [sys.executable, str(SCRIPT), store.uri]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([*command, "1.5"], env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while len(contents(store)) < 4:
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = contents(store)
+    assert 4 <= len(before) < 13
+    finished = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, timeout=100)
+    assert finished.returncode == 0, finished.stderr
+    cached, built = (int(part.split("=")[1]) for part in finished.stdout.split("\n")[-2].split())
+    # Workers of the killed run may have finished a step that was under way.
+    assert cached >= len(before) and cached + built == 13
+    run(fake.make_steps(), undisturbed, capacity)
+    assert contents(store) == contents(undisturbed)
+
+
+@pytest.mark.timeout(250)
+def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
+    fake: ModuleType, capacity: Capacity, tmp_path: Path
+) -> None:
+    import ray
+    from mlflow import MlflowClient
+
+    store, steps = Store(tmp_path), fake.make_steps()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def track() -> None:
+        tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, store.uri, "fake", "Fake", {"p": 1})
+        ray.get(tracker.declare.remote([step.fingerprint for step in steps]))
+        progress = run(steps, store, capacity, tracker=tracker)
+        for fingerprint in progress.cached:
+            step = next(one for one in steps if one.fingerprint == fingerprint)
+            record = store.read_record(step.id)
+            tracker.finish.remote(record, is_new=False)
+        assert ray.get(tracker.close.remote("FINISHED")) == []
+
+    def runs() -> list[Any]:
+        return list(client.search_runs([client.get_experiment_by_name("fake").experiment_id]))
+
+    client = MlflowClient(uri)
+    track()
+    first = runs()
+    track()
+    assert {run.info.run_id for run in runs()} == {run.info.run_id for run in first}
+    (parent,) = (run for run in first if run.data.tags.get("study") == "fake")
+    children = {run.data.tags["slug"]: run for run in first if run.data.tags["stage"] == "task_model"}
+    assert len(first) == 1 + 13 and len(children) == 6
+    cell = children["cell3"]
+    assert cell.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    expected = {"kind": "original", "size": "3", "seed": "0", "starting_point": "0", "stage": "task_model"}
+    assert expected.items() <= cell.data.tags.items()
+    assert cell.data.tags["fingerprint"] in {step.fingerprint for step in steps}
+    assert {"kind": "original", "size": "3", "config.value": "3"}.items() <= cell.data.params.items()
+    losses = client.get_metric_history(cell.info.run_id, "curve/loss")
+    assert [(one.step, one.value) for one in losses] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert [one.value for one in client.get_metric_history(cell.info.run_id, "curve/examples_per_s")] == [10.0] * 3
+    # Of its evaluation, so that kinds are compared in one table.
+    assert cell.data.metrics["hans/accuracy"] == 0.25
+    tags = client.get_experiment_by_name("fake").tags
+    view = json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"])
+    assert "metrics.`hans/accuracy`" in view["selectedColumns"]
+    order = [f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"]
+    compared = client.search_runs([parent.info.experiment_id], view["searchFilter"], order_by=order)
+    assert [run.data.tags["slug"] for run in compared] == sorted(children)
+    (source,) = cell.inputs.dataset_inputs
+    assert source.dataset.name == "sources/data" and source.dataset.digest == steps[0].fingerprint[:12]
+    assert all(run.info.status == "FINISHED" for run in first)
+
+
+@pytest.mark.timeout(250)
+def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, tmp_path: Path) -> None:
+    import ray
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, str(tmp_path), "hammer", "", {})
+    cards = [Card(ArtifactId("task_model", f"cell{i}", str(i) * 64), {}, {}) for i in range(8)]
+    ray.get([tracker.start.remote(card) for card in cards])
+
+    def hammer(fingerprint: str) -> None:
+        report = StepReport(tracker, fingerprint)
+        for step in range(200):
+            report({"loss": step, "learning_rate": 0.1}, step)
+        report.flush()
+
+    task = ray.remote(num_cpus=0)(hammer)
+    ray.get([task.remote(card.id.fingerprint) for card in cards])
+    assert ray.get(tracker.close.remote("FINISHED")) == []
+    client = MlflowClient(uri)
+    for run in client.search_runs([client.get_experiment_by_name("hammer").experiment_id]):
+        if "fingerprint" in run.data.tags:
+            losses = client.get_metric_history(run.info.run_id, "curve/loss")
+            assert [one.value for one in losses] == list(range(200))

@@ -1,0 +1,33 @@
+"""The parameters of `mini` reach the configs that they name."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.sources import FILES, NLISourcesConfig
+from pipelines.identity import UNKNOWN, FileHash
+from sweep.study import experiments
+from sweep.study.experiments import mini
+from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
+
+
+@pytest.fixture(autouse=True)
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
+    monkeypatch.setattr(experiments, "nli_sources_config", lambda data: unknown)
+    monkeypatch.setattr(experiments, "pretrained_model_config", lambda model, dtype: (Path(model).name, dtype))
+
+
+def test_minis_generator_may_see_a_part_of_the_data() -> None:
+    assert mini().generator.finetune.epochs == 1
+    for recipe in ("full", "paper"):
+        study = mini(recipe=recipe, generator_epochs=0.4)
+        assert study.generator.finetune.epochs == 0.4
+        assert study.task_model == mini(recipe=recipe).task_model
+
+
+def test_minis_paper_recipe_is_the_papers_at_ten_times_its_rate() -> None:
+    study = mini(recipe="paper")
+    for ours, papers in ((study.task_model, PAPER_TASK_MODEL), (study.generator.finetune, PAPER_GENERATOR)):
+        assert ours.learning_rate == 2e-4
+        assert {name for name, value in vars(ours).items() if value != getattr(papers, name)} <= {"learning_rate", "log_every"}

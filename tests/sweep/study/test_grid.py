@@ -1,0 +1,226 @@
+"""The step graph of the paper's study, counted by hand, and what depends on what."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.finetune.base_model import PretrainedModelConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.resources import Resources
+from pipelines.tasks.heuristics import HEURISTICS, Heuristic
+from sweep.graph.step import Step
+from sweep.study.experiment import Experiment
+from sweep.study.grid import build_grid
+
+# Six starting points, nine training sets (3 kinds × 3 sizes): 54 cells and 6 starting points evaluated.
+PAPER_STEPS = {
+    "sources": 1,
+    "base_model": 1,
+    "generator": 1,
+    "synthetic_pool": 1,
+    "starting_set": 5,
+    "starting_point": 6,
+    "training_set": 9,
+    "task_model": 54,
+    "evaluation": 60,
+}
+
+
+STABLE = FinetuneConfig(schedule="warmup_stable_decay", cooldown_ratio=0.2)
+
+
+def ancestors(step: Step) -> set[str]:
+    return {name for one in step.inputs.values() for name in {one.stage, *ancestors(one)}}
+
+
+def test_the_papers_grid(paper: Experiment) -> None:
+    steps = build_grid(paper)
+    assert Counter(step.stage for step in steps) == PAPER_STEPS
+    cells = {tuple(step.coordinates.values()) for step in steps if step.stage == "task_model"}
+    assert len(cells) == 54
+    assert (391_722, "biased_synthetic", 18_020, 0) in cells
+
+
+def test_a_second_seed_shares_data_base_model_generator_and_pool(paper: Experiment) -> None:
+    counts = Counter(step.stage for step in build_grid(dataclasses.replace(paper, seeds=(0, 1))))
+    shared = {"sources", "base_model", "generator", "synthetic_pool"}
+    assert counts == {stage: n if stage in shared else 2 * n for stage, n in PAPER_STEPS.items()}
+
+
+def test_slugs_name_artifacts_uniquely(paper: Experiment) -> None:
+    names = Counter(step.name for step in build_grid(paper))
+    assert max(names.values()) == 1
+    assert "task_model/start5000-biased_synthetic-18020-seed0" in names
+
+
+def test_inputs_come_first(paper: Experiment) -> None:
+    seen: set[str] = set()
+    for step in build_grid(paper):
+        assert all(source.fingerprint in seen for source in step.inputs.values())
+        seen.add(step.fingerprint)
+
+
+def test_original_cells_do_not_depend_on_the_pool(paper: Experiment) -> None:
+    for step in build_grid(paper):
+        if step.stage in ("task_model", "evaluation"):
+            needs_pool = step.coordinates["kind"] in ("synthetic", "biased_synthetic")
+            assert ("synthetic_pool" in ancestors(step)) == needs_pool
+
+
+def test_every_starting_point_begins_with_the_same_head(paper: Experiment) -> None:
+    points = [step for step in build_grid(paper) if step.stage == "starting_point"]
+    untrained = [step for step in points if step.coordinates["starting_size"] == 0]
+    assert len(untrained) == 1
+    others = [step for step in points if step is not untrained[0]]
+    assert {step.inputs["starting_point"].fingerprint for step in others} == {untrained[0].fingerprint}
+
+
+def shared(experiment: Experiment) -> Experiment:
+    recipe = dataclasses.replace(experiment.task_model, schedule="warmup_stable_decay", cooldown_ratio=0.2)
+    return dataclasses.replace(experiment, task_model=recipe, trajectories="shared")
+
+
+def test_shared_trajectories_have_the_same_steps_and_the_largest_size_for_a_trunk(paper: Experiment) -> None:
+    steps = build_grid(shared(paper))
+    assert Counter(step.stage for step in steps) == PAPER_STEPS
+    seen: set[str] = set()
+    for step in steps:
+        assert all(source.fingerprint in seen for source in step.inputs.values())
+        seen.add(step.fingerprint)
+    by_name = {step.name: step for step in steps}
+    trunks = {name: step.inputs["trunk"].name for name, step in by_name.items() if "trunk" in step.inputs}
+    # Four starting points, and two cells of each of six starting points and three kinds.
+    assert len(trunks) == 4 + 6 * 3 * 2
+    assert trunks["starting_point/start100000-seed0"] == "starting_point/start391722-seed0"
+    assert trunks["task_model/start5000-original-18020-seed0"] == "task_model/start5000-original-73080-seed0"
+    point = by_name["starting_point/start20000-seed0"]
+    assert point.config.nested_sizes == (5_000, 10_000)
+    assert point.inputs["training_set"].config.nested_sizes == (5_000, 10_000)
+    assert point.inputs["starting_point"].name == "starting_point/start0-seed0"
+    cell = by_name["task_model/start20000-biased_synthetic-73080-seed0"]
+    assert cell.config.nested_sizes == cell.inputs["training_set"].config.nested_sizes == (18_020, 36_040)
+    assert cell.inputs["starting_point"] is point and "trunk" not in cell.inputs
+    assert cell.coordinates == {"starting_size": 20_000, "kind": "biased_synthetic", "size": 73_080, "seed": 0}
+
+
+def test_nested_sizes_of_a_trajectory_are_what_is_drawn(experiment: Experiment) -> None:
+    study = dataclasses.replace(
+        shared(experiment), training_sizes=(32, 61, 91), remainder="drop", disjoint_from_starting=True, biases=(0.5,)
+    )
+    cells = {step.slug: step for step in build_grid(study) if step.stage == "task_model"}
+    for kind in ("original", "synthetic", "biased_synthetic", "bias_0.5"):
+        for size, nested in ((32, ()), (61, (30,)), (91, (30, 60))):
+            assert cells[f"start500-{kind}-{size}-seed0"].config.nested_sizes == nested
+    one = cells["start500-original-61-seed0"].inputs["training_set"]
+    assert one.config.nested_sizes == (32,) and one.inputs["starting_set"].slug == "start500-seed0"
+
+
+def test_of_one_size_there_is_nothing_to_share(experiment: Experiment) -> None:
+    alone = dataclasses.replace(shared(experiment), training_sizes=(60,))
+    separate = dataclasses.replace(alone, trajectories="separate")
+    assert [step.fingerprint for step in build_grid(alone)] == [step.fingerprint for step in build_grid(separate)]
+
+
+def test_disjoint_original_sets_belong_to_one_starting_point(experiment: Experiment) -> None:
+    steps = build_grid(dataclasses.replace(experiment, disjoint_from_starting=True))
+    sets = [step for step in steps if step.stage == "training_set"]
+    # Synthetic and biased: 2 sizes each. Original: 2 sizes, for size 0 without and for 500 with exclusion.
+    assert len(sets) == 2 * 2 + 2 * 2
+    assert sum("starting_set" in step.inputs for step in sets) == 2
+
+
+def test_doses_of_bias_are_further_kinds_and_leave_the_others_as_they_are(experiment: Experiment) -> None:
+    before = {step.fingerprint: (step.name, dict(step.coordinates)) for step in build_grid(experiment)}
+    steps = build_grid(dataclasses.replace(experiment, biases=(0.5, 1), heuristic_share=0.1))
+    kept = {step.fingerprint: (step.name, dict(step.coordinates)) for step in steps if step.fingerprint in before}
+    assert kept == before
+    added = [step for step in steps if step.fingerprint not in before]
+    # Two doses × two sizes, from two starting points.
+    assert Counter(step.stage for step in added) == {"training_set": 4, "task_model": 8, "evaluation": 8}
+    sets = {step.slug: step for step in added if step.stage == "training_set"}
+    assert list(sets) == ["bias_0.5-30-seed0", "bias_0.5-60-seed0", "bias_1.0-30-seed0", "bias_1.0-60-seed0"]
+    one = sets["bias_0.5-30-seed0"]
+    assert (one.config.kind, one.config.bias, one.config.heuristic_share) == ("biased_synthetic", 0.5, 0.1)
+    assert one.coordinates == {"starting_size": None, "kind": "bias_0.5", "size": 30, "seed": 0, "bias": 0.5}
+    assert one.inputs["source"].stage == "synthetic_pool"
+
+
+def test_another_heuristic_rebuilds_the_biased_cells_only(experiment: Experiment) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    after = build_grid(dataclasses.replace(experiment, heuristic=HEURISTICS["subsequence"]))
+    rebuilt = [step for step in after if step.fingerprint not in before]
+    assert Counter(step.stage for step in rebuilt) == {"training_set": 2, "task_model": 4, "evaluation": 4}
+    assert {step.coordinates["kind"] for step in rebuilt} == {"biased_synthetic"}
+
+
+def test_without_synthetic_kinds_there_is_no_generator(experiment: Experiment) -> None:
+    stages = {step.stage for step in build_grid(dataclasses.replace(experiment, kinds=("original",)))}
+    assert not stages & {"generator", "synthetic_pool"}
+
+
+@pytest.mark.parametrize(
+    ("change", "rebuilt"),
+    [
+        ({"cell": FinetuneConfig(epochs=2)}, {"task_model": 12, "evaluation": 12}),
+        (
+            {"task_model": FinetuneConfig(epochs=2), "cell": FinetuneConfig()},
+            # The trained starting point, its six cells, and their evaluations.
+            {"starting_point": 1, "task_model": 6, "evaluation": 7},
+        ),
+        ({"resources": {"task_model": Resources(num_workers=2)}}, {}),
+        ({"sources_folder": "/elsewhere", "title": "Another title", "general_set": "template_probe"}, {}),
+        ({"seeds": (0, 1)}, {"starting_set": 1, "starting_point": 2, "training_set": 6, "task_model": 12,
+                             "evaluation": 14}),
+    ],
+)  # fmt: skip
+def test_a_changed_field_rebuilds_exactly_its_dependents(experiment: Experiment, change: dict, rebuilt: dict[str, int]) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    after = build_grid(dataclasses.replace(experiment, **change))
+    assert Counter(step.stage for step in after if step.fingerprint not in before) == rebuilt
+
+
+def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    generation = dataclasses.replace(experiment.generation, temperature=0.5)
+    after = build_grid(dataclasses.replace(experiment, generation=generation))
+    assert Counter(step.stage for step in after if step.fingerprint not in before) == {
+        "synthetic_pool": 1, "training_set": 4, "task_model": 8, "evaluation": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training_sizes": 600}, r"training_sizes=600 is not a tuple; write one value as \(600,\)"),
+        ({"name": "a/b"}, "file's name"),
+        ({"seeds": ()}, "seeds"),
+        ({"training_sizes": (30, 30)}, "twice"),
+        ({"starting_sizes": (-1,)}, "at least 0"),
+        ({"kinds": ("original", "generated")}, "generated"),
+        ({"resources": {"task_modle": Resources()}}, "task_modle"),
+        ({"blindspot_set": "hans"}, "not evaluated"),
+        ({"biases": (0.5, 1.2)}, r"bias=1\.2"),
+        ({"trajectories": "joint"}, "trajectories='joint' is not one of 'separate', 'shared'"),
+        ({"trajectories": "shared"}, "schedule='cosine': .* need 'warmup_stable_decay'"),
+        ({"trajectories": "shared", "task_model": dataclasses.replace(STABLE, epochs=2)}, "epochs=2: "),
+        ({"trajectories": "shared", "task_model": STABLE, "cell": dataclasses.replace(STABLE, method="full")}, "method='full'"),
+        (
+            {"trajectories": "shared", "task_model": STABLE, "resources": {"task_model": Resources(num_workers=2)}},
+            "num_workers=2: .* need 1",
+        ),
+        ({"biases": (0.5, 0.5)}, "twice"),
+        ({"biases": (0.5, 1)}, "is the kind biased_synthetic; leave 1 out"),
+        ({"heuristic_share": 0.1}, "give biases, too"),
+        ({"heuristic": Heuristic("mine", HEURISTICS["subsequence"].holds)}, "heuristic='mine' has no probe_slice"),
+        ({"biases": (0.5,), "heuristic_share": 2}, "heuristic_share=2"),
+        (
+            {"base_model": PretrainedModelConfig((), quantization="nf4"), "cell": FinetuneConfig(method="full")},
+            r"quantization='nf4' and cell has method='full'.*method='lora'",
+        ),
+    ],
+)
+def test_a_wrong_experiment_is_refused(experiment: Experiment, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(experiment, **change)
