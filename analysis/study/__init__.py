@@ -1,1 +1,1 @@
-"""What a study's results say: frames, items, claims, verdicts, power. No figures and no pages."""
+"""The results of a study: frames, items, claims, verdicts, power. No figures and no pages."""

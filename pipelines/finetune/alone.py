@@ -1,6 +1,7 @@
 """One job finetuned by DeepSpeed, on one or several workers.
 
-ZeRO 0 to 3 is a setting that moves where the weights lie and not what is computed. Batches carry no padding (`packing/batches.py`).
+ZeRO 0 to 3 is a setting that moves where the weights lie and not what is computed. Batches carry no padding
+(`packing/batches.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One frozen base with the adapters, heads and optimizer states of many task models, stepped in passes over all of them.
 
 The base's matrix products are computed over the examples of all members of a pass, and each member's examples meet its own
-adapter and head (`adapters/adapters.py`). In each pass those take part that are furthest behind, and of the others those that fill its
-tokens. A member that shares its prompts' prefix within its batches computes it once for its examples of a pass.
+adapter and head (`adapters/adapters.py`). In each pass those take part that are furthest behind, and of the others those that
+fill its tokens. A member that shares its prompts' prefix within its batches computes it once for its examples of a pass.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What is built from what: steps, stages, fingerprints, records and the queue. Pure: no experiment, no Ray, no MLflow."""
+"""The step graph as data: steps, stages, fingerprints, records, the queue. Pure: no experiment, no Ray, no MLflow."""

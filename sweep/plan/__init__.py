@@ -1,1 +1,1 @@
-"""What a run would do and cost: cached steps, GPU-hours, money, wall time. Nothing runs here."""
+"""The plan of a run: cached steps, GPU-hours, money, wall time. Nothing runs here."""

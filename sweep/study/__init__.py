@@ -1,1 +1,1 @@
-"""What a study is: experiments, built in or a user's own, and the grid of steps that one makes. Nothing runs here."""
+"""Experiments, built in or a user's own, and the grid of steps that one makes. Nothing runs here."""
