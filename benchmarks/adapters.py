@@ -1,4 +1,4 @@
-"""What LoRA adds to a frozen decoder layer: the seven projections of Llama-2-7B, forward and backward, on one GPU.
+"""The cost of LoRA on a frozen decoder layer: the seven projections of Llama-2-7B, forward and backward, on one GPU.
 
     python -m benchmarks.adapters
 
@@ -62,7 +62,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
     rank, dropout, repeats = arguments.rank, arguments.dropout, arguments.repeats
     details: dict[str, Any] = {"relative_errors": {num: errors(num, rank, dropout) for num in arguments.adapters}}
-    worst = max(max(found.values()) for found in details["relative_errors"].values())
+    worst = max(max(by_name.values()) for by_name in details["relative_errors"].values())
     if not worst < 0.01:
         sys.exit(f"the kernels differ from the reference by {worst:.2%}: {json.dumps(details['relative_errors'])}")
     figures = []
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
 
 
 def work_of(rank: int) -> Work:
-    """Of a token through the layer, forward and backward."""
+    """The least work of a token through the layer, forward and backward."""
     frozen = FROZEN * sum(out * wide for out, wide in PROJECTIONS.values())
     adapters = TRAINED * rank * sum(out + wide for out, wide in PROJECTIONS.values())
     return Work((Part("projections", frozen + adapters),), "frozen projections and LoRA, which `frozen` is without")
@@ -154,7 +154,7 @@ def step(layer: torch.nn.Module, inputs: list[torch.Tensor], gradients: list[tor
 
 
 def milliseconds(work: Callable[[], Any], repeats: int) -> list[float]:
-    """Of one `work`, of each replay of its captured graph."""
+    """Time of each replay of the captured graph of one `work`."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -176,7 +176,7 @@ def milliseconds(work: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def least_bytes(num_tokens: int) -> int:
-    """What LoRA alone must move: x twice, dy twice, its share of y and of dx written and read back once."""
+    """Bytes that LoRA alone must move: x twice, dy twice, its share of y and of dx written and read back once."""
     read = sum(PROJECTIONS[names[0]][1] for names in SHARING)
     return 2 * num_tokens * (4 * read + 4 * sum(out for out, _ in PROJECTIONS.values()))
 
@@ -187,13 +187,13 @@ def operands(num_tokens: int, num_adapters: int, projections: list[tuple[int, in
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
-    found = segments(num_tokens, num_adapters)
+    of_adapters = segments(num_tokens, num_adapters)
     wide = projections[0][1]
     salts = [torch.tensor([12_345 + place], dtype=torch.int32, device="cuda") for place in range(len(projections))]
     weights = [draw(out, wide) / wide**0.5 for out, _ in projections]
     a = [draw(num_adapters, rank, wide) / wide**0.5 for _ in projections]
     b = [draw(num_adapters, out, rank) / rank**0.5 for out, _ in projections]
-    return draw(num_tokens, wide), weights, a, b, salts, *found.tensors()
+    return draw(num_tokens, wide), weights, a, b, salts, *of_adapters.tensors()
 
 
 def errors(num_adapters: int, rank: int, dropout: float) -> dict[str, float]:
@@ -219,9 +219,9 @@ def errors(num_adapters: int, rank: int, dropout: float) -> dict[str, float]:
 
 
 def floats(value: Any) -> Any:
-    """In float32, what is a number of half precision in `value`."""
+    """`value` with its tensors of floating-point numbers in float32."""
     if isinstance(value, list | tuple):
-        return [floats(one) for one in value]
+        return [floats(item) for item in value]
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
@@ -236,7 +236,7 @@ def kernels(
     num, over = len(projections), Segments(*tensors)
     grads = [torch.randn(num_tokens, out, device="cuda").bfloat16() for out, _ in projections]
     z = torch.randn(num, num_tokens, rank, device="cuda").bfloat16()
-    outputs, by_rank = [torch.empty_like(grad) for grad in grads], [one.transpose(1, 2) for one in b]
+    outputs, by_rank = [torch.empty_like(grad) for grad in grads], [matrix.transpose(1, 2) for matrix in b]
     of_x, of_grads = x.nbytes, sum(grad.nbytes for grad in grads)
     dropping: dict[str, Any] = {"dropout": dropout, "scale": 1.0}
     keeping: dict[str, Any] = {"dropout": 0.0, "scale": 1.0}
@@ -254,11 +254,11 @@ def kernels(
             None,
         ),
     }
-    found = {}
+    times = {}
     for name, (work, num_bytes) in works.items():
         us = float(np.median(milliseconds(work, arguments.repeats))) * 1e3
-        found[name] = {"us": us, **({"tb_per_s": num_bytes / us / 1e6} if num_bytes is not None else {})}
-    return found
+        times[name] = {"us": us, **({"tb_per_s": num_bytes / us / 1e6} if num_bytes is not None else {})}
+    return times
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, the one form of their results, and what the hardware would allow.
+"""Common parts of the benchmarks: arguments, the one form of their results, and what the hardware would allow.
 
 A benchmark runs its variants one after another, `--repeats` times over, and gives its figures with `finish`. The result is one
 JSON object (`schema.json`), printed or written to `--output`; `python -m benchmarks.page` makes docs/benchmarks.md from files.
@@ -74,11 +74,11 @@ class Figure:
 
 
 def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
-    """With the arguments that all benchmarks have. An argument of `type=Path` is recorded by its last name only."""
+    """Parser with the arguments that all benchmarks have. An argument of `type=Path` is recorded by its last name only."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats, help="of each variant; the figure is their median")
     parser.add_argument("--output", type=Path, help="file for the result; default: it is printed")
-    parser.add_argument("--note", default="", help="kept with the result: what else ran on the machine, for one")
+    parser.add_argument("--note", default="", help="kept with the result: for example what else ran on the machine")
     return parser
 
 
@@ -86,35 +86,35 @@ def alternately(
     variants: Mapping[str, Callable[[], Mapping[str, float] | None]], repeats: int
 ) -> dict[str, list[Mapping[str, float]]]:
     """Each variant's results, run in turns so that a machine that slows down slows all. None, a failure, is left out."""
-    found: dict[str, list[Mapping[str, float]]] = {name: [] for name in variants}
+    results: dict[str, list[Mapping[str, float]]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
             if (result := run()) is not None:
-                found[name].append(result)
-    return found
+                results[name].append(result)
+    return results
 
 
 def values_of(results: Mapping[str, Sequence[Mapping[str, float]]], name: str) -> dict[str, list[float]]:
     """The values of one quantity by variant; variants without it are left out."""
-    found = {variant: [one[name] for one in several if name in one] for variant, several in results.items()}
-    return {variant: values for variant, values in found.items() if values}
+    by_variant = {variant: [run[name] for run in runs if name in run] for variant, runs in results.items()}
+    return {variant: values for variant, values in by_variant.items() if values}
 
 
 def in_own_process(
     module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> dict[str, Any] | None:
-    """What `python -m module ARGUMENTS` prints after RESULT; None if it does not. Each variant thus finds the GPU free."""
+    """The result that `python -m module ARGUMENTS` prints after RESULT; None without one. Each variant finds the GPU free."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", module, *arguments]
-    found = None
+    result = None
     variables = {**os.environ, **(environment or {}), "PYTHONPATH": path}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             if line.startswith("RESULT "):
-                found = json.loads(line.removeprefix("RESULT "))
-    return found
+                result = json.loads(line.removeprefix("RESULT "))
+    return result
 
 
 def visible_gpus() -> list[str]:
@@ -191,12 +191,12 @@ def command_line(benchmark: str, parser: argparse.ArgumentParser, arguments: arg
         words.append(action.option_strings[0])
         if action.nargs != 0:
             plain = _plain(value)
-            words += [str(one) for one in plain] if isinstance(plain, list) else [str(plain)]
+            words += [str(item) for item in plain] if isinstance(plain, list) else [str(plain)]
     return shlex.join(words)
 
 
 def describe_figure(figure: Figure, limits: Limits | None) -> dict[str, Any]:
-    """With medians, ratios to the peer (above 1: better than it) and fractions of the hardware's limit."""
+    """The figure with medians, ratios to the peer (above 1: better than it) and fractions of the hardware's limit."""
     medians = {name: statistics.median(values) for name, values in figure.values.items()}
     roof = None if figure.work is None else roofline(figure.work, limits)
     variants = {}
@@ -257,7 +257,7 @@ def limits_of_gpu(device: str) -> Limits | None:
 
 
 def limits_here() -> Limits | None:
-    """Those of this machine's first GPU, None without one."""
+    """Limits of this machine's first GPU, None without one."""
     import torch
 
     return limits_of_gpu(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
@@ -304,9 +304,10 @@ def model_flops(
 
 
 def decoding_work(shape: ModelShape, *, prompt: float, new_tokens: float, batch_size: int) -> Work:
-    """Of one generated token in a batch of `batch_size` texts with `new_tokens` each on average; bf16 weights and KV cache.
+    """Least work of a generated token in a batch of `batch_size` texts with `new_tokens` each on average.
 
-    A step reads all weights once for the batch, and for every text the keys and values of what it has so far.
+    Weights and KV cache are in bf16. A step reads all weights once for the batch, and for every text the keys and values of
+    what it has so far.
     """
     weights = num_layer_weights(shape) + shape.num_embedding_parameters
     context = prompt + (new_tokens + 1) / 2
@@ -328,19 +329,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         # Where a folder lies is this machine's own affair.
         return value.name
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _versions() -> dict[str, str]:
     import platform
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _cpu_model() -> str:

@@ -12,7 +12,7 @@ Loads, one after the other in the same engine, after one batch to warm it up:
   even   every text has TOKENS tokens: a batch begins and ends as one and decodes in between, which shows the kernel
   mixed  from half of that to one and a half, so that some texts begin and end in every step, as in generation
 
-In the details, 'step_ms' is the median time of an engine's step, 'tokens_per_step' what one gave on average.
+In the details, 'step_ms' is the median time of an engine's step, 'tokens_per_step' the average number of tokens that one gave.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
     work = decoding_work(shape, prompt=prompt, new_tokens=args.tokens, batch_size=args.max_num_seqs)
     figures = []
     for load in args.loads:
-        rates = {name: [one["loads"][load]["tokens_per_s"] for one in several] for name, several in results.items() if several}
+        rates = {name: [run["loads"][load]["tokens_per_s"] for run in runs] for name, runs in results.items() if runs}
         figures.append(Figure(f"{load} lengths", "tokens/s", rates, peer="vllm", work=work))
     finish(parser, args, figures, limits=limits_here() if args.device == "cuda" else None, details=results)
 

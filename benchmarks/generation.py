@@ -21,10 +21,9 @@ each engine's clock begins when it is ready. Compare by 'all', with NUM large: w
 first half is complete flatters 'warm'. With --profile, the details have steps of `raw-in-process` and `engine` from the middle
 of the first half: their parts on a CPU core and the device's kernels; the rates are then those of profiled runs.
 
-Figures are in docs/mini.md: on a CPU ray.data.llm reached 0.80 of raw's rate and the stage 0.95, its engine started in 73 s
-against 19; on an H100 its engine was still starting when the stage's had been at work for half a minute. Further reasons why
-the stage is an actor pool of its own: shards that are committed once need the rows of one shard together and a say in which
-shards are still wanted; and a row that fails must stop the run and not be passed on.
+The stage is an actor pool of its own for three reasons. Wherever both were measured it was ready sooner than ray.data.llm, and
+on a CPU it wrote faster (figures in benchmarks/results/mini.md). Shards that are committed once need the rows of one shard
+together and a say in which shards are still wanted. A row that fails must stop the run and not be passed on.
 """
 
 import argparse
@@ -106,7 +105,7 @@ def main() -> None:
         results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
         shape = ModelShape.of_settings(json.loads((model / "config.json").read_text()))
         prompts = [len(prompt) for prompt in encode_prompts(str(model)).values()]
-    tokens = [one["tokens_per_s"] / one["all_per_s"] for several in results.values() for one in several]
+    tokens = [run["tokens_per_s"] / run["all_per_s"] for runs in results.values() for run in runs]
     on_gpu = arguments.device == "cuda"
     batch_size = max_num_seqs(GenerationConfig(max_num_seqs=arguments.max_num_seqs), on_gpu=on_gpu)
     work = decoding_work(
@@ -123,8 +122,8 @@ def main() -> None:
         ],
         limits=limits_here() if on_gpu else None,
         details={
-            "failed": [name for name, several in results.items() if len(several) < arguments.repeats],
-            **{name: one["profile"] for name in PROFILED for one in results.get(name, []) if "profile" in one},
+            "failed": [name for name, runs in results.items() if len(runs) < arguments.repeats],
+            **{name: run["profile"] for name in PROFILED for run in results.get(name, []) if "profile" in run},
         },
     )
 
@@ -210,7 +209,7 @@ def run_raw(
         "all_per_s": (first + second) / (first_s + second_s),
         "warm_per_s": second / second_s,
         "tokens_per_s": num_tokens / (first_s + second_s),
-        **({"profile": profile.found} if profile else {}),
+        **({"profile": profile.result} if profile else {}),
     }
 
 
@@ -247,11 +246,11 @@ def run_engine(
 
     with ThreadPoolExecutor(shards_in_flight(config, on_gpu=on_gpu)) as threads:
         rates = streaming_rates(list(threads.map(write, shards)), start_s)
-    return {**rates, **({"profile": profile.found} if profile else {})}
+    return {**rates, **({"profile": profile.result} if profile else {})}
 
 
 def streaming_rates(finished: list[tuple[float, int, int]], start_s: float) -> dict[str, float]:
-    """From (seconds since the engine was ready, rows, tokens) of each finished piece of work."""
+    """Rates from (seconds since the engine was ready, rows, tokens) of each finished piece of work."""
     finished.sort()
     total = sum(rows for _, rows, _ in finished)
     done, half_s = 0, 0.0

@@ -1,4 +1,4 @@
-"""What scheduling, storing and tracking add to a study's own work, beside plain Ray Tune:
+"""The time that scheduling, storing and tracking add to a study's own work, beside plain Ray Tune:
 
     python -m benchmarks.orchestration --note "two cores, shared with other work"
 

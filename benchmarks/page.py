@@ -117,7 +117,7 @@ def runs_shown(results: Results) -> set[str]:
 
 
 def newest_figures(results: Results) -> list[tuple[Measured, Measured | None]]:
-    """Of each kind of work the newest figure, and the newest one in whose run the peer was measured as well."""
+    """The newest figure of each kind of work, and the newest one in whose run the peer was measured as well."""
     newest: dict[tuple[str, str, str, str], tuple[Measured, Measured | None]] = {}
     for name in _ordered(results):
         for measured in _measured(name, results[name]):
@@ -137,7 +137,7 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, str]:
-    """What was done, in words: what the runs of a table have in common, and the settings of this one.
+    """The work in words: what the runs of a table have in common, and the settings of this one.
 
     Figures for which both read the same are of the same work.
     """
@@ -256,7 +256,7 @@ def _target(figure: Mapping[str, Any], median: float) -> str:
 
 
 def _limit(figure: Mapping[str, Any]) -> str:
-    """What bounds a figure, from which limits, and what is counted."""
+    """A figure's bound in words: from which limits, and what is counted."""
     roof = figure["roofline"]
     work = "; ".join(
         f"{part['name']} {part['flops'] / 1e9:,.4g} GFLOP"

@@ -1,4 +1,4 @@
-"""Where the time goes: a device's kernels, and the parts of a vLLM engine's step."""
+"""Profiles of where the time goes: a device's kernels, and the parts of a vLLM engine's step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STEPS = 20
 
 
 class Profile:
-    """What kernels the device spends its time in between `start` and `stop`, which leaves it in `found` and in a file."""
+    """Kernels that the device spends its time in between `start` and `stop`, which leaves them in `result` and in a file."""
 
     def __init__(self, path: Path | None, device: str) -> None:
         self.path, self.device = path, device
         self.profiler: Any = None
-        self.found: dict[str, Any] = {}
+        self.result: dict[str, Any] = {}
 
     def start(self) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -38,13 +38,13 @@ class Profile:
         self.profiler.stop()
         on_gpu = self.device == "cuda"
         totals = {
-            one.key: ((one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
-            for one in self.profiler.key_averages()
+            kernel.key: ((kernel.self_device_time_total if on_gpu else kernel.self_cpu_time_total) / 1e3, kernel.count)
+            for kernel in self.profiler.key_averages()
         }
         self.profiler = None
-        self.found = {
+        self.result = {
             "step_ms": ms / num_steps,
-            "busy_ms_per_step": sum(one for one, _ in totals.values()) / num_steps,
+            "busy_ms_per_step": sum(total_ms for total_ms, _ in totals.values()) / num_steps,
             "launches_per_step": sum(count for _, count in totals.values()) / num_steps,
             "kernels": [
                 {"name": name[:120], "ms_per_step": totals[name][0] / num_steps, "per_step": totals[name][1] / num_steps}
@@ -52,8 +52,8 @@ class Profile:
             ],
         }
         if self.path:
-            self.path.write_text(json.dumps(self.found))
-        print(json.dumps(self.found), flush=True)
+            self.path.write_text(json.dumps(self.result))
+        print(json.dumps(self.result), flush=True)
 
     def _wait(self) -> None:
         import torch
@@ -63,11 +63,11 @@ class Profile:
 
 
 class EngineProfile:
-    """What a step of an engine is spent on: `STEPS` steps of `llm` (a `vllm.LLM` in this process) from its step `first` on.
+    """Parts and kernels of an engine's steps: `STEPS` steps of `llm` (a `vllm.LLM` in this process) from its step `first` on.
 
     Made before the first of them, in whichever way they come. `parts` are, once they are over, milliseconds a step: parts run
     one after another on the CPU, while the device is at the step before; `other` is the wait for that step and whatever is in
-    no part, `between` what passes from one step to the next. `found` has beside them what the device's kernels took in
+    no part, `between` what passes from one step to the next. `result` has beside them what the device's kernels took in
     as many further steps.
     """
 
@@ -90,8 +90,8 @@ class EngineProfile:
         self._step, engine.step = engine.step, self.step
 
     @property
-    def found(self) -> dict[str, Any]:
-        return {"parts": self.parts, "kernels": self._profile.found}
+    def result(self) -> dict[str, Any]:
+        return {"parts": self.parts, "kernels": self._profile.result}
 
     def step(self) -> Any:
         self._steps += 1

@@ -102,7 +102,8 @@ def main() -> None:
     arguments.base, arguments.sources = arguments.base.absolute(), arguments.sources.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for name, num in (("train", arguments.num), *((one, arguments.num_evaluation) for one in arguments.evaluation_sets)):
+        numbers = {"train": arguments.num, **dict.fromkeys(arguments.evaluation_sets, arguments.num_evaluation)}
+        for name, num in numbers.items():
             write_examples(read_examples(arguments.sources / f"{name}.parquet").slice(0, num), folder / f"{name}.parquet")
         if arguments.only:
             print("RESULT " + json.dumps(ours(arguments, folder)), flush=True)
@@ -132,7 +133,7 @@ def main() -> None:
 
 
 def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work | None]:
-    """Of an example trained and one evaluated, with the prompts' common beginning computed as often as it must be."""
+    """Least work of an example trained and of one evaluated; the prompts' common beginning counts as often as it must."""
     shape = ModelShape.of_settings(json.loads((arguments.base / "model" / "config.json").read_text()))
     is_lora = arguments.method == "lora"
     recipe = FinetuneConfig()
@@ -195,19 +196,19 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     if arguments.profile:
         reports[0] = profiling(Profile(folder / PROFILE, arguments.device), profiled, num_windows * LOG_EVERY)
     results = finetune_group(jobs, outputs, resources=resources, reports=reports)
-    if failed := next((one for one in results if isinstance(one, Exception)), None):
+    if failed := next((result for result in results if isinstance(result, Exception)), None):
         raise failed
     rates = []
     for output in outputs:
         log = list(read_metrics(Path(output) / "metrics.jsonl"))
-        windows = [one for one in warm_windows(log) if not arguments.profile or one["step"] <= profiled]
+        windows = [entry for entry in warm_windows(log) if not arguments.profile or entry["step"] <= profiled]
         rates.append(statistics.median(entry["examples_per_s"] for entry in windows))
     # As many as fit are trained at a time.
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
-    found = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
-    found["setup_s"] = results[0]["setup_s"]  # type: ignore[index]
+    measured = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
+    measured["setup_s"] = results[0]["setup_s"]  # type: ignore[index]
     # A run that is stopped later has said this much; and all windows, of the last task model.
-    print(found, "windows", [round(entry["examples_per_s"] * at_a_time) for entry in log], flush=True)
+    print(measured, "windows", [round(entry["examples_per_s"] * at_a_time) for entry in log], flush=True)
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
     evaluations = []
     num_evaluations = 3 if arguments.profile else 2
@@ -231,17 +232,18 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             resources=resources,
             reports=reports,
         )
-    if failed := next((one for one in evaluations if isinstance(one, Exception)), None):
+    if failed := next((result for result in evaluations if isinstance(result, Exception)), None):
         raise failed
     ray.shutdown()
     # The peer's Trainer would take it for torchrun's.
     os.environ.pop("LOCAL_RANK", None)
     if evaluations:
-        found["evaluate_examples_per_s"] = evaluations[1]["examples_per_s"]  # type: ignore[index]
-    for name, several in (("train", results), ("evaluate", evaluations)):
-        if gpu and several:
-            found[f"{name}_peak_gpu_memory_gib"] = max(one["peak_gpu_memory_gib"] for one in several)  # type: ignore[index]
-    return found
+        measured["evaluate_examples_per_s"] = evaluations[1]["examples_per_s"]  # type: ignore[index]
+    for name, metrics in (("train", results), ("evaluate", evaluations)):
+        if gpu and metrics:
+            peak = max(result["peak_gpu_memory_gib"] for result in metrics)  # type: ignore[index]
+            measured[f"{name}_peak_gpu_memory_gib"] = peak
+    return measured
 
 
 def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, float] | None:
@@ -253,11 +255,11 @@ def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, f
 
     gpus = visible_gpus()
     with ThreadPoolExecutor(len(gpus)) as threads:
-        found = [one for one in threads.map(run, gpus) if one is not None]
-    if len(found) < len(gpus):
+        results = [result for result in threads.map(run, gpus) if result is not None]
+    if len(results) < len(gpus):
         return None
-    names = [name for name in found[0] if name.endswith("examples_per_s")]
-    return {"num_gpus": len(gpus), **{name: sum(one[name] for one in found) for name in names}}
+    names = [name for name in results[0] if name.endswith("examples_per_s")]
+    return {"num_gpus": len(gpus), **{name: sum(result[name] for result in results) for name in names}}
 
 
 def profiling(profile: Profile, first: int, end: int) -> Any:
@@ -363,13 +365,13 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         callbacks=[Clock()],
     ).train()
 
-    found = {
+    rates = {
         "train_examples_per_s": (steps - warm) * size / (times[steps] - times[warm]),
         "num_warm_steps": steps - warm,
         **({"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}),
     }
     if not arguments.evaluation_sets:
-        return found
+        return rates
     model.eval()
     # Ours has tokenized before its clock starts, too.
     texts = [text for name in arguments.evaluation_sets for text in texts_of(folder, name)[0]]
@@ -386,7 +388,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         return len(chosen) / (wait() - begun)
 
     evaluate(sequences[-4 * arguments.peer_evaluation_batch :])
-    return {**found, "evaluate_examples_per_s": evaluate(sequences)}
+    return {**rates, "evaluate_examples_per_s": evaluate(sequences)}
 
 
 if __name__ == "__main__":

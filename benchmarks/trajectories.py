@@ -109,7 +109,7 @@ def measure(folder: Path, arguments: Any) -> tuple[dict[str, dict[Model, dict[st
                 outputs |= {model: place / "-".join(map(str, model)) for model in models}
         config = EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32")
         results = evaluate_group(
-            config, sources, base, list(map(str, outputs.values())), [f"{one}-evaluation" for one in outputs.values()],
+            config, sources, base, list(map(str, outputs.values())), [f"{output}-evaluation" for output in outputs.values()],
             resources=Resources(), reports=[no_report] * len(outputs),
         )  # fmt: skip
         accuracies[arm] = {
@@ -133,7 +133,7 @@ def train(
     jobs, outputs = [], []
     for kind, size, seed in models:
         name = f"{kind}-{size}-{seed}"
-        nested = tuple(one for one in sizes if one < size) if arm == "shared" else ()
+        nested = tuple(smaller for smaller in sizes if smaller < size) if arm == "shared" else ()
         draw_training_set(
             TrainingSetConfig(kind, size, seed, nested_sizes=nested), f"{sources}/train.parquet", str(place / f"set-{name}")
         )
@@ -143,7 +143,7 @@ def train(
         outputs.append(str(place / name))
     results = finetune_group(jobs, outputs, resources=HERE, reports=[no_report] * len(jobs))
     metrics = [checked(result) for result in results]
-    return sum(one["num_steps"] - (one.get("branched_at_step") or 0) for one in metrics) * int(recipe.batch_size)
+    return sum(result["num_steps"] - (result.get("branched_at_step") or 0) for result in metrics) * int(recipe.batch_size)
 
 
 def checked(result: dict[str, Any] | Exception) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def print_table(accuracies: dict[str, dict[Model, dict[str, float]]]) -> None:
             by_arm = {
                 arm: {seed: of[name] for (k, s, seed), of in accuracies[arm].items() if (k, s) == (kind, size)} for arm in ARMS
             }
-            means = [sum(one.values()) / len(one) for one in by_arm.values()]
+            means = [sum(by_seed.values()) / len(by_seed) for by_seed in by_arm.values()]
             difference = paired_difference(by_arm["shared"], by_arm["separate"])
             bounds = f"[{difference.interval.low:+.3f}, {difference.interval.high:+.3f}]" if difference.interval else ""
             print(f"{kind:17} {size:6}  {name:8}  {means[0]:.3f}     {means[1]:.3f}    {difference.mean:+.3f} {bounds}")

@@ -42,8 +42,8 @@ def result_of(benchmark: str, output: Path, *words: str) -> dict[str, Any]:
 def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str, ...]) -> None:
     words = ["--num=160", "--batch-size=2", "--num-evaluation=40", "--evaluation-sets=template_test", "--device=cpu"]
     places = [f"--base={artifacts['base']}", f"--sources={artifacts['sources']}"]
-    found = result_of("task_model", tmp_path / "result.json", *places, *words, *method, "--profile")
-    assert found == {"training": {"ours", "peer"}, "evaluation": {"ours", "peer"}}
+    variants = result_of("task_model", tmp_path / "result.json", *places, *words, *method, "--profile")
+    assert variants == {"training": {"ours", "peer"}, "evaluation": {"ours", "peer"}}
     details = json.loads((tmp_path / "result.json").read_text())["details"]
     for profile in (details["profile"], details["evaluation_profile"]):
         assert 0 < profile["kernels"][0]["ms_per_step"] < profile["busy_ms_per_step"] and profile["launches_per_step"] > 50
@@ -62,8 +62,8 @@ def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:
         "stage",
         "--profile",
     ]
-    found = result_of("generation", tmp_path / "result.json", f"--model={artifacts['base']}/model", *words)
-    assert found["texts"] == found["tokens"] == {"raw", "raw-in-process", "stage"}
+    variants = result_of("generation", tmp_path / "result.json", f"--model={artifacts['base']}/model", *words)
+    assert variants["texts"] == variants["tokens"] == {"raw", "raw-in-process", "stage"}
     details = json.loads((tmp_path / "result.json").read_text())["details"]
     assert sum(details["parts"].values()) == pytest.approx(2 * details["parts"]["step_ms"])
     assert details["parts"]["schedule"] > 0 and details["profile"]["kernels"]
@@ -71,6 +71,6 @@ def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:
 
 def test_orchestration(tmp_path: Path) -> None:
     words = ["--num=20", "--num-peer=4", "--repeats=1", "--seeds=1"]
-    found = result_of("orchestration", tmp_path / "result.json", *words)
-    assert found["artifact"] == {"ours", "tune", "tune-reusing"}
-    assert found["plan, 54 cells"] == found["--help"] == {"ours"}
+    variants = result_of("orchestration", tmp_path / "result.json", *words)
+    assert variants["artifact"] == {"ours", "tune", "tune-reusing"}
+    assert variants["plan, 54 cells"] == variants["--help"] == {"ours"}
