@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     group_starts: frozenset[int] = frozenset()
+
+
+def text_columns(*names: str, css: str = "") -> list[Column]:
+    return [Column(name, css) for name in names]
+
+
+def number_columns(*names: str) -> list[Column]:
+    return text_columns(*names, css="number")
+
+
+def grouped(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]], caption: str = "") -> Table:
+    """One table of all groups of rows, with a rule between two groups."""
+    starts = list(accumulate(map(len, groups), initial=0))[:-1]
+    return Table(columns, [row for group in groups for row in group], caption, frozenset(starts) - {0})
 
 
 @dataclass(frozen=True)

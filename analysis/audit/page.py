@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from analysis.audit.audit import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, shown
 from analysis.audit.measures import Diversity, HeuristicFinding, HypothesisOnly, Length, Ratio, Share, difference
-from analysis.page import Block, Column, Fold, Table, Verdict, template, write_file
+from analysis.page import Block, Column, Fold, Table, Verdict, grouped, number_columns, template, text_columns, write_file
 from analysis.stats.statistics import Interval
 from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, thousands
 
@@ -90,23 +89,10 @@ def _findings(audit: Audit) -> list[str]:
     return lines
 
 
-def _numbers(*names: str) -> list[Column]:
-    return [Column(name, "number") for name in names]
-
-
-def _grouped(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]]) -> Table:
-    """One table of all groups of rows, with a rule between two groups."""
-    starts = list(accumulate(map(len, groups), initial=0))[:-1]
-    return Table(columns, [row for group in groups for row in group], group_starts=frozenset(starts) - {0})
-
-
 def _verdict(audit: Audit) -> Verdict:
     than = "the reference" if audit.reference else "no association at all (an odds ratio of 1): no reference is given"
-    columns = [
-        *(Column("Heuristic"), Column("Verdict")),
-        *_numbers("Odds ratio", "Reference", "Times reference"),
-        Column("Why", "wrap"),
-    ]
+    numbers = number_columns("Odds ratio", "Reference", "Times reference")
+    columns = [*text_columns("Heuristic", "Verdict"), *numbers, Column("Why", "wrap")]
     rows = [
         [
             *(_title(finding.name), finding.verdict, _ratio(finding.odds_ratio), _ratio(finding.reference)),
@@ -133,23 +119,24 @@ def _size_block(audit: Audit) -> Block:
         for role, summary in files.items()
     ]
     text = [f"Left out of the {role}: {_left_out(summary)}." for role, summary in files.items() if summary.left_out]
-    columns = [Column("Data"), Column("Label", "wrap"), Column("Counts as"), *_numbers("Pairs (n)", "Share", "95 % interval")]
+    numbers = number_columns("Pairs (n)", "Share", "95 % interval")
+    columns = [Column("Data"), Column("Label", "wrap"), Column("Counts as"), *numbers]
     paths = [[role, shown(file.path, 300), thousands(file.num_rows), _columns(file)] for role, file in files.items()]
-    of_files = Table([Column("Data"), Column("File", "wrap"), *_numbers("Pairs"), Column("Columns", "wrap")], paths)
-    return Block("size", "Size and labels", text, [of_files, _grouped(columns, groups)])
+    of_files = Table([Column("Data"), Column("File", "wrap"), *number_columns("Pairs"), Column("Columns", "wrap")], paths)
+    return Block("size", "Size and labels", text, [of_files, grouped(columns, groups)])
 
 
 def _heuristics_block(audit: Audit) -> Block:
-    columns = [Column("Heuristic"), Column("Of"), *_numbers("Holds", "Pairs (n)", "Share", "95 % interval")]
+    columns = [Column("Heuristic"), Column("Of"), *number_columns("Holds", "Pairs (n)", "Share", "95 % interval")]
     groups = []
     for finding in audit.heuristics:
         if finding.all_rows is not None:
             by_label = {shown(name, 60): share for name, share in (finding.by_label or {}).items()}
             groups.append(_share_rows(_title(finding.name), {"all": finding.all_rows, **by_label}))
     given = [[_title(finding.name), *_counted_cells(finding.entailment)] for finding in audit.heuristics if finding.entailment]
-    given_columns = [Column("Where it holds"), *_numbers("Entailment", "Pairs (n)", "Share", "95 % interval")]
+    given_columns = [Column("Where it holds"), *number_columns("Entailment", "Pairs (n)", "Share", "95 % interval")]
     text = [f"{_title(finding.name)}: {finding.description}{_undecided(finding)}" for finding in audit.heuristics]
-    tables = [_grouped(columns, groups), *([Table(given_columns, given)] if given else [])]
+    tables = [grouped(columns, groups), *([Table(given_columns, given)] if given else [])]
     return Block("heuristics", "Heuristics by label", text, tables)
 
 
@@ -158,7 +145,7 @@ def _undecided(finding: HeuristicFinding) -> str:
 
 
 def _copies_block(audit: Audit) -> Block:
-    columns = [Column("Copies"), Column("Kind"), *_numbers("Rows", "Of (n)", "Share", "95 % interval")]
+    columns = [Column("Copies"), Column("Kind"), *number_columns("Rows", "Of (n)", "Share", "95 % interval")]
     all_counts = [("in the file", audit.duplicates)]
     if audit.reference_duplicates:
         all_counts.append(("in the reference", audit.reference_duplicates))
@@ -173,13 +160,13 @@ def _copies_block(audit: Audit) -> Block:
         "Within a file the later row counts as the copy. A row counts once, as the closest kind: exact; the same words, but "
         "for case, punctuation and spacing; near. A copy with another label is a contradiction in the data.",
     ]
-    return Block("copies", "Duplicates and copies", text, [_grouped(columns, groups)])
+    return Block("copies", "Duplicates and copies", text, [grouped(columns, groups)])
 
 
 def _hypothesis_block(audit: Audit) -> Block:
     columns = [
         Column("Data"),
-        *_numbers("Trained on", "Held out (n)", "Accuracy", "95 % interval", "Majority", "Above it", "95 % interval"),
+        *number_columns("Trained on", "Held out (n)", "Accuracy", "95 % interval", "Majority", "Above it", "95 % interval"),
     ]
     rows, text = [], []
     for role, baseline in (("file", audit.hypothesis_only), ("reference", audit.reference_hypothesis_only)):
@@ -198,16 +185,15 @@ def _hypothesis_block(audit: Audit) -> Block:
         [shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n), *_share_cells(given.with_label)]
         for given in audit.hypothesis_only.words
     ]
-    word_columns = [Column("Label", "wrap"), Column("Word"), *_numbers("Hypotheses (n)", "With the label", "95 % interval")]
+    numbers = number_columns("Hypotheses (n)", "With the label", "95 % interval")
+    word_columns = [Column("Label", "wrap"), Column("Word"), *numbers]
     folds = [Fold("Words that go with a label", [Table(word_columns, words)])] if words else []
     return Block("hypothesis-only", "The hypothesis alone", text, [Table(columns, rows)] if rows else [], folds)
 
 
 def _variety_block(audit: Audit) -> Block:
-    columns = [
-        *(Column("Distinct n-grams"), Column("n")),
-        *_numbers("Blocks", "File", "95 % interval", "Reference", "Difference"),
-    ]
+    numbers = number_columns("Blocks", "File", "95 % interval", "Reference", "Difference")
+    columns = [*text_columns("Distinct n-grams", "n"), *numbers]
     rows = []
     text = ["Different word n-grams over all, in blocks of 5 000 words of sampled rows; n = 1 is the type-token ratio."]
     for diversity, other in _paired_diversity(audit):
@@ -230,10 +216,8 @@ def _variety_block(audit: Audit) -> Block:
 
 
 def _lengths(lengths: Sequence[Length], role: str) -> Table:
-    columns = [
-        *(Column("Label", "wrap"), Column("Side")),
-        *_numbers("Rows (n)", "Mean", "95 % interval", "Median", "5 to 95 %", "Longest"),
-    ]
+    numbers = number_columns("Rows (n)", "Mean", "95 % interval", "Median", "5 to 95 %", "Longest")
+    columns = [Column("Label", "wrap"), Column("Side"), *numbers]
     rows = [
         [
             *(shown(length.label, 60), length.side, thousands(length.mean.n)),
@@ -246,12 +230,12 @@ def _lengths(lengths: Sequence[Length], role: str) -> Table:
 
 
 def _samples_block(samples: Sequence[Sample]) -> Block:
-    columns = [Column("Row"), *(Column(name, "wrap") for name in ("Label", "Premise", "Hypothesis"))]
+    columns = [Column("Row"), *text_columns("Label", "Premise", "Hypothesis", css="wrap")]
     keys = ("row", "label", "premise", "hypothesis")
     folds = []
     for sample in samples:
         groups = [[[row[key] for key in keys] for row in group] for group in sample.rows]
-        folds.append(Fold(sample.title, [_grouped(columns, groups)]))
+        folds.append(Fold(sample.title, [grouped(columns, groups)]))
     text = ["Drawn at random, cut after 300 characters; below a copy is what it copies."]
     return Block("samples", "Samples", text, folds=folds)
 

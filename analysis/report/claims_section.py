@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.page import Block, Column, Fold, Table
+from analysis.page import Block, Column, Fold, Table, number_columns, text_columns
 from analysis.report.terminal import ONE_SEED, one_seed
 from analysis.study.artifacts import LabelCount
 from analysis.study.claims import load_evidence
@@ -51,16 +51,8 @@ def claims_block(
 
 
 def _claims(judgements: Sequence[Judgement]) -> Table:
-    columns = [
-        Column("Statement", "wrap"),
-        Column("Verdict"),
-        Column("Estimate", "number"),
-        Column("95 % interval", "number"),
-        Column("n (seeds)", "number"),
-        Column("n (items)", "number"),
-        Column("Adjusted p", "number"),
-        Column("Settled by", "number"),
-    ]
+    numbers = number_columns("Estimate", "95 % interval", "n (seeds)", "n (items)", "Adjusted p", "Settled by")
+    columns = [Column("Statement", "wrap"), Column("Verdict"), *numbers]
     rows = [
         [
             judgement.statement,
@@ -78,7 +70,7 @@ def _claims(judgements: Sequence[Judgement]) -> Table:
 
 
 def _notes(judgements: Sequence[Judgement]) -> Fold:
-    columns = [Column("Claim", "wrap"), Column("The paper", "wrap"), Column("Test", "wrap"), Column("Notes", "wrap")]
+    columns = text_columns("Claim", "The paper", "Test", "Notes", css="wrap")
     rows = [
         [judgement.name, judgement.paper, judgement.test, "; ".join(judgement.notes) or NOTHING] for judgement in judgements
     ]
@@ -86,15 +78,7 @@ def _notes(judgements: Sequence[Judgement]) -> Fold:
 
 
 def _subcases(subcases: pd.DataFrame) -> Fold:
-    columns = [
-        Column("Subcase"),
-        Column("Synthetic minus original, points", "number"),
-        Column("95 % interval", "number"),
-        Column("n (seeds)", "number"),
-        Column("n (items)", "number"),
-        Column("p", "number"),
-        Column("q", "number"),
-    ]
+    numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", "n (items)", "p", "q")
     rows = [
         [
             row["subcase"].replace("_", " "),
@@ -107,18 +91,15 @@ def _subcases(subcases: pd.DataFrame) -> Fold:
         for _, row in subcases.iterrows()
     ]
     caption = "Over all starting points and sizes. q is Benjamini and Hochberg's over the subcases."
-    return Fold(f"{len(rows)} subcases of the blindspot set", [Table(columns, rows, caption)])
+    return Fold(f"{len(rows)} subcases of the blindspot set", [Table([Column("Subcase"), *numbers], rows, caption)])
 
 
 def _signal(table: pd.DataFrame) -> Fold:
     columns = [
-        Column("Starting point"),
-        Column("Training set"),
+        *text_columns("Starting point", "Training set"),
         Column("Size", "number"),
         Column("Items", "wrap"),
-        Column("n (seeds)", "number"),
-        Column("Sensitivity d′ [95 %]", "number"),
-        Column("Criterion c [95 %]", "number"),
+        *number_columns("n (seeds)", "Sensitivity d′ [95 %]", "Criterion c [95 %]"),
     ]
     rows = [
         [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.page import Block, Column, Fold, Table
+from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.stats.statistics import RatioEstimate
 from analysis.study.artifacts import LabelCount, entailment_and_rest
 from analysis.study.paper import BLINDSPOT_SET, BLINDSPOT_SLICE, GENERAL_SET
@@ -29,39 +29,35 @@ ODDS_NOTE = (
 
 def table1_beside_table(beside: pd.DataFrame) -> Table:
     """`analysis.study.paper.table1_beside` as the report shows it."""
-    rows = [
+    groups = [
         [
-            str(row["dataset"]).capitalize(),
-            row["label"],
-            thousands(row["count"]),
-            thousands(row["num_lexical_overlap"]),
-            percent(row["share"], 3),
-            thousands(row["paper_count"]),
-            thousands(row["paper_num_lexical_overlap"]),
-            percent(row["paper_share"], 3),
-            _whole_estimate(row["scaled"], row["scaled_low"], row["scaled_high"]),
-            _signed(round(row["difference"])),
-            NOTHING if pd.isna(row["ratio"]) else f"{row['ratio']:.3f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
-            _against_one(row["ratio_low"], row["ratio_high"]),
+            [
+                *overlap_cells(row),
+                thousands(row["paper_count"]),
+                thousands(row["paper_num_lexical_overlap"]),
+                percent(row["paper_share"], 3),
+                _whole_estimate(row["scaled"], row["scaled_low"], row["scaled_high"]),
+                _signed(round(row["difference"])),
+                NOTHING if pd.isna(row["ratio"]) else f"{row['ratio']:.3f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
+                _against_one(row["ratio_low"], row["ratio_high"]),
+            ]
+            for _, row in of_dataset.iterrows()
         ]
-        for _, row in beside.iterrows()
+        for _, of_dataset in beside.groupby("dataset", sort=False)
     ]
     columns = [
-        Column("Data"),
-        Column("Label"),
-        Column("Ours: count (n)", "number"),
-        Column("# LO", "number"),
-        Column("% LO", "number"),
-        Column("Paper's: count (n)", "number"),
-        Column("Paper's # LO", "number"),
-        Column("Paper's % LO", "number"),
-        Column("Our # LO at the paper's count [95 %]", "number"),
-        Column("Minus the paper's", "number"),
-        Column("Our % over the paper's [95 %]", "number"),
+        *text_columns("Data", "Label"),
+        *number_columns("Ours: count (n)", "# LO", "% LO", "Paper's: count (n)", "Paper's # LO", "Paper's % LO"),
+        *number_columns("Our # LO at the paper's count [95 %]", "Minus the paper's", "Our % over the paper's [95 %]"),
         Column("Reading"),
     ]
-    starts = [at for at in range(1, len(rows)) if rows[at][0] != rows[at - 1][0]]
-    return Table(columns, rows, "Lexical overlap beside the paper's Table 1", frozenset(starts))
+    return grouped(columns, groups, "Lexical overlap beside the paper's Table 1")
+
+
+def overlap_cells(row: pd.Series) -> list[str]:
+    """Data, label, count, lexical overlaps and their share: how a row of either form of Table 1 begins."""
+    whose = [str(row["dataset"]).capitalize(), row["label"]]
+    return [*whose, thousands(row["count"]), thousands(row["num_lexical_overlap"]), percent(row["share"], 3)]
 
 
 def odds_table(groups: Sequence[tuple[str, Mapping[str, Mapping[str, LabelCount]]]]) -> Table:
@@ -69,26 +65,21 @@ def odds_table(groups: Sequence[tuple[str, Mapping[str, Mapping[str, LabelCount]
 
     A group is whose data they are, and the counts of either data set or both.
     """
-    rows: list[list[str]] = []
-    starts = set()
+    shown = []
     for whose, of_data in groups:
-        starts.add(len(rows))
-        ratios = {}
+        rows, ratios = [], {}
         for dataset in (name for name in ("original", "synthetic") if name in of_data):
             ratios[dataset] = entailment_odds_ratio(of_data[dataset])
             overlaps = (_of(count) for count in entailment_and_rest(of_data[dataset]))
             rows.append([whose, dataset, *overlaps, *_ratio(ratios[dataset])])
         if len(ratios) == 2:
             rows.append([whose, "synthetic over original", "", "", *_ratio(ratios["synthetic"].over(ratios["original"]))])
+        shown.append(rows)
     columns = [
-        Column("Whose"),
-        Column("Data"),
-        Column("Entailment: # LO of n", "number"),
-        Column("The rest: # LO of n", "number"),
-        Column("Odds ratio", "number"),
-        Column("95 % interval", "number"),
+        *text_columns("Whose", "Data"),
+        *number_columns("Entailment: # LO of n", "The rest: # LO of n", "Odds ratio", "95 % interval"),
     ]
-    return Table(columns, rows, "Odds ratio of lexical overlap and entailment", frozenset(starts - {0}))
+    return grouped(columns, shown, "Odds ratio of lexical overlap and entailment")
 
 
 def figure1_block(beside: pd.DataFrame | None, figure: str = "") -> Block:
@@ -133,37 +124,23 @@ def _overview(series: list[tuple[Series, pd.DataFrame]]) -> Table:
         )
     columns = [
         Column("Test set"),
-        Column("Points in common (n)", "number"),
-        Column("Ours minus the paper's, mean, points", "number"),
-        Column("Least to most", "number"),
-        Column("Within tolerance", "number"),
-        Column("In our interval", "number"),
-        Column("Only ours", "number"),
-        Column("Only the paper's", "number"),
+        *number_columns("Points in common (n)", "Ours minus the paper's, mean, points", "Least to most", "Within tolerance"),
+        *number_columns("In our interval", "Only ours", "Only the paper's"),
     ]
     return Table(columns, rows, "Points of Figure 1, ours and the paper's")
 
 
 def _points(rows: pd.DataFrame, test: Series) -> Table:
-    cells: list[list[str]] = []
-    starts = set()
-    for _, of_start in rows.groupby("starting_size"):
-        starts.add(len(cells))
-        cells += [_point(row) for _, row in of_start.sort_values(["kind", "size"]).iterrows()]
-    columns = [
-        Column("Starting point"),
-        Column("Training set"),
-        Column("Size", "number"),
-        Column("Ours", "number"),
-        Column("95 % interval", "number"),
-        Column("n (seeds)", "number"),
-        Column("Paper's", "number"),
-        Column("Tolerance, points", "number"),
-        Column("Difference, points", "number"),
-        Column("Within tolerance"),
-        Column("In our interval"),
+    groups = [
+        [_point(row) for _, row in of_start.sort_values(["kind", "size"]).iterrows()]
+        for _, of_start in rows.groupby("starting_size")
     ]
-    return Table(columns, cells, test.name, frozenset(starts - {0}))
+    columns = [
+        *text_columns("Starting point", "Training set"),
+        *number_columns("Size", "Ours", "95 % interval", "n (seeds)", "Paper's", "Tolerance, points", "Difference, points"),
+        *text_columns("Within tolerance", "In our interval"),
+    ]
+    return grouped(columns, groups, test.name)
 
 
 def _point(row: pd.Series) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.page import Column, Fold, Table, Verdict
+from analysis.page import Column, Fold, Table, Verdict, grouped, number_columns, text_columns
 from analysis.study.frame import CELL
 from analysis.study.series import Series, select
 from analysis.study.tables import difference_table
@@ -69,11 +69,8 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Verdict:
 
 
 def _overall(differences: pd.DataFrame, series: Sequence[Series], caption: str) -> Table:
-    rows: list[list[str]] = []
-    starts = set()
-    for test in series:
-        starts.add(len(rows))
-        rows += [
+    groups = [
+        [
             [
                 test.name,
                 starting_point_name(int(row["starting_size"])),
@@ -84,15 +81,16 @@ def _overall(differences: pd.DataFrame, series: Sequence[Series], caption: str) 
             ]
             for _, row in select(differences, test).iterrows()
         ]
+        for test in series
+    ]
     columns = [
-        Column("Test set"),
-        Column("Starting point"),
+        *text_columns("Test set", "Starting point"),
         Column("Difference, points", "number"),
         Column("95 % interval"),
         Column("n (seeds)", "number"),
         Column("Reading"),
     ]
-    return Table(columns, rows, caption, frozenset(starts - {0}))
+    return grouped(columns, groups, caption)
 
 
 def figure_caption(frame: pd.DataFrame) -> str:
@@ -125,11 +123,8 @@ def numbers(frame: pd.DataFrame, series: Sequence[Series], accuracies: pd.DataFr
 
 
 def _accuracies(accuracies: pd.DataFrame, test: Series) -> Table:
-    rows: list[list[str]] = []
-    starts = set()
-    for start, cells in select(accuracies, test).groupby("starting_size"):
-        starts.add(len(rows))
-        rows += [
+    groups = [
+        [
             [
                 starting_point_name(int(str(start))),
                 kind_name(row["kind"]),
@@ -142,25 +137,19 @@ def _accuracies(accuracies: pd.DataFrame, test: Series) -> Table:
             ]
             for _, row in cells.sort_values(["kind", "size"]).iterrows()
         ]
+        for start, cells in select(accuracies, test).groupby("starting_size")
+    ]
     columns = [
-        Column("Starting point"),
-        Column("Training set"),
-        Column("Size", "number"),
-        Column("Mean accuracy", "number"),
-        Column("Min to max", "number"),
-        Column("n (seeds)", "number"),
-        Column("95 % interval", "number"),
+        *text_columns("Starting point", "Training set"),
+        *number_columns("Size", "Mean accuracy", "Min to max", "n (seeds)", "95 % interval"),
         Column("Interval from", "note"),
     ]
-    return Table(columns, rows, test.name, frozenset(starts - {0}))
+    return grouped(columns, groups, test.name)
 
 
 def _differences(differences: pd.DataFrame, test: Series) -> Table:
-    rows: list[list[str]] = []
-    starts = set()
-    for start, cells in select(differences, test).groupby("starting_size"):
-        starts.add(len(rows))
-        rows += [
+    groups = [
+        [
             [
                 starting_point_name(int(str(start))),
                 thousands(row["size"]),
@@ -172,13 +161,11 @@ def _differences(differences: pd.DataFrame, test: Series) -> Table:
             ]
             for _, row in cells.iterrows()
         ]
+        for start, cells in select(differences, test).groupby("starting_size")
+    ]
     columns = [
         Column("Starting point"),
-        Column("Size", "number"),
-        Column("Mean, points", "number"),
-        Column("Min to max", "number"),
-        Column("n (seeds)", "number"),
-        Column("95 % interval"),
-        Column("Reading"),
+        *number_columns("Size", "Mean, points", "Min to max", "n (seeds)"),
+        *text_columns("95 % interval", "Reading"),
     ]
-    return Table(columns, rows, test.name, frozenset(starts - {0}))
+    return grouped(columns, groups, test.name)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.page import Block, Column, Fold, Table
-from analysis.report.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, table1_beside_table
+from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
+from analysis.report.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, overlap_cells, table1_beside_table
 from analysis.report.figures import inline_svg, to_svg, training_curves
 from analysis.stats.statistics import wilson_interval
 from analysis.study.artifacts import (
@@ -55,27 +55,15 @@ def _table1(counts: Mapping[str, Mapping[str, LabelCount]]) -> Table:
     table = lexical_overlap_table(counts["original"], counts["synthetic"])
     rows = [
         [
-            str(row["dataset"]).capitalize(),
-            row["label"],
-            thousands(row["count"]),
-            thousands(row["num_lexical_overlap"]),
-            percent(row["share"], 3),
+            *overlap_cells(row),
             percent_range(row["share_low"], row["share_high"], 3),
             NOTHING if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}",
             NOTHING if pd.isna(row["ratio_low"]) else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
         ]
         for _, row in table.iterrows()
     ]
-    columns = [
-        Column("Data"),
-        Column("Label"),
-        Column("Count (n)", "number"),
-        Column("# LO", "number"),
-        Column("% LO", "number"),
-        Column("95 % interval", "number"),
-        Column("S:O", "number"),
-        Column("95 % interval", "number"),
-    ]
+    numbers = number_columns("Count (n)", "# LO", "% LO", "95 % interval", "S:O", "95 % interval")
+    columns = [*text_columns("Data", "Label"), *numbers]
     return Table(columns, rows, group_starts=frozenset({len(counts["synthetic"])}))
 
 
@@ -93,11 +81,7 @@ def yield_block(store: Store, study: Study) -> list[Block]:
         for reason, count in rejected.items()
     ]
     rows.append(["all", thousands(total), percent(1.0, 2)])
-    by_outcome = Table(
-        [Column("Outcome"), Column("Texts", "number"), Column("Share", "number")],
-        rows,
-        group_starts=frozenset({1, len(rows) - 1}),
-    )
+    by_outcome = Table([Column("Outcome"), *number_columns("Texts", "Share")], rows, group_starts=frozenset({1, len(rows) - 1}))
     by_label = []
     for label, of_label in label_yield_frame(store, study).groupby("label", sort=False):
         generated, parsed = int(of_label["generated"].sum()), int(of_label["parsed"].sum())
@@ -111,13 +95,7 @@ def yield_block(store: Store, study: Study) -> list[Block]:
                 percent_range(interval.low, interval.high, 2),
             ]
         )
-    columns = [
-        Column("Label"),
-        Column("Texts (n)", "number"),
-        Column("Parsed", "number"),
-        Column("Yield", "number"),
-        Column("95 % interval (Wilson)", "number"),
-    ]
+    columns = [Column("Label"), *number_columns("Texts (n)", "Parsed", "Yield", "95 % interval (Wilson)")]
     text = (
         "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
         "What is rejected is kept beside the pool with its reason."
@@ -174,7 +152,7 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
         rows.append(row)
     columns = [Column("Stage"), Column("Built"), Column("Time of its artifacts", "number")]
     if costs:
-        columns += [Column(name, "number") for name in ("GPU-hours, planned", "spent", "Dollars, planned", "spent")]
+        columns += number_columns("GPU-hours, planned", "spent", "Dollars, planned", "spent")
         text = [
             f"Planned: the estimate for {costs['gpu']} at ${costs['price']:g} an hour, made when the study was last run, for "
             "all of its artifacts. Spent: what the built ones took, times the share of GPUs that they held."
@@ -207,12 +185,7 @@ def origins_block(store: Store, study: Study) -> list[Block]:
     ]
     if not rows:
         return []
-    columns = [
-        Column("Cell"),
-        Column("Its run, by MLflow's filter", "wrap"),
-        Column("Its rows", "wrap"),
-        Column("All of it", "wrap"),
-    ]
+    columns = [Column("Cell"), *text_columns("Its run, by MLflow's filter", "Its rows", "All of it", css="wrap")]
     text = [
         "Each accuracy is of one evaluation or a mean over seeds of several. Logits of every item and the counts of every "
         "slice lie in the evaluation's folder; the command tells the configuration of all that a number was made from."
@@ -226,7 +199,7 @@ def paper_block(study: Study) -> list[Block]:
     """A replication's departures from the paper, and its choices where the paper is silent; from the manifest."""
     if "departures" not in study.parameters:
         return []
-    columns = [Column("Point", "wrap"), Column("Paper", "wrap"), Column("Here", "wrap"), Column("Why", "wrap")]
+    columns = text_columns("Point", "Paper", "Here", "Why", css="wrap")
     tables = [
         Table(
             columns,
@@ -250,10 +223,9 @@ def composition_block(study: Study) -> list[Block]:
             sets["stage"], sets["starting_size"].fillna(0), sets["kind"], sets["size"].fillna(0), strict=True
         )
     ]
-    rows: list[list[str]] = []
-    starts = set()
+    groups = []
     for name, of_set in sets.groupby("set", sort=False):
-        starts.add(len(rows))
+        rows = []
         num_sets = of_set["fingerprint"].nunique()
         for label, of_label in of_set.groupby("label", sort=False):
             overlap, number = of_label["num_lexical_overlap"].sum(), of_label["num_rows"].sum()
@@ -268,28 +240,12 @@ def composition_block(study: Study) -> list[Block]:
                     percent(overlap / number, 2),
                 ]
             )
-    columns = [
-        Column("Training set"),
-        Column("Sets", "number"),
-        Column("Label"),
-        Column("Rows per set", "number"),
-        Column("# LO, mean", "number"),
-        Column("% LO", "number"),
-    ]
+        groups.append(rows)
+    numbers = number_columns("Rows per set", "# LO, mean", "% LO")
+    columns = [Column("Training set"), Column("Sets", "number"), Column("Label"), *numbers]
     text = ["Sets of the same kind and size differ by seed (and by starting point, where they must not share examples)."]
-    return [
-        Block(
-            "composition",
-            "What the training sets hold",
-            text,
-            folds=[
-                Fold(
-                    f"{sets['fingerprint'].nunique()} sets by label",
-                    [Table(columns, rows, group_starts=frozenset(starts - {0}))],
-                )
-            ],
-        )
-    ]
+    fold = Fold(f"{sets['fingerprint'].nunique()} sets by label", [grouped(columns, groups)])
+    return [Block("composition", "What the training sets hold", text, folds=[fold])]
 
 
 def stages_block(study: Study) -> list[Block]:
@@ -317,14 +273,7 @@ def stages_block(study: Study) -> list[Block]:
                 ", ".join(speed) or NOTHING,
             ]
         )
-    columns = [
-        Column("Stage"),
-        Column("Artifacts", "number"),
-        Column("Total", "number"),
-        Column("Median", "number"),
-        Column("Longest", "number"),
-        Column("Median throughput"),
-    ]
+    columns = [Column("Stage"), *number_columns("Artifacts", "Total", "Median", "Longest"), Column("Median throughput")]
     text = [
         "Time each artifact took when it was built, whenever that was; of those that were built as a group, each one's share. "
         "Artifacts are built side by side, so the totals can be more than the time the study took."
@@ -357,12 +306,7 @@ def provenance_block(study: Study) -> Block:
         ]
         for step in study.steps
     ]
-    columns = [
-        Column("Stage"),
-        Column("Artifact"),
-        Column("Created (UTC)"),
-        Column("Fingerprint"),
-    ]
+    columns = text_columns("Stage", "Artifact", "Created (UTC)", "Fingerprint")
     plain = {name: value for name, value in study.parameters.items() if name not in NOTES}
     parameters = [[name, value] for name, value in _flatten(plain)]
     return Block(
@@ -371,10 +315,7 @@ def provenance_block(study: Study) -> Block:
         tables=[Table(two, facts)],
         folds=[
             Fold("Experiment parameters", [Table(two, parameters)]),
-            Fold(
-                "Package versions",
-                [Table(two, [[name, ", ".join(values)] for name, values in sorted(versions.items())])],
-            ),
+            Fold("Package versions", [Table(two, [[name, ", ".join(values)] for name, values in sorted(versions.items())])]),
             Fold(f"Fingerprints of {len(fingerprints)} artifacts", [Table(columns, fingerprints)]),
         ],
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.page import Block, Column, Fold, Table
+from analysis.page import Block, Column, Fold, Table, grouped, number_columns
 from analysis.study.frame import CELL
 from analysis.study.tables import accuracy_table, folding_table
 from analysis.wording import (
@@ -87,16 +87,15 @@ def _where(set_: str, name: str) -> str:
 
 def _wide(accuracies: pd.DataFrame, slices: Sequence[str], name: Callable[[str], str], caption: str) -> Table:
     """A row a cell, a column a slice."""
-    rows: list[list[str]] = []
-    starts = set()
+    groups = []
     for _, of_start in accuracies[accuracies["slice"].isin(slices)].groupby("starting_size"):
-        starts.add(len(rows))
+        rows = []
         for _, of_cell in of_start.groupby(list(CELL), observed=True):
             estimates = {row["slice"]: _estimate(row) for _, row in of_cell.iterrows()}
             first = of_cell.iloc[0]
             rows.append([*_cell_words(first), str(first["n"]), *(estimates.get(slice_, NOTHING) for slice_ in slices)])
-    columns = [*_CELL_COLUMNS, Column("n (seeds)", "number"), *(Column(name(slice_), "number") for slice_ in slices)]
-    return Table(columns, rows, caption, frozenset(starts - {0}))
+        groups.append(rows)
+    return grouped([*_CELL_COLUMNS, *number_columns("n (seeds)", *map(name, slices))], groups, caption)
 
 
 def _by_subcase(of_start: pd.DataFrame, subcases: Sequence[str]) -> Table:
@@ -117,29 +116,15 @@ def _folding_overview(differences: pd.DataFrame) -> Table:
     rows = []
     for (set_, name), of_slice in differences.groupby(["set", "slice"]):
         mean = of_slice["mean"]
-        rows.append(
-            [
-                _where(set_, name),
-                str(len(of_slice)),
-                points(mean.mean()),
-                f"{points(mean.min())} to {points(mean.max())}",
-            ]
-        )
-    columns = [
-        Column("Test set, two labels"),
-        Column("Cells (n)", "number"),
-        Column("Mean, points", "number"),
-        Column("Least to most", "number"),
-    ]
+        spread = f"{points(mean.min())} to {points(mean.max())}"
+        rows.append([_where(set_, name), str(len(of_slice)), points(mean.mean()), spread])
+    columns = [Column("Test set, two labels"), *number_columns("Cells (n)", "Mean, points", "Least to most")]
     return Table(columns, rows, "Accuracy with probabilities summed minus with argmax, over cells")
 
 
 def _foldings(rows: pd.DataFrame, caption: str) -> Table:
-    cells: list[list[str]] = []
-    starts = set()
-    for _, of_start in rows.groupby("starting_size"):
-        starts.add(len(cells))
-        cells += [
+    groups = [
+        [
             [
                 *_cell_words(row),
                 percent(row["argmax"]),
@@ -150,15 +135,11 @@ def _foldings(rows: pd.DataFrame, caption: str) -> Table:
             ]
             for _, row in of_start.iterrows()
         ]
-    columns = [
-        *_CELL_COLUMNS,
-        Column("Argmax", "number"),
-        Column("Summed", "number"),
-        Column("Difference, points", "number"),
-        Column("95 % interval"),
-        Column("n (seeds)", "number"),
+        for _, of_start in rows.groupby("starting_size")
     ]
-    return Table(columns, cells, caption, frozenset(starts - {0}))
+    numbers = number_columns("Argmax", "Summed", "Difference, points")
+    columns = [*_CELL_COLUMNS, *numbers, Column("95 % interval"), Column("n (seeds)", "number")]
+    return grouped(columns, groups, caption)
 
 
 _CELL_COLUMNS = (Column("Starting point"), Column("Training set"), Column("Size", "number"))
