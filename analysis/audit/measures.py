@@ -69,7 +69,7 @@ class Ratio:
     """Times the variance that independent rows would have."""
 
 
-def odds_ratio(holds: np.ndarray, entailment: np.ndarray, premise: np.ndarray, confidence: float = CONFIDENCE) -> Ratio:
+def odds_ratio(holds: np.ndarray, entailment: np.ndarray, premise: np.ndarray) -> Ratio:
     """The odds of entailment where a heuristic holds over the odds where it does not.
 
     Arguments have shape (num_rows,): booleans, booleans, and what tells premises apart. The logit interval with a half added
@@ -88,19 +88,19 @@ def odds_ratio(holds: np.ndarray, entailment: np.ndarray, premise: np.ndarray, c
     _, cluster = np.unique(premise, return_inverse=True)
     effect = max(1.0, float((np.bincount(cluster, influence) ** 2).sum() / (influence**2).sum()))
     error = math.sqrt(float((1 / counts).sum()) * effect)
-    return _ratio(log, error, len(holds), "logit with a half added, clustered by premise", confidence, effect)
+    return _ratio(log, error, len(holds), "logit with a half added, clustered by premise", effect)
 
 
-def ratio_of_odds_ratios(ratio: Ratio, other: Ratio, confidence: float = CONFIDENCE) -> Ratio:
+def ratio_of_odds_ratios(ratio: Ratio, other: Ratio) -> Ratio:
     """One odds ratio over another of independent data; n is the number of rows of both."""
     log = math.log(ratio.value) - math.log(other.value)
     error = math.hypot(ratio.log_error, other.log_error)
-    return _ratio(log, error, ratio.n + other.n, "difference of two independent log odds ratios", confidence)
+    return _ratio(log, error, ratio.n + other.n, "difference of two independent log odds ratios")
 
 
-def _ratio(log: float, error: float, n: int, method: str, confidence: float, effect: float = 1.0) -> Ratio:
-    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
-    return Ratio(math.exp(log), error, n, Interval(math.exp(log - half), math.exp(log + half), confidence), method, effect)
+def _ratio(log: float, error: float, n: int, method: str, effect: float = 1.0) -> Ratio:
+    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
+    return Ratio(math.exp(log), error, n, Interval(math.exp(log - half), math.exp(log + half)), method, effect)
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,11 @@ class Effect:
         varies = self.item_variance if self.num_seeds == 1 else self.seed_variance
         return varies > RESOLUTION**2
 
-    def interval(self, confidence: float = CONFIDENCE) -> Interval | None:
+    def interval(self) -> Interval | None:
         if not self.has_interval:
             return None
-        half = self._half_of_tail((1 - confidence) / 2)
-        return Interval(self.mean - half, self.mean + half, confidence)
+        half = self._half_of_tail((1 - CONFIDENCE) / 2)
+        return Interval(self.mean - half, self.mean + half)
 
     def p_above(self, value: float = 0.0) -> float:
         """One-sided p value against a true mean of at most `value`: the level at which the interval ends there.
@@ -160,10 +160,11 @@ def replicates(seeds: Sequence[int], items: np.ndarray, clusters: np.ndarray, st
         raise ValueError(f"items of shape {items.shape} for {len(seeds)} seeds and {len(clusters)} clusters: none may be empty")
     names, codes = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(codes)
+    of_items = np.unique(strata, return_inverse=True)[1]
     stratum_of = np.empty(len(names), dtype=np.int64)
-    stratum_of[codes] = np.unique(strata, return_inverse=True)[1]
+    stratum_of[codes] = of_items
     # One cluster that lies in two strata would be given to the last.
-    if (stratum_of[codes] != np.unique(strata, return_inverse=True)[1]).any():
+    if (stratum_of[codes] != of_items).any():
         raise ValueError("a cluster lies in two strata; give clusters within strata")
     if (alone := np.bincount(stratum_of).min()) < 2:
         raise UserError(f"a part of the test set has {alone} cluster of items; with less than 2 its variance cannot be known")
@@ -212,7 +213,7 @@ def half_width(seeds: Any, seeds_df: float, items: Any, items_df: float, tail: f
     return np.sqrt(of_seeds + stats.t.isf(tail, items_df) ** 2 * items)
 
 
-def two_level_bootstrap(data: Replicates, *, seed: int, num_samples: int = 4000, confidence: float = CONFIDENCE) -> Interval:
+def two_level_bootstrap(data: Replicates, *, seed: int, num_samples: int = 4000) -> Interval:
     """Percentile interval: seeds drawn outside, clusters of items inside, each with replacement, clusters within strata.
 
     All seeds of a sample see the same items, as in the study. With few seeds it covers too little (see the simulation), so
@@ -228,8 +229,8 @@ def two_level_bootstrap(data: Replicates, *, seed: int, num_samples: int = 4000,
         inside = np.flatnonzero(data.strata == stratum)
         extra[:, inside] = random.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), size=num_samples) - 1
     means = chosen @ data.values + ((chosen @ data.residuals) * extra).sum(axis=1)
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(low), float(high), confidence)
+    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return Interval(float(low), float(high))
 
 
 def paired(treatment: Mapping[int, np.ndarray], control: Mapping[int, np.ndarray]) -> tuple[tuple[int, ...], np.ndarray]:

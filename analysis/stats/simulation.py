@@ -163,16 +163,6 @@ def coverage(scenario: Scenario, num_seeds: int, *, seed: int, num: int = NUM_RE
     return Coverage(scenario.name, num_seeds, seed_sd=seed_sd, **means_of)
 
 
-def runs(scenario: Scenario, num_seeds: int, *, seed: int) -> Replicates:
-    """Treatment minus control of one simulated study, as `judge_claims` takes it: by seed, and by cluster."""
-    control, treatment = (side[0] for side in scenario.draw(num_seeds, 1, np.random.default_rng(seed)))
-    sizes, difference = scenario.sizes, treatment - control
-    num_items = int(sizes.sum())
-    values = difference.sum(axis=-1) / num_items
-    residuals = (difference - values[:, np.newaxis] * sizes) / num_items
-    return Replicates(tuple(range(num_seeds)), values, residuals, sizes, np.zeros(len(sizes), dtype=int), num_items)
-
-
 PAGE = """# Do the intervals cover what they promise?
 
 Made by `python -m analysis.stats.simulation`. Each row is {num} simulated studies: two kinds of training set, paired by

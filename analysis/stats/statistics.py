@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.stats import contingency
 
 CONFIDENCE = 0.95
+"""Of every interval."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Interval:
     low: float
     high: float
     confidence: float = CONFIDENCE
+
+
+def ends(interval: Interval | None) -> tuple[float, float]:
+    """Low and high; NaN where there is no interval."""
+    return (interval.low, interval.high) if interval else (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,10 @@ class RatioEstimate:
     ratio: float
     standard_error: float
 
-    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+    def interval(self) -> Interval:
         """The normal interval of the logarithm, exponentiated."""
-        half = float(stats.norm.ppf(0.5 + _checked(confidence) / 2)) * self.standard_error
-        return Interval(self.ratio * math.exp(-half), self.ratio * math.exp(half), confidence)
+        half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * self.standard_error
+        return Interval(self.ratio * math.exp(-half), self.ratio * math.exp(half))
 
     def over(self, other: RatioEstimate) -> RatioEstimate:
         """This ratio over another, independent one: the variances of the logarithms add up."""
@@ -71,7 +77,7 @@ def odds_ratio(first: tuple[int, int], second: tuple[int, int]) -> RatioEstimate
     return RatioEstimate(with_trait * other_without / (without * other_with), error)
 
 
-def wilson_interval(num_correct: int, num_examples: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(num_correct: int, num_examples: int) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927): where the accuracy on more such items may lie.
 
     Raises ValueError for an empty slice, because the accuracy of nothing is not 0, and for impossible counts.
@@ -80,16 +86,12 @@ def wilson_interval(num_correct: int, num_examples: int, confidence: float = CON
         raise ValueError(f"num_examples={num_examples}: an empty slice has no accuracy; leave the slice out")
     if not 0 <= num_correct <= num_examples:
         raise ValueError(f"num_correct={num_correct} is not between 0 and num_examples={num_examples}")
-    low, high = stats.binomtest(num_correct, num_examples).proportion_ci(_checked(confidence), method="wilson")
-    return Interval(float(low), float(high), confidence)
+    low, high = stats.binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(low), float(high))
 
 
-def ratio_interval(
-    treated: int, num_treated: int, control: int, num_control: int, confidence: float = CONFIDENCE
-) -> Interval | None:
-    """Interval of the ratio of two independent shares (Katz 1978).
-
-    The ratio is treated/num_treated over control/num_control.
+def ratio_interval(treated: int, num_treated: int, control: int, num_control: int) -> Interval | None:
+    """Interval of the ratio of two independent shares, treated/num_treated over control/num_control (Katz 1978).
 
     None when either count is 0: the logarithm that it is built on does not exist there. Raises ValueError for
     an empty group.
@@ -99,18 +101,17 @@ def ratio_interval(
     if treated == 0 or control == 0:
         return None
     ratio = contingency.relative_risk(treated, num_treated, control, num_control)
-    low, high = ratio.confidence_interval(_checked(confidence))
-    return Interval(float(low), float(high), confidence)
+    low, high = ratio.confidence_interval(CONFIDENCE)
+    return Interval(float(low), float(high))
 
 
-def mean_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+def mean_estimate(values: Sequence[float]) -> Estimate:
     """Mean of one value per seed, with Student's t interval for the mean when it can be had.
 
     n=1 has no interval. Neither have values that are all the same: a t interval of width 0 would claim
     certainty from what is often only an accuracy stuck at 0 or 1. Raises ValueError when `values` is empty or
     not finite.
     """
-    _checked(confidence)
     numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("no values: the mean of nothing does not exist; leave the cell out")
@@ -123,11 +124,11 @@ def mean_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     if high - low < 1e-12:
         return Estimate(mean, n, low, high, None, f"no interval (the {n} seeds agree exactly)")
     standard_error = statistics.stdev(numbers) / math.sqrt(n)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * standard_error
-    return Estimate(mean, n, low, high, Interval(mean - half, mean + half, confidence), f"t over {n} seeds")
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * standard_error
+    return Estimate(mean, n, low, high, Interval(mean - half, mean + half), f"t over {n} seeds")
 
 
-def paired_difference(treatment: Mapping[int, float], control: Mapping[int, float], confidence: float = CONFIDENCE) -> Estimate:
+def paired_difference(treatment: Mapping[int, float], control: Mapping[int, float]) -> Estimate:
     """Mean of treatment minus control, paired by seed (both map seed -> accuracy), with its t interval.
 
     Raises ValueError when the two do not have the same seeds: leaving the odd ones out is the caller's
@@ -136,10 +137,4 @@ def paired_difference(treatment: Mapping[int, float], control: Mapping[int, floa
     if treatment.keys() != control.keys():
         odd = sorted(treatment.keys() ^ control.keys())
         raise ValueError(f"seeds {odd} are on one side only; a paired difference needs the same seeds on both")
-    return mean_estimate([treatment[seed] - control[seed] for seed in sorted(treatment)], confidence)
-
-
-def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} is not between 0 and 1; 95 % is 0.95")
-    return confidence
+    return mean_estimate([treatment[seed] - control[seed] for seed in sorted(treatment)])

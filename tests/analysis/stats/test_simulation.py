@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.stats.simulation import HANS_TEMPLATES, MNLI_PREMISES, Coverage, coverage, hans, main, page, runs
+from analysis.stats.intervals import Replicates
+from analysis.stats.simulation import HANS_TEMPLATES, MNLI_PREMISES, Coverage, coverage, hans, main, page
 from analysis.study.claims import Claim, Part
 from analysis.study.verdicts import Judgement, Outcome, judge_claims
 
@@ -55,7 +56,10 @@ def test_seeds_alone_do_not_cover_where_templates_matter() -> None:
 
 def ten_points(num_seeds: int) -> Judgement:
     """100 runs of each kind, 10 points apart, of which the first are judged."""
-    data = runs(hans("", -0.10), 100, seed=2).of(range(num_seeds))
+    control, treatment = (side[0] for side in hans("", -0.10).draw(100, 1, np.random.default_rng(2)))
+    values = (treatment - control).sum(axis=-1) / 5000
+    residuals = (treatment - control - values[:, np.newaxis] * HANS_TEMPLATES) / 5000
+    data = Replicates(tuple(range(100)), values, residuals, HANS_TEMPLATES, np.zeros(25, dtype=int), 5000).of(range(num_seeds))
     (found,) = judge_claims([Claim("less", "It is less.", "", lambda: [Part.of("difference", data, -1)])])
     return found
 
