@@ -6,7 +6,6 @@ make the dose, so that a slope is taken within a seed first and then over seeds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import matplotlib
@@ -19,7 +18,7 @@ from analysis.page import Block, Column, Table
 from analysis.report.figures import DASHES, GRID, PAPER, RC
 from analysis.stats.statistics import mean_estimate
 from analysis.study.series import Series, select
-from analysis.study.tables import ESTIMATE_COLUMNS, accuracy_table
+from analysis.study.tables import accuracy_table, estimate_columns
 from analysis.wording import interval_words, percent, points, starting_point_name, thousands
 from pipelines.errors import UserError
 
@@ -47,10 +46,7 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
         if table.empty or table.shape[1] < 2:
             continue
         per_seed = np.polyfit(table.columns.to_numpy(dtype=float), table.to_numpy().T, 1)[0]
-        fit = mean_estimate(per_seed.tolist())
-        low, high = (fit.interval.low, fit.interval.high) if fit.interval else (math.nan, math.nan)
-        values = (fit.mean, fit.n, fit.low, fit.high, low, high, fit.method)
-        slope = dict(zip(ESTIMATE_COLUMNS, values, strict=True))
+        slope = estimate_columns(mean_estimate(per_seed.tolist()))
         rows.append({**dict(zip(BY, key, strict=True)), **slope, "num_doses": table.shape[1]})
     if not rows:
         raise UserError("no seed has every dose of bias, so there is no slope; run the study again to build what is missing")

@@ -26,6 +26,14 @@ class LabelCount:
     num_rows: int
     num_lexical_overlap: int
 
+    @property
+    def share(self) -> float:
+        return self.num_lexical_overlap / self.num_rows
+
+    @property
+    def with_and_without(self) -> tuple[int, int]:
+        return self.num_lexical_overlap, self.num_rows - self.num_lexical_overlap
+
 
 def count_lexical_overlap(examples: pa.Table) -> dict[str, LabelCount]:
     """Rows and lexical overlaps per label of an examples table, in the order of the labels."""

@@ -14,6 +14,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis.stats.intervals import Effect, Replicates
+from analysis.stats.statistics import ends
 from analysis.study.artifacts import LabelCount, entailment_and_rest, lexical_overlap_counts
 from analysis.study.frame import evaluation_frame
 from analysis.study.items import Responses, load_responses
@@ -51,8 +52,7 @@ class Part:
 
     def in_unit(self) -> tuple[float, float, float]:
         """Estimate and 95 % interval in `unit`: of logarithms their ratio, of shares cut at `bound`; NaN for none."""
-        around = self.effect.interval()
-        low, high = (around.low, around.high) if around else (math.nan, math.nan)
+        low, high = ends(self.effect.interval())
         if self.unit == "ratio":
             return math.exp(self.effect.mean), math.exp(low), math.exp(high)
         # NaN stays: it is not beyond any bound.
@@ -285,9 +285,8 @@ def _overlap_parts(synthetic: Mapping[str, LabelCount], original: Mapping[str, L
         share, variance = 0.0, 0.0
         for label in labels:
             count = counts[label]
-            of_label = count.num_lexical_overlap / count.num_rows
-            share += of_label / len(labels)
-            variance += of_label * (1 - of_label) / count.num_rows / len(labels) ** 2
+            share += count.share / len(labels)
+            variance += count.share * (1 - count.share) / count.num_rows / len(labels) ** 2
         if share == 0:
             raise UserError("one side has no lexical overlap at all, so there is no ratio")
         sides.append((math.log(share), variance / share**2))
@@ -297,9 +296,7 @@ def _overlap_parts(synthetic: Mapping[str, LabelCount], original: Mapping[str, L
         count, base = synthetic[label], original[label]
         if not (count.num_lexical_overlap and base.num_lexical_overlap):
             raise UserError(f"no {label} with lexical overlap on one side, so there is no ratio")
-        above, below = (
-            (math.log(c.num_lexical_overlap / c.num_rows), 1 / c.num_lexical_overlap - 1 / c.num_rows) for c in (count, base)
-        )
+        above, below = ((math.log(c.share), 1 / c.num_lexical_overlap - 1 / c.num_rows) for c in (count, base))
         parts.append(_ratio_part(f"{label}, synthetic : original", above, below, count.num_rows + base.num_rows))
     return parts
 
@@ -311,7 +308,7 @@ def _ratio_part(name: str, above: tuple[float, float], below: tuple[float, float
 def _association_part(synthetic: Mapping[str, LabelCount], original: Mapping[str, LabelCount]) -> Part:
     """The ratio of the odds ratios of overlap and entailment; an odds ratio, unlike a correlation, leaves the base rate out."""
     for counts in (synthetic, original):
-        if not all(cell for group in entailment_and_rest(counts) for cell in _with_and_without(group)):
+        if not all(cell for group in entailment_and_rest(counts) for cell in group.with_and_without):
             raise UserError("a label without any, or with nothing but lexical overlap has no odds ratio")
     ratio = entailment_odds_ratio(synthetic).over(entailment_odds_ratio(original))
     num = sum(count.num_rows for counts in (synthetic, original) for count in counts.values())
@@ -319,14 +316,10 @@ def _association_part(synthetic: Mapping[str, LabelCount], original: Mapping[str
     return Part("odds ratio of overlap and entailment, synthetic : original", effect, 1, "ratio")
 
 
-def _with_and_without(count: LabelCount) -> tuple[int, int]:
-    return count.num_lexical_overlap, count.num_rows - count.num_lexical_overlap
-
-
 def _association_note(synthetic: Mapping[str, LabelCount], original: Mapping[str, LabelCount]) -> list[str]:
     words = []
     for name, counts in (("synthetic", synthetic), ("original", original)):
-        (a, b), (c, d) = map(_with_and_without, entailment_and_rest(counts))
+        (a, b), (c, d) = (group.with_and_without for group in entailment_and_rest(counts))
         phi = (a * d - b * c) / math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
         words.append(
             f"{name}: odds ratio {a * d / (b * c):.1f}, correlation {phi:.3f}, P(entailment | overlap) {a / (a + c):.3f}"

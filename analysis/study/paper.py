@@ -6,6 +6,7 @@ number is from. The paper has one run a cell: its points have a reading toleranc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 import analysis
-from analysis.stats.statistics import ratio_interval, wilson_interval
+from analysis.stats.statistics import ends, ratio_interval, wilson_interval
 from analysis.study.artifacts import LabelCount
 from analysis.study.frame import CELL, DTYPES, KEY
 from analysis.study.tables import accuracy_table
@@ -49,16 +50,8 @@ def figure1() -> pd.DataFrame:
     """The paper's Figure 1 as a frame: `KEY` (its one run is seed 0), accuracy and tolerance, shares from 0 to 1."""
     read = pd.read_csv(REFERENCE / "figure1.csv")
     places = pd.DataFrame(read["metric"].map(METRICS).tolist(), columns=["set", "slice", "num_labels", "folding"])
-    frame = pd.concat(
-        [
-            read.rename(columns={"training_kind": "kind", "training_size": "size"})[list(CELL)],
-            places,
-            read[["accuracy", "tolerance"]],
-        ],
-        axis=1,
-    ).assign(seed=0)
-    columns = [*KEY, "accuracy", "tolerance"]
-    typed = frame[columns].astype({name: DTYPES[name] for name in (*KEY, "accuracy")})
+    frame = read.rename(columns={"training_kind": "kind", "training_size": "size"}).join(places).assign(seed=0)
+    typed = frame[[*KEY, "accuracy", "tolerance"]].astype({name: DTYPES[name] for name in (*KEY, "accuracy")})
     return typed.sort_values(list(KEY), ignore_index=True)
 
 
@@ -131,26 +124,26 @@ def table1_beside(counts: Mapping[str, Mapping[str, LabelCount]]) -> pd.DataFram
             ours = of_dataset[label]
             if ours.num_rows == 0:
                 raise UserError(f"no {label} examples in the {dataset} data; an empty slice has no share")
-            share, paper_share = ours.num_lexical_overlap / ours.num_rows, theirs.num_lexical_overlap / theirs.num_rows
             around = wilson_interval(ours.num_lexical_overlap, ours.num_rows)
             ratio = ratio_interval(ours.num_lexical_overlap, ours.num_rows, theirs.num_lexical_overlap, theirs.num_rows)
+            ratio_low, ratio_high = ends(ratio)
             rows.append(
                 {
                     "dataset": dataset,
                     "label": label,
                     "count": ours.num_rows,
                     "num_lexical_overlap": ours.num_lexical_overlap,
-                    "share": share,
+                    "share": ours.share,
                     "paper_count": theirs.num_rows,
                     "paper_num_lexical_overlap": theirs.num_lexical_overlap,
-                    "paper_share": paper_share,
-                    "scaled": share * theirs.num_rows,
+                    "paper_share": theirs.share,
+                    "scaled": ours.share * theirs.num_rows,
                     "scaled_low": around.low * theirs.num_rows,
                     "scaled_high": around.high * theirs.num_rows,
-                    "difference": share * theirs.num_rows - theirs.num_lexical_overlap,
-                    "ratio": share / paper_share if ratio else float("nan"),
-                    "ratio_low": ratio.low if ratio else float("nan"),
-                    "ratio_high": ratio.high if ratio else float("nan"),
+                    "difference": ours.share * theirs.num_rows - theirs.num_lexical_overlap,
+                    "ratio": ours.share / theirs.share if ratio else math.nan,
+                    "ratio_low": ratio_low,
+                    "ratio_high": ratio_high,
                 }
             )
     return pd.DataFrame(rows)

@@ -7,6 +7,7 @@ than the difference is large, no number of seeds is enough, and that is said.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis.stats.intervals import Effect, half_width
-from analysis.stats.statistics import Interval
+from analysis.stats.statistics import Interval, ends
 from analysis.study.claims import Evidence
 from pipelines.errors import UserError
 
@@ -74,24 +75,21 @@ class Variance:
         sides = [float(stats.t.cdf((margin + way * effect) / error - critical, df)) for way in (-1, 1)]
         return max(0.0, sum(sides) - 1)
 
-    def seeds_for(self, effect: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-        """The fewest seeds that see `effect` with `power`; None if not even MOST_SEEDS do."""
-        return fewest(lambda num_seeds: self.power(num_seeds, effect, alpha) >= power)
+    def seeds_for(self, effect: float, alpha: float = ALPHA) -> int | None:
+        """The fewest seeds that see `effect` with a chance of POWER; None if not even MOST_SEEDS do."""
+        return fewest(lambda num_seeds: self.power(num_seeds, effect, alpha) >= POWER)
 
-    def seeds_for_equivalence(self, effect: float, margin: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-        """The fewest seeds that find `effect` to lie within ±`margin` with `power`; None if not even MOST_SEEDS do."""
-        return fewest(lambda num_seeds: self.equivalence_power(num_seeds, effect, margin, alpha) >= power)
+    def seeds_for_equivalence(self, effect: float, margin: float, alpha: float = ALPHA) -> int | None:
+        """The fewest seeds that find `effect` to lie within ±`margin`; None if not even MOST_SEEDS do."""
+        return fewest(lambda num_seeds: self.equivalence_power(num_seeds, effect, margin, alpha) >= POWER)
 
-    def detectable(self, num_seeds: int, alpha: float = ALPHA, power: float = POWER) -> float:
-        """The smallest difference (a share, 0..1) that `num_seeds` see with `power`. Raises UserError for fewer than 2."""
+    def detectable(self, num_seeds: int) -> float:
+        """The smallest difference (a share, 0..1) that `num_seeds` see. Raises UserError for fewer than 2."""
         if num_seeds < 2:
             raise UserError(f"num_seeds={num_seeds}: a difference between trainings needs at least 2 seeds")
-        error, _, critical = self._at(num_seeds, alpha / 2)
-        return float(
-            optimize.brentq(
-                lambda effect: self.power(num_seeds, effect, alpha) - power, 0.0, error * (critical + 20), xtol=1e-9
-            )
-        )
+        error, _, critical = self._at(num_seeds, ALPHA / 2)
+        most = error * (critical + 20)
+        return float(optimize.brentq(lambda effect: self.power(num_seeds, effect) - POWER, 0.0, most, xtol=1e-9))
 
     def _at(self, num_seeds: int, tail: float) -> tuple[float, float, float]:
         """Standard error, its degrees of freedom (Satterthwaite 1946) and the critical value in standard errors."""
@@ -102,15 +100,9 @@ class Variance:
         return math.sqrt(variance), df, half / math.sqrt(variance)
 
 
-def fewest(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | None:
-    """The smallest number of seeds from 2 to `most` that is enough, more being enough, too; None if `most` is not."""
-    if not is_enough(most):
-        return None
-    low, high = 1, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+def fewest(is_enough: Callable[[int], bool]) -> int | None:
+    """The smallest number of seeds, of 2 or more, that is enough, more being enough, too; None if MOST_SEEDS are not."""
+    return bisect_left(range(MOST_SEEDS), True, lo=2, key=is_enough) if is_enough(MOST_SEEDS) else None
 
 
 def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
@@ -140,13 +132,13 @@ def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFF
     """
     rows = []
     for variance in variances:
-        around = variance.seed_sd_interval()
+        low, high = ends(variance.seed_sd_interval())
         row = {
             "metric": variance.metric,
             "num_seeds": variance.num_seeds,
             "seed_sd": math.sqrt(variance.seed_variance),
-            "seed_sd_low": around.low if around else math.nan,
-            "seed_sd_high": around.high if around else math.nan,
+            "seed_sd_low": low,
+            "seed_sd_high": high,
             "item_error": math.sqrt(variance.item_variance),
         }
         rows.append(row | {f"seeds_for_{effect:g}": variance.seeds_for(effect) for effect in effects})

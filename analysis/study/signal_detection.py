@@ -12,7 +12,6 @@ share of 0 or 1 has a finite z.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.stats.intervals import Replicates
+from analysis.stats.statistics import ends
 from analysis.study.frame import CELL
 from analysis.study.items import Responses
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT
@@ -57,10 +57,8 @@ def signal_table(responses: Responses, test_set: str) -> pd.DataFrame:
             row: dict[str, Any] = {**dict(zip(CELL, cell, strict=True)), "slice": slice_name}
             for measure, by_seed in signal_detection(responses, test_set, *cell, slice_name).items():
                 effect = by_seed.effect()
-                around = effect.interval()
                 row |= {"num_seeds": effect.num_seeds, "num_items": effect.num_items, measure: effect.mean}
-                row[f"{measure}_low"] = around.low if around else math.nan
-                row[f"{measure}_high"] = around.high if around else math.nan
+                row[f"{measure}_low"], row[f"{measure}_high"] = ends(effect.interval())
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -5,6 +5,7 @@ Accuracies and shares are 0..1 here; the report writes them in percent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 from analysis.stats.statistics import (
     Estimate,
     RatioEstimate,
+    ends,
     mean_estimate,
     odds_ratio,
     paired_difference,
@@ -46,26 +48,27 @@ def lexical_overlap_table(original: Mapping[str, LabelCount], synthetic: Mapping
             count, base = counts[label], original[label]
             if count.num_rows == 0 or base.num_rows == 0:
                 raise UserError(f"no {label} examples in the {dataset} data; an empty slice has no share")
-            share = count.num_lexical_overlap / count.num_rows
-            interval = wilson_interval(count.num_lexical_overlap, count.num_rows)
-            row: dict[str, Any] = {
-                "dataset": dataset,
-                "label": label,
-                "count": count.num_rows,
-                "num_lexical_overlap": count.num_lexical_overlap,
-                "share": share,
-                "share_low": interval.low,
-                "share_high": interval.high,
-                "ratio": float("nan"),
-                "ratio_low": float("nan"),
-                "ratio_high": float("nan"),
-            }
+            share_low, share_high = ends(wilson_interval(count.num_lexical_overlap, count.num_rows))
+            ratio = ratio_low = ratio_high = math.nan
             if dataset == "synthetic" and base.num_lexical_overlap:
-                row["ratio"] = share / (base.num_lexical_overlap / base.num_rows)
-                around = ratio_interval(count.num_lexical_overlap, count.num_rows, base.num_lexical_overlap, base.num_rows)
-                if around is not None:
-                    row["ratio_low"], row["ratio_high"] = around.low, around.high
-            rows.append(row)
+                ratio = count.share / base.share
+                ratio_low, ratio_high = ends(
+                    ratio_interval(count.num_lexical_overlap, count.num_rows, base.num_lexical_overlap, base.num_rows)
+                )
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "label": label,
+                    "count": count.num_rows,
+                    "num_lexical_overlap": count.num_lexical_overlap,
+                    "share": count.share,
+                    "share_low": share_low,
+                    "share_high": share_high,
+                    "ratio": ratio,
+                    "ratio_low": ratio_low,
+                    "ratio_high": ratio_high,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -77,8 +80,7 @@ def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
     groups = entailment_and_rest(counts)
     if not all(group.num_rows for group in groups):
         raise UserError(f"labels {sorted(counts)}: an odds ratio needs examples of entailment and of something else")
-    entailment, rest = ((group.num_lexical_overlap, group.num_rows - group.num_lexical_overlap) for group in groups)
-    return odds_ratio(entailment, rest)
+    return odds_ratio(*(group.with_and_without for group in groups))
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +100,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
             estimate = Estimate(accuracy, 1, accuracy, accuracy, around, method)
         else:
             estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
-        rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate)})
+        rows.append({**dict(zip(by, key, strict=True)), **estimate_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
     return table.astype({"kind": frame["kind"].dtype})
 
@@ -129,7 +131,7 @@ def difference_table(
         averages = [{seed: sum(side[seed].values()) / len(sizes) for seed in seeds} for side in complete]
         estimate = _cut(paired_difference(averages[0], averages[1]), -1.0, 1.0)
         left_out = len((sides[0].keys() | sides[1].keys()) - seeds)
-        rows.append({**dict(zip(by, key, strict=True)), **_columns(estimate), "left_out": left_out})
+        rows.append({**dict(zip(by, key, strict=True)), **estimate_columns(estimate), "left_out": left_out})
     if not rows:
         raise UserError(f"no seed has both {treatment} and {control} in any cell; a paired difference needs both")
     return pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
@@ -149,7 +151,7 @@ def folding_table(frame: pd.DataFrame) -> pd.DataFrame:
             continue
         estimate = _cut(paired_difference(sides["summed"].to_dict(), sides["argmax"].to_dict()), -1.0, 1.0)
         means = {folding: float(sides[folding].mean()) for folding in FOLDINGS}
-        rows.append({**dict(zip(by, key, strict=True)), **means, **_columns(estimate)})
+        rows.append({**dict(zip(by, key, strict=True)), **means, **estimate_columns(estimate)})
     return pd.DataFrame(rows, columns=[*by, *FOLDINGS, *ESTIMATE_COLUMNS]).astype({"kind": frame["kind"].dtype})
 
 
@@ -174,14 +176,7 @@ def _groups(frame: pd.DataFrame, by: list[str]) -> Any:
     return frame.groupby(by, observed=True, sort=True)
 
 
-def _columns(estimate: Estimate) -> dict[str, Any]:
-    around = estimate.interval
-    return {
-        "mean": estimate.mean,
-        "n": estimate.n,
-        "low": estimate.low,
-        "high": estimate.high,
-        "interval_low": around.low if around else float("nan"),
-        "interval_high": around.high if around else float("nan"),
-        "method": estimate.method,
-    }
+def estimate_columns(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as a row's ESTIMATE_COLUMNS; no interval is NaN."""
+    values = (estimate.mean, estimate.n, estimate.low, estimate.high, *ends(estimate.interval), estimate.method)
+    return dict(zip(ESTIMATE_COLUMNS, values, strict=True))
