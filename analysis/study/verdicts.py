@@ -27,7 +27,7 @@ import pandas as pd
 from analysis.stats.hypotheses import benjamini_hochberg, equivalence, holm, sign_flip
 from analysis.study.claims import UNDERTRAINED, Claim, Evidence, Part, claims, load_evidence
 from analysis.study.power import ALPHA, Variance
-from analysis.wording import points, points_range
+from analysis.wording import estimate_words, range_words
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 
@@ -57,23 +57,23 @@ class Judgement:
     name: str
     statement: str
     paper: str
-    verdict: Outcome
-    estimate: float
-    low: float
-    high: float
-    unit: str
-    num_seeds: int
-    num_items: int
-    test: str
-    p: float
-    p_adjusted: float
-    p_sign_flip: float
-    num_claims: int
-    margin: float
-    settling_seeds: int | None
-    settling_cost: float | None
-    parts: tuple[Mapping[str, Any], ...]
-    notes: tuple[str, ...]
+    verdict: Outcome = Outcome.CANNOT_TELL
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    unit: str = "share"
+    num_seeds: int = 0
+    num_items: int = 0
+    test: str = "none"
+    p: float = math.nan
+    p_adjusted: float = math.nan
+    p_sign_flip: float = math.nan
+    num_claims: int = 0
+    margin: float = MARGIN
+    settling_seeds: int | None = None
+    settling_cost: float | None = None
+    parts: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def judge(
@@ -84,7 +84,6 @@ def judge(
     undertrained: int = UNDERTRAINED,
     cost_per_seed: float | None = None,
     partial: bool = False,
-    alpha: float = ALPHA,
 ) -> list[Judgement]:
     """Judge every claim by a study's results.
 
@@ -97,7 +96,6 @@ def judge(
         margin=margin,
         undertrained=undertrained,
         cost_per_seed=cost_per_seed,
-        alpha=alpha,
     )
 
 
@@ -107,14 +105,12 @@ def judge_evidence(
     margin: float = MARGIN,
     undertrained: int = UNDERTRAINED,
     cost_per_seed: float | None = None,
-    alpha: float = ALPHA,
 ) -> list[Judgement]:
     """Judge every claim as `judge` does, from what is already loaded."""
     return judge_claims(
         claims(evidence, undertrained=undertrained),
         margin=margin,
         cost_per_seed=cost_per_seed,
-        alpha=alpha,
         notes=(*evidence.responses.notes, *_missing_note(evidence.responses.missing)),
     )
 
@@ -124,7 +120,6 @@ def judge_claims(
     *,
     margin: float = MARGIN,
     cost_per_seed: float | None = None,
-    alpha: float = ALPHA,
     notes: Sequence[str] = (),
 ) -> list[Judgement]:
     """Judge a family of claims together. Raises ValueError for a margin that is not above 0, or claims of the same name."""
@@ -136,7 +131,7 @@ def judge_claims(
     adjusted = holm([reading.p for reading in readings])
     num_tested = sum(not math.isnan(p) for p in adjusted)
     return [
-        _conclude(claim, reading, p, margin, alpha, num_tested, cost_per_seed, notes)
+        _conclude(claim, reading, p, margin, num_tested, cost_per_seed, notes)
         for claim, reading, p in zip(family, readings, adjusted, strict=True)
     ]
 
@@ -153,32 +148,21 @@ def judgement_table(judgements: Sequence[Judgement]) -> pd.DataFrame:
     return table.astype({"settling_seeds": "Int64", "settling_cost": "float64"})
 
 
-def subcase_table(evidence: Evidence, treatment: str = "synthetic", control: str = "original") -> pd.DataFrame:
-    """The difference per subcase of the blindspot set, over all starting points and sizes.
+def subcase_table(evidence: Evidence) -> pd.DataFrame:
+    """Synthetic minus original per subcase of the blindspot set, over all starting points and sizes.
 
     Columns: subcase, mean, low, high, num_seeds, num_items, p (two-sided), q (Benjamini and Hochberg over the subcases). A
     subcase of one template has its items as clusters, so that its interval says nothing of other templates; `clusters` counts
     them. With one seed p is NaN.
     """
     items = evidence.responses.items[evidence.blindspot_set]
-    rows: list[dict[str, Any]] = []
+    rows = []
     for subcase in sorted(set(items.subcases) - {""}):
-        data = evidence.blindspot(treatment, control, evidence.starting_sizes, slice_name=f"subcase/{subcase}")
+        data = evidence.blindspot("synthetic", "original", evidence.starting_sizes, slice_name=f"subcase/{subcase}")
         part = Part.of(subcase, data, 0)
-        effect, (mean, low, high) = part.effect, part.in_unit()
+        effect = part.effect
         p = math.nan if effect.num_seeds == 1 else 2 * min(effect.p_above(), effect.p_below())
-        rows.append(
-            {
-                "subcase": subcase,
-                "mean": mean,
-                "low": low,
-                "high": high,
-                "num_seeds": effect.num_seeds,
-                "num_items": effect.num_items,
-                "clusters": data.num_clusters,
-                "p": p,
-            }
-        )
+        rows.append([subcase, *part.in_unit(), effect.num_seeds, effect.num_items, data.num_clusters, p])
     table = pd.DataFrame(rows, columns=["subcase", "mean", "low", "high", "num_seeds", "num_items", "clusters", "p"])
     return table.assign(q=benjamini_hochberg(table["p"].tolist()))
 
@@ -213,7 +197,7 @@ def _read(claim: Claim, margin: float) -> _Reading:
     if first.sign == 0:
         beyond = min(first.effect.p_above(margin), first.effect.p_below(-margin))
         return _Reading(parts, p_for=equivalence(first.effect, margin), p_against=min(1.0, 2 * beyond), notes=notes)
-    tails = [part.effect.p_above() if part.sign > 0 else part.effect.p_below() for part in parts]
+    tails = [_tail(part) for part in parts]
     return _Reading(
         parts,
         p_for=min(1.0, max(2 * tail for tail in tails)),
@@ -232,32 +216,29 @@ def _conclude(
     reading: _Reading,
     adjusted: float,
     margin: float,
-    alpha: float,
     num_tested: int,
     cost_per_seed: float | None,
     shared_notes: Sequence[str],
 ) -> Judgement:
     notes = [*([reading.why_not] if reading.why_not else []), *reading.notes]
     if not reading.parts:
-        nan = math.nan
         return Judgement(
-            claim.name, claim.statement, claim.paper, Outcome.CANNOT_TELL, nan, nan, nan, "share", 0, 0, "none",
-            nan, nan, nan, num_tested, margin, None, None, (), (*notes, *shared_notes),
-        )  # fmt: skip
+            claim.name, claim.statement, claim.paper, num_claims=num_tested, margin=margin, notes=(*notes, *shared_notes)
+        )
     first = reading.parts[0]
     verdict, p, test = Outcome.CANNOT_TELL, reading.p, _test_name(reading, margin)
-    if adjusted <= alpha:
+    if adjusted <= ALPHA:
         positive = Outcome.EQUIVALENT if first.sign == 0 else Outcome.SUPPORTED
         verdict = positive if reading.p_for <= reading.p_against else Outcome.REFUTED
-    elif num_tested * reading.p_equivalent <= alpha:
+    elif num_tested * reading.p_equivalent <= ALPHA:
         # Bonferroni: this second look comes after Holm's first.
         p, adjusted = reading.p_equivalent, num_tested * reading.p_equivalent
         verdict, test = Outcome.EQUIVALENT, f"two one-sided tests, margin {_margin_words(first, margin)}"
     if verdict != Outcome.SUPPORTED and len(reading.parts) > 1 and not reading.why_not:
-        notes += [f"not as claimed: {part.name} {_signed(part)}" for part in reading.parts if not _has_its_sign(part, alpha)]
+        notes += [f"not as claimed: {part.name} {_signed(part)}" for part in reading.parts if _tail(part) > ALPHA / 2]
     settling = None
     if verdict == Outcome.CANNOT_TELL and not reading.why_not:
-        settling = _settling_seeds(reading.parts, margin, alpha / num_tested)
+        settling = _settling_seeds(reading.parts, margin, ALPHA / num_tested)
         if settling is None and first.is_of_training:
             notes.append("no number of seeds would settle it, were the estimate the truth")
     estimate, low, high = first.in_unit()
@@ -301,16 +282,15 @@ def _margin_words(part: Part, margin: float) -> str:
     return f"±{100 * margin:g} points" if part.unit == "share" else f"a factor of {math.exp(RATIO_MARGIN):g}"
 
 
-def _has_its_sign(part: Part, alpha: float) -> bool:
-    return (part.effect.p_above() if part.sign > 0 else part.effect.p_below()) <= alpha / 2
+def _tail(part: Part) -> float:
+    """One-sided p value of the claimed sign."""
+    return part.effect.p_above() if part.sign > 0 else part.effect.p_below()
 
 
 def _signed(part: Part) -> str:
     """A part's estimate and interval in words."""
-    row = _part_row(part)
-    if part.unit == "ratio":
-        return f"×{row['estimate']:.2f} [×{row['low']:.2f}, ×{row['high']:.2f}]"
-    return f"{points(row['estimate'])} {points_range(row['low'], row['high'])}"
+    estimate, low, high = part.in_unit()
+    return f"{estimate_words(estimate, part.unit)} {range_words(low, high, part.unit)}"
 
 
 def _part_row(part: Part) -> dict[str, Any]:
