@@ -7,15 +7,15 @@ make the dose, so that a slope is taken within a seed first and then over seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.page import Block, Column, Table
-from analysis.report.figures import DASHES, GRID, PAPER, RC
+from analysis.report.figures import DASHES, RC
 from analysis.stats.statistics import mean_estimate
 from analysis.study.series import Series, select
 from analysis.study.tables import accuracy_table, estimate_columns
@@ -107,25 +107,22 @@ def dose_figure(frame: pd.DataFrame, series: Sequence[Series]) -> Figure:
     doses = frame[frame["bias"].notna()]
     starts, sizes = sorted(doses["starting_size"].unique()), sorted(doses["size"].unique())
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(max(5.2, 3.35 * len(starts) + 0.5), 4.2), facecolor=PAPER, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=(max(5.2, 3.35 * len(starts) + 0.5), 4.2), layout="constrained")
         panels = figure.subplots(1, len(starts), sharey=True, squeeze=False)[0]
         for axes, start in zip(panels, starts, strict=True):
             for test, dashes in zip(series, DASHES, strict=False):
                 for size, colour in zip(sizes, INK_OF_SIZES, strict=False):
                     cell = select(doses[(doses["starting_size"] == start) & (doses["size"] == size)], test)
                     by_dose = cell.groupby("bias")["accuracy"].agg(["mean", "min", "max"])
+                    line: dict[str, Any] = {"color": colour, "linestyle": dashes, "marker": "o", "markersize": 4}
                     label = f"{test.name}, {thousands(int(size))} examples"
-                    axes.plot(
-                        by_dose.index, by_dose["mean"], color=colour, linestyle=dashes, marker="o", markersize=4, label=label
-                    )
+                    axes.plot(by_dose.index, by_dose["mean"], label=label, **line)
                     axes.vlines(by_dose.index, by_dose["min"], by_dose["max"], color=colour, linewidth=1.1, alpha=0.75)
-            axes.set_title(f"Start: {starting_point_name(int(start))}", fontsize=10, loc="left", fontweight="bold")
+            axes.set_title(f"Start: {starting_point_name(int(start))}")
             axes.set_xlabel("bias of the training set")
             axes.set_ylim(0, 1)
-            axes.grid(axis="y", color=GRID, linewidth=0.8)
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", linewidth=0.8)
         panels[0].set_ylabel("accuracy")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=min(2, len(starts)), frameon=False, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower left", ncols=min(2, len(starts)), fontsize=8)
     return figure

@@ -17,7 +17,6 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -42,6 +41,7 @@ INK, MUTED, GRID, PAPER = "#1a1c20", "#5c6068", "#e3e5e9", "#fefefe"
 RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
+    "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -51,6 +51,13 @@ RC: dict[Any, Any] = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 10,
+    "grid.color": GRID,
+    "legend.frameon": False,
     # Text stays text: it can be searched and read aloud, and the file holds no glyph twice.
     "svg.fonttype": "none",
     # The same numbers give the same bytes.
@@ -78,40 +85,14 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
             raise ValueError(f"no rows of {test.set} / {test.slice} with {test.num_labels} labels; draw another slice")
     sizes = sorted({0, *means["size"]})
     positions, to_scale = _positions(sizes)
-    columns = min(3, len(starting_sizes))
-    rows = math.ceil(len(starting_sizes) / columns)
+    labels = "training examples" + ("" if to_scale else " (spacing not to scale)"), "accuracy"
     with matplotlib.rc_context(RC):
-        legend_height = 0.78
-        height = 2.75 * rows + legend_height + 0.35
-        figure = Figure(figsize=(max(7.8, 3.35 * columns + 0.5), height), facecolor=PAPER)
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for index, axes in enumerate(grid.flat):
-            if index >= len(starting_sizes):
-                axes.set_axis_off()
-                continue
-            panel = means[means["starting_size"] == starting_sizes[index]]
-            _draw_panel(axes, panel, series, sizes, positions)
-            axes.set_title(
-                f"Start: {starting_point_name(int(starting_sizes[index]))}",
-                fontsize=10,
-                loc="left",
-                fontweight="bold",
-            )
-            last_row = index + columns >= len(starting_sizes)
-            if last_row:
-                axes.set_xlabel("training examples" + ("" if to_scale else " (spacing not to scale)"))
-            if index % columns == 0:
-                axes.set_ylabel("accuracy")
+        inches: dict[str, Any] = {"row_height": 2.75, "legend": 0.78, "title": 0.28, "margins": 0.35}
+        figure, panels = _panels(len(starting_sizes), labels, **inches, sharey=True, hspace=0.36, wspace=0.09)
+        for axes, start in zip(panels, starting_sizes, strict=True):
+            _draw_panel(axes, means[means["starting_size"] == start], series, sizes, positions)
+            axes.set_title(f"Start: {starting_point_name(int(start))}")
         _draw_legends(figure, series)
-        figure.subplots_adjust(
-            left=0.72 / figure.get_figwidth(),
-            right=1 - 0.18 / figure.get_figwidth(),
-            top=1 - (legend_height + 0.28) / height,
-            bottom=0.52 / height,
-            hspace=0.36,
-            wspace=0.09,
-        )
     return figure
 
 
@@ -126,10 +107,7 @@ def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Fi
         raise ValueError("no cell has both kinds, so there is no difference to draw")
     num_rows = max(len(rows) for _, rows in panels)
     with matplotlib.rc_context(RC):
-        figure = Figure(
-            figsize=(max(7.8, 3.1 * len(panels) + 1.4), 0.3 * num_rows + 1.3), facecolor=PAPER, layout="constrained"
-        )
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=(max(7.8, 3.1 * len(panels) + 1.4), 0.3 * num_rows + 1.3), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(rows) for _, rows in panels}) == 1)[0]
         for axes, (test, rows) in zip(grid, panels, strict=True):
             names = [
@@ -144,10 +122,10 @@ def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Fi
             )
             axes.set_yticks(y, names)
             axes.yaxis.set_inverted(True)
-            axes.set_title(test.name, fontsize=9, loc="left", fontweight="bold", wrap=True)
+            axes.set_title(test.name, fontsize=9, wrap=True)
             axes.set_xlabel("points")
-            axes.grid(axis="x", color=GRID, linewidth=0.6)
-            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.grid(axis="x", linewidth=0.6)
+            axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
     return figure
 
@@ -164,34 +142,19 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     panels += [(KIND_NAMES[kind], models[models["kind"] == kind]) for kind in KIND_STYLES]
     panels.append(("Doses of bias", models[~models["kind"].isin(KIND_STYLES)]))
     panels = [(name, panel) for name, panel in panels if not panel.empty]
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(RC):
-        height = 2.3 * rows + 0.5
-        figure = Figure(figsize=(max(7.8, 3.35 * columns + 0.5), height), facecolor=PAPER)
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for index, (axes, (name, panel)) in enumerate(zip(grid.flat, panels, strict=False)):
+        inches: dict[str, Any] = {"row_height": 2.3, "legend": 0.0, "title": 0.32, "margins": 0.5}
+        figure, grid = _panels(len(panels), ("share of the steps", "loss"), **inches, hspace=0.42, wspace=0.16)
+        for axes, (name, panel) in zip(grid, panels, strict=True):
             kinds = set(panel["kind"].dropna())
             colour = KIND_STYLES.get(kinds.pop() if len(kinds) == 1 else "", (INK, ""))[0]
             for _, curve in panel.groupby("slug"):
                 curve = curve.iloc[:: max(1, len(curve) // CURVE_POINTS)]
                 axes.plot(curve["step"] / curve["step"].max(), curve["loss"], color=colour, linewidth=0.8, alpha=0.7)
-            axes.set_title(f"{name} ({panel['slug'].nunique()})", fontsize=10, loc="left", fontweight="bold")
-            axes.grid(color=GRID, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_title(f"{name} ({panel['slug'].nunique()})")
+            axes.grid(linewidth=0.6)
             axes.set_xlim(0, 1)
             axes.set_ylim(bottom=0)
-            if index + columns >= len(panels):
-                axes.set_xlabel("share of the steps")
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        for axes in grid[:, 0]:
-            axes.set_ylabel("loss")
-        figure.subplots_adjust(
-            left=0.72 / figure.get_figwidth(), right=1 - 0.18 / figure.get_figwidth(), top=1 - 0.32 / height,
-            bottom=0.52 / height, hspace=0.42, wspace=0.16,
-        )  # fmt: skip
     return figure
 
 
@@ -224,8 +187,37 @@ def inline_svg(svg: str, label: str) -> str:
 def _save(figure: Figure, file_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(RC):
-        figure.savefig(buffer, format=file_format, facecolor=figure.get_facecolor(), **options)
+        figure.savefig(buffer, format=file_format, **options)
     return buffer.getvalue()
+
+
+def _panels(
+    num: int,
+    labels: tuple[str, str],
+    *,
+    row_height: float,
+    legend: float,
+    title: float,
+    margins: float,
+    sharey: bool = False,
+    **spaces: float,
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its first `num` panels, three a row, with `labels` below and left of them; heights are in inches."""
+    columns = min(3, num)
+    rows = math.ceil(num / columns)
+    width, height = max(7.8, 3.35 * columns + 0.5), row_height * rows + legend + margins
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
+    for axes in grid.flat[num - columns : num]:
+        axes.set_xlabel(labels[0])
+    for axes in grid[:, 0]:
+        axes.set_ylabel(labels[1])
+    for axes in grid.flat[num:]:
+        axes.set_axis_off()
+    figure.subplots_adjust(
+        left=0.72 / width, right=1 - 0.18 / width, top=1 - (legend + title) / height, bottom=0.52 / height, **spaces
+    )
+    return figure, list(grid.flat[:num])
 
 
 def _positions(sizes: Sequence[int]) -> tuple[dict[int, float], bool]:
@@ -238,12 +230,9 @@ def _positions(sizes: Sequence[int]) -> tuple[dict[int, float], bool]:
 
 
 def _draw_panel(
-    axes: Axes,
-    panel: pd.DataFrame,
-    series: Sequence[Series],
-    sizes: Sequence[int],
-    positions: dict[int, float],
+    axes: Axes, panel: pd.DataFrame, series: Sequence[Series], sizes: Sequence[int], positions: dict[int, float]
 ) -> None:
+    edge: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.6, "clip_on": False}
     for test, dashes in zip(series, DASHES, strict=False):
         rows = select(panel, test)
         start = rows[rows["kind"] == "none"]
@@ -259,64 +248,35 @@ def _draw_panel(
             offset = [0.0 if size == 0 else (shift - 1) * 0.016 for size in points.index]
             x = [positions[size] + moved for size, moved in zip(points.index, offset, strict=True)]
             y = points["accuracy"].to_numpy(dtype=float)
-            axes.plot(
-                x,
-                y,
-                color=colour,
-                linestyle=dashes,
-                marker=marker,
-                markersize=5.2,
-                linewidth=1.5,
-                markeredgecolor=PAPER,
-                markeredgewidth=0.6,
-                label=f"{KIND_NAMES[kind]} | {test.name}",
-                clip_on=False,
-                zorder=3,
-            )
-            low, high = points["low"].to_numpy(dtype=float), points["high"].to_numpy(dtype=float)
-            axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=1.6, alpha=0.75, zorder=2)
-            if "interval_low" in points:
-                low, high = (points[f"interval_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
-                axes.vlines(x[1:], low[1:], high[1:], color=colour, linewidth=0.7, alpha=0.5, zorder=2)
+            line: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
+            label = f"{KIND_NAMES[kind]} | {test.name}"
+            axes.plot(x, y, marker=marker, markersize=5.2, label=label, zorder=3, **line, **edge)
+            _draw_bars(axes, x[1:], points.iloc[1:], colour)
         if not start.empty:
-            axes.plot(
-                [positions[0]],
-                start["accuracy"].to_numpy(dtype=float),
-                color=INK,
-                linestyle="none",
-                marker="D",
-                markersize=4.6,
-                markeredgecolor=PAPER,
-                markeredgewidth=0.6,
-                label=f"Starting point | {test.name}",
-                clip_on=False,
-                zorder=4,
-            )
-            axes.vlines([positions[0]], start["low"], start["high"], color=INK, linewidth=1.6, alpha=0.75, zorder=2)
-            if "interval_low" in start:
-                ends = (start["interval_low"], start["interval_high"])
-                axes.vlines([positions[0]], *ends, color=INK, linewidth=0.7, alpha=0.5, zorder=2)
+            y = start["accuracy"].to_numpy(dtype=float)
+            dot: dict[str, Any] = {"color": INK, "linestyle": "none", "marker": "D", "markersize": 4.6}
+            axes.plot([positions[0]], y, label=f"Starting point | {test.name}", zorder=4, **dot, **edge)
+            _draw_bars(axes, [positions[0]], start, INK)
     axes.set_ylim(0, 1)
     axes.set_xlim(-0.05, 1.06)
     axes.set_xticks([positions[size] for size in sizes], [thousands(size) for size in sizes])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_bars(axes: Axes, x: Sequence[float], points: pd.DataFrame, colour: str) -> None:
+    """Range over seeds and, thinner, the interval."""
+    axes.vlines(x, points["low"], points["high"], color=colour, linewidth=1.6, alpha=0.75, zorder=2)
+    if "interval_low" in points:
+        ends = (points["interval_low"], points["interval_high"])
+        axes.vlines(x, *ends, color=colour, linewidth=0.7, alpha=0.5, zorder=2)
 
 
 def _draw_legends(figure: Figure, series: Sequence[Series]) -> None:
-    kinds: list[Line2D] = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            markersize=6,
-            linewidth=1.8,
-            label=KIND_NAMES[kind],
-            markeredgecolor=PAPER,
-        )
+    marked: dict[str, Any] = {"markersize": 6, "linewidth": 1.8, "markeredgecolor": PAPER}
+    kinds = [
+        Line2D([], [], color=colour, marker=marker, label=KIND_NAMES[kind], **marked)
         for kind, (colour, marker) in KIND_STYLES.items()
     ]
     kinds.append(Line2D([], [], color=INK, marker="D", markersize=5.5, linestyle="none", label="Starting point"))
@@ -326,13 +286,7 @@ def _draw_legends(figure: Figure, series: Sequence[Series]) -> None:
     ]
     left = 0.5 / figure.get_figwidth()
     height = figure.get_figheight()
-    common: dict[str, Any] = {
-        "frameon": False,
-        "loc": "upper left",
-        "fontsize": 9,
-        "columnspacing": 1.6,
-        "borderaxespad": 0.0,
-        "handletextpad": 0.6,
-    }
+    common: dict[str, Any] = {"loc": "upper left", "fontsize": 9}
+    common |= {"columnspacing": 1.6, "borderaxespad": 0.0, "handletextpad": 0.6}
     figure.legend(handles=kinds, ncols=len(kinds), bbox_to_anchor=(left, 1 - 0.12 / height), handlelength=2.2, **common)
     figure.legend(handles=tests, ncols=len(tests), bbox_to_anchor=(left, 1 - 0.42 / height), handlelength=2.9, **common)
