@@ -96,6 +96,11 @@ def range_words(low: float, high: float, unit: str) -> str:
     return f"[×{low:.2f}, ×{high:.2f}]" if unit == "ratio" else points_range(low, high)
 
 
+def p_words(p: float) -> str:
+    """0.0123 -> '0.012'; a dash for NaN."""
+    return NOTHING if math.isnan(p) else f"{p:.2g}"
+
+
 def duration(seconds: float) -> str:
     """75.2 -> '1 min 15 s'."""
     if math.isnan(seconds):

@@ -13,7 +13,7 @@ from analysis.study.artifacts import LabelCount
 from analysis.study.claims import load_evidence
 from analysis.study.signal_detection import signal_table
 from analysis.study.verdicts import Judgement, judge_evidence, judgement_table, subcase_table
-from analysis.wording import NOTHING, estimate_words, kind_name, points, range_words, starting_point_name, thousands
+from analysis.wording import NOTHING, estimate_words, kind_name, p_words, points, range_words, starting_point_name, thousands
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 
@@ -61,7 +61,7 @@ def _claims(judgements: Sequence[Judgement]) -> Table:
             range_words(judgement.low, judgement.high, judgement.unit),
             str(judgement.num_seeds or NOTHING),
             thousands(judgement.num_items) if judgement.num_items else NOTHING,
-            NOTHING if math.isnan(judgement.p_adjusted) else f"{judgement.p_adjusted:.2g}",
+            p_words(judgement.p_adjusted),
             NOTHING if judgement.settling_seeds is None else f"{judgement.settling_seeds} seeds",
         ]
         for judgement in judgements
@@ -86,7 +86,8 @@ def _subcases(subcases: pd.DataFrame) -> Fold:
             range_words(row["low"], row["high"], "share"),
             str(row["num_seeds"]),
             thousands(int(row["num_items"])),
-            *(NOTHING if math.isnan(row[name]) else f"{row[name]:.2g}" for name in ("p", "q")),
+            p_words(row["p"]),
+            p_words(row["q"]),
         ]
         for _, row in subcases.iterrows()
     ]

@@ -1,8 +1,6 @@
-"""The report of a study: one self-contained HTML file, with figure1.png, figure1.svg and frame.csv beside it.
+"""The report of a study: one self-contained HTML file, with its figures and tables beside it.
 
-Where the study has data or cells in common with the paper's, table1_vs_paper.csv and figure1_vs_paper.csv are there, too.
-
-From Python: `build_report("blindsweep-store", "demo", "report")`.
+build_report("blindsweep-store", "demo", "report")
 """
 
 from __future__ import annotations
@@ -50,12 +48,11 @@ from sweep.graph.records import Store, Study, read_plan
 def build_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Path:
     """Write the report of a study and return its path.
 
-    `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.png`,
-    `figure1.svg`, `figure1.pdf`, `frame.csv` and `frame.parquet` are written beside it; `differences.*` where kinds can be
-    paired; `doses.*` where there are doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and
-    `verdicts.parquet` where the claims can be judged; and `figure1_vs_paper.csv` and
-    `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads
-    nothing: styles, figures and the frame are inside.
+    `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
+    `frame.csv` and `frame.parquet` are written beside it; `differences.*` where kinds can be paired; `doses.*` where there are
+    doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the claims can be
+    judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's
+    and one on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -85,10 +82,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         series = study_series(study, frame)
         shown = pd.concat([select(frame, test) for test in series])
         accuracies = accuracy_table(shown)
-        svg = _write_figure(target, "figure1", figure1(frame, series, accuracies))
+        drawn = _write_figure(target, "figure1", figure1(frame, series, accuracies), "Figure 1: accuracy by training size")
         values |= {
             "verdict": verdict(shown, series),
-            "figure": Markup(inline_svg(svg, "Figure 1: accuracy by training size")),
+            "figure": Markup(drawn),
             "figure_caption": figure_caption(frame),
             "numbers": numbers(shown, series, accuracies),
         }
@@ -96,15 +93,16 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         slices = slices_block(frame, series[-1].set, series[-1].slice)
         doses = dose_block(frame, series)
         if doses:
-            drawn = _write_figure(target, "doses", dose_figure(frame, series))
-            doses = [replace(doses[0], figure=inline_svg(drawn, "Accuracy by the bias of the training set"))]
+            label = "Accuracy by the bias of the training set"
+            doses = [replace(doses[0], figure=_write_figure(target, "doses", dose_figure(frame, series), label))]
     counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         write_file(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
     curves, curves_figure = curves_block(store, study)
     if curves_figure is not None:
-        _write_figure(target, "training_curves", curves_figure)
+        label = "Training curves: loss by share of the steps"
+        curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
     claims, judged = ([], None) if frame.empty else claims_block(store, study, frame, counts, partial=partial)
     if judged is not None:
         write_file(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
@@ -131,13 +129,13 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     return target
 
 
-def _write_figure(target: Path, name: str, figure: Figure) -> str:
-    """Write a figure beside `target` as SVG, PNG and PDF; returns the SVG."""
+def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
+    """Write a figure beside `target` as SVG, PNG and PDF; returns the SVG as part of a page."""
     svg = to_svg(figure)
     write_file(target.with_name(f"{name}.svg"), svg.encode())
     write_file(target.with_name(f"{name}.png"), to_png(figure))
     write_file(target.with_name(f"{name}.pdf"), to_pdf(figure))
-    return svg
+    return inline_svg(svg, label)
 
 
 def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Path) -> list[Block]:
@@ -147,12 +145,11 @@ def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Pa
     except (UserError, ValueError):
         # The section on what the numbers say has told so.
         return []
-    svg = _write_figure(target, "differences", figure)
+    drawn = _write_figure(target, "differences", figure, "Synthetic minus original, per cell, with intervals")
     caption = (
         "Accuracy with synthetic minus accuracy with original training data, paired by seed: mean and 95 % t interval over "
         "seeds, cut at ±100 points; of one seed the difference alone. Rows are starting point and training size."
     )
-    drawn = inline_svg(svg, "Synthetic minus original, per cell, with intervals")
     return [Block("differences", "Synthetic minus original", figure=drawn, figure_caption=caption)]
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.report.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, overlap_cells, table1_beside_table
-from analysis.report.figures import inline_svg, to_svg, training_curves
+from analysis.report.figures import training_curves
 from analysis.stats.statistics import wilson_interval
 from analysis.study.artifacts import (
     LabelCount,
@@ -113,17 +113,15 @@ def yield_block(store: Store, study: Study) -> list[Block]:
 
 
 def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None]:
-    """Training curves, and their figure; nothing where no finetuning has logged a step."""
+    """The section without its figure, and the figure; nothing where no finetuning has logged a step."""
     curves = curve_frame(store, study)
     if curves.empty:
         return [], None
-    figure = training_curves(curves)
     caption = (
         "Mean loss of the examples since the last logged step, for each finetuning (their number in brackets), against the "
         "share of its steps. The generator's is per token, the others' per example."
     )
-    svg = inline_svg(to_svg(figure), "Training curves: loss by share of the steps")
-    return [Block("curves", "Training curves", figure=svg, figure_caption=caption)], figure
+    return [Block("curves", "Training curves", figure_caption=caption)], training_curves(curves)
 
 
 def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
@@ -190,9 +188,8 @@ def origins_block(store: Store, study: Study) -> list[Block]:
         "Each accuracy is of one evaluation or a mean over seeds of several. Logits of every item and the counts of every "
         "slice lie in the evaluation's folder; the command tells the configuration of all that a number was made from."
     ]
-    return [
-        Block("origins", "Where each number comes from", text, folds=[Fold(f"{len(rows)} evaluations", [Table(columns, rows)])])
-    ]
+    fold = Fold(f"{len(rows)} evaluations", [Table(columns, rows)])
+    return [Block("origins", "Where each number comes from", text, folds=[fold])]
 
 
 def paper_block(study: Study) -> list[Block]:

@@ -13,7 +13,7 @@ from analysis.study.claims import Evidence
 from analysis.study.power import MOST_SEEDS, Variance, power_table, variance_table
 from analysis.study.signal_detection import signal_table
 from analysis.study.verdicts import Judgement, Outcome, subcase_table
-from analysis.wording import NOTHING, estimate_words, range_words
+from analysis.wording import NOTHING, estimate_words, p_words, range_words
 from pipelines.errors import UserError
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
@@ -24,7 +24,6 @@ COLOURS = {Outcome.SUPPORTED: "green", Outcome.REFUTED: "red", Outcome.EQUIVALEN
 
 def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
     """Print each claim with its verdict, estimate, interval, n, adjusted p and what would settle it; then the notes."""
-    from rich.table import Table
     from rich.text import Text
 
     console = _console()
@@ -32,10 +31,8 @@ def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
     if one_seed(judgements):
         console.print(ONE_SEED, markup=False)
     notes: list[str] = []
-    table = Table(box=None, pad_edge=False, header_style="dim")
     headings = ("claim", "verdict", "estimate", "95 % interval", "seeds", "items", "adjusted p", "settled by", "notes")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("claim", "verdict", "notes") else "right", no_wrap=True)
+    table = _table(headings, left=("claim", "verdict", "notes"))
     for judgement in judgements:
         marks = []
         for note in judgement.notes:
@@ -50,7 +47,7 @@ def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
             range_words(judgement.low, judgement.high, judgement.unit),
             str(judgement.num_seeds or NOTHING),
             f"{judgement.num_items:,}" if judgement.num_items else NOTHING,
-            NOTHING if math.isnan(judgement.p_adjusted) else f"{judgement.p_adjusted:.2g}",
+            p_words(judgement.p_adjusted),
             NOTHING if judgement.settling_seeds is None else f"{judgement.settling_seeds} seeds{cost}",
             ",".join(marks),
         )
@@ -96,15 +93,11 @@ def verdicts_json(study: str, judgements: Sequence[Judgement], evidence: Evidenc
 
 def print_power(variances: Sequence[Variance], why_not: Sequence[str], cost_per_seed: float | None) -> None:
     """Print each metric's variances, the seeds that differences need, and what some numbers of seeds detect and cost."""
-    from rich.table import Table
-
     console = _console()
     needed = variance_table(variances)
     effects = [name for name in needed.columns if name.startswith("seeds_for_")]
-    first = Table(box=None, pad_edge=False, header_style="dim")
     shown = [f"seeds for {100 * float(name.removeprefix('seeds_for_')):g}" for name in effects]
-    for heading in ("metric", "pilot seeds", "SD of a seed", "its 95 % interval", "error of items", *shown):
-        first.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    first = _table(("metric", "pilot seeds", "SD of a seed", "its 95 % interval", "error of items", *shown), left=("metric",))
     for _, row in needed.iterrows():
         first.add_row(
             row["metric"],
@@ -116,11 +109,9 @@ def print_power(variances: Sequence[Variance], why_not: Sequence[str], cost_per_
         )
     console.print(first)
     table = power_table(variances, cost_per_seed=cost_per_seed)
-    second = Table(box=None, pad_edge=False, header_style="dim")
     numbers = list(dict.fromkeys(table["seeds"]))
-    second.add_column("detectable difference with", no_wrap=True)
-    for number in numbers:
-        second.add_column(f"{number} seeds", justify="right", no_wrap=True)
+    what = "detectable difference with"
+    second = _table((what, *(f"{number} seeds" for number in numbers)), left=(what,))
     for metric, rows in table.groupby("metric", sort=False):
         second.add_row(str(metric), *(f"{100 * value:.2f}" for value in rows["detectable"]))
     if cost_per_seed is not None:
@@ -153,6 +144,16 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for row in table.to_dict("records")
     ]
+
+
+def _table(headings: Sequence[str], left: Sequence[str]) -> Any:
+    """A table without rows; the columns that are not `left` are right-aligned."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    return table
 
 
 def _console() -> Any:
