@@ -271,7 +271,7 @@ def _samples(
 ) -> list[Sample]:
     """A few rows of each kind, drawn by `seed`; the file is read again for them, up to the last one."""
     random = np.random.default_rng(seed)
-    is_entailment = np.isin(scan.label, [code for code, name in enumerate(scan.labels) if name in entailment])
+    is_entailment = scan.labelled(entailment)
     drawn: list[tuple[str, Scan, np.ndarray, np.ndarray]] = []
 
     def draw(title: str, rows: np.ndarray, source: Scan = scan, originals: np.ndarray | None = None) -> None:

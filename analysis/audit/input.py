@@ -42,6 +42,9 @@ from analysis.audit.readers import (
 )
 from pipelines.errors import UserError
 
+KINDS = (
+    {".parquet": "parquet", ".arrow": "arrow"} | dict.fromkeys(TABLE_SUFFIXES, "table") | dict.fromkeys(LINES_SUFFIXES, "lines")
+)
 NO_GOLD_LABEL = ("-", "-1")
 """SNLI's and MultiNLI's mark of a pair whose annotators did not agree, and Hugging Face's."""
 
@@ -109,7 +112,7 @@ def open_pairs(path: str | Path, names: ColumnNames | None = None) -> PairFile:
     if kind == "lines":
         columns = map_columns(first_line_names(files[0]), names, path)
     elif kind == "table":
-        columns = map_columns(table_dialect(files[0])[2], names, path)
+        columns = map_columns(table_dialect(files[0])[1], names, path)
     else:
         schema = schema_of(files[0], kind)
         columns = map_columns(schema.names, names, path)
@@ -198,15 +201,9 @@ def _find_files(where: Path) -> tuple[list[Path], str]:
     if where.is_dir():
         return _find_in_folder(where)
     suffix = where.suffix.lower()
-    if suffix == ".parquet":
-        return [where], "parquet"
-    if suffix == ".arrow":
-        return [where], "arrow"
-    if suffix in TABLE_SUFFIXES:
-        return [where], "table"
-    if suffix in LINES_SUFFIXES:
-        return [where], "lines"
-    raise UserError(f"{where}: files that end in {suffix or 'nothing'} are not read; {FORMATS}")
+    if suffix not in KINDS:
+        raise UserError(f"{where}: files that end in {suffix or 'nothing'} are not read; {FORMATS}")
+    return [where], KINDS[suffix]
 
 
 def _find_in_folder(where: Path) -> tuple[list[Path], str]:

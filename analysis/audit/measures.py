@@ -147,7 +147,7 @@ def _finding(
         finding,
         all_rows=share_of(holds.sum(), scan.num_rows),
         by_label={name: share_of(holds[rows].sum(), rows.sum()) for name, rows in of_label.items()},
-        entailment=share_of(_is(scan, entailment)[holds].sum(), holds.sum()) if holds.any() else None,
+        entailment=share_of(scan.labelled(entailment)[holds].sum(), holds.sum()) if holds.any() else None,
     )
     ratio = _odds_ratio_of(index, scan, entailment)
     if isinstance(ratio, str):
@@ -182,13 +182,9 @@ def judge(relative: Ratio, margin: float, than: str) -> tuple[str, str]:
     return CANNOT_TELL, f"the interval is too wide to say whether it is stronger or weaker than {than}"
 
 
-def _is(scan: Scan, names: Sequence[str]) -> np.ndarray:
-    return np.isin(scan.label, [code for code, name in enumerate(scan.labels) if name in names])
-
-
 def _odds_ratio_of(index: int, scan: Scan, entailment: Sequence[str]) -> Ratio | str:
     """The odds ratio, or in words why there is none."""
-    holds, positive = scan.holds[:, index], _is(scan, entailment)
+    holds, positive = scan.holds[:, index], scan.labelled(entailment)
     if not holds.any() or holds.all():
         return f"it holds of {'no pair' if not holds.any() else 'every pair'}"
     if not positive.any() or positive.all():

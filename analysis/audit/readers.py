@@ -1,8 +1,4 @@
-"""Rows of Parquet, Arrow, CSV and JSONL files, batch by batch, with the numbers that an error names them by.
-
-A batch is at most 32 768 rows, fewer where rows are large, so that the texts of a file are never in memory at once. Rows are
-counted from 1, without a header, and JSONL's by their lines.
-"""
+"""Rows of Parquet, Arrow, CSV and JSONL files, batch by batch, with the numbers that an error names them by."""
 
 from __future__ import annotations
 
@@ -109,8 +105,8 @@ def read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 # CSV.
 
 
-def table_dialect(file: Path) -> tuple[str, bool, list[str]]:
-    """Delimiter, whether quotes mean anything, and the header."""
+def table_dialect(file: Path) -> tuple[str, list[str]]:
+    """Delimiter and header."""
     delimiter = TABLE_SUFFIXES[file.suffix.lower()]
     with file.open("rb") as binary:
         raw = binary.readline(MAX_ROW_BYTES)
@@ -120,20 +116,22 @@ def table_dialect(file: Path) -> tuple[str, bool, list[str]]:
         raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
     if delimiter == "," and "," not in line:
         delimiter = next((mark for mark in (";", "\t") if mark in line), ",")
+    return delimiter, next(_cells([line.rstrip("\r\n")], delimiter), [])
+
+
+def _has_quotes(delimiter: str) -> bool:
     # NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS).
-    quote = delimiter != "\t"
-    return (
-        delimiter,
-        quote,
-        next(
-            csv.reader([line.rstrip("\r\n")], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE), []
-        ),
-    )
+    return delimiter != "\t"
+
+
+def _cells(lines: Iterable[str], delimiter: str) -> Any:
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if _has_quotes(delimiter) else csv.QUOTE_NONE)
 
 
 def read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Rows of a CSV or TSV file, all cells as text."""
-    delimiter, quote, _ = table_dialect(file)
+    delimiter, _ = table_dialect(file)
+    quote = _has_quotes(delimiter)
     parse = pyarrow.csv.ParseOptions(
         delimiter=delimiter, quote_char='"' if quote else False, double_quote=quote, newlines_in_values=quote
     )
@@ -156,10 +154,10 @@ def read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         except pa.ArrowInvalid as error:
             # A row that is larger than the block: once more in larger ones, which take ten times the memory.
             if "straddling" not in str(error) or block_size > CSV_BLOCK_BYTES:
-                raise UserError(f"{file}: {_explain_table(file, delimiter, quote) or error}") from error
+                raise UserError(f"{file}: {_explain_table(file, delimiter) or error}") from error
 
 
-def _explain_table(file: Path, delimiter: str, quote: bool) -> str:
+def _explain_table(file: Path, delimiter: str) -> str:
     """The fault of a CSV file, with its line: a second, slow reading, after the fast one has failed."""
     with file.open("rb") as binary:
         for number, raw in enumerate(binary, start=1):
@@ -169,7 +167,7 @@ def _explain_table(file: Path, delimiter: str, quote: bool) -> str:
                 return f"line {number} is not UTF-8 ({error}); save the file as UTF-8"
     csv.field_size_limit(1 << 30)
     with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE)
+        reader = _cells(text, delimiter)
         header: list[str] = []
         begins = 1
         for row in reader:

@@ -2,9 +2,8 @@
 
     scan = scan_pairs(open_pairs("pool.parquet"), processes=2)
 
-What is kept of a row is about a hundred bytes, whatever its length: hashes of its texts, a signature for near copies, which
-heuristics hold, lengths and the label. All that an audit says of a file is computed from these (:mod:`analysis.audit.copies`,
-:mod:`analysis.audit.measures`).
+What is kept of a row is about a hundred bytes, whatever its length (:class:`Scan`). All that an audit says of a file is
+computed from that (:mod:`analysis.audit.copies`, :mod:`analysis.audit.measures`).
 """
 
 from __future__ import annotations
@@ -136,6 +135,10 @@ class Scan:
     def num_rows(self) -> int:
         return len(self.row)
 
+    def labelled(self, names: Sequence[str]) -> np.ndarray:
+        """The rows that have one of these labels, bool [num_rows]."""
+        return np.isin(self.label, [code for code, name in enumerate(self.labels) if name in names])
+
     @property
     def heuristics(self) -> tuple[str, ...]:
         """The names of the heuristics that could be asked."""
@@ -179,7 +182,8 @@ def scan_pairs(
     if not num_rows:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "it has no rows"
         raise UserError(f"{pairs.path} has no complete pair ({why}); each needs a premise, a hypothesis and a label")
-    columns = {name: _joined(parts, name) for name in list(parts[0])}
+    # The parts lose each column: else all would be in memory twice.
+    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     counts = np.bincount(columns["label"], minlength=len(codes))
     order = np.argsort(-counts, kind="stable")
     names = list(codes)
@@ -212,11 +216,6 @@ class _Sample:
 
     def drawn(self) -> pa.Table:
         return pa.concat_tables(self._parts).sort_by("priority").slice(0, self.num_rows).combine_chunks()
-
-
-def _joined(parts: list[dict[str, Any]], name: str) -> np.ndarray:
-    """One column of all parts, which lose it: else all would be in memory twice."""
-    return np.concatenate([part.pop(name) for part in parts])
 
 
 def _measure_all(

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.study.frame import KEY, seed_means
+from analysis.study.frame import POINT, seed_means
 from analysis.study.series import Series, select
 from analysis.wording import KIND_NAMES, starting_point_name, thousands
 from sweep.graph.records import TRAINED_KINDS
@@ -75,8 +75,7 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
     """
     means = seed_means(frame)
     if intervals is not None:
-        by = [name for name in KEY if name != "seed"]
-        means = means.merge(intervals[[*by, "interval_low", "interval_high"]], on=by, how="left")
+        means = means.merge(intervals[[*POINT, "interval_low", "interval_high"]], on=list(POINT), how="left")
     starting_sizes = sorted(means["starting_size"].unique())
     if not starting_sizes:
         raise ValueError("the frame has no rows, so there is nothing to draw; evaluate at least one task model")

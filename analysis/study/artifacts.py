@@ -65,7 +65,7 @@ def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, La
                 f"study {study.experiment!r} has {len(built)} artifacts of stage {stage}; Table 1 compares one with one"
             )
         if built:
-            counts[dataset] = composition(store, built[0], path)
+            counts[dataset] = count_lexical_overlap(read_examples(join(store.folder(built[0].id), path)))
     return counts
 
 
@@ -119,20 +119,15 @@ def yield_frame(store: Store, study: Study) -> pd.DataFrame:
 def label_yield_frame(store: Store, study: Study) -> pd.DataFrame:
     """Numbers of texts generated and parsed, one row per (pool, label)."""
     rows = [
-        {
-            "pool": step.fingerprint,
-            "label": label,
-            "generated": generated,
-            "parsed": counts["parsed"][label],
-        }
+        {"pool": step.fingerprint, "label": label, "generated": generated, "parsed": counts["parsed"][label]}
         for step, counts in _yields(store, study)
         for label, generated in counts["generated"].items()
     ]
     return pd.DataFrame(rows, columns=["pool", "label", "generated", "parsed"])
 
 
-def reject_samples(store: Store, study: Study, per_reason: int = 3) -> pd.DataFrame:
-    """Up to `per_reason` rejected texts of each reason, by id: reason, label, text, as they were written."""
+def reject_samples(store: Store, study: Study) -> pd.DataFrame:
+    """Up to three rejected texts of each reason, by id: reason, label, text, as they were written."""
     tables = []
     for step in _built(study, ("synthetic_pool",)):
         folder = store.folder(step.id)
@@ -143,9 +138,7 @@ def reject_samples(store: Store, study: Study, per_reason: int = 3) -> pd.DataFr
     if not tables:
         return pd.DataFrame(columns=["reason", "label", "text"])
     rejects = pa.concat_tables(tables).to_pandas().sort_values("id", kind="stable")
-    return (
-        rejects.groupby("reason", sort=True).head(per_reason).sort_values("reason", kind="stable")[["reason", "label", "text"]]
-    )
+    return rejects.groupby("reason").head(3).sort_values("reason", kind="stable")[["reason", "label", "text"]]
 
 
 def curve_frame(store: Store, study: Study) -> pd.DataFrame:
@@ -188,12 +181,6 @@ def stage_frame(study: Study) -> pd.DataFrame:
         row |= {name: value for name, value in record.metrics.items() if name.endswith("_per_s")}
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["stage", "slug", "fingerprint", "total_s"])
-
-
-def composition(store: Store, step: StudyStep, path: str) -> dict[str, LabelCount]:
-    """Rows and lexical overlaps per label of a built artifact's examples: a file, or a folder of them."""
-    examples = read_examples(join(store.folder(step.id), path))
-    return count_lexical_overlap(examples)
 
 
 def label_order(label: str) -> tuple[int, str]:

@@ -18,6 +18,8 @@ from pipelines.errors import UserError
 from sweep.graph.records import COORDINATES, KINDS, Store, Study
 
 CELL = tuple(name for name in COORDINATES if name != "seed")
+POINT = (*CELL, "set", "slice", "num_labels", "folding")
+"""What one point of a figure is of; its seeds differ."""
 KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
 DTYPES = {
     "starting_size": "int64",
@@ -98,13 +100,8 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     for cell, found_slices in slices.items():
         for set_, slice_, num_labels, folding in sorted(expected - found_slices):
             what = f"{set_} / {slice_} ({num_labels} labels, {folding})"
-            missing.append(
-                {
-                    **dict(zip(COORDINATES, cell, strict=True)),
-                    "what": what,
-                    "why": "not in the evaluation's metrics",
-                }
-            )
+            place = dict(zip(COORDINATES, cell, strict=True))
+            missing.append({**place, "what": what, "why": "not in the evaluation's metrics"})
     kinds = [*KINDS, *sorted(biases, key=lambda kind: biases[kind])]
     missing.sort(key=lambda result: (result["starting_size"], kinds.index(result["kind"]), result["size"], result["seed"]))
     if missing and not partial:
@@ -118,8 +115,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
 
 def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy over seeds per `KEY` without the seed, its range and n."""
-    by = [name for name in KEY if name != "seed"]
-    grouped = frame.groupby(by, observed=True, sort=True)["accuracy"]
+    grouped = frame.groupby(list(POINT), observed=True, sort=True)["accuracy"]
     return grouped.agg(accuracy="mean", low="min", high="max", n="count").reset_index()
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import analysis
 from analysis.stats.statistics import ends, ratio_interval, wilson_interval
 from analysis.study.artifacts import LabelCount
-from analysis.study.frame import CELL, DTYPES, KEY
+from analysis.study.frame import CELL, DTYPES, KEY, POINT
 from analysis.study.tables import accuracy_table
 from pipelines.data.sources import TRAIN_FILE
 from pipelines.errors import UserError
@@ -33,7 +33,6 @@ METRICS = {
 }
 """The paper's three curves, each as (set, slice, num_labels, folding)."""
 
-POINT = tuple(name for name in KEY if name != "seed")
 # Readings and tolerances have three decimals; a sum of them must not fail by the last bit of a float.
 _ROUNDING = 1e-9
 

@@ -23,7 +23,7 @@ from analysis.stats.statistics import (
     wilson_interval,
 )
 from analysis.study.artifacts import LabelCount, entailment_and_rest, label_order
-from analysis.study.frame import KEY
+from analysis.study.frame import KEY, POINT
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import FOLDINGS
 
@@ -89,7 +89,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     The interval is Student's t over seeds, cut to 0..1; with one seed it is Wilson's over the test items of
     that one model, and `method` says so. Raises UserError for an empty frame.
     """
-    by = [name for name in KEY if name != "seed"]
+    by = list(POINT)
     rows = []
     for key, cell in _groups(frame, by):
         if len(cell) == 1:
