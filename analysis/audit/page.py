@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.audit.audit import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, shown
-from analysis.audit.measures import Diversity, HeuristicFinding, HypothesisOnly, Length, Ratio, Share, difference
+from analysis.audit.measures import Diversity, HypothesisOnly, Length, Ratio, Share, difference
 from analysis.page import Block, Column, Fold, Table, Verdict, grouped, number_columns, template, text_columns, write_file
 from analysis.stats.statistics import Interval
 from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, thousands
@@ -135,13 +135,12 @@ def _heuristics_block(audit: Audit) -> Block:
             groups.append(_share_rows(_title(finding.name), {"all": finding.all_rows, **by_label}))
     given = [[_title(finding.name), *_counted_cells(finding.entailment)] for finding in audit.heuristics if finding.entailment]
     given_columns = [Column("Where it holds"), *number_columns("Entailment", "Pairs (n)", "Share", "95 % interval")]
-    text = [f"{_title(finding.name)}: {finding.description}{_undecided(finding)}" for finding in audit.heuristics]
+    text = [
+        f"{_title(finding.name)}: {finding.description}" + (f" ({finding.reason}.)" if finding.all_rows is None else "")
+        for finding in audit.heuristics
+    ]
     tables = [grouped(columns, groups), *([Table(given_columns, given)] if given else [])]
     return Block("heuristics", "Heuristics by label", text, tables)
-
-
-def _undecided(finding: HeuristicFinding) -> str:
-    return f" ({finding.reason}.)" if finding.all_rows is None else ""
 
 
 def _copies_block(audit: Audit) -> Block:

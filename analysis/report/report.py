@@ -21,7 +21,7 @@ from analysis.report.claims_section import claims_block
 from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import dose_block, dose_figure
 from analysis.report.figures import difference_figure, figure1, inline_svg, to_pdf, to_png, to_svg
-from analysis.report.results import figure_caption, numbers, verdict
+from analysis.report.results import cell_differences, figure_caption, numbers, verdict
 from analysis.report.sections import (
     composition_block,
     curves_block,
@@ -38,9 +38,8 @@ from analysis.study import paper
 from analysis.study.artifacts import lexical_overlap_counts
 from analysis.study.frame import describe_missing, evaluation_frame
 from analysis.study.series import Series, paper_series, select, study_series
-from analysis.study.tables import accuracy_table, difference_table
+from analysis.study.tables import accuracy_table
 from analysis.wording import slice_name, thousands
-from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from sweep.graph.records import Store, Study, read_plan
 
@@ -81,15 +80,18 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     else:
         series = study_series(study, frame)
         shown = pd.concat([select(frame, test) for test in series])
-        accuracies = accuracy_table(shown)
+        accuracies, differences = accuracy_table(shown), cell_differences(shown)
         drawn = _write_figure(target, "figure1", figure1(frame, series, accuracies), "Figure 1: accuracy by training size")
         values |= {
             "verdict": verdict(shown, series),
             "figure": Markup(drawn),
             "figure_caption": figure_caption(frame),
-            "numbers": numbers(shown, series, accuracies),
+            "numbers": numbers(series, accuracies, differences),
         }
-        beside_figure = [*_differences_block(shown, series, target), _paper_figure1_block(study, frame, target)]
+        beside_figure = [_paper_figure1_block(study, frame, target)]
+        # Where there is none, the section on what the numbers say has told so.
+        if "synthetic" in differences:
+            beside_figure.insert(0, _differences_block(differences["synthetic"], series, target))
         slices = slices_block(frame, series[-1].set, series[-1].slice)
         doses = dose_block(frame, series)
         if doses:
@@ -138,19 +140,14 @@ def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
     return inline_svg(svg, label)
 
 
-def _differences_block(frame: pd.DataFrame, series: Sequence[Series], target: Path) -> list[Block]:
-    try:
-        differences = difference_table(frame)
-        figure = difference_figure(differences, series)
-    except (UserError, ValueError):
-        # The section on what the numbers say has told so.
-        return []
-    drawn = _write_figure(target, "differences", figure, "Synthetic minus original, per cell, with intervals")
+def _differences_block(differences: pd.DataFrame, series: Sequence[Series], target: Path) -> Block:
+    label = "Synthetic minus original, per cell, with intervals"
+    drawn = _write_figure(target, "differences", difference_figure(differences, series), label)
     caption = (
         "Accuracy with synthetic minus accuracy with original training data, paired by seed: mean and 95 % t interval over "
         "seeds, cut at ±100 points; of one seed the difference alone. Rows are starting point and training size."
     )
-    return [Block("differences", "Synthetic minus original", figure=drawn, figure_caption=caption)]
+    return Block("differences", "Synthetic minus original", figure=drawn, figure_caption=caption)
 
 
 def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Block:

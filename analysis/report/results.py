@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -109,16 +110,21 @@ def figure_caption(frame: pd.DataFrame) -> str:
     )
 
 
-def numbers(frame: pd.DataFrame, series: Sequence[Series], accuracies: pd.DataFrame) -> list[Fold]:
-    """The accuracies behind Figure 1 (`accuracy_table` of the frame) and the differences per cell, one table per test set."""
-    folds = [Fold("Accuracies behind the figure", [_accuracies(accuracies, test) for test in series])]
+def cell_differences(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`difference_table` per cell for "synthetic" and "biased_synthetic", where it can be had."""
+    differences = {}
     for treatment in ("synthetic", "biased_synthetic"):
-        try:
-            differences = difference_table(frame, treatment=treatment)
-        except UserError:
-            continue
+        with contextlib.suppress(UserError):
+            differences[treatment] = difference_table(frame, treatment=treatment)
+    return differences
+
+
+def numbers(series: Sequence[Series], accuracies: pd.DataFrame, differences: Mapping[str, pd.DataFrame]) -> list[Fold]:
+    """The accuracies behind Figure 1 (`accuracy_table`) and the `cell_differences`, one table per test set."""
+    folds = [Fold("Accuracies behind the figure", [_accuracies(accuracies, test) for test in series])]
+    for treatment, of_treatment in differences.items():
         title = f"{KIND_NAMES[treatment]} minus original, per cell"
-        folds.append(Fold(title, [_differences(differences, test) for test in series]))
+        folds.append(Fold(title, [_differences(of_treatment, test) for test in series]))
     return folds
 
 

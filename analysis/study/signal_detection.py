@@ -25,8 +25,6 @@ from analysis.study.frame import CELL
 from analysis.study.items import Responses
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT
 
-MEASURES = ("sensitivity", "criterion")
-
 
 def signal_detection(
     responses: Responses, test_set: str, starting_size: int, kind: str, size: int, slice_name: str = "all"

@@ -105,10 +105,8 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"kind": frame["kind"].dtype})
 
 
-def difference_table(
-    frame: pd.DataFrame, *, treatment: str = "synthetic", control: str = "original", over_sizes: bool = False
-) -> pd.DataFrame:
-    """Treatment minus control, paired by seed, per (starting_size, size, set, slice, num_labels, folding).
+def difference_table(frame: pd.DataFrame, *, treatment: str = "synthetic", over_sizes: bool = False) -> pd.DataFrame:
+    """Treatment minus original, paired by seed, per (starting_size, size, set, slice, num_labels, folding).
 
     `over_sizes=True` first averages over the training sizes that both kinds have within a seed, and gives one
     row per (starting_size, set, slice, num_labels, folding); a seed that lacks a size of either kind is left out
@@ -116,13 +114,13 @@ def difference_table(
     pair has no row. The interval is Student's t over seeds, cut to -1..1. Raises UserError when there is no pair at all, or
     when either kind is not in the frame.
     """
-    for kind in (treatment, control):
+    for kind in (treatment, "original"):
         if not (frame["kind"] == kind).any():
-            raise UserError(f"no {kind!r} cells in the frame, so {treatment} minus {control} does not exist")
+            raise UserError(f"no {kind!r} cells in the frame, so {treatment} minus original does not exist")
     by = [name for name in KEY if name not in ("seed", "kind") and not (over_sizes and name == "size")]
     rows = []
-    for key, cell in _groups(frame[frame["kind"].isin([treatment, control])], by):
-        sides = [_by_seed(cell[cell["kind"] == kind]) for kind in (treatment, control)]
+    for key, cell in _groups(frame[frame["kind"].isin([treatment, "original"])], by):
+        sides = [_by_seed(cell[cell["kind"] == kind]) for kind in (treatment, "original")]
         sizes = set(cell["size"])
         complete = [{seed: values for seed, values in side.items() if set(values) == sizes} for side in sides]
         seeds = complete[0].keys() & complete[1].keys()
@@ -133,7 +131,7 @@ def difference_table(
         left_out = len((sides[0].keys() | sides[1].keys()) - seeds)
         rows.append({**dict(zip(by, key, strict=True)), **estimate_columns(estimate), "left_out": left_out})
     if not rows:
-        raise UserError(f"no seed has both {treatment} and {control} in any cell; a paired difference needs both")
+        raise UserError(f"no seed has both {treatment} and original in any cell; a paired difference needs both")
     return pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
 
 
