@@ -424,7 +424,7 @@ def test_sets_that_the_manifest_does_not_name_are_found_or_asked_for(tmp_path: P
         build_report(other.write(), "tiny", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("module", "heavy"), [("report", ()), ("verdicts", ("matplotlib",))])
+@pytest.mark.parametrize(("module", "heavy"), [("report.report", ()), ("study.verdicts", ("matplotlib",))])
 def test_analysis_imports_neither_ray_nor_torch(module: str, heavy: tuple[str, ...]) -> None:
     heavy = ("ray", "torch", "vllm", "mlflow", "transformers", *heavy)
     code = f"import analysis.{module}, sys; print([name for name in {heavy} if name in sys.modules])"
