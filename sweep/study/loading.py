@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from pipelines.errors import UserError
+from sweep.study import public
 from sweep.study.experiment import Experiment
-from sweep.study.public import HOMES
 
 Function = Callable[..., Experiment]
 PACKAGES = ("pipelines", "sweep", "analysis")
@@ -230,7 +230,7 @@ def _moved(error: ImportError, path: Path, line: int | None) -> str:
         return ""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom) and node.lineno == line and f"{node.module}.".startswith(f"{missing}."):
-            names = ", ".join(alias.name for alias in node.names if alias.name in HOMES)
+            names = ", ".join(alias.name for alias in node.names if hasattr(public, alias.name))
             return f'{node.module} has moved; write "from sweep import {names}"' if names else ""
     if isinstance(error, ModuleNotFoundError):
         return f"{missing} has moved; a study's file imports from sweep what docs/studies.md lists"

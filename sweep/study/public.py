@@ -1,26 +1,23 @@
-"""The names that a study's file imports from `sweep`, and where each is defined."""
+"""The names that a study's file imports from `sweep`, and nothing else; docs/studies.md lists them."""
+# ruff: noqa: F401
 
-HOMES = {
-    name: module
-    for module, names in {
-        "pipelines.finetune.base_model": (
-            *("PretrainedModelConfig", "RandomModelConfig", "ScratchModelConfig"),
-            *("pretrained_model_config", "random_model_config"),
-        ),
-        "pipelines.errors": ("UserError",),
-        "pipelines.evaluate.evaluation": ("EvaluationConfig",),
-        "pipelines.tasks.examples": ("Label",),
-        "pipelines.finetune.recipe": ("LLAMA_PROJECTIONS", "FinetuneConfig"),
-        "pipelines.generate.config": ("GenerationConfig",),
-        "pipelines.finetune.generator": ("GeneratorConfig",),
-        "pipelines.tasks.heuristics": ("HEURISTICS", "LEXICAL_OVERLAP", "Heuristic", "find_heuristic", "tokens"),
-        "pipelines.tasks.prompts": ("EN_DASH", "HYPHENS"),
-        "pipelines.resources": ("Resources",),
-        "pipelines.data.sources": ("NLISourcesConfig", "nli_sources_config"),
-        "pipelines.data.template_corpus": ("TemplateCorpusConfig",),
-        "sweep.study.experiment": ("Experiment",),
-        "sweep.study.paper": ("PAPER_GENERATOR", "PAPER_TASK_MODEL"),
-    }.items()
-    for name in names
-}
-"""The module of each public name."""
+from pipelines.data.sources import NLISourcesConfig, nli_sources_config
+from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.errors import UserError
+from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.finetune.base_model import (
+    PretrainedModelConfig,
+    RandomModelConfig,
+    ScratchModelConfig,
+    pretrained_model_config,
+    random_model_config,
+)
+from pipelines.finetune.generator import GeneratorConfig
+from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+from pipelines.generate.config import GenerationConfig
+from pipelines.resources import Resources
+from pipelines.tasks.examples import Label
+from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
+from pipelines.tasks.prompts import EN_DASH, HYPHENS
+from sweep.study.experiment import Experiment
+from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL

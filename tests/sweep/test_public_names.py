@@ -12,7 +12,6 @@ import sweep
 from pipelines.errors import UserError
 from sweep.study.grid import build_grid
 from sweep.study.loading import builtin_experiments, load_experiment
-from sweep.study.public import HOMES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text()
@@ -49,13 +48,15 @@ def test_the_page_lists_every_public_name_and_no_other() -> None:
 
 
 def test_each_name_is_that_of_its_home_and_what_a_type_checker_sees() -> None:
-    for name in sweep.__all__:
-        assert getattr(sweep, name) is getattr(sys.modules[HOMES[name]], name)
+    package = ast.parse((ROOT / "sweep" / "__init__.py").read_text())
+    (block,) = (node for node in package.body if isinstance(node, ast.If))
+    assert [ast.unparse(statement) for statement in block.body] == ["from sweep.study.public import *"]
+    public = ast.parse((ROOT / "sweep" / "study" / "public.py").read_text())
+    homes = {alias.name: node.module for node in public.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(sweep.__all__) == sorted(homes)
+    for name, home in homes.items():
+        assert getattr(sweep, name) is getattr(sys.modules[home], name)
         assert name in dir(sweep)
-    source = ast.parse((ROOT / "sweep" / "__init__.py").read_text())
-    (block,) = (node for node in source.body if isinstance(node, ast.If))
-    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == HOMES
     with pytest.raises(AttributeError, match="'sweep' has no attribute 'Experimnt'"):
         _ = sweep.Experimnt
 
