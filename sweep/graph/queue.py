@@ -63,8 +63,8 @@ def _fits_on(need: Resources, nodes: Sequence[Mapping[str, float]]) -> bool:
 
 def in_common(step: Step) -> Any:
     """The settings that all members of a group share with `step`, hashable; None if it is to be run alone."""
-    stage = REGISTRY.get(step.stage)
-    if stage is None or stage.run_group is None or step.resources.max_group == 1:
+    stage = REGISTRY[step.stage]
+    if stage.run_group is None or step.resources.max_group == 1:
         return None
     common = stage.in_common(step.config, {name: source.fingerprint for name, source in step.inputs.items()})
     return None if common is None else (step.stage, step.resources, tuple(sorted(step.options.items())), common)

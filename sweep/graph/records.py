@@ -23,20 +23,11 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.storage import files_below, filesystem, is_local, join, local_path, write_bytes
 from sweep.graph.identity import SHORT
+from sweep.graph.stages import REGISTRY
 
 RECORD_FILE = "record.json"
 FORMAT = 1
-STAGES = (
-    "sources",
-    "base_model",
-    "starting_set",
-    "starting_point",
-    "generator",
-    "synthetic_pool",
-    "training_set",
-    "task_model",
-    "evaluation",
-)
+STAGES = tuple(REGISTRY)
 COORDINATES = ("starting_size", "kind", "size", "seed")
 """What places a task model and its evaluation in the grid; other artifacts have some of them."""
 TRAINED_KINDS = ("original", "synthetic", "biased_synthetic")

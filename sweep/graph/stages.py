@@ -180,6 +180,7 @@ REGISTRY: dict[str, Stage] = {
     "task_model": Stage(2, _task_model, _task_models, _same_base),
     "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
 }
+"""In the order of the pipeline, which pages follow."""
 
 
 def version_of(stage: str) -> int:

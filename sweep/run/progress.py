@@ -144,8 +144,7 @@ class Display:
         cached = Counter(step.stage for step in progress.steps if step.fingerprint in progress.cached)
         built = Counter(record.stage for record in progress.built.values())
         running = _running(progress)
-        stages = [stage for stage in STAGES if totals[stage]]
-        for stage in [*stages, *sorted(set(totals) - set(STAGES))]:
+        for stage in filter(totals.get, STAGES):
             done = cached[stage] + built[stage]
             bar = ProgressBar(total=totals[stage], completed=done, width=20)
             now = running.get(stage, [])
