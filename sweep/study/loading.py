@@ -53,14 +53,17 @@ def load_experiment(name: str, assignments: Sequence[str] = ()) -> Loaded:
             )
         function, file = known[name], None
     arguments = parse_parameters(function, assignments)
-    with_defaults = {
-        parameter: arguments.get(parameter, description.default)
-        for parameter, description in inspect.signature(function).parameters.items()
-    }
-    experiment = _call(function, arguments, file)
+    try:
+        experiment = function(**arguments)
+    except Exception as error:
+        if file is None:
+            raise
+        raise UserError(_located(error, file)) from None
     if not isinstance(experiment, Experiment):
         raise UserError(f"{name}: {function.__name__}() returned {type(experiment).__name__}, not an Experiment")
-    return Loaded(experiment, {key: _plain(value) for key, value in with_defaults.items()})
+    with_defaults = inspect.signature(function).bind(**arguments)
+    with_defaults.apply_defaults()
+    return Loaded(experiment, {name: _plain(value) for name, value in with_defaults.arguments.items()})
 
 
 def study_name(name: str) -> str:
@@ -199,15 +202,6 @@ def _experiment_functions(module: types.ModuleType) -> dict[str, Function]:
             if returned is Experiment or (isinstance(returned, str) and returned.endswith("Experiment")):
                 functions[name] = value
     return functions
-
-
-def _call(function: Function, arguments: Mapping[str, Any], file: Path | None) -> Any:
-    if file is None:
-        return function(**arguments)
-    try:
-        return function(**arguments)
-    except Exception as error:
-        raise UserError(_located(error, file)) from None
 
 
 def _located(error: Exception, path: Path) -> str:
