@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.data.training_set import TrainingSetConfig, num_drawn
+from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.resources import Resources
@@ -28,17 +29,11 @@ class _Grid:
         self.steps: dict[str, Step] = {}
         folder = experiment.sources_folder
         self.sources = self._add("sources", "data", experiment.sources, options={"folder": folder} if folder else {})
-        needs_text = type(experiment.base_model).__name__ == "ScratchModelConfig"
-        self.base_model = self._add(
-            "base_model", "base", experiment.base_model, {"sources": self.sources} if needs_text else {}
-        )
+        text = {"sources": self.sources} if isinstance(experiment.base_model, ScratchModelConfig) else {}
+        self.base_model = self._add("base_model", "base", experiment.base_model, text)
         if experiment.biases or any(kind != "original" for kind in experiment.kinds):
-            generator = self._add(
-                "generator",
-                "generator",
-                experiment.generator,
-                {"sources": self.sources, "base_model": self.base_model},
-            )
+            inputs = {"sources": self.sources, "base_model": self.base_model}
+            generator = self._add("generator", "generator", experiment.generator, inputs)
             self.pool = self._add("synthetic_pool", "pool", experiment.generation, {"generator": generator})
         for seed in experiment.seeds:
             for starting_size in experiment.starting_sizes:
@@ -62,19 +57,17 @@ class _Grid:
 
     def _add_starting_point(self, starting_size: int, seed: int) -> None:
         experiment = self.experiment
-        coordinates = {"starting_size": starting_size, "kind": "none", "size": 0, "seed": seed}
-        slug = f"start{starting_size}-seed{seed}"
         starting_point = self._add(
             "starting_point",
             f"start0-seed{seed}",
             UntrainedConfig(seed=seed),
             {"base_model": self.base_model},
-            {**coordinates, "starting_size": 0},
+            {"starting_size": 0, "kind": "none", "size": 0, "seed": seed},
         )
         starting_set = None
         if starting_size:
             starting_set, starting_point = self._add_trained_start(starting_size, seed, starting_point)
-        self._add_evaluation(slug, starting_point, coordinates)
+        self._add_evaluation(starting_point)
         kinds: list[tuple[str, dict[str, float]]] = [(kind, {}) for kind in experiment.kinds]
         # As floats: the doses 0 and 0.0 are one, and have one name.
         kinds += [(f"bias_{bias}", {"bias": bias}) for bias in map(float, experiment.biases)]
@@ -157,7 +150,7 @@ class _Grid:
         slug = f"start{cell['starting_size']}-{slug}"
         recipe = experiment.cell or experiment.task_model
         task_model = self._add_trained("task_model", slug, recipe, training_set, starting_point, trunk, cell)
-        self._add_evaluation(slug, task_model, cell)
+        self._add_evaluation(task_model)
         return task_model
 
     def _bias(self, cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,11 +159,6 @@ class _Grid:
             return {"heuristic": self.experiment.heuristic, "bias": cell["bias"], "heuristic_share": share}
         return {"heuristic": self.experiment.heuristic} if cell["kind"] == "biased_synthetic" else {}
 
-    def _add_evaluation(self, slug: str, task_model: Step, coordinates: Mapping[str, Any]) -> None:
-        self._add(
-            "evaluation",
-            slug,
-            self.experiment.evaluation,
-            {"sources": self.sources, "base_model": self.base_model, "task_model": task_model},
-            coordinates,
-        )
+    def _add_evaluation(self, model: Step) -> None:
+        inputs = {"sources": self.sources, "base_model": self.base_model, "task_model": model}
+        self._add("evaluation", model.slug, self.experiment.evaluation, inputs, model.coordinates)
