@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sweep.graph.identity import SHORT
@@ -104,7 +105,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "experiment": experiment.name,
         "title": experiment.title,
         "missing_inputs": list(missing_inputs(experiment)),
-        "notes": {heading: [note.as_json() for note in notes] for heading, notes in _notes(experiment).items()},
+        "notes": {heading: [asdict(note) for note in notes] for heading, notes in _notes(experiment).items()},
         "stages": stages,
         "reasons": [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(plan).items()],
     }

@@ -53,8 +53,8 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
     }
     if experiment.replicates_paper:
         parameters |= {
-            "departures": [note.as_json() for note in departures(experiment)],
-            "unsettled": [note.as_json() for note in unsettled(experiment)],
+            "departures": [asdict(note) for note in departures(experiment)],
+            "unsettled": [asdict(note) for note in unsettled(experiment)],
         }
     return Study(experiment.name, experiment.title, parameters, study_steps)
 

@@ -5,7 +5,7 @@ experiment itself, so that a changed parameter cannot go unsaid.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -93,10 +93,6 @@ class Note:
     ours: str
     why: str
 
-    def as_json(self) -> dict[str, str]:
-        """Plain values, for the study's manifest."""
-        return asdict(self)
-
 
 def departures(experiment: Experiment) -> tuple[Note, ...]:
     """The points in which `experiment` differs from what is settled, in the order of the pipeline."""
@@ -105,11 +101,11 @@ def departures(experiment: Experiment) -> tuple[Note, ...]:
 
 def _compared(experiment: Experiment) -> Iterator[Note]:
     chosen = "the experiment's choice"
-    is_real = isinstance(experiment.sources, NLISourcesConfig)
-    yield Note("data", "MultiNLI and HANS", "MultiNLI and HANS" if is_real else type(experiment.sources).__name__, chosen)
     if isinstance(experiment.sources, NLISourcesConfig):
-        rows = "250 of each label"
-        yield Note("dev rows held out", rows, f"{experiment.sources.dev_rows_per_label} of each label", chosen)
+        ours = f"{experiment.sources.dev_rows_per_label} of each label"
+        yield Note("dev rows held out", "250 of each label", ours, chosen)
+    else:
+        yield Note("data", "MultiNLI and HANS", type(experiment.sources).__name__, chosen)
     named = f"{getattr(experiment.base_model, 'revision', '')} {getattr(experiment.base_model, 'path', '')}"
     ours = MODEL if MODEL.lower() in named.lower() else named.strip() or type(experiment.base_model).__name__
     yield Note("base model", MODEL, ours, "by the name that was given; the record has the files' hashes")
