@@ -39,21 +39,22 @@ MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER."""
+    """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER, `finetune` the recipe of a finetuning."""
 
     kind: str
     num_examples: float
     num_tokens: float
     batch_size: float = 0
+    finetune: FinetuneConfig | None = None
 
 
 @dataclass(frozen=True)
 class StepCost:
     """The estimate for one step.
 
-    It takes `seconds` from start to end if it runs alone. `gpu_seconds` are paid for, if it shares workers with as many
-    others as it may: of their `seconds`, those who share workers take the longest `setup_s` and the longest `once_s` once
-    (`group_seconds`). `num_bytes` stay; `checkpoint_bytes` are there only while it runs. `work` is None for a step that
+    It takes `seconds` from start to end if it runs alone. `num_bytes` stay; `checkpoint_bytes` are there only while it runs.
+    `gpu_seconds` are paid for, if it shares workers with as many others as it may: of their `seconds`, those who share
+    workers take the longest `setup_s` and the longest `once_s` once (`group_seconds`). `work` is None for a step that
     computes nothing on a GPU, `rate` too for one whose work runs on CPUs: there is no figure for those, and only its setup
     is counted.
     """
@@ -62,11 +63,11 @@ class StepCost:
     work: Work | None
     rate: Rate | None
     seconds: float
-    gpu_seconds: float
     num_bytes: float
     checkpoint_bytes: float = 0
     setup_s: float = 0
     once_s: float = 0
+    gpu_seconds: float = 0
 
 
 def group_seconds(costs: Sequence[StepCost]) -> float:
@@ -75,8 +76,8 @@ def group_seconds(costs: Sequence[StepCost]) -> float:
     return max(cost.setup_s for cost in costs) + max(cost.once_s for cost in costs) + own
 
 
-def _shared_costs(costs: Sequence[StepCost]) -> list[StepCost]:
-    """`costs` with `gpu_seconds` shared out in the largest groups that there can be: what one GPU at a time would take."""
+def _with_gpu_seconds(costs: Sequence[StepCost]) -> list[StepCost]:
+    """`costs` with `gpu_seconds`, shared out in the largest groups that there can be: what one GPU at a time would take."""
     groups: dict[Any, list[StepCost]] = {}
     for cost in sorted(costs, key=lambda cost: -cost.seconds):
         common = in_common(cost.step)
@@ -160,7 +161,7 @@ def estimate_costs(
         except UserError as error:
             raise NoEstimate(str(error)) from error
     estimator = _Estimator(table, gpu, shape, num_examples)
-    costs = tuple(_shared_costs([estimator.cost(step) for step in steps]))
+    costs = tuple(_with_gpu_seconds([estimator.cost(step) for step in steps]))
     if num_on_cpus := sum(cost.work is not None and cost.rate is None for cost in costs):
         assumptions.append(f"{num_on_cpus} steps compute on CPUs, for which there is no figure: only their setup is counted")
     return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
@@ -200,11 +201,10 @@ class _Estimator:
         work, num_gpus = self.work(step), step.resources.total_gpus
         if work is None:
             seconds = self.table[f"seconds.{step.stage}"]
-            return StepCost(step, None, None, seconds, seconds * num_gpus, self.num_bytes(step))
+            return StepCost(step, None, None, seconds, self.num_bytes(step))
         rate = self.table.rate(work.kind, work.batch_size, self.gpu, self.shape.num_parameters) if num_gpus else None
         setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
         work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
-        finetune = _finetuning_of(step.config)
         # One worker trains several at once; what several workers take on, they train one after another.
         once_s = rate.shared * work_s if rate and step.resources.num_workers == 1 and in_common(step) is not None else 0.0
         return StepCost(
@@ -212,9 +212,8 @@ class _Estimator:
             work,
             rate,
             setup_s + work_s,
-            (setup_s + work_s) * num_gpus,
             self.num_bytes(step),
-            self.checkpoint_bytes(step, finetune, work) if finetune else 0,
+            self.checkpoint_bytes(step, work),
             setup_s,
             once_s,
         )
@@ -223,12 +222,12 @@ class _Estimator:
         config, table = step.config, self.table
         match config:
             case GeneratorConfig():
-                return self._finetuning(step, self.num_examples["train"], table["tokens.generator_text"])
+                return self._finetuning(step, config.finetune, self.num_examples["train"], table["tokens.generator_text"])
             case TaskModelConfig():
-                return self._finetuning(step, _num_trained_on(step), table["tokens.classifier"])
+                return self._finetuning(step, config.finetune, _num_trained_on(step), table["tokens.classifier"])
             case ScratchModelConfig() if config.pretraining is not None:
                 num_examples = min(config.pretraining_examples or math.inf, self.num_examples["train"])
-                return self._finetuning(step, num_examples, table["tokens.plain"])
+                return self._finetuning(step, config.pretraining, num_examples, table["tokens.plain"])
             case GenerationConfig():
                 num_texts = sum(per_label(config.num_per_label).values()) / table["yield"]
                 not_written = table["tokens.marker_rest"] if config.stop_early else 0
@@ -240,12 +239,10 @@ class _Estimator:
             case _:
                 return None
 
-    def _finetuning(self, step: Step, num_examples: float, tokens_per_example: float) -> Work:
-        finetune = _finetuning_of(step.config)
-        assert finetune is not None, f"{step.name} is not a finetuning"
+    def _finetuning(self, step: Step, finetune: FinetuneConfig, num_examples: float, tokens_per_example: float) -> Work:
         num_examples *= finetune.epochs
         batch_size = finetune.batch_size / step.resources.num_workers
-        return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size)
+        return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size, finetune)
 
     def _num_evaluated(self, name: str) -> int:
         if name not in self.num_examples:
@@ -298,11 +295,12 @@ class _Estimator:
             return adapter
         return adapter + self.shape.num_embedding_parameters * (1 if self.shape.is_tied else 2)
 
-    def checkpoint_bytes(self, step: Step, finetune: FinetuneConfig, work: Work) -> float:
+    def checkpoint_bytes(self, step: Step, work: Work) -> float:
         """Bytes of checkpoints, 0 for a finetuning too short to write any: what is trained, and the optimizer's state.
 
         They are there twice, because a new one is written before the old one goes."""
-        if not 0 < finetune.checkpoint_every < work.num_examples / finetune.batch_size:
+        finetune = work.finetune
+        if finetune is None or not 0 < finetune.checkpoint_every < work.num_examples / finetune.batch_size:
             return 0
         return 2 * self._num_trained(step, finetune) * (BYTES_PER_NUMBER[finetune.dtype] + STATE_BYTES)
 
@@ -319,14 +317,3 @@ def _num_trained_on(step: Step) -> int:
     for (smaller, larger), begin in zip(pairwise((0, *sizes)), (0, *ends), strict=False):
         seen += min(larger - smaller, max(0, branch - begin) * config.finetune.batch_size)
     return size - seen
-
-
-def _finetuning_of(config: Any) -> FinetuneConfig | None:
-    """The recipe of a step that finetunes; None for one that does not."""
-    match config:
-        case GeneratorConfig() | TaskModelConfig():
-            return config.finetune
-        case ScratchModelConfig():
-            return config.pretraining
-        case _:
-            return None

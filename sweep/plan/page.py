@@ -9,7 +9,7 @@ from sweep.graph.identity import SHORT
 from sweep.graph.records import STAGES
 from sweep.plan.costs import Total, rates, total
 from sweep.plan.plan import Plan, PlanCosts, Planned
-from sweep.plan.throughputs import CostTable, Rate
+from sweep.plan.throughputs import CostTable
 from sweep.study.experiment import Experiment
 from sweep.study.inputs import missing_inputs
 from sweep.study.paper import Note, departures, unsettled
@@ -25,12 +25,11 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
     from rich.table import Table
 
     experiment, costs = plan.experiment, plan.costs
-    console = Console(soft_wrap=True, highlight=False)
-    if costs and console.width < MIN_WIDTH:
-        console = Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
-    console.print(f"{experiment.name}: {experiment.title}", markup=False)
-    for line in missing_inputs(experiment):
-        console.print(line, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if costs:
+        console.width = max(console.width, MIN_WIDTH)
+    for line in (f"{experiment.name}: {experiment.title}", *missing_inputs(experiment)):
+        console.print(line)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "steps", "cached", "to build", *(COST_COLUMNS if costs else ())):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
@@ -44,19 +43,19 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
             table.add_row(label, "", "", str(sum_.num_steps), *_cost_cells(sum_, costs), style="bold" if missing else "")
     console.print(table)
     for heading, notes in _notes(experiment).items():
-        console.print(f"{heading}:" if notes else f"{heading}: none", markup=False)
+        console.print(f"{heading}:" if notes else f"{heading}: none")
         for note in notes:
-            console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}", markup=False)
+            console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}")
     console.print(f"{len(missing)} of {len(plan.steps)} to build" if missing else "everything is built")
     for line in _cost_lines(costs) if costs and missing else [f"no costs: {plan.why_no_costs}"] if plan.why_no_costs else []:
-        console.print(line, markup=False)
+        console.print(line)
     if all_steps:
         for planned in plan.steps:
             state = "cached" if planned.is_cached else f"build: {planned.reason}"
-            console.print(f"  {planned.step.name}-{planned.step.fingerprint[:SHORT]}  {state}", markup=False)
+            console.print(f"  {planned.step.name}-{planned.step.fingerprint[:SHORT]}  {state}")
         return
     for (stage, reason), count in _reasons(plan).items():
-        console.print(f"  {count} {stage}: {reason}", markup=False)
+        console.print(f"  {count} {stage}: {reason}")
 
 
 def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
@@ -97,10 +96,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         }
         if costs:
             whole = total(cost for cost in costs.estimate.steps if cost.step.stage == stage)
-            stages[stage] |= {
-                "to_build": _total_json(_missing_total(costs, stage), costs),
-                "in_all": _total_json(whole, costs),
-            }
+            missing = _missing_total(costs, stage)
+            stages[stage] |= {"to_build": _total_json(missing, costs), "in_all": _total_json(whole, costs)}
     without_costs = {
         "experiment": experiment.name,
         "title": experiment.title,
@@ -210,13 +207,10 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     for (kind, batch_size), rate in rates(costs.missing_steps).items():
         batch = f", batch {batch_size:g}" if batch_size else ""
         basis = rate.scaled or rate.rows[0].source.partition(":")[0]
-        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){_at_once(rate)}"
+        at_once = f"; of models finetuned at once, each adds {1 - rate.shared:.0%} of its time alone" if rate.shared else ""
+        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){at_once}"
     for assumption in costs.estimate.assumptions:
         yield f"  assumed: {assumption}"
-
-
-def _at_once(rate: Rate) -> str:
-    return f"; of models finetuned at once, each adds {1 - rate.shared:.0%} of its time alone" if rate.shared else ""
 
 
 def _gpus(number: float) -> str:

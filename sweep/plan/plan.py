@@ -33,16 +33,14 @@ class Planned:
         return self.record is not None
 
 
-def make_plan(steps: Iterable[Step], store: Store, *, reasons: bool = True) -> list[Planned]:
+def make_plan(steps: Sequence[Step], store: Store, *, reasons: bool = True) -> list[Planned]:
     """Look each step up in the store. Without `reasons`, older artifacts are not read.
 
     Raises UserError for a record that cannot be read.
     """
     planned = []
-    folders: dict[str, Mapping[str, Sequence[str]]] = {}
+    folders = {stage: store.folders(stage) for stage in {step.stage for step in steps}}
     for step in steps:
-        if step.stage not in folders:
-            folders[step.stage] = store.folders(step.stage)
         there = folders[step.stage].get(step.slug, ())
         is_begun = step.fingerprint[:SHORT] in there
         record = store.read_record(step.id) if is_begun else None
