@@ -4,7 +4,7 @@ blindsweep explain mini hans/accuracy --cell start5000-original-1800-seed0
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,18 @@ from sweep.graph.records import RECORD_FILE, Record, Store, Study
 class Origin:
     """The origin of one number of a study.
 
-    `folder` is its artifact's, `rows` maps each Parquet file (or folder of several) in it to its rows. `lineage` are the
-    records that it was built from, each with its depth (the artifact itself is 0), nearest first and each once.
+    `record` and `folder` are its artifact's. `lineage` are the records that it was built from, each with its depth (the
+    artifact itself is 0), nearest first and each once.
     """
 
     metric: str
-    value: Any
     record: Record
     folder: str
-    rows: Mapping[str, int]
     lineage: tuple[tuple[int, Record], ...]
+
+    @property
+    def value(self) -> Any:
+        return self.record.metrics[self.metric]
 
 
 def explain(store: Store, study: Study, metric: str, cell: str = "") -> list[Origin]:
@@ -44,17 +46,7 @@ def explain(store: Store, study: Study, metric: str, cell: str = "") -> list[Ori
     if not chosen:
         slugs = sorted({record.slug for record in having})
         raise UserError(f"no built artifact {cell!r} of {study.experiment} has {metric}{_nearest(cell, slugs)}")
-    return [
-        Origin(
-            metric,
-            record.metrics[metric],
-            record,
-            store.folder(record.id),
-            record.num_rows,
-            tuple(_lineage(record, store)),
-        )
-        for record in chosen
-    ]
+    return [Origin(metric, record, store.folder(record.id), tuple(_lineage(record, store))) for record in chosen]
 
 
 def _nearest(name: str, valid: list[str]) -> str:
@@ -87,7 +79,7 @@ def as_text(origin: Origin) -> Iterator[str]:
     if record.marks:
         yield f"  marked   {'; '.join(record.marks)}"
     yield f"  record   {join(origin.folder, RECORD_FILE)}"
-    for name, count in origin.rows.items():
+    for name, count in record.num_rows.items():
         yield f"  rows     {join(origin.folder, name)}: {count:,}"
     yield f"  run      in MLflow: tags.fingerprint = '{record.fingerprint}'"
     commit = record.git.get("commit", "unknown")[:SHORT]
@@ -109,7 +101,7 @@ def as_json(origin: Origin) -> dict[str, Any]:
         "marks": list(record.marks),
         "fingerprint": record.fingerprint,
         "folder": origin.folder,
-        "rows": dict(origin.rows),
+        "rows": dict(record.num_rows),
         "lineage": [
             {
                 "depth": depth,
