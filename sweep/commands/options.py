@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipelines.errors import UserError
+from sweep.run.failures import is_disk_full, one_line
 
 ExperimentName = Annotated[
     str,
@@ -41,6 +42,13 @@ DEFAULT_STORE = "./blindsweep-store"
 DEFAULT_GPU = "h200"
 
 
+def study_name(name: str) -> str:
+    """The study that `name` means: of an experiment file, the name inside it; else `name` itself."""
+    from sweep.study.loading import is_file, load_experiment
+
+    return load_experiment(name).experiment.name if is_file(name) else name
+
+
 def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     """End a command with one message: for the user's mistakes, and for a defect of ours with its traceback's file."""
 
@@ -64,8 +72,6 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explain(error: Exception) -> str:
-    from sweep.run.failures import is_disk_full, one_line
-
     if isinstance(error, UserError | OSError) or is_disk_full(error):
         return one_line(error)
     with tempfile.NamedTemporaryFile("w", prefix="blindsweep-", suffix=".txt", delete=False) as file:

@@ -6,9 +6,9 @@ import typer
 
 from sweep.commands.options import DEFAULT_GPU, DEFAULT_STORE, ExperimentName, GpuName, Json, Parameters, Price, StoreUri
 from sweep.graph.records import Store
+from sweep.plan.throughputs import Gpu, read_table
 
 if TYPE_CHECKING:
-    from sweep.plan.throughputs import Gpu
     from sweep.study.experiment import Experiment
 
 COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
@@ -36,7 +36,6 @@ def plan(
         blindsweep plan demo
         blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
     """
-    from sweep.plan.throughputs import read_table
     from sweep.study.loading import load_experiment
 
     loaded = load_experiment(experiment, parameters or [])
@@ -47,7 +46,7 @@ def plan(
 def show_plan(
     experiment: "Experiment",
     store: Store,
-    gpu: "Gpu",
+    gpu: Gpu,
     num_gpus: float | None,
     *,
     all_steps: bool = False,
@@ -59,7 +58,6 @@ def show_plan(
 
     from sweep.plan.page import plan_json, print_plan, print_sources
     from sweep.plan.plan import plan_study
-    from sweep.plan.throughputs import read_table
 
     plan = plan_study(experiment, store, gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
     if as_json:

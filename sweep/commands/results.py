@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
-from sweep.commands.options import DEFAULT_STORE, CostPerSeed, Json, OneOrAllStudies, StoreUri, StudyName
+from sweep.commands.options import DEFAULT_STORE, CostPerSeed, Json, OneOrAllStudies, StoreUri, StudyName, study_name
+from sweep.graph.explain import as_json, as_text
+from sweep.graph.explain import explain as origins_of
 from sweep.graph.records import Store, Study
 
 
@@ -18,8 +20,6 @@ def status(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Say how much of a study is built, and what failed in its last run."""
-    from sweep.study.loading import study_name
-
     where = Store(store)
     names = [study_name(study)] if study else where.studies()
     if not names:
@@ -65,8 +65,6 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Folder to write into. [default: reports/STUDY]")] = None,
 ) -> None:
     """Write the report of a study: figures, tables, and the numbers behind them."""
-    from sweep.study.loading import study_name
-
     write_report(Store(store), study_name(study), output, partial=partial)
 
 
@@ -86,10 +84,6 @@ def explain(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say where a number comes from: its artifact, rows, run and configuration, and all that it was built from."""
-    from sweep.graph.explain import as_json, as_text
-    from sweep.graph.explain import explain as origins_of
-    from sweep.study.loading import study_name
-
     where = Store(store)
     origins = origins_of(where, Study.load(where, study_name(study)), metric, cell)
     if json:
@@ -121,7 +115,6 @@ def verdicts(
     from analysis.report.terminal import print_verdicts, verdicts_json
     from analysis.study.claims import load_evidence
     from analysis.study.verdicts import judge_evidence
-    from sweep.study.loading import study_name
 
     name = study_name(study)
     evidence = load_evidence(Store(store), name, partial=partial)
@@ -160,7 +153,6 @@ def power(
         variances = [Variance("given", (seed_sd / 100) ** 2, (item_error / 100) ** 2)]
     else:
         from analysis.study.claims import load_evidence
-        from sweep.study.loading import study_name
 
         assert study is not None
         variances, why_not = pilot(load_evidence(Store(store), study_name(study), partial=partial))

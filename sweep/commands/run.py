@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from pipelines.errors import UserError
+from pipelines.storage import join
 from sweep.commands.options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
@@ -22,6 +24,7 @@ from sweep.commands.options import (
 from sweep.commands.plan import show_plan
 from sweep.commands.results import blocked_lines, is_blocked, write_report
 from sweep.graph.records import Store, Study
+from sweep.plan.throughputs import read_table
 
 
 def run(
@@ -65,10 +68,6 @@ def run(
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
-    from dataclasses import replace
-
-    from pipelines.storage import join
-    from sweep.plan.throughputs import read_table
     from sweep.study.loading import load_experiment
     from sweep.study.rehearsal import FOLDER, rehearsal
 
@@ -89,8 +88,7 @@ def run(
         check_budget(plan, budget)
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
-    options = RayOptions(address, max_cpus, max_gpus, max_failures, debug)
-    result = run_study(loaded, where, tracking_uri, options, plan)
+    result = run_study(loaded, where, tracking_uri, RayOptions(address, max_cpus, max_gpus, max_failures, debug), plan)
     name = loaded.experiment.name
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
     if result.tracking_errors:

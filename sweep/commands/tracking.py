@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
-from sweep.commands.options import DEFAULT_STORE, OneOrAllStudies, StoreUri, TrackingUri
+from sweep.commands.options import DEFAULT_STORE, OneOrAllStudies, StoreUri, TrackingUri, study_name
 from sweep.graph.records import Store
 
 
@@ -46,7 +46,6 @@ def reindex(
     """Rebuild MLflow's runs from the records in the store."""
     from sweep.run.study_run import reindex as rebuild
     from sweep.run.tracking import default_tracking_uri
-    from sweep.study.loading import study_name
 
     where = Store(store)
     uri = tracking_uri or default_tracking_uri(where)

@@ -42,7 +42,7 @@ def load_experiment(name: str, assignments: Sequence[str] = ()) -> Loaded:
     Raises UserError for an unknown name or parameter (with the valid ones), a value of the wrong type, and
     any error in the user's file, with its line.
     """
-    if _is_file(name):
+    if is_file(name):
         function, file = _function_of_file(name)
     else:
         known = builtin_experiments()
@@ -66,12 +66,8 @@ def load_experiment(name: str, assignments: Sequence[str] = ()) -> Loaded:
     return Loaded(experiment, {name: _plain(value) for name, value in with_defaults.arguments.items()})
 
 
-def study_name(name: str) -> str:
-    """The study that `name` means: of an experiment file, the name inside it; else `name` itself."""
-    return load_experiment(name).experiment.name if _is_file(name) else name
-
-
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether `name` is `file.py[:function]`."""
     return name.partition(":")[0].endswith(".py")
 
 
