@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -40,16 +40,21 @@ def seconds(value: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def mean_durations(records: Iterable[Record], known: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Mean seconds of an artifact by stage; each of `known`, by stage as well, counts as one artifact more."""
+    times = {stage: [value] for stage, value in (known or {}).items()}
+    for record in records:
+        times.setdefault(record.stage, []).append(record.durations["total_s"])
+    return {stage: sum(values) / len(values) for stage, values in times.items()}
+
+
 def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -> float | None:
     """Estimated seconds until the end; None while a stage is left of which no step has ended.
 
     `known` is the mean duration of earlier steps by stage; this run's own are added. A running step that says
     how far it is speaks for itself. `parallel` is how many steps have run side by side.
     """
-    times: dict[str, list[float]] = {stage: [value] for stage, value in known.items()}
-    for record in progress.built.values():
-        times.setdefault(record.stage, []).append(record.durations["total_s"])
-    means = {stage: sum(values) / len(values) for stage, values in times.items()}
+    means = mean_durations(progress.built.values(), known)
     over = {*progress.cached, *progress.built, *progress.failed, *progress.blocked}
     left = [_left(step, progress, means.get(step.stage)) for step in progress.steps if step.fingerprint not in over]
     estimated = [value for value in left if value is not None]

@@ -1,19 +1,19 @@
 """A whole run: plan, build what is missing, keep MLflow and the study's manifest in step."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.errors import UserError
-from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.step import Step
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, make_plan
-from sweep.run.progress import Display, Progress
+from sweep.run.failures import one_line
+from sweep.run.progress import Display, Progress, mean_durations
 from sweep.run.session import RayOptions, ray_session
-from sweep.run.tune import run_steps
+from sweep.run.tracking import Tracker
+from sweep.run.tune import Run, run_steps
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
 from sweep.study.loading import Loaded
@@ -83,38 +83,29 @@ def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptio
         write_plan(store, loaded.experiment.name, plan_json(plan))
     missing = [member.step for member in planned if not member.is_cached]
     with ray_session(options, missing) as capacity:
-        progress, errors = _run_on_ray(
-            study, loaded.parameters, steps, cached, store, tracking_uri, capacity, options.max_failures
-        )
+        run = Run(steps, {record.fingerprint for record in cached}, store, capacity, max_failures=options.max_failures)
+        progress, errors = _run_on_ray(run, study, loaded.parameters, cached, tracking_uri)
     failures = _failures(progress)
     replace(study, failures=tuple(failures)).save(store)
     return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors))
 
 
 def _run_on_ray(
-    study: Study,
-    parameters: Mapping[str, Any],
-    steps: Sequence[Step],
-    cached: Sequence[Record],
-    store: Store,
-    tracking_uri: str,
-    capacity: Capacity,
-    max_failures: int,
+    run: Run, study: Study, parameters: Mapping[str, Any], cached: Sequence[Record], tracking_uri: str
 ) -> tuple[Progress, list[str]]:
+    """Build the steps of `run` with a display and a tracker; returns the tracker's errors, too."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from sweep.run.tracking import Tracker
 
     # Beside the driver, where a SQLite file is.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tracker = (
         ray.remote(Tracker)
         .options(num_cpus=0, scheduling_strategy=here)
-        .remote(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
+        .remote(tracking_uri, run.store.uri, study.experiment, study.title, parameters, study.blindspot)
     )
     try:
-        ray.get(tracker.declare.remote([step.fingerprint for step in steps]))
+        ray.get(tracker.declare.remote([step.fingerprint for step in run.steps]))
     except ray.exceptions.RayError as error:
         raise _unusable(tracking_uri, error) from error
     for record in cached:
@@ -122,22 +113,13 @@ def _run_on_ray(
     status = "FAILED"
     try:
         with Display(mean_durations(cached)) as display:
-            progress = run_steps(
-                steps,
-                [record.fingerprint for record in cached],
-                store,
-                capacity,
-                tracker=tracker,
-                listener=display.on_event,
-                tick=display.on_tick,
-                max_failures=max_failures,
-            )
+            progress = run_steps(replace(run, tracker=tracker, listener=display.on_event, tick=display.on_tick))
         status = "FAILED" if progress.failed else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        errors = _close(tracker, status, len(steps))
+        errors = _close(tracker, status, len(run.steps))
     return progress, errors
 
 
@@ -152,8 +134,6 @@ def _close(tracker: Any, status: str, num_steps: int) -> list[str]:
 
 
 def _unusable(tracking_uri: str, error: BaseException) -> UserError:
-    from sweep.run.failures import one_line
-
     return UserError(
         f"cannot open the MLflow tracking store {tracking_uri}: {one_line(error)}; check "
         "--tracking-uri and whether the server runs"
@@ -173,8 +153,6 @@ def track_records(
 
     Artifacts that MLflow has in full are skipped, unless `again`.
     """
-    from sweep.run.tracking import Tracker
-
     try:
         tracker = Tracker(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
     except Exception as error:
@@ -196,14 +174,6 @@ def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, 
             raise UserError(f"MLflow at {tracking_uri} did not take everything: {errors[0]}")
         counts[name] = len(records)
     return counts
-
-
-def mean_durations(records: Iterable[Record]) -> dict[str, float]:
-    """Mean seconds of an artifact by stage."""
-    durations: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        durations[record.stage].append(record.durations["total_s"])
-    return {stage: sum(values) / len(values) for stage, values in durations.items()}
 
 
 def _failures(progress: Progress) -> list[dict[str, str]]:

@@ -7,13 +7,15 @@ inside them do.
 """
 
 import contextlib
+import functools
 import math
 import os
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sweep.graph.queue import Capacity, StepQueue
@@ -23,6 +25,7 @@ from sweep.graph.step import Step
 from sweep.run.failures import one_line
 from sweep.run.machine import git_state
 from sweep.run.progress import Progress
+from sweep.run.tracking import Card
 from sweep.run.trial import Order, Outcome, carry_out
 
 TUNE_SETTINGS = {
@@ -49,28 +52,12 @@ Listener = Callable[[str, Step, Progress], None]
 """Called with "start", "done", "retry", "failed" or "blocked"."""
 
 
-def run_steps(
-    steps: Sequence[Step],
-    cached: Iterable[str],
-    store: Store,
-    capacity: Capacity,
-    *,
-    tracker: Any = None,
-    listener: Listener = lambda event, step, progress: None,
-    tick: Callable[[Progress], None] = lambda progress: None,
-    max_failures: int = 0,
-) -> Progress:
-    """Build every step that is not cached, inside a `sweep.run.session`; failures are in the returned progress.
-
-    At least one step must be missing. `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None.
-    """
+def run_steps(run: "Run") -> Progress:
+    """Build every step of `run` that is not cached, inside a `sweep.run.session`; failures are in the returned progress."""
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     from ray import tune
 
-    cached = set(cached)
-    num_missing = sum(step.fingerprint not in cached for step in steps)
-    run = _Run(steps, cached, store, capacity, tracker, listener, tick, max_failures)
     folder = tempfile.mkdtemp(prefix="blindsweep-tune-")
     try:
         tune.Tuner(
@@ -78,7 +65,7 @@ def run_steps(
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(run),
                 # Each once more than it may fail, for those that a neighbour takes along.
-                num_samples=num_missing * (max_failures + 2),
+                num_samples=len(run.queue.waiting) * (run.max_failures + 2),
                 # A trial's process goes on with the next trial.
                 reuse_actors=True,
                 # Short names: they are folders, and nobody reads them.
@@ -110,24 +97,26 @@ def _remove_placement_groups() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identifier))))
 
 
-class _Run:
-    """The state that the searcher and the callback of one Tune experiment share, in the driver."""
+@dataclass
+class Run:
+    """The steps to build, of which at least one is not `cached`, and what the searcher and the callback of their Tune
+    experiment share, in the driver.
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        cached: set[str],
-        store: Store,
-        capacity: Capacity,
-        tracker: Any,
-        listener: Listener,
-        tick: Callable[[Progress], None],
-        max_failures: int,
-    ) -> None:
-        self.queue = StepQueue(steps, cached, capacity)
-        self.progress = Progress(steps, cached)
-        self.store, self.tracker, self.listener, self.tick = store, tracker, listener, tick
-        self.max_failures = max_failures
+    `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None.
+    """
+
+    steps: Sequence[Step]
+    cached: set[str]
+    store: Store
+    capacity: Capacity
+    tracker: Any = None
+    listener: Listener = lambda event, step, progress: None
+    tick: Callable[[Progress], None] = lambda progress: None
+    max_failures: int = 0
+
+    def __post_init__(self) -> None:
+        self.queue = StepQueue(self.steps, self.cached, self.capacity)
+        self.progress = Progress(self.steps, self.cached)
         self.git = git_state()
         self.trials: dict[str, list[Step]] = {}
         self.attempts: Counter[str] = Counter()
@@ -155,8 +144,6 @@ class _Run:
         for step in group:
             self.progress.running[step.fingerprint] = time.monotonic()
             if self.tracker:
-                from sweep.run.tracking import Card
-
                 self.tracker.start.remote(Card.of(step))
             self.listener("start", step, self.progress)
         return {
@@ -245,28 +232,25 @@ class _Sealed:
         return self
 
 
-_host: Any = None
-
-
 def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
     """One step, or a group of them, run in an actor outside the trial's placement group.
 
     Inside it, Ray would place the stage's own tasks into the trial's group, which has no CPU. The actor stays
     for the following trials of this process, so that torch is imported once.
     """
-    global _host
     import ray
 
     orders: list[Order] = config["orders"].value
+    host = _stage_host()
     try:
-        outcomes: list[Outcome] = ray.get(_stage_host().carry_out.remote(orders))
+        outcomes: list[Outcome] = ray.get(host.carry_out.remote(orders))
     except ray.exceptions.RayError as error:
         # A step's own failure is an outcome: this one is of the process, or of what came back from it.
         outcomes = [_lost(orders, one_line(error))] * len(orders)
     if any(outcome.record is None for outcome in outcomes):
         # The actors and tasks that a failed stage left behind go with the process that owns them.
-        ray.kill(_host)
-        _host = None
+        ray.kill(host)
+        _stage_host.cache_clear()
     return {"outcomes": outcomes}
 
 
@@ -275,15 +259,13 @@ def _lost(group: Sequence[Any], error: str) -> Outcome:
     return Outcome(None, error, was_neighbour=len(group) > 1)
 
 
+@functools.cache
 def _stage_host() -> Any:
-    global _host
-    if _host is None:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        _host = ray.remote(_StageHost).options(num_cpus=0, scheduling_strategy=here).remote()
-    return _host
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_StageHost).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class _StageHost:
@@ -291,7 +273,7 @@ class _StageHost:
         return carry_out(orders)
 
 
-def _searcher(run: _Run) -> Any:
+def _searcher(run: Run) -> Any:
     from ray.tune.search import Searcher
 
     class StepSearcher(Searcher):
@@ -315,7 +297,7 @@ def _searcher(run: _Run) -> Any:
     return StepSearcher()
 
 
-def _callback(run: _Run) -> Any:
+def _callback(run: Run) -> Any:
     from ray.tune import Callback
 
     class StepCallback(Callback):

@@ -23,7 +23,7 @@ from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
 from sweep.run.progress import Display
 from sweep.run.session import RayOptions, ray_session
-from sweep.run.tune import run_steps
+from sweep.run.tune import Run, run_steps
 
 
 @dataclass(frozen=True)
@@ -161,5 +161,5 @@ if __name__ == "__main__":
     steps = [Step("task_model", how, Config(fails=how)) for how in fails] or make_steps(float(sys.argv[2]))
     cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
     with ray_session(RayOptions(max_cpus=2), steps) as capacity, Display({}) as display:
-        progress = run_steps(steps, cached, store, capacity, listener=display.on_event)
+        progress = run_steps(Run(steps, set(cached), store, capacity, listener=display.on_event))
     print(f"cached={len(cached)} built={len(progress.built)}")

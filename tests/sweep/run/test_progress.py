@@ -16,7 +16,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
 from sweep.run.progress import Display, Progress, Transfers, time_left
 from sweep.run.trial import Outcome
-from sweep.run.tune import _Run
+from sweep.run.tune import Run
 
 
 def step(stage: str, number: int) -> Step:
@@ -88,7 +88,7 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
     steps = [base, lucky, doomed, user]
     lost = Outcome(None, "its process was lost", was_neighbour=True)
     with display:
-        run = _Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), None, listen, display.on_tick, max_failures=1)
+        run = Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), None, listen, display.on_tick, max_failures=1)
         end("both", lucky=lost, doomed=lost)
         run.has_leftovers = False  # there is no Ray whose placement groups could be given back
         end("lucky alone", lucky=built(lucky))

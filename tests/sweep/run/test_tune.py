@@ -25,7 +25,7 @@ from sweep.run.progress import Progress
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.tracking import Card, StepReport, Tracker
 from sweep.run.trial import Outcome
-from sweep.run.tune import _Run, run_steps
+from sweep.run.tune import Run, run_steps
 
 SCRIPT = Path(__file__).with_name("fake_study.py")
 ROOT = Path(__file__).parents[3]
@@ -58,7 +58,7 @@ def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> P
     cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
     if len(cached) == len(steps):
         return Progress(steps, set(cached))
-    return run_steps(steps, cached, store, capacity, **options)
+    return run_steps(Run(steps, set(cached), store, capacity, **options))
 
 
 def calls(store: Store) -> Counter[str]:
@@ -69,7 +69,8 @@ def contents(store: Store) -> dict[str, Any]:
     """Files of each artifact, by hash."""
     found = {}
     for stage in ("sources", "task_model", "evaluation"):
-        for record in store.records(stage):
+        for path in Path(store.uri, stage).glob("*/record.json"):
+            record = Record.from_json(path.read_bytes(), str(path))
             found[f"{stage}/{record.slug}"] = record.files
     return found
 
@@ -81,7 +82,7 @@ def test_nothing_starts_beside_a_step_that_is_over_before_a_process_is_up(
     monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
     steps = [Step("starting_set", f"cell{seed}", TrainingSetConfig("starting", size=3, seed=seed)) for seed in range(6)]
     capacity = Capacity(6, 0)
-    run = _Run(steps, set(), Store(tmp_path), capacity, None, lambda *event: None, lambda progress: None, max_failures=0)
+    run = Run(steps, set(), Store(tmp_path), capacity)
 
     def end(trial: str, seconds: float) -> None:
         (step,) = run.trials[trial]
@@ -261,7 +262,7 @@ def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, 
         report = StepReport(tracker, fingerprint)
         for step in range(200):
             report({"loss": step, "learning_rate": 0.1}, step)
-        report.flush()
+        ray.get(report._outstanding)
 
     task = ray.remote(num_cpus=0)(hammer)
     ray.get([task.remote(card.id.fingerprint) for card in cards])
