@@ -81,7 +81,10 @@ class StepQueue:
         self.running: dict[str, Step] = {}
         self._need = {step.fingerprint: (step.resources.total_cpus, step.resources.total_gpus) for step in steps}
         self._rank = self._ranks(steps)
-        self._unbuilt = {fingerprint: self._unbuilt_inputs(step) for fingerprint, step in self.waiting.items()}
+        self._unbuilt = {
+            fingerprint: len({source.fingerprint for source in step.inputs.values()} - self.done)
+            for fingerprint, step in self.waiting.items()
+        }
         self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
         self._ready_needs = Counter(self._need[step.fingerprint] for step in self._ready)
         self._overtaken: dict[str, int] = {}
@@ -99,9 +102,6 @@ class StepQueue:
 
     def _rank_of(self, step: Step) -> tuple[int, int]:
         return self._rank[step.fingerprint]
-
-    def _unbuilt_inputs(self, step: Step) -> int:
-        return len({source.fingerprint for source in step.inputs.values()} - self.done)
 
     def next(self) -> Step | None:
         """The most urgent ready step that fits into what is free, moved to running; None if there is none."""

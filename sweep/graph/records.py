@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,20 +149,12 @@ class Store:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
         write_bytes(path, content)
 
-    def records(self, stage: str, slug: str = "") -> Iterator[Record]:
-        """All complete artifacts of a stage (of one slug), in the order of their folders' names."""
-        stage_folder = join(self.uri, stage)
-        for name in self._folder_names(stage_folder):
-            if slug and name[: -SHORT - 1] != slug:
-                continue
-            where = join(stage_folder, name, RECORD_FILE)
-            if (text := self._read(where)) is not None:
-                yield Record.from_json(text, where)
-
     def folders(self, stage: str) -> dict[str, list[str]]:
         """Slug → the first digits of the fingerprints of its artifacts, complete or not, sorted; from one listing."""
         by_slug: dict[str, list[str]] = {}
-        for name in self._folder_names(join(self.uri, stage)):
+        for name in sorted(self._names(join(self.uri, stage))):
+            if name.startswith("."):
+                continue
             by_slug.setdefault(name[: -SHORT - 1], []).append(name[-SHORT:])
         return by_slug
 
@@ -204,9 +196,6 @@ class Store:
             return [path.rstrip("/").rsplit("/", 1)[-1] for path in file_system.ls(remote, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-
-    def _folder_names(self, folder: str) -> list[str]:
-        return sorted(name for name in self._names(folder) if not name.startswith("."))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.errors import UserError
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
 from sweep.graph.identity import SHORT
@@ -181,10 +180,3 @@ REGISTRY: dict[str, Stage] = {
     "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
 }
 """In the order of the pipeline, which pages follow."""
-
-
-def version_of(stage: str) -> int:
-    """Raises UserError for a stage that is not registered."""
-    if stage not in REGISTRY:
-        raise UserError(f"no stage {stage!r}; registered: {', '.join(REGISTRY)}")
-    return REGISTRY[stage].version

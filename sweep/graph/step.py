@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.resources import Resources
 from sweep.graph import identity
 from sweep.graph.records import ArtifactId
-from sweep.graph.stages import version_of
+from sweep.graph.stages import REGISTRY
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Step:
     @cached_property
     def payload(self) -> dict[str, Any]:
         inputs = {name: step.fingerprint for name, step in self.inputs.items()}
-        payload = identity.payload(self.stage, version_of(self.stage), self.config, inputs)
+        payload = identity.payload(self.stage, REGISTRY[self.stage].version, self.config, inputs)
         # In every step's, so that not even one that a rehearsal does in full can be taken for the real one.
         return {**payload, "rehearsal": True} if self.is_rehearsal else payload
 
