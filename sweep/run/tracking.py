@@ -8,6 +8,7 @@ logged again from its record and its metrics.jsonl, so what was lost on the way 
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections import defaultdict
@@ -40,9 +41,8 @@ artifacts of earlier settings.
 COMPARED = ("starting_point", "task_model")
 """Stages whose runs are compared."""
 
-_START, _KIND, _SIZE, _SEED = COORDINATES
 # Kinds of one size stand side by side.
-COLUMNS = (_START, _SIZE, _KIND, _SEED)
+COLUMNS = ("starting_size", "size", "kind", "seed")
 
 # What a step reports for the display, and says nothing afterwards.
 NOT_LOGGED = ("fraction_done",)
@@ -93,8 +93,6 @@ class Tracker:
         """
         # Nothing is sent anywhere but to the tracking store.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import logging
-
         from mlflow import MlflowClient
 
         # After the import, which sets them.
@@ -205,15 +203,11 @@ class Tracker:
             end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
             start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
             run_id = self._run_of(card, start_ms)
-            if record.fingerprint not in self._logged:
-                self._logged[record.fingerprint] = self._history(run_id)
             for line in self._series(record):
                 step = int(line.pop("step"))
                 self._add_metrics(record.fingerprint, _as_curves(line), step, end_ms)
-            final = {name: value for name, value in flatten(record.metrics) if _is_number(value)}
-            final |= {f"rows_of_{name}": value for name, value in record.num_rows.items()}
-            final |= dict(record.durations)
-            final = _as_totals(final)
+            rows = {f"rows_of_{name}": value for name, value in record.num_rows.items()}
+            final = _as_totals({**dict(flatten(record.metrics)), **rows, **record.durations})
             self._add_metrics(record.fingerprint, final, 0, end_ms)
             if record.stage == "evaluation":
                 self._log_on_task_model(record, final, end_ms)
@@ -284,8 +278,7 @@ class Tracker:
         values = {name: value for name, value in card.coordinates.items() if value is not None}
         # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
         values |= {f"config.{name}": value for name, value in flatten(card.config)}
-        parameters = [Param(name, _shorten(value)) for name, value in values.items()]
-        self.client.log_batch(run_id, params=parameters)
+        self.client.log_batch(run_id, params=[Param(name, _shorten(value)) for name, value in values.items()])
         self._log_inputs(run_id, card)
         return str(run_id)
 
@@ -318,15 +311,12 @@ class Tracker:
                 tag = f"mlflow.sharedViewState.{view}"
                 self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(envelope))
 
-    def _log_on_task_model(self, record: Record, final: Mapping[str, float], end_ms: int) -> None:
+    def _log_on_task_model(self, record: Record, final: Mapping[str, Any], end_ms: int) -> None:
         """Put the accuracies beside the task model's parameters, where kinds are compared."""
         fingerprint = record.inputs["task_model"].fingerprint
-        if fingerprint not in self.runs:
-            return
-        if fingerprint not in self._logged:
-            self._logged[fingerprint] = self._history(self.runs[fingerprint].info.run_id)
-        accuracies = {name: value for name, value in final.items() if "accuracy" in name}
-        self._add_metrics(fingerprint, accuracies, 0, end_ms)
+        if fingerprint in self.runs:
+            accuracies = {name: value for name, value in final.items() if "accuracy" in name}
+            self._add_metrics(fingerprint, accuracies, 0, end_ms)
 
     def _series(self, record: Record) -> list[dict[str, Any]]:
         """Lines of the artifact's metrics.jsonl, each with `step`."""
@@ -342,7 +332,10 @@ class Tracker:
     def _add_metrics(self, fingerprint: str, metrics: Mapping[str, Any], step: int, time_ms: int) -> None:
         from mlflow.entities import Metric
 
-        logged = self._logged.setdefault(fingerprint, set())
+        if fingerprint not in self._logged:
+            run = self.runs.get(fingerprint)
+            self._logged[fingerprint] = self._history(run.info.run_id) if run else set()
+        logged = self._logged[fingerprint]
         for name, value in metrics.items():
             if _is_number(value) and (name, step) not in logged:
                 logged.add((name, step))
@@ -394,7 +387,8 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
     bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in metrics]
     others = [name for name in metrics if name not in blindspots]
     # Of another set where there is one: a blindspot can be a slice of the general set itself.
-    general = min(others, key=lambda name: _are_of_one_set(name, blindspots), default=None)
+    blindspot_sets = {name.split("/")[0] for name in blindspots}
+    general = min(others, key=lambda name: name.split("/")[0] in blindspot_sets, default=None)
     scatters = [
         {
             "type": "SCATTER",
@@ -435,10 +429,6 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
     return {"kinds": ("Kinds, mean over seeds", kinds), "cells": ("Cells", cells)}
 
 
-def _are_of_one_set(name: str, others: Iterable[str]) -> bool:
-    return name.split("/")[0] in {other.split("/")[0] for other in others}
-
-
 def _place(coordinates: Mapping[str, Any]) -> str:
     """Sorts as text like the grid: MLflow sorts parameters as text, 900 after 3000."""
     kind = str(coordinates["kind"])
@@ -457,8 +447,8 @@ def _as_curves(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name if "/" in name else f"curve/{name}": value for name, value in metrics.items() if name not in NOT_LOGGED}
 
 
-def _as_totals(final: Mapping[str, float]) -> dict[str, float]:
-    """Final values as MLflow names them; MLflow sorts its sections of charts, one for each text before a `/`.
+def _as_totals(final: Mapping[str, Any]) -> dict[str, Any]:
+    """Final values as MLflow names them; it sorts its sections of charts, one for each text before a `/`.
 
     A test set is a section: `hans/lexical_overlap.non-entailment.accuracy`. What is of no section is of
     `totals`, which comes last, and has no name in common with a curve.
@@ -501,10 +491,3 @@ class StepReport:
         if len(self._outstanding) >= self.MAX_OUTSTANDING:
             done, self._outstanding = ray.wait(self._outstanding, num_returns=self.MAX_OUTSTANDING // 2)
             ray.get(done)
-
-    def flush(self) -> None:
-        """Wait until all sent metrics have arrived. Raises if the tracker is gone."""
-        import ray
-
-        ray.get(self._outstanding)
-        self._outstanding = []
