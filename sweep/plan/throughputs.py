@@ -1,8 +1,6 @@
 """The table of figures that estimates are made from, and how fast a GPU is reckoned to be by it. Pure.
 
-    read_table().rate("evaluate", 0, gpu, num_parameters).tokens_per_s
-
-The rate of some work comes from the nearest row of `throughputs.toml`, scaled where no row fits.
+read_table().rate("evaluate", 0, gpu, num_parameters).tokens_per_s
 """
 
 import functools

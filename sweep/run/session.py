@@ -14,6 +14,10 @@ from sweep.graph.step import Step
 from sweep.run.failures import one_line
 from sweep.run.machine import local_resources
 
+WITHOUT_CLUSTER = (
+    "start a cluster (ray up cluster.yaml) and run this on its head node, or leave --address out to use this machine"
+)
+
 
 @dataclass(frozen=True)
 class RayOptions:
@@ -75,7 +79,6 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
 
 
 def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
-    """Start a Ray of our own."""
     import ray
 
     # No machine of it is taken away with notice; the watcher costs a process a finetuning.
@@ -102,10 +105,7 @@ def _join(address: str, logs: Mapping[str, Any]) -> None:
     try:
         ray.init(address=address, runtime_env=environment, **logs)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--address {address}: {one_line(error)}; start a cluster (ray up cluster.yaml) and "
-            "run this on its head node, or leave --address out to use this machine"
-        ) from error
+        raise UserError(f"--address {address}: {one_line(error)}; {WITHOUT_CLUSTER}") from error
 
 
 def _check_address(address: str) -> None:
@@ -119,10 +119,7 @@ def _check_address(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"--address {address}: no Ray answers there ({error}); start a cluster (ray up cluster.yaml) "
-                "and run this on its head node, or leave --address out to use this machine"
-            ) from error
+            raise UserError(f"--address {address}: no Ray answers there ({error}); {WITHOUT_CLUSTER}") from error
 
 
 def local_capacity(options: RayOptions) -> Capacity:

@@ -1,7 +1,4 @@
-"""The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record.
-
-The trial itself takes no resources; the stage makes its own placement groups and tasks.
-"""
+"""The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record."""
 
 import contextlib
 import fcntl
@@ -85,29 +82,24 @@ def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
     """Outcomes by fingerprint. A member's failure is its own; what goes wrong for all of them is raised."""
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
-    jobs: dict[str, Job] = {}
-    inherited: dict[str, set[str]] = {}
+    ready: list[tuple[Order, set[str], Job]] = []
     for order in orders:
-        fingerprint = order.step.fingerprint
         try:
-            inherited[fingerprint] = _marks_of_inputs(order.step, store)
-            jobs[fingerprint] = _job(order, store)
+            ready.append((order, _marks_of_inputs(order.step, store), _job(order, store)))
         except Exception as error:
-            outcomes[fingerprint] = _failure(error, order.step, store)
-    orders = [order for order in orders if order.step.fingerprint in jobs]
-    if not orders:
+            outcomes[order.step.fingerprint] = _failure(error, order.step, store)
+    if not ready:
         return outcomes
-    results = _results(orders[0].runner, [jobs[order.step.fingerprint] for order in orders])
+    results = _results(orders[0].runner, [job for _, _, job in ready])
     stage_s = time.monotonic() - started
-    for order, result in zip(orders, results, strict=True):
-        fingerprint = order.step.fingerprint
+    for (order, inherited, _), result in zip(ready, results, strict=True):
         try:
             if isinstance(result, Exception):
                 raise result
-            record = _record(order, store, dict(result), inherited[fingerprint], started, stage_s, len(orders))
-            outcomes[fingerprint] = Outcome(record)
+            outcome = Outcome(_record(order, store, dict(result), inherited, started, stage_s, len(ready)))
         except Exception as error:
-            outcomes[fingerprint] = _failure(error, order.step, store)
+            outcome = _failure(error, order.step, store)
+        outcomes[order.step.fingerprint] = outcome
     return outcomes
 
 
