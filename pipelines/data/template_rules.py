@@ -1,7 +1,8 @@
 """The rules that the template corpus is written from: vocabulary, sentences with slots, and how they are filled.
 
-Each rule is a premise, a hypothesis and the label that holds whatever words fill the slots. Sentences are
-lower case, of 3 to 14 tokens separated by spaces, with ``.`` and ``,`` as tokens of their own.
+The rules themselves are in ``template_rules.txt``. Each is a premise, a hypothesis and the label that holds
+whatever words fill the slots. Sentences are lower case, of 3 to 14 tokens separated by spaces, with ``.`` and
+``,`` as tokens of their own.
 
 **Labels.** *Entailment*: the hypothesis is true of every situation that the premise describes.
 *Contradiction*: of none. *Neutral*: of some. A few conventions settle what English leaves open:
@@ -20,8 +21,10 @@ a subsequence too.
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from pipelines.tasks.examples import Label
@@ -125,371 +128,29 @@ class Pair:
     hypothesis: str
 
 
-# One block a subcase: `= <group> <subcase>`, then premises (P) and the hypotheses under each with their
-# labels (E, N, C). The group is a heuristic (the rule is in the probe too), `overlap` (lexical overlap, not
-# in the probe) or `plain` (no lexical overlap).
-RULES = """
-= lexical_overlap le_modifiers
-P the {x} {a} {m} {t} the {b} [{p}]
-E the {a} {t} the {b}
-P the [{y}] {a} {t} the {x} {b} [{p}]
-E the {a} {t} the {b}
-= lexical_overlap le_passive
-P the [{x}] {a} was {t} by the [{y}] {b} [{p}]
-E the {b} {t} the {a}
-= lexical_overlap le_relative_clause
-P the {a} who {t} the {b} {i} [{p}]
-E the {a} {t} the {b}
-E the {a} {i}
-P the {a} who the {b} {t} {i} [{p}]
-E the {b} {t} the {a}
-E the {a} {i}
-= lexical_overlap le_conjunction
-P the {a} and the {b} {t} the {c}
-E the {a} {t} the {c}
-P the {a} {t} the {b} and the {c}
-E the {a} {t} the {c}
-= lexical_overlap le_prepositional_phrase
-P the {a} {near} the {b} {i} [{p}]
-E the {a} {i}
-P the {a} {near} the {b} {t} the {c}
-E the {a} {t} the {c}
-= lexical_overlap le_adverb
-P the [{x}] {a} {clearly} {t} the [{y}] {b} [{p}]
-E the {a} {t} the {b}
-P the {a} {clearly} {i} [{p}]
-E the {a} {i}
-= lexical_overlap ln_subject_object_swap
-P the [{x}] {a} [{m}] {t} the [{y}] {b} [{p}]
-N the {b} {t} the {a}
-= lexical_overlap ln_passive
-P the [{x}] {a} was {t} by the [{y}] {b} [{p}]
-N the {a} {t} the {b}
-= lexical_overlap ln_relative_clause
-P the {a} who {t} the {b} {i} [{p}]
-N the {b} {t} the {a}
-P the {a} who the {b} {t} {i} [{p}]
-N the {a} {t} the {b}
-N the {b} {i}
-= lexical_overlap ln_conjunction
-P the {a} {t} the {b} and the {c}
-N the {b} {t} the {c}
-P the {a} and the {b} {t} the {c}
-N the {a} {t} the {b}
-= lexical_overlap ln_prepositional_phrase
-P the {a} {near} the {b} {t} the {c}
-N the {a} {t} the {b}
-= lexical_overlap ln_adverb
-P the [{x}] {a} {maybe} {t} the [{y}] {b} [{p}]
-N the {a} {t} the {b}
-P the {a} {maybe} {i} [{p}]
-N the {a} {i}
-= lexical_overlap ln_approximator
-P the [{x}] {a} {almost} {t} the [{y}] {b}
-C the {a} {t} the {b}
-P the {a} {almost} {i}
-C the {a} {i}
-= lexical_overlap ln_disjunction
-P the {a} or the {b} {t} the {c}
-N the {a} {t} the {c}
-P the {a} {t} the {b} or the {c}
-N the {a} {t} the {c}
-= lexical_overlap ln_clause_swap
-P the {a} {i} and the {b} {j}
-N the {a} {j}
-N the {b} {i}
-
-= subsequence se_conjunction
-P the {a} and the {b} {i} [{p}]
-E the {b} {i} [{p}]
-P the {a} {t} the {b} and the {c}
-E the {a} {t} the {b}
-= subsequence se_adverbial
-P the [{x}] {a} {t} the [{y}] {b} {p}
-E the [{x}] {a} {t} the [{y}] {b}
-P the [{x}] {a} {i} {m} [{p}]
-E the [{x}] {a} {i}
-= subsequence se_relative_clause_on_object
-P the {a} {t} the {b} who {i} [{p}]
-E the {a} {t} the {b}
-= subsequence sn_prepositional_phrase_on_subject
-P the {a} {near} the {b} {i} [{p}]
-N the {b} {i} [{p}]
-P the {a} {near} the {b} {t} the {c}
-N the {b} {t} the {c}
-= subsequence sn_relative_clause_on_subject
-P the {a} who {t} the {b} {i} [{p}]
-N the {b} {i} [{p}]
-= subsequence sn_clause_as_object
-P the {a} {believed} the {b} {i} [{p}]
-N the {a} {believed} the {b}
-
-= constituent ce_conjunction
-P the {a} {i} and the {b} {j}
-E the {a} {i}
-E the {b} {j}
-= constituent ce_subordinate_clause
-P {because} the {a} {i} , the {b} {j}
-E the {a} {i}
-E the {b} {j}
-= constituent ce_factive_verb
-P the {a} {knew} that the {b} {i} [{p}]
-E the {b} {i} [{p}]
-P the {a} {knew} that the {b} {t} the {c}
-E the {b} {t} the {c}
-= constituent ce_adverb
-P {clearly} the {a} {i} [{p}]
-E the {a} {i} [{p}]
-P {clearly} the {a} {t} the {b}
-E the {a} {t} the {b}
-= constituent cn_disjunction
-P the {a} {i} or the {b} {j}
-N the {a} {i}
-N the {b} {j}
-= constituent cn_conditional
-P if the {a} {i} , the {b} {j}
-N the {a} {i}
-N the {b} {j}
-= constituent cn_nonfactive_verb
-P the {a} {thought} that the {b} {i} [{p}]
-N the {b} {i} [{p}]
-P the {a} {thought} that the {b} {t} the {c}
-N the {b} {t} the {c}
-= constituent cn_adverb
-P {maybe} the {a} {i} [{p}]
-N the {a} {i} [{p}]
-P {maybe} the {a} {t} the {b}
-N the {a} {t} the {b}
-
-= overlap reordered_clauses
-P the {a} {i} or the {b} {j}
-E the {b} {j} or the {a} {i}
-P if the {a} {i} , the {b} {j}
-E the {b} {j} if the {a} {i}
-N the {a} {i} if the {b} {j}
-P the {a} {i} and the {b} {j}
-E the {b} {j} and the {a} {i}
-= overlap negation
-P the {a} never {t} the {b}
-N the {b} {t} the {a}
-C the {a} {t} the {b}
-P the {a} never {i} {p}
-N the {a} never {i}
-C the {a} {i} {p}
-P the {a} was never {t} by the {b}
-E the {b} never {t} the {a}
-N the {a} never {t} the {b}
-C the {b} {t} the {a}
-= overlap quantifier
-P some {x} {a} {i} [{p}]
-E some {a} {i}
-P every {x} {a} {i}
-N every {a} {i}
-P no {x} {a} {i}
-N no {a} {i}
-
-= plain transitive
-P the [{x}] {a} [{m}] {t} the [{y}] {b} [{p}]
-E the {a} {t_syn} the {b}
-E the {a} never {t_ant} the {b}
-E {a_kind} {t} the {b}
-E the {a} {t} {b_kind}
-E the {b} was {t} by the {a}
-E the {b} was {t_syn} by the {a}
-N the {a} {t} the {c}
-N the {c} {t} the {b}
-N the {a} {u} the {b}
-N the {b} {t_syn} the {a}
-N the {b} never {t} the {a}
-N the {a} was {t} by the {b}
-N the {z} {a} {t} the {b}
-N the {b} was {z}
-C the {a} never {t} the {b}
-C the {a} {t_ant} the {b}
-C nobody {t} the {b}
-C the {b} was never {t} by the {a}
-P the {a} {t} the {b}
-N the {a} {m} {t} the {b}
-N the {a} {t} the {b} {p}
-P the {a} {m} {t} the {b} [{p}]
-C the {a} {m_ant} {t} the {b}
-P {a_kind} {t} the {b}
-N the {a} {t} the {b}
-= plain intransitive
-P the [{x}] {a} {i} [{p}]
-E the {a} {i_syn} [{p}]
-E the {a} never {i_ant}
-E {a_kind} {i} [{p}]
-N the {a} {j} [{p}]
-N the {c} {i} [{p}]
-C the {a} never {i}
-C the {a} {i_ant} [{p}]
-C nobody {i}
-P the [{x}] {a} {i} {p}
-E the {a} {i} {p_kind}
-N the {a} {j} {p_kind}
-C the {a} {i} {p_other}
-C the {a} {i} {q}
-P the {x} {a} {i} [{p}]
-E the {a} was {x}
-E the {x_syn} {a} {i}
-N the {a} was {y}
-C the {a} was {x_ant}
-C the {a} was never {x}
-P the {a} {i}
-N the {a} {i} {p}
-P the {a} {i} {p_kind}
-N the {a} {i} {p}
-C the {a} {i} {p_other}
-= plain passive
-P the {a} was {t} by the {b} [{p}]
-E the {b} {t_syn} the {a}
-E {a_kind} was {t} by the {b}
-N the {a} {t_syn} the {b}
-N the {a} never {t} the {b}
-N the {a} was {t} by the {c}
-C the {b} never {t} the {a}
-C the {b} {t_ant} the {a}
-C the {a} was never {t} by the {b}
-= plain relative_clause
-P the {a} who {t} the {b} {i} [{p}]
-E the {a} {t_syn} the {b}
-E the {a} {i_syn}
-E the {b} was {t} by the {a}
-N the {b} {i_syn}
-N the {b} never {i}
-N the {b} {t_syn} the {a}
-C the {a} never {t} the {b}
-C the {a} never {i}
-C the {a} {i_ant}
-P the {a} who the {b} {t} {i} [{p}]
-E the {b} {t_syn} the {a}
-E the {a} was {t} by the {b}
-N the {a} {t_syn} the {b}
-N the {b} never {i}
-C the {b} never {t} the {a}
-C the {a} never {i}
-= plain prepositional_phrase
-P the {a} {near} the {b} {i} [{p}]
-E the {a} {i_syn}
-E the {a} was {near} the {b}
-N the {b} {i_syn}
-N the {b} never {i}
-C the {a} never {i}
-C the {a} was never {near} the {b}
-= plain coordination
-P the {a} and the {b} {i} [{p}]
-E the {a} {i_syn}
-E the {b} {i_syn}
-N the {c} {i}
-N the {a} {j}
-C the {a} never {i}
-C the {b} {i_ant}
-P the {a} {i} and the {b} {j}
-E the {b} {j_syn}
-N the {b} {i_syn}
-C the {b} never {j}
-C the {a} {i_ant}
-P the {a} {i} or the {b} {j}
-N the {a} {i_syn}
-N the {b} never {j}
-P the {a} or the {b} {i}
-E the {b} or the {a} {i_syn}
-N the {a} never {i}
-C nobody {i}
-= plain subordination
-P {because} the {a} {i} , the {b} {j}
-E the {a} {i_syn}
-N the {a} {j_syn}
-C the {a} never {i}
-C the {b} never {j}
-P if the {a} {i} , the {b} {j}
-N the {a} {i_syn}
-N the {b} never {j}
-P the {a} {knew} that the {b} {i} [{p}]
-E the {b} {i_syn}
-N the {a} {i_syn}
-C the {b} never {i}
-C the {a} never {knew} that the {b} {i}
-P the {a} {thought} that the {b} {i} [{p}]
-E the {a} {thought} that the {b} {i_syn}
-N the {b} {i_syn}
-N the {b} never {i}
-C the {a} never {thought} that the {b} {i}
-P {maybe} the {a} {i} [{p}]
-E {maybe} the {a} {i_syn}
-N the {a} never {i}
-P {clearly} the {a} {i} [{p}]
-E the {a} {i_syn}
-N the {a} {j}
-C the {a} never {i}
-P the {a} {clearly} {t} the {b}
-E the {a} {t_syn} the {b}
-C the {a} never {t} the {b}
-P the {a} {maybe} {t} the {b}
-N the {a} {t_syn} the {b}
-N the {a} never {t} the {b}
-P the {a} {almost} {t} the {b}
-E the {a} never {t} the {b}
-N the {a} {u} the {b}
-C the {a} {t_syn} the {b}
-= plain negated
-P the {a} never {t} the {b}
-E the {a} never {t_syn} the {b}
-E the {a} never {t} the {b} {p}
-E the {b} was never {t} by the {a}
-N the {a} never {t} the {c}
-N the {a} never {u} the {b}
-C the {a} {t_syn} the {b}
-C the {b} was {t} by the {a}
-P the {a} never {i}
-E the {a} never {i} {p}
-N the {a} never {j}
-C the {a} {i_syn}
-= plain quantified
-P every {a} {i} [{p}]
-E some {a} {i}
-E every {x} {a} {i}
-N every {c} {i}
-C no {a} {i}
-C some {a} never {i}
-P some {a} {i} [{p}]
-E some {a} {i_syn}
-N every {a} {i}
-N some {c} {i}
-C no {a} {i}
-P no {a} {i}
-E no {x} {a} {i}
-E no {a} {i_syn}
-N no {c} {i}
-C some {a} {i}
-C every {a} {i}
-"""
-
 _SLOT = re.compile(r"\{(\w+?)(?:_(syn|ant|kind|other))?\}")
 _OPTIONAL = re.compile(r"\[([^\]]*)\]")
 MAX_TOKENS = 14
+RULES_FILE = Path(__file__).with_name("template_rules.txt")
 
 
+@cache
 def rules() -> tuple[Rule, ...]:
     """All rules of the corpus, in the order they are written."""
-    return tuple(_rules())
-
-
-def _rules() -> Iterator[Rule]:
-    names = {"E": Label.ENTAILMENT, "N": Label.NEUTRAL, "C": Label.CONTRADICTION}
-    heuristic, subcase, overlap, premise = "", "", False, ""
-    number = 0
-    for line in RULES.strip().splitlines():
-        first, _, rest = line.strip().partition(" ")
+    labels = {"E": Label.ENTAILMENT, "N": Label.NEUTRAL, "C": Label.CONTRADICTION}
+    found = []
+    heuristic, subcase, overlap, premise, number = "", "", False, "", 0
+    for line in RULES_FILE.read_text().splitlines():
+        first, _, rest = line.partition(" ")
         if first == "=":
             group, subcase = rest.split()
             heuristic, overlap, number = group if group in HANS_HEURISTICS else "", group != "plain", 0
         elif first == "P":
             premise = rest
-        elif first in names:
-            yield Rule(heuristic, subcase, names[first], premise, rest, overlap, f"{subcase}/{number}")
+        elif first in labels:
+            found.append(Rule(heuristic, subcase, labels[first], premise, rest, overlap, f"{subcase}/{number}"))
             number += 1
+    return tuple(found)
 
 
 def fill(rule: Rule, rng: random.Random, modifier_rate: float) -> Pair | None:
