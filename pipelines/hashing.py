@@ -6,10 +6,10 @@ Only to *describe* files: who copies them hashes them anew.
 import contextlib
 import json
 import os
-import uuid
 from pathlib import Path
 
 from pipelines.identity import sha256_of
+from pipelines.storage import write_text
 
 
 def remembered_sha256(path: str | os.PathLike[str]) -> str:
@@ -44,9 +44,5 @@ def _read() -> dict[str, object]:
 
 
 def _write(values: dict[str, object]) -> None:
-    target = _cache_file()
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, indent=1))
-        temporary.replace(target)
+        write_text(_cache_file(), json.dumps(values, indent=1))

@@ -41,10 +41,12 @@ from pipelines.data.sources import (
     TRAIN_FILE,
     find_file,
     nli_sources_config,
+    num_lines,
     prepare_nli_sources,
 )
 from pipelines.errors import UserError
 from pipelines.identity import identity, sha256_of
+from pipelines.storage import write_text
 
 ORIGIN_FILE = "origin.json"
 PARQUET_FOLDER = "parquet"
@@ -213,9 +215,7 @@ def _is_official(official: Official, name: str, path: Path, sha256: str, say: Sa
         if sha256 != official.sha256:
             say(f"{name}: not the official file, whose sha256 is {official.sha256[:12]}…")
         return sha256 == official.sha256
-    with path.open("rb") as file:
-        num_rows = sum(1 for _ in file)
-    if num_rows != OFFICIAL_ROWS[name]:
+    if (num_rows := num_lines(path)) != OFFICIAL_ROWS[name]:
         say(f"{name}: not the complete official file: {num_rows:,} rows, that one has {OFFICIAL_ROWS[name]:,}")
         return False
     return None
@@ -391,6 +391,4 @@ def _read_origin(folder: Path) -> dict[str, Any]:
 
 
 def _write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    temporary = folder / f"{ORIGIN_FILE}.part"
-    temporary.write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, folder / ORIGIN_FILE)
+    write_text(folder / ORIGIN_FILE, json.dumps(origin, indent=1, ensure_ascii=False) + "\n")

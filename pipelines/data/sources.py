@@ -15,7 +15,6 @@ marked as partial. Evaluation sets keep all their labelled rows.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +136,7 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
         if not rows:
             raise UserError(f"{name} has no labelled rows; check the files in {folder}")
         columns = [column for column in rows[0] if column != "line"]
-        write_examples(
-            pa.table({column: [row[column] for row in rows] for column in columns}),
-            f"{output}/{name}.parquet",
-        )
+        write_examples(pa.table({column: [row[column] for row in rows] for column in columns}), f"{output}/{name}.parquet")
         metrics[f"{name}/num_examples"] = len(rows)
         for label, count in sorted(Counter(row["label"] for row in rows).items()):
             metrics[f"{name}/{label}"] = count
@@ -162,6 +158,12 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
 def find_file(folder: Path, name: str) -> Path | None:
     """The path of one of ``FILES`` in a folder of the raw data, or None."""
     return next((path for path in _places(folder, name) if path.is_file()), None)
+
+
+def num_lines(path: Path) -> int:
+    """The number of lines of a file, without keeping them."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _places(folder: Path, name: str) -> list[Path]:
@@ -192,9 +194,7 @@ def _check_ends(path: Path) -> None:
         tail = file.read()
     lines = tail.rstrip(b"\n").rsplit(b"\n", 1)
     if len(lines) == 2:
-        with path.open("rb") as file:
-            num_lines = sum(1 for _ in file)
-        _multinli_row(lines[1], path, num_lines)
+        _multinli_row(lines[1], path, num_lines(path))
 
 
 def _multinli_row(raw: bytes, path: Path, line: int) -> dict[str, Any]:
@@ -223,28 +223,24 @@ def _multinli_row(raw: bytes, path: Path, line: int) -> dict[str, Any]:
     }
 
 
-def _multinli_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            yield _multinli_row(raw, path, line)
-
-
 def _read_multinli(path: Path, name: str, config: NLISourcesConfig, dropped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
-    for row in _multinli_rows(path):
-        if row["label"] == NO_GOLD_LABEL:
-            dropped.append({**row, "set": name, "reason": "no_gold_label"})
-        elif not (row["premise"].strip() and row["hypothesis"].strip()):
-            if not config.drop_blank_rows:
-                field = "hypothesis (sentence2)" if row["premise"].strip() else "premise (sentence1)"
-                raise UserError(
-                    f"{path}:{row['line']}: blank {field}; mend the row or set drop_blank_rows=True to leave it out"
-                )
-            dropped.append({**row, "set": name, "reason": "blank_text"})
-        elif len(row["premise"]) + len(row["hypothesis"]) > config.max_characters:
-            dropped.append({**row, "set": name, "reason": "too_long"})
-        else:
-            rows.append({"id": f"{name}-{row['line']:06d}", **row})
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            row = _multinli_row(raw, path, line)
+            if row["label"] == NO_GOLD_LABEL:
+                dropped.append({**row, "set": name, "reason": "no_gold_label"})
+            elif not (row["premise"].strip() and row["hypothesis"].strip()):
+                if not config.drop_blank_rows:
+                    field = "hypothesis (sentence2)" if row["premise"].strip() else "premise (sentence1)"
+                    raise UserError(
+                        f"{path}:{row['line']}: blank {field}; mend the row or set drop_blank_rows=True to leave it out"
+                    )
+                dropped.append({**row, "set": name, "reason": "blank_text"})
+            elif len(row["premise"]) + len(row["hypothesis"]) > config.max_characters:
+                dropped.append({**row, "set": name, "reason": "too_long"})
+            else:
+                rows.append({"id": f"{name}-{row['line']:06d}", **row})
     return rows
 
 
@@ -324,6 +320,4 @@ def most_training_rows(config: NLISourcesConfig, folder: str) -> int:
 
     Raises :class:`UserError` for a missing folder or file.
     """
-    with _find(folder)[TRAIN_FILE].open("rb") as file:
-        num_lines = sum(1 for _ in file)
-    return max(0, num_lines - len(LABELS) * config.dev_rows_per_label)
+    return max(0, num_lines(_find(folder)[TRAIN_FILE]) - len(LABELS) * config.dev_rows_per_label)
