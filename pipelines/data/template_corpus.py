@@ -72,11 +72,7 @@ def cell_sizes(config: TemplateCorpusConfig, num_examples: int) -> dict[tuple[La
     rate = config.overlap_entailment_rate
     others = round(entailments * (1 - rate) / rate) if entailments else 0
     neutral = round(others * config.overlap_neutral_share)
-    overlapping = {
-        Label.ENTAILMENT: entailments,
-        Label.NEUTRAL: neutral,
-        Label.CONTRADICTION: others - neutral,
-    }
+    overlapping = {Label.ENTAILMENT: entailments, Label.NEUTRAL: neutral, Label.CONTRADICTION: others - neutral}
     for label, count in overlapping.items():
         if count > sizes[label]:
             raise UserError(
@@ -103,11 +99,7 @@ def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[s
     metrics: dict[str, float] = {}
     # The probe first and training last: what a set excludes does not depend on how large the training set is.
     sets = {"template_probe": _probe(config, seen)}
-    for name, num_examples in (
-        ("template_test", config.num_test),
-        ("dev", config.num_dev),
-        ("train", config.num_train),
-    ):
+    for name, num_examples in (("template_test", config.num_test), ("dev", config.num_dev), ("train", config.num_train)):
         sets[name] = _balanced_set(config, name, num_examples, seen)
     for name, pairs in sets.items():
         is_probe = name == "template_probe"
@@ -124,7 +116,7 @@ def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[s
             columns["heuristic"] = [pair.rule.heuristic for pair in pairs]
         write_examples(pa.table(columns), join(output, f"{name}.parquet"))
         metrics[f"{name}/num_examples"] = len(pairs)
-        for label in dict.fromkeys(sorted(labels)):
+        for label in sorted(set(labels)):
             metrics[f"{name}/{label}"] = labels.count(label)
             metrics[f"{name}/{label}/lexical_overlap"] = sum(
                 pair.rule.overlap for pair, folded in zip(pairs, labels, strict=True) if folded == label
@@ -133,11 +125,7 @@ def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[s
 
 
 def draw(
-    candidates: list[Rule],
-    num_pairs: int,
-    rng: random.Random,
-    modifier_rate: float,
-    seen: dict[tuple[str, str], Label],
+    candidates: list[Rule], num_pairs: int, rng: random.Random, modifier_rate: float, seen: dict[tuple[str, str], Label]
 ) -> list[Pair]:
     """Fill rules drawn uniformly from ``candidates`` until there are ``num_pairs`` pairs not in ``seen``; add them there.
 
@@ -170,7 +158,8 @@ def _balanced_set(config: TemplateCorpusConfig, name: str, num_examples: int, se
         candidates = [rule for rule in rules() if rule.label == label and rule.overlap == overlap]
         rng = random.Random(f"{config.seed}/{name}/{label}/{overlap}")
         pairs += draw(candidates, size, rng, config.modifier_rate, seen)
-    return _shuffled(pairs, random.Random(f"{config.seed}/{name}/order"))
+    rng = random.Random(f"{config.seed}/{name}/order")
+    return sorted(pairs, key=lambda _: rng.random())
 
 
 def _probe(config: TemplateCorpusConfig, seen: dict[tuple[str, str], Label]) -> list[Pair]:
@@ -185,8 +174,3 @@ def _probe(config: TemplateCorpusConfig, seen: dict[tuple[str, str], Label]) -> 
             rng = random.Random(f"{config.seed}/template_probe/{subcase}")
             pairs += draw(candidates, quotient + (index < remainder), rng, config.modifier_rate, seen)
     return pairs
-
-
-def _shuffled(pairs: list[Pair], rng: random.Random) -> list[Pair]:
-    keys = [rng.random() for _ in pairs]
-    return [pairs[index] for index in sorted(range(len(pairs)), key=keys.__getitem__)]

@@ -32,7 +32,7 @@ it, and so on. So one finetuning meets them one within the other (``recipe.py``)
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -262,7 +262,7 @@ def _choose(config: TrainingSetConfig, ids: list[str], strata: list[tuple[str, n
                 f"asked for {size:,} {name} (in a set of {config.size:,}), {source} has {len(rows):,}; choose a size of at "
                 f"most {largest:,}, {dial}or a larger source"
             )
-        chosen += _first(rows.tolist(), size, lambda row: key(ids[row]))
+        chosen += sorted(rows.tolist(), key=lambda row: key(ids[row]))[:size]
     return chosen
 
 
@@ -273,10 +273,6 @@ def _in_words(heuristic: Heuristic) -> str:
 def _round(number: float) -> int:
     """To the nearest whole number, halves up: unlike Python's round, it never falls where the number grows."""
     return math.floor(number + 0.5)
-
-
-def _first(rows: Iterable[int], size: int, key: Callable[[int], bytes]) -> list[int]:
-    return sorted(rows, key=key)[:size]
 
 
 def _key(config: TrainingSetConfig, purpose: str) -> Callable[[str], bytes]:
