@@ -216,7 +216,7 @@ class working_folder:  # in lower case: it is used like a function, `with workin
         self.output = output
 
     def __enter__(self) -> Path:
-        self.folder = Path(self.output if is_local(self.output) else tempfile.mkdtemp(prefix="blindsweep-"))
+        self.folder = local_path(self.output) if is_local(self.output) else Path(tempfile.mkdtemp(prefix="blindsweep-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder
 

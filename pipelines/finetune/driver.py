@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipelines.errors import NeighbourFailedError, UserError, portable
@@ -18,7 +17,7 @@ from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import check_trajectory
 from pipelines.models.process import free_memory, quiet_libraries
 from pipelines.resources import Report, Resources
-from pipelines.storage import is_local, join
+from pipelines.storage import absolute, join
 
 RAY_TRAIN = ".ray_train"
 
@@ -59,7 +58,7 @@ def finetune_group(
         _train_worker,
         train_loop_config={
             "members": [
-                Member(job, _absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)
+                Member(job, absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)
             ],
             "gpu_share": min(1.0, resources.gpus_per_worker),
             "num_threads": max(1, int(resources.cpus_per_worker)),
@@ -71,9 +70,7 @@ def finetune_group(
         ),
         torch_config=TorchConfig(backend=_backend(use_gpu)),
         run_config=RunConfig(
-            name="train",
-            storage_path=_absolute(join(outputs[0], RAY_TRAIN)),
-            failure_config=FailureConfig(max_failures=0),
+            name="train", storage_path=absolute(join(outputs[0], RAY_TRAIN)), failure_config=FailureConfig(max_failures=0)
         ),
     )
     try:
@@ -85,10 +82,6 @@ def finetune_group(
             raise cause from error
         ended = [read_result(output) for output in outputs]
         return [result if result is not None else NeighbourFailedError(str(cause)) for result in ended]
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if is_local(path) else path
 
 
 def _backend(use_gpu: bool) -> str:

@@ -2,7 +2,7 @@ import fsspec
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.storage import absolute, fetch, is_local, join, local_path, publish, read_text, write_text
+from pipelines.storage import absolute, fetch, is_local, join, local_path, publish, read_text, working_folder, write_text
 
 
 @pytest.fixture
@@ -148,3 +148,10 @@ def test_mistakes_are_told(tmp_path, remote):
         fetch(f"{remote}/nowhere", cache=tmp_path)
     with pytest.raises(UserError, match="nosuch://"):
         fetch("nosuch://bucket/a", cache=tmp_path)
+
+
+def test_a_working_folder_of_a_file_address_is_the_folder_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with working_folder(f"file://{tmp_path}/a") as folder:
+        (folder / "text").write_text("1")
+    assert (tmp_path / "a" / "text").read_text() == "1"
