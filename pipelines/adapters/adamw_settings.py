@@ -5,7 +5,9 @@ EPSILON = 1e-8
 RATE, DECAY, FACTOR, FIRST_BIAS, SECOND_BIAS = range(5)
 """Columns of `settings`: learning rate; learning rate times weight decay; what gradients are multiplied with (clipping),
 negative for a row that is to stay as it is; 1 - β1^t; the square root of 1 - β2^t."""
-NUM_SETTINGS = 5
+STAYS = (0.0, 0.0, -1.0, 1.0, 1.0)
+"""The settings of a row that is to stay as it is."""
+NUM_SETTINGS = len(STAYS)
 
 
 def settings_row(step: int, *, rate: float, weight_decay: float) -> list[float]:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel
 
 from pipelines.adapters import adamw
-from pipelines.adapters.adamw_settings import settings_row
+from pipelines.adapters.adamw_settings import STAYS, settings_row
 from pipelines.adapters.files import adapter_tensors, load_adapter
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
@@ -28,7 +28,7 @@ from pipelines.models.classifier import compute_last_layer_where_read, load_head
 from pipelines.models.weights import adapted_layers, compile_layers, load_packed, weights_of
 from pipelines.packing.batches import IGNORED, Shape, pack, shape_for
 from pipelines.packing.dealing import fullest, packed_size, split_by_tokens
-from pipelines.packing.segments import Segments
+from pipelines.packing.segments import Segments, to_device
 from pipelines.packing.stream import PackedInput
 from pipelines.storage import fetch
 from pipelines.tasks.examples import LABELS
@@ -86,10 +86,7 @@ class Bank:
             offset += size
         assert offset == self.num_parameters
         self.rest = None if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.int16)
-        self.moments = (
-            torch.zeros_like(self.weights, dtype=torch.float32),
-            torch.zeros_like(self.weights, dtype=torch.float32),
-        )
+        self.moments = torch.zeros_like(self.weights, dtype=torch.float32), torch.zeros_like(self.weights, dtype=torch.float32)
         self.losses = torch.zeros(self.num_slots, dtype=torch.float64, device=self.device)
         self.longest = 0
         self._step = self._compute_and_update
@@ -166,7 +163,8 @@ class Bank:
             prefixes = [course.examples.prefixes[i] for i in course.next_batch]
             runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
             passes = [[(chosen[0], run)] for run in runs]
-        sizes = self._moved(torch.tensor([len(courses[s].next_batch) if s in chosen else 0 for s in range(self.num_slots)]))
+        of_slots = [len(courses[slot].next_batch) if slot in chosen else 0 for slot in range(self.num_slots)]
+        sizes = to_device(np.array(of_slots), self.device)
         settings = self._settings(courses, chosen)
         if len(passes) == 1:
             self.losses += self._step(*self._inputs(courses, passes[0]), settings) * sizes
@@ -233,11 +231,8 @@ class Bank:
             last[slot, place] = packed.last_index[number]
             targets[slot, place] = course.examples.labels[course.next_batch[place]]
             weights[slot, place] = 1 / len(course.next_batch)
-        grid = [self._moved(torch.from_numpy(array)) for array in (last, targets, weights)]
+        grid = [to_device(array, self.device) for array in (last, targets, weights)]
         return PackedInput.from_batch(packed, self.device, segments), *grid
-
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.on_gpu else tensor
 
     def _compute(
         self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
@@ -276,12 +271,9 @@ class Bank:
 
     def _settings(self, courses: dict[int, Course], chosen: Sequence[int]) -> torch.Tensor:
         """The settings of the next step for `adamw.update`: slots that are not chosen stay as they are."""
-        rows = []
-        for slot in range(self.num_slots):
-            if slot not in chosen:
-                rows.append([0.0, 0.0, -1.0, 1.0, 1.0])
-                continue
+        rows = np.full((self.num_slots, len(STAYS)), STAYS, dtype=np.float32)
+        for slot in chosen:
             course = courses[slot]
             rate = course.learning_rate_at(course.next_step)
-            rows.append(settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay))
-        return self._moved(torch.tensor(rows, dtype=torch.float32))
+            rows[slot] = settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay)
+        return to_device(rows, self.device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipelines.adapters import adamw
-from pipelines.adapters.adamw_settings import FACTOR, NUM_SETTINGS, settings_row
+from pipelines.adapters.adamw_settings import FACTOR, NUM_SETTINGS, STAYS, settings_row
 from tests.pipelines.interpreted import needs_interpreter
 
 ROWS = ((1e-2, 0.1, 0.5), (3e-3, 0.0, 1e9), None, (1e-1, 0.01, 0.05))
@@ -33,7 +33,7 @@ def pieces(gradient):
 def steps(dtype, device, update=adamw.update, of=None):
     weights, rest, first, second, gradients = state(dtype, device, of=of)
     for step, gradient in enumerate(gradients[:2], start=1):
-        rows = [settings_row(step, rate=row[0], weight_decay=row[1]) if row else [0.0, 0.0, -1.0, 1.0, 1.0] for row in ROWS]
+        rows = [settings_row(step, rate=row[0], weight_decay=row[1]) if row else STAYS for row in ROWS]
         settings = torch.tensor(rows, device=device)
         limits = [row[2] if row else 1.0 for row in ROWS]
         clipped = [adamw.clip(settings[[n]], pieces(gradient[[n]]), limit) for n, limit in enumerate(limits)]
