@@ -71,12 +71,7 @@ def _decode_kernel(
 
 
 def decode(
-    out: torch.Tensor,
-    query: torch.Tensor,
-    cache: torch.Tensor,
-    block_table: torch.Tensor,
-    lengths: torch.Tensor,
-    scale: float,
+    out: torch.Tensor, query: torch.Tensor, cache: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor, scale: float
 ) -> None:
     """Attention of `query` [S, H, C] over what S sequences have in `cache`, into `out` [S, H, C].
 

@@ -29,12 +29,7 @@ YIELD_FILE = "yield.json"
 
 
 def generate(
-    config: GenerationConfig,
-    generator: str,
-    output: str,
-    *,
-    resources: Resources | None = None,
-    report: Report = no_report,
+    config: GenerationConfig, generator: str, output: str, *, resources: Resources | None = None, report: Report = no_report
 ) -> dict[str, Any]:
     """Sample examples from `generator` (an artifact folder with `model/`, or a model's own folder) until each label has enough.
 
@@ -155,10 +150,7 @@ class _Progress:
         self.generate_s = max(self.generate_s, row["since_ready_s"])
         self.peak_gpu_memory_gib = max(self.peak_gpu_memory_gib, row["peak_gpu_memory_gib"])
         counts = {f"parsed/{label}": float(num) for label, num in self.parsed.items()}
-        self._report(
-            {"parsed": self.num_parsed, "rejected": self.num_rejected, **counts, **self.rates()},
-            self._num_committed,
-        )
+        self._report({"parsed": self.num_parsed, "rejected": self.num_rejected, **counts, **self.rates()}, self._num_committed)
 
     @property
     def num_parsed(self) -> int:
@@ -188,45 +180,45 @@ def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, 
     commits = folder.commits()
     kept = kept_shards(commits, num_per_label)
     parsed = {label: sum(commit.num_parsed for commit in kept[label]) for label in num_per_label}
-    if any(parsed[label] < num_per_label[label] for label in num_per_label):
+    if any(parsed[label] < num for label, num in num_per_label.items()):
         raise UserError(_low_yield_message(folder, num_per_label, config.min_yield))
-    pool = [commit for label in num_per_label for commit in kept[label]]
+    pool = [commit for of_label in kept.values() for commit in of_label]
     # More engines than the last shards needed: what lies beyond the pool's end would make it depend on who
     # was fast.
-    surplus = [commit for commit in commits.values() if commit not in pool]
-    for commit in surplus:
-        folder.withdraw(commit.shard)
-    surplus_rows = {label: parsed[label] - num if config.exact else 0 for label, num in num_per_label.items()}
-    for label, num in surplus_rows.items():
+    surplus_shards = [commit.shard for commit in commits.values() if commit not in pool]
+    for shard in surplus_shards:
+        folder.withdraw(shard)
+    surplus = {label: parsed[label] - num if config.exact else 0 for label, num in num_per_label.items()}
+    for label, num in surplus.items():
         folder.set_aside(kept[label][-1], num)
     folder.remove_uncommitted()
 
     rejected: Counter[str] = sum((Counter(commit.rejected) for commit in pool), Counter())
-    generated = {label: sum(commit.count for commit in kept[label]) for label in num_per_label}
-    # Not from the examples: stand-ins are none of them parsed.
-    yields = {
-        label: 1 - sum(sum(commit.rejected.values()) for commit in kept[label]) / generated[label] for label in num_per_label
-    }
+    generated = {label: sum(commit.count for commit in of_label) for label, of_label in kept.items()}
     summary = {
-        "parsed": {str(label): parsed[label] for label in num_per_label},
-        "surplus": {str(label): num for label, num in surplus_rows.items()},
-        "generated": {str(label): generated[label] for label in num_per_label},
+        "parsed": parsed,
+        "surplus": surplus,
+        "generated": generated,
         "rejected": dict(rejected.most_common()),
-        "num_shards": {str(label): len(kept[label]) for label in num_per_label},
-        "num_surplus_shards": len(surplus),
+        "num_shards": {label: len(of_label) for label, of_label in kept.items()},
+        "num_surplus_shards": len(surplus_shards),
     }
     folder.write(YIELD_FILE, json.dumps(summary, indent=1).encode())
     return {
         "parsed": sum(parsed.values()),
-        **{f"parsed/{label}": parsed[label] for label in num_per_label},
-        "surplus": sum(surplus_rows.values()),
+        **{f"parsed/{label}": num for label, num in parsed.items()},
+        "surplus": sum(surplus.values()),
         "rejected": rejected.total(),
         **{f"rejected/{reason}": num for reason, num in rejected.most_common()},
         "yield": 1 - rejected.total() / sum(generated.values()),
-        **{f"yield/{label}": share for label, share in yields.items()},
+        # Not from the examples: stand-ins are none of them parsed.
+        **{
+            f"yield/{label}": 1 - sum(sum(commit.rejected.values()) for commit in of_label) / generated[label]
+            for label, of_label in kept.items()
+        },
         **({"stand_ins": sum(parsed.values())} if config.stand_ins else {}),
         "num_shards": len(pool),
-        "num_surplus_shards": len(surplus),
+        "num_surplus_shards": len(surplus_shards),
         "generated_tokens": sum(commit.num_tokens for commit in pool),
         **progress.times(),
         "total_s": time.perf_counter() - started,

@@ -47,12 +47,7 @@ REJECTS_SCHEMA = pa.schema(
 
 
 def run_engines(
-    config: GenerationConfig,
-    model: str,
-    output: str,
-    shards: list[Shard],
-    resources: Resources,
-    request: str,
+    config: GenerationConfig, model: str, output: str, shards: list[Shard], resources: Resources, request: str
 ) -> Iterator[dict[str, Any]]:
     """Offer `shards` to a pool of engines of `model`, in order; yield one row of counts for each that was generated."""
     import ray.data
@@ -64,13 +59,7 @@ def run_engines(
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
         batch_size=1,
-        fn_constructor_kwargs={
-            "config": config,
-            "model": model,
-            "output": output,
-            "request": request,
-            "resources": resources,
-        },
+        fn_constructor_kwargs={"config": config, "model": model, "output": output, "request": request, "resources": resources},
         compute=ray.data.ActorPoolStrategy(
             size=num_workers,
             max_tasks_in_flight_per_actor=in_flight,
