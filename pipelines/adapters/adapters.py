@@ -157,25 +157,18 @@ def add_adapters(
 ) -> Adapters:
     """Freeze `model` and give its linear layers named `targets` adapters in their own dtype, one for each of `seeds`.
 
-    A target names every linear layer whose dotted name ends with it, as peft's `target_modules`. As in peft, A is drawn from
-    Kaiming's uniform distribution (a = √5), here by the adapter's own seed, and B is zero, so that the model is unchanged. The
-    adapter of a seed None is zero, to be filled later.
+    As in peft, A is drawn from Kaiming's uniform distribution (a = √5), here by the adapter's own seed, and B is zero, so that
+    the model is unchanged. The adapter of a seed None is zero, to be filled later.
     Raises UserError for a target that names no linear layer and for values that no adapter can have.
     """
     if rank < 1 or not 0 <= dropout < 1:
         raise UserError(f"lora_rank={rank} must be above 0, lora_dropout={dropout} at least 0 and below 1")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    chosen = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
-    if unknown := [target for target, names in chosen.items() if not names]:
-        raise UserError(
-            f"lora_targets={unknown} name no linear layer of this model; it has "
-            + ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
-        )
+    if unknown := [target for target in targets if not target_layers(model, [target])]:
+        names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        raise UserError(f"lora_targets={unknown} name no linear layer of this model; it has {', '.join(sorted(names))}")
     model.requires_grad_(False)
     adapters = Adapters(len(seeds))
-    named = set().union(*chosen.values())
-    for index, name in enumerate(name for name in linears if name in named):
-        linear = linears[name]
+    for index, (name, linear) in enumerate(target_layers(model, targets).items()):
         layer = AdaptedLinear(linear, len(seeds), rank=rank, index=index)
         layer.train(linear.training)
         parent, _, attribute = name.rpartition(".")
@@ -188,6 +181,16 @@ def add_adapters(
         if seed is not None:
             adapters.draw(adapter, seed)
     return adapters
+
+
+def target_layers(model: torch.nn.Module, targets: Sequence[str]) -> dict[str, torch.nn.Linear]:
+    """The linear layers that `targets` name: those whose dotted name ends with one, as with peft; by their names."""
+    endings = tuple(f".{target}" for target in targets)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f".{name}".endswith(endings)
+    }
 
 
 def _by_input(layers: Mapping[str, AdaptedLinear]) -> list[list[AdaptedLinear]]:

@@ -19,13 +19,14 @@ from transformers import AutoModel
 
 from pipelines.adapters import adamw
 from pipelines.adapters.adamw_settings import STAYS, settings_row
+from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import adapter_tensors, load_adapter
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import adapters_of, check_saved_adapter
 from pipelines.finetune.stepping import CapturedStep
 from pipelines.models.classifier import compute_last_layer_where_read, load_head
-from pipelines.models.weights import adapted_layers, compile_layers, load_packed, weights_of
+from pipelines.models.weights import compile_layers, load_packed, weights_of
 from pipelines.packing.batches import IGNORED, Shape, pack, shape_for
 from pipelines.packing.dealing import fullest, packed_size, split_by_tokens
 from pipelines.packing.segments import Segments, to_device
@@ -60,7 +61,7 @@ class Bank:
             self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Counted on one adapter, then made for as many as fit.
         shape = self.body.config
-        adapted = adapted_layers(self.body, config.lora_targets).values()
+        adapted = target_layers(self.body, config.lora_targets).values()
         num_in_adapter = config.lora_rank * sum(layer.in_features + layer.out_features for layer in adapted)
         self.num_parameters = num_in_adapter + len(LABELS) * shape.hidden_size
         self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))

@@ -7,6 +7,7 @@ evaluation, merging) sees the same ones without knowing of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,27 +30,25 @@ def nf4_round_trip(weight: torch.Tensor, *, double_quantization: bool = False) -
     Blocks are 64 consecutive values in row-major order (the last may be shorter); a block's scale is its largest magnitude.
     `double_quantization` also quantises these scales (section 3): their mean taken off, in blocks of 256, to 8 bits.
     """
-    import torch
-
-    values = weight.detach().to(torch.float32).flatten()
-    blocks = torch.nn.functional.pad(values, (0, -len(values) % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
-    scales = blocks.abs().amax(dim=1)
-    # A block of zeros has no scale to divide by.
-    levels = _nearest(blocks / scales.where(scales > 0, 1.0)[:, None], torch.tensor(NF4_LEVELS))
+    values = weight.detach().float().flatten()
+    levels, scales = _by_blocks(values, BLOCK_SIZE, NF4_LEVELS)
     if double_quantization:
-        scales = _round_trip_scales(scales)
+        mean = scales.mean()
+        levels_of_scales, largest = _by_blocks(scales - mean, CONSTANTS_BLOCK_SIZE, dynamic_levels())
+        scales = (levels_of_scales * largest[:, None]).flatten()[: len(scales)] + mean
     return (levels * scales[:, None]).flatten()[: len(values)].view(weight.shape)
 
 
-def _round_trip_scales(scales: torch.Tensor) -> torch.Tensor:
+def _by_blocks(values: torch.Tensor, block_size: int, levels: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `values` [n] by blocks the nearest of ascending `levels` [blocks, block_size], and largest magnitudes [blocks]."""
     import torch
 
-    mean = scales.mean()
-    centred = scales - mean
-    blocks = torch.nn.functional.pad(centred, (0, -len(centred) % CONSTANTS_BLOCK_SIZE)).view(-1, CONSTANTS_BLOCK_SIZE)
-    largest = blocks.abs().amax(dim=1, keepdim=True)
-    levels = _nearest(blocks / largest.where(largest > 0, 1.0), torch.tensor(dynamic_levels()))
-    return (levels * largest).flatten()[: len(scales)] + mean
+    blocks = torch.nn.functional.pad(values, (0, -len(values) % block_size)).view(-1, block_size)
+    scales = blocks.abs().amax(dim=1)
+    ascending = torch.tensor(levels)
+    middles = (ascending[1:] + ascending[:-1]) / 2
+    # A block of zeros has no scale to divide by.
+    return ascending[torch.bucketize(blocks / scales.where(scales > 0, 1.0)[:, None], middles)], scales
 
 
 def dynamic_levels() -> list[float]:
@@ -62,11 +61,3 @@ def dynamic_levels() -> list[float]:
         10.0 ** (decade - 6) * (0.1 + 0.9 * (part + 0.5) / 2**decade) for decade in range(7) for part in range(2**decade)
     ]
     return sorted([0.0, 1.0, *magnitudes, *(-magnitude for magnitude in magnitudes)])
-
-
-def _nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """The level nearest to each value; `levels` ascending."""
-    import torch
-
-    middles = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(values, middles)]

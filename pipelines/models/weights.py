@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
 from pipelines.errors import UserError
 from pipelines.packing.attention import PACKED, register_packed_attention
@@ -52,16 +52,6 @@ def compile_layers(model: torch.nn.Module) -> None:
             module.compile(dynamic=True)
 
 
-def adapted_layers(model: torch.nn.Module, targets: Iterable[str]) -> dict[str, torch.nn.Linear]:
-    """The linear layers that `adapters.add_adapters` would adapt, by their dotted names: those that end with a target."""
-    endings = tuple(f".{target}" for target in targets)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and f".{name}".endswith(endings)
-    }
-
-
 def merge_saved_adapter(model: torch.nn.Module, folder: Path) -> None:
     """Fold the adapter that peft, or `task_model.save_task_model`, saved in `folder` into the weights of `model`.
 
@@ -69,7 +59,7 @@ def merge_saved_adapter(model: torch.nn.Module, folder: Path) -> None:
     """
     settings = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / ADAPTER_FILE)
-    layers = adapted_layers(model, settings["target_modules"])
+    layers = target_layers(model, settings["target_modules"])
     needed = {f"{PEFT_PREFIX}{layer}.lora_{letter}.weight" for layer in layers for letter in "AB"}
     if unmatched := sorted(tensors.keys() ^ needed):
         raise UserError(
