@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
-from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
 from pipelines.models.hub import hub_repository, hub_snapshot
@@ -80,8 +79,7 @@ class PretrainedModelConfig:
     path: str = runtime("")
 
     def __post_init__(self) -> None:
-        if self.quantization not in QUANTIZATIONS:
-            raise UserError(f"quantization={self.quantization!r} is not one of {', '.join(map(repr, QUANTIZATIONS))}")
+        check_one_of("quantization", self.quantization, QUANTIZATIONS)
 
 
 def pretrained_model_config(
@@ -119,10 +117,7 @@ def pretrained_model_config(
             "save_pretrained first"
         )
     tokenizers = [name for name in TOKENIZER_FILES if (root / name).exists()]
-    for name, present in (
-        ("config.json", (root / "config.json").exists()),
-        ("a tokenizer", bool(tokenizers)),
-    ):
+    for name, present in (("config.json", (root / "config.json").exists()), ("a tokenizer", bool(tokenizers))):
         if not present:
             raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
     extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
@@ -132,24 +127,22 @@ def pretrained_model_config(
 
 
 # meta-llama/Llama-2-7b-hf's public config.json.
-LLAMA_2_7B: Mapping[str, Any] = MappingProxyType(
-    {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "initializer_range": 0.02,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-    }
-)
+LLAMA_2_7B: Mapping[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
 
 
 @dataclass(frozen=True)
@@ -232,7 +225,7 @@ def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        (target / "config.json").write_text(json.dumps(dict(LLAMA_2_7B), indent=1))
+        (target / "config.json").write_text(json.dumps(LLAMA_2_7B, indent=1))
         for file in config.files:
             shutil.copyfile(source / file.name, target / file.name)
         return {"num_parameters": write_random(target, seed=config.seed, dtype=config.dtype)}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.errors import UserError
 from pipelines.finetune.base_model import save_language_model
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
-from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.recipe import FinetuneConfig, check_one_of
 from pipelines.resources import Report, Resources, no_report
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS
 
@@ -23,8 +22,7 @@ class GeneratorConfig:
     end_marker: str = EN_DASH
 
     def __post_init__(self) -> None:
-        if self.end_marker not in END_MARKERS:
-            raise UserError(f"end_marker={self.end_marker!r} is not one of {', '.join(map(repr, END_MARKERS))}")
+        check_one_of("end_marker", self.end_marker, END_MARKERS)
 
 
 def finetune_generator(

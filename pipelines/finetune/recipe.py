@@ -72,10 +72,10 @@ class FinetuneConfig:
     checkpoint_every: int = runtime(1_000)
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, ("lora", "full"))
-        _one_of("schedule", self.schedule, ("cosine", "linear", "constant", WARMUP_STABLE_DECAY))
-        _one_of("dtype", self.dtype, ("bfloat16", "float32"))
-        _one_of("zero_stage", self.zero_stage, (0, 1, 2, 3))
+        check_one_of("method", self.method, ("lora", "full"))
+        check_one_of("schedule", self.schedule, ("cosine", "linear", "constant", WARMUP_STABLE_DECAY))
+        check_one_of("dtype", self.dtype, ("bfloat16", "float32"))
+        check_one_of("zero_stage", self.zero_stage, (0, 1, 2, 3))
         for name in ("learning_rate", "epochs", "batch_size", "lora_rank", "tokens_per_microbatch", "log_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} must be above 0")
@@ -93,7 +93,8 @@ class FinetuneConfig:
             )
 
 
-def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> None:
+def check_one_of(name: str, value: Any, valid: tuple[Any, ...]) -> None:
+    """Raise UserError for a setting that is none of the valid ones."""
     if value not in valid:
         raise UserError(f"{name}={value!r} is not one of {', '.join(map(repr, valid))}")
 
@@ -162,12 +163,7 @@ def adapters_of(backbone: torch.nn.Module, config: FinetuneConfig, *, seeds: Seq
     from pipelines.adapters.adapters import add_adapters
 
     return add_adapters(
-        backbone,
-        config.lora_targets,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        seeds=seeds,
+        backbone, config.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout, seeds=seeds
     )
 
 
