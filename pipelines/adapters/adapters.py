@@ -115,8 +115,7 @@ class SharedInput:
 class Adapters:
     """The N adapters of a model: `layers`, its adapted projections by name, and `segments`, the stream that they work on."""
 
-    def __init__(self, num_adapters: int) -> None:
-        self.num_adapters = num_adapters
+    def __init__(self) -> None:
         self.layers: dict[str, AdaptedLinear] = {}
         self.shared_inputs: list[SharedInput] = []
         self.segments: Segments | None = None
@@ -167,7 +166,7 @@ def add_adapters(
         names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
         raise UserError(f"lora_targets={unknown} name no linear layer of this model; it has {', '.join(sorted(names))}")
     model.requires_grad_(False)
-    adapters = Adapters(len(seeds))
+    adapters = Adapters()
     for index, (name, linear) in enumerate(target_layers(model, targets).items()):
         layer = AdaptedLinear(linear, len(seeds), rank=rank, index=index)
         layer.train(linear.training)
