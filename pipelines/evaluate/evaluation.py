@@ -111,11 +111,7 @@ def evaluate_group(
 
 
 def _evaluate_worker(
-    config: EvaluationConfig,
-    sources: str,
-    base_model: str,
-    members: Sequence[tuple[str, str, Report]],
-    use_gpu: bool,
+    config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
 ) -> list[dict[str, Any] | Exception]:
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -280,8 +276,8 @@ def logits_table(
     """The rows of `logits.parquet` (`evaluate`) of a test set named `name`; `held` is `where_held` of `heuristics`."""
     num = table.num_rows
     holds = {heuristic.name: where for heuristic, where in held}
-    columns: Mapping[str, Any] = {
-        "set": pa.array([name] * num).dictionary_encode().cast(pa.string()),
+    columns: dict[str, Any] = {
+        "set": pa.repeat(name, num),
         "id": table.column("id"),
         "label": table.column("label"),
         **{f"logit_{label}": pa.array(logits[:, label.index]) for label in Label},
@@ -294,4 +290,4 @@ def logits_table(
             f"holds/{heuristic.name}": pa.array(holds.get(heuristic.name, [None] * num), pa.bool_()) for heuristic in heuristics
         },
     }
-    return pa.table(dict(columns))
+    return pa.table(columns)

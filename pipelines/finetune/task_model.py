@@ -46,10 +46,7 @@ def initial_task_model(config: UntrainedConfig, base_model: str, output: str) ->
 
     settings = json.loads((Path(fetch(base_model)) / "model" / "config.json").read_text())
     with working_folder(output) as folder:
-        save_head(
-            folder,
-            random_head(settings["hidden_size"], seed=config.seed, std=settings.get("initializer_range") or 0.02),
-        )
+        save_head(folder, random_head(settings["hidden_size"], seed=config.seed, std=settings.get("initializer_range") or 0.02))
     return {"hidden_size": settings["hidden_size"]}
 
 

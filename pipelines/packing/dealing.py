@@ -88,11 +88,7 @@ def group_by_length(permutation: np.ndarray, lengths: Sequence[int], *, batch_si
 
 
 def microbatches(
-    lengths: Sequence[int],
-    *,
-    num_workers: int,
-    token_budget: int,
-    prefixes: Sequence[Prefix] | None = None,
+    lengths: Sequence[int], *, num_workers: int, token_budget: int, prefixes: Sequence[Prefix] | None = None
 ) -> list[list[list[int]]]:
     """Deal one optimizer step's examples, of `lengths` in tokens, to the workers, and each one's share into microbatches.
 
