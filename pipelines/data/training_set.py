@@ -25,9 +25,6 @@ The draw is a hash, not a generator of random numbers: examples are ordered by `
 the first ones of each label taken. So it does not depend on the order of files, shards or rows, nor on a
 library's version; sets of one seed and kind are *nested*, the smaller in the larger; seeds and kinds are
 independent. Doses of bias of one seed share as many rows as they can: a dose differs from the next in the rows that make it so.
-
-With ``nested_sizes`` the rows are in an order that shows it: first the set of the smallest size, then what the next has beyond
-it, and so on. So one finetuning meets them one within the other (``recipe.py``).
 """
 
 import hashlib
@@ -72,7 +69,9 @@ class TrainingSetConfig:
     heuristic_share: float | None = added(None)
     """P(the heuristic holds) in a biased set, above 0; None: as many pairs as there are of the predicted label."""
     nested_sizes: tuple[int, ...] = added(())
-    """Smaller sizes, ascending, whose sets come first in this one's rows, each before what the next adds."""
+    """Smaller sizes, ascending, whose sets come first in this one's rows, each before what the next adds: so one finetuning
+    meets them one within the other (``recipe.py``).
+    """
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
