@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,16 +164,16 @@ def _evaluate_task_model(
     rows: list[dict[str, Any]] = []
     tables = []
     num_done, evaluate_s = 0, 0.0
-    with bodies.classifier(task_model) as classifier:
-        load_s = time.perf_counter() - started
-        for step, test_set in enumerate(sets):
-            begun = time.perf_counter()
-            logits = classify(classifier, test_set.batches, bodies.device)
-            evaluate_s += time.perf_counter() - begun
-            num_done += test_set.table.num_rows
-            rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held)
-            tables.append(logits_table(test_set.name, test_set.table, logits, config.heuristics, test_set.held))
-            report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
+    classifier = bodies.classifier(task_model)
+    load_s = time.perf_counter() - started
+    for step, test_set in enumerate(sets):
+        begun = time.perf_counter()
+        logits = classify(classifier, test_set.batches, bodies.device)
+        evaluate_s += time.perf_counter() - begun
+        num_done += test_set.table.num_rows
+        rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held)
+        tables.append(logits_table(test_set.name, test_set.table, logits, config.heuristics, test_set.held))
+        report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
     with working_folder(output) as folder:
         pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
         (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
@@ -196,8 +196,7 @@ class Bodies:
         self._body: Any = None
         self._adapters: Any = None
 
-    @contextlib.contextmanager
-    def classifier(self, task_model: str) -> Iterator[Any]:
+    def classifier(self, task_model: str) -> Any:
         """The task model of an artifact, in evaluation mode on the device, with packed attention."""
         import torch
 
@@ -214,7 +213,7 @@ class Bodies:
         elif settings:
             load_adapter(self._adapters, 0, adapter)
         head = load_head(folder, dtype=getattr(torch, self.config.dtype), device=self.device)
-        yield Classifier(self._body, head, self._adapters).eval()
+        return Classifier(self._body, head, self._adapters).eval()
 
     def _read(self, weights: Path, settings: Mapping[str, Any]) -> None:
         """Have the body of `weights`, with room for an adapter of peft's `settings` unless it is to be merged."""

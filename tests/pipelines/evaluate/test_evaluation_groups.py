@@ -81,8 +81,7 @@ def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
     for is_compiled in (False, True):
         bodies = Bodies(config, base_model, device, compiled=is_compiled)
         for name in (str(tmp_path / "lora"), untrained):
-            with bodies.classifier(name) as classifier:
-                logits[is_compiled, name] = classify(classifier, batches, device)
+            logits[is_compiled, name] = classify(bodies.classifier(name), batches, device)
     assert compiled
     for name in (str(tmp_path / "lora"), untrained):
         np.testing.assert_allclose(logits[True, name], logits[False, name], rtol=1e-4, atol=1e-5)

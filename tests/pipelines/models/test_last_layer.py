@@ -145,8 +145,7 @@ def test_evaluation_does(base_model, untrained, rows):
     bodies = Bodies(EvaluationConfig(sets=("train",), dtype="float32"), base_model, torch.device("cpu"))
     # The second time the body is one that has been changed already.
     for times in (1, 2):
-        with bodies.classifier(untrained) as classifier:
-            classify(classifier, batches, torch.device("cpu"))
+        classify(bodies.classifier(untrained), batches, torch.device("cpu"))
         assert_last_layer_is_spared(rows, times * len(sequences), num_spare=0)
 
 
