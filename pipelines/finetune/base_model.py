@@ -22,7 +22,7 @@ from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
-from pipelines.models.hub import hub_repository, hub_snapshot
+from pipelines.models.hub import hub_snapshot
 from pipelines.models.process import quiet_libraries
 from pipelines.models.quantization import QUANTIZATIONS
 from pipelines.models.tokenizer import train_tokenizer
@@ -98,7 +98,7 @@ def pretrained_model_config(
     UserError if they are missing, or lack config, tokenizer or safetensors (pickled weights are never read).
     """
     root = Path(path).expanduser()
-    if hub_repository(path) is not None and (snapshot := hub_snapshot(path, download=download)) is not None:
+    if (snapshot := hub_snapshot(path, download=download)) is not None:
         root, revision = snapshot[0], f"{path.partition('@')[0]}@{snapshot[1]}"
     if root.suffix == ".gguf" and root.is_file():
         file = FileHash(root.name, remembered_sha256(root))

@@ -29,11 +29,11 @@ def hub_repository(model: str) -> tuple[str, str] | None:
 def hub_snapshot(model: str, *, download: bool) -> tuple[Path, str] | None:
     """The local folder of a hub repository (as `hub_repository` reads it) and its commit, in hex.
 
-    Without `download`, None if the cache does not have it. With it, what is missing is fetched; raises UserError for a
-    repository that is gated, not there, or cannot be reached.
+    None for what is no repository, and without `download` if the cache does not have it. With it, what is missing is fetched;
+    raises UserError for a repository that is gated, not there, or cannot be reached.
     """
-    repository = hub_repository(model)
-    assert repository is not None, "the caller knows a repository from a path"
+    if (repository := hub_repository(model)) is None:
+        return None
     name, revision = repository
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
