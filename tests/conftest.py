@@ -1,4 +1,4 @@
-"""What every test needs: no network look-ups, tests skipped where there is no GPU or compiler for them, and a server of S3."""
+"""The needs of every test: no network look-ups, skips where there is no GPU or compiler, a server of S3."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ LONGEST_FIRST = ("test_pool.py", "test_finetuning.py", "test_tune.py", "test_reh
 
 
 def missing_for_compiling() -> str | None:
-    """What this machine lacks of what torch.compile's default backend builds C++ with, or None."""
+    """The tools that this machine lacks of those that torch.compile's default backend builds C++ with, or None."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         return f"no C++ compiler here ({compiler})"

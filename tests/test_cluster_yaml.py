@@ -28,7 +28,7 @@ def all_commands(config: dict[str, Any]) -> list[str]:
 
 
 def faults(config: dict[str, Any]) -> list[str]:
-    """What is wrong with a configuration that Ray's schema accepts."""
+    """Faults of a configuration that Ray's schema accepts."""
     found = []
     head = ray_start(config, "head_start_ray_commands")
     if re.findall(r"--dashboard-host[= ](\S+)", head) not in (["127.0.0.1"], ["localhost"]):

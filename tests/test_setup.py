@@ -237,7 +237,7 @@ BARE_MACHINE = ROOT.parent / "shared/fresh/run.sh"
 @pytest.mark.skipif(not BARE_MACHINE.exists(), reason="no ../shared/fresh/run.sh, which makes a bare machine")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("debootstrap") is None, reason="needs root and debootstrap")
 def test_the_two_commands_of_the_readme_pass_on_a_bare_machine():
-    """What is committed, in a Debian with nothing but Python, make and git."""
+    """The committed state passes in a Debian with nothing but Python, make and git."""
     commands = ["bash", "-c", "make demo && make test"]
     # With ROOT the script would keep its folder, and use one that an earlier call has left.
     environment = {name: value for name, value in os.environ.items() if name != "ROOT"}

@@ -40,7 +40,7 @@ def nf4_round_trip(weight: torch.Tensor, *, double_quantization: bool = False) -
 
 
 def _by_blocks(values: torch.Tensor, block_size: int, levels: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of `values` [n] by blocks the nearest of ascending `levels` [blocks, block_size], and largest magnitudes [blocks]."""
+    """Nearest of ascending `levels` to `values` [n], [blocks, block_size], and largest magnitudes [blocks]."""
     import torch
 
     blocks = torch.nn.functional.pad(values, (0, -len(values) % block_size)).view(-1, block_size)

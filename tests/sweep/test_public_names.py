@@ -1,4 +1,4 @@
-"""What a study's file imports comes from `sweep`, is listed in docs/studies.md, and costs nothing until it is asked for."""
+"""All that a study's file imports comes from `sweep`, is listed in docs/studies.md, and costs nothing until it is asked for."""
 
 import ast
 import re

@@ -53,7 +53,7 @@ def row(premise: object = "p", hypothesis: object = "h", label: object = "l") ->
 
 
 def save_to_disk(folder: Path, table: pa.Table, features: dict | None = None) -> Path:
-    """What `datasets.Dataset.save_to_disk` writes, in two files."""
+    """The files that `datasets.Dataset.save_to_disk` writes, in two files."""
     folder.mkdir(parents=True)
     if features:
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

@@ -1,4 +1,4 @@
-"""What the intervals promise, on small simulated studies with fixed seeds; the whole table is docs/coverage.md."""
+"""The intervals' promise, on small simulated studies with fixed seeds; the whole table is docs/coverage.md."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ def state(dtype, device, num=33_920, of=None):
 
 
 def pieces(gradient):
-    """What lies end to end in `gradient`, apart: of more launches than one, of more blocks and of more programs than one."""
+    """The parts of `gradient`, laid apart: of more launches than one, of more blocks and of more programs than one."""
     return [piece.contiguous() for piece in gradient.split([20, 16] * 20 + [1, 7, *[16] * 4, 33_128], dim=1)]
 
 

@@ -57,7 +57,7 @@ ARCHIVE = archive_of(
 
 
 class Server(ThreadingHTTPServer):
-    """What it has, and how it misbehaves: the lists are used up, an answer each."""
+    """A server's files, and how it misbehaves: the lists are used up, an answer each."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""What stages do otherwise in a rehearsal: random weights, stand-ins, the longest examples."""
+"""Stages in a rehearsal: random weights, stand-ins, the longest examples."""
 
 import dataclasses
 import json

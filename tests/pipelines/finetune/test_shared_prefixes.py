@@ -1,4 +1,4 @@
-"""What texts begin with alike, computed once a batch, against padded models that compute it for each of them.
+"""Beginnings that texts share, computed once a batch, against padded models that compute it for each of them.
 
 The reference is transformers' own model, padded, with LoRA written by hand; only the dropout masks are ours, worked out for
 each sequence and position by itself.

@@ -49,7 +49,7 @@ def twins(method):
 
 
 def loss_of(model, step):
-    """Of a batch without a token of filling, whose spare places in `last_index` must not be taken for the last sequence's."""
+    """The loss of a batch without filling, whose spare places in `last_index` must not pass for the last sequence's."""
     generator = torch.Generator().manual_seed(step)
     sequences = [[3, 1, 4, *torch.randint(0, 120, (4 + step + n,), generator=generator).tolist()] for n in range(5)]
     batch = pack(sequences, prefixes=[Prefix(3, 0, adapter=n // 3) for n in range(5)])
@@ -113,7 +113,7 @@ def _rows():
 
 
 def assert_last_layer_is_spared(rows, num_examples, *, num_spare):
-    """Of the two layers of the fixture's model, for passes over `num_examples`; `num_spare` are a pass's rows of no example."""
+    """The last of two layers works on `num_examples` only; `num_spare` of a pass's rows are of no example."""
     first, last = rows[::2], rows[1::2]
     assert len(first) == len(last) > 1
     assert all(of_all > 2 * of_last for of_all, of_last in zip(first, last, strict=True))

@@ -210,7 +210,7 @@ def test_language_model_loss_equals_the_padded_models(config, labelled, share_pr
 
 
 def test_the_loss_is_pytorchs_for_any_scale_and_type():
-    """Of 5 states, one predicts two tokens, one the same token twice, and one nothing."""
+    """One of 5 states predicts two tokens, one the same token twice, and one nothing."""
     generator = torch.Generator().manual_seed(0)
     before, counts = torch.tensor([0, 0, 2, 2, 4]), torch.tensor([3, 1, 1, 2, 0])
     tokens = torch.tensor([7, 2, 5, 5, 1])
@@ -238,7 +238,7 @@ def test_a_forward_pass_reads_nothing_back_from_the_device(config, labelled):
 
 
 def test_inputs_of_one_shape_differ_in_values_only(labelled):
-    """What a captured graph needs: the tensors of one group and of many, of few rows and of all, measure the same."""
+    """A captured graph needs it: the tensors of one group and of many, of few rows and of all, measure the same."""
     sequences, prefixes = labelled
     shape = Shape(100, 16, 100, 50)
     taken = [range(10), range(3), [3], [0, 3, 6], range(6, 10), [2]]

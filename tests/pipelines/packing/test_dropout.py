@@ -25,7 +25,7 @@ def centred(mask, dropout):
 
 
 def assert_independent(first, second, limit=5.0):
-    """That the mean product of two centred masks is zero within `limit` standard errors."""
+    """The mean product of two centred masks is zero within `limit` standard errors."""
     assert abs((first * second).sum().item()) / first.numel() ** 0.5 < limit
 
 

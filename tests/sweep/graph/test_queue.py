@@ -1,4 +1,4 @@
-"""What runs next: pure bookkeeping, no Ray."""
+"""The queue says which step runs next: pure bookkeeping, no Ray."""
 
 from itertools import pairwise
 

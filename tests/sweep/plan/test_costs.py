@@ -1,4 +1,4 @@
-"""What a study would cost: all expected numbers are worked out by hand, from a table of round figures."""
+"""The cost of a study: all expected numbers are worked out by hand, from a table of round figures."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What is said of a failure: its cause, whatever Ray, Ray Data and Ray Train made of it. Their objects are real."""
+"""A failure is told by its cause, whatever Ray, Ray Data and Ray Train made of it. Their objects are real."""
 
 import os
 import subprocess
