@@ -36,6 +36,13 @@ def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "results"], ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    floors = "pipelines|sweep|analysis|benchmarks|tests|docs|scripts"
+    named = re.findall(rf"`((?:{floors})/[\w./-]*)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def headings(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
