@@ -17,7 +17,6 @@ agree.
 """
 
 import importlib
-import importlib.util
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.identity import runtime
 from pipelines.tasks.examples import NON_ENTAILMENT, Label, fold
+from pipelines.user_file import module_from_file
 
 DROPPED_TOKENS = frozenset(".?!")
 
@@ -245,13 +245,7 @@ def find_heuristic(reference: str) -> Heuristic:
             f"no heuristic {reference!r}; built in: {', '.join(HEURISTICS)}; one of your own is FILE.py:NAME or module:NAME"
         )
     try:
-        if place.endswith(".py"):
-            specification = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert specification and specification.loader
-            module = importlib.util.module_from_spec(specification)
-            specification.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
+        module = module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise UserError(
             f"heuristic {reference!r}: {place} cannot be loaded ({type(error).__name__}: {error}); mend it"

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import importlib.util
 import inspect
 import sys
 import traceback
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from pipelines.errors import UserError
+from pipelines.user_file import module_from_file
 from sweep.study import public
 from sweep.study.experiment import Experiment
 
@@ -173,12 +173,9 @@ def _function_of_file(name: str) -> tuple[Function, Path]:
 
 
 def _import_file(path: Path) -> types.ModuleType:
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
     sys.path.insert(0, str(path.parent.absolute()))
     try:
-        specification.loader.exec_module(module)
+        return module_from_file(path)
     except SyntaxError as error:
         line = (error.text or "").strip()
         where = f"{error.filename}:{error.lineno}"
@@ -187,7 +184,6 @@ def _import_file(path: Path) -> types.ModuleType:
         raise UserError(_located(error, path)) from None
     finally:
         sys.path.remove(str(path.parent.absolute()))
-    return module
 
 
 def _experiment_functions(module: types.ModuleType) -> dict[str, Function]:

@@ -1,5 +1,6 @@
 """From names and -p texts to an experiment; every mistake is one message that names the way out."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from sweep.study.loading import builtin_experiments, load_experiment, parse_para
 ROOT = Path(__file__).parents[3]
 STUDY = """\
 from sweep import Experiment
-from sweep.study.experiments import demo
+from sweep.experiments import demo
 
 def small(seeds: tuple[int, ...] = (7,)) -> Experiment:
     return demo(seeds=seeds)
@@ -91,6 +92,16 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path, source: str, me
     file.write_text(source)
     with pytest.raises(UserError, match=message):
         load_experiment(str(file))
+
+
+def test_a_file_that_changes_within_a_second_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "my_study.py"
+    for seed in (7, 8):
+        file.write_text(STUDY.replace("(7,)", f"({seed},)"))
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        assert load_experiment(str(file)).experiment.seeds == (seed,)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_unknown_function_or_file(tmp_path: Path) -> None:
