@@ -74,7 +74,7 @@ def _left(step: Step, progress: Progress, mean: float | None) -> float | None:
 
 
 class Display:
-    """Use as a context manager; `on_event` and `on_tick` are the scheduler's listener and tick."""
+    """Use as a context manager; `on_event` and `on_tick` are called by `run_steps`."""
 
     def __init__(self, known: Mapping[str, float], stream: TextIO | None = None, live: bool | None = None):
         self.known = known

@@ -373,9 +373,12 @@ def view_link(experiment_id: str, view: str) -> str:
 
 
 def _blindspots(metrics: Iterable[str], blindspot: str) -> list[str]:
-    """The accuracies of a slice in every set, or of a `set/slice`, among metrics as MLflow names them."""
-    ending = f".{blindspot}/accuracy".replace("/", ".")
-    return [name for name in metrics if f".{name}".replace("/", ".").endswith(ending)]
+    """The accuracies of a slice in every set, or of a `set/slice`, among metrics as MLflow names them.
+
+    A slice of a test set with three labels has two of them, and is named for that.
+    """
+    endings = tuple(f".{blindspot}/{accuracy}".replace("/", ".") for accuracy in ("accuracy", "accuracy_2way"))
+    return [name for name in metrics if f".{name}".replace("/", ".").endswith(endings)]
 
 
 def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:

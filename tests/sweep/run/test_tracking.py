@@ -9,9 +9,11 @@ import pytest
 from sweep.graph.records import Record, Store, Study, StudyStep
 from sweep.run.study_run import reindex
 
+# As an evaluation names them: what is asked of a set with three labels is folded to two.
 ACCURACIES = {
     "mnli_matched/accuracy": 0.8,
-    "mnli_matched/holds/my_own/non-entailment/accuracy": 0.7,
+    "mnli_matched/accuracy_2way": 0.9,
+    "mnli_matched/holds/my_own/non-entailment/accuracy_2way": 0.7,
     "hans/accuracy": 0.6,
     "hans/lexical_overlap/non-entailment/accuracy": 0.1,
     "hans/subsequence/non-entailment/accuracy": 0.2,
@@ -56,7 +58,7 @@ def view_of(tmp_path: Path, parameters: dict[str, str]) -> dict[str, Any]:
         ),
         (
             {"blindspot_set": "mnli_matched", "blindspot_slice": "holds/my_own/non-entailment"},
-            "mnli_matched/holds.my_own.non-entailment.accuracy",
+            "mnli_matched/holds.my_own.non-entailment.accuracy_2way",
             "hans/accuracy",
         ),
     ],
