@@ -1,5 +1,6 @@
 """A user's own Python file, as a module."""
 
+import traceback
 import types
 from pathlib import Path
 
@@ -14,3 +15,12 @@ def module_from_file(path: Path) -> types.ModuleType:
     module.__file__ = str(path)
     exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module
+
+
+def place_of(error: BaseException, path: Path) -> tuple[Path, int | None]:
+    """The last file of the folder of `path` that led to `error`, and the line there: `path` itself, or a helper beside it."""
+    folder = path.absolute().parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).absolute().parent == folder:
+            return path.parent / Path(frame.filename).name, frame.lineno
+    return path, None

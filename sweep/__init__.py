@@ -13,12 +13,9 @@ else:
     def __getattr__(name: str) -> Any:
         from sweep.study import public
 
-        names = {public_name: value for public_name, value in vars(public).items() if not public_name.startswith("_")}
-        if name == "__all__":
-            return list(names)
-        if name not in names:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return names[name]
+        if name == "__all__" or name in public.__all__:
+            return getattr(public, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__getattr__("__all__")})
+        return list(__getattr__("__all__"))

@@ -30,7 +30,7 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.identity import runtime
 from pipelines.tasks.examples import NON_ENTAILMENT, Label, fold
-from pipelines.user_file import module_from_file
+from pipelines.user_file import module_from_file, place_of
 
 DROPPED_TOKENS = frozenset(".?!")
 
@@ -247,8 +247,12 @@ def find_heuristic(reference: str) -> Heuristic:
     try:
         module = module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
+        file, line = place_of(error, Path(place))
+        where = f"{file}:{line}" if line else place
+        of_ours = isinstance(error, ImportError) and str(error.name).startswith(("pipelines", "sweep", "analysis"))
+        way_out = "import from sweep what docs/studies.md lists" if of_ours else "mend it"
         raise UserError(
-            f"heuristic {reference!r}: {place} cannot be loaded ({type(error).__name__}: {error}); mend it"
+            f"heuristic {reference!r}: {where} cannot be loaded ({type(error).__name__}: {error}); {way_out}"
         ) from error
     heuristic = getattr(module, name, None)
     if not isinstance(heuristic, Heuristic):

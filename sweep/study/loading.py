@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from pipelines.errors import UserError
-from pipelines.user_file import module_from_file
+from pipelines.user_file import module_from_file, place_of
 from sweep.study import public
 from sweep.study.experiment import Experiment
 
 Function = Callable[..., Experiment]
 PACKAGES = ("pipelines", "sweep", "analysis")
+RENAMED = {"TASK_MODEL": "PAPER_TASK_MODEL", "GENERATOR": "PAPER_GENERATOR"}
+"""Public names that were others where they used to be."""
 
 
 @dataclass(frozen=True)
@@ -197,30 +199,38 @@ def _experiment_functions(module: types.ModuleType) -> dict[str, Function]:
 
 
 def _located(error: Exception, path: Path) -> str:
-    """The error behind the last line of the user's file that led to it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
-    where = f"{path}:{lines[-1]}" if lines else str(path)
-    if isinstance(error, ImportError) and (moved := _moved(error, path, lines[-1] if lines else None)):
-        return f"{where}: {moved}"
+    """The error behind the last line of the user's files that led to it."""
+    file, line = place_of(error, path)
+    where = f"{file}:{line}" if line else str(file)
+    if isinstance(error, ImportError) and line and (advice := _import_to_write(error, file, line)):
+        return f"{where}: {advice}"
     if isinstance(error, UserError):
         return f"{where}: {error}"
     described = traceback.TracebackException.from_exception(error)
     return f"{where}: {' '.join(''.join(described.format_exception_only()).split())}"
 
 
-def _moved(error: ImportError, path: Path, line: int | None) -> str:
-    """The import to write for one that a file still has from where our modules used to be; "" for any other failure."""
+def _import_to_write(error: ImportError, file: Path, line: int) -> str:
+    """The import to write for one of a module that is not ours, or not any more; "" for any other failure."""
     missing = error.name or ""
     if missing.partition(".")[0] not in PACKAGES:
         return ""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.lineno == line and f"{node.module}.".startswith(f"{missing}."):
-            names = ", ".join(alias.name for alias in node.names if hasattr(public, alias.name))
-            return f'{node.module} has moved; write "from sweep import {names}"' if names else ""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{missing} has moved; a study's file imports from sweep what docs/studies.md lists"
-    return ""
+    statements = [node for node in ast.walk(ast.parse(file.read_bytes())) if getattr(node, "lineno", 0) == line]
+    names = [alias.name for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names]
+    if not isinstance(error, ModuleNotFoundError):
+        # The module is there and lacks a name: of a package in lower case, that is a module.
+        name = next((name for name in names if f"'{name}'" in error.msg), "")
+        if not (missing in PACKAGES and name.islower()):
+            guess = _did_you_mean(name, public.__all__)
+            return f"ImportError: cannot import name {name!r} from {missing!r}{guess}" if name else ""
+        missing, names = f"{missing}.{name}", []
+    homes = {name: RENAMED.get(name, name) for name in names}
+    known = [new if new == name else f"{new} as {name}" for name, new in homes.items() if new in public.__all__]
+    if not known:
+        return f"there is no {missing}; a study's file imports from sweep what docs/studies.md lists"
+    others = [name for name, new in homes.items() if new not in public.__all__]
+    also = f"; docs/studies.md, which lists what there is, has no {', '.join(others)}" if others else ""
+    return f'there is no {missing}; write "from sweep import {", ".join(known)}"{also}'
 
 
 def _did_you_mean(name: str, valid: typing.Iterable[str]) -> str:

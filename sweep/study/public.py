@@ -1,5 +1,4 @@
 """The names that a study's file imports from `sweep`, and nothing else; docs/studies.md lists them."""
-# ruff: noqa: F401
 
 from pipelines.data.sources import NLISourcesConfig, nli_sources_config
 from pipelines.data.template_corpus import TemplateCorpusConfig
@@ -21,3 +20,32 @@ from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, f
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
 from sweep.study.experiment import Experiment
 from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
+
+__all__ = [
+    "EN_DASH",
+    "HEURISTICS",
+    "HYPHENS",
+    "LEXICAL_OVERLAP",
+    "LLAMA_PROJECTIONS",
+    "PAPER_GENERATOR",
+    "PAPER_TASK_MODEL",
+    "EvaluationConfig",
+    "Experiment",
+    "FinetuneConfig",
+    "GenerationConfig",
+    "GeneratorConfig",
+    "Heuristic",
+    "Label",
+    "NLISourcesConfig",
+    "PretrainedModelConfig",
+    "RandomModelConfig",
+    "Resources",
+    "ScratchModelConfig",
+    "TemplateCorpusConfig",
+    "UserError",
+    "find_heuristic",
+    "nli_sources_config",
+    "pretrained_model_config",
+    "random_model_config",
+    "tokens",
+]

@@ -51,6 +51,7 @@ def test_each_name_is_that_of_its_home_and_what_a_type_checker_sees() -> None:
     package = ast.parse((ROOT / "sweep" / "__init__.py").read_text())
     (block,) = (node for node in package.body if isinstance(node, ast.If))
     assert [ast.unparse(statement) for statement in block.body] == ["from sweep.study.public import *"]
+    assert dir(sweep) == sorted(sweep.__all__)
     public = ast.parse((ROOT / "sweep" / "study" / "public.py").read_text())
     homes = {alias.name: node.module for node in public.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert sorted(sweep.__all__) == sorted(homes)
@@ -78,7 +79,7 @@ def test_a_file_with_an_old_import_loads_or_is_told_the_new_one(module: str, nam
     try:
         assert load_experiment(str(file)).experiment.name == "demo"
     except UserError as error:
-        assert str(error) == f'{file}:1: {module} has moved; write "from sweep import {name}"'
+        assert str(error) == f'{file}:1: there is no {module}; write "from sweep import {name}"'
 
 
 def test_records_are_read_without_what_only_an_experiment_needs() -> None:
@@ -87,3 +88,14 @@ def test_records_are_read_without_what_only_an_experiment_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_a_strict_type_checker_sees_the_public_names(tmp_path: Path) -> None:
+    file = tmp_path / "study.py"
+    file.write_text(
+        "from sweep import Experiment, Resources\nfrom sweep.experiments import demo\n\nprint(Experiment, Resources, demo)\n"
+    )
+    options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path}"]
+    command = [sys.executable, "-m", "mypy", *options, str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -119,17 +119,29 @@ def test_an_unknown_function_or_file(tmp_path: Path) -> None:
     [
         (
             "from pipelines.no_such_room import GenerationConfig, GeneratorConfig as G",
-            r'old\.py:2: pipelines\.no_such_room has moved; write "from sweep import GenerationConfig, GeneratorConfig"$',
+            r'old\.py:2: there is no pipelines\.no_such_room; write "from sweep import GenerationConfig, GeneratorConfig"$',
         ),
         (
             "from sweep.records import (\n    Resources,\n)",
-            r'old\.py:2: sweep\.records has moved; write "from sweep import Resources"$',
+            r'old\.py:2: there is no sweep\.records; write "from sweep import Resources"$',
         ),
         (
-            "import pipelines.no_such_room",
-            r"old\.py:2: pipelines\.no_such_room has moved; .*docs/studies\.md lists$",
+            "from pipelines.compute import UNKNOWN, Resources",
+            r'no pipelines\.compute; write "from sweep import Resources"; docs/studies\.md, .* has no UNKNOWN$',
         ),
-        ("from sweep.experiments import dmeo", r"old\.py:2: ImportError: cannot import name 'dmeo' from 'sweep\.experiments'"),
+        ("from sweep.paper import TASK_MODEL", r'no sweep\.paper; write "from sweep import PAPER_TASK_MODEL as TASK_MODEL"$'),
+        ("from sweep.scheduler import RayOptions", r"old\.py:2: there is no sweep\.scheduler; .*docs/studies\.md lists$"),
+        ("import pipelines.no_such_room", r"old\.py:2: there is no pipelines\.no_such_room; .*docs/studies\.md lists$"),
+        ("from pipelines import compute", r"old\.py:2: there is no pipelines\.compute; .*docs/studies\.md lists$"),
+        ("from sweep.experiments import dmeo", r"old\.py:2: ImportError: cannot import name 'dmeo' from 'sweep\.experiments'$"),
+        (
+            "from sweep import Experiment as E, Experimnt",
+            r"old\.py:2: ImportError: cannot import name 'Experimnt' from 'sweep' \(did you mean 'Experiment'\?\)$",
+        ),
+        (
+            "from pipelines.heuristics import Heuristic, tokenz",
+            r"'tokenz' from 'pipelines\.heuristics' \(did you mean 'tokens'\?\)$",
+        ),
         ("from no_such_package import Resources", r"old\.py:2: ModuleNotFoundError: No module named 'no_such_package'$"),
     ],
 )
@@ -143,6 +155,21 @@ def test_an_import_from_where_something_was_names_the_new_one(tmp_path: Path, li
     file.write_text(inside)
     with pytest.raises(UserError, match=message.replace("py:2", "py:5")):
         load_experiment(str(file))
+
+
+def test_an_old_import_in_a_file_beside_the_study_is_found_there(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("import math\n\nfrom pipelines.generation import GenerationConfig\n")
+    (tmp_path / "study.py").write_text(f"import beside\n{STUDY}")
+    with pytest.raises(UserError, match=r'beside\.py:3: there is no pipelines\.generation; write "from sweep import Gen'):
+        load_experiment(str(tmp_path / "study.py"))
+
+
+def test_an_old_import_in_the_file_of_a_heuristic_is_told_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "hold.py").write_text("import math\nfrom pipelines.examples import Label\n")
+    with pytest.raises(
+        UserError, match=r"hold\.py:2 cannot be loaded \(.*'pipelines\.examples'\); import from sweep what docs"
+    ):
+        load_experiment("demo", [f"heuristic={tmp_path / 'hold.py'}:MINE"])
 
 
 def test_a_study_file_from_before_sweep_handed_names_on_is_planned_as_ever() -> None:
