@@ -133,6 +133,7 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
     if not spent["num_built"].any():
         return []
     rows = []
+    has_price = costs is not None and costs["price"] is not None
     for spending in spent.itertuples(index=False):
         row = [
             spending.stage.replace("_", " "),
@@ -141,19 +142,18 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
         ]
         if costs:
             planned = stages[spending.stage]["in_all"]["gpu_hours"]
-            row += [
-                f"{planned:,.2f}",
-                f"{spending.gpu_hours:,.2f}",
-                _dollars(planned, costs),
-                _dollars(spending.gpu_hours, costs),
-            ]
+            row += [f"{planned:,.2f}", f"{spending.gpu_hours:,.2f}"]
+            if has_price:
+                row += [_dollars(planned, costs), _dollars(spending.gpu_hours, costs)]
         rows.append(row)
     columns = [Column("Stage"), Column("Built"), Column("Time of its artifacts", "number")]
     if costs:
-        columns += number_columns("GPU-hours, planned", "spent", "Dollars, planned", "spent")
+        columns += number_columns("GPU-hours, planned", "spent", *(("Dollars, planned", "spent") if has_price else ()))
+        price = f"at ${costs['price']:g} an hour" if has_price else "(no price was known)"
+        basis = f" The estimate was {costs['unmeasured']}." if costs.get("unmeasured") else ""
         text = [
-            f"Planned: the estimate for {costs['gpu']} at ${costs['price']:g} an hour, made when the study was last run, for "
-            "all of its artifacts. Spent: what the built ones took, times the share of GPUs that they held."
+            f"Planned: the estimate for {costs['gpu']} {price}, made when the study was last run, for "
+            f"all of its artifacts. Spent: what the built ones took, times the share of GPUs that they held.{basis}"
         ]
     else:
         why = f": {plan['why_no_costs']}" if plan and plan.get("why_no_costs") else ""

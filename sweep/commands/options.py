@@ -6,6 +6,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -34,7 +35,10 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow server or database. [default: mlflow.db in the store]"),
 ]
-GpuName = Annotated[str, typer.Option("--gpu", help="What estimates are for: a GPU with a row in `plan --sources`.")]
+Throughputs = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Figures of your own for estimates, in the form of sweep/plan/throughputs.toml."),
+]
 Price = Annotated[float | None, typer.Option(help="Dollars you pay for one hour of one GPU. [default: list price]")]
 CostPerSeed = Annotated[float | None, typer.Option(help="What one seed of the whole grid costs, in your own currency.")]
 Json = Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")]

@@ -1,14 +1,16 @@
 """`blindsweep plan`: shows what a run would build and what it would cost."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweep.commands.options import DEFAULT_GPU, DEFAULT_STORE, ExperimentName, GpuName, Json, Parameters, Price, StoreUri
+from sweep.commands.options import DEFAULT_GPU, DEFAULT_STORE, ExperimentName, Json, Parameters, Price, StoreUri, Throughputs
 from sweep.graph.records import Store
-from sweep.plan.throughputs import Gpu, read_table
+from sweep.plan.throughputs import CostTable, Gpu, read_table
 
 if TYPE_CHECKING:
+    from sweep.plan.plan import Planned
     from sweep.study.experiment import Experiment
 
 COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
@@ -19,10 +21,11 @@ def plan(
     parameters: Parameters = None,
     store: StoreUri = DEFAULT_STORE,
     all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
-    gpu: GpuName = DEFAULT_GPU,
+    gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
     num_gpus: Annotated[float, typer.Option(help="GPUs that the wall time is reckoned for.")] = 8,
     price: Price = None,
     spot_price: Annotated[float | None, typer.Option(help="The same, for spot GPUs.")] = None,
+    throughputs: Throughputs = None,
     sources: Annotated[
         bool, typer.Option(help="List the figures that the estimates are made from, and their sources.")
     ] = False,
@@ -30,8 +33,8 @@ def plan(
 ) -> None:
     """Say what `run` would build and what it would cost, what is there already, and which changed field is the reason.
 
-    GPU-hours, money, tokens, disk and wall time are estimates from a table of measured throughputs. No GPU is
-    touched.
+    GPU-hours, money, tokens, disk and wall time are estimates from a table of measured throughputs; for a GPU that
+    none was measured on they are scaled by the makers' data sheets. No GPU is touched.
 
         blindsweep plan demo
         blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
@@ -39,14 +42,25 @@ def plan(
     from sweep.study.loading import load_experiment
 
     loaded = load_experiment(experiment, parameters or [])
-    priced = read_table().gpu(gpu, price=price, spot_price=spot_price)
-    show_plan(loaded.experiment, Store(store), priced, num_gpus, all_steps=all_steps, sources=sources, as_json=json)
+    table = read_table(throughputs)
+    priced = table.gpu(gpu, price=price, spot_price=spot_price)
+    show_plan(
+        loaded.experiment,
+        Store(store),
+        table,
+        lambda _: priced,
+        num_gpus,
+        all_steps=all_steps,
+        sources=sources,
+        as_json=json,
+    )
 
 
 def show_plan(
     experiment: "Experiment",
     store: Store,
-    gpu: Gpu,
+    table: CostTable,
+    find_gpu: "Callable[[Sequence[Planned]], Gpu]",
     num_gpus: float | None,
     *,
     all_steps: bool = False,
@@ -59,10 +73,10 @@ def show_plan(
     from sweep.plan.page import plan_json, print_plan, print_sources
     from sweep.plan.plan import plan_study
 
-    plan = plan_study(experiment, store, gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    plan = plan_study(experiment, store, table, find_gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
     if as_json:
         print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False))
         return
     print_plan(plan, all_steps=all_steps)
     if sources:
-        print_sources(read_table(), plan.costs)
+        print_sources(table, plan.costs)

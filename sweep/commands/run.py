@@ -14,10 +14,10 @@ from sweep.commands.options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
     ExperimentName,
-    GpuName,
     Parameters,
     Price,
     StoreUri,
+    Throughputs,
     TrackingUri,
     fail,
 )
@@ -50,8 +50,9 @@ def run(
         float | None,
         typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
     ] = None,
-    gpu: GpuName = DEFAULT_GPU,
+    gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in `plan --sources`.")] = DEFAULT_GPU,
     price: Price = None,
+    throughputs: Throughputs = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the workers' own output.")] = False,
 ) -> None:
@@ -68,27 +69,28 @@ def run(
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
+    from sweep.run.session import RayOptions
     from sweep.study.loading import load_experiment
     from sweep.study.rehearsal import FOLDER, rehearsal
 
     loaded = load_experiment(experiment, parameters or [])
     if rehearse:
         loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
-    where, priced = Store(store), read_table().gpu(gpu, price=price)
+    where, table, options = Store(store), read_table(throughputs), RayOptions(address, max_cpus, max_gpus, max_failures, debug)
+    priced = table.gpu(gpu, price=price)
     if dry_run:
-        show_plan(loaded.experiment, where, priced, max_gpus)
+        show_plan(loaded.experiment, where, table, lambda _: priced, max_gpus)
         return
     from sweep.plan.plan import check_budget, plan_study
-    from sweep.run.session import RayOptions
     from sweep.run.study_run import run_study
     from sweep.run.tracking import default_tracking_uri
 
-    plan = plan_study(loaded.experiment, where, priced, max_gpus, reasons=False)
+    plan = plan_study(loaded.experiment, where, table, lambda _: priced, max_gpus, reasons=False)
     if budget is not None:
-        check_budget(plan, budget)
+        print(check_budget(plan, budget))
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
-    result = run_study(loaded, where, tracking_uri, RayOptions(address, max_cpus, max_gpus, max_failures, debug), plan)
+    result = run_study(loaded, where, tracking_uri, options, plan)
     name = loaded.experiment.name
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
     if result.tracking_errors:

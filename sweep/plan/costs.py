@@ -129,6 +129,17 @@ def rates(costs: Iterable[StepCost]) -> dict[tuple[str, float], Rate]:
     return {(cost.work.kind, cost.work.batch_size): cost.rate for cost in costs if cost.work and cost.rate}
 
 
+def unmeasured(costs: Iterable[StepCost], gpu: Gpu) -> str:
+    """A sentence about the work whose rate was not measured on this `gpu` but reckoned from data sheets; "" if all was."""
+    others = {kind: rate.measured_on for (kind, _), rate in rates(costs).items() if rate.measured_on}
+    if not others:
+        return ""
+    return (
+        f"not measured on {gpu.name}, reckoned from the makers' data sheets: {', '.join(others)}, from rates of "
+        f"{' and '.join(dict.fromkeys(others.values()))}"
+    )
+
+
 def estimate_costs(
     steps: Sequence[Step],
     table: CostTable,

@@ -7,9 +7,9 @@ from typing import Any
 
 from sweep.graph.identity import SHORT
 from sweep.graph.records import STAGES
-from sweep.plan.costs import Total, rates, total
+from sweep.plan.costs import Total, rates, total, unmeasured
 from sweep.plan.plan import Plan, PlanCosts, Planned
-from sweep.plan.throughputs import CostTable
+from sweep.plan.throughputs import CostTable, Gpu
 from sweep.study.experiment import Experiment
 from sweep.study.inputs import missing_inputs
 from sweep.study.paper import Note, departures, unsettled
@@ -65,8 +65,12 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
         for (kind, batch_size), rate in rates(costs.estimate.steps).items():
             batch = f", batch {batch_size:g}" if batch_size else ""
             print(f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s" + (f" ({rate.scaled})" if rate.scaled else ""))
+        if note := unmeasured(costs.estimate.steps, costs.estimate.gpu):
+            print(f"  {note}")
+    measured = {row.gpu for row in table.throughputs}
     for gpu in table.gpus.values():
-        print(f"{gpu.name}: ${gpu.price:g} on demand, ${gpu.spot_price:g} spot  {gpu.source}")
+        basis = "" if gpu.name in measured else "; nothing was measured on it"
+        print(f"{gpu.name}: {_price(gpu)}, {gpu.bf16_tflops:g} TFLOP/s, {gpu.memory_tb_per_s:g} TB/s{basis}  {gpu.source}")
     for row in table.throughputs:
         batch = f", batch {row.batch_size}" if row.batch_size else ""
         batch += f", {row.together} at once" if row.together > 1 else ""
@@ -116,7 +120,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "gpu": gpu.name,
             "price": gpu.price,
             "spot_price": gpu.spot_price,
-            "price_source": gpu.source,
+            "price_source": None if gpu.price is None else gpu.source,
+            "gpu_source": gpu.source,
+            "unmeasured": unmeasured(estimate.steps, gpu),
             "num_parameters": estimate.num_parameters,
             "to_build": _total_json(costs.to_build, costs),
             "in_all": _total_json(costs.in_all, costs),
@@ -138,6 +144,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                     "batch_size": batch_size,
                     "tokens_per_s": rate.tokens_per_s,
                     "scaled": rate.scaled,
+                    "measured_on": rate.measured_on or gpu.name,
                     "shared": rate.shared,
                     "sources": [row.source for row in rate.rows],
                 }
@@ -168,19 +175,19 @@ def _cost_cells(sum_: Total, costs: PlanCosts) -> list[str]:
     gpu = costs.estimate.gpu
     examples, tokens = (_count(sum_.num_examples), _count(sum_.num_tokens)) if sum_.num_examples else ("", "")
     hours = sum_.gpu_hours
-    paid = [f"{hours:,.1f}", _dollars(hours * gpu.price), _dollars(hours * gpu.spot_price)] if hours else ["", "", ""]
+    paid = [f"{hours:,.1f}", _dollars(hours, gpu.price), _dollars(hours, gpu.spot_price)] if hours else ["", "", ""]
     return [examples, tokens, *paid, _size(sum_.num_bytes)]
 
 
-def _total_json(sum_: Total, costs: PlanCosts) -> dict[str, float]:
+def _total_json(sum_: Total, costs: PlanCosts) -> dict[str, float | None]:
     gpu = costs.estimate.gpu
     return {
         "steps": sum_.num_steps,
         "examples": sum_.num_examples,
         "tokens": sum_.num_tokens,
         "gpu_hours": sum_.gpu_hours,
-        "on_demand": sum_.gpu_hours * gpu.price,
-        "spot": sum_.gpu_hours * gpu.spot_price,
+        "on_demand": None if gpu.price is None else sum_.gpu_hours * gpu.price,
+        "spot": None if gpu.spot_price is None else sum_.gpu_hours * gpu.spot_price,
         "bytes": sum_.num_bytes,
     }
 
@@ -189,9 +196,14 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     gpu, schedule, hours = costs.estimate.gpu, costs.schedule, costs.held_gpu_hours
     times = ", ".join(f"{_duration(other.seconds)} on {_gpus(other.num_gpus)}" for other in costs.schedules)
     yield f"wall time: {times}"
+    paid = [
+        f"{_dollars(hours, price)} {market}"
+        for price, market in ((gpu.price, "on demand"), (gpu.spot_price, "spot"))
+        if price is not None
+    ]
     yield (
-        f"{_gpus(schedule.num_gpus)}, held to the end, would be idle {schedule.idle_share:.0%} of the time and cost "
-        f"{_dollars(hours * gpu.price)} on demand, {_dollars(hours * gpu.spot_price)} spot"
+        f"{_gpus(schedule.num_gpus)}, held to the end, would be idle {schedule.idle_share:.0%} of the time"
+        + (f" and cost {', '.join(paid)}" if paid else f": {hours:,.1f} GPU-hours, without a price no cost")
     )
     chain = " → ".join(step.name for step in schedule.critical_path)
     yield f"no number of GPUs takes less than {_duration(schedule.critical_s)}: {chain}"
@@ -201,9 +213,11 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
         f"{_size(largest.num_bytes)}; while it runs, up to {_size(schedule.peak_bytes)} of checkpoints beside them"
     )
     yield (
-        f"All these are estimates. {gpu.name} at ${gpu.price:g} an hour on demand, ${gpu.spot_price:g} spot: set what you pay "
+        f"All these are estimates. {gpu.name} at {_price(gpu)}: set what you pay "
         "with --price and --spot-price. --sources lists the figures behind them."
     )
+    if costs.unmeasured:
+        yield f"  {costs.unmeasured}"
     for (kind, batch_size), rate in rates(costs.missing_steps).items():
         batch = f", batch {batch_size:g}" if batch_size else ""
         basis = rate.scaled or rate.rows[0].source.partition(":")[0]
@@ -224,7 +238,17 @@ def _count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _dollars(amount: float) -> str:
+def _price(gpu: Gpu) -> str:
+    """The prices of one hour, in words."""
+    on_demand = "no price an hour on demand" if gpu.price is None else f"${gpu.price:g} an hour on demand"
+    return f"{on_demand}, {'no price' if gpu.spot_price is None else f'${gpu.spot_price:g}'} spot"
+
+
+def _dollars(hours: float, price: float | None) -> str:
+    """What `hours` cost, "no price" if that is unknown."""
+    if price is None:
+        return "no price"
+    amount = hours * price
     return f"${amount:,.0f}" if amount >= 100 else f"${amount:.2f}"
 
 

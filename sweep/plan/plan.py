@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, Ran
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.step import Step
-from sweep.plan.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total
+from sweep.plan.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total, unmeasured
 from sweep.plan.schedule import Schedule, simulate
-from sweep.plan.throughputs import CostTable, Gpu, NoEstimate, read_table
+from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.paper import MODEL
@@ -85,6 +85,11 @@ class PlanCosts:
         """The hours that are paid for if all GPUs are held until the last step ends, idle or not."""
         return self.schedule.seconds / 3600 * self.num_gpus
 
+    @property
+    def unmeasured(self) -> str:
+        """What of the missing is reckoned from data sheets, as a sentence; "" if nothing is."""
+        return unmeasured(self.missing_steps, self.estimate.gpu)
+
 
 def cost_plan(
     planned: Sequence[Planned],
@@ -152,16 +157,20 @@ class Plan:
 def plan_study(
     experiment: Experiment,
     store: Store,
-    gpu: Gpu,
+    table: CostTable,
+    find_gpu: Callable[[Sequence[Planned]], Gpu],
     num_gpus: float | None,
     *,
     others: Iterable[float] = (),
     reasons: bool = True,
 ) -> Plan:
-    """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`)."""
+    """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
+
+    `find_gpu` says which GPU they are for, or raises NoEstimate.
+    """
     steps = make_plan(build_grid(experiment), store, reasons=reasons)
     try:
-        return Plan(experiment, steps, cost_plan(steps, store, read_table(), gpu, num_gpus, others=others))
+        return Plan(experiment, steps, cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others))
     except NoEstimate as error:
         return Plan(experiment, steps, None, str(error))
 
@@ -187,22 +196,34 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     return None, ""
 
 
-def check_budget(plan: Plan, budget: float) -> None:
-    """Raise UserError if what is missing would cost more than `budget` US dollars at the GPU's price, or if that is unknown."""
+def check_budget(plan: Plan, budget: float) -> str:
+    """A sentence that says what the missing steps would cost, if that is no more than `budget` US dollars.
+
+    Raises UserError if it is more, or unknown.
+    """
     costs = plan.costs
     if costs is None:
         raise UserError(f"--budget cannot be checked: {plan.why_no_costs}; leave it out to run all the same")
     if not (math.isfinite(budget) and budget >= 0):
         raise UserError(f"budget={budget}: it is dollars for what is still to be built; give 0 or more")
     gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
-    if hours * gpu.price > budget:
+    if gpu.price is None:
         raise UserError(
-            f"what is missing of {plan.experiment.name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of "
-            f"{gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end), over the budget of "
-            f"${budget:,.2f}: raise --budget, say with --price what you pay (at spot's ${gpu.spot_price:g} it is "
-            f"${hours * gpu.spot_price:,.2f}), choose another --gpu, or make the study smaller; `blindsweep plan` shows the "
-            "estimate by stage"
+            f"--budget cannot be checked: no price of {gpu.name} is in the table ({hours:,.1f} GPU-hours of it are missing); "
+            "say with --price what you pay for one hour of one, or leave --budget out to run all the same"
         )
+    basis = f"; {costs.unmeasured}" if costs.unmeasured else ""
+    cost = (
+        f"what is missing of {plan.experiment.name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of "
+        f"{gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end{basis})"
+    )
+    if hours * gpu.price > budget:
+        spot = f" (at spot's ${gpu.spot_price:g} it is ${hours * gpu.spot_price:,.2f})" if gpu.spot_price is not None else ""
+        raise UserError(
+            f"{cost}, over the budget of ${budget:,.2f}: raise --budget, say with --price what you pay{spot}, "
+            "choose another --gpu, or make the study smaller; `blindsweep plan` shows the estimate by stage"
+        )
+    return f"{cost}, within the budget of ${budget:,.2f}"
 
 
 def _reason(step: Step, there: Iterable[str], store: Store) -> str:

@@ -3,12 +3,12 @@
 read_table().rate("evaluate", 0, gpu, num_parameters).tokens_per_s
 """
 
-import functools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import UserError
 
@@ -18,20 +18,26 @@ FLOPS_PER_PARAMETER = {"finetune_full": 6, "finetune_lora": 4, "generate": 2, "e
 the weights, which an adapter hardly has."""
 
 
+ADD_ROWS = "add its row to a file of your own and give that with --throughputs"
+
+
 class NoEstimate(UserError):
     """Nothing can be said about a study's costs, for this reason; everything else about it can."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Dense bf16 peak, memory bandwidth, and the price in US dollars of one hour of one GPU, on demand and spot."""
+    """Dense bf16 peak, memory bandwidth, and the price in US dollars of one hour of one GPU, on demand and spot.
+
+    A price is None where no source for it is at hand: then money is not reckoned.
+    """
 
     name: str
     bf16_tflops: float
     memory_tb_per_s: float
-    price: float
-    spot_price: float
     source: str
+    price: float | None = None
+    spot_price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,24 @@ class Constant:
     source: str
 
 
+SECTIONS: Mapping[str, Any] = {"gpu": Gpu, "throughput": Throughput, "constant": Constant}
+MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size")
+"""Keys whose number may be 0 and whose text may be empty."""
+
+
 @dataclass(frozen=True)
 class Rate:
     """Tokens a second of one GPU, the rows it comes from, and how they were scaled ("" if they fit as they are).
 
     `shared` is the part of that time, from 0 to 1, that models which are finetuned at once take once and not each.
+    `measured_on` names the GPU of the rows if it is another, so that this one's rate is reckoned from data sheets; else "".
     """
 
     tokens_per_s: float
     rows: tuple[Throughput, ...]
     scaled: str
     shared: float = 0.0
+    measured_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,15 +96,13 @@ class CostTable:
 
     def __getitem__(self, constant: str) -> float:
         if constant not in self.constants:
-            raise NoEstimate(f"{TABLE_FILE} has no constant {constant!r}; add its row")
+            raise NoEstimate(f"the table has no constant {constant!r}; {ADD_ROWS}")
         return self.constants[constant].value
 
     def gpu(self, name: str, *, price: float | None = None, spot_price: float | None = None) -> Gpu:
         """The GPU called `name`, at other prices if given. Raises UserError for an unknown one or a price below 0."""
         if name not in self.gpus:
-            raise UserError(
-                f"gpu={name!r} has no row; there are {', '.join(self.gpus)}: choose one, or add its row to {TABLE_FILE}"
-            )
+            raise UserError(f"gpu={name!r} has no row; there are {', '.join(self.gpus)}: choose one with --gpu, or {ADD_ROWS}")
         listed = self.gpus[name]
         given = replace(
             listed,
@@ -100,7 +111,7 @@ class CostTable:
         )
         for field in ("price", "spot_price"):
             value = getattr(given, field)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{field}={value}: it is dollars for one hour of one GPU; give 0 or more")
         return given
 
@@ -116,19 +127,22 @@ class CostTable:
         if not rows:
             rows = [row for row in alone if row.work.split("_")[0] == work.split("_")[0]]
         if not rows:
-            raise NoEstimate(f"no row of {TABLE_FILE} tells how fast {work!r} is; add one")
+            raise NoEstimate(f"no row of the table tells how fast {work!r} is; {ADD_ROWS}")
 
         def distance(row: Throughput) -> tuple[float, bool]:
             return abs(math.log(row.parameters / num_parameters)), row.gpu != gpu.name
 
         nearest = min(rows, key=distance)
-        rows = sorted((row for row in rows if distance(row) == distance(nearest)), key=lambda row: row.batch_size)
+        # Of one GPU only: others may be as near.
+        rows = [row for row in rows if distance(row) == distance(nearest) and row.gpu == nearest.gpu]
+        rows.sort(key=lambda row: row.batch_size)
         tokens_per_s, used = _at_batch_size(rows, batch_size)
         row, notes = used[0], [f"interpolated to batch {batch_size:g}"] if len(used) > 1 else []
         at_once = [
             several
             for several in self.throughputs
-            if several.together > 1 and several.work == row.work and distance(several) == distance(row)
+            if (several.together > 1 and several.work == row.work and several.gpu == row.gpu)
+            and several.parameters == row.parameters
         ]
         shared = 0.0
         if at_once:
@@ -136,19 +150,30 @@ class CostTable:
             step_s = batch_size * row.tokens_per_example / tokens_per_s
             shared = min(1.0, _shared_seconds(rows, nearest_batch) / step_s)
             used = [*used, nearest_batch]
-        if row.gpu != gpu.name:
-            theirs = self.gpus[row.gpu]
-            if work == "generate":
-                tokens_per_s *= gpu.memory_tb_per_s / theirs.memory_tb_per_s
-                notes.append(f"scaled from {row.gpu} by memory bandwidth")
-            else:
-                tokens_per_s *= gpu.bf16_tflops / theirs.bf16_tflops
-                notes.append(f"scaled from {row.gpu} by bf16 peak")
+        measured_on = row.gpu if row.gpu != gpu.name else ""
+        if measured_on:
+            factor, how = by_data_sheet(work, gpu, self.gpus[measured_on])
+            tokens_per_s *= factor
+            notes.append(how)
         if row.parameters != num_parameters or row.work != work:
             tokens_per_s *= FLOPS_PER_PARAMETER[row.work] * row.parameters / (FLOPS_PER_PARAMETER[work] * num_parameters)
             what = row.work if row.work != work else row.model
             notes.append(f"scaled from {what} ({row.parameters / 1e6:,.0f} M parameters) by operations a token")
-        return Rate(tokens_per_s, tuple(used), "; ".join(notes), shared)
+        return Rate(tokens_per_s, tuple(used), "; ".join(notes), shared, measured_on)
+
+
+def by_data_sheet(work: str, gpu: Gpu, measured: Gpu) -> tuple[float, str]:
+    """The rate of `work` on `gpu` as a multiple of that on a `measured` one, reckoned from data sheets; and how, in words.
+
+    It is scaled by the bound that binds: writing a text reads all weights and its cache for each token, so memory bandwidth;
+    finetuning and evaluation are matrix products, so the dense bf16 peak. What a smaller memory costs is not in it: there a
+    pass holds fewer texts.
+    """
+    if work == "generate":
+        bound, unit, ours, theirs = "memory bandwidth", "TB/s", gpu.memory_tb_per_s, measured.memory_tb_per_s
+    else:
+        bound, unit, ours, theirs = "bf16 peak", "TFLOP/s", gpu.bf16_tflops, measured.bf16_tflops
+    return ours / theirs, f"scaled from {measured.name} by {bound} (data sheets: {ours:g} to {theirs:g} {unit})"
 
 
 def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float, list[Throughput]]:
@@ -181,15 +206,88 @@ def _shared_seconds(rows: Sequence[Throughput], several: Throughput) -> float:
     return max(0.0, one_s - (all_s - one_s) / (several.together - 1))
 
 
-@functools.cache
-def read_table(path: Path = TABLE_FILE) -> CostTable:
-    """Read the table. Raises UserError for two rows of the same thing: which one counts would be chance."""
-    content = tomllib.loads(path.read_text())
-    gpus = [Gpu(**row) for row in content["gpu"]]
-    constants = [Constant(**row) for row in content["constant"]]
-    throughputs = [Throughput(**row) for row in content["throughput"]]
-    keys = [gpu.name for gpu in gpus] + [constant.name for constant in constants]
-    keys += [f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together" for row in throughputs]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise UserError(f"{path} has two rows of {'; '.join(twice)}: keep one of each")
-    return CostTable({gpu.name: gpu for gpu in gpus}, tuple(throughputs), {constant.name: constant for constant in constants})
+def read_table(own: Path | None = None) -> CostTable:
+    """Read the shipped table and, if given, a user's `own`, whose rows take the place of those of the same thing.
+
+    Raises UserError, with file, row, key, rule and way out, for a file that is no such table. Two rows of the same thing in one
+    file are refused: which one counts would be chance.
+    """
+    rows = _read_rows(TABLE_FILE)
+    if own is not None:
+        for section, own_rows in _read_rows(own).items():
+            rows[section] |= own_rows
+        _check_names(rows, own)
+    return CostTable(rows["gpu"], tuple(rows["throughput"].values()), rows["constant"])
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of each section, by what they are of."""
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a table of figures, as {TABLE_FILE} is one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no TOML ({error}); mend it: {TABLE_FILE} shows the form") from error
+    for section in content.keys() - SECTIONS.keys():
+        raise UserError(f"{path} has the section {section!r}, which no table has; there are {', '.join(SECTIONS)}: use those")
+    rows: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for section in SECTIONS:
+        written = content.get(section, [])
+        if not (isinstance(written, list) and all(isinstance(row, dict) for row in written)):
+            raise UserError(f"{path}: {section} is no list of rows; write each under [[{section}]]")
+        for number, values in enumerate(written, 1):
+            row = _read_row(section, values, f"{path}: [[{section}]] number {number}")
+            key = _key(row)
+            if key in rows[section]:
+                raise UserError(f"{path} has two rows of {key}: keep one of each")
+            rows[section][key] = row
+    return rows
+
+
+def _key(row: Gpu | Throughput | Constant) -> str:
+    if isinstance(row, Throughput):
+        return f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together"
+    return row.name
+
+
+def _read_row(section: str, values: Mapping[str, Any], where: str) -> Any:
+    """The row that `values` are. Raises UserError, which begins with `where`."""
+    known = {field.name: field for field in fields(SECTIONS[section])}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise UserError(f"{where} has the key {unknown[0]!r}, which no {section} has; its keys are {', '.join(known)}")
+    for name, field in known.items():
+        if name not in values:
+            if field.default is MISSING:
+                raise UserError(f"{where} has no {name}, which every {section} needs; add it")
+            continue
+        value = values[name]
+        if field.type is str:
+            if not isinstance(value, str) or not (value.strip() or name in MAY_BE_EMPTY):
+                raise UserError(f"{where}: {name}={value!r} has to be text that says something; write it in quotes")
+            continue
+        kinds, what = (int, "whole number") if field.type is int else ((int, float), "number")
+        is_number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or value < 0 or (value == 0 and name not in MAY_BE_EMPTY):
+            least = "0 or more" if name in MAY_BE_EMPTY else "above 0"
+            raise UserError(f"{where}: {name}={value!r} has to be a {what}, {least}; write that, or leave the row out")
+    if values.get("work", "evaluate") not in FLOPS_PER_PARAMETER:
+        raise UserError(f"{where}: work={values['work']!r} is unknown; choose one of {', '.join(FLOPS_PER_PARAMETER)}")
+    if section == "throughput" and bool(values.get("batch_size", 0)) != values["work"].startswith("finetune"):
+        raise UserError(
+            f"{where}: batch_size={values.get('batch_size', 0)} with work={values['work']!r}; a finetuning needs one above 0, "
+            "other work has none"
+        )
+    return SECTIONS[section](**values)
+
+
+def _check_names(rows: Mapping[str, Mapping[str, Any]], own: Path) -> None:
+    """Raise UserError for a row of `own` that nothing would read."""
+    for row in rows["throughput"].values():
+        if row.gpu not in rows["gpu"]:
+            raise UserError(
+                f"{own}: [[throughput]] has gpu={row.gpu!r}, which has no row; there are {', '.join(rows['gpu'])}: "
+                "choose one, or add a [[gpu]] of that name"
+            )
+    shipped = _read_rows(TABLE_FILE)["constant"]
+    for name in rows["constant"].keys() - shipped.keys():
+        raise UserError(f"{own}: [[constant]] has name={name!r}, which no estimate reads; there are {', '.join(shipped)}")

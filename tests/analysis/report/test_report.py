@@ -218,6 +218,12 @@ def test_what_was_planned_stands_beside_what_was_spent(full: FakeStudy, tmp_path
     write_plan(store, "tiny", {"stages": stages, "costs": {"gpu": "h100", "price": 10.0}})
     text = section(build_report(store, "tiny", tmp_path / "out").read_text(), "spent")
     assert "task model|42 of 42|8 min 45 s|2.00|0.07|$20.00|$0.73|" in text
+    # Without a price, hours alone.
+    costs = {"gpu": "l40s", "price": None, "unmeasured": "not measured on l40s"}
+    write_plan(store, "tiny", {"stages": stages, "costs": costs})
+    text = section(build_report(store, "tiny", tmp_path / "out").read_text(), "spent")
+    assert "task model|42 of 42|8 min 45 s|2.00|0.07|" in text and "$" not in text
+    assert "(no price was known)" in text and "The estimate was not measured on l40s." in text
 
 
 def test_each_number_leads_to_its_run_its_rows_and_its_configuration(full: FakeStudy, tmp_path: Path) -> None:

@@ -134,6 +134,36 @@ def test_plan_says_what_a_study_costs(gpu_study: str, tmp_path: Path) -> None:
     assert_one_error(blindsweep("plan", gpu_study, "--gpu", "tpu"), "'tpu'", "h200, h100, a100")
 
 
+def test_a_plan_for_a_gpu_that_was_not_measured_says_so(gpu_study: str, tmp_path: Path) -> None:
+    options = ("plan", gpu_study, "--store", str(tmp_path / "s"), "--gpu", "l40s")
+    note = "not measured on l40s, reckoned from the makers' data sheets: "
+    shown = blindsweep(*options, "--sources").stdout
+    assert "l40s at no price an hour on demand, no price spot" in shown and "without a price no cost" in shown
+    # Once under the estimates, once beside the rates of --sources.
+    assert shown.count(note) == 2
+    assert (
+        "l40s: no price an hour on demand, no price spot, 362 TFLOP/s, 0.864 TB/s; nothing was measured on it  published"
+        in shown
+    )
+    costs = json.loads(blindsweep(*options, "--json").stdout)["costs"]
+    assert costs["unmeasured"].startswith(note) and "L40S" in costs["gpu_source"]
+    assert {rate["measured_on"] for rate in costs["rates"]} == {"h100"}
+    assert costs["price"] is None and costs["to_build"]["on_demand"] is None and costs["to_build"]["gpu_hours"] > 0
+
+
+def test_a_table_of_ones_own(gpu_study: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    text = '[[gpu]]\nname = "mine"\nbf16_tflops = 100\nmemory_tb_per_s = 1\nprice = 2\nsource = "our own"\n'
+    file.write_text(text)
+    options = (gpu_study, "--store", str(tmp_path / "s"), "--gpu", "mine", "--throughputs", str(file))
+    shown = blindsweep("plan", *options, "--sources").stdout
+    assert "mine at $2 an hour on demand" in shown and "nothing was measured on it  our own" in shown
+    assert "of mine at $2" in blindsweep("run", *options, "--budget", "0").stderr
+    file.write_text(text.replace("100", "-1"))
+    for command in ("plan", "run"):
+        assert_one_error(blindsweep(command, *options), str(file), "bf16_tflops=-1", "above 0")
+
+
 def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
     assert "no costs: no step asks for a GPU" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
     assert json.loads(blindsweep("plan", "demo", "--store", str(tmp_path), "--json").stdout)["costs"] is None

@@ -103,9 +103,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def costs_of(experiment: Experiment, store: Store, num_gpus: float | None = 8) -> PlanCosts:
+    return costs_on("h200", 10, experiment, store, num_gpus)
+
+
+def costs_on(gpu: str, price: float | None, experiment: Experiment, store: Store, num_gpus: float | None = 8) -> PlanCosts:
     table = read_table()
     planned = make_plan(build_grid(experiment), store)
-    return cost_plan(planned, store, table, table.gpu("h200", price=10), num_gpus)
+    return cost_plan(planned, store, table, table.gpu(gpu, price=price), num_gpus)
 
 
 def test_only_what_is_missing_is_paid_for(llama: Experiment, checkpoint: Path, tmp_path: Path, record_all: Callable) -> None:
@@ -161,13 +165,33 @@ def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -
     assert costs.num_gpus == 1
     dollars = costs.held_gpu_hours * 10
     plan = Plan(llama, (), costs)
-    check_budget(plan, dollars + 0.01)
+    assert f"within the budget of ${dollars + 0.01:,.2f}" in check_budget(plan, dollars + 0.01)
     with pytest.raises(UserError) as refused:
         check_budget(plan, dollars - 0.01)
     for part in (f"${dollars:,.2f}", f"budget of ${dollars - 0.01:,.2f}", "--budget", "--price", "--gpu", "$10"):
         assert part in str(refused.value)
     with pytest.raises(UserError, match="budget=-1"):
         check_budget(plan, -1)
+
+
+def test_a_budget_for_a_gpu_that_was_not_measured_says_so(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
+    llama = dataclasses.replace(llama, base_model=dataclasses.replace(llama.base_model, path=str(checkpoint)))
+    plan = Plan(llama, (), costs_on("l40s", 2, llama, Store(tmp_path)))
+    note = "not measured on l40s, reckoned from the makers' data sheets: finetune_lora, generate, evaluate, from rates of h200"
+    assert note in check_budget(plan, 1e9)
+    with pytest.raises(UserError, match=note) as refused:
+        check_budget(plan, 1)
+    assert "spot" not in str(refused.value)
+    assert "data sheets" not in check_budget(Plan(llama, (), costs_of(llama, Store(tmp_path))), 1e9)
+    assert plan.costs is not None
+    assert plan.costs.held_gpu_hours > 2 * costs_of(llama, Store(tmp_path)).held_gpu_hours
+
+
+def test_a_budget_without_a_price_is_refused(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
+    llama = dataclasses.replace(llama, base_model=dataclasses.replace(llama.base_model, path=str(checkpoint)))
+    plan = Plan(llama, (), costs_on("l40s", None, llama, Store(tmp_path)))
+    with pytest.raises(UserError, match=r"no price of l40s is in the table .*--price what you pay"):
+        check_budget(plan, 1e9)
 
 
 def test_the_papers_model_has_a_price_before_its_weights_are_here(tmp_path: Path) -> None:
