@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +24,10 @@ from sweep.commands.options import (
 from sweep.commands.plan import show_plan
 from sweep.commands.results import blocked_lines, is_blocked, write_report
 from sweep.graph.records import Store, Study
-from sweep.plan.throughputs import read_table
+from sweep.plan.throughputs import Gpu, read_table
+
+if TYPE_CHECKING:
+    from sweep.plan.plan import Planned
 
 
 def run(
@@ -50,7 +53,10 @@ def run(
         float | None,
         typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in `plan --sources`.")] = DEFAULT_GPU,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help=f"What estimates are for. [default: of a cluster, what its nodes have; else {DEFAULT_GPU}]"),
+    ] = None,
     price: Price = None,
     throughputs: Throughputs = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
@@ -69,7 +75,7 @@ def run(
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
-    from sweep.run.session import RayOptions
+    from sweep.run.session import RayOptions, accelerator_types
     from sweep.study.loading import load_experiment
     from sweep.study.rehearsal import FOLDER, rehearsal
 
@@ -77,15 +83,25 @@ def run(
     if rehearse:
         loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
     where, table, options = Store(store), read_table(throughputs), RayOptions(address, max_cpus, max_gpus, max_failures, debug)
-    priced = table.gpu(gpu, price=price)
+    if gpu is not None:
+        table.gpu(gpu, price=price)
+
+    def find_gpu(planned: "Sequence[Planned]") -> Gpu:
+        name = gpu
+        # A cluster is joined for it only if the run is going to use its GPUs.
+        uses_gpus = any(member.step.resources.total_gpus for member in planned if not member.is_cached)
+        if name is None and address is not None and uses_gpus:
+            name = table.gpu_of_nodes(accelerator_types(options))
+        return table.gpu(name or DEFAULT_GPU, price=price)
+
     if dry_run:
-        show_plan(loaded.experiment, where, table, lambda _: priced, max_gpus)
+        show_plan(loaded.experiment, where, table, find_gpu, max_gpus)
         return
     from sweep.plan.plan import check_budget, plan_study
     from sweep.run.study_run import run_study
     from sweep.run.tracking import default_tracking_uri
 
-    plan = plan_study(loaded.experiment, where, table, lambda _: priced, max_gpus, reasons=False)
+    plan = plan_study(loaded.experiment, where, table, find_gpu, max_gpus, reasons=False)
     if budget is not None:
         print(check_budget(plan, budget))
     default_uri = default_tracking_uri(where)

@@ -5,7 +5,7 @@ read_table().rate("evaluate", 0, gpu, num_parameters).tokens_per_s
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ class NoEstimate(UserError):
 class Gpu:
     """Dense bf16 peak, memory bandwidth, and the price in US dollars of one hour of one GPU, on demand and spot.
 
-    A price is None where no source for it is at hand: then money is not reckoned.
+    A price is None where no source for it is at hand: then money is not reckoned. `accelerator_type` is what Ray calls the
+    GPU, "" if that is the name in capitals.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Gpu:
     source: str
     price: float | None = None
     spot_price: float | None = None
+    accelerator_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Constant:
 
 
 SECTIONS: Mapping[str, Any] = {"gpu": Gpu, "throughput": Throughput, "constant": Constant}
-MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size")
+MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size", "accelerator_type")
 """Keys whose number may be 0 and whose text may be empty."""
 
 
@@ -114,6 +116,23 @@ class CostTable:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{field}={value}: it is dollars for one hour of one GPU; give 0 or more")
         return given
+
+    def gpu_of_nodes(self, accelerator_types: Collection[str]) -> str:
+        """The name of the row for a cluster whose GPU nodes have these types, in Ray's words.
+
+        Raises NoEstimate, with the way out, if there is none, more than one, or one that has no row.
+        """
+        choose = f"name with --gpu what it has or will have ({', '.join(self.gpus)})"
+        if not accelerator_types:
+            raise NoEstimate(f"no node of the cluster says which GPU it has, as before the first GPU machine is up; {choose}")
+        if len(accelerator_types) > 1:
+            types = ", ".join(sorted(accelerator_types))
+            raise NoEstimate(f"the cluster has several kinds of GPU ({types}) and an estimate is for one; {choose}")
+        (found,) = accelerator_types
+        for gpu in self.gpus.values():
+            if found.lower() == (gpu.accelerator_type or gpu.name).lower():
+                return gpu.name
+        raise NoEstimate(f"the cluster's GPUs are {found}, which has no row; {ADD_ROWS}, or name with --gpu what is like it")
 
     def rate(self, work: str, batch_size: float, gpu: Gpu, num_parameters: int) -> Rate:
         """The rate of `work` by one whole `gpu` on a model of `num_parameters`, with `batch_size` examples an optimizer step.

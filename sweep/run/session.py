@@ -14,6 +14,8 @@ from sweep.graph.step import Step
 from sweep.run.failures import one_line
 from sweep.run.machine import local_resources
 
+ACCELERATOR_TYPE = "accelerator_type:"
+"""A node with GPUs has a resource of this name and their type's."""
 WITHOUT_CLUSTER = (
     "start a cluster (ray up cluster.yaml) and run this on its head node, or leave --address out to use this machine"
 )
@@ -58,15 +60,10 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
 
     import ray
 
-    logs: dict[str, Any] = {
-        "log_to_driver": options.debug,
-        "logging_level": logging.INFO if options.debug else logging.ERROR,
-        "configure_logging": True,
-    }
     if options.address is None:
-        _start(capacity, logs)
+        _start(capacity, _logs(options))
     else:
-        _join(options.address, logs)
+        _join(options.address, _logs(options))
     try:
         for name in ("ray.tune", "ray.train", "ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.INFO if options.debug else logging.CRITICAL)
@@ -76,6 +73,39 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
         yield capacity
     finally:
         ray.shutdown()
+
+
+def accelerator_types(options: RayOptions) -> set[str]:
+    """Ray's names for the GPUs of the cluster's nodes that are up. Joins it and leaves it again.
+
+    Raises UserError if there is no cluster to join.
+    """
+    assert options.address is not None
+    _set_environment(debug=options.debug)
+    import ray
+
+    _join(options.address, _logs(options))
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+    return {
+        name.removeprefix(ACCELERATOR_TYPE)
+        for resources in nodes
+        if resources.get("GPU", 0) > 0
+        for name in resources
+        if name.startswith(ACCELERATOR_TYPE)
+    }
+
+
+def _logs(options: RayOptions) -> dict[str, Any]:
+    import logging
+
+    return {
+        "log_to_driver": options.debug,
+        "logging_level": logging.INFO if options.debug else logging.ERROR,
+        "configure_logging": True,
+    }
 
 
 def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:

@@ -164,6 +164,26 @@ def test_a_table_of_ones_own(gpu_study: str, tmp_path: Path) -> None:
         assert_one_error(blindsweep(command, *options), str(file), "bf16_tflops=-1", "above 0")
 
 
+def test_on_a_cluster_the_gpu_is_that_of_its_nodes(gpu_study: str, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 0})
+    options = ("run", gpu_study, "--store", str(tmp_path / "s"), "--address", cluster.address, "--budget", "0", "--price", "2")
+    try:
+        assert_one_error(blindsweep(*options), "--budget cannot be checked", "no node of the cluster says", "--gpu")
+        assert_one_error(blindsweep(*options, "--gpu", "l4"), "GPU-hours of l4 at $2")
+        cluster.add_node(**node, num_gpus=4, resources={"accelerator_type:L40S": 1})
+        cluster.wait_for_nodes()
+        assert_one_error(blindsweep(*options), "GPU-hours of l40s at $2", "not measured on l40s", "over the budget")
+        assert "l40s at $2 an hour" in blindsweep(*options, "--dry-run").stdout
+        cluster.add_node(**node, num_gpus=1, resources={"accelerator_type:T4": 1})
+        cluster.wait_for_nodes()
+        assert_one_error(blindsweep(*options), "several kinds of GPU (L40S, T4)", "--gpu")
+    finally:
+        cluster.shutdown()
+
+
 def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
     assert "no costs: no step asks for a GPU" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
     assert json.loads(blindsweep("plan", "demo", "--store", str(tmp_path), "--json").stdout)["costs"] is None

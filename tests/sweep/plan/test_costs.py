@@ -453,6 +453,19 @@ def test_an_own_table_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_table(tmp_path / "own.toml")
 
 
+def test_the_gpu_of_a_cluster_is_told_by_rays_names_for_it() -> None:
+    table = read_table()
+    for ray_name, name in (("L40S", "l40s"), ("A10G", "a10g"), ("L4", "l4"), ("B200", "b200"), ("H200", "h200")):
+        assert table.gpu_of_nodes({ray_name}) == name
+    assert table.gpu_of_nodes({"GeForce-RTX-4090"}) == "rtx4090"
+    with pytest.raises(NoEstimate, match=r"GPUs are T4, which has no row; .*--throughputs.*--gpu"):
+        table.gpu_of_nodes({"T4"})
+    with pytest.raises(NoEstimate, match=r"several kinds of GPU \(H100, L40S\).*--gpu"):
+        table.gpu_of_nodes({"L40S", "H100"})
+    with pytest.raises(NoEstimate, match=r"no node of the cluster says which GPU it has.*--gpu"):
+        table.gpu_of_nodes(set())
+
+
 def test_every_row_of_the_shipped_table_says_where_it_is_from() -> None:
     table = read_table()
     for one in (*table.gpus.values(), *table.throughputs, *table.constants.values()):
