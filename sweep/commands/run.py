@@ -55,7 +55,9 @@ def run(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help=f"What estimates are for. [default: of a cluster, what its nodes have; else {DEFAULT_GPU}]"),
+        typer.Option(
+            help=f"What estimates are for. [default: what the cluster or this machine has; without any {DEFAULT_GPU}]"
+        ),
     ] = None,
     price: Price = None,
     throughputs: Throughputs = None,
@@ -89,9 +91,9 @@ def run(
     def find_gpu(planned: "Sequence[Planned]") -> Gpu:
         name = gpu
         # A cluster is joined for it only if the run is going to use its GPUs.
-        uses_gpus = any(member.step.resources.total_gpus for member in planned if not member.is_cached)
-        if name is None and address is not None and uses_gpus:
-            name = table.gpu_of_nodes(accelerator_types(options))
+        if name is None and any(member.step.resources.total_gpus for member in planned if not member.is_cached):
+            types = accelerator_types(options)
+            name = table.gpu_of_nodes(types) if types or address is not None else None
         return table.gpu(name or DEFAULT_GPU, price=price)
 
     if dry_run:

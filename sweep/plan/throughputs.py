@@ -118,21 +118,21 @@ class CostTable:
         return given
 
     def gpu_of_nodes(self, accelerator_types: Collection[str]) -> str:
-        """The name of the row for a cluster whose GPU nodes have these types, in Ray's words.
+        """The name of the row for the GPUs of a cluster or machine, which are of these types in Ray's words.
 
         Raises NoEstimate, with the way out, if there is none, more than one, or one that has no row.
         """
-        choose = f"name with --gpu what it has or will have ({', '.join(self.gpus)})"
+        choose = f"name with --gpu what there is or will be ({', '.join(self.gpus)})"
         if not accelerator_types:
             raise NoEstimate(f"no node of the cluster says which GPU it has, as before the first GPU machine is up; {choose}")
         if len(accelerator_types) > 1:
             types = ", ".join(sorted(accelerator_types))
-            raise NoEstimate(f"the cluster has several kinds of GPU ({types}) and an estimate is for one; {choose}")
+            raise NoEstimate(f"there are several kinds of GPU ({types}) and an estimate is for one; {choose}")
         (found,) = accelerator_types
         for gpu in self.gpus.values():
             if found.lower() == (gpu.accelerator_type or gpu.name).lower():
                 return gpu.name
-        raise NoEstimate(f"the cluster's GPUs are {found}, which has no row; {ADD_ROWS}, or name with --gpu what is like it")
+        raise NoEstimate(f"the GPUs are {found}, which has no row; {ADD_ROWS}, or name with --gpu what is like it")
 
     def rate(self, work: str, batch_size: float, gpu: Gpu, num_parameters: int) -> Rate:
         """The rate of `work` by one whole `gpu` on a model of `num_parameters`, with `batch_size` examples an optimizer step.

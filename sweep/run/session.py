@@ -76,13 +76,20 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
 
 
 def accelerator_types(options: RayOptions) -> set[str]:
-    """Ray's names for the GPUs of the cluster's nodes that are up. Joins it and leaves it again.
+    """Ray's names for the GPUs of this machine, or of the cluster's nodes that are up. Joins it and leaves it again.
 
     Raises UserError if there is no cluster to join.
     """
-    assert options.address is not None
+    if options.address is None and not local_capacity(options).gpus:
+        return set()
     _set_environment(debug=options.debug)
     import ray
+
+    if options.address is None:
+        from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+        name = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type()
+        return {name} if name else set()
 
     _join(options.address, _logs(options))
     try:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from pipelines.data.sources import nli_sources_config
 from sweep import cli
 from sweep.graph.records import Store
+from sweep.run.session import RayOptions, ray_session
 from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
 
@@ -177,11 +178,37 @@ def test_on_a_cluster_the_gpu_is_that_of_its_nodes(gpu_study: str, tmp_path: Pat
         cluster.wait_for_nodes()
         assert_one_error(blindsweep(*options), "GPU-hours of l40s at $2", "not measured on l40s", "over the budget")
         assert "l40s at $2 an hour" in blindsweep(*options, "--dry-run").stdout
+        # Having been joined and left for the plan, it can be joined for the run.
+        with ray_session(RayOptions(cluster.address), []) as capacity:
+            assert capacity.gpus == 4
         cluster.add_node(**node, num_gpus=1, resources={"accelerator_type:T4": 1})
         cluster.wait_for_nodes()
         assert_one_error(blindsweep(*options), "several kinds of GPU (L40S, T4)", "--gpu")
     finally:
         cluster.shutdown()
+
+
+def test_on_one_machine_the_gpu_is_its_own(gpu_study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.thirdparty import pynvml
+
+    driver = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetName": lambda handle: "NVIDIA GeForce RTX 4090",
+    }
+    for name, answer in driver.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA GeForce RTX 4090'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    options = ("run", gpu_study, "--store", str(tmp_path / "s"), "--budget", "0", "--price", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "GPU-hours of h200 at $2" in blindsweep(*options).stderr
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert_one_error(blindsweep(*options), "GPU-hours of rtx4090 at $2", "not measured on rtx4090")
+    assert "GPU-hours of l4 at $2" in blindsweep(*options, "--gpu", "l4").stderr
 
 
 def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
@@ -190,7 +217,7 @@ def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
 
 
 def test_a_run_over_its_budget_does_not_start(gpu_study: str, tmp_path: Path) -> None:
-    result = blindsweep("run", gpu_study, "--store", str(tmp_path / "s"), "--budget", "0.5")
+    result = blindsweep("run", gpu_study, "--store", str(tmp_path / "s"), "--gpu", "h200", "--budget", "0.5")
     assert_one_error(result, "missing of study would cost about $", "over the budget of $0.50", "raise --budget")
     result = blindsweep("run", "demo", "--store", str(tmp_path / "s"), "--budget", "500")
     assert_one_error(result, "--budget cannot be checked", "no step asks for a GPU")

@@ -454,10 +454,21 @@ def test_an_own_table_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_gpu_of_a_cluster_is_told_by_rays_names_for_it() -> None:
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
     table = read_table()
-    for ray_name, name in (("L40S", "l40s"), ("A10G", "a10g"), ("L4", "l4"), ("B200", "b200"), ("H200", "h200")):
-        assert table.gpu_of_nodes({ray_name}) == name
-    assert table.gpu_of_nodes({"GeForce-RTX-4090"}) == "rtx4090"
+    rays_name = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type
+    for device, name in (
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA B200", "b200"),
+    ):
+        assert table.gpu_of_nodes({rays_name(device)}) == name
     with pytest.raises(NoEstimate, match=r"GPUs are T4, which has no row; .*--throughputs.*--gpu"):
         table.gpu_of_nodes({"T4"})
     with pytest.raises(NoEstimate, match=r"several kinds of GPU \(H100, L40S\).*--gpu"):
