@@ -192,7 +192,7 @@ def by_data_sheet(work: str, gpu: Gpu, measured: Gpu) -> tuple[float, str]:
         bound, unit, ours, theirs = "memory bandwidth", "TB/s", gpu.memory_tb_per_s, measured.memory_tb_per_s
     else:
         bound, unit, ours, theirs = "bf16 peak", "TFLOP/s", gpu.bf16_tflops, measured.bf16_tflops
-    return ours / theirs, f"scaled from {measured.name} by {bound} (data sheets: {ours:g} to {theirs:g} {unit})"
+    return ours / theirs, f"scaled from {measured.name} by {bound} (data sheets: {ours:g} against {theirs:g} {unit})"
 
 
 def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float, list[Throughput]]:

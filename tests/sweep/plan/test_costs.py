@@ -373,12 +373,12 @@ def test_where_nothing_was_measured_data_sheets_scale_the_rate(work: str, gpu: s
 def test_the_bound_that_binds_is_scaled_by() -> None:
     assert by_data_sheet("finetune_full", SLOW, FAST) == (
         0.5,
-        "scaled from fast by bf16 peak (data sheets: 500 to 1000 TFLOP/s)",
+        "scaled from fast by bf16 peak (data sheets: 500 against 1000 TFLOP/s)",
     )
     assert by_data_sheet("evaluate", FAST, SLOW)[0] == 2
     assert by_data_sheet("generate", SLOW, FAST) == (
         0.25,
-        "scaled from fast by memory bandwidth (data sheets: 1 to 4 TB/s)",
+        "scaled from fast by memory bandwidth (data sheets: 1 against 4 TB/s)",
     )
 
 
