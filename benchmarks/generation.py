@@ -340,8 +340,10 @@ def save_random(model: str, folder: str, dtype: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(derive_seed("benchmark") % 2**31)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=getattr(torch, dtype)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(model, trust_remote_code=False), dtype=getattr(torch, dtype)
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model, trust_remote_code=False).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
+from pipelines.models.checkpoint_files import (
+    check_checkpoint,
+    check_finite,
+    check_inside,
+    check_shape,
+    check_texts,
+    check_tokenizer,
+)
+from pipelines.models.gguf_files import check_gguf
 from pipelines.models.hub import hub_snapshot
 from pipelines.models.process import quiet_libraries
 from pipelines.models.quantization import QUANTIZATIONS
@@ -122,6 +131,7 @@ def pretrained_model_config(
             raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
     extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
     names = sorted({*weights, *tokenizers, *extras})
+    check_inside(root, names)
     files = tuple(FileHash(n, remembered_sha256(root / n)) for n in names)
     return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
 
@@ -220,6 +230,7 @@ def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
     from pipelines.models.model_files import write_random
 
     source = Path(config.path)
+    check_inside(source, [file.name for file in config.files])
     _check_files(config, source)
     with working_folder(output) as folder:
         target = folder / "model"
@@ -228,13 +239,26 @@ def _write_random(config: RandomModelConfig, output: str) -> dict[str, Any]:
         (target / "config.json").write_text(json.dumps(LLAMA_2_7B, indent=1))
         for file in config.files:
             shutil.copyfile(source / file.name, target / file.name)
+        check_texts(target, [path.name for path in target.iterdir()])
+        check_shape(target / "config.json")
+        check_tokenizer(target, source)
         return {"num_parameters": write_random(target, seed=config.seed, dtype=config.dtype)}
 
 
 def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, Any]:
     source = Path(config.path)
     folder_of = source.parent if source.suffix == ".gguf" else source
+    names = [file.name for file in config.files]
+    if source.suffix != ".gguf":
+        check_inside(source, names)
     _check_files(config, folder_of)
+    if source.suffix == ".gguf":
+        check_gguf(source)
+    else:
+        check_checkpoint(source, names)
+        for name in names:
+            if name.endswith(".safetensors"):
+                check_finite(source / name, source / name)
     from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
 
     quiet_libraries()
@@ -243,6 +267,8 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
         target.mkdir(exist_ok=True)
         if source.suffix == ".gguf":
             convert_gguf(source, target, dtype=config.dtype)
+            for path in target.glob("*.safetensors"):
+                check_finite(path, source)
         else:
             for file in config.files:
                 (target / file.name).unlink(missing_ok=True)
@@ -253,7 +279,8 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
                 except OSError:
                     shutil.copyfile(original, target / file.name)
             # Here, before any worker waits for it.
-            check_complete(target)
+            check_complete(target, source)
+        check_tokenizer(target, source)
         num_quantized = _quantize(target, config) if config.quantization != "none" else 0
         return {"num_parameters": num_parameters(target), "num_quantized_parameters": num_quantized}
 

@@ -83,6 +83,7 @@ def engine_options(
         "max_num_seqs": max_num_seqs(config, on_gpu=on_gpu),
         "enforce_eager": config.enforce_eager if config.enforce_eager is not None else not on_gpu,
         "use_tqdm_on_load": False,
+        "trust_remote_code": False,
     }
     # An engine refuses to start if one sequence of the model's whole context does not fit its cache; ours are
     # short.

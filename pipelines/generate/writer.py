@@ -234,7 +234,7 @@ def encode_prompts(model: str) -> dict[Label, list[int]]:
     """Token ids of each label's prompt, encoded as the generator's training texts are; no chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     prompts = {}
     for label in LABELS:
         ids = tokenizer(generator_prompt(label))["input_ids"]

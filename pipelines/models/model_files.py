@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from pipelines.models.checkpoint_files import reading
 from pipelines.models.quantization import nf4_round_trip
 from pipelines.models.weights import load_weights
 
@@ -23,9 +24,10 @@ SHARD_BYTES = 4 << 30
 """Bytes of a large model's weights in one file: several are read, written and hashed side by side."""
 
 
-def check_complete(folder: Path) -> None:
-    """Raise UserError unless the checkpoint in `folder` has every tensor of its language model. No weight is kept."""
-    load_weights(AutoModelForCausalLM, folder, device_map="meta")
+def check_complete(folder: Path, source: Path) -> None:
+    """Raise UserError unless `folder`, the files of `source`, has every tensor of its language model. No weight is kept."""
+    with reading(source, "weights"):
+        load_weights(AutoModelForCausalLM, folder, source=source, device_map="meta")
 
 
 def num_parameters(folder: Path) -> int:
@@ -39,9 +41,9 @@ def num_parameters(folder: Path) -> int:
 
 def write_random(folder: Path, *, seed: int, dtype: str) -> int:
     """Give the config in `folder` weights: normal with its own standard deviation, norms of 1. Returns how many they are."""
-    shape = AutoConfig.from_pretrained(folder)
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), trust_remote_code=False)
     std = getattr(shape, "initializer_range", 0.02)
     # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
     named = list(model.named_parameters())
@@ -103,8 +105,11 @@ def convert_gguf(source: Path, folder: Path, *, dtype: str) -> None:
     packed: Any = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
     kind = getattr(torch, dtype)
-    model = load_weights(AutoModelForCausalLM, source.parent, gguf_file=source.name, dtype=kind, **options)
+    with reading(source, "weights"):
+        model = load_weights(AutoModelForCausalLM, source.parent, source=source, gguf_file=source.name, dtype=kind, **options)
+    with reading(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.to(kind).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -16,14 +16,14 @@ def load_tokenizer(base_model: str) -> Any:
     """The tokenizer in the `model/` folder of a base-model artifact, run without any remote code."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(join(fetch(base_model), "model"), use_fast=True)
+    return AutoTokenizer.from_pretrained(join(fetch(base_model), "model"), use_fast=True, trust_remote_code=False)
 
 
 def model_limit(base_model: str) -> int:
     """Longest sequence, in tokens, that the base model's positions allow and that its layers attend to all of."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(join(fetch(base_model), "model"))
+    config = AutoConfig.from_pretrained(join(fetch(base_model), "model"), trust_remote_code=False)
     limit: int = config.max_position_embeddings
     window = getattr(config, "sliding_window", None)
     if window and "sliding_attention" in getattr(config, "layer_types", ["sliding_attention"]):

@@ -17,17 +17,20 @@ from pipelines.packing.attention import PACKED, register_packed_attention
 from pipelines.storage import fetch
 
 
-def load_weights(auto_class: Any, folder: Path | str, **options: Any) -> Any:
+def load_weights(auto_class: Any, folder: Path | str, *, source: Path | None = None, **options: Any) -> Any:
     """`auto_class.from_pretrained(folder, **options)`, of which every tensor was in the checkpoint, in its shape.
 
-    An output layer tied to the embeddings need not be there. Raises UserError for a checkpoint that lacks any other tensor.
+    An output layer tied to the embeddings need not be there. Raises UserError for a checkpoint that lacks any other tensor,
+    which it names as `source`, if the files in `folder` are those of another place.
     """
-    model, loading = auto_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    model, loading = auto_class.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+    )
     if missing := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}):
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"the checkpoint in {folder} lacks {len(missing)} tensors that {type(model).__name__} needs ({shown}), or has them "
-            "in another shape, so that they would be random: copy or download it again, whole"
+            f"the checkpoint in {source or folder} lacks {len(missing)} tensors that {type(model).__name__} needs ({shown}), "
+            "or has them in another shape, so that they would be random: copy or download it again, whole"
         )
     return model
 

@@ -57,14 +57,17 @@ def test_random_weights_have_the_shape_and_the_tokenizer_that_are_given(tmp_path
         random_model_config(str(tmp_path / "empty"))
 
 
-def test_random_weights_without_a_config_have_llama_2_7bs_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.finetune import base_model
+def test_random_weights_without_a_config_have_llama_2_7bs_shape(
+    tmp_path: Path, base_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.finetune import base_model as stage
 
     # The same numbers, on a model of one layer: 32000 x 4096 twice, and a layer of 202 383 360, and the last norm.
-    monkeypatch.setattr(base_model, "LLAMA_2_7B", {**base_model.LLAMA_2_7B, "num_hidden_layers": 1, "vocab_size": 16})
-    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(stage, "LLAMA_2_7B", {**stage.LLAMA_2_7B, "num_hidden_layers": 1, "vocab_size": 400})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(base_model) / "model" / name, tmp_path)
     metrics = prepare_base_model(random_model_config(str(tmp_path)), str(tmp_path / "base"))
-    assert metrics["num_parameters"] == 2 * 16 * 4096 + 4 * 4096**2 + 3 * 4096 * 11008 + 3 * 4096
+    assert metrics["num_parameters"] == 2 * 400 * 4096 + 4 * 4096**2 + 3 * 4096 * 11008 + 3 * 4096
     assert json.loads((tmp_path / "base" / "model" / "config.json").read_text())["num_key_value_heads"] == 32
 
 

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, prepare_base_model, pretrained_model_config
 from pipelines.models.quantization import dynamic_levels, nf4_round_trip
+from pipelines.tasks.examples import LABELS
 
 
 def block(*values: float) -> list[float]:
@@ -69,6 +73,16 @@ def save_blobs(model, blobs: Path) -> None:
     (blobs / "saved" / "config.json").rename(blobs / "b")
 
 
+def save_tokenizer(blobs: Path) -> None:
+    """Knows the words of the labels, and how a text ends."""
+    words = ["<unk>", "</s>", *(label.value for label in LABELS)]
+    tokens = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="</s>").save_pretrained(blobs / "saved")
+    (blobs / "saved" / "tokenizer.json").rename(blobs / "c")
+    (blobs / "saved" / "tokenizer_config.json").rename(blobs / "d")
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint as it lies in the Hugging Face cache: each file is a relative link to a blob."""
@@ -77,8 +91,9 @@ def checkpoint(tmp_path: Path) -> Path:
     snapshot.mkdir(parents=True)
     torch.manual_seed(0)
     save_blobs(LlamaForCausalLM(LLAMA), blobs)
-    (blobs / "c").write_text("{}")
-    for blob, name in (("a", "model.safetensors"), ("b", "config.json"), ("c", "tokenizer.json")):
+    save_tokenizer(blobs)
+    names = {"a": "model.safetensors", "b": "config.json", "c": "tokenizer.json", "d": "tokenizer_config.json"}
+    for blob, name in names.items():
         (snapshot / name).symlink_to(Path("../../blobs") / blob)
     return snapshot
 
