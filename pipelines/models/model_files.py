@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,10 +106,13 @@ def convert_gguf(source: Path, folder: Path, *, dtype: str) -> None:
     packed: Any = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
     kind = getattr(torch, dtype)
-    with reading(source, "weights"):
-        model = load_weights(AutoModelForCausalLM, source.parent, source=source, gguf_file=source.name, dtype=kind, **options)
-    with reading(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+    # Alone in a folder: a tokenizer.json that lies beside the file would be taken for its own.
+    with tempfile.TemporaryDirectory(prefix="blindsweep-") as alone:
+        Path(alone, source.name).symlink_to(source.resolve())
+        with reading(source, "weights"):
+            model = load_weights(AutoModelForCausalLM, alone, source=source, gguf_file=source.name, dtype=kind, **options)
+        with reading(source, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=source.name, trust_remote_code=False)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.to(kind).save_pretrained(folder)

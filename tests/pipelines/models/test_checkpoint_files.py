@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipelines.errors import UserError
-from pipelines.finetune.base_model import pretrained_model_config
+from pipelines.finetune.base_model import prepare_base_model, pretrained_model_config
+from pipelines.models.tokenizer import load_tokenizer
 from tests.pipelines.models.test_weights import write_gguf
 
 ROOT = Path(__file__).parents[3]
@@ -393,12 +394,25 @@ def in_gguf(folder):
     return folder / "alone" / "model.gguf"
 
 
+def in_gguf_beside_another_model(folder):
+    write_gguf(folder / "model.gguf", None)
+    return folder / "model.gguf"
+
+
 def with_an_empty_tensor(folder):
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "nothing": torch.zeros(0)}, folder / "model.safetensors", {"format": "pt"})
 
 
-GOOD = (whole, sharded, known_model_with_code, of_links_in_the_hubs_cache, in_gguf, with_an_empty_tensor)
+GOOD = (
+    whole,
+    sharded,
+    known_model_with_code,
+    of_links_in_the_hubs_cache,
+    in_gguf,
+    in_gguf_beside_another_model,
+    with_an_empty_tensor,
+)
 
 
 @pytest.fixture(scope="module")
@@ -443,6 +457,14 @@ def test_it_is_refused_by_name(answers, name):
 def test_a_good_one_is_taken(answers, name):
     assert answers[name].keys() == {"metrics"}, answers[name]
     assert answers[name]["metrics"]["num_parameters"] > 0
+
+
+def test_a_gguf_file_has_its_own_tokenizer_whatever_lies_beside_it(base_model, tmp_path):
+    shutil.copytree(f"{base_model}/model", tmp_path / "model")
+    config = pretrained_model_config(str(in_gguf_beside_another_model(tmp_path / "model")), dtype="float32")
+    prepare_base_model(config, str(tmp_path / "base"))
+    # The pieces that `write_gguf` names; the model beside it has 400.
+    assert len(load_tokenizer(str(tmp_path / "base"))) == 3 + 256 + 2
 
 
 def test_a_link_is_refused_before_what_it_leads_to_is_read(base_model, tmp_path):
