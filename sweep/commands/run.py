@@ -100,6 +100,7 @@ def run(
         show_plan(loaded.experiment, where, table, find_gpu, max_gpus)
         return
     from sweep.plan.plan import check_budget, plan_study
+    from sweep.run.ends import Stop
     from sweep.run.study_run import run_study
     from sweep.run.tracking import default_tracking_uri
 
@@ -108,7 +109,8 @@ def run(
         print(check_budget(plan, budget))
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
-    result = run_study(loaded, where, tracking_uri, options, plan)
+    with Stop() as stop:
+        result = run_study(loaded, where, tracking_uri, options, plan, stop)
     name = loaded.experiment.name
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
     if result.tracking_errors:

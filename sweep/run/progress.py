@@ -1,5 +1,6 @@
 """Progress of a run and its display: a live table on a terminal, one plain line an event in a log."""
 
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -96,7 +97,9 @@ class Display:
 
     def __exit__(self, *exception: object) -> None:
         if self._live:
-            self._live.stop()
+            # A terminal that is closed must not hide why the run ends.
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def on_tick(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,16 +1,20 @@
 """Ray for the time of a run: a Ray of our own on this machine, or a cluster that is joined; and what a run may use of it."""
 
 import contextlib
+import functools
 import math
 import os
+import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import UserError
 from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step
+from sweep.run.ends import kill_descendants
 from sweep.run.failures import one_line
 from sweep.run.machine import local_resources
 
@@ -61,18 +65,44 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
     import ray
 
     if options.address is None:
-        _start(capacity, _logs(options))
+        start = functools.partial(_start, capacity, _logs(options))
     else:
-        _join(options.address, _logs(options))
+        start = functools.partial(_join, options.address, _logs(options))
     try:
+        _keeping_handler_of_sigterm(start)
         for name in ("ray.tune", "ray.train", "ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.INFO if options.debug else logging.CRITICAL)
         if options.address is not None:
             capacity = cluster_capacity(options)
             check_resources(steps, capacity)
         yield capacity
-    finally:
+    except KeyboardInterrupt:
+        if options.address is None:
+            # At once: a signal to the whole process group has ended Ray's control store, and Ray would wait for it.
+            kill_descendants()
+        else:
+            ray.shutdown()
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
+
+
+def _keeping_handler_of_sigterm(start: Callable[[], None]) -> None:
+    """Call `start`, which puts a handler of Ray's in the place of what this process does on SIGTERM: `sys.exit(SIGTERM)`."""
+    if threading.current_thread() is not threading.main_thread():
+        start()
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        start()
+    except SystemExit as error:
+        if error.code == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def accelerator_types(options: RayOptions) -> set[str]:

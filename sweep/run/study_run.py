@@ -9,10 +9,11 @@ from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.step import Step
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, make_plan
+from sweep.run.ends import Stop
 from sweep.run.failures import one_line
 from sweep.run.progress import Display, Progress, mean_durations
 from sweep.run.session import RayOptions, ray_session
-from sweep.run.tracking import Tracker
+from sweep.run.tracking import Tracker, end_runs
 from sweep.run.tune import Run, run_steps
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
@@ -59,12 +60,15 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
     return Study(experiment.name, experiment.title, parameters, study_steps)
 
 
-def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions, plan: Plan | None = None) -> Result:
+def run_study(
+    loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions, plan: Plan | None = None, stop: Stop | None = None
+) -> Result:
     """Build every artifact of the study that the store does not have. Failed steps are in the result.
 
     A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
-    fetched first. Raises UserError if nothing can be started: missing data or weights, too few resources, a store or
-    tracking store that cannot be written, a damaged record.
+    fetched first. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much is built. Raises UserError if
+    nothing can be started: missing data or weights, too few resources, a store or tracking store that cannot be written,
+    a damaged record.
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     # What was planned without its inputs has other steps.
@@ -82,9 +86,18 @@ def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptio
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
     missing = [member.step for member in planned if not member.is_cached]
-    with ray_session(options, missing) as capacity:
-        run = Run(steps, {record.fingerprint for record in cached}, store, capacity, max_failures=options.max_failures)
-        progress, errors = _run_on_ray(run, study, loaded.parameters, cached, tracking_uri)
+    run = None
+    stop = stop or Stop()
+    stop.state = lambda: f"{run.progress.num_done if run else len(cached)} of {len(steps)} artifacts are built"
+    try:
+        with ray_session(options, missing) as capacity:
+            run = Run(steps, {record.fingerprint for record in cached}, store, capacity, max_failures=options.max_failures)
+            errors = _run_on_ray(run, study, loaded.parameters, cached, tracking_uri)
+    except KeyboardInterrupt:
+        if run is not None:
+            end_runs(tracking_uri, study.experiment, {*run.progress.running, *run.progress.built})
+        raise
+    progress = run.progress
     failures = _failures(progress)
     replace(study, failures=tuple(failures)).save(store)
     return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors))
@@ -92,8 +105,8 @@ def run_study(loaded: Loaded, store: Store, tracking_uri: str, options: RayOptio
 
 def _run_on_ray(
     run: Run, study: Study, parameters: Mapping[str, Any], cached: Sequence[Record], tracking_uri: str
-) -> tuple[Progress, list[str]]:
-    """Build the steps of `run` with a display and a tracker; returns the tracker's errors, too."""
+) -> list[str]:
+    """Build the steps of `run` with a display and a tracker; returns the tracker's errors."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -110,17 +123,18 @@ def _run_on_ray(
         raise _unusable(tracking_uri, error) from error
     for record in cached:
         tracker.finish.remote(record, is_new=False)
-    status = "FAILED"
     try:
         with Display(mean_durations(cached)) as display:
-            progress = run_steps(replace(run, tracker=tracker, listener=display.on_event, tick=display.on_tick))
-        status = "FAILED" if progress.failed else "FINISHED"
+            run.tracker, run.listener, run.tick = tracker, display.on_event, display.on_tick
+            progress = run_steps(run)
     except KeyboardInterrupt:
-        status = "KILLED"
+        # It may be far behind, or gone already: `end_runs` does what is left.
+        ray.kill(tracker)
         raise
-    finally:
-        errors = _close(tracker, status, len(run.steps))
-    return progress, errors
+    except BaseException:
+        _close(tracker, "FAILED", len(run.steps))
+        raise
+    return _close(tracker, "FAILED" if progress.failed else "FINISHED", len(run.steps))
 
 
 def _close(tracker: Any, status: str, num_steps: int) -> list[str]:

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -73,6 +73,31 @@ def default_tracking_uri(store: Store) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
+def _client(uri: str) -> Any:
+    """MLflow's client, quiet."""
+    # Nothing is sent anywhere but to the tracking store.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    # After the import, which sets them.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def end_runs(uri: str, study: str, fingerprints: Collection[str]) -> None:
+    """Set the study's run and those of `fingerprints` to KILLED where a tracker that is gone left them running.
+
+    Another driver's artifacts of the study are left alone. What MLflow does not take is left to the next run.
+    """
+    with contextlib.suppress(Exception):
+        client = _client(uri)
+        experiment = client.get_experiment_by_name(study)
+        for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
+            if "study" in run.data.tags or run.data.tags.get("fingerprint") in fingerprints:
+                client.set_terminated(run.info.run_id, "KILLED")
+
+
 class Tracker:
     """The only writer of a study's MLflow runs. Errors are collected, never raised, once it is open."""
 
@@ -91,14 +116,6 @@ class Tracker:
 
         `blindspot` is the slice, or `set/slice`, that the saved views show (`sweep.graph.records.Study.blindspot`).
         """
-        # Nothing is sent anywhere but to the tracking store.
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
-
-        # After the import, which sets them.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-
         self.store = Store(store_uri)
         self.errors: list[str] = []
         self.latest: dict[str, dict[str, float]] = {}
@@ -110,7 +127,7 @@ class Tracker:
         self._marks: set[str] = set()
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(tracking_uri=uri)
+        self.client = _client(uri)
         self._open_study(uri, study, title, parameters)
 
     def _open_study(self, uri: str, study: str, title: str, parameters: Mapping[str, Any]) -> None:

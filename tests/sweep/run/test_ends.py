@@ -1,0 +1,165 @@
+"""A run that is stopped by a signal: real Ray, Tune and MLflow over stand-in stages, its processes counted afterwards."""
+
+import fcntl
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import termios
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sweep.run.session import _keeping_handler_of_sigterm
+
+SCRIPT = Path(__file__).with_name("fake_command.py")
+ROOT = Path(__file__).parents[3]
+STUDY = ("run", "demo", "-p", "training_sizes=300", "-p", "starting_sizes=0", "-p", "seeds=0", "--no-report", "--max-cpus", "2")
+
+
+def environment(seconds: float = 0) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "SECONDS": str(seconds)}
+
+
+def start(store: Path, terminal: int | None = None) -> "subprocess.Popen[str]":
+    """The command in a session of its own, on a terminal if one is given; returns when steps run that take a minute each."""
+    driver = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *STUDY, "--store", str(store)],
+        env=environment(60),
+        stdin=terminal,
+        stdout=subprocess.PIPE if terminal is None else terminal,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
+    )
+    deadline = time.monotonic() + 90
+    while statuses(store)["RUNNING"] < 2:
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    return driver
+
+
+def statuses(store: Path) -> Counter[str]:
+    """How many of MLflow's runs have each status."""
+    if not (store / "mlflow.db").exists():
+        return Counter()
+    try:
+        with sqlite3.connect(f"file:{store}/mlflow.db?mode=ro", uri=True) as database:
+            return Counter(status for (status,) in database.execute("select status from runs"))
+    except sqlite3.OperationalError:
+        return Counter()  # its tables are being made
+
+
+def processes_of(session: int) -> list[str]:
+    """Command lines of a session's processes, those aside that only wait to be reaped; what was killed may take a moment."""
+    for _ in range(30):
+        alive = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    alive.append((folder / "cmdline").read_text())
+            except OSError:
+                continue
+        if not alive:
+            break
+        time.sleep(0.1)
+    return alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_run_in_one_line_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    driver = start(tmp_path)
+    began = time.monotonic()
+    driver.send_signal(number)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + number
+    assert time.monotonic() - began < 15
+    *events, last = output.splitlines()
+    assert last == f"stopped by {number.name}: 0 of 15 artifacts are built; the same command goes on"
+    assert len(events) == 1 and "start   sources/data" in events[0]
+    assert processes_of(driver.pid) == []
+    assert statuses(tmp_path) == {"KILLED": 2}, "the study's run and the step's"
+    if number == signal.SIGTERM:
+        command = [sys.executable, str(SCRIPT), *STUDY, "--store", str(tmp_path)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "15 artifacts, 0 were there, 15 built" in done.stdout
+        assert statuses(tmp_path) == {"FINISHED": 16}
+
+
+def test_a_closed_terminal_stops_the_run_too(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    driver = start(tmp_path, theirs)
+    os.close(theirs)
+    # All processes of the terminal get SIGHUP, Ray's own among them, and nothing can be printed any more.
+    os.close(ours)
+    assert driver.wait(timeout=15) == 128 + signal.SIGHUP
+    assert processes_of(driver.pid) == []
+    assert statuses(tmp_path) == {"KILLED": 2}
+
+
+def test_a_signal_to_all_of_its_processes_and_a_second_one_end_it_at_once(tmp_path: Path) -> None:
+    driver = start(tmp_path)
+    os.killpg(driver.pid, signal.SIGTERM)
+    time.sleep(0.1)
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=15)
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert output.splitlines()[1:] == ["stopped by SIGTERM: 0 of 15 artifacts are built; the same command goes on"]
+    assert processes_of(driver.pid) == []
+    assert statuses(tmp_path) == {"RUNNING": 2}, "it did not wait for MLflow"
+
+
+def run_stopped(body: str, prelude: str = "") -> "subprocess.CompletedProcess[str]":
+    program = f"""
+import os, signal, subprocess, time
+from sweep.run import ends
+{prelude}
+with ends.Stop():
+    {body}
+"""
+    return subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=30)
+
+
+def test_a_run_that_does_not_end_by_itself_is_ended_with_all_that_it_started() -> None:
+    body = """
+    subprocess.Popen(["sh", "-c", "sleep 100 & sleep 100"])  # they hold the pipe: the test would wait for them
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        time.sleep(100)
+"""
+    done = run_stopped(body, "ends.LIMIT_S = 1")
+    assert done.returncode == 143
+    assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    done = run_stopped("os.kill(os.getpid(), signal.SIGHUP)", "signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_rays_handler_of_sigterm_does_not_stay() -> None:
+    def start_ray() -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        if ends:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        ends = False
+        _keeping_handler_of_sigterm(start_ray)
+        assert signal.getsignal(signal.SIGTERM) is stop
+        ends = True
+        with pytest.raises(KeyboardInterrupt):
+            _keeping_handler_of_sigterm(start_ray)
+    finally:
+        signal.signal(signal.SIGTERM, before)
