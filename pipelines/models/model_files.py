@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.models.checkpoint_files import reading
 from pipelines.models.quantization import nf4_round_trip
@@ -26,9 +26,13 @@ SHARD_BYTES = 4 << 30
 
 
 def check_complete(folder: Path, source: Path) -> None:
-    """Raise UserError unless `folder`, the files of `source`, has every tensor of its language model. No weight is kept."""
+    """Raise UserError unless `folder`, the files of `source`, has every tensor of its language model and body. None is kept.
+
+    A tied checkpoint with the output layer alone is whole to the first and lacks the embeddings to the second.
+    """
     with reading(source, "weights"):
-        load_weights(AutoModelForCausalLM, folder, source=source, device_map="meta")
+        for auto_class in (AutoModelForCausalLM, AutoModel):
+            load_weights(auto_class, folder, source=source, device_map="meta")
 
 
 def num_parameters(folder: Path) -> int:

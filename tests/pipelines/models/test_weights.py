@@ -18,6 +18,7 @@ from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, finetune_task_model, finetuning_job, save_task_model
 from pipelines.models.classifier import load_head
+from pipelines.models.model_files import check_complete
 from pipelines.models.weights import load_weights
 from pipelines.resources import Resources, no_report
 
@@ -181,3 +182,18 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(sources, base_model, untraine
     config = EvaluationConfig(("template_test",), dtype="float32", merge_adapter=merge)
     with pytest.raises(UserError, match=r"differ in 2 tensors, .*layers\.1\.mlp\.down_proj"):
         evaluate(config, sources, base_model, str(tmp_path / "task"), str(tmp_path / "evaluation"), resources=HERE)
+
+
+def test_a_tied_checkpoint_that_has_its_output_layer_alone_lacks_the_embeddings(tmp_path):
+    shape = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path / "whole"
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    check_complete(folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 tensors that LlamaModel needs \(embed_tokens\.weight\)"):
+        check_complete(folder, folder)
