@@ -8,6 +8,7 @@ An interrupted run goes on from its last checkpoint when it is started again wit
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def finetune_group(
             if job.config.rehearse_steps:
                 raise UserError(f"rehearse_steps={job.config.rehearse_steps}: a rehearsal has no nested sets; leave them out")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     use_gpu = resources.gpus_per_worker > 0
@@ -68,7 +69,7 @@ def finetune_group(
             use_gpu=use_gpu,
             resources_per_worker=resources.as_bundle(),
         ),
-        torch_config=TorchConfig(backend=_backend(use_gpu)),
+        torch_config=_torch_config(_backend(use_gpu)),
         run_config=RunConfig(
             name="train", storage_path=absolute(join(outputs[0], RAY_TRAIN)), failure_config=FailureConfig(max_failures=0)
         ),
@@ -88,7 +89,58 @@ def _backend(use_gpu: bool) -> str:
     return "nccl" if use_gpu else "gloo"
 
 
+def _torch_config(backend: str) -> Any:
+    """Ray's, whose workers meet in a file and over loopback if they are all of one machine.
+
+    Ray's own way has a port open to the network, which asks nobody for a token.
+    """
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+
+    class OneMachineBackend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            if len(set(worker_group.execute(_node_id))) > 1:
+                super().on_start(worker_group, backend_config)
+                return
+            worker_group.execute(_talk_over_loopback)
+            worker_group.execute(_set_torch_distributed_env_vars)
+            url = f"file://{worker_group.execute_single(0, _meeting_file)}"
+            num_workers = len(worker_group)
+            starts = [
+                worker_group.execute_single_async(
+                    rank, _setup_torch_process_group, backend, rank, num_workers, url, backend_config.timeout_s
+                )
+                for rank in range(num_workers)
+            ]
+            ray.get(starts)
+
+    class OneMachineConfig(TorchConfig):
+        backend_cls = OneMachineBackend
+
+    import ray
+
+    return OneMachineConfig(backend=backend)
+
+
 # What follows runs in a Ray Train worker.
+
+
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _talk_over_loopback() -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+
+
+def _meeting_file() -> str:
+    """A file that is not there yet, in the folder of this machine's Ray."""
+    from ray._private.worker import global_worker
+
+    return os.path.join(global_worker.node.get_session_dir_path(), f"process-group-{uuid.uuid4().hex}")
 
 
 def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:

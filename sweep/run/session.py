@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -36,7 +37,7 @@ class RayOptions:
     debug: bool = False
 
 
-def _set_environment(*, debug: bool) -> None:
+def _set_environment(*, debug: bool, is_local: bool) -> None:
     """Settings that must stand before Ray is imported; local workers inherit them."""
     defaults = {
         # What a worker raised, and how it died, is in the failure that the run shows.
@@ -45,6 +46,14 @@ def _set_environment(*, debug: bool) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
+    if is_local:
+        defaults |= {
+            # Its services listen on loopback only, as Ray has it on macOS.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # And they let in nobody without this run's token.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -59,7 +68,7 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
     if options.address is None:
         capacity = local_capacity(options)
         check_resources(steps, capacity)
-    _set_environment(debug=options.debug)
+    _set_environment(debug=options.debug, is_local=options.address is None)
     import logging
 
     import ray
@@ -112,7 +121,7 @@ def accelerator_types(options: RayOptions) -> set[str]:
     """
     if options.address is None and not local_capacity(options).gpus:
         return set()
-    _set_environment(debug=options.debug)
+    _set_environment(debug=options.debug, is_local=options.address is None)
     import ray
 
     if options.address is None:
