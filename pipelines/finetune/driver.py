@@ -21,6 +21,7 @@ from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, join
 
 RAY_TRAIN = ".ray_train"
+FOR_EVER_S = "1e9"
 
 
 def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Report) -> dict[str, Any]:
@@ -42,8 +43,9 @@ def finetune_group(
     """Run several jobs in one group of workers, whose start they share: at once where they can be, else one after another.
 
     Each has its own output, checkpoints and report, and ends as it would alone. Returns each one's metrics, or what it failed
-    with: `NeighbourFailedError` if the workers were lost before it had ended. Jobs that ended in an earlier call are not run
-    again. Raises UserError for a job on a trajectory that cannot be on one.
+    with: `NeighbourFailedError`, with its cause, if the workers were lost before it had ended. Jobs that ended in an earlier
+    call are not run again. Nothing is tried again in here, and workers are waited for as long as they do not fit.
+    Raises UserError for a job on a trajectory that cannot be on one.
     """
     for job in jobs:
         if job.is_on_trajectory:
@@ -52,8 +54,10 @@ def finetune_group(
                 raise UserError(f"rehearse_steps={job.config.rehearse_steps}: a rehearsal has no nested sets; leave them out")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+    # A wait for a machine is none of Ray Train's failures, which it would begin anew every minute.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", FOR_EVER_S)
     use_gpu = resources.gpus_per_worker > 0
     trainer = TorchTrainer(
         _train_worker,
@@ -71,18 +75,29 @@ def finetune_group(
         ),
         torch_config=_torch_config(_backend(use_gpu)),
         run_config=RunConfig(
-            name="train", storage_path=absolute(join(outputs[0], RAY_TRAIN)), failure_config=FailureConfig(max_failures=0)
+            name="train",
+            storage_path=absolute(join(outputs[0], RAY_TRAIN)),
+            # The last two are without a limit otherwise.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
     try:
         return list(trainer.fit().return_value)
-    except WorkerGroupError as error:
+    except TrainingFailedError as error:
         # The cause, not Ray's report of it: a user's mistake stays one, whichever worker found it.
-        cause: Exception = next(iter(error.worker_failures.values()))
+        cause: Exception = next(iter(error.worker_failures.values())) if isinstance(error, WorkerGroupError) else error
+        if len(jobs) == 1 and cause is error:
+            raise
         if len(jobs) == 1:
             raise cause from error
         ended = [read_result(output) for output in outputs]
-        return [result if result is not None else NeighbourFailedError(str(cause)) for result in ended]
+        return [result if result is not None else _neighbour_failed(cause, error) for result in ended]
+
+
+def _neighbour_failed(cause: Exception, error: Exception) -> NeighbourFailedError:
+    failed = NeighbourFailedError(str(cause))
+    failed.__cause__ = error
+    return failed
 
 
 def _backend(use_gpu: bool) -> str:

@@ -1,12 +1,15 @@
 """The engine on real Ray Train and DeepSpeed, against a plain PyTorch loop over padded batches."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -253,10 +256,44 @@ def test_a_group_that_loses_its_worker_keeps_what_had_ended(ray_two_cpus, source
     ended, lost, unmet = finetune_group(jobs, outputs, resources=Resources(), reports=[no_report, _exit, no_report])
     assert ended["num_steps"] == 6
     assert isinstance(lost, NeighbourFailedError) and isinstance(unmet, NeighbourFailedError)
+    assert type(lost.__cause__).__name__ == "WorkerGroupError"  # from which it is told what was lost
 
 
 def _exit(metrics, step):
     os._exit(1)
+
+
+@pytest.mark.timeout(120)
+def test_workers_that_die_while_they_start_are_not_started_again_and_again(
+    ray_two_cpus, sources, base_model, untrained, tmp_path
+):
+    killed = []
+
+    def kill_as_they_appear():
+        while len(killed) < 3 and not ended.wait(0.02):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.pid not in killed and "RayTrainWorker" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_as_they_appear)
+    killer.start()
+    try:
+        with pytest.raises(Exception, match="failed to initialize"):
+            finetune_task_model(
+                TaskModelConfig(LORA, 0),
+                f"{sources}/train.parquet",
+                base_model,
+                untrained,
+                str(tmp_path),
+                resources=Resources(),
+            )
+    finally:
+        ended.set()
+        killer.join()
+    assert len(killed) == 1
 
 
 def test_an_interrupted_group_of_workers_resumes_with_as_many(ray_two_cpus, sources, base_model, untrained, tmp_path):
