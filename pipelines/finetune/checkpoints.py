@@ -87,6 +87,12 @@ def checkpointing_engine(output: str) -> str | None:
     return None if text is None else str(json.loads(text)["engine"])
 
 
+def last_commit(output: str) -> int | None:
+    """The step that a finetuning would go on with, None before its first checkpoint."""
+    text = read_text(join(output, CHECKPOINTS, LATEST))
+    return None if text is None else int(json.loads(text)["next_step"])
+
+
 def trunk_state(output: str, step: int) -> str:
     """Where the trunk in `output` keeps the state that a branch leaves it with before `step`."""
     return join(output, STATES, f"step{step}")

@@ -44,7 +44,9 @@ def run(
         float | None,
         typer.Option(help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."),
     ] = None,
-    max_failures: Annotated[int, typer.Option(help="Try a failed step so many times more (lost spot machines, for one).")] = 0,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="Try a step so many times more that fails by itself; a lost machine does not count.")
+    ] = 1,
     rehearse: Annotated[
         bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
     ] = False,
@@ -112,7 +114,8 @@ def run(
     with Stop() as stop:
         result = run_study(loaded, where, tracking_uri, options, plan, stop)
     name = loaded.experiment.name
-    print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built")
+    losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
+    print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built{losses}")
     if result.tracking_errors:
         print(
             f"Warning: MLflow missed {len(result.tracking_errors)} writes ({result.tracking_errors[0]}); "

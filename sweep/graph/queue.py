@@ -162,6 +162,19 @@ class StepQueue:
         )
         return math.ceil(num_alike / max(1, int(num_fitting + 1e-9) - num_running))
 
+    def without_room(self, cpus: float, gpus: float) -> Step | None:
+        """The first running step that does not fit into so much any more; with none running, the first such ready one."""
+        taken_cpus = taken_gpus = 0.0
+        for step in self.running.values() or self._ready:
+            need = self._need[step.fingerprint]
+            if self.running:
+                taken_cpus, taken_gpus = taken_cpus + need[0], taken_gpus + need[1]
+            else:
+                taken_cpus, taken_gpus = need
+            if taken_cpus > cpus + 1e-9 or taken_gpus > gpus + 1e-9:
+                return step
+        return None
+
     def _start(self, place: int) -> None:
         step = self._ready.pop(place)
         need = self._need[step.fingerprint]

@@ -36,12 +36,14 @@ class Stage:
 
     `run_group` does several jobs of the stage in workers that start once, and returns each one's metrics or what it failed
     with. `in_common` says, of a config and its inputs' fingerprints, what jobs of a group must agree in; None: it stays alone.
+    `last_commit` is another value, of an unfinished output, whenever a later call would go on from a later place.
     """
 
     version: int
     run: Callable[[Job], Mapping[str, Any]]
     run_group: Callable[[Sequence[Job]], Sequence[Mapping[str, Any] | Exception]] | None = None
     in_common: Callable[[Any, Mapping[str, str]], Any] = lambda config, inputs: None
+    last_commit: Callable[[str], Any] = lambda output: None
 
 
 def _sources(job: Job) -> Mapping[str, Any]:
@@ -83,6 +85,12 @@ def _synthetic_pool(job: Job) -> Mapping[str, Any]:
 
     config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
     return generate(config, job.inputs["generator"], job.output, resources=job.resources, report=job.report)
+
+
+def _num_shards(output: str) -> int | None:
+    from pipelines.generate.shards import ShardFolder
+
+    return len(ShardFolder(output).commits()) or None
 
 
 def _training_set(job: Job) -> Mapping[str, Any]:
@@ -136,6 +144,12 @@ def _task_models(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]
     )
 
 
+def _checkpoint(output: str) -> int | None:
+    from pipelines.finetune.checkpoints import last_commit
+
+    return last_commit(output)
+
+
 def _same_base(config: Any, inputs: Mapping[str, str]) -> Any:
     from pipelines.finetune.task_model import UntrainedConfig
 
@@ -172,11 +186,11 @@ REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
     "base_model": Stage(1, _base_model),
     "starting_set": Stage(1, _training_set),
-    "starting_point": Stage(2, _task_model, _task_models, _same_base),
-    "generator": Stage(3, _generator),
-    "synthetic_pool": Stage(1, _synthetic_pool),
+    "starting_point": Stage(2, _task_model, _task_models, _same_base, _checkpoint),
+    "generator": Stage(3, _generator, last_commit=_checkpoint),
+    "synthetic_pool": Stage(1, _synthetic_pool, last_commit=_num_shards),
     "training_set": Stage(1, _training_set),
-    "task_model": Stage(2, _task_model, _task_models, _same_base),
+    "task_model": Stage(2, _task_model, _task_models, _same_base, _checkpoint),
     "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
 }
 """In the order of the pipeline, which pages follow."""

@@ -1,15 +1,80 @@
-"""The cause of a failure in one line, whatever the layers between made of it."""
+"""The cause of a failure in one line, whatever the layers between made of it, and who is at fault."""
 
 import errno
 import re
+from enum import StrEnum
 
 from pipelines.errors import UserError
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
+MACHINE_LOST = "the machine that it ran on was lost"
+# By name: whoever reads a failure need not have Ray, nor every library that a store is reached with.
+MACHINE_ERRORS = {
+    "NodeDiedError",
+    "LocalRayletDiedError",
+    # Its process could not be reached, and nobody knows of its death: what a machine looks like that has just gone.
+    "ActorUnavailableError",
+    "PreemptionError",
+    # Objects are on the machine of the process that made them.
+    "ObjectLostError",
+}
+PROCESS_ERRORS = {
+    "RayActorError",
+    "WorkerCrashedError",
+    "OutOfMemoryError",
+    "RaySystemError",
+    # Ray Train's: a worker was gone before it had begun; why, it does not pass on.
+    "WorkerGroupStartupFailedError",
+}
+CONNECTION_ERRORS = {
+    "ConnectionError",
+    "TimeoutError",
+    "HTTPClientError",  # botocore's
+    "ClientConnectionError",  # aiohttp's
+}
+# What one worker of a finetuning raises when another one is gone.
+BROKEN_CONNECTION = re.compile(r"[Cc]onnection (was )?(closed|reset|refused|aborted)|Broken pipe|remote process exited")
+
+
+class Kind(StrEnum):
+    """What a step ended of that has no artifact. docs/reliability.md says what is tried again, and how often."""
+
+    FAILURE = "failure"
+    """It raised: its own doing."""
+    DEATH = "death"
+    """A process of it died, or a connection broke, and its machine lives: in doubt."""
+    LOSS = "loss"
+    """Its machine, or Ray on it, was lost."""
 
 
 class ForeignError(Exception):
     """An exception of another process of which only text is left; the text names its type."""
+
+
+WRAPPING = ("cause", "_base_exc", "controller_failure", "health_check_failure", "__cause__")
+"""Where Ray's exceptions, and Python's, keep the one that they wrap."""
+
+
+def kind(error: BaseException) -> Kind:
+    """Whether a step failed by itself, lost a process, or lost its machine. Of several causes, the one least at fault counts:
+    workers that live on fail of the connection to one that is gone.
+    """
+    kinds = {_kind(cause) for cause in _causes(error)}
+    return next(kind for kind in (Kind.LOSS, Kind.DEATH, Kind.FAILURE) if kind in kinds)
+
+
+def _kind(error: BaseException) -> Kind:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error)
+    if "RayTaskError" in names or getattr(error, "actor_init_failed", False):
+        return Kind.FAILURE  # it was raised; what it wraps is looked at by itself
+    if names & MACHINE_ERRORS or getattr(error, "preempted", False):
+        return Kind.LOSS
+    if names & PROCESS_ERRORS or type(error).__module__.partition(".")[0] == "ray":
+        if re.search(r"node has died|node was terminated|raylet died", text):
+            return Kind.LOSS
+        return Kind.DEATH if names & PROCESS_ERRORS else Kind.FAILURE
+    return Kind.DEATH if names & CONNECTION_ERRORS or BROKEN_CONNECTION.search(text) else Kind.FAILURE
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -37,7 +102,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     """`error` and all that it wraps, the innermost first."""
     chain = [error]
     for outer in chain:  # grows while it is walked
-        wrapped = [getattr(outer, name, None) for name in ("cause", "_base_exc", "controller_failure", "__cause__")]
+        wrapped = [getattr(outer, name, None) for name in WRAPPING]
         failures = getattr(outer, "worker_failures", None)
         wrapped += failures.values() if isinstance(failures, dict) else []
         chain += [inner for inner in wrapped if isinstance(inner, BaseException) and inner not in chain]
@@ -56,13 +121,12 @@ def _raised(text: str) -> str:
 
 def _death(error: BaseException) -> str:
     """The end of a process that could raise nothing any more, in plain words; empty if `error` is of something else."""
-    # By name: whoever reads a failure need not have Ray.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     if "OutOfMemoryError" in kinds or "running low on memory" in text:
         return "Ray ended its process because the machine ran low on memory"
     if "NodeDiedError" in kinds or "node has died" in text or getattr(error, "preempted", False):
-        return "the machine that it ran on was lost"
+        return MACHINE_LOST
     if not kinds & {"RayActorError", "WorkerCrashedError"}:
         return ""
     if code := re.search(r"exit code (\d+)", text):

@@ -25,6 +25,8 @@ class Progress:
     retried: dict[str, Outcome] = field(default_factory=dict)  # how the last attempt ended of a step that is tried again
     blocked: dict[str, str] = field(default_factory=dict)  # fingerprint → name of the step that failed
     throughput: dict[str, dict[str, float]] = field(default_factory=dict)
+    losses: Counter[str] = field(default_factory=Counter)  # how often a step lost its machine or a process, by fingerprint
+    waits: dict[str, str] = field(default_factory=dict)  # fingerprint → what a step has been waiting for
 
     @property
     def num_done(self) -> int:
@@ -112,7 +114,7 @@ class Display:
             return  # the line of the failed step says how many
         if not self.is_live:
             print(self._line(event, step, progress), file=self.stream, flush=True)
-        elif event in ("failed", "retry"):
+        elif event in ("failed", "retry", "lost", "waits"):
             self._live.console.print(self._line(event, step, progress), markup=False, highlight=False)
 
     def _line(self, event: str, step: Step, progress: Progress) -> str:
@@ -120,6 +122,10 @@ class Display:
         if event == "done":
             record = progress.built[step.fingerprint]
             detail = f" in {seconds(record.durations['total_s'])}{_rate(record.metrics)}"
+        elif event == "waits":
+            detail = f": {progress.waits[step.fingerprint]}"
+        elif event == "lost":
+            detail = f": {progress.retried[step.fingerprint].error}; goes on (loss {progress.losses[step.fingerprint]})"
         elif event in ("failed", "retry"):
             outcome = (progress.failed if event == "failed" else progress.retried)[step.fingerprint]
             detail = f": {outcome.error}" + (f" (traceback: {outcome.log})" if outcome.log else "")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipelines.errors import UserError
@@ -12,7 +13,7 @@ from sweep.plan.plan import Plan, make_plan
 from sweep.run.ends import Stop
 from sweep.run.failures import one_line
 from sweep.run.progress import Display, Progress, mean_durations
-from sweep.run.session import RayOptions, ray_session
+from sweep.run.session import RayOptions, cluster_capacity, ray_session
 from sweep.run.tracking import Tracker, end_runs
 from sweep.run.tune import Run, run_steps
 from sweep.study.grid import build_grid
@@ -23,13 +24,16 @@ from sweep.study.paper import departures, unsettled
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `failures` as in the study's manifest; `tracking_errors` are MLflow's."""
+    """How a run ended. `failures` as in the study's manifest; `tracking_errors` are MLflow's; `num_losses` is how often a step
+    lost its machine or a process and went on.
+    """
 
     num_steps: int
     num_cached: int
     num_built: int
     failures: tuple[Mapping[str, str], ...]
     tracking_errors: tuple[str, ...]
+    num_losses: int = 0
 
 
 def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
@@ -92,6 +96,8 @@ def run_study(
     try:
         with ray_session(options, missing) as capacity:
             run = Run(steps, {record.fingerprint for record in cached}, store, capacity, max_failures=options.max_failures)
+            if options.address is not None:
+                run.look = partial(cluster_capacity, options)
             errors = _run_on_ray(run, study, loaded.parameters, cached, tracking_uri)
     except KeyboardInterrupt:
         if run is not None:
@@ -100,7 +106,8 @@ def run_study(
     progress = run.progress
     failures = _failures(progress)
     replace(study, failures=tuple(failures)).save(store)
-    return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors))
+    num_losses = progress.losses.total()
+    return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors), num_losses)
 
 
 def _run_on_ray(

@@ -5,7 +5,7 @@ import fcntl
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sweep.graph.identity import SHORT
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
-from sweep.run.failures import is_disk_full, one_line, root_cause
+from sweep.run.failures import MACHINE_LOST, Kind, is_disk_full, kind, one_line, root_cause
 from sweep.run.machine import hardware, versions
 
 
@@ -38,7 +38,7 @@ class Outcome:
     """How a step ended: its record, or one line of what went wrong and where the whole traceback is.
 
     `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with its group, and
-    may do well alone.
+    may do well alone. `kind` says who is at fault.
     """
 
     record: Record | None
@@ -46,6 +46,7 @@ class Outcome:
     log: str = ""
     is_final: bool = False
     was_neighbour: bool = False
+    kind: Kind = Kind.FAILURE
 
 
 def carry_out(orders: Sequence[Order]) -> list[Outcome]:
@@ -66,16 +67,21 @@ def carry_out(orders: Sequence[Order]) -> list[Outcome]:
             outcomes |= _build(missing, store)
     except Exception as error:
         unfinished = [order.step for order in orders if order.step.fingerprint not in outcomes]
-        outcomes |= {step.fingerprint: _failure(error, step, store) for step in unfinished}
+        for step in unfinished:
+            outcome = _failure(error, step, store)
+            if len(unfinished) > 1 and outcome.kind is Kind.DEATH:
+                outcome = replace(outcome, was_neighbour=True)
+            outcomes[step.fingerprint] = outcome
     return [outcomes[order.step.fingerprint] for order in orders]
 
 
 def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     cause = root_cause(error)
     log = _keep_traceback(error, step, store)
-    if isinstance(cause, NeighbourFailedError):
-        return Outcome(None, one_line(cause), log, was_neighbour=True)
-    return Outcome(None, one_line(cause), log, is_final=isinstance(cause, UserError) or is_disk_full(cause))
+    was_neighbour = isinstance(error, NeighbourFailedError)
+    is_final = not was_neighbour and (isinstance(cause, UserError) or is_disk_full(cause))
+    of = kind(error)
+    return Outcome(None, MACHINE_LOST if of is Kind.LOSS else one_line(cause), log, is_final, was_neighbour, of)
 
 
 def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:

@@ -15,14 +15,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweep.graph.queue import Capacity, StepQueue
 from sweep.graph.records import Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
-from sweep.run.failures import one_line
+from sweep.run.failures import MACHINE_LOST, Kind, one_line
 from sweep.run.machine import git_state
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
@@ -47,9 +47,17 @@ TUNE_SETTINGS = {
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 SHORT_STEP_S, PROCESS_START_S = 1.0, 5.0
 """A step that takes less than the first is over before a process is up; within the second, one surely is."""
+MAX_LOSSES = 8
+"""How often in a row a step may be lost without having committed anything; then it is given up."""
+DETECTION_S = 30.0
+"""How long Ray may take to find that a machine is gone, of which the processes on others know at once."""
+LEFTOVERS_S = 60.0
+"""How long after a failure placement groups are looked for that nobody owns any more."""
+LOOK_S, WAIT_S = 5.0, 60.0
+"""How often the cluster is looked at, and how long a step waits for a machine until that is said."""
 
 Listener = Callable[[str, Step, Progress], None]
-"""Called with "start", "done", "retry", "failed" or "blocked"."""
+"""Called with "start", "done", "lost", "retry", "failed", "blocked" or "waits"."""
 
 
 def run_steps(run: "Run") -> Progress:
@@ -64,8 +72,8 @@ def run_steps(run: "Run") -> Progress:
             tune.with_resources(_trial, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(run),
-                # Each once more than it may fail, for those that a neighbour takes along.
-                num_samples=len(run.queue.waiting) * (run.max_failures + 2),
+                # Without a limit of Tune's: how often a step is tried is the run's to say.
+                num_samples=-1,
                 # A trial's process goes on with the next trial.
                 reuse_actors=True,
                 # Short names: they are folders, and nobody reads them.
@@ -84,17 +92,20 @@ def run_steps(run: "Run") -> Progress:
     return run.progress
 
 
-def _remove_placement_groups() -> None:
-    """Give back what this run's stages hold; only to be called while none of them runs."""
+def _remove_orphaned_placement_groups() -> None:
+    """Give back what stages of this run hold that were cut off: Ray keeps it until the whole run ends."""
     import ray
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData as Group
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    # An id ends with the job's: on a shared cluster, other runs' groups are not ours to remove.
     job = ray.get_runtime_context().get_job_id()
-    for identifier, group in placement_group_table().items():
-        is_trials = any(TRIAL_RESOURCES.keys() & bundle.keys() for bundle in group["bundles"].values())
-        if identifier.endswith(job) and group["state"] != "REMOVED" and not is_trials:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identifier))))
+    for serialized in state._connect_and_get_accessor().get_placement_group_table():
+        group = Group.FromString(serialized)
+        # Those of the driver itself, which are Tune's, have no actor that made them.
+        is_orphan = group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil()
+        if is_orphan and group.state != Group.REMOVED and group.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 @dataclass
@@ -102,7 +113,8 @@ class Run:
     """The steps to build, of which at least one is not `cached`, and what the searcher and the callback of their Tune
     experiment share, in the driver.
 
-    `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None.
+    `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None. `look` says what may be used by now of a cluster
+    whose machines come and go.
     """
 
     steps: Sequence[Step]
@@ -112,7 +124,8 @@ class Run:
     tracker: Any = None
     listener: Listener = lambda event, step, progress: None
     tick: Callable[[Progress], None] = lambda progress: None
-    max_failures: int = 0
+    max_failures: int = 1
+    look: Callable[[], Capacity] | None = None
 
     def __post_init__(self) -> None:
         self.queue = StepQueue(self.steps, self.cached, self.capacity)
@@ -121,20 +134,16 @@ class Run:
         self.trials: dict[str, list[Step]] = {}
         self.attempts: Counter[str] = Counter()
         self.seconds: dict[tuple[str, type], float] = {}  # stage and type of config → of the last trial that built one
-        # A stage that was cut off may hold placement groups, which Ray keeps until the whole run ends; a step
-        # that waits for them would wait for ever.
-        self.has_leftovers = False
+        self._losses_in_a_row: Counter[str] = Counter()
+        self._last_commits: dict[str, Any] = {}
+        self._leftovers_until = self._looked_at = 0.0
+        self._waiting: tuple[str, float] | None = None  # a step without room, and since when
         self._asked: Any = None
         self._asked_at = 0.0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.queue.is_exhausted and not self.queue.running:
             return "FINISHED"
-        if self.has_leftovers:
-            if self.queue.running:
-                return None
-            _remove_placement_groups()
-            self.has_leftovers = False
         if self._one_ends_soon():
             return None
         group = self.queue.next_group()
@@ -168,10 +177,12 @@ class Run:
         outcomes: list[Outcome] = (result or {}).get("outcomes") or []
         if error or not outcomes:
             outcomes = [_lost(group, "the process that drove it was lost")] * len(group)
+        unfinished = [step for step, outcome in zip(group, outcomes, strict=True) if outcome.record is None]
+        has_progress = self._has_progress(unfinished) or len(unfinished) < len(group)
         for step, outcome in zip(group, outcomes, strict=True):
             self.progress.running.pop(step.fingerprint, None)
             if outcome.record is None:
-                self._failed(step, outcome)
+                self._failed(step, outcome, has_progress)
                 continue
             self.queue.succeeded(step.fingerprint)
             durations = outcome.record.durations
@@ -181,16 +192,25 @@ class Run:
                 self.tracker.finish.remote(outcome.record)
             self.listener("done", step, self.progress)
 
-    def _failed(self, step: Step, outcome: Outcome) -> None:
-        if not outcome.was_neighbour:
-            self.attempts[step.fingerprint] += 1
+    def _has_progress(self, unfinished: Sequence[Step]) -> bool:
+        """Whether one of a group's unfinished steps would go on from a later place than after the last time it was cut off."""
+        before, now = self._last_commits, {}
+        for step in unfinished:
+            # What is wrong with a store or a checkpoint, the step itself says.
+            with contextlib.suppress(Exception):
+                now[step.fingerprint] = REGISTRY[step.stage].last_commit(self.store.folder(step.id))
+        self._last_commits = before | now
+        return any(now[fingerprint] != before.get(fingerprint) for fingerprint in now)
+
+    def _failed(self, step: Step, outcome: Outcome, has_progress: bool) -> None:
         if not outcome.is_final:
-            self.has_leftovers = True
-            if outcome.was_neighbour or self.attempts[step.fingerprint] <= self.max_failures:
-                self.queue.again(step.fingerprint, alone=outcome.was_neighbour)
-                self.progress.retried[step.fingerprint] = outcome
-                self.listener("retry", step, self.progress)
-                return
+            self._leftovers_until = time.monotonic() + LEFTOVERS_S
+        event, outcome = self._verdict(step, outcome, has_progress)
+        if event != "failed":
+            self.queue.again(step.fingerprint, alone=event == "retry" and outcome.was_neighbour)
+            self.progress.retried[step.fingerprint] = outcome
+            self.listener(event, step, self.progress)
+            return
         self.progress.failed[step.fingerprint] = outcome
         if self.tracker:
             self.tracker.fail.remote(step.fingerprint, outcome.error)
@@ -199,6 +219,27 @@ class Run:
         self.listener("failed", step, self.progress)
         for user in blocked:
             self.listener("blocked", user, self.progress)
+
+    def _verdict(self, step: Step, outcome: Outcome, has_progress: bool) -> tuple[str, Outcome]:
+        """What follows from a step's bad end: "lost" and "retry" are tried again, the second having counted unless a neighbour
+        is at fault.
+        """
+        fingerprint = step.fingerprint
+        if has_progress:
+            self._losses_in_a_row[fingerprint] = 0
+        if outcome.is_final:
+            return "failed", outcome
+        # A process that dies twice at one place dies of what it does there; one that had got on may have been killed.
+        if outcome.kind is Kind.LOSS or (outcome.kind is Kind.DEATH and has_progress):
+            self.progress.losses[fingerprint] += 1
+            self._losses_in_a_row[fingerprint] += 1
+            if self._losses_in_a_row[fingerprint] < MAX_LOSSES:
+                return "lost", outcome
+            return "failed", replace(outcome, error=f"lost {MAX_LOSSES} times without progress: {outcome.error}")
+        if outcome.was_neighbour:
+            return "retry", outcome
+        self.attempts[fingerprint] += 1
+        return ("retry" if self.attempts[fingerprint] <= self.max_failures else "failed"), outcome
 
     def poll(self) -> None:
         """Fetch the latest throughput without waiting for it."""
@@ -211,7 +252,38 @@ class Run:
                 with contextlib.suppress(Exception):
                     self.progress.throughput = ray.get(self._asked)
                 self._asked = None
+        has_leftovers = time.monotonic() < self._leftovers_until
+        if time.monotonic() - self._looked_at > (1 if has_leftovers else LOOK_S):
+            self._looked_at = time.monotonic()
+            # Ray's control store may be out of reach for a while.
+            with contextlib.suppress(Exception):
+                if has_leftovers:
+                    _remove_orphaned_placement_groups()
+                self._look_at_cluster()
         self.tick(self.progress)
+
+    def _look_at_cluster(self) -> None:
+        """Follow the machines that come and go, and say once what a step has been waiting for."""
+        if self.look is None:
+            return
+        import ray
+
+        self.queue.capacity = self.look()
+        there = ray.cluster_resources()
+        cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+        step = self.queue.without_room(cpus, gpus)
+        if step is None:
+            self._waiting = None
+        elif self._waiting is None or self._waiting[0] != step.fingerprint:
+            self._waiting = step.fingerprint, time.monotonic()
+        elif time.monotonic() - self._waiting[1] > WAIT_S and step.fingerprint not in self.progress.waits:
+            workers = f"{step.resources.num_workers} x " if step.resources.num_workers > 1 else ""
+            need = ", ".join(f"{amount:g} {name}" for name, amount in step.resources.as_bundle().items())
+            self.progress.waits[step.fingerprint] = (
+                f"it needs {workers}{need}, and the cluster's machines have {cpus:g} CPU, {gpus:g} GPU in all by now; "
+                "it goes on when another one joins"
+            )
+            self.listener("waits", step, self.progress)
 
 
 def _kind(step: Step) -> tuple[str, type]:
@@ -241,6 +313,7 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
     import ray
 
     orders: list[Order] = config["orders"].value
+    machines = _machines()
     host = _stage_host()
     try:
         outcomes: list[Outcome] = ray.get(host.carry_out.remote(orders))
@@ -251,12 +324,36 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(host)
         _stage_host.cache_clear()
+    died = [outcome for outcome in outcomes if outcome.record is None and outcome.kind is Kind.DEATH]
+    if died and _one_is_lost(machines):
+        outcomes = [
+            replace(outcome, error=MACHINE_LOST, kind=Kind.LOSS) if outcome in died else outcome for outcome in outcomes
+        ]
     return {"outcomes": outcomes}
 
 
 def _lost(group: Sequence[Any], error: str) -> Outcome:
     """The outcome of each of `group` when the process that drove them was lost."""
-    return Outcome(None, error, was_neighbour=len(group) > 1)
+    return Outcome(None, error, was_neighbour=len(group) > 1, kind=Kind.DEATH)
+
+
+def _machines() -> set[str]:
+    """Ray's ids of the machines that are up."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _one_is_lost(machines: set[str]) -> bool:
+    """Whether one of `machines` is gone; the answer is no only when Ray has had the time to find out."""
+    deadline = time.monotonic() + DETECTION_S
+    while len(machines) > 1:
+        if machines - _machines():
+            return True
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    return False
 
 
 @functools.cache

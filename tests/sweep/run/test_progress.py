@@ -14,6 +14,7 @@ from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
+from sweep.run.failures import MACHINE_LOST, Kind
 from sweep.run.progress import Display, Progress, Transfers, time_left
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
@@ -63,7 +64,7 @@ def test_a_log_counts_the_steps_that_are_given_up() -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
-    """Two neighbours of a group are lost together; alone, one is built, and the other fails twice."""
+    """Two neighbours of a group lose their machine, then their process; alone, one is built, and the other fails twice."""
     base = step("base_model", 0)
     resources = Resources(max_group=2)
     lucky, doomed = (
@@ -87,21 +88,26 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
 
     steps = [base, lucky, doomed, user]
     lost = Outcome(None, "its process was lost", was_neighbour=True)
+    machine = Outcome(None, MACHINE_LOST, "log.txt", was_neighbour=True, kind=Kind.LOSS)
     with display:
         run = Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), None, listen, display.on_tick, max_failures=1)
-        end("both", lucky=lost, doomed=lost)
-        run.has_leftovers = False  # there is no Ray whose placement groups could be given back
+        end("both", lucky=machine, doomed=machine)
+        end("both again", lucky=lost, doomed=lost)
         end("lucky alone", lucky=built(lucky))
         end("doomed alone", doomed=Outcome(None, "no room [here]", "log.txt"))
-        run.has_leftovers = False
         end("doomed again", doomed=Outcome(None, "no room at all", "log.txt"))
+        run.progress.waits[doomed.fingerprint] = "it needs 1 GPU"
+        run.listener("waits", doomed, run.progress)
         run.poll()
     starts = [("start", "lucky"), ("start", "doomed")]
     assert events == [
+        *starts, ("lost", "lucky"), ("lost", "doomed"),
         *starts, ("retry", "lucky"), ("retry", "doomed"), starts[0], ("done", "lucky"), starts[1], ("retry", "doomed"),
-        starts[1], ("failed", "doomed"), ("blocked", "user"),
+        starts[1], ("failed", "doomed"), ("blocked", "user"), ("waits", "doomed"),
     ]  # fmt: skip
     shown = " ".join(stream.getvalue().split())  # a terminal folds its lines
+    assert shown.count("lost task_model/lucky: the machine that it ran on was lost; goes on (loss 1)") == 1
+    assert shown.count("waits task_model/doomed: it needs 1 GPU") == 1
     assert shown.count("retry task_model/lucky: its process was lost") == 1
     assert shown.count("retry task_model/doomed: its process was lost") == 1
     assert shown.count("retry task_model/doomed: no room [here] (traceback: log.txt)") == 1

@@ -58,7 +58,7 @@ def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> P
     cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
     if len(cached) == len(steps):
         return Progress(steps, set(cached))
-    return run_steps(Run(steps, set(cached), store, capacity, **options))
+    return run_steps(Run(steps, set(cached), store, capacity, **{"max_failures": 0, **options}))
 
 
 def calls(store: Store) -> Counter[str]:

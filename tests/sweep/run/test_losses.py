@@ -1,0 +1,213 @@
+"""What is tried again, and how often: the table of docs/reliability.md, row by row. No Ray runs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.exceptions
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from pipelines.data.training_set import TrainingSetConfig
+from pipelines.errors import NeighbourFailedError, UserError
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig
+from pipelines.resources import Resources
+from sweep.graph.queue import Capacity
+from sweep.graph.records import Record, Store
+from sweep.graph.stages import REGISTRY
+from sweep.graph.step import Step
+from sweep.run.failures import MACHINE_LOST, Kind, kind
+from sweep.run.progress import Progress
+from sweep.run.trial import Outcome
+from sweep.run.tune import MAX_LOSSES, Run
+
+FAILED = Outcome(None, "TypeError: unexpected")
+FINAL = Outcome(None, "size=0; give 1", is_final=True)
+DIED = Outcome(None, "its process died", kind=Kind.DEATH)
+LOST = Outcome(None, MACHINE_LOST, kind=Kind.LOSS)
+
+
+def actor_died(text: str, reason: int | None = None) -> ray.exceptions.ActorDiedError:
+    context = ActorDiedErrorContext(error_message=text, actor_id=b"1" * 16)
+    if reason is not None:
+        context.node_death_info.CopyFrom(NodeDeathInfo(reason=reason))
+    return ray.exceptions.ActorDiedError(context)
+
+
+NODE_DIED = actor_died(
+    "The actor died because its node has died. Node Id: ab\n\tthe actor's node was terminated unexpectedly: "
+)
+PROCESS_DIED = actor_died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
+GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+
+
+def from_train(*failures: Exception) -> Exception:
+    """As Ray Train hands it to a group's jobs."""
+    failed = NeighbourFailedError("lost")
+    failed.__cause__ = WorkerGroupError("two workers", dict(enumerate(failures)))
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (NODE_DIED, Kind.LOSS),
+        (actor_died("drained", NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED), Kind.LOSS),
+        (ray.exceptions.NodeDiedError("Task failed because the node it was running on is dead or unavailable."), Kind.LOSS),
+        (ray.exceptions.LocalRayletDiedError(), Kind.LOSS),
+        (ray.exceptions.ActorUnavailableError("rpc failed", None), Kind.LOSS),
+        (ray.exceptions.OwnerDiedError("ab", None, ""), Kind.LOSS),
+        (from_train(GLOO, WorkerHealthCheckFailedError("rank 1", NODE_DIED)), Kind.LOSS),
+        (from_train(WorkerHealthCheckFailedError("rank 0", PROCESS_DIED)), Kind.DEATH),
+        (from_train(GLOO), Kind.DEATH),
+        (from_train(TypeError("unexpected")), Kind.FAILURE),
+        (ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")), Kind.DEATH),
+        (PROCESS_DIED, Kind.DEATH),
+        (ray.exceptions.WorkerCrashedError(), Kind.DEATH),
+        (ray.exceptions.OutOfMemoryError("running low on memory"), Kind.DEATH),
+        (ConnectionResetError("the store"), Kind.DEATH),
+        (ray.exceptions.RayTaskError("run", "Traceback: connection closed", TypeError("unexpected")), Kind.FAILURE),
+        (UserError("size=0; give 1"), Kind.FAILURE),
+        (TypeError("unexpected"), Kind.FAILURE),
+    ],
+)
+def test_a_cause_says_who_is_at_fault(error: Exception, expected: Kind) -> None:
+    assert kind(error) == expected
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The last commit of each step by its slug, in the place of what is in the store."""
+    found: dict[str, int] = {}
+
+    def last_commit(output: str) -> int | None:
+        return next((number for slug, number in found.items() if f"/{slug}-" in output), None)
+
+    for name, stage in REGISTRY.items():
+        monkeypatch.setitem(REGISTRY, name, replace(stage, last_commit=last_commit))
+    return found
+
+
+class Attempts:
+    """A run of `steps` whose trials end as they are told."""
+
+    def __init__(self, steps: Sequence[Step], cached: set[str], path: Path, **options: Any) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.run = Run(steps, cached, Store(path), Capacity(1, 0), listener=self._listen, **options)
+        self.num = 0
+
+    def _listen(self, event: str, step: Step, progress: Progress) -> None:
+        self.events.append((event, step.slug))
+
+    def end(self, *outcomes: Outcome) -> list[str]:
+        """Start a trial, end it with an outcome for each of its steps; what the display heard since, starts left out."""
+        self.num += 1
+        self.events.clear()
+        assert self.run.suggest(str(self.num))
+        assert len(self.run.trials[str(self.num)]) == len(outcomes)
+        self.run.complete(str(self.num), {"outcomes": list(outcomes)}, error=False)
+        return [event for event, _ in self.events if event != "start"]
+
+
+@pytest.fixture
+def alone(commits: dict[str, int], tmp_path: Path) -> Attempts:
+    return Attempts([Step("starting_set", "step", TrainingSetConfig("starting", size=3, seed=0))], set(), tmp_path)
+
+
+@pytest.fixture
+def two(commits: dict[str, int], tmp_path: Path) -> Attempts:
+    base = Step("base_model", "base", TrainingSetConfig("starting", size=3, seed=0))
+    config = FinetuneConfig()
+    members = [
+        Step("task_model", slug, TaskModelConfig(config, seed), {"base_model": base}, resources=Resources(max_group=2))
+        for seed, slug in enumerate(("left", "right"))
+    ]
+    return Attempts([base, *members], {base.fingerprint}, tmp_path)
+
+
+def test_a_lost_machine_does_not_count(alone: Attempts) -> None:
+    for _ in range(MAX_LOSSES - 1):
+        assert alone.end(LOST) == ["lost"]
+    # Nor does it spare a failure of the step's own.
+    assert alone.end(FAILED) == ["retry"] and alone.end(FAILED) == ["failed"]
+    assert alone.run.progress.losses.total() == MAX_LOSSES - 1
+
+
+def test_a_step_that_is_lost_again_and_again_without_progress_is_given_up_by_name(
+    alone: Attempts, commits: dict[str, int]
+) -> None:
+    for number in range(3):
+        assert alone.end(LOST) == ["lost"]
+        commits["step"] = number  # and what was lost before no longer counts
+    for _ in range(MAX_LOSSES - 1):
+        assert alone.end(LOST) == ["lost"]
+    assert alone.end(LOST) == ["failed"]
+    (outcome,) = alone.run.progress.failed.values()
+    assert outcome.error == f"lost {MAX_LOSSES} times without progress: the machine that it ran on was lost"
+
+
+def test_a_failure_is_tried_once_more_by_default_whatever_was_committed(alone: Attempts, commits: dict[str, int]) -> None:
+    assert alone.end(FAILED) == ["retry"]
+    commits["step"] = 1
+    assert alone.end(FAILED) == ["failed"]
+
+
+def test_a_mistake_is_final(alone: Attempts) -> None:
+    assert alone.end(FINAL) == ["failed"]
+
+
+def test_a_process_that_dies_at_one_place_is_the_steps_own_failure(alone: Attempts, commits: dict[str, int]) -> None:
+    for number in range(5):
+        commits["step"] = number
+        assert alone.end(DIED) == ["lost"]
+    assert alone.end(DIED) == ["retry"] and alone.end(DIED) == ["failed"]
+
+
+def test_a_group_whose_machine_is_lost_goes_on_together(two: Attempts) -> None:
+    neighbour = Outcome(None, MACHINE_LOST, was_neighbour=True, kind=Kind.LOSS)
+    assert two.end(neighbour, neighbour) == ["lost", "lost"]
+    left = two.run.steps[1]
+    record = Record(left.stage, left.slug, left.fingerprint, left.payload, durations={"total_s": 1.0})
+    assert two.end(Outcome(record), neighbour) == ["done", "lost"]
+    assert two.end(neighbour) == ["lost"]
+
+
+def test_a_group_whose_process_dies_goes_on_together_if_it_had_got_on_and_else_one_by_one(
+    two: Attempts, commits: dict[str, int]
+) -> None:
+    neighbour = Outcome(None, "its process died", was_neighbour=True, kind=Kind.DEATH)
+    commits["right"] = 3  # the left one waits for its turn
+    assert two.end(neighbour, neighbour) == ["lost", "lost"]
+    assert two.end(neighbour, neighbour) == ["retry", "retry"]
+    assert two.end(FAILED) == ["retry"]
+    assert not two.run.attempts[two.run.steps[2].fingerprint]
+
+
+def test_capacity_follows_the_cluster_and_a_wait_is_said_once(
+    alone: Attempts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now, machines = 0.0, {"CPU": 1.0}
+
+    def poll_at(*times: float) -> None:
+        nonlocal now
+        for now in times:  # noqa: B007 - the run's clock
+            run.poll()
+
+    monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: machines)
+    run = alone.run
+    run.look = lambda: Capacity(machines["CPU"], 0)
+    machines["CPU"] = 0.5
+    poll_at(10, 20, 60)
+    assert run.suggest("none") is None and not alone.events
+    poll_at(80, 90, 300)
+    assert alone.events == [("waits", "step")]
+    (said,) = run.progress.waits.values()
+    assert said.startswith("it needs 1 CPU, and the cluster's machines have 0.5 CPU, 0 GPU in all by now")
+    machines["CPU"] = 4.0
+    poll_at(310)
+    assert run.suggest("one")
