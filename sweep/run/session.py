@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
@@ -33,7 +34,7 @@ class RayOptions:
     address: str | None = None
     max_cpus: float | None = None
     max_gpus: float | None = None
-    max_failures: int = 0
+    max_failures: int = 1
     debug: bool = False
 
 
@@ -41,7 +42,7 @@ def _set_environment(*, debug: bool, is_local: bool) -> None:
     """Settings that must stand before Ray is imported; local workers inherit them."""
     defaults = {
         # What a worker raised, and how it died, is in the failure that the run shows.
-        "RAY_DEDUP_LOGS_SKIP_REGEX": "" if debug else "Traceback|worker died",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "" if debug else ".",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -207,14 +208,66 @@ def local_capacity(options: RayOptions) -> Capacity:
 
 
 def cluster_capacity(options: RayOptions) -> Capacity:
-    """The resources that the joined cluster has, or may grow to if the options say so."""
+    """The resources that the joined cluster has, or may grow to: by its autoscaler's file, or if the options say so."""
     import ray
 
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     there = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    grown = _autoscaler()
+    if grown is not None:
+        nodes = tuple(type_.resources for type_ in grown.types for _ in range(type_.most))
+        there = {name: max(there[name], grown.most(name)) for name in there}
     cpus = there["CPU"] if options.max_cpus is None else options.max_cpus
     gpus = there["GPU"] if options.max_gpus is None else options.max_gpus
     if cpus > there["CPU"] or gpus > there["GPU"]:
         # Machines that are not there yet bring CPUs as well; Ray's autoscaler knows how many.
         return Capacity(math.inf if options.max_cpus is None else cpus, gpus)
     return Capacity(cpus, gpus, nodes)
+
+
+@dataclass(frozen=True)
+class _NodeType:
+    """One of an autoscaler's kinds of machine, of which there may be `most`."""
+
+    resources: Mapping[str, float]
+    most: int
+    is_head: bool
+
+
+@dataclass(frozen=True)
+class _Autoscaler:
+    """What Ray's autoscaler may start: machines of `types`, `max_workers` of them beside the head."""
+
+    types: Sequence[_NodeType]
+    max_workers: int
+
+    def most(self, name: str) -> float:
+        """The most that there can be of a resource, with the machines that have the most of it."""
+        amounts = [type_.resources.get(name, 0) for type_ in self.types if not type_.is_head for _ in range(type_.most)]
+        head = sum(type_.resources.get(name, 0) for type_ in self.types if type_.is_head)
+        return head + sum(sorted(amounts, reverse=True)[: self.max_workers])
+
+
+def _autoscaler() -> _Autoscaler | None:
+    """The joined cluster's autoscaler, None if it has none on this machine: Ray itself does not pass on its limits."""
+    import ray
+    import yaml
+
+    address = f"--gcs-address={ray.get_runtime_context().gcs_address}"
+    option = "--autoscaling-config="
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            files = [word.removeprefix(option) for word in words if word.startswith(option)]
+            if address in words and files:
+                return _read_autoscaler(yaml.safe_load(Path(files[0]).expanduser().read_text()))
+    return None
+
+
+def _read_autoscaler(config: Mapping[str, Any]) -> _Autoscaler:
+    max_workers, head = config["max_workers"], config["head_node_type"]
+    types = []
+    for name, type_ in config["available_node_types"].items():
+        most = 1 if name == head else min(type_.get("max_workers", max_workers), max_workers)
+        types.append(_NodeType(type_.get("resources", {}), most, name == head))
+    return _Autoscaler(types, max_workers)

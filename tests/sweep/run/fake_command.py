@@ -1,6 +1,8 @@
 """The real command line, Ray, Tune and MLflow over stand-ins for the stages of a built-in study.
 
 SECONDS=0.5 python fake_command.py run demo --store STORE --no-report
+
+With ASK_RAY=1 each step takes its resources from Ray, as the real ones do, and keeps the name of its node.
 """
 
 import json
@@ -22,8 +24,20 @@ def run(job: Job) -> dict[str, Any]:
     for step in range(3):
         job.report({"loss": 1 / (step + 1)}, step)
         time.sleep(SECONDS / 3)
+    if os.environ.get("ASK_RAY"):
+        Path(job.output, "machine.txt").write_text(_node_of_a_worker(job))
     Path(job.output, "value.txt").write_text(json.dumps(sorted(job.inputs)))
     return {"template_test/accuracy": 0.5}
+
+
+def _node_of_a_worker(job: Job) -> str:
+    import ray
+
+    def node() -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    amounts = {"num_cpus": job.resources.cpus_per_worker, "num_gpus": job.resources.gpus_per_worker}
+    return str(ray.get(ray.remote(node).options(**amounts).remote()))
 
 
 if __name__ == "__main__":
