@@ -114,6 +114,16 @@ def test_a_step_that_is_put_back_keeps_its_place() -> None:
     assert names(queue) == ["b"]
 
 
+def test_a_step_without_room_is_found_among_those_that_run_and_else_among_the_ready() -> None:
+    large, gpu = step("large", cpus=2), step("gpu", gpus=1)
+    queue = StepQueue([large, gpu], [], Capacity(4, 1))
+    assert queue.without_room(2, 1) is None
+    assert queue.without_room(2, 0) is gpu
+    assert names(queue) == ["large", "gpu"]
+    assert queue.without_room(3, 1) is None
+    assert queue.without_room(2, 1) is gpu and queue.without_room(1, 1) is large
+
+
 def grouped(num: int, capacity: Capacity, *, most: int, sizes: tuple[int, ...] = (100,)) -> list[list[int]]:
     """Sizes of the cells in each group that is given out, one after another, of `num` cells over one base model."""
     base = step("base")
