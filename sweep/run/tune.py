@@ -22,7 +22,7 @@ from sweep.graph.queue import Capacity, StepQueue
 from sweep.graph.records import Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
-from sweep.run.failures import MACHINE_LOST, Kind, one_line
+from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
 from sweep.run.machine import git_state
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
@@ -324,17 +324,29 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(host)
         _stage_host.cache_clear()
-    died = [outcome for outcome in outcomes if outcome.record is None and outcome.kind is Kind.DEATH]
-    if died and _one_is_lost(machines):
-        outcomes = [
-            replace(outcome, error=MACHINE_LOST, kind=Kind.LOSS) if outcome in died else outcome for outcome in outcomes
-        ]
-    return {"outcomes": outcomes}
+    return {"outcomes": _judged(outcomes, machines)}
 
 
 def _lost(group: Sequence[Any], error: str) -> Outcome:
     """The outcome of each of `group` when the process that drove them was lost."""
     return Outcome(None, error, was_neighbour=len(group) > 1, kind=Kind.DEATH)
+
+
+def _judged(outcomes: Sequence[Outcome], machines: set[str]) -> list[Outcome]:
+    """`outcomes` with what became of the cluster's `machines`, which the processes that are left do not always know."""
+    kinds = {outcome.kind for outcome in outcomes if outcome.record is None}
+    if len(machines) == 1:
+        # There is no other one to lose: what cannot be reached any more has died.
+        known = {Kind.LOSS: (Kind.DEATH, PROCESS_DIED)}
+    elif Kind.DEATH in kinds and _one_is_lost(machines):
+        known = {Kind.DEATH: (Kind.LOSS, MACHINE_LOST)}
+    else:
+        known = {}
+    judged = []
+    for outcome in outcomes:
+        kind, error = known.get(outcome.kind, (outcome.kind, outcome.error))
+        judged.append(outcome if outcome.record else replace(outcome, kind=kind, error=error))
+    return judged
 
 
 def _machines() -> set[str]:
@@ -347,13 +359,11 @@ def _machines() -> set[str]:
 def _one_is_lost(machines: set[str]) -> bool:
     """Whether one of `machines` is gone; the answer is no only when Ray has had the time to find out."""
     deadline = time.monotonic() + DETECTION_S
-    while len(machines) > 1:
-        if machines - _machines():
-            return True
+    while machines <= _machines():
         if time.monotonic() > deadline:
-            break
+            return False
         time.sleep(1)
-    return False
+    return True
 
 
 @functools.cache

@@ -20,10 +20,10 @@ from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
-from sweep.run.failures import MACHINE_LOST, Kind, kind
+from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind
 from sweep.run.progress import Progress
 from sweep.run.trial import Outcome
-from sweep.run.tune import MAX_LOSSES, Run
+from sweep.run.tune import MAX_LOSSES, Run, _judged
 
 FAILED = Outcome(None, "TypeError: unexpected")
 FINAL = Outcome(None, "size=0; give 1", is_final=True)
@@ -41,7 +41,7 @@ def actor_died(text: str, reason: int | None = None) -> ray.exceptions.ActorDied
 NODE_DIED = actor_died(
     "The actor died because its node has died. Node Id: ab\n\tthe actor's node was terminated unexpectedly: "
 )
-PROCESS_DIED = actor_died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
+ACTOR_DIED = actor_died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
 
 
@@ -62,11 +62,11 @@ def from_train(*failures: Exception) -> Exception:
         (ray.exceptions.ActorUnavailableError("rpc failed", None), Kind.LOSS),
         (ray.exceptions.OwnerDiedError("ab", None, ""), Kind.LOSS),
         (from_train(GLOO, WorkerHealthCheckFailedError("rank 1", NODE_DIED)), Kind.LOSS),
-        (from_train(WorkerHealthCheckFailedError("rank 0", PROCESS_DIED)), Kind.DEATH),
+        (from_train(WorkerHealthCheckFailedError("rank 0", ACTOR_DIED)), Kind.DEATH),
         (from_train(GLOO), Kind.DEATH),
         (from_train(TypeError("unexpected")), Kind.FAILURE),
         (ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")), Kind.DEATH),
-        (PROCESS_DIED, Kind.DEATH),
+        (ACTOR_DIED, Kind.DEATH),
         (ray.exceptions.WorkerCrashedError(), Kind.DEATH),
         (ray.exceptions.OutOfMemoryError("running low on memory"), Kind.DEATH),
         (ConnectionResetError("the store"), Kind.DEATH),
@@ -77,6 +77,27 @@ def from_train(*failures: Exception) -> Exception:
 )
 def test_a_cause_says_who_is_at_fault(error: Exception, expected: Kind) -> None:
     assert kind(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "given", "expected"),
+    [
+        ({"a", "b"}, {"a"}, DIED, LOST),
+        ({"a", "b"}, {"a", "c"}, DIED, LOST),
+        ({"a", "b"}, {"a", "b", "c"}, DIED, DIED),
+        ({"a", "b"}, {"a", "b"}, LOST, LOST),
+        ({"a", "b"}, {"a"}, FAILED, FAILED),
+        ({"a"}, {"a"}, DIED, DIED),
+        ({"a"}, {"a"}, LOST, Outcome(None, PROCESS_DIED, kind=Kind.DEATH)),
+    ],
+)
+def test_a_death_is_a_loss_if_a_machine_is_gone(
+    monkeypatch: pytest.MonkeyPatch, before: set[str], now: set[str], given: Outcome, expected: Outcome
+) -> None:
+    monkeypatch.setattr("sweep.run.tune._machines", lambda: now)
+    monkeypatch.setattr("sweep.run.tune.DETECTION_S", 0.0)
+    monkeypatch.setattr("sweep.run.tune.time.sleep", lambda seconds: None)
+    assert _judged([given], before) == [expected]
 
 
 @pytest.fixture
