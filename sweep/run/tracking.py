@@ -244,6 +244,14 @@ class Tracker:
                 self.client.set_tag(run.info.run_id, "error", message[:MAX_VALUE])
                 self.client.set_terminated(run.info.run_id, "FAILED")
 
+    def annotate(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the whole study on its own run; a later value takes the place of an earlier one."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with self._collecting("metrics of the study"):
+            self.client.log_batch(self.parent_id, [Metric(name, float(value), now, 0) for name, value in metrics.items()])
+
     def close(self, status: str) -> list[str]:
         """Write what is pending, end the parent run with an MLflow status, return what went wrong."""
         with self._collecting("close"):

@@ -8,6 +8,7 @@ import pytest
 
 from sweep.graph.records import Record, Store, Study, StudyStep
 from sweep.run.study_run import reindex
+from sweep.run.tracking import Tracker
 
 # As an evaluation names them: what is asked of a set with three labels is folded to two.
 ACCURACIES = {
@@ -71,3 +72,11 @@ def test_the_view_shows_the_slice_of_the_study(
     assert sorted(metrics) == sorted(f"metrics.`{name}`" for name in ("mnli_matched/accuracy", blindspot, "hans/accuracy"))
     (scatter,) = (chart for chart in view["compareRunCharts"] if chart["type"] == "SCATTER")
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == (general, blindspot)
+
+
+def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path), "tiny", "", {})
+    tracker.annotate({"spent_dollars": 1.0})
+    tracker.annotate({"spent_dollars": 2.0})
+    assert tracker.close("FINISHED") == []
+    assert tracker.client.get_run(tracker.parent_id).data.metrics == {"spent_dollars": 2.0}
