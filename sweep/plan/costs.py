@@ -34,6 +34,9 @@ from sweep.plan.throughputs import CostTable, Gpu, NoEstimate, Rate
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE_BYTES = 12
 """The optimizer's fp32 master copy and two moments of a trained parameter."""
+MOMENTS_BYTES, GROUPED_STATE_BYTES = 8, 10
+"""The same where weights are fp32 themselves, and where adapters are trained many at once: a master is two bytes more there."""
+CLASSIFIERS = ("starting_point", "task_model", "evaluation")
 MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
 
 
@@ -56,7 +59,8 @@ class StepCost:
     `gpu_seconds` are paid for, if it shares workers with as many others as it may: of their `seconds`, those who share
     workers take the longest `setup_s` and the longest `once_s` once (`group_seconds`). `work` is None for a step that
     computes nothing on a GPU, `rate` too for one whose work runs on CPUs: there is no figure for those, and only its setup
-    is counted.
+    is counted. `memory_bytes` is the least that each worker's GPU has to hold: weights and, in a finetuning, gradients and the
+    optimizer's state; activations and caches are left out, and so is what GPUs have no part in.
     """
 
     step: Step
@@ -68,6 +72,7 @@ class StepCost:
     setup_s: float = 0
     once_s: float = 0
     gpu_seconds: float = 0
+    memory_bytes: float = 0
 
 
 def group_seconds(costs: Sequence[StepCost]) -> float:
@@ -227,6 +232,7 @@ class _Estimator:
             self.checkpoint_bytes(step, work),
             setup_s,
             once_s,
+            memory_bytes=self.memory_bytes(step, work) if num_gpus else 0,
         )
 
     def work(self, step: Step) -> Work | None:
@@ -305,6 +311,26 @@ class _Estimator:
         if not finetune.train_embeddings or isinstance(step.config, TaskModelConfig):
             return adapter
         return adapter + self.shape.num_embedding_parameters * (1 if self.shape.is_tied else 2)
+
+    def memory_bytes(self, step: Step, work: Work) -> float:
+        """The least bytes on a worker's GPU; ZeRO shares out the optimizer's state from stage 1 on, gradients from 2, weights
+        at 3.
+        """
+        shape, finetune = self.shape, work.finetune
+        # A task model has no language-model head.
+        num_weights = shape.num_body_parameters if step.stage in CLASSIFIERS else shape.num_parameters
+        if finetune is None:
+            return num_weights * BYTES_PER_NUMBER[step.config.dtype]
+        size, trained = BYTES_PER_NUMBER[finetune.dtype], self._num_trained(step, finetune)
+        if finetune.method == "full":
+            trained = num_weights
+        else:
+            num_weights += self.shape.num_lora_parameters(finetune.lora_rank, finetune.lora_targets)
+        state = STATE_BYTES if finetune.dtype != "float32" else MOMENTS_BYTES
+        if finetune.method == "lora" and finetune.dtype != "float32":
+            state = GROUPED_STATE_BYTES
+        share = [step.resources.num_workers if finetune.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+        return trained * state / share[0] + trained * size / share[1] + num_weights * size / share[2]
 
     def checkpoint_bytes(self, step: Step, work: Work) -> float:
         """Bytes of checkpoints, 0 for a finetuning too short to write any: what is trained, and the optimizer's state.

@@ -70,7 +70,9 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
     measured = {row.gpu for row in table.throughputs}
     for gpu in table.gpus.values():
         basis = "" if gpu.name in measured else "; nothing was measured on it"
-        print(f"{gpu.name}: {_price(gpu)}, {gpu.bf16_tflops:g} TFLOP/s, {gpu.memory_tb_per_s:g} TB/s{basis}  {gpu.source}")
+        memory = f", {gpu.memory_gb:g} GB" if gpu.memory_gb else ""
+        rates_of = f"{gpu.bf16_tflops:g} TFLOP/s, {gpu.memory_tb_per_s:g} TB/s"
+        print(f"{gpu.name}: {_price(gpu)}, {rates_of}{memory}{basis}  {gpu.source}")
     for row in table.throughputs:
         batch = f", batch {row.batch_size}" if row.batch_size else ""
         batch += f", {row.together} at once" if row.together > 1 else ""
@@ -151,6 +153,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 for (kind, batch_size), rate in rates(estimate.steps).items()
             ],
             "assumptions": list(estimate.assumptions),
+            "gpu_memory_gb": gpu.memory_gb or None,
+            "least_memory_bytes": {cost.step.name: cost.memory_bytes for cost in estimate.steps if cost.memory_bytes},
+            "does_not_fit": costs.too_large,
         },
     }
 
@@ -212,6 +217,14 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
         f"disk: {_size(costs.to_build.num_bytes)} more, the largest artifact {largest.step.name} with "
         f"{_size(largest.num_bytes)}; while it runs, up to {_size(schedule.peak_bytes)} of checkpoints beside them"
     )
+    if costs.too_large:
+        yield f"does not fit: {costs.too_large}; `run` refuses it"
+    elif most := costs.needs_most_memory:
+        has = f" of {gpu.memory_gb:g} GB" if gpu.memory_gb else ""
+        yield (
+            f"memory: at least {most.memory_bytes / 2**30:,.1f} GiB{has} on a GPU for {most.step.name}, without activations "
+            "and caches, for which there is no figure: `run --rehearse` measures"
+        )
     yield (
         f"All these are estimates. {gpu.name} at {_price(gpu)}: set what you pay "
         "with --price and --spot-price. --sources lists the figures behind them."

@@ -11,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.records import ArtifactId, Record, Store
+from sweep.graph.spending import NOTHING, Spending, describe, dollars
 from sweep.graph.step import Step
 from sweep.plan.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total, unmeasured
 from sweep.plan.schedule import Schedule, simulate
@@ -84,6 +85,23 @@ class PlanCosts:
     def held_gpu_hours(self) -> float:
         """The hours that are paid for if all GPUs are held until the last step ends, idle or not."""
         return self.schedule.seconds / 3600 * self.num_gpus
+
+    @property
+    def needs_most_memory(self) -> StepCost | None:
+        """Of the missing steps that use a GPU, the one whose workers need most of it; None if there is none."""
+        return max((cost for cost in self.missing_steps if cost.memory_bytes), key=lambda cost: cost.memory_bytes, default=None)
+
+    @property
+    def too_large(self) -> str:
+        """The missing step that cannot fit on the GPU, as a sentence; "" if all may, or the GPU's memory is unknown."""
+        gpu, cost = self.estimate.gpu, self.needs_most_memory
+        if cost is None or not 0 < gpu.memory_bytes < cost.memory_bytes:
+            return ""
+        return (
+            f"{cost.step.name} needs at least {cost.memory_bytes / 2**30:,.1f} GiB on a worker's GPU (weights, and what a "
+            f"finetuning keeps of each trained parameter; activations and caches come on top), and the {gpu.name} has "
+            f"{gpu.memory_gb:g} GB"
+        )
 
     @property
     def unmeasured(self) -> str:
@@ -196,34 +214,55 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     return None, ""
 
 
-def check_budget(plan: Plan, budget: float) -> str:
-    """A sentence that says what the missing steps would cost, if that is no more than `budget` US dollars.
+def check_memory(plan: Plan) -> None:
+    """Raise UserError for a missing step that cannot fit on the GPU, before any is taken."""
+    if plan.costs and plan.costs.too_large:
+        raise UserError(
+            f"{plan.costs.too_large}: choose a GPU with more memory (--gpu, if this is not what there is), adapters "
+            "(method='lora'), a smaller model, or several workers with zero_stage=3"
+        )
 
-    Raises UserError if it is more, or unknown.
+
+OVER_BUDGET = 75
+"""The exit code of a run that a budget keeps from being complete; sysexits.h calls it a temporary failure."""
+
+
+class OverBudgetError(UserError):
+    """The study would cost, or has cost, more than its budget."""
+
+    exit_code = OVER_BUDGET
+
+
+def check_budget(plan: Plan, budget: float, spent: Spending = NOTHING) -> str:
+    """A sentence that says what the missing steps would cost, if that and what is `spent` are within `budget` US dollars.
+
+    The budget is of the whole study in its store. Raises OverBudgetError if it is too small, UserError if that is unknown.
     """
     costs = plan.costs
     if costs is None:
         raise UserError(f"--budget cannot be checked: {plan.why_no_costs}; leave it out to run all the same")
     if not (math.isfinite(budget) and budget >= 0):
-        raise UserError(f"budget={budget}: it is dollars for what is still to be built; give 0 or more")
+        raise UserError(f"budget={budget}: it is the dollars that the study may cost in all, in its store; give 0 or more")
     gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
     if gpu.price is None:
         raise UserError(
             f"--budget cannot be checked: no price of {gpu.name} is in the table ({hours:,.1f} GPU-hours of it are missing); "
             "say with --price what you pay for one hour of one, or leave --budget out to run all the same"
         )
+    spent = spent.priced(gpu.price)
     basis = f"; {costs.unmeasured}" if costs.unmeasured else ""
+    already = f"{describe(spent)} spent on it already and " if spent.gpu_hours else ""
     cost = (
-        f"what is missing of {plan.experiment.name} would cost about ${hours * gpu.price:,.2f} ({hours:,.1f} GPU-hours of "
-        f"{gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end{basis})"
+        f"{already}what is missing of {plan.experiment.name} would cost about {dollars(hours * gpu.price)} ({hours:,.1f} "
+        f"GPU-hours of {gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end{basis})"
     )
-    if hours * gpu.price > budget:
-        spot = f" (at spot's ${gpu.spot_price:g} it is ${hours * gpu.spot_price:,.2f})" if gpu.spot_price is not None else ""
-        raise UserError(
-            f"{cost}, over the budget of ${budget:,.2f}: raise --budget, say with --price what you pay{spot}, "
+    if spent.dollars + hours * gpu.price > budget:
+        spot = f" (at spot's ${gpu.spot_price:g} it is {dollars(hours * gpu.spot_price)})" if gpu.spot_price is not None else ""
+        raise OverBudgetError(
+            f"{cost}, over the budget of {dollars(budget)}: raise --budget, say with --price what you pay{spot}, "
             "choose another --gpu, or make the study smaller; `blindsweep plan` shows the estimate by stage"
         )
-    return f"{cost}, within the budget of ${budget:,.2f}"
+    return f"{cost}, within the budget of {dollars(budget)}"
 
 
 def _reason(step: Step, there: Iterable[str], store: Store) -> str:

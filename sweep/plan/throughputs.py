@@ -30,7 +30,7 @@ class Gpu:
     """Dense bf16 peak, memory bandwidth, and the price in US dollars of one hour of one GPU, on demand and spot.
 
     A price is None where no source for it is at hand: then money is not reckoned. `accelerator_type` is what Ray calls the
-    GPU, "" if that is the name in capitals.
+    GPU, "" if that is the name in capitals. `memory_gb` is the card's memory, 0 if unknown.
     """
 
     name: str
@@ -40,6 +40,12 @@ class Gpu:
     price: float | None = None
     spot_price: float | None = None
     accelerator_type: str = ""
+    memory_gb: float = 0
+
+    @property
+    def memory_bytes(self) -> float:
+        """The most that its memory can be: a data sheet's GB may be 2^30 bytes, of which the driver keeps some."""
+        return self.memory_gb * 2**30
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Constant:
 
 
 SECTIONS: Mapping[str, Any] = {"gpu": Gpu, "throughput": Throughput, "constant": Constant}
-MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size", "accelerator_type")
+MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size", "accelerator_type", "memory_gb")
 """Keys whose number may be 0 and whose text may be empty."""
 
 

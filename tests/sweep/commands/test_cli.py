@@ -139,16 +139,24 @@ def test_a_plan_for_a_gpu_that_was_not_measured_says_so(gpu_study: str, tmp_path
     options = ("plan", gpu_study, "--store", str(tmp_path / "s"), "--gpu", "l40s")
     note = "not measured on l40s, reckoned from the makers' data sheets: "
     shown = blindsweep(*options, "--sources").stdout
-    assert "l40s at no price an hour on demand, no price spot" in shown and "without a price no cost" in shown
+    assert "l40s at $2.62 an hour on demand, no price spot" in shown
     # Once under the estimates, once beside the rates of --sources.
     assert shown.count(note) == 2
     assert (
-        "l40s: no price an hour on demand, no price spot, 362 TFLOP/s, 0.864 TB/s; nothing was measured on it  published"
+        "l40s: $2.62 an hour on demand, no price spot, 362 TFLOP/s, 0.864 TB/s, 48 GB; nothing was measured on it  published"
         in shown
     )
     costs = json.loads(blindsweep(*options, "--json").stdout)["costs"]
     assert costs["unmeasured"].startswith(note) and "L40S" in costs["gpu_source"]
     assert {rate["measured_on"] for rate in costs["rates"]} == {"h100"}
+    assert costs["price"] == 2.62 and "AWS g6e.12xlarge" in costs["price_source"]
+
+
+def test_without_a_price_hours_are_shown_and_no_money(gpu_study: str, tmp_path: Path) -> None:
+    options = ("plan", gpu_study, "--store", str(tmp_path / "s"), "--gpu", "rtx4090")
+    shown = blindsweep(*options).stdout
+    assert "rtx4090 at no price an hour on demand, no price spot" in shown and "without a price no cost" in shown
+    costs = json.loads(blindsweep(*options, "--json").stdout)["costs"]
     assert costs["price"] is None and costs["to_build"]["on_demand"] is None and costs["to_build"]["gpu_hours"] > 0
 
 

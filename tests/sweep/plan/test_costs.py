@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -408,7 +409,7 @@ def test_a_table_of_ones_own_adds_rows_and_takes_the_place_of_others(tmp_path: P
     assert table.rate("evaluate", 0, table.gpu("mine"), PARAMETERS).measured_on == ""
     assert (table.gpu("l40s").price, table.gpu("l40s").bf16_tflops, table["yield"]) == (2, 300, 0.9)
     assert table.gpu("h200") == shipped.gpu("h200")
-    assert (shipped.gpu("l40s").price, shipped["yield"], "mine" in shipped.gpus) == (None, 0.995, False)
+    assert (shipped.gpu("l40s").price, shipped["yield"], "mine" in shipped.gpus) == (2.62, 0.995, False)
     assert len(table.throughputs) == len(shipped.throughputs) + 1
 
 
@@ -499,3 +500,34 @@ def test_a_generator_of_another_recipe_is_priced_by_its_own(llama: Experiment) -
     found = of_stage(estimate(whole), "generator")[0]
     assert found.gpu_seconds == pytest.approx(100 + 391_722 * 100 / (1_000 * 4 / 6))
     assert found.checkpoint_bytes == 2 * 14 * PARAMETERS
+
+
+def test_the_least_memory_is_weights_gradients_and_the_optimizers_state(llama: Experiment) -> None:
+    found = {one.step.stage: one.memory_bytes for one in estimate(llama).steps}
+    embeddings = 32_000 * 4_096
+    body = PARAMETERS - embeddings
+    # bf16 weights; of each trained parameter a gradient, what its fp32 master has beyond the weight, and two moments.
+    assert found["generator"] == 2 * (PARAMETERS + ADAPTER) + 12 * (ADAPTER + 2 * embeddings)
+    assert found["task_model"] == 2 * (body + ADAPTER) + 12 * ADAPTER
+    assert (found["synthetic_pool"], found["evaluation"], found["sources"]) == (2 * PARAMETERS, 2 * body, 0)
+
+    def of_workers(zero_stage: int, num_workers: int = 4, dtype: str = "bfloat16") -> float:
+        finetune = FinetuneConfig(method="full", dtype=dtype, zero_stage=zero_stage)
+        resources = {**llama.resources, "generator": Resources(num_workers=num_workers, gpus_per_worker=1)}
+        whole = dataclasses.replace(llama, generator=GeneratorConfig(finetune=finetune), resources=resources)
+        return of_stage(estimate(whole), "generator")[0].memory_bytes / PARAMETERS
+
+    assert [of_workers(stage) for stage in range(4)] == pytest.approx([16, 2 + 2 + 3, 2 + 0.5 + 3, 4])
+    assert of_workers(3, num_workers=1) == pytest.approx(16) == of_workers(0, dtype="float32")
+    on_cpus = dataclasses.replace(llama, resources={**llama.resources, "generator": Resources()})
+    assert of_stage(estimate(on_cpus), "generator")[0].memory_bytes == 0
+
+
+def test_a_shipped_price_names_the_machine_and_the_year_and_a_card_its_memory() -> None:
+    gpus = read_table().gpus
+    for gpu in gpus.values():
+        assert gpu.memory_gb > 0
+        assert gpu.price is None or re.search(r"AWS \S+\.\d+xlarge.* \$[\d.]+ an hour on demand.* 2026", gpu.source), gpu
+    # Dollars of the machine over its GPUs.
+    per_gpu = {"l40s": 10.49264 / 4, "a10g": 5.672 / 4, "l4": 4.6016 / 4, "b200": 113.9328 / 8}
+    assert {name: gpus[name].price for name in per_gpu} == {name: round(price, 2) for name, price in per_gpu.items()}

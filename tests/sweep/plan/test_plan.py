@@ -11,8 +11,9 @@ from pipelines.errors import UserError
 from pipelines.finetune.recipe import FinetuneConfig
 from sweep.graph import stages
 from sweep.graph.records import Store
+from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, Spending
 from sweep.plan.costs import total
-from sweep.plan.plan import Plan, PlanCosts, check_budget, cost_plan, make_plan
+from sweep.plan.plan import OverBudgetError, Plan, PlanCosts, check_budget, cost_plan, make_plan
 from sweep.plan.throughputs import NoEstimate, read_table
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import paper
@@ -172,6 +173,11 @@ def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -
         assert part in str(refused.value)
     with pytest.raises(UserError, match="budget=-1"):
         check_budget(plan, -1)
+    # What earlier runs have spent counts, GPU-hours without a price at that of now.
+    spent = Spending((RunSpending("a", "", "", None, (Held("h200", ON_DEMAND, 3_600, 5), Held("h200", SPOT, 3_600, None))),))
+    assert "$15.00" in check_budget(plan, dollars + 15.01, spent)
+    with pytest.raises(OverBudgetError, match=r"\$15\.00 .* spent on it already"):
+        check_budget(plan, dollars + 14.99, spent)
 
 
 def test_a_budget_for_a_gpu_that_was_not_measured_says_so(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
@@ -189,8 +195,8 @@ def test_a_budget_for_a_gpu_that_was_not_measured_says_so(llama: Experiment, che
 
 def test_a_budget_without_a_price_is_refused(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
     llama = dataclasses.replace(llama, base_model=dataclasses.replace(llama.base_model, path=str(checkpoint)))
-    plan = Plan(llama, (), costs_on("l40s", None, llama, Store(tmp_path)))
-    with pytest.raises(UserError, match=r"no price of l40s is in the table .*--price what you pay"):
+    plan = Plan(llama, (), costs_on("rtx4090", None, llama, Store(tmp_path)))
+    with pytest.raises(UserError, match=r"no price of rtx4090 is in the table .*--price what you pay"):
         check_budget(plan, 1e9)
 
 
