@@ -1,9 +1,12 @@
 """Paths that may be local or URIs (``s3://``, ``gs://``, ``file://``, ...), through fsspec.
 
 A stage works on local folders; the store may be anywhere. :func:`fetch` brings a folder or file here,
-:func:`publish` sends one away.
+:func:`publish` sends one away. What is written here is on the disk, names included, when the call returns: a power
+cut takes nothing that something written later speaks of.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -142,12 +145,13 @@ def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -
         target = local_path(uri)
         if target.exists() and target.resolve() == source.resolve():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         partial = target.parent / f".partial-{target.name}-{uuid.uuid4().hex[:8]}"
         try:
             if target.exists():
                 shutil.copytree(target, partial)
             shutil.copytree(source, partial, dirs_exist_ok=True)
+            sync_tree(partial)
             if target.exists():
                 retired = target.parent / f".retired-{target.name}-{uuid.uuid4().hex[:8]}"
                 target.rename(retired)
@@ -155,6 +159,7 @@ def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -
                 shutil.rmtree(retired)
             else:
                 partial.rename(target)
+            sync_folder(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return
@@ -176,7 +181,7 @@ def read_text(uri: str | os.PathLike[str]) -> str | None:
 
 
 def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
-    """Write or replace a whole file, so that a reader meets the old content or the new, never a part."""
+    """Write or replace a whole file, so that a reader, also after a power cut, meets the old content or the new."""
     if not is_local(uri):
         # An object appears when its upload is complete.
         file_system, path = filesystem(uri)
@@ -184,7 +189,7 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
         file_system.pipe_file(path, content)
         return
     target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -193,6 +198,7 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
+        sync_folder(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -200,6 +206,60 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
 def write_text(uri: str | os.PathLike[str], text: str) -> None:
     """Write or replace a text file, as :func:`write_bytes`."""
     write_bytes(uri, text.encode())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a local folder and those above it that are missing; their names are on the disk afterwards."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Put the names in a local folder on the disk: a file's own sync does not."""
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_tree(folder: str | os.PathLike[str]) -> None:
+    """Put a local folder with all that is below it on the disk, its own name included.
+
+    Files that a library made for their owner only, as safetensors does, become as readable and writable as their folder.
+    """
+    root = Path(folder)
+    for path, _, names in os.walk(root, topdown=False):
+        granted = root.stat().st_mode & 0o666
+        for name in names:
+            # What others remove meanwhile is working state.
+            with contextlib.suppress(FileNotFoundError):
+                _settle(os.path.join(path, name), granted)
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(path)
+    sync_folder(root.parent)
+
+
+def _settle(file: str, granted: int) -> None:
+    if os.path.islink(file):
+        return
+    mode = os.stat(file).st_mode
+    if mode | granted != mode:
+        # Another user's, who was stopped in the midst of it.
+        with contextlib.suppress(PermissionError):
+            os.chmod(file, mode | granted)
+    _sync(file, os.O_RDONLY)
+
+
+def _sync(path: str | os.PathLike[str], flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and user-space file systems cannot sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not flags & os.O_DIRECTORY:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove(uri: str | os.PathLike[str]) -> None:
@@ -210,18 +270,23 @@ def remove(uri: str | os.PathLike[str]) -> None:
 
 
 class working_folder:  # in lower case: it is used like a function, `with working_folder(output) as folder`
-    """A local folder to write `output` in: `output` itself if it is local, else a temporary one, published on success."""
+    """A local folder to write `output` in: `output` itself if it is local, else a temporary one, published on success.
+
+    Either is on the disk then.
+    """
 
     def __init__(self, output: str) -> None:
         self.output = output
 
     def __enter__(self) -> Path:
         self.folder = local_path(self.output) if is_local(self.output) else Path(tempfile.mkdtemp(prefix="blindsweep-"))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return self.folder
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if is_local(self.output):
+            if kind is None:
+                sync_tree(self.folder)
             return
         try:
             if kind is None:

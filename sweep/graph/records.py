@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.storage import files_below, filesystem, is_local, join, local_path, write_bytes
+from pipelines.storage import files_below, filesystem, is_local, join, local_path, make_folder, sync_tree, write_bytes
 from sweep.graph.identity import SHORT
 from sweep.graph.stages import REGISTRY
 
@@ -132,8 +132,15 @@ class Store:
         return record
 
     def write_record(self, record: Record) -> None:
-        """Mark an artifact complete. Everything it consists of must already be in its folder."""
-        self.write_bytes(join(self.folder(record.id), RECORD_FILE), record.to_json().encode())
+        """Mark an artifact complete. Everything it consists of must already be in its folder.
+
+        In a local store all of it is on the disk before the record is.
+        """
+        folder = self.folder(record.id)
+        if self.is_local:
+            make_folder(Path(folder))
+            sync_tree(folder)
+        self.write_bytes(join(folder, RECORD_FILE), record.to_json().encode())
 
     def read_bytes(self, folder: str, relpath: str) -> bytes:
         """Content of a file of an artifact. Raises UserError if it is not there."""

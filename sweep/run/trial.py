@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
-from pipelines.storage import filesystem, join
+from pipelines.storage import filesystem, join, make_folder
 from sweep.graph.identity import SHORT
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import Job, Stage
@@ -122,7 +122,7 @@ def _job(order: Order, store: Store) -> Job:
     step = order.step
     folder = store.folder(step.id)
     if store.is_local:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(folder))
     return Job(
         step.config,
         {name: store.folder(source.id) for name, source in step.inputs.items()},
@@ -201,7 +201,7 @@ def _sole_builder(store: Store, step: Step) -> Iterator[None]:
         yield
         return
     folder = Path(store.folder(step.id))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

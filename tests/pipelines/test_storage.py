@@ -1,3 +1,6 @@
+import os
+import tempfile
+
 import fsspec
 import pytest
 
@@ -155,3 +158,75 @@ def test_a_working_folder_of_a_file_address_is_the_folder_that_it_names(tmp_path
     with working_folder(f"file://{tmp_path}/a") as folder:
         (folder / "text").write_text("1")
     assert (tmp_path / "a" / "text").read_text() == "1"
+
+
+class DiskCalls:
+    """What the disk is told, in order: ("write" | "sync" | "rename", path). A write shows when the file has changed since."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        fsync, replace, rename = os.fsync, os.replace, os.rename
+
+        def synced(descriptor):
+            self.calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+            fsync(descriptor)
+
+        def moved(move):
+            def call(source, target, **options):
+                self.calls.append(("rename", str(target)))
+                move(source, target, **options)
+
+            return call
+
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(os, "replace", moved(replace))
+        monkeypatch.setattr(os, "rename", moved(rename))
+
+    def before_rename_to(self, target):
+        place = self.calls.index(("rename", str(target)))
+        return {path for call, path in self.calls[:place] if call == "sync"}
+
+    def after_rename_to(self, target):
+        place = self.calls.index(("rename", str(target)))
+        return {path for call, path in self.calls[place:] if call == "sync"}
+
+
+def test_a_written_file_is_on_the_disk_under_its_name(tmp_path, monkeypatch):
+    disk = DiskCalls(monkeypatch)
+    target = tmp_path / "new" / "shards" / "a.json"
+    write_text(target, "{}")
+    assert any(path.startswith(f"{target.parent}/.a.json") for path in disk.before_rename_to(target))
+    assert str(target.parent) in disk.after_rename_to(target)
+    # The new folders' own names.
+    assert {str(tmp_path), str(tmp_path / "new")} <= disk.before_rename_to(target)
+
+
+def test_a_published_copy_is_on_the_disk_before_it_has_its_name(folder, tmp_path, monkeypatch):
+    disk = DiskCalls(monkeypatch)
+    target = tmp_path / "store" / "artifact"
+    publish(folder, target)
+    synced = {path.partition("-artifact-")[2].partition("/")[2] for path in disk.before_rename_to(target)}
+    assert {"metrics.json", "pool/0.parquet", "pool"} <= synced
+    assert str(target.parent) in disk.after_rename_to(target)
+
+
+def test_what_is_written_into_a_working_folder_is_on_the_disk(tmp_path, monkeypatch):
+    disk = DiskCalls(monkeypatch)
+    with working_folder(str(tmp_path / "step1" / "worker0")) as folder:
+        (folder / "state").write_text("1")
+    synced = {path for call, path in disk.calls if call == "sync"}
+    assert {str(folder / "state"), str(folder), str(folder.parent), str(tmp_path)} <= synced
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_of_an_artifact_are_for_whom_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with working_folder(str(tmp_path / "artifact")) as folder:
+            # As safetensors does.
+            descriptor, name = tempfile.mkstemp(dir=folder)
+            os.close(descriptor)
+            os.rename(name, folder / "weights")
+    finally:
+        os.umask(before)
+    assert (folder / "weights").stat().st_mode & 0o777 == mode

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,35 @@ def test_objects_that_stand_for_folders_are_no_files_of_an_artifact(bucket: str,
     for name in ("", "pool/", "empty/"):
         s3_client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"{folder.removeprefix(bucket)[1:]}/{name}")
     assert list(store.files(folder)) == ["pool/b.txt"]
+
+
+def test_a_record_follows_all_that_it_speaks_of_onto_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no power cut leaves a record without its data: files as a stage wrote them, folders, then the record."""
+    store, calls = Store(tmp_path / "store"), list[tuple[str, str]]()
+    folder = Path(store.folder(RECORD.id))
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def renamed(source: Any, target: Any) -> None:
+        calls.append(("rename", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    (folder / "pool").mkdir(parents=True)
+    (folder / "pool" / "b.txt").write_text("rows")
+    (folder / "weights").write_text("weights")
+    os.chmod(folder / "weights", 0o600)
+    store.write_record(RECORD)
+    place = calls.index(("rename", str(folder / RECORD_FILE)))
+    before, after = ({path for call, path in part if call == "sync"} for part in (calls[:place], calls[place:]))
+    data = {folder / "pool" / "b.txt", folder / "weights", folder / "pool", folder, folder.parent}
+    assert {str(path) for path in data} <= before
+    assert str(folder) in after
+    assert (folder / "weights").stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
 
 
 def test_a_missing_file_of_an_artifact_is_named(store: Store) -> None:
