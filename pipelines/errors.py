@@ -12,6 +12,13 @@ class UserError(ValueError):
     """
 
 
+class DamagedError(UserError):
+    """A file is not what the record of its artifact says, or is missing, or the record itself cannot be read.
+
+    Not the user's mistake, but theirs to know: the message names the file and what was found.
+    """
+
+
 class NeighbourFailedError(Exception):
     """A job of a group was cut off with the others; it is not known to be at fault, and may be tried alone."""
 

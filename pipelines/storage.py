@@ -8,15 +8,20 @@ cut takes nothing that something written later speaks of.
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
+from pipelines.identity import sha256_of
 
+RECORD_FILE = "record.json"
+"""Describes a complete artifact in its folder: "files" has the sha256 and the "bytes" of each, by its path there."""
 DEFAULT_CACHE = "~/.cache/blindsweep"
 
 
@@ -69,11 +74,15 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
 def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> str:
     """A local path with the content of ``uri``, a file or a folder.
 
-    A local path or ``file://`` URI is returned as a plain path, uncopied. A remote one is downloaded once
-    into ``cache`` (``$BLINDSWEEP_CACHE``, by default ``~/.cache/blindsweep``) under the hash of its address
-    and of what is listed there (names, sizes, and checksums or times where the store gives them), so that
-    changed content is fetched again. What lies below a name with a dot in front (a stage's working state) stays
-    there. Raises :class:`UserError` if nothing is there.
+    A local path or ``file://`` URI is returned as a plain path, uncopied. A remote one is downloaded once into ``cache``
+    (``$BLINDSWEEP_CACHE``, by default ``~/.cache/blindsweep``). Of an artifact, or a part of one, what its record lists is
+    downloaded and compared with it; the copy goes by its content. Of anything else, all is that does not lie below a name
+    with a dot in front (a stage's working state); the copy goes by the address and by what is listed there (names, sizes, and
+    checksums or times where the store gives them), so that changed content is fetched again. A copy that has lost files, or
+    has them in other sizes, is made again.
+
+    Raises :class:`UserError` if nothing is there, :class:`DamagedError` for a file that is not what the record says, and
+    OSError for a download that stays short.
     """
     if is_local(uri):
         path = local_path(uri)
@@ -85,19 +94,30 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
         raise UserError(f"{uri} does not exist or is empty; check the address and the credentials")
     name = remote.rstrip("/").rsplit("/", 1)[-1]
     is_file = file_system.isfile(remote)
-    files = {name: file_system.info(remote)} if is_file else files_below(file_system, remote)
+    expected = _recorded(file_system, remote)
+    if expected is not None:
+        key = hashlib.sha256(repr(sorted((path, file["sha256"]) for path, file in expected.items())).encode()).hexdigest()[:16]
+    else:
+        listing = {name: file_system.info(remote)} if is_file else files_below(file_system, remote)
+        expected = {path: {"bytes": info.get("size")} for path, info in listing.items()}
+        key = _listing_hash(str(uri), listing)
     root = Path(cache or os.environ.get("BLINDSWEEP_CACHE") or DEFAULT_CACHE).expanduser()
-    target = root / f"{name}-{_listing_hash(str(uri), files)}"
+    target = root / f"{name}-{key}"
     result = target / name if is_file else target
-    if target.exists():
+    if _is_whole(target, expected):
         return str(result)
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
     try:
-        for relative, info in files.items():
+        for relative, file in expected.items():
             destination = partial / relative
             destination.parent.mkdir(parents=True, exist_ok=True)
-            file_system.get_file(info["name"], str(destination))
+            _download(file_system, remote if is_file else f"{remote.rstrip('/')}/{relative}", destination, file)
+        if target.exists() and not _is_whole(target, expected):
+            # Renamed first: nobody is to meet a half-removed copy.
+            broken = root / f".broken-{target.name}-{uuid.uuid4().hex[:8]}"
+            target.rename(broken)
+            shutil.rmtree(broken, ignore_errors=True)
         try:
             partial.rename(target)
         except OSError:
@@ -107,6 +127,67 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return str(result)
+
+
+Described = Mapping[str, Any]
+"""What is known of a file: "bytes", None where that is not said, and in a record "sha256"."""
+
+
+def _recorded(file_system: Any, remote: str) -> dict[str, Described] | None:
+    """The files of a remote folder, or the one file, by its artifact's record, which lies there or up to two folders above.
+
+    None for what is no part of a complete artifact. Raises DamagedError for a record that cannot be read.
+    """
+    parts = remote.rstrip("/").split("/")
+    if any(part.startswith(".") for part in parts):
+        return None
+    for depth in range(min(3, len(parts) - 1)):
+        folder, below = "/".join(parts[: len(parts) - depth]), "/".join(parts[len(parts) - depth :])
+        try:
+            text = file_system.cat_file(f"{folder}/{RECORD_FILE}")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            files: dict[str, Described] = json.loads(text)["files"]
+            described = {path: {"sha256": str(file["sha256"]), "bytes": int(file["bytes"])} for path, file in files.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{folder}/{RECORD_FILE} is not a readable record ({error})") from error
+        if below in described:
+            return {parts[-1]: described[below]}
+        prefix = f"{below}/" if below else ""
+        return {path.removeprefix(prefix): file for path, file in described.items() if path.startswith(prefix)} or None
+    return None
+
+
+def _is_whole(folder: Path, expected: Mapping[str, Described]) -> bool:
+    """Whether a copy has its files in their sizes; what is in them was compared when they came."""
+    try:
+        return folder.is_dir() and all(
+            file["bytes"] in (None, (folder / path).stat().st_size) for path, file in expected.items()
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _download(file_system: Any, remote: str, destination: Path, expected: Described) -> None:
+    """Download one file; once more if it is not what it should be, which may be the network's fault."""
+    for is_last in (False, True):
+        try:
+            file_system.get_file(remote, str(destination))
+        except FileNotFoundError as error:
+            if "sha256" not in expected:
+                raise
+            raise DamagedError(f"{file_system.unstrip_protocol(remote)} is missing, though its record lists it") from error
+        size = destination.stat().st_size
+        sha256 = sha256_of(destination) if "sha256" in expected else None
+        if expected["bytes"] in (None, size) and sha256 in (None, expected.get("sha256")):
+            return
+        if is_last and sha256 is not None:
+            raise DamagedError(
+                f"{file_system.unstrip_protocol(remote)} has {size:,} bytes with sha256 {sha256[:12]}…; its record says "
+                f"{expected['bytes']:,} bytes, {expected['sha256'][:12]}…"
+            )
+    raise OSError(f"{file_system.unstrip_protocol(remote)}: {size:,} bytes came of {expected['bytes']:,}; try again")
 
 
 def files_below(file_system: Any, folder: str) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
-from pipelines.storage import filesystem, write_bytes
+from pipelines.storage import fetch, filesystem, write_bytes
 
 
 class Label(StrEnum):
@@ -93,11 +93,12 @@ def read_examples(path: str | os.PathLike[str]) -> pa.Table:
     """Read a ``.parquet`` file, or all of them in a folder in the order of their names; a local path or a URI.
 
     Raises :class:`UserError` where there is nothing, where it is not Parquet, or where :func:`check_examples`
-    does.
+    does; for a part of a remote artifact also as :func:`pipelines.storage.fetch` does.
     """
     file_system, root = filesystem(path)
     if not file_system.exists(root):
         raise UserError(f"{path} does not exist; give a .parquet file of examples or a folder of them")
+    file_system, root = filesystem(fetch(path))
     if file_system.isdir(root):
         files = sorted(name for name in file_system.ls(root, detail=False) if name.endswith(".parquet"))
         if not files:

@@ -1,12 +1,16 @@
 """Stages and storage on an object store, over S3's own protocol on loopback."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
-from pipelines.storage import fetch, filesystem, join, publish, read_text, remove, write_text
+from pipelines.errors import DamagedError
+from pipelines.storage import RECORD_FILE, fetch, filesystem, join, publish, read_text, remove, write_text
 from pipelines.tasks.examples import read_examples
 
 CORPUS = TemplateCorpusConfig(num_train=60, num_dev=6, num_test=6, num_probe_per_group=6)
@@ -79,3 +83,95 @@ def test_a_published_folder_comes_back(bucket, cache, tmp_path):
     assert names(fetch(join(bucket, "artifact"))) == ["metrics.json", "pool/0.parquet"]
     file = fetch(join(bucket, "artifact", "pool", "0.parquet"))
     assert Path(file).name == "0.parquet" and Path(file).read_bytes() == b"rows"
+
+
+def record(root: str, *paths: str) -> None:
+    """Describe files as the record of a complete artifact does."""
+    contents = {path: (read_text(join(root, path)) or "").encode() for path in paths}
+    files = {path: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for path, content in contents.items()}
+    write_text(join(root, RECORD_FILE), json.dumps({"files": files}))
+
+
+@pytest.fixture
+def artifact(bucket):
+    """An artifact with a record, of a model in a folder and a file beside it."""
+    root = join(bucket, "generator", "data-0123")
+    write_text(join(root, "model", "weights"), "weights")
+    write_text(join(root, "metrics.jsonl"), "metrics")
+    record(root, "model/weights", "metrics.jsonl")
+    return root
+
+
+@pytest.mark.parametrize("part", ["", "model", "model/weights"])
+def test_what_is_fetched_is_compared_with_its_record(artifact, cache, s3_client, part):
+    put(s3_client, join(artifact, "model", "weights"), b"poison!")
+    with pytest.raises(DamagedError, match=r"model/weights has 7 bytes with sha256 \w+…; its record says 7 bytes"):
+        fetch(join(artifact, part))
+    assert list(cache.iterdir()) == []
+    put(s3_client, join(artifact, "model", "weights"), b"weights")
+    fetched = Path(fetch(join(artifact, part)))
+    found = fetched if fetched.is_file() else next(fetched.rglob("weights"))
+    assert found.read_text() == "weights"
+
+
+def test_a_file_that_its_record_lists_and_that_is_gone_is_named(artifact, cache, s3_client):
+    bucket, _, key = artifact.removeprefix("s3://").partition("/")
+    s3_client.delete_object(Bucket=bucket, Key=f"{key}/metrics.jsonl")
+    with pytest.raises(DamagedError, match=r"data-0123/metrics\.jsonl is missing, though its record lists it"):
+        fetch(artifact)
+    # What is asked for is whole.
+    assert names(fetch(join(artifact, "model"))) == ["weights"]
+
+
+def test_a_record_that_cannot_be_read_is_named(artifact, cache, s3_client):
+    put(s3_client, join(artifact, RECORD_FILE), b"{")
+    with pytest.raises(DamagedError, match=r"data-0123/record\.json is not a readable record"):
+        fetch(join(artifact, "model"))
+
+
+def test_a_copy_that_lost_a_file_or_is_cut_short_is_made_again(artifact, cache):
+    folder = Path(fetch(artifact))
+    (folder / "model" / "weights").write_text("weigh")
+    (folder / "metrics.jsonl").unlink()
+    assert Path(fetch(artifact)) == folder
+    assert (folder / "model" / "weights").read_text() == "weights"
+    assert (folder / "metrics.jsonl").read_text() == "metrics"
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+def test_a_short_download_is_tried_again_and_never_taken(artifact, cache, bucket, monkeypatch):
+    """With a record and without: the store says how much there is."""
+    write_text(join(bucket, "loose", "file"), "0123456789")
+    client, _ = filesystem(bucket)
+    get_file, cuts = client.get_file, {"left": 0}
+
+    def cut(source, target, **options):
+        get_file(source, target, **options)
+        if cuts["left"]:
+            cuts["left"] -= 1
+            Path(target).write_bytes(Path(target).read_bytes()[:3])
+
+    monkeypatch.setattr(client, "get_file", cut)
+    cuts["left"] = 1
+    assert (Path(fetch(join(artifact, "model"))) / "weights").read_text() == "weights"
+    cuts["left"] = 1
+    assert (Path(fetch(join(bucket, "loose"))) / "file").read_text() == "0123456789"
+    write_text(join(bucket, "loose", "file"), "9876543210")
+    cuts["left"] = 2
+    with pytest.raises(OSError, match="loose/file: 3 bytes came of 10"):
+        fetch(join(bucket, "loose"))
+    assert not list(cache.glob(".partial-*"))
+    assert (Path(fetch(join(bucket, "loose"))) / "file").read_text() == "9876543210"
+
+
+def test_examples_of_an_artifact_are_compared_before_they_are_read(bucket, cache, tmp_path, s3_client):
+    prepare_template_corpus(CORPUS, str(tmp_path / "corpus"))
+    root, content = join(bucket, "sources", "data-0123"), (tmp_path / "corpus" / "train.parquet").read_bytes()
+    put(s3_client, join(root, "train.parquet"), content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_text(join(root, RECORD_FILE), json.dumps({"files": {"train.parquet": {"sha256": sha256, "bytes": len(content)}}}))
+    assert read_examples(join(root, "train.parquet")).num_rows == 60
+    shutil.rmtree(cache)
+    put(s3_client, join(root, "train.parquet"), (tmp_path / "corpus" / "dev.parquet").read_bytes())
+    with pytest.raises(DamagedError, match=r"train\.parquet has"):
+        draw_training_set(SET, join(root, "train.parquet"), join(bucket, "set"))

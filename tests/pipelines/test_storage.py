@@ -87,9 +87,9 @@ def test_a_download_is_made_once_and_again_when_the_content_changed(folder, remo
     cache = tmp_path / "cache"
     publish(folder, f"{remote}/artifact")
     first = local_path(fetch(f"{remote}/artifact", cache=cache))
-    (first / "metrics.json").write_text("from the cache")
+    (first / "metrics.json").write_text("[]")
     again = local_path(fetch(f"{remote}/artifact", cache=cache))
-    assert (again / "metrics.json").read_text() == "from the cache"
+    assert (again / "metrics.json").read_text() == "[]"
 
     (folder / "metrics.json").write_text('{"changed": 1}')
     publish(folder, f"{remote}/artifact")
