@@ -7,18 +7,20 @@ cut takes nothing that something written later speaks of.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DamagedError, UserError
 from pipelines.identity import sha256_of
+from pipelines.object_store import check_address, plain_errors, read_version, scheme_of, unknown_scheme, write_version
 
 RECORD_FILE = "record.json"
 """Describes a complete artifact in its folder: "files" has the sha256 and the "bytes" of each, by its path there."""
@@ -56,19 +58,43 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
 def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     """fsspec's filesystem and the path in it.
 
-    Raises :class:`UserError` for a scheme that fsspec does not know or whose package is not installed.
+    Raises :class:`UserError` for a scheme that fsspec does not know or whose package is not installed, and for an address
+    of an object store that names no bucket.
     """
     import fsspec  # here, so that reading configs and prompts stays quick
 
+    check_address(str(uri))
     text = str(local_path(uri)) if is_local(uri) else str(uri)
     try:
         # A listing kept from before would hide what other processes write.
         file_system, path = fsspec.core.url_to_fs(text, use_listings_cache=False)
     except (ValueError, ImportError) as error:
-        raise UserError(
-            f"{text}: cannot open such an address ({error}); use a local path or install its fsspec package"
-        ) from error
+        raise unknown_scheme(text, error) from error
     return file_system, path
+
+
+def check_store(uri: str | os.PathLike[str]) -> None:
+    """Write, read, list and remove a small object below `uri`, unless it is local.
+
+    Raises :class:`UserError` that names bucket, key and what to set if any of it is not possible. Buckets are not made.
+    """
+    check_address(str(uri))
+    if is_local(uri):
+        return
+    file_system, root = filesystem(uri)
+    folder = f"{root.rstrip('/')}/.check-{uuid.uuid4().hex}"
+    try:
+        with plain_errors(str(uri)):
+            file_system.pipe_file(f"{folder}/object", folder.encode())
+            try:
+                if file_system.cat_file(f"{folder}/object") != folder.encode():
+                    raise UserError(f"{uri} does not give back what was written there; check what serves it")
+                if len(file_system.find(folder)) != 1:
+                    raise UserError(f"{uri} does not list what was written there; check what serves it")
+            finally:
+                file_system.rm_file(f"{folder}/object")
+    except ConnectionError as error:
+        raise UserError(str(error)) from error
 
 
 def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> str:
@@ -89,6 +115,11 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
         if not path.exists():
             raise UserError(f"{path} does not exist; check the path")
         return str(path)
+    with plain_errors(str(uri)):
+        return _fetch_remote(str(uri), cache)
+
+
+def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None) -> str:
     file_system, remote = filesystem(uri)
     if not file_system.exists(remote):
         raise UserError(f"{uri} does not exist or is empty; check the address and the credentials")
@@ -245,17 +276,24 @@ def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -
             shutil.rmtree(partial, ignore_errors=True)
         return
     file_system, remote = filesystem(uri)
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        destination = f"{remote.rstrip('/')}/{path.relative_to(source).as_posix()}"
-        file_system.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
-        file_system.put_file(str(path), destination)
+    with plain_errors(str(uri)):
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            destination = f"{remote.rstrip('/')}/{path.relative_to(source).as_posix()}"
+            _make_parents(file_system, destination)
+            file_system.put_file(str(path), destination)
+
+
+def _make_parents(file_system: Any, path: str) -> None:
+    # An object store has no folders: asked for one, fsspec would make a bucket that is missing.
+    if not scheme_of(file_system):
+        file_system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
 
 
 def read_text(uri: str | os.PathLike[str]) -> str | None:
     """The text of a file, None if there is no such file."""
     file_system, path = filesystem(uri)
     try:
-        with file_system.open(path, "rb") as file:
+        with plain_errors(str(uri)), file_system.open(path, "rb") as file:
             return bytes(file.read()).decode()
     except FileNotFoundError:
         return None
@@ -266,10 +304,19 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
     if not is_local(uri):
         # An object appears when its upload is complete.
         file_system, path = filesystem(uri)
-        file_system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        file_system.pipe_file(path, content)
+        with plain_errors(str(uri)):
+            _make_parents(file_system, path)
+            file_system.pipe_file(path, content)
         return
     target = local_path(uri)
+    with _partial(target, content) as partial:
+        partial.replace(target)
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _partial(target: Path, content: bytes) -> Iterator[Path]:
+    """A file with `content` on the disk, beside `target` under another name; removed at the end if it is still there."""
     make_folder(target.parent)
     # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -278,8 +325,7 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(target)
-        sync_folder(target.parent)
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
 
@@ -343,11 +389,81 @@ def _sync(path: str | os.PathLike[str], flags: int) -> None:
         os.close(descriptor)
 
 
+def can_compare(uri: str | os.PathLike[str]) -> bool:
+    """Whether :func:`write_if_absent` and :func:`replace_if_unchanged` are possible at an address: local, S3 and GCS."""
+    return is_local(uri) or bool(scheme_of(filesystem(uri)[0]))
+
+
+def read_with_version(uri: str | os.PathLike[str]) -> tuple[bytes, str] | None:
+    """A file's content and the version that this is, for :func:`replace_if_unchanged`; None if there is no such file."""
+    if is_local(uri):
+        try:
+            content = local_path(uri).read_bytes()
+        except FileNotFoundError:
+            return None
+        return content, _local_version(content)
+    file_system, path = filesystem(uri)
+    with plain_errors(str(uri)):
+        return read_version(file_system, path)
+
+
+def write_if_absent(uri: str | os.PathLike[str], content: bytes) -> str | None:
+    """Write a whole file if there is none, and return its version; None if there is one, which is left.
+
+    Of many writers at once one succeeds. `content` must differ from what others write there.
+    """
+    if not is_local(uri):
+        file_system, path = filesystem(uri)
+        with plain_errors(str(uri)):
+            return write_version(file_system, path, content, None)
+    target = local_path(uri)
+    with _partial(target, content) as partial:
+        try:
+            # Unlike a rename, it fails if the name is taken.
+            os.link(partial, target)
+        except FileExistsError:
+            return None
+    return _local_version(content)
+
+
+def replace_if_unchanged(uri: str | os.PathLike[str], content: bytes, version: str) -> str | None:
+    """Replace a file that is still the `version` that was read or written, and return the new one; None if it is another.
+
+    Of many writers at once one succeeds. `content` must differ from what others write there.
+    """
+    if not is_local(uri):
+        file_system, path = filesystem(uri)
+        with plain_errors(str(uri)):
+            return write_version(file_system, path, content, version)
+    target = local_path(uri)
+    try:
+        file = target.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        # Who waited for the lock may hold a file that has been replaced meanwhile, and is no longer at this path.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            is_current = os.path.samestat(target.stat(), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return None
+        if not is_current or _local_version(file.read()) != version:
+            return None
+        with _partial(target, content) as partial:
+            partial.replace(target)
+    return _local_version(content)
+
+
+def _local_version(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def remove(uri: str | os.PathLike[str]) -> None:
     """Remove a folder and all that is in it, if it is there."""
     file_system, path = filesystem(uri)
-    if file_system.exists(path):
-        file_system.rm(path, recursive=True)
+    with plain_errors(str(uri)):
+        if file_system.exists(path):
+            file_system.rm(path, recursive=True)
 
 
 class working_folder:  # in lower case: it is used like a function, `with working_folder(output) as folder`

@@ -1,0 +1,178 @@
+"""S3 and Google Cloud Storage beneath fsspec: writes on a condition, and what goes wrong in plain words.
+
+Both replace an object only if it is still the version that the writer has read, and make one only if there is none: S3 by
+ETag (`If-Match`, `If-None-Match`), Google by generation number (`ifGenerationMatch`). fsspec passes on the second alone.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.errors import UserError
+
+S3, GCS = ("s3", "s3a"), ("gs", "gcs")
+PACKAGES = dict.fromkeys(S3, "s3fs") | dict.fromkeys(GCS, "gcsfs")
+"""What fsspec needs for an address with such a scheme."""
+LOST = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404")
+"""S3's codes for a condition that does not hold, or that another writer's request was in the midst of."""
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the machine's service account",
+}
+
+
+def scheme_of(file_system: Any) -> str:
+    """`s3` or `gs` for a file system of fsspec's that is such a store, else an empty text."""
+    protocols = {file_system.protocol} if isinstance(file_system.protocol, str) else set(file_system.protocol)
+    return "s3" if protocols & set(S3) else "gs" if protocols & set(GCS) else ""
+
+
+def read_version(file_system: Any, path: str) -> tuple[bytes, str] | None:
+    """An object's content and the version that this is, None if there is no such object."""
+    bucket, key, *_ = file_system.split_path(path)
+    try:
+        if scheme_of(file_system) == "gs":
+            headers, content = file_system.call("GET", file_system.url(path))
+            return bytes(content), str({name.lower(): value for name, value in headers.items()}["x-goog-generation"])
+        return _read_s3(file_system, bucket, key)
+    except FileNotFoundError as error:
+        if _code(error) == "NoSuchBucket":
+            raise
+        return None
+
+
+def _read_s3(file_system: Any, bucket: str, key: str) -> tuple[bytes, str]:
+    from fsspec.asyn import sync
+
+    async def read() -> tuple[bytes, str]:
+        response = await file_system._call_s3("get_object", Bucket=bucket, Key=key)
+        async with response["Body"] as body:
+            return bytes(await body.read()), str(response["ETag"])
+
+    return sync(file_system.loop, read)
+
+
+def write_version(file_system: Any, path: str, content: bytes, expected: str | None) -> str | None:
+    """Write an object if its version is `expected` (None: if there is none). Returns the new version, None if it was another.
+
+    `content` must differ from all that others write there: a request whose answer was lost on the way is repeated, fails for
+    its own success, and is known by what it wrote.
+    """
+    bucket, key, *_ = file_system.split_path(path)
+    try:
+        if scheme_of(file_system) == "gs":
+            address = f"{file_system._location}/upload/storage/v1/b/{bucket}/o"
+            query = {"uploadType": "media", "name": key, "ifGenerationMatch": expected or "0"}
+            return str(file_system.call("POST", address, data=content, json_out=True, **query)["generation"])
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+        return str(file_system.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)["ETag"])
+    except OSError as error:
+        if (
+            not (isinstance(error, FileExistsError | FileNotFoundError) or _code(error) in LOST)
+            or _code(error) == "NoSuchBucket"
+        ):
+            raise
+    there = read_version(file_system, path)
+    return there[1] if there is not None and there[0] == content else None
+
+
+@contextlib.contextmanager
+def plain_errors(uri: str) -> Iterator[None]:
+    """Turn what an object store answers into one line that names the address.
+
+    Raises UserError for what stays wrong (no such bucket, credentials, rights, another region), ConnectionError where nothing
+    answered; anything else as it came, a missing object's FileNotFoundError too.
+    """
+    try:
+        yield
+    except (UserError, NotADirectoryError):
+        raise
+    except Exception as error:
+        if text := _explain(error, uri):
+            kind = ConnectionError if _is_unreachable(error) else UserError
+            raise kind(text) from error
+        raise
+
+
+def check_address(uri: str) -> None:
+    """Raise UserError for an address of an object store that has lost a slash or names no bucket."""
+    # A folder may be named `s3`; one that is named `s3:` was meant otherwise.
+    if slip := re.match(rf"({'|'.join(PACKAGES)})(:/?(?!/)|//)", uri, flags=re.IGNORECASE):
+        raise UserError(f"{uri} is no address of a bucket; write {slip[1].lower()}://BUCKET/FOLDER")
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme.lower() in PACKAGES:
+        if scheme != scheme.lower():
+            raise UserError(f"{uri}: write {scheme.lower()}:// in lower case")
+        if not rest.partition("/")[0]:
+            raise UserError(f"{uri} names no bucket; write {scheme}://BUCKET/FOLDER")
+
+
+def unknown_scheme(uri: str, error: Exception) -> UserError:
+    """What to say when fsspec cannot open `uri`."""
+    scheme = uri.partition("://")[0]
+    if package := PACKAGES.get(scheme):
+        return UserError(f"{uri} needs the package {package}, which is not here; pip install {package}")
+    return UserError(
+        f"{uri}: cannot open such an address ({error}); use a local path, s3:// or gs://, or install its fsspec package"
+    )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
+
+
+def _code(error: BaseException) -> str:
+    """S3's code for what went wrong, empty for errors of another kind."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code", ""))
+    return ""
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    return bool(kinds & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionClosedError"})
+
+
+def _explain(error: Exception, uri: str) -> str:
+    """One line for what an object store answered, empty if it is nothing of that kind."""
+    # By name: botocore, aiohttp and gcsfs need not be installed.
+    kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    scheme = "gs" if uri.startswith(tuple(f"{name}://" for name in GCS)) else "s3"
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    what = f"bucket {bucket}" + (f", key {key}" if key else "")
+    code, text = _code(error), " ".join(str(error).split())
+    if code == "NoSuchBucket" or (scheme == "gs" and "bucket does not exist" in text):
+        return f"{uri}: there is no bucket {bucket} (at {_endpoint(scheme)}); make it first (a run makes none)"
+    if _is_unreachable(error):
+        return f"{uri}: {_endpoint(scheme)} does not answer ({text}); check the address and the network"
+    if "ProfileNotFound" in kinds:
+        return f"{uri}: AWS_PROFILE={os.environ.get('AWS_PROFILE', '')} is in no file of AWS profiles here; check ~/.aws/config"
+    if kinds & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"} or "Anonymous caller" in text:
+        return f"{uri}: no credentials for {what}; set {CREDENTIALS[scheme]}"
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"):
+        return f"{uri}: the credentials for {what} are not valid ({code}); check {CREDENTIALS[scheme]}"
+    if code in ("PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        return f"{uri}: bucket {bucket} is in another region ({text}); set AWS_REGION to the bucket's own"
+    if code in ("AccessDenied", "AllAccessDisabled", "403", "Forbidden") or text.startswith("Forbidden"):
+        return f"{uri}: access to {what} is denied ({text}); the credentials need to list, read, write and delete there"
+    if code in ("InvalidBucketName", "ParamValidationError") or "ParamValidationError" in kinds:
+        return f"{uri}: {bucket} is no name for a bucket ({text})"
+    return ""
+
+
+def _endpoint(scheme: str) -> str:
+    if scheme == "gs":
+        return os.environ.get("STORAGE_EMULATOR_HOST") or "Google Cloud Storage"
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if address := os.environ.get(name):
+            return f"{name}={address}"
+    return "Amazon S3"
