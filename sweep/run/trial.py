@@ -1,10 +1,9 @@
 """The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record."""
 
 import contextlib
-import fcntl
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +12,21 @@ from typing import Any
 from pipelines.errors import NeighbourFailedError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
-from pipelines.storage import filesystem, join, make_folder
+from pipelines.storage import (
+    can_compare,
+    filesystem,
+    join,
+    make_folder,
+    read_with_version,
+    replace_if_unchanged,
+    write_if_absent,
+)
 from sweep.graph.identity import SHORT
-from sweep.graph.records import Record, Store
+from sweep.graph.records import RECORD_FILE, Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, Kind, is_disk_full, kind, one_line, root_cause
+from sweep.run.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease
 from sweep.run.machine import hardware, versions
 
 
@@ -49,22 +57,27 @@ class Outcome:
     kind: Kind = Kind.FAILURE
 
 
-def carry_out(orders: Sequence[Order]) -> list[Outcome]:
-    """Build the missing artifacts of `orders`, one or a group of one stage. Never raises for a failure of the stage."""
+def carry_out(orders: Sequence[Order], when_lost: Callable[[], None] = lambda: None) -> list[Outcome]:
+    """Build the missing artifacts of `orders`, one or a group of one stage. Never raises for a failure of the stage.
+
+    One driver at a time builds an artifact; the next one finds the record. `when_lost` is called from another thread if
+    another driver takes over, since this process was stopped for long or cut off from the store: it had better write no more.
+    """
     store = Store(orders[0].store_uri)
     outcomes: dict[str, Outcome] = {}
     try:
-        with contextlib.ExitStack() as locks:
+        with contextlib.ExitStack() as leases:
+            held = {}
             # In one order everywhere, so that two groups that share members cannot wait for each other.
             for step in sorted((order.step for order in orders), key=lambda step: step.fingerprint):
-                locks.enter_context(_sole_builder(store, step))
+                held[step.fingerprint] = leases.enter_context(lease(store.folder(step.id), when_lost=when_lost))
             missing = []
             for order in orders:
                 if record := store.read_record(order.step.id):
                     outcomes[order.step.fingerprint] = Outcome(record)
                 else:
                     missing.append(order)
-            outcomes |= _build(missing, store)
+            outcomes |= _build(missing, store, held)
     except Exception as error:
         unfinished = [order.step for order in orders if order.step.fingerprint not in outcomes]
         for step in unfinished:
@@ -72,6 +85,10 @@ def carry_out(orders: Sequence[Order]) -> list[Outcome]:
             if len(unfinished) > 1 and outcome.kind is Kind.DEATH:
                 outcome = replace(outcome, was_neighbour=True)
             outcomes[step.fingerprint] = outcome
+    if taken_over := [order for order in orders if order.step.fingerprint not in outcomes]:
+        # Waits for the other driver, and finds its record.
+        again = carry_out(taken_over, when_lost)
+        outcomes |= {order.step.fingerprint: outcome for order, outcome in zip(taken_over, again, strict=True)}
     return [outcomes[order.step.fingerprint] for order in orders]
 
 
@@ -84,8 +101,11 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     return Outcome(None, MACHINE_LOST if of is Kind.LOSS else one_line(cause), log, is_final, was_neighbour, of)
 
 
-def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
-    """Outcomes by fingerprint. A member's failure is its own; what goes wrong for all of them is raised."""
+def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> dict[str, Outcome]:
+    """Outcomes by fingerprint; none of a member that another driver has taken over.
+
+    A member's failure is its own; what goes wrong for all of them is raised.
+    """
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     ready: list[tuple[Order, set[str], Job]] = []
@@ -102,7 +122,10 @@ def _build(orders: Sequence[Order], store: Store) -> dict[str, Outcome]:
         try:
             if isinstance(result, Exception):
                 raise result
-            outcome = Outcome(_record(order, store, dict(result), inherited, started, stage_s, len(ready)))
+            own = held[order.step.fingerprint]
+            outcome = Outcome(_record(order, store, own, dict(result), inherited, started, stage_s, len(ready)))
+        except LeaseLostError:
+            continue
         except Exception as error:
             outcome = _failure(error, order.step, store)
         outcomes[order.step.fingerprint] = outcome
@@ -137,6 +160,7 @@ def _job(order: Order, store: Store) -> Job:
 def _record(
     order: Order,
     store: Store,
+    held: Held,
     metrics: dict[str, Any],
     inherited: set[str],
     started: float,
@@ -150,6 +174,7 @@ def _record(
     assert not isinstance(own, str), f"{step.stage} returned {MARKS}={own!r}, not a list of texts"
     if step.is_rehearsal:
         own = [*own, "rehearsal"]
+    held.check()
     _remove_working_state(folder)
     files = store.files(folder)
     if not files:
@@ -176,8 +201,22 @@ def _record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         marks=tuple(sorted({*inherited, *own})),
     )
-    store.write_record(record)
+    # The last look: what has been hashed is ours.
+    held.check()
+    _write_record(record, store)
     return record
+
+
+def _write_record(record: Record, store: Store) -> None:
+    """Complete an artifact whose lease is held: make its record, or replace the one that is there."""
+    path, content = join(store.folder(record.id), RECORD_FILE), record.to_json().encode()
+    if not can_compare(path):
+        store.write_record(record)
+    elif write_if_absent(path, content) is None:
+        # Of a driver that was stopped between its last look and its record; the files are those of the lease's holder.
+        there = read_with_version(path)
+        if there is None or replace_if_unchanged(path, content, there[1]) is None:
+            raise LeaseLostError(f"{path} is being written by another driver")
 
 
 def _marks_of_inputs(step: Step, store: Store) -> set[str]:
@@ -191,27 +230,11 @@ def _marks_of_inputs(step: Step, store: Store) -> set[str]:
     return marks
 
 
-@contextlib.contextmanager
-def _sole_builder(store: Store, step: Step) -> Iterator[None]:
-    """Let one process at a time build an artifact of a local store; the next one finds the record.
-
-    The lock falls with the process, so that nothing has to be cleaned up after a kill.
-    """
-    if not store.is_local:
-        yield
-        return
-    folder = Path(store.folder(step.id))
-    make_folder(folder)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _remove_working_state(folder: str) -> None:
     file_system, root = filesystem(folder)
     for path in file_system.ls(root, detail=False):
         name = path.rstrip("/").rsplit("/", 1)[-1]
-        if name.startswith(".") and name != ".lock":
+        if name.startswith(".") and name not in (LOCK_FILE, LEASE_FILE):
             file_system.rm(path, recursive=True)
 
 

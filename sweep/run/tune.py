@@ -377,7 +377,8 @@ def _stage_host() -> Any:
 
 class _StageHost:
     def carry_out(self, orders: list[Order]) -> list[Outcome]:
-        return carry_out(orders)
+        # What the stage has started ends with this process.
+        return carry_out(orders, when_lost=functools.partial(os._exit, 1))
 
 
 def _searcher(run: Run) -> Any:

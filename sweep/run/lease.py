@@ -1,0 +1,174 @@
+"""Leases: of all drivers on all machines one builds an artifact of a remote store, and none waits for a dead one.
+
+    with lease(store.folder(step.id)) as held:
+        ...build...
+        held.check()
+
+A lease is a small object in the artifact's folder, written on a condition (`pipelines.storage.replace_if_unchanged`). Its
+holder renews it. Who finds one takes it over once it has stood unrenewed for its length, by the waiter's own clock: no two
+machines' clocks are compared. A process of this machine that is gone is known at once. A holder that was stopped and finds
+its lease taken over must write nothing more. On a local store a lock does all this, and falls with its process.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipelines.storage import (
+    can_compare,
+    is_local,
+    join,
+    local_path,
+    make_folder,
+    read_with_version,
+    replace_if_unchanged,
+    write_if_absent,
+)
+
+LENGTH_S = 60.0
+"""Seconds without renewal after which others may take a lease over; it is renewed six times as often."""
+POLL_S = 1.0
+"""Seconds between two looks of who waits."""
+LOCK_FILE, LEASE_FILE = ".lock", ".lease"
+logger = logging.getLogger(__name__)
+
+
+class LeaseLostError(Exception):
+    """The holder of a lease did not renew it in time, and another has taken it over."""
+
+
+class Lease:
+    """A lease that this process holds on a folder or URI. `check` raises LeaseLostError once it is another's."""
+
+    def __init__(
+        self, uri: str, version: str, holder: dict[str, object], length_s: float, when_lost: Callable[[], None]
+    ) -> None:
+        self._uri, self._version, self._holder, self._when_lost = uri, version, holder, when_lost
+        self._length_s = length_s
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._is_lost = False
+        self._renewals = 0
+
+    def check(self) -> None:
+        """Ask the store whether the lease is still this holder's, and renew it."""
+        if not self._write():
+            raise LeaseLostError(f"{self._uri} was taken over by another driver, since it was not renewed in time")
+
+    def _write(self, **fields: object) -> bool:
+        with self._writing:
+            if self._is_lost:
+                return False
+            self._renewals += 1
+            content = json.dumps(self._holder | {"renewals": self._renewals} | fields).encode()
+            version = replace_if_unchanged(self._uri, content, self._version)
+            if version is None:
+                self._is_lost = True
+                return False
+            self._version = version
+            return True
+
+    def keep(self) -> None:
+        """Renew the lease until `release`; a store that does not answer is asked again."""
+        while not self._ended.wait(self._length_s / 6):
+            try:
+                if not self._write():
+                    self._when_lost()
+                    return
+            except Exception as error:
+                logger.warning("cannot renew %s: %s", self._uri, error)
+
+    def release(self) -> None:
+        """Let the next one have it at once."""
+        self._ended.set()
+        # Else they wait for its length.
+        with contextlib.suppress(Exception):
+            self._write(free=True)
+
+
+class Lock:
+    """A lock on a local folder, or nothing where a store can do no better: it cannot be taken over."""
+
+    def check(self) -> None:
+        """It is held for as long as the process lives."""
+
+
+Held = Lease | Lock
+
+
+@contextlib.contextmanager
+def lease(folder: str, *, when_lost: Callable[[], None] = lambda: None) -> Iterator[Held]:
+    """Hold the lease of an artifact's folder or URI; waits until it is free or its holder is dead.
+
+    `when_lost` is called from another thread if another takes it over meanwhile. Of stores other than local ones, S3 and GCS
+    nothing is held: there two drivers may build the same.
+    """
+    if is_local(folder):
+        make_folder(local_path(folder))
+        with local_path(join(folder, LOCK_FILE)).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Lock()
+        return
+    if not can_compare(folder):
+        yield Lock()
+        return
+    uri = join(folder, LEASE_FILE)
+    holder = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": _process(os.getpid()), "length_s": LENGTH_S}
+    held = Lease(uri, _acquire(uri, holder), holder, LENGTH_S, when_lost)
+    thread = threading.Thread(target=held.keep, name=f"lease {uri}", daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def _acquire(uri: str, holder: dict[str, object]) -> str:
+    """The version of the lease that was written for `holder`."""
+    content = json.dumps(holder | {"renewals": 0}).encode()
+    seen, since = "", time.monotonic()
+    while True:
+        if (there := read_with_version(uri)) is None:
+            version = write_if_absent(uri, content)
+        else:
+            text, current = there
+            if current != seen:
+                seen, since = current, time.monotonic()
+            version = replace_if_unchanged(uri, content, current) if _is_over(text, time.monotonic() - since) else None
+        if version is not None:
+            return version
+        time.sleep(POLL_S)
+
+
+def _is_over(text: bytes, unchanged_s: float) -> bool:
+    """Whether a lease may be taken over that has stood as it is for `unchanged_s`."""
+    try:
+        values = json.loads(text)
+        return bool(values.get("free")) or unchanged_s > float(values["length_s"]) or _is_gone(str(values["process"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # It is damaged: whoever holds it makes it whole at its next renewal.
+        return unchanged_s > LENGTH_S
+
+
+def _process(pid: int) -> str:
+    """A process's name among all machines, until they are started again: machine, namespace of ids, id, start."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # From the third field on: the second is the command's name, which may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {pid} {fields[19]}" if fields[0] not in "ZX" else ""
+    except OSError:
+        return ""
+
+
+def _is_gone(process: str) -> bool:
+    """Whether it was a process of this machine and has ended; False for another machine's, which cannot be known."""
+    names, own = process.split(" "), _process(os.getpid()).split(" ")
+    return len(names) == 4 and names[:2] == own[:2] and _process(int(names[2])) != process

@@ -1,0 +1,159 @@
+"""Leases between real processes, over S3's own protocol on loopback: raced for, killed and stopped while held."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.storage import join, read_text, replace_if_unchanged, write_text
+from sweep.graph.records import RECORD_FILE, Record, Store
+from sweep.graph.step import Step
+from sweep.run import lease as leases
+from sweep.run.lease import LEASE_FILE, LeaseLostError, lease
+from tests.sweep.run.fake_study import Config
+
+SCRIPT = Path(__file__).with_name("lease_holder.py")
+ROOT = Path(__file__).parents[3]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, first: str = "") -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *arguments], env=environment, stdin=pipe, stdout=pipe, text=True
+        )
+        processes.append(process)
+        if first:
+            assert process.stdout is not None and process.stdout.readline().strip() == first
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "POLL_S", 0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_never_build_at_once_and_nothing_twice(bucket: str, start: Start) -> None:
+    racers = [start("race", bucket, "40") for _ in range(2)]
+    lines = [line.split() for racer in racers for line in racer.communicate(timeout=120)[0].splitlines()]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert sorted(int(number) for number, _, _ in lines) == list(range(40))
+
+
+def test_what_a_killed_holder_had_is_free_at_once(bucket: str, start: Start) -> None:
+    holder = start("hold", bucket, "600", first="held")
+    holder.kill()
+    holder.wait()
+    began = time.monotonic()
+    with lease(bucket):
+        # Its length is ten minutes: that its process is gone is seen.
+        assert time.monotonic() - began < 60
+
+
+def test_a_dead_holder_on_another_machine_is_waited_for_by_its_length(bucket: str) -> None:
+    content = {"holder": "a", "host": "elsewhere", "process": "boot pid:[1] 1 1", "length_s": 1.0, "renewals": 3}
+    write_text(join(bucket, LEASE_FILE), json.dumps(content))
+    began = time.monotonic()
+    with lease(bucket) as held:
+        assert time.monotonic() - began > 1
+        held.check()
+    # Given back: the next one need not wait.
+    assert json.loads(read_text(join(bucket, LEASE_FILE)) or "")["free"] is True
+
+
+@pytest.mark.slow
+def test_a_holder_that_renews_is_waited_for(bucket: str, start: Start) -> None:
+    holder = start("hold", bucket, "1", first="held")
+    waiter = start("hold", bucket, "1")
+    time.sleep(3)
+    told, _ = holder.communicate("\n", timeout=30)
+    assert told.split() == ["kept"]
+    assert waiter.communicate("\n", timeout=30)[0].split() == ["held", "kept"]
+
+
+def test_a_holder_that_was_stopped_finds_that_it_has_lost(bucket: str, start: Start) -> None:
+    holder = start("hold", bucket, "1", first="held")
+    holder.send_signal(signal.SIGSTOP)
+    with lease(bucket) as held:
+        holder.send_signal(signal.SIGCONT)
+        output, _ = holder.communicate("\n", timeout=30)
+        held.check()
+    assert "lost" in output.split()
+
+
+def test_a_holder_is_told_that_it_has_lost(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LENGTH_S", 0.6)
+    told: list[bool] = []
+    with lease(bucket, when_lost=lambda: told.append(True)) as held:
+        uri = join(bucket, LEASE_FILE)
+        found = leases.read_with_version(uri)
+        # It may be renewed between the two.
+        while not replace_if_unchanged(uri, b'{"holder": "another"}', found[1] if found else ""):
+            found = leases.read_with_version(uri)
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert told
+        with pytest.raises(LeaseLostError):
+            held.check()
+    assert read_text(uri) == '{"holder": "another"}', "what is another's is not given back"
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_stopped_for_long_takes_the_record_of_the_one_that_went_on(
+    bucket: str, start: Start, s3_client: Any
+) -> None:
+    stopped = start("build", bucket, "stopped", first="building")
+    stopped.send_signal(signal.SIGSTOP)
+    other = start("build", bucket, "other", first="building")
+    other_says, _ = other.communicate("\n", timeout=60)
+    folder = Store(bucket).folder(Step("task_model", "cell", Config()).id)
+    written = read_text(join(folder, RECORD_FILE))
+    stopped.send_signal(signal.SIGCONT)
+    stopped_says, _ = stopped.communicate("\n", timeout=60)
+    for says in (other_says, stopped_says):
+        assert json.loads(says.splitlines()[-1]) == {"value": "other", "error": ""}
+    assert read_text(join(folder, RECORD_FILE)) == written
+
+
+@pytest.mark.slow
+def test_two_drivers_at_once_build_one_artifact_once(bucket: str, start: Start) -> None:
+    first = start("build", bucket, "first", first="building")
+    second = start("build", bucket, "second")
+    assert json.loads(first.communicate("\n", timeout=60)[0])["value"] == "first"
+    assert json.loads(second.communicate("\n", timeout=60)[0]) == {"value": "first", "error": ""}
+
+
+def test_a_record_of_files_that_are_gone_gives_way_to_the_holder_s(bucket: str) -> None:
+    """A driver was stopped between its last look at its lease and its record, which it wrote when another had taken over."""
+    from sweep.run.trial import _write_record
+
+    step = Step("task_model", "cell", Config())
+    records = [
+        Record(
+            step.stage, step.slug, step.fingerprint, step.payload, metrics={"value": value}, created="2026-01-01T00:00:00+00:00"
+        )
+        for value in (1, 2)
+    ]
+    for record in records:
+        _write_record(record, Store(bucket))
+    found = Store(bucket).read_record(step.id)
+    assert found is not None and found.metrics == {"value": 2}
