@@ -44,20 +44,19 @@ def load_adapter(adapters: Adapters, adapter: int, folder: Path) -> None:
         tensor.copy_(saved[name])
 
 
-def peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Trained tensors of a module that holds an adapted decoder as one of its attributes, adapters under peft's names.
+def peft_name(name: str) -> str:
+    """Name of a parameter of a module that holds an adapted decoder as one of its attributes, an adapter's under peft's.
 
-    "body.layers.0.self_attn.q_proj.a" [1, rank, in] becomes "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    [rank, in]; what is no adapter's keeps its name.
+    "body.layers.0.self_attn.q_proj.a" becomes "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"; what is no
+    adapter's keeps its name.
     """
-    renamed = {}
-    for name, tensor in tensors.items():
-        layer, _, letter = name.rpartition(".")
-        if letter in ("a", "b"):
-            renamed[f"{PEFT_PREFIX}{layer.partition('.')[2]}.lora_{letter.upper()}.weight"] = tensor[0]
-        else:
-            renamed[name] = tensor
-    return renamed
+    layer, _, letter = name.rpartition(".")
+    return f"{PEFT_PREFIX}{layer.partition('.')[2]}.lora_{letter.upper()}.weight" if letter in ("a", "b") else name
+
+
+def peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Trained tensors by `peft_name`: of an adapter's [1, ...], the first and only."""
+    return {peft_name(name): tensor[0] if peft_name(name) != name else tensor for name, tensor in tensors.items()}
 
 
 def merge_adapter(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, scale: float) -> None:

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pipelines.adapters.adapters import Adapters
-from pipelines.adapters.files import load_adapter, peft_names
-from pipelines.finetune.checkpoints import DEEPSPEED, Checkpoints
+from pipelines.adapters.files import load_adapter, peft_name, peft_names
+from pipelines.finetune.checkpoints import DEEPSPEED, FIRST, MASTER, SECOND, Checkpoints, Part, Piece
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import FinetuneConfig, adapters_of, check_saved_adapter
@@ -92,16 +92,13 @@ class _Training:
         # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
         use_graphs = worker.on_gpu and self.config.dtype == "bfloat16" and self.config.zero_stage < 3
         self.engine = _deepspeed_engine(self.model, self.config, capture=use_graphs)
-        self.checkpoints = Checkpoints(member.output, DEEPSPEED, worker.rank, worker.num_workers)
-        self.course.begin(*self.checkpoints.load(read=self._read_state))
-        self.loss: torch.Tensor | float = 0.0
+        self.checkpoints = Checkpoints(member.output, DEEPSPEED, worker.rank, worker.num_workers, worker.device)
+        progress = self.checkpoints.load(optimizer_state(self.engine, worker.rank))
+        if progress is not None:
+            take_up_state(self.engine, progress.num_updates)
+        self.course.begin(progress)
+        self.loss: torch.Tensor | float = progress.loss if progress else 0.0
         self.microbatches = _microbatches(self.course, worker, filled=use_graphs, adapted=self.adapters is not None)
-
-    def _read_state(self, folder: str) -> None:
-        self.engine.load_checkpoint(folder, tag="engine", load_module_strict=False)
-
-    def _write_state(self, folder: str) -> None:
-        self.engine.save_checkpoint(folder, tag="engine", exclude_frozen_parameters=self.config.method == "lora")
 
     def begin_step(self) -> None:
         course, step = self.course, self.course.next_step
@@ -136,7 +133,12 @@ class _Training:
             course.log_step(total_loss.item())
             self.loss = 0.0
         if course.is_saved:
-            self.checkpoints.save(course.next_step, course.log, write=self._write_state)
+            # What every worker holds whole is kept by one.
+            is_keeper = self.config.zero_stage > 0 or self.worker.rank == 0
+            self.checkpoints.save(
+                course.progress(float(self.loss), num_updates=num_updates(self.engine)),
+                optimizer_state(self.engine, self.worker.rank) if is_keeper else [],
+            )
 
     def end(self) -> Trained:
         """Gather what was trained, and give back the engine's memory."""
@@ -309,3 +311,73 @@ def gather_trained(model: torch.nn.Module, config: FinetuneConfig, rank: int) ->
             if rank == 0:
                 tensors[name] = parameter.detach().cpu().clone()
     return peft_names(tensors) if config.method == "lora" else tensors
+
+
+# --- the optimizer's state ---
+
+
+def optimizer_state(engine: Any, rank: int) -> list[Part]:
+    """What worker number `rank` holds of AdamW's state, as the tensors themselves; names are those of `gather_trained`.
+
+    ZeRO 0 holds each group's parameters whole, end to end; 1 and 2 cut that into a run for each worker, 3 each parameter. Runs
+    are of equal length: the last ones end in numbers that are no parameter's.
+    """
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    parts = []
+    if stage == 3:
+        names = {parameter: peft_name(name) for name, parameter in engine.module.named_parameters()}
+        for tensor, parameters in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
+            pieces, place = [], 0
+            for parameter in parameters:
+                length = parameter.partition_numel()
+                if (count := min(length, parameter.ds_numel - rank * length)) > 0:
+                    pieces.append(Piece(names[parameter], rank * length, count, place))
+                place += length
+            parts.append(Part(_state_of(optimizer, tensor), pieces))
+        return parts
+    for group, sizes in zip(optimizer.param_groups, engine.module.sizes, strict=True):
+        (tensor,) = group["params"]
+        # Where in it a parameter begins; below 0 if that is another worker's.
+        pieces, place = [], -rank * tensor.numel() if stage else 0
+        for name, size in sizes.items():
+            start, end = max(0, -place), min(size, tensor.numel() - place)
+            if start < end:
+                pieces.append(Piece(peft_name(name), start, end - start, place + start))
+            place += size
+        parts.append(Part(_state_of(optimizer, tensor), pieces))
+    return parts
+
+
+def _state_of(optimizer: Any, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Masters and moments of a tensor that AdamW steps; the moments are made as it makes them at its first step."""
+    state = optimizer.state[tensor]
+    if not state:
+        state["step"] = torch.zeros((), device=tensor.device if optimizer.param_groups[0]["fused"] else "cpu")
+        state[FIRST], state[SECOND] = torch.zeros_like(tensor), torch.zeros_like(tensor)
+    return {MASTER: tensor, FIRST: state[FIRST], SECOND: state[SECOND]}
+
+
+def num_updates(engine: Any) -> int:
+    """AdamW's own count of its steps."""
+    return int(next(iter(engine.optimizer.state.values()))["step"])
+
+
+@torch.no_grad()
+def take_up_state(engine: Any, num_updates: int) -> None:
+    """Have the model compute with the masters that `optimizer_state` was filled with, and AdamW count from `num_updates`."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    for state in optimizer.state.values():
+        state["step"].fill_(num_updates)
+    if stage == 0:
+        for flat, group in zip(engine.module.flats, optimizer.param_groups, strict=True):
+            flat.copy_(group["params"][0])
+    elif stage < 3:
+        optimizer.update_lp_params()
+    else:
+        # Small parameters lie whole on each worker: they are given up, and gathered anew.
+        optimizer.checkpoint_event_prologue()
+        for weights, masters in zip(
+            optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+        ):
+            weights.copy_(masters)
+        optimizer.checkpoint_event_epilogue()

@@ -21,6 +21,7 @@ from pipelines.adapters import adamw
 from pipelines.adapters.adamw_settings import STAYS, settings_row
 from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import adapter_tensors, load_adapter
+from pipelines.finetune.checkpoints import FIRST, KINDS, MASTER, SECOND, Part, Piece
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import adapters_of, check_saved_adapter
@@ -39,6 +40,8 @@ MAX_SLOTS = 36
 STATE_BYTES = 16
 """GPU memory for each adapter parameter: weight, what its master has beyond, gradient (2 each), moments (4 each), some."""
 STATE_FILE = "state.safetensors"
+TRUNK_NAMES = {"masters": MASTER, "first": FIRST, "second": SECOND}
+"""Tensors of that file, each a slot's whole row."""
 
 
 class Bank:
@@ -80,8 +83,10 @@ class Bank:
         rows = {"device": self.device, "dtype": self.dtype}
         self.weights = torch.zeros(self.num_slots, self.num_parameters, **rows)
         offset = 0
-        for parameter in self.parameters:
+        self.pieces = []
+        for name, parameter in zip([*adapter_tensors(self.adapters, 0), "head.weight"], self.parameters, strict=True):
             size = parameter[0].numel()
+            self.pieces.append(Piece(name, 0, size, offset))
             # A view into the slots' rows: what the optimizer writes is what is computed with.
             parameter.data = self.weights[:, offset : offset + size].view(parameter.shape)
             offset += size
@@ -128,21 +133,37 @@ class Bank:
         adapter = {name: tensor.cpu().clone() for name, tensor in adapter_tensors(self.adapters, slot).items()}
         return {"head.weight": self.head.detach()[slot].cpu().clone(), **adapter}
 
-    def write_state(self, slot: int, folder: Path) -> None:
+    def state(self, slot: int) -> Part:
+        """The optimizer's state of `slot`, on the CPU: its own or a copy. Names are those of `tensors`."""
         # Joined on the CPU: the device may have no room for a master's four bytes.
         weights, first, second = (rows[slot].cpu() for rows in (self.weights, *self.moments))
         masters = weights if self.rest is None else adamw.join_masters(weights, self.rest[slot].cpu())
-        save_file({"masters": masters, "first": first, "second": second}, folder / STATE_FILE)
+        return Part({MASTER: masters, FIRST: first, SECOND: second}, self.pieces)
 
-    def read_state(self, slot: int, folder: Path) -> None:
-        state = load_file(folder / STATE_FILE)
+    def blank_state(self) -> Part:
+        """A state for `set_state` that is still to be filled."""
+        return Part({kind: torch.empty(self.num_parameters) for kind in KINDS}, self.pieces)
+
+    def set_state(self, slot: int, state: Part, *, loss: float = 0.0) -> None:
+        """Put `state`, and the losses since the last logged step, into `slot`."""
+        masters = state.tensors[MASTER]
         if self.rest is None:
-            self.weights[slot].copy_(state["masters"])
+            self.weights[slot].copy_(masters)
         else:
-            for rows, row in zip((self.weights, self.rest), adamw.split_masters(state["masters"]), strict=True):
+            for rows, row in zip((self.weights, self.rest), adamw.split_masters(masters), strict=True):
                 rows[slot].copy_(row)
-        for name, moment in zip(("first", "second"), self.moments, strict=True):
-            moment[slot].copy_(state[name])
+        for kind, moment in zip((FIRST, SECOND), self.moments, strict=True):
+            moment[slot].copy_(state.tensors[kind])
+        self.losses[slot] = loss
+
+    def write_trunk_state(self, slot: int, folder: Path) -> None:
+        """Keep the state that branches leave `slot` with, which is part of the trunk's output."""
+        tensors = self.state(slot).tensors
+        save_file({name: tensors[kind] for name, kind in TRUNK_NAMES.items()}, folder / STATE_FILE)
+
+    def read_trunk_state(self, slot: int, folder: Path) -> None:
+        saved = load_file(folder / STATE_FILE)
+        self.set_state(slot, Part({kind: saved[name] for name, kind in TRUNK_NAMES.items()}, ()))
 
     def take_loss(self, slot: int) -> float:
         """The losses of the examples since it was last taken, added up."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.finetune.checkpoints import Progress
 from pipelines.finetune.job import Examples, Member
 from pipelines.finetune.recipe import check_loss, cooldown_start, learning_rate_at, nested_ends
 from pipelines.models.process import peak_gpu_memory_gib
@@ -34,13 +35,18 @@ class Course:
         self.neighbours: list[int] = []
         """How many were trained at once, at each logged step."""
 
-    def begin(self, next_step: int, log: list[dict[str, float]]) -> None:
-        """Start the clock at `next_step`, with the steps logged so far."""
-        self.next_step = self.first_step = max(next_step, self.branched_at)
-        self.log = log
+    def begin(self, progress: Progress | None) -> None:
+        """Start the clock at the first step, or where a checkpoint's `progress` goes on."""
+        self.next_step = self.first_step = self.window_step = self.branched_at
+        if progress is not None:
+            self.next_step = self.first_step = progress.next_step
+            self.window_step, self.log = progress.logged_step, progress.log
         self.setup_s = time.perf_counter() - self.started
         self.window_start = self.train_start = time.perf_counter()
-        self.window_step = self.next_step
+
+    def progress(self, loss: float, *, num_updates: int) -> Progress:
+        """What a checkpoint keeps of this; `loss` is summed since the last logged step."""
+        return Progress(self.next_step, self.log, self.window_step, loss, num_updates)
 
     @property
     def fraction(self) -> float:
@@ -103,7 +109,8 @@ class Course:
             "step": step,
             "loss": total_loss / self.weight(steps),
             "learning_rate": self.learning_rate_at(step - 1),
-            **self._rates(steps, time.perf_counter() - self.window_start),
+            # Steps before a resumption took none of this time.
+            **self._rates(self.batches[max(self.window_step, self.first_step) : step], time.perf_counter() - self.window_start),
             "fraction_done": self.fraction,
         }
         check_loss(entry["loss"], step, self.config)

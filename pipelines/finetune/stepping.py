@@ -26,9 +26,11 @@ class FlatModel(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, *, capture: bool) -> None:
         super().__init__()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [[p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]]
-        self._groups = [group for group in groups if group]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        groups = [{n: p for n, p in trained.items() if p.ndim > 1}, {n: p for n, p in trained.items() if p.ndim <= 1}]
+        self.sizes = [{name: p.numel() for name, p in group.items()} for group in groups if group]
+        """What lies in each of `flats`, end to end: by name of the model's parameters, how many numbers."""
+        self._groups = [list(group.values()) for group in groups if group]
         self.decays = [group[0].ndim > 1 for group in self._groups]
         self.flats = torch.nn.ParameterList(torch.cat([p.detach().reshape(-1) for p in group]) for group in self._groups)
         # Not as a submodule: DeepSpeed is to see the flat parameters only.

@@ -116,8 +116,12 @@ def _begin(course: Course, bank: Bank, slot: int) -> None:
     bank.fill(slot, course.job)
     if course.branched_at:
         assert course.job.trunk is not None
-        bank.read_state(slot, Path(fetch(trunk_state(course.job.trunk, course.branched_at))))
-    course.begin(*_checkpoints(course).load(read=lambda folder: bank.read_state(slot, Path(folder))))
+        bank.read_trunk_state(slot, Path(fetch(trunk_state(course.job.trunk, course.branched_at))))
+    state = bank.blank_state()
+    progress = _checkpoints(course).load([state])
+    if progress is not None:
+        bank.set_state(slot, state, loss=progress.loss)
+    course.begin(progress)
 
 
 def _checkpoints(course: Course) -> Checkpoints:
@@ -132,9 +136,10 @@ def _attend(course: Course, bank: Bank, slot: int, num_courses: int) -> None:
         course.neighbours.append(num_courses)
     if course.is_kept:
         with working_folder(trunk_state(course.member.output, course.next_step)) as folder:
-            bank.write_state(slot, folder)
+            bank.write_trunk_state(slot, folder)
     if course.is_over:
         save_result(course.member, bank.tensors(slot), course.log)
         course.end()
     elif course.is_saved:
-        _checkpoints(course).save(course.next_step, course.log, write=lambda folder: bank.write_state(slot, Path(folder)))
+        progress = course.progress(bank.losses[slot].item(), num_updates=course.next_step)
+        _checkpoints(course).save(progress, [bank.state(slot)])

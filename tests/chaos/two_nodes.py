@@ -127,7 +127,7 @@ def two_nodes() -> Iterator[Nodes]:
 
 def has_committed(stage: str) -> Callable[[Path], bool]:
     """Whether a step of the stage has committed something and is not complete."""
-    what = "shards/*.json" if stage == "synthetic_pool" else ".checkpoints/latest.json"
+    what = "shards/*.json" if stage == "synthetic_pool" else ".checkpoints/step*.json"
 
     def look(store: Path) -> bool:
         folders = [folder for folder in store.glob(f"{stage}/*") if not (folder / "record.json").exists()]
