@@ -142,6 +142,8 @@ class Run:
         self._asked_at = 0.0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
+        self._look_around()
         if self.queue.is_exhausted and not self.queue.running:
             return "FINISHED"
         if self._one_ends_soon():
@@ -252,15 +254,19 @@ class Run:
                 with contextlib.suppress(Exception):
                     self.progress.throughput = ray.get(self._asked)
                 self._asked = None
-        has_leftovers = time.monotonic() < self._leftovers_until
-        if time.monotonic() - self._looked_at > (1 if has_leftovers else LOOK_S):
-            self._looked_at = time.monotonic()
-            # Ray's control store may be out of reach for a while.
-            with contextlib.suppress(Exception):
-                if has_leftovers:
-                    _remove_orphaned_placement_groups()
-                self._look_at_cluster()
+        self._look_around()
         self.tick(self.progress)
+
+    def _look_around(self) -> None:
+        has_leftovers = time.monotonic() < self._leftovers_until
+        if time.monotonic() - self._looked_at < (1 if has_leftovers else LOOK_S):
+            return
+        self._looked_at = time.monotonic()
+        # Ray's control store may be out of reach for a while.
+        with contextlib.suppress(Exception):
+            if has_leftovers:
+                _remove_orphaned_placement_groups()
+            self._look_at_cluster()
 
     def _look_at_cluster(self) -> None:
         """Follow the machines that come and go, and say once what a step has been waiting for."""
