@@ -23,6 +23,7 @@ TASKS, DATA, PACKING, ADAPTERS = "pipelines.tasks", "pipelines.data", "pipelines
 MODELS, FINETUNE, EVALUATE, GENERATE = (f"pipelines.{room}" for room in ("models", "finetune", "evaluate", "generate"))
 PIPELINES = ("pipelines", TASKS, DATA, PACKING, ADAPTERS, MODELS, FINETUNE, EVALUATE, GENERATE)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
+INDEX = "sweep.index"
 STATS, RESULTS, REPORT, AUDIT = "analysis.stats", "analysis.study", "analysis.report", "analysis.audit"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
@@ -39,15 +40,16 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     GRAPH: PIPELINES,
     STUDY: (*PIPELINES, GRAPH),
     PLAN: (*PIPELINES, GRAPH, STUDY),
-    RUN: (*PIPELINES, GRAPH, STUDY, PLAN),
+    INDEX: ("pipelines",),
+    RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX),
     "analysis": ("pipelines",),
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, "analysis", STATS),
     REPORT: (*PIPELINES, GRAPH, "analysis", STATS, RESULTS),
     AUDIT: ("pipelines", TASKS, "analysis", STATS),
-    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, RUN, "analysis", STATS, RESULTS, REPORT, AUDIT),
+    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, "analysis", STATS, RESULTS, REPORT, AUDIT),
     # The command line, and what users' studies import.
-    "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, RUN, COMMANDS),
+    "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, COMMANDS),
 }
 
 # Each heavy library and the only rooms that may import it.
@@ -60,7 +62,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "vllm": (GENERATE,),
     "ray": (FINETUNE, EVALUATE, GENERATE, RUN),
     "ray.tune": (RUN,),
-    "mlflow": (RUN,),
+    "mlflow": (INDEX, RUN),
     "pandas": ("analysis", RESULTS, REPORT, AUDIT),
     "matplotlib": (REPORT,),
     "tests": (),
