@@ -101,16 +101,18 @@ def run(
     if dry_run:
         show_plan(loaded.experiment, where, table, find_gpu, max_gpus)
         return
+    from sweep.index.address import check_address, mask
     from sweep.plan.plan import check_budget, plan_study
     from sweep.run.ends import Stop
     from sweep.run.study_run import run_study
     from sweep.run.tracking import default_tracking_uri
 
+    default_uri = default_tracking_uri(where)
+    tracking_uri = tracking_uri or default_uri
+    check_address(tracking_uri)
     plan = plan_study(loaded.experiment, where, table, find_gpu, max_gpus, reasons=False)
     if budget is not None:
         print(check_budget(plan, budget))
-    default_uri = default_tracking_uri(where)
-    tracking_uri = tracking_uri or default_uri
     with Stop() as stop:
         result = run_study(loaded, where, tracking_uri, options, plan, stop)
     name = loaded.experiment.name
@@ -118,8 +120,8 @@ def run(
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built{losses}")
     if result.tracking_errors:
         print(
-            f"Warning: MLflow missed {len(result.tracking_errors)} writes ({result.tracking_errors[0]}); "
-            "nothing else is affected: `blindsweep reindex` fills them in",
+            f"Warning: MLflow has not everything ({result.tracking_errors[0]}); "
+            "nothing else is affected: `blindsweep reindex` fills it in",
             file=sys.stderr,
         )
     if rehearse:
@@ -131,7 +133,7 @@ def run(
             if not result.failures:
                 raise
             print(f"no report: {error}", file=sys.stderr)
-    elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {tracking_uri}"
+    elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {mask(tracking_uri, tracking_uri)}"
     print(f"compare runs: blindsweep ui --store {store}{elsewhere}")
     if result.failures:
         fail(_describe_failures(name, result.failures))

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,24 +17,36 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow on the studies of a store, for this machine only."""
+    from sweep.index.address import check_address, mask, sqlite_path
+    from sweep.index.database import Unusable
+    from sweep.run.study_run import mended_index, rebuild
     from sweep.run.tracking import comparisons, default_tracking_uri
 
-    uri = tracking_uri or default_tracking_uri(Store(store))
+    where = Store(store)
+    uri = tracking_uri or default_tracking_uri(where)
+    check_address(uri)
     if uri.startswith(("http://", "https://")):
-        print(f"MLflow already runs at {uri}")
+        print(f"MLflow already runs at {mask(uri, uri)}")
         return
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"no MLflow database {uri}; run a study first, or build it with `blindsweep reindex`")
+    path = sqlite_path(uri)
+    if path is not None and not (path.exists() and path.stat().st_size):
+        if tracking_uri is not None or not where.studies():
+            raise UserError(f"no MLflow database {uri}; run a study first, or build it with `blindsweep reindex`")
+        rebuild(where, path)
+    try:
+        uri = mended_index(where, uri, to_write=False)
+    except Unusable as error:
+        raise UserError(mask(f"MLflow's database {uri} cannot be shown: {error}", uri)) from error
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Else there are ten large processes more, for evaluating chat applications.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    # Not as an option: whoever lists processes would read a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
     print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
     for name, link in comparisons(uri).items():
         print(f"  compare kinds of {name}: http://127.0.0.1:{port}/{link}")
     sys.stdout.flush()
-    address = ["--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)])
 
 
 def reindex(
@@ -43,11 +54,19 @@ def reindex(
     store: StoreUri = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Rebuild MLflow's runs from the records in the store."""
+    """Rebuild MLflow's runs from the records in the store; where an artifact has several, one is kept."""
+    from sweep.index.address import check_address, mask
+    from sweep.index.database import Unusable
+    from sweep.run.study_run import mended_index
     from sweep.run.study_run import reindex as rebuild
     from sweep.run.tracking import default_tracking_uri
 
     where = Store(store)
     uri = tracking_uri or default_tracking_uri(where)
+    check_address(uri)
+    try:
+        uri = mended_index(where, uri)
+    except Unusable as error:
+        raise UserError(mask(f"cannot write to MLflow at {uri}: {error}", uri)) from error
     for name, count in rebuild(where, [study_name(study)] if study else where.studies(), uri).items():
-        print(f"{name}: {count} artifacts in {uri}")
+        print(f"{name}: {count} artifacts in {mask(uri, uri)}")

@@ -1,1 +1,1 @@
-"""Running a study: Ray's session, Tune, trials, progress, MLflow. The one room of `sweep` that imports Ray and MLflow."""
+"""Running a study: Ray's session, Tune, trials, progress, MLflow's runs. The one room of `sweep` that imports Ray."""

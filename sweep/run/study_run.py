@@ -1,25 +1,36 @@
 """A whole run: plan, build what is missing, keep MLflow and the study's manifest in step."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.step import Step
+from sweep.index.address import absolute_uri, mask, sqlite_path, sqlite_uri
+from sweep.index.client import Client
+from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, exclusive, is_sqlite, look, upgraded_copy
+from sweep.index.database import replace as replace_database
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, make_plan
 from sweep.run.ends import Stop
-from sweep.run.failures import one_line
 from sweep.run.progress import Display, Progress, mean_durations
 from sweep.run.session import RayOptions, cluster_capacity, ray_session
-from sweep.run.tracking import Tracker, end_runs
+from sweep.run.tracking import Tracker, default_tracking_uri, end_runs
 from sweep.run.tune import Run, run_steps
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
 from sweep.study.loading import Loaded
 from sweep.study.paper import departures, unsettled
+
+CLOSE_S = 30
+"""Seconds that the end of a run waits for MLflow, besides one for each step."""
+
+MEND_S = 60.0
+"""Seconds to wait for another process that makes or mends a database."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,9 @@ def run_study(
     """Build every artifact of the study that the store does not have. Failed steps are in the result.
 
     A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
-    fetched first. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much is built. Raises UserError if
-    nothing can be started: missing data or weights, too few resources, a store or tracking store that cannot be written,
-    a damaged record.
+    fetched first. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much is built. Where MLflow cannot be
+    used, stderr says so and the study is built without it. Raises UserError if nothing can be started: missing data or
+    weights, too few resources, a store that cannot be written, a damaged record.
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     # What was planned without its inputs has other steps.
@@ -84,8 +95,9 @@ def run_study(
     steps = [member.step for member in planned]
     study = manifest(loaded, steps)
     study.save(store)
+    index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
-        errors = track_records(study, loaded.parameters, cached, store, tracking_uri)
+        errors = track_records(study, loaded.parameters, cached, store, index) if index else []
         return Result(len(steps), len(cached), 0, (), tuple(errors))
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
@@ -98,10 +110,10 @@ def run_study(
             run = Run(steps, {record.fingerprint for record in cached}, store, capacity, max_failures=options.max_failures)
             if options.address is not None:
                 run.look = partial(cluster_capacity, options)
-            errors = _run_on_ray(run, study, loaded.parameters, cached, tracking_uri)
+            errors = _run_on_ray(run, study, loaded.parameters, cached, index)
     except KeyboardInterrupt:
-        if run is not None:
-            end_runs(tracking_uri, study.experiment, {*run.progress.running, *run.progress.built})
+        if run is not None and index is not None:
+            end_runs(index, study.experiment, {*run.progress.running, *run.progress.built})
         raise
     progress = run.progress
     failures = _failures(progress)
@@ -111,32 +123,33 @@ def run_study(
 
 
 def _run_on_ray(
-    run: Run, study: Study, parameters: Mapping[str, Any], cached: Sequence[Record], tracking_uri: str
+    run: Run, study: Study, parameters: Mapping[str, Any], cached: Sequence[Record], tracking_uri: str | None
 ) -> list[str]:
-    """Build the steps of `run` with a display and a tracker; returns the tracker's errors."""
+    """Build the steps of `run` with a display and, unless `tracking_uri` is None, a tracker; returns the tracker's errors."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Beside the driver, where a SQLite file is.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tracker = (
-        ray.remote(Tracker)
-        .options(num_cpus=0, scheduling_strategy=here)
-        .remote(tracking_uri, run.store.uri, study.experiment, study.title, parameters, study.blindspot)
-    )
-    try:
-        ray.get(tracker.declare.remote([step.fingerprint for step in run.steps]))
-    except ray.exceptions.RayError as error:
-        raise _unusable(tracking_uri, error) from error
-    for record in cached:
-        tracker.finish.remote(record, is_new=False)
+    tracker = None
+    if tracking_uri is not None:
+        # Beside the driver, where a SQLite file is.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        tracker = (
+            ray.remote(Tracker)
+            .options(num_cpus=0, scheduling_strategy=here)
+            .remote(tracking_uri, run.store.uri, study.experiment, study.title, parameters, study.blindspot)
+        )
+        # Nobody waits for it: MLflow takes seconds to make a database.
+        tracker.declare.remote([step.fingerprint for step in run.steps])
+        for record in cached:
+            tracker.finish.remote(record, is_new=False)
     try:
         with Display(mean_durations(cached)) as display:
             run.tracker, run.listener, run.tick = tracker, display.on_event, display.on_tick
             progress = run_steps(run)
     except KeyboardInterrupt:
         # It may be far behind, or gone already: `end_runs` does what is left.
-        ray.kill(tracker)
+        if tracker is not None:
+            ray.kill(tracker)
         raise
     except BaseException:
         _close(tracker, "FAILED", len(run.steps))
@@ -148,17 +161,86 @@ def _close(tracker: Any, status: str, num_steps: int) -> list[str]:
     """Wait for what is still to be written: with short steps MLflow falls behind, by less than a second for each."""
     import ray
 
+    if tracker is None:
+        return []
+    limit = CLOSE_S + num_steps
     try:
-        return list(ray.get(tracker.close.remote(status), timeout=120 + num_steps))
+        return list(ray.get(tracker.close.remote(status), timeout=limit))
+    except ray.exceptions.GetTimeoutError:
+        return [f"it was still behind after {limit} s"]
     except ray.exceptions.RayError as error:
         return [f"the tracking process ended early ({type(error).__name__})"]
 
 
-def _unusable(tracking_uri: str, error: BaseException) -> UserError:
-    return UserError(
-        f"cannot open the MLflow tracking store {tracking_uri}: {one_line(error)}; check "
-        "--tracking-uri and whether the server runs"
-    )
+def usable_index(store: Store, tracking_uri: str) -> str | None:
+    """The tracking URI for all processes if a study can be tracked there, mended if need be; else None, said on stderr."""
+    try:
+        return mended_index(store, tracking_uri)
+    except Exception as error:  # an index that is down must not stop the study
+        _say(
+            mask(f"Warning: going on without MLflow at {tracking_uri}: {error}; ", tracking_uri)
+            + "`blindsweep reindex` fills it in later"
+        )
+        return None
+
+
+def mended_index(store: Store, tracking_uri: str, *, to_write: bool = True) -> str:
+    """The tracking URI for all processes, after a look at it of some seconds.
+
+    A SQLite database that is damaged is moved aside and rebuilt from all records in the store, the store's own is upgraded if
+    it is of an older MLflow, and stderr says so. Raises `sweep.index.database.Unusable` where MLflow cannot be used.
+    """
+    uri = absolute_uri(tracking_uri)
+    try:
+        look(uri, to_write=to_write)
+    except (Damaged, OlderSchema) as problem:
+        _mend(store, uri, problem)
+    return uri
+
+
+def _mend(store: Store, uri: str, problem: Unusable) -> None:
+    """Put a sound database in the place of one that `look` refused. Raises Unusable for one that is better left alone."""
+    path = sqlite_path(uri)
+    assert path is not None, "only files are known to be damaged"
+    is_own = path == sqlite_path(default_tracking_uri(store))
+    if not is_own and (isinstance(problem, NewerSchema) or not is_sqlite(path)):
+        # It may be somebody else's.
+        raise Unusable(f"{problem}; name another file, or move it away")
+    if not is_own and isinstance(problem, OlderSchema):
+        raise Unusable(f"{problem}; `mlflow db upgrade` makes it usable")
+    with exclusive(path, MEND_S):
+        try:
+            # Another driver may have mended it just now.
+            look(uri)
+            return
+        except (Damaged, OlderSchema) as still:
+            problem = still
+        if isinstance(problem, OlderSchema):
+            try:
+                aside = replace_database(path, "older", partial(upgraded_copy, path))
+                _say(f"{path}: {problem}; it is upgraded, and {aside.name} is as it was")
+                return
+            except Exception:
+                problem = Damaged("it could not be upgraded to this MLflow's schema")
+        aside = replace_database(path, "damaged", partial(rebuild, store))
+        number = len(store.studies())
+        studies = "1 study" if number == 1 else f"{number} studies"
+        _say(f"{path}: {problem}; it is moved aside to {aside.name} and rebuilt from the records of {studies}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def rebuild(store: Store, path: Path) -> None:
+    """Write a new MLflow database with all studies of a store. What cannot be read is left out, and stderr says so."""
+    for name in store.studies():
+        try:
+            reindex(store, [name], sqlite_uri(path))
+        except UserError as error:
+            _say(f"Warning: MLflow's database lacks {name}: {error}")
+    # Of a store without studies.
+    Client(sqlite_uri(path))
 
 
 def track_records(
@@ -174,10 +256,7 @@ def track_records(
 
     Artifacts that MLflow has in full are skipped, unless `again`.
     """
-    try:
-        tracker = Tracker(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
-    except Exception as error:
-        raise _unusable(tracking_uri, error) from error
+    tracker = Tracker(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
     tracker.declare(record.fingerprint for record in records)
     for record in records:
         tracker.finish(record, is_new=again)
@@ -192,7 +271,7 @@ def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, 
         records = [step.record for step in study.steps if step.record is not None]
         errors = track_records(study, study.parameters, records, store, tracking_uri, again=True)
         if errors:
-            raise UserError(f"MLflow at {tracking_uri} did not take everything: {errors[0]}")
+            raise UserError(f"MLflow at {mask(tracking_uri, tracking_uri)} did not take everything: {errors[0]}")
         counts[name] = len(records)
     return counts
 

@@ -8,11 +8,9 @@ logged again from its record and its metrics.jsonl, so what was lost on the way 
 
 import contextlib
 import json
-import logging
-import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +20,9 @@ from pipelines.finetune.checkpoints import METRICS_FILE
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
 from sweep.graph.step import Step
+from sweep.index.address import mask, sqlite_path, sqlite_uri
+from sweep.index.client import Client
+from sweep.index.database import exclusive
 
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
@@ -70,19 +71,7 @@ class Card:
 def default_tracking_uri(store: Store) -> str:
     """`mlflow.db` in a local store; beside the user, in the current folder, for a remote one."""
     folder = Path(store.uri) if store.is_local else Path.cwd()
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def _client(uri: str) -> Any:
-    """MLflow's client, quiet."""
-    # Nothing is sent anywhere but to the tracking store.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    # After the import, which sets them.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+    return sqlite_uri(folder / "mlflow.db")
 
 
 def end_runs(uri: str, study: str, fingerprints: Collection[str]) -> None:
@@ -91,7 +80,7 @@ def end_runs(uri: str, study: str, fingerprints: Collection[str]) -> None:
     Another driver's artifacts of the study are left alone. What MLflow does not take is left to the next run.
     """
     with contextlib.suppress(Exception):
-        client = _client(uri)
+        client = Client(uri)
         experiment = client.get_experiment_by_name(study)
         for run in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
             if "study" in run.data.tags or run.data.tags.get("fingerprint") in fingerprints:
@@ -99,9 +88,16 @@ def end_runs(uri: str, study: str, fingerprints: Collection[str]) -> None:
 
 
 class Tracker:
-    """The only writer of a study's MLflow runs. Errors are collected, never raised, once it is open."""
+    """The only writer of a study's MLflow runs in its driver. Errors are collected, never raised.
+
+    Other drivers may have trackers of the same study. On one machine and one SQLite file they make no run twice; elsewhere
+    they may, and one is left of it when a tracker opens or closes.
+    """
 
     WRITE_EVERY_S = 1.0
+    MOST_ERRORS = 1000
+    PATIENCE_S = 60.0
+    """Seconds to wait for another tracker that makes the database."""
 
     def __init__(
         self,
@@ -112,33 +108,65 @@ class Tracker:
         parameters: Mapping[str, Any],
         blindspot: str = BLINDSPOT_SLICE,
     ):
-        """Open the database or server and the study's parent run. Raises what MLflow raises.
+        """Open the database or server and the study's parent run.
 
         `blindspot` is the slice, or `set/slice`, that the saved views show (`sweep.graph.records.Study.blindspot`).
         """
         self.store = Store(store_uri)
         self.errors: list[str] = []
         self.latest: dict[str, dict[str, float]] = {}
+        self.runs: dict[str, Any] = {}
+        self._uri = uri
         self._pending: dict[str, list[Any]] = defaultdict(list)
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
         self._blindspot = blindspot
         self._columns: list[str] = []
         self._marks: set[str] = set()
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.client = _client(uri)
-        self._open_study(uri, study, title, parameters)
+        self._parent: Any = None
+        self._client: Client | None = None
+        with self._collecting("open"):
+            if path := sqlite_path(uri):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                self._client = Client(uri)
+                self._open_study(uri, study, title, parameters)
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            raise ConnectionError("MLflow could not be opened")
+        return self._client
+
+    @property
+    def parent_id(self) -> str:
+        if self._parent is None:
+            raise ConnectionError("MLflow could not be opened")
+        return str(self._parent.info.run_id)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Without other trackers of this machine, where runs are made in a SQLite file."""
+        with contextlib.ExitStack() as stack:
+            if path := sqlite_path(self._uri):
+                # Without a lock a run may be made twice, which is seen to later.
+                with contextlib.suppress(OSError):
+                    stack.enter_context(exclusive(path, self.PATIENCE_S))
+            yield
 
     def _open_study(self, uri: str, study: str, title: str, parameters: Mapping[str, Any]) -> None:
         experiment = self.client.get_experiment_by_name(study)
         if experiment is None:
             # Without a location of its own, MLflow would put a folder into the current directory.
-            location = None
-            if uri.startswith("sqlite:///"):
-                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
-            self.experiment_id = self.client.create_experiment(study, artifact_location=location)
-        else:
+            path = sqlite_path(uri)
+            location = (path.absolute().parent / "mlflow-artifacts").as_uri() if path else None
+            try:
+                self.experiment_id = self.client.create_experiment(study, artifact_location=location)
+            except Exception:
+                # Another driver was quicker.
+                if (experiment := self.client.get_experiment_by_name(study)) is None:
+                    raise
+        if experiment is not None:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment_id)
@@ -147,29 +175,49 @@ class Tracker:
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         # MLflow would show its pages for chat applications instead.
         self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        self.runs: dict[str, Any] = {}
-        parent = None
-        for run in self._all_runs():
-            if "study" in run.data.tags:
-                parent = run
-            elif "fingerprint" in run.data.tags:
-                self.runs[run.data.tags["fingerprint"]] = run
-        if parent is None:
+        self._find_runs()
+        if self._parent is None:
             tags = {"study": study, "stage": "study", "mlflow.note.content": note}
-            parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
-        self.parent_id = parent.info.run_id
+            self._parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
         self.client.update_run(self.parent_id, status="RUNNING")
         # The artifacts that the study consists of now say it again.
-        if "marks" in parent.data.tags:
+        if "marks" in self._parent.data.tags:
             self.client.delete_tag(self.parent_id, "marks")
         for name, value in parameters.items():
             # A parameter cannot be changed once logged, and a study is run again with other settings.
             self.client.set_tag(self.parent_id, f"parameter.{name}", str(value))
 
-    def _all_runs(self) -> Iterable[Any]:
+    def _find_runs(self) -> None:
+        """Learn which run is the study's and which is each artifact's; where there are several, all but one are deleted."""
+        takes: dict[str, list[Any]] = defaultdict(list)
+        for run in self._all_runs():
+            if "study" in run.data.tags:
+                takes[""].append(run)
+            elif "fingerprint" in run.data.tags:
+                takes[run.data.tags["fingerprint"]].append(run)
+        runs = {}
+        for fingerprint, candidates in takes.items():
+            # Every tracker chooses the same.
+            kept, *others = sorted(candidates, key=_preference)
+            runs[fingerprint] = kept
+            for run in others:
+                # Another tracker may be at it, too; what is left is left to the next one.
+                with contextlib.suppress(Exception):
+                    self.client.delete_run(run.info.run_id)
+        if parent := runs.pop("", None):
+            self._parent = parent
+        for fingerprint, run in runs.items():
+            if parent and run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
+            if fingerprint in self.runs and self.runs[fingerprint].info.run_id != run.info.run_id:
+                self._logged.pop(fingerprint, None)
+            self.runs[fingerprint] = run
+
+    def _all_runs(self, having: str = "") -> Iterator[Any]:
         token = None
         while True:
-            page = self.client.search_runs([self.experiment_id], max_results=1000, page_token=token)
+            # A page of them comes within the client's limit on a busy machine, too.
+            page = self.client.search_runs([self.experiment_id], having, max_results=200, page_token=token)
             yield from page
             token = page.token
             if not token:
@@ -208,7 +256,6 @@ class Tracker:
 
     def finish(self, record: Record, *, is_new: bool = True) -> None:
         """A step is complete: parameters, step and final metrics and lineage are all there after this."""
-        card = Card.of_record(record)
         self.latest.pop(record.fingerprint, None)
         run = self.runs.get(record.fingerprint)
         if record.stage == "evaluation":
@@ -217,23 +264,32 @@ class Tracker:
         if not is_new and run is not None and run.data.tags.get("complete") == record.created:
             return
         with self._collecting(f"finish {record.id.name}"):
-            end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
-            start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
-            run_id = self._run_of(card, start_ms)
-            for line in self._series(record):
-                step = int(line.pop("step"))
-                self._add_metrics(record.fingerprint, _as_curves(line), step, end_ms)
-            rows = {f"rows_of_{name}": value for name, value in record.num_rows.items()}
-            final = _as_totals({**dict(flatten(record.metrics)), **rows, **record.durations})
-            self._add_metrics(record.fingerprint, final, 0, end_ms)
-            if record.stage == "evaluation":
-                self._log_on_task_model(record, final, end_ms)
-            self._write()
-            if record.marks:
-                self.client.set_tag(run_id, "marks", "; ".join(record.marks))
-            self.client.set_tag(run_id, "complete", record.created)
-            self.runs[record.fingerprint].data.tags["complete"] = record.created
-            self.client.set_terminated(run_id, "FINISHED", end_ms)
+            try:
+                self._finish(record)
+            except Exception:
+                if not self._was_deleted(record.fingerprint):
+                    raise
+                self._finish(record)
+
+    def _finish(self, record: Record) -> None:
+        card = Card.of_record(record)
+        end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
+        start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
+        run_id = self._run_of(card, start_ms)
+        for line in self._series(record):
+            step = int(line.pop("step"))
+            self._add_metrics(record.fingerprint, _as_curves(line), step, end_ms)
+        rows = {f"rows_of_{name}": value for name, value in record.num_rows.items()}
+        final = _as_totals({**dict(flatten(record.metrics)), **rows, **record.durations})
+        self._add_metrics(record.fingerprint, final, 0, end_ms)
+        if record.stage == "evaluation":
+            self._log_on_task_model(record, final, end_ms)
+        self._write_of(record.fingerprint)
+        if record.marks:
+            self.client.set_tag(run_id, "marks", "; ".join(record.marks))
+        self.client.set_tag(run_id, "complete", record.created)
+        self.runs[record.fingerprint].data.tags["complete"] = record.created
+        self.client.set_terminated(run_id, "FINISHED", end_ms)
 
     def fail(self, fingerprint: str, message: str) -> None:
         """A step failed."""
@@ -254,9 +310,13 @@ class Tracker:
 
     def close(self, status: str) -> list[str]:
         """Write what is pending, end the parent run with an MLflow status, return what went wrong."""
-        with self._collecting("close"):
-            self._write()
-            self.client.set_terminated(self.parent_id, status)
+        if self._client is not None:
+            self._client.wake()
+            with self._collecting("close"):
+                self._write()
+                if sqlite_path(self._uri) is None:
+                    self._find_runs()
+                self.client.set_terminated(self.parent_id, status)
         return self.errors
 
     def snapshot(self) -> dict[str, dict[str, float]]:
@@ -277,10 +337,28 @@ class Tracker:
             self.client.delete_run(run.info.run_id)
             del self.runs[fingerprint]
 
+    def _was_deleted(self, fingerprint: str) -> bool:
+        """Whether another tracker has deleted an artifact's run, for it knows a better one; then it is forgotten."""
+        run = self.runs.get(fingerprint)
+        if run is None or self.client.get_run(run.info.run_id).info.lifecycle_stage != "deleted":
+            return False
+        del self.runs[fingerprint]
+        return True
+
     def _run_of(self, card: Card, start_ms: int | None) -> str:
         """The artifact's one run in this study; parameters, tags and inputs are logged when it is made."""
         if card.id.fingerprint in self.runs:
             return str(self.runs[card.id.fingerprint].info.run_id)
+        with self._alone():
+            others = list(self._all_runs(f"tags.fingerprint = '{card.id.fingerprint}'"))
+            if others:
+                self.runs[card.id.fingerprint] = min(others, key=_preference)
+                # It has what another tracker logged.
+                self._logged.pop(card.id.fingerprint, None)
+                return str(self.runs[card.id.fingerprint].info.run_id)
+            return self._make_run(card, start_ms)
+
+    def _make_run(self, card: Card, start_ms: int | None) -> str:
         from mlflow.entities import Param
 
         tags = {
@@ -369,25 +447,45 @@ class Tracker:
     def _write(self) -> None:
         self._last_write = time.monotonic()
         for fingerprint in [pending for pending in self._pending if pending in self.runs]:
-            metrics = self._pending[fingerprint]
+            with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
+                try:
+                    self._write_of(fingerprint)
+                except Exception:
+                    # Those of the run that is kept come when the artifact is complete.
+                    if not self._was_deleted(fingerprint):
+                        raise
+
+    def _write_of(self, fingerprint: str) -> None:
+        metrics = self._pending[fingerprint]
+        try:
             while metrics:
                 # MLflow's limit of one request.
                 self.client.log_batch(self.runs[fingerprint].info.run_id, metrics=metrics[:1000])
                 del metrics[:1000]
+        except Exception:
+            # MLflow is asked anew what it has when the artifact is complete, and sent the rest.
+            metrics.clear()
+            self._logged.pop(fingerprint, None)
+            raise
 
     @contextlib.contextmanager
-    def _collecting(self, what: str) -> Any:
+    def _collecting(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # an index that is down must not stop the study
-            self.errors.append(f"{what}: {type(error).__name__}: {error}".splitlines()[0][:300])
+            if len(self.errors) < self.MOST_ERRORS:
+                text = f"{what}: {type(error).__name__}: {error}".splitlines()[0]
+                self.errors.append(mask(text, self._uri)[:300])
+
+
+def _preference(run: Any) -> tuple[bool, int, str]:
+    """Of several runs of one artifact or study the least is kept: a complete one, the oldest."""
+    return "complete" not in run.data.tags, run.info.start_time, run.info.run_id
 
 
 def comparisons(uri: str) -> dict[str, str]:
     """Study → path of its view of kinds, for all in an MLflow database."""
-    from mlflow import MlflowClient
-
-    experiments = MlflowClient(tracking_uri=uri).search_experiments()
+    experiments = Client(uri).search_experiments()
     with_views = [experiment for experiment in experiments if "mlflow.sharedViewState.kinds" in experiment.tags]
     return {experiment.name: view_link(experiment.experiment_id, "kinds") for experiment in with_views}
 
@@ -498,7 +596,8 @@ def _shorten(value: Any) -> str:
 class StepReport:
     """A `Report` that sends a step's metrics to the tracker's actor. Picklable, usable in any Ray process.
 
-    Calls return at once; at most `MAX_OUTSTANDING` are on their way, then a call waits for half of them.
+    Calls return at once and raise nothing. While `MAX_OUTSTANDING` are on their way, further ones are not sent: a step does
+    not wait for MLflow, and its curve is logged again from its metrics.jsonl.
     """
 
     MAX_OUTSTANDING = 64
@@ -515,7 +614,11 @@ class StepReport:
         import ray
 
         plain = {name: float(value) for name, value in metrics.items()}
-        self._outstanding.append(self.tracker.log.remote(self.fingerprint, plain, step, int(time.time() * 1000)))
         if len(self._outstanding) >= self.MAX_OUTSTANDING:
-            done, self._outstanding = ray.wait(self._outstanding, num_returns=self.MAX_OUTSTANDING // 2)
-            ray.get(done)
+            # Those of a tracker that has died are done, too; nobody asks for their errors.
+            _, self._outstanding = ray.wait(self._outstanding, num_returns=self.MAX_OUTSTANDING, timeout=0)
+            if len(self._outstanding) >= self.MAX_OUTSTANDING:
+                return
+        # Ray refuses a tracker that it knows to be dead.
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._outstanding.append(self.tracker.log.remote(self.fingerprint, plain, step, int(time.time() * 1000)))
