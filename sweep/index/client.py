@@ -58,6 +58,8 @@ def load_mlflow() -> None:
     """Import MLflow, quiet and with limits of its requests."""
     # Nothing is sent anywhere but to the tracking store.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Two lines for every run that ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name, value in HTTP.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401
