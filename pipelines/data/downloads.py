@@ -129,8 +129,9 @@ def fetch_nli_data(
     function, a second fetch into the folder at the same time, and as :mod:`pipelines.data.sources` does.
     """
     folder = Path(to).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _sole_user(folder):
+    if copies is not None and not Path(copies).expanduser().is_dir():
+        raise UserError(f"--from {copies} is not a folder; give the one that holds {', '.join(FILES)}")
+    with _new_or_present(folder), _sole_user(folder):
         origin = _read_origin(folder)
         files = origin["files"]
         for official in OFFICIAL:
@@ -172,8 +173,6 @@ def _from_official_place(official: Official, folder: Path, known: Entries, say: 
 
 
 def _from_copies(official: Official, copies: Path, folder: Path, known: Entries, say: Say) -> Entries:
-    if not copies.is_dir():
-        raise UserError(f"--from {copies} is not a folder; give the one that holds {', '.join(FILES)}")
     archive = copies / official.name
     if official.members and archive.is_file():
         if (sha256 := sha256_of(archive)) != official.sha256:
@@ -363,6 +362,18 @@ def _receive(official: Official, part: Path, on_bytes: OnBytes) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+@contextlib.contextmanager
+def _new_or_present(folder: Path) -> Iterator[None]:
+    """The folder is there; one that was made for this and got nothing goes again, because commands look for it."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

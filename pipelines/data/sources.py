@@ -160,6 +160,11 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in _places(folder, name) if path.is_file()), None)
 
 
+def missing_files(folder: str) -> tuple[str, ...]:
+    """Those of ``FILES`` that are not in a folder of the raw data; all of them where there is no such folder."""
+    return tuple(name for name in FILES if find_file(Path(folder).expanduser(), name) is None)
+
+
 def num_lines(path: Path) -> int:
     """The number of lines of a file, without keeping them."""
     with path.open("rb") as file:

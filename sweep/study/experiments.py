@@ -7,10 +7,9 @@ Each argument can be set from the command line with -p name=value.
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.data.sources import FILES, NLISourcesConfig, most_training_rows, nli_sources_config
+from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, most_training_rows, nli_sources_config
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -327,8 +326,8 @@ def paper_fast(
 
 
 def _sources_if_there(data: str, starting_sizes: tuple[int, ...], training_sizes: tuple[int, ...]) -> NLISourcesConfig:
-    """The files in `data`, or of unknown content while there is no such folder. Raises UserError if they are too few."""
-    if not Path(data).expanduser().is_dir():
+    """The files in `data`, or of unknown content while one is missing there. Raises UserError if they are too few."""
+    if missing_files(data):
         return NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
     sources = nli_sources_config(data)
     there = most_training_rows(sources, data)

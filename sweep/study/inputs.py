@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.data.sources import NLISourcesConfig, nli_sources_config
+from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, nli_sources_config
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
@@ -13,7 +13,12 @@ def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
     """A line for each input that is not here; nothing is said to be built from it."""
     lines = []
     if isinstance(experiment.sources, NLISourcesConfig) and not _is_known(experiment.sources):
-        lines.append(f"data: not found at {experiment.sources_folder}")
+        folder = experiment.sources_folder
+        missing = missing_files(folder)
+        if not missing or len(missing) == len(FILES):
+            lines.append(f"data: not found at {folder}")
+        else:
+            lines.append(f"data: {folder} has no {', '.join(missing)}")
     if isinstance(experiment.base_model, PretrainedModelConfig) and not _is_known(experiment.base_model):
         path = experiment.base_model.path
         if hub_repository(path) is not None:

@@ -410,6 +410,10 @@ def test_a_folder_may_adopt_what_lies_in_it(server: Server, copies: Path) -> Non
 def test_missing_and_other_copies(server: Server, copies: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--from .*none is not a folder; give the one that holds multinli_1\.0_train\.jsonl"):
         fetch_nli_data(tmp_path / "a", copies=tmp_path / "none", **SMALL)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"--from .*empty has no multinli_1\.0_train\.jsonl"):
+        fetch_nli_data(tmp_path / "a", copies=tmp_path / "empty", **SMALL)
+    assert not (tmp_path / "a").exists(), "an empty folder would be taken for data"
     (copies / "hans" / HANS_FILE).write_bytes(HANS + HANS.split(b"\n")[1] + b"\n")
     origin = fetch_nli_data(tmp_path / "b", copies=copies, **(SMALL | {"hans_rows": 4}))
     assert origin["files"][HANS_FILE]["is_official"] is False

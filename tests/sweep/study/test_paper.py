@@ -195,6 +195,20 @@ def test_a_plan_needs_neither_data_nor_weights_and_a_run_says_what_it_lacks(tmp_
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("there", [(), FILES[:3]])
+def test_a_plan_needs_no_more_than_a_folder_that_a_broken_fetch_left(tmp_path: Path, there: tuple[str, ...]) -> None:
+    (tmp_path / "data").mkdir()
+    for name in there:
+        (tmp_path / "data" / name).write_text("cut off")
+    line = f"data: data has no {FILES[3]}" if there else "data: not found at data"
+    assert missing_inputs(paper())[0] == line
+    shown = CliRunner().invoke(cli.app, ["plan", "paper", "--store", str(tmp_path / "s")])
+    assert shown.exit_code == 0, shown.stderr
+    assert f"{line}\n" in shown.stdout
+    refused = CliRunner().invoke(cli.app, ["run", "paper", "--store", str(tmp_path / "s")])
+    assert refused.exit_code == 1 and f"data folder 'data' has no {FILES[len(there)]}" in refused.stderr
+
+
 def write_data(folder: Path, num_rows: int) -> None:
     """MultiNLI files of `num_rows` rows each, and a HANS of as many rows as it must have."""
     folder.mkdir()
