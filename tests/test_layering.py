@@ -24,6 +24,7 @@ MODELS, FINETUNE, EVALUATE, GENERATE = (f"pipelines.{room}" for room in ("models
 PIPELINES = ("pipelines", TASKS, DATA, PACKING, ADAPTERS, MODELS, FINETUNE, EVALUATE, GENERATE)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
+CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT, AUDIT = "analysis.stats", "analysis.study", "analysis.report", "analysis.audit"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
@@ -42,12 +43,13 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     PLAN: (*PIPELINES, GRAPH, STUDY),
     INDEX: ("pipelines",),
     RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX),
+    CLUSTER: ("pipelines", PLAN),
     "analysis": ("pipelines",),
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, "analysis", STATS),
     REPORT: (*PIPELINES, GRAPH, "analysis", STATS, RESULTS),
     AUDIT: ("pipelines", TASKS, "analysis", STATS),
-    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, "analysis", STATS, RESULTS, REPORT, AUDIT),
+    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, REPORT, AUDIT),
     # The command line, and what users' studies import.
     "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, COMMANDS),
 }
@@ -60,7 +62,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "peft": (FINETUNE,),
     "deepspeed": (FINETUNE,),
     "vllm": (GENERATE,),
-    "ray": (FINETUNE, EVALUATE, GENERATE, RUN),
+    "ray": (FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
     "pandas": ("analysis", RESULTS, REPORT, AUDIT),
