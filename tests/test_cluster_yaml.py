@@ -38,8 +38,13 @@ def faults(config: dict[str, Any]) -> list[str]:
             found.append(f"{section}: no token authentication")
     if not any("export RAY_AUTH_MODE=token" in command for command in config["initialization_commands"]):
         found.append("drivers on the head do not use the token")
-    if not any(remote.endswith(TOKEN_FILE) for remote in config["file_mounts"]):
-        found.append("the nodes do not get the token")
+    if not any("get-auth-token --generate > /dev/null" in command for command in config["head_setup_commands"]):
+        found.append("the head does not make the token, or shows it")
+    if not any(file.endswith(TOKEN_FILE) for file in config["cluster_synced_files"]):
+        found.append("the workers do not get the token")
+    # A file of the user's that is missing is noticed when the head is running, and costs money.
+    if any(local.startswith("~") for local in config["file_mounts"].values()):
+        found.append("a file that the repository does not have is copied")
     if any("RAY_AUTH_TOKEN=" in command for command in all_commands(config)):
         found.append("the token itself stands in the file")
     # Ray's default for an absent section is a nightly build.
@@ -111,8 +116,11 @@ def edited(old: str, new: str) -> dict[str, Any]:
         ("--dashboard-host=127.0.0.1", "", "dashboard"),
         ("        RAY_AUTH_MODE=token\n", "        RAY_AUTH_MODE=disabled\n", "no token authentication"),
         ("'export RAY_AUTH_MODE=token'", "''", "drivers"),
-        ("    /home/ubuntu/.ray/auth_token: ~/.ray/auth_token\n", "", "do not get the token"),
-        ("setup_commands:\n    - chmod", "unused_commands:\n    - chmod", "pinned"),
+        ("cluster_synced_files: [~/.ray/auth_token]", "cluster_synced_files: []", "workers do not get the token"),
+        ("get-auth-token --generate", "get-auth-token", "does not make the token"),
+        (" --generate > /dev/null", " --generate", "shows it"),
+        ("file_mounts:\n", "file_mounts:\n    /home/ubuntu/.ray/auth_token: ~/.ray/auth_token\n", "repository does not have"),
+        ("setup_commands:\n    - test", "unused_commands:\n    - test", "pinned"),
         ("--constraints constraints/cuda-py312.txt", "", "pins"),
         ("SecurityGroupIds: *security_groups", "EbsOptimized: true", "no security group"),
         ("MarketType: spot", "MarketType: capacity-block", "spot"),
@@ -127,7 +135,7 @@ def test_each_fault_is_seen(old: str, new: str, fault: str) -> None:
 def test_what_it_copies_and_pins_is_there() -> None:
     config = load()
     for local in config["file_mounts"].values():
-        assert local.startswith("~") or (ROOT / local).exists(), f"{local} is not in the repository"
+        assert (ROOT / local).exists(), f"{local} is not in the repository"
     install = next(command for command in config["setup_commands"] if "--constraints" in command)
     (constraints,) = re.findall(r"--constraints (\S+)", install)
     (python,) = re.findall(r"--python (3\.\d+)", " ".join(config["setup_commands"]))

@@ -1,0 +1,269 @@
+"""`ray up` of cluster.yaml on an AWS in this process: what is asked of EC2 for each node type, and by which rights.
+
+No command that would reach a machine is run; the addresses that the mock gives out are nobody's.
+"""
+
+import fnmatch
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.client
+import pytest
+import yaml
+from moto import mock_aws
+
+ROOT = Path(__file__).parents[3]
+IAM = ROOT / "docs/iam"
+REGION = "us-west-2"
+Call = tuple[str, str, dict[str, Any]]
+
+pytest.importorskip("ray.autoscaler._private.aws.node_provider")
+
+
+class Runner:
+    """Stands in for `subprocess`: takes note of what would be run over SSH, and runs nothing."""
+
+    DEVNULL, STDOUT, PIPE = subprocess.DEVNULL, subprocess.STDOUT, subprocess.PIPE
+    CalledProcessError = subprocess.CalledProcessError
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+
+    def check_call(self, command: list[str], *_: Any, **__: Any) -> None:
+        self.commands.append(command)
+
+    def check_output(self, command: list[str], *_: Any, **__: Any) -> bytes:
+        self.commands.append(command)
+        return b""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Call]]:
+    """What is asked of AWS from here on: service, operation, parameters."""
+    from ray.autoscaler._private.aws import utils
+
+    for name, value in {
+        **{"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": REGION},
+        **{"MOTO_EC2_LOAD_DEFAULT_AMIS": "false", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    made: list[Call] = []
+    real = botocore.client.BaseClient._make_api_call
+
+    def noted(self: Any, operation: str, parameters: dict[str, Any]) -> Any:
+        made.append((self.meta.service_model.service_name, operation, parameters))
+        return real(self, operation, parameters)
+
+    with mock_aws():
+        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", noted)
+        for cache in (utils.resource_cache, utils.client_cache):
+            cache.cache_clear()
+        yield made
+        for cache in (utils.resource_cache, utils.client_cache):
+            cache.cache_clear()
+
+
+@pytest.fixture
+def config(calls: list[Call]) -> dict[str, Any]:
+    """cluster.yaml, filled in with what the account has."""
+    ec2, iam = boto3.client("ec2", region_name=REGION), boto3.client("iam")
+    vpc = ec2.create_vpc(CidrBlock="10.1.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.1.1.0/24")["Subnet"]["SubnetId"]
+    ec2.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": True})
+    group = ec2.create_security_group(GroupName="blindsweep", Description="Ray", VpcId=vpc)["GroupId"]
+    image = ec2.register_image(Name="base")["ImageId"]
+    for name in ("blindsweep-head", "blindsweep-worker"):
+        iam.create_instance_profile(InstanceProfileName=name)
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=(IAM / "trust.json").read_text())
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    text = (ROOT / "cluster.yaml").read_text()
+    for placeholder, real in (("ami-" + "0" * 17, image), ("sg-" + "0" * 17, group), ("subnet-" + "0" * 17, subnet)):
+        assert placeholder in text
+        text = text.replace(placeholder, real)
+    calls.clear()
+    filled_in: dict[str, Any] = yaml.safe_load(text)
+    return filled_in
+
+
+def bootstrapped(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.commands import _bootstrap_config
+
+    return _bootstrap_config(config, no_config_cache=True)
+
+
+def up(config: dict[str, Any]) -> tuple[dict[str, Any], Runner]:
+    """What `ray up` does, with nothing reaching a machine."""
+    from ray.autoscaler._private.commands import get_or_create_head_node
+
+    ready, runner = bootstrapped(config), Runner()
+    get_or_create_head_node(ready, "cluster.yaml", False, False, True, None, _runner=runner)  # type: ignore[arg-type]
+    return ready, runner
+
+
+def started(calls: list[Call]) -> list[dict[str, Any]]:
+    return [parameters for _, operation, parameters in calls if operation == "RunInstances"]
+
+
+def provider_of(ready: dict[str, Any]) -> Any:
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    return AWSNodeProvider(ready["provider"], ready["cluster_name"])
+
+
+def start_worker(ready: dict[str, Any], name: str) -> Any:
+    provider = provider_of(ready)
+    tags = {"ray-node-type": "worker", "ray-user-node-type": name, "ray-launch-config": "hash", "ray-node-name": "worker"}
+    return provider, provider.create_node(ready["available_node_types"][name]["node_config"], tags, 1)
+
+
+def assert_closed(request: dict[str, Any], profile: str) -> None:
+    assert request["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+    assert all(disk["Ebs"]["Encrypted"] for disk in request["BlockDeviceMappings"])
+    assert request["IamInstanceProfile"] == {"Name": profile}
+    (group,) = request["SecurityGroupIds"]
+    assert group.startswith("sg-") and not group.endswith("0" * 17)
+    assert (request["MinCount"], request["MaxCount"]) == (1, 1)
+
+
+def test_the_head_is_started_on_demand_and_then_set_up(config: dict[str, Any], calls: list[Call]) -> None:
+    _, runner = up(config)
+    (request,) = started(calls)
+    assert request["InstanceType"] == "m7i.4xlarge" and "InstanceMarketOptions" not in request
+    assert request["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert_closed(request, "blindsweep-head")
+    groups = boto3.client("ec2", region_name=REGION).describe_security_groups()["SecurityGroups"]
+    assert not [group for group in groups if "ray-autoscaler" in group["GroupName"]], "Ray made a group open to the world"
+    said = [" ".join(command) for command in runner.commands]
+    assert "uptime" in said[0], "the first thing over SSH"
+    # In this order: the packages bring the Ray that makes the token, and Ray starts with it.
+    places = [
+        next(i for i, command in enumerate(said) if part in command) for part in ("uv pip install", "get-auth-token", "--head")
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("name", "is_spot"), [("gpu_spot", True), ("gpu_on_demand", False)])
+def test_workers_are_started_as_the_file_says(config: dict[str, Any], calls: list[Call], name: str, is_spot: bool) -> None:
+    ready = bootstrapped(config)
+    calls.clear()
+    _, nodes = start_worker(ready, name)
+    (request,) = started(calls)
+    assert request["InstanceType"] == "g6e.12xlarge"
+    assert_closed(request, "blindsweep-worker")
+    (instance,) = nodes.values()
+    assert (request.get("InstanceMarketOptions", {}).get("MarketType") == "spot") is is_spot
+    assert (instance.instance_lifecycle == "spot") is is_spot
+    if is_spot:
+        options = request["InstanceMarketOptions"]["SpotOptions"]
+        assert options == {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"}
+
+
+# --- rights -----------------------------------------------------------------------------------------
+
+
+def policy(name: str) -> list[dict[str, Any]]:
+    statements: list[dict[str, Any]] = json.loads((IAM / f"{name}.json").read_text())["Statement"]
+    return statements
+
+
+def actions(name: str) -> set[str]:
+    return {
+        action
+        for statement in policy(name)
+        for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+    }
+
+
+def needed(calls: list[Call]) -> set[str]:
+    return {f"{service}:{operation}" for service, operation, _ in calls}
+
+
+def life_of_a_worker(ready: dict[str, Any]) -> None:
+    """What the autoscaler on the head, and `ray exec --stop` there, do with EC2."""
+    bootstrapped(ready)
+    provider, nodes = start_worker(ready, "gpu_spot")
+    (node,) = nodes
+    provider.non_terminated_nodes({})
+    provider.set_node_tags(node, {"ray-node-status": "up-to-date"})
+    provider.is_running(node)
+    provider.internal_ip(node)
+    provider.terminate_nodes([node])
+
+
+def test_the_head_may_do_what_its_autoscaler_does_and_no_more(
+    config: dict[str, Any], calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, _ = up(config)
+    calls.clear()
+    life_of_a_worker(ready)
+    asked = needed(calls)
+    assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:DescribeInstances"} <= asked
+    allowed = actions("head")
+    assert asked - allowed == set()
+    # To be started with a role and tags needs rights of their own, which no call names.
+    assert {action for action in allowed if action.startswith(("ec2:", "iam:"))} == asked | {"iam:PassRole", "ec2:CreateTags"}
+
+
+def test_the_mock_itself_lets_the_head_do_it_and_a_worker_not(
+    config: dict[str, Any], calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto judges actions, and no resources or conditions."""
+    from moto.core import set_initial_no_auth_action_count
+    from ray.autoscaler._private.aws import utils
+
+    ready, _ = up(config)
+    iam, keys = boto3.client("iam"), {}
+    for name in ("head", "worker"):
+        iam.create_user(UserName=name)
+        widened = [{"Effect": "Allow", "Action": sorted(actions(name)), "Resource": "*"}]
+        document = json.dumps({"Version": "2012-10-17", "Statement": widened})
+        iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=document)
+        keys[name] = iam.create_access_key(UserName=name)["AccessKey"]
+
+    def become(name: str) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[name]["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys[name]["SecretAccessKey"])
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        for cache in (utils.resource_cache, utils.client_cache):
+            cache.cache_clear()
+
+    @set_initial_no_auth_action_count(0)
+    def as_(name: str) -> None:
+        become(name)
+        life_of_a_worker(ready)
+
+    as_("head")
+    with pytest.raises(Exception, match=r"user/worker is not authorized to perform: ec2:"):
+        as_("worker")
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_rights_are_narrow(name: str) -> None:
+    for statement in policy(name):
+        listed = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+        assert not any("*" in action for action in listed)
+        resources = [statement["Resource"]] if isinstance(statement["Resource"], str) else statement["Resource"]
+        if any(action.startswith("s3:") for action in listed):
+            assert all(fnmatch.fnmatch(resource, "arn:aws:s3:::BUCKET*") for resource in resources)
+        # EC2 knows no resources for what only looks.
+        if "*" in resources:
+            assert all(action.startswith("ec2:Describe") for action in listed)
+    store = [statement for statement in policy(name) if "s3:" in str(statement["Action"])]
+    assert store == policy("worker")
+    assert actions("worker") <= actions("head")
+
+
+def test_the_rights_are_of_the_cluster_and_the_role_that_the_file_names() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    statements = {statement["Sid"]: statement for statement in policy("head")}
+    tag = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": config["cluster_name"]}}
+    assert statements["ChangeThisCluster"]["Condition"] == tag
+    profile = config["metadata"]["worker_profile"]["Name"]
+    assert statements["HandWorkersTheirRole"]["Resource"] == f"arn:aws:iam::*:role/{profile}"
