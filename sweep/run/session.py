@@ -264,7 +264,10 @@ def _autoscaler() -> _Autoscaler | None:
     return None
 
 
-def _read_autoscaler(config: Mapping[str, Any]) -> _Autoscaler:
+def _read_autoscaler(config: Mapping[str, Any]) -> _Autoscaler | None:
+    """None if the file does not say what its machines have, as with Ray's local provider: then those that are there count."""
+    if not all(type_.get("resources") for type_ in config["available_node_types"].values()):
+        return None
     max_workers, head = config["max_workers"], config["head_node_type"]
     types = []
     for name, type_ in config["available_node_types"].items():

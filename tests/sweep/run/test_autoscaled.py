@@ -74,9 +74,13 @@ def test_what_a_cluster_may_grow_to_is_bounded_by_the_machines_of_a_kind_and_in_
         "unbounded": {"resources": {"CPU": 8, "GPU": 1}},
     }
     grown = _read_autoscaler({"max_workers": 10, "head_node_type": "head", "available_node_types": types})
+    assert grown is not None
     assert grown.most("GPU") == 8 * 4 + 2 * 1
     assert grown.most("CPU") == 12 + 96 + 8 * 48 + 8
     assert [type_.most for type_ in grown.types] == [1, 8, 1, 10]
+    # Ray's local provider: what its machines have is known when they are there.
+    local = {"local.cluster.node": {"resources": {}, "node_config": {}, "max_workers": 1, "min_workers": 1}}
+    assert _read_autoscaler({"max_workers": 1, "head_node_type": "local.cluster.node", "available_node_types": local}) is None
 
 
 @pytest.fixture
