@@ -12,6 +12,7 @@ from sweep.commands.plan import plan
 from sweep.commands.results import explain, power, report, status, verdicts
 from sweep.commands.run import run
 from sweep.commands.tracking import reindex, ui
+from sweep.commands.verify import verify
 
 app = typer.Typer(
     name="blindsweep",
@@ -60,7 +61,7 @@ data = typer.Typer(no_args_is_help=True, help="MultiNLI and HANS, for the studie
 app.add_typer(data, name="data")
 cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and beside its runs.")
 app.add_typer(cluster, name="cluster")
-for command in (run, plan, status, report, explain, verdicts, power, audit, ui, reindex, experiments):
+for command in (run, plan, status, report, explain, verdicts, power, audit, verify, ui, reindex, experiments):
     app.command()(one_clear_error(command))
 data.command()(one_clear_error(fetch))
 cluster.command()(one_clear_error(check))

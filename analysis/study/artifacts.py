@@ -16,6 +16,7 @@ from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, Label, read_examples
 from pipelines.tasks.heuristics import lexical_overlap
+from sweep.graph.integrity import whole_folder
 from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep
 
 
@@ -65,7 +66,7 @@ def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, La
                 f"study {study.experiment!r} has {len(built)} artifacts of stage {stage}; Table 1 compares one with one"
             )
         if built:
-            counts[dataset] = count_lexical_overlap(read_examples(join(store.folder(built[0].id), path)))
+            counts[dataset] = count_lexical_overlap(read_examples(join(whole_folder(store, built[0].record), path)))
     return counts
 
 
@@ -130,10 +131,9 @@ def reject_samples(store: Store, study: Study) -> pd.DataFrame:
     """Up to three rejected texts of each reason, by id: reason, label, text, as they were written."""
     tables = []
     for step in _built(study, ("synthetic_pool",)):
-        folder = store.folder(step.id)
         for path in sorted(step.record.files):
             if path.startswith("rejects/") and path.endswith(".parquet"):
-                content = pa.py_buffer(store.read_bytes(folder, path))
+                content = pa.py_buffer(store.read_bytes(step.record, path))
                 tables.append(pq.read_table(content, columns=["id", "reason", "label", "text"]))
     if not tables:
         return pd.DataFrame(columns=["reason", "label", "text"])
@@ -149,8 +149,7 @@ def curve_frame(store: Store, study: Study) -> pd.DataFrame:
         if METRICS_FILE not in step.record.files:
             continue
         place = [step.stage, step.slug, *(step.coordinates.get(name) for name in COORDINATES)]
-        folder = store.folder(step.id)
-        for line in store.read_bytes(folder, METRICS_FILE).splitlines():
+        for line in store.read_bytes(step.record, METRICS_FILE).splitlines():
             entry = json.loads(line)
             rows.append([*place, entry["step"], entry["loss"], entry["learning_rate"]])
     return pd.DataFrame(rows, columns=columns)
@@ -195,5 +194,4 @@ def _built(study: Study, stages: Iterable[str] | None) -> list[Any]:
 
 def _yields(store: Store, study: Study) -> Iterator[tuple[StudyStep, Mapping[str, Any]]]:
     for step in _built(study, ("synthetic_pool",)):
-        folder = store.folder(step.id)
-        yield step, json.loads(store.read_bytes(folder, "yield.json"))
+        yield step, json.loads(store.read_bytes(step.record, "yield.json"))

@@ -6,7 +6,6 @@ Which cells should exist is read from the study's manifest, their values from ea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from sweep.graph.records import COORDINATES, KINDS, Store, Study
 
 CELL = tuple(name for name in COORDINATES if name != "seed")
@@ -86,10 +85,16 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             biases[cell[1]] = float(step.coordinates["bias"])
         cells[cell] = f"{step.slug}-{step.fingerprint[:12]}"
         if step.record is None:
-            why = _why_missing(study, step.fingerprint)
+            why = step.damage or _why_missing(study, step.fingerprint)
             missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "evaluation", "why": why})
             continue
-        of_cell = _evaluation_rows(store, step)
+        try:
+            of_cell = _evaluation_rows(store, step)
+        except DamagedError as error:
+            if not partial:
+                raise
+            missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "metrics.json", "why": str(error)})
+            continue
         slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
         place = {**dict(zip(COORDINATES, cell, strict=True)), "bias": biases.get(cell[1])}
         rows += [{**place, **row} for row in of_cell]
@@ -141,10 +146,7 @@ def _named(cell: tuple[Any, ...]) -> str:
 
 def _evaluation_rows(store: Store, step: Any) -> list[dict[str, Any]]:
     name = f"evaluation {step.slug}-{step.fingerprint[:12]}"
-    content = store.read_bytes(store.folder(step.id), "metrics.json")
-    recorded = step.record.files.get("metrics.json", {}).get("sha256")
-    if recorded != hashlib.sha256(content).hexdigest():
-        raise UserError(f"{name}: metrics.json is not the file that its record vouches for; delete the artifact and run again")
+    content = store.read_bytes(step.record, "metrics.json")
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in json.loads(content)["rows"]:
         absent = [field for field in _ROW_FIELDS if field not in row]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from analysis.stats.intervals import Replicates, paired, replicates
 from analysis.study.frame import describe_missing
 from analysis.wording import HOLDS
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from pipelines.evaluate.scoring import is_right
 from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
@@ -184,13 +183,13 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
             continue
         where: Cell = tuple(step.coordinates[name] for name in COORDINATES)  # type: ignore[assignment]
         try:
-            content = store.read_bytes(store.folder(step.id), LOGITS)
-        except UserError:
+            content = store.read_bytes(step.record, LOGITS)
+        except DamagedError as error:
             if not partial:
                 raise
-            missing.append(describe_missing({**step.coordinates, "what": LOGITS, "why": "not in the store"}))
+            missing.append(describe_missing({**step.coordinates, "what": LOGITS, "why": str(error)}))
             continue
-        table = _logits(content, step)
+        table = pq.read_table(io.BytesIO(content))
         for name in sets:
             rows = table.filter(pc.equal(table["set"], name))
             if rows.num_rows == 0:
@@ -211,15 +210,6 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
     return Responses(items, predicted, tuple(missing), tuple(notes))
-
-
-def _logits(content: bytes, step: StudyStep) -> pa.Table:
-    assert step.record is not None
-    if step.record.files.get(LOGITS, {}).get("sha256") != hashlib.sha256(content).hexdigest():
-        raise UserError(
-            f"evaluation {step.slug}: {LOGITS} is not the file that its record vouches for; delete the artifact and run again"
-        )
-    return pq.read_table(io.BytesIO(content))
 
 
 def _predicted(rows: pa.Table, name: str) -> np.ndarray:
@@ -279,7 +269,8 @@ def _item_set(
 
 
 def _read_columns(store: Store, sources: StudyStep, name: str) -> pd.DataFrame:
-    content = store.read_bytes(store.folder(sources.id), name)
+    assert sources.record is not None
+    content = store.read_bytes(sources.record, name)
     file = pq.ParquetFile(io.BytesIO(content))
     wanted = [column for column in ("id", "template", "premise") if column in file.schema_arrow.names]
     return file.read(columns=wanted).to_pandas()

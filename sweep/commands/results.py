@@ -25,12 +25,21 @@ def status(
     if not names:
         print(f"no study in {where.uri} yet; begin with: blindsweep run demo")
     for name in names:
-        loaded = Study.load(where, name)
+        try:
+            loaded = Study.load(where, name)
+        except UserError as error:
+            if study:
+                raise
+            print(f"{name}: {error}")
+            continue
         done = Counter(step.stage for step in loaded.steps if step.record)
         totals = Counter(step.stage for step in loaded.steps)
         print(f"{name}: {sum(done.values())} of {sum(totals.values())} artifacts built")
         for mark, count in loaded.marks.items():
             print(f"  marked: {mark} (on {count} of {sum(done.values())} artifacts)")
+        for step in loaded.steps:
+            if step.damage:
+                print(f"  damaged: {step.damage}")
         if study:
             for stage, total in totals.items():
                 print(f"  {stage:<15} {done[stage]}/{total}")

@@ -25,6 +25,7 @@ from sweep.commands.plan import show_plan
 from sweep.commands.results import blocked_lines, is_blocked, write_report
 from sweep.graph.records import Store, Study
 from sweep.plan.throughputs import Gpu, read_table
+from sweep.run.failures import is_read_only, one_line
 
 if TYPE_CHECKING:
     from sweep.plan.plan import Planned
@@ -55,6 +56,9 @@ def run(
         float | None,
         typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
     ] = None,
+    keep_dependents: Annotated[
+        bool, typer.Option(help="Keep, and mark, what was built from inputs that were built again with other content since.")
+    ] = False,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -110,14 +114,16 @@ def run(
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
     check_address(tracking_uri)
-    plan = plan_study(loaded.experiment, where, table, find_gpu, max_gpus, reasons=False)
+    plan = plan_study(loaded.experiment, where, table, find_gpu, max_gpus, reasons=False, keep_dependents=keep_dependents)
     if budget is not None:
         print(check_budget(plan, budget))
     with Stop() as stop:
-        result = run_study(loaded, where, tracking_uri, options, plan, stop)
+        result = run_study(loaded, where, tracking_uri, options, plan, stop, keep_dependents=keep_dependents)
     name = loaded.experiment.name
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built{losses}")
+    for note in result.notes:
+        print(f"Warning: {note}", file=sys.stderr)
     if result.tracking_errors:
         print(
             f"Warning: MLflow has not everything ({result.tracking_errors[0]}); "
@@ -129,10 +135,10 @@ def run(
     if report:
         try:
             write_report(where, name, None, partial=bool(result.failures))
-        except UserError as error:
-            if not result.failures:
+        except (UserError, OSError) as error:
+            if not result.failures and not is_read_only(error):
                 raise
-            print(f"no report: {error}", file=sys.stderr)
+            print(f"no report: {one_line(error)}", file=sys.stderr)
     elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {mask(tracking_uri, tracking_uri)}"
     print(f"compare runs: blindsweep ui --store {store}{elsewhere}")
     if result.failures:

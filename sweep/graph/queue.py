@@ -75,16 +75,14 @@ class StepQueue:
 
     def __init__(self, steps: Sequence[Step], done: Iterable[str], capacity: Capacity) -> None:
         self.capacity = capacity
+        self._steps = {step.fingerprint: step for step in steps}
         self.users = dependents(steps)
         self.done = set(done)
         self.waiting = {step.fingerprint: step for step in steps if step.fingerprint not in self.done}
         self.running: dict[str, Step] = {}
         self._need = {step.fingerprint: (step.resources.total_cpus, step.resources.total_gpus) for step in steps}
         self._rank = self._ranks(steps)
-        self._unbuilt = {
-            fingerprint: len({source.fingerprint for source in step.inputs.values()} - self.done)
-            for fingerprint, step in self.waiting.items()
-        }
+        self._unbuilt = {fingerprint: self._num_unbuilt(step) for fingerprint, step in self.waiting.items()}
         self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
         self._ready_needs = Counter(self._need[step.fingerprint] for step in self._ready)
         self._overtaken: dict[str, int] = {}
@@ -99,6 +97,9 @@ class StepQueue:
             users = [user for user in self.users[step.fingerprint] if self.users[user.fingerprint]]
             length[step.fingerprint] = 1 + max((length[user.fingerprint] for user in users), default=0)
         return {step.fingerprint: (-length[step.fingerprint], i) for i, step in enumerate(steps)}
+
+    def _num_unbuilt(self, step: Step) -> int:
+        return len({source.fingerprint for source in step.inputs.values()} - self.done)
 
     def _rank_of(self, step: Step) -> tuple[int, int]:
         return self._rank[step.fingerprint]
@@ -176,12 +177,16 @@ class StepQueue:
         return None
 
     def _start(self, place: int) -> None:
+        step = self._withdraw(place)
+        self.running[step.fingerprint] = self.waiting.pop(step.fingerprint)
+
+    def _withdraw(self, place: int) -> Step:
         step = self._ready.pop(place)
         need = self._need[step.fingerprint]
         self._ready_needs[need] -= 1
         if not self._ready_needs[need]:
             del self._ready_needs[need]
-        self.running[step.fingerprint] = self.waiting.pop(step.fingerprint)
+        return step
 
     def _make_ready(self, step: Step) -> None:
         self._ready_needs[self._need[step.fingerprint]] += 1
@@ -194,16 +199,38 @@ class StepQueue:
             if user.fingerprint in self.waiting:
                 self._unbuilt[user.fingerprint] -= 1
                 if not self._unbuilt[user.fingerprint]:
-                    self._make_ready(user)
+                    self._make_ready(self.waiting[user.fingerprint])
 
     def again(self, fingerprint: str, *, alone: bool = False) -> None:
-        """Put a running step back, from now on to be run `alone` if that is asked."""
+        """Put a running step back, from now on to be run `alone` if that is asked; it is ready when its inputs are built."""
         step = self.running.pop(fingerprint)
         if alone:
             step = replace(step, resources=replace(step.resources, max_group=1))
         self._need[fingerprint] = (step.resources.total_cpus, step.resources.total_gpus)
-        self.waiting[fingerprint] = step
-        self._make_ready(step)
+        self._wait(step)
+
+    def rebuild(self, fingerprints: Iterable[str]) -> None:
+        """Take built steps back: they are to be built again, and steps that wait for their inputs wait for them."""
+        for fingerprint in self.done.intersection(fingerprints):
+            self.done.discard(fingerprint)
+            step = self._steps[fingerprint]
+            self._need[fingerprint] = (step.resources.total_cpus, step.resources.total_gpus)
+            self._wait(step)
+            for user in {user.fingerprint for user in self.users[fingerprint]} & self.waiting.keys():
+                if not self._unbuilt[user]:
+                    self._withdraw(next(place for place, ready in enumerate(self._ready) if ready.fingerprint == user))
+                self._unbuilt[user] += 1
+
+    def is_possible(self, step: Step) -> bool:
+        """Whether all inputs of `step` are built or may yet be: none was given up."""
+        hopeful = self.done.union(self.waiting, self.running)
+        return all(source.fingerprint in hopeful for source in step.inputs.values())
+
+    def _wait(self, step: Step) -> None:
+        self.waiting[step.fingerprint] = step
+        self._unbuilt[step.fingerprint] = self._num_unbuilt(step)
+        if not self._unbuilt[step.fingerprint]:
+            self._make_ready(step)
 
     def failed(self, fingerprint: str) -> list[Step]:
         """Give up a step; returns the steps that can no longer be built."""

@@ -14,19 +14,32 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from pipelines.storage import files_below, filesystem, is_local, join, local_path, make_folder, sync_tree, write_bytes
-from sweep.graph.identity import SHORT
+from pipelines.errors import DamagedError, UserError
+from pipelines.hashing import remembered_sha256
+from pipelines.storage import (
+    RECORD_FILE,
+    files_below,
+    filesystem,
+    is_local,
+    join,
+    local_path,
+    make_folder,
+    sync_tree,
+    write_bytes,
+)
+from sweep.graph.identity import SHORT, canonical_json
 from sweep.graph.stages import REGISTRY
 
-RECORD_FILE = "record.json"
 FORMAT = 1
+NOT_CONTENT = ("metrics.jsonl", "yield.json")
+"""Files that no later step reads and that differ between two builds of one artifact: a finetuning's logged steps hold its
+speed, a pool's yield the shards that fast engines wrote beyond need. Two builds of a study on a CPU differ in nothing else."""
 STAGES = tuple(REGISTRY)
 COORDINATES = ("starting_size", "kind", "size", "seed")
 """What places a task model and its evaluation in the grid; other artifacts have some of them."""
@@ -59,8 +72,8 @@ class Record:
     the stage; `coordinates` places it in the grid (`COORDINATES`); `files` maps a path inside the
     folder to {"sha256", "bytes"}; `num_rows` maps a Parquet file, or the folder of several, to its rows;
     `durations` are in seconds; `created` is ISO 8601 in UTC. `marks` say in what the artifact is not the real
-    thing ("rehearsal", for one): its own stage's and those of all that it was built from, sorted. Records older
-    than the field have none.
+    thing ("rehearsal", for one): its own stage's and those of all that it was built from, sorted. `input_contents`
+    maps an input's name to the `content` that it had then. Records older than these fields have none.
     """
 
     stage: str
@@ -78,28 +91,38 @@ class Record:
     hardware: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     marks: tuple[str, ...] = ()
+    input_contents: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> ArtifactId:
         return ArtifactId(self.stage, self.slug, self.fingerprint)
+
+    @property
+    def content(self) -> str:
+        """The sha256, in hex, of the files' paths and hashes, without those that say how it was built (`NOT_CONTENT`)."""
+        files = {path: file["sha256"] for path, file in self.files.items() if path not in NOT_CONTENT}
+        return hashlib.sha256(canonical_json(files).encode()).hexdigest()
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Record":
-        """Raises UserError naming `where` if the text is not a complete record."""
+        """Raises DamagedError naming `where` if the text is not a complete record."""
         try:
             values = json.loads(text)
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             values["marks"] = tuple(values.get("marks", ()))
             values["inputs"] = {name: ArtifactId(**source) for name, source in values.get("inputs", {}).items()}
-            return cls(**values)
+            record = cls(**values)
+            for file in record.files.values():
+                str(file["sha256"]), int(file["bytes"])
+            return record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{where} is not a readable record ({error}); a record is written in one piece, so it was "
-                "damaged afterwards: restore it, or remove its folder to have the artifact built again"
+            raise DamagedError(
+                f"{where} is not a readable record ({error}); restore it, or the next run sets its folder aside and builds the "
+                "artifact again"
             ) from error
 
 
@@ -117,7 +140,7 @@ class Store:
     def read_record(self, artifact: ArtifactId) -> Record | None:
         """The record of a complete artifact, or None if it is not built.
 
-        Raises UserError for a record that cannot be read or is of another artifact.
+        Raises DamagedError for a record that cannot be read or is of another artifact.
         """
         where = join(self.folder(artifact), RECORD_FILE)
         text = self._read(where)
@@ -125,9 +148,9 @@ class Store:
             return None
         record = Record.from_json(text, where)
         if not record.fingerprint.startswith(artifact.fingerprint):
-            raise UserError(
-                f"{where} is the record of {record.fingerprint}, not of {artifact.fingerprint}; artifacts were moved "
-                "or renamed by hand: remove that folder to have the artifact built again"
+            raise DamagedError(
+                f"{where} is the record of {record.fingerprint[:SHORT]}, not of {artifact.fingerprint[:SHORT]}; artifacts were "
+                "moved or renamed by hand: move them back, or the next run sets this one aside and builds it again"
             )
         return record
 
@@ -142,15 +165,19 @@ class Store:
             sync_tree(folder)
         self.write_bytes(join(folder, RECORD_FILE), record.to_json().encode())
 
-    def read_bytes(self, folder: str, relpath: str) -> bytes:
-        """Content of a file of an artifact. Raises UserError if it is not there."""
-        content = self._read(join(folder, relpath))
+    def read_bytes(self, record: Record, relpath: str) -> bytes:
+        """Content of a file of an artifact. Raises DamagedError if it is not there or is not what the record says."""
+        where = join(self.folder(record.id), relpath)
+        content = self._read(where)
         if content is None:
-            raise UserError(
-                f"{join(folder, relpath)} is missing, though its artifact is recorded as complete; restore "
-                f"it, or remove {folder} to have it built again"
-            )
-        return content
+            found = "is missing, though its artifact is recorded as complete"
+        elif hashlib.sha256(content).hexdigest() != record.files.get(relpath, {}).get("sha256"):
+            found = "is not the file that its record vouches for"
+        else:
+            return content
+        raise DamagedError(
+            f"{where} {found}; `blindsweep verify --set-aside` sets its artifact aside, and the next run builds it again"
+        )
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
@@ -165,12 +192,18 @@ class Store:
             by_slug.setdefault(name[: -SHORT - 1], []).append(name[-SHORT:])
         return by_slug
 
-    def files(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Path, sha256 and size of each file of an artifact; working state and the record left out."""
+    def files(self, folder: str, only: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Path, sha256 and size of each file of an artifact, or `only` of those; working state and the record left out."""
         file_system, root = filesystem(folder)
-        paths = {path: info["name"] for path, info in files_below(file_system, root).items() if path != RECORD_FILE}
+        paths = {
+            path: info["name"]
+            for path, info in files_below(file_system, root).items()
+            if path != RECORD_FILE and (only is None or path in only)
+        }
 
         def described(path: str) -> dict[str, Any]:
+            if self.is_local:
+                return {"sha256": remembered_sha256(path, anew=True), "bytes": os.path.getsize(path)}
             digest = hashlib.sha256()
             with file_system.open(path, "rb") as file:
                 while block := file.read(1 << 20):
@@ -207,7 +240,10 @@ class Store:
 
 @dataclass(frozen=True)
 class StudyStep:
-    """One artifact of a study; `inputs` maps a name to a fingerprint; `record` is None if it is not built."""
+    """One artifact of a study; `inputs` maps a name to a fingerprint; `record` is None if it is not built.
+
+    `damage` says in what its record is damaged, which then counts as not built.
+    """
 
     stage: str
     slug: str
@@ -215,6 +251,7 @@ class StudyStep:
     coordinates: Mapping[str, Any]
     inputs: Mapping[str, str]
     record: Record | None = None
+    damage: str = ""
 
     @property
     def id(self) -> ArtifactId:
@@ -270,7 +307,7 @@ class Study:
         try:
             values = json.loads(text)
             steps = tuple(StudyStep(**step) for step in values["steps"])
-            steps = tuple(dataclasses.replace(step, record=store.read_record(step.id)) for step in steps)
+            steps = tuple(dataclasses.replace(step, **_record_of(step, store)) for step in steps)
             return cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
         except UserError:
             raise
@@ -278,7 +315,7 @@ class Study:
             raise UserError(f"{where} is not a readable study ({error}); run the experiment again to write it anew") from error
 
     def save(self, store: Store) -> None:
-        """Write the manifest; records are not part of it."""
+        """Write the manifest, if it is not there as it is; records are not part of it."""
         steps = [
             {**dataclasses.asdict(step.id), "coordinates": dict(step.coordinates), "inputs": dict(step.inputs)}
             for step in self.steps
@@ -291,7 +328,16 @@ class Study:
             "steps": steps,
             "failures": [dict(failure) for failure in self.failures],
         }
-        store.write_bytes(self.path(store, self.experiment), json.dumps(values, indent=1, ensure_ascii=False).encode())
+        content = json.dumps(values, indent=1, ensure_ascii=False).encode()
+        if store._read(self.path(store, self.experiment)) != content:
+            store.write_bytes(self.path(store, self.experiment), content)
+
+
+def _record_of(step: StudyStep, store: Store) -> dict[str, Any]:
+    try:
+        return {"record": store.read_record(step.id)}
+    except DamagedError as error:
+        return {"damage": str(error)}
 
 
 def write_plan(store: Store, name: str, plan: Mapping[str, Any]) -> None:

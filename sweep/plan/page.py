@@ -47,6 +47,8 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
         for note in notes:
             console.print(f"  {note.topic}: {note.ours}  (paper: {note.paper}) — {note.why}")
     console.print(f"{len(missing)} of {len(plan.steps)} to build" if missing else "everything is built")
+    for line in _content_lines(plan):
+        console.print(line)
     for line in _cost_lines(costs) if costs and missing else [f"no costs: {plan.why_no_costs}"] if plan.why_no_costs else []:
         console.print(line)
     if all_steps:
@@ -81,6 +83,16 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
         print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
 
 
+def _content_lines(plan: Plan) -> Iterator[str]:
+    if plan.num_stale:
+        yield (
+            f"{plan.num_stale} of them are there, from inputs that were built again since and have other content; the old ones "
+            "are set aside, or kept and marked by `run --keep-dependents`"
+        )
+    if plan.num_uncertain:
+        yield f"{plan.num_uncertain} more were built from what is to be built again: they are kept if it comes out as it was"
+
+
 def _notes(experiment: Experiment) -> dict[str, Sequence[Note]]:
     if not experiment.replicates_paper:
         return {}
@@ -110,6 +122,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "missing_inputs": list(missing_inputs(experiment)),
         "notes": {heading: [asdict(note) for note in notes] for heading, notes in _notes(experiment).items()},
         "stages": stages,
+        "stale": plan.num_stale,
+        "uncertain": plan.num_uncertain,
         "reasons": [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(plan).items()],
     }
     if not costs:

@@ -1,5 +1,6 @@
 """The plan of a run: what is cached, what would be built, which changed field is the reason, and what it would cost."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from sweep.graph.identity import SHORT, flatten
+from sweep.graph.integrity import changed_inputs, why_stale
 from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
 from sweep.graph.step import Step
@@ -23,33 +25,55 @@ from sweep.study.paper import MODEL
 
 @dataclass(frozen=True)
 class Planned:
-    """A step and the record of its artifact; without a record, `reason` says why it has to be built."""
+    """A step and the record of its artifact; without a record, `reason` says why it has to be built.
+
+    `is_stale`: there is an artifact, and it was built from inputs that have other content by now. `is_uncertain`: it was built,
+    directly or not, from what is to be built again, and is kept if that comes out as before. `damage` is a damaged record's.
+    """
 
     step: Step
     record: Record | None
     reason: str = ""
+    is_stale: bool = False
+    is_uncertain: bool = False
+    damage: str = ""
 
     @property
     def is_cached(self) -> bool:
         return self.record is not None
 
 
-def make_plan(steps: Sequence[Step], store: Store, *, reasons: bool = True) -> list[Planned]:
-    """Look each step up in the store. Without `reasons`, older artifacts are not read.
+def make_plan(steps: Sequence[Step], store: Store, *, reasons: bool = True, keep_dependents: bool = False) -> list[Planned]:
+    """Look each step up in the store; `steps` come after their inputs. Without `reasons`, older artifacts are not read.
 
-    Raises UserError for a record that cannot be read.
+    A damaged record counts as none. What was built from other content than its inputs have now is to be built again, unless
+    `keep_dependents`. Only records are compared: no file is read.
     """
-    planned = []
+    planned: dict[str, Planned] = {}
+    built: dict[str, Record] = {}
     folders = {stage: store.folders(stage) for stage in {step.stage for step in steps}}
     for step in steps:
         there = folders[step.stage].get(step.slug, ())
         is_begun = step.fingerprint[:SHORT] in there
-        record = store.read_record(step.id) if is_begun else None
-        reason = ""
-        if record is None and reasons:
-            reason = "begun and not finished" if is_begun else _reason(step, there, store)
-        planned.append(Planned(step, record, reason))
-    return planned
+        damage = ""
+        try:
+            record = store.read_record(step.id) if is_begun else None
+        except DamagedError as error:
+            record, damage = None, str(error)
+        if damage:
+            planned[step.fingerprint] = Planned(step, None, f"damaged: {damage}", damage=damage)
+        elif record is None:
+            reason = "begun and not finished" if is_begun else _reason(step, there, store) if reasons else ""
+            planned[step.fingerprint] = Planned(step, None, reason if reasons else "")
+        elif (changed := changed_inputs(record, built)) and not keep_dependents:
+            planned[step.fingerprint] = Planned(step, None, why_stale(record, changed), is_stale=True)
+        else:
+            built[step.fingerprint] = record
+            # An older record does not say what it was built from.
+            sources = [planned[source.fingerprint] for source in step.inputs.values() if record.input_contents]
+            is_uncertain = not keep_dependents and any(source.is_uncertain or not source.is_cached for source in sources)
+            planned[step.fingerprint] = Planned(step, record, is_uncertain=is_uncertain)
+    return list(planned.values())
 
 
 @dataclass(frozen=True)
@@ -171,6 +195,14 @@ class Plan:
     def missing(self) -> list[Planned]:
         return [planned for planned in self.steps if not planned.is_cached]
 
+    @property
+    def num_stale(self) -> int:
+        return sum(planned.is_stale for planned in self.steps)
+
+    @property
+    def num_uncertain(self) -> int:
+        return sum(planned.is_uncertain for planned in self.steps)
+
 
 def plan_study(
     experiment: Experiment,
@@ -181,12 +213,13 @@ def plan_study(
     *,
     others: Iterable[float] = (),
     reasons: bool = True,
+    keep_dependents: bool = False,
 ) -> Plan:
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
     `find_gpu` says which GPU they are for, or raises NoEstimate.
     """
-    steps = make_plan(build_grid(experiment), store, reasons=reasons)
+    steps = make_plan(build_grid(experiment), store, reasons=reasons, keep_dependents=keep_dependents)
     try:
         return Plan(experiment, steps, cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others))
     except NoEstimate as error:
@@ -202,8 +235,9 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     if not isinstance(step.config, PretrainedModelConfig | RandomModelConfig):
         return None, ""
     if base_model.record:
-        text = store.read_bytes(store.folder(step.id), "model/config.json")
-        return dict(json.loads(text)), ""
+        # What cannot be read is named and set aside by the run.
+        with contextlib.suppress(DamagedError):
+            return dict(json.loads(store.read_bytes(base_model.record, "model/config.json"))), ""
     file = Path(step.config.path) / "config.json"
     if file.is_file():
         return dict(json.loads(file.read_text())), ""
@@ -267,7 +301,7 @@ def check_budget(plan: Plan, budget: float, spent: Spending = NOTHING) -> str:
 
 def _reason(step: Step, there: Iterable[str], store: Store) -> str:
     """The reason that there is no artifact: what differs from the nearest of the same stage and slug, of those `there`."""
-    records = [store.read_record(replace(step.id, fingerprint=fingerprint)) for fingerprint in there]
+    records = [_record_if_whole(replace(step.id, fingerprint=fingerprint), store) for fingerprint in there]
     candidates = [(changes(step, old, store), old.created) for old in records if old is not None]
     if not candidates:
         return "new"
@@ -275,6 +309,14 @@ def _reason(step: Step, there: Iterable[str], store: Store) -> str:
     candidates.sort(key=lambda candidate: candidate[1], reverse=True)
     candidates.sort(key=lambda candidate: len(candidate[0]))
     return "; ".join(candidates[0][0])
+
+
+def _record_if_whole(artifact: ArtifactId, store: Store) -> Record | None:
+    """A record to compare with; a damaged one of another artifact is no reason to stop."""
+    try:
+        return store.read_record(artifact)
+    except DamagedError:
+        return None
 
 
 def changes(step: Step, old: Record, store: Store) -> list[str]:
@@ -308,7 +350,7 @@ def _own_changes(step: Step, old: Record) -> list[str]:
 
 def _root_changes(step: Step, reference: ArtifactId, store: Store) -> list[str]:
     """The changed fields, as stage.field, that made the input another artifact."""
-    old = store.read_record(reference)
+    old = _record_if_whole(reference, store)
     if old is None:
         return [f"{step.stage} is another artifact than {reference.slug}, which is gone"]
     roots = [f"{step.stage}.{change}" for change in _own_changes(step, old)]

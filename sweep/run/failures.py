@@ -134,6 +134,11 @@ def _death(error: BaseException) -> str:
     return PROCESS_DIED
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Whether something may be read and not written."""
+    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS)
+
+
 def is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 

@@ -110,10 +110,26 @@ def lease(folder: str, *, when_lost: Callable[[], None] = lambda: None) -> Itera
     `when_lost` is called from another thread if another takes it over meanwhile. Of stores other than local ones, S3 and GCS
     nothing is held: there two drivers may build the same.
     """
+    with _lease(folder, when_lost, wait=True) as held:
+        assert held is not None
+        yield held
+
+
+def lease_if_free(folder: str) -> contextlib.AbstractContextManager[Held | None]:
+    """As `lease`, but gives None where one would have to wait."""
+    return _lease(folder, lambda: None, wait=False)
+
+
+@contextlib.contextmanager
+def _lease(folder: str, when_lost: Callable[[], None], *, wait: bool) -> Iterator[Held | None]:
     if is_local(folder):
         make_folder(local_path(folder))
         with local_path(join(folder, LOCK_FILE)).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
             yield Lock()
         return
     if not can_compare(folder):
@@ -121,7 +137,11 @@ def lease(folder: str, *, when_lost: Callable[[], None] = lambda: None) -> Itera
         return
     uri = join(folder, LEASE_FILE)
     holder = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": _process(os.getpid()), "length_s": LENGTH_S}
-    held = Lease(uri, _acquire(uri, holder), holder, LENGTH_S, when_lost)
+    version = _acquire(uri, holder, wait)
+    if version is None:
+        yield None
+        return
+    held = Lease(uri, version, holder, LENGTH_S, when_lost)
     thread = threading.Thread(target=held.keep, name=f"lease {uri}", daemon=True)
     thread.start()
     try:
@@ -130,8 +150,8 @@ def lease(folder: str, *, when_lost: Callable[[], None] = lambda: None) -> Itera
         held.release()
 
 
-def _acquire(uri: str, holder: dict[str, object]) -> str:
-    """The version of the lease that was written for `holder`."""
+def _acquire(uri: str, holder: dict[str, object], wait: bool) -> str | None:
+    """The version of the lease that was written for `holder`; None if that would take waiting, and one does not `wait`."""
     content = json.dumps(holder | {"renewals": 0}).encode()
     seen, since = "", time.monotonic()
     while True:
@@ -142,7 +162,7 @@ def _acquire(uri: str, holder: dict[str, object]) -> str:
             if current != seen:
                 seen, since = current, time.monotonic()
             version = replace_if_unchanged(uri, content, current) if _is_over(text, time.monotonic() - since) else None
-        if version is not None:
+        if version is not None or not wait:
             return version
         time.sleep(POLL_S)
 

@@ -1,13 +1,14 @@
 """A whole run: plan, build what is missing, keep MLflow and the study's manifest in step."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from sweep.graph.integrity import How, check, with_stale_marks
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.step import Step
 from sweep.index.address import absolute_uri, mask, sqlite_path, sqlite_uri
@@ -15,11 +16,13 @@ from sweep.index.client import Client
 from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, exclusive, is_sqlite, look, upgraded_copy
 from sweep.index.database import replace as replace_database
 from sweep.plan.page import plan_json
-from sweep.plan.plan import Plan, make_plan
+from sweep.plan.plan import Plan, Planned, make_plan
 from sweep.run.ends import Stop
+from sweep.run.failures import is_read_only, one_line
 from sweep.run.progress import Display, Progress, mean_durations
 from sweep.run.session import RayOptions, cluster_capacity, ray_session
 from sweep.run.tracking import Tracker, default_tracking_uri, end_runs
+from sweep.run.trial import set_damaged_aside
 from sweep.run.tune import Run, run_steps
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
@@ -45,6 +48,8 @@ class Result:
     failures: tuple[Mapping[str, str], ...]
     tracking_errors: tuple[str, ...]
     num_losses: int = 0
+    notes: tuple[str, ...] = ()
+    """What was set aside, and what could not be written, in a line each."""
 
 
 def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
@@ -76,29 +81,47 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
 
 
 def run_study(
-    loaded: Loaded, store: Store, tracking_uri: str, options: RayOptions, plan: Plan | None = None, stop: Stop | None = None
+    loaded: Loaded,
+    store: Store,
+    tracking_uri: str,
+    options: RayOptions,
+    plan: Plan | None = None,
+    stop: Stop | None = None,
+    *,
+    keep_dependents: bool = False,
 ) -> Result:
     """Build every artifact of the study that the store does not have. Failed steps are in the result.
 
     A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
-    fetched first. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much is built. Where MLflow cannot be
-    used, stderr says so and the study is built without it. Raises UserError if nothing can be started: missing data or
-    weights, too few resources, a store that cannot be written, a damaged record.
+    fetched first. Damaged artifacts are set aside and built again, and so is what was built from other content than its inputs
+    have now, unless `keep_dependents`, which marks it. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much
+    is built. Where MLflow cannot be used, stderr says so and the study is built without it. Raises UserError if nothing can be
+    started: missing data or weights, too few resources, a store that cannot be written.
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     # What was planned without its inputs has other steps.
     if plan is not None and plan.experiment is loaded.experiment:
         planned = plan.steps
     else:
-        planned = make_plan(build_grid(loaded.experiment), store, reasons=False)
+        planned = make_plan(build_grid(loaded.experiment), store, reasons=False, keep_dependents=keep_dependents)
+    planned, notes = _set_damaged_aside(planned, store)
     cached = [member.record for member in planned if member.record is not None]
+    marked = with_stale_marks(cached)
+    cached = [marked.get(record.fingerprint, record) for record in cached]
     steps = [member.step for member in planned]
     study = manifest(loaded, steps)
-    study.save(store)
+    try:
+        study.save(store)
+        for record in marked.values():
+            store.write_record(record)
+    except OSError as error:
+        if not is_read_only(error) or len(cached) < len(steps):
+            raise
+        notes.append(f"cannot write to {store.uri} ({one_line(error)}): what is built is read, and nothing is noted there")
     index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
-        errors = track_records(study, loaded.parameters, cached, store, index) if index else []
-        return Result(len(steps), len(cached), 0, (), tuple(errors))
+        errors = track_records(study, loaded.parameters, cached, store, index, again=bool(marked)) if index else []
+        return Result(len(steps), len(cached), 0, (), tuple(errors), notes=tuple(notes))
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
     missing = [member.step for member in planned if not member.is_cached]
@@ -107,10 +130,19 @@ def run_study(
     stop.state = lambda: f"{run.progress.num_done if run else len(cached)} of {len(steps)} artifacts are built"
     try:
         with ray_session(options, missing) as capacity:
-            run = Run(steps, {record.fingerprint for record in cached}, store, capacity, max_failures=options.max_failures)
+            records = {record.fingerprint: record for record in cached}
+            run = Run(
+                steps,
+                set(records),
+                store,
+                capacity,
+                max_failures=options.max_failures,
+                records=records,
+                keep_dependents=keep_dependents,
+            )
             if options.address is not None:
                 run.look = partial(cluster_capacity, options)
-            errors = _run_on_ray(run, study, loaded.parameters, cached, index)
+            errors = _run_on_ray(run, study, loaded.parameters, cached, index, again=marked.keys())
     except KeyboardInterrupt:
         if run is not None and index is not None:
             end_runs(index, study.experiment, {*run.progress.running, *run.progress.built})
@@ -119,13 +151,45 @@ def run_study(
     failures = _failures(progress)
     replace(study, failures=tuple(failures)).save(store)
     num_losses = progress.losses.total()
-    return Result(len(steps), len(cached), len(progress.built), tuple(failures), tuple(errors), num_losses)
+    return Result(
+        len(steps), len(progress.cached), len(progress.built), tuple(failures), tuple(errors), num_losses, tuple(notes)
+    )
+
+
+def _set_damaged_aside(planned: Sequence[Planned], store: Store) -> tuple[list[Planned], list[str]]:
+    """What is planned, damaged artifacts as not built; and a line each of these.
+
+    Inputs are compared in full before something is built from them; what is only read for the report is compared here, and of
+    all others the sizes. In a remote store the report compares what it reads.
+    """
+    notes: list[str] = []
+    looked: list[Planned] = []
+    inputs = {source.fingerprint for member in planned for source in member.step.inputs.values()}
+    for member in planned:
+        if member.damage:
+            notes.append(member.damage)
+        elif member.record is not None and store.is_local:
+            how: How = "sizes" if member.step.fingerprint in inputs else "remembered"
+            if damages := check(store, member.record, how):
+                notes.append(set_damaged_aside(member.step, store, damages, how))
+                member = replace(member, record=None, damage=str(damages[0]))
+        looked.append(member)
+    return looked, notes
 
 
 def _run_on_ray(
-    run: Run, study: Study, parameters: Mapping[str, Any], cached: Sequence[Record], tracking_uri: str | None
+    run: Run,
+    study: Study,
+    parameters: Mapping[str, Any],
+    cached: Sequence[Record],
+    tracking_uri: str | None,
+    *,
+    again: Container[str],
 ) -> list[str]:
-    """Build the steps of `run` with a display and, unless `tracking_uri` is None, a tracker; returns the tracker's errors."""
+    """Build the steps of `run` with a display and, unless `tracking_uri` is None, a tracker; returns the tracker's errors.
+
+    MLflow is told of what is cached where it lacks it, and of the fingerprints `again` in any case.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -141,11 +205,16 @@ def _run_on_ray(
         # Nobody waits for it: MLflow takes seconds to make a database.
         tracker.declare.remote([step.fingerprint for step in run.steps])
         for record in cached:
-            tracker.finish.remote(record, is_new=False)
+            tracker.finish.remote(record, is_new=record.fingerprint in again)
     try:
         with Display(mean_durations(cached)) as display:
             run.tracker, run.listener, run.tick = tracker, display.on_event, display.on_tick
             progress = run_steps(run)
+        built = [run.records[step.fingerprint] for step in run.steps if step.fingerprint in run.records]
+        for record in with_stale_marks(built).values():
+            run.store.write_record(record)
+            if tracker is not None:
+                tracker.finish.remote(record)
     except KeyboardInterrupt:
         # It may be far behind, or gone already: `end_runs` does what is left.
         if tracker is not None:

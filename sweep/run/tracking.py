@@ -425,8 +425,7 @@ class Tracker:
         """Lines of the artifact's metrics.jsonl, each with `step`."""
         if METRICS_FILE not in record.files:
             return []
-        folder = self.store.folder(record.id)
-        return [json.loads(line) for line in self.store.read_bytes(folder, METRICS_FILE).splitlines()]
+        return [json.loads(line) for line in self.store.read_bytes(record, METRICS_FILE).splitlines()]
 
     def _history(self, run_id: str) -> set[tuple[str, int]]:
         names = self.client.get_run(run_id).data.metrics

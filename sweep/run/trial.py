@@ -1,6 +1,7 @@
 """The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record."""
 
 import contextlib
+import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import NeighbourFailedError, UserError
+from pipelines.errors import DamagedError, NeighbourFailedError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
 from pipelines.storage import (
@@ -17,17 +18,23 @@ from pipelines.storage import (
     filesystem,
     join,
     make_folder,
+    read_text,
     read_with_version,
     replace_if_unchanged,
     write_if_absent,
+    write_text,
 )
 from sweep.graph.identity import SHORT
+from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_aside, inspect, set_aside, why_stale
 from sweep.graph.records import RECORD_FILE, Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, Kind, is_disk_full, kind, one_line, root_cause
-from sweep.run.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease
+from sweep.run.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease, lease_if_free
 from sweep.run.machine import hardware, versions
+
+INPUTS_FILE = ".inputs.json"
+"""Working state: the content that each input had when an attempt began, by its name."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Outcome:
     """How a step ended: its record, or one line of what went wrong and where the whole traceback is.
 
     `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with its group, and
-    may do well alone. `kind` says who is at fault.
+    may do well alone. `kind` says who is at fault. `unusable` are the fingerprints of inputs that are gone or damaged: built
+    again, the step may do well.
     """
 
     record: Record | None
@@ -55,6 +63,15 @@ class Outcome:
     is_final: bool = False
     was_neighbour: bool = False
     kind: Kind = Kind.FAILURE
+    unusable: tuple[str, ...] = ()
+
+
+class UnusableInputsError(Exception):
+    """Inputs of a step are gone, or were damaged and are set aside; `fingerprints` are theirs."""
+
+    def __init__(self, message: str, fingerprints: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.fingerprints = fingerprints
 
 
 def carry_out(orders: Sequence[Order], when_lost: Callable[[], None] = lambda: None) -> list[Outcome]:
@@ -73,7 +90,7 @@ def carry_out(orders: Sequence[Order], when_lost: Callable[[], None] = lambda: N
                 held[step.fingerprint] = leases.enter_context(lease(store.folder(step.id), when_lost=when_lost))
             missing = []
             for order in orders:
-                if record := store.read_record(order.step.id):
+                if record := _usable_record(order.step, store):
                     outcomes[order.step.fingerprint] = Outcome(record)
                 else:
                     missing.append(order)
@@ -92,11 +109,51 @@ def carry_out(orders: Sequence[Order], when_lost: Callable[[], None] = lambda: N
     return [outcomes[order.step.fingerprint] for order in orders]
 
 
+def _usable_record(step: Step, store: Store) -> Record | None:
+    """The record of a step that need not be built; one that is damaged, or was built from other content, is set aside.
+
+    Only to be called by the step's sole builder.
+    """
+    finish_setting_aside(store, step.id)
+    record, damages = inspect(store, step.id, "sizes")
+    if damages:
+        set_aside(store, step.id, _lines(damages))
+        return None
+    if record is None:
+        return None
+    there: dict[str, Record] = {}
+    for source in step.inputs.values():
+        # A damaged one is met when something is built from it.
+        with contextlib.suppress(DamagedError):
+            if (found := store.read_record(source.id)) is not None:
+                there[source.fingerprint] = found
+    if changed := changed_inputs(record, there):
+        set_aside(store, step.id, why_stale(record, changed))
+        return None
+    return record
+
+
+def _lines(damages: Sequence[Damage]) -> str:
+    return "\n".join(map(str, damages))
+
+
 def _failure(error: Exception, step: Step, store: Store) -> Outcome:
+    if not isinstance(error, UnusableInputsError):
+        # A stage that reads a damaged input fails in its own words.
+        try:
+            how: How = "anew" if not store.is_local and "DamagedError" in repr(root_cause(error)) else "remembered"
+            _inputs(step, store, how)
+        except UnusableInputsError as unusable:
+            error = unusable
+        except Exception as unreadable:
+            error.add_note(f"its inputs could not be looked at: {unreadable!r}")
+    if isinstance(error, UnusableInputsError):
+        return Outcome(None, str(error), unusable=error.fingerprints)
     cause = root_cause(error)
     log = _keep_traceback(error, step, store)
     was_neighbour = isinstance(error, NeighbourFailedError)
-    is_final = not was_neighbour and (isinstance(cause, UserError) or is_disk_full(cause))
+    is_users = isinstance(cause, UserError) and not isinstance(cause, DamagedError)
+    is_final = not was_neighbour and (is_users or is_disk_full(cause))
     of = kind(error)
     return Outcome(None, MACHINE_LOST if of is Kind.LOSS else one_line(cause), log, is_final, was_neighbour, of)
 
@@ -108,22 +165,25 @@ def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> d
     """
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
-    ready: list[tuple[Order, set[str], Job]] = []
+    ready: list[tuple[Order, Mapping[str, Record], Job]] = []
     for order in orders:
         try:
-            ready.append((order, _marks_of_inputs(order.step, store), _job(order, store)))
+            inputs = _inputs(order.step, store, "remembered")
+            job = _job(order, store)
+            _begin(job, {name: record.content for name, record in inputs.items()})
+            ready.append((order, inputs, job))
         except Exception as error:
             outcomes[order.step.fingerprint] = _failure(error, order.step, store)
     if not ready:
         return outcomes
     results = _results(orders[0].runner, [job for _, _, job in ready])
     stage_s = time.monotonic() - started
-    for (order, inherited, _), result in zip(ready, results, strict=True):
+    for (order, inputs, _), result in zip(ready, results, strict=True):
         try:
             if isinstance(result, Exception):
                 raise result
             own = held[order.step.fingerprint]
-            outcome = Outcome(_record(order, store, own, dict(result), inherited, started, stage_s, len(ready)))
+            outcome = Outcome(_record(order, store, own, dict(result), inputs, started, stage_s, len(ready)))
         except LeaseLostError:
             continue
         except Exception as error:
@@ -162,7 +222,7 @@ def _record(
     store: Store,
     held: Held,
     metrics: dict[str, Any],
-    inherited: set[str],
+    inputs: Mapping[str, Record],
     started: float,
     stage_s: float,
     group_size: int,
@@ -199,7 +259,8 @@ def _record(
         durations=durations | ({"group_s": round(stage_s, 3)} if group_size > 1 else {}),
         hardware=hardware(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        marks=tuple(sorted({*inherited, *own})),
+        marks=tuple(sorted({*own, *(mark for source in inputs.values() for mark in source.marks)})),
+        input_contents={name: source.content for name, source in inputs.items()},
     )
     # The last look: what has been hashed is ours.
     held.check()
@@ -219,15 +280,49 @@ def _write_record(record: Record, store: Store) -> None:
             raise LeaseLostError(f"{path} is being written by another driver")
 
 
-def _marks_of_inputs(step: Step, store: Store) -> set[str]:
-    marks: set[str] = set()
-    for source in step.inputs.values():
-        record = store.read_record(source.id)
-        if record is None:
-            where = store.folder(source.id)
-            raise UserError(f"{step.name} is built from {where}, which has no record (removed since?); run again to build it")
-        marks.update(record.marks)
-    return marks
+def _inputs(step: Step, store: Store, how: How) -> dict[str, Record]:
+    """The records of a step's inputs, by their names in the stage, whose files are what they say.
+
+    Damaged inputs are set aside. Raises UnusableInputsError for these, and for inputs that have no record.
+    """
+    records: dict[str, Record] = {}
+    wrong: dict[str, str] = {}
+    for name, source in step.inputs.items():
+        record, damages = inspect(store, source.id, how)
+        if damages:
+            wrong[source.fingerprint] = set_damaged_aside(source, store, damages, how)
+        elif record is None:
+            wrong[source.fingerprint] = f"{store.folder(source.id)} has no record (removed since?)"
+        else:
+            records[name] = record
+    if wrong:
+        raise UnusableInputsError(f"{step.name} is built from what is not whole: {'; '.join(wrong.values())}", tuple(wrong))
+    return records
+
+
+def set_damaged_aside(step: Step, store: Store, damages: Sequence[Damage], how: How) -> str:
+    """Set a damaged artifact aside, unless another process has done so or builds it again by now; says what was done."""
+    more = f" and {len(damages) - 1} more of its files are damaged" if len(damages) > 1 else ""
+    with lease_if_free(store.folder(step.id)) as held:
+        if held is None:
+            return f"{damages[0]}{more}; another process is building it again"
+        _, damages_now = inspect(store, step.id, how)
+        if not damages_now:
+            return f"{damages[0]}{more}; it is built again by now"
+        return f"{damages[0]}{more}; set aside as {set_aside(store, step.id, _lines(damages_now))}"
+
+
+def _begin(job: Job, contents: Mapping[str, str]) -> None:
+    """Note what a step is built from. What an earlier attempt left, from inputs of other content, is removed first."""
+    note = join(job.output, INPUTS_FILE)
+    text = read_text(note)
+    if text is not None and json.loads(text) != contents:
+        file_system, root = filesystem(job.output)
+        for path in file_system.ls(root, detail=False):
+            if path.rstrip("/").rsplit("/", 1)[-1] not in (LOCK_FILE, LEASE_FILE):
+                file_system.rm(path, recursive=True)
+    if text is None or json.loads(text) != contents:
+        write_text(note, json.dumps(contents, sort_keys=True))
 
 
 def _remove_working_state(folder: str) -> None:

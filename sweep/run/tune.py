@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sweep.graph.integrity import changed_inputs, why_stale
 from sweep.graph.queue import Capacity, StepQueue
-from sweep.graph.records import Store
+from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
@@ -45,6 +46,8 @@ TUNE_SETTINGS = {
 }
 # Any positive amount: Tune refuses a trial of nothing. On the head node a driver is safe from spot loss.
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+MOST_REBUILDS = 3
+"""How often an artifact is built again in one run because it was damaged, or its inputs came out otherwise."""
 SHORT_STEP_S, PROCESS_START_S = 1.0, 5.0
 """A step that takes less than the first is over before a process is up; within the second, one surely is."""
 MAX_LOSSES = 8
@@ -114,7 +117,8 @@ class Run:
     experiment share, in the driver.
 
     `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None. `look` says what may be used by now of a cluster
-    whose machines come and go.
+    whose machines come and go. `records` are those of what is built, by fingerprint: a built step whose input came out
+    otherwise in this run is built again, unless `keep_dependents`.
     """
 
     steps: Sequence[Step]
@@ -126,6 +130,8 @@ class Run:
     tick: Callable[[Progress], None] = lambda progress: None
     max_failures: int = 1
     look: Callable[[], Capacity] | None = None
+    records: dict[str, Record] = field(default_factory=dict)
+    keep_dependents: bool = False
 
     def __post_init__(self) -> None:
         self.queue = StepQueue(self.steps, self.cached, self.capacity)
@@ -133,6 +139,7 @@ class Run:
         self.git = git_state()
         self.trials: dict[str, list[Step]] = {}
         self.attempts: Counter[str] = Counter()
+        self.rebuilds: Counter[str] = Counter()
         self.seconds: dict[tuple[str, type], float] = {}  # stage and type of config → of the last trial that built one
         self._losses_in_a_row: Counter[str] = Counter()
         self._last_commits: dict[str, Any] = {}
@@ -193,6 +200,31 @@ class Run:
             if self.tracker:
                 self.tracker.finish.remote(outcome.record)
             self.listener("done", step, self.progress)
+            self.records[step.fingerprint] = outcome.record
+            for user in {user.fingerprint: user for user in (step, *self.queue.users[step.fingerprint])}.values():
+                self._rebuild_if_stale(user)
+
+    def _rebuild_if_stale(self, step: Step) -> None:
+        record = self.records.get(step.fingerprint)
+        if self.keep_dependents or record is None or step.fingerprint not in self.queue.done:
+            return
+        changed = changed_inputs(record, self.records)
+        if changed and self.queue.is_possible(step) and self._take_back([step.fingerprint]):
+            self.progress.retried[step.fingerprint] = Outcome(None, why_stale(record, changed))
+            self.listener("retry", step, self.progress)
+
+    def _take_back(self, fingerprints: Sequence[str]) -> bool:
+        """Have built artifacts built again, unless they are waiting for it; False if one of them was so too often."""
+        fingerprints = [fingerprint for fingerprint in fingerprints if fingerprint in self.queue.done]
+        self.rebuilds.update(fingerprints)
+        if any(self.rebuilds[fingerprint] > MOST_REBUILDS for fingerprint in fingerprints):
+            return False
+        for fingerprint in fingerprints:
+            self.records.pop(fingerprint, None)
+            self.progress.cached.discard(fingerprint)
+            self.progress.built.pop(fingerprint, None)
+        self.queue.rebuild(fingerprints)
+        return True
 
     def _has_progress(self, unfinished: Sequence[Step]) -> bool:
         """Whether one of a group's unfinished steps would go on from a later place than after the last time it was cut off."""
@@ -207,8 +239,13 @@ class Run:
     def _failed(self, step: Step, outcome: Outcome, has_progress: bool) -> None:
         if not outcome.is_final:
             self._leftovers_until = time.monotonic() + LEFTOVERS_S
+        if outcome.unusable and self._take_back(outcome.unusable) and self.queue.is_possible(step):
+            self.queue.again(step.fingerprint)
+            self.progress.retried[step.fingerprint] = outcome
+            self.listener("retry", step, self.progress)
+            return
         event, outcome = self._verdict(step, outcome, has_progress)
-        if event != "failed":
+        if event != "failed" and self.queue.is_possible(step):
             self.queue.again(step.fingerprint, alone=event == "retry" and outcome.was_neighbour)
             self.progress.retried[step.fingerprint] = outcome
             self.listener(event, step, self.progress)

@@ -71,7 +71,9 @@ def test_missing_results_and_sources_are_errors_unless_partial(tmp_path: Path) -
         load(study)
     study.logits_path(0, "original", 60, 1).unlink()
     responses = load(study, partial=True)
-    assert responses.missing == ("starting_size=0, kind=original, size=60, seed=1: logits.parquet (not in the store)",)
+    (missing,) = responses.missing
+    assert missing.startswith("starting_size=0, kind=original, size=60, seed=1: logits.parquet (")
+    assert "logits.parquet is missing" in missing
     assert (0, "original", 60, 1) not in responses.predicted["template_test"]
     assert "clustered by subcase" in " ".join(responses.notes)
     assert responses.change("template_test", "all", "original", "none", (0,), (60,)).seeds == (0,)

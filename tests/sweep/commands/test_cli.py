@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 
 from pipelines.data.sources import nli_sources_config
 from sweep import cli
-from sweep.graph.records import Store
+from sweep.graph.records import Store, Study
 from sweep.run.session import RayOptions, ray_session
+from sweep.run.study_run import manifest
 from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
 
@@ -286,14 +287,31 @@ def test_no_cluster_to_join(tmp_path: Path) -> None:
     assert_one_error(result, "on the head node")
 
 
-def test_a_damaged_record_is_named_and_not_built_over(tmp_path: Path, record_all: Callable) -> None:
-    step = build_grid(load_experiment("demo").experiment)[0]
-    record_all([step], Store(tmp_path))
-    record = Path(Store(tmp_path).folder(step.id)) / "record.json"
+def test_a_damaged_record_is_named_and_all_others_are_read(tmp_path: Path, record_all: Callable) -> None:
+    steps = build_grid(load_experiment("demo").experiment)
+    record_all(steps, Store(tmp_path))
+    manifest(load_experiment("demo"), steps).save(Store(tmp_path))
+    record = Path(Store(tmp_path).folder(steps[0].id)) / "record.json"
     record.write_text(record.read_text()[:40])
-    for command in ("plan", "run"):
-        assert_one_error(blindsweep(command, "demo", "--store", str(tmp_path)), str(record))
-    assert len(record.read_text()) == 40
+    planned = blindsweep("plan", "demo", "--store", str(tmp_path))
+    assert planned.exit_code == 0, planned.output
+    assert f"1 of {len(steps)} to build" in planned.stdout
+    assert f"1 sources: damaged: {record} is not a readable record" in planned.stdout
+    shown = blindsweep("status", "--store", str(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    assert f"demo: {len(steps) - 1} of {len(steps)} artifacts built" in shown.stdout
+    assert f"  damaged: {record} is not a readable record" in shown.stdout
+    assert len(record.read_text()) == 40, "who only reads changes nothing"
+
+
+def test_a_damaged_manifest_hides_no_other_study(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Study(name, "A title", {}, ()).save(Store(tmp_path))
+    (tmp_path / "studies" / "one.json").write_text("{")
+    shown = blindsweep("status", "--store", str(tmp_path))
+    assert shown.exit_code == 0 and "one.json is not a readable study" in shown.stdout
+    assert "two: 0 of 0 artifacts built" in shown.stdout
+    assert_one_error(blindsweep("status", "one", "--store", str(tmp_path)), "one.json is not a readable study")
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

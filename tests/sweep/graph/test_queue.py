@@ -215,3 +215,40 @@ def test_what_can_never_run_is_refused_before_anything_starts(resources: Resourc
             check_resources([one], capacity)
     else:
         check_resources([one], capacity)
+
+
+def test_what_is_taken_back_is_built_before_what_waits_for_it() -> None:
+    a, b = step("a"), step("b")
+    c, d = step("c", a, b), step("d", a)
+    e = step("e", c)
+    queue = StepQueue([a, b, c, d, e], [a.fingerprint, b.fingerprint], Capacity(9, 0))
+    assert queue.next() is c
+    # c fails on its input while d is ready and e waits.
+    queue.rebuild([a.fingerprint])
+    queue.again(c.fingerprint)
+    assert names(queue) == ["a"]
+    queue.succeeded(a.fingerprint)
+    assert sorted(names(queue)) == ["c", "d"]
+    # Both on a path, whichever is named first.
+    for one in (c, d):
+        queue.succeeded(one.fingerprint)
+    queue.rebuild([c.fingerprint, a.fingerprint])
+    assert names(queue) == ["a"]
+    queue.rebuild([a.fingerprint])  # on its way by now
+    queue.succeeded(a.fingerprint)
+    assert names(queue) == ["c"]
+    queue.succeeded(c.fingerprint)
+    assert names(queue) == ["e"] and queue.is_exhausted
+
+
+def test_a_step_is_possible_while_none_of_its_inputs_is_given_up() -> None:
+    a = step("a")
+    b, c = step("b", a), step("c", a)
+    queue = StepQueue([a, b, c], [a.fingerprint], Capacity(1, 0))
+    assert queue.next() is b and queue.is_possible(b)
+    queue.rebuild([a.fingerprint])
+    assert queue.is_possible(b) and queue.next() is None
+    queue.succeeded(b.fingerprint)
+    assert queue.next() is a and queue.is_possible(b)
+    assert queue.failed(a.fingerprint) == [c]
+    assert not queue.is_possible(b)

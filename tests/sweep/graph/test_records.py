@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from sweep.graph.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep
 
 FINGERPRINT = "ab" * 32
@@ -53,14 +53,14 @@ def test_a_record_from_before_marks_has_none(store: Store) -> None:
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}'])
 def test_a_damaged_record_is_an_error_not_a_rebuild(store: Store, damage: bytes) -> None:
     store.write_bytes(record_path(store), damage)
-    with pytest.raises(UserError, match=r"record\.json is not a readable record.*restore it"):
+    with pytest.raises(DamagedError, match=r"record\.json is not a readable record.*restore it"):
         store.read_record(RECORD.id)
 
 
 def test_a_record_in_the_wrong_folder_is_an_error(store: Store) -> None:
     other = FINGERPRINT[:12] + "0" * 52
     store.write_bytes(record_path(store), dataclasses.replace(RECORD, fingerprint=other).to_json().encode())
-    with pytest.raises(UserError, match="is the record of"):
+    with pytest.raises(DamagedError, match="is the record of"):
         store.read_record(RECORD.id)
 
 
@@ -113,8 +113,18 @@ def test_a_record_follows_all_that_it_speaks_of_onto_the_disk(tmp_path: Path, mo
 
 
 def test_a_missing_file_of_an_artifact_is_named(store: Store) -> None:
-    with pytest.raises(UserError, match=r"yield\.json is missing"):
-        store.read_bytes(store.folder(RECORD.id), "yield.json")
+    with pytest.raises(DamagedError, match=r"yield\.json is missing"):
+        store.read_bytes(RECORD, "yield.json")
+
+
+def test_a_file_that_is_not_what_its_record_says_is_not_read(store: Store) -> None:
+    where = f"{store.folder(RECORD.id)}/yield.json"
+    store.write_bytes(where, b"{}")
+    record = dataclasses.replace(RECORD, files=store.files(store.folder(RECORD.id)))
+    assert store.read_bytes(record, "yield.json") == b"{}"
+    store.write_bytes(where, b"[]")
+    with pytest.raises(DamagedError, match=r"yield\.json is not the file that its record vouches for; .*verify --set-aside"):
+        store.read_bytes(record, "yield.json")
 
 
 def test_a_study_comes_back_with_the_records_there_are(store: Store) -> None:

@@ -18,6 +18,7 @@ from sweep.plan.throughputs import NoEstimate, read_table
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import paper
 from sweep.study.grid import build_grid
+from tests.sweep.conftest import record_of
 
 
 def reasons(experiment: Experiment, store: Store) -> dict[str, str]:
@@ -143,10 +144,10 @@ def test_what_is_built_is_asked_first(llama: Experiment, checkpoint: Path, tmp_p
     store.write_record(dataclasses.replace(record, metrics=metrics))
     with pytest.raises(NoEstimate, match="not at hand"):
         costs_of(llama, store)
-    record_all([base_model], store)
     model = Path(store.folder(base_model.id)) / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    store.write_record(record_of(base_model, files=store.files(store.folder(base_model.id))))
     estimate = costs_of(llama, store).estimate
     assert estimate.num_parameters == 6_738_415_616
     assert total(one for one in estimate.steps if one.step.stage == "generator").num_examples == 500

@@ -67,7 +67,7 @@ def test_marks_are_the_stage_s_own_and_those_of_all_inputs(records: list[Record]
 def test_a_step_whose_input_has_no_record_does_not_run(records: list[Record], tmp_path: Path) -> None:
     missing = step_of("sources", "other")
     (outcome,) = carry_out([order_of(Store(tmp_path), step_of("task_model", "next", sources=missing), {})])
-    assert outcome.record is None and outcome.is_final
+    assert outcome.record is None and not outcome.is_final and outcome.unusable == (missing.fingerprint,)
     assert "task_model/next is built from" in outcome.error and "sources/other-" in outcome.error
 
 

@@ -1,0 +1,96 @@
+"""`blindsweep verify`: every file of every artifact against its record."""
+
+import json as js
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name
+from sweep.graph.integrity import Damage, inspect, set_aside
+from sweep.graph.records import STAGES, ArtifactId, Store, Study
+
+
+def verify(
+    study: OneOrAllStudies = None,
+    store: StoreUri = DEFAULT_STORE,
+    set_damaged_aside: Annotated[
+        bool, typer.Option("--set-aside", help="Move damaged artifacts to STORE/set-aside: the next run builds them again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Read every file of every artifact and compare it with its record; exit code 1 if anything is damaged.
+
+    Nothing is remembered from before: this finds what a disk has lost since. A remote store's files are read over the
+    network. Not while a run is building from the artifacts, with --set-aside.
+
+        blindsweep verify demo
+        blindsweep verify --store s3://bucket/studies --set-aside
+    """
+    where = Store(store)
+    artifacts = list(_of_study(where, study_name(study)) if study else _of_store(where))
+    num_complete = num_files = num_bytes = 0
+    damaged: dict[ArtifactId, list[Damage]] = {}
+    moved: dict[ArtifactId, str] = {}
+    for artifact in artifacts:
+        record, damages = inspect(where, artifact, "anew")
+        if record is not None:
+            artifact = record.id  # in a store's folders fingerprints are short
+            num_files += len(record.files)
+            num_bytes += sum(file["bytes"] for file in record.files.values())
+        num_complete += record is not None or bool(damages)
+        if not damages:
+            continue
+        damaged[artifact] = damages
+        if not json:
+            for damage in damages:
+                print(damage)
+        if set_damaged_aside:
+            moved[artifact] = set_aside(where, artifact, "\n".join(map(str, damages)))
+            if not json:
+                print(f"  set aside as {moved[artifact]}")
+    if json:
+        values = {
+            "store": where.uri,
+            "artifacts": num_complete,
+            "files": num_files,
+            "bytes": num_bytes,
+            "not_built": len(artifacts) - num_complete,
+            "damaged": [
+                {
+                    "stage": artifact.stage,
+                    "slug": artifact.slug,
+                    "fingerprint": artifact.fingerprint,
+                    "files": [{"file": damage.file, "found": damage.found} for damage in damages],
+                    "set_aside": moved.get(artifact),
+                }
+                for artifact, damages in damaged.items()
+            ],
+        }
+        print(js.dumps(values, indent=1, ensure_ascii=False))
+    else:
+        print(_summary(num_complete, num_files, num_bytes, len(artifacts) - num_complete, len(damaged), len(moved)))
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _of_study(store: Store, name: str) -> Iterator[ArtifactId]:
+    for step in Study.load(store, name).steps:
+        yield step.id
+
+
+def _of_store(store: Store) -> Iterator[ArtifactId]:
+    for stage in STAGES:
+        for slug, fingerprints in store.folders(stage).items():
+            for fingerprint in fingerprints:
+                yield ArtifactId(stage, slug, fingerprint)
+
+
+def _summary(num_complete: int, num_files: int, num_bytes: int, num_missing: int, num_damaged: int, num_moved: int) -> str:
+    looked = f"{num_complete} artifacts, {num_files:,} files, {num_bytes / 1e6:,.1f} MB"
+    if num_missing:
+        looked += f" ({num_missing} more are not built)"
+    if not num_damaged:
+        return f"{looked}: all as their records say"
+    way_out = "set aside; the next run builds them again" if num_moved else "--set-aside has the next run build them again"
+    return f"{looked}: {num_damaged} artifacts are damaged; {way_out}"

@@ -1,0 +1,168 @@
+"""Whether artifacts are what their records say, what becomes of those that are not, and what was built from other content.
+
+    check(store, record, "anew")                  # every file is read
+    set_aside(store, record.id, "a file has other content")
+
+An artifact that is set aside lies in `{store}/set-aside/` and counts as not built; nothing is ever removed.
+"""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pipelines.errors import DamagedError
+from pipelines.hashing import remembered_sha256
+from pipelines.storage import RECORD_FILE, files_below, filesystem, join, read_text, write_text
+from sweep.graph.identity import SHORT
+from sweep.graph.records import ArtifactId, Record, Store
+
+SET_ASIDE = "set-aside"
+"""The store's folder of what was set aside; `why.txt` beside the files says why."""
+UNDER_WAY = ".set-aside"
+"""In an artifact's folder while its files are being moved: where to. A process that finds it goes on."""
+HOLDING = (".lock", ".lease")
+"""What a process holds while it alone may build an artifact: it stays where others look for it."""
+STALE = "stale: built from inputs that were built again since, with other content"
+"""The mark of what `run --keep-dependents` kept, and of what is built from it."""
+
+How = Literal["sizes", "remembered", "anew"]
+"""How files are compared: by their sizes; by hashes too, which on this machine may be remembered and in a remote store are not
+taken; by hashes of every file as it is now, which reads a remote store's files over the network."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what its artifact's record says, or the record itself; `found` completes the sentence."""
+
+    artifact: ArtifactId
+    file: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.artifact.name}-{self.artifact.fingerprint[:SHORT]}/{self.file} {self.found}"
+
+
+def inspect(store: Store, artifact: ArtifactId, how: How) -> tuple[Record | None, list[Damage]]:
+    """The record of an artifact, None if it is not built or the record is damaged, and all that is damaged."""
+    try:
+        record = store.read_record(artifact)
+    except DamagedError as error:
+        found = str(error).partition(f"/{RECORD_FILE} ")[2].partition(";")[0]
+        return None, [Damage(artifact, RECORD_FILE, found)]
+    return record, check(store, record, how) if record else []
+
+
+def check(store: Store, record: Record, how: How) -> list[Damage]:
+    """The files of a complete artifact that are missing or not what the record says, in the order of the record."""
+    folder = store.folder(record.id)
+    sizes: Mapping[str, int | None]
+    if store.is_local:
+        sizes = {path: _size(Path(folder, path)) for path in record.files}
+    else:
+        file_system, root = filesystem(folder)
+        sizes = {path: info["size"] for path, info in files_below(file_system, root).items()}
+    found = {}
+    for path, file in record.files.items():
+        if sizes.get(path) is None:
+            found[path] = "is missing"
+        elif sizes[path] != file["bytes"]:
+            found[path] = f"has {sizes[path]:,} bytes, {file['bytes']:,} in its record"
+    paths = [path for path in record.files if path not in found]
+    hashes: Mapping[str, str] = {}
+    if how == "anew" and not store.is_local:
+        hashes = {path: file["sha256"] for path, file in store.files(folder, paths).items()}
+    elif how != "sizes" and store.is_local:
+        with ThreadPoolExecutor(8) as threads:
+            remembered = threads.map(lambda path: remembered_sha256(Path(folder, path), anew=how == "anew"), paths)
+            hashes = dict(zip(paths, remembered, strict=True))
+    for path, sha256 in hashes.items():
+        if sha256 != record.files[path]["sha256"]:
+            found[path] = f"has other content (sha256 {sha256[:SHORT]}…, {record.files[path]['sha256'][:SHORT]}… in its record)"
+    return [Damage(record.id, path, found[path]) for path in record.files if path in found]
+
+
+def whole_folder(store: Store, record: Record) -> str:
+    """The folder of an artifact to read from. Raises DamagedError, naming the first damaged file, if it is not whole."""
+    if damages := check(store, record, "remembered"):
+        raise DamagedError(f"{damages[0]}; `blindsweep verify --set-aside` sets it aside, and the next run builds it again")
+    return store.folder(record.id)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def set_aside(store: Store, artifact: ArtifactId, why: str) -> str:
+    """Move an artifact out of the way, its record first, so that it counts as not built; returns where it lies now.
+
+    Only to be called by who alone may build the artifact. Begun by a process that was killed, it is finished by
+    `finish_setting_aside`.
+    """
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    target = join(store.uri, SET_ASIDE, artifact.stage, f"{artifact.slug}-{artifact.fingerprint[:SHORT]}-{now}")
+    write_text(join(target, "why.txt"), why + "\n")
+    write_text(join(store.folder(artifact), UNDER_WAY), target)
+    finish_setting_aside(store, artifact)
+    return target
+
+
+def finish_setting_aside(store: Store, artifact: ArtifactId) -> None:
+    """Go on with what a process began that was stopped in the midst of it; else do nothing."""
+    folder = store.folder(artifact)
+    target = read_text(join(folder, UNDER_WAY))
+    if target is None:
+        return
+    file_system, root = filesystem(folder)
+    _, there = filesystem(target)
+    paths = [path.removeprefix(root.rstrip("/") + "/") for path in file_system.find(root)]
+    paths = [path for path in paths if path not in (*HOLDING, UNDER_WAY)]
+    for path in sorted(paths, key=lambda path: path != RECORD_FILE):
+        destination = f"{there.rstrip('/')}/{path}"
+        file_system.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
+        file_system.mv(f"{root}/{path}", destination)
+    file_system.rm_file(f"{root}/{UNDER_WAY}")
+
+
+def changed_inputs(record: Record, built: Mapping[str, Record]) -> list[str]:
+    """The inputs, by name, that were built again with other content since `record` was; `built` is by fingerprint.
+
+    Of a record older than `input_contents`, or of an input that is not built, that is not known, and it is not among them.
+    """
+    return sorted(
+        name
+        for name, source in record.inputs.items()
+        if name in record.input_contents
+        and source.fingerprint in built
+        and built[source.fingerprint].content != record.input_contents[name]
+    )
+
+
+def why_stale(record: Record, changed: Iterable[str]) -> str:
+    """The reason to build an artifact again, in words."""
+    return f"built again with other content: {', '.join(f'{name} {record.inputs[name].slug}' for name in changed)}"
+
+
+def with_stale_marks(records: Iterable[Record]) -> dict[str, Record]:
+    """The records whose mark `STALE` is missing, or left from before, put right; by fingerprint.
+
+    `records` come in the order in which they are built.
+    """
+    built: dict[str, Record] = {}
+    corrected: dict[str, Record] = {}
+    for record in records:
+        sources = [built[source.fingerprint] for source in record.inputs.values() if source.fingerprint in built]
+        is_stale = bool(changed_inputs(record, built)) or any(STALE in source.marks for source in sources)
+        if not is_stale and len(sources) < len(record.inputs):
+            # With an input that is not built nobody can tell: it stays as it is.
+            is_stale = STALE in record.marks
+        if is_stale != (STALE in record.marks):
+            marks = {*record.marks, STALE} if is_stale else {*record.marks} - {STALE}
+            record = corrected[record.fingerprint] = replace(record, marks=tuple(sorted(marks)))
+        built[record.fingerprint] = record
+    return corrected
