@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Record:
     def id(self) -> ArtifactId:
         return ArtifactId(self.stage, self.slug, self.fingerprint)
 
-    @property
+    @cached_property
     def content(self) -> str:
         """The sha256, in hex, of the files' paths and hashes, without those that say how it was built (`NOT_CONTENT`)."""
         files = {path: file["sha256"] for path, file in self.files.items() if path not in NOT_CONTENT}

@@ -29,7 +29,7 @@ from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_as
 from sweep.graph.records import RECORD_FILE, Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
-from sweep.run.failures import MACHINE_LOST, Kind, is_disk_full, kind, one_line, root_cause
+from sweep.run.failures import MACHINE_LOST, Kind, is_disk_full, is_read_only, kind, one_line, root_cause
 from sweep.run.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease, lease_if_free
 from sweep.run.machine import hardware, versions
 
@@ -142,7 +142,7 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
         # A stage that reads a damaged input fails in its own words.
         try:
             how: How = "anew" if not store.is_local and "DamagedError" in repr(root_cause(error)) else "remembered"
-            _inputs(step, store, how)
+            _inputs(step, store, how, {})
         except UnusableInputsError as unusable:
             error = unusable
         except Exception as unreadable:
@@ -166,9 +166,10 @@ def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> d
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     ready: list[tuple[Order, Mapping[str, Record], Job]] = []
+    looked: dict[str, Looked] = {}
     for order in orders:
         try:
-            inputs = _inputs(order.step, store, "remembered")
+            inputs = _inputs(order.step, store, "remembered", looked)
             job = _job(order, store)
             _begin(job, {name: record.content for name, record in inputs.items()})
             ready.append((order, inputs, job))
@@ -271,7 +272,7 @@ def _record(
 def _write_record(record: Record, store: Store) -> None:
     """Complete an artifact whose lease is held: make its record, or replace the one that is there."""
     path, content = join(store.folder(record.id), RECORD_FILE), record.to_json().encode()
-    if not can_compare(path):
+    if store.is_local or not can_compare(path):
         store.write_record(record)
     elif write_if_absent(path, content) is None:
         # Of a driver that was stopped between its last look and its record; the files are those of the lease's holder.
@@ -280,15 +281,21 @@ def _write_record(record: Record, store: Store) -> None:
             raise LeaseLostError(f"{path} is being written by another driver")
 
 
-def _inputs(step: Step, store: Store, how: How) -> dict[str, Record]:
+Looked = tuple[Record | None, list[Damage]]
+
+
+def _inputs(step: Step, store: Store, how: How, looked: dict[str, Looked]) -> dict[str, Record]:
     """The records of a step's inputs, by their names in the stage, whose files are what they say.
 
-    Damaged inputs are set aside. Raises UnusableInputsError for these, and for inputs that have no record.
+    What members of a group share is looked at once: `looked` is by fingerprint. Damaged inputs are set aside. Raises
+    UnusableInputsError for these, and for inputs that have no record.
     """
     records: dict[str, Record] = {}
     wrong: dict[str, str] = {}
     for name, source in step.inputs.items():
-        record, damages = inspect(store, source.id, how)
+        if source.fingerprint not in looked:
+            looked[source.fingerprint] = inspect(store, source.id, how)
+        record, damages = looked[source.fingerprint]
         if damages:
             wrong[source.fingerprint] = set_damaged_aside(source, store, damages, how)
         elif record is None:
@@ -308,8 +315,13 @@ def set_damaged_aside(step: Step, store: Store, damages: Sequence[Damage], how: 
             return f"{damages[0]}{more}; another process is building it again"
         _, damages_now = inspect(store, step.id, how)
         if not damages_now:
-            return f"{damages[0]}{more}; it is built again by now"
-        return f"{damages[0]}{more}; set aside as {set_aside(store, step.id, _lines(damages_now))}"
+            return f"{damages[0]}{more}; it is set aside or built again by now"
+        try:
+            return f"{damages[0]}{more}; set aside as {set_aside(store, step.id, _lines(damages_now))}"
+        except OSError as error:
+            if not is_read_only(error):
+                raise
+            return f"{damages[0]}{more}; it cannot be set aside ({one_line(error)})"
 
 
 def _begin(job: Job, contents: Mapping[str, str]) -> None:

@@ -10,9 +10,10 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.finetune.recipe import FinetuneConfig
 from sweep.graph import stages
-from sweep.graph.records import Store
+from sweep.graph.records import Record, Store
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, Spending
 from sweep.plan.costs import total
+from sweep.plan.page import plan_json, print_plan
 from sweep.plan.plan import OverBudgetError, Plan, PlanCosts, check_budget, cost_plan, make_plan
 from sweep.plan.throughputs import NoEstimate, read_table
 from sweep.study.experiment import Experiment
@@ -151,6 +152,29 @@ def test_what_is_built_is_asked_first(llama: Experiment, checkpoint: Path, tmp_p
     estimate = costs_of(llama, store).estimate
     assert estimate.num_parameters == 6_738_415_616
     assert total(one for one in estimate.steps if one.step.stage == "generator").num_examples == 500
+
+
+def test_the_plan_says_how_many_are_stale_and_how_many_may_become_so(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, built = Store(tmp_path / "store"), dict[str, Record]()
+    for step in build_grid(experiment):
+        contents = {name: built[source.fingerprint].content for name, source in step.inputs.items()}
+        built[step.fingerprint] = record_of(step, input_contents=contents)
+        store.write_record(built[step.fingerprint])
+    pool = next(step for step in build_grid(experiment) if step.stage == "synthetic_pool")
+    store.write_record(record_of(pool, files={"pool/a": {"sha256": "0" * 64, "bytes": 1}}))
+    plan = Plan(experiment, make_plan(build_grid(experiment), store), None)
+    print_plan(plan)
+    shown = capsys.readouterr().out
+    # Two kinds of synthetic set in two sizes; two starting points for each, and their evaluations.
+    assert "4 of them are there, from inputs that were built again since and have other content" in shown
+    assert "  4 training_set: built again with other content: source" in shown
+    assert "16 more were built from what is to be built again: they are kept if it comes out as it was" in shown
+    assert (plan_json(plan)["stale"], plan_json(plan)["uncertain"]) == (4, 16)
+    kept = Plan(experiment, make_plan(build_grid(experiment), store, keep_dependents=True), None)
+    print_plan(kept)
+    assert "everything is built" in capsys.readouterr().out and (kept.num_stale, kept.num_uncertain) == (0, 0)
 
 
 @pytest.mark.parametrize("num_gpus", [0, -1, float("nan"), float("inf")])

@@ -6,6 +6,7 @@ On a local store and on S3's protocol.
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -231,6 +232,27 @@ def test_a_stage_that_fails_on_an_input_removed_under_it_goes_on_when_it_is_back
     run = drive(store, [SOURCES, OTHER_SET])
     assert not run.progress.failed and len(events(run)) == 1
     assert "has no record (removed since?)" in events(run)[0]
+
+
+def test_what_a_trial_built_is_on_the_disk_before_its_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def follow(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def write_plainly(job: Job) -> Mapping[str, Any]:
+        (Path(job.output) / "value").write_text("as a library writes")
+        return {}
+
+    monkeypatch.setitem(stages.REGISTRY, "sources", Stage(1, write_plainly))
+    monkeypatch.setattr(os, "fsync", follow)
+    drive(store, [SOURCES])
+    folder = store.folder(SOURCES.id)
+    assert synced.index(f"{folder}/value") < next(
+        i for i, path in enumerate(synced) if path.startswith(f"{folder}/.record.json")
+    )
 
 
 def test_a_record_says_what_it_was_built_from(store: Store) -> None:
