@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from sweep.graph.records import RECORD_FILE, Store, Study
+from sweep.graph.integrity import STALE
+from sweep.graph.records import RECORD_FILE, Record, Store, Study
 from sweep.graph.step import Step
 from sweep.plan.plan import Plan, make_plan
 from sweep.run.session import RayOptions
-from sweep.run.study_run import run_study
+from sweep.run.study_run import _set_damaged_aside, run_study
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.loading import Loaded
+from tests.sweep.conftest import record_of
 
 
 def test_a_run_reads_each_record_once(
@@ -42,3 +44,52 @@ def test_a_run_reads_each_record_once(
         os.path.join(store.folder(step.id), RECORD_FILE): 1 for step in steps
     }
     assert Study.load(store, experiment.name).num_built == len(steps)
+
+
+def test_stale_artifacts_that_are_kept_are_marked_in_records_and_mlflow(experiment: Experiment, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    store, uri = Store(tmp_path / "store"), f"sqlite:///{tmp_path}/mlflow.db"
+    steps, built = build_grid(experiment), dict[str, Record]()
+    for step in steps:
+        contents = {name: built[source.fingerprint].content for name, source in step.inputs.items()}
+        built[step.fingerprint] = record_of(step, input_contents=contents)
+        store.write_record(built[step.fingerprint])
+
+    def run() -> Counter[str | None]:
+        result = run_study(Loaded(experiment, {}), store, uri, RayOptions(), keep_dependents=True)
+        assert (result.num_cached, result.num_built, result.tracking_errors) == (len(steps), 0, ())
+        client = MlflowClient(uri)
+        runs = client.search_runs([client.get_experiment_by_name(experiment.name).experiment_id])
+        return Counter(run.data.tags.get("marks") for run in runs if run.data.tags["stage"] != "study")
+
+    assert run() == {None: len(steps)}
+    pool = next(step for step in steps if step.stage == "synthetic_pool")
+    path = Path(store.folder(pool.id)) / "pool" / "a"
+    path.parent.mkdir()
+    path.write_text("other texts")
+    store.write_record(record_of(pool, files=store.files(store.folder(pool.id))))
+    # Two kinds of synthetic set in two sizes; of each two task models and their evaluations.
+    assert run() == {STALE: 4 + 8 + 8, None: len(steps) - 20}
+    assert Study.load(store, experiment.name).marks == {STALE: 20}
+    marked = [step for step in steps if (record := store.read_record(step.id)) and STALE in record.marks]
+    assert {step.stage for step in marked} == {"training_set", "task_model", "evaluation"}
+
+
+@pytest.mark.parametrize("stage", ["evaluation", "training_set"])
+def test_a_run_begins_with_a_look_at_what_is_there(experiment: Experiment, tmp_path: Path, stage: str) -> None:
+    """What nothing is built from is compared in full, as nobody does later; of inputs, the sizes."""
+    store, steps = Store(tmp_path / "store"), build_grid(experiment)
+    for step in steps:
+        store.write_bytes(os.path.join(store.folder(step.id), "value"), b"abc")
+        store.write_record(record_of(step, files=store.files(store.folder(step.id))))
+    planned = make_plan(steps, store)
+    assert _set_damaged_aside(planned, store) == (planned, [])
+    damaged = [step for step in steps if step.stage == stage][:2]
+    for step, content in zip(damaged, (b"abd", b""), strict=True):
+        Path(store.folder(step.id), "value").write_bytes(content)
+    looked, notes = _set_damaged_aside(make_plan(steps, store), store)
+    found = damaged if stage == "evaluation" else damaged[1:]
+    assert [member.step for member in looked if not member.is_cached] == found
+    assert len(notes) == len(found) and all(f"set aside as {store.uri}/set-aside/{stage}/" in note for note in notes)
+    assert [store.read_record(step.id) for step in found] == [None] * len(found)
