@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name
+from sweep.graph.identity import SHORT
 from sweep.graph.integrity import Damage, inspect, set_aside
 from sweep.graph.records import STAGES, ArtifactId, Store, Study
+from sweep.run.failures import one_line
 
 
 def verify(
@@ -32,8 +34,16 @@ def verify(
     num_complete = num_files = num_bytes = 0
     damaged: dict[ArtifactId, list[Damage]] = {}
     moved: dict[ArtifactId, str] = {}
+    unreadable: dict[ArtifactId, str] = {}
     for artifact in artifacts:
-        record, damages = inspect(where, artifact, "anew")
+        try:
+            record, damages = inspect(where, artifact, "anew")
+        except PermissionError as error:
+            # Whether it is damaged, who may read it can tell: it is not moved.
+            unreadable[artifact] = one_line(error)
+            if not json:
+                print(f"{artifact.name}-{artifact.fingerprint[:SHORT]} cannot be read ({unreadable[artifact]})")
+            continue
         if record is not None:
             artifact = record.id  # in a store's folders fingerprints are short
             num_files += len(record.files)
@@ -55,7 +65,8 @@ def verify(
             "artifacts": num_complete,
             "files": num_files,
             "bytes": num_bytes,
-            "not_built": len(artifacts) - num_complete,
+            "not_built": len(artifacts) - num_complete - len(unreadable),
+            "unreadable": {artifact.name: error for artifact, error in unreadable.items()},
             "damaged": [
                 {
                     "stage": artifact.stage,
@@ -69,8 +80,8 @@ def verify(
         }
         print(js.dumps(values, indent=1, ensure_ascii=False))
     else:
-        print(_summary(num_complete, num_files, num_bytes, len(artifacts) - num_complete, len(damaged), len(moved)))
-    if damaged:
+        print(_summary(num_complete, num_files, num_bytes, len(artifacts), len(damaged), len(moved), len(unreadable)))
+    if damaged or unreadable:
         raise typer.Exit(1)
 
 
@@ -86,11 +97,16 @@ def _of_store(store: Store) -> Iterator[ArtifactId]:
                 yield ArtifactId(stage, slug, fingerprint)
 
 
-def _summary(num_complete: int, num_files: int, num_bytes: int, num_missing: int, num_damaged: int, num_moved: int) -> str:
+def _summary(
+    num_complete: int, num_files: int, num_bytes: int, num: int, num_damaged: int, num_moved: int, num_unreadable: int
+) -> str:
     looked = f"{num_complete} artifacts, {num_files:,} files, {num_bytes / 1e6:,.1f} MB"
-    if num_missing:
+    if num_missing := num - num_complete - num_unreadable:
         looked += f" ({num_missing} more are not built)"
+    if num_unreadable:
+        looked += f"; {num_unreadable} more cannot be read by this user"
     if not num_damaged:
         return f"{looked}: all as their records say"
-    way_out = "set aside; the next run builds them again" if num_moved else "--set-aside has the next run build them again"
-    return f"{looked}: {num_damaged} artifacts are damaged; {way_out}"
+    damaged = "1 artifact is damaged" if num_damaged == 1 else f"{num_damaged} artifacts are damaged"
+    way_out = "set aside, and the next run builds again" if num_moved else "--set-aside has the next run build it again"
+    return f"{looked}: {damaged}; {way_out}"

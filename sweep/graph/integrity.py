@@ -6,6 +6,7 @@
 An artifact that is set aside lies in `{store}/set-aside/` and counts as not built; nothing is ever removed.
 """
 
+import errno
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -71,17 +72,28 @@ def check(store: Store, record: Record, how: How) -> list[Damage]:
         elif sizes[path] != file["bytes"]:
             found[path] = f"has {sizes[path]:,} bytes, {file['bytes']:,} in its record"
     paths = [path for path in record.files if path not in found]
-    hashes: Mapping[str, str] = {}
+    hashes: Mapping[str, str | None] = {}
     if how == "anew" and not store.is_local:
         hashes = {path: file["sha256"] for path, file in store.files(folder, paths).items()}
     elif how != "sizes" and store.is_local:
         with ThreadPoolExecutor(8) as threads:
-            remembered = threads.map(lambda path: remembered_sha256(Path(folder, path), anew=how == "anew"), paths)
+            remembered = threads.map(lambda path: _sha256(Path(folder, path), anew=how == "anew"), paths)
             hashes = dict(zip(paths, remembered, strict=True))
     for path, sha256 in hashes.items():
-        if sha256 != record.files[path]["sha256"]:
+        if sha256 is None:
+            found[path] = "cannot be read from the disk (input/output error)"
+        elif sha256 != record.files[path]["sha256"]:
             found[path] = f"has other content (sha256 {sha256[:SHORT]}…, {record.files[path]['sha256'][:SHORT]}… in its record)"
     return [Damage(record.id, path, found[path]) for path in record.files if path in found]
+
+
+def _sha256(path: Path, *, anew: bool) -> str | None:
+    try:
+        return remembered_sha256(path, anew=anew)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return None
+        raise
 
 
 def whole_folder(store: Store, record: Record) -> str:

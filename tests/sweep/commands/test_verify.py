@@ -72,7 +72,7 @@ def test_each_damaged_file_is_a_line_and_the_exit_code_says_so(store: Store) -> 
     assert done.exit_code == 1 and len(lines) == 3
     assert any(line.startswith(f"{first.id.name}-{first.fingerprint[:12]}/a has other content (sha256 ") for line in lines)
     assert f"{second.id.name}-{second.fingerprint[:12]}/pool/b is missing" in lines
-    assert lines[-1].endswith("2 artifacts are damaged; --set-aside has the next run build them again")
+    assert lines[-1].endswith("2 artifacts are damaged; --set-aside has the next run build it again")
     # Of a study, what it consists of.
     assert "pool/b" not in blindsweep("verify", "one", "--store", store.uri).stdout
     # It only reads, unless it is asked to.
@@ -147,6 +147,16 @@ def test_who_may_only_read_a_store_reads_it(read_only: Path) -> None:
     ):
         done = as_reader(*arguments, "--store", str(read_only))
         assert (done.returncode, done.stderr) == (0, "") and shown in done.stdout, (arguments, done)
+
+
+def test_who_may_not_read_a_file_is_told_so_and_moves_nothing(read_only: Path) -> None:
+    file = next(read_only.glob("sources/*/a"))
+    file.chmod(0)
+    done = as_reader("verify", "demo", "--store", str(read_only), "--set-aside")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stdout.startswith(f"sources/{file.parent.name} cannot be read (Permission denied: {file})\n"), done
+    assert "73 artifacts, 73 files" in done.stdout and "; 1 more cannot be read by this user" in done.stdout
+    assert file.exists()
 
 
 def test_a_run_of_what_is_all_built_says_in_a_line_what_cannot_be_written(read_only: Path) -> None:

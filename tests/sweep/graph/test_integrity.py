@@ -1,6 +1,7 @@
 """What is damaged is found and moved out of the way; what was built from other content is known. Local stores and S3."""
 
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,17 @@ def test_what_a_disk_lost_behind_the_file_system_s_back_is_found_anew(tmp_path: 
     monkeypatch.setattr("pipelines.hashing.sha256_of", lambda path: "0" * 64)
     assert not check(store, record, "remembered")
     assert [damage.found[:17] for damage in check(store, record, "anew")] == ["has other content"]
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    record = build(store, {"pool/a": "abc"})
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("pipelines.hashing.sha256_of", broken)
+    assert [damage.found for damage in check(store, record, "anew")] == ["cannot be read from the disk (input/output error)"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "stage": "synthetic_pool"}'])

@@ -1,6 +1,7 @@
 """Real Ray Tune on two CPUs, with cheap stages: isolation, no deadlock, resumption, MLflow's content."""
 
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -17,11 +18,12 @@ import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
 from sweep.graph import stages
+from sweep.graph.integrity import set_aside
 from sweep.graph.queue import Capacity
 from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
-from sweep.run.progress import Progress
+from sweep.run.progress import Display, Progress
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.tracking import Card, StepReport, Tracker
 from sweep.run.trial import Outcome
@@ -168,6 +170,25 @@ def test_retries_resume_from_the_stages_own_state(fake: ModuleType, capacity: Ca
     steps = [fake.Step("task_model", "once", fake.Config(fails="once"))]
     assert run(steps, store, capacity, max_failures=1).built
     assert calls(store).most_common(1)[0][1] == 2
+
+
+@pytest.mark.timeout(250)
+def test_a_damaged_input_is_built_again_in_the_midst_of_a_run(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store, steps, stream = Store(tmp_path), fake.make_steps(), io.StringIO()
+    run(steps, store, capacity)
+    undisturbed = contents(store)
+    root, cells = steps[0], [step for step in steps if step.stage == "task_model"]
+    for step in cells[:3]:
+        set_aside(store, step.id, "to be built again")
+    (Path(store.folder(root.id)) / "value.txt").write_text("9")
+    with Display({}, stream, live=False) as display:
+        progress = run(steps, store, capacity, listener=display.on_event)
+    assert not progress.failed and progress.num_done == len(steps)
+    assert contents(store) == undisturbed
+    # The root once more, of what was built from it only what was missing.
+    assert calls(store)[f"data-{root.fingerprint[:12]}"] == 2
+    assert sorted(calls(store)[f"{step.slug}-{step.fingerprint[:12]}"] for step in cells) == [1, 1, 1, 2, 2, 2]
+    assert "/value.txt has other content (sha256 19581e27de7c…, 5feceb66ffc8… in its record); set aside as" in stream.getvalue()
 
 
 @pytest.mark.timeout(290)
