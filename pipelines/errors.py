@@ -19,6 +19,10 @@ class DamagedError(UserError):
     """
 
 
+class StoreUnreachableError(ConnectionError):
+    """A store that does not answer: the message names it, and trying again may help."""
+
+
 class NeighbourFailedError(Exception):
     """A job of a group was cut off with the others; it is not known to be at fault, and may be tried alone."""
 

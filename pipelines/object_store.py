@@ -10,17 +10,27 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import StoreUnreachableError, UserError
 
 S3, GCS = ("s3", "s3a"), ("gs", "gcs")
 PACKAGES = dict.fromkeys(S3, "s3fs") | dict.fromkeys(GCS, "gcsfs")
 """What fsspec needs for an address with such a scheme."""
 LOST = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404")
 """S3's codes for a condition that does not hold, or that another writer's request was in the midst of."""
+SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "STORAGE_EMULATOR_HOST")
+"""Settings without a secret in them, which a cluster's workers are given; they have credentials of their own."""
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the machine's service account",
 }
+
+
+def share_settings() -> None:
+    """Let one setting reach all: of the region's two names pyarrow knows both, boto (fsspec's, MLflow's) only the second."""
+    if region := os.environ.get("AWS_REGION"):
+        os.environ.setdefault("AWS_DEFAULT_REGION", region)
+    # gcsfs would ask over gRPC what kind of bucket each is, before it is first used; zonal ones are of no use here.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def scheme_of(file_system: Any) -> str:
@@ -34,8 +44,7 @@ def read_version(file_system: Any, path: str) -> tuple[bytes, str] | None:
     bucket, key, *_ = file_system.split_path(path)
     try:
         if scheme_of(file_system) == "gs":
-            headers, content = file_system.call("GET", file_system.url(path))
-            return bytes(content), str({name.lower(): value for name, value in headers.items()}["x-goog-generation"])
+            return _read_gcs(file_system, path)
         return _read_s3(file_system, bucket, key)
     except FileNotFoundError as error:
         if _code(error) == "NoSuchBucket":
@@ -52,6 +61,15 @@ def _read_s3(file_system: Any, bucket: str, key: str) -> tuple[bytes, str]:
             return bytes(await body.read()), str(response["ETag"])
 
     return sync(file_system.loop, read)
+
+
+def _read_gcs(file_system: Any, path: str) -> tuple[bytes, str]:
+    while True:
+        generation = str(file_system.info(path)["generation"])
+        # One that has been replaced meanwhile is no longer there.
+        with contextlib.suppress(FileNotFoundError):
+            _, content = file_system.call("GET", file_system.url(path), generation=generation)
+            return bytes(content), generation
 
 
 def write_version(file_system: Any, path: str, content: bytes, expected: str | None) -> str | None:
@@ -82,8 +100,8 @@ def write_version(file_system: Any, path: str, content: bytes, expected: str | N
 def plain_errors(uri: str) -> Iterator[None]:
     """Turn what an object store answers into one line that names the address.
 
-    Raises UserError for what stays wrong (no such bucket, credentials, rights, another region), ConnectionError where nothing
-    answered; anything else as it came, a missing object's FileNotFoundError too.
+    Raises UserError for what stays wrong (no such bucket, credentials, rights, another region),
+    StoreUnreachableError where nothing answered; anything else as it came, a missing object's FileNotFoundError too.
     """
     try:
         yield
@@ -91,7 +109,7 @@ def plain_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         if text := _explain(error, uri):
-            kind = ConnectionError if _is_unreachable(error) else UserError
+            kind = StoreUnreachableError if _is_unreachable(error) else UserError
             raise kind(text) from error
         raise
 
@@ -117,6 +135,16 @@ def unknown_scheme(uri: str, error: Exception) -> UserError:
     return UserError(
         f"{uri}: cannot open such an address ({error}); use a local path, s3:// or gs://, or install its fsspec package"
     )
+
+
+def missing_bucket(uri: str) -> UserError:
+    """What to say of an address whose bucket does not exist."""
+    bucket = uri.partition("://")[2].partition("/")[0]
+    return UserError(f"{uri}: there is no bucket {bucket} (at {_endpoint(_scheme(uri))}); make it first (a run makes none)")
+
+
+def _scheme(uri: str) -> str:
+    return "gs" if uri.startswith(tuple(f"{name}://" for name in GCS)) else "s3"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -146,12 +174,12 @@ def _explain(error: Exception, uri: str) -> str:
     """One line for what an object store answered, empty if it is nothing of that kind."""
     # By name: botocore, aiohttp and gcsfs need not be installed.
     kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
-    scheme = "gs" if uri.startswith(tuple(f"{name}://" for name in GCS)) else "s3"
+    scheme = _scheme(uri)
     bucket, _, key = uri.partition("://")[2].partition("/")
     what = f"bucket {bucket}" + (f", key {key}" if key else "")
     code, text = _code(error), " ".join(str(error).split())
-    if code == "NoSuchBucket" or (scheme == "gs" and "bucket does not exist" in text):
-        return f"{uri}: there is no bucket {bucket} (at {_endpoint(scheme)}); make it first (a run makes none)"
+    if code == "NoSuchBucket":
+        return str(missing_bucket(uri))
     if _is_unreachable(error):
         return f"{uri}: {_endpoint(scheme)} does not answer ({text}); check the address and the network"
     if "ProfileNotFound" in kinds:

@@ -18,9 +18,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DamagedError, UserError
+from pipelines.errors import DamagedError, StoreUnreachableError, UserError
 from pipelines.identity import sha256_of
-from pipelines.object_store import check_address, plain_errors, read_version, scheme_of, unknown_scheme, write_version
+from pipelines.object_store import (
+    check_address,
+    missing_bucket,
+    plain_errors,
+    read_version,
+    scheme_of,
+    share_settings,
+    unknown_scheme,
+    write_version,
+)
 
 RECORD_FILE = "record.json"
 """Describes a complete artifact in its folder: "files" has the sha256 and the "bytes" of each, by its path there."""
@@ -64,6 +73,7 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     import fsspec  # here, so that reading configs and prompts stays quick
 
     check_address(str(uri))
+    share_settings()
     text = str(local_path(uri)) if is_local(uri) else str(uri)
     try:
         # A listing kept from before would hide what other processes write.
@@ -71,6 +81,19 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         raise unknown_scheme(text, error) from error
     return file_system, path
+
+
+def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[Any | None, str]:
+    """The same file system for pyarrow, as Ray Train takes it, and the path in it; None and an absolute path for a local one.
+
+    pyarrow's own would find credentials and addresses in another way.
+    """
+    if is_local(uri):
+        return None, absolute(uri)
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    file_system, path = filesystem(uri)
+    return PyFileSystem(FSSpecHandler(file_system)), path
 
 
 def check_store(uri: str | os.PathLike[str]) -> None:
@@ -85,7 +108,10 @@ def check_store(uri: str | os.PathLike[str]) -> None:
     folder = f"{root.rstrip('/')}/.check-{uuid.uuid4().hex}"
     try:
         with plain_errors(str(uri)):
-            file_system.pipe_file(f"{folder}/object", folder.encode())
+            try:
+                file_system.pipe_file(f"{folder}/object", folder.encode())
+            except FileNotFoundError as error:
+                raise missing_bucket(str(uri)) from error
             try:
                 if file_system.cat_file(f"{folder}/object") != folder.encode():
                     raise UserError(f"{uri} does not give back what was written there; check what serves it")
@@ -93,7 +119,7 @@ def check_store(uri: str | os.PathLike[str]) -> None:
                     raise UserError(f"{uri} does not list what was written there; check what serves it")
             finally:
                 file_system.rm_file(f"{folder}/object")
-    except ConnectionError as error:
+    except StoreUnreachableError as error:
         raise UserError(str(error)) from error
 
 

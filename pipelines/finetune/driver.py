@@ -18,7 +18,7 @@ from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import check_trajectory
 from pipelines.models.process import free_memory, quiet_libraries
 from pipelines.resources import Report, Resources
-from pipelines.storage import absolute, join
+from pipelines.storage import absolute, arrow_filesystem, join
 
 RAY_TRAIN = ".ray_train"
 FOR_EVER_S = "1e9"
@@ -59,6 +59,7 @@ def finetune_group(
     # A wait for a machine is none of Ray Train's failures, which it would begin anew every minute.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", FOR_EVER_S)
     use_gpu = resources.gpus_per_worker > 0
+    file_system, path = arrow_filesystem(join(outputs[0], RAY_TRAIN))
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
@@ -76,7 +77,8 @@ def finetune_group(
         torch_config=_torch_config(_backend(use_gpu)),
         run_config=RunConfig(
             name="train",
-            storage_path=absolute(join(outputs[0], RAY_TRAIN)),
+            storage_path=path,
+            storage_filesystem=file_system,
             # The last two are without a limit otherwise.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),

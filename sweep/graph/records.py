@@ -23,6 +23,7 @@ from typing import Any
 
 from pipelines.errors import DamagedError, UserError
 from pipelines.hashing import remembered_sha256
+from pipelines.object_store import check_address, plain_errors
 from pipelines.storage import (
     RECORD_FILE,
     files_below,
@@ -128,9 +129,13 @@ class Record:
 
 
 class Store:
-    """A folder or fsspec URI of artifacts. Creates nothing until something is written."""
+    """A folder or fsspec URI of artifacts. Creates nothing until something is written.
+
+    Reading from an object store raises UserError for a missing bucket and for credentials that do not open it.
+    """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
+        check_address(str(uri))
         self.is_local = is_local(uri)
         # Workers have another current directory.
         self.uri = str(local_path(uri).absolute()) if self.is_local else str(uri).rstrip("/")
@@ -225,7 +230,8 @@ class Store:
             if self.is_local:
                 return Path(path).read_bytes()
             file_system, remote = filesystem(path)
-            return bytes(file_system.cat_file(remote))
+            with plain_errors(path):
+                return bytes(file_system.cat_file(remote))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -234,7 +240,8 @@ class Store:
             if self.is_local:
                 return [entry.name for entry in os.scandir(folder)]
             file_system, remote = filesystem(folder)
-            return [path.rstrip("/").rsplit("/", 1)[-1] for path in file_system.ls(remote, detail=False)]
+            with plain_errors(folder):
+                return [path.rstrip("/").rsplit("/", 1)[-1] for path in file_system.ls(remote, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 

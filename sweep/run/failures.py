@@ -4,7 +4,7 @@ import errno
 import re
 from enum import StrEnum
 
-from pipelines.errors import UserError
+from pipelines.errors import StoreUnreachableError, UserError
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
 MACHINE_LOST = "the machine that it ran on was lost"
@@ -78,13 +78,14 @@ def _kind(error: BaseException) -> Kind:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that the layers above (Ray, Data, Train) wrapped: a UserError or a full disk, else the innermost.
+    """The exception that the layers above (Ray, Data, Train) wrapped: a UserError, a full disk, a store that is
+    away, else the innermost.
 
     Where those layers kept no exception but its text, or a process died without one, a ForeignError says what is known.
     """
     chain = _causes(error)
     for cause in chain:
-        if isinstance(cause, UserError) or (isinstance(cause, OSError) and is_disk_full(cause)):
+        if isinstance(cause, UserError | StoreUnreachableError) or (isinstance(cause, OSError) and is_disk_full(cause)):
             return cause
     for cause in chain:
         if messages := re.findall(r"^(?:[\w.]*\.)?UserError: (.+)$", str(cause), flags=re.MULTILINE):
@@ -148,7 +149,7 @@ def one_line(error: BaseException) -> str:
     if not isinstance(error, UserError):
         error = root_cause(error)
     text = " ".join(str(error).split())
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | StoreUnreachableError):
         return text
     if is_disk_full(error):
         where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""

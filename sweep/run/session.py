@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.object_store import SHARED
 from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step
 from sweep.run.ends import kill_descendants
@@ -178,7 +179,9 @@ def _join(address: str, logs: Mapping[str, Any]) -> None:
     import sweep
 
     _check_address(address)
-    environment = {"py_modules": [pipelines, sweep], "env_vars": {"RAY_TRAIN_V2_ENABLED": "1"}}
+    # No keys: Ray prints runtime environments. The nodes have a role, or credentials of their own.
+    shared = {name: os.environ[name] for name in SHARED if name in os.environ}
+    environment = {"py_modules": [pipelines, sweep], "env_vars": {"RAY_TRAIN_V2_ENABLED": "1"} | shared}
     try:
         ray.init(address=address, runtime_env=environment, **logs)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.storage import check_store
 from sweep.graph.integrity import How, check, with_stale_marks
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.step import Step
@@ -110,6 +111,8 @@ def run_study(
     cached = [marked.get(record.fingerprint, record) for record in cached]
     steps = [member.step for member in planned]
     study = manifest(loaded, steps)
+    if len(cached) < len(steps):
+        check_store(store.uri)
     try:
         study.save(store)
         for record in marked.values():

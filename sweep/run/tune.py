@@ -44,6 +44,8 @@ TUNE_SETTINGS = {
     # The store is the state of a run; Tune's own snapshots would only cost time.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
 }
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+"""What Tune would put into its trials' runtime environments, which Ray prints and everyone can read."""
 # Any positive amount: Tune refuses a trial of nothing. On the head node a driver is safe from spot loss.
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 MOST_REBUILDS = 3
@@ -68,7 +70,10 @@ def run_steps(run: "Run") -> Progress:
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     from ray import tune
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
+    # Processes of this machine inherit the keys; nodes of a cluster have a role, or their own.
+    ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     folder = tempfile.mkdtemp(prefix="blindsweep-tune-")
     try:
         tune.Tuner(

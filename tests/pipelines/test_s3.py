@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,18 @@ import pytest
 from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.errors import DamagedError
-from pipelines.storage import RECORD_FILE, fetch, filesystem, join, publish, read_text, remove, write_text
+from pipelines.storage import (
+    RECORD_FILE,
+    arrow_filesystem,
+    check_store,
+    fetch,
+    filesystem,
+    join,
+    publish,
+    read_text,
+    remove,
+    write_text,
+)
 from pipelines.tasks.examples import read_examples
 
 CORPUS = TemplateCorpusConfig(num_train=60, num_dev=6, num_test=6, num_probe_per_group=6)
@@ -175,3 +188,31 @@ def test_examples_of_an_artifact_are_compared_before_they_are_read(bucket, cache
     put(s3_client, join(root, "train.parquet"), (tmp_path / "corpus" / "dev.parquet").read_bytes())
     with pytest.raises(DamagedError, match=r"train\.parquet has"):
         draw_training_set(SET, join(root, "train.parquet"), join(bucket, "set"))
+
+
+def test_pyarrow_uses_the_same_settings_and_hands_no_key_on(bucket, monkeypatch, tmp_path):
+    """As Ray Train takes it to its workers."""
+    file_system, path = arrow_filesystem(join(bucket, "artifact"))
+    pickled = pickle.dumps(file_system)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickled
+    with pickle.loads(pickled).open_output_stream(f"{path}/state") as stream:
+        stream.write(b"state")
+    assert read_text(join(bucket, "artifact", "state")) == "state"
+    assert arrow_filesystem(tmp_path / "artifact") == (None, str(tmp_path / "artifact"))
+
+
+def test_a_profile_and_a_region_are_enough(bucket, monkeypatch, tmp_path):
+    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = key\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    file_system, _ = filesystem(bucket)
+    # fsspec keeps its clients, and this one was made with keys.
+    file_system.clear_instance_cache()
+    try:
+        check_store(bucket)
+        assert filesystem(bucket)[0].s3.meta.region_name == "eu-central-1"
+    finally:
+        file_system.clear_instance_cache()
