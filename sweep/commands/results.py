@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
+from pipelines.storage import join, working_folder
 from sweep.commands.options import DEFAULT_STORE, CostPerSeed, Json, OneOrAllStudies, StoreUri, StudyName, study_name
 from sweep.graph.explain import as_json, as_text
 from sweep.graph.explain import explain as origins_of
@@ -71,18 +72,23 @@ def report(
     study: StudyName,
     store: StoreUri = DEFAULT_STORE,
     partial: Annotated[bool, typer.Option(help="Report what is there and name what is missing.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder to write into. [default: reports/STUDY]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into. [default: reports/STUDY in the store]")] = None,
 ) -> None:
     """Write the report of a study: figures, tables, and the numbers behind them."""
     write_report(Store(store), study_name(study), output, partial=partial)
 
 
 def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> None:
-    """Write the report of the study `name` into `output`, by default beside a local store, and print where it is."""
+    """Write the report of the study `name` into `output`, by default into the store, and print where it is."""
     from analysis.report.report import build_report
 
-    folder = output or (Path(store.uri) if store.is_local else Path.cwd()) / "reports" / name
-    print(f"report: {build_report(store, name, folder, partial=partial)}")
+    if output or store.is_local:
+        print(f"report: {build_report(store, name, output or Path(store.uri) / 'reports' / name, partial=partial)}")
+        return
+    with working_folder(join(store.uri, "reports", name)) as folder:
+        page = build_report(store, name, folder, partial=partial)
+    print(f"report: {join(store.uri, 'reports', name, page.name)}")
+    print(f"  to read it here: blindsweep report {name} --store {store.uri} --output FOLDER")
 
 
 def explain(

@@ -1,5 +1,6 @@
 """`blindsweep run`: build what is missing of a study, or rehearse it."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ def run(
     from sweep.plan.plan import check_budget, plan_study
     from sweep.run.ends import Stop
     from sweep.run.study_run import run_study
-    from sweep.run.tracking import default_tracking_uri
+    from sweep.run.tracking import default_tracking_uri, kept_database
 
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
@@ -117,7 +118,8 @@ def run(
     plan = plan_study(loaded.experiment, where, table, find_gpu, max_gpus, reasons=False, keep_dependents=keep_dependents)
     if budget is not None:
         print(check_budget(plan, budget))
-    with Stop() as stop:
+    database = kept_database(where, tracking_uri)
+    with Stop() as stop, database.open() if database else contextlib.nullcontext():
         result = run_study(loaded, where, tracking_uri, options, plan, stop, keep_dependents=keep_dependents)
     name = loaded.experiment.name
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
@@ -128,6 +130,12 @@ def run(
         print(
             f"Warning: MLflow has not everything ({result.tracking_errors[0]}); "
             "nothing else is affected: `blindsweep reindex` fills it in",
+            file=sys.stderr,
+        )
+    if database and database.replaced_others:
+        print(
+            f"Warning: another run wrote {database.uri} meanwhile, and this one's has taken its place; "
+            f"nothing else is affected: `blindsweep reindex --store {store}` makes one of both from the records",
             file=sys.stderr,
         )
     if rehearse:

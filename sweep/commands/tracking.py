@@ -1,5 +1,6 @@
 """MLflow's view of a store: `blindsweep ui` and `reindex`."""
 
+import contextlib
 import os
 import sys
 from typing import Annotated
@@ -20,11 +21,13 @@ def ui(
     from sweep.index.address import check_address, mask, sqlite_path
     from sweep.index.database import Unusable
     from sweep.run.study_run import mended_index, rebuild
-    from sweep.run.tracking import comparisons, default_tracking_uri
+    from sweep.run.tracking import comparisons, default_tracking_uri, kept_database
 
     where = Store(store)
     uri = tracking_uri or default_tracking_uri(where)
     check_address(uri)
+    if database := kept_database(where, uri):
+        database.fetch()
     if uri.startswith(("http://", "https://")):
         print(f"MLflow already runs at {mask(uri, uri)}")
         return
@@ -59,14 +62,17 @@ def reindex(
     from sweep.index.database import Unusable
     from sweep.run.study_run import mended_index
     from sweep.run.study_run import reindex as rebuild
-    from sweep.run.tracking import default_tracking_uri
+    from sweep.run.tracking import default_tracking_uri, kept_database
 
     where = Store(store)
     uri = tracking_uri or default_tracking_uri(where)
     check_address(uri)
-    try:
-        uri = mended_index(where, uri)
-    except Unusable as error:
-        raise UserError(mask(f"cannot write to MLflow at {uri}: {error}", uri)) from error
-    for name, count in rebuild(where, [study_name(study)] if study else where.studies(), uri).items():
-        print(f"{name}: {count} artifacts in {mask(uri, uri)}")
+    database = kept_database(where, uri)
+    with database.open() if database else contextlib.nullcontext():
+        try:
+            uri = mended_index(where, uri)
+        except Unusable as error:
+            raise UserError(mask(f"cannot write to MLflow at {uri}: {error}", uri)) from error
+        counts = rebuild(where, [study_name(study)] if study else where.studies(), uri)
+    for name, count in counts.items():
+        print(f"{name}: {count} artifacts in {database.uri if database else mask(uri, uri)}")

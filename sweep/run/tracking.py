@@ -7,7 +7,9 @@ logged again from its record and its metrics.jsonl, so what was lost on the way 
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.finetune.checkpoints import METRICS_FILE
+from pipelines.kept_database import KeptDatabase
+from pipelines.storage import join
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
 from sweep.graph.step import Step
@@ -69,9 +73,21 @@ class Card:
 
 
 def default_tracking_uri(store: Store) -> str:
-    """`mlflow.db` in a local store; beside the user, in the current folder, for a remote one."""
-    folder = Path(store.uri) if store.is_local else Path.cwd()
-    return sqlite_uri(folder / "mlflow.db")
+    """`mlflow.db` in a local store; for a remote one a file in the user's cache, which `kept_database` keeps in the store."""
+    if store.is_local:
+        return sqlite_uri(Path(store.uri) / "mlflow.db")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+    name = f"{store.uri.rsplit('/', 1)[-1]}-{hashlib.sha256(store.uri.encode()).hexdigest()[:SHORT]}"
+    return sqlite_uri(cache / "blindsweep" / "mlflow" / name / "mlflow.db")
+
+
+def kept_database(store: Store, tracking_uri: str) -> KeptDatabase | None:
+    """The database that is kept with a remote store, None where MLflow has a server or a file of its own."""
+    if store.is_local or tracking_uri != default_tracking_uri(store):
+        return None
+    path = sqlite_path(tracking_uri)
+    assert path is not None
+    return KeptDatabase(join(store.uri, "mlflow.db"), path)
 
 
 def end_runs(uri: str, study: str, fingerprints: Collection[str]) -> None:
@@ -158,8 +174,11 @@ class Tracker:
         experiment = self.client.get_experiment_by_name(study)
         if experiment is None:
             # Without a location of its own, MLflow would put a folder into the current directory.
-            path = sqlite_path(uri)
-            location = (path.absolute().parent / "mlflow-artifacts").as_uri() if path else None
+            location = None
+            if path := sqlite_path(uri):
+                # A remote store's database moves between machines.
+                here = (path.absolute().parent / "mlflow-artifacts").as_uri()
+                location = here if self.store.is_local else join(self.store.uri, "mlflow-artifacts")
             try:
                 self.experiment_id = self.client.create_experiment(study, artifact_location=location)
             except Exception:
