@@ -1,10 +1,11 @@
-"""The needs of every test: no network look-ups, skips where there is no GPU or compiler, a server of S3."""
+"""The needs of every test: no network look-ups, skips where there is no GPU or compiler, servers of S3 and GCS."""
 
 import logging
 import os
 import shutil
 import sysconfig
 import uuid
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # How often Ray Train's controller looks at its workers, a finetuning's end included: every 2 s otherwise.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# As `pipelines.object_store` has it: gcsfs looks when it is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 LONGEST_FIRST = ("test_pool.py", "test_finetuning.py", "test_tune.py", "test_rehearsal.py", "test_two_nodes.py")
@@ -68,6 +71,50 @@ def s3_server():
     server.stop()
     # Later servers have other ports, and fsspec keeps its clients.
     fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def gcs_server():
+    """The address of a server on this machine that speaks Google Cloud Storage's protocol, and a bucket `studies` in it."""
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    import fsspec
+    from gcp_storage_emulator.exceptions import NotFound
+    from gcp_storage_emulator.handlers import objects
+
+    upload = objects._media_upload
+
+    def upload_on_condition(request, response, storage):
+        """The emulator heeds no `ifGenerationMatch`; Google's answer to it, as its JSON API's reference says."""
+        expected = request.query.get("ifGenerationMatch", [None])[0]
+        try:
+            there = storage.get_file_obj(request.params["bucket_name"], request.query["name"][0])["generation"]
+        except NotFound:
+            there = "0"
+        if expected not in (None, there):
+            response.status = HTTPStatus.PRECONDITION_FAILED
+            response.json({"error": {"code": 412, "message": "conditionNotMet"}})
+            return
+        upload(request, response, storage)
+
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="studies")
+    server.start()
+    address = "http://{}:{}".format(*server._api._httpd.server_address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects, "_media_upload", upload_on_condition)
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        # No look-up of credentials on the network, here and in child processes.
+        patch.setenv("FSSPEC_GS", '{"token": "anon"}')
+        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        yield address
+    server.stop()
+    fsspec.filesystem("gs", token="anon").clear_instance_cache()
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server):
+    """The URI of an empty folder of a test's own in a bucket of that server."""
+    return f"gs://studies/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

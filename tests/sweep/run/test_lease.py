@@ -1,4 +1,4 @@
-"""Leases between real processes, over S3's own protocol on loopback: raced for, killed and stopped while held."""
+"""Leases between real processes, over S3's and Google's own protocols on loopback: raced for, killed and stopped while held."""
 
 import json
 import os
@@ -45,6 +45,11 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.fixture(params=["bucket", "gcs_bucket"])
+def remote(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "POLL_S", 0.05)
@@ -58,12 +63,12 @@ def test_two_processes_never_build_at_once_and_nothing_twice(bucket: str, start:
     assert sorted(int(number) for number, _, _ in lines) == list(range(40))
 
 
-def test_what_a_killed_holder_had_is_free_at_once(bucket: str, start: Start) -> None:
-    holder = start("hold", bucket, "600", first="held")
+def test_what_a_killed_holder_had_is_free_at_once(remote: str, start: Start) -> None:
+    holder = start("hold", remote, "600", first="held")
     holder.kill()
     holder.wait()
     began = time.monotonic()
-    with lease(bucket):
+    with lease(remote):
         # Its length is ten minutes: that its process is gone is seen.
         assert time.monotonic() - began < 60
 
@@ -99,11 +104,11 @@ def test_a_holder_that_was_stopped_finds_that_it_has_lost(bucket: str, start: St
     assert "lost" in output.split()
 
 
-def test_a_holder_is_told_that_it_has_lost(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_is_told_that_it_has_lost(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LENGTH_S", 0.6)
     told: list[bool] = []
-    with lease(bucket, when_lost=lambda: told.append(True)) as held:
-        uri = join(bucket, LEASE_FILE)
+    with lease(remote, when_lost=lambda: told.append(True)) as held:
+        uri = join(remote, LEASE_FILE)
         found = leases.read_with_version(uri)
         # It may be renewed between the two.
         while not replace_if_unchanged(uri, b'{"holder": "another"}', found[1] if found else ""):
@@ -142,7 +147,7 @@ def test_two_drivers_at_once_build_one_artifact_once(bucket: str, start: Start) 
     assert json.loads(second.communicate("\n", timeout=60)[0]) == {"value": "first", "error": ""}
 
 
-def test_a_record_of_files_that_are_gone_gives_way_to_the_holder_s(bucket: str) -> None:
+def test_a_record_of_files_that_are_gone_gives_way_to_the_holder_s(remote: str) -> None:
     """A driver was stopped between its last look at its lease and its record, which it wrote when another had taken over."""
     from sweep.run.trial import _write_record
 
@@ -154,6 +159,6 @@ def test_a_record_of_files_that_are_gone_gives_way_to_the_holder_s(bucket: str) 
         for value in (1, 2)
     ]
     for record in records:
-        _write_record(record, Store(bucket))
-    found = Store(bucket).read_record(step.id)
+        _write_record(record, Store(remote))
+    found = Store(remote).read_record(step.id)
     assert found is not None and found.metrics == {"value": 2}
