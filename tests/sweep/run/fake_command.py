@@ -9,9 +9,9 @@ import json
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from pipelines.storage import join, write_text
 from sweep.cli import main
 from sweep.graph import stages
 from sweep.graph.stages import Job
@@ -25,8 +25,8 @@ def run(job: Job) -> dict[str, Any]:
         job.report({"loss": 1 / (step + 1)}, step)
         time.sleep(SECONDS / 3)
     if os.environ.get("ASK_RAY"):
-        Path(job.output, "machine.txt").write_text(_node_of_a_worker(job))
-    Path(job.output, "value.txt").write_text(json.dumps(sorted(job.inputs)))
+        write_text(join(job.output, "machine.txt"), _node_of_a_worker(job))
+    write_text(join(job.output, "value.txt"), json.dumps(sorted(job.inputs)))
     return {"template_test/accuracy": 0.5}
 
 

@@ -1,0 +1,45 @@
+"""Every stage for real, as small as it goes: what the tests run to an end, kill and resume."""
+
+from dataclasses import replace
+
+from sweep import (
+    EvaluationConfig,
+    Experiment,
+    FinetuneConfig,
+    GenerationConfig,
+    GeneratorConfig,
+    Resources,
+    ScratchModelConfig,
+    TemplateCorpusConfig,
+)
+
+
+def tiny(kinds: tuple[str, ...] = ("original",), seeds: tuple[int, ...] = (0,)) -> Experiment:
+    recipe = FinetuneConfig(
+        method="full", learning_rate=1e-3, batch_size=16, epochs=2, dtype="float32", zero_stage=0, checkpoint_every=5
+    )
+    return Experiment(
+        name="tiny",
+        title="A tiny study",
+        sources=TemplateCorpusConfig(num_train=600, num_dev=30, num_test=60, num_probe_per_group=12),
+        base_model=ScratchModelConfig(
+            hidden_size=32,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=2,
+            intermediate_size=64,
+            vocabulary_size=600,
+            pretraining=recipe,
+        ),
+        generator=GeneratorConfig(finetune=replace(recipe, learning_rate=4e-3, epochs=6)),
+        generation=GenerationConfig(num_per_label=20, shard_size=32, max_new_tokens=64, dtype="float32", min_yield=0.01),
+        task_model=recipe,
+        evaluation=EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32"),
+        starting_sizes=(0, 90),
+        training_sizes=(60,),
+        seeds=seeds,
+        kinds=kinds,
+        general_set="template_test",
+        blindspot_set="template_probe",
+        resources={"starting_point": Resources(in_process=True), "task_model": Resources(in_process=True)},
+    )
