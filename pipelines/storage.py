@@ -449,6 +449,7 @@ def write_if_absent(uri: str | os.PathLike[str], content: bytes) -> str | None:
             os.link(partial, target)
         except FileExistsError:
             return None
+        sync_folder(target.parent)
     return _local_version(content)
 
 
@@ -477,6 +478,7 @@ def replace_if_unchanged(uri: str | os.PathLike[str], content: bytes, version: s
             return None
         with _partial(target, content) as partial:
             partial.replace(target)
+            sync_folder(target.parent)
     return _local_version(content)
 
 

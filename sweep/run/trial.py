@@ -273,6 +273,7 @@ def _write_record(record: Record, store: Store) -> None:
     """Complete an artifact whose lease is held: make its record, or replace the one that is there."""
     path, content = join(store.folder(record.id), RECORD_FILE), record.to_json().encode()
     if store.is_local or not can_compare(path):
+        # A lock cannot be lost.
         store.write_record(record)
     elif write_if_absent(path, content) is None:
         # Of a driver that was stopped between its last look and its record; the files are those of the lease's holder.
