@@ -63,12 +63,12 @@ def test_two_processes_never_build_at_once_and_nothing_twice(bucket: str, start:
     assert sorted(int(number) for number, _, _ in lines) == list(range(40))
 
 
-def test_what_a_killed_holder_had_is_free_at_once(remote: str, start: Start) -> None:
-    holder = start("hold", remote, "600", first="held")
+def test_what_a_killed_holder_had_is_free_at_once(bucket: str, start: Start) -> None:
+    holder = start("hold", bucket, "600", first="held")
     holder.kill()
     holder.wait()
     began = time.monotonic()
-    with lease(remote):
+    with lease(bucket):
         # Its length is ten minutes: that its process is gone is seen.
         assert time.monotonic() - began < 60
 
@@ -94,6 +94,7 @@ def test_a_holder_that_renews_is_waited_for(bucket: str, start: Start) -> None:
     assert waiter.communicate("\n", timeout=30)[0].split() == ["held", "kept"]
 
 
+@pytest.mark.slow
 def test_a_holder_that_was_stopped_finds_that_it_has_lost(bucket: str, start: Start) -> None:
     holder = start("hold", bucket, "1", first="held")
     holder.send_signal(signal.SIGSTOP)

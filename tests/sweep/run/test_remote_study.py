@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import files_below, filesystem, join, read_text, read_with_version
 from sweep.graph.records import RECORD_FILE, Store, Study
+from sweep.run.session import _join
 from sweep.run.tracking import Tracker
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
@@ -73,13 +75,19 @@ def records(store: Store) -> dict[str, str]:
 
 
 def results(store: Store) -> dict[str, Any]:
-    """What was built, without when and where: the hash of every file of every artifact, and its metrics but the speeds."""
+    """What was built, without when and how fast: the hash of every file of every artifact, its metrics, its logged steps."""
     found = {}
     for path, text in records(store).items():
         values = json.loads(text)
-        metrics = {name: value for name, value in values["metrics"].items() if not name.endswith(("_s", "_per_s"))}
-        found[path] = (values["files"], values["num_rows"], metrics)
+        steps = read_text(join(store.uri, path.replace(RECORD_FILE, METRICS_FILE))) or ""
+        curves = [without_times(json.loads(line)) for line in steps.splitlines()]
+        files = {name: file for name, file in values["files"].items() if name != METRICS_FILE}
+        found[path] = (files, values["num_rows"], without_times(values["metrics"]), curves)
     return found
+
+
+def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if not name.endswith("_s")}
 
 
 def runs_of_fingerprints(database: Path) -> Counter[str]:
@@ -109,51 +117,77 @@ def count_versions(s3_client: Any, bucket: str) -> Counter[str]:
     return Counter(key for key in keys if key.rsplit("/", 1)[0].startswith(tuple(stages)) and "/." not in key)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_study_that_was_killed_and_one_of_two_drivers_are_as_undisturbed_ones(
-    bucket: str, s3_client: Any, tmp_path: Path
-) -> None:
-    s3_client.put_bucket_versioning(Bucket=bucket.removeprefix("s3://"), VersioningConfiguration={"Status": "Enabled"})
-    command = ("run", str(TINY), "--max-cpus", "2")
-    here = Store(tmp_path / "local")
-    run(cli(*command, "--store", here.uri), tmp_path / "undisturbed")
-    expected = results(here)
-    assert len(expected) >= 10
+COMMAND = ("run", str(TINY), "--max-cpus", "2")
 
-    # Killed in the middle, and resumed.
-    killed = Store(join(bucket, "killed"))
-    driver = start(cli(*command, "--store", killed.uri), tmp_path / "first")
-    deadline = time.monotonic() + 300
-    while len(before := records(killed)) < 4:
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of a run into a local store that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    store = Store(folder / "local")
+    run(cli(*COMMAND, "--store", store.uri), folder / "driver")
+    found = results(store)
+    assert len(found) == 7
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_study_that_was_killed_is_resumed_to_the_same_results(bucket: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    driver = start(cli(*COMMAND, "--store", bucket), tmp_path / "first")
+    deadline = time.monotonic() + 600
+    files, root = filesystem(bucket)
+    # In the midst of a finetuning.
+    while not any(path.endswith("/.checkpoints/latest.json") for path in files.find(root)):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
-    assert len(before) < len(expected)
+    store = Store(bucket)
+    assert 0 < len(before := records(store)) < len(expected)
     # On another machine, for all that it finds there.
-    output = run(cli(*command, "--store", killed.uri), tmp_path / "second")
-    assert results(killed) == expected
-    assert {path: text for path, text in records(killed).items() if path in before} == before
-    assert f"report: {killed.uri}/reports/tiny/report.html" in output
-    assert "<html" in (read_text(join(killed.uri, "reports", "tiny", "report.html")) or "")
-    fingerprints = {step.fingerprint for step in Study.load(killed, "tiny").steps}
-    assert runs_of_fingerprints(bring_database(killed.uri, tmp_path)) == Counter(fingerprints)
+    output = run(cli(*COMMAND, "--store", bucket), tmp_path / "second")
+    assert results(store) == expected
+    assert {path: text for path, text in records(store).items() if path in before} == before
+    assert f"report: {bucket}/reports/tiny/report.html" in output
+    assert "<html" in (read_text(join(bucket, "reports", "tiny", "report.html")) or "")
+    fingerprints = {step.fingerprint for step in Study.load(store, "tiny").steps}
+    assert runs_of_fingerprints(bring_database(bucket, tmp_path)) == Counter(fingerprints)
     # Nothing lies beside the driver.
     assert {path.name for path in (tmp_path / "second").iterdir()} == {"cache"}
 
-    # Two at once, on machines of their own.
-    both = Store(join(bucket, "both"))
-    drivers = [start(cli(*command, "--store", both.uri), tmp_path / name) for name in ("left", "right")]
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_drivers_at_once_build_everything_once(
+    bucket: str, s3_client: Any, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    s3_client.put_bucket_versioning(Bucket=bucket.removeprefix("s3://"), VersioningConfiguration={"Status": "Enabled"})
+    # On machines of their own, for all that they find there.
+    drivers = [start(cli(*COMMAND, "--store", bucket), tmp_path / name) for name in ("left", "right")]
     outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
-    assert results(both) == expected
-    versions = {key: count for key, count in count_versions(s3_client, bucket).items() if key.startswith("both/")}
-    assert {key: count for key, count in versions.items() if count > 1} == {}
-    assert len([key for key in versions if key.endswith(RECORD_FILE)]) == len(expected)
+    store = Store(bucket)
+    assert results(store) == expected
+    versions = count_versions(s3_client, bucket)
+    # A base model is written before its pretraining, and after.
+    assert {key: count for key, count in versions.items() if count > 1 and not key.startswith("base_model/")} == {}
+    assert [versions[path] for path in expected] == [1] * len(expected)
     # The database that was brought last stays, and has every artifact once, by the records.
-    run(cli("reindex", "--store", both.uri), tmp_path / "third")
-    assert runs_of_fingerprints(bring_database(both.uri, tmp_path)) == Counter(fingerprints)
+    run(cli("reindex", "--store", bucket), tmp_path / "third")
+    fingerprints = {step.fingerprint for step in Study.load(store, "tiny").steps}
+    assert runs_of_fingerprints(bring_database(bucket, tmp_path)) == Counter(fingerprints)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_runs_on_google_s_protocol(gcs_bucket: str, tmp_path: Path) -> None:
+    command = ("run", str(TINY), "--max-cpus", "2", "--store", gcs_bucket)
+    assert f"report: {gcs_bucket}/reports/tiny/report.html" in run(cli(*command), tmp_path / "first")
+    # All of it is found again, from another machine.
+    assert "0 built" in run(cli(*command), tmp_path / "second")
+    fingerprints = {step.fingerprint for step in Study.load(Store(gcs_bucket), "tiny").steps}
+    assert runs_of_fingerprints(bring_database(gcs_bucket, tmp_path)) == Counter(fingerprints)
 
 
 @pytest.mark.slow
@@ -181,6 +215,48 @@ def test_no_key_is_written_anywhere(bucket: str, tmp_path: Path, ray_folder: str
     assert any(b"PL_DISABLE_FORK" in text for text in texts.values())
     assert any(path.endswith(RECORD_FILE) for path in texts) and any(path.endswith("mlflow.db") for path in texts)
     assert [path for path, text in {**texts, "output": output.encode()}.items() if secret.encode() in text] == []
+
+
+def test_a_cluster_s_workers_are_handed_the_address_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    joined: dict[str, Any] = {}
+    monkeypatch.setattr(ray, "init", lambda **options: joined.update(options))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-this-test")
+    _join("auto", {})
+    assert joined["runtime_env"]["env_vars"]["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
+    assert "secret-of-this-test" not in str(joined)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_brings_its_database(bucket: str, tmp_path: Path) -> None:
+    driver = start(
+        (str(HERE / "fake_command.py"), "run", "demo", *DEMO, "--store", bucket, "--no-report"),
+        tmp_path / "driver",
+        SECONDS="60",
+    )
+    deadline = time.monotonic() + 120
+    while Counter(statuses(tmp_path / "driver"))["RUNNING"] < 2:
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM, output
+    path = bring_database(bucket, tmp_path)
+    with sqlite3.connect(path) as connection:
+        assert {status for (status,) in connection.execute("select status from runs")} <= {"KILLED", "FINISHED"}
+
+
+def statuses(folder: Path) -> list[str]:
+    """Of MLflow's runs in the local file of the database."""
+    for path in folder.glob("cache/blindsweep/mlflow/*/mlflow.db"):
+        try:
+            with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+                return [status for (status,) in connection.execute("select status from runs")]
+        except sqlite3.OperationalError:
+            pass  # Its tables are being made.
+    return []
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ def tiny(kinds: tuple[str, ...] = ("original",), seeds: tuple[int, ...] = (0,)) 
     return Experiment(
         name="tiny",
         title="A tiny study",
-        sources=TemplateCorpusConfig(num_train=600, num_dev=30, num_test=60, num_probe_per_group=12),
+        sources=TemplateCorpusConfig(num_train=480, num_dev=30, num_test=60, num_probe_per_group=12),
         base_model=ScratchModelConfig(
             hidden_size=32,
             num_layers=1,
@@ -35,7 +35,7 @@ def tiny(kinds: tuple[str, ...] = ("original",), seeds: tuple[int, ...] = (0,)) 
         generation=GenerationConfig(num_per_label=20, shard_size=32, max_new_tokens=64, dtype="float32", min_yield=0.01),
         task_model=recipe,
         evaluation=EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32"),
-        starting_sizes=(0, 90),
+        starting_sizes=(0,),
         training_sizes=(60,),
         seeds=seeds,
         kinds=kinds,
