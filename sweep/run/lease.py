@@ -60,12 +60,16 @@ class Lease:
     def check(self) -> None:
         """Ask the store whether the lease is still this holder's, and renew it."""
         if not self._write():
+            # The step is over: there is nothing to be stopped.
+            self._ended.set()
             raise LeaseLostError(f"{self._uri} was taken over by another driver, since it was not renewed in time")
 
     def _write(self, **fields: object) -> bool:
         with self._writing:
             if self._is_lost:
                 return False
+            if self._ended.is_set() and not fields:
+                return True  # A renewal that comes after the lease was given back.
             self._renewals += 1
             content = json.dumps(self._holder | {"renewals": self._renewals} | fields).encode()
             version = replace_if_unchanged(self._uri, content, self._version)
