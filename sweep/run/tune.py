@@ -10,8 +10,8 @@ import contextlib
 import functools
 import math
 import os
-import shutil
-import tempfile
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
-from sweep.run.machine import git_state
+from sweep.run.machine import git_state, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
 from sweep.run.trial import Order, Outcome, carry_out
@@ -74,8 +74,7 @@ def run_steps(run: "Run") -> Progress:
 
     # Processes of this machine inherit the keys; nodes of a cluster have a role, or their own.
     ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
-    folder = tempfile.mkdtemp(prefix="blindsweep-tune-")
-    try:
+    with temporary_folder("blindsweep-tune-") as folder:
         tune.Tuner(
             tune.with_resources(_trial, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
@@ -95,8 +94,6 @@ def run_steps(run: "Run") -> Progress:
                 callbacks=[_callback(run)],
             ),
         ).fit()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return run.progress
 
 

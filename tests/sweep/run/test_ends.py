@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sweep.run.machine import temporary_folder
 from sweep.run.session import _keeping_handler_of_sigterm
 
 SCRIPT = Path(__file__).with_name("fake_command.py")
@@ -36,7 +38,7 @@ def start(store: Path, terminal: int | None = None) -> "subprocess.Popen[str]":
         start_new_session=True,
         preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while statuses(store)["RUNNING"] < 2:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
@@ -140,6 +142,49 @@ def test_a_run_that_does_not_end_by_itself_is_ended_with_all_that_it_started() -
     done = run_stopped(body, "ends.LIMIT_S = 1")
     assert done.returncode == 143
     assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
+
+@pytest.mark.slow
+def test_a_tracking_server_that_does_not_answer_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        server = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        driver = subprocess.Popen(
+            [sys.executable, str(SCRIPT), *STUDY, "--store", str(tmp_path), "--tracking-uri", server],
+            env=environment(60),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        connection, _ = silent.accept()
+        with connection:
+            time.sleep(1)
+            began = time.monotonic()
+            driver.send_signal(signal.SIGTERM)
+            output, _ = driver.communicate(timeout=60)
+    assert time.monotonic() - began < 15
+    assert driver.returncode == 143
+    assert output.splitlines()[-1] == "stopped by SIGTERM: 0 of 15 artifacts are built; the same command goes on"
+    assert processes_of(driver.pid) == []
+
+
+def test_a_folder_that_a_killed_process_left_behind_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed = f"""
+import os, tempfile
+from sweep.run.machine import temporary_folder
+tempfile.tempdir = {str(tmp_path)!r}
+with temporary_folder("of-a-run-") as folder:
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", killed], env=environment(), timeout=30)
+    assert len(list(tmp_path.iterdir())) == 1
+    with temporary_folder("of-a-run-") as ours:
+        assert [str(path) for path in tmp_path.iterdir()] == [ours]
+        with temporary_folder("of-a-run-") as another:
+            assert {str(path) for path in tmp_path.iterdir()} == {ours, another}
+    assert list(tmp_path.iterdir()) == []
+
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
