@@ -27,6 +27,14 @@ class NeighbourFailedError(Exception):
     """A job of a group was cut off with the others; it is not known to be at fault, and may be tried alone."""
 
 
+class NoticeError(Exception):
+    """A job that was stopped at a notice (`notice.py`), what it had done committed: neither a failure nor a loss."""
+
+
+class StalledError(Exception):
+    """Work that made no progress for too long (`watchdog.py`), and was ended."""
+
+
 def portable(error: Exception) -> Exception:
     """`error` with its traceback as a note, fit to be sent to another process and to be kept: it holds on to no frames."""
     error.add_note(traceback.format_exc())

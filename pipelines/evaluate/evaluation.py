@@ -27,6 +27,7 @@ from pipelines.storage import fetch, join, working_folder
 from pipelines.tasks.examples import LABELS, Label, read_examples
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.prompts import classifier_prompts
+from pipelines.watchdog import beat, naming_stalls, watched
 
 if TYPE_CHECKING:
     import torch
@@ -104,13 +105,21 @@ def evaluate_group(
     task = ray.remote(_evaluate_worker).options(
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0
     )
-    return ray.get(task.remote(config, sources, base_model, members, resources.gpus_per_worker > 0))
+    with naming_stalls(outputs):
+        return ray.get(task.remote(config, sources, base_model, members, resources.gpus_per_worker > 0))
 
 
 # What follows runs in a Ray worker.
 
 
 def _evaluate_worker(
+    config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
+) -> list[dict[str, Any] | Exception]:
+    with watched("the worker of an evaluation", members[0][1]):
+        return _evaluate(config, sources, base_model, members, use_gpu)
+
+
+def _evaluate(
     config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
 ) -> list[dict[str, Any] | Exception]:
     if not use_gpu:
@@ -258,6 +267,7 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
             adapters = classifier.adapters
             with adapters.over(Segments.of_one(batch, device)) if adapters else contextlib.nullcontext():
                 outputs.append(classifier.logits(PackedInput.from_batch(batch, device)))
+            beat()
     order = np.concatenate([rows for rows, _ in batches])
     logits = np.empty((len(order), len(LABELS)), dtype=np.float32)
     # Read once, at the end: a copy to the host waits for the device, and batches would no longer be prepared ahead of it.

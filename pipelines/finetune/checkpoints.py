@@ -21,6 +21,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.job import Member
 from pipelines.identity import sha256_of
 from pipelines.storage import filesystem, is_local, join, local_path, read_text, remove, working_folder, write_text
+from pipelines.watchdog import patiently
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,7 @@ class Checkpoints:
     def _where(self) -> str:
         return join(self.output, CHECKPOINTS)
 
+    @patiently()
     def save(self, progress: Progress, parts: Sequence[Part]) -> None:
         """Keep what a later call goes on from: `parts`, which no other worker keeps, and how far the job is. Collective.
 
@@ -147,6 +149,7 @@ class Checkpoints:
             )
         return dict(json.loads(text))
 
+    @patiently()
     def load(self, parts: Sequence[Part]) -> Progress | None:
         """Fill `parts` from the newest checkpoint that is whole; None if there is none, and the job begins. Collective.
 
@@ -378,6 +381,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
         yield json.loads(line)
 
 
+@patiently()
 def save_result(member: Member, tensors: dict[str, torch.Tensor], log: list[dict[str, float]]) -> None:
     """Write a job's output: its logged steps, and what its `save` makes of the trained tensors."""
     with working_folder(member.output) as folder:

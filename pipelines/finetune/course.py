@@ -11,6 +11,7 @@ from pipelines.finetune.job import Examples, Member
 from pipelines.finetune.recipe import check_loss, cooldown_start, learning_rate_at, nested_ends
 from pipelines.models.process import peak_gpu_memory_gib
 from pipelines.packing.dealing import packed_size
+from pipelines.watchdog import beat
 
 
 class Course:
@@ -80,6 +81,7 @@ class Course:
     def advance(self) -> None:
         """The next step has been computed."""
         self.next_step += 1
+        beat()
         self.needs_attention = self.is_over or self.is_logged or self.is_kept or self.is_saved
 
     @property

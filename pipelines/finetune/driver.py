@@ -19,6 +19,7 @@ from pipelines.finetune.recipe import check_trajectory
 from pipelines.models.process import free_memory, quiet_libraries
 from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
+from pipelines.watchdog import naming_stalls, patiently, watched
 
 RAY_TRAIN = ".ray_train"
 FOR_EVER_S = "1e9"
@@ -84,7 +85,8 @@ def finetune_group(
         ),
     )
     try:
-        return list(trainer.fit().return_value)
+        with naming_stalls(outputs):
+            return list(trainer.fit().return_value)
     except TrainingFailedError as error:
         # The cause, not Ray's report of it: a user's mistake stays one, whichever worker found it.
         cause: Exception = next(iter(error.worker_failures.values())) if isinstance(error, WorkerGroupError) else error
@@ -162,6 +164,11 @@ def _meeting_file() -> str:
 
 def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     """Train the members of a group. Returns the metrics of each or its failure; an only member's failure is raised."""
+    with watched("a worker of a finetuning", loop["members"][0].output):
+        return _train(loop)
+
+
+def _train(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     members, gpu_share = loop["members"], loop["gpu_share"]
     _set_up(use_gpu=gpu_share > 0, num_threads=loop["num_threads"])
     if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER and not members[0].job.is_on_trajectory:
@@ -254,7 +261,8 @@ def _train_alone(member: Member) -> dict[str, Any]:
     trained = train_alone(member, ray.train.torch.get_device(), rank=rank, num_workers=context.get_world_size())
     # What is saved may have to be put together on the device again, and the next job needs the room.
     free_memory()
-    if rank == 0:
-        save_result(member, trained.tensors, trained.log)
-    torch.distributed.barrier()
+    with patiently():
+        if rank == 0:
+            save_result(member, trained.tensors, trained.log)
+        torch.distributed.barrier()
     return trained.metrics

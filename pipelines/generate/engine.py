@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from pipelines.watchdog import beat, wait_for
+
 # A batch that is filled at once would end at once where texts are equally long, and the GPU would wait while the next one is
 # prepared.
 ADDED_A_STEP = 32
@@ -52,16 +54,17 @@ class Engine:
         self._submitted: queue.SimpleQueue[_Submission] = queue.SimpleQueue()
         started: Future[None] = Future()
         threading.Thread(target=self._run, args=(options, started), daemon=True, name="vllm-engine").start()
-        started.result()
+        wait_for(started, "a vLLM engine, while it started,")
 
     def complete(self, prompt: list[int], params: Any, seeds: Sequence[int]) -> tuple[list[str], int]:
         """One completion of `prompt` for each of `seeds`, in order, and the number of tokens they have in all.
 
-        `params` are `vllm.SamplingParams` without stop strings; how they return their output is set here.
+        `params` are `vllm.SamplingParams` without stop strings; how they return their output is set here. Raises StalledError
+        if the engine takes no step for too long.
         """
         submission = _Submission(prompt, params, seeds)
         self._submitted.put(submission)
-        return submission.done.result()
+        return wait_for(submission.done, "a vLLM engine")
 
     def _run(self, options: dict[str, Any], started: Future[None]) -> None:
         pending: dict[str, tuple[_Submission, int]] = {}
@@ -108,7 +111,9 @@ class Engine:
                 engine.output_processor.add_request(request, None)
                 engine.output_processor.request_states[name].detokenizer = Text(decoder, submission.prompt)
                 engine.engine_core.add_request(request)
-            for output in engine.step():
+            outputs = engine.step()
+            beat()
+            for output in outputs:
                 if output.finished:
                     submission, row = pending.pop(output.request_id)
                     submission.finish(row, output.outputs[0])

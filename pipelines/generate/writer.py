@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 # A shard waits for those before it only while they make progress; after this it is generated in any case.
+MAX_RESTARTS = 2
+"""How often an engine whose process died is started again in one call. Ray Data does it for ever, at a GPU's price."""
+
 PATIENCE_S = 60.0
 
 POOL_SCHEMA = pa.schema(
@@ -70,6 +73,8 @@ def run_engines(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
         # OpenMP and vLLM read theirs when they are loaded, so the process must start with them.
+        # Lost machines count, too, if they go without notice; the next call then goes on with what was committed.
+        max_restarts=MAX_RESTARTS,
         runtime_env={"env_vars": engine_environment(config, resources)},
     )
     dataset.context.enable_progress_bars = config.progress_bars

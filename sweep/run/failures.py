@@ -4,7 +4,7 @@ import errno
 import re
 from enum import StrEnum
 
-from pipelines.errors import StoreUnreachableError, UserError
+from pipelines.errors import NoticeError, StalledError, StoreUnreachableError, UserError
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
 MACHINE_LOST = "the machine that it ran on was lost"
@@ -34,6 +34,8 @@ CONNECTION_ERRORS = {
 }
 # What one worker of a finetuning raises when another one is gone.
 BROKEN_CONNECTION = re.compile(r"[Cc]onnection (was )?(closed|reset|refused|aborted)|Broken pipe|remote process exited")
+KNOWN = UserError | StoreUnreachableError | NoticeError | StalledError
+"""Our own errors, whose text is all that there is to say."""
 
 
 class Kind(StrEnum):
@@ -85,7 +87,7 @@ def root_cause(error: BaseException) -> BaseException:
     """
     chain = _causes(error)
     for cause in chain:
-        if isinstance(cause, UserError | StoreUnreachableError) or (isinstance(cause, OSError) and is_disk_full(cause)):
+        if isinstance(cause, KNOWN) or (isinstance(cause, OSError) and is_disk_full(cause)):
             return cause
     for cause in chain:
         if messages := re.findall(r"^(?:[\w.]*\.)?UserError: (.+)$", str(cause), flags=re.MULTILINE):
@@ -149,7 +151,7 @@ def one_line(error: BaseException) -> str:
     if not isinstance(error, UserError):
         error = root_cause(error)
     text = " ".join(str(error).split())
-    if isinstance(error, UserError | StoreUnreachableError):
+    if isinstance(error, KNOWN):
         return text
     if is_disk_full(error):
         where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.object_store import SHARED
+from pipelines.watchdog import STALL_AFTER, stall_after
 from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step
 from sweep.run.ends import kill_descendants
@@ -23,6 +24,8 @@ from sweep.run.machine import local_resources
 
 ACCELERATOR_TYPE = "accelerator_type:"
 """A node with GPUs has a resource of this name and their type's."""
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray Train's own, a process a finetuning: at a notice it tears the workers down, which ours let commit and end."""
 WITHOUT_CLUSTER = (
     "start a cluster (ray up cluster.yaml) and run this on its head node, or leave --address out to use this machine"
 )
@@ -67,6 +70,7 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
     Raises UserError if there is no cluster to join, or a step could never run: without an address, before
     Ray is even started.
     """
+    stall_after()
     if options.address is None:
         capacity = local_capacity(options)
         check_resources(steps, capacity)
@@ -159,8 +163,7 @@ def _logs(options: RayOptions) -> dict[str, Any]:
 def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
     import ray
 
-    # No machine of it is taken away with notice; the watcher costs a process a finetuning.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault(PREEMPTION_WATCHER, "0")
     if not capacity.gpus:
         # DeepSpeed looks for an accelerator when it is first imported, in whichever worker that is.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -181,7 +184,8 @@ def _join(address: str, logs: Mapping[str, Any]) -> None:
     _check_address(address)
     # No keys: Ray prints runtime environments. The nodes have a role, or credentials of their own.
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-    environment = {"py_modules": [pipelines, sweep], "env_vars": {"RAY_TRAIN_V2_ENABLED": "1"} | shared}
+    variables = {"RAY_TRAIN_V2_ENABLED": "1", PREEMPTION_WATCHER: "0", STALL_AFTER: str(stall_after())} | shared
+    environment = {"py_modules": [pipelines, sweep], "env_vars": variables}
     try:
         ray.init(address=address, runtime_env=environment, **logs)
     except (ConnectionError, RuntimeError, ValueError) as error:
