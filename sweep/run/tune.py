@@ -10,8 +10,6 @@ import contextlib
 import functools
 import math
 import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

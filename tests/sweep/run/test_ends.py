@@ -143,6 +143,7 @@ def test_a_run_that_does_not_end_by_itself_is_ended_with_all_that_it_started() -
     assert done.returncode == 143
     assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
 
+
 @pytest.mark.slow
 def test_a_tracking_server_that_does_not_answer_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -184,7 +185,6 @@ with temporary_folder("of-a-run-") as folder:
         with temporary_folder("of-a-run-") as another:
             assert {str(path) for path in tmp_path.iterdir()} == {ours, another}
     assert list(tmp_path.iterdir()) == []
-
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
