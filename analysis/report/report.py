@@ -42,6 +42,7 @@ from analysis.study.tables import accuracy_table
 from analysis.wording import slice_name, thousands
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from sweep.graph.records import Store, Study, read_plan
+from sweep.graph.spending import spent_in_words
 
 
 def build_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Path:
@@ -120,7 +121,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *composition_block(study),
         *paper_block(study),
         *stages_block(study),
-        *spent_block(study, read_plan(store, study.experiment)),
+        *spent_block(study, read_plan(store, study.experiment), spent_in_words(store, study.experiment)),
         *origins_block(store, study),
         provenance_block(study),
     ]

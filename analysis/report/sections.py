@@ -124,8 +124,8 @@ def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None
     return [Block("curves", "Training curves", figure_caption=caption)], training_curves(curves)
 
 
-def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
-    """The plan against what was spent, by stage; without a plan's estimate, what was spent."""
+def spent_block(study: Study, plan: Mapping[str, Any] | None, held: str = "") -> list[Block]:
+    """The plan against what was spent, by stage; without a plan's estimate, what was spent. `held`: what all runs cost."""
     stages = (plan or {}).get("stages", {})
     costs = (plan or {}).get("costs")
     gpus = {stage: planned.get("gpus_per_step", 0) for stage, planned in stages.items()}
@@ -158,6 +158,8 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None) -> list[Block]:
     else:
         why = f": {plan['why_no_costs']}" if plan and plan.get("why_no_costs") else ""
         text = [f"No estimate was made of what this study costs{why}."]
+    if held:
+        text.append(f"The study's runs have held GPUs, idle or not, for {held}.")
     return [Block("spent", "The plan against what was spent", text, [Table(columns, rows)])]
 
 

@@ -40,6 +40,7 @@ Throughputs = Annotated[
     typer.Option(metavar="FILE", help="Figures of your own for estimates, in the form of sweep/plan/throughputs.toml."),
 ]
 Price = Annotated[float | None, typer.Option(help="Dollars you pay for one hour of one GPU. [default: list price]")]
+SpotPrice = Annotated[float | None, typer.Option(help="The same, for spot GPUs.")]
 CostPerSeed = Annotated[float | None, typer.Option(help="What one seed of the whole grid costs, in your own currency.")]
 Json = Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")]
 DEFAULT_STORE = "./blindsweep-store"
@@ -70,7 +71,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("BLINDSWEEP_DEBUG"):
                 raise
-            fail(_explain(error))
+            fail(_explain(error), code=getattr(error, "exit_code", 1))
 
     return wrapped
 

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweep.commands.options import DEFAULT_GPU, DEFAULT_STORE, ExperimentName, Json, Parameters, Price, StoreUri, Throughputs
+from sweep.commands.options import (
+    DEFAULT_GPU,
+    DEFAULT_STORE,
+    ExperimentName,
+    Json,
+    Parameters,
+    Price,
+    SpotPrice,
+    StoreUri,
+    Throughputs,
+)
 from sweep.graph.records import Store
 from sweep.plan.throughputs import CostTable, Gpu, read_table
 
@@ -24,7 +34,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
     num_gpus: Annotated[float, typer.Option(help="GPUs that the wall time is reckoned for.")] = 8,
     price: Price = None,
-    spot_price: Annotated[float | None, typer.Option(help="The same, for spot GPUs.")] = None,
+    spot_price: SpotPrice = None,
     throughputs: Throughputs = None,
     sources: Annotated[
         bool, typer.Option(help="List the figures that the estimates are made from, and their sources.")

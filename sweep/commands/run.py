@@ -17,6 +17,7 @@ from sweep.commands.options import (
     ExperimentName,
     Parameters,
     Price,
+    SpotPrice,
     StoreUri,
     Throughputs,
     TrackingUri,
@@ -25,6 +26,7 @@ from sweep.commands.options import (
 from sweep.commands.plan import show_plan
 from sweep.commands.results import blocked_lines, is_blocked, write_report
 from sweep.graph.records import Store, Study
+from sweep.graph.spending import read_spending
 from sweep.plan.throughputs import Gpu, read_table
 from sweep.run.failures import is_read_only, one_line
 
@@ -55,7 +57,10 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Only say what would be built, as `plan` does.")] = False,
     budget: Annotated[
         float | None,
-        typer.Option(help="Do not start if what is missing would cost more dollars, by the estimate of `plan`."),
+        typer.Option(
+            help="Dollars that this study may cost in all, in this store: at the limit nothing new starts, what runs stops at "
+            "its last commit, and the run ends with exit code 75; the same command with a larger budget goes on."
+        ),
     ] = None,
     keep_dependents: Annotated[
         bool, typer.Option(help="Keep, and mark, what was built from inputs that were built again with other content since.")
@@ -67,6 +72,7 @@ def run(
         ),
     ] = None,
     price: Price = None,
+    spot_price: SpotPrice = None,
     throughputs: Throughputs = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the workers' own output.")] = False,
@@ -84,7 +90,7 @@ def run(
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
-    from sweep.run.session import RayOptions, accelerator_types
+    from sweep.run.session import RayOptions, accelerator_types, local_capacity
     from sweep.study.loading import load_experiment
     from sweep.study.rehearsal import FOLDER, rehearsal
 
@@ -93,7 +99,8 @@ def run(
         loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
     where, table, options = Store(store), read_table(throughputs), RayOptions(address, max_cpus, max_gpus, max_failures, debug)
     if gpu is not None:
-        table.gpu(gpu, price=price)
+        table.gpu(gpu, price=price, spot_price=spot_price)
+    found: list[Gpu] = []
 
     def find_gpu(planned: "Sequence[Planned]") -> Gpu:
         name = gpu
@@ -101,13 +108,17 @@ def run(
         if name is None and any(member.step.resources.total_gpus for member in planned if not member.is_cached):
             types = accelerator_types(options)
             name = table.gpu_of_nodes(types) if types or address is not None else None
-        return table.gpu(name or DEFAULT_GPU, price=price)
+        found.append(table.gpu(name or DEFAULT_GPU, price=price, spot_price=spot_price))
+        return found[0]
 
+    # One machine holds all the GPUs that the run may use, however few its largest step asks for.
+    num_gpus = max_gpus if max_gpus is not None or address is not None else local_capacity(options).gpus or None
     if dry_run:
-        show_plan(loaded.experiment, where, table, find_gpu, max_gpus)
+        show_plan(loaded.experiment, where, table, find_gpu, num_gpus)
         return
     from sweep.index.address import check_address, mask
-    from sweep.plan.plan import check_budget, plan_study
+    from sweep.plan.plan import OVER_BUDGET, check_budget, check_memory, plan_study
+    from sweep.run.budget import Meter, Prices
     from sweep.run.ends import Stop
     from sweep.run.study_run import run_study
     from sweep.run.tracking import default_tracking_uri, kept_database
@@ -115,13 +126,21 @@ def run(
     default_uri = default_tracking_uri(where)
     tracking_uri = tracking_uri or default_uri
     check_address(tracking_uri)
-    plan = plan_study(loaded.experiment, where, table, find_gpu, max_gpus, reasons=False, keep_dependents=keep_dependents)
-    if budget is not None:
-        print(check_budget(plan, budget))
+    name = loaded.experiment.name
+    plan = plan_study(loaded.experiment, where, table, find_gpu, num_gpus, reasons=False, keep_dependents=keep_dependents)
+    check_memory(plan)
+    if budget is not None and plan.missing:
+        print(check_budget(plan, budget, read_spending(where, name)))
+    if not found:
+        # Whatever the cluster turns out to have is paid for at the given price.
+        given = {row: table.gpu(row, price=price, spot_price=spot_price) for row in table.gpus}
+        table = replace(table, gpus=given)
+    meter = Meter(
+        where, name, Prices(table, found[0] if found else None), plan.costs.estimate.steps if plan.costs else (), budget
+    )
     database = kept_database(where, tracking_uri)
     with Stop() as stop, database.open() if database else contextlib.nullcontext():
-        result = run_study(loaded, where, tracking_uri, options, plan, stop, keep_dependents=keep_dependents)
-    name = loaded.experiment.name
+        result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents)
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built{losses}")
     for note in result.notes:
@@ -140,17 +159,25 @@ def run(
         )
     if rehearse:
         _show_rehearsal(where, name)
+    is_partial = bool(result.failures or result.hold)
     if report:
         try:
-            write_report(where, name, None, partial=bool(result.failures))
+            write_report(where, name, None, partial=is_partial)
         except (UserError, OSError) as error:
-            if not result.failures and not is_read_only(error):
+            if not is_partial and not is_read_only(error):
                 raise
             print(f"no report: {one_line(error)}", file=sys.stderr)
     elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {mask(tracking_uri, tracking_uri)}"
     print(f"compare runs: blindsweep ui --store {store}{elsewhere}")
+    is_over = bool(result.hold) and meter.is_reached
+    if is_over:
+        built = f"{result.num_cached + result.num_built} of {result.num_steps} artifacts are built"
+        goes_on = "the same command with a larger --budget goes on"
+        print(f"{name}: {meter.line()}, and {result.hold}: {built}; {goes_on}", file=sys.stderr)
     if result.failures:
         fail(_describe_failures(name, result.failures))
+    if is_over:
+        raise typer.Exit(OVER_BUDGET)
 
 
 def _show_rehearsal(store: Store, name: str) -> None:

@@ -27,6 +27,7 @@ class Progress:
     throughput: dict[str, dict[str, float]] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)  # how often a step lost its machine or a process, by fingerprint
     waits: dict[str, str] = field(default_factory=dict)  # fingerprint → what a step has been waiting for
+    spent: str = ""  # a line of what the study has cost, if that is reckoned
 
     @property
     def num_done(self) -> int:
@@ -59,21 +60,25 @@ def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -
     """
     means = mean_durations(progress.built.values(), known)
     over = {*progress.cached, *progress.built, *progress.failed, *progress.blocked}
-    left = [_left(step, progress, means.get(step.stage)) for step in progress.steps if step.fingerprint not in over]
+    left = [seconds_left(step, progress, means.get(step.stage)) for step in progress.steps if step.fingerprint not in over]
     estimated = [value for value in left if value is not None]
     if len(estimated) < len(left):
         return None
     return max(sum(estimated) / max(parallel, 1), max(estimated, default=0.0))
 
 
-def _left(step: Step, progress: Progress, mean: float | None) -> float | None:
-    """Estimated seconds of one step's work that are left, where its stage takes `mean` if that is known."""
+def seconds_left(step: Step, progress: Progress, mean: float | None) -> float | None:
+    """Estimated seconds of one step's work that are left, where it takes `mean` if that is known."""
     if step.fingerprint not in progress.running:
         return mean
     elapsed = time.monotonic() - progress.running[step.fingerprint]
     if fraction := progress.throughput.get(step.fingerprint, {}).get("fraction_done"):
         return elapsed * (1 / fraction - 1)
     return None if mean is None else max(mean - elapsed, 0)
+
+
+SAY_SPENT_EVERY_S = 600.0
+"""How often a log says what is spent; a live table always does."""
 
 
 class Display:
@@ -87,6 +92,7 @@ class Display:
         self._progress: Progress | None = None
         self._live: Any = None
         self._parallel = 1.0
+        self._said_spent_at = self.started
 
     def __enter__(self) -> "Display":
         if self.is_live:
@@ -107,6 +113,9 @@ class Display:
         self._progress = progress
         if progress.running:
             self._parallel = 0.98 * self._parallel + 0.02 * len(progress.running)
+        if progress.spent and not self.is_live and time.monotonic() - self._said_spent_at >= SAY_SPENT_EVERY_S:
+            self._said_spent_at = time.monotonic()
+            print(f"{seconds(self._elapsed):>6}  {self._position(progress)}  {progress.spent}", file=self.stream, flush=True)
 
     def on_event(self, event: str, step: Step, progress: Progress) -> None:
         self._progress = progress
@@ -165,7 +174,8 @@ class Display:
             shown = ", ".join(now[:2]) + (f" and {len(now) - 2} more" if len(now) > 2 else "")
             table.add_row(stage, bar, f"{done}/{totals[stage]}", str(cached[stage] or ""), shown)
         lost = f"  {len(progress.failed)} failed, {len(progress.blocked)} blocked" if progress.failed else ""
-        footer = Text(f"{seconds(self._elapsed)}  {self._position(progress)}{lost}")
+        spent = f"  {progress.spent}" if progress.spent else ""
+        footer = Text(f"{seconds(self._elapsed)}  {self._position(progress)}{lost}{spent}")
         return Group(table, footer)
 
 

@@ -18,6 +18,7 @@ from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, ex
 from sweep.index.database import replace as replace_database
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, make_plan
+from sweep.run.budget import Meter, look_at
 from sweep.run.ends import Stop
 from sweep.run.failures import is_read_only, one_line
 from sweep.run.progress import Display, Progress, mean_durations
@@ -40,7 +41,8 @@ MEND_S = 60.0
 @dataclass(frozen=True)
 class Result:
     """How a run ended. `failures` as in the study's manifest; `tracking_errors` are MLflow's; `num_losses` is how often a step
-    lost its machine or a process and went on.
+    lost its machine or a process and went on; `hold` is the reason for which it ended before everything was built, "" if none
+    but failures.
     """
 
     num_steps: int
@@ -51,6 +53,7 @@ class Result:
     num_losses: int = 0
     notes: tuple[str, ...] = ()
     """What was set aside, and what could not be written, in a line each."""
+    hold: str = ""
 
 
 def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
@@ -88,6 +91,7 @@ def run_study(
     options: RayOptions,
     plan: Plan | None = None,
     stop: Stop | None = None,
+    meter: Meter | None = None,
     *,
     keep_dependents: bool = False,
 ) -> Result:
@@ -96,8 +100,9 @@ def run_study(
     A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
     fetched first. Damaged artifacts are set aside and built again, and so is what was built from other content than its inputs
     have now, unless `keep_dependents`, which marks it. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much
-    is built. Where MLflow cannot be used, stderr says so and the study is built without it. Raises UserError if nothing can be
-    started: missing data or weights, too few resources, a store that cannot be written.
+    is built. A `meter` counts what the run spends, and holds it at the study's budget. Where MLflow cannot be used, stderr says
+    so and the study is built without it. Raises UserError if nothing can be started: missing data or weights, too few
+    resources, a store that cannot be written.
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     # What was planned without its inputs has other steps.
@@ -145,17 +150,32 @@ def run_study(
             )
             if options.address is not None:
                 run.look = partial(cluster_capacity, options)
-            errors = _run_on_ray(run, study, loaded.parameters, cached, index, again=marked.keys())
+            # A study on CPUs costs nothing that there is a price for.
+            if meter is not None and any(step.resources.total_gpus for step in missing):
+                meter.begin(look_at(options, capacity, meter.prices), keeps_all=options.address is None)
+            errors = _run_on_ray(run, study, loaded.parameters, cached, index, meter, again=marked.keys())
     except KeyboardInterrupt:
         if run is not None and index is not None:
             end_runs(index, study.experiment, {*run.progress.running, *run.progress.built})
         raise
+    finally:
+        if meter is not None:
+            meter.end()
     progress = run.progress
+    if progress.running and index is not None:
+        end_runs(index, study.experiment, progress.running)
     failures = _failures(progress)
     replace(study, failures=tuple(failures)).save(store)
     num_losses = progress.losses.total()
     return Result(
-        len(steps), len(progress.cached), len(progress.built), tuple(failures), tuple(errors), num_losses, tuple(notes)
+        len(steps),
+        len(progress.cached),
+        len(progress.built),
+        tuple(failures),
+        tuple(errors),
+        num_losses,
+        tuple(notes),
+        run.hold,
     )
 
 
@@ -186,6 +206,7 @@ def _run_on_ray(
     parameters: Mapping[str, Any],
     cached: Sequence[Record],
     tracking_uri: str | None,
+    meter: Meter | None = None,
     *,
     again: Container[str],
 ) -> list[str]:
@@ -212,7 +233,11 @@ def _run_on_ray(
     try:
         with Display(mean_durations(cached)) as display:
             run.tracker, run.listener, run.tick = tracker, display.on_event, display.on_tick
+            if meter is not None:
+                _watch(run, meter)
             progress = run_steps(run)
+            if meter is not None:
+                meter.write()
         built = [run.records[step.fingerprint] for step in run.steps if step.fingerprint in run.records]
         for record in with_stale_marks(built).values():
             run.store.write_record(record)
@@ -226,7 +251,21 @@ def _run_on_ray(
     except BaseException:
         _close(tracker, "FAILED", len(run.steps))
         raise
-    return _close(tracker, "FAILED" if progress.failed else "FINISHED", len(run.steps))
+    return _close(tracker, "FAILED" if progress.failed else "KILLED" if run.hold else "FINISHED", len(run.steps))
+
+
+def _watch(run: Run, meter: Meter) -> None:
+    """Have `meter` count while `run` goes on, hold it at the budget, and show what is spent."""
+    show = run.tick
+
+    def tick(progress: Progress) -> None:
+        progress.spent = meter.watch(run.groups, progress)
+        show(progress)
+
+    run.tick = tick
+    run.why_not = lambda group: meter.why_not(group, run.groups, run.progress)
+    if run.tracker is not None:
+        meter.tell = lambda metrics: run.tracker.annotate.remote(dict(metrics))
 
 
 def _close(tracker: Any, status: str, num_steps: int) -> list[str]:

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from sweep.graph.queue import Capacity, StepQueue
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
+from sweep.run.budget import BudgetReached
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
 from sweep.run.machine import git_state, temporary_folder
 from sweep.run.progress import Progress
@@ -63,6 +64,14 @@ Listener = Callable[[str, Step, Progress], None]
 """Called with "start", "done", "lost", "retry", "failed", "blocked" or "waits"."""
 
 
+@contextlib.contextmanager
+def _held_at_the_budget(run: "Run") -> Iterator[None]:
+    try:
+        yield
+    except BudgetReached as reached:
+        run.hold = str(reached)
+
+
 def run_steps(run: "Run") -> Progress:
     """Build every step of `run` that is not cached, inside a `sweep.run.session`; failures are in the returned progress."""
     for name, value in TUNE_SETTINGS.items():
@@ -72,7 +81,8 @@ def run_steps(run: "Run") -> Progress:
 
     # Processes of this machine inherit the keys; nodes of a cluster have a role, or their own.
     ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
-    with temporary_folder("blindsweep-tune-") as folder:
+    # At the budget, what runs ends with Ray, at its last commit.
+    with temporary_folder("blindsweep-tune-") as folder, _held_at_the_budget(run):
         tune.Tuner(
             tune.with_resources(_trial, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
@@ -118,7 +128,9 @@ class Run:
 
     `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None. `look` says what may be used by now of a cluster
     whose machines come and go. `records` are those of what is built, by fingerprint: a built step whose input came out
-    otherwise in this run is built again, unless `keep_dependents`.
+    otherwise in this run is built again, unless `keep_dependents`. `hold` is the reason for which nothing new starts; with
+    one, the experiment ends when nothing runs any more. `why_not` says, of steps that are about to start, why they may not
+    beside what runs, "" if they may; where nothing runs, that is a hold.
     """
 
     steps: Sequence[Step]
@@ -132,6 +144,8 @@ class Run:
     look: Callable[[], Capacity] | None = None
     records: dict[str, Record] = field(default_factory=dict)
     keep_dependents: bool = False
+    why_not: Callable[[Sequence[Step]], str] = lambda group: ""
+    hold: str = ""
 
     def __post_init__(self) -> None:
         self.queue = StepQueue(self.steps, self.cached, self.capacity)
@@ -151,13 +165,23 @@ class Run:
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
         self._look_around()
-        if self.queue.is_exhausted and not self.queue.running:
+        if (self.hold or self.queue.is_exhausted) and not self.queue.running:
             return "FINISHED"
+        if self.hold:
+            return None
         if self._one_ends_soon():
             return None
         group = self.queue.next_group()
         if not group:
             return None
+        if reason := self.why_not(group):
+            for step in group:
+                self.queue.again(step.fingerprint)
+            # What runs may take less than was thought, and leave room.
+            if self.queue.running:
+                return None
+            self.hold = reason
+            return "FINISHED"
         self.trials[trial_id] = group
         for step in group:
             self.progress.running[step.fingerprint] = time.monotonic()
@@ -167,6 +191,13 @@ class Run:
         return {
             "orders": _Sealed([Order(step, REGISTRY[step.stage], self.store.uri, self.tracker, self.git) for step in group])
         }
+
+    @property
+    def groups(self) -> list[list[Step]]:
+        """The steps that run, those together that the same workers have taken on."""
+        # A step that is tried again is of its last trial.
+        trial_of = {step.fingerprint: trial for trial, group in self.trials.items() for step in group}
+        return [self.trials[trial] for trial in dict.fromkeys(trial_of[fingerprint] for fingerprint in self.progress.running)]
 
     def _one_ends_soon(self) -> bool:
         """Whether a step is running that leaves its process to the next one sooner than another would start.

@@ -1,7 +1,9 @@
 """The command line as a user meets it: one clear error, no traceback, and the store left readable."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,9 @@ from typer.testing import CliRunner, Result
 from pipelines.data.sources import nli_sources_config
 from sweep import cli
 from sweep.graph.records import Store, Study
+from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, write_run
+from sweep.plan.throughputs import read_table
+from sweep.run.budget import Prices, look_at
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.study_run import manifest
 from sweep.study.grid import build_grid
@@ -29,8 +34,8 @@ def blindsweep(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments))
 
 
-def assert_one_error(result: Result, *parts: str) -> None:
-    assert result.exit_code == 1
+def assert_one_error(result: Result, *parts: str, code: int = 1) -> None:
+    assert result.exit_code == code
     assert result.stderr.count("Error: ") == 1
     assert "Traceback" not in result.output
     for part in parts:
@@ -161,6 +166,32 @@ def test_without_a_price_hours_are_shown_and_no_money(gpu_study: str, tmp_path: 
     assert costs["price"] is None and costs["to_build"]["on_demand"] is None and costs["to_build"]["gpu_hours"] > 0
 
 
+def test_a_model_that_cannot_fit_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    settings = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008}
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({**settings, "vocab_size": 32_000}))
+    file = tmp_path / "study.py"
+    file.write_text(
+        "import dataclasses\nfrom sweep import Experiment, Resources\nfrom sweep.experiments import demo\n"
+        "from pipelines.finetune.base_model import PretrainedModelConfig\nfrom pipelines.identity import FileHash\n"
+        "def study() -> Experiment:\n"
+        "    stages = ('generator', 'synthetic_pool', 'starting_point', 'task_model', 'evaluation')\n"
+        "    gpus = {stage: Resources(gpus_per_worker=1) for stage in stages}\n"
+        f"    model = PretrainedModelConfig((FileHash('model.safetensors', '0' * 64),), path='{tmp_path / 'llama'}')\n"
+        "    return dataclasses.replace(demo(seeds=(0,)), name='study', base_model=model, resources=gpus)\n"
+    )
+    options = (str(file), "--store", str(tmp_path / "s"), "--gpu", "h100")
+    # All weights are trained: 2 + 2 + 12 bytes of each of 6.7 billion.
+    line = "generator/generator needs at least 100.4 GiB on a worker's GPU"
+    shown = blindsweep("plan", *options).stdout
+    assert f"does not fit: {line}" in shown and "the h100 has 80 GB; `run` refuses it" in shown
+    assert line in json.loads(blindsweep("plan", *options, "--json").stdout)["costs"]["does_not_fit"]
+    assert_one_error(blindsweep("run", *options), line, "the h100 has 80 GB", "--gpu")
+    assert not (tmp_path / "s").exists()
+    shown = blindsweep("plan", *options[:-1], "h200").stdout
+    assert "memory: at least 100.4 GiB of 141 GB on a GPU for generator/generator, without activations" in shown
+
+
 def test_a_table_of_ones_own(gpu_study: str, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     text = '[[gpu]]\nname = "mine"\nbf16_tflops = 100\nmemory_tb_per_s = 1\nprice = 2\nsource = "our own"\n'
@@ -168,7 +199,7 @@ def test_a_table_of_ones_own(gpu_study: str, tmp_path: Path) -> None:
     options = (gpu_study, "--store", str(tmp_path / "s"), "--gpu", "mine", "--throughputs", str(file))
     shown = blindsweep("plan", *options, "--sources").stdout
     assert "mine at $2 an hour on demand" in shown and "nothing was measured on it  our own" in shown
-    assert "of mine at $2" in blindsweep("run", *options, "--budget", "0").stderr
+    assert_one_error(blindsweep("run", *options, "--budget", "0"), "of mine at $2", code=75)
     file.write_text(text.replace("100", "-1"))
     for command in ("plan", "run"):
         assert_one_error(blindsweep(command, *options), str(file), "bf16_tflops=-1", "above 0")
@@ -182,14 +213,17 @@ def test_on_a_cluster_the_gpu_is_that_of_its_nodes(gpu_study: str, tmp_path: Pat
     options = ("run", gpu_study, "--store", str(tmp_path / "s"), "--address", cluster.address, "--budget", "0", "--price", "2")
     try:
         assert_one_error(blindsweep(*options), "--budget cannot be checked", "no node of the cluster says", "--gpu")
-        assert_one_error(blindsweep(*options, "--gpu", "l4"), "GPU-hours of l4 at $2")
-        cluster.add_node(**node, num_gpus=4, resources={"accelerator_type:L40S": 1})
+        assert_one_error(blindsweep(*options, "--gpu", "l4"), "GPU-hours of l4 at $2", code=75)
+        cluster.add_node(**node, num_gpus=4, resources={"accelerator_type:L40S": 1}, labels={"market": "spot"})
         cluster.wait_for_nodes()
-        assert_one_error(blindsweep(*options), "GPU-hours of l40s at $2", "not measured on l40s", "over the budget")
+        assert_one_error(blindsweep(*options), "GPU-hours of l40s at $2", "not measured on l40s", "over the budget", code=75)
         assert "l40s at $2 an hour" in blindsweep(*options, "--dry-run").stdout
         # Having been joined and left for the plan, it can be joined for the run.
         with ray_session(RayOptions(cluster.address), []) as capacity:
             assert capacity.gpus == 4
+            # What is held is seen by the label that cluster.yaml sets.
+            prices = Prices(read_table(), None)
+            assert look_at(RayOptions(cluster.address), capacity, prices)() == {("l40s", SPOT): 4}
         cluster.add_node(**node, num_gpus=1, resources={"accelerator_type:T4": 1})
         cluster.wait_for_nodes()
         assert_one_error(blindsweep(*options), "several kinds of GPU (L40S, T4)", "--gpu")
@@ -216,7 +250,7 @@ def test_on_one_machine_the_gpu_is_its_own(gpu_study: str, tmp_path: Path, monke
     assert "GPU-hours of h200 at $2" in blindsweep(*options).stderr
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert_one_error(blindsweep(*options), "GPU-hours of rtx4090 at $2", "not measured on rtx4090")
+    assert_one_error(blindsweep(*options), "GPU-hours of rtx4090 at $2", "not measured on rtx4090", code=75)
     assert "GPU-hours of l4 at $2" in blindsweep(*options, "--gpu", "l4").stderr
 
 
@@ -227,10 +261,41 @@ def test_plan_of_a_study_without_gpus_leaves_costs_out(tmp_path: Path) -> None:
 
 def test_a_run_over_its_budget_does_not_start(gpu_study: str, tmp_path: Path) -> None:
     result = blindsweep("run", gpu_study, "--store", str(tmp_path / "s"), "--gpu", "h200", "--budget", "0.5")
-    assert_one_error(result, "missing of study would cost about $", "over the budget of $0.50", "raise --budget")
+    assert_one_error(result, "missing of study would cost about $", "over the budget of $0.50", "raise --budget", code=75)
     result = blindsweep("run", "demo", "--store", str(tmp_path / "s"), "--budget", "500")
     assert_one_error(result, "--budget cannot be checked", "no step asks for a GPU")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_budget_is_of_the_whole_study_and_status_says_what_is_spent(
+    gpu_study: str, tmp_path: Path, record_all: Callable
+) -> None:
+    store = Store(tmp_path / "s")
+    options = ("run", gpu_study, "--store", store.uri, "--gpu", "h200", "--no-report", "--budget")
+    asked = blindsweep(*options, "0").stderr
+    (missing,) = re.findall(r"would cost about \$([\d.]+) ", asked)
+    held = (Held("h200", ON_DEMAND, 3_600, 10.0), Held("h200", SPOT, 7_200, 4.0))
+    write_run(store, "study", RunSpending("a", "2026", "2026", 18.0, held))
+    # It is asked before what was spent is looked past: the missing part alone would be within.
+    refused = blindsweep(*options, f"{float(missing) + 17.9}")
+    assert_one_error(refused, "$18.00 ($10.00 on demand, $8.00 spot, 3.00 GPU-hours) spent on it already", code=75)
+    # Built, it costs nothing more, whatever is allowed.
+    steps = build_grid(load_experiment(gpu_study).experiment)
+    record_all(steps, store)
+    record = store.read_record(steps[0].id)
+    assert record is not None
+    counts = {f"{name}/num_examples": 9 for name in ("train", "dev", "template_test", "template_probe")}
+    store.write_record(dataclasses.replace(record, metrics=counts))
+    done = blindsweep(*options, "0")
+    assert done.exit_code == 0, done.output
+    shown = blindsweep("status", "study", "--store", store.uri).stdout
+    assert "spent: $18.00 ($10.00 on demand, $8.00 spot, 3.00 GPU-hours) of $18.00, the last run's budget" in shown
+    values = json.loads(blindsweep("status", "--store", store.uri, "--json").stdout)["study"]
+    assert values["built"] == values["artifacts"] == len(steps)
+    assert values["spent"]["dollars"] == 18 and values["spent"]["by_market"] == {ON_DEMAND: 10, SPOT: 8}
+    (tmp_path / "s" / "spend" / "study" / "b.json").write_text("{")
+    shown = blindsweep("status", "study", "--store", store.uri).stdout
+    assert f"{len(steps)} of {len(steps)} artifacts built" in shown and "b.json is not a readable account" in shown
 
 
 def test_experiments_are_listed_with_their_parameters() -> None:

@@ -14,6 +14,7 @@ from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
+from sweep.run import progress as progress_module
 from sweep.run.failures import MACHINE_LOST, Kind
 from sweep.run.progress import Display, Progress, Transfers, time_left
 from sweep.run.trial import Outcome
@@ -60,6 +61,20 @@ def test_a_log_counts_the_steps_that_are_given_up() -> None:
         display.on_event("blocked", one, failed)
     assert stream.getvalue().count("\n") == 1
     assert "generator/generator0: no room; 4 steps that need it are given up" in stream.getvalue()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_what_is_spent_is_in_the_table_and_now_and_then_in_a_log(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    with Display({}, stream, live=live) as display:
+        for amount in ("$1.00", "$2.00", "$3.00"):
+            if amount == "$3.00":
+                monkeypatch.setattr(progress_module, "SAY_SPENT_EVERY_S", 0)
+            display.on_tick(progress(spent=f"spent {amount} of $500.00, $3.10 committed"))
+    shown = " ".join(stream.getvalue().split())
+    assert "spent $3.00 of $500.00, $3.10 committed" in shown
+    if not live:
+        assert shown.count("spent") == 1
 
 
 @pytest.mark.parametrize("live", [False, True])
