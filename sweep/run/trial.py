@@ -165,7 +165,7 @@ def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> d
     """
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
-    ready: list[tuple[Order, Mapping[str, Record], Job]] = []
+    ready: list[tuple[Order, dict[str, Record], Job]] = []
     looked: dict[str, Looked] = {}
     for order in orders:
         try:
