@@ -62,7 +62,8 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "peft": (FINETUNE,),
     "deepspeed": (FINETUNE,),
     "vllm": (GENERATE,),
-    "ray": (FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
+    # The files in no room: a worker's own notice.
+    "ray": ("pipelines", FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
     "pandas": ("analysis", RESULTS, REPORT, AUDIT),

@@ -7,6 +7,7 @@ ZeRO 0 to 3 is a setting that moves where the weights lie and not what is comput
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from pipelines.adapters.adapters import Adapters
 from pipelines.adapters.files import load_adapter, peft_name, peft_names
+from pipelines.errors import NoticeError
 from pipelines.finetune.checkpoints import DEEPSPEED, FIRST, MASTER, SECOND, Checkpoints, Part, Piece
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
@@ -25,6 +27,7 @@ from pipelines.finetune.stepping import FlatModel
 from pipelines.models.classifier import Classifier, compute_last_layer_where_read, load_head
 from pipelines.models.language_model import LanguageModel
 from pipelines.models.weights import compile_layers, load_packed, weights_of
+from pipelines.notice import notice_given
 from pipelines.packing.batches import class_targets, next_token_targets, pack, shape_for
 from pipelines.packing.dealing import microbatches, packed_size
 from pipelines.packing.segments import Segments
@@ -32,11 +35,15 @@ from pipelines.packing.stream import PackedInput
 from pipelines.resources import no_report
 from pipelines.storage import fetch
 
+AGREE_EVERY_S = 5.0
+"""How often workers that step together ask each other whether one of them was given notice."""
+
 
 def train_alone(member: Member, device: torch.device, *, rank: int, num_workers: int) -> Trained:
     """Train one job as worker number `rank` of those that run this together.
 
-    Raises UserError for an example that is too long, a starting point that does not fit, and a loss that is no number.
+    Raises UserError for an example that is too long, a starting point that does not fit, and a loss that is no number;
+    NoticeError, in all workers after the same step, when it was stopped at a notice.
     """
     training = _Training(member, _Worker(device, rank, num_workers))
     upcoming = next(training.microbatches, None)
@@ -76,6 +83,31 @@ class _Worker:
         return self.device.type == "cuda"
 
 
+class Notices:
+    """`notice_given` for workers that step together: one answer in all of them, after the same step."""
+
+    def __init__(self, device: torch.device, num_workers: int) -> None:
+        self._device, self._num_workers = device, num_workers
+        self._num_steps, self._every = 0, 1
+        self._since = time.monotonic()
+
+    def given(self) -> bool:
+        """To be called after each step; collective about every `AGREE_EVERY_S`, or after each step that takes longer."""
+        if self._num_workers == 1:
+            return notice_given()
+        self._num_steps += 1
+        if self._num_steps < self._every:
+            return False
+        mine = [float(notice_given()), time.monotonic() - self._since]
+        ours = torch.tensor(mine, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(ours, op=torch.distributed.ReduceOp.MAX)
+        is_given, seconds = ours.tolist()
+        # Of what is the same in all, so that they ask each other after the same step again.
+        self._every = max(1, int(AGREE_EVERY_S * self._num_steps / max(seconds, 1e-3)))
+        self._num_steps, self._since = 0, time.monotonic()
+        return bool(is_given)
+
+
 class _Training:
     """A job under way on this worker: its course, model, engine and checkpoints."""
 
@@ -97,6 +129,7 @@ class _Training:
         if progress is not None:
             take_up_state(self.engine, progress.num_updates)
         self.course.begin(progress)
+        self.notices = Notices(worker.device, worker.num_workers)
         self.loss: torch.Tensor | float = progress.loss if progress else 0.0
         self.microbatches = _microbatches(self.course, worker, filled=use_graphs, adapted=self.adapters is not None)
 
@@ -124,7 +157,7 @@ class _Training:
         return summed
 
     def end_step(self) -> None:
-        """Log and keep what is due. Raises UserError if the loss is no number."""
+        """Log and keep what is due. Raises UserError if the loss is no number, NoticeError if all are to stop here."""
         course = self.course
         course.advance()
         if course.is_logged:
@@ -132,13 +165,16 @@ class _Training:
             torch.distributed.all_reduce(total_loss)
             course.log_step(total_loss.item())
             self.loss = 0.0
-        if course.is_saved:
+        is_stopped = self.notices.given() and not course.is_over
+        if course.is_saved or is_stopped:
             # What every worker holds whole is kept by one.
             is_keeper = self.config.zero_stage > 0 or self.worker.rank == 0
             self.checkpoints.save(
                 course.progress(float(self.loss), num_updates=num_updates(self.engine)),
                 optimizer_state(self.engine, self.worker.rank) if is_keeper else [],
             )
+        if is_stopped:
+            raise NoticeError(course.stopped_at)
 
     def end(self) -> Trained:
         """Gather what was trained, and give back the engine's memory."""

@@ -30,7 +30,7 @@ class Course:
         self.shortest = ends[0]
         self.branched_at = cooldown_start(ends[-1], self.config) if self.job.trunk else 0
         self.kept_at = set() if self.job.trunk else {cooldown_start(end, self.config) for end in ends[:-1]}
-        self.next_step = self.first_step = 0
+        self.next_step = self.first_step = self.committed = 0
         self.log: list[dict[str, float]] = []
         self.needs_attention = False
         self.neighbours: list[int] = []
@@ -42,6 +42,7 @@ class Course:
         if progress is not None:
             self.next_step = self.first_step = progress.next_step
             self.window_step, self.log = progress.logged_step, progress.log
+        self.committed = self.next_step
         self.setup_s = time.perf_counter() - self.started
         self.window_start = self.train_start = time.perf_counter()
 
@@ -102,6 +103,11 @@ class Course:
         """Whether a checkpoint is due."""
         every = self.config.checkpoint_every
         return bool(every) and self.next_step % every == 0 and not self.is_over
+
+    @property
+    def stopped_at(self) -> str:
+        """What a notice has stopped, for people."""
+        return f"a notice stopped it at step {self.next_step} of {len(self.batches)}, which is committed"
 
     def log_step(self, total_loss: float) -> None:
         """Log the steps since the last logged one, over which `total_loss` was summed. Raises UserError if it is no number."""

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.errors import NeighbourFailedError, UserError, portable
+from pipelines.errors import NeighbourFailedError, NoticeError, UserError, portable
 from pipelines.finetune.checkpoints import TOGETHER, checkpointing_engine, keep_result, read_result, save_result
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import check_trajectory
@@ -237,10 +237,14 @@ def _train_group(members: Sequence[Member], gpu_share: float) -> list[dict[str, 
     for place, member in enumerate(members):
         if place in results:
             continue
+        if any(isinstance(result, NoticeError) for result in results.values()):
+            end(place, NoticeError("a notice came before it began"))
+            continue
         try:
             result = _train_alone(member)
         except Exception as error:
-            if context.get_world_size() > 1:
+            # All workers stop at a notice.
+            if context.get_world_size() > 1 and not isinstance(error, NoticeError):
                 # The other workers are in the midst of this job, and would wait for this one.
                 raise
             result = portable(error)

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from pipelines.errors import portable
+from pipelines.errors import NoticeError, portable
 from pipelines.finetune.bank import MAX_SLOTS, Bank
 from pipelines.finetune.checkpoints import TOGETHER, Checkpoints, checkpointing_engine, save_result, trunk_state
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import Member
 from pipelines.models.process import free_memory
 from pipelines.models.weights import weights_of
+from pipelines.notice import notice_given
 from pipelines.storage import fetch, working_folder
 
 
@@ -53,7 +54,7 @@ def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[in
 def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
     """Train `members`, which `compatible` has put together; yields the place and the metrics (or failure) of each as it ends.
 
-    `gpu_share` is the part of a GPU that is this worker's, 0 for the CPU.
+    `gpu_share` is the part of a GPU that is this worker's, 0 for the CPU. At a notice all are saved and end with a NoticeError.
     """
     waiting = deque(enumerate(members))
     most = MAX_SLOTS
@@ -61,6 +62,15 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
     courses: dict[int, tuple[int, Course]] = {}  # slot → place, course
     try:
         while True:
+            if notice_given():
+                for slot, (place, course) in courses.items():
+                    if course.next_step > course.committed:
+                        assert bank is not None
+                        _save(course, bank, slot)
+                    yield place, NoticeError(course.stopped_at)
+                for place, _ in waiting:
+                    yield place, NoticeError("a notice came before it began")
+                return
             while waiting and (bank is None or len(courses) < bank.num_slots):
                 place, member = waiting.popleft()
                 try:
@@ -141,5 +151,10 @@ def _attend(course: Course, bank: Bank, slot: int, num_courses: int) -> None:
         save_result(course.member, bank.tensors(slot), course.log)
         course.end()
     elif course.is_saved:
-        progress = course.progress(bank.losses[slot].item(), num_updates=course.next_step)
-        _checkpoints(course).save(progress, [bank.state(slot)])
+        _save(course, bank, slot)
+
+
+def _save(course: Course, bank: Bank, slot: int) -> None:
+    course.committed = course.next_step
+    progress = course.progress(bank.losses[slot].item(), num_updates=course.next_step)
+    _checkpoints(course).save(progress, [bank.state(slot)])

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, per_label, plan_shards
 from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
+from pipelines.notice import run_notice_given
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import absolute, is_local, join, local_path
 from pipelines.tasks.examples import Label
@@ -47,7 +48,7 @@ def generate(
 
     Raises `UserError` for a missing generator, an output of another request, an engine over more than one
     GPU, a missing vLLM, and for a yield under `min_yield`; what was generated stays and is used by the next
-    call.
+    call. Raises `NoticeError` when its run is to end: shards under way are finished, and no other is begun.
     """
     started = time.perf_counter()
     resources = resources or Resources()
@@ -68,6 +69,8 @@ def generate(
             progress.add(row)
         # A second pass only if a worker skipped a shard on the strength of a commit that is gone since.
         missing = _missing(planned, folder, num_per_label, config.min_yield)
+        if missing and run_notice_given():
+            raise NoticeError(f"a notice stopped it with {len(folder.commits())} shards committed")
         if missing and len(folder.commits()) == num_before:
             raise RuntimeError(f"{folder.output}: engines ended without committing any of {len(missing)} missing shards")
 

@@ -25,6 +25,7 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, per_label
+from pipelines.notice import run_notice_given
 from pipelines.resources import Resources
 from pipelines.storage import fetch, is_local
 from pipelines.tasks.examples import LABELS, Label
@@ -72,9 +73,9 @@ def run_engines(
         ),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
-        # OpenMP and vLLM read theirs when they are loaded, so the process must start with them.
         # Lost machines count, too, if they go without notice; the next call then goes on with what was committed.
         max_restarts=MAX_RESTARTS,
+        # OpenMP and vLLM read theirs when they are loaded, so the process must start with them.
         runtime_env={"env_vars": engine_environment(config, resources)},
     )
     dataset.context.enable_progress_bars = config.progress_bars
@@ -176,6 +177,9 @@ class ShardWriter:
         waited_since = time.perf_counter()
         num_committed = -1
         while True:
+            # Of a machine that is to go alone, every shard counts that is finished before.
+            if run_notice_given():
+                return False
             with self._lock:
                 commits = self._folder.commits()
             if len(commits) > num_committed:

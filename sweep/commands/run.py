@@ -51,6 +51,9 @@ def run(
     max_failures: Annotated[
         int, typer.Option(min=0, help="Try a step so many times more that fails by itself; a lost machine does not count.")
     ] = 1,
+    notice_time: Annotated[
+        float, typer.Option(help="Seconds that steps have to commit after SIGUSR1 (Slurm's --signal) until the run ends.")
+    ] = 110,
     rehearse: Annotated[
         bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
     ] = False,
@@ -139,7 +142,7 @@ def run(
         where, name, Prices(table, found[0] if found else None), plan.costs.estimate.steps if plan.costs else (), budget
     )
     database = kept_database(where, tracking_uri)
-    with Stop() as stop, database.open() if database else contextlib.nullcontext():
+    with Stop(notice_time) as stop, database.open() if database else contextlib.nullcontext():
         result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents)
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
     print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built{losses}")

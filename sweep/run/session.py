@@ -18,7 +18,7 @@ from pipelines.object_store import SHARED
 from pipelines.watchdog import STALL_AFTER, stall_after
 from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step
-from sweep.run.ends import kill_descendants
+from sweep.run.ends import deaf_to_notices, kill_descendants
 from sweep.run.failures import one_line
 from sweep.run.machine import local_resources
 
@@ -84,7 +84,8 @@ def ray_session(options: RayOptions, steps: Sequence[Step]) -> Iterator[Capacity
     else:
         start = functools.partial(_join, options.address, _logs(options))
     try:
-        _keeping_handler_of_sigterm(start)
+        with deaf_to_notices():
+            _keeping_handler_of_sigterm(start)
         for name in ("ray.tune", "ray.train", "ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.INFO if options.debug else logging.CRITICAL)
         if options.address is not None:

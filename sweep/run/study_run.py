@@ -153,10 +153,11 @@ def run_study(
             # A study on CPUs costs nothing that there is a price for.
             if meter is not None and any(step.resources.total_gpus for step in missing):
                 meter.begin(look_at(options, capacity, meter.prices), keeps_all=options.address is None)
-            errors = _run_on_ray(run, study, loaded.parameters, cached, index, meter, again=marked.keys())
+            errors = _run_on_ray(run, study, loaded.parameters, cached, index, stop, meter, again=marked.keys())
     except KeyboardInterrupt:
         if run is not None and index is not None:
-            end_runs(index, study.experiment, {*run.progress.running, *run.progress.built})
+            progress = run.progress
+            end_runs(index, study.experiment, {*progress.running, *progress.built, *progress.retried})
         raise
     finally:
         if meter is not None:
@@ -206,13 +207,15 @@ def _run_on_ray(
     parameters: Mapping[str, Any],
     cached: Sequence[Record],
     tracking_uri: str | None,
+    stop: Stop,
     meter: Meter | None = None,
     *,
     again: Container[str],
 ) -> list[str]:
     """Build the steps of `run` with a display and, unless `tracking_uri` is None, a tracker; returns the tracker's errors.
 
-    MLflow is told of what is cached where it lacks it, and of the fingerprints `again` in any case.
+    MLflow is told of what is cached where it lacks it, and of the fingerprints `again` in any case. A notice ends it as any
+    signal does.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -232,12 +235,17 @@ def _run_on_ray(
             tracker.finish.remote(record, is_new=record.fingerprint in again)
     try:
         with Display(mean_durations(cached)) as display:
-            run.tracker, run.listener, run.tick = tracker, display.on_event, display.on_tick
+            def tick(progress: Progress) -> None:
+                display.on_tick(progress)
+                stop.hold(run)
+
+            run.tracker, run.listener, run.tick = tracker, display.on_event, tick
             if meter is not None:
                 _watch(run, meter)
             progress = run_steps(run)
             if meter is not None:
                 meter.write()
+        stop.check(run)
         built = [run.records[step.fingerprint] for step in run.steps if step.fingerprint in run.records]
         for record in with_stale_marks(built).values():
             run.store.write_record(record)

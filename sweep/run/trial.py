@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DamagedError, NeighbourFailedError, UserError
+from pipelines.errors import DamagedError, NeighbourFailedError, NoticeError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
 from pipelines.storage import (
@@ -53,8 +53,8 @@ class Outcome:
     """How a step ended: its record, or one line of what went wrong and where the whole traceback is.
 
     `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with its group, and
-    may do well alone. `kind` says who is at fault. `unusable` are the fingerprints of inputs that are gone or damaged: built
-    again, the step may do well.
+    may do well alone; one that `was_stopped` at a notice has committed what it had done, and goes on elsewhere or later. `kind`
+    says who is at fault. `unusable` are the fingerprints of inputs that are gone or damaged: built again, the step may do well.
     """
 
     record: Record | None
@@ -62,6 +62,7 @@ class Outcome:
     log: str = ""
     is_final: bool = False
     was_neighbour: bool = False
+    was_stopped: bool = False
     kind: Kind = Kind.FAILURE
     unusable: tuple[str, ...] = ()
 
@@ -138,6 +139,8 @@ def _lines(damages: Sequence[Damage]) -> str:
 
 
 def _failure(error: Exception, step: Step, store: Store) -> Outcome:
+    if isinstance(noticed := root_cause(error), NoticeError):
+        return Outcome(None, one_line(noticed), was_stopped=True)
     if not isinstance(error, UnusableInputsError):
         # A stage that reads a damaged input fails in its own words.
         try:

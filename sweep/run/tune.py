@@ -10,6 +10,8 @@ import contextlib
 import functools
 import math
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -299,6 +301,8 @@ class Run:
             self._losses_in_a_row[fingerprint] = 0
         if outcome.is_final:
             return "failed", outcome
+        if outcome.was_stopped:
+            return "retry", outcome
         # A process that dies twice at one place dies of what it does there; one that had got on may have been killed.
         if outcome.kind is Kind.LOSS or (outcome.kind is Kind.DEATH and has_progress):
             self.progress.losses[fingerprint] += 1
@@ -482,7 +486,14 @@ def _searcher(run: Run) -> Any:
 def _callback(run: Run) -> Any:
     from ray.tune import Callback
 
+    on_notice = signal.getsignal(signal.SIGUSR1)
+
     class StepCallback(Callback):
+        def setup(self, **info: Any) -> None:
+            # Tune has just taken it, with no setting to prevent it, and would end at once.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGUSR1, on_notice)
+
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             run.poll()
 

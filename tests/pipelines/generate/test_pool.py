@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import UserError
+from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.pool import generate
 from pipelines.generate.shards import ShardFolder
@@ -225,6 +225,27 @@ def test_a_killed_run_is_finished_with_the_same_pool(
     # The same examples as without interruption, in other batches: a row depends on its seed alone.
     for folder in ("pool", "rejects"):
         assert rows(tmp_path, folder) == rows(pool[0], folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_pool_that_a_notice_stops_is_finished_with_the_same_content(
+    pool: tuple[Path, dict[str, Any], Reports], models: Path, tmp_path: Path
+) -> None:
+    from pipelines import notice
+
+    def report(metrics: Any, step: int) -> None:
+        notice.tell_run()
+
+    one_at_a_time = replace(CONFIG, max_num_seqs=96)
+    try:
+        with pytest.raises(NoticeError, match=r"with \d+ shards committed"):
+            generate(one_at_a_time, str(models / "trained"), str(tmp_path), resources=ONE, report=report)
+    finally:
+        notice._flag("run").unlink()
+    assert 0 < len(commits(tmp_path)) < len(commits(pool[0]))
+    generate(CONFIG, str(models / "trained"), str(tmp_path), resources=ONE)
+    assert commits(tmp_path) == commits(pool[0])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:

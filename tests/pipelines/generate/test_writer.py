@@ -1,10 +1,17 @@
 """Prompts and rows of a worker, without an engine."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from pipelines.errors import NoticeError
+from pipelines.generate import pool, writer
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.shards import Shard
-from pipelines.generate.writer import encode_prompts, tables
+from pipelines.generate.shards import Shard, ShardFolder, per_label
+from pipelines.generate.writer import ShardWriter, encode_prompts, tables
 from pipelines.tasks.examples import LABELS
 from pipelines.tasks.prompts import generator_text
 from tests.pipelines.tiny_generator import KNOWN
@@ -45,3 +52,35 @@ def test_texts_become_rows_with_the_ids_and_seeds_of_their_shard() -> None:
         {"id": "neutral-00004-00000", "label": "neutral", "shard": 4, "seed": shard.row_seed(0),
          "generator": "tiny", "reason": "no_hypothesis", "text": ". Premise: A dog"}
     ]  # fmt: skip
+
+
+def test_at_a_notice_no_shard_is_begun_and_those_that_are_committed_count(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = False
+    for module in (writer, pool):
+        monkeypatch.setattr(module, "run_notice_given", lambda: given)
+    begun: list[str] = []
+
+    def run_engines(
+        config: GenerationConfig, model: str, output: str, shards: list[Shard], *_: Any
+    ) -> Iterator[dict[str, Any]]:
+        """An engine whose first shard is under way when the notice comes."""
+        nonlocal given
+        one = object.__new__(ShardWriter)
+        one._config, one._request, one._lock = config, _[-1], threading.Lock()
+        one._folder, one._targets = ShardFolder(output), per_label(config.num_per_label)
+        for shard in shards:
+            if not one._is_needed(shard):
+                continue
+            given = True
+            begun.append(shard.name)
+            commit = one._folder.commit(shard, one._request, *tables(shard, ["?"] * shard.count, config), 1)
+            yield {"label": str(shard.label), "num_parsed": commit.num_parsed, "num_rejected": 2, "num_tokens": 1,
+                   "engine_start_s": 1.0, "since_ready_s": 1.0, "peak_gpu_memory_gib": 0.0}  # fmt: skip
+
+    monkeypatch.setattr(pool, "run_engines", run_engines)
+    config = GenerationConfig(num_per_label=4, shard_size=2, generator_id="tiny")
+    with pytest.raises(NoticeError, match="a notice stopped it with 1 shards committed"):
+        pool.generate(config, str(models / "trained"), str(tmp_path))
+    assert len(begun) == 1

@@ -11,6 +11,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from pipelines.errors import NoticeError
+from pipelines.notice import notice_given
 from pipelines.storage import join, write_text
 from sweep.cli import main
 from sweep.graph import stages
@@ -20,10 +22,14 @@ SECONDS = float(os.environ["SECONDS"])
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Take some time, report as a stage does, and write a small file."""
+    """Take some time, report as a stage does, and write a small file; stop at a notice, unless DEAF is set."""
     for step in range(3):
         job.report({"loss": 1 / (step + 1)}, step)
-        time.sleep(SECONDS / 3)
+        until = time.monotonic() + SECONDS / 3
+        while time.monotonic() < until:
+            time.sleep(min(0.1, SECONDS / 3))
+            if "DEAF" not in os.environ and notice_given():
+                raise NoticeError(f"a notice stopped it at step {step} of 3, which is committed")
     if os.environ.get("ASK_RAY"):
         write_text(join(job.output, "machine.txt"), _node_of_a_worker(job))
     write_text(join(job.output, "value.txt"), json.dumps(sorted(job.inputs)))

@@ -26,11 +26,11 @@ def environment(seconds: float = 0) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "SECONDS": str(seconds)}
 
 
-def start(store: Path, terminal: int | None = None) -> "subprocess.Popen[str]":
+def start(store: Path, terminal: int | None = None, *options: str, **more: str) -> "subprocess.Popen[str]":
     """The command in a session of its own, on a terminal if one is given; returns when steps run that take a minute each."""
     driver = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *STUDY, "--store", str(store)],
-        env=environment(60),
+        [sys.executable, str(SCRIPT), *STUDY, "--store", str(store), *options],
+        env=environment(60) | more,
         stdin=terminal,
         stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
@@ -94,6 +94,29 @@ def test_a_signal_stops_the_run_in_one_line_and_the_same_command_goes_on(number:
         assert statuses(tmp_path) == {"FINISHED": 16}
 
 
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_at_a_notice_steps_commit_and_the_run_ends_well(is_deaf: bool, tmp_path: Path) -> None:
+    """SIGUSR1 to all of its processes, as Slurm may send it; steps that do not hear of it are stopped when the time is over."""
+    driver = start(tmp_path, None, "--notice-time", "3" if is_deaf else "60", **({"DEAF": "1"} if is_deaf else {}))
+    began = time.monotonic()
+    os.killpg(driver.pid, signal.SIGUSR1)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 0, output
+    assert time.monotonic() - began > 3 or not is_deaf
+    first, *stopped, last = output.splitlines()
+    assert last == "stopped at a notice (SIGUSR1): 0 of 15 artifacts are built; the same command goes on"
+    assert "start   sources/data" in first
+    assert len(stopped) == (not is_deaf) and all(
+        "a notice stopped it at step 0 of 3, which is committed" in line for line in stopped
+    )
+    assert processes_of(driver.pid) == []
+    assert statuses(tmp_path) == {"KILLED": 2}
+    if not is_deaf:
+        command = [sys.executable, str(SCRIPT), *STUDY, "--store", str(tmp_path)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+        assert "15 artifacts, 0 were there, 15 built" in done.stdout, done.stderr
+
+
 def test_a_closed_terminal_stops_the_run_too(tmp_path: Path) -> None:
     try:
         ours, theirs = os.openpty()
@@ -118,30 +141,6 @@ def test_a_signal_to_all_of_its_processes_and_a_second_one_end_it_at_once(tmp_pa
     assert output.splitlines()[1:] == ["stopped by SIGTERM: 0 of 15 artifacts are built; the same command goes on"]
     assert processes_of(driver.pid) == []
     assert statuses(tmp_path) == {"RUNNING": 2}, "it did not wait for MLflow"
-
-
-def run_stopped(body: str, prelude: str = "") -> "subprocess.CompletedProcess[str]":
-    program = f"""
-import os, signal, subprocess, time
-from sweep.run import ends
-{prelude}
-with ends.Stop():
-    {body}
-"""
-    return subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=30)
-
-
-def test_a_run_that_does_not_end_by_itself_is_ended_with_all_that_it_started() -> None:
-    body = """
-    subprocess.Popen(["sh", "-c", "sleep 100 & sleep 100"])  # they hold the pipe: the test would wait for them
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-    except KeyboardInterrupt:
-        time.sleep(100)
-"""
-    done = run_stopped(body, "ends.LIMIT_S = 1")
-    assert done.returncode == 143
-    assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
 
 
 @pytest.mark.slow
@@ -185,6 +184,57 @@ with temporary_folder("of-a-run-") as folder:
         with temporary_folder("of-a-run-") as another:
             assert {str(path) for path in tmp_path.iterdir()} == {ours, another}
     assert list(tmp_path.iterdir()) == []
+
+
+def run_stopped(body: str, prelude: str = "") -> "subprocess.CompletedProcess[str]":
+    program = f"""
+import os, signal, subprocess, time
+from sweep.run import ends
+{prelude}
+with ends.Stop():
+    {body}
+"""
+    return subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=30)
+
+
+def test_a_run_that_does_not_end_by_itself_is_ended_with_all_that_it_started() -> None:
+    body = """
+    subprocess.Popen(["sh", "-c", "sleep 100 & sleep 100"])  # they hold the pipe: the test would wait for them
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        time.sleep(100)
+"""
+    done = run_stopped(body, "ends.LIMIT_S = 1")
+    assert done.returncode == 143
+    assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
+
+
+@pytest.mark.parametrize(("is_done", "code"), [(False, 0), (True, 3)])
+def test_a_notice_holds_the_run_and_stops_it_unless_it_is_done(is_done: bool, code: int) -> None:
+    """Its workers are told once. A run that has come to its end meanwhile goes on with what is left to do, here `exit(3)`."""
+    prelude = f"""
+from types import SimpleNamespace as Some
+told = []
+ends.tell_all_nodes = lambda: told.append(1) or told
+run = Some(hold="", queue=Some(is_exhausted={is_done}))
+"""
+    body = """
+    stop = ends.Stop(notice_s=60)
+    with stop:
+        stop.hold(run)
+        assert not run.hold and not told
+        os.kill(os.getpid(), signal.SIGUSR1)
+        for _ in range(3):
+            stop.hold(run)
+        assert run.hold and told == [1]
+        stop.check(run)
+    exit(3)
+"""
+    done = run_stopped(body, prelude)
+    assert done.returncode == code, done.stderr
+    stopped = "stopped at a notice (SIGUSR1): what is built is kept; the same command goes on\n"
+    assert done.stderr == ("" if is_done else stopped)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
