@@ -126,6 +126,14 @@ class Display:
         elif event in ("failed", "retry", "lost", "waits"):
             self._live.console.print(self._line(event, step, progress), markup=False, highlight=False)
 
+    def say(self, text: str) -> None:
+        """A line of its own, after the time and how far the run is."""
+        line = f"{seconds(self._elapsed):>6}  {self._position(self._progress) if self._progress else ''}  {text}"
+        if self.is_live:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self.stream, flush=True)
+
     def _line(self, event: str, step: Step, progress: Progress) -> str:
         detail = ""
         if event == "done":

@@ -21,11 +21,12 @@ from sweep.plan.plan import Plan, Planned, make_plan
 from sweep.run.budget import Meter, look_at
 from sweep.run.ends import Stop
 from sweep.run.failures import is_read_only, one_line
-from sweep.run.progress import Display, Progress, mean_durations
+from sweep.run.progress import Display, Progress, mean_durations, seconds
 from sweep.run.session import RayOptions, cluster_capacity, ray_session
 from sweep.run.tracking import Tracker, default_tracking_uri, end_runs
 from sweep.run.trial import set_damaged_aside
 from sweep.run.tune import Run, run_steps
+from sweep.run.watchdog import Silences
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
 from sweep.study.loading import Loaded
@@ -235,8 +236,12 @@ def _run_on_ray(
             tracker.finish.remote(record, is_new=record.fingerprint in again)
     try:
         with Display(mean_durations(cached)) as display:
+            silences = Silences()
+
             def tick(progress: Progress) -> None:
                 display.on_tick(progress)
+                for step, silent_s in silences.look(progress):
+                    display.say(f"silent  {step.name}: nothing heard for {seconds(silent_s)}; its worker waits, or hangs")
                 stop.hold(run)
 
             run.tracker, run.listener, run.tick = tracker, display.on_event, tick
