@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import re
 import sqlite3
 import time
@@ -88,6 +89,9 @@ def _look_at_file(path: Path, to_write: bool) -> None:
     if not path.exists() or path.stat().st_size == 0:
         if to_write:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                # MLflow would try for two minutes.
+                raise Unusable("its folder may only be read")
         return
     if not path.is_file():
         raise Unusable("it is not a file")
