@@ -75,7 +75,8 @@ class KeptDatabase:
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         self.local.parent.mkdir(parents=True, exist_ok=True)
-        with self.local.with_name(f"{self.local.name}.lock").open("w") as lock:
+        # Of its own: MLflow's index takes `.lock` for moments, and this one is held for a whole run.
+        with self.local.with_name(f"{self.local.name}.users").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._bring()

@@ -21,7 +21,7 @@ from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import files_below, filesystem, join, read_text, read_with_version
 from sweep.graph.records import RECORD_FILE, Store, Study
 from sweep.run.session import _join
-from sweep.run.tracking import Tracker
+from sweep.run.tracking import Tracker, default_tracking_uri, kept_database
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 TINY = HERE / "tiny_study.py"
@@ -275,7 +275,19 @@ def test_mlflow_s_artifacts_are_kept_with_the_store(bucket: str, tmp_path: Path)
     tracker.client.log_text(tracker.parent_id, "text", "note.txt")
     files, root = filesystem(join(bucket, "studies", "mlflow-artifacts"))
     assert [path.rsplit("/", 1)[-1] for path in files.find(root)] == ["note.txt"]
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    assert "mlflow-artifacts" not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_database_that_is_kept_can_be_tracked_in(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = Store(bucket)
+    uri = default_tracking_uri(store)
+    database = kept_database(store, uri)
+    assert database is not None and kept_database(store, f"sqlite:///{tmp_path}/mlflow.db") is None
+    with database.open():
+        assert Tracker(uri, bucket, "tiny", "A tiny study", {}).close("FINISHED") == []
+    with sqlite3.connect(bring_database(bucket, tmp_path)) as connection:
+        assert connection.execute("select status from runs").fetchall() == [("FINISHED",)]
 
 
 def test_a_run_that_cannot_write_ends_before_ray_starts(s3_server: str, tmp_path: Path) -> None:
