@@ -19,6 +19,10 @@ class DamagedError(UserError):
     """
 
 
+class DeniedError(UserError, PermissionError):
+    """A store does not let the user do something, with credentials that it knows; the message names bucket and key."""
+
+
 class StoreUnreachableError(ConnectionError):
     """A store that does not answer: the message names it, and trying again may help."""
 

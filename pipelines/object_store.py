@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.errors import StoreUnreachableError, UserError
+from pipelines.errors import DeniedError, StoreUnreachableError, UserError
 
 S3, GCS = ("s3", "s3a"), ("gs", "gcs")
 PACKAGES = dict.fromkeys(S3, "s3fs") | dict.fromkeys(GCS, "gcsfs")
@@ -100,7 +100,7 @@ def write_version(file_system: Any, path: str, content: bytes, expected: str | N
 def plain_errors(uri: str) -> Iterator[None]:
     """Turn what an object store answers into one line that names the address.
 
-    Raises UserError for what stays wrong (no such bucket, credentials, rights, another region),
+    Raises UserError for what stays wrong (no such bucket, credentials, another region; DeniedError: rights),
     StoreUnreachableError where nothing answered; anything else as it came, a missing object's FileNotFoundError too.
     """
     try:
@@ -109,7 +109,7 @@ def plain_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         if text := _explain(error, uri):
-            kind = StoreUnreachableError if _is_unreachable(error) else UserError
+            kind = StoreUnreachableError if _is_unreachable(error) else DeniedError if _is_denied(error) else UserError
             raise kind(text) from error
         raise
 
@@ -170,6 +170,11 @@ def _is_unreachable(error: BaseException) -> bool:
     return bool(kinds & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionClosedError"})
 
 
+def _is_denied(error: BaseException) -> bool:
+    # The second is how gcsfs begins.
+    return _code(error) in ("AccessDenied", "AllAccessDisabled", "403", "Forbidden") or str(error).startswith("Forbidden")
+
+
 def _explain(error: Exception, uri: str) -> str:
     """One line for what an object store answered, empty if it is nothing of that kind."""
     # By name: botocore, aiohttp and gcsfs need not be installed.
@@ -190,7 +195,7 @@ def _explain(error: Exception, uri: str) -> str:
         return f"{uri}: the credentials for {what} are not valid ({code}); check {CREDENTIALS[scheme]}"
     if code in ("PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return f"{uri}: bucket {bucket} is in another region ({text}); set AWS_REGION to the bucket's own"
-    if code in ("AccessDenied", "AllAccessDisabled", "403", "Forbidden") or text.startswith("Forbidden"):
+    if _is_denied(error):
         return f"{uri}: access to {what} is denied ({text}); the credentials need to list, read, write and delete there"
     if code in ("InvalidBucketName", "ParamValidationError") or "ParamValidationError" in kinds:
         return f"{uri}: {bucket} is no name for a bucket ({text})"

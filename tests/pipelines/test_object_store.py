@@ -173,6 +173,9 @@ def test_a_bucket_that_may_only_be_read_is_found_before_anything_is_built(bucket
     monkeypatch.setattr(S3FileSystem, "_call_s3", read_only)
     with pytest.raises(UserError, match="is denied"):
         check_store(bucket)
+    # As a folder that may only be read: a run of which everything is built goes on.
+    with pytest.raises(PermissionError):
+        write_text(join(bucket, "a", "b"), "other")
     assert fetch(join(bucket, "a", "b"))
 
 
