@@ -46,11 +46,11 @@ logger = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
-    """Numbers `start` to `start + count` of the parameter `name`, flat, which lie at `place` of a longer tensor."""
+    """Numbers `start` to `start + size` of the parameter `name`, flat, which lie at `place` of a longer tensor."""
 
     name: str
     start: int
-    count: int
+    size: int
     place: int
 
 
@@ -313,7 +313,7 @@ def _intact_files(folder: str, content: dict[str, Any], parts: Sequence[Part], s
     wanted: Counter[str] = Counter()
     for part in parts:
         for piece in part.pieces:
-            wanted[piece.name] += piece.count
+            wanted[piece.name] += piece.size
     if unlike := sorted(name for name in wanted if wanted[name] != found[name]):
         raise _DamagedError(f"{folder} has not all of {unlike[0]}")
     return paths
@@ -350,7 +350,7 @@ def _overlaps(slices: Sequence[tuple[str, int, int]], parts: Sequence[Part]) -> 
             pieces[piece.name].append((part, piece))
     for name, start, count in slices:
         for part, piece in pieces.get(name, ()):
-            begin, end = max(start, piece.start), min(start + count, piece.start + piece.count)
+            begin, end = max(start, piece.start), min(start + count, piece.start + piece.size)
             if begin < end:
                 yield _Overlap(name, start, begin, end, part, piece)
 

@@ -211,8 +211,9 @@ def test_where_all_are_damaged_the_job_begins(workers, tmp_path):
     assert checkpointing_engine(str(tmp_path)) is None
 
 
-def test_a_pickled_checkpoint_is_removed_unread(tmp_path, caplog):
-    """As earlier versions wrote them; who unpickles this one fails the test."""
+def test_a_pickled_checkpoint_is_removed_unread(tmp_path, monkeypatch, caplog):
+    """As an earlier version wrote them; who unpickles this one makes a file."""
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / ".checkpoints" / "step4" / "worker0" / "engine"
     folder.mkdir(parents=True)
     (folder / "mp_rank_00_model_states.pt").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
@@ -220,7 +221,7 @@ def test_a_pickled_checkpoint_is_removed_unread(tmp_path, caplog):
     write_text(tmp_path / ".checkpoints" / "latest.json", json.dumps(latest))
     assert checkpointing_engine(str(tmp_path)) is None
     assert load_whole(str(tmp_path))[0] is None
-    assert not (tmp_path / ".checkpoints").exists()
+    assert list(tmp_path.iterdir()) == []
     (line,) = caplog.messages
     assert "by an earlier version" in line and "begins anew" in line
 
@@ -324,10 +325,10 @@ def test_what_two_workers_began_goes_on_on_four(job_of, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
 def test_one_gpu_and_two_take_turns(job_of, tmp_path):
-    """Through NCCL: all weights and adapters with dropout, captured graphs at ZeRO 0 to 2."""
+    """Through NCCL: all weights and adapters with dropout, captured graphs at ZeRO 0 and 1."""
     if torch.cuda.device_count() < 2:
         pytest.skip("this takes two GPUs")
-    kinds = [("full", 3, "bfloat16"), ("full", 1, "bfloat16"), *(("lora", stage, "bfloat16") for stage in (0, 1, 2, 3))]
+    kinds = [("full", 3, "bfloat16"), *(("lora", stage, "bfloat16") for stage in (0, 1, 3))]
     check_turns(kinds, job_of, tmp_path, rounding=lambda kind: ROUNDING_ON_GPU, on_gpu=True)
 
 

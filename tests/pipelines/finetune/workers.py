@@ -29,6 +29,7 @@ def _work(rank, num_workers, folder, members, on_gpu):
         torch.cuda.set_device(rank)
         # As a test of this process may have left it.
         os.environ.pop("DS_ACCELERATOR", None)
+    driver._talk_over_loopback()
     torch.distributed.init_process_group(
         driver._backend(on_gpu), init_method=f"file://{folder}/meet", rank=rank, world_size=num_workers
     )
