@@ -43,7 +43,9 @@ def configuration(address: str) -> dict[str, Any]:
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 10,
         "provider": {
-            "type": "fake_multinode",
+            # By its place: under its own name it reads defaults from a file that Ray's wheel lacks.
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -52,6 +54,9 @@ def configuration(address: str) -> dict[str, Any]:
             "gcs_address": address,
         },
         "auth": {},
+        **{f"{when}_commands": [] for when in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+        **{"file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False},
         "head_node_type": "ray.head.default",
         "available_node_types": {
             # By this name Ray's stand-in for a cloud knows its head.
