@@ -20,6 +20,7 @@ from sweep.graph.records import Store, Study
 from sweep.run.session import _read_autoscaler
 
 ROOT = Path(__file__).parents[3]
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 COMMAND = Path(__file__).with_name("fake_command.py")
 STUDY = '''
 from dataclasses import replace
@@ -91,21 +92,26 @@ def test_what_a_cluster_may_grow_to_is_bounded_by_the_machines_of_a_kind_and_in_
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
     """The address of a running cluster of `configuration`."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    from ray.util import get_node_ip_address
+
+    # This machine's own; Ray takes it in the place of the loopback's.
+    host = get_node_ip_address()
+    with socket.create_server((host, 0)) as server:
+        address = f"{host}:{server.getsockname()[1]}"
     file = tmp_path / "autoscaling.json"
     file.write_text(json.dumps(configuration(address)))
     temporary = tempfile.mkdtemp(dir="/tmp", prefix="bs-")  # the path of a socket below it is short
     command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--node-ip-address={host}"),
         *(f"--port={address.rpartition(':')[2]}", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000"),
         *(f"--autoscaling-config={file}", "--include-dashboard=false", f"--temp-dir={temporary}"),
     ]
-    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "PYTHONPATH": str(ROOT)}
+    settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **TOKEN, **settings, "PYTHONPATH": str(ROOT)}
     log = (tmp_path / "ray.log").open("w")
     head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
             assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
             time.sleep(0.2)
@@ -123,7 +129,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 def run(study: Path, store: Path, address: str, *options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(COMMAND), "run", str(study), "--store", str(store), "--address", address, "--no-report"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SECONDS": "0.1", "ASK_RAY": "1"}
+    environment = {**os.environ, **TOKEN, "PYTHONPATH": str(ROOT), "SECONDS": "0.1", "ASK_RAY": "1"}
     return subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=270)
 
 
