@@ -19,6 +19,7 @@ from sweep.graph import stages
 from sweep.graph.stages import Job
 
 SECONDS = float(os.environ["SECONDS"])
+ASK_RAY = bool(os.environ.get("ASK_RAY"))
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def run(job: Job) -> dict[str, Any]:
             time.sleep(min(0.1, SECONDS / 3))
             if "DEAF" not in os.environ and notice_given():
                 raise NoticeError(f"a notice stopped it at step {step} of 3, which is committed")
-    if os.environ.get("ASK_RAY"):
+    if ASK_RAY:
         write_text(join(job.output, "machine.txt"), _node_of_a_worker(job))
     write_text(join(job.output, "value.txt"), json.dumps(sorted(job.inputs)))
     return {"template_test/accuracy": 0.5}

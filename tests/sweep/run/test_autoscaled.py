@@ -146,4 +146,5 @@ def test_default_flags_on_a_cluster_that_has_no_gpu_yet(cluster: str, tmp_path: 
     built = Study.load(Store(tmp_path / "store"), "on_gpus")
     assert built.num_built == len(built.steps)
     machines = {path.read_text() for path in (tmp_path / "store").glob("task_model/*/machine.txt")}
-    assert machines and all(machines)
+    # Started for it: the stand-in numbers its machines, and the head is the first.
+    assert machines and not any(machine.endswith("00000") for machine in machines)
