@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def _set_environment(*, debug: bool, is_local: bool) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
-    if is_local:
+    if is_local and "ray" not in sys.modules:
+        # Ray would go on with the token that it has read.
         defaults |= {
             # Its services listen on loopback only, as Ray has it on macOS.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
