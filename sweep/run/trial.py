@@ -5,7 +5,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Outcome:
     record: Record | None
     error: str = ""
     log: str = ""
+    _: KW_ONLY
     is_final: bool = False
     was_neighbour: bool = False
     was_stopped: bool = False
@@ -158,7 +159,8 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     is_users = isinstance(cause, UserError) and not isinstance(cause, DamagedError)
     is_final = not was_neighbour and (is_users or is_disk_full(cause))
     of = kind(error)
-    return Outcome(None, MACHINE_LOST if of is Kind.LOSS else one_line(cause), log, is_final, was_neighbour, of)
+    text = MACHINE_LOST if of is Kind.LOSS else one_line(cause)
+    return Outcome(None, text, log, is_final=is_final, was_neighbour=was_neighbour, kind=of)
 
 
 def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> dict[str, Outcome]:
