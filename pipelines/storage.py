@@ -64,6 +64,21 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
     return base + separator + "/".join(stripped) if stripped else base
 
 
+def is_plain_name(text: str) -> bool:
+    """Whether it can name a file or folder and nothing elsewhere: printable, no slash, not hidden, at most 255 bytes long."""
+    return (
+        text.isprintable()
+        and not text.startswith(".")
+        and not {"/", "\\"} & set(text)
+        and 0 < len(text.encode(errors="surrogateescape")) <= 255
+    )
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path that was read somewhere leads to a file below the folder that it is meant for: each part a plain name."""
+    return all(map(is_plain_name, path.split("/")))
+
+
 def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     """fsspec's filesystem and the path in it.
 
@@ -207,7 +222,9 @@ def _recorded(file_system: Any, remote: str) -> dict[str, Described] | None:
         try:
             files: dict[str, Described] = json.loads(text)["files"]
             described = {path: {"sha256": str(file["sha256"]), "bytes": int(file["bytes"])} for path, file in files.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if outside := [path for path in described if not is_inside(path)]:
+                raise ValueError(f"its file {outside[0]!r} does not lie in its folder")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{folder}/{RECORD_FILE} is not a readable record ({error})") from error
         if below in described:
             return {parts[-1]: described[below]}

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pipelines.errors import DamagedError
 from pipelines.hashing import remembered_sha256
-from pipelines.storage import RECORD_FILE, files_below, filesystem, join, read_text, write_text
+from pipelines.storage import RECORD_FILE, files_below, filesystem, is_plain_name, join, read_text, write_text
 from sweep.graph.identity import SHORT
 from sweep.graph.records import ArtifactId, Record, Store
 
@@ -130,8 +130,14 @@ def finish_setting_aside(store: Store, artifact: ArtifactId) -> None:
     target = read_text(join(folder, UNDER_WAY))
     if target is None:
         return
+    name = target.rpartition("/")[2]
+    if not is_plain_name(name):
+        raise DamagedError(
+            f"{folder}/{UNDER_WAY} does not name a folder ({name!r}); remove it, and look at what else was changed"
+        )
     file_system, root = filesystem(folder)
-    _, there = filesystem(target)
+    # The store may have moved since; and what is read in one leads nowhere else.
+    _, there = filesystem(join(store.uri, SET_ASIDE, artifact.stage, name))
     paths = [path.removeprefix(root.rstrip("/") + "/") for path in file_system.find(root)]
     paths = [path for path in paths if path not in (*HOLDING, UNDER_WAY)]
     for path in sorted(paths, key=lambda path: path != RECORD_FILE):

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,9 @@ from pipelines.storage import (
     RECORD_FILE,
     files_below,
     filesystem,
+    is_inside,
     is_local,
+    is_plain_name,
     join,
     local_path,
     make_folder,
@@ -54,11 +57,19 @@ BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 
 @dataclass(frozen=True)
 class ArtifactId:
-    """The name of an artifact: `slug` is for people, `fingerprint` the identity, whose first digits are enough to find it."""
+    """The name of an artifact: `slug` is for people, `fingerprint` the identity, whose first digits are enough to find it.
+
+    They make the path of its folder. Raises ValueError for one that could lead elsewhere.
+    """
 
     stage: str
     slug: str
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        for name in ("stage", "slug", "fingerprint"):
+            if not is_plain_name(value := getattr(self, name)):
+                raise ValueError(f"{name} {value!r} cannot be a part of a path")
 
     @property
     def name(self) -> str:
@@ -118,10 +129,13 @@ class Record:
             values["marks"] = tuple(values.get("marks", ()))
             values["inputs"] = {name: ArtifactId(**source) for name, source in values.get("inputs", {}).items()}
             record = cls(**values)
-            for file in record.files.values():
+            for path, file in record.files.items():
                 str(file["sha256"]), int(file["bytes"])
+                if not is_inside(path):
+                    raise ValueError(f"its file {path!r} does not lie in its folder")
+            assert record.id  # its parts are names
             return record
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedError(
                 f"{where} is not a readable record ({error}); restore it, or the next run sets its folder aside and builds the "
                 "artifact again"
@@ -302,6 +316,8 @@ class Study:
 
     @staticmethod
     def path(store: Store, name: str) -> str:
+        """Where its manifest is. Raises UserError for a name that no study can have."""
+        check_study_name(name)
         return join(store.uri, "studies", f"{name}.json")
 
     @classmethod
@@ -315,12 +331,15 @@ class Study:
         try:
             values = json.loads(text)
             steps = tuple(StudyStep(**step) for step in values["steps"])
-            steps = tuple(dataclasses.replace(step, **_record_of(step, store)) for step in steps)
-            return cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
+            for step in steps:
+                assert step.id  # its parts are names
+            check_study_name(values["experiment"])
+            loaded = cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{where} is not a readable study ({error}); run the experiment again to write it anew") from error
+        # A store's own errors name what could not be read.
+        steps = tuple(dataclasses.replace(step, **_record_of(step, store)) for step in steps)
+        return dataclasses.replace(loaded, steps=steps)
 
     def save(self, store: Store) -> None:
         """Write the manifest, if it is not there as it is; records are not part of it."""
@@ -341,6 +360,14 @@ class Study:
             store.write_bytes(self.path(store, self.experiment), content)
 
 
+def check_study_name(name: str) -> None:
+    """Raises UserError for a name that cannot be a file's, a folder's and MLflow's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise UserError(
+            f"name={name!r}: an experiment's name is a file's name; use letters, digits, '-', '_', at most 100 of them"
+        )
+
+
 def _record_of(step: StudyStep, store: Store) -> dict[str, Any]:
     try:
         return {"record": store.read_record(step.id)}
@@ -354,6 +381,10 @@ def write_plan(store: Store, name: str, plan: Mapping[str, Any]) -> None:
 
 
 def read_plan(store: Store, name: str) -> dict[str, Any] | None:
-    """The estimate that was kept when the study was last run, or None."""
-    text = store._read(join(store.uri, "plans", f"{name}.json"))
-    return None if text is None else dict(json.loads(text))
+    """The estimate that was kept when the study was last run, or None. Raises UserError if it cannot be read."""
+    where = join(store.uri, "plans", f"{name}.json")
+    text = store._read(where)
+    try:
+        return None if text is None else dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{where} is not a readable estimate ({error}); run the study again to write it anew") from error

@@ -109,7 +109,7 @@ def read_spending(store: Store, study: str) -> Spending:
                 raise ValueError(f"its format is not {FORMAT}")
             values["held"] = tuple(Held(**held) for held in values["held"])
             runs.append(RunSpending(**values))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is not a readable account of what a run has spent ({error}); restore it, or remove it to forget "
                 "what that run has cost"

@@ -3,7 +3,6 @@
 Nothing here says where it runs, except the fields marked runtime.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,7 +19,7 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
-from sweep.graph.records import STAGES, TRAINED_KINDS
+from sweep.graph.records import STAGES, TRAINED_KINDS, check_study_name
 
 TRAJECTORIES = ("separate", "shared")
 
@@ -79,8 +78,7 @@ class Experiment:
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
-            raise UserError(f"name={self.name!r}: an experiment's name is a file's name; use letters, digits, '-', '_'")
+        check_study_name(self.name)
         self._check_axes()
         self._check_biases()
         self._check_resources()
