@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipelines.errors import UserError
-from sweep.run.failures import is_disk_full, one_line
+from sweep.run.failures import is_disk_full, one_line, whole_traceback
 
 ExperimentName = Annotated[
     str,
@@ -80,7 +79,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, UserError | OSError) or is_disk_full(error):
         return one_line(error)
     with tempfile.NamedTemporaryFile("w", prefix="blindsweep-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
+        file.write(whole_traceback(error))
     return f"{one_line(error)} (not expected; the whole traceback is in {file.name})"
 
 

@@ -83,12 +83,13 @@ def check_address(uri: str) -> None:
 def mask(text: str, uri: str) -> str:
     """`text` with the secrets of a tracking URI replaced: passwords, tokens, and options that are named like one."""
     # The longest first: one may be a part of another.
-    for secret in sorted(set(_secrets(uri)), key=len, reverse=True):
+    for secret in sorted(set(secrets_of(uri)), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
-def _secrets(uri: str) -> Iterator[str]:
+def secrets_of(uri: str) -> Iterator[str]:
+    """The passwords, tokens and secret options in an address, as they stand there and without percent signs."""
     _, separator, rest = uri.partition("://")
     # A password may hold a slash or an at sign, though it should not.
     user, at, _ = rest.partition("?")[0].rpartition("@")

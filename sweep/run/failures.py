@@ -1,10 +1,15 @@
 """The cause of a failure in one line, whatever the layers between made of it, and who is at fault."""
 
 import errno
+import os
 import re
+import traceback
+from collections.abc import Iterator
 from enum import StrEnum
+from urllib.parse import quote
 
 from pipelines.errors import NoticeError, StalledError, StoreUnreachableError, UserError
+from sweep.index.address import secrets_of
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
 MACHINE_LOST = "the machine that it ran on was lost"
@@ -36,6 +41,22 @@ CONNECTION_ERRORS = {
 BROKEN_CONNECTION = re.compile(r"[Cc]onnection (was )?(closed|reset|refused|aborted)|Broken pipe|remote process exited")
 KNOWN = UserError | StoreUnreachableError | NoticeError | StalledError
 """Our own errors, whose text is all that there is to say."""
+
+SECRET_NAMES = re.compile("passw|secret|token|credential|key", re.IGNORECASE)
+"""Environment variables with such a name hold a secret, unless it is the path of a file or too short to be one."""
+SHORTEST_SECRET = 6
+SECRET_FORMS = (
+    re.compile(r"(\w+://[^\s/:@\"']*:)[^\s/@\"']+(?=@)"),
+    re.compile(r"(\w+://)[^\s/:@\"']{20,}(?=@)"),
+    # Presigned addresses: Amazon's, Google's, Azure's.
+    re.compile(
+        r"([?&;](?:[\w.-]*(?:signature|credential|token|secret|passw|api[_-]?key)[\w.-]*|sig|AWSAccessKeyId)=)[^\s&;\"'<>]+",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer |basic )?)[^\s\"',]+", re.IGNORECASE),
+    re.compile(r"\b(hf_)[A-Za-z0-9]{20,}"),
+)
+"""What looks like a secret wherever it is from; the group is kept."""
 
 
 class Kind(StrEnum):
@@ -146,11 +167,45 @@ def is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 
+def without_secrets(text: str) -> str:
+    """`text` with the secrets of this process's environment replaced by `***`, and what looks like one.
+
+    Of the environment those are the values of variables named like a secret, of six characters or more, and passwords in
+    addresses. Failures are kept in logs, in the study's manifest and in MLflow, where others read them.
+    """
+    for secret in sorted(set(_secrets_of_environment()), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    for form in SECRET_FORMS:
+        text = form.sub(r"\1***", text)
+    return text
+
+
+def _secrets_of_environment() -> Iterator[str]:
+    for name, value in os.environ.items():
+        secrets = list(secrets_of(value)) if "://" in value else []
+        if SECRET_NAMES.search(name) and not os.path.exists(value):
+            secrets.append(value)
+        for secret in secrets:
+            if len(secret) >= SHORTEST_SECRET:
+                # As it stands, in an address, and in what Python shows of a text.
+                yield from (secret, quote(secret, safe=""), repr(secret)[1:-1])
+
+
+def whole_traceback(error: BaseException) -> str:
+    """The traceback of an error and of all that led to it, without secrets."""
+    return without_secrets("".join(traceback.format_exception(error)))
+
+
 def one_line(error: BaseException) -> str:
-    """A failure as the command line shows it: its root cause, or what the user can do about it."""
+    """A failure as the command line shows it, without secrets: its root cause, or what the user can do about it."""
+    return without_secrets(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
     if not isinstance(error, UserError):
         error = root_cause(error)
-    text = " ".join(str(error).split())
+    # Before it is cut: half a secret would not be known for one.
+    text = " ".join(without_secrets(str(error)).split())
     if isinstance(error, KNOWN):
         return text
     if is_disk_full(error):

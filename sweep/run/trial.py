@@ -3,7 +3,6 @@
 import contextlib
 import json
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,7 +28,17 @@ from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_as
 from sweep.graph.records import RECORD_FILE, Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
-from sweep.run.failures import MACHINE_LOST, Kind, is_disk_full, is_read_only, kind, one_line, root_cause
+from sweep.run.failures import (
+    MACHINE_LOST,
+    Kind,
+    is_disk_full,
+    is_read_only,
+    kind,
+    one_line,
+    root_cause,
+    whole_traceback,
+    without_secrets,
+)
 from sweep.run.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease, lease_if_free
 from sweep.run.machine import hardware, versions
 
@@ -152,7 +161,7 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
         except Exception as unreadable:
             error.add_note(f"its inputs could not be looked at: {unreadable!r}")
     if isinstance(error, UnusableInputsError):
-        return Outcome(None, str(error), unusable=error.fingerprints)
+        return Outcome(None, without_secrets(str(error)), unusable=error.fingerprints)
     cause = root_cause(error)
     log = _keep_traceback(error, step, store)
     was_neighbour = isinstance(error, NeighbourFailedError)
@@ -365,10 +374,10 @@ def _count_rows(folder: str, files: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _keep_traceback(error: Exception, step: Step, store: Store) -> str:
-    """Write the error's traceback into the store's logs; empty if even that cannot be written."""
+    """Write the error's traceback, without secrets, into the store's logs; empty if even that cannot be written."""
     path = join(store.uri, "logs", f"{step.stage}-{step.slug}-{step.fingerprint[:SHORT]}.txt")
     try:
-        store.write_bytes(path, "".join(traceback.format_exception(error)).encode())
+        store.write_bytes(path, whole_traceback(error).encode())
     except Exception:
         return ""
     return path

@@ -223,7 +223,8 @@ def test_a_cluster_s_workers_are_handed_the_address_and_no_key(monkeypatch: pyte
     joined: dict[str, Any] = {}
     monkeypatch.setattr(ray, "init", lambda **options: joined.update(options))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-this-test")
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, f"secret-of-this-test {name}")
     _join("auto", {})
     assert joined["runtime_env"]["env_vars"]["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
     assert "secret-of-this-test" not in str(joined)
