@@ -75,5 +75,5 @@ def class_names(schema: pa.Schema, column: str) -> dict[str, str]:
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         return {str(number): str(name) for number, name in enumerate(feature["names"])}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}

@@ -232,7 +232,7 @@ def _find_in_folder(where: Path) -> tuple[list[Path], str]:
 def _json_file(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}); write the dataset again with save_to_disk") from error
     return value if isinstance(value, dict) else {}
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
+from pipelines.tasks.parquet import parquet_batches, parquet_schema, unreadable
 
 MAX_BATCH_ROWS = 32_768
 BATCH_BYTES = 16 << 20
@@ -44,15 +44,11 @@ def schema_of(file: Path, kind: str) -> pa.Schema:
     """The columns of a parquet or arrow file."""
     try:
         if kind == "parquet":
-            return pq.read_schema(file)
+            return parquet_schema(file, str(file))
         with pa.memory_map(str(file)) as source:
             return pa.ipc.open_stream(source).schema
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file, kind, error) from error
-
-
-def _unreadable(file: Path, kind: str, error: Exception) -> UserError:
-    return UserError(f"{file} is not readable as {kind.capitalize()} ({error}); it may be cut off: write it again")
+        raise unreadable(str(file), error, kind.capitalize()) from error
 
 
 def renumbered(parts: Iterable[Iterable[pa.RecordBatch]]) -> Iterator[RawBatch]:
@@ -81,15 +77,8 @@ def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def read_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of about BATCH_BYTES."""
-    try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
-            groups = [parquet.metadata.row_group(index) for index in range(parquet.metadata.num_row_groups)]
-            largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
-            rows = int(min(MAX_BATCH_ROWS, max(16, BATCH_BYTES / max(1.0, largest))))
-            yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file, "parquet", error) from error
+    """Batches of about BATCH_BYTES; `parquet_batches` says what is refused."""
+    return parquet_batches(file, str(file), columns)
 
 
 def read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -99,7 +88,7 @@ def read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
             for batch in pa.ipc.open_stream(source):
                 yield batch.select(columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file, "arrow", error) from error
+        raise unreadable(str(file), error, "Arrow") from error
 
 
 # CSV.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, Label, read_examples
 from pipelines.tasks.heuristics import lexical_overlap
+from pipelines.tasks.parquet import parquet_table
 from sweep.graph.integrity import whole_folder
 from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep
 
@@ -133,8 +134,9 @@ def reject_samples(store: Store, study: Study) -> pd.DataFrame:
     for step in _built(study, ("synthetic_pool",)):
         for path in sorted(step.record.files):
             if path.startswith("rejects/") and path.endswith(".parquet"):
-                content = pa.py_buffer(store.read_bytes(step.record, path))
-                tables.append(pq.read_table(content, columns=["id", "reason", "label", "text"]))
+                content = io.BytesIO(store.read_bytes(step.record, path))
+                where = join(store.folder(step.id), path)
+                tables.append(parquet_table(content, where, ["id", "reason", "label", "text"]))
     if not tables:
         return pd.DataFrame(columns=["reason", "label", "text"])
     rejects = pa.concat_tables(tables).to_pandas().sort_values("id", kind="stable")

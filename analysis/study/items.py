@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from analysis.stats.intervals import Replicates, paired, replicates
 from analysis.study.frame import describe_missing
@@ -19,6 +18,7 @@ from pipelines.errors import DamagedError, UserError
 from pipelines.evaluate.scoring import is_right
 from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
+from pipelines.tasks.parquet import parquet_schema, parquet_table
 from sweep.graph.records import COORDINATES, Store, Study, StudyStep
 
 Cell = tuple[int, str, int, int]
@@ -189,7 +189,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
                 raise
             missing.append(describe_missing({**step.coordinates, "what": LOGITS, "why": str(error)}))
             continue
-        table = pq.read_table(io.BytesIO(content))
+        table = parquet_table(io.BytesIO(content), join(store.folder(step.id), LOGITS))
         for name in sets:
             rows = table.filter(pc.equal(table["set"], name))
             if rows.num_rows == 0:
@@ -271,9 +271,10 @@ def _item_set(
 def _read_columns(store: Store, sources: StudyStep, name: str) -> pd.DataFrame:
     assert sources.record is not None
     content = store.read_bytes(sources.record, name)
-    file = pq.ParquetFile(io.BytesIO(content))
-    wanted = [column for column in ("id", "template", "premise") if column in file.schema_arrow.names]
-    return file.read(columns=wanted).to_pandas()
+    path = join(store.folder(sources.id), name)
+    names = parquet_schema(io.BytesIO(content), path).names
+    wanted = [column for column in ("id", "template", "premise") if column in names]
+    return parquet_table(io.BytesIO(content), path, wanted).to_pandas()
 
 
 def _strata(labels: np.ndarray, heuristics: np.ndarray, subcases: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -397,7 +397,7 @@ def _read_origin(folder: Path) -> dict[str, Any]:
     try:
         origin = json.loads(path.read_bytes())
         return {**origin, "files": {name: dict(entry) for name, entry in origin["files"].items()}}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it and the files beside it, or give another --to") from error
 
 

@@ -13,11 +13,13 @@ copies and 750 dev rows fewer are the paper's 391 722 (section 2.2.3). A trainin
 marked as partial. Evaluation sets keep all their labelled rows.
 """
 
+import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -49,6 +51,8 @@ DEV_ROWS_PER_LABEL = 250
 NUM_TRAINING_ROWS = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - len(LABELS) * DEV_ROWS_PER_LABEL
 """The rows that are left for training: the paper's 391 722."""
 
+MAX_LINE_BYTES = 16 << 20
+"""No row is that long: the file has no lines, or is another."""
 DOWNLOADS = (
     "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
     "https://github.com/tommccoy1/hans (heuristics_evaluation_set.txt)"
@@ -189,10 +193,22 @@ def _find(folder: str) -> dict[str, Path]:
     return paths
 
 
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    for line in itertools.count(1):
+        raw = file.readline(MAX_LINE_BYTES)
+        if not raw:
+            return
+        if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            raise UserError(
+                f"{path}:{line}: longer than {MAX_LINE_BYTES:,} bytes; the file is not what it should be: download it again"
+            )
+        yield raw
+
+
 def _check_ends(path: Path) -> None:
     """Parse the first row, and the last one if it can be had without reading the file: a cut-off download shows there."""
     with path.open("rb") as file:
-        first = file.readline()
+        first = file.readline(MAX_LINE_BYTES)
         _multinli_row(first, path, 1)
         size = file.seek(0, 2)
         file.seek(max(0, size - 1_000_000))
@@ -205,7 +221,7 @@ def _check_ends(path: Path) -> None:
 def _multinli_row(raw: bytes, path: Path, line: int) -> dict[str, Any]:
     try:
         row = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}:{line}: not a JSON object ({error}); the file may be cut off: download it again") from error
     fields = ("gold_label", "sentence1", "sentence2")
     if not isinstance(row, dict) or any(not isinstance(row.get(name), str) for name in fields):
@@ -231,7 +247,7 @@ def _multinli_row(raw: bytes, path: Path, line: int) -> dict[str, Any]:
 def _read_multinli(path: Path, name: str, config: NLISourcesConfig, dropped: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(_lines(file, path), start=1):
             row = _multinli_row(raw, path, line)
             if row["label"] == NO_GOLD_LABEL:
                 dropped.append({**row, "set": name, "reason": "no_gold_label"})
@@ -277,7 +293,7 @@ def _read_hans(path: Path, num_rows: int) -> list[dict[str, Any]]:
     way_out = "the file is cut off or edited: download it again"
     rows = []
     with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(_lines(file, path), start=1):
             try:
                 cells = raw.decode().rstrip("\r\n").split("\t")
             except UnicodeDecodeError as error:

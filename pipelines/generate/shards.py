@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.storage import filesystem, is_local, join, write_bytes
 from pipelines.tasks.examples import LABELS, Label
+from pipelines.tasks.parquet import parquet_table
 
 POOL, REJECTS, SURPLUS, SHARDS = "pool", "rejects", "surplus", "shards"
 
@@ -235,7 +236,7 @@ class ShardFolder:
 
     def read_table(self, path: str) -> pa.Table:
         with self._files.open(f"{self._root}/{path}", "rb") as file:
-            return pq.read_table(file)
+            return parquet_table(file, join(self.output, path))
 
     def _names(self, folder: str, suffix: str) -> set[str]:
         try:

@@ -8,7 +8,6 @@ synthetic pool ``shard`` (int32), ``seed`` (int64), ``generator``.
 import io
 import os
 from enum import StrEnum
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.storage import fetch, filesystem, write_bytes
+from pipelines.tasks.parquet import parquet_table
 
 
 class Label(StrEnum):
@@ -105,20 +105,15 @@ def read_examples(path: str | os.PathLike[str]) -> pa.Table:
             raise UserError(f"{path} has no .parquet files; give a .parquet file of examples or a folder of them")
     else:
         files = [root]
-    tables = [_read_parquet(file_system, name) for name in files]
+    tables = []
+    for name in files:
+        with file_system.open(name, "rb") as file:
+            tables.append(parquet_table(file, name))
     try:
         table = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: its files differ in their columns' types ({error}); write them alike") from error
     return check_examples(table, str(path))
-
-
-def _read_parquet(file_system: Any, name: str) -> pa.Table:
-    with file_system.open(name, "rb") as file:
-        try:
-            return pq.read_table(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{name} is not readable as Parquet ({error}); it may be cut off: write it again") from error
 
 
 def write_examples(table: pa.Table, path: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.data import sources
 from pipelines.data.sources import (
     DEV_ROWS_PER_LABEL,
     FILES,
@@ -316,3 +317,16 @@ def test_real_files(tmp_path):
     groups = Counter(zip(hans["heuristic"].to_pylist(), hans["label"].to_pylist(), strict=True))
     assert len(groups) == 6 and set(groups.values()) == {5_000}
     assert len(set(hans["subcase"].to_pylist())) == 30
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"gold_label": ' + b"[" * 200_000, b"a" * 70_000, b"\0\n", b"\xff\xfe\n", b"[]\n", b'{"gold_label": {}}\n']
+)
+def test_a_hostile_row_is_refused_by_its_file(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 65_536)
+    for name in sources.FILES:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"multinli_1\.0_train\.jsonl:1: "):
+        sources._read_multinli(tmp_path / sources.TRAIN_FILE, "train", None, [])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"heuristics_evaluation_set\.txt:1: "):
+        sources._read_hans(tmp_path / sources.HANS_FILE, 1)
