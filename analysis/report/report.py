@@ -20,6 +20,7 @@ from analysis.page import Block, Verdict, template, write_file
 from analysis.report.claims_section import claims_block
 from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import dose_block, dose_figure
+from analysis.report.export import csv_bytes
 from analysis.report.figures import difference_figure, figure1, inline_svg, to_pdf, to_png, to_svg
 from analysis.report.results import cell_differences, figure_caption, numbers, verdict
 from analysis.report.sections import (
@@ -61,7 +62,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     frame = evaluation_frame(store, study, partial=partial)
     target = Path(output) if str(output).endswith(".html") else Path(output) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    csv = frame.to_csv(index=False)
+    csv = csv_bytes(frame)
     values: dict[str, Any] = {
         "title": study.title or study.experiment,
         "name": study.experiment,
@@ -71,7 +72,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "question": _question(study),
         "figure": None,
         "num_rows": thousands(len(frame)),
-        "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv.encode()).decode(),
+        "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv).decode(),
     }
     beside_figure: list[Block] = []
     slices: list[Block] = []
@@ -101,14 +102,14 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
-        write_file(target.with_name("table1_vs_paper.csv"), beside.to_csv(index=False).encode())
+        write_file(target.with_name("table1_vs_paper.csv"), csv_bytes(beside))
     curves, curves_figure = curves_block(store, study)
     if curves_figure is not None:
         label = "Training curves: loss by share of the steps"
         curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
     claims, judged = ([], None) if frame.empty else claims_block(store, study, frame, counts, partial=partial)
     if judged is not None:
-        write_file(target.with_name("verdicts.csv"), judged.to_csv(index=False).encode())
+        write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
         write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
     values["claims"] = claims
     values["blocks"] = [
@@ -125,7 +126,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *origins_block(store, study),
         provenance_block(study),
     ]
-    write_file(target.with_name("frame.csv"), csv.encode())
+    write_file(target.with_name("frame.csv"), csv)
     write_file(target.with_name("frame.parquet"), frame.to_parquet(index=False))
     # Last: who sees the report finds the files beside it.
     write_file(target, template("report.html.j2").render(values).encode())
@@ -155,7 +156,7 @@ def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Blo
     if not paper.has_paper_cells(study, frame):
         return figure1_block(None)
     beside = paper.figure1_beside(frame)
-    write_file(target.with_name("figure1_vs_paper.csv"), beside.to_csv(index=False).encode())
+    write_file(target.with_name("figure1_vs_paper.csv"), csv_bytes(beside))
     series = paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET, paper.BLINDSPOT_SLICE)
     drawn = to_svg(figure1(paper.figure1(), series))
     return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
