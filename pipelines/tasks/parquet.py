@@ -36,15 +36,16 @@ def parquet_batches(source: Source, name: str, columns: list[str] | None = None)
     """
     try:
         with pq.ParquetFile(source, pre_buffer=False) as file:
-            allowed = max(MIN_ALLOWED_BYTES, MAX_INFLATION * _num_bytes(source))
-            _check_claims(file, name, columns, allowed)
+            size = _num_bytes(source)
+            allowed = max(MIN_ALLOWED_BYTES, MAX_INFLATION * size)
+            _check_claims(file, name, columns, size, allowed)
             num_bytes = 0
             for index in range(file.metadata.num_row_groups):
                 rows = _batch_rows(source, file, index, columns)
                 for batch in file.iter_batches(rows, [index], columns=columns, use_threads=False):
                     num_bytes += batch.nbytes
                     if num_bytes > allowed:
-                        raise _bomb(name, f"its rows have over {allowed:,} bytes", source)
+                        raise _bomb(name, f"its rows have over {allowed:,} bytes", size)
                     yield batch
     except pa.ArrowException as error:
         raise unreadable(name, error) from error
@@ -82,10 +83,10 @@ def unreadable(name: str, error: Exception, kind: str = "Parquet") -> UserError:
     return UserError(f"{name} is not readable as {kind} ({' '.join(str(error).split())}); it may be cut off: write it again")
 
 
-def _bomb(name: str, what: str, source: Source) -> UserError:
+def _bomb(name: str, what: str, size: int) -> UserError:
     return UserError(
-        f"{name} is refused: {what}, and the file has {_num_bytes(source):,}; no file of labelled texts is like that: get it from "
-        "where it was made, or write it again"
+        f"{name} is refused: {what}, and the file has {size:,}; no file of labelled texts is like that: "
+        "get it from where it was made, or write it again"
     )
 
 
@@ -98,7 +99,7 @@ def _num_bytes(source: Source) -> int:
     return int(size)
 
 
-def _check_claims(file: pq.ParquetFile, name: str, columns: list[str] | None, allowed: int) -> None:
+def _check_claims(file: pq.ParquetFile, name: str, columns: list[str] | None, size: int, allowed: int) -> None:
     """What the footer says, before anything is decoded."""
     metadata = file.metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]

@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,7 @@ class Tracker:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment_id)
         links = {view: view_link(self.experiment_id, view) for view in ("kinds", "cells")}
-        note = f"{title}\n\n{NOTE.format(**links)}"
+        note = f"{as_markdown(title)}\n\n{NOTE.format(**links)}"
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         # MLflow would show its pages for chat applications instead.
         self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
@@ -499,6 +501,11 @@ class Tracker:
 def _preference(run: Any) -> tuple[bool, int, str]:
     """Of several runs of one artifact or study the least is kept: a complete one, the oldest."""
     return "complete" not in run.data.tags, run.info.start_time, run.info.run_id
+
+
+def as_markdown(text: str) -> str:
+    """A text that Markdown shows as it stands, in one line: no tags and no links of its own in MLflow's notes."""
+    return re.sub(r"([\\`*_\[\]~|])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def comparisons(uri: str) -> dict[str, str]:

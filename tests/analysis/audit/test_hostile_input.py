@@ -54,7 +54,9 @@ def test_a_hostile_file_is_refused_by_its_name(name: str, tmp_path: Path, monkey
 
 def dataset(folder: Path, **files: object) -> None:
     for name, value in files.items():
-        (folder / f"{name}.json").write_text(value if isinstance(value, str) else json.dumps(value))
+        (folder / ("a.arrow" if name == "arrow" else f"{name}.json")).write_text(
+            value if isinstance(value, str) else json.dumps(value)
+        )
 
 
 FOLDERS: dict[str, Callable[[Path], None]] = {
@@ -62,8 +64,8 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "above": lambda folder: dataset(folder, state={"_data_files": [{"filename": "../data.arrow"}]}),
     "deep": lambda folder: dataset(folder, state="[" * 200_000),
     "deep_splits": lambda folder: dataset(folder, dataset_dict="[" * 200_000),
-    "no_arrow": lambda folder: (dataset(folder, state={"_data_files": [{"filename": "a.arrow"}]}), (folder / "a.arrow").write_bytes(b"\xff" * 64))[0],
-}  # fmt: skip
+    "no_arrow": lambda folder: dataset(folder, state={"_data_files": [{"filename": "a.arrow"}]}, arrow="\xff" * 64),
+}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -181,5 +181,5 @@ def test_a_store_that_does_not_answer_is_not_called_a_bad_file() -> None:
 
     with pytest.raises(ConnectionResetError):
         list(parquet_batches(Gone(GOOD), "a.parquet"))
-    with pytest.raises(UserError, match="a.parquet is not readable"):
+    with pytest.raises(UserError, match=r"a\.parquet is not readable"):
         list(parquet_batches(io.BytesIO(b"PAR1"), "a.parquet"))

@@ -1,13 +1,18 @@
 """What listens during a run, and from where it can be reached."""
 
+import contextlib
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from sweep.graph.records import Store, Study
 
 SCRIPT = Path(__file__).with_name("fake_command.py")
 ROOT = Path(__file__).parents[3]
@@ -61,6 +66,39 @@ def seen_during(command: tuple[str, ...], **environment: str) -> set[tuple[str, 
 def check(seen: set[tuple[str, str]]) -> None:
     assert any(is_loopback(address) and "raylet" in name for address, name in seen), "Ray's own were found"
     assert {name for address, name in seen if not is_loopback(address)} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
+    Study("mine", "A title", {}, ()).save(Store(tmp_path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = (*REAL[:3], "ui", "--store", str(tmp_path), "--port", str(port))
+    ui = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        seen: set[tuple[str, str]] = set()
+        answers = False
+        deadline = time.monotonic() + 240
+        while not answers and time.monotonic() < deadline and ui.poll() is None:
+            seen |= listeners(ui.pid)
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                answers = True
+            time.sleep(0.2)
+        seen |= listeners(ui.pid)
+    finally:
+        os.killpg(ui.pid, signal.SIGKILL)
+        ui.wait()
+    assert answers and seen
+    assert [name for address, name in seen if not is_loopback(address)] == []
 
 
 def test_ray_of_our_own_listens_on_loopback_only(tmp_path: Path) -> None:
