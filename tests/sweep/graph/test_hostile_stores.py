@@ -120,7 +120,7 @@ def test_files_that_are_moved_aside_stay_in_the_store(store: Store, tmp_path: Pa
     assert Path(store.uri, SET_ASIDE, "evaluation", "ours", RECORD_FILE).exists()
     assert [path.name for path in (tmp_path / "victim").iterdir()] == ["secret"]
     write_text(join(folder, UNDER_WAY), str(tmp_path / "victim" / ".."))
-    with pytest.raises(DamagedError, match=r"\.set-aside names no folder"):
+    with pytest.raises(DamagedError, match=r"\.set-aside does not name a folder"):
         finish_setting_aside(store, BUILT.id)
 
 
