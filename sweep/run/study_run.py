@@ -1,6 +1,7 @@
 """A whole run: plan, build what is missing, keep MLflow and the study's manifest in step."""
 
 import sys
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,8 +19,8 @@ from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, ex
 from sweep.index.database import replace as replace_database
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, make_plan
-from sweep.run.budget import Meter, look_at
-from sweep.run.ends import Stop
+from sweep.run.budget import BudgetReached, Meter, look_at
+from sweep.run.ends import Stop, tell_all_nodes
 from sweep.run.failures import is_read_only, one_line
 from sweep.run.progress import Display, Progress, mean_durations, seconds
 from sweep.run.session import RayOptions, cluster_capacity, ray_session
@@ -164,8 +165,8 @@ def run_study(
         if meter is not None:
             meter.end()
     progress = run.progress
-    if progress.running and index is not None:
-        end_runs(index, study.experiment, progress.running)
+    if run.hold and index is not None:
+        end_runs(index, study.experiment, {*progress.running, *progress.retried})
     failures = _failures(progress)
     replace(study, failures=tuple(failures)).save(store)
     num_losses = progress.losses.total()
@@ -246,7 +247,7 @@ def _run_on_ray(
 
             run.tracker, run.listener, run.tick = tracker, display.on_event, tick
             if meter is not None:
-                _watch(run, meter)
+                _watch(run, meter, stop.notice_s)
             progress = run_steps(run)
             if meter is not None:
                 meter.write()
@@ -267,12 +268,27 @@ def _run_on_ray(
     return _close(tracker, "FAILED" if progress.failed else "KILLED" if run.hold else "FINISHED", len(run.steps))
 
 
-def _watch(run: Run, meter: Meter) -> None:
-    """Have `meter` count while `run` goes on, hold it at the budget, and show what is spent."""
+def _watch(run: Run, meter: Meter, notice_s: float) -> None:
+    """Have `meter` count while `run` goes on, hold it at the budget, and show what is spent.
+
+    Once the budget is spent, running steps have `notice_s` seconds to commit, as at a notice.
+    """
     show = run.tick
+    reached_at: float | None = None
+    told: list[Any] = []
 
     def tick(progress: Progress) -> None:
-        progress.spent = meter.watch(run.groups, progress)
+        nonlocal reached_at
+        try:
+            progress.spent = meter.watch(run.groups, progress)
+        except BudgetReached as reached:
+            now = time.monotonic()
+            if reached_at is None:
+                reached_at, run.hold = now, str(reached)
+                told.extend(tell_all_nodes())
+            if now - reached_at > notice_s:
+                raise
+            progress.spent = meter.line()
         show(progress)
 
     run.tick = tick
