@@ -1,5 +1,6 @@
 """Real Ray Tune on two CPUs, with cheap stages: isolation, no deadlock, resumption, MLflow's content."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
+from pipelines.storage import join, write_text
 from sweep.graph import stages
 from sweep.graph.integrity import set_aside
 from sweep.graph.queue import Capacity
@@ -287,9 +290,18 @@ def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, 
 
     task = ray.remote(num_cpus=0)(hammer)
     ray.get([task.remote(card.id.fingerprint) for card in cards])
+    # What a tracker that fell behind was not sent is in the artifact's own log.
+    store = Store(str(tmp_path))
+    log = "".join(json.dumps({"step": step, "loss": step, "learning_rate": 0.1}) + "\n" for step in range(200))
+    for card in cards:
+        write_text(join(store.folder(card.id), "metrics.jsonl"), log)
+        files = {"metrics.jsonl": {"sha256": hashlib.sha256(log.encode()).hexdigest(), "bytes": len(log)}}
+        created = datetime.now(UTC).isoformat()
+        one = Record("task_model", card.id.slug, card.id.fingerprint, {"config": {}}, files=files, created=created)
+        ray.get(tracker.finish.remote(one))
     assert ray.get(tracker.close.remote("FINISHED")) == []
     client = MlflowClient(uri)
     for run in client.search_runs([client.get_experiment_by_name("hammer").experiment_id]):
         if "fingerprint" in run.data.tags:
             losses = client.get_metric_history(run.info.run_id, "curve/loss")
-            assert [one.value for one in losses] == list(range(200))
+            assert sorted((one.step, one.value) for one in losses) == [(step, step) for step in range(200)]
