@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from pipelines.storage import (
     can_compare,
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
-    """The holder of a lease did not renew it in time, and another has taken it over."""
+    """The holder of a lease did not renew it in time and another has taken it over, or its folder was removed."""
 
 
 class Lease:
@@ -98,13 +99,31 @@ class Lease:
 
 
 class Lock:
-    """A lock on a local folder, or nothing where a store can do no better: it cannot be taken over."""
+    """A lock on a local folder, by its open file. `check` raises LeaseLostError once the folder was removed or moved away."""
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self._path, self._file = path, file
 
     def check(self) -> None:
-        """It is held for as long as the process lives."""
+        """Look whether the locked file is still in its place: a process keeps a lock for as long as it lives."""
+        if not self.is_in_place():
+            raise LeaseLostError(f"{self._path.parent} was removed while it was being written")
+
+    def is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
-Held = Lease | Lock
+class NoLease:
+    """Nothing, where a store can do no better."""
+
+    def check(self) -> None:
+        """There is nothing to lose."""
+
+
+Held = Lease | Lock | NoLease
 
 
 @contextlib.contextmanager
@@ -127,17 +146,22 @@ def lease_if_free(folder: str) -> contextlib.AbstractContextManager[Held | None]
 @contextlib.contextmanager
 def _lease(folder: str, when_lost: Callable[[], None], *, wait: bool) -> Iterator[Held | None]:
     if is_local(folder):
-        make_folder(local_path(folder))
-        with local_path(join(folder, LOCK_FILE)).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            yield Lock()
-        return
+        path = local_path(join(folder, LOCK_FILE))
+        while True:
+            make_folder(path.parent)
+            with path.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield None
+                    return
+                lock = Lock(path, file)
+                # Else it was removed while we waited, and another may hold the new one.
+                if lock.is_in_place():
+                    yield lock
+                    return
     if not can_compare(folder):
-        yield Lock()
+        yield NoLease()
         return
     uri = join(folder, LEASE_FILE)
     holder = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": _process(os.getpid()), "length_s": LENGTH_S}

@@ -1,10 +1,13 @@
 """Leases between real processes, over S3's and Google's own protocols on loopback: raced for, killed and stopped while held."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +16,13 @@ from typing import Any
 import pytest
 
 from pipelines.storage import join, read_text, replace_if_unchanged, write_text
+from sweep.graph import stages
 from sweep.graph.records import RECORD_FILE, Record, Store
+from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
 from sweep.run import lease as leases
-from sweep.run.lease import LEASE_FILE, Lease, LeaseLostError, lease
+from sweep.run.lease import LEASE_FILE, LOCK_FILE, Lease, LeaseLostError, lease
+from sweep.run.trial import Order, carry_out
 from tests.sweep.run.fake_study import Config
 
 SCRIPT = Path(__file__).with_name("lease_holder.py")
@@ -164,3 +170,52 @@ def test_a_record_of_files_that_are_gone_gives_way_to_the_holder_s(remote: str) 
         _write_record(record, Store(remote))
     found = Store(remote).read_record(step.id)
     assert found is not None and found.metrics == {"value": 2}
+
+
+def test_a_store_that_is_removed_under_a_step_takes_no_half_of_it_for_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def run(job: Job) -> dict[str, float]:
+        write_text(join(job.output, "first.txt"), "first")
+        if not calls:
+            shutil.rmtree(tmp_path / "store")
+        calls.append(job.output)
+        write_text(join(job.output, "second.txt"), "second")
+        return {}
+
+    monkeypatch.setitem(stages.REGISTRY, "sources", Stage(1, run))
+    step = Step("sources", "data", Config())
+    (outcome,) = carry_out([Order(step, stages.REGISTRY["sources"], str(tmp_path / "store"))])
+    assert outcome.record is not None
+    assert set(outcome.record.files) == {"first.txt", "second.txt"}
+    assert len(calls) == 2
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    held: list[bool] = []
+
+    def hold() -> None:
+        with lease(str(folder)):
+            held.append(True)
+
+    second = threading.Thread(target=hold)
+    with contextlib.ExitStack() as newer:
+        with lease(str(folder)):
+            second.start()
+            while not is_waited_for(folder / LOCK_FILE):
+                time.sleep(0.01)
+            shutil.rmtree(folder)
+            newer.enter_context(lease(str(folder)))
+        while not is_waited_for(folder / LOCK_FILE) and not held:
+            time.sleep(0.01)
+        assert not held
+    second.join(10)
+    assert held
+
+
+def is_waited_for(lock: Path) -> bool:
+    waiting = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return any(line[6].endswith(f":{lock.stat().st_ino}") for line in waiting)
