@@ -157,13 +157,21 @@ class ShardFolder:
         self.output = output
         self._files, self._root = filesystem(output)
         self._commits: dict[str, Commit] = {}
+        self._unreadable: set[str] = set()
 
     def commits(self) -> dict[tuple[Label, int], Commit]:
-        """All committed shards, as far as this process can see by now."""
+        """All committed shards, as far as this process can see by now. One whose JSON cannot be read is not committed."""
         names = self._names(SHARDS, ".json")
         for name in names - set(self._commits):
-            values = json.loads(self._files.cat_file(f"{self._root}/{SHARDS}/{name}.json"))
-            self._commits[name] = Commit(**{**values, "label": Label(values["label"])})
+            try:
+                values = json.loads(self._files.cat_file(f"{self._root}/{SHARDS}/{name}.json"))
+                commit = Commit(**{**values, "label": Label(values["label"])})
+                if commit.shard.name != name:
+                    raise ValueError(f"it is of {commit.shard.name}")
+            except (ValueError, KeyError, TypeError, IsADirectoryError):
+                self._unreadable.add(name)
+            else:
+                self._commits[name] = commit
         return {(commit.label, commit.index): commit for name, commit in self._commits.items() if name in names}
 
     def commit(self, shard: Shard, request: str, parsed: pa.Table, rejects: pa.Table, num_tokens: int) -> Commit:
@@ -207,20 +215,24 @@ class ShardFolder:
         return files
 
     def drop_damaged(self) -> list[str]:
-        """Withdraw the commits whose files are missing or not what was committed, and return their names.
+        """Withdraw the commits that cannot be read, or whose files are missing or not what was committed; return their names.
 
-        Local files are compared by hash, remote ones by size.
+        Local files are compared by hash and number of rows, remote ones by size.
         """
+        self._unreadable.clear()
         damaged = [commit.shard for commit in self.commits().values() if not self._is_intact(commit)]
+        for name in self._unreadable:
+            self._files.rm(f"{self._root}/{SHARDS}/{name}.json", recursive=True)
         for shard in damaged:
             self.withdraw(shard)
-        return [shard.name for shard in damaged]
+        return [*(shard.name for shard in damaged), *sorted(self._unreadable)]
 
     def withdraw(self, shard: Shard) -> None:
         """Take a shard back: its JSON first, so that no commit ever stands without its files."""
         for path in (f"{SHARDS}/{shard.name}.json", *shard.files, shard.surplus_file):
             if self._files.exists(f"{self._root}/{path}"):
-                self._files.rm_file(f"{self._root}/{path}")
+                # Something else may stand in a file's place.
+                self._files.rm(f"{self._root}/{path}", recursive=True)
         self._commits.pop(shard.name, None)
 
     def remove_uncommitted(self) -> None:
@@ -228,7 +240,7 @@ class ShardFolder:
         committed = {commit.shard.name for commit in self.commits().values()}
         for folder in (POOL, REJECTS, SURPLUS):
             for name in self._names(folder, ".parquet") - committed:
-                self._files.rm_file(f"{self._root}/{folder}/{name}.parquet")
+                self._files.rm(f"{self._root}/{folder}/{name}.parquet", recursive=True)
 
     def write(self, path: str, content: bytes) -> None:
         """One file of the folder, whole or not at all."""
@@ -247,6 +259,8 @@ class ShardFolder:
         return {name.removesuffix(suffix) for name in names if name.endswith(suffix) and not name.startswith(".")}
 
     def _is_intact(self, commit: Commit) -> bool:
+        pool_file, rejects_file = commit.shard.files
+        num_rows = {pool_file: commit.num_parsed - commit.num_surplus, rejects_file: sum(commit.rejected.values())}
         for path, expected in commit.files.items():
             try:
                 if self._files.size(f"{self._root}/{path}") != expected["bytes"]:
@@ -255,7 +269,10 @@ class ShardFolder:
                     content = self._files.cat_file(f"{self._root}/{path}")
                     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
                         return False
-            except FileNotFoundError:
+                    # The counts decide where the pool ends, and nothing vouches for the JSON.
+                    if pq.read_metadata(io.BytesIO(content)).num_rows != num_rows.get(path, commit.num_surplus):
+                        return False
+            except (FileNotFoundError, IsADirectoryError):
                 return False
         return True
 

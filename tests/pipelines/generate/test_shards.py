@@ -215,3 +215,31 @@ def test_a_shard_cut_half_way_is_generated_again(tmp_path: Path) -> None:
     (tmp_path / "shards" / f"{commit.shard.name}.json").write_bytes(written)
     assert ShardFolder(str(tmp_path)).drop_damaged() == [commit.shard.name]
     assert not (tmp_path / commit.shard.surplus_file).exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "a folder", "another count", "another shard's", "a folder for its examples"])
+def test_a_shard_whose_commit_is_damaged_is_generated_again(tmp_path: Path, damage: str) -> None:
+    folder = ShardFolder(str(tmp_path))
+    shard, other = Shard(E, 0, 7, 2), Shard(E, 1, 8, 2)
+    for one in (shard, other):
+        folder.commit(one, "request", *tables(2, []), num_tokens=1)
+    commit, examples = tmp_path / "shards" / f"{shard.name}.json", tmp_path / shard.files[0]
+    match damage:
+        case "cut":
+            commit.write_bytes(commit.read_bytes()[:50])
+        case "a folder":
+            commit.unlink()
+            commit.mkdir()
+        case "another count":
+            commit.write_text(commit.read_text().replace('"num_parsed": 2', '"num_parsed": 3'))
+        case "another shard's":
+            commit.write_bytes((tmp_path / "shards" / f"{other.name}.json").read_bytes())
+        case "a folder for its examples":
+            examples.unlink()
+            examples.mkdir()
+    again = ShardFolder(str(tmp_path))
+    assert again.drop_damaged() == [shard.name]
+    assert set(again.commits()) == {(E, 1)}
+    again.remove_uncommitted()
+    again.commit(shard, "request", *tables(2, []), num_tokens=1)
+    assert ShardFolder(str(tmp_path)).drop_damaged() == [] and set(again.commits()) == {(E, 0), (E, 1)}
