@@ -7,6 +7,8 @@ An artifact that is set aside lies in `{store}/set-aside/` and counts as not bui
 """
 
 import errno
+import os
+import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -105,9 +107,10 @@ def whole_folder(store: Store, record: Record) -> str:
 
 def _size(path: Path) -> int | None:
     try:
-        return path.stat().st_size
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def set_aside(store: Store, artifact: ArtifactId, why: str) -> str:
@@ -144,6 +147,11 @@ def finish_setting_aside(store: Store, artifact: ArtifactId) -> None:
         destination = f"{there.rstrip('/')}/{path}"
         file_system.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
         file_system.mv(f"{root}/{path}", destination)
+    if store.is_local:
+        # One of them may stand in the place of a file that is to be written.
+        for subfolder, _, _ in os.walk(root, topdown=False):
+            if subfolder != root:
+                os.rmdir(subfolder)
     file_system.rm_file(f"{root}/{UNDER_WAY}")
 
 

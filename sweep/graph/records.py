@@ -163,7 +163,10 @@ class Store:
         Raises DamagedError for a record that cannot be read or is of another artifact.
         """
         where = join(self.folder(artifact), RECORD_FILE)
-        text = self._read(where)
+        try:
+            text = self._read(where)
+        except IsADirectoryError:
+            text = b""
         if text is None:
             return None
         record = Record.from_json(text, where)

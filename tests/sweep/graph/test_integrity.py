@@ -240,3 +240,16 @@ def test_a_directory_in_the_place_of_a_file_is_a_missing_file(tmp_path: Path) ->
     (Path(store.folder(record.id)) / "pool").rmdir()
     write_text(join(store.folder(record.id), "pool"), "a file")
     assert [damage.found for damage in integrity.check(store, record, "anew")] == ["is missing"]
+
+
+@pytest.mark.parametrize("name", ["pool/a", "record.json"])
+def test_a_folder_in_the_place_of_a_file_is_damage_and_goes_with_what_is_set_aside(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path)
+    record = build(store, {"pool/a": "abc", "pool/b": "abd"})
+    folder = Path(store.folder(record.id))
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    _, damages = integrity.inspect(store, record.id, "sizes")
+    assert [damage.file for damage in damages] == [name]
+    set_aside(store, record.id, "damaged")
+    assert build(store, {"pool/a": "abc", "pool/b": "abd"}) == store.read_record(record.id)
