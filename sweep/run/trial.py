@@ -280,6 +280,8 @@ def _record(
     # The last look: what has been hashed is ours.
     held.check()
     _write_record(record, store)
+    note = filesystem(join(folder, INPUTS_FILE))[1]
+    filesystem(folder)[0].rm_file(note)
     return record
 
 
@@ -340,24 +342,39 @@ def set_damaged_aside(step: Step, store: Store, damages: Sequence[Damage], how: 
 
 
 def _begin(job: Job, contents: Mapping[str, str]) -> None:
-    """Note what a step is built from. What an earlier attempt left, from inputs of other content, is removed first."""
+    """Note what a step is built from. What an earlier attempt left is removed first, if its inputs had other content or its
+    note cannot be read.
+    """
     note = join(job.output, INPUTS_FILE)
-    text = read_text(note)
-    if text is not None and json.loads(text) != contents:
+    wanted = json.dumps(contents, sort_keys=True)
+    try:
+        text = read_text(note)
+    except (UnicodeDecodeError, IsADirectoryError):
+        text = ""
+    if text is not None and text != wanted:
         file_system, root = filesystem(job.output)
         for path in file_system.ls(root, detail=False):
             if path.rstrip("/").rsplit("/", 1)[-1] not in (LOCK_FILE, LEASE_FILE):
                 file_system.rm(path, recursive=True)
-    if text is None or json.loads(text) != contents:
-        write_text(note, json.dumps(contents, sort_keys=True))
+    if text != wanted:
+        write_text(note, wanted)
 
 
 def _remove_working_state(folder: str) -> None:
+    """Remove what is hidden, also what killed processes left in subfolders. The note of the inputs stays until there is a
+    record: without it, what is there would be taken for what these inputs gave, whatever they are by then.
+    """
     file_system, root = filesystem(folder)
-    for path in file_system.ls(root, detail=False):
-        name = path.rstrip("/").rsplit("/", 1)[-1]
-        if name.startswith(".") and name not in (LOCK_FILE, LEASE_FILE):
-            file_system.rm(path, recursive=True)
+    prefix = root.rstrip("/") + "/"
+    hidden = set()
+    for path in file_system.find(root):
+        parts = path.removeprefix(prefix).split("/")
+        for depth, part in enumerate(parts):
+            if part.startswith("."):
+                hidden.add("/".join(parts[: depth + 1]))
+                break
+    for path in sorted(hidden - {LOCK_FILE, LEASE_FILE, INPUTS_FILE}):
+        file_system.rm(prefix + path, recursive=True)
 
 
 def _count_rows(folder: str, files: Mapping[str, Any]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
-from sweep.run.trial import Order, carry_out
+from sweep.run.trial import INPUTS_FILE, Order, carry_out
 from sweep.run.tune import MOST_REBUILDS, Run
 
 SALT = {"pool": "", "speed": "1"}
@@ -369,3 +369,40 @@ def test_what_an_attempt_left_is_not_taken_on_with_inputs_of_other_content(
     assert seen == [None, "half", None, "half"]
     folder = store.folder(SET.id)
     assert read_text(join(folder, ".checkpoint")) is None and read_text(join(folder, ".inputs.json")) is None
+
+
+@pytest.mark.parametrize("note", [b"", b'{"source', b"\xff\xfe", None], ids=["empty", "cut", "no text", "a folder"])
+def test_what_an_attempt_left_whose_note_cannot_be_read_is_not_gone_on_with(tmp_path: Path, note: bytes | None) -> None:
+    store = Store(tmp_path / "store")
+    folder = Path(store.folder(SOURCES.id))
+    folder.mkdir(parents=True)
+    (folder / "shard").write_text("of who knows what")
+    (folder / INPUTS_FILE).write_bytes(note) if note is not None else (folder / INPUTS_FILE).mkdir()
+    run = drive(store, [SOURCES])
+    assert events(run) == []
+    assert {path.name for path in folder.iterdir()} == {"value", "metrics.jsonl", "record.json", ".lock"}
+
+
+def test_the_note_of_the_inputs_stays_until_there_is_a_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in between, what was built would be taken for what later, other inputs gave."""
+    there = []
+
+    def look(record: Record, store: Store) -> None:
+        there.append(read_text(join(store.folder(record.id), INPUTS_FILE)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sweep.run.trial._write_record", look)
+        drive(store, [SOURCES])
+    assert there == ["{}"]
+    drive(store, [SOURCES])
+    assert read_text(join(store.folder(SOURCES.id), INPUTS_FILE)) is None
+
+
+def test_what_a_killed_process_left_in_a_subfolder_goes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    folder = Path(store.folder(SOURCES.id))
+    (folder / "pool").mkdir(parents=True)
+    (folder / "pool" / ".shard.parquet.1234abcd.partial").write_text("half")
+    drive(store, [SOURCES])
+    assert not list(folder.rglob("*.partial"))
