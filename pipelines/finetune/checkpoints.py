@@ -395,6 +395,9 @@ def keep_result(output: str, metrics: dict[str, Any]) -> None:
 
 
 def read_result(output: str) -> dict[str, Any] | None:
-    """The metrics of a job that has ended in an earlier call of its group, None for another."""
-    text = read_text(join(output, RESULT_FILE))
-    return None if text is None else dict(json.loads(text))
+    """The metrics of a job that has ended in an earlier call of its group, None for another, and for one that is damaged."""
+    try:
+        text = read_text(join(output, RESULT_FILE))
+        return None if text is None else dict(json.loads(text))
+    except (ValueError, TypeError):
+        return None

@@ -399,3 +399,13 @@ def test_ray_trains_workers_go_on_from_a_remote_store(ray_two_cpus, job_of, buck
     file_system, path = filesystem(join(output, ".ray_train"))
     # Ray leaves a marker and nothing that a later start would read.
     assert {entry["size"] for entry in file_system.find(path, detail=True).values()} <= {0}
+
+
+def test_a_damaged_result_of_a_group_s_member_is_none(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    checkpoints.keep_result(output, {"loss": 0.5})
+    assert checkpoints.read_result(output) == {"loss": 0.5}
+    written = (tmp_path / checkpoints.RESULT_FILE).read_bytes()
+    for damaged in (b"", written[:5], b"\xff", b"3"):
+        (tmp_path / checkpoints.RESULT_FILE).write_bytes(damaged)
+        assert checkpoints.read_result(output) is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DamagedError, UserError
-from sweep.graph.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep
+from sweep.graph.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep, read_plan
 
 FINGERPRINT = "ab" * 32
 RECORD = Record(
@@ -159,3 +159,13 @@ def test_a_reader_never_sees_a_part_whatever_is_killed(tmp_path: Path) -> None:
             writer.kill()
             writer.join()
     assert len(set(json.loads((tmp_path / "file").read_bytes()))) == 1
+
+
+@pytest.mark.parametrize("text", ["", '{"stages"', "3"])
+def test_a_damaged_estimate_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    store = Store(tmp_path)
+    assert read_plan(store, "tiny") is None
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "tiny.json").write_text(text)
+    with pytest.raises(UserError, match=r"plans/tiny\.json is not a readable estimate \("):
+        read_plan(store, "tiny")
