@@ -1,6 +1,6 @@
 """What is tried again, and how often: the table of docs/reliability.md, row by row. No Ray runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from pipelines.finetune.task_model import TaskModelConfig
 from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
-from sweep.graph.stages import REGISTRY
+from sweep.graph.stages import REGISTRY, Job, Stage
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind
 from sweep.run.progress import Progress
-from sweep.run.trial import Outcome
+from sweep.run.trial import Order, Outcome, carry_out
 from sweep.run.tune import MAX_LOSSES, Run, _judged
 
 FAILED = Outcome(None, "TypeError: unexpected")
@@ -233,3 +233,16 @@ def test_capacity_follows_the_cluster_and_a_wait_is_said_once(
     machines["CPU"] = 4.0
     now = 310.0
     assert run.suggest("one")
+
+
+@pytest.mark.parametrize(("error", "kind"), [(ValueError("no"), Kind.FAILURE), (NODE_DIED, Kind.LOSS)])
+def test_what_a_stage_raises_is_the_outcome_s_kind_and_no_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: Kind
+) -> None:
+    def fail(job: Job) -> Mapping[str, Any]:
+        raise error
+
+    monkeypatch.setitem(REGISTRY, "sources", Stage(1, fail))
+    step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
+    (outcome,) = carry_out([Order(step, REGISTRY["sources"], str(tmp_path))])
+    assert outcome.record is None and outcome.kind is kind and outcome.was_stopped is False
