@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipelines.errors import UserError
 from sweep.graph.integrity import changed_inputs, why_stale
 from sweep.graph.queue import Capacity, StepQueue
 from sweep.graph.records import Record, Store
@@ -66,12 +67,19 @@ Listener = Callable[[str, Step, Progress], None]
 """Called with "start", "done", "lost", "retry", "failed", "blocked" or "waits"."""
 
 
+class _RayDied(BaseException):
+    """Ray has died on the machine of the run. Not an Exception: Ray Tune must pass it on."""
+
+
 @contextlib.contextmanager
-def _held_at_the_budget(run: "Run") -> Iterator[None]:
+def _ended_from_within(run: "Run") -> Iterator[None]:
+    """Held at the budget. Raises UserError if Ray has died on this machine."""
     try:
         yield
     except BudgetReached as reached:
         run.hold = str(reached)
+    except _RayDied as died:
+        raise UserError("Ray has died on the machine of the run, and its steps with it; the same command goes on") from died
 
 
 def run_steps(run: "Run") -> Progress:
@@ -84,7 +92,7 @@ def run_steps(run: "Run") -> Progress:
     # Processes of this machine inherit the keys; nodes of a cluster have a role, or their own.
     ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     # At the budget, what runs ends with Ray, at its last commit.
-    with temporary_folder("blindsweep-tune-") as folder, _held_at_the_budget(run):
+    with temporary_folder("blindsweep-tune-") as folder, _ended_from_within(run):
         tune.Tuner(
             tune.with_resources(_trial, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
@@ -105,6 +113,18 @@ def run_steps(run: "Run") -> Progress:
             ),
         ).fit()
     return run.progress
+
+
+def _check_own_ray() -> None:
+    """Raise _RayDied if this machine is out of Ray's cluster: nothing can start any more, and Tune would wait for ever."""
+    import ray
+
+    # Ray's control store may be out of reach for a while; Ray itself ends a driver that does without it for a minute.
+    nodes = {}
+    with contextlib.suppress(Exception):
+        nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+    if nodes.get(ray.get_runtime_context().get_node_id()) is False:
+        raise _RayDied
 
 
 def _remove_orphaned_placement_groups() -> None:
@@ -339,6 +359,7 @@ class Run:
             if has_leftovers:
                 _remove_orphaned_placement_groups()
             self._look_at_cluster()
+        _check_own_ray()
 
     def _look_at_cluster(self) -> None:
         """Follow the machines that come and go, and say once what a step has been waiting for."""
