@@ -280,8 +280,9 @@ def _record(
     # The last look: what has been hashed is ours.
     held.check()
     _write_record(record, store)
-    note = filesystem(join(folder, INPUTS_FILE))[1]
-    filesystem(folder)[0].rm_file(note)
+    # It is complete, whatever becomes of the note.
+    with contextlib.suppress(OSError):
+        filesystem(folder)[0].rm_file(filesystem(join(folder, INPUTS_FILE))[1])
     return record
 
 
