@@ -6,8 +6,8 @@ The real command line, Ray, Tune and MLflow over stand-ins for the stages (`stan
 trial's process, the process that a stage runs in, MLflow's tracker, Ray's raylet and its control store, at a random time.
 
 The verdict is `same` if the disturbed run ends by itself, says what there is to say without a traceback and leaves no process
-behind; and if then all artifacts are those of an undisturbed run, none was built that had a record, and MLflow has one finished
-run of each.
+behind but Ray's agents; and if then all artifacts are those of an undisturbed run, none was built that had a record, and MLflow
+has one finished run of each.
 """
 
 import argparse
@@ -41,6 +41,8 @@ PROCESSES = {
     "Ray's control store": "gcs_server",
 }
 DATABASES = ("lost", "cut to half", "locked")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's, which outlive a driver that is killed by more than a minute."""
 LONGEST_S = 150
 """What ends later counts as stuck."""
 
@@ -99,8 +101,10 @@ class Command:
         names = []
         for process in alive:
             with contextlib.suppress(psutil.Error):
-                names.append(" ".join(process.cmdline())[:60] or process.name())
+                name = " ".join(process.cmdline())[:60].strip() or process.name()
                 process.kill()
+                if not name.startswith(AGENTS):
+                    names.append(name)
         return names
 
 
