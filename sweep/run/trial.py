@@ -368,7 +368,8 @@ def _remove_working_state(folder: str) -> None:
     file_system, root = filesystem(folder)
     prefix = root.rstrip("/") + "/"
     hidden = set()
-    for path in file_system.find(root):
+    # Folders too: one may be empty.
+    for path in file_system.find(root, withdirs=True):
         parts = path.removeprefix(prefix).split("/")
         for depth, part in enumerate(parts):
             if part.startswith("."):

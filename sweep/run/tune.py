@@ -350,6 +350,11 @@ class Run:
         self.tick(self.progress)
 
     def _look_around(self) -> None:
+        import ray
+
+        # Asked for anything, it would start a Ray of its own.
+        if not ray.is_initialized():
+            return
         has_leftovers = time.monotonic() < self._leftovers_until
         if time.monotonic() - self._looked_at < (1 if has_leftovers else LOOK_S):
             return
