@@ -138,7 +138,7 @@ def test_a_study_that_was_killed_is_resumed_to_the_same_results(bucket: str, exp
     deadline = time.monotonic() + 600
     files, root = filesystem(bucket)
     # In the midst of a finetuning.
-    while not any(path.endswith("/.checkpoints/latest.json") for path in files.find(root)):
+    while not any(re.search(r"/\.checkpoints/step\d+\.json$", path) for path in files.find(root)):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(driver.pid, signal.SIGKILL)
