@@ -221,6 +221,8 @@ def test_capacity_follows_the_cluster_and_a_wait_is_said_once(
 
     monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
     monkeypatch.setattr(ray, "cluster_resources", lambda: machines)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr("sweep.run.tune._check_own_ray", lambda: None)
     run = alone.run
     run.look = lambda: Capacity(machines["CPU"], 0)
     machines["CPU"] = 0.5
