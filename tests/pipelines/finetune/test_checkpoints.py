@@ -388,9 +388,19 @@ def test_two_killed_workers_go_on_from_a_remote_store(job_of, bucket, tmp_path):
         assert losses(fetched) == losses(whole) and results(fetched) == results(whole)
 
 
+@pytest.fixture
+def ray_on_bucket(bucket):
+    """A Ray whose workers inherit the bucket's address and keys."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ray_trains_workers_go_on_from_a_remote_store(ray_two_cpus, job_of, bucket, tmp_path):
+def test_ray_trains_workers_go_on_from_a_remote_store(ray_on_bucket, job_of, bucket, tmp_path):
     """Killed and started again as a study does it, Ray Train's own folder on that store as well."""
     job, output, two = job_of("lora", 0), join(bucket, "artifact"), Resources(num_workers=2)
     with pytest.raises(Exception, match=r"(?i)died|worker|actor"):

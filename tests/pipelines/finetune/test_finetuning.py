@@ -297,6 +297,7 @@ def test_workers_that_die_while_they_start_are_not_started_again_and_again(
     assert len(killed) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_group_of_workers_resumes_with_as_many_and_on_one(
     ray_two_cpus, sources, base_model, untrained, tmp_path
 ):

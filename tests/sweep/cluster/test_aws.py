@@ -197,6 +197,7 @@ def life_of_a_worker(ready: dict[str, Any]) -> None:
     provider.terminate_nodes([node])
 
 
+@pytest.mark.slow
 def test_the_head_may_do_what_its_autoscaler_does_and_no_more(
     config: dict[str, Any], calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +212,7 @@ def test_the_head_may_do_what_its_autoscaler_does_and_no_more(
     assert {action for action in allowed if action.startswith(("ec2:", "iam:"))} == asked | {"iam:PassRole", "ec2:CreateTags"}
 
 
+@pytest.mark.slow
 def test_the_mock_itself_lets_the_head_do_it_and_a_worker_not(
     config: dict[str, Any], calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_a_signal_stops_the_run_in_one_line_and_the_same_command_goes_on(number:
         assert statuses(tmp_path) == {"FINISHED": 16}
 
 
-@pytest.mark.parametrize("is_deaf", [False, True])
+@pytest.mark.parametrize("is_deaf", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_at_a_notice_steps_commit_and_the_run_ends_well(is_deaf: bool, tmp_path: Path) -> None:
     """SIGUSR1 to all of its processes, as Slurm may send it; steps that do not hear of it are stopped when the time is over."""
     driver = start(tmp_path, None, "--notice-time", "3" if is_deaf else "60", **({"DEAF": "1"} if is_deaf else {}))
