@@ -87,7 +87,7 @@ def results(store: Store) -> dict[str, Any]:
 
 
 def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if not name.endswith("_s")}
+    return {name: value for name, value in metrics.items() if not name.endswith("_s") and name != "resumed_at_step"}
 
 
 def runs_of_fingerprints(database: Path) -> Counter[str]:
