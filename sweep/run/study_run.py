@@ -128,6 +128,9 @@ def run_study(
         if not is_read_only(error) or len(cached) < len(steps):
             raise
         notes.append(f"cannot write to {store.uri} ({one_line(error)}): what is built is read, and nothing is noted there")
+    run = None
+    stop = stop or Stop()
+    stop.state = lambda: f"{run.progress.num_done if run else len(cached)} of {len(steps)} artifacts are built"
     index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
         errors = track_records(study, loaded.parameters, cached, store, index, again=bool(marked)) if index else []
@@ -135,9 +138,6 @@ def run_study(
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
     missing = [member.step for member in planned if not member.is_cached]
-    run = None
-    stop = stop or Stop()
-    stop.state = lambda: f"{run.progress.num_done if run else len(cached)} of {len(steps)} artifacts are built"
     try:
         with ray_session(options, missing) as capacity:
             records = {record.fingerprint: record for record in cached}
