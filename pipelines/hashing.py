@@ -45,7 +45,12 @@ def _stamp(stat: os.stat_result) -> list[int]:
 
 
 def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "blindsweep" / "hashes.jsonl"
+    return user_cache() / "hashes.jsonl"
+
+
+def user_cache() -> Path:
+    """The folder `blindsweep` in the user's cache: `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "blindsweep"
 
 
 _caches: dict[Path, "_Cache"] = {}

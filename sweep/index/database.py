@@ -24,11 +24,6 @@ LOCK_S = 2.0
 CHECK_S = 2.0
 """Seconds after which the check of a large SQLite file is left at what it has seen."""
 
-REASONS = re.compile(
-    r"connection refused|timed out|name or service not known|failed to resolve|no answer within \d+ s", re.IGNORECASE
-)
-"""What matters of errors that are a paragraph long."""
-
 COMPANIONS = ("-wal", "-shm", "-journal")
 """Files that SQLite keeps beside a database."""
 

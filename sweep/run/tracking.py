@@ -9,7 +9,6 @@ logged again from its record and its metrics.jsonl, so what was lost on the way 
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections import defaultdict
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.finetune.checkpoints import METRICS_FILE
-from pipelines.kept_database import KeptDatabase
+from pipelines.hashing import user_cache
 from pipelines.storage import join
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
@@ -29,6 +28,7 @@ from sweep.graph.step import Step
 from sweep.index.address import mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
 from sweep.index.database import exclusive
+from sweep.index.kept_database import KeptDatabase
 
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
@@ -78,9 +78,8 @@ def default_tracking_uri(store: Store) -> str:
     """`mlflow.db` in a local store; for a remote one a file in the user's cache, which `kept_database` keeps in the store."""
     if store.is_local:
         return sqlite_uri(Path(store.uri) / "mlflow.db")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
     name = f"{store.uri.rsplit('/', 1)[-1]}-{hashlib.sha256(store.uri.encode()).hexdigest()[:SHORT]}"
-    return sqlite_uri(cache / "blindsweep" / "mlflow" / name / "mlflow.db")
+    return sqlite_uri(user_cache().absolute() / "mlflow" / name / "mlflow.db")
 
 
 def kept_database(store: Store, tracking_uri: str) -> KeptDatabase | None:

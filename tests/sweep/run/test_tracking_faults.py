@@ -26,6 +26,17 @@ CELL = {"starting_size": 0, "kind": "none", "size": 0, "seed": 0}
 STUDY = ("run", "demo", "-p", "training_sizes=300", "-p", "starting_sizes=0", "-p", "seeds=0", "--no-report", "--max-cpus", "2")
 
 
+def wait_until_it_listens(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", port: int) -> None:
+    """Return once `process`, which must live until then, listens at `port`."""
+    deadline = time.monotonic() + 240
+    while True:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow has just made, which takes it seconds."""
@@ -185,13 +196,7 @@ def server(tmp_path: Path) -> Iterator["tuple[str, subprocess.Popen[bytes]]"]:
         env=environment, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
-        while True:
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until_it_listens(process, port)
         yield f"http://127.0.0.1:{port}", process
     finally:
         os.killpg(process.pid, signal.SIGCONT)
@@ -299,13 +304,7 @@ def test_ui_shows_a_store_whose_database_is_missing_or_damaged(state: str, tmp_p
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
-        while True:
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert ui.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until_it_listens(ui, port)
         experiment = MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("tiny")
         assert len(MlflowClient(f"http://127.0.0.1:{port}").search_runs([experiment.experiment_id])) == 2
     finally:

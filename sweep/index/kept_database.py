@@ -19,6 +19,7 @@ from pipelines.storage import (
     write_bytes,
     write_if_absent,
 )
+from sweep.index.database import COMPANIONS
 
 KEEP_EVERY_S = 300.0
 """Seconds between two copies to the store while the database is open."""
@@ -95,7 +96,7 @@ class KeptDatabase:
             if self.local.exists() or not file_system.exists(path):
                 return
             content, version = Path(fetch(self.uri)).read_bytes(), ""
-        for old in (self.local, *(self.local.with_name(self.local.name + end) for end in ("-wal", "-shm", "-journal"))):
+        for old in (self.local, *(self.local.with_name(self.local.name + end) for end in COMPANIONS)):
             old.unlink(missing_ok=True)
         write_bytes(self.local, content)
         self._note.write_text(version)

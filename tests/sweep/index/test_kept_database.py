@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import kept_database
-from pipelines.kept_database import KeptDatabase
 from pipelines.storage import join, read_with_version
+from sweep.index import kept_database
+from sweep.index.kept_database import KeptDatabase
 
 
 @pytest.fixture
