@@ -21,7 +21,8 @@ MOST_FILES = 12
 
 TASKS, DATA, PACKING, ADAPTERS = "pipelines.tasks", "pipelines.data", "pipelines.packing", "pipelines.adapters"
 MODELS, FINETUNE, EVALUATE, GENERATE = (f"pipelines.{room}" for room in ("models", "finetune", "evaluate", "generate"))
-PIPELINES = ("pipelines", TASKS, DATA, PACKING, ADAPTERS, MODELS, FINETUNE, EVALUATE, GENERATE)
+WORKERS = "pipelines.workers"
+PIPELINES = ("pipelines", TASKS, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
@@ -35,15 +36,16 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     PACKING: ("pipelines",),
     ADAPTERS: ("pipelines", PACKING),
     MODELS: ("pipelines", TASKS, PACKING, ADAPTERS),
-    FINETUNE: ("pipelines", TASKS, PACKING, ADAPTERS, MODELS),
-    EVALUATE: ("pipelines", TASKS, PACKING, ADAPTERS, MODELS),
-    GENERATE: ("pipelines", TASKS),
+    WORKERS: ("pipelines",),
+    FINETUNE: ("pipelines", TASKS, PACKING, ADAPTERS, MODELS, WORKERS),
+    EVALUATE: ("pipelines", TASKS, PACKING, ADAPTERS, MODELS, WORKERS),
+    GENERATE: ("pipelines", TASKS, WORKERS),
     GRAPH: PIPELINES,
     STUDY: (*PIPELINES, GRAPH),
     PLAN: (*PIPELINES, GRAPH, STUDY),
     INDEX: ("pipelines",),
     RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX),
-    CLUSTER: ("pipelines", PLAN),
+    CLUSTER: ("pipelines", WORKERS, PLAN),
     "analysis": ("pipelines",),
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, "analysis", STATS),
@@ -62,8 +64,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "peft": (FINETUNE,),
     "deepspeed": (FINETUNE,),
     "vllm": (GENERATE,),
-    # The files in no room: a worker's own notice.
-    "ray": ("pipelines", FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
+    "ray": (WORKERS, FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
     "pandas": ("analysis", RESULTS, REPORT, AUDIT),

@@ -27,7 +27,7 @@ from pipelines.storage import fetch, join, working_folder
 from pipelines.tasks.examples import LABELS, Label, read_examples
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.prompts import classifier_prompts
-from pipelines.watchdog import beat, naming_stalls, watched
+from pipelines.workers.watchdog import beat, naming_stalls, watched
 
 if TYPE_CHECKING:
     import torch

@@ -27,13 +27,13 @@ from pipelines.finetune.stepping import FlatModel
 from pipelines.models.classifier import Classifier, compute_last_layer_where_read, load_head
 from pipelines.models.language_model import LanguageModel
 from pipelines.models.weights import compile_layers, load_packed, weights_of
-from pipelines.notice import notice_given
 from pipelines.packing.batches import class_targets, next_token_targets, pack, shape_for
 from pipelines.packing.dealing import microbatches, packed_size
 from pipelines.packing.segments import Segments
 from pipelines.packing.stream import PackedInput
 from pipelines.resources import no_report
 from pipelines.storage import fetch
+from pipelines.workers.notice import notice_given
 
 AGREE_EVERY_S = 5.0
 """How often workers that step together ask each other whether one of them was given notice."""

@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.job import Member
 from pipelines.identity import sha256_of
 from pipelines.storage import filesystem, is_local, join, local_path, read_text, remove, working_folder, write_text
-from pipelines.watchdog import patiently
+from pipelines.workers.watchdog import patiently
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from pipelines.finetune.job import Examples, Member
 from pipelines.finetune.recipe import check_loss, cooldown_start, learning_rate_at, nested_ends
 from pipelines.models.process import peak_gpu_memory_gib
 from pipelines.packing.dealing import packed_size
-from pipelines.watchdog import beat
+from pipelines.workers.watchdog import beat
 
 
 class Course:

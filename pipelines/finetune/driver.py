@@ -19,7 +19,7 @@ from pipelines.finetune.recipe import check_trajectory
 from pipelines.models.process import free_memory, quiet_libraries
 from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
-from pipelines.watchdog import naming_stalls, patiently, watched
+from pipelines.workers.watchdog import naming_stalls, patiently, watched
 
 RAY_TRAIN = ".ray_train"
 FOR_EVER_S = "1e9"

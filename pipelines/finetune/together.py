@@ -25,8 +25,8 @@ from pipelines.finetune.course import Course
 from pipelines.finetune.job import Member
 from pipelines.models.process import free_memory
 from pipelines.models.weights import weights_of
-from pipelines.notice import notice_given
 from pipelines.storage import fetch, working_folder
+from pipelines.workers.notice import notice_given
 
 
 def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:

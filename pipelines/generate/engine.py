@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from pipelines.watchdog import beat, wait_for
+from pipelines.workers.watchdog import beat, wait_for
 
 # A batch that is filled at once would end at once where texts are equally long, and the GPU would wait while the next one is
 # prepared.

@@ -20,10 +20,10 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, per_label, plan_shards
 from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
-from pipelines.notice import run_notice_given
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import absolute, is_local, join, local_path
 from pipelines.tasks.examples import Label
+from pipelines.workers.notice import run_notice_given
 
 MODEL = "model"
 YIELD_FILE = "yield.json"

@@ -25,11 +25,11 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, per_label
-from pipelines.notice import run_notice_given
 from pipelines.resources import Resources
 from pipelines.storage import fetch, is_local
 from pipelines.tasks.examples import LABELS, Label
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
+from pipelines.workers.notice import run_notice_given
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,8 +3,8 @@
     python -m sweep.cluster.spot &        on each spot node, after `ray start`
 
 At the notice, Ray drains the node: nothing new is placed there, and the autoscaler looks for another one. Workers on it commit
-what they have done (`pipelines/notice.py`), and their steps go on elsewhere. A mere recommendation to move (the machine has an
-elevated risk) drains the node as well, without a deadline, so that it is left when its steps end; they are not stopped.
+what they have done (`pipelines/workers/notice.py`), and their steps go on elsewhere. A mere recommendation to move (the machine
+has an elevated risk) drains the node as well, without a deadline, so that it is left when its steps end; they are not stopped.
 
 Where there is no metadata service (no machine of Amazon's), it ends at once.
 """
@@ -74,7 +74,7 @@ def drain(address: str, node: str | None, reason: str, deadline_s: float | None)
     import ray
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-    from pipelines.notice import tell_node
+    from pipelines.workers.notice import tell_node
 
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:

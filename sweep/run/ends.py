@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from pipelines.notice import tell_run
+from pipelines.workers.notice import tell_run
 
 NOTICE = signal.SIGUSR1
 NOTICE_S = 110.0

@@ -1,7 +1,7 @@
 """Steps from which nothing is heard any more: all that a run can say of a worker that is not able to look after itself.
 
-Workers end themselves when they stand still (`pipelines/watchdog.py`). One that the system holds cannot, nor can one that has
-no machine yet; which of them it is, somebody has to look at.
+Workers end themselves when they stand still (`pipelines/workers/watchdog.py`). One that the system holds cannot, nor can one
+that has no machine yet; which of them it is, somebody has to look at.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.watchdog import SLOW_FACTOR, STEPS, stall_after
+from pipelines.workers.watchdog import SLOW_FACTOR, STEPS, stall_after
 from sweep.graph.step import Step
 from sweep.run.progress import Progress
 

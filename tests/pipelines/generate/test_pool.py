@@ -232,7 +232,7 @@ def test_a_killed_run_is_finished_with_the_same_pool(
 def test_a_pool_that_a_notice_stops_is_finished_with_the_same_content(
     pool: tuple[Path, dict[str, Any], Reports], models: Path, tmp_path: Path
 ) -> None:
-    from pipelines import notice
+    from pipelines.workers import notice
 
     def report(metrics: Any, step: int) -> None:
         notice.tell_run()

@@ -17,7 +17,7 @@ from pipelines.generate.shards import plan_shards
 from pipelines.generate.writer import MAX_RESTARTS, run_engines
 from pipelines.resources import Resources
 from pipelines.tasks.examples import LABELS
-from pipelines.watchdog import STALL_AFTER
+from pipelines.workers.watchdog import STALL_AFTER
 from sweep.run.failures import one_line
 
 CONFIG = GenerationConfig(num_per_label=10, shard_size=10, generator_id="none")

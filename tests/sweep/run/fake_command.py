@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.errors import NoticeError
-from pipelines.notice import notice_given
 from pipelines.storage import join, write_text
+from pipelines.workers.notice import notice_given
 from sweep.cli import main
 from sweep.graph import stages
 from sweep.graph.stages import Job

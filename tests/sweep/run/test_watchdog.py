@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.watchdog import STALL_AFTER
+from pipelines.workers.watchdog import STALL_AFTER
 from sweep.run.progress import Progress
 from sweep.run.watchdog import Silences
 from tests.sweep.run.fake_study import make_steps

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import watchdog
 from pipelines.errors import StalledError, UserError
-from pipelines.watchdog import STALL_AFTER, STALLED_FILE, beat, naming_stalls, patiently, stall_after, wait_for
+from pipelines.workers import watchdog
+from pipelines.workers.watchdog import STALL_AFTER, STALLED_FILE, beat, naming_stalls, patiently, stall_after, wait_for
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
@@ -52,7 +52,7 @@ def test_beats_keep_a_call_waiting_and_its_result_is_handed_on(monkeypatch: pyte
 
 PROGRAM = """
 import sys, time
-from pipelines.watchdog import beat, watched
+from pipelines.workers.watchdog import beat, watched
 with watched("a finetuning", sys.argv[1]):
     for _ in range(int(sys.argv[2])):
         beat()

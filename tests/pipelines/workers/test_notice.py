@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines import notice
 from pipelines.errors import NoticeError
 from pipelines.finetune import alone, together
 from pipelines.finetune.alone import Notices
@@ -17,8 +16,9 @@ from pipelines.finetune.job import Member
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, finetuning_job
 from pipelines.finetune.together import train_together
-from pipelines.notice import notice_given, tell_node, tell_run
 from pipelines.resources import Resources, no_report
+from pipelines.workers import notice
+from pipelines.workers.notice import notice_given, tell_node, tell_run
 
 RECIPE = FinetuneConfig(
     learning_rate=3e-3, batch_size=4, dtype="float32", lora_rank=4, log_every=1, lora_dropout=0.2, tokens_per_microbatch=250,
