@@ -48,8 +48,8 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     CLUSTER: ("pipelines", WORKERS, PLAN),
     "analysis": ("pipelines",),
     STATS: ("pipelines", "analysis"),
-    RESULTS: (*PIPELINES, GRAPH, "analysis", STATS),
-    REPORT: (*PIPELINES, GRAPH, "analysis", STATS, RESULTS),
+    RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
+    REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     AUDIT: ("pipelines", TASKS, "analysis", STATS),
     COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, REPORT, AUDIT),
     # The command line, and what users' studies import.

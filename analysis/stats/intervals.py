@@ -100,9 +100,9 @@ class Replicates:
     """One value per seed, and what each cluster of test items adds to it.
 
     `values` float [n]: a mean over items (or a function of one) per seed. `residuals` float [n, m]: how much cluster c pulls
-    seed s's value away from its stratum's, so that each row sums to 0 within a stratum. `sizes` int [m] are the clusters'
-    items, `strata` int [m] the clusters' strata: the parts of a test set whose share is fixed by design. `num_items` counts
-    all items.
+    seed s's value away from its stratum's, so that each row sums to 0 within a stratum. `sizes` [m] are the clusters'
+    items, or their weights, `strata` int [m] the clusters' strata: the parts of a test set whose share is fixed by design.
+    `num_items` counts all items. Where a value is the mean of several seeds (`grouped`), `num_seeds_each` [n] counts them.
     """
 
     seeds: tuple[int, ...]
@@ -111,6 +111,7 @@ class Replicates:
     sizes: np.ndarray
     strata: np.ndarray
     num_items: int
+    num_seeds_each: tuple[int, ...] = ()
 
     @property
     def num_clusters(self) -> int:
@@ -127,7 +128,31 @@ class Replicates:
     def of(self, seeds: Sequence[int]) -> Replicates:
         """The same for some of the seeds, in that order."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        return replace(self, seeds=tuple(seeds), values=self.values[rows], residuals=self.residuals[rows])
+        each = tuple(self.num_seeds_each[row] for row in rows) if self.num_seeds_each else ()
+        return replace(self, seeds=tuple(seeds), values=self.values[rows], residuals=self.residuals[rows], num_seeds_each=each)
+
+    def grouped(self, groups: Mapping[int, int]) -> Replicates:
+        """The mean over the seeds of each group, which then stand as `seeds`: seed → group, such as its generator.
+
+        Groups weigh alike, however many seeds they have. Raises KeyError for a seed without a group.
+        """
+        group_of = np.array([groups[seed] for seed in self.seeds])
+        names = sorted(set(group_of.tolist()))
+        members = [group_of == name for name in names]
+        return replace(
+            self,
+            seeds=tuple(names),
+            values=np.stack([self.values[rows].mean() for rows in members]),
+            residuals=np.stack([self.residuals[rows].mean(axis=0) for rows in members]),
+            num_seeds_each=tuple(int(rows.sum()) for rows in members),
+        )
+
+    def minus(self, other: Replicates) -> Replicates:
+        """The difference of two values on the same items, paired by the seeds that both have.
+
+        Raises UserError where there is no such seed, and ValueError for other items.
+        """
+        return mean_of([self, other * -1]) * 2  # the mean of a and -b is half their difference
 
     def __mul__(self, factor: float) -> Replicates:
         return replace(self, values=self.values * factor, residuals=self.residuals * factor)
@@ -147,7 +172,28 @@ class Replicates:
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.strata, shifted]),
             self.num_items + other.num_items,
+            self.num_seeds_each,
         )
+
+
+def mean_of(data: Sequence[Replicates]) -> Replicates:
+    """The mean of several values on the same items, over the seeds that all have.
+
+    Raises UserError where there is no such seed, and ValueError for none or for other items.
+    """
+    first = data[0]
+    for one in data[1:]:
+        if not (np.array_equal(one.sizes, first.sizes) and np.array_equal(one.strata, first.strata)):
+            raise ValueError("values of other items; on disjoint ones they can be added, and else not be compared")
+    seeds = sorted(set.intersection(*(set(one.seeds) for one in data)))
+    if not seeds:
+        raise UserError("no seed is on all sides; a paired value needs the same seeds on each")
+    chosen = [one.of(seeds) for one in data]
+    return replace(
+        chosen[0],
+        values=np.mean([one.values for one in chosen], axis=0),
+        residuals=np.mean([one.residuals for one in chosen], axis=0),
+    )
 
 
 def replicates(seeds: Sequence[int], items: np.ndarray, clusters: np.ndarray, strata: np.ndarray) -> Replicates:
@@ -158,8 +204,24 @@ def replicates(seeds: Sequence[int], items: np.ndarray, clusters: np.ndarray, st
     """
     if items.ndim != 2 or 0 in items.shape or items.shape != (len(seeds), len(clusters)):
         raise ValueError(f"items of shape {items.shape} for {len(seeds)} seeds and {len(clusters)} clusters: none may be empty")
+    num_items = items.shape[1]
+    return clustered(seeds, items.sum(axis=1) / num_items, items / num_items, np.ones(num_items), clusters, strata)
+
+
+def clustered(
+    seeds: Sequence[int],
+    values: np.ndarray,
+    components: np.ndarray,
+    weights: np.ndarray,
+    clusters: np.ndarray,
+    strata: np.ndarray,
+) -> Replicates:
+    """Replicates of `values` float [n] from what each item adds to them, `components` float [n, num_items].
+
+    A stratum's sum of components is fixed by its design and taken off its items by their `weights` [num_items]. `clusters`,
+    `strata` and errors as of `replicates`.
+    """
     names, codes = np.unique(clusters, return_inverse=True)
-    sizes = np.bincount(codes)
     of_items = np.unique(strata, return_inverse=True)[1]
     stratum_of = np.empty(len(names), dtype=np.int64)
     stratum_of[codes] = of_items
@@ -168,11 +230,11 @@ def replicates(seeds: Sequence[int], items: np.ndarray, clusters: np.ndarray, st
         raise ValueError("a cluster lies in two strata; give clusters within strata")
     if (alone := np.bincount(stratum_of).min()) < 2:
         raise UserError(f"a part of the test set has {alone} cluster of items; with less than 2 its variance cannot be known")
-    sums = np.stack([np.bincount(codes, weights=row, minlength=len(names)) for row in items])
-    num_items = items.shape[1]
+    sizes = np.bincount(codes, weights=weights)
+    sums = np.stack([np.bincount(codes, weights=row, minlength=len(names)) for row in components])
     of_stratum = np.stack([np.bincount(stratum_of, weights=row) for row in sums]) / np.bincount(stratum_of, weights=sizes)
-    residuals = (sums - of_stratum[:, stratum_of] * sizes) / num_items
-    return Replicates(tuple(seeds), sums.sum(axis=1) / num_items, residuals, sizes, stratum_of, num_items)
+    residuals = sums - of_stratum[:, stratum_of] * sizes
+    return Replicates(tuple(seeds), values, residuals, sizes, stratum_of, components.shape[1])
 
 
 def leverages(sizes: np.ndarray, strata: np.ndarray) -> np.ndarray:
@@ -231,11 +293,3 @@ def two_level_bootstrap(data: Replicates, *, seed: int, num_samples: int = 4000)
     means = chosen @ data.values + ((chosen @ data.residuals) * extra).sum(axis=1)
     low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Interval(float(low), float(high))
-
-
-def paired(treatment: Mapping[int, np.ndarray], control: Mapping[int, np.ndarray]) -> tuple[tuple[int, ...], np.ndarray]:
-    """Seeds that both have, and treatment minus control by item: float [n, num_items]. Raises UserError if there is none."""
-    seeds = tuple(sorted(treatment.keys() & control.keys()))
-    if not seeds:
-        raise UserError("no seed is on both sides; a paired difference needs both")
-    return seeds, np.stack([treatment[seed].astype(float) - control[seed] for seed in seeds])

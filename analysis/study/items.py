@@ -1,9 +1,10 @@
-"""Each task model's prediction for each test item, from the logits of a study's evaluations, and how items hang together."""
+"""Each task model's prediction and score for each test item, from the logits of a study's evaluations, and what is measured on
+them; items that hang together are clusters."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,19 +12,23 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.stats.intervals import Replicates, paired, replicates
+from analysis.stats.intervals import Replicates, replicates
+from analysis.stats.ranking import auc_replicates
 from analysis.study.frame import describe_missing
 from analysis.wording import HOLDS
 from pipelines.errors import DamagedError, UserError
-from pipelines.evaluate.scoring import is_right
+from pipelines.evaluate.scoring import is_right, placements, scores
 from pipelines.storage import join
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
+from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, fold
 from pipelines.tasks.parquet import parquet_schema, parquet_table
 from sweep.graph.records import COORDINATES, Store, Study, StudyStep
+from sweep.study.measures import Measure
 
 Cell = tuple[int, str, int, int]
 """starting_size, kind, size, seed: one evaluated task model. Kind "none", size 0 is a starting point as it is."""
 LOGITS = "logits.parquet"
+WITHOUT_POOL = ("none", "original")
+"""Kinds of training set that no generator has a part in."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,13 @@ class ItemSet:
             return Label(label)
         return Label.ENTAILMENT if NON_ENTAILMENT in self.labels else None
 
+    def is_of(self, label: Label) -> np.ndarray:
+        """Which items have a label, bool [num_items]. Raises UserError where the set's two labels do not tell it."""
+        distinct, which = np.unique(self.labels, return_inverse=True)
+        return np.array([fold(str(one), label) == label for one in distinct])[which]
+
     def structure(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Clusters and strata of the items `where` (bool [num_items]): int [num_chosen] each.
+        """Clusters and strata of the items `where` (bool [num_items], or their positions): int [num_chosen] each.
 
         Where a stratum has one cluster only, as it can where a heuristic holds, the items are one stratum. Where that has one
         cluster only, as a subcase of one template has, every item is a cluster of its own: the interval then speaks of more
@@ -97,13 +107,18 @@ class ItemSet:
 class Responses:
     """Each evaluated task model's prediction for each item: set → cell → class int8 [num_items].
 
-    `missing` names in words what the study promises and the store lacks, `notes` what had to be done without.
+    `scores`, float32 [num_items], are the log-odds of `label`, the one that the study's heuristic predicts. `generator_of` maps
+    seeds to their generators where the study has several. `missing` names in words what the study promises and the store lacks,
+    `notes` what had to be done without.
     """
 
     items: dict[str, ItemSet]
     predicted: dict[str, dict[Cell, np.ndarray]]
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    scores: dict[str, dict[Cell, np.ndarray]] = field(default_factory=dict)
+    label: Label = Label.ENTAILMENT
+    generator_of: Mapping[int, int] = field(default_factory=dict)
 
     def change(
         self,
@@ -113,25 +128,65 @@ class Responses:
         control: str,
         starting_sizes: Sequence[int],
         sizes: Sequence[int],
+        measure: Measure = Measure.ACCURACY,
+        general_set: str | None = None,
     ) -> Replicates:
-        """Accuracy with one kind of training set minus another (or the starting point, "none"), paired by seed.
+        """A measure with one kind of training set minus another (or the starting point, "none"), paired by seed.
 
-        Averaged within a seed over starting points and sizes; a seed that lacks a cell is left out. Raises UserError when no
-        seed has them all.
+        Averaged within a seed over starting points and sizes; a seed that lacks a cell is left out. Where the study has several
+        generators and one of the kinds is made from a pool, the seeds of a generator are averaged, too, and stand as one.
+        Raises UserError when no seed has them all, and as `measured` does.
         """
-        where = self.items[test_set].chosen(slice_name)
-        totals: list[dict[int, np.ndarray]] = []
-        for kind in (treatment, control):
-            cells = [(start, kind, 0 if kind == "none" else size) for start in starting_sizes for size in sizes]
-            totals.append(self._averages(test_set, cells, where, self.items[test_set].asked(slice_name)))
-        try:
-            seeds, items = paired(*totals)
-        except UserError as error:
+        treated, controls = (
+            [(start, kind, 0 if kind == "none" else size) for start in starting_sizes for size in sizes]
+            for kind in (treatment, control)
+        )
+        if not self._seeds(test_set, treated + controls):
             raise UserError(
                 f"no seed has both {treatment} and {control} on {test_set} at every one of "
                 f"starting_sizes={list(starting_sizes)}, sizes={list(sizes)}; run what is missing"
-            ) from error
-        return replicates(seeds, items, *self.items[test_set].structure(where))
+            )
+        difference = self.measured(measure, test_set, slice_name, treated, general_set).minus(
+            self.measured(measure, test_set, slice_name, controls, general_set)
+        )
+        from_pool = {treatment, control}.difference(WITHOUT_POOL)
+        return difference.grouped(self.generator_of) if from_pool and self.generator_of else difference
+
+    def measured(
+        self,
+        measure: Measure,
+        blindspot_set: str,
+        slice_name: str,
+        cells: Iterable[tuple[int, str, int]],
+        general_set: str | None = None,
+    ) -> Replicates:
+        """A measure on a slice where going by the heuristic is wrong, by seed.
+
+        Averaged within a seed over cells (starting_size, kind, size). ACCURACY and MARGIN are means over any slice. AUC sets
+        the slice against its counterpart, where the heuristic holds and is right: "holds/<name>/<label>" for
+        "holds/<name>/non-<label>". PULL sets it against the other items of `general_set` that have the slice's label, all
+        labels but the heuristic's being folded. Raises UserError when no seed has all of the cells, for a slice without a
+        counterpart or of several labels, for want of general items, and for a slice that asks for another label than `label`.
+        """
+        if measure == Measure.ACCURACY:
+            return self.accuracy(blindspot_set, slice_name, cells)
+        items, score_of = self.items[blindspot_set], self.scores[blindspot_set]
+        if items.asked(slice_name) not in (None, self.label):
+            raise UserError(
+                f"slice {slice_name!r} asks for {items.asked(slice_name)}, and scores are of {self.label}, which the study's "
+                "heuristic predicts; measure its accuracy"
+            )
+        where = items.chosen(slice_name)
+        if measure == Measure.MARGIN:
+            seeds, margins = self._averages(blindspot_set, cells, lambda cell: score_of[cell][where])
+            return replicates(seeds, margins, *items.structure(where))
+        adversarial = (blindspot_set, where)
+        if measure == Measure.AUC:
+            return self._auc((blindspot_set, self._counterpart(items, slice_name, where)), adversarial, cells)
+        if general_set is None:
+            raise ValueError("the pull is against the items of a general set; give general_set")
+        alike = self._alike(items, self.items[general_set], slice_name, where)
+        return self._auc(adversarial, (general_set, alike), cells)
 
     def accuracy(
         self, test_set: str, slice_name: str, cells: Iterable[tuple[int, str, int]], label: str | None = None
@@ -140,28 +195,77 @@ class Responses:
 
         Raises UserError when no seed has all of the cells, or no item is left.
         """
-        where = self.items[test_set].chosen(slice_name)
+        items = self.items[test_set]
+        where = items.chosen(slice_name)
         if label is not None:
-            where = where & (self.items[test_set].labels == label)
+            where = where & (items.labels == label)
         if not where.any():
             raise UserError(f"no item of {test_set} / {slice_name} has the label {label!r}; an empty slice has no accuracy")
-        averages = self._averages(test_set, list(cells), where, self.items[test_set].asked(slice_name))
-        if not averages:
-            raise UserError(f"no seed has all of the cells on {test_set}; run what is missing")
-        seeds = tuple(sorted(averages))
-        items = np.stack([averages[seed] for seed in seeds])
-        return replicates(seeds, items, *self.items[test_set].structure(where))
+        labels, asked, predicted = items.labels[where], items.asked(slice_name), self.predicted[test_set]
+        seeds, right = self._averages(test_set, cells, lambda cell: is_right(predicted[cell][where], labels, asked))
+        return replicates(seeds, right, *items.structure(where))
+
+    def _auc(
+        self, above: tuple[str, np.ndarray], below: tuple[str, np.ndarray], cells: Iterable[tuple[int, str, int]]
+    ) -> Replicates:
+        """P(an item of `above` scores above one of `below`), each a test set and a choice of its items, bool [num_items]."""
+        (first, positives), (second, negatives) = ((test_set, np.flatnonzero(where)) for test_set, where in (above, below))
+        if first == second:
+            structure = self.items[first].structure(np.concatenate([positives, negatives]))
+        else:
+            structure = _side_by_side(self.items[first].structure(positives), self.items[second].structure(negatives))
+
+        def placed(cell: Cell) -> np.ndarray:
+            return np.concatenate(placements(self.scores[first][cell][positives], self.scores[second][cell][negatives]))
+
+        seeds, of_items = self._averages(first, cells, placed)
+        of_positives, of_negatives = np.split(of_items, [len(positives)], axis=1)
+        return auc_replicates(seeds, of_positives, of_negatives, *structure)
+
+    def _counterpart(self, items: ItemSet, slice_name: str, where: np.ndarray) -> np.ndarray:
+        """Where the heuristic of a slice holds and is right, bool [num_items]."""
+        head = slice_name.rpartition("/")[0]
+        if head in ("", "subcase") or items.is_of(self.label)[where].any():
+            raise UserError(
+                f"slice {slice_name!r} has no counterpart in which its heuristic is right, and an AUC is of both; measure a "
+                f"slice of a heuristic's items that are not {self.label}, such as lexical_overlap/non-entailment"
+            )
+        return items.chosen(f"{head}/{self.label}")
+
+    def _alike(self, items: ItemSet, general: ItemSet, slice_name: str, where: np.ndarray) -> np.ndarray:
+        """The general items, bool, that have the label of the items `where` of a slice and are not among them."""
+        is_label = items.is_of(self.label)[where]
+        if is_label.any() != is_label.all():
+            raise UserError(f"slice {slice_name!r} has items of {self.label} and others; the pull is of items of one label")
+        alike = general.is_of(self.label) == is_label[0]
+        if general.name == items.name:
+            alike &= ~where
+        if not alike.any():
+            label = self.label if is_label[0] else f"non-{self.label}"
+            raise UserError(f"{general.name} has no further item of {label} to set slice {slice_name!r} against")
+        return alike
+
+    def _seeds(self, test_set: str, cells: Sequence[tuple[int, str, int]]) -> tuple[int, ...]:
+        """The seeds that have all of the cells."""
+        of_set = self.predicted[test_set]
+        seeds = sorted({seed for _, _, _, seed in of_set})
+        return tuple(seed for seed in seeds if cells and all((*cell, seed) in of_set for cell in cells))
 
     def _averages(
-        self, test_set: str, cells: Sequence[tuple[int, str, int]], where: np.ndarray, asked: Label | None
-    ) -> dict[int, np.ndarray]:
-        of_set, labels = self.predicted[test_set], self.items[test_set].labels[where]
-        seeds = {seed for _, _, _, seed in of_set}
-        return {
-            seed: np.mean([is_right(of_set[*cell, seed][where], labels, asked) for cell in cells], axis=0)
-            for seed in seeds
-            if cells and all((*cell, seed) in of_set for cell in cells)
-        }
+        self, test_set: str, cells: Iterable[tuple[int, str, int]], of_cell: Callable[[Cell], np.ndarray]
+    ) -> tuple[tuple[int, ...], np.ndarray]:
+        """The seeds that have all of the cells, and the mean over these of a number an item, float [n, num_items]."""
+        cells = list(cells)
+        seeds = self._seeds(test_set, cells)
+        if not seeds:
+            raise UserError(f"no seed has all of the cells on {test_set}; run what is missing")
+        return seeds, np.stack([np.mean([of_cell((*cell, seed)) for cell in cells], axis=0, dtype=float) for seed in seeds])
+
+
+def _side_by_side(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters and strata of two sets of items that share none."""
+    clusters, strata = (np.concatenate([one, other + one.max() + 1]) for one, other in zip(first, second, strict=True))
+    return clusters, strata
 
 
 def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False) -> Responses:
@@ -178,6 +282,8 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
     items: dict[str, ItemSet] = {}
     first: dict[str, pa.Table] = {}
     predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
+    scores_of: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
+    label = Label.ENTAILMENT
     for step in study.steps:
         if step.stage != "evaluation" or step.record is None:
             continue
@@ -197,26 +303,40 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
             described = rows.select(["id", "label"])
             if name not in items:
                 items[name] = _item_set(store, study, step, name, rows, notes, partial=partial)
+                label = items[name].asked(study.blindspot_slice) or label
                 first[name] = described
             elif not described.equals(first[name]):
                 raise UserError(
                     f"evaluation {step.slug} has other items of {name} than the others; accuracies on different "
                     "items cannot be compared: evaluate all task models on the same sources"
                 )
-            predicted[name][where] = _predicted(rows, name)
+            logits = _logits(rows, name)
+            predicted[name][where] = logits.argmax(axis=1).astype(np.int8)
+            scores_of[name][where] = scores(logits, label).astype(np.float32)
             _check_against(frame, step, name, is_right(predicted[name][where], items[name].labels, items[name].asked("all")))
     if not items:
         raise UserError(
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
-    return Responses(items, predicted, tuple(missing), tuple(notes))
+    return Responses(items, predicted, tuple(missing), tuple(notes), scores_of, label, _generators(study))
 
 
-def _predicted(rows: pa.Table, name: str) -> np.ndarray:
+def _generators(study: Study) -> dict[int, int]:
+    """Each seed's generator, of a study that has several; else nothing."""
+    of_seed = {
+        int(step.coordinates["seed"]): int(step.coordinates["generator"])
+        for step in study.steps
+        if step.stage == "evaluation" and step.coordinates.get("generator") is not None
+    }
+    return of_seed if len(set(of_seed.values())) > 1 else {}
+
+
+def _logits(rows: pa.Table, name: str) -> np.ndarray:
+    """Class logits [num_items, 3] of one task model on one set."""
     logits = np.stack([rows[f"logit_{label}"].to_numpy() for label in LABELS], axis=1)
     if not np.isfinite(logits).all():
         raise UserError(f"logits of {name} are not all finite; the task model is broken: train it again")
-    return logits.argmax(axis=1).astype(np.int8)
+    return logits
 
 
 def _check_against(frame: pd.DataFrame, step: StudyStep, name: str, right: np.ndarray) -> None:

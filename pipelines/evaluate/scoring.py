@@ -31,10 +31,37 @@ def entails(logits: np.ndarray, folding: str) -> np.ndarray:
     if folding == "argmax":
         return np.argmax(logits, axis=1) == Label.ENTAILMENT.index
     if folding == "summed":
-        # p(entailment) > 1/2, without an exponential that could overflow: its logit is above the others' log-sum-exp.
-        others = np.delete(np.asarray(logits, dtype=np.float64), Label.ENTAILMENT.index, axis=1)
-        return np.asarray(logits)[:, Label.ENTAILMENT.index] > np.logaddexp.reduce(others, axis=1)
+        # p(entailment) > 1/2, without an exponential that could overflow.
+        return scores(logits) > 0
     raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
+
+
+def scores(logits: np.ndarray, label: Label = Label.ENTAILMENT) -> np.ndarray:
+    """The log-odds log p(label) - log(1 - p(label)) of n items, float64 [n], from class logits [n, 3].
+
+    The other labels are folded by their summed probabilities, p being the softmax. A number added to the label's logit is added
+    to the score, so that it says something where accuracy is at 0 or 1.
+    """
+    others = np.delete(np.asarray(logits, dtype=np.float64), label.index, axis=1)
+    return np.asarray(logits, dtype=np.float64)[:, label.index] - np.logaddexp.reduce(others, axis=1)
+
+
+def placements(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each positive's share of negatives below it, [n], and each negative's share of positives above it, [m]; ties count half.
+
+    From scores [n] and [m]. The mean of either is the AUC: P(a positive scores above a negative). They are the components of
+    its variance of DeLong, DeLong and Clarke-Pearson (1988). Raises ValueError where a side is empty, or a score is NaN.
+    """
+    if 0 in (len(positives), len(negatives)):
+        raise ValueError(f"{len(positives)} positives and {len(negatives)} negatives; an AUC needs both")
+    if np.isnan(positives).any() or np.isnan(negatives).any():
+        raise ValueError("a score is NaN, which has no rank")
+    return _share_below(positives, negatives), 1 - _share_below(negatives, positives)
+
+
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    ordered = np.sort(others)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(others))
 
 
 def is_right(predicted: np.ndarray, labels: np.ndarray, asked: Label | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipelines.evaluate.evaluation import logits_table
 from pipelines.evaluate.scoring import accuracy_rows, where_held
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT
+from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
 from pipelines.tasks.heuristics import Heuristic
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
 
@@ -58,7 +58,12 @@ def probe_items() -> pa.Table:
 
 
 class ItemStudy(FakeStudy):
-    """Each cell is right at exactly the share of items that `rate` says (rounded), which ones being drawn by cell and seed."""
+    """Each cell is right at exactly the share of items that `rate` says (rounded), which ones being drawn by cell and seed.
+
+    Logits are 1 or 0, plus less than `jitter` 64ths, plus what `shift` says for the kind on the label `shifted`.
+    """
+
+    shifted = Label.ENTAILMENT
 
     def __init__(
         self,
@@ -69,9 +74,12 @@ class ItemStudy(FakeStudy):
         sources: bool = True,
         heuristics: Sequence[Heuristic] = (),
         place: Place = lambda *_: None,
+        jitter: int = 0,
+        shift: Callable[[str], float] = lambda kind: 0.0,
     ) -> None:
         super().__init__(root)
         self.rate, self.noise, self.heuristics, self.place = rate, noise, heuristics, place
+        self.jitter, self.shift = jitter, shift
         self.sets = {"template_test": general_items(), "template_probe": probe_items()}
         files = {f"{name}.parquet": encode(table) for name, table in self.sets.items()}
         self.sources = self.add("sources", "data", files=files, built=sources)
@@ -85,7 +93,14 @@ class ItemStudy(FakeStudy):
                     self.add_cell(start, kind, size, seed)
 
     def add_cell(
-        self, start: int, kind: str, size: int, seed: int, *, edit: Callable[[pa.Table], pa.Table] | None = None
+        self,
+        start: int,
+        kind: str,
+        size: int,
+        seed: int,
+        *,
+        edit: Callable[[pa.Table], pa.Table] | None = None,
+        generator: int | None = None,
     ) -> None:
         random = np.random.default_rng([start, [*KINDS, "none"].index(kind), size, seed])
         rows: list[dict[str, Any]] = []
@@ -105,6 +120,9 @@ class ItemStudy(FakeStudy):
                 # A wrong answer must be wrong after folding, too.
                 wrong = 2 if target == 0 else 0
                 logits[row, target if is_right else wrong] = 1.0
+            if self.jitter:
+                logits += random.integers(self.jitter, size=logits.shape) / 64
+            logits[:, LABELS.index(self.shifted)] += self.shift(kind)
             held = where_held(table, self.heuristics)
             rows += accuracy_rows(name, table, logits, held)
             tables.append(logits_table(name, table, logits, self.heuristics, held))
@@ -112,7 +130,8 @@ class ItemStudy(FakeStudy):
         self.add(
             "evaluation",
             f"start{start}-{kind}-{size}-seed{seed}",
-            coordinates={"starting_size": start, "kind": kind, "size": size, "seed": seed},
+            coordinates={"starting_size": start, "kind": kind, "size": size, "seed": seed}
+            | ({} if generator is None else {"generator": generator}),
             inputs={"sources": self.sources},
             files={
                 "metrics.json": metrics_json(rows),

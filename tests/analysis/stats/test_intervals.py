@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.stats.intervals import LEAST_P, Effect, Replicates, replicates, two_level_bootstrap, variances
+from analysis.stats.intervals import LEAST_P, Effect, Replicates, mean_of, replicates, two_level_bootstrap, variances
 from pipelines.errors import UserError
 
 ONE_STRATUM = np.zeros(4, dtype=int)
@@ -123,3 +123,31 @@ def test_bootstrap_resamples_seeds_and_items() -> None:
     assert (wide.high - wide.low) > 2 * (narrow.high - narrow.low)
     with pytest.raises(UserError, match="1 seed"):
         two_level_bootstrap(data.of([3]), seed=1)
+
+
+def test_values_on_the_same_items_subtract_over_the_seeds_that_both_have() -> None:
+    clusters, strata = np.array([0, 0, 1]), np.zeros(3, dtype=int)
+    first = replicates([1, 2, 3], np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]]), clusters, strata)
+    items = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    second = replicates([3, 1], items, clusters, strata)
+    direct = replicates([1, 3], np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]), clusters, strata)
+    found = first.minus(second)
+    assert (found.seeds, found.num_items, found.num_clusters) == ((1, 3), 3, 2)
+    assert found.values == pytest.approx(direct.values)
+    assert found.residuals == pytest.approx(direct.residuals)
+    assert mean_of([first, second]).values == pytest.approx([1 / 3, 2 / 3])
+    with pytest.raises(UserError, match="no seed is on all sides"):
+        first.of([2]).minus(second)
+    with pytest.raises(ValueError, match="other items"):
+        first.minus(replicates([1], items[:1], np.arange(3), strata))
+
+
+def test_seeds_of_a_group_stand_as_one() -> None:
+    data = replicates([4, 5, 6], np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), np.arange(2), np.zeros(2, dtype=int))
+    found = data.grouped({4: 1, 5: 0, 6: 1, 7: 2})
+    assert (found.seeds, found.num_seeds_each) == ((0, 1), (1, 2))
+    assert found.values.tolist() == [0.0, 0.75]
+    assert found.residuals.tolist() == [[0.0, 0.0], [0.125, -0.125]]
+    assert found.of([1]).num_seeds_each == (2,)
+    assert (found - found).num_seeds_each == (1, 2)
+    assert found.effect().num_seeds == 2
