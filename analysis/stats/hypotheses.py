@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -53,10 +53,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for the share of false discoveries (Benjamini and Hochberg 1995); NaN stays, and counts for none."""
-    values = np.asarray(p_values, dtype=float)
-    tested = ~np.isnan(values)
-    if tested.any():
-        values[tested] = stats.false_discovery_control(values[tested])
+def partial_conjunction(p_values: Sequence[float], at_least: int) -> float:
+    """P value against fewer than `at_least` of several statements being true, under any dependence (Benjamini and Heller 2008).
+
+    (m - at_least + 1) times the `at_least`-th smallest of m p values: the largest for 'all' (intersection-union), m times the
+    smallest for 'one of them'. A NaN could not be tested: it counts as 1, so that it supports nothing and hides nothing that
+    another shows. NaN where none could be tested. Raises ValueError for an `at_least` that is not 1 to m.
+    """
+    m = len(p_values)
+    if not 1 <= at_least <= m:
+        raise ValueError(f"at_least={at_least} of {m} p values: choose from 1 to their number")
+    if all(math.isnan(p) for p in p_values):
+        return math.nan
+    smallest = sorted(1.0 if math.isnan(p) else p for p in p_values)
+    return min(1.0, (m - at_least + 1) * smallest[at_least - 1])
+
+
+def benjamini_hochberg(p_values: Sequence[float], families: Sequence[Hashable] | None = None) -> list[float]:
+    """P values adjusted for the share of false discoveries (Benjamini and Hochberg 1995); NaN stays, and counts for none.
+
+    With `families`, one for each p value, the adjustment runs within each: what asks another kind of question is corrected
+    apart.
+    """
+    values = np.array(p_values, dtype=float)
+    kinds = [None] * len(values) if families is None else list(families)
+    for kind in set(kinds):
+        tested = ~np.isnan(values) & np.array([one == kind for one in kinds])
+        if tested.any():
+            values[tested] = stats.false_discovery_control(values[tested])
     return [float(value) for value in values]

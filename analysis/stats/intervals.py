@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from analysis.stats.statistics import CONFIDENCE, Interval
 from pipelines.errors import UserError
@@ -271,8 +271,8 @@ def half_width(seeds: Any, seeds_df: float, items: Any, items_df: float, tail: f
 
     `seeds` is the seed variance over the number of seeds, 0 with `seeds_df` 0 for one seed. Arrays or numbers.
     """
-    of_seeds = stats.t.isf(tail, seeds_df) ** 2 * seeds if seeds_df else 0.0
-    return np.sqrt(of_seeds + stats.t.isf(tail, items_df) ** 2 * items)
+    of_seeds = special.stdtrit(seeds_df, tail) ** 2 * seeds if seeds_df else 0.0
+    return np.sqrt(of_seeds + special.stdtrit(items_df, tail) ** 2 * items)
 
 
 def two_level_bootstrap(data: Replicates, *, seed: int, num_samples: int = 4000) -> Interval:

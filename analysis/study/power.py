@@ -1,7 +1,8 @@
-"""Power: the seeds that a difference needs, the smallest difference that some seeds can show, and their cost.
+"""Power: the seeds that a difference or a claim needs, the smallest difference that some seeds can show, and their cost.
 
 From the two variances of `stats/intervals.py`: more seeds shrink only the first. Where the test items alone leave more doubt
-than the difference is large, no number of seeds is enough, and that is said.
+than the difference is large, no number of seeds is enough, and that is said. A pilot's own estimate plays no part: seeds are
+planned for a difference that was declared, and a pilot's standard deviation is itself uncertain.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from analysis.stats.intervals import Effect, half_width
 from analysis.stats.statistics import Interval, ends
@@ -23,6 +24,11 @@ from pipelines.errors import UserError
 POWER = 0.8
 ALPHA = 0.05
 MOST_SEEDS = 1000
+MOST_SETTLING_SEEDS = 1_000_000
+"""So many that what they still leave in doubt is left by the test items."""
+FEWEST_PILOT_SEEDS = 3
+SD_CONFIDENCE = 0.8
+"""Of the one-sided upper bound of a pilot's standard deviation, from which the upper end of `settling` is taken."""
 SEEDS = (3, 5, 10, 20, 30, 50)
 EFFECTS = (0.01, 0.02, 0.05, 0.10)
 COMPARISONS = (("synthetic", "original"), ("synthetic", "none"), ("biased_synthetic", "none"))
@@ -62,17 +68,24 @@ class Variance:
         low, high = (math.sqrt(df * self.seed_variance / stats.chi2.ppf(share, df)) for share in (0.975, 0.025))
         return Interval(low, high)
 
+    def with_upper_sd(self) -> Variance:
+        """The same with the seeds' variance at its upper bound (chi-squared, one-sided, SD_CONFIDENCE); a guess stays."""
+        if self.num_seeds < 2:
+            return self
+        df = self.num_seeds - 1
+        return replace(self, seed_variance=self.seed_variance * df / float(stats.chi2.ppf(1 - SD_CONFIDENCE, df)))
+
     def power(self, num_seeds: int, effect: float, alpha: float = ALPHA) -> float:
         """The chance that the two-sided test of `stats/intervals.py` sees a true difference of `effect`, on its side of 0."""
         error, df, critical = self._at(num_seeds, alpha / 2)
         shift = abs(effect) / error
         # The noncentral t loses its digits far out, where there is no doubt left.
-        return 1.0 if shift - critical > 10 else float(stats.nct.sf(critical, df, shift))
+        return 1.0 if shift - critical > 10 else 1 - float(special.nctdtr(df, shift, critical))
 
     def equivalence_power(self, num_seeds: int, effect: float, margin: float, alpha: float = ALPHA) -> float:
         """The chance that two one-sided tests find a true difference of `effect` to lie within ±`margin`."""
         error, df, critical = self._at(num_seeds, alpha)
-        sides = [float(stats.t.cdf((margin + way * effect) / error - critical, df)) for way in (-1, 1)]
+        sides = [float(special.stdtr(df, (margin + way * effect) / error - critical)) for way in (-1, 1)]
         return max(0.0, sum(sides) - 1)
 
     def seeds_for(self, effect: float, alpha: float = ALPHA) -> int | None:
@@ -100,9 +113,69 @@ class Variance:
         return math.sqrt(variance), df, half / math.sqrt(variance)
 
 
-def fewest(is_enough: Callable[[int], bool]) -> int | None:
-    """The smallest number of seeds, of 2 or more, that is enough, more being enough, too; None if MOST_SEEDS are not."""
-    return bisect_left(range(MOST_SEEDS), True, lo=2, key=is_enough) if is_enough(MOST_SEEDS) else None
+def fewest(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | None:
+    """The smallest number of seeds, of 2 or more, that is enough, more being enough, too; None if `most` are not."""
+    return bisect_left(range(most), True, lo=2, key=is_enough) if is_enough(most) else None
+
+
+@dataclass(frozen=True)
+class Settling:
+    """The seeds in all that settle a claim, from and to, or why there is no number.
+
+    `seeds` have 80 % power at the pilot's standard deviation as estimated (from) and at its upper bound (to).
+    """
+
+    seeds: tuple[int, int] | None
+    why_not: str = ""
+
+
+def settling(
+    variances: Sequence[Variance], margin: float, alpha: float, *, is_equivalence: bool = False, at_least: int | None = None
+) -> Settling:
+    """The seeds that settle a claim with a chance of POWER, from a pilot's variances of its parts and not from its estimates.
+
+    A claim of a sign is settled when true differences of `margin` (a share) in all parts support it, and when a part that
+    differs by as much the other way refutes it; of m parts `at_least` have to show it, by default all
+    (`stats.hypotheses.partial_conjunction`). A claim of equivalence is settled when no difference is found to lie within
+    ±`margin`. `alpha` is the claim's two-sided level after the family's correction. Raises ValueError for no part, or an
+    `at_least` that is not 1 to their number.
+    """
+    at_least = len(variances) if at_least is None else at_least
+    if not 1 <= at_least <= len(variances):
+        raise ValueError(f"at_least={at_least} of {len(variances)} parts: choose from 1 to their number")
+    num_seeds = min(variance.num_seeds for variance in variances)
+    if 0 < num_seeds < FEWEST_PILOT_SEEDS:
+        return Settling(None, f"a pilot of {num_seeds} seeds gives no number")
+    low, high = (
+        _settled_by(parts, margin, alpha, is_equivalence, at_least)
+        for parts in (variances, [variance.with_upper_sd() for variance in variances])
+    )
+    if low is None or high is None:
+        return Settling(None, "no number of seeds is enough: the test items alone leave more doubt than the margin")
+    return Settling((low, high))
+
+
+def _settled_by(parts: Sequence[Variance], margin: float, alpha: float, is_equivalence: bool, at_least: int) -> int | None:
+    """The fewest seeds for `settling`, by the part that needs most of those that need fewest."""
+    num_against = len(parts) - at_least + 1
+
+    def is_settled(part: Variance, num_seeds: int) -> bool:
+        # As `partial_conjunction` divides the level, once for the claim and once against it.
+        if is_equivalence:
+            return part.equivalence_power(num_seeds, 0.0, margin, alpha / num_against) >= _power_of_each(at_least)
+        supported = part.power(num_seeds, margin, alpha / num_against) >= _power_of_each(at_least)
+        return supported and part.power(num_seeds, margin, alpha / at_least) >= _power_of_each(num_against)
+
+    def needed(part: Variance) -> float:
+        return fewest(lambda num_seeds: is_settled(part, num_seeds), MOST_SETTLING_SEEDS) or math.inf
+
+    most = sorted(needed(part) for part in parts)[at_least - 1]
+    return None if math.isinf(most) else int(most)
+
+
+def _power_of_each(num_parts: int) -> float:
+    """Power by which so many parts are seen together with a chance of POWER, whatever their dependence (Bonferroni)."""
+    return 1 - (1 - POWER) / num_parts
 
 
 def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from analysis.stats.hypotheses import benjamini_hochberg, equivalence, holm, sign_flip
+from analysis.stats.hypotheses import benjamini_hochberg, equivalence, holm, partial_conjunction, sign_flip
 from analysis.stats.intervals import Effect
 
 
@@ -48,3 +48,25 @@ def test_holm_by_hand() -> None:
 def test_benjamini_hochberg_by_hand() -> None:
     # Sorted: 0.01 × 3/1, 0.03 × 3/2, 0.04 × 3/3, none more than the one after.
     assert benjamini_hochberg([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
+
+
+def test_benjamini_hochberg_within_families_by_hand() -> None:
+    # Alone 0.01 of two is 0.02, and 0.03 of one stays; together 0.01 of three would be 0.03.
+    assert benjamini_hochberg([0.01, 0.03, 0.9], ["several", "one", "several"]) == pytest.approx([0.02, 0.03, 0.9])
+    assert benjamini_hochberg([0.01, 0.03, 0.9]) == pytest.approx([0.03, 0.045, 0.9])
+
+
+def test_partial_conjunction_by_hand() -> None:
+    p = [0.04, 0.01, 0.2]
+    # All: the largest. One of three: three times the smallest. Two of three: twice the second.
+    assert [partial_conjunction(p, at_least) for at_least in (3, 1, 2)] == pytest.approx([0.2, 0.03, 0.08])
+    assert partial_conjunction([0.6, 0.7], 1) == 1.0
+    with pytest.raises(ValueError, match="at_least=4"):
+        partial_conjunction(p, 4)
+
+
+def test_a_part_that_ties_supports_nothing_and_hides_no_refutation() -> None:
+    p = [math.nan, 0.001, 0.3]
+    assert partial_conjunction(p, 3) == 1.0
+    assert partial_conjunction(p, 1) == pytest.approx(0.003)
+    assert math.isnan(partial_conjunction([math.nan, math.nan], 1))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.stats.intervals import Effect
-from analysis.study.power import Variance, fewest, power_table, variance_table
+from analysis.study.power import Settling, Variance, fewest, power_table, settling, variance_table
 from pipelines.errors import UserError
 
 
@@ -60,6 +60,53 @@ def test_a_pilot_says_how_little_it_knows_of_the_standard_deviation() -> None:
 def test_one_seed_and_equal_seeds_are_no_pilot(variance: float) -> None:
     with pytest.raises(UserError, match="two seeds that differ"):
         Variance.of("HANS", Effect(0.1, 1, 100, variance, 0.01))
+
+
+def test_one_part_is_settled_by_the_seeds_that_see_the_margin() -> None:
+    # As above: 27 seeds at the estimated standard deviation. Chi-squared with 4 degrees of freedom leaves 20 % below 1.64878,
+    # so the upper end is for 2.42604 times the variance.
+    one = Variance("HANS", 2 * 0.124**2, num_seeds=5)
+    assert settling([one], 0.10, 0.05).seeds == (27, Variance("HANS", 2.42604 * 2 * 0.124**2).seeds_for(0.10))
+    # Standard deviations of 100 seeds are known better.
+    many = settling([Variance("HANS", 2 * 0.124**2, num_seeds=100)], 0.10, 0.05).seeds
+    assert many is not None
+    assert many[0] == 27
+    assert many[1] < 35
+
+
+def test_three_parts_need_more_seeds_than_one_and_the_noisiest_decides() -> None:
+    one, noisy = Variance("d", 0.05**2, num_seeds=5), Variance("d", 0.10**2, num_seeds=5)
+    alone, three = settling([one], 0.05, 0.05).seeds, settling([one] * 3, 0.05, 0.05).seeds
+    assert alone is not None and three is not None
+    # Normal approximation: (1.96 + 1.501)² and (1.96 + 0.842)², for power of 1 − 0.2/3 and of 0.8; Student's t adds two or so.
+    assert (alone[0], three[0]) == (10, 15)
+    assert settling([one, one, noisy], 0.05, 0.05) == settling([noisy] * 3, 0.05, 0.05)
+
+
+def test_most_of_several_parts_do_not_wait_for_the_noisiest() -> None:
+    one, noisy = Variance("d", 0.05**2, num_seeds=5), Variance("d", 0.30**2, num_seeds=5)
+    most = settling([one, one, noisy], 0.05, 0.05, at_least=2).seeds
+    every = settling([one, one, noisy], 0.05, 0.05).seeds
+    assert most is not None and every is not None
+    assert most[1] < every[0]
+    with pytest.raises(ValueError, match="at_least=4 of 3"):
+        settling([one] * 3, 0.05, 0.05, at_least=4)
+
+
+def test_equivalence_is_settled_by_the_seeds_that_find_no_difference_within_the_margin() -> None:
+    one = Variance("d", 0.02**2, num_seeds=5)
+    found = settling([one], 0.01, 0.05, is_equivalence=True).seeds
+    assert found is not None
+    assert found[0] == one.seeds_for_equivalence(0.0, 0.01)
+
+
+def test_no_number_for_a_pilot_of_two_seeds_nor_where_items_leave_more_doubt_than_the_margin() -> None:
+    assert settling([Variance("d", 0.02**2, num_seeds=2)], 0.01, 0.05) == Settling(None, "a pilot of 2 seeds gives no number")
+    # Any number of seeds sees 2.8 standard errors of the items, 5.6 points.
+    of_items = settling([Variance("d", 0.01**2, 0.02**2, num_seeds=5)], 0.05, 0.05)
+    assert of_items.seeds is None
+    assert "items" in of_items.why_not
+    assert settling([Variance("d", 0.01**2, 0.02**2, num_seeds=5)], 0.06, 0.05).seeds is not None
 
 
 def test_fewest() -> None:
