@@ -1,4 +1,4 @@
-"""Numbers as people read them, and cautious sentences: nothing is claimed that an interval does not carry."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
 
@@ -83,9 +83,11 @@ def points_range(low: float, high: float) -> str:
 
 
 def estimate_words(value: float, unit: str) -> str:
-    """0.0123 as a "share" -> '+1.2' points; 1.234 as a "ratio" -> '×1.23'; a dash for NaN."""
+    """0.0123 as a "share" -> '+1.2' points; 1.234 as a "ratio" -> '×1.23', as a "number" '+1.23'; a dash for NaN."""
     if math.isnan(value):
         return NOTHING
+    if unit == "number":
+        return f"{value:+z.2f}".replace("-", _MINUS)
     return f"×{value:.2f}" if unit == "ratio" else points(value)
 
 
@@ -93,7 +95,7 @@ def range_words(low: float, high: float, unit: str) -> str:
     """The interval of `estimate_words`: '[−5.0, +1.0]' or '[×1.02, ×1.13]'; a dash where there is none."""
     if math.isnan(low):
         return NOTHING
-    return f"[×{low:.2f}, ×{high:.2f}]" if unit == "ratio" else points_range(low, high)
+    return f"[{estimate_words(low, unit)}, {estimate_words(high, unit)}]"
 
 
 def p_words(p: float) -> str:
@@ -114,36 +116,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def direction(row: pd.Series) -> str:
-    """'lower', 'higher' or 'undecided', from a row of `analysis.study.tables.difference_table`."""
-    if math.isnan(row["interval_low"]):
-        return "undecided"
-    if row["interval_high"] < 0:
-        return "lower"
-    return "higher" if row["interval_low"] > 0 else "undecided"
-
-
 def interval_words(row: pd.Series) -> str:
     """The interval of a difference in points, or why there is none."""
     if math.isnan(row["interval_low"]):
         return str(row["method"])
     return points_range(row["interval_low"], row["interval_high"])
-
-
-def verdict_sentence(differences: pd.DataFrame, slice_name: str, treatment: str, control: str) -> str:
-    """At how many starting points the treatment is lower, higher or undecided on one slice, in words.
-
-    `differences` has one row per starting point (`difference_table` with over_sizes). 'Lower' and 'higher'
-    need an interval that leaves out 0; everything else is undecided.
-    """
-    directions = [direction(row) for _, row in differences.iterrows()]
-    counts = {way: directions.count(way) for way in ("lower", "higher", "undecided")}
-    num = len(directions)
-    if counts["undecided"] == num:
-        without = sum(math.isnan(row["interval_low"]) for _, row in differences.iterrows())
-        why = "there is no interval to read" if without == num else "no interval leaves out zero"
-        where = "the one starting point" if num == 1 else f"each of the {num} starting points"
-        return f"{slice_name}: undecided at {where}; {why}, so no difference from {control} data is claimed."
-    parts = [f"{'accuracy is ' if way != 'undecided' else ''}{way} at {count}" for way, count in counts.items() if count]
-    total = f"of {num} starting point{'s' if num > 1 else ''}"
-    return f"{slice_name}: with {treatment} instead of {control} data, {' and '.join(parts)} {total}."

@@ -27,6 +27,7 @@ GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", 
 INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT, AUDIT = "analysis.stats", "analysis.study", "analysis.report", "analysis.audit"
+VERDICTS = "analysis.verdicts"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
 ARROWS: Mapping[str, tuple[str, ...]] = {
@@ -49,9 +50,10 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     "analysis": ("pipelines",),
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
-    REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
+    VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
+    REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     AUDIT: ("pipelines", TASKS, "analysis", STATS),
-    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, REPORT, AUDIT),
+    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, VERDICTS, REPORT, AUDIT),
     # The command line, and what users' studies import.
     "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, COMMANDS),
 }
@@ -67,7 +69,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "ray": (WORKERS, FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
-    "pandas": ("analysis", RESULTS, REPORT, AUDIT),
+    "pandas": ("analysis", RESULTS, VERDICTS, REPORT, AUDIT),
     "matplotlib": (REPORT,),
     "tests": (),
 }

@@ -1,4 +1,4 @@
-"""The report's first section: the paper's claims, judged, with what the verdicts rest on behind a click."""
+"""The report's first section: the study's claims, judged, with what the verdicts rest on behind a click."""
 
 from __future__ import annotations
 
@@ -6,52 +6,78 @@ import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from analysis.page import Block, Column, Fold, Table, number_columns, text_columns
-from analysis.report.terminal import ONE_SEED, one_seed
+from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
+from analysis.report.figures import forest_figure
 from analysis.study.artifacts import LabelCount
-from analysis.study.claims import load_evidence
 from analysis.study.signal_detection import signal_table
-from analysis.study.verdicts import Judgement, judge_evidence, judgement_table, subcase_table
+from analysis.verdicts.answer import ONE_SEED, agreement_words, answer, control_sentences, one_seed, settling_words, units_words
+from analysis.verdicts.evidence import Evidence, load_evidence
+from analysis.verdicts.subcases import subcase_table
+from analysis.verdicts.verdicts import Judgement, Verdicts, judge_evidence, judgement_table
 from analysis.wording import NOTHING, estimate_words, kind_name, p_words, points, range_words, starting_point_name, thousands
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 
+CAPTION = (
+    "The headline difference of each claim in each of its settings, paired by seed; lines are 95 % intervals over seeds and "
+    "test items. Fewer than three seeds are drawn as dots, one each."
+)
+
 
 def claims_block(
     store: Store, study: Study, frame: pd.DataFrame, counts: Mapping[str, Mapping[str, LabelCount]], *, partial: bool
-) -> tuple[list[Block], pd.DataFrame | None]:
-    """The section, and its claims as a table (`judgement_table`); if the claims cannot be judged, a section that says why.
+) -> tuple[Block, pd.DataFrame | None, Figure | None]:
+    """The section without its figure, its claims as a table (`judgement_table`), and the figure.
 
-    `frame` and `counts` are the study's, of `evaluation_frame` and `lexical_overlap_counts`.
+    If the claims cannot be judged, it is a section that says why. `frame` and `counts` are the study's, of `evaluation_frame`
+    and `lexical_overlap_counts`.
     """
-    title = "Verdicts on the paper's claims"
     try:
         evidence = load_evidence(store, study, partial=partial, frame=frame, counts=counts)
-        judgements = judge_evidence(evidence)
+        verdicts = judge_evidence(evidence)
     except UserError as error:
-        return [Block("claims", title, [f"The claims are not judged: {error}."])], None
-    text = [ONE_SEED] if one_seed(judgements) else []
-    text.append(
-        "Each statement of the paper, tested on this study's items, paired by seed. Differences are of accuracies in points, "
-        "ratios have a ×; an interval is for its claim alone, p is adjusted for all of them (Holm). Supported: every part of "
-        "the statement has its sign. Refuted: one part has the other. 'Cannot tell' is neither; the last column says how many "
-        "seeds would settle it, were the estimate the truth."
-    )
-    folds = [_notes(judgements)]
+        return Block("claims", "The answer", [f"The claims are not judged: {error}."]), None, None
+    judgements = verdicts.judgements
+    primary = [judgement for judgement in judgements if judgement.primary]
+    others = [judgement for judgement in judgements if not judgement.primary]
+    drawn = primary or others
     try:
-        folds.append(_subcases(subcase_table(evidence)))
-    except UserError as error:
-        text.append(f"No differences by subcase: {error}.")
-    try:
-        folds.append(_signal(signal_table(evidence.responses, evidence.blindspot_set)))
-    except UserError as error:
-        text.append(f"No signal detection: {error}.")
-    return [Block("claims", title, text, [_claims(judgements)], folds)], judgement_table(judgements)
+        figure = forest_figure(drawn)
+    except ValueError:
+        figure = None
+    text = _text(verdicts)
+    folds = [
+        Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]),
+        _settings(judgements),
+        _notes(judgements),
+    ]
+    for title, table in (("No differences by subcase", _subcases), ("No signal detection", _signal)):
+        try:
+            folds.append(table(evidence))
+        except UserError as error:
+            text.append(f"{title}: {error}.")
+    caption = CAPTION if figure else ""
+    return Block("claims", "The answer", text, [_claims(drawn)], folds, "", caption), judgement_table(judgements), figure
+
+
+def _text(verdicts: Verdicts) -> list[str]:
+    lead = [answer(verdicts.judgements), *control_sentences(verdicts.controls)]
+    if one_seed(verdicts.judgements):
+        lead.append(ONE_SEED)
+    return [
+        *lead,
+        "A claim is judged in each of its settings, a starting point and a training size, and never by a mean over them: "
+        "'supported' and 'refuted' mean that it, or its opposite, is shown in every setting, or in more than half of them, as "
+        "the claim has it. Estimates are means, in points of accuracy; the column 'Settings' says how many have the estimate's "
+        "sign, and how many an interval on that side. p is adjusted for all primary claims (Holm). 'Settled by' is for a true "
+        "difference as large as the claim's margin.",
+    ]
 
 
 def _claims(judgements: Sequence[Judgement]) -> Table:
-    numbers = number_columns("Estimate", "95 % interval", "n (seeds)", "n (items)", "Adjusted p", "Settled by")
+    numbers = number_columns("Estimate", "95 % interval", "Settings", "From", "Adjusted p", "Settled by")
     columns = [Column("Statement", "wrap"), Column("Verdict"), *numbers]
     rows = [
         [
@@ -59,43 +85,87 @@ def _claims(judgements: Sequence[Judgement]) -> Table:
             str(judgement.verdict),
             estimate_words(judgement.estimate, judgement.unit),
             range_words(judgement.low, judgement.high, judgement.unit),
-            str(judgement.num_seeds or NOTHING),
-            thousands(judgement.num_items) if judgement.num_items else NOTHING,
+            agreement_words(judgement),
+            units_words(judgement),
             p_words(judgement.p_adjusted),
-            NOTHING if judgement.settling_seeds is None else f"{judgement.settling_seeds} seeds",
+            settling_words(judgement),
         ]
         for judgement in judgements
     ]
     return Table(columns, rows)
 
 
+def _settings(judgements: Sequence[Judgement]) -> Fold:
+    """What each claim rests on: every part in every setting."""
+    groups = []
+    for judgement in judgements:
+        rows = []
+        for row in judgement.settings:
+            if "part" not in row:
+                rows.append([judgement.name, row["setting"], row["why_not"], NOTHING, NOTHING, NOTHING])
+                continue
+            estimate, interval = estimate_words(row["estimate"], row["unit"]), range_words(row["low"], row["high"], row["unit"])
+            num = str(len(row["values"]) or NOTHING)
+            rows.append([judgement.name, row["setting"] or NOTHING, row["part"], estimate, interval, num])
+        groups.append(rows)
+    columns = [
+        *text_columns("Claim", "Setting"),
+        Column("Difference", "wrap"),
+        *number_columns("Estimate", "95 % interval", "n"),
+    ]
+    return Fold("Every difference, setting by setting", [grouped(columns, [group for group in groups if group])])
+
+
 def _notes(judgements: Sequence[Judgement]) -> Fold:
-    columns = text_columns("Claim", "The paper", "Test", "Notes", css="wrap")
+    columns = text_columns("Claim", "The paper", "Test", "Equivalent from", "Notes", css="wrap")
     rows = [
-        [judgement.name, judgement.paper, judgement.test, "; ".join(judgement.notes) or NOTHING] for judgement in judgements
+        [
+            judgement.name,
+            judgement.paper or NOTHING,
+            judgement.test,
+            _smallest_margin(judgement),
+            "; ".join(judgement.notes) or NOTHING,
+        ]
+        for judgement in judgements
     ]
     return Fold("What each verdict rests on", [Table(columns, rows)])
 
 
-def _subcases(subcases: pd.DataFrame) -> Fold:
-    numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", "n (items)", "p", "q")
+def _smallest_margin(judgement: Judgement) -> str:
+    """The smallest margin at which the headline would be equivalent in all settings."""
+    margin = judgement.smallest_margin
+    if math.isnan(margin):
+        return NOTHING
+    if judgement.unit == "share":
+        return f"±{100 * margin:.1f} points"
+    return f"a factor of {margin:.2f}" if judgement.unit == "ratio" else f"±{margin:.2f}"
+
+
+def _subcases(evidence: Evidence) -> Fold:
+    subcases = subcase_table(evidence)
+    numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", "Templates", "Items", "p", "q")
     rows = [
         [
             row["subcase"].replace("_", " "),
             points(row["mean"]),
             range_words(row["low"], row["high"], "share"),
             str(row["num_seeds"]),
+            str(row["num_templates"]),
             thousands(int(row["num_items"])),
             p_words(row["p"]),
             p_words(row["q"]),
         ]
         for _, row in subcases.iterrows()
     ]
-    caption = "Over all starting points and sizes. q is Benjamini and Hochberg's over the subcases."
+    caption = (
+        "Averaged over all starting points and sizes. Of one template, an interval speaks of further items of it; of several, "
+        "of further templates. q is Benjamini and Hochberg's, over the subcases of each kind apart."
+    )
     return Fold(f"{len(rows)} subcases of the blindspot set", [Table([Column("Subcase"), *numbers], rows, caption)])
 
 
-def _signal(table: pd.DataFrame) -> Fold:
+def _signal(evidence: Evidence) -> Fold:
+    table = signal_table(evidence.responses, evidence.blindspot_set)
     columns = [
         *text_columns("Starting point", "Training set"),
         Column("Size", "number"),

@@ -11,7 +11,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from analysis.study.frame import POINT, seed_means
 from analysis.study.series import Series, select
+from analysis.verdicts.verdicts import Judgement, headline_rows
 from analysis.wording import KIND_NAMES, starting_point_name, thousands
 from sweep.graph.records import TRAINED_KINDS
 
@@ -65,6 +66,11 @@ RC: dict[Any, Any] = {
 }
 
 
+FEWEST_FOR_INTERVAL = 3
+"""Seeds, or generators, from which an interval is drawn: that of two would fill the panel."""
+DOT: dict[str, Any] = {"color": KIND_STYLES["synthetic"][0], "marker": "o", "markersize": 4, "linestyle": "none", "alpha": 0.8}
+
+
 def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:
     """Draw the frame of `analysis.study.frame.evaluation_frame` in the layout of the paper's Figure 1.
 
@@ -95,38 +101,45 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
     return figure
 
 
-def difference_figure(differences: pd.DataFrame, series: Sequence[Series]) -> Figure:
-    """Synthetic minus original in points, with intervals: a panel for each test set, a row for each starting point and size.
+def forest_figure(judgements: Sequence[Judgement]) -> Figure:
+    """The headline difference of each claim in each of its settings, in points: a panel a claim, a row a setting.
 
-    `differences` is `analysis.study.tables.difference_table`'s, per cell. Raises ValueError when it has no row of any series.
+    Lines are 95 % intervals over seeds (or generators) and items. Fewer than three of them are drawn as dots, one each, without
+    an interval that would fill the panel. Raises ValueError when no claim has a difference of accuracies.
     """
-    panels = [(test, select(differences, test).sort_values(["starting_size", "size"])) for test in series]
-    panels = [(test, rows) for test, rows in panels if not rows.empty]
+    panels = [(one, [row for row in headline_rows(one) if row["unit"] == "share"]) for one in judgements]
+    panels = [(one, rows) for one, rows in panels if rows]
     if not panels:
-        raise ValueError("no cell has both kinds, so there is no difference to draw")
-    num_rows = max(len(rows) for _, rows in panels)
+        raise ValueError("no claim has a difference of accuracies, so there is nothing to draw")
+    columns = min(3, len(panels))
+    heights = [max(len(rows) for _, rows in panels[at : at + columns]) for at in range(0, len(panels), columns)]
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(max(7.8, 3.1 * len(panels) + 1.4), 0.3 * num_rows + 1.3), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(rows) for _, rows in panels}) == 1)[0]
-        for axes, (test, rows) in zip(grid, panels, strict=True):
-            names = [
-                f"{starting_point_name(int(start))}, {thousands(int(size))}"
-                for start, size in zip(rows["starting_size"], rows["size"], strict=True)
-            ]
-            y = range(len(rows))
-            axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
-            axes.hlines(y, 100 * rows["interval_low"], 100 * rows["interval_high"], color=INK, linewidth=0.9, zorder=2)
-            axes.plot(
-                100 * rows["mean"], y, color=KIND_STYLES["synthetic"][0], marker="s", linestyle="none", markersize=5, zorder=3
-            )
-            axes.set_yticks(y, names)
-            axes.yaxis.set_inverted(True)
-            axes.set_title(test.name, fontsize=9, wrap=True)
-            axes.set_xlabel("points")
-            axes.grid(axis="x", linewidth=0.6)
-            axes.spines["left"].set_visible(False)
-            axes.tick_params(axis="y", length=0)
+        size = (max(7.8, 3.3 * columns + 1.4), sum(0.3 * height + 1.2 for height in heights))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(heights), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for axes, (judgement, rows) in zip(grid.flat, panels, strict=False):
+            _draw_forest(axes, judgement, rows)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
     return figure
+
+
+def _draw_forest(axes: Axes, judgement: Judgement, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
+    for y, row in enumerate(rows):
+        if len(row["values"]) < FEWEST_FOR_INTERVAL:
+            axes.plot([100 * value for value in row["values"]], [y] * len(row["values"]), zorder=3, **DOT)
+            continue
+        axes.hlines(y, 100 * row["low"], 100 * row["high"], color=INK, linewidth=0.9, zorder=2)
+        axes.plot(100 * row["estimate"], y, color=KIND_STYLES["synthetic"][0], marker="s", markersize=5, zorder=3)
+    axes.set_yticks(range(len(rows)), [row["setting"] or judgement.name for row in rows])
+    axes.yaxis.set_inverted(True)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_title(f"{rows[0]['part']}\n{judgement.verdict}", fontsize=8.5, wrap=True)
+    axes.set_xlabel("points")
+    axes.grid(axis="x", linewidth=0.6)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def training_curves(curves: pd.DataFrame) -> Figure:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis.page import Block, Verdict, template, write_file
+from analysis.page import Block, template, write_file
 from analysis.report.claims_section import claims_block
 from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import dose_block, dose_figure
 from analysis.report.export import csv_bytes
-from analysis.report.figures import difference_figure, figure1, inline_svg, to_pdf, to_png, to_svg
-from analysis.report.results import cell_differences, figure_caption, numbers, verdict
+from analysis.report.figures import figure1, inline_svg, to_pdf, to_png, to_svg
+from analysis.report.results import figure_caption, numbers
 from analysis.report.sections import (
     composition_block,
     curves_block,
@@ -38,7 +37,7 @@ from analysis.report.slices import slices_block
 from analysis.study import paper
 from analysis.study.artifacts import lexical_overlap_counts
 from analysis.study.frame import describe_missing, evaluation_frame
-from analysis.study.series import Series, paper_series, select, study_series
+from analysis.study.series import paper_series, select, study_series
 from analysis.study.tables import accuracy_table
 from analysis.wording import slice_name, thousands
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
@@ -50,7 +49,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
-    `frame.csv` and `frame.parquet` are written beside it; `differences.*` where kinds can be paired; `doses.*` where there are
+    `frame.csv` and `frame.parquet` are written beside it; `differences.*` where claims can be drawn; `doses.*` where there are
     doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the claims can be
     judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's
     and one on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
@@ -70,6 +69,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "marks": [f"{mark}: {count} of {study.num_built} artifacts" for mark, count in study.marks.items()],
         "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
+        "verdict": None,
         "figure": None,
         "num_rows": thousands(len(frame)),
         "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv).decode(),
@@ -77,23 +77,17 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     beside_figure: list[Block] = []
     slices: list[Block] = []
     doses: list[Block] = []
-    if frame.empty:
-        values["verdict"] = Verdict(["No task model is evaluated yet, so there is nothing to say."])
-    else:
+    if not frame.empty:
         series = study_series(study, frame)
         shown = pd.concat([select(frame, test) for test in series])
-        accuracies, differences = accuracy_table(shown), cell_differences(shown)
+        accuracies = accuracy_table(shown)
         drawn = _write_figure(target, "figure1", figure1(frame, series, accuracies), "Figure 1: accuracy by training size")
         values |= {
-            "verdict": verdict(shown, series),
             "figure": Markup(drawn),
             "figure_caption": figure_caption(frame),
-            "numbers": numbers(series, accuracies, differences),
+            "numbers": numbers(series, accuracies),
         }
         beside_figure = [_paper_figure1_block(study, frame, target)]
-        # Where there is none, the section on what the numbers say has told so.
-        if "synthetic" in differences:
-            beside_figure.insert(0, _differences_block(differences["synthetic"], series, target))
         slices = slices_block(frame, series[-1].set, series[-1].slice)
         doses = dose_block(frame, series)
         if doses:
@@ -107,11 +101,21 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     if curves_figure is not None:
         label = "Training curves: loss by share of the steps"
         curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
-    claims, judged = ([], None) if frame.empty else claims_block(store, study, frame, counts, partial=partial)
+    if frame.empty:
+        claims, judged, forest = (
+            Block("claims", "The answer", ["No task model is evaluated yet; there is nothing to say."]),
+            None,
+            None,
+        )
+    else:
+        claims, judged, forest = claims_block(store, study, frame, counts, partial=partial)
+    if forest is not None:
+        label = "Each claim's difference in each setting, with intervals"
+        claims = replace(claims, figure=_write_figure(target, "differences", forest, label))
     if judged is not None:
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
         write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
-    values["claims"] = claims
+    values["claims"] = [claims]
     values["blocks"] = [
         *beside_figure,
         *doses,
@@ -140,16 +144,6 @@ def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
     write_file(target.with_name(f"{name}.png"), to_png(figure))
     write_file(target.with_name(f"{name}.pdf"), to_pdf(figure))
     return inline_svg(svg, label)
-
-
-def _differences_block(differences: pd.DataFrame, series: Sequence[Series], target: Path) -> Block:
-    label = "Synthetic minus original, per cell, with intervals"
-    drawn = _write_figure(target, "differences", difference_figure(differences, series), label)
-    caption = (
-        "Accuracy with synthetic minus accuracy with original training data, paired by seed: mean and 95 % t interval over "
-        "seeds, cut at ±100 points; of one seed the difference alone. Rows are starting point and training size."
-    )
-    return Block("differences", "Synthetic minus original", figure=drawn, figure_caption=caption)
 
 
 def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Block:

@@ -9,69 +9,77 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.study.claims import Evidence
-from analysis.study.power import MOST_SEEDS, Variance, power_table, variance_table
 from analysis.study.signal_detection import signal_table
-from analysis.study.verdicts import Judgement, Outcome, subcase_table
+from analysis.verdicts.answer import ONE_SEED, agreement_words, answer, control_sentences, one_seed, settling_words, units_words
+from analysis.verdicts.evidence import Evidence
+from analysis.verdicts.power import MOST_SEEDS, Variance, power_table, variance_table
+from analysis.verdicts.subcases import subcase_table
+from analysis.verdicts.verdicts import Judgement, Outcome, Verdicts
 from analysis.wording import NOTHING, estimate_words, p_words, range_words
 from pipelines.errors import UserError
 
-ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
 MIN_WIDTH = 160
 """Columns of text that the tables need; a narrower terminal breaks their lines."""
+PRIMARY = "Primary claims, declared before the run; p by Holm"
+EXPLORATORY = "Exploratory claims; p by Benjamini and Hochberg"
+LEGEND = (
+    "Estimates are means over a claim's settings (a starting point and a size), in points of accuracy; ratios have a ×, other "
+    "measures their own unit. A verdict goes by the settings one by one, never by their mean. Settings: how many have the "
+    "estimate's sign, and how many an interval on that side. Settled by: for a true difference as large as the claim's margin."
+)
 COLOURS = {Outcome.SUPPORTED: "green", Outcome.REFUTED: "red", Outcome.EQUIVALENT: "cyan", Outcome.CANNOT_TELL: "yellow"}
 
 
-def print_verdicts(study: str, judgements: Sequence[Judgement]) -> None:
-    """Print each claim with its verdict, estimate, interval, n, adjusted p and what would settle it; then the notes."""
-    from rich.text import Text
-
+def print_verdicts(study: str, verdicts: Verdicts) -> None:
+    """Print the answer, the positive control, primary and other claims with what they rest on, and the notes."""
     console = _console()
-    console.print(f"{study}: {_count_verdicts(judgements)}", markup=False)
+    judgements = verdicts.judgements
+    console.print(f"{study}: {answer(judgements)}", markup=False)
+    for sentence in control_sentences(verdicts.controls):
+        console.print(sentence, markup=False)
     if one_seed(judgements):
         console.print(ONE_SEED, markup=False)
     notes: list[str] = []
-    headings = ("claim", "verdict", "estimate", "95 % interval", "seeds", "items", "adjusted p", "settled by", "notes")
+    for primary, heading in ((True, PRIMARY), (False, EXPLORATORY)):
+        if chosen := [judgement for judgement in judgements if judgement.primary == primary]:
+            console.print()
+            console.print(heading, markup=False)
+            console.print(_verdict_table(chosen, notes))
+    console.print()
+    console.print(LEGEND, markup=False)
+    for index, note in enumerate(notes, start=1):
+        console.print(f"  {index} {note}", markup=False)
+
+
+def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
+    """A row a claim; what its notes say is added to `notes`, once, and referred to by number."""
+    from rich.text import Text
+
+    headings = ("claim", "verdict", "estimate", "95 % interval", "settings", "from", "adjusted p", "settled by", "notes")
     table = _table(headings, left=("claim", "verdict", "notes"))
     for judgement in judgements:
-        marks = []
-        for note in judgement.notes:
-            if note not in notes:
-                notes.append(note)
-            marks.append(str(notes.index(note) + 1))
+        notes += [note for note in dict.fromkeys(judgement.notes) if note not in notes]
         cost = "" if judgement.settling_cost is None else f" (+{judgement.settling_cost:,.0f})"
         table.add_row(
             judgement.name,
             Text(str(judgement.verdict), style=COLOURS[judgement.verdict]),
             estimate_words(judgement.estimate, judgement.unit),
             range_words(judgement.low, judgement.high, judgement.unit),
-            str(judgement.num_seeds or NOTHING),
-            f"{judgement.num_items:,}" if judgement.num_items else NOTHING,
+            agreement_words(judgement),
+            units_words(judgement),
             p_words(judgement.p_adjusted),
-            NOTHING if judgement.settling_seeds is None else f"{judgement.settling_seeds} seeds{cost}",
-            ",".join(marks),
+            f"{settling_words(judgement)}{cost}",
+            ",".join(str(notes.index(note) + 1) for note in judgement.notes),
         )
-    console.print(table)
-    console.print(
-        "Differences are of accuracies, in points; ratios have a ×. Intervals are for one claim, p is adjusted for all (Holm).",
-        markup=False,
-    )
-    for index, note in enumerate(notes, start=1):
-        console.print(f"  {index} {note}", markup=False)
+    return table
 
 
-def one_seed(judgements: Sequence[Judgement]) -> bool:
-    """Whether what is said of training rests on one seed only."""
-    of_training = [judgement for judgement in judgements if judgement.unit == "share" and judgement.num_seeds]
-    return bool(of_training) and all(judgement.num_seeds == 1 for judgement in of_training)
-
-
-def verdicts_json(study: str, judgements: Sequence[Judgement], evidence: Evidence) -> dict[str, Any]:
+def verdicts_json(study: str, verdicts: Verdicts, evidence: Evidence) -> dict[str, Any]:
     """All numbers: claims, subcases of the blindspot set (synthetic − original), sensitivity and criterion by cell.
 
     What cannot be had is null or an empty list, and `notes` say why.
     """
-    notes = [ONE_SEED] if one_seed(judgements) else []
+    notes = [ONE_SEED] if one_seed(verdicts.judgements) else []
     tables: dict[str, list[dict[str, Any]]] = {}
     for name, table in (
         ("subcases", lambda: subcase_table(evidence)),
@@ -84,7 +92,9 @@ def verdicts_json(study: str, judgements: Sequence[Judgement], evidence: Evidenc
             notes.append(f"no {name.replace('_', ' ')}: {error}")
     return {
         "study": study,
-        "claims": [_without_nan(dataclasses.asdict(judgement)) for judgement in judgements],
+        "answer": answer(verdicts.judgements),
+        "controls": [dataclasses.asdict(control) for control in verdicts.controls],
+        "claims": [_without_nan(dataclasses.asdict(judgement)) for judgement in verdicts.judgements],
         **tables,
         "missing": list(evidence.responses.missing),
         "notes": notes,
@@ -161,11 +171,6 @@ def _console() -> Any:
 
     console = Console(soft_wrap=True, highlight=False)
     return console if console.width >= MIN_WIDTH else Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
-
-
-def _count_verdicts(judgements: Sequence[Judgement]) -> str:
-    counts = {outcome: sum(judgement.verdict == outcome for judgement in judgements) for outcome in Outcome}
-    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
 
 
 def _without_nan(value: Any) -> Any:

@@ -142,25 +142,33 @@ def verdicts(
     study: StudyName,
     store: StoreUri = DEFAULT_STORE,
     partial: Annotated[bool, typer.Option(help="Judge by what is there and name what is missing.")] = False,
-    margin: Annotated[float, typer.Option(help="Points of accuracy within which two are 'about as much'.")] = 1.0,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Points of accuracy within which two are 'about as much', for the claims' own. [default: as declared]"
+        ),
+    ] = None,
     undertrained: Annotated[int, typer.Option(help="Most examples of a starting point that is undertrained.")] = 20_000,
     cost_per_seed: CostPerSeed = None,
     json: Annotated[
         bool, typer.Option("--json", help="All the numbers, subcases and sensitivities too, for programs.")
     ] = False,
 ) -> None:
-    """Judge the paper's claims by a study: supported, refuted, equivalent, or cannot tell and how many seeds it would take.
+    """Judge a study's claims: supported, refuted, equivalent, or cannot tell and how many seeds it would take.
+
+    The claims are those that the study's file declares; the paper's, where it declares none.
 
     blindsweep verdicts demo
     blindsweep verdicts mini --partial --cost-per-seed 12.5
     """
     from analysis.report.terminal import print_verdicts, verdicts_json
-    from analysis.study.claims import load_evidence
-    from analysis.study.verdicts import judge_evidence
+    from analysis.verdicts.evidence import load_evidence
+    from analysis.verdicts.verdicts import judge_evidence
 
     name = study_name(study)
     evidence = load_evidence(Store(store), name, partial=partial)
-    judged = judge_evidence(evidence, margin=margin / 100, undertrained=undertrained, cost_per_seed=cost_per_seed)
+    as_share = None if margin is None else margin / 100
+    judged = judge_evidence(evidence, margin=as_share, undertrained=undertrained, cost_per_seed=cost_per_seed)
     if json:
         print(js.dumps(verdicts_json(name, judged, evidence), indent=1, ensure_ascii=False))
         return
@@ -188,13 +196,13 @@ def power(
     if (study is None) == (seed_sd is None):
         raise UserError("give a STUDY to take variances from, or --seed-sd, and not both")
     from analysis.report.terminal import power_json, print_power
-    from analysis.study.power import Variance, pilot
+    from analysis.verdicts.power import Variance, pilot
 
     variances, why_not = [], list[str]()
     if seed_sd is not None:
         variances = [Variance("given", (seed_sd / 100) ** 2, (item_error / 100) ** 2)]
     else:
-        from analysis.study.claims import load_evidence
+        from analysis.verdicts.evidence import load_evidence
 
         assert study is not None
         variances, why_not = pilot(load_evidence(Store(store), study_name(study), partial=partial))

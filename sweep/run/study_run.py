@@ -28,6 +28,7 @@ from sweep.run.tracking import Tracker, default_tracking_uri, end_runs
 from sweep.run.trial import set_damaged_aside
 from sweep.run.tune import Run, run_steps
 from sweep.run.watchdog import Silences
+from sweep.study.claims import as_json
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
 from sweep.study.loading import Loaded
@@ -77,6 +78,7 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
         "blindspot_set": experiment.blindspot_set,
         "heuristic": experiment.heuristic.name,
         "blindspot_slice": experiment.heuristic.blindspot_slice,
+        "claims": as_json(experiment.claims),
     }
     if experiment.replicates_paper:
         parameters |= {

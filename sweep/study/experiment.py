@@ -19,7 +19,9 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
-from sweep.graph.records import STAGES, TRAINED_KINDS, check_study_name
+from sweep.graph.records import KINDS, STAGES, TRAINED_KINDS, check_study_name
+from sweep.study.claims import Claim
+from sweep.study.paper_claims import PAPER_CLAIMS
 
 TRAJECTORIES = ("separate", "shared")
 
@@ -41,7 +43,8 @@ class Experiment:
     are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind and seed
     (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
 
-    `general_set` and `blindspot_set` are the evaluation sets that the report sets side by side. With `replicates_paper`, plan
+    `claims` are what its results are judged by. `general_set` and `blindspot_set` are the evaluation sets that they and the
+    report set side by side. With `replicates_paper`, plan
     and report say where the study departs from the paper's, and what it chose where the paper is silent. `sources_folder` is
     where the data is. `resources` maps a stage to what each of its steps may use; a stage not named gets one worker with one
     CPU.
@@ -73,6 +76,7 @@ class Experiment:
     starting_set_seed: int | None = None
     trajectories: str = added("separate")
     rehearsal: bool = False
+    claims: tuple[Claim, ...] = runtime(PAPER_CLAIMS)
     replicates_paper: bool = runtime(False)
     sources_folder: str = runtime("")
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
@@ -84,6 +88,7 @@ class Experiment:
         self._check_resources()
         self._check_recipes()
         self._check_evaluation()
+        self._check_claims()
 
     def _check_axes(self) -> None:
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
@@ -152,3 +157,15 @@ class Experiment:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is not evaluated; it must be one of evaluation.sets={self.evaluation.sets}"
                 )
+
+    def _check_claims(self) -> None:
+        names = [claim.name for claim in self.claims]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"claims={repeated} are declared twice; give each a name of its own")
+        measures = [claim.comparisons[0].measure for claim in self.claims if claim.control]
+        if len(set(measures)) != len(measures):
+            raise UserError("two claims are the positive control of one measure; mark one of them with control=True")
+        known = {*KINDS, *(f"bias_{float(bias)}" for bias in self.biases)}
+        for claim in self.claims:
+            if unknown := sorted(claim.kinds - known):
+                raise UserError(f"claim {claim.name} is about {unknown}; kinds of training set are {', '.join(sorted(known))}")

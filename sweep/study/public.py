@@ -18,8 +18,11 @@ from pipelines.resources import Resources
 from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
+from sweep.study.claims import Claim, Comparison, Difference
 from sweep.study.experiment import Experiment
+from sweep.study.measures import Measure
 from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
+from sweep.study.paper_claims import PAPER_CLAIMS
 
 __all__ = [
     "EN_DASH",
@@ -27,8 +30,12 @@ __all__ = [
     "HYPHENS",
     "LEXICAL_OVERLAP",
     "LLAMA_PROJECTIONS",
+    "PAPER_CLAIMS",
     "PAPER_GENERATOR",
     "PAPER_TASK_MODEL",
+    "Claim",
+    "Comparison",
+    "Difference",
     "EvaluationConfig",
     "Experiment",
     "FinetuneConfig",
@@ -36,6 +43,7 @@ __all__ = [
     "GeneratorConfig",
     "Heuristic",
     "Label",
+    "Measure",
     "NLISourcesConfig",
     "PretrainedModelConfig",
     "RandomModelConfig",

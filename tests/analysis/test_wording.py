@@ -1,29 +1,9 @@
 import math
 
 import pandas as pd
-import pytest
 
 from analysis.report.claims_section import _with_interval
-from analysis.wording import direction, duration, percent, points, points_range, thousands
-
-
-def row(low: float, high: float) -> pd.Series:
-    return pd.Series({"interval_low": low, "interval_high": high})
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (-0.02, -0.01, "lower"),
-        (0.01, 0.02, "higher"),
-        (-0.01, 0.01, "undecided"),
-        (-0.01, 0.0, "undecided"),
-        (0.0, 0.01, "undecided"),
-        (math.nan, math.nan, "undecided"),
-    ],
-)
-def test_a_direction_needs_an_interval_that_leaves_out_zero(low: float, high: float, expected: str) -> None:
-    assert direction(row(low, high)) == expected
+from analysis.wording import duration, percent, points, points_range, thousands
 
 
 def test_numbers_as_they_are_read() -> None:

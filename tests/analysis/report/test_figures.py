@@ -1,13 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from analysis.report.figures import difference_figure, figure1, to_png, to_svg
+from analysis.report.figures import figure1, forest_figure, to_png, to_svg
 from analysis.study.series import paper_series
-from analysis.study.tables import accuracy_table, difference_table
+from analysis.study.tables import accuracy_table
+from analysis.verdicts.verdicts import Judgement
 from tests.analysis.fake_store import FakeStudy
 
 SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-entailment")
@@ -98,18 +100,28 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     assert to_png(first, dpi=50) == to_png(second, dpi=50)
 
 
-def test_differences_are_drawn_with_their_intervals(tmp_path: Path) -> None:
-    study = FakeStudy(tmp_path)
-    # Synthetic minus original: 10 and 30 items of 200, seed by seed: 10 points, ± 12.7062 × 5.
-    study.add_grid((0,), (60,), correct=lambda start, kind, size, seed, *_: 100 + (kind == "synthetic") * (10 + 20 * seed))
-    figure = difference_figure(difference_table(study.frame()), SERIES)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [one.name for one in SERIES]
-    for axes in figure.axes:
-        (point,) = [line for line in axes.get_lines() if line.get_marker() == "s"]
-        assert list(point.get_xdata()) == pytest.approx([10.0])
-        (interval,) = axes.collections
-        assert interval.get_segments()[0][:, 0] == pytest.approx([10 - 63.531, 10 + 63.531], abs=1e-2)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["untrained, 60"]
+def row(setting: str, estimate: float, half: float, num: int) -> dict[str, object]:
+    return {
+        "setting": setting, "part": "synthetic − original", "estimate": estimate, "low": estimate - half, "unit": "share",
+        "high": estimate + half, "values": [estimate - 0.01] * (num - 1) + [estimate + 0.01],
+    }  # fmt: skip
+
+
+def test_a_claim_is_drawn_in_each_of_its_settings() -> None:
+    first = Judgement("first", "", "", settings=(row("start 0, size 60", 0.10, 0.05, 5), row("start 0, size 90", -0.2, 0.1, 5)))
+    few = Judgement("few", "", "", settings=(row("start 0, size 60", 0.10, 0.9, 2),))
+    other_unit = Judgement("ratio", "", "", settings=({**row("", 1.2, 0.1, 5), "unit": "ratio"},))
+    figure = forest_figure([first, few, other_unit])
+    drawn, dots = figure.axes
+    assert [text.get_text() for text in drawn.get_yticklabels()] == ["start 0, size 60", "start 0, size 90"]
+    spans = [segment[:, 0] for lines in drawn.collections for segment in lines.get_segments()]
+    assert np.allclose(spans, [[5, 15], [-30, -10]])
+    # Two seeds: each by itself, and no interval.
+    assert not dots.collections
+    (points,) = [line for line in dots.get_lines() if line.get_marker() == "o"]
+    assert list(points.get_xdata()) == pytest.approx([9.0, 11.0])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        forest_figure([other_unit])
 
 
 def test_a_thin_line_shows_a_point_s_interval(tmp_path: Path) -> None:

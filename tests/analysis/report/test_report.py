@@ -15,8 +15,8 @@ import pytest
 
 from analysis.report.report import build_report
 from analysis.report.slices import slices_block
-from analysis.report.terminal import ONE_SEED
 from analysis.study.frame import IncompleteSweepError
+from analysis.verdicts.answer import ONE_SEED
 from pipelines.errors import UserError
 from pipelines.tasks.examples import LABELS
 from sweep.graph.records import Store, write_plan
@@ -78,7 +78,7 @@ def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path) 
     path = build_report(full.write(), "tiny", tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(one.name for one in path.parent.iterdir()) == [
-        "differences.pdf", "differences.png", "differences.svg", "figure1.pdf", "figure1.png", "figure1.svg", "frame.csv",
+        "figure1.pdf", "figure1.png", "figure1.svg", "frame.csv",
         "frame.parquet", "report.html",
     ]  # fmt: skip
     pd.testing.assert_frame_equal(pd.read_parquet(path.parent / "frame.parquet"), full.frame(), check_dtype=False)
@@ -127,7 +127,7 @@ def test_the_report_has_its_sections_and_numbers(full: FakeStudy, tmp_path: Path
     html = build_report(full.write(), "tiny", tmp_path).read_text()
     sections = re.findall(r'<section[^>]* id="(\w+)"', html)
     assert sections == [
-        "claims", "question", "verdict", "figure1", "differences", "paper_figure1", "table1", "slices", "yield", "composition",
+        "claims", "question", "figure1", "paper_figure1", "table1", "slices", "yield", "composition",
         "stages",
         "spent", "origins", "provenance",
     ]  # fmt: skip
@@ -155,13 +155,17 @@ def test_verdicts_are_shown_with_what_they_rest_on(tmp_path: Path) -> None:
     train.write_bytes(parquet([("A man", "A man", str(label)) for label in LABELS]))
     path = build_report(study.write(), "tiny", tmp_path / "out")
     text = section(path.read_text(), "claims")
-    raises = r"Training on synthetic data raises general accuracy of undertrained starting points\.\|supported\|\+4\d\.\d\|"
+    assert "With 10 seeds, 5 of 5 primary claims are decided: 5 supported." in text
+    raises = r"Training on synthetic data raises general accuracy of undertrained starting points\.\|supported\|\+[34]\d\.\d\|"
     assert re.search(raises, text)
-    assert "at the largest size.|cannot tell|" in text
+    assert "15 exploratory claims" in text and "start untrained, size 60" in text
     assert "subcases of the blindspot set" in text and "Sensitivity d′ [95 %]" in text
     assert ONE_SEED not in text
+    # The answer is given once: no other section has differences of kinds with intervals of its own.
+    assert "<figure" in path.read_text().partition('id="question"')[0]
+    assert not re.search(r'id="(verdict|differences)"', path.read_text())
     table = pd.read_csv(path.parent / "verdicts.csv")
-    assert table.loc[0, ["name", "verdict", "num_seeds"]].tolist() == ["synthetic_helps_general", "supported", 10]
+    assert table.loc[0, ["name", "verdict", "num_units"]].tolist() == ["bias_is_seen", "supported", 10]
 
 
 def test_rejected_texts_are_shown_as_text(full: FakeStudy, tmp_path: Path) -> None:
@@ -334,26 +338,6 @@ def test_a_set_without_heuristics_has_no_section_of_slices(tmp_path: Path) -> No
     assert slices_block(frame, "template_test", "lexical_overlap/non-entailment") == []
 
 
-def verdicts(study: FakeStudy, tmp_path: Path) -> str:
-    html = build_report(study.write(), "tiny", tmp_path / "out").read_text()
-    found = re.search(r'<section id="verdict">(.*?)</section>', html, re.DOTALL)
-    assert found
-    return Links(found[1]).text
-
-
-def with_difference(tmp_path: Path, differences: list[int]) -> FakeStudy:
-    """Synthetic minus original, in items of 200, one a seed, the same on every set."""
-    study = FakeStudy(tmp_path / "store")
-    seeds = tuple(range(len(differences)))
-    study.add_grid(
-        (0,),
-        (60,),
-        seeds,
-        lambda start, kind, size, seed, *_: 100 + (kind == "synthetic") * differences[seed],
-    )
-    return study
-
-
 def test_a_replication_lists_its_departures_and_choices(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "store")
     study.add_grid((0,), (60,), (0,))
@@ -365,34 +349,6 @@ def test_a_replication_lists_its_departures_and_choices(tmp_path: Path) -> None:
     assert "Unsettled in the paper, chosen here: none" in page
     # Not a second time, as raw values, among the parameters.
     assert page.count("T: batch size") == 1
-
-
-def test_one_seed_decides_nothing(tmp_path: Path) -> None:
-    text = verdicts(with_difference(tmp_path, [-60]), tmp_path)
-    assert "undecided at the one starting point; there is no interval to read" in text
-    assert "no interval (n=1)" in text
-    assert "lower at" not in text
-
-
-def test_an_interval_over_zero_decides_nothing(tmp_path: Path) -> None:
-    text = verdicts(with_difference(tmp_path, [-60, 2, -5]), tmp_path)
-    assert "no interval leaves out zero" in text
-    assert "lower at" not in text
-
-
-def test_an_interval_below_zero_is_lower(tmp_path: Path) -> None:
-    text = verdicts(with_difference(tmp_path, [-20, -22, -24]), tmp_path)
-    assert "with synthetic instead of original data, accuracy is lower at 1 of 1 starting point." in text
-    # −0.11 ± 4.30265 × 0.01/√3.
-    assert "[\N{MINUS SIGN}13.5, \N{MINUS SIGN}8.5]" in text
-
-
-def test_a_positive_control_that_cannot_be_read_is_said_to_be_missing(tmp_path: Path) -> None:
-    study = FakeStudy(tmp_path / "store")
-    study.add_grid(skip=tuple((start, "biased_synthetic", 120, seed) for start in (0, 200) for seed in (0, 1)))
-    html = build_report(study.write(), "tiny", tmp_path / "out", partial=True).read_text()
-    assert "Positive control:" not in html
-    assert "The positive control, biased synthetic minus original, cannot be read over all sizes: no seed has both" in html
 
 
 def test_a_partial_report_names_what_is_missing(tmp_path: Path) -> None:
@@ -415,7 +371,7 @@ def test_a_partial_report_of_a_study_that_has_only_begun(tmp_path: Path) -> None
     assert "No task model is evaluated yet" in path.read_text()
     study.add_evaluation(0, "original", 60, 0)
     path = build_report(study.write(), "tiny", tmp_path / "study.html", partial=True)
-    assert "Nothing can be said about synthetic minus original" in path.read_text()
+    assert "The claims are not judged: " in path.read_text()
 
 
 def test_sets_that_the_manifest_does_not_name_are_found_or_asked_for(tmp_path: Path) -> None:
@@ -430,7 +386,7 @@ def test_sets_that_the_manifest_does_not_name_are_found_or_asked_for(tmp_path: P
         build_report(other.write(), "tiny", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("module", "heavy"), [("report.report", ()), ("study.verdicts", ("matplotlib",))])
+@pytest.mark.parametrize(("module", "heavy"), [("report.report", ()), ("verdicts.verdicts", ("matplotlib",))])
 def test_analysis_imports_neither_ray_nor_torch(module: str, heavy: tuple[str, ...]) -> None:
     heavy = ("ray", "torch", "vllm", "mlflow", "transformers", *heavy)
     code = f"import analysis.{module}, sys; print([name for name in {heavy} if name in sys.modules])"

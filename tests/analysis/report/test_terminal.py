@@ -23,18 +23,23 @@ def store(tmp_path: Path, num_seeds: int) -> str:
 def test_verdicts_say_what_is_so_and_how_sure_it_is(tmp_path: Path) -> None:
     result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 6), "--margin", "5")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("tiny: 6 supported, 1 equivalent within a margin, 2 cannot tell\n")
-    (line,) = [one for one in result.stdout.splitlines() if one.startswith("bias_collapses_adversarial")]
-    # 60 % to 5 %, by construction ±2 points a cell.
+    lines = result.stdout.splitlines()
+    assert lines[0] == "tiny: With 6 seeds, 5 of 5 primary claims are decided: 5 supported."
+    assert lines[1].startswith("The positive control is seen: data biased on purpose shows")
+    (line,) = [one for one in lines if one.startswith("synthetic_reinforces ")]
+    # 70 % to 30 %, by construction ±2 points a cell.
     assert " supported " in line
-    assert "−5" in line
+    assert "−4" in line and "4 of 4, 4 clear" in line
+    assert "One generator: this holds for its data" in result.stdout
     assert "One seed" not in result.stdout
 
 
 def test_one_seed_is_said_first(tmp_path: Path) -> None:
     result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 1))
-    assert result.stdout.splitlines()[:2] == [
-        "tiny: 9 cannot tell",
+    lines = result.stdout.splitlines()
+    assert lines[0] == "tiny: With 1 seed, none of 5 primary claims is decided."
+    assert lines[1].startswith("The positive control is not seen (it cannot be tested): this study could not have seen")
+    assert lines[2:3] == [
         "One seed: nothing is said about training, and every interval is over test items only.",
     ]
 
@@ -46,8 +51,10 @@ def test_verdicts_as_json_have_no_nan(tmp_path: Path) -> None:
         pytest.fail(f"{name} is not JSON")
 
     found = json.loads(result.stdout, parse_constant=refuse)
-    assert len(found["claims"]) == 9
-    assert found["claims"][0]["statement"].endswith("undertrained starting points.")
+    assert len(found["claims"]) == 20
+    assert found["claims"][0]["statement"].endswith("compared with synthetic data.")
+    assert found["claims"][0]["settings"][0]["setting"] == "start untrained, size 120"
+    assert [control["measure"] for control in found["controls"]] == ["accuracy", "margin", "auc", "pull"]
     assert found["claims"][-1]["estimate"] is None
     assert len(found["subcases"]) == 8
     # 2 starting points × (1 + 3 kinds × 2 sizes) × (all and 2 heuristics).

@@ -8,8 +8,8 @@ import pytest
 
 from analysis.stats.intervals import Replicates
 from analysis.stats.simulation import HANS_TEMPLATES, MNLI_PREMISES, Coverage, coverage, hans, main, page
-from analysis.study.claims import Claim, Part
-from analysis.study.verdicts import Judgement, Outcome, judge_claims
+from analysis.verdicts.questions import Part, Question, Setting
+from analysis.verdicts.verdicts import Judgement, Outcome, judge_questions
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -60,7 +60,8 @@ def ten_points(num_seeds: int) -> Judgement:
     values = (treatment - control).sum(axis=-1) / 5000
     residuals = (treatment - control - values[:, np.newaxis] * HANS_TEMPLATES) / 5000
     data = Replicates(tuple(range(100)), values, residuals, HANS_TEMPLATES, np.zeros(25, dtype=int), 5000).of(range(num_seeds))
-    (found,) = judge_claims([Claim("less", "It is less.", "", lambda: [Part.of("difference", data, -1)])])
+    part = Part.of("difference", data, -1)
+    (found,) = judge_questions([Question("less", "It is less.", (Setting("", (part,)),), part)]).judgements
     return found
 
 
@@ -68,10 +69,9 @@ def test_ten_points_cannot_be_told_with_5_of_100_runs_and_are_supported_with_30(
     few, many = ten_points(5), ten_points(30)
     assert few.verdict == Outcome.CANNOT_TELL
     assert few.low < -0.10 < few.high
-    assert few.settling_seeds is None or few.settling_seeds > 5
     assert many.verdict == Outcome.SUPPORTED
     assert many.high < 0
-    assert many.num_seeds == 30
+    assert many.num_units == 30
 
 
 def test_the_page_is_made_of_the_figures() -> None:

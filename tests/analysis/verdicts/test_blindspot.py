@@ -13,10 +13,10 @@ import pytest
 
 from analysis.report.report import build_report
 from analysis.report.terminal import verdicts_json
-from analysis.study.claims import claims, load_evidence
 from analysis.study.frame import evaluation_frame
-from analysis.study.power import pilot
-from analysis.study.verdicts import Outcome, judge, judge_evidence
+from analysis.verdicts.evidence import load_evidence, questions
+from analysis.verdicts.power import pilot
+from analysis.verdicts.verdicts import Outcome, judge, judge_evidence
 from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import Heuristic
 from sweep.graph.records import Store, Study
@@ -58,7 +58,7 @@ def place_of(heuristic: str) -> object:
 def study_of(root: Path, heuristic: str, blindspot_set: str, blindspot_slice: str) -> ItemStudy:
     study = ItemStudy(root, rate, noise=0.04, heuristics=(OWN, ANTI), place=place_of(heuristic))  # type: ignore[arg-type]
     study.parameters |= {"blindspot_set": blindspot_set, "heuristic": heuristic, "blindspot_slice": blindspot_slice}
-    study.grid(starting_sizes=(0, 50_000), sizes=(60, 120), num_seeds=4)
+    study.grid(starting_sizes=(0, 50_000), sizes=(60, 120), num_seeds=6)
     # No pool: nothing is said of the overlaps of Table 1.
     (study.folder("sources", "data") / "train.parquet").write_bytes(parquet([("A man", "A man", str(one)) for one in Label]))
     return study
@@ -78,17 +78,16 @@ def test_claims_are_of_the_studys_own_slice(
 ) -> None:
     store = Store(study_of(tmp_path, heuristic, test_set, slice_).write())
     study = Study.load(store, "tiny")
-    (biased,) = (one for one in judge(store, study) if one.name == "bias_collapses_adversarial")
+    biased = judge(store, study)["bias_is_seen"]
     assert biased.verdict == Outcome.SUPPORTED
-    assert (biased.num_items, biased.num_seeds) == (num_items, 4)
+    assert (biased.num_items, biased.num_units) == (num_items, 6)
     # The same difference from what the evaluations themselves counted.
     frame = evaluation_frame(store, study)
     rows = frame[(frame["set"] == test_set) & (frame["slice"] == slice_) & (frame["folding"] == "argmax")]
-    level = {kind: rows[(rows["kind"] == kind) & rows["size"].isin([0, 120])]["accuracy"].mean() for kind in set(rows["kind"])}
-    assert biased.estimate == pytest.approx(level["biased_synthetic"] - level["none"])
+    level = rows[rows["size"] == 120].groupby("kind", observed=True)["accuracy"].mean()
+    assert biased.estimate == pytest.approx(level["biased_synthetic"] - level["synthetic"])
     assert set(rows["num_examples"]) == {num_items}
-    assert words in biased.statement and words in biased.parts[0]["name"]
-    assert f"largest size: {100 * level['biased_synthetic']:.1f} %" in biased.notes[0]
+    assert words in biased.settings[0]["part"]
     assert any(one.metric == "adversarial: synthetic − original" for one in pilot(load_evidence(store, study))[0])
 
 
@@ -98,14 +97,13 @@ def test_no_sentence_speaks_of_another_heuristic(
 ) -> None:
     study = study_of(tmp_path, heuristic, test_set, slice_)
     store = study.write()
-    about_table1 = {"synthetic_overlaps_more", "overlap_predicts_entailment_more"}
-    statements = [one.statement for one in claims(load_evidence(store, "tiny")) if one.name not in about_table1]
+    statements = [asked.statement for asked in questions(load_evidence(store, "tiny"))]
     assert not [one for one in statements if "overlap" in one.lower()]
     text = sections(build_report(store, "tiny", tmp_path / "out").read_text())
-    assert "overlap" not in text["question"] + text["verdict"] + text["figure1"]
+    assert "overlap" not in text["question"] + text["figure1"]
     assert f"the heuristic '{heuristic.replace('_', ' ')}'" in text["question"]
     assert f"where going by the heuristic is wrong ({words})" in text["question"]
-    for name in ("verdict", "figure1", "claims"):
+    for name in ("figure1", "claims"):
         assert words in text[name], name
     # A set of three labels has no accuracy on non-entailed items, and says so.
     evidence = load_evidence(store, "tiny")
@@ -126,9 +124,9 @@ def test_evaluations_that_do_not_say_where_it_holds_leave_that_claim_open(tmp_pa
     for seed in range(3):
         for kind, size in (("none", 0), ("original", 60), ("synthetic", 60), ("biased_synthetic", 60)):
             study.add_cell(0, kind, size, seed, edit=lambda table: table.drop_columns(["holds/my_own"]))
-    found = {one.name: one for one in judge(study.write(), "tiny")}
-    assert found["bias_collapses_adversarial"].verdict == Outcome.CANNOT_TELL
-    assert "do not say where the heuristic 'my_own' holds" in found["bias_collapses_adversarial"].notes[0]
+    found = judge(study.write(), "tiny")
+    assert found["bias_is_seen"].verdict == Outcome.CANNOT_TELL
+    assert "do not say where the heuristic 'my_own' holds" in found["bias_is_seen"].notes[0]
     assert found["synthetic_helps_general"].verdict == Outcome.SUPPORTED
 
 

@@ -18,7 +18,7 @@ from scipy import optimize, special, stats
 
 from analysis.stats.intervals import Effect, half_width
 from analysis.stats.statistics import Interval, ends
-from analysis.study.claims import Evidence
+from analysis.verdicts.evidence import Evidence
 from pipelines.errors import UserError
 
 POWER = 0.8

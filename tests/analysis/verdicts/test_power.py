@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.stats.intervals import Effect
-from analysis.study.power import Settling, Variance, fewest, power_table, settling, variance_table
+from analysis.verdicts.power import Settling, Variance, fewest, power_table, settling, variance_table
 from pipelines.errors import UserError
 
 

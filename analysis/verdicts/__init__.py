@@ -1,0 +1,1 @@
+"""A study's claims, judged: what each rests on in each setting, the verdicts, and subcases. No figures and no pages."""

@@ -1,0 +1,280 @@
+"""All that a study's claims are judged by: its responses, its grid, and the questions that its claims put to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from analysis.stats.intervals import Replicates, mean_of
+from analysis.study.artifacts import LabelCount, lexical_overlap_counts
+from analysis.study.frame import evaluation_frame
+from analysis.study.items import Responses, load_responses
+from analysis.study.series import study_series
+from analysis.verdicts.questions import Part, Question, Setting
+from analysis.wording import set_name, slice_name, starting_point_name, thousands
+from pipelines.errors import UserError
+from sweep.graph.records import Store, Study
+from sweep.study.claims import START, Claim, Comparison, Difference, from_json
+from sweep.study.measures import Measure
+from sweep.study.paper_claims import PAPER_CLAIMS
+
+UNDERTRAINED = 20_000
+"""The paper calls starting points undertrained without a number; in its Figure 1 MultiNLI rises up to 20 000 examples."""
+MARGINS = {Measure.ACCURACY: 0.05, Measure.MARGIN: 0.5, Measure.AUC: 0.05, Measure.PULL: 0.05}
+"""What counts as 'about as much' where a claim declares nothing: five points of accuracy or of a probability, half a unit of
+log-odds."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that claims are made of.
+
+    `blindspot_slice` is where going by the study's heuristic is wrong; `claims` are the study's own, as its manifest has them;
+    `counts` are lexical overlaps by label of "original" and "synthetic" data, where known.
+    """
+
+    responses: Responses
+    general_set: str
+    blindspot_set: str
+    blindspot_slice: str
+    starting_sizes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    claims: tuple[Claim, ...] = PAPER_CLAIMS
+    counts: Mapping[str, Mapping[str, LabelCount]] = field(default_factory=dict)
+
+    def general(self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None) -> Replicates:
+        return self.responses.change(self.general_set, "all", treatment, control, starts, sizes or self.sizes)
+
+    def blindspot(
+        self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None, slice_name: str = "all"
+    ) -> Replicates:
+        return self.responses.change(self.blindspot_set, slice_name, treatment, control, starts, sizes or self.sizes)
+
+    def adversarial(
+        self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None
+    ) -> Replicates:
+        return self.blindspot(treatment, control, starts, sizes, self.blindspot_slice)
+
+    def place(self, on: str) -> tuple[str, str]:
+        """The set and the slice of "general", "blindspot" or "adversarial"."""
+        places = {
+            "general": (self.general_set, "all"),
+            "blindspot": (self.blindspot_set, "all"),
+            "adversarial": (self.blindspot_set, self.blindspot_slice),
+        }
+        return places[on]
+
+    def level(self, difference: Difference, kind: str, start: int, size: int) -> Replicates:
+        """The measure of one cell, or of its starting point for the kind "none", by seed."""
+        cell = (start, kind, 0 if kind == START else size)
+        test_set, slice_ = self.place(difference.on)
+        try:
+            return self.responses.measured(difference.measure, test_set, slice_, [cell], self.general_set)
+        except UserError as error:
+            raise UserError(f"{kind}: {error}") from error
+
+    def difference(self, difference: Difference, start: int, size: int) -> Replicates:
+        """Treatment minus control in one setting, paired by seed; the treatment's level without a control."""
+        treated = self.level(difference, difference.treatment, start, size)
+        if difference.control is None:
+            return treated
+        return treated.minus(self.level(difference, difference.control, start, size))
+
+    def compare(self, comparison: Comparison, start: int, size: int) -> Replicates:
+        """The comparison's weighted sum in one setting, by seed, or by generator where there are several and they play a part.
+
+        Raises UserError where no seed has all of its cells.
+        """
+        by_place: dict[str, Replicates] = {}
+        for difference in comparison.differences:
+            part = self.difference(difference, start, size) * difference.weight
+            before = by_place.get(difference.on)
+            by_place[difference.on] = part if before is None else before.minus(part * -1)
+        total, *others = by_place.values()
+        for other in others:
+            common = sorted(set(total.seeds) & set(other.seeds))
+            if not common:
+                raise UserError("no seed is on both test sets; a paired difference needs both")
+            total = total.of(common) + other.of(common)
+        return self.by_unit(comparison, total)
+
+    def slope(self, comparison: Comparison, start: int, sizes: Sequence[int]) -> Replicates:
+        """The comparison's least-squares slope per doubling of the training set's size. Raises UserError for fewer than two."""
+        if len(sizes) < 2:
+            raise UserError(f"a slope needs two training sizes, and the study has {len(sizes)}")
+        doublings = [math.log2(size) for size in sizes]
+        middle = math.fsum(doublings) / len(doublings)
+        squares = math.fsum((doubling - middle) ** 2 for doubling in doublings)
+        terms = [
+            self.compare(comparison, start, size) * ((doubling - middle) / squares)
+            for size, doubling in zip(sizes, doublings, strict=True)
+        ]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total.minus(term * -1)
+        return total
+
+    def by_unit(self, comparison: Comparison, data: Replicates) -> Replicates:
+        """Seeds as they are; averaged to one value a generator where the study has several and one of them made the data."""
+        generators = self.responses.generator_of
+        return data.grouped(generators) if comparison.is_from_pool and len(set(generators.values())) > 1 else data
+
+    @property
+    def num_generators(self) -> int:
+        return max(1, len(set(self.responses.generator_of.values())))
+
+
+def load_evidence(
+    store: Store | str,
+    study: Study | str,
+    *,
+    partial: bool = False,
+    frame: pd.DataFrame | None = None,
+    counts: Mapping[str, Mapping[str, LabelCount]] | None = None,
+) -> Evidence:
+    """Read what the claims need of a study. Raises as `judge` does.
+
+    Who has the study's `frame` (`evaluation_frame`) or overlap `counts` (`lexical_overlap_counts`) already hands them on: a
+    pool of millions is not read twice.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    study = study if isinstance(study, Study) else Study.load(store, study)
+    frame = evaluation_frame(store, study, partial=partial) if frame is None else frame
+    series = study_series(study, frame)
+    counts = _overlap_counts(store, study) if counts is None else counts
+    general, blindspot = series[0].set, series[1].set
+    responses = load_responses(store, study, [general, blindspot], frame, partial=partial)
+    # The study's own grid, not what is there of it: what happens to be built is another question.
+    grid = [step.coordinates for step in study.steps if step.stage == "evaluation"]
+    declared = study.parameters.get("claims")
+    return Evidence(
+        responses,
+        general,
+        blindspot,
+        study.blindspot_slice,
+        tuple(sorted({int(cell["starting_size"]) for cell in grid})),
+        tuple(sorted({int(cell["size"]) for cell in grid} - {0})),
+        # Manifests from before claims were declared have none.
+        PAPER_CLAIMS if declared is None else from_json(declared),
+        # One without the other makes no claim.
+        counts if len(counts) > 1 else {},
+    )
+
+
+def questions(evidence: Evidence, *, undertrained: int = UNDERTRAINED, margin: float | None = None) -> list[Question]:
+    """The study's claims as they are put to its results, in their order; `margin` stands for that of accuracies, if given."""
+    asked = []
+    for claim in evidence.claims:
+        for start in _starts(claim, evidence, undertrained) if claim.each_start else (None,):
+            asked.append(_question(claim, evidence, start, undertrained, margin))
+    return asked
+
+
+def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained: int, margin: float | None) -> Question:
+    measure = claim.comparisons[0].measure
+    declared = claim.margin if claim.margin is not None else MARGINS[measure]
+    question = Question(
+        claim.name if start is None else f"{claim.name}/start={start}",
+        claim.statement if start is None else claim.statement.replace("{start}", thousands(start)),
+        paper=claim.paper,
+        rule=claim.rule,
+        margin=declared if margin is None or measure != Measure.ACCURACY else margin,
+        measure=str(measure),
+        primary=claim.primary,
+        control=claim.control,
+        is_on_blindspot=claim.is_on_blindspot,
+        is_from_pool=claim.is_from_pool,
+    )
+    starts = _starts(claim, evidence, undertrained) if start is None else [start]
+    if not starts:
+        return replace(question, why_not=f"the study has no starting point that is {claim.starts}")
+    sizes = _sizes(claim, evidence)
+    if not sizes:
+        return replace(question, why_not=f"the study has none of the training sizes {claim.sizes}")
+    over_sizes = claim.comparisons[0].over_sizes
+    settings, headlines = [], []
+    for at, size in ((at, size) for at in starts for size in ((None,) if over_sizes else sizes)):
+        name = f"start {starting_point_name(at)}" + ("" if size is None else f", size {thousands(size)}")
+        try:
+            data = [
+                evidence.slope(comparison, at, sizes) if size is None else evidence.compare(comparison, at, size)
+                for comparison in claim.comparisons
+            ]
+        except UserError as error:
+            settings.append(Setting(name, why_not=str(error)))
+            continue
+        parts = zip(claim.comparisons, data, strict=True)
+        settings.append(Setting(name, tuple(_part(comparison, one, evidence) for comparison, one in parts)))
+        headlines.append(data[0])
+    if not headlines:
+        return replace(question, settings=tuple(settings), why_not=settings[0].why_not)
+    headline = _part(claim.comparisons[0], mean_of(headlines), evidence)
+    notes = tuple(f"{setting.name}: {setting.why_not}" for setting in settings if setting.why_not)
+    return replace(question, settings=tuple(settings), headline=headline, notes=notes)
+
+
+def _part(comparison: Comparison, data: Replicates, evidence: Evidence) -> Part:
+    is_accuracy = comparison.measure == Measure.ACCURACY
+    bound = sum(abs(difference.weight) for difference in comparison.differences)
+    return Part.of(
+        part_name(comparison, evidence),
+        data,
+        comparison.sign,
+        unit="share" if is_accuracy else "number",
+        bound=math.inf if comparison.measure == Measure.MARGIN else float(bound),
+        threshold=comparison.threshold,
+    )
+
+
+def part_name(comparison: Comparison, evidence: Evidence) -> str:
+    """A comparison in words: 'synthetic − original on HANS'."""
+    text = ""
+    for difference in comparison.differences:
+        test_set, slice_ = evidence.place(difference.on)
+        where = set_name(test_set) if slice_ == "all" else f"{set_name(test_set)}, {slice_name(slice_)}"
+        treatment, control = (
+            "starting point" if kind == START else kind.replace("_", " ") if kind else ""
+            for kind in (difference.treatment, difference.control)
+        )
+        words = f"{treatment} − {control} on {where}" if control else f"{treatment} on {where}"
+        sign = " − " if difference.weight < 0 else " + "
+        text += (sign if text else "") + (f"({words})" if len(comparison.differences) > 1 else words)
+    if comparison.measure != Measure.ACCURACY:
+        text = f"{MEASURE_NAMES[comparison.measure]}, {text}"
+    return f"{text}, per doubling of the size" if comparison.over_sizes else text
+
+
+MEASURE_NAMES = {Measure.ACCURACY: "accuracy", Measure.MARGIN: "margin", Measure.AUC: "AUC", Measure.PULL: "pull"}
+
+
+def _starts(claim: Claim, evidence: Evidence, undertrained: int) -> list[int]:
+    """The study's starting points that a claim is about; an untrained one has no level on a blindspot to change from."""
+    if isinstance(claim.starts, tuple):
+        chosen = [start for start in evidence.starting_sizes if start in claim.starts]
+    else:
+        belongs = {
+            "all": lambda start: True,
+            "untrained": lambda start: start == 0,
+            "trained": lambda start: start > 0,
+            "undertrained": lambda start: start <= undertrained,
+            "established": lambda start: start > undertrained,
+        }[claim.starts]
+        chosen = [start for start in evidence.starting_sizes if belongs(start)]
+    from_nothing = any(comparison.starts_from_nothing for comparison in claim.comparisons)
+    return [start for start in chosen if start or not from_nothing]
+
+
+def _sizes(claim: Claim, evidence: Evidence) -> list[int]:
+    if isinstance(claim.sizes, tuple):
+        return [size for size in evidence.sizes if size in claim.sizes]
+    return list(evidence.sizes[-1:] if claim.sizes == "largest" else evidence.sizes)
+
+
+def _overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
+    built = [step.stage for step in study.steps if step.record]
+    if any(built.count(stage) != 1 for stage in ("sources", "synthetic_pool")):
+        return {}
+    return lexical_overlap_counts(store, study)

@@ -1,0 +1,189 @@
+"""What a study claims, as plain declarations: which differences, in which settings, with which sign.
+
+A study's file may declare its own (`Experiment(claims=...)`); the paper's are the default. They lie in the study's manifest;
+`analysis.verdicts` judges them.
+
+    Claim(
+        "subsequence_suffers",
+        "Synthetic data lowers accuracy where going by the heuristic is wrong, compared with original data.",
+        (Comparison((Difference("synthetic", "original", "adversarial"),), sign=-1),),
+        primary=True,
+    )
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from sweep.study.measures import Measure
+
+PLACES = ("general", "blindspot", "adversarial")
+RULES = ("every", "most")
+STARTS = ("all", "untrained", "trained", "undertrained", "established")
+SIZES = ("all", "largest")
+START = "none"
+"""The kind of a starting point as it is."""
+NOT_FROM_POOL = (START, "original")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A measure with one kind of training set, less that with another; `control` None is its level.
+
+    `on` is "general" or "blindspot", a test set, or "adversarial", the blindspot's slice where going by the study's heuristic
+    is wrong. Kinds are training sets' or "none", the starting point. Measures but accuracy are read on "adversarial" only.
+    """
+
+    treatment: str
+    control: str | None
+    on: str
+    measure: Measure = Measure.ACCURACY
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.on not in PLACES:
+            raise UserError(f"on={self.on!r} is no place of a claim; valid: {', '.join(PLACES)}")
+        try:
+            object.__setattr__(self, "measure", Measure(self.measure))
+        except ValueError:
+            raise UserError(f"measure={self.measure!r} is unknown; valid: {', '.join(Measure)}") from None
+        if self.measure != Measure.ACCURACY and self.on != "adversarial":
+            raise UserError(f"measure={str(self.measure)!r} on {self.on!r}: only accuracy is had there; use on='adversarial'")
+        if self.treatment == self.control:
+            raise UserError(f"a difference of {self.treatment!r} with itself is 0; name another control")
+        if not self.weight:
+            raise UserError("weight=0 leaves a difference out; remove it")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A weighted sum of differences and its claimed sign: -1, 1, or 0 for 'about as much'.
+
+    The sum is compared with `threshold`. With `over_sizes` it is the sum's slope per doubling of the training set's size.
+    Differences of one comparison are on one place, or on the general set and one other.
+    """
+
+    differences: tuple[Difference, ...]
+    sign: int
+    threshold: float = 0.0
+    over_sizes: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.differences:
+            raise UserError("a comparison without differences compares nothing; give at least one")
+        if self.sign not in (-1, 0, 1):
+            raise UserError(f"sign={self.sign!r} is none of -1, 0, 1")
+        if len({difference.measure for difference in self.differences}) > 1:
+            raise UserError("the differences of one comparison are of several measures, which have no common unit; use one")
+        if {difference.on for difference in self.differences} >= {"blindspot", "adversarial"}:
+            raise UserError("'adversarial' is a part of 'blindspot': one comparison cannot be on both; use two")
+
+    @property
+    def measure(self) -> Measure:
+        return self.differences[0].measure
+
+    @property
+    def is_on_blindspot(self) -> bool:
+        return any(difference.on != "general" for difference in self.differences)
+
+    @property
+    def starts_from_nothing(self) -> bool:
+        """Whether it is a change on the blindspot since the starting point, whose untrained level is the random head's."""
+        return any(difference.on != "general" and difference.control == START for difference in self.differences)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """All kinds that it is about, starting points among them."""
+        return frozenset(kind for difference in self.differences for kind in (difference.treatment, difference.control) if kind)
+
+    @property
+    def is_from_pool(self) -> bool:
+        """Whether a generator has a part in it."""
+        return not self.kinds <= set(NOT_FROM_POOL)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement, and the comparisons that all have to hold in `rule` ("every", or "most": more than half) of its settings.
+
+    A setting is a starting point and a training size. `starts` are "all", "untrained" (0), "trained", "undertrained" (up to a
+    number of examples that the reader of the results gives), "established" (beyond it), or sizes of starting points; `sizes`
+    are "all", "largest", or training sizes. With `each_start` it is a claim for each starting point, named `NAME/start=N`, and
+    `{start}` stands for its size in the statement. `margin` is what 'about as much' and the number of seeds that settle it go
+    by, in the measure's unit (0.01 is a point of accuracy); None is the measure's own. Primary claims are few and declared
+    before the run. `control` marks the claim that shows for its measure that the study can see a blindspot grow. `paper` is
+    what the paper found.
+
+    Raises UserError for what is not one of these.
+    """
+
+    name: str
+    statement: str
+    comparisons: tuple[Comparison, ...]
+    rule: str = "most"
+    starts: str | tuple[int, ...] = "all"
+    sizes: str | tuple[int, ...] = "all"
+    each_start: bool = False
+    primary: bool = False
+    control: bool = False
+    margin: float | None = None
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(
+                f"claim name={self.name!r}: it is part of tables and addresses; use a-z, 0-9 and _, from a letter on"
+            )
+        if not self.comparisons:
+            raise UserError(f"claim {self.name}: without comparisons it claims nothing; give at least one")
+        if len({comparison.sign == 0 for comparison in self.comparisons}) > 1:
+            raise UserError(f"claim {self.name}: 'about as much' (sign 0) beside a direction is two claims; declare each")
+        if len({comparison.over_sizes for comparison in self.comparisons}) > 1:
+            raise UserError(f"claim {self.name}: slopes over sizes beside differences at a size are two claims; declare each")
+        if self.rule not in RULES:
+            raise UserError(f"claim {self.name}: rule={self.rule!r} is none of {', '.join(RULES)}")
+        for axis, words in (("starts", STARTS), ("sizes", SIZES)):
+            value = getattr(self, axis)
+            if isinstance(value, str) and value not in words:
+                raise UserError(f"claim {self.name}: {axis}={value!r} is none of {', '.join(words)}, nor a tuple of sizes")
+        if self.margin is not None and not self.margin > 0:
+            raise UserError(f"claim {self.name}: margin={self.margin}: a margin is above 0; 0.01 is one point of accuracy")
+        if self.control and (len(self.comparisons) != 1 or not self.comparisons[0].is_on_blindspot):
+            raise UserError(f"claim {self.name}: a control is one comparison on the blindspot; it has another form")
+
+    @property
+    def is_on_blindspot(self) -> bool:
+        return any(comparison.is_on_blindspot for comparison in self.comparisons)
+
+    @property
+    def is_from_pool(self) -> bool:
+        return any(comparison.is_from_pool for comparison in self.comparisons)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset[str]().union(*(comparison.kinds for comparison in self.comparisons))
+
+
+def as_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Claims as a manifest has them."""
+    return [dataclasses.asdict(claim) for claim in claims]
+
+
+def from_json(values: Sequence[Mapping[str, Any]]) -> tuple[Claim, ...]:
+    """The claims of a manifest. Raises UserError for what is no claim."""
+    try:
+        return tuple(_claim(value) for value in values)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"the study's manifest has a claim that cannot be read ({error}); run the study again") from error
+
+
+def _claim(value: Mapping[str, Any]) -> Claim:
+    comparisons = tuple(
+        Comparison(**{**comparison, "differences": tuple(Difference(**each) for each in comparison["differences"])})
+        for comparison in value["comparisons"]
+    )
+    axes = {axis: value[axis] if isinstance(value[axis], str) else tuple(value[axis]) for axis in ("starts", "sizes")}
+    return Claim(**{**value, "comparisons": comparisons, **axes})

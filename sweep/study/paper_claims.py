@@ -1,0 +1,163 @@
+"""The statements of Zhang and Pavlick's paper as claims, and the same question asked of measures that do not saturate."""
+
+from sweep.study.claims import START, Claim, Comparison, Difference
+from sweep.study.measures import Measure
+
+GENERAL_MARGIN = 0.02
+"""Two points of accuracy: the paper calls a mean difference of 1.1 points 'on par'."""
+FLOOR = 0.05
+"""Accuracy that counts as 'toward zero'."""
+
+
+def _general(treatment: str, control: str, weight: float = 1.0) -> Difference:
+    return Difference(treatment, control, "general", weight=weight)
+
+
+def _blindspot(treatment: str, control: str) -> Difference:
+    return Difference(treatment, control, "blindspot")
+
+
+def _adversarial(treatment: str, control: str | None, measure: Measure = Measure.ACCURACY) -> Difference:
+    return Difference(treatment, control, "adversarial", measure)
+
+
+def _is(difference: Difference, sign: int) -> tuple[Comparison, ...]:
+    return (Comparison((difference,), sign),)
+
+
+_GAP = Comparison((_blindspot("synthetic", "original"), _general("synthetic", "original", weight=-1)), -1)
+# The interaction leads: one change that is seen and one that is not would not show that they differ.
+_DISPERSION = (
+    Comparison((_general("synthetic", START), Difference("synthetic", START, "blindspot", weight=-1)), 1),
+    Comparison((_general("synthetic", START),), 1),
+    Comparison((_blindspot("synthetic", START),), -1),
+)
+_WORSE = {Measure.ACCURACY: -1, Measure.MARGIN: 1, Measure.AUC: -1, Measure.PULL: 1}
+"""The sign of a change for the worse."""
+_OTHERS = {
+    Measure.MARGIN: ("margin", "moves the log-odds of the heuristic's label up"),
+    Measure.AUC: ("auc", "makes it harder to tell where the heuristic is right from where it is wrong (AUC)"),
+    Measure.PULL: ("pull", "pulls adversarial items further towards the heuristic's label than general items of their label"),
+}
+
+
+def _of_measure(measure: Measure) -> tuple[Claim, Claim]:
+    """The study's question and its positive control, asked of another measure than accuracy."""
+    name, does = _OTHERS[measure]
+    sign = _WORSE[measure]
+    return (
+        Claim(
+            f"synthetic_reinforces_by_{name}",
+            f"Synthetic data {does}, compared with original data.",
+            _is(_adversarial("synthetic", "original", measure), sign),
+        ),
+        Claim(
+            f"bias_is_seen_by_{name}",
+            f"Biased synthetic data {does}, compared with synthetic data.",
+            _is(_adversarial("biased_synthetic", "synthetic", measure), sign),
+            sizes="largest",
+            control=True,
+        ),
+    )
+
+
+PAPER_CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "bias_is_seen",
+        "Biased synthetic data lowers accuracy where going by the heuristic is wrong, compared with synthetic data.",
+        _is(_adversarial("biased_synthetic", "synthetic"), -1),
+        sizes="largest",
+        primary=True,
+        control=True,
+        paper="yes, as expected of a sanity check",
+    ),
+    Claim(
+        "synthetic_reinforces",
+        "Synthetic data lowers accuracy where going by the heuristic is wrong, compared with original data.",
+        _is(_adversarial("synthetic", "original"), -1),
+        primary=True,
+        paper="lower in 18 of 18 cells, by 19.2 points on average; not tested",
+    ),
+    Claim(
+        "gap_is_wider_on_blindspot",
+        "Synthetic data falls further behind original data on the blindspot set than on the general set.",
+        (_GAP,),
+        primary=True,
+        paper="yes: almost equal on the general task, while a gap on the blindspot exists (4.5 points wider)",
+    ),
+    Claim(
+        "original_is_kinder_to_blindspot",
+        "On the blindspot set, original data helps more or harms less than synthetic data.",
+        _is(_blindspot("synthetic", "original"), -1),
+        primary=True,
+        paper="yes, under most settings; less than expected",
+    ),
+    Claim(
+        "synthetic_helps_general",
+        "Training on synthetic data raises general accuracy of undertrained starting points.",
+        _is(_general("synthetic", START), 1),
+        rule="every",
+        starts="undertrained",
+        primary=True,
+        paper="yes, up to a starting point of 20 000 examples",
+    ),
+    Claim(
+        "synthetic_helps_as_much_as_original",
+        "It does so about as much as original data, at the largest size.",
+        _is(_general("synthetic", "original"), 0),
+        rule="every",
+        starts="undertrained",
+        sizes="largest",
+        margin=GENERAL_MARGIN,
+        paper="yes, if the training set is large enough",
+    ),
+    Claim(
+        "established_gain_nothing",
+        "Neither original nor synthetic data changes general accuracy of well-established starting points by much.",
+        (Comparison((_general("original", START),), 0), Comparison((_general("synthetic", START),), 0)),
+        rule="every",
+        starts="established",
+        margin=GENERAL_MARGIN,
+        paper="yes, beyond 20 000 examples",
+    ),
+    Claim(
+        "blindspot_falls_while_general_rises_from",
+        "From {start} examples, training on synthetic data lowers the blindspot set while it raises the general set.",
+        _DISPERSION,
+        starts="trained",
+        each_start=True,
+        paper="hypothesised; seen at 20 000 examples only",
+    ),
+    Claim(
+        "blindspot_falls_while_general_rises",
+        "As a rule, training on synthetic data lowers the blindspot set while it raises the general set.",
+        _DISPERSION,
+        starts="trained",
+        paper="hypothesised; not a consistent pattern",
+    ),
+    Claim(
+        "biased_is_worst",
+        "Biased synthetic data does worst of the three kinds, on the general set, the blindspot set and where the heuristic is "
+        "wrong.",
+        tuple(
+            Comparison((Difference("biased_synthetic", other, on),), -1)
+            for on in ("general", "blindspot", "adversarial")
+            for other in ("synthetic", "original")
+        ),
+        paper="in almost all tests",
+    ),
+    Claim(
+        "biased_falls_over_training",
+        "With biased synthetic data, accuracy where the heuristic is wrong falls as training sets grow.",
+        (Comparison((_adversarial("biased_synthetic", None),), -1, over_sizes=True),),
+        paper="yes, significantly; read off the figure, at 5 of 6 starting points",
+    ),
+    Claim(
+        "biased_ends_near_zero",
+        f"With the largest biased set, accuracy where the heuristic is wrong is below {100 * FLOOR:g} %.",
+        (Comparison((_adversarial("biased_synthetic", None),), -1, threshold=FLOOR),),
+        sizes="largest",
+        paper="'toward zero': 23.6 % on average",
+    ),
+    *(claim for measure in _OTHERS for claim in _of_measure(measure)),
+)
