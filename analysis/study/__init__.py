@@ -1,1 +1,1 @@
-"""The results of a study: frames, items, claims, verdicts, power. No figures and no pages."""
+"""The results of a study as it was evaluated: frames, items, tables, the paper's numbers. No verdicts, figures or pages."""

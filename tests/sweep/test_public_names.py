@@ -15,6 +15,7 @@ from sweep.study.loading import builtin_experiments, load_experiment
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE + (ROOT / "docs" / "verdicts.md").read_text(), re.DOTALL)
 # Where they were when study files had to know.
 OLD_HOMES = {
     "pipelines.base_model": (
@@ -62,7 +63,7 @@ def test_each_name_is_that_of_its_home_and_what_a_type_checker_sees() -> None:
         _ = sweep.Experimnt
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+@pytest.mark.parametrize("block", BLOCKS)
 def test_the_pages_files_can_be_planned(block: str, tmp_path: Path) -> None:
     file = tmp_path / "my_study.py"
     file.write_text(block)
