@@ -47,7 +47,8 @@ NOT_CONTENT = ("metrics.jsonl", "yield.json")
 speed, a pool's yield the shards that fast engines wrote beyond need. Two builds of a study on a CPU differ in nothing else."""
 STAGES = tuple(REGISTRY)
 COORDINATES = ("starting_size", "kind", "size", "seed")
-"""What places a task model and its evaluation in the grid; other artifacts have some of them."""
+"""What places a task model and its evaluation in the grid; other artifacts have some of them. A dose of bias is a further
+coordinate, `bias`, and so is the seed's `generator`, from 0, in a study with several."""
 TRAINED_KINDS = ("original", "synthetic", "biased_synthetic")
 KINDS = ("none", *TRAINED_KINDS)
 """Kinds of training set, in the order of pages and figures; "none", of size 0, is a starting point as it is."""

@@ -3,8 +3,9 @@
 Nothing here says where it runs, except the fields marked runtime.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from types import MappingProxyType
 
 from pipelines.data.sources import NLISourcesConfig
@@ -32,8 +33,9 @@ class Experiment:
 
     `starting_sizes` counts the examples that each starting point was finetuned on (0: the base model with a
     random head), `training_sizes` those of a cell's training set. A seed moves the subsets drawn, the order, the head and the
-    dropout together; the generator and its pool are shared by all seeds. `cell` is the cells' recipe where it
-    is not `task_model`, that of starting points.
+    dropout together. There are as many `generators`, each with a pool of its own, and seed s has the one of number
+    s mod `generators`: seeds added later leave those before them as they are. `cell` is the cells' recipe where it is not
+    `task_model`, that of starting points.
 
     The `heuristic` is what biased sets are biased to. Each of `biases` is a further kind, a dose: of the pairs in its sets of
     which the heuristic holds, a share `heuristic_share` of the set, that share has the label that the heuristic predicts
@@ -50,7 +52,8 @@ class Experiment:
     CPU.
 
     Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
-    not one, a recipe or resources that no trajectory can be shared with, or a report set that is not evaluated.
+    not one, generators with unequal numbers of seeds, a recipe or resources that no trajectory can be shared with, or a report
+    set that is not evaluated.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Experiment:
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
     biases: tuple[float, ...] = added(())
     heuristic_share: float | None = added(None)
+    generators: int = added(1)
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
@@ -85,10 +89,20 @@ class Experiment:
         check_study_name(self.name)
         self._check_axes()
         self._check_biases()
+        self._check_generators()
         self._check_resources()
         self._check_recipes()
         self._check_evaluation()
         self._check_claims()
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether any kind of training set is made from what a generator writes."""
+        return bool(self.biases) or any(kind != "original" for kind in self.kinds)
+
+    def generator_of(self, seed: int) -> int:
+        """The number of the generator, from 0, whose pool the synthetic training sets of `seed` are drawn from."""
+        return seed % self.generators
 
     def _check_axes(self) -> None:
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
@@ -114,6 +128,24 @@ class Experiment:
                 raise UserError(f"biases={self.biases}: the full dose at full share is the kind biased_synthetic; leave 1 out")
         if self.heuristic_share is not None and not self.biases:
             raise UserError(f"heuristic_share={self.heuristic_share} is of doses of bias, and there is none; give biases, too")
+
+    def _check_generators(self) -> None:
+        if self.generators < 1:
+            raise UserError(f"generators={self.generators}: at least one writes a pool; give 1 or more")
+        if self.generators > 1 and not self.has_pool:
+            raise UserError(
+                f"generators={self.generators} are for kinds made from a pool, and kinds={self.kinds} has none; leave it out, "
+                "or add the kind synthetic"
+            )
+        seeds_of = [[seed for seed in self.seeds if self.generator_of(seed) == k] for k in range(self.generators)]
+        counts = [len(seeds) for seeds in seeds_of]
+        if len(set(counts)) > 1:
+            fitting = dict.fromkeys(_dealt(seeds_of, num) for num in (min(counts), max(counts)) if num)
+            raise UserError(
+                f"seeds={self.seeds} with generators={self.generators}: seed s has generator s mod {self.generators}, so that "
+                f"generators 0 to {self.generators - 1} have {', '.join(map(str, counts))} of them, and each needs as many as "
+                f"the others; give seeds={' or seeds='.join(','.join(map(str, seeds)) for seeds in fitting)}"
+            )
 
     def _check_resources(self) -> None:
         if unknown := set(self.resources) - set(STAGES):
@@ -169,3 +201,12 @@ class Experiment:
         for claim in self.claims:
             if unknown := sorted(claim.kinds - known):
                 raise UserError(f"claim {claim.name} is about {unknown}; kinds of training set are {', '.join(sorted(known))}")
+
+
+def _dealt(seeds_of: Sequence[Sequence[int]], num: int) -> tuple[int, ...]:
+    """`num` seeds of each generator, sorted: its own, the first of them, and where there are fewer the smallest others."""
+    dealt = []
+    for generator, seeds in enumerate(seeds_of):
+        others = (seed for seed in count(generator, len(seeds_of)) if seed not in seeds)
+        dealt += [*seeds[:num], *islice(others, max(0, num - len(seeds)))]
+    return tuple(sorted(dealt))

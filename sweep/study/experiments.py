@@ -39,11 +39,13 @@ def demo(
     heuristic: str = "lexical_overlap",
     biases: tuple[float, ...] = (),
     heuristic_share: float | None = None,
+    generators: int = 1,
 ) -> Experiment:
     """The whole study in minutes on two CPU cores: a tiny Llama and a procedural corpus, everything real.
 
     `pool_size` is the number of parsed synthetic examples, a third of each label. `heuristic` (a built-in one's name,
     or FILE.py:NAME) is what biased sets are biased to; each of `biases` is a dose of it, in sets of `heuristic_share`.
+    Each of `generators` writes a pool of its own, and the seeds are dealt over them (docs/studies.md).
     """
     recipe = FinetuneConfig(
         method="full",
@@ -77,6 +79,7 @@ def demo(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        generators=generators,
         heuristic=find_heuristic(heuristic),
         biases=biases,
         heuristic_share=heuristic_share,
@@ -106,6 +109,7 @@ def mini(
     heuristic: str = "lexical_overlap",
     biases: tuple[float, ...] = (),
     heuristic_share: float | None = None,
+    generators: int = 1,
 ) -> Experiment:
     """The paper's study with a small pretrained model, on real MultiNLI and HANS; one GPU.
 
@@ -115,7 +119,7 @@ def mini(
     drives it.
     Original training sets hold no example that their starting point was finetuned on. `recipe` "full" trains all weights in
     batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `generator_epochs` may
-    be a fraction. `heuristic`, `biases` and `heuristic_share` are as in `demo`.
+    be a fraction. `heuristic`, `biases`, `heuristic_share` and `generators` are as in `demo`.
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -161,6 +165,7 @@ def mini(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        generators=generators,
         heuristic=find_heuristic(heuristic),
         biases=biases,
         heuristic_share=heuristic_share,
@@ -196,6 +201,7 @@ def paper(
     weights: Literal["files", "random"] = "files",
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
+    generators: int = 1,
 ) -> Experiment:
     """The paper's study: Llama-2-7B, MultiNLI and HANS, the recipe of the released scripts; GPUs of 80 GB.
 
@@ -204,8 +210,9 @@ def paper(
     a mirror). A plan needs neither. The plan lists where the study departs from the paper's, by default only in the frozen
     weights' precision (`base_precision`), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
     do not divide by 3, `disjoint_from_starting`, `starting_set_seed` (none: each seed draws its own), `end_marker`, and the
-    sampling. `pool_per_label` counts entailments, neutrals and contradictions. `weights=random` is for a rehearsal: `model`
-    then only needs a tokenizer and, if the shape is not Llama-2-7B's, a config.json.
+    sampling. `pool_per_label` counts entailments, neutrals and contradictions. Each of `generators` writes such a pool, and the
+    seeds are dealt over them. `weights=random` is for a rehearsal: `model` then only needs a tokenizer and, if the shape is not
+    Llama-2-7B's, a config.json.
     """
     if len(pool_per_label) != 3:
         raise UserError(f"pool_per_label={pool_per_label}: give three numbers, for entailment, neutral and contradiction")
@@ -250,6 +257,7 @@ def paper(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        generators=generators,
         remainder=remainder,
         disjoint_from_starting=disjoint_from_starting,
         starting_set_seed=starting_set_seed,
@@ -278,6 +286,7 @@ def paper_fast(
     weights: Literal["files", "random"] = "files",
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
+    generators: int = 1,
 ) -> Experiment:
     """`paper`, cheaper: larger batches, what their texts begin with alike computed once in each, and generated texts that end
     where the end marker begins; all else as there.
@@ -300,6 +309,7 @@ def paper_fast(
         weights=weights,
         gpus_per_finetuning=gpus_per_finetuning,
         generation_workers=generation_workers,
+        generators=generators,
     )
     task_model, generator = (
         replace(

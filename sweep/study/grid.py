@@ -1,12 +1,16 @@
 """The step graph of an experiment, as pure data: what is built from what.
 
-Two roots (prepared data, base model), then generator → synthetic pool; starting points; training sets
-(size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
-several cells share is one step. Original training sets do not depend on the pool, so they need not wait. With shared
+Two roots (prepared data, base model), then generator → synthetic pool, once for each generator; starting points; training
+sets (size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
+several cells share is one step. Original training sets do not depend on a pool, so they need not wait. With shared
 trajectories a model that is not of the largest size has that one, its trunk, for an input as well.
+
+Generator 0 and what is made from its pool are named as in a study with one generator, because they are the same artifacts.
+Another's number is in its names: `generator1`, `pool1`, `synthetic-300-seed1-generator1`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.data.training_set import TrainingSetConfig, num_drawn
@@ -31,10 +35,7 @@ class _Grid:
         self.sources = self._add("sources", "data", experiment.sources, options={"folder": folder} if folder else {})
         text = {"sources": self.sources} if isinstance(experiment.base_model, ScratchModelConfig) else {}
         self.base_model = self._add("base_model", "base", experiment.base_model, text)
-        if experiment.biases or any(kind != "original" for kind in experiment.kinds):
-            inputs = {"sources": self.sources, "base_model": self.base_model}
-            generator = self._add("generator", "generator", experiment.generator, inputs)
-            self.pool = self._add("synthetic_pool", "pool", experiment.generation, {"generator": generator})
+        self.pools = [self._add_pool(number) for number in range(experiment.generators)] if experiment.has_pool else []
         for seed in experiment.seeds:
             for starting_size in experiment.starting_sizes:
                 self._add_starting_point(starting_size, seed)
@@ -55,6 +56,23 @@ class _Grid:
         step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {}, rehearsal)
         return self.steps.setdefault(step.fingerprint, step)
 
+    def _add_pool(self, number: int) -> Step:
+        experiment = self.experiment
+        which = self._which(number)
+        generator = self._add(
+            "generator",
+            f"generator{number or ''}",
+            replace(experiment.generator, seed=experiment.generator.seed + number),
+            {"sources": self.sources, "base_model": self.base_model},
+            which,
+        )
+        generation = replace(experiment.generation, seed=experiment.generation.seed + number)
+        return self._add("synthetic_pool", f"pool{number or ''}", generation, {"generator": generator}, which)
+
+    def _which(self, number: int) -> dict[str, int]:
+        """The coordinate that says which generator; a study of one has none."""
+        return {"generator": number} if self.experiment.generators > 1 else {}
+
     def _add_starting_point(self, starting_size: int, seed: int) -> None:
         experiment = self.experiment
         starting_point = self._add(
@@ -74,6 +92,8 @@ class _Grid:
         for kind, dose in kinds:
             for size in experiment.training_sizes:
                 cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed, **dose}
+                if kind != "original":
+                    cell |= self._which(experiment.generator_of(seed))
                 self._add_cell(cell, starting_point, starting_set)
 
     def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
@@ -129,7 +149,8 @@ class _Grid:
             trunk = self._add_cell({**cell, "size": largest}, starting_point, starting_set)
         kind, size, seed = cell["kind"], cell["size"], cell["seed"]
         excluded = starting_set if kind == "original" and experiment.disjoint_from_starting else None
-        slug = f"{kind}-{size}-seed{seed}"
+        slug = _named(f"{kind}-{size}-seed{seed}", cell.get("generator", 0))
+        source = self.sources if kind == "original" else self.pools[experiment.generator_of(seed)]
         # A set that avoids one starting point's examples belongs to that starting point alone.
         shared = {} if excluded else {"starting_size": None}
         training_set = self._add(
@@ -144,7 +165,7 @@ class _Grid:
                 nested_sizes=smaller,
                 **self._bias(cell),
             ),
-            {"source": self.sources if kind == "original" else self.pool} | ({"starting_set": excluded} if excluded else {}),
+            {"source": source} | ({"starting_set": excluded} if excluded else {}),
             {**cell, **shared},
         )
         slug = f"start{cell['starting_size']}-{slug}"
@@ -161,4 +182,10 @@ class _Grid:
 
     def _add_evaluation(self, model: Step) -> None:
         inputs = {"sources": self.sources, "base_model": self.base_model, "task_model": model}
-        self._add("evaluation", model.slug, self.experiment.evaluation, inputs, model.coordinates)
+        # Its seed's generator even where it does not depend on one: kinds are compared within a seed.
+        which = self._which(self.experiment.generator_of(model.coordinates["seed"]))
+        self._add("evaluation", model.slug, self.experiment.evaluation, inputs, {**model.coordinates, **which})
+
+
+def _named(slug: str, generator: int) -> str:
+    return f"{slug}-generator{generator}" if generator else slug

@@ -122,6 +122,8 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
         # An axis is a set: the order of its values changes nothing.
         same = sorted(paper, key=str) == sorted(value, key=str)
         yield Note(topic, _text(paper), _text(paper if same else value), chosen)
+    why = "an interval over seeds of one pool says nothing of another"
+    yield Note("generators, each with a pool", "1", _text(experiment.generators), why)
     yield Note("doses of bias", "none", _text(experiment.biases) or "none", chosen)
     yield Note("heuristic of the biased sets", LEXICAL_OVERLAP.name, experiment.heuristic.name, chosen)
     yield from _recipe("G", PAPER_GENERATOR, experiment.generator.finetune)
@@ -206,7 +208,7 @@ def unsettled(experiment: Experiment) -> tuple[Note, ...]:
             "seeds",
             "one run a cell, no interval",
             f"{len(seeds)}: {_text(seeds)}",
-            "a seed moves samples, order, head and dropout together; G and its pool are shared"
+            f"a seed moves samples, order, head and dropout together; {_sharing(experiment)}"
             + ("; one seed gives no interval" if len(seeds) == 1 else ""),
         ),
     ]
@@ -214,6 +216,13 @@ def unsettled(experiment: Experiment) -> tuple[Note, ...]:
         ours = "in 8 bits" if quantization == "nf4_double" else "in 32 bits"
         notes.append(Note("NF4's constants", "not stated", ours, f"base_precision={quantization!r}"))
     return tuple(notes)
+
+
+def _sharing(experiment: Experiment) -> str:
+    num_sharing = len(experiment.seeds) // experiment.generators
+    if experiment.generators == 1:
+        return "G and its pool are shared"
+    return f"each {num_sharing} share a G and its pool" if num_sharing > 1 else "each has a G and a pool of its own"
 
 
 def _is_ancestral(experiment: Experiment) -> bool:

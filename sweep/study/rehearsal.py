@@ -27,8 +27,9 @@ FOLDER = "rehearsal"
 def rehearsal(experiment: Experiment) -> Experiment:
     """`experiment` with one seed, its smallest and its largest starting point, one size of each kind, and short stages.
 
-    Data, model, batch shapes, precision and resources stay. Finetunings take a few steps on their longest examples; the
-    generator's pool is one shard a label, of stand-ins cut from what it writes; evaluations take the longest examples.
+    Data, model, batch shapes, precision and resources stay. Finetunings take a few steps on their longest examples; there is
+    one generator, and its pool is one shard a label, of stand-ins cut from what it writes; evaluations take the longest
+    examples.
     """
     recipes = (experiment.task_model, experiment.cell or experiment.task_model)
     size = 3 * -(-STEPS * max(recipe.batch_size for recipe in recipes) // 3)
@@ -61,6 +62,7 @@ def rehearsal(experiment: Experiment) -> Experiment:
         starting_sizes=tuple(sorted({min(experiment.starting_sizes), max(experiment.starting_sizes)})),
         training_sizes=(size,),
         seeds=experiment.seeds[:1],
+        generators=1,
         # A pool of stand-ins has lexical overlap in all entailments and nowhere else: the full dose is all that it is good for.
         heuristic=LEXICAL_OVERLAP,
         biases=(),

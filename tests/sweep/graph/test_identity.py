@@ -129,7 +129,7 @@ CLASSES = {
     "sweep.study.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share",
+        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators",
         "sources_folder resources replicates_paper",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (

@@ -1,5 +1,6 @@
-"""The parameters of `mini` reach the configs that they name."""
+"""The parameters of the built-in studies reach the configs that they name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from pipelines.data.sources import FILES, NLISourcesConfig
 from pipelines.identity import UNKNOWN, FileHash
 from sweep.study import experiments
-from sweep.study.experiments import mini
+from sweep.study.experiment import Experiment
+from sweep.study.experiments import demo, mini, paper, paper_fast
 from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 
 
@@ -15,7 +17,7 @@ from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
     monkeypatch.setattr(experiments, "nli_sources_config", lambda data: unknown)
-    monkeypatch.setattr(experiments, "pretrained_model_config", lambda model, dtype: (Path(model).name, dtype))
+    monkeypatch.setattr(experiments, "pretrained_model_config", lambda model, dtype="", **_: (Path(model).name, dtype))
 
 
 def test_minis_generator_may_see_a_part_of_the_data() -> None:
@@ -31,3 +33,9 @@ def test_minis_paper_recipe_is_the_papers_at_ten_times_its_rate() -> None:
     for ours, papers in ((study.task_model, PAPER_TASK_MODEL), (study.generator.finetune, PAPER_GENERATOR)):
         assert ours.learning_rate == 2e-4
         assert {name for name, value in vars(ours).items() if value != getattr(papers, name)} <= {"learning_rate", "log_every"}
+
+
+@pytest.mark.parametrize("study", [demo, mini, paper, paper_fast])
+def test_every_study_has_as_many_generators_as_it_is_told(study: Callable[..., Experiment]) -> None:
+    assert study().generators == 1
+    assert study(seeds=(0, 1, 2), generators=3).generators == 3

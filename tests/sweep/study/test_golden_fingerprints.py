@@ -76,6 +76,15 @@ def test_every_step_has_the_fingerprint_that_it_has_had(study: str, found: dict[
     assert found[study] == json.loads(GOLDEN.read_text())[study]
 
 
+def test_with_two_generators_the_first_makes_what_it_has_made() -> None:
+    golden = set(json.loads(GOLDEN.read_text())["demo"])
+    steps = build_grid(demo(generators=2))
+    kept = [step for step in steps if f"{step.name} {step.fingerprint}" in golden]
+    # Of seed 1 the second generator, its pool, and the synthetic cells: two kinds × two sizes, from two starting points.
+    assert len(golden) - len(kept) == 4 + 8 + 8
+    assert len(steps) - len(kept) == 2 + 4 + 8 + 8
+
+
 def test_the_file_has_these_studies_and_no_others() -> None:
     assert set(json.loads(GOLDEN.read_text())) == set(STUDIES)
 

@@ -155,6 +155,106 @@ def test_another_heuristic_rebuilds_the_biased_cells_only(experiment: Experiment
     assert {step.coordinates["kind"] for step in rebuilt} == {"biased_synthetic"}
 
 
+def place(step: Step) -> tuple[str, str]:
+    return step.name, step.fingerprint
+
+
+def test_seeds_are_dealt_over_generators_with_a_pool_each(experiment: Experiment) -> None:
+    steps = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2, 3), generators=2, biases=(0.5,)))
+    by_name = {step.name: step for step in steps}
+    assert len(by_name) == len(steps)
+    assert Counter(step.stage for step in steps) == {
+        "sources": 1, "base_model": 1, "generator": 2, "synthetic_pool": 2, "starting_set": 4, "starting_point": 8,
+        "training_set": 4 * 8, "task_model": 4 * 16, "evaluation": 4 * 18,
+    }  # fmt: skip
+    pools = {number: by_name[f"synthetic_pool/{slug}"] for number, slug in enumerate(("pool", "pool1"))}
+    for number, pool in pools.items():
+        generator = pool.inputs["generator"]
+        assert generator.name == ("generator/generator", "generator/generator1")[number]
+        assert (generator.config.seed, pool.config.seed) == (number, number)
+        assert generator.coordinates == pool.coordinates == {"generator": number}
+    for seed, number, end in ((0, 0, ""), (1, 1, "-generator1"), (2, 0, ""), (3, 1, "-generator1")):
+        for kind in ("synthetic", "biased_synthetic", "bias_0.5"):
+            drawn = by_name[f"training_set/{kind}-60-seed{seed}{end}"]
+            assert drawn.inputs["source"] is pools[number]
+            model = by_name[f"task_model/start500-{kind}-60-seed{seed}{end}"]
+            assert model.inputs["training_set"] is drawn
+            assert model.coordinates["generator"] == drawn.coordinates["generator"] == number
+
+
+def test_an_evaluation_says_the_generator_of_its_seed_and_what_needs_none_does_not(experiment: Experiment) -> None:
+    for step in build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2), generators=3)):
+        if step.stage == "evaluation":
+            assert step.coordinates["generator"] == step.coordinates["seed"]
+        else:
+            depends = step.stage in ("generator", "synthetic_pool") or "synthetic_pool" in ancestors(step)
+            assert ("generator" in step.coordinates) == depends, step.name
+
+
+def test_what_the_first_generator_and_none_make_is_what_a_study_with_one_has(experiment: Experiment) -> None:
+    one = dataclasses.replace(experiment, seeds=(0, 1, 2, 3))
+    before = {place(step) for step in build_grid(one)}
+    several = build_grid(dataclasses.replace(one, generators=2))
+    new = [step for step in several if place(step) not in before]
+    # The second generator, its pool, and the synthetic cells of two seeds: two kinds × two sizes, from two starting points.
+    assert Counter(step.stage for step in new) == {
+        "generator": 1, "synthetic_pool": 1, "training_set": 8, "task_model": 16, "evaluation": 16,
+    }  # fmt: skip
+    assert {step.coordinates["generator"] for step in new} == {1}
+
+
+def test_seeds_added_later_move_none(experiment: Experiment) -> None:
+    few = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2), generators=3))
+    more = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2, 3, 4, 5), generators=3))
+    there = {place(step): dict(step.coordinates) for step in more}
+    assert all(there[place(step)] == step.coordinates for step in few)
+    # Every one of the three pools serves the new seeds, too.
+    assert Counter(step.stage for step in more)["synthetic_pool"] == 3
+
+
+def test_generators_go_on_from_the_configs_seeds(experiment: Experiment) -> None:
+    study = dataclasses.replace(
+        experiment,
+        seeds=(0, 1),
+        generators=2,
+        generator=dataclasses.replace(experiment.generator, seed=7),
+        generation=dataclasses.replace(experiment.generation, seed=40),
+    )
+    seeds = {step.name: step.config.seed for step in build_grid(study) if step.stage in ("generator", "synthetic_pool")}
+    assert list(seeds.values()) == [7, 40, 8, 41]
+
+
+def test_a_branch_and_its_trunk_are_of_one_generator(experiment: Experiment) -> None:
+    steps = build_grid(dataclasses.replace(shared(experiment), seeds=(0, 1), generators=2))
+    branches = [step for step in steps if step.stage == "task_model" and "trunk" in step.inputs]
+    assert branches
+    for step in branches:
+        assert step.inputs["trunk"].coordinates.get("generator") == step.coordinates.get("generator")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "generators", "message"),
+    [
+        ((0, 1, 2, 4), 3, r"generators 0 to 2 have 1, 2, 1 of them, .*; give seeds=0,1,2 or seeds=0,1,2,3,4,5$"),
+        # Its own seeds are kept.
+        ((5, 0, 7, 3), 2, r"generators 0 to 1 have 1, 3 of them, .*; give seeds=0,5 or seeds=0,2,3,4,5,7$"),
+        ((0,), 3, r"generators 0 to 2 have 1, 0, 0 of them, .*; give seeds=0,1,2$"),
+        ((0, 2), 2, r"generators 0 to 1 have 2, 0 of them, .*; give seeds=0,1,2,3$"),
+        ((0, 1), 0, "generators=0: at least one writes a pool"),
+    ],
+)
+def test_generators_have_equal_numbers_of_seeds(
+    experiment: Experiment, seeds: tuple[int, ...], generators: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(experiment, seeds=seeds, generators=generators)
+
+
+def test_generators_without_a_pool_are_refused(experiment: Experiment) -> None:
+    with pytest.raises(UserError, match=r"generators=2 are for kinds made from a pool, and kinds=\('original',\) has none"):
+        dataclasses.replace(experiment, kinds=("original",), seeds=(0, 1), generators=2)
+
+
 def test_without_synthetic_kinds_there_is_no_generator(experiment: Experiment) -> None:
     stages = {step.stage for step in build_grid(dataclasses.replace(experiment, kinds=("original",)))}
     assert not stages & {"generator", "synthetic_pool"}

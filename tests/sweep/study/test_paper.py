@@ -138,6 +138,7 @@ def test_without_them_no_identity_knows_of_trajectories(study: Experiment) -> No
         ({"training_sizes": (18_020,)}, "training-set sizes", "18,020"),
         ({"kinds": ("original",)}, "kinds of training set", "original"),
         ({"biases": (0.7, 0.9)}, "doses of bias", "0.7, 0.9"),
+        ({"seeds": (0, 1), "generators": 2}, "generators, each with a pool", "2"),
         ({"heuristic": HEURISTICS["constituent"]}, "heuristic of the biased sets", "constituent"),
         ({"cell": FinetuneConfig(epochs=2.0)}, "T, from its starting point: epochs", "2"),
         ({"task_model": FinetuneConfig(lora_rank=8)}, "T: LoRA rank", "8"),
