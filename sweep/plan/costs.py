@@ -37,6 +37,7 @@ STATE_BYTES = 12
 MOMENTS_BYTES, GROUPED_STATE_BYTES = 8, 10
 """The same where weights are fp32 themselves, and where adapters are trained many at once: a master is two bytes more there."""
 CLASSIFIERS = ("starting_point", "task_model", "evaluation")
+GENERATORS = ("generator", "synthetic_pool")
 MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
 
 
@@ -126,6 +127,29 @@ def total(costs: Iterable[StepCost]) -> Total:
         sum(work.num_tokens for work in works),
         sum(cost.gpu_seconds for cost in costs) / 3600,
         sum(cost.num_bytes for cost in costs),
+    )
+
+
+@dataclass(frozen=True)
+class Replication:
+    """GPU-hours by which a study grows: by `generator`, one more with its pool (0.0 where there is no pool), or by `seed`, one
+    more with its starting points, cells and their evaluations.
+    """
+
+    generator: float
+    seed: float
+
+
+def replication(costs: Iterable[StepCost]) -> Replication:
+    """What one more generator and one more seed cost: the means over those that there are."""
+    costs = list(costs)
+    of_generators = [cost for cost in costs if cost.step.stage in GENERATORS]
+    of_seeds = [cost for cost in costs if "seed" in cost.step.coordinates]
+    num_generators = sum(cost.step.stage == "generator" for cost in of_generators)
+    num_seeds = len({cost.step.coordinates["seed"] for cost in of_seeds})
+    return Replication(
+        total(of_generators).gpu_hours / max(num_generators, 1),
+        total(of_seeds).gpu_hours / max(num_seeds, 1),
     )
 
 

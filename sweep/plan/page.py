@@ -142,6 +142,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "num_parameters": estimate.num_parameters,
             "to_build": _total_json(costs.to_build, costs),
             "in_all": _total_json(costs.in_all, costs),
+            "one_more": {name: _paid_json(hours, costs) for name, hours in asdict(costs.replication).items()},
             "schedules": [
                 {
                     "num_gpus": schedule.num_gpus,
@@ -199,15 +200,21 @@ def _cost_cells(sum_: Total, costs: PlanCosts) -> list[str]:
 
 
 def _total_json(sum_: Total, costs: PlanCosts) -> dict[str, float | None]:
-    gpu = costs.estimate.gpu
     return {
         "steps": sum_.num_steps,
         "examples": sum_.num_examples,
         "tokens": sum_.num_tokens,
-        "gpu_hours": sum_.gpu_hours,
-        "on_demand": None if gpu.price is None else sum_.gpu_hours * gpu.price,
-        "spot": None if gpu.spot_price is None else sum_.gpu_hours * gpu.spot_price,
+        **_paid_json(sum_.gpu_hours, costs),
         "bytes": sum_.num_bytes,
+    }
+
+
+def _paid_json(hours: float, costs: PlanCosts) -> dict[str, float | None]:
+    gpu = costs.estimate.gpu
+    return {
+        "gpu_hours": hours,
+        "on_demand": None if gpu.price is None else hours * gpu.price,
+        "spot": None if gpu.spot_price is None else hours * gpu.spot_price,
     }
 
 
@@ -226,6 +233,7 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     )
     chain = " → ".join(step.name for step in schedule.critical_path)
     yield f"no number of GPUs takes less than {_duration(schedule.critical_s)}: {chain}"
+    yield _replication_line(costs)
     largest = max(costs.missing_steps, key=lambda cost: cost.num_bytes)
     yield (
         f"disk: {_size(costs.to_build.num_bytes)} more, the largest artifact {largest.step.name} with "
@@ -252,6 +260,17 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
         yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){at_once}"
     for assumption in costs.estimate.assumptions:
         yield f"  assumed: {assumption}"
+
+
+def _replication_line(costs: PlanCosts) -> str:
+    """The prices of further replicates, so that they can be weighed against each other."""
+    gpu, more = costs.estimate.gpu, costs.replication
+    seed, generator = (
+        f"{hours:,.1f} GPU-hours" + ("" if gpu.price is None else f" ({_dollars(hours, gpu.price)} on demand)")
+        for hours in (more.seed, more.generator)
+    )
+    of_generator = f"one more generator with its pool costs {generator}, and " if more.generator else ""
+    return f"{of_generator}one more seed, with its starting points and cells, {'' if more.generator else 'costs '}{seed}"
 
 
 def _gpus(number: float) -> str:

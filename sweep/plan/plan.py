@@ -15,7 +15,17 @@ from sweep.graph.integrity import changed_inputs, why_stale
 from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
 from sweep.graph.step import Step
-from sweep.plan.costs import Estimate, StepCost, Total, estimate_costs, group_seconds, total, unmeasured
+from sweep.plan.costs import (
+    Estimate,
+    Replication,
+    StepCost,
+    Total,
+    estimate_costs,
+    group_seconds,
+    replication,
+    total,
+    unmeasured,
+)
 from sweep.plan.schedule import Schedule, simulate
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
@@ -100,6 +110,10 @@ class PlanCosts:
     @property
     def in_all(self) -> Total:
         return total(self.estimate.steps)
+
+    @property
+    def replication(self) -> Replication:
+        return replication(self.estimate.steps)
 
     @property
     def schedule(self) -> Schedule:

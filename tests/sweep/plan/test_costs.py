@@ -13,7 +13,7 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
-from sweep.plan.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, total, unmeasured
+from sweep.plan.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, replication, total, unmeasured
 from sweep.plan.model_shape import ModelShape
 from sweep.plan.throughputs import (
     FLOPS_PER_PARAMETER,
@@ -126,6 +126,20 @@ def test_five_seeds_share_generator_and_pool(llama: Experiment) -> None:
         assert sums.num_steps == num_steps
         times = 1 if num_steps == 1 else 5
         assert sums.gpu_hours == pytest.approx(times * total(of_stage(one, stage)).gpu_hours)
+
+
+def test_what_one_more_generator_and_one_more_seed_cost(llama: Experiment) -> None:
+    # Of the paper's plan above: the first two stages, and the other three, over one seed.
+    generator_s = 100 + 391_722 / 20 + 50 + 2 * 1_819_813 / 500
+    seed_s = 5 * 100 + 526_722 / 10 + 54 * 100 + 18 * 127_140 / 10 + 60 * (10 + 3_464_700 / 20_000)
+    for seeds, generators in (((0,), 1), ((0, 1, 2, 3), 1), ((0, 1, 2, 3), 2)):
+        several = dataclasses.replace(llama, seeds=seeds, generators=generators)
+        found = estimate(several).steps
+        more = replication(found)
+        assert (more.generator * 3600, more.seed * 3600) == (pytest.approx(generator_s), pytest.approx(seed_s))
+        assert total(found).gpu_hours == pytest.approx(generators * more.generator + len(seeds) * more.seed)
+    alone = replication(estimate(dataclasses.replace(llama, kinds=("original",))).steps)
+    assert alone.generator == 0 < alone.seed
 
 
 def test_disk(llama: Experiment) -> None:

@@ -177,6 +177,29 @@ def test_the_plan_says_how_many_are_stale_and_how_many_may_become_so(
     assert "everything is built" in capsys.readouterr().out and (kept.num_stale, kept.num_uncertain) == (0, 0)
 
 
+def test_the_plan_prices_a_further_generator_and_a_further_seed(
+    llama: Experiment, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
+    llama = dataclasses.replace(llama, base_model=base_model, seeds=(0, 1, 2), generators=3)
+    costs = costs_of(llama, Store(tmp_path / "store"))
+    plan = Plan(llama, make_plan(build_grid(llama), Store(tmp_path / "store")), costs)
+    assert {stage: plan_json(plan)["stages"][stage]["steps"] for stage in ("generator", "synthetic_pool", "sources")} == {
+        "generator": 3, "synthetic_pool": 3, "sources": 1,
+    }  # fmt: skip
+    one_more = plan_json(plan)["costs"]["one_more"]
+    assert one_more["seed"]["gpu_hours"] == costs.replication.seed > 0
+    assert one_more["generator"]["on_demand"] == 10 * costs.replication.generator > 0
+    print_plan(plan)
+    shown = capsys.readouterr().out
+    assert f"one more generator with its pool costs {costs.replication.generator:,.1f} GPU-hours ($" in shown
+    assert f"and one more seed, with its starting points and cells, {costs.replication.seed:,.1f} GPU-hours ($" in shown
+    alone = dataclasses.replace(llama, kinds=("original",), generators=1)
+    print_plan(Plan(alone, make_plan(build_grid(alone), Store(tmp_path)), costs_of(alone, Store(tmp_path))))
+    shown = capsys.readouterr().out
+    assert "one more seed, with its starting points and cells, costs " in shown and "one more generator" not in shown
+
+
 @pytest.mark.parametrize("num_gpus", [0, -1, float("nan"), float("inf")])
 def test_a_number_of_gpus_is_above_0(llama: Experiment, checkpoint: Path, tmp_path: Path, num_gpus: float) -> None:
     base_model = dataclasses.replace(llama.base_model, path=str(checkpoint))
