@@ -18,7 +18,7 @@ from analysis.page import Block, Column, Table
 from analysis.report.figures import DASHES, RC
 from analysis.stats.statistics import mean_estimate
 from analysis.study.series import Series, select
-from analysis.study.tables import accuracy_table, estimate_columns
+from analysis.study.tables import accuracy_table, by_unit, estimate_columns, unit_of
 from analysis.wording import interval_words, percent, points, starting_point_name, thousands
 from pipelines.errors import UserError
 
@@ -33,7 +33,7 @@ def has_doses(frame: pd.DataFrame) -> bool:
 
 def slopes(frame: pd.DataFrame) -> pd.DataFrame:
     """Change of accuracy (0..1) from bias 0 to bias 1, by least squares over the doses, per (starting_size, size, set, slice,
-    num_labels, folding): mean and t interval over seeds, n seeds, and `num_doses`.
+    num_labels, folding): mean and t interval over seeds, n seeds, and `num_doses`; over generators where there are several.
 
     A seed that lacks a dose is left out. Raises UserError if the frame has fewer than two doses, or no seed has them all.
     """
@@ -46,7 +46,8 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
         if table.empty or table.shape[1] < 2:
             continue
         per_seed = np.polyfit(table.columns.to_numpy(dtype=float), table.to_numpy().T, 1)[0]
-        slope = estimate_columns(mean_estimate(per_seed.tolist()))
+        values = by_unit(dict(zip(table.index, per_seed.tolist(), strict=True)), frame)
+        slope = estimate_columns(mean_estimate(values, unit_of(frame)))
         rows.append({**dict(zip(BY, key, strict=True)), **slope, "num_doses": table.shape[1]})
     if not rows:
         raise UserError("no seed has every dose of bias, so there is no slope; run the study again to build what is missing")
@@ -86,13 +87,13 @@ def dose_block(frame: pd.DataFrame, series: Sequence[Series]) -> list[Block]:
             Column("Mean accuracy by dose", "wrap"),
             Column("Slope, points from bias 0 to 1", "number"),
             Column("95 % interval"),
-            Column("n (seeds)", "number"),
+            Column(f"n ({unit_of(frame)})", "number"),
         ]
         tables.append(Table(columns, rows, test.name))
     text = [
         "The dose is the share, among a training set's pairs of which the heuristic holds, of those with the label that it "
         "predicts; how many such pairs there are is the same at each dose. The slope is of a straight line through the doses "
-        "within a seed; intervals are 95 % t intervals over seeds."
+        f"within a seed; intervals are 95 % t intervals over {unit_of(frame)}."
     ]
     return [Block("doses", "Dose and response", text, tables)]
 

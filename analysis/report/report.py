@@ -119,7 +119,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     values["blocks"] = [
         *beside_figure,
         *doses,
-        *table1_block(counts, beside),
+        *table1_block(counts, beside, num_pools=_num_pools(study)),
         *slices,
         *yield_block(store, study),
         *curves,
@@ -154,6 +154,10 @@ def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Blo
     series = paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET, paper.BLINDSPOT_SLICE)
     drawn = to_svg(figure1(paper.figure1(), series))
     return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
+
+
+def _num_pools(study: Study) -> int:
+    return sum(step.stage == "synthetic_pool" and step.record is not None for step in study.steps)
 
 
 def _summary(study: Study, frame: pd.DataFrame) -> str:

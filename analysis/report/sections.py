@@ -32,11 +32,20 @@ from sweep.graph.records import STAGES, Store, Study
 NOTES = {"departures": "Departures from the paper", "unsettled": "Unsettled in the paper, chosen here"}
 
 
-def table1_block(counts: Mapping[str, Mapping[str, LabelCount]], beside: pd.DataFrame | None) -> list[Block]:
-    """Table 1, when both "original" and "synthetic" data are built; beside the paper's, if given; and the odds ratios."""
+def table1_block(
+    counts: Mapping[str, Mapping[str, LabelCount]], beside: pd.DataFrame | None, num_pools: int = 1
+) -> list[Block]:
+    """Table 1, when both "original" and "synthetic" data are built; beside the paper's, if given; and the odds ratios.
+
+    Of several pools the synthetic counts are the sums.
+    """
     if len(counts) < 2 and beside is None:
         return []
     tables, text = [], ["LO: every word of the hypothesis occurs in the premise."]
+    if num_pools > 1:
+        text[0] += (
+            f" Synthetic data is the pools of {num_pools} generators together; by how much generators differ is in no interval."
+        )
     if len(counts) == 2:
         tables.append(_table1(counts))
         text[0] += (
@@ -82,20 +91,10 @@ def yield_block(store: Store, study: Study) -> list[Block]:
     ]
     rows.append(["all", thousands(total), percent(1.0, 2)])
     by_outcome = Table([Column("Outcome"), *number_columns("Texts", "Share")], rows, group_starts=frozenset({1, len(rows) - 1}))
-    by_label = []
-    for label, of_label in label_yield_frame(store, study).groupby("label", sort=False):
-        generated, parsed = int(of_label["generated"].sum()), int(of_label["parsed"].sum())
-        interval = wilson_interval(parsed, generated)
-        by_label.append(
-            [
-                str(label),
-                thousands(generated),
-                thousands(parsed),
-                percent(parsed / generated, 2),
-                percent_range(interval.low, interval.high, 2),
-            ]
-        )
-    columns = [Column("Label"), *number_columns("Texts (n)", "Parsed", "Yield", "95 % interval (Wilson)")]
+    of_labels = label_yield_frame(store, study)
+    tables = [by_outcome, _yield_table(of_labels, "label", "Label")]
+    if of_labels["generator"].nunique() > 1:
+        tables.append(_yield_table(of_labels, "generator", "Generator"))
     text = (
         "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
         "What is rejected is kept beside the pool with its reason."
@@ -109,7 +108,18 @@ def yield_block(store: Store, study: Study) -> list[Block]:
         ]
         table = Table([Column("Reason"), Column("Label asked for"), Column("Text, as it was written", "wrap")], shown)
         folds.append(Fold("Rejected texts, the first of each reason", [table]))
-    return [Block("yield", "What the generator's texts became", [text], [by_outcome, Table(columns, by_label)], folds)]
+    return [Block("yield", "What the generator's texts became", [text], tables, folds)]
+
+
+def _yield_table(yields: pd.DataFrame, by: str, name: str) -> Table:
+    """The share of texts that parsed, by a column of `label_yield_frame`."""
+    rows = []
+    for key, chosen in yields.groupby(by, sort=False):
+        generated, parsed = int(chosen["generated"].sum()), int(chosen["parsed"].sum())
+        interval = wilson_interval(parsed, generated)
+        share, around = percent(parsed / generated, 2), percent_range(interval.low, interval.high, 2)
+        rows.append([str(key), thousands(generated), thousands(parsed), share, around])
+    return Table([Column(name), *number_columns("Texts (n)", "Parsed", "Yield", "95 % interval (Wilson)")], rows)
 
 
 def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None]:

@@ -2,7 +2,7 @@
 
 The unit of replication is the seed: it moves the subset drawn, the order, the head and the dropout together,
 and kinds are compared paired by seed. An interval over seeds says nothing about another generator, another
-pool or other test items.
+pool or other test items; one over generators, each the mean of its seeds, says nothing about other items.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ends(interval: Interval | None) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds: its n, smallest and largest value, and an interval, or the reason for none."""
+    """A mean over seeds or generators: its n, smallest and largest value, and an interval, or the reason for none."""
 
     mean: float
     n: int
@@ -105,8 +105,8 @@ def ratio_interval(treated: int, num_treated: int, control: int, num_control: in
     return Interval(float(low), float(high))
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Mean of one value per seed, with Student's t interval for the mean when it can be had.
+def mean_estimate(values: Sequence[float], unit: str = "seeds") -> Estimate:
+    """Mean of one value per seed (or other `unit`), with Student's t interval for the mean when it can be had.
 
     n=1 has no interval. Neither have values that are all the same: a t interval of width 0 would claim
     certainty from what is often only an accuracy stuck at 0 or 1. Raises ValueError when `values` is empty or
@@ -122,10 +122,10 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, n, low, high, None, "no interval (n=1)")
     # The resolution of a float64 difference of accuracies, not of the data.
     if high - low < 1e-12:
-        return Estimate(mean, n, low, high, None, f"no interval (the {n} seeds agree exactly)")
+        return Estimate(mean, n, low, high, None, f"no interval (the {n} {unit} agree exactly)")
     standard_error = statistics.stdev(numbers) / math.sqrt(n)
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * standard_error
-    return Estimate(mean, n, low, high, Interval(mean - half, mean + half), f"t over {n} seeds")
+    return Estimate(mean, n, low, high, Interval(mean - half, mean + half), f"t over {n} {unit}")
 
 
 def paired_difference(treatment: Mapping[int, float], control: Mapping[int, float]) -> Estimate:

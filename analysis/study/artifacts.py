@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,20 +55,32 @@ def entailment_and_rest(counts: Mapping[str, LabelCount]) -> tuple[LabelCount, L
 
 
 def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
-    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (the pool), where they are built.
-
-    Raises UserError for a study with several of either.
-    """
+    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (all pools), where they are built."""
     counts = {}
     for dataset, stage, path in (("original", "sources", "train.parquet"), ("synthetic", "synthetic_pool", "pool")):
-        built = _built(study, (stage,))
-        if len(built) > 1:
-            raise UserError(
-                f"study {study.experiment!r} has {len(built)} artifacts of stage {stage}; Table 1 compares one with one"
-            )
-        if built:
-            counts[dataset] = count_lexical_overlap(read_examples(join(whole_folder(store, built[0].record), path)))
+        if built := _built(study, (stage,)):
+            counts[dataset] = sum_counts([_overlap_of(store, step, path) for step in built])
     return counts
+
+
+def pool_overlap_counts(store: Store, study: Study) -> dict[int, dict[str, LabelCount]]:
+    """Rows and lexical overlaps per label of each pool that is built, by the number of its generator."""
+    pools = _built(study, ("synthetic_pool",))
+    return {int(pool.coordinates.get("generator", 0)): _overlap_of(store, pool, "pool") for pool in pools}
+
+
+def sum_counts(counts: Sequence[Mapping[str, LabelCount]]) -> dict[str, LabelCount]:
+    """The counts of several tables together, per label."""
+    labels = sorted({label for of_one in counts for label in of_one}, key=label_order)
+    of_label = {label: [of_one[label] for of_one in counts if label in of_one] for label in labels}
+    return {
+        label: LabelCount(sum(count.num_rows for count in every), sum(count.num_lexical_overlap for count in every))
+        for label, every in of_label.items()
+    }
+
+
+def _overlap_of(store: Store, step: Any, path: str) -> dict[str, LabelCount]:
+    return count_lexical_overlap(read_examples(join(whole_folder(store, step.record), path)))
 
 
 def training_set_frame(study: Study) -> pd.DataFrame:
@@ -119,13 +131,19 @@ def yield_frame(store: Store, study: Study) -> pd.DataFrame:
 
 
 def label_yield_frame(store: Store, study: Study) -> pd.DataFrame:
-    """Numbers of texts generated and parsed, one row per (pool, label)."""
+    """Numbers of texts generated and parsed, one row per (pool, label); `generator` is the number of the pool's."""
     rows = [
-        {"pool": step.fingerprint, "label": label, "generated": generated, "parsed": counts["parsed"][label]}
+        {
+            "pool": step.fingerprint,
+            "generator": int(step.coordinates.get("generator", 0)),
+            "label": label,
+            "generated": generated,
+            "parsed": counts["parsed"][label],
+        }
         for step, counts in _yields(store, study)
         for label, generated in counts["generated"].items()
     ]
-    return pd.DataFrame(rows, columns=["pool", "label", "generated", "parsed"])
+    return pd.DataFrame(rows, columns=["pool", "generator", "label", "generated", "parsed"])
 
 
 def reject_samples(store: Store, study: Study) -> pd.DataFrame:

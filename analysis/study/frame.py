@@ -34,6 +34,7 @@ DTYPES = {
     "num_examples": "int64",
     "fingerprint": "string",
     "bias": "float64",
+    "generator": "Int64",
 }
 _ROW_FIELDS = ("set", "slice", "num_labels", "folding", "accuracy", "num_correct", "num_examples")
 
@@ -59,8 +60,8 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
 
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
     "none" and `size` 0 for a starting point evaluated as it is; a dose of bias is a kind of its own, and `bias` its dose: NaN
-    for all others. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
-    (`pipelines.evaluate.scoring.entails`).
+    for all others. `generator` is the number of the seed's in a study with several, whatever the kind, and NA else. `folding`
+    is "argmax", or "summed" where two labels are scored by summed probabilities (`pipelines.evaluate.scoring.entails`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
     `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises
@@ -96,7 +97,11 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "metrics.json", "why": str(error)})
             continue
         slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
-        place = {**dict(zip(COORDINATES, cell, strict=True)), "bias": biases.get(cell[1])}
+        place = {
+            **dict(zip(COORDINATES, cell, strict=True)),
+            "bias": biases.get(cell[1]),
+            "generator": step.coordinates.get("generator"),
+        }
         rows += [{**place, **row} for row in of_cell]
     if not cells:
         raise UserError(f"study {study.experiment!r} has no evaluation among its steps, so there is nothing to report")

@@ -105,14 +105,31 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"kind": frame["kind"].dtype})
 
 
+def unit_of(frame: pd.DataFrame) -> str:
+    """What synthetic data is replicated by: "generators" in a study with several, else "seeds"."""
+    return "generators" if frame["generator"].notna().any() else "seeds"
+
+
+def by_unit(values: Mapping[int, float], frame: pd.DataFrame) -> list[float]:
+    """One value per seed as one per unit of `frame` (`unit_of`): with several generators the mean over each one's seeds.
+
+    Seeds of one generator share its pool, so that they are no draws of their own.
+    """
+    if unit_of(frame) == "seeds":
+        return [values[seed] for seed in sorted(values)]
+    generators = frame.drop_duplicates("seed").set_index("seed")["generator"]
+    return [float(mean) for mean in pd.Series(values).groupby(generators).mean()]
+
+
 def difference_table(frame: pd.DataFrame, *, treatment: str = "synthetic", over_sizes: bool = False) -> pd.DataFrame:
     """Treatment minus original, paired by seed, per (starting_size, size, set, slice, num_labels, folding).
 
     `over_sizes=True` first averages over the training sizes that both kinds have within a seed, and gives one
     row per (starting_size, set, slice, num_labels, folding); a seed that lacks a size of either kind is left out
     there. `left_out` counts the seeds that could not be paired (only in a partial frame). A cell without any
-    pair has no row. The interval is Student's t over seeds, cut to -1..1. Raises UserError when there is no pair at all, or
-    when either kind is not in the frame.
+    pair has no row. The interval is Student's t over seeds, cut to -1..1; in a study with several generators it, n and the
+    range are over generators, each the mean of its seeds, and `attrs["unit"]` says so. Raises UserError when there is no pair
+    at all, or when either kind is not in the frame.
     """
     for kind in (treatment, "original"):
         if not (frame["kind"] == kind).any():
@@ -127,12 +144,15 @@ def difference_table(frame: pd.DataFrame, *, treatment: str = "synthetic", over_
         if not seeds:
             continue
         averages = [{seed: sum(side[seed].values()) / len(sizes) for seed in seeds} for side in complete]
-        estimate = _cut(paired_difference(averages[0], averages[1]), -1.0, 1.0)
+        paired = {seed: averages[0][seed] - averages[1][seed] for seed in seeds}
+        estimate = _cut(mean_estimate(by_unit(paired, frame), unit_of(frame)), -1.0, 1.0)
         left_out = len((sides[0].keys() | sides[1].keys()) - seeds)
         rows.append({**dict(zip(by, key, strict=True)), **estimate_columns(estimate), "left_out": left_out})
     if not rows:
         raise UserError(f"no seed has both {treatment} and original in any cell; a paired difference needs both")
-    return pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
+    table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
+    table.attrs["unit"] = unit_of(frame)
+    return table
 
 
 def folding_table(frame: pd.DataFrame) -> pd.DataFrame:

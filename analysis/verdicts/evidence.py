@@ -274,7 +274,5 @@ def _sizes(claim: Claim, evidence: Evidence) -> list[int]:
 
 
 def _overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
-    built = [step.stage for step in study.steps if step.record]
-    if any(built.count(stage) != 1 for stage in ("sources", "synthetic_pool")):
-        return {}
-    return lexical_overlap_counts(store, study)
+    built = {step.stage for step in study.steps if step.record}
+    return lexical_overlap_counts(store, study) if {"sources", "synthetic_pool"} <= built else {}

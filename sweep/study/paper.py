@@ -222,7 +222,7 @@ def _sharing(experiment: Experiment) -> str:
     num_sharing = len(experiment.seeds) // experiment.generators
     if experiment.generators == 1:
         return "G and its pool are shared"
-    return f"each {num_sharing} share a G and its pool" if num_sharing > 1 else "each has a G and a pool of its own"
+    return f"{num_sharing} at a time share a G and its pool" if num_sharing > 1 else "each has a G and a pool of its own"
 
 
 def _is_ancestral(experiment: Experiment) -> bool:

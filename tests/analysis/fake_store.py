@@ -55,6 +55,7 @@ class FakeStudy:
         self.steps: list[dict[str, Any]] = []
         self.failures: list[dict[str, Any]] = []
         self.parameters: dict[str, Any] = {"general_set": "template_test", "blindspot_set": "template_probe"}
+        self.generators = 1
 
     def add(
         self,
@@ -145,6 +146,7 @@ class FakeStudy:
         slug = slug or f"start{starting_size}-{kind}-{size}-seed{seed}"
         coordinates = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed}
         coordinates |= {} if bias is None else {"bias": bias}
+        coordinates |= {"generator": seed % self.generators} if self.generators > 1 else {}
         model = self.add("task_model", slug, coordinates=coordinates, built=built, metrics={"examples_per_s": 300.0})
         return self.add(
             "evaluation",

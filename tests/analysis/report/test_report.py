@@ -392,3 +392,29 @@ def test_analysis_imports_neither_ray_nor_torch(module: str, heavy: tuple[str, .
     code = f"import analysis.{module}, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_report_on_several_generators_says_what_it_is_over(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.generators = 2
+    pairs = [("A man sleeps", hypothesis, str(label)) for label in LABELS for hypothesis in ("A man", "A dog")]
+    study.add("sources", "data", files={"train.parquet": parquet(pairs)})
+    for number, generated in enumerate((8, 10)):
+        counts = {
+            "parsed": {str(label): 2 for label in LABELS},
+            "generated": {str(label): generated for label in LABELS},
+            "rejected": {"no_end_marker": 3 * generated - 6},
+        }
+        files = {"pool/a.parquet": parquet(pairs), "yield.json": json.dumps(counts).encode()}
+        study.add("synthetic_pool", f"pool{number or ''}", coordinates={"generator": number}, files=files)
+    study.add_grid(seeds=(0, 1, 2, 3))
+    html = build_report(study.write(), "tiny", tmp_path / "out").read_text()
+    text = " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    assert "Each of 2 generators has a pool of its own and counts as the mean of its seeds, 4 in all" in text
+    assert "Intervals are 95 % t intervals over generators" in text and "All seeds share one generator" not in text
+    assert "n (generators)" in text
+    assert "Synthetic data is the pools of 2 generators together" in text
+    # Twice the pairs of one pool: four of each label, of which two have lexical overlap.
+    assert "Synthetic entailment 4 2 50.000" in text
+    # Generator 0 wrote 24 texts for 6 pairs, generator 1 wrote 30.
+    assert "0 24 6 25.00" in text and "1 30 6 20.00" in text

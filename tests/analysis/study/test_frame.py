@@ -187,3 +187,13 @@ def test_a_yield_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
     store = Store(study.write())
     with pytest.raises(UserError, match="6 of 9"):
         yield_frame(store, Study.load(store, "tiny"))
+
+
+def test_each_row_has_the_generator_of_its_seed_where_there_are_several(tmp_path: Path) -> None:
+    one, several = FakeStudy(tmp_path / "one"), FakeStudy(tmp_path / "several")
+    several.generators = 2
+    for study in (one, several):
+        study.add_grid(starting_sizes=(0,), sizes=(60,), seeds=(0, 1, 2))
+    assert one.frame()["generator"].isna().all()
+    frame = several.frame()
+    assert (frame["generator"] == frame["seed"] % 2).all() and set(frame["kind"]) >= {"none", "original", "synthetic"}

@@ -4,10 +4,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from analysis.study.artifacts import LabelCount, count_lexical_overlap
+from analysis.study.artifacts import LabelCount, count_lexical_overlap, lexical_overlap_counts, pool_overlap_counts
 from analysis.study.tables import accuracy_table, difference_table, entailment_odds_ratio, lexical_overlap_table
 from pipelines.errors import UserError
-from tests.analysis.fake_store import FakeStudy
+from sweep.graph.records import Store, Study
+from tests.analysis.fake_store import FakeStudy, parquet
 
 # The counts of the paper's Table 1; the ratios and shares are the ones it prints.
 SYNTHETIC = {
@@ -79,9 +80,31 @@ def test_lexical_overlap_is_counted_per_label() -> None:
     }
 
 
-def frame_of(tmp_path: Path, accuracies: dict[tuple[str, int, int], int]) -> pd.DataFrame:
+def test_of_several_pools_the_overlaps_are_counted_together_and_each(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    overlaps, other = ("A man sleeps", "A man"), ("A man sleeps", "A dog")
+    study.add("sources", "data", files={"train.parquet": parquet([(*overlaps, "neutral")])})
+    of_first = [(*overlaps, "neutral"), (*other, "neutral"), (*other, "entailment")]
+    study.add("synthetic_pool", "pool", coordinates={"generator": 0}, files={"pool/a.parquet": parquet(of_first)})
+    of_second = [(*overlaps, "neutral")]
+    study.add("synthetic_pool", "pool1", coordinates={"generator": 1}, files={"pool/a.parquet": parquet(of_second)})
+    study.add("synthetic_pool", "pool2", coordinates={"generator": 2}, built=False)
+    store = Store(study.write())
+    loaded = Study.load(store, "tiny")
+    assert lexical_overlap_counts(store, loaded) == {
+        "original": {"neutral": LabelCount(1, 1)},
+        "synthetic": {"entailment": LabelCount(1, 0), "neutral": LabelCount(3, 2)},
+    }
+    assert pool_overlap_counts(store, loaded) == {
+        0: {"entailment": LabelCount(1, 0), "neutral": LabelCount(2, 1)},
+        1: {"neutral": LabelCount(1, 1)},
+    }
+
+
+def frame_of(tmp_path: Path, accuracies: dict[tuple[str, int, int], int], generators: int = 1) -> pd.DataFrame:
     """A study of one starting point from {(kind, size, seed): correct of 200 on every set}."""
     study = FakeStudy(tmp_path)
+    study.generators = generators
     for (kind, size, seed), correct in accuracies.items():
         study.add_evaluation(0, kind, size, seed, lambda *_, correct=correct: correct)
     return study.frame()
@@ -172,3 +195,21 @@ def test_no_pair_and_no_rows_are_errors(tmp_path: Path) -> None:
         difference_table(frame, treatment="biased_synthetic")
     with pytest.raises(UserError, match="no rows"):
         accuracy_table(frame.iloc[:0])
+
+
+def test_with_several_generators_a_difference_is_replicated_by_them(tmp_path: Path) -> None:
+    # Of 200: generator 0 loses 2 and 4 (its seeds 0 and 2), generator 1 loses 10 and 8.
+    lost = {0: 2, 1: 10, 2: 4, 3: 8}
+    accuracies = {("original", 60, seed): 100 + 10 * seed for seed in lost}
+    accuracies |= {("synthetic", 60, seed): 100 + 10 * seed - fewer for seed, fewer in lost.items()}
+    table = difference_table(frame_of(tmp_path / "two", accuracies, generators=2))
+    row = table.iloc[0]
+    # Two values, −0.015 and −0.045: mean −0.03, standard error 0.015, t with one degree of freedom 12.7062.
+    assert (row["n"], row["method"], table.attrs["unit"]) == (2, "t over 2 generators", "generators")
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((-0.03, -0.045, -0.015))
+    assert (row["interval_low"], row["interval_high"]) == pytest.approx((-0.22059, 0.16059), abs=1e-5)
+    # The same numbers of one generator: four seeds, standard error 0.00913, t with three degrees of freedom 3.18245.
+    one = difference_table(frame_of(tmp_path / "one", accuracies))
+    assert (one.iloc[0]["n"], one.iloc[0]["method"], one.attrs["unit"]) == (4, "t over 4 seeds", "seeds")
+    assert one.iloc[0]["mean"] == pytest.approx(-0.03)
+    assert one.iloc[0]["interval_high"] == pytest.approx(-0.03 + 3.18245 * 0.0091287, abs=1e-5)
