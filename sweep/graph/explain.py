@@ -4,8 +4,8 @@ blindsweep explain mini hans/accuracy --cell start5000-original-1800-seed0
 """
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.errors import UserError
@@ -37,7 +37,7 @@ def explain(store: Store, study: Study, metric: str, cell: str = "") -> list[Ori
 
     Raises UserError, with the nearest valid names, for a metric or a cell that no built artifact has.
     """
-    built = {step.fingerprint: step.record for step in study.steps if step.record is not None}
+    built = {step.fingerprint: _placed(step.record, step.coordinates) for step in study.steps if step.record is not None}
     having = [record for record in built.values() if metric in record.metrics]
     if not having:
         names = sorted({name for record in built.values() for name in record.metrics})
@@ -47,6 +47,11 @@ def explain(store: Store, study: Study, metric: str, cell: str = "") -> list[Ori
         slugs = sorted({record.slug for record in having})
         raise UserError(f"no built artifact {cell!r} of {study.experiment} has {metric}{_nearest(cell, slugs)}")
     return [Origin(metric, record, store.folder(record.id), tuple(_lineage(record, store))) for record in chosen]
+
+
+def _placed(record: Record, coordinates: Mapping[str, Any]) -> Record:
+    """The record with its place in this study: its own is that in the study that built it, which may have had one generator."""
+    return replace(record, coordinates={**record.coordinates, **coordinates})
 
 
 def _nearest(name: str, valid: list[str]) -> str:

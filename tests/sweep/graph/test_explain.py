@@ -1,5 +1,6 @@
 """From a number to its rows, its configuration and its lineage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,13 @@ def test_a_number_leads_to_its_rows_its_run_and_all_that_it_was_built_from(store
     assert f"  run      in MLflow: tags.fingerprint = '{'d' * 64}'" in lines
     assert "    task_model/cell-bbbbbbbbbbbb: seed=7" in lines
     assert as_json(origin)["lineage"][1]["config"] == {"type": "Config", "seed": 7, "name": None}
+
+
+def test_an_artifact_is_placed_by_the_study_that_is_asked(store: Store) -> None:
+    mine = Study.load(store, "mine")
+    steps = tuple(replace(step, coordinates={"generator": 0}) for step in mine.steps)
+    (origin,) = explain(store, replace(mine, steps=steps), "hans/accuracy", "cell")
+    assert "  cell     starting_size 0, kind original, generator 0" in list(as_text(origin))
 
 
 def test_without_a_cell_each_artifact_that_has_the_metric_is_told(store: Store) -> None:
