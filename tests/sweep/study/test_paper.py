@@ -169,6 +169,19 @@ def test_what_is_unsettled_is_chosen_and_said() -> None:
     assert chosen["sampling from G"] == "temperature 0.6, top-p 0.9, top-k 50"
 
 
+@pytest.mark.parametrize(
+    ("generators", "shared"),
+    [
+        (1, "G and its pool are shared"),
+        (2, "2 at a time share a G and its pool"),
+        (4, "each has a G and a pool of its own"),
+    ],
+)
+def test_what_seeds_share_is_said(generators: int, shared: str) -> None:
+    (note,) = (note for note in unsettled(paper(seeds=(0, 1, 2, 3), generators=generators)) if note.topic == "seeds")
+    assert note.why.endswith(f"together; {shared}")
+
+
 def test_the_manifest_keeps_both_lists_as_plain_values() -> None:
     study = paper()
     parameters = manifest(Loaded(study, {"seeds": [0]}), build_grid(study)).parameters

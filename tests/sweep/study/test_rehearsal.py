@@ -57,6 +57,11 @@ def test_no_artifact_of_a_rehearsal_is_one_of_the_study_or_of_a_study_like_it(st
     assert not {step.fingerprint for step in rehearsed} & {step.fingerprint for step in real}
 
 
+def test_one_generator_is_rehearsed_of_several() -> None:
+    one, several = (build_grid(rehearsal(demo(generators=number))) for number in (1, 2))
+    assert [step.fingerprint for step in several] == [step.fingerprint for step in one]
+
+
 def test_a_model_made_from_scratch_rehearses_its_pretraining() -> None:
     base_model = rehearsal(demo()).base_model
     assert isinstance(base_model, ScratchModelConfig) and base_model.pretraining is not None
