@@ -37,7 +37,7 @@ class ItemSet:
 
     `clusters` are codes of what shares wording: a template, else a premise. `strata` are codes of the parts whose share is
     fixed by design: on HANS heuristic and label. `heuristics` and `subcases` are "" where the set has none. `holds` maps the
-    heuristics that the study evaluates to where they hold, bool [num_items].
+    heuristics that the study evaluates to where they hold, bool [num_items], `predicts` to the label that they predict.
     """
 
     name: str
@@ -49,6 +49,7 @@ class ItemSet:
     strata: np.ndarray
     clustered_by: str
     holds: Mapping[str, np.ndarray] = field(default_factory=dict)
+    predicts: Mapping[str, Label] = field(default_factory=dict)
 
     def chosen(self, slice_name: str = "all") -> np.ndarray:
         """Items of a slice, bool [num_items]; slices are named as by `pipelines.evaluate.evaluation.accuracy_rows`.
@@ -65,7 +66,9 @@ class ItemSet:
                     f"the evaluations of {self.name} do not say where the heuristic {heuristic!r} holds; evaluate with "
                     "EvaluationConfig(heuristics=(…,)), or, if they are older than that, delete them and run again"
                 )
-            where = self.holds[heuristic] & ((self.labels == str(label)) != rest.endswith(f"/non-{label}"))
+            where = self.holds[heuristic]
+            if rest != heuristic:
+                where = where & ((self.labels == str(label)) != rest.endswith(f"/non-{label}"))
         elif head == "subcase":
             where = self.subcases == rest
         else:
@@ -77,7 +80,8 @@ class ItemSet:
     def asked(self, slice_name: str) -> Label | None:
         """The label that alone is asked for in a slice, or None where all three are told apart."""
         if slice_name.startswith(HOLDS):
-            label = slice_name.rsplit("/", 1)[-1].removeprefix("non-")
+            heuristic, _, last = slice_name.removeprefix(HOLDS).partition("/")
+            label = last.removeprefix("non-") or self.predicts.get(heuristic)
             if label not in LABELS:
                 raise UserError(
                     f"slice {slice_name!r} does not end in a label or non- and a label, so what is right is not said"
@@ -385,7 +389,14 @@ def _item_set(
         # Null where the heuristic is not asked for: two labels do not tell its own.
         if column.startswith(HOLDS) and not rows[column].null_count
     }
-    return ItemSet(name, ids, labels, heuristics, subcases, clusters, strata, clustered_by, holds)
+    return ItemSet(name, ids, labels, heuristics, subcases, clusters, strata, clustered_by, holds, _predicts(step))
+
+
+def _predicts(evaluation: StudyStep) -> dict[str, Label]:
+    """The label that each heuristic of an evaluation's config predicts."""
+    assert evaluation.record is not None
+    heuristics = evaluation.record.payload["config"].get("heuristics", ())
+    return {heuristic["name"]: Label(heuristic["predicts"]) for heuristic in heuristics}
 
 
 def _read_columns(store: Store, sources: StudyStep, name: str) -> pd.DataFrame:

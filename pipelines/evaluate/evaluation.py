@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError, portable
-from pipelines.evaluate.scoring import accuracy_rows, flat_metrics, where_held
+from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, where_held
 from pipelines.identity import added, runtime
 from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries
 from pipelines.models.tokenizer import encode
@@ -73,7 +73,8 @@ def evaluate(
 
     Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase, and for
     each heuristic of the config a boolean `holds/<name>`, null where it is not asked) and `metrics.json` (`rows`: those of
-    `accuracy_rows`). Returns the main accuracies, flat, as fractions, with the throughput in examples a second.
+    `accuracy_rows`). Returns the main accuracies, flat, as fractions, and `score_metrics`, with the throughput in examples a
+    second.
     """
     (result,) = evaluate_group(
         config, sources, base_model, [task_model], [output], resources=resources or Resources(), reports=[report]
@@ -171,7 +172,7 @@ def _evaluate_task_model(
     if use_gpu:
         torch.cuda.reset_peak_memory_stats()
     rows: list[dict[str, Any]] = []
-    tables = []
+    tables, evaluated = [], []
     num_done, evaluate_s = 0, 0.0
     classifier = bodies.classifier(task_model)
     load_s = time.perf_counter() - started
@@ -181,6 +182,7 @@ def _evaluate_task_model(
         evaluate_s += time.perf_counter() - begun
         num_done += test_set.table.num_rows
         rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held)
+        evaluated.append(Evaluated(test_set.name, test_set.table, logits, test_set.held))
         tables.append(logits_table(test_set.name, test_set.table, logits, config.heuristics, test_set.held))
         report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
     with working_folder(output) as folder:
@@ -188,6 +190,7 @@ def _evaluate_task_model(
         (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
     return {
         **flat_metrics(rows),
+        **score_metrics(evaluated),
         "num_examples": num_done,
         "examples_per_s": num_done / evaluate_s,
         "load_s": load_s,

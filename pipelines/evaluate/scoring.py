@@ -1,13 +1,17 @@
-"""Scores of logits on a test set: predictions of two and three labels, and accuracy by slice.
+"""Scores of logits on a test set: predictions of two and three labels, accuracy by slice, and log-odds.
 
 HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section
 2.2.3). Three-label sets are reported as they are and folded to two. Folding comes after the argmax, as in the paper, or before
 it, on the summed probabilities; HANS's authors (McCoy, Pavlick and Linzen 2019) use the first and name the second.
+
+An accuracy at 0 or 1 shows no change. Scores, the log-odds of a label, go on: margin, AUC and pull are made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,12 +83,16 @@ def where_held(table: pa.Table, heuristics: Sequence[Heuristic]) -> list[tuple[H
 
     One that predicts another label than entailment is left out of a set whose labels do not tell that one.
     """
-    is_folded = NON_ENTAILMENT in pc.unique(table["label"]).to_pylist()
+    is_folded = _is_folded(table)
     return [
         (heuristic, heuristic(table["premise"], table["hypothesis"]))
         for heuristic in heuristics
         if not is_folded or heuristic.predicts == Label.ENTAILMENT
     ]
+
+
+def _is_folded(table: pa.Table) -> bool:
+    return NON_ENTAILMENT in pc.unique(table["label"]).to_pylist()
 
 
 def accuracy_rows(
@@ -167,3 +175,60 @@ def flat_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
         of_three = "_2way" if row["num_labels"] == 2 and row["set"] in three_way else ""
         flat[f"{where}/accuracy{of_three}{'_summed' if summed else ''}"] = row["accuracy"]
     return flat
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A test set's examples [n], a task model's class logits [n, 3], and where heuristics hold, from `where_held`."""
+
+    name: str
+    table: pa.Table
+    logits: np.ndarray
+    held: Sequence[tuple[Heuristic, np.ndarray]] = ()
+
+
+def score_metrics(sets: Sequence[Evaluated]) -> dict[str, float]:
+    """The margin, AUC and pull of each heuristic in each set, by name: `hans/lexical_overlap/margin`, `…/auc`, `…/pull`.
+
+    Of items made for a heuristic, as in HANS, and of items of which one holds (`mnli_matched/holds/lexical_overlap/auc`). By
+    `scores` of the label that the heuristic predicts: the margin is their mean where going by it is wrong. The AUC is the
+    chance that an item where it is right scores above one where it is wrong; the pull that one where it is wrong scores above
+    another of its label in the first set of three labels. What has no item on a side is left out; NaN where a score is NaN.
+    """
+    general = next((one for one in sets if not _is_folded(one.table)), None)
+    metrics = {}
+    for one in sets:
+        for slice_name, label, where in _probes(one):
+            score, is_label = scores(one.logits, label), _is_of(one.table, label)
+            wrong, right = where & ~is_label, where & is_label
+            if not wrong.any():
+                continue
+            metrics[f"{one.name}/{slice_name}/margin"] = float(score[wrong].mean())
+            if right.any():
+                metrics[f"{one.name}/{slice_name}/auc"] = _auc(score[right], score[wrong])
+            if general is None:
+                continue
+            alike = ~_is_of(general.table, label)
+            if general is one:
+                alike &= ~wrong
+            if alike.any():
+                metrics[f"{one.name}/{slice_name}/pull"] = _auc(score[wrong], scores(general.logits, label)[alike])
+    return metrics
+
+
+def _probes(one: Evaluated) -> Iterator[tuple[str, Label, np.ndarray]]:
+    """The slice of each heuristic, the label that it predicts, and the items, booleans [n]."""
+    if "heuristic" in one.table.column_names:
+        made_for = np.array(one.table.column("heuristic").to_pylist())
+        yield from ((str(name), Label.ENTAILMENT, made_for == name) for name in np.unique(made_for))
+    yield from ((f"holds/{heuristic.name}", heuristic.predicts, holds) for heuristic, holds in one.held)
+
+
+def _is_of(table: pa.Table, label: Label) -> np.ndarray:
+    return pc.equal(table["label"], str(label)).to_numpy()
+
+
+def _auc(positives: np.ndarray, negatives: np.ndarray) -> float:
+    if np.isnan(positives).any() or np.isnan(negatives).any():
+        return math.nan
+    return float(placements(positives, negatives)[0].mean())

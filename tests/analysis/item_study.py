@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipelines.evaluate.evaluation import logits_table
 from pipelines.evaluate.scoring import accuracy_rows, where_held
+from pipelines.identity import identity
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
 from pipelines.tasks.heuristics import Heuristic
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
@@ -133,6 +134,7 @@ class ItemStudy(FakeStudy):
             coordinates={"starting_size": start, "kind": kind, "size": size, "seed": seed}
             | ({} if generator is None else {"generator": generator}),
             inputs={"sources": self.sources},
+            config={"heuristics": [identity(heuristic) for heuristic in self.heuristics]},
             files={
                 "metrics.json": metrics_json(rows),
                 "logits.parquet": encode(edit(everything) if edit else everything),

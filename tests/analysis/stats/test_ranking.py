@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
+from analysis.stats.intervals import Replicates
 from analysis.stats.ranking import auc_replicates
 from pipelines.evaluate.scoring import placements
 
 
-def replicates_of(positives: np.ndarray, negatives: np.ndarray, clusters: np.ndarray, strata: np.ndarray):
+def replicates_of(positives: np.ndarray, negatives: np.ndarray, clusters: np.ndarray, strata: np.ndarray) -> Replicates:
     """Of scores [n, P] and [n, N]."""
     placed = [placements(*scores) for scores in zip(positives, negatives, strict=True)]
     of_positives, of_negatives = (np.stack([pair[side] for pair in placed]) for side in (0, 1))

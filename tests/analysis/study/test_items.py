@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from scipy.stats import norm
 
 from analysis.study.frame import IncompleteSweepError
 from analysis.study.items import Responses, load_responses
@@ -11,6 +12,7 @@ from analysis.study.signal_detection import signal_detection, signal_table
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import is_right
 from pipelines.tasks.examples import Label
+from pipelines.tasks.heuristics import Heuristic
 from sweep.graph.records import Store, Study
 from tests.analysis.item_study import ItemStudy, clear
 
@@ -134,3 +136,24 @@ def test_signal_table_has_an_interval_where_seeds_differ(tmp_path: Path) -> None
     assert set(table["num_seeds"]) == {3}
     with pytest.raises(UserError, match="label"):
         signal_detection(load(study), "template_test", 0, "none", 0)
+
+
+def test_a_set_of_three_labels_has_signal_detection_where_a_heuristic_holds(tmp_path: Path) -> None:
+    first = Heuristic("first", lambda p, h: np.array([int(text.split()[1]) < 12 for text in h]), Label.NEUTRAL)
+    study = ItemStudy(tmp_path, clear, heuristics=[first])
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=2)
+    responses = load(study)
+    # Of 12 items, 4 have its label. Two labels do not tell neutral, so that it is not asked in the probe.
+    everywhere = responses.accuracy("template_test", "holds/first", [(0, "original", 60)])
+    assert everywhere.num_items == 12
+    sides = [
+        responses.accuracy("template_test", f"holds/first/{side}", [(0, "original", 60)]) for side in ("neutral", "non-neutral")
+    ]
+    assert [side.num_items for side in sides] == [4, 8]
+    assert everywhere.values == pytest.approx(sides[0].values / 3 + sides[1].values * 2 / 3)
+    table = signal_table(responses, "template_test")
+    assert set(table["slice"]) == {"holds/first"}
+    found = table[table["kind"] == "original"].iloc[0]
+    z = [norm.ppf((side.values * side.num_items + 0.5) / (side.num_items + 1)) for side in sides]
+    assert found["sensitivity"] == pytest.approx((z[0] + z[1]).mean())
+    assert set(signal_table(responses, "template_probe")["slice"]) == {"all", "lexical_overlap", "subsequence"}

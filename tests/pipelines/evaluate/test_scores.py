@@ -1,10 +1,14 @@
 """Scores and placements, against probabilities and pairs counted one by one."""
 
+import math
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipelines.evaluate.scoring import entails, placements, scores
+from pipelines.evaluate.scoring import Evaluated, entails, placements, score_metrics, scores
 from pipelines.tasks.examples import Label
+from pipelines.tasks.heuristics import Heuristic
 
 
 def test_a_score_is_the_log_odds_of_its_label_against_the_others_together() -> None:
@@ -44,3 +48,61 @@ def test_what_has_no_rank_is_refused() -> None:
         placements(np.ones(2), np.ones(0))
     with pytest.raises(ValueError, match="NaN"):
         placements(np.ones(2), np.array([np.nan]))
+
+
+def of_scores(*values: float, label: Label = Label.ENTAILMENT) -> np.ndarray:
+    """Logits whose scores are these: the other labels' share a probability."""
+    logits = np.full((len(values), 3), -np.log(2))
+    logits[:, label.index] = values
+    return logits
+
+
+def general_and_probe(shift: float = 0.0) -> list[Evaluated]:
+    general = pa.table({"label": ["entailment", "neutral", "contradiction", "neutral"]})
+    probe = pa.table(
+        {
+            "label": ["entailment", "entailment", "non-entailment", "non-entailment", "non-entailment"],
+            "heuristic": ["a", "a", "a", "a", "b"],
+        }
+    )
+    return [
+        Evaluated("probe", probe, of_scores(*(np.array([3.0, 1.0, 2.0, -4.0, 5.0]) + shift))),
+        Evaluated("general", general, of_scores(*(np.array([9.0, -5.0, -4.0, 2.5]) + shift))),
+    ]
+
+
+def test_margin_auc_and_pull_of_items_made_for_a_heuristic_by_hand() -> None:
+    # 3 is above 2 and -4, 1 above -4. Against -5, -4 and 2.5: 2 is above two, -4 above one and ties with one; 5 above all.
+    # No item of b has entailment.
+    expected = {
+        "probe/a/margin": -1.0,
+        "probe/a/auc": 0.75,
+        "probe/a/pull": 3.5 / 6,
+        "probe/b/margin": 5.0,
+        "probe/b/pull": 1.0,
+    }
+    assert score_metrics(general_and_probe()) == pytest.approx(expected)
+    shifted = expected | {"probe/a/margin": 19.0, "probe/b/margin": 25.0}
+    assert score_metrics(general_and_probe(20.0)) == pytest.approx(shifted)
+    assert score_metrics(general_and_probe()[:1]) == pytest.approx(
+        {name: value for name, value in expected.items() if not name.endswith("pull")}
+    )
+
+
+def test_where_a_heuristic_holds_its_own_label_counts_and_the_pull_is_from_other_items() -> None:
+    heuristic = Heuristic("mine", lambda p, h: np.ones(len(p), dtype=bool), predicts=Label.CONTRADICTION)
+    table = pa.table({"label": ["contradiction", "neutral", "entailment", "entailment", "contradiction"]})
+    holds = np.array([True, True, True, False, False])
+    logits = of_scores(1.0, 2.0, -1.0, 0.0, 7.0, label=Label.CONTRADICTION)
+    # Wrong for 2 and -1; right for 1. Of their label, and not they themselves: 0.
+    assert score_metrics([Evaluated("general", table, logits, [(heuristic, holds)])]) == pytest.approx(
+        {"general/holds/mine/margin": 0.5, "general/holds/mine/auc": 0.5, "general/holds/mine/pull": 0.5}
+    )
+
+
+def test_broken_logits_have_no_rank_and_are_not_left_out() -> None:
+    probe, general = general_and_probe()
+    probe.logits[2, 1] = np.nan
+    found = score_metrics([probe, general])
+    assert all(math.isnan(found[f"probe/a/{measure}"]) for measure in ("margin", "auc", "pull"))
+    assert found["probe/b/margin"] == 5.0
