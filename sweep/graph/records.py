@@ -11,7 +11,6 @@ and never part of an artifact.
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -39,6 +38,7 @@ from pipelines.storage import (
     write_bytes,
 )
 from sweep.graph.identity import SHORT, canonical_json
+from sweep.graph.sealed import seal, unseal
 from sweep.graph.stages import REGISTRY
 
 FORMAT = 1
@@ -118,13 +118,13 @@ class Record:
         return hashlib.sha256(canonical_json(files).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False)
+        return seal({"format": FORMAT, **dataclasses.asdict(self)})
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> "Record":
         """Raises DamagedError naming `where` if the text is not a complete record."""
         try:
-            values = json.loads(text)
+            values = unseal(text)
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             values["marks"] = tuple(values.get("marks", ()))
@@ -164,10 +164,7 @@ class Store:
         Raises DamagedError for a record that cannot be read or is of another artifact.
         """
         where = join(self.folder(artifact), RECORD_FILE)
-        try:
-            text = self._read(where)
-        except IsADirectoryError:
-            text = b""
+        text = self._read(where)
         if text is None:
             return None
         record = Record.from_json(text, where)
@@ -204,8 +201,14 @@ class Store:
         )
 
     def write_bytes(self, path: str, content: bytes) -> None:
-        """Write a whole file so that a reader sees the old content or the new, never a part."""
-        write_bytes(path, content)
+        """Write a whole file so that a reader sees the old content or the new, never a part.
+
+        Raises DamagedError if a folder is in its place.
+        """
+        try:
+            write_bytes(path, content)
+        except IsADirectoryError as error:
+            raise _a_folder_is_there(path) from error
 
     def folders(self, stage: str) -> dict[str, list[str]]:
         """Slug → the first digits of the fingerprints of its artifacts, complete or not, sorted; from one listing."""
@@ -252,6 +255,8 @@ class Store:
                 return bytes(file_system.cat_file(remote))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError as error:
+            raise _a_folder_is_there(path) from error
 
     def _names(self, folder: str) -> list[str]:
         try:
@@ -262,6 +267,10 @@ class Store:
                 return [path.rstrip("/").rsplit("/", 1)[-1] for path in file_system.ls(remote, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def _a_folder_is_there(path: str) -> DamagedError:
+    return DamagedError(f"{path} is a folder, where a file should be; move it away and run the same command again")
 
 
 @dataclass(frozen=True)
@@ -333,7 +342,7 @@ class Study:
             known = ", ".join(store.studies()) or "none yet"
             raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give --store")
         try:
-            values = json.loads(text)
+            values = unseal(text)
             steps = tuple(StudyStep(**step) for step in values["steps"])
             for step in steps:
                 assert step.id  # its parts are names
@@ -359,7 +368,7 @@ class Study:
             "steps": steps,
             "failures": [dict(failure) for failure in self.failures],
         }
-        content = json.dumps(values, indent=1, ensure_ascii=False).encode()
+        content = seal(values).encode()
         if store._read(self.path(store, self.experiment)) != content:
             store.write_bytes(self.path(store, self.experiment), content)
 
@@ -381,7 +390,7 @@ def _record_of(step: StudyStep, store: Store) -> dict[str, Any]:
 
 def write_plan(store: Store, name: str, plan: Mapping[str, Any]) -> None:
     """Keep what a study was estimated to cost (`sweep.plan.page.plan_json`), for the report to compare with what it took."""
-    store.write_bytes(join(store.uri, "plans", f"{name}.json"), json.dumps(plan, indent=1, ensure_ascii=False).encode())
+    store.write_bytes(join(store.uri, "plans", f"{name}.json"), seal(plan).encode())
 
 
 def read_plan(store: Store, name: str) -> dict[str, Any] | None:
@@ -389,6 +398,6 @@ def read_plan(store: Store, name: str) -> dict[str, Any] | None:
     where = join(store.uri, "plans", f"{name}.json")
     text = store._read(where)
     try:
-        return None if text is None else dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
+        return None if text is None else unseal(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not a readable estimate ({error}); run the study again to write it anew") from error

@@ -5,12 +5,12 @@ time lose nothing of each other's and a killed one loses a minute. The study's s
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
 from pipelines.storage import join
 from sweep.graph.records import Store
+from sweep.graph.sealed import seal, unseal
 
 FORMAT = 1
 ON_DEMAND, SPOT = "on demand", "spot"
@@ -104,7 +104,7 @@ def read_spending(store: Store, study: str) -> Spending:
             continue
         path = join(where, name)
         try:
-            values = json.loads(store._read(path) or b"")
+            values = unseal(store._read(path) or b"")
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             values["held"] = tuple(Held(**held) for held in values["held"])
@@ -119,7 +119,7 @@ def read_spending(store: Store, study: str) -> Spending:
 
 def write_run(store: Store, study: str, run: RunSpending) -> None:
     """Write or replace the account of one run."""
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(run)}, indent=1)
+    text = seal({"format": FORMAT, **dataclasses.asdict(run)})
     store.write_bytes(join(folder(store, study), f"{run.run}.json"), text.encode())
 
 

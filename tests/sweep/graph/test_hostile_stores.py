@@ -14,6 +14,7 @@ from sweep.cli import app
 from sweep.graph.explain import explain
 from sweep.graph.integrity import SET_ASIDE, UNDER_WAY, finish_setting_aside, inspect
 from sweep.graph.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep, read_plan
+from sweep.graph.sealed import unseal
 from sweep.graph.spending import read_spending
 from sweep.study.experiments import demo
 
@@ -57,7 +58,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def tamper(path: str | Path, change: Any) -> None:
-    values = json.loads(Path(path).read_text())
+    values = unseal(Path(path).read_bytes())
     change(values)
     Path(path).write_text(json.dumps(values))
 

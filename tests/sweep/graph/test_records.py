@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import DamagedError, UserError
-from sweep.graph.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep, read_plan
+from sweep.graph.records import RECORD_FILE, ArtifactId, Record, Store, Study, StudyStep, read_plan, write_plan
+from sweep.graph.sealed import unseal
 
 FINGERPRINT = "ab" * 32
 RECORD = Record(
@@ -44,7 +45,7 @@ def test_a_record_comes_back_as_it_was(store: Store) -> None:
 
 
 def test_a_record_from_before_marks_has_none(store: Store) -> None:
-    values = json.loads(RECORD.to_json())
+    values = unseal(RECORD.to_json().encode())
     del values["marks"]
     store.write_bytes(record_path(store), json.dumps(values).encode())
     assert store.read_record(RECORD.id) == dataclasses.replace(RECORD, marks=())
@@ -138,6 +139,42 @@ def test_a_study_comes_back_with_the_records_there_are(store: Store) -> None:
     assert study.failures[0]["error"] == "no" and store.studies() == ["mine"]
     with pytest.raises(UserError, match=r"no study 'yours'.*there: mine"):
         Study.load(store, "yours")
+
+
+def _flip(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text()
+    assert text.count(old) == 1
+    Path(path).write_text(text.replace(old, new))
+
+
+def test_a_value_that_the_disk_has_changed_is_found_in_whatever_the_store_says(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_record(RECORD)
+    Study("mine", "A title", {"seeds": [0]}, (StudyStep("evaluation", "start0", FINGERPRINT, {"seed": 0}, {}),)).save(store)
+    write_plan(store, "mine", {"hours": 0.5})
+    _flip(record_path(store), '"hans/accuracy": 0.5', '"hans/accuracy": 0.7')
+    with pytest.raises(DamagedError, match=r"record\.json is not a readable record \(it has other values than were written"):
+        store.read_record(RECORD.id)
+    _flip(Study.path(store, "mine"), '"seed": 0', '"seed": 4')
+    with pytest.raises(UserError, match=r"mine\.json is not a readable study \(it has other values than were written"):
+        Study.load(store, "mine")
+    _flip(str(tmp_path / "plans" / "mine.json"), "0.5", "0.7")
+    with pytest.raises(UserError, match=r"mine\.json is not a readable estimate \(it has other values than were written"):
+        read_plan(store, "mine")
+
+
+def test_a_folder_in_a_manifest_s_place_is_named_by_who_reads_and_who_writes(tmp_path: Path) -> None:
+    store, study = Store(tmp_path), Study("mine", "A title", {}, ())
+    (tmp_path / "studies" / "mine.json").mkdir(parents=True)
+    (tmp_path / "plans" / "mine.json").mkdir(parents=True)
+    for act in (
+        lambda: Study.load(store, "mine"),
+        lambda: study.save(store),
+        lambda: read_plan(store, "mine"),
+        lambda: write_plan(store, "mine", {}),
+    ):
+        with pytest.raises(UserError, match=r"mine\.json is a folder, where a file should be; move it away"):
+            act()
 
 
 def _write_forever(path: str, value: str) -> None:
