@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from pipelines.storage import join
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name
 from sweep.graph.identity import SHORT
-from sweep.graph.integrity import Damage, inspect, set_aside
+from sweep.graph.integrity import SET_ASIDE, Damage, inspect, set_aside, what_is_set_aside
 from sweep.graph.records import STAGES, ArtifactId, Store, Study
 from sweep.run.failures import one_line
 
@@ -59,6 +60,7 @@ def verify(
             moved[artifact] = set_aside(where, artifact, "\n".join(map(str, damages)))
             if not json:
                 print(f"  set aside as {moved[artifact]}")
+    num_aside, bytes_aside = what_is_set_aside(where)
     if json:
         values = {
             "store": where.uri,
@@ -77,10 +79,14 @@ def verify(
                 }
                 for artifact, damages in damaged.items()
             ],
+            "in_set_aside": {"artifacts": num_aside, "bytes": bytes_aside},
         }
         print(js.dumps(values, indent=1, ensure_ascii=False))
     else:
         print(_summary(num_complete, num_files, num_bytes, len(artifacts), len(damaged), len(moved), len(unreadable)))
+        if num_aside:
+            held = f"{num_aside} artifacts, {bytes_aside / 1e6:,.1f} MB"
+            print(f"{join(where.uri, SET_ASIDE)} holds {held}, that nothing reads: remove what you do not need")
     if damaged or unreadable:
         raise typer.Exit(1)
 

@@ -155,6 +155,13 @@ def finish_setting_aside(store: Store, artifact: ArtifactId) -> None:
     file_system.rm_file(f"{root}/{UNDER_WAY}")
 
 
+def what_is_set_aside(store: Store) -> tuple[int, int]:
+    """How many artifacts lie in the store's `SET_ASIDE`, and the bytes of all that is in there; from one listing."""
+    file_system, root = filesystem(join(store.uri, SET_ASIDE))
+    sizes = {path: info["size"] or 0 for path, info in file_system.find(root, detail=True).items()}
+    return sum(path.endswith("/why.txt") for path in sizes), sum(sizes.values())
+
+
 def changed_inputs(record: Record, built: Mapping[str, Record]) -> list[str]:
     """The inputs, by name, that were built again with other content since `record` was; `built` is by fingerprint.
 

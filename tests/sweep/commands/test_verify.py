@@ -56,6 +56,11 @@ def test_what_is_whole_is_said_to_be(store: Store) -> None:
     assert (values["artifacts"], values["files"], values["not_built"], values["damaged"]) == (3, 6, 0, [])
 
 
+def aside(store: Store) -> list[dict[str, Any]]:
+    file_system, root = filesystem(join(store.uri, "set-aside"))
+    return list(file_system.find(root, detail=True).values())
+
+
 def break_two(store: Store) -> tuple[StudyStep, StudyStep]:
     """A file of study one with other content of the old size, and one of study two that is gone."""
     first, second = steps_of(store, "one")[1], steps_of(store, "two")[1]
@@ -93,6 +98,9 @@ def test_damaged_artifacts_are_set_aside_if_asked(store: Store) -> None:
     assert missing == [first.fingerprint, second.fingerprint]
     again = blindsweep("verify", "--store", store.uri)
     assert again.exit_code == 0 and "2 artifacts, 4 files" in again.stdout
+    assert f"{join(store.uri, 'set-aside')} holds 2 artifacts, " in again.stdout
+    values = json.loads(blindsweep("verify", "--store", store.uri, "--json").stdout)["in_set_aside"]
+    assert values["artifacts"] == 2 and values["bytes"] == sum(info["size"] for info in aside(store))
 
 
 def test_a_record_that_cannot_be_read_is_one_damaged_file(store: Store) -> None:
