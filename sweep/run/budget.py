@@ -30,6 +30,7 @@ from sweep.graph.spending import (
 from sweep.graph.step import Step
 from sweep.plan.costs import StepCost, group_seconds
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
+from sweep.run.machine import live_nodes
 from sweep.run.progress import Progress, seconds_left
 from sweep.run.session import ACCELERATOR_TYPE, RayOptions
 
@@ -49,14 +50,14 @@ class BudgetReached(BaseException):
 
 
 def gpus_of_nodes(nodes: Iterable[Mapping[str, Any]], name_of: Callable[[str], str]) -> dict[tuple[str, str], float]:
-    """GPUs of the live `nodes` (`ray.nodes()`), by GPU and market; `name_of` names a GPU that Ray calls an accelerator type.
+    """GPUs of `nodes` (`live_nodes()`), by GPU and market; `name_of` names a GPU that Ray calls an accelerator type.
 
     A node's market is its label `market`, as cluster.yaml sets it; a node without one is taken to be on demand, the dearer.
     """
     held: dict[tuple[str, str], float] = {}
     for node in nodes:
         resources = node["Resources"]
-        if not node["Alive"] or not resources.get("GPU"):
+        if not resources.get("GPU"):
             continue
         types = [name.removeprefix(ACCELERATOR_TYPE) for name in resources if name.startswith(ACCELERATOR_TYPE)]
         market = SPOT if node.get("Labels", {}).get(MARKET_LABEL) == SPOT else ON_DEMAND
@@ -103,9 +104,7 @@ def look_at(options: RayOptions, capacity: Capacity, prices: Prices) -> Look:
     if options.address is None:
         held = {(prices.name_of(""), ON_DEMAND): capacity.gpus} if capacity.gpus else {}
         return lambda: held
-    import ray
-
-    return lambda: gpus_of_nodes(ray.nodes(), prices.name_of)
+    return lambda: gpus_of_nodes(live_nodes(), prices.name_of)
 
 
 def to_come(

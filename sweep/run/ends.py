@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from pipelines.workers.notice import tell_run
+from sweep.run.machine import live_nodes
 
 NOTICE = signal.SIGUSR1
 NOTICE_S = 110.0
@@ -118,7 +119,7 @@ def tell_all_nodes() -> list[Any]:
 
     tell_run()
     here = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    others = [node["NodeID"] for node in live_nodes() if node["NodeID"] != here]
     task = ray.remote(num_cpus=0, max_retries=0)(tell_run)
     return [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in others]
 

@@ -1,4 +1,4 @@
-"""Facts of this process's machine and installation, as records and benchmarks keep them, and its temporary folders."""
+"""Facts of this process's machine and installation, as records and benchmarks keep them, and of Ray's; temporary folders."""
 
 import contextlib
 import fcntl
@@ -56,6 +56,13 @@ def local_resources() -> dict[str, int]:
     if visible is not None:
         gpus = min(gpus, len([number for number in visible.split(",") if number.strip() not in ("", "-1")]))
     return {"CPU": cpus, "GPU": gpus}
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Ray's descriptions of the cluster's machines that are up."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def git_state() -> dict[str, Any]:

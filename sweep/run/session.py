@@ -21,7 +21,7 @@ from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step
 from sweep.run.ends import deaf_to_notices, kill_descendants
 from sweep.run.failures import one_line
-from sweep.run.machine import local_resources
+from sweep.run.machine import live_nodes, local_resources
 
 ACCELERATOR_TYPE = "accelerator_type:"
 """A node with GPUs has a resource of this name and their type's."""
@@ -141,7 +141,7 @@ def accelerator_types(options: RayOptions) -> set[str]:
 
     _join(options.address, _logs(options))
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in live_nodes()]
     finally:
         ray.shutdown()
     return {
@@ -219,9 +219,7 @@ def local_capacity(options: RayOptions) -> Capacity:
 
 def cluster_capacity(options: RayOptions) -> Capacity:
     """The resources that the joined cluster has, or may grow to: by its autoscaler's file, or if the options say so."""
-    import ray
-
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    nodes = tuple(node["Resources"] for node in live_nodes())
     there = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     grown = _autoscaler()
     if grown is not None:

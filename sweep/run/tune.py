@@ -26,7 +26,7 @@ from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
-from sweep.run.machine import git_state, temporary_folder
+from sweep.run.machine import git_state, live_nodes, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
 from sweep.run.trial import Order, Outcome, carry_out
@@ -455,9 +455,7 @@ def _judged(outcomes: Sequence[Outcome], machines: set[str]) -> list[Outcome]:
 
 def _machines() -> set[str]:
     """Ray's ids of the machines that are up."""
-    import ray
-
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"] for node in live_nodes()}
 
 
 def _one_is_lost(machines: set[str]) -> bool:

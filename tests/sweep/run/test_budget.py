@@ -81,7 +81,6 @@ def test_a_clusters_gpus_are_counted_by_kind_and_market() -> None:
         node(4, "L40S", "spot"),
         node(4, "L40S", "on-demand"),
         node(1, "H100"),
-        node(8, "H100", "spot", alive=False),
         node(2, "T4"),
     ]
     assert gpus_of_nodes(nodes, prices().name_of) == {
@@ -91,6 +90,11 @@ def test_a_clusters_gpus_are_counted_by_kind_and_market() -> None:
         # No row: as what the run was estimated for.
         ("l4", ON_DEMAND): 2,
     }
+
+
+def test_a_node_that_is_gone_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [node(1, "H100"), node(8, "H100", alive=False)])
+    assert look_at(RayOptions(address="auto"), Capacity(8, 1), prices())() == {("h100", ON_DEMAND): 1}
 
 
 def test_prices_are_by_market_and_a_missing_one_is_the_dearer() -> None:
