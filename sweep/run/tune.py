@@ -26,6 +26,7 @@ from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
+from sweep.run.lease import LOST_CODE
 from sweep.run.machine import git_state, live_nodes, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
@@ -480,7 +481,7 @@ def _stage_host() -> Any:
 class _StageHost:
     def carry_out(self, orders: list[Order]) -> list[Outcome]:
         # What the stage has started ends with this process.
-        return carry_out(orders, when_lost=functools.partial(os._exit, 1))
+        return carry_out(orders, when_lost=functools.partial(os._exit, LOST_CODE))
 
 
 def _searcher(run: Run) -> Any:
