@@ -2,10 +2,10 @@
 
     python tests/chaos/damage.py [--points N]     N damages of each kind; all of them by default
 
-Damaged are the files of complete artifacts, their records and locks, what a killed finetuning and a killed pool left to go on
-from, and the cache of hashes: cut to half, emptied, one bit flipped (at the beginning, in the middle, at the end), removed,
-replaced by a folder. Of a complete artifact what is built from it is missing, so that the damage would go on into it. And steps
-are built with the clock set back an hour.
+Damaged are the files of complete artifacts, their records and locks, the study's manifest, what a killed finetuning and a
+killed pool left to go on from, and the cache of hashes: cut to half, emptied, one bit flipped (at the beginning, in the middle,
+at the end), removed, replaced by a folder. Of a complete artifact what is built from it is missing, so that the damage would go
+on into it. And steps are built with the clock set back an hour.
 
 The verdict is `same` if all bytes are those of an undisturbed run in the end, and nothing took more than one line to say.
 """
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ import light_study
 from light_study import build, build_all, contents, make_steps, warm_up
 from writes import Ended, in_child, refill
 
+from pipelines.errors import UserError
 from pipelines.finetune.checkpoints import Checkpoints
 from sweep.graph.queue import Capacity
-from sweep.graph.records import Store
+from sweep.graph.records import Store, StudyStep
+from sweep.graph.records import Study as Manifest
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
 from sweep.run.study_run import _set_damaged_aside
@@ -94,6 +97,11 @@ def run_again(steps: Sequence[Step], store: Store) -> list[str]:
     return lines
 
 
+def in_manifest(step: Step) -> StudyStep:
+    inputs = {name: source.fingerprint for name, source in step.inputs.items()}
+    return StudyStep(step.stage, step.slug, step.fingerprint, dict(step.coordinates), inputs)
+
+
 class Study:
     """A complete store, to be damaged again and again."""
 
@@ -103,6 +111,8 @@ class Study:
         self.whole = folder / "whole"
         done = in_child(lambda: build_all(self.steps, self.store))
         assert done.value == [], f"undisturbed: {done}"
+        self.manifest = Manifest("light", "A light study", {"seeds": [0]}, tuple(map(in_manifest, self.steps)))
+        self.manifest.save(self.store)
         refill(Path(self.store.uri), self.whole)
         self.expected = contents(self.whole)
 
@@ -171,6 +181,25 @@ def killed_pool(study: Study) -> Path:
     return study.folder(step)
 
 
+def read_and_run_again(study: "Study") -> list[str]:
+    """As a command that reads the study does, and then a run; a folder is moved away between them, as the line says."""
+    lines = []
+    try:
+        found = Manifest.load(study.store, study.manifest.experiment)
+        if replace(found, steps=tuple(replace(step, record=None) for step in found.steps)) != study.manifest:
+            lines.append("Error: it was read as another study")
+    except UserError as error:
+        lines.append(str(error))
+    try:
+        study.manifest.save(study.store)
+    except UserError as error:
+        lines.append(str(error))
+        if "move it away" in str(error):
+            shutil.rmtree(Manifest.path(study.store, study.manifest.experiment))
+        study.manifest.save(study.store)
+    return lines + run_again(study.steps, study.store)
+
+
 def _remove(study: Study, steps: Sequence[Step]) -> None:
     for step in steps:
         shutil.rmtree(study.folder(step))
@@ -229,6 +258,15 @@ def damage_all(folder: Path, points: int | None = None) -> dict[str, dict[str, A
             DAMAGES[how](place / path)
             judge(kind, f"{path} {how}", in_child(lambda: run_again(study.steps, study.store)))
         show(kind)
+
+    manifest = Path(Manifest.path(study.store, study.manifest.experiment))
+    for missing, how in drawn([(missing, how) for missing in ([], study.steps[-1:]) for how in DAMAGES], points):
+        refill(study.whole, place)
+        _remove(study, missing)
+        DAMAGES[how](manifest)
+        told = f"{how}, with {len(missing)} step to build"
+        judge("a study's manifest", told, in_child(lambda: read_and_run_again(study)))
+    show("a study's manifest")
 
     cache = Path(os.environ["XDG_CACHE_HOME"], "blindsweep", "hashes.jsonl")
     remembered = cache.read_bytes()

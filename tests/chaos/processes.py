@@ -4,10 +4,12 @@
 
 The real command line, Ray, Tune and MLflow over stand-ins for the stages (`stand_ins.py`). Killed (SIGKILL) are the driver, a
 trial's process, the process that a stage runs in, MLflow's tracker, Ray's raylet and its control store, at a random time.
+MLflow's database is removed, cut to half or locked, once while the run writes into it, and once between a run that was killed
+and the next one.
 
 The verdict is `same` if the disturbed run ends by itself, says what there is to say without a traceback and leaves no process
-behind but Ray's agents; and if then all artifacts are those of an undisturbed run, none was built that had a record, and MLflow
-has one finished run of each.
+behind but Ray's agents; if it builds everything, where it was the database; and if then all artifacts are those of an
+undisturbed run, none was built that had a record, and MLflow has one finished run of each.
 """
 
 import argparse
@@ -41,9 +43,11 @@ PROCESSES = {
     "Ray's control store": "gcs_server",
 }
 DATABASES = ("lost", "cut to half", "locked")
+NUM_RUNS = 16
+"""MLflow's, of the study: its own, and one of each artifact."""
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's, which outlive a driver that is killed by more than a minute."""
-LONGEST_S = 150
+LONGEST_S = 600
 """What ends later counts as stuck."""
 
 
@@ -118,24 +122,42 @@ def started(command: Command) -> bool:
     return True
 
 
-def kill(pattern: str, delay: float) -> Callable[[Command, Path], str]:
-    def at(command: Command, store: Path) -> str:
+Disturbance = Callable[[Command, Path], contextlib.AbstractContextManager[str]]
+"""What happens to a command while it runs, and until it has ended; gives what the verdict should mention."""
+
+
+def kill(pattern: str, delay: float) -> Disturbance:
+    @contextlib.contextmanager
+    def disturbance(command: Command, store: Path) -> Iterator[str]:
         time.sleep(delay)
         victim = command.find(pattern)
         while victim is None and command.process.poll() is None:
             time.sleep(0.1)
             victim = command.find(pattern)
-        if victim is None:
-            return "not met"
-        victim.kill()
-        return ""
+        if victim is not None:
+            victim.kill()
+        yield "" if victim else "not met"
 
-    return at
+    return disturbance
+
+
+def break_database(how: str) -> Disturbance:
+    """While the run goes on, from when MLflow has the first artifact."""
+
+    @contextlib.contextmanager
+    def disturbance(command: Command, store: Path) -> Iterator[str]:
+        while command.process.poll() is None and index_of(store).get("FINISHED", 0) < 1:
+            time.sleep(0.1)
+        is_met = command.process.poll() is None
+        with database(how, store):
+            yield "" if is_met else "not met"
+
+    return disturbance
 
 
 def disturb(
-    store: Path, at: Callable[[Command, Path], str], between: Callable[[Path], contextlib.AbstractContextManager[None]],
-    expected: dict[str, str], points: Points, told: str,
+    store: Path, meanwhile: Disturbance, between: Callable[[Path], contextlib.AbstractContextManager[None]],
+    expected: dict[str, str], points: Points, told: str, must_go_on: bool = False,
 ) -> None:  # fmt: skip
     """One point: run, disturb, run again."""
     points.num += 1
@@ -145,15 +167,15 @@ def disturb(
         points.wrong.append(f"{told}: it never began: {command.log.read_text()[-300:]}")
         command.wait()
         return
-    missed = at(command, store)
-    code = command.wait()
+    with meanwhile(command, store) as missed:
+        code = command.wait()
     first = command.log.read_text()
     if missed:
         told += f" ({missed})"
     if code is None:
         wrong.append("stuck")
-    if "Traceback" in first:
-        wrong.append("a traceback")
+    if must_go_on and code != 0:
+        wrong.append("it did not go on")
     if left := command.left_behind():
         wrong.append(f"left behind: {left}")
     points.num_went_on += code == 0
@@ -164,6 +186,11 @@ def disturb(
             codes.append(again.wait())
             if left := again.left_behind():
                 wrong.append(f"left behind by the next run: {left}")
+    if "locked" in told:
+        # What MLflow was not told while it was locked.
+        Command(store).wait()
+    if "Traceback" in first + again.log.read_text():
+        wrong.append("a traceback")
     if codes != [0]:
         wrong.append(f"the same command ended with {codes}: {again.log.read_text()[-300:]}")
     found = contents(store)
@@ -173,14 +200,21 @@ def disturb(
     builds = command.builds.read_text().splitlines()
     if twice := [line for line in builds if line.endswith(" again")]:
         wrong.append(f"built though complete: {twice}")
-    if "locked" not in told and (index := index_of(store)) != {"FINISHED": 16}:
+    if (index := index_of(store)) != {"FINISHED": NUM_RUNS}:
         wrong.append(f"MLflow has {index}")
     if wrong:
-        points.wrong.append(f"{told}, exit code {code}: {'; '.join(wrong)}; it said {first.splitlines()[-2:]}")
+        points.wrong.append(f"{told}, exit code {code}: {'; '.join(wrong)}; it said {first.splitlines()[-3:]}")
 
 
 def index_of(store: Path) -> dict[str, int]:
-    """MLflow's runs by status, and how many artifacts have more than one."""
+    """MLflow's runs by status, and how many artifacts have more than one; empty while there are no tables."""
+    try:
+        return _index_of(store)
+    except sqlite3.DatabaseError:
+        return {}
+
+
+def _index_of(store: Path) -> dict[str, int]:
     with contextlib.closing(sqlite3.connect(f"file:{store}/mlflow.db?mode=ro", uri=True)) as database:
         counts = dict(database.execute("select status, count(*) from runs where lifecycle_stage = 'active' group by status"))
         query = """select value from tags join runs using (run_uuid)
@@ -194,7 +228,7 @@ def index_of(store: Path) -> dict[str, int]:
 def database(how: str, store: Path) -> Iterator[None]:
     path = store / "mlflow.db"
     if how == "locked":
-        holder = sqlite3.connect(path, isolation_level=None)
+        holder = sqlite3.connect(path, isolation_level=None, timeout=60)
         holder.execute("begin exclusive")
         try:
             yield
@@ -225,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = command.wait()
         assert code == 0, command.log.read_text()
         command.left_behind()
-        assert index_of(undisturbed) == {"FINISHED": 16}
+        assert index_of(undisturbed) == {"FINISHED": NUM_RUNS}
         files = contents(undisturbed).items()
         expected = {path: content for path, content in files if path.endswith(("value.txt", "record.json"))}
         for name, pattern in PROCESSES.items():
@@ -241,9 +275,11 @@ def main(arguments: list[str] | None = None) -> int:
         if "the database" in only:
             for how in DATABASES:
                 points = found[f"MLflow's database {how}"] = Points()
-                store = Path(folder, f"database-{how[:4]}")
-                disturb(store, kill("stand_ins.py", 3), lambda store, how=how: database(how, store), expected, points,
-                        f"the driver killed, the database {how}")  # fmt: skip
+                disturb(Path(folder, f"within-{how[:4]}"), break_database(how), lambda store: contextlib.nullcontext(),
+                        expected, points, f"the database {how} while the run writes", must_go_on=True)  # fmt: skip
+                disturb(Path(folder, f"between-{how[:4]}"), kill("stand_ins.py", 3),
+                        lambda store, how=how: database(how, store), expected, points,
+                        f"the driver killed, then the database {how}")  # fmt: skip
                 show(f"MLflow's database {how}", points)
     if options.json:
         counts = {name: {"points": of.num, "went_on": of.num_went_on, "wrong": len(of.wrong)} for name, of in found.items()}

@@ -32,6 +32,18 @@ def test_damaged_files_are_named_and_built_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_damaged_lease_or_a_dead_holder_s_keeps_nobody_from_the_artifact() -> None:
+    chaos("leases.py", "--points", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_pool_whose_engine_is_killed_goes_on() -> None:
+    chaos("engines.py", "--points", "1")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_run_of_which_a_process_is_killed_goes_on() -> None:
     chaos("processes.py", "--points", "1")

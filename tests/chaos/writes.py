@@ -152,32 +152,41 @@ class Ended:
         return next((line for line in self.printed.splitlines() if line.startswith("struck")), "not reached")
 
 
+class Child:
+    """A fork of this process that does `work`, so that it can be killed and starts as a fresh one does."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._result, self._printed = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        self.pid = os.fork()
+        if self.pid:
+            return
+        os.dup2(self._printed.fileno(), 1)
+        os.dup2(self._printed.fileno(), 2)
+        code = 1
+        with contextlib.suppress(BaseException):
+            try:
+                content = json.dumps(work()).encode()
+                if LIBRARY in os.environ:
+                    ctypes.CDLL(None).disturb(b"", 0, 0)
+                self._result.write(content)
+                self._result.flush()
+                code = 0
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}".encode())
+        os._exit(code)
+
+    def wait(self) -> Ended:
+        _, status = os.waitpid(self.pid, 0)
+        with self._result, self._printed:
+            self._result.seek(0)
+            self._printed.seek(0)
+            text, printed = self._result.read(), self._printed.read().decode(errors="replace")
+        return Ended(json.loads(text) if text else None, os.waitstatus_to_exitcode(status), printed)
+
+
 def in_child(work: Callable[[], Any]) -> Ended:
-    """Do it in a fork of this process, so that it can be killed and starts as a fresh one does."""
-    with tempfile.TemporaryFile() as result, tempfile.TemporaryFile() as printed:
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(printed.fileno(), 1)
-            os.dup2(printed.fileno(), 2)
-            code = 1
-            with contextlib.suppress(BaseException):
-                try:
-                    content = json.dumps(work()).encode()
-                    if LIBRARY in os.environ:
-                        ctypes.CDLL(None).disturb(b"", 0, 0)
-                    result.write(content)
-                    result.flush()
-                    code = 0
-                except BaseException as error:
-                    os.write(2, f"{type(error).__name__}: {error}".encode())
-            os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        result.seek(0)
-        printed.seek(0)
-        text = result.read()
-        return Ended(
-            json.loads(text) if text else None, os.waitstatus_to_exitcode(status), printed.read().decode(errors="replace")
-        )
+    """Do it in a `Child`, and wait for it."""
+    return Child(work).wait()
 
 
 @contextlib.contextmanager
