@@ -1,0 +1,195 @@
+"""Rates of wrong labels in a pool, from a judge that is wrong at times itself. Pure: numpy.
+
+Of the rows that the pool labels l, let p[i] be the share whose true label is i, so that 1 - p[l] of these labels are wrong.
+The judge says j of a share
+
+    q[j] = sum over i of p[i] C[i, j],    C[i, j] = P(the judge says j | the true label is i).
+
+C is counted on gold rows, whose labels are known, and is **taken to be the same in the pool**: the judge is as often wrong of a
+row with true label i there, whichever label the pool gives it. For two labels this is the correction of Rogan and Gladen
+(1978). All of it is done in each cell on its own (a heuristic holds, or does not), since a judge with a blindspot errs more
+there. A cell's estimate is the likeliest p among shares, by EM (Dempster, Laird and Rubin 1977): the inverse of C leads outside
+of them where labels are nearly all right.
+
+An interval holds the pool's sampling error and the gold rows': both samples are drawn anew by the Bayesian bootstrap over
+clusters of rows (Rubin 1981; the hypotheses of a premise stay together), with Jeffreys' prior on what the judge says, so that
+an error not seen in few gold rows is not taken to be impossible. Draws are solved by the inverse, and so are rates over several
+cells: shares cut off at 0 would no longer average to the truth. An interval is cut off at 0 and 1 at its end, and where the
+estimate was, it reaches as far above the estimate as the draws do above the inverse's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.stats.statistics import CONFIDENCE, Interval
+from pipelines.errors import UserError
+
+PRIOR = 0.5
+"""Jeffreys' pseudo-count of each label that the judge may give."""
+NUM_DRAWS = 1_000
+MOST_STEPS, RESOLUTION = 5_000, 1e-7
+"""EM ends when no share moves by more in a step."""
+TAILS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """Rows with a label and the judge's, all int [n]: `labels` and `judged` are classes, `cells` what is told apart.
+
+    Rows of one of `clusters` stand or fall together. A gold row's label is the true one.
+    """
+
+    labels: np.ndarray
+    judged: np.ndarray
+    cells: np.ndarray
+    clusters: np.ndarray
+
+
+@dataclass(frozen=True)
+class WrongLabels:
+    """The share of wrong labels among a pool's rows of a `label` in a `cell` (None: of any), 0 to 1.
+
+    `share_disagreed` is where the judge gives another label, before correction. `num_gold` counts the gold rows that the
+    judge's errors are known from. In a cell that is not identified these are too few to tell the judge from one that guesses:
+    its interval is all of 0 to 1, and counts as that in rates over several cells.
+    """
+
+    label: int | None
+    cell: int | None
+    rate: float
+    interval: Interval
+    share_disagreed: float
+    num_rows: int
+    num_gold: int
+    is_identified: bool
+
+
+def wrong_label_rates(
+    pool: JudgedRows, gold: JudgedRows, names: Sequence[str], num_cells: int, *, seed: int, num_draws: int = NUM_DRAWS
+) -> list[WrongLabels]:
+    """The rate of wrong labels for each label and cell that the pool has rows of, for each label, and in all, in this order.
+
+    `names` are those of the labels, for messages; cells are 0 to `num_cells` - 1. Rates over several cells are not cut off cell
+    by cell, so that they need not be the mean of the cells'. Raises UserError where the pool is empty, where the gold rows lack
+    a label, and where by them the judge does not tell the labels apart: it could not say then which labels of a pool are wrong.
+    """
+    if not len(pool.labels):
+        raise UserError("the pool has no judged rows, and nothing has no rate of wrong labels; judge a pool with rows")
+    shape = (num_cells, len(names), len(names))
+    random = np.random.default_rng(seed)
+    gold_counts, gold_draws = _counts(gold, shape), _draws(gold, shape, num_draws, random)
+    pool_counts, pool_draws = _counts(pool, shape), _draws(pool, shape, num_draws, random)
+    _check_judge(gold_counts.sum(axis=0), gold_draws.sum(axis=1), names)
+    confusion, said = _shares(gold_counts + PRIOR), _shares(pool_counts + PRIOR)
+    likeliest = _wrong(true_shares(confusion[:, None], said))
+    solved, drawn = _wrong(_solved(confusion, said)), _wrong(_solved(_shares(gold_draws), _shares(pool_draws)))
+    identified = _tells_apart(_shares(gold_draws))
+    sizes, agreed = pool_counts.sum(axis=2), np.einsum("cll->cl", pool_counts)
+
+    def row(label: int | None, cell: int | None) -> WrongLabels:
+        where = np.ix_(range(num_cells) if cell is None else [cell], range(len(names)) if label is None else [label])
+        num_rows = int(sizes[where].sum())
+        weights = sizes[where] / num_rows
+        known = weights * identified[where[0]]
+        unknown = 1 - float(known.sum())
+        middle = float((solved[where] * known).sum())
+        low, high = np.quantile((drawn[:, where[0], where[1]] * known).sum(axis=(1, 2)), TAILS)
+        rate = float(np.clip(middle, 0, 1 - unknown)) if cell is None else float((likeliest[where] * known).sum())
+        moved = rate - middle
+        ends = max(0.0, low + min(moved, 0.0)), min(1 - unknown, high + max(moved, 0.0)) + unknown
+        return WrongLabels(
+            label,
+            cell,
+            rate + float((likeliest[where] * (weights - known)).sum()),
+            Interval(*map(float, ends)),
+            1 - int(agreed[where].sum()) / num_rows,
+            num_rows,
+            int(gold_counts[where[0].ravel()].sum()),
+            unknown < 0.5,
+        )
+
+    rows = [row(label, cell) for label in range(len(names)) for cell in range(num_cells) if sizes[cell, label]]
+    rows += [row(label, None) for label in range(len(names)) if sizes[:, label].any()]
+    return [*rows, row(None, None)]
+
+
+def true_shares(confusion: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """The shares p [..., k] of true labels that make `said` likeliest, by EM.
+
+    `said` [..., k] is how often the judge gives each label, as shares; `confusion` [..., k, k] is C, its rows shares as well,
+    and no column 0 in all rows. Leading dimensions are broadcast.
+    """
+    shares = np.full(np.broadcast_shapes(confusion.shape[:-1], said.shape), 1 / said.shape[-1])
+    for _ in range(MOST_STEPS):
+        joint = shares[..., None] * confusion
+        moved = (joint * (said / joint.sum(axis=-2))[..., None, :]).sum(axis=-1)
+        step = np.abs(moved - shares).max(initial=0)
+        shares = moved
+        if step < RESOLUTION:
+            break
+    return shares
+
+
+def _solved(confusion: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """p [..., cells, labels, k] with q = p C, for C [..., cells, k, k] and q [..., cells, labels, k]; not always shares."""
+    return said @ np.linalg.inv(confusion)
+
+
+def _wrong(shares: np.ndarray) -> np.ndarray:
+    """1 - p[l] of each label l [..., labels], from its p [..., labels, k]."""
+    return 1 - np.einsum("...ll->...l", shares)
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return counts / counts.sum(axis=-1, keepdims=True)
+
+
+def _places(rows: JudgedRows, shape: tuple[int, int, int]) -> np.ndarray:
+    return np.ravel_multi_index((rows.cells, rows.labels, rows.judged), shape)
+
+
+def _counts(rows: JudgedRows, shape: tuple[int, int, int]) -> np.ndarray:
+    """Rows by cell, label and judged label."""
+    return np.bincount(_places(rows, shape), minlength=int(np.prod(shape))).reshape(shape)
+
+
+def _draws(rows: JudgedRows, shape: tuple[int, int, int], num_draws: int, random: np.random.Generator) -> np.ndarray:
+    """`_counts` of the sample drawn anew, with Jeffreys' pseudo-counts: weights [num_draws, *shape].
+
+    Each cluster weighs an exponential variate. Clusters with equal counts are drawn as one: their sum is a gamma variate.
+    """
+    size = int(np.prod(shape))
+    _, cluster = np.unique(rows.clusters, return_inverse=True)
+    by_cluster = np.zeros((cluster.max(initial=-1) + 1, size), dtype=np.int64)
+    np.add.at(by_cluster, (cluster, _places(rows, shape)), 1)
+    patterns, multiplicity = np.unique(by_cluster, axis=0, return_counts=True)
+    weights = random.standard_gamma(multiplicity, (num_draws, len(patterns)))
+    return (weights @ patterns + random.standard_gamma(PRIOR, (num_draws, size))).reshape(num_draws, *shape)
+
+
+def _tells_apart(confusion: np.ndarray) -> np.ndarray:
+    """Whether C [draws, ..., k, k] has an inverse by all that the gold rows say: its determinant, 1 for a judge that never
+    errs and 0 for one that guesses, is above 0 in nearly all draws."""
+    return np.quantile(np.linalg.det(confusion), TAILS[0], axis=0) > 0
+
+
+def _check_judge(counts: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> None:
+    lacking = [name for name, total in zip(names, counts.sum(axis=1), strict=True) if not total]
+    if lacking:
+        raise UserError(
+            f"no gold row is labelled {', '.join(lacking)}, so the judge's errors there are unknown; give gold rows of each"
+        )
+    if not _tells_apart(_shares(draws)):
+        said = "; ".join(
+            f"{name}: {', '.join(f'{100 * share:.0f} % {other}' for share, other in zip(row, names, strict=True))}"
+            for name, row in zip(names, _shares(counts), strict=True)
+        )
+        raise UserError(
+            f"by {counts.sum():,} gold rows the judge does not tell the labels apart (its answers are, of {said}), so it "
+            "cannot show how many labels of the pool are wrong; train it on more examples, take a larger model, or give more "
+            "gold rows"
+        )
