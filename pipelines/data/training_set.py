@@ -11,6 +11,8 @@ original           sources' ``train.parquet``  equal numbers per label, uniforml
 synthetic          the generator's pool        equal numbers per label, uniformly
 biased_synthetic   the generator's pool        equal numbers per label; ``bias`` says of which label
                                                the pairs are of which the heuristic holds
+filtered_synthetic the generator's pool        as ``synthetic``, of the rows whose label a judge gives
+                                               them, too
 =================  ==========================  ==================================================
 
 All are drawn without replacement (paper, sections 2.3.2 and 2.3.3).
@@ -38,11 +40,13 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.identity import added
-from pipelines.storage import join
+from pipelines.storage import fetch, join
 from pipelines.tasks.examples import LABELS, Label, read_examples, write_examples
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.tasks.parquet import parquet_table
 
-KINDS = ("starting", "original", "synthetic", "biased_synthetic")
+FILTERED = "filtered_synthetic"
+KINDS = ("starting", "original", "synthetic", "biased_synthetic", FILTERED)
 REMAINDERS = ("first_labels", "drop", "error")
 
 
@@ -131,16 +135,20 @@ def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
     return {label: quotient + (label.index < extra) for label in LABELS}
 
 
-def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None) -> dict[str, int]:
+def draw_training_set(
+    config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None, judgements: str | None = None
+) -> dict[str, int]:
     """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to ``output``.
 
     The rows are those of the source, all columns kept, in an order that depends on the seed, those of each of ``nested_sizes``
     before the others. ``exclude`` is the path of examples whose ids must not be drawn; it is given if and only if the config
-    says ``disjoint_from_starting``, for kind ``original``.
+    says ``disjoint_from_starting``, for kind ``original``. ``judgements``, a Parquet file with id and predicted, is given if
+    and only if the kind is ``filtered_synthetic``; rows that no judge was asked about are left out, too.
 
     Returns rows, lexical overlap and availability by label (``<label>/num_examples``,
     ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for a set biased to another
-    heuristic also how often that one holds (``<label>/<heuristic>``). A label's available examples are those of a stratum, with
+    heuristic also how often that one holds (``<label>/<heuristic>``), for a filtered one how many rows of the pool no judge
+    agreed with (``num_not_agreed``). A label's available examples are those of a stratum, with
     the heuristic or without, that the set draws from. Raises :class:`UserError` if there are fewer examples than asked for,
     saying how many there are, and if a set of ``nested_sizes`` is not within the next.
     """
@@ -157,6 +165,13 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     if exclude is not None:
         excluded = set(read_examples(exclude)["id"].to_pylist())
         table = table.filter(pa.array([identifier not in excluded for identifier in table["id"].to_pylist()], pa.bool_()))
+    if (config.kind == FILTERED) != (judgements is not None):
+        raise UserError(
+            f"kind={config.kind!r} with judgements={judgements!r}; a {FILTERED} set is drawn from judged rows, and no other is"
+        )
+    num_kept = table.num_rows
+    if judgements is not None:
+        table = _agreed(table, source, judgements)
     ids = table["id"].to_pylist()
     labels = np.array(table["label"].to_pylist(), dtype=object)
     if unknown := sorted(set(labels) - set(LABELS)):
@@ -172,9 +187,22 @@ def draw_training_set(config: TrainingSetConfig, source: str, output: str, *, ex
     available = labels[np.concatenate([rows for _, rows, size in strata if size])]
     return {
         "num_examples": drawn.num_rows,
-        "num_excluded": num_given - table.num_rows,
+        "num_excluded": num_given - num_kept,
+        **({"num_not_agreed": num_kept - table.num_rows} if judgements is not None else {}),
         **_counts_by_label(config, drawn, labels[chosen], available),
     }
+
+
+def _agreed(table: pa.Table, source: str, judgements: str) -> pa.Table:
+    """The rows of an examples table whose label is the predicted one. Raises UserError for a row that has no judgement."""
+    judged = parquet_table(fetch(judgements), judgements, ["id", "predicted"])
+    predicted = dict(zip(judged["id"].to_pylist(), judged["predicted"].to_pylist(), strict=True))
+    ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
+    if missing := [identifier for identifier in ids if identifier not in predicted]:
+        raise UserError(
+            f"{judgements} lacks {len(missing):,} of the {len(ids):,} rows of {source} ({missing[0]}, for one); judge this pool"
+        )
+    return table.filter(pa.array([predicted[key] == label for key, label in zip(ids, labels, strict=True)], pa.bool_()))
 
 
 def _counts_by_label(config: TrainingSetConfig, drawn: pa.Table, labels: np.ndarray, available: np.ndarray) -> dict[str, int]:

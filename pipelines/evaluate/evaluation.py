@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,16 +98,20 @@ def evaluate_group(
 
     Returns each one's metrics, or what it failed with.
     """
+    members = list(zip(task_models, outputs, reports, strict=True))
+    return in_one_task(_evaluate_worker, resources, outputs, config, sources, base_model, members)
+
+
+def in_one_task(function: Callable[..., Any], resources: Resources, outputs: Sequence[str], *arguments: Any) -> Any:
+    """`function(*arguments, use_gpu)`, in one Ray task with `resources` of one worker, or in this process if they say so."""
+    use_gpu = resources.gpus_per_worker > 0
+    if resources.in_process:
+        return function(*arguments, use_gpu)
     import ray
 
-    members = list(zip(task_models, outputs, reports, strict=True))
-    if resources.in_process:
-        return _evaluate_worker(config, sources, base_model, members, resources.gpus_per_worker > 0)
-    task = ray.remote(_evaluate_worker).options(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0
-    )
+    task = ray.remote(function).options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0)
     with naming_stalls(outputs):
-        return ray.get(task.remote(config, sources, base_model, members, resources.gpus_per_worker > 0))
+        return ray.get(task.remote(*arguments, use_gpu))
 
 
 # What follows runs in a Ray worker.
@@ -123,12 +127,7 @@ def _evaluate_worker(
 def _evaluate(
     config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
 ) -> list[dict[str, Any] | Exception]:
-    if not use_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import torch
-
-    quiet_libraries()
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = worker_device(use_gpu)
     sets = [_read_set(config, sources, base_model, name) for name in config.sets]
     num_examples = len(members) * sum(test_set.table.num_rows for test_set in sets)
     bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
@@ -142,6 +141,16 @@ def _evaluate(
     return results
 
 
+def worker_device(use_gpu: bool) -> torch.device:
+    """The device of a worker, which is told before anything imports DeepSpeed if it is to have no GPU."""
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch
+
+    quiet_libraries()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
 @dataclass(frozen=True)
 class _EncodedSet:
     """A test set, where heuristics hold in it, and its prompts, packed: the rows of each batch and the batch."""
@@ -153,13 +162,18 @@ class _EncodedSet:
 
 
 def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
-    table = read_examples(join(sources, f"{name}.parquet"))
+    table, sequences = encoded_examples(config, read_examples(join(sources, f"{name}.parquet")), base_model)
+    batches = prefix_tree_batches(sequences, config.tokens_per_batch)
+    return _EncodedSet(name, table, where_held(table, config.heuristics), batches)
+
+
+def encoded_examples(config: EvaluationConfig, table: pa.Table, base_model: str) -> tuple[pa.Table, list[list[int]]]:
+    """An examples table and the tokens of each row's prompt; in a rehearsal the longest only."""
     sequences = encode(base_model, classifier_prompts(table), table["id"].to_pylist())
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
         table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
-    batches = prefix_tree_batches(sequences, config.tokens_per_batch)
-    return _EncodedSet(name, table, where_held(table, config.heuristics), batches)
+    return table, sequences
 
 
 def _evaluate_task_model(
@@ -208,14 +222,20 @@ class Bodies:
         self._body: Any = None
         self._adapters: Any = None
 
-    def classifier(self, task_model: str) -> Any:
-        """The task model of an artifact, in evaluation mode on the device, with packed attention."""
+    def classifier(self, task_model: str | None) -> Any:
+        """The task model of an artifact, in evaluation mode on the device, with packed attention; of None the base model with
+        the classification head that it came with (`own_head`)."""
         import torch
 
         from pipelines.adapters.files import load_adapter
-        from pipelines.models.classifier import Classifier, load_head
+        from pipelines.models.classifier import Classifier, load_head, own_head
         from pipelines.models.weights import merge_saved_adapter, weights_of
 
+        dtype = getattr(torch, self.config.dtype)
+        if task_model is None:
+            weights = weights_of(None, self.base_model)
+            self._read(weights, {})
+            return Classifier(self._body, own_head(weights, dtype=dtype, device=self.device)).eval()
         folder = Path(fetch(task_model))
         adapter = folder / "adapter"
         settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter.exists() else {}
@@ -224,7 +244,7 @@ class Bodies:
             merge_saved_adapter(self._body, adapter)
         elif settings:
             load_adapter(self._adapters, 0, adapter)
-        head = load_head(folder, dtype=getattr(torch, self.config.dtype), device=self.device)
+        head = load_head(folder, dtype=dtype, device=self.device)
         return Classifier(self._body, head, self._adapters).eval()
 
     def _read(self, weights: Path, settings: Mapping[str, Any]) -> None:

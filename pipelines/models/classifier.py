@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
@@ -16,6 +18,7 @@ from pipelines.packing.stream import PackedInput
 from pipelines.tasks.examples import LABELS
 
 HEAD_FILE = "head.safetensors"
+OWN_HEAD = "score.weight"
 
 
 class Classifier(torch.nn.Module):
@@ -108,6 +111,36 @@ def load_head(folder: Path, *, dtype: torch.dtype, device: torch.device | str) -
     weight = load_file(folder / HEAD_FILE).get("weight")
     if weight is None:
         raise UserError(f"{folder / HEAD_FILE} has no tensor 'weight': copy it again, whole")
+    return _head(weight, dtype, device)
+
+
+def own_head(model: Path, *, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:
+    """The head of a classifier that transformers saved in the folder `model`, its rows put in the order of `LABELS`.
+
+    Transformers' `...ForSequenceClassification` of a decoder has it as `score.weight`, without a bias. Raises UserError if it
+    is not there, or if the labels of `config.json` (`id2label`) are not these three.
+    """
+    weight = None
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if OWN_HEAD in file.keys():  # noqa: SIM118 (it is no mapping)
+                weight = file.get_tensor(OWN_HEAD)
+    if weight is None:
+        raise UserError(
+            f"the checkpoint in {model} has no {OWN_HEAD}, the head of a ...ForSequenceClassification of a decoder, so that it "
+            "classifies nothing; give one that was finetuned on the task's labels"
+        )
+    named = json.loads((model / "config.json").read_text()).get("id2label") or {}
+    names = [str(named.get(str(number), "")).lower() for number in range(len(weight))]
+    if sorted(names) != sorted(LABELS):
+        raise UserError(
+            f"the classes of the checkpoint in {model} are {', '.join(names)}; name them {', '.join(LABELS)} in id2label of "
+            "its config.json, in the order that they have there"
+        )
+    return _head(weight[[names.index(label) for label in LABELS]], dtype, device)
+
+
+def _head(weight: torch.Tensor, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:
     head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
     with torch.no_grad():
         head.weight.copy_(weight)

@@ -50,7 +50,9 @@ COORDINATES = ("starting_size", "kind", "size", "seed")
 """What places a task model and its evaluation in the grid; other artifacts have some of them. A dose of bias is a further
 coordinate, `bias`, and so is the seed's `generator`, from 0, in a study with several."""
 TRAINED_KINDS = ("original", "synthetic", "biased_synthetic")
-KINDS = ("none", *TRAINED_KINDS)
+"""The kinds that a study has unless it says otherwise."""
+KNOWN_KINDS = (*TRAINED_KINDS, "filtered_synthetic")
+KINDS = ("none", *KNOWN_KINDS)
 """Kinds of training set, in the order of pages and figures; "none", of size 0, is a starting point as it is."""
 BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 """The blindspot's slice of studies whose manifest is older than `blindspot_slice`."""

@@ -4,6 +4,7 @@ A version is part of every fingerprint of its stage. Raise it when a change of c
 writes for the same config and inputs.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,13 +97,14 @@ def _num_shards(output: str) -> int | None:
 def _training_set(job: Job) -> Mapping[str, Any]:
     from pipelines.data.training_set import draw_training_set
 
-    synthetic = job.config.kind in ("synthetic", "biased_synthetic")
-    exclude = job.inputs.get("starting_set")
+    synthetic = job.config.kind not in ("starting", "original")
+    exclude, judgement = job.inputs.get("starting_set"), job.inputs.get("judgement")
     return draw_training_set(
         job.config,
         join(job.inputs["source"], "pool" if synthetic else "train.parquet"),
         job.output,
         exclude=join(exclude, "examples.parquet") if exclude else None,
+        judgements=join(judgement, "judgements.parquet") if judgement else None,
     )
 
 
@@ -182,6 +184,27 @@ def _same_sets_and_base(config: Any, inputs: Mapping[str, str]) -> Any:
     return config, inputs["sources"], inputs["base_model"]
 
 
+def _judgement(job: Job) -> Mapping[str, Any]:
+    """`judge{n}` is a task model, `judge{n}_set{m}` what it was trained on; without one, the base model judges."""
+    from pipelines.evaluate.judge import Judge, judge
+
+    names = sorted(name for name in job.inputs if re.fullmatch(r"judge\d+", name))
+    sets = {name: sorted(other for other in job.inputs if other.startswith(f"{name}_set")) for name in names}
+    judges = [
+        Judge(job.inputs[name], tuple(join(job.inputs[other], "examples.parquet") for other in sets[name])) for name in names
+    ]
+    return judge(
+        job.config,
+        join(job.inputs["pool"], "pool"),
+        job.inputs["sources"],
+        job.inputs["base_model"],
+        judges or [Judge(None)],
+        job.output,
+        resources=job.resources,
+        report=job.report,
+    )
+
+
 REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
     "base_model": Stage(1, _base_model),
@@ -189,6 +212,7 @@ REGISTRY: dict[str, Stage] = {
     "starting_point": Stage(2, _task_model, _task_models, _same_base, _checkpoint),
     "generator": Stage(3, _generator, last_commit=_checkpoint),
     "synthetic_pool": Stage(1, _synthetic_pool, last_commit=_num_shards),
+    "judgement": Stage(1, _judgement),
     "training_set": Stage(1, _training_set),
     "task_model": Stage(2, _task_model, _task_models, _same_base, _checkpoint),
     "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),

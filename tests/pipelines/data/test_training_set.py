@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set, num_held, sizes_per_label
@@ -339,3 +340,39 @@ def test_two_label_examples_are_not_training_data(tmp_path):
     write_examples(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), path)
     with pytest.raises(UserError, match="non-entailment"):
         draw(TrainingSetConfig("original", 3, seed=0), str(path), tmp_path)
+
+
+def judged(tmp_path, predicted):
+    """A judgement of `POOL`: what `predicted` says of each row's number, by default its own label."""
+    rows = POOL.to_pylist()
+    said = [predicted.get(row["id"], row["label"]) for row in rows]
+    path = str(tmp_path / "judgements.parquet")
+    pq.write_table(pa.table({"id": [row["id"] for row in rows], "predicted": said}), path)
+    return path
+
+
+def test_a_filtered_set_has_only_rows_whose_label_the_judge_gives(pool, tmp_path):
+    doubted = {f"e{number}": "neutral" for number in range(0, 40, 2)} | {"n0": None}
+    path = judged(tmp_path, doubted)
+    rows, metrics = draw(TrainingSetConfig("filtered_synthetic", 60, seed=1), pool, tmp_path, judgements=path)
+    assert Counter(row["label"] for row in rows) == {"entailment": 20, "neutral": 20, "contradiction": 20}
+    # All of the other half: there are no more.
+    assert {row["id"] for row in rows if row["label"] == "entailment"} == {f"e{number}" for number in range(1, 40, 2)}
+    assert "n0" not in ids(rows)
+    assert metrics["num_not_agreed"] == 21 and metrics["num_excluded"] == 0
+    assert [metrics[f"{label}/available"] for label in LABELS] == [20, 29, 30]
+    with pytest.raises(UserError, match=r"asked for 21 entailment examples .* has 20; choose a size of at most 60"):
+        draw(TrainingSetConfig("filtered_synthetic", 63, seed=1), pool, tmp_path, judgements=path)
+
+
+def test_only_a_filtered_set_is_drawn_from_judged_rows_and_all_of_them_are_judged(pool, tmp_path):
+    path = judged(tmp_path, {})
+    with pytest.raises(UserError, match="a filtered_synthetic set is drawn from judged rows"):
+        draw(TrainingSetConfig("filtered_synthetic", 60, seed=1), pool, tmp_path)
+    with pytest.raises(UserError, match="kind='synthetic' with judgements="):
+        draw(TrainingSetConfig("synthetic", 60, seed=1), pool, tmp_path, judgements=path)
+    other = POOL.set_column(0, "id", pa.array(["x", *POOL["id"].to_pylist()[1:]]))
+    write_examples(other, tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"lacks 1 of the 100 rows of .*other\.parquet \(x, for one\)"):
+        config = TrainingSetConfig("filtered_synthetic", 60, seed=1)
+        draw(config, str(tmp_path / "other.parquet"), tmp_path, judgements=path)

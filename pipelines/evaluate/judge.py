@@ -1,0 +1,237 @@
+"""A judgement: which label classifiers give each row of a pool, and each gold row, that none of them was trained on.
+
+    judge(config, f"{pool}/pool", sources, base_model, [Judge(task_model, (f"{training_set}/examples.parquet",))], output)
+
+The gold rows, of test sets of the prepared sources, are what the judges' own errors are known from
+(`analysis.stats.label_noise`). With several judges each row is judged by one of those that may, drawn by a hash of its id, so
+that two models finetuned on two halves can judge each other's half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.errors import UserError
+from pipelines.evaluate.evaluation import (
+    Bodies,
+    EvaluationConfig,
+    classify,
+    encoded_examples,
+    in_one_task,
+    worker_device,
+)
+from pipelines.evaluate.scoring import where_held
+from pipelines.models.process import peak_gpu_memory_gib
+from pipelines.packing.batches import prefix_tree_batches
+from pipelines.resources import Report, Resources, no_report
+from pipelines.storage import join
+from pipelines.tasks.examples import LABELS, Label, read_examples, write_table
+from pipelines.workers.watchdog import watched
+
+JUDGEMENTS_FILE, GOLD_FILE = "judgements.parquet", "gold.parquet"
+NO_JUDGE = -1
+
+
+@dataclass(frozen=True)
+class JudgementConfig(EvaluationConfig):
+    """How a pool is judged, as task models are evaluated: `sets` are the gold ones, `heuristics` what makes cells of rows."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The folder of a task model, or None for a base model that has a classification head of its own (`own_head`).
+
+    `trained_on` are the examples of all sets that it was trained on, those of the models that it continues among them.
+    """
+
+    task_model: str | None
+    trained_on: tuple[str, ...] = ()
+
+
+def judge(
+    config: JudgementConfig,
+    examples: str,
+    sources: str,
+    base_model: str,
+    judges: Sequence[Judge],
+    output: str,
+    *,
+    resources: Resources | None = None,
+    report: Report = no_report,
+) -> dict[str, Any]:
+    """Judge each row of `examples` (a file or a folder), and of the gold sets in `sources`, in one Ray task.
+
+    Writes `judgements.parquet` (id, label, cluster, judge, predicted, p_entailment, p_neutral, p_contradiction, and for each
+    heuristic of the config a boolean `holds/<name>`), a row for each example, and `gold.parquet`, the same with `set`.
+    `cluster` numbers the premises, `judge` the judges. A row whose text, under another id, is one that every judge was trained
+    on is not judged: what a judge says of it is null. Returns counts, the agreement with the given labels (shares), and the
+    throughput.
+
+    Raises UserError for no judge, for rows whose ids every judge was trained on, and for gold rows without the three labels.
+    """
+    if not judges:
+        raise UserError("no judge is given, and rows do not judge themselves; give a task model, or a classifier's checkpoint")
+    arguments = (config, examples, sources, base_model, tuple(judges), output, report)
+    result: dict[str, Any] = in_one_task(_judge_worker, resources or Resources(), [output], *arguments)
+    return result
+
+
+def assign_judges(table: pa.Table, trained_on: Sequence[pa.Table], name: str) -> np.ndarray:
+    """The number of the judge of each row [n], of those that were trained on neither its id nor its text.
+
+    `trained_on` has each judge's training rows. `NO_JUDGE` is where every judge knows the text. Raises UserError, naming
+    `name`, for rows whose ids every judge was trained on.
+    """
+    ids = table["id"].to_pylist()
+    knows_id = _knows(ids, [rows["id"].to_pylist() for rows in trained_on])
+    knows_text = _knows(_texts(table), [_texts(rows) for rows in trained_on])
+    if len(known := np.flatnonzero(knows_id.all(axis=0))):
+        raise UserError(
+            f"{name}: every judge was trained on {len(known):,} of {len(ids):,} rows ({ids[known[0]]}, for one), and a model "
+            "agrees with what it was trained on; leave these rows out, or add a judge that is trained without them"
+        )
+    may = ~(knows_id | knows_text)
+    # The same judge whatever other rows there are: the place among those that may is a hash's.
+    places = [int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:4]) for identifier in ids]
+    choices = [np.flatnonzero(column) for column in may.T]
+    return np.array(
+        [choice[place % len(choice)] if len(choice) else NO_JUDGE for choice, place in zip(choices, places, strict=True)],
+        dtype=np.int64,
+    )
+
+
+def _knows(keys: Sequence[Hashable], by_judge: Sequence[Sequence[Hashable]]) -> np.ndarray:
+    """Which judge knows which row: booleans [judges, n]."""
+    return np.array([[key in known for key in keys] for known in map(set, by_judge)], dtype=bool)
+
+
+def _texts(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True))
+
+
+# What follows runs in a Ray worker.
+
+
+def _judge_worker(
+    config: JudgementConfig,
+    examples: str,
+    sources: str,
+    base_model: str,
+    judges: Sequence[Judge],
+    output: str,
+    report: Report,
+    use_gpu: bool,
+) -> dict[str, Any]:
+    with watched("the worker of a judgement", output):
+        return _judge(config, examples, sources, base_model, judges, output, report, use_gpu)
+
+
+def _judge(
+    config: JudgementConfig,
+    examples: str,
+    sources: str,
+    base_model: str,
+    judges: Sequence[Judge],
+    output: str,
+    report: Report,
+    use_gpu: bool,
+) -> dict[str, Any]:
+    trained_on = [pa.concat_tables([_KEYS, *(_keys(read_examples(path)) for path in judge.trained_on)]) for judge in judges]
+    rows = {"": _encoded(config, examples, "the pool", base_model, trained_on)}
+    for name in config.sets:
+        rows[name] = _encoded(config, join(sources, f"{name}.parquet"), f"gold set {name}", base_model, trained_on)
+    for name in config.sets:
+        if strange := sorted({*rows[name].table["label"].to_pylist()} - {*LABELS}):
+            raise UserError(f"gold set {name} has rows labelled {', '.join(strange)}; gold rows have {', '.join(LABELS)}")
+    num_examples = sum(one.table.num_rows for one in rows.values())
+    device = worker_device(use_gpu)
+    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
+    judge_s, num_judged = 0.0, 0
+    for number, judge in enumerate(judges):
+        classifier = bodies.classifier(judge.task_model)
+        for one in rows.values():
+            begun = time.perf_counter()
+            num_judged += one.judge(number, classifier, config.tokens_per_batch, device)
+            judge_s += time.perf_counter() - begun
+            report({"examples_per_s": num_judged / judge_s, "fraction_done": num_judged / num_examples}, number + 1)
+    tables = {name: _judged_table(config, one) for name, one in rows.items()}
+    gold = [tables[name].add_column(0, "set", pa.repeat(name, tables[name].num_rows)) for name in config.sets]
+    write_table(tables[""], join(output, JUDGEMENTS_FILE))
+    write_table(pa.concat_tables(gold), join(output, GOLD_FILE))
+    return {
+        "num_examples": num_judged,
+        "num_not_judged": num_examples - num_judged,
+        **{
+            f"{name or 'pool'}/{metric}": value for name, table in tables.items() for metric, value in _agreement(table).items()
+        },
+        "examples_per_s": num_judged / judge_s,
+        "peak_gpu_memory_gib": peak_gpu_memory_gib() if use_gpu else None,
+    }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to be judged: their prompts' tokens, the judge of each, and room for the logits."""
+
+    table: pa.Table
+    sequences: list[list[int]]
+    judges: np.ndarray
+    logits: np.ndarray
+
+    def judge(self, number: int, classifier: Any, tokens_per_batch: int, device: Any) -> int:
+        """Put in the logits of the rows of judge `number`, and return how many they are."""
+        chosen = np.flatnonzero(self.judges == number)
+        if len(chosen):
+            batches = prefix_tree_batches([self.sequences[row] for row in chosen], tokens_per_batch)
+            self.logits[chosen] = classify(classifier, batches, device)
+        return len(chosen)
+
+
+def _encoded(config: JudgementConfig, path: str, name: str, base_model: str, trained_on: Sequence[pa.Table]) -> _Rows:
+    table = read_examples(path)
+    judges = assign_judges(table, trained_on, name)
+    table, sequences = encoded_examples(config, table.append_column("judge", pa.array(judges)), base_model)
+    return _Rows(table, sequences, table["judge"].to_numpy(), np.full((table.num_rows, len(LABELS)), np.nan, dtype=np.float32))
+
+
+_KEYS = pa.schema([(name, pa.string()) for name in ("id", "premise", "hypothesis")]).empty_table()
+
+
+def _keys(table: pa.Table) -> pa.Table:
+    return table.select(_KEYS.column_names)
+
+
+def _judged_table(config: JudgementConfig, rows: _Rows) -> pa.Table:
+    """The rows of `judgements.parquet` (`judge`)."""
+    lacks = rows.judges == NO_JUDGE
+    shifted = np.exp(rows.logits - rows.logits.max(axis=1, keepdims=True))
+    shares = shifted / shifted.sum(axis=1, keepdims=True)
+    predicted = np.array([str(label) for label in LABELS])[np.argmax(np.nan_to_num(rows.logits), axis=1)]
+    premises = rows.table["premise"].combine_chunks().dictionary_encode()
+    columns: Mapping[str, Any] = {
+        "id": rows.table["id"],
+        "label": rows.table["label"],
+        "cluster": premises.indices.cast(pa.int32()),
+        "judge": pa.array(rows.judges.astype(np.int32), mask=lacks),
+        "predicted": pa.array(predicted, pa.string(), mask=lacks),
+        **{f"p_{label}": pa.array(shares[:, label.index], mask=lacks) for label in Label},
+        **{f"holds/{heuristic.name}": pa.array(held) for heuristic, held in where_held(rows.table, config.heuristics)},
+    }
+    return pa.table(columns)
+
+
+def _agreement(table: pa.Table) -> dict[str, Any]:
+    """Judged rows, and the share of them where the judge gives the label that they have, for each label and in all."""
+    judged = table.filter(pc.is_valid(table["predicted"]))
+    agrees = pc.equal(judged["predicted"], judged["label"]).to_numpy()
+    labels = np.array(judged["label"].to_pylist(), dtype=object)
+    of_labels = {f"agreement/{label}": agrees[labels == label] for label in LABELS} | {"agreement": agrees}
+    return {"num_judged": judged.num_rows} | {name: float(part.mean()) for name, part in of_labels.items() if len(part)}
