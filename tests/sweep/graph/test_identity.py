@@ -130,7 +130,7 @@ CLASSES = {
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
         "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators",
-        "sources_folder resources replicates_paper",
+        "sources_folder resources replicates_paper claims",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (
         "seed num_train num_dev num_test num_probe_per_group overlap_share overlap_entailment_rate "
