@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError, portable
 from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, where_held
 from pipelines.identity import added, runtime
-from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries
+from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries, without_gpus
 from pipelines.models.tokenizer import encode
 from pipelines.packing.batches import PackedBatch, prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
@@ -144,7 +143,7 @@ def _evaluate(
 def worker_device(use_gpu: bool) -> torch.device:
     """The device of a worker, which is told before anything imports DeepSpeed if it is to have no GPU."""
     if not use_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        without_gpus()
     import torch
 
     quiet_libraries()

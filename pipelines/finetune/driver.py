@@ -16,7 +16,7 @@ from pipelines.errors import NeighbourFailedError, NoticeError, UserError, porta
 from pipelines.finetune.checkpoints import TOGETHER, checkpointing_engine, keep_result, read_result, save_result
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import check_trajectory
-from pipelines.models.process import free_memory, quiet_libraries
+from pipelines.models.process import free_memory, quiet_libraries, without_gpus
 from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
 from pipelines.workers.watchdog import naming_stalls, patiently, watched
@@ -172,7 +172,7 @@ def _train(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     members, gpu_share = loop["members"], loop["gpu_share"]
     _set_up(use_gpu=gpu_share > 0, num_threads=loop["num_threads"])
     if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER and not members[0].job.is_on_trajectory:
-        return [_train_alone(members[0])]
+        return [_train_alone(members[0], use_gpu=gpu_share > 0)]
     results = _train_group(members, gpu_share)
     if len(members) == 1 and isinstance(only := results[0], Exception):
         raise only
@@ -182,8 +182,7 @@ def _train(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
 def _set_up(*, use_gpu: bool, num_threads: int) -> None:
     """Make this process ready for DeepSpeed."""
     if not use_gpu:
-        # DeepSpeed chooses its accelerator when it is first imported, which is below.
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        without_gpus()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import deepspeed
     import torch
@@ -241,7 +240,7 @@ def _train_group(members: Sequence[Member], gpu_share: float) -> list[dict[str, 
             end(place, NoticeError("a notice came before it began"))
             continue
         try:
-            result = _train_alone(member)
+            result = _train_alone(member, use_gpu=gpu_share > 0)
         except Exception as error:
             # All workers stop at a notice.
             if context.get_world_size() > 1 and not isinstance(error, NoticeError):
@@ -253,7 +252,7 @@ def _train_group(members: Sequence[Member], gpu_share: float) -> list[dict[str, 
     return [results[place] for place in range(len(members))]
 
 
-def _train_alone(member: Member) -> dict[str, Any]:
+def _train_alone(member: Member, *, use_gpu: bool) -> dict[str, Any]:
     """Train and save one job, on all workers of the group; its metrics."""
     import ray.train
     import torch
@@ -262,7 +261,9 @@ def _train_alone(member: Member) -> dict[str, Any]:
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    trained = train_alone(member, ray.train.torch.get_device(), rank=rank, num_workers=context.get_world_size())
+    # In the driving process Ray Train names the machine's first GPU, whoever has it.
+    device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
+    trained = train_alone(member, device, rank=rank, num_workers=context.get_world_size())
     # What is saved may have to be put together on the device again, and the next job needs the room.
     free_memory()
     with patiently():

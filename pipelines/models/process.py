@@ -2,7 +2,18 @@
 
 import gc
 import logging
+import os
 import warnings
+
+
+def without_gpus() -> None:
+    """Make this process one that has no GPU, on a machine with GPUs as well; to be called before it first uses CUDA.
+
+    Ray leaves the machine's GPUs visible to a process that was given none, and libraries take what they see.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # DeepSpeed chooses its accelerator when it is first imported.
+    os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def free_memory() -> None:

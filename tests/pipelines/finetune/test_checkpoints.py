@@ -346,6 +346,13 @@ def test_a_resumed_stage_need_not_be_the_one_that_began(job_of, tmp_path):
         np.testing.assert_allclose(losses(other), losses(whole), rtol=ROUNDING["float32"])
 
 
+def test_a_process_that_was_given_no_gpu_takes_none(job_of, tmp_path, monkeypatch):
+    """On a machine with GPUs Ray leaves them visible to it, and names the first one."""
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cuda:0"))
+    finetune(job_of("lora", 0), str(tmp_path), resources=Resources(in_process=True), report=no_report)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and os.environ["DS_ACCELERATOR"] == "cpu"
+
+
 def test_what_was_trained_among_many_goes_on_alone(job_of, tmp_path, monkeypatch):
     """By the names that both engines give: DeepSpeed takes up what `together.py` began."""
     job = job_of("lora", 0, checkpoint_every=4)
