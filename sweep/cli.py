@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sweep.commands.audit import audit
-from sweep.commands.cluster import check
+from sweep.commands.cluster import check, end
 from sweep.commands.data import experiments, fetch
 from sweep.commands.options import one_clear_error
 from sweep.commands.plan import plan
@@ -59,12 +59,13 @@ def _options(
 
 data = typer.Typer(no_args_is_help=True, help="MultiNLI and HANS, for the studies on real data.")
 app.add_typer(data, name="data")
-cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and beside its runs.")
+cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and after its runs.")
 app.add_typer(cluster, name="cluster")
 for command in (run, plan, status, report, explain, verdicts, power, audit, verify, ui, reindex, experiments):
     app.command()(one_clear_error(command))
 data.command()(one_clear_error(fetch))
-cluster.command()(one_clear_error(check))
+for command in (check, end):
+    cluster.command()(one_clear_error(command))
 
 
 def main() -> None:

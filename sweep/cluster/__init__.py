@@ -1,1 +1,1 @@
-"""A cluster's machines: what is looked at before they start, and what runs on them beside Ray. Nothing here knows a study."""
+"""A cluster's machines: a look before they start, what runs on them beside Ray, and their end. Nothing here knows a study."""

@@ -34,3 +34,16 @@ def check(
     print(in_order(findings))
     if any(finding.verdict == "problem" for finding in findings):
         raise typer.Exit(1)
+
+
+def end() -> None:
+    """End the whole cluster, on its head: Ray, then all workers, then this machine.
+
+    Where workers cannot be ended it says why, ends with 1, and the head stays on, so that nothing goes on unseen. After a run,
+    however that went:
+
+        ray exec --tmux cluster.yaml 'blindsweep run …; blindsweep cluster end'
+    """
+    from sweep.cluster.end import end_cluster
+
+    end_cluster()

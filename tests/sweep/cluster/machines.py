@@ -19,13 +19,13 @@ from pathlib import Path
 LAPTOP = "10.90.0.1"
 HEAD = "10.90.0.2"
 WORKERS = ("10.90.0.3", "10.90.0.4")
-TOOLS = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd")
+TOOLS = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync", "tmux", "/usr/sbin/sshd")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 UV = Path(sys.executable).with_name("uv")
 MANAGED = Path(f"/home/ubuntu/.local/share/uv/python/cpython-{sys.version.split()[0]}-linux-x86_64-gnu")
 
-# The first process ends then, and all others with it.
-SHUTDOWN = "#!/bin/sh\ntouch /mnt/off\n"
+# The first process ends then, and all others with it. What the terminal shows that this is called in is kept.
+SHUTDOWN = "#!/bin/sh\ntmux capture-pane -pJ -S - > /mnt/terminal\ntouch /mnt/off\n"
 NODE = """
 set -e
 mount --make-rprivate /
@@ -71,7 +71,7 @@ def missing() -> str | None:
         return "namespaces and mounts need root"
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
     if lacking:
-        return f"{', '.join(lacking)} missing (Debian: openssh-server, iproute2, rsync)"
+        return f"{', '.join(lacking)} missing (Debian: openssh-server, iproute2, rsync, tmux)"
     if not UV.exists():
         return f"no uv at {UV}"
     probe = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "true"]
@@ -87,6 +87,7 @@ class Machines:
         self.key = folder / "key"
         self.laptop: subprocess.Popen[bytes] | None = None
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.disks: dict[str, Path] = {}
 
     def start(self) -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)], check=True)
@@ -165,7 +166,7 @@ class Machines:
     def boot(self, address: str, *, environment: Mapping[str, str] | None = None, uv_settings: str = "") -> None:
         """Start a machine from the image, with an empty disk, at an address that no machine has now."""
         name = f"node{address.rpartition('.')[2]}"
-        folder = self.folder / f"{name}-{sum(key == address for key in self.nodes)}-{time.monotonic_ns()}"
+        folder = self.disks[address] = self.folder / f"{name}-{sum(key == address for key in self.nodes)}-{time.monotonic_ns()}"
         for sub in ("home/ubuntu/.local/bin", "home/ubuntu/.config/uv", "home/ubuntu/.local/share/uv/python", "tmp", "bin"):
             (folder / sub).mkdir(parents=True)
         (folder / "tmp").chmod(0o1777)
@@ -216,6 +217,10 @@ class Machines:
 
     def is_up(self, address: str) -> bool:
         return self.nodes[address].poll() is None
+
+    def last_terminal(self, address: str) -> str:
+        """What the terminal (tmux) showed in which a machine was switched off."""
+        return (self.disks[address] / "terminal").read_text()
 
     def kill(self, address: str) -> None:
         """A machine that is gone from one moment to the next: its cable first, so that not even its kernel says goodbye."""

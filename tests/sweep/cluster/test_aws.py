@@ -5,8 +5,11 @@ No command that would reach a machine is run; the addresses that the mock gives 
 
 import fnmatch
 import json
+import logging
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ import botocore.client
 import pytest
 import yaml
 from moto import mock_aws
+from typer.testing import CliRunner
+
+from sweep import cli
+from sweep.cluster import end
 
 ROOT = Path(__file__).parents[3]
 IAM = ROOT / "docs/iam"
@@ -32,9 +39,14 @@ class Runner:
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
+        self.head_config = ""
+        """What the head gets for its ~/ray_bootstrap_config.yaml."""
 
     def check_call(self, command: list[str], *_: Any, **__: Any) -> None:
         self.commands.append(command)
+        for part in command:
+            if Path(part).name.startswith("ray-bootstrap-"):
+                self.head_config = Path(part).read_text()
 
     def check_output(self, command: list[str], *_: Any, **__: Any) -> bytes:
         self.commands.append(command)
@@ -185,8 +197,30 @@ def needed(calls: list[Call]) -> set[str]:
     return {f"{service}:{operation}" for service, operation, _ in calls}
 
 
+def key_for(name: str, allowed: set[str]) -> dict[str, str]:
+    """An access key of a new user who may do just that, whatever it is done to."""
+    iam = boto3.client("iam")
+    iam.create_user(UserName=name)
+    statement = {"Effect": "Allow", "Action": sorted(allowed), "Resource": "*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=document)
+    key: dict[str, str] = iam.create_access_key(UserName=name)["AccessKey"]
+    return key
+
+
+def become(key: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask AWS with this key from now on, here and in child processes."""
+    from ray.autoscaler._private.aws import utils
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    for cache in (utils.resource_cache, utils.client_cache):
+        cache.cache_clear()
+
+
 def life_of_a_worker(ready: dict[str, Any]) -> None:
-    """What the autoscaler on the head, and `ray exec --stop` there, do with EC2."""
+    """What the autoscaler on the head does with EC2."""
     bootstrapped(ready)
     provider, nodes = start_worker(ready, "gpu_spot")
     (node,) = nodes
@@ -218,27 +252,13 @@ def test_the_mock_itself_lets_the_head_do_it_and_a_worker_not(
 ) -> None:
     """moto judges actions, and no resources or conditions."""
     from moto.core import set_initial_no_auth_action_count
-    from ray.autoscaler._private.aws import utils
 
     ready, _ = up(config)
-    iam, keys = boto3.client("iam"), {}
-    for name in ("head", "worker"):
-        iam.create_user(UserName=name)
-        widened = [{"Effect": "Allow", "Action": sorted(actions(name)), "Resource": "*"}]
-        document = json.dumps({"Version": "2012-10-17", "Statement": widened})
-        iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=document)
-        keys[name] = iam.create_access_key(UserName=name)["AccessKey"]
-
-    def become(name: str) -> None:
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[name]["AccessKeyId"])
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys[name]["SecretAccessKey"])
-        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-        for cache in (utils.resource_cache, utils.client_cache):
-            cache.cache_clear()
+    keys = {name: key_for(name, actions(name)) for name in ("head", "worker")}
 
     @set_initial_no_auth_action_count(0)
     def as_(name: str) -> None:
-        become(name)
+        become(keys[name], monkeypatch)
         life_of_a_worker(ready)
 
     as_("head")
@@ -269,3 +289,89 @@ def test_the_rights_are_of_the_cluster_and_the_role_that_the_file_names() -> Non
     assert statements["ChangeThisCluster"]["Condition"] == tag
     profile = config["metadata"]["worker_profile"]["Name"]
     assert statements["HandWorkersTheirRole"]["Resource"] == f"arn:aws:iam::*:role/{profile}"
+
+
+# --- the end, from the head -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def called(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """This machine as the head of a cluster with two workers; gives what is called on it from here on.
+
+    `ray down` is the real one, in a process of its own, which reaches the mock over loopback.
+    """
+    from moto.server import ThreadedMotoServer
+
+    ready, runner = up(config)
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(runner.head_config)
+    for name in ("gpu_spot", "gpu_on_demand"):
+        start_worker(ready, name)
+    notes = tmp_path / "called"
+    ray = Path(sys.executable).with_name("ray")
+    stand_ins = {
+        # The real `ray stop` ends every Ray of this machine.
+        "ray": f'echo "ray $1" >> {notes}; [ "$1" = stop ] || exec {ray} "$@"',
+        "sudo": f'echo "sudo $@" >> {notes}',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, script in stand_ins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(end, "PAUSE_S", 0.0)
+    monkeypatch.setattr(end, "ATTEMPTS", 2)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+    yield lambda: notes.read_text().splitlines() if notes.exists() else []
+    server.stop()
+
+
+def states() -> dict[str, list[str]]:
+    """What became of all machines, by their kind."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for reservation in boto3.client("ec2", region_name=REGION).describe_instances()["Reservations"]:
+        for machine in reservation["Instances"]:
+            (kind,) = [tag["Value"] for tag in machine["Tags"] if tag["Key"] == "ray-node-type"]
+            found[kind].append(machine["State"]["Name"])
+    return dict(found)
+
+
+def end_with_rights_to(allowed: set[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`blindsweep cluster end` on the head by a user who may do just that."""
+    from moto.core import set_initial_no_auth_action_count
+
+    with monkeypatch.context() as as_user:
+        become(key_for("tried", allowed), as_user)
+        return set_initial_no_auth_action_count(0)(lambda: CliRunner().invoke(cli.app, ["cluster", "end"]))()
+
+
+def test_the_end_of_a_cluster_ends_its_workers_and_then_switches_the_head_off(
+    called: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert states() == {"head": ["running"], "worker": ["running", "running"]}
+    done = end_with_rights_to(actions("head"), monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert states() == {"head": ["running"], "worker": ["terminated", "terminated"]}
+    # Ray first: its autoscaler could start others.
+    assert called() == ["ray stop", "ray down", "sudo shutdown -h now"]
+
+
+def test_a_head_whose_workers_cannot_be_ended_stays_on(
+    called: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = end_with_rights_to(actions("head") - {"ec2:TerminateInstances"}, monkeypatch)
+    assert done.exit_code == 1
+    (error,) = [line for line in done.output.splitlines() if line.startswith("Error: ")]
+    assert "the workers could not be ended (" in error and "TerminateInstances" in error, error
+    assert error.endswith("so that the head stays on; end both from your own machine: ray down -y cluster.yaml")
+    assert states() == {"head": ["running"], "worker": ["running", "running"]}
+    assert called() == ["ray stop", "ray down", "ray down"]
+
+
+def test_what_is_no_head_is_not_switched_off(called: Callable[[], list[str]], tmp_path: Path) -> None:
+    (tmp_path / "ray_bootstrap_config.yaml").unlink()
+    done = CliRunner().invoke(cli.app, ["cluster", "end"])
+    assert done.exit_code == 1 and "this is not the head of a cluster; to end one from your own machine" in done.output
+    assert called() == []

@@ -163,8 +163,12 @@ def test_a_study_outlives_a_machine_of_its_cluster(cluster: Machines, checkout: 
     assert run.returncode == 0, said[-4000:]
     assert re.search(r"demo: (\d+) artifacts, 0 were there, \1 built", said)
 
-    # The same command finds all of it, and takes the cluster down with it.
-    said = ray(cluster, checkout, f"exec --stop cluster.yaml {shlex.quote(RUN)}", 900)
+    # The same command finds all of it, in a terminal of the head, and takes the cluster down with it.
+    started = time.monotonic()
+    ray(cluster, checkout, f"exec --tmux cluster.yaml {shlex.quote(f'{RUN}; blindsweep cluster end')}", 120)
+    until(lambda: not cluster.is_up(HEAD), "the head is off", 900)
+    said = cluster.last_terminal(HEAD)
+    print(f"{said}\n(the head was off after {time.monotonic() - started:.0f} s)", flush=True)
     assert re.search(r"demo: (\d+) artifacts, \1 were there, 0 built", said)
-    until(lambda: not cluster.is_up(HEAD), "the head is off", 60)
+    assert "No nodes remaining" in said
     ray(cluster, checkout, "down -y cluster.yaml", 600)
