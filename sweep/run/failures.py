@@ -10,11 +10,9 @@ from urllib.parse import quote
 
 from pipelines.errors import NoticeError, StalledError, StoreUnreachableError, UserError
 from sweep.index.address import secrets_of
-from sweep.run.lease import LOST_CODE
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
 MACHINE_LOST = "the machine that it ran on was lost"
-TAKEN_OVER = "another driver has taken its artifact over, since this one did not renew its lease in time"
 # By name: whoever reads a failure need not have Ray, nor every library that a store is reached with.
 MACHINE_ERRORS = {
     "NodeDiedError",
@@ -156,7 +154,7 @@ def _death(error: BaseException) -> str:
     if not kinds & {"RayActorError", "WorkerCrashedError"}:
         return ""
     if code := re.search(r"exit code (\d+)", text):
-        return TAKEN_OVER if int(code[1]) == LOST_CODE else f"its process ended with exit code {code[1]}"
+        return f"its process ended with exit code {code[1]}"
     return PROCESS_DIED
 
 

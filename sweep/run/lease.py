@@ -39,8 +39,6 @@ LENGTH_S = 60.0
 POLL_S = 1.0
 """Seconds between two looks of who waits."""
 LOCK_FILE, LEASE_FILE = ".lock", ".lease"
-LOST_CODE = 75
-"""The exit code of a process that ends because its lease is another's: sysexits' EX_TEMPFAIL."""
 logger = logging.getLogger(__name__)
 
 

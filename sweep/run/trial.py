@@ -120,6 +120,16 @@ def carry_out(orders: Sequence[Order], when_lost: Callable[[], None] = lambda: N
     return [outcomes[order.step.fingerprint] for order in orders]
 
 
+def is_taken_over(orders: Sequence[Order]) -> bool:
+    """Whether another driver holds one of the artifacts of `orders`, which this one builds and whose process has just ended."""
+    store = Store(orders[0].store_uri)
+    for order in orders:
+        with lease_if_free(store.folder(order.step.id)) as held:
+            if held is None:
+                return True
+    return False
+
+
 def _usable_record(step: Step, store: Store) -> Record | None:
     """The record of a step that need not be built; one that is damaged, or was built from other content, is set aside.
 

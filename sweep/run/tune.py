@@ -26,11 +26,10 @@ from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
-from sweep.run.lease import LOST_CODE
 from sweep.run.machine import git_state, live_nodes, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
-from sweep.run.trial import Order, Outcome, carry_out
+from sweep.run.trial import Order, Outcome, carry_out, is_taken_over
 
 TUNE_SETTINGS = {
     # A run has its own display.
@@ -424,12 +423,21 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
         outcomes: list[Outcome] = ray.get(host.carry_out.remote(orders))
     except ray.exceptions.RayError as error:
         # A step's own failure is an outcome: this one is of the process, or of what came back from it.
-        outcomes = [_lost(orders, one_line(error))] * len(orders)
+        outcomes = [_lost(orders, _why_it_ended(error, orders))] * len(orders)
     if any(outcome.record is None for outcome in outcomes):
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(host)
         _stage_host.cache_clear()
     return {"outcomes": _judged(outcomes, machines)}
+
+
+def _why_it_ended(error: Exception, orders: Sequence[Order]) -> str:
+    """The line of a process that is gone: it ends itself when its lease is another driver's, which Ray does not pass on."""
+    # A store that is away says so when the step is tried again.
+    with contextlib.suppress(Exception):
+        if is_taken_over(orders):
+            return "another driver has taken its artifact over"
+    return one_line(error)
 
 
 def _lost(group: Sequence[Any], error: str) -> Outcome:
@@ -481,7 +489,7 @@ def _stage_host() -> Any:
 class _StageHost:
     def carry_out(self, orders: list[Order]) -> list[Outcome]:
         # What the stage has started ends with this process.
-        return carry_out(orders, when_lost=functools.partial(os._exit, LOST_CODE))
+        return carry_out(orders, when_lost=functools.partial(os._exit, 1))
 
 
 def _searcher(run: Run) -> Any:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from sweep.run.failures import TAKEN_OVER, one_line, root_cause
-from sweep.run.lease import LOST_CODE
+from sweep.run.failures import one_line, root_cause
 from sweep.run.session import RayOptions, ray_session
 
 ROOT = Path(__file__).parents[3]
@@ -140,9 +139,6 @@ def test_what_ray_says_of_a_lost_process_is_said_in_plain_words() -> None:
     assert one_line(ray.exceptions.NodeDiedError("Node IP: 192.0.2.2")) == "the machine that it ran on was lost"
     ended = ray.exceptions.RayActorError("ab" * 16, "Worker exit detail: Worker exits with an exit code 7.", False, False)
     assert one_line(ended) == "its process ended with exit code 7"
-    text = f"Worker exit detail: Worker exits with an exit code {LOST_CODE}."
-    taken_over = ray.exceptions.RayActorError("ab" * 16, text, False, False)
-    assert one_line(taken_over) == TAKEN_OVER
     assert one_line(ray.exceptions.GetTimeoutError("after 5 s")) == "GetTimeoutError: after 5 s"
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -21,12 +22,14 @@ from sweep.graph.records import Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
 from sweep.run import lease as leases
+from sweep.run import tune
 from sweep.run.lease import LEASE_FILE, LOCK_FILE, Lease, LeaseLostError, lease
 from sweep.run.trial import Order, carry_out
 from tests.sweep.run.fake_study import Config
 
 SCRIPT = Path(__file__).with_name("lease_holder.py")
 ROOT = Path(__file__).parents[3]
+ELSEWHERE = {"holder": "a", "host": "elsewhere", "process": "boot pid:[1] 1 1", "length_s": 600.0, "renewals": 3}
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -145,6 +148,29 @@ def test_a_driver_that_was_stopped_for_long_leaves_a_whole_artifact(bucket: str,
     record = store.read_record(step.id)
     assert record is not None
     assert store.read_bytes(record, "value.txt").decode() == record.metrics["value"]
+
+
+def test_a_step_whose_process_ended_for_its_lease_says_that_another_driver_has_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def ended(_: object) -> None:
+        raise ray.exceptions.RayActorError()
+
+    host = MagicMock()
+    monkeypatch.setattr(tune, "_stage_host", host)
+    monkeypatch.setattr(tune, "_machines", lambda: {"this one"})
+    monkeypatch.setattr(ray, "get", ended)
+    monkeypatch.setattr(ray, "kill", lambda _: None)
+    step = Step("task_model", "cell", Config())
+    config = {"orders": tune._Sealed([Order(step, Stage(1, lambda job: {}), bucket)])}
+    write_text(join(Store(bucket).folder(step.id), LEASE_FILE), json.dumps(ELSEWHERE))
+    (outcome,) = tune._trial(config)["outcomes"]
+    assert outcome.error == "another driver has taken its artifact over"
+    write_text(join(Store(bucket).folder(step.id), LEASE_FILE), json.dumps(ELSEWHERE | {"free": True}))
+    (outcome,) = tune._trial(config)["outcomes"]
+    assert outcome.error.startswith("its process died")
 
 
 @pytest.mark.slow
