@@ -12,6 +12,7 @@ call goes on; if no shard that was committed is written again; and if then all f
 import argparse
 import hashlib
 import json
+import logging
 import os
 import random
 import sys
@@ -165,6 +166,9 @@ def main(arguments: list[str] | None = None) -> int:
             logging_level="ERROR",
             runtime_env=environment,
         )
+        for name in ("ray", "ray.data"):
+            # As a run has it: what is wrong is in the error.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             found = break_all(Path(folder), options.points, options.seed)
         finally:

@@ -34,7 +34,7 @@ from sweep.graph.records import Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run import lease as leases
-from sweep.run.lease import LEASE_FILE, LOST_CODE
+from sweep.run.lease import LEASE_FILE
 from sweep.run.trial import Order, carry_out
 
 SERVER = """
@@ -48,6 +48,7 @@ sys.stdin.read()
 """
 BUCKET = "studies"
 LENGTH_S = 1.0
+LOST_CODE = 75
 ELSEWHERE = {"process": "boot pid:[1] 1 1"}
 """A process of another machine, of which nobody here can know that it is gone."""
 
