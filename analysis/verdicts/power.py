@@ -27,8 +27,11 @@ MOST_SEEDS = 1000
 MOST_SETTLING_SEEDS = 1_000_000
 """So many that what they still leave in doubt is left by the test items."""
 FEWEST_PILOT_SEEDS = 3
-SD_CONFIDENCE = 0.8
-"""Of the one-sided upper bound of a pilot's standard deviation, from which the upper end of `settling` is taken."""
+SD_CONFIDENCE, SD_CONFIDENCE_OF_SEVERAL = 0.82, 0.70
+"""Of the one-sided upper bound of a pilot's standard deviation, from which the upper end of `settling` is taken: so that it is
+enough in three of four pilots. Of several parts the largest estimate decides, which errs upwards, at a divided level."""
+ITEM_CONFIDENCE = 0.99
+"""With which the items leave more doubt than the margin before it is said that no number of seeds is enough."""
 SEEDS = (3, 5, 10, 20, 30, 50)
 EFFECTS = (0.01, 0.02, 0.05, 0.10)
 COMPARISONS = (("synthetic", "original"), ("synthetic", "none"), ("biased_synthetic", "none"))
@@ -68,12 +71,18 @@ class Variance:
         low, high = (math.sqrt(df * self.seed_variance / stats.chi2.ppf(share, df)) for share in (0.975, 0.025))
         return Interval(low, high)
 
-    def with_upper_sd(self) -> Variance:
-        """The same with the seeds' variance at its upper bound (chi-squared, one-sided, SD_CONFIDENCE); a guess stays."""
+    def with_upper_sd(self, confidence: float) -> Variance:
+        """The same with the seeds' variance at its one-sided upper bound (chi-squared); a guess stays."""
         if self.num_seeds < 2:
             return self
         df = self.num_seeds - 1
-        return replace(self, seed_variance=self.seed_variance * df / float(stats.chi2.ppf(1 - SD_CONFIDENCE, df)))
+        return replace(self, seed_variance=self.seed_variance * df / float(stats.chi2.ppf(1 - confidence, df)))
+
+    def with_lower_item_variance(self) -> Variance:
+        """The same with the items' variance at its lower bound (chi-squared, one-sided, ITEM_CONFIDENCE)."""
+        if math.isinf(self.item_df):
+            return self
+        return replace(self, item_variance=self.item_variance * self.item_df / stats.chi2.ppf(ITEM_CONFIDENCE, self.item_df))
 
     def power(self, num_seeds: int, effect: float, alpha: float = ALPHA) -> float:
         """The chance that the two-sided test of `stats/intervals.py` sees a true difference of `effect`, on its side of 0."""
@@ -146,36 +155,40 @@ def settling(
     num_seeds = min(variance.num_seeds for variance in variances)
     if 0 < num_seeds < FEWEST_PILOT_SEEDS:
         return Settling(None, f"a pilot of {num_seeds} seeds gives no number")
-    low, high = (
-        _settled_by(parts, margin, alpha, is_equivalence, at_least)
-        for parts in (variances, [variance.with_upper_sd() for variance in variances])
-    )
-    if low is None or high is None:
-        return Settling(None, "no number of seeds is enough: the test items alone leave more doubt than the margin")
-    return Settling((low, high))
+
+    def seeds(parts: Sequence[Variance]) -> int | None:
+        return fewest(lambda num: _settles(parts, num, margin, alpha, is_equivalence, at_least), MOST_SETTLING_SEEDS)
+
+    confidence = SD_CONFIDENCE if len(variances) == 1 else SD_CONFIDENCE_OF_SEVERAL
+    # Items of a pilot that seem to leave too much doubt may do so by chance.
+    for parts in (variances, [variance.with_lower_item_variance() for variance in variances]):
+        low, high = seeds(parts), seeds([part.with_upper_sd(confidence) for part in parts])
+        if low is not None and high is not None:
+            return Settling((low, high))
+    return Settling(None, "no number of seeds is enough: the test items alone leave more doubt than the margin")
 
 
-def _settled_by(parts: Sequence[Variance], margin: float, alpha: float, is_equivalence: bool, at_least: int) -> int | None:
-    """The fewest seeds for `settling`, by the part that needs most of those that need fewest."""
+def _settles(
+    parts: Sequence[Variance], num_seeds: int, margin: float, alpha: float, is_equivalence: bool, at_least: int
+) -> bool:
+    """Whether so many seeds settle a claim. Parts are seen together unless one is missed: chances of that add up at most.
+
+    Of parts of which not all are needed the easiest count. The level is divided as by `partial_conjunction`.
+    """
     num_against = len(parts) - at_least + 1
 
-    def is_settled(part: Variance, num_seeds: int) -> bool:
-        # As `partial_conjunction` divides the level, once for the claim and once against it.
-        if is_equivalence:
-            return part.equivalence_power(num_seeds, 0.0, margin, alpha / num_against) >= _power_of_each(at_least)
-        supported = part.power(num_seeds, margin, alpha / num_against) >= _power_of_each(at_least)
-        return supported and part.power(num_seeds, margin, alpha / at_least) >= _power_of_each(num_against)
+    def misses(level: float) -> list[float]:
+        chances = [
+            part.equivalence_power(num_seeds, 0.0, margin, level) if is_equivalence else part.power(num_seeds, margin, level)
+            for part in parts
+        ]
+        return sorted(1 - chance for chance in chances)
 
-    def needed(part: Variance) -> float:
-        return fewest(lambda num_seeds: is_settled(part, num_seeds), MOST_SETTLING_SEEDS) or math.inf
-
-    most = sorted(needed(part) for part in parts)[at_least - 1]
-    return None if math.isinf(most) else int(most)
-
-
-def _power_of_each(num_parts: int) -> float:
-    """Power by which so many parts are seen together with a chance of POWER, whatever their dependence (Bonferroni)."""
-    return 1 - (1 - POWER) / num_parts
+    supported = sum(misses(alpha / num_against)[:at_least]) <= 1 - POWER
+    # Refuted by whichever parts differ the other way, the hardest for one.
+    return supported and (
+        is_equivalence or sum(misses(alpha / at_least)[: max(at_least, num_against)][-num_against:]) <= 1 - POWER
+    )
 
 
 def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
