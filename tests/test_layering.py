@@ -28,6 +28,7 @@ INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT, AUDIT = "analysis.stats", "analysis.study", "analysis.report", "analysis.audit"
 VERDICTS = "analysis.verdicts"
+SIMULATION = "analysis.simulation"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
 ARROWS: Mapping[str, tuple[str, ...]] = {
@@ -53,6 +54,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     AUDIT: ("pipelines", TASKS, "analysis", STATS),
+    SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, VERDICTS, REPORT, AUDIT),
     # The command line, and what users' studies import.
     "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, COMMANDS),

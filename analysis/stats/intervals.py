@@ -9,7 +9,7 @@ hypotheses of a MultiNLI premise, the sentences of a HANS template). Further see
 less the part that the seeds' own variance has already; each cluster's residual is divided by 1 - leverage, the jackknife over
 clusters, which keeps it honest for few and unequal ones (Bell and McCaffrey 2002). Each part has its own Student's t, and the
 half-widths add in squares (Howe 1974, on the mean of a sum of two), so that few seeds cannot borrow degrees of freedom from
-many items. `python -m analysis.stats.simulation` measures what that covers.
+many items. `python -m analysis.simulation` measures what that covers.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.simulation.differences import coverage
+from analysis.simulation.scenarios import HANS_TEMPLATES, MNLI_PREMISES, hans
 from analysis.stats.intervals import Replicates
-from analysis.stats.simulation import HANS_TEMPLATES, MNLI_PREMISES, Coverage, coverage, hans, main, page
 from analysis.verdicts.questions import Part, Question, Setting
 from analysis.verdicts.verdicts import Judgement, Outcome, judge_questions
 
@@ -72,16 +73,3 @@ def test_ten_points_cannot_be_told_with_5_of_100_runs_and_are_supported_with_30(
     assert many.verdict == Outcome.SUPPORTED
     assert many.high < 0
     assert many.num_units == 30
-
-
-def test_the_page_is_made_of_the_figures() -> None:
-    one = Coverage("HANS", 5, 0.277, 0.124, 0.951, 0.049, 0.02, 0.0, 0.943, 0.871, 0.321)
-    text = page([one], [one], 2000)
-    assert "| HANS | 5 | 27.7 ± 12.40 | 95.1 | 4.9 | 0.0 | 94.3 | 87.1 | 32.1 |" in text
-    assert "| 5 | 2.0 | 95.1 | 32.1 |" in text
-    assert "standard error of 0.5 points" in text
-
-
-def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    main(["--output", str(tmp_path / "coverage.md"), "--replications", "20"])
-    assert (tmp_path / "coverage.md").read_text().count("\n| ") > 24
