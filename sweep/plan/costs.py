@@ -19,6 +19,7 @@ from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.data.training_set import TrainingSetConfig, num_drawn
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.evaluate.judge import JudgementConfig
 from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_ends
@@ -36,7 +37,7 @@ STATE_BYTES = 12
 """The optimizer's fp32 master copy and two moments of a trained parameter."""
 MOMENTS_BYTES, GROUPED_STATE_BYTES = 8, 10
 """The same where weights are fp32 themselves, and where adapters are trained many at once: a master is two bytes more there."""
-CLASSIFIERS = ("starting_point", "task_model", "evaluation")
+CLASSIFIERS = ("starting_point", "task_model", "evaluation", "judgement")
 GENERATORS = ("generator", "synthetic_pool")
 MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
 
@@ -185,7 +186,8 @@ def estimate_costs(
     """
     if not any(step.resources.total_gpus for step in steps):
         raise NoEstimate("no step asks for a GPU, and there is no figure for CPUs")
-    by_stage = {step.stage: step for step in steps}
+    # The first: a judge may have a base model of its own.
+    by_stage = {step.stage: step for step in reversed(steps)}
     sources, base_model = by_stage["sources"], by_stage["base_model"]
     assumptions = []
     if num_examples is None:
@@ -274,7 +276,7 @@ class _Estimator:
                 not_written = table["tokens.marker_rest"] if config.stop_early else 0
                 return Work("generate", num_texts, num_texts * (table["tokens.generated"] - not_written))
             case EvaluationConfig():
-                counts = {name: self._num_evaluated(name) for name in config.sets}
+                counts = self._num_classified(step)
                 tokens = {name: table["tokens.classifier_hans" if name == "hans" else "tokens.classifier"] for name in counts}
                 return Work("evaluate", sum(counts.values()), sum(counts[name] * tokens[name] for name in counts))
             case _:
@@ -284,6 +286,13 @@ class _Estimator:
         num_examples *= finetune.epochs
         batch_size = finetune.batch_size / step.resources.num_workers
         return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size, finetune)
+
+    def _num_classified(self, step: Step) -> dict[str, int]:
+        """Examples that an evaluation or a judgement reads, by set."""
+        counts = {name: self._num_evaluated(name) for name in step.config.sets}
+        if isinstance(step.config, JudgementConfig):
+            counts["pool"] = sum(per_label(step.inputs["pool"].config.num_per_label).values())
+        return counts
 
     def _num_evaluated(self, name: str) -> int:
         if name not in self.num_examples:
@@ -307,7 +316,7 @@ class _Estimator:
             case UntrainedConfig() | TaskModelConfig():
                 return self._task_model_bytes(step)
             case EvaluationConfig():
-                return sum(self._num_evaluated(name) for name in config.sets) * table["bytes.logits"]
+                return sum(self._num_classified(step).values()) * table["bytes.logits"]
             case _:
                 return sum(self.num_examples.values()) * table["bytes.examples"]
 

@@ -162,7 +162,7 @@ def cost_plan(
     Counts and the model's shape are taken from what is built, else from the configs. Raises NoEstimate, with the
     reason, where nothing can be said; UserError for a number of GPUs that is not above 0 or too small for a step.
     """
-    by_stage = {member.step.stage: member for member in planned}
+    by_stage = {member.step.stage: member for member in reversed(planned)}
     sources, base_model = by_stage["sources"], by_stage["base_model"]
     counts = None
     if sources.record:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from pipelines.data.sources import NLISourcesConfig
 from pipelines.data.template_corpus import TemplateCorpusConfig
-from pipelines.data.training_set import check_bias
+from pipelines.data.training_set import FILTERED, check_bias
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
@@ -20,11 +20,13 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
-from sweep.graph.records import KINDS, STAGES, TRAINED_KINDS, check_study_name
+from sweep.graph.records import KINDS, KNOWN_KINDS, STAGES, TRAINED_KINDS, check_study_name
 from sweep.study.claims import Claim
 from sweep.study.paper_claims import PAPER_CLAIMS
 
 TRAJECTORIES = ("separate", "shared")
+JUDGE_SEED = 1_000_003
+"""The seed of a judge, and of nothing else: no model may be corrected by itself."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Experiment:
     are drawn by the study's seed, or all by `starting_set_seed`. With `trajectories` "shared", the starting points of a seed
     are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind and seed
     (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
+
+    The `judge` judges the pools' labels (docs/label_noise.md): a task model finetuned from the untrained start on so many
+    original examples, for this alone, or a classifier's checkpoint. Sets of the kind filtered_synthetic need one.
 
     `claims` are what its results are judged by. `general_set` and `blindspot_set` are the evaluation sets that they and the
     report set side by side. With `replicates_paper`, plan
@@ -74,6 +79,7 @@ class Experiment:
     biases: tuple[float, ...] = added(())
     heuristic_share: float | None = added(None)
     generators: int = added(1)
+    judge: int | PretrainedModelConfig | None = added(None)
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
@@ -90,6 +96,7 @@ class Experiment:
         self._check_axes()
         self._check_biases()
         self._check_generators()
+        self._check_judge()
         self._check_resources()
         self._check_recipes()
         self._check_evaluation()
@@ -116,8 +123,8 @@ class Experiment:
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
-        if unknown := set(self.kinds) - set(TRAINED_KINDS):
-            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(TRAINED_KINDS)}")
+        if unknown := set(self.kinds) - set(KNOWN_KINDS):
+            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KNOWN_KINDS)}")
 
     def _check_biases(self) -> None:
         if len(set(self.biases)) != len(self.biases):
@@ -146,6 +153,18 @@ class Experiment:
                 f"generators 0 to {self.generators - 1} have {', '.join(map(str, counts))} of them, and each needs as many as "
                 f"the others; give seeds={' or seeds='.join(','.join(map(str, seeds)) for seeds in fitting)}"
             )
+
+    def _check_judge(self) -> None:
+        if self.judge is None and FILTERED in self.kinds:
+            raise UserError(f"kinds={self.kinds}: {FILTERED} sets are of rows that a judge agrees with; give judge, too")
+        if self.judge is not None and not self.has_pool:
+            raise UserError(
+                f"judge={self.judge}: it judges what a generator writes, and kinds={self.kinds} need none; leave it out"
+            )
+        if isinstance(self.judge, int) and self.judge < 1:
+            raise UserError(f"judge={self.judge}: it is finetuned on so many original examples; give 1 or more")
+        if self.judge is not None and JUDGE_SEED in self.seeds:
+            raise UserError(f"seeds={self.seeds}: {JUDGE_SEED} is the judge's, which no other model may share; take another")
 
     def _check_resources(self) -> None:
         if unknown := set(self.resources) - set(STAGES):

@@ -3,7 +3,8 @@
 Two roots (prepared data, base model), then generator → synthetic pool, once for each generator; starting points; training
 sets (size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
 several cells share is one step. Original training sets do not depend on a pool, so they need not wait. With shared
-trajectories a model that is not of the largest size has that one, its trunk, for an input as well.
+trajectories a model that is not of the largest size has that one, its trunk, for an input as well. With a judge, each pool's
+labels are judged, by a model that is neither a starting point nor a cell.
 
 Generator 0 and what is made from its pool are named as in a study with one generator, because they are the same artifacts.
 Another's number is in its names: `generator1`, `pool1`, `synthetic-300-seed1-generator1`.
@@ -13,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipelines.data.training_set import TrainingSetConfig, num_drawn
-from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.data.training_set import FILTERED, TrainingSetConfig, num_drawn
+from pipelines.evaluate.judge import JudgementConfig
+from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.resources import Resources
 from sweep.graph.step import Step
-from sweep.study.experiment import Experiment
+from sweep.study.experiment import JUDGE_SEED, Experiment
 
 
 def build_grid(experiment: Experiment) -> list[Step]:
@@ -36,6 +38,9 @@ class _Grid:
         text = {"sources": self.sources} if isinstance(experiment.base_model, ScratchModelConfig) else {}
         self.base_model = self._add("base_model", "base", experiment.base_model, text)
         self.pools = [self._add_pool(number) for number in range(experiment.generators)] if experiment.has_pool else []
+        if experiment.judge is not None:
+            for pool in self.pools:
+                self._add_judgement(pool)
         for seed in experiment.seeds:
             for starting_size in experiment.starting_sizes:
                 self._add_starting_point(starting_size, seed)
@@ -51,7 +56,8 @@ class _Grid:
     ) -> Step:
         # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes.
         light = isinstance(config, UntrainedConfig)
-        resources = Resources() if light else self.experiment.resources.get(stage, Resources())
+        like = "evaluation" if stage == "judgement" and stage not in self.experiment.resources else stage
+        resources = Resources() if light else self.experiment.resources.get(like, Resources())
         rehearsal = self.experiment.rehearsal
         step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {}, rehearsal)
         return self.steps.setdefault(step.fingerprint, step)
@@ -165,7 +171,9 @@ class _Grid:
                 nested_sizes=smaller,
                 **self._bias(cell),
             ),
-            {"source": source} | ({"starting_set": excluded} if excluded else {}),
+            {"source": source}
+            | ({"starting_set": excluded} if excluded else {})
+            | ({"judgement": self._add_judgement(source)} if kind == FILTERED else {}),
             {**cell, **shared},
         )
         slug = f"start{cell['starting_size']}-{slug}"
@@ -173,6 +181,36 @@ class _Grid:
         task_model = self._add_trained("task_model", slug, recipe, training_set, starting_point, trunk, cell)
         self._add_evaluation(task_model)
         return task_model
+
+    def _add_judgement(self, pool: Step) -> Step:
+        experiment = self.experiment
+        evaluation = experiment.evaluation
+        config = JudgementConfig(
+            sets=tuple(dict.fromkeys(("dev", experiment.general_set))),
+            dtype=evaluation.dtype,
+            merge_adapter=evaluation.merge_adapter,
+            rehearse_examples=evaluation.rehearse_examples,
+            heuristics=(experiment.heuristic,),
+            tokens_per_batch=evaluation.tokens_per_batch,
+            compile_from_examples=evaluation.compile_from_examples,
+        )
+        inputs = {"sources": self.sources, "pool": pool}
+        if isinstance(experiment.judge, PretrainedModelConfig):
+            inputs["base_model"] = self._add("base_model", "judge", experiment.judge)
+        else:
+            assert experiment.judge is not None
+            inputs |= {"base_model": self.base_model, **self._add_judge(experiment.judge)}
+        return self._add("judgement", f"judge-{pool.slug}", config, inputs, pool.coordinates)
+
+    def _add_judge(self, size: int) -> dict[str, Step]:
+        """The judge, and what it was trained on: original examples drawn for it, so that it corrects no model but others."""
+        untrained = self._add("starting_point", "judge0", UntrainedConfig(JUDGE_SEED), {"base_model": self.base_model})
+        drawn = TrainingSetConfig("starting", size, JUDGE_SEED)
+        training_set = self._add("starting_set", f"judge{size}", drawn, {"source": self.sources})
+        inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": untrained}
+        config = TaskModelConfig(self.experiment.task_model, JUDGE_SEED)
+        judge = self._add("starting_point", f"judge{size}", config, inputs)
+        return {"judge0": judge, "judge0_set0": training_set}
 
     def _bias(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         if "bias" in cell:

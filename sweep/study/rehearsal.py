@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from pipelines.data.training_set import FILTERED
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
@@ -66,6 +67,8 @@ def rehearsal(experiment: Experiment) -> Experiment:
         # A pool of stand-ins has lexical overlap in all entailments and nowhere else: the full dose is all that it is good for.
         heuristic=LEXICAL_OVERLAP,
         biases=(),
+        # Nor does a model of a few steps agree with enough of its labels to filter it.
+        kinds=tuple(dict.fromkeys("synthetic" if kind == FILTERED else kind for kind in experiment.kinds)),
         heuristic_share=None,
     )
 

@@ -122,6 +122,10 @@ CLASSES = {
         "sets dtype merge_adapter rehearse_examples heuristics",
         "tokens_per_batch compile_from_examples",
     ),
+    "pipelines.evaluate.judge.JudgementConfig": (
+        "sets dtype merge_adapter rehearse_examples heuristics",
+        "tokens_per_batch compile_from_examples",
+    ),
     "pipelines.data.sources.NLISourcesConfig": (
         "files dev_rows_per_label hans_rows drop_blank_rows max_characters",
         "",
@@ -129,7 +133,7 @@ CLASSES = {
     "sweep.study.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators",
+        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge",
         "sources_folder resources replicates_paper claims",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
+from pipelines.identity import FileHash
 from pipelines.resources import Resources
 from sweep.plan.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, replication, total, unmeasured
 from sweep.plan.model_shape import ModelShape
@@ -108,6 +109,19 @@ def test_the_plan_of_the_paper(llama: Experiment) -> None:
     assert total(found.steps).gpu_hours == pytest.approx(sum(seconds for _, _, seconds in expected.values()) / 3600)
     assert total(of_stage(found, "evaluation")).num_tokens == 60 * 3_464_700
     assert found.assumptions == ("391,722 training rows, all of MultiNLI: the data is not prepared yet",)
+
+
+def test_a_judgement_reads_the_pool_and_the_gold_sets_as_an_evaluation_would(llama: Experiment) -> None:
+    own = PretrainedModelConfig((FileHash("model.safetensors", "1" * 64),), path="nowhere")
+    for judge in (5_000, own):
+        found = estimate(dataclasses.replace(llama, judge=judge))
+        (judgement,) = of_stage(found, "judgement")
+        assert judgement.work is not None and judgement.work.num_examples == 1_819_813 + 750 + 9_815
+        assert judgement.gpu_seconds == pytest.approx(10 + 100 * 1_830_378 / 20_000)
+        assert judgement.num_bytes == 2 * 1_830_378
+        assert found.num_parameters == estimate(llama).num_parameters
+        (evaluation, *_) = of_stage(found, "evaluation")
+        assert judgement.memory_bytes == evaluation.memory_bytes > 0
 
 
 def test_texts_that_stop_early_have_fewer_tokens(llama: Experiment) -> None:

@@ -255,6 +255,70 @@ def test_generators_without_a_pool_are_refused(experiment: Experiment) -> None:
         dataclasses.replace(experiment, kinds=("original",), seeds=(0, 1), generators=2)
 
 
+def test_a_judge_is_finetuned_for_this_alone_and_filtered_sets_are_drawn_from_what_it_says(experiment: Experiment) -> None:
+    before = {step.fingerprint: step.name for step in build_grid(experiment)}
+    study = dataclasses.replace(experiment, kinds=("original", "synthetic", "biased_synthetic", "filtered_synthetic"), judge=40)
+    steps = build_grid(study)
+    assert {step.fingerprint: step.name for step in steps if step.fingerprint in before} == before
+    added = [step for step in steps if step.fingerprint not in before]
+    # The judge, untrained and trained, its examples and its judgement; two sizes from two starting points.
+    counts = {"starting_point": 2, "starting_set": 1, "judgement": 1, "training_set": 2, "task_model": 4, "evaluation": 4}
+    assert Counter(step.stage for step in added) == counts
+    by_name = {step.name: step for step in steps}
+    judgement, judge = by_name["judgement/judge-pool"], by_name["starting_point/judge40"]
+    assert {name: source.name for name, source in judgement.inputs.items()} == {
+        "sources": "sources/data",
+        "pool": "synthetic_pool/pool",
+        "base_model": "base_model/base",
+        "judge0": "starting_point/judge40",
+        "judge0_set0": "starting_set/judge40",
+    }
+    assert judgement.config.sets == ("dev", "template_test") and judgement.config.heuristics == (experiment.heuristic,)
+    assert judge.inputs["training_set"].fingerprint == judgement.inputs["judge0_set0"].fingerprint
+    # Neither starts from the judge, nor was the judge trained on anything that a generator wrote.
+    assert not any(judge in step.inputs.values() for step in steps if step.stage in ("task_model", "starting_point"))
+    assert ancestors(judge) == {"sources", "base_model", "starting_set", "starting_point"}
+    filtered = [step for step in added if step.stage == "training_set"]
+    assert [step.slug for step in filtered] == ["filtered_synthetic-30-seed0", "filtered_synthetic-60-seed0"]
+    assert all(step.inputs == {"source": by_name["synthetic_pool/pool"], "judgement": judgement} for step in filtered)
+
+
+def test_a_judge_without_filtered_sets_adds_a_judgement_and_changes_nothing_else(experiment: Experiment) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    steps = build_grid(dataclasses.replace(experiment, judge=40))
+    assert before <= {step.fingerprint for step in steps}
+    assert Counter(step.stage for step in steps if step.fingerprint not in before) == {
+        "starting_point": 2, "starting_set": 1, "judgement": 1,
+    }  # fmt: skip
+    # A classifier of one's own is a base model beside the study's.
+    own = PretrainedModelConfig(files=(), path="judge")
+    (judgement,) = [step for step in build_grid(dataclasses.replace(experiment, judge=own)) if step.stage == "judgement"]
+    assert set(judgement.inputs) == {"sources", "pool", "base_model"}
+    assert judgement.inputs["base_model"].config is own and judgement.inputs["base_model"].slug == "judge"
+
+
+def test_another_judge_rebuilds_what_it_filters(experiment: Experiment) -> None:
+    study = dataclasses.replace(experiment, kinds=("synthetic", "filtered_synthetic"), judge=40)
+    before = {step.fingerprint for step in build_grid(study)}
+    rebuilt = [step for step in build_grid(dataclasses.replace(study, judge=41)) if step.fingerprint not in before]
+    cells = [step for step in rebuilt if step.stage in ("training_set", "task_model", "evaluation")]
+    assert {step.coordinates["kind"] for step in cells} == {"filtered_synthetic"} and len(cells) == 10
+
+
+def test_each_generators_pool_is_judged_by_the_one_judge(experiment: Experiment) -> None:
+    kinds = ("original", "filtered_synthetic")
+    steps = build_grid(dataclasses.replace(experiment, kinds=kinds, judge=40, seeds=(0, 1), generators=2))
+    judgements = {step.slug: step for step in steps if step.stage == "judgement"}
+    assert {slug: dict(step.coordinates) for slug, step in judgements.items()} == {
+        "judge-pool": {"generator": 0}, "judge-pool1": {"generator": 1},
+    }  # fmt: skip
+    assert len({step.inputs["judge0"].fingerprint for step in judgements.values()}) == 1
+    for step in steps:
+        if step.stage == "training_set" and step.coordinates["kind"] == "filtered_synthetic":
+            assert step.inputs["judgement"].inputs["pool"] is step.inputs["source"]
+            assert step.coordinates["generator"] == step.coordinates["seed"]
+
+
 def test_without_synthetic_kinds_there_is_no_generator(experiment: Experiment) -> None:
     stages = {step.stage for step in build_grid(dataclasses.replace(experiment, kinds=("original",)))}
     assert not stages & {"generator", "synthetic_pool"}
@@ -311,6 +375,10 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
             "num_workers=2: .* need 1",
         ),
         ({"biases": (0.5, 0.5)}, "twice"),
+        ({"kinds": ("filtered_synthetic",)}, "rows that a judge agrees with; give judge, too"),
+        ({"judge": 0}, "judge=0: it is finetuned on"),
+        ({"judge": 9, "kinds": ("original",)}, "judge=9: it judges what a generator writes"),
+        ({"judge": 9, "seeds": (0, 1_000_003)}, "1000003 is the judge's"),
         ({"biases": (0.5, 1)}, "is the kind biased_synthetic; leave 1 out"),
         ({"heuristic_share": 0.1}, "give biases, too"),
         ({"heuristic": Heuristic("mine", HEURISTICS["subsequence"].holds)}, "heuristic='mine' has no probe_slice"),

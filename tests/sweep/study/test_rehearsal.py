@@ -47,6 +47,14 @@ def test_every_stage_is_rehearsed_at_the_real_batch_shape() -> None:
     assert (fast.generation.num_per_label, fast.generation.shard_size, fast.generation.exact) == (32, 342, True)
 
 
+def test_a_judge_is_rehearsed_and_filters_nothing() -> None:
+    study = dataclasses.replace(demo(), kinds=("original", "filtered_synthetic"), judge=3_000)
+    short = rehearsal(study)
+    assert short.kinds == ("original", "synthetic") and short.judge == 3_000
+    (judgement,) = [step for step in build_grid(short) if step.stage == "judgement"]
+    assert judgement.config.rehearse_examples == short.evaluation.rehearse_examples > 0
+
+
 @pytest.mark.parametrize("study", [paper(), paper_fast(), demo()], ids=lambda study: study.name)
 def test_no_artifact_of_a_rehearsal_is_one_of_the_study_or_of_a_study_like_it(study: Experiment) -> None:
     short = rehearsal(study)
