@@ -11,6 +11,7 @@ KIND_NAMES = {
     "original": "Original",
     "synthetic": "Synthetic",
     "biased_synthetic": "Biased Synthetic",
+    "filtered_synthetic": "Filtered Synthetic",
 }
 SET_NAMES = {
     "mnli_matched": "MultiNLI matched",

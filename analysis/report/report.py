@@ -21,6 +21,7 @@ from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import dose_block, dose_figure
 from analysis.report.export import csv_bytes
 from analysis.report.figures import figure1, inline_svg, to_pdf, to_png, to_svg
+from analysis.report.label_noise import label_noise_blocks
 from analysis.report.results import figure_caption, numbers
 from analysis.report.sections import (
     composition_block,
@@ -122,6 +123,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *table1_block(counts, beside, num_pools=_num_pools(study)),
         *slices,
         *yield_block(store, study),
+        *label_noise_blocks(store, study),
         *curves,
         *composition_block(study),
         *paper_block(study),

@@ -136,7 +136,8 @@ def true_shares(confusion: np.ndarray, said: np.ndarray) -> np.ndarray:
 
 def _solved(confusion: np.ndarray, said: np.ndarray) -> np.ndarray:
     """p [..., cells, labels, k] with q = p C, for C [..., cells, k, k] and q [..., cells, labels, k]; not always shares."""
-    return said @ np.linalg.inv(confusion)
+    # A cell without gold rows has no inverse, and is not identified.
+    return said @ np.linalg.pinv(confusion)
 
 
 def _wrong(shares: np.ndarray) -> np.ndarray:

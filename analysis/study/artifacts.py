@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.stats.label_noise import JudgedRows
 from pipelines.errors import UserError
+from pipelines.evaluate.judge import GOLD_FILE, JUDGEMENTS_FILE
 from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, Label, read_examples
@@ -19,6 +21,8 @@ from pipelines.tasks.heuristics import lexical_overlap
 from pipelines.tasks.parquet import parquet_table
 from sweep.graph.integrity import whole_folder
 from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep
+
+_CLASSES = {str(label): label.index for label in LABELS}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def training_set_frame(study: Study) -> pd.DataFrame:
     columns = ["stage", *COORDINATES, "label", "num_rows", "num_lexical_overlap", "fingerprint"]
     rows = []
     for step in _built(study, ("starting_set", "training_set")):
+        if not step.coordinates:  # what a judge was trained on is in no cell
+            continue
         metrics = step.record.metrics
         rows += [
             {
@@ -159,6 +165,36 @@ def reject_samples(store: Store, study: Study) -> pd.DataFrame:
         return pd.DataFrame(columns=["reason", "label", "text"])
     rejects = pa.concat_tables(tables).to_pandas().sort_values("id", kind="stable")
     return rejects.groupby("reason").head(3).sort_values("reason", kind="stable")[["reason", "label", "text"]]
+
+
+@dataclass(frozen=True)
+class JudgedPool:
+    """A judged pool's rows and the gold rows, in two cells: 1 where the heuristic holds, 0 where it does not.
+
+    `heuristic` is its name, `predicts` the label that it predicts.
+    """
+
+    pool: JudgedRows
+    gold: JudgedRows
+    heuristic: str
+    predicts: Label
+
+
+def judged_pool(store: Store, step: StudyStep) -> JudgedPool:
+    """The rows of a built judgement. Those without a judge are left out; the record counts them."""
+    record = step.record
+    assert record is not None
+    (heuristic,) = record.payload["config"]["heuristics"]
+
+    def rows(name: str, clusters: list[str]) -> JudgedRows:
+        content = io.BytesIO(store.read_bytes(record, name))
+        frame = parquet_table(content, join(store.folder(step.id), name)).to_pandas().dropna(subset=["predicted"])
+        labels, judged = (frame[column].map(_CLASSES).to_numpy(dtype=int) for column in ("label", "predicted"))
+        held = frame[f"holds/{heuristic['name']}"].to_numpy(dtype=int)
+        return JudgedRows(labels, judged, held, frame.groupby(clusters).ngroup().to_numpy())
+
+    pool, gold = rows(JUDGEMENTS_FILE, ["cluster"]), rows(GOLD_FILE, ["set", "cluster"])
+    return JudgedPool(pool, gold, heuristic["name"], Label(heuristic["predicts"]))
 
 
 def curve_frame(store: Store, study: Study) -> pd.DataFrame:

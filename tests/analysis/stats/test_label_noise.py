@@ -174,5 +174,7 @@ def test_a_cell_with_too_few_gold_rows_may_be_all_right_or_all_wrong() -> None:
     unknown = found(rates, 0, 1)
     assert not unknown.is_identified and (unknown.interval.low, unknown.interval.high) == (0, 1)
     assert found(rates, 0, 0).is_identified
+    none = wrong_label_rates(both, good, NAMES, 2, seed=0)
+    assert found(none, 0, 1).num_gold == 0 and not found(none, 0, 1).is_identified
     # Six of 3 006 rows may be wrong, and the others' interval comes on top.
     assert found(rates, None, None).interval.high < found(rates, 0, 0).interval.high + 0.01
