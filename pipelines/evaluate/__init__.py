@@ -1,1 +1,1 @@
-"""A task model's answers on test sets, and their scores. What several task models show together is for `analysis`."""
+"""A task model's answers on test sets, their scores, and judgements of a pool. What several show is for `analysis`."""
