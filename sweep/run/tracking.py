@@ -435,11 +435,15 @@ class Tracker:
                 self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(envelope))
 
     def _log_on_task_model(self, record: Record, final: Mapping[str, Any], end_ms: int) -> None:
-        """Put the accuracies beside the task model's parameters, where kinds are compared."""
+        """Put the accuracies, margins, AUCs and pulls beside the task model's parameters, where kinds are compared."""
         fingerprint = record.inputs["task_model"].fingerprint
         if fingerprint in self.runs:
-            accuracies = {name: value for name, value in final.items() if "accuracy" in name}
-            self._add_metrics(fingerprint, accuracies, 0, end_ms)
+            measured = {
+                name: value
+                for name, value in final.items()
+                if "accuracy" in name or name.endswith((".margin", ".auc", ".pull"))
+            }
+            self._add_metrics(fingerprint, measured, 0, end_ms)
 
     def _series(self, record: Record) -> list[dict[str, Any]]:
         """Lines of the artifact's metrics.jsonl, each with `step`."""

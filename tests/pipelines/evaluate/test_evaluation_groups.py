@@ -16,7 +16,8 @@ from pipelines.models import weights
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.batches import prefix_tree_batches
 from pipelines.resources import Resources, no_report
-from pipelines.tasks.examples import read_examples
+from pipelines.tasks.examples import Label, read_examples
+from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.prompts import classifier_prompt
 
 RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
@@ -85,3 +86,24 @@ def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
     assert compiled
     for name in (str(tmp_path / "lora"), untrained):
         np.testing.assert_allclose(logits[True, name], logits[False, name], rtol=1e-4, atol=1e-5)
+
+
+def test_margin_auc_and_pull_are_metrics_beside_accuracies(sources, base_model, untrained, tmp_path):
+    short = Heuristic("short", lambda p, h: np.array([len(text) % 2 == 0 for text in h]), predicts=Label.NEUTRAL)
+    config = EvaluationConfig(sets=("train", "template_test"), dtype="float32", heuristics=(short,))
+    output = tmp_path / "evaluation"
+    metrics = evaluate(config, sources, base_model, untrained, str(output), resources=Resources(in_process=True))
+    table = pq.read_table(output / "logits.parquet").to_pandas()
+    others = np.logaddexp(table["logit_entailment"], table["logit_contradiction"].astype(float))
+    first, second = (table.assign(score=table["logit_neutral"] - others)[table["set"] == name] for name in config.sets)
+
+    def share_above(above, below):
+        difference = above["score"].to_numpy()[:, np.newaxis] - below["score"].to_numpy()
+        return ((difference > 0) + 0.5 * (difference == 0)).mean()
+
+    held = second[second["holds/short"].astype(bool)]
+    wrong, right = held[held["label"] != "neutral"], held[held["label"] == "neutral"]
+    assert metrics["template_test/holds/short/margin"] == pytest.approx(wrong["score"].mean())
+    assert metrics["template_test/holds/short/auc"] == pytest.approx(share_above(right, wrong))
+    alike = first[first["label"] != "neutral"]
+    assert metrics["template_test/holds/short/pull"] == pytest.approx(share_above(wrong, alike))

@@ -65,7 +65,7 @@ def run(job: Job) -> dict[str, float]:
     (Path(job.output) / "value.txt").write_text(str(job.config.value))
     lines = [json.dumps({"step": step, "loss": 1 / (step + 1)}) for step in range(3)]
     (Path(job.output) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    return {"value": job.config.value, "hans/accuracy": 0.25}
+    return {"value": job.config.value, "hans/accuracy": 0.25, "hans/lexical_overlap/margin": 1.5}
 
 
 def run_group(jobs: Sequence[Job]) -> list[Mapping[str, Any] | Exception]:

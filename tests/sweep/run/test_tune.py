@@ -261,6 +261,7 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
     assert [one.value for one in client.get_metric_history(cell.info.run_id, "curve/examples_per_s")] == [10.0] * 3
     # Of its evaluation, so that kinds are compared in one table.
     assert cell.data.metrics["hans/accuracy"] == 0.25
+    assert cell.data.metrics["hans/lexical_overlap.margin"] == 1.5
     tags = client.get_experiment_by_name("fake").tags
     view = json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"])
     assert "metrics.`hans/accuracy`" in view["selectedColumns"]
