@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
+from analysis.stats.allocation import Mix, best_seeds_per_generator
 from analysis.stats.intervals import Effect, half_width
 from analysis.stats.statistics import Interval, ends
 from analysis.verdicts.evidence import Evidence
@@ -26,6 +27,7 @@ ALPHA = 0.05
 MOST_SEEDS = 1000
 MOST_SETTLING_SEEDS = 1_000_000
 """So many that what they still leave in doubt is left by the test items."""
+MOST_SEEDS_PER_GENERATOR = 100
 FEWEST_PILOT_SEEDS = 3
 SD_CONFIDENCE, SD_CONFIDENCE_OF_SEVERAL = 0.82, 0.70
 """Of the one-sided upper bound of a pilot's standard deviation, from which the upper end of `settling` is taken: so that it is
@@ -194,14 +196,15 @@ def _settles(
 def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     """The variances of a study's differences, averaged over its starting points and sizes, and why others cannot be had.
 
-    "adversarial" is the blindspot's slice, where going by the heuristic is wrong. Raises UserError when none can be had, as
-    with one seed.
+    Each metric's name says over what. "adversarial" is the blindspot's slice, where going by the heuristic is wrong. Raises
+    UserError when none can be had, as with one seed.
     """
     variances, why_not = [], []
+    over = averaged_over(evidence)
     tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))
     for treatment, control in COMPARISONS:
         for test, change in tests:
-            metric = f"{test}: {treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control}"
+            metric = f"{test}: {treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control}{over}"
             try:
                 variances.append(Variance.of(metric, change(treatment, control, evidence.starting_sizes).effect()))
             except UserError as error:
@@ -209,6 +212,44 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     if not variances:
         raise UserError(f"no variance can be had from this study ({why_not[0]}); give one with --seed-sd")
     return variances, why_not
+
+
+def averaged_over(evidence: Evidence) -> str:
+    """', mean of 6 starting points × 3 sizes', or nothing where there is one of each: a single setting varies more."""
+    counts = ((len(evidence.starting_sizes), "starting points"), (len(evidence.sizes), "sizes"))
+    several = [f"{count} {what}" for count, what in counts if count > 1]
+    return f", mean of {' × '.join(several)}" if several else ""
+
+
+def cheapest_mix_that_sees(
+    variance: Variance,
+    effect: float,
+    *,
+    sd_generator: float,
+    cost_generator: float,
+    cost_seed: float,
+    alpha: float = ALPHA,
+) -> Mix | None:
+    """The cheapest generators, with seeds each, by which a true difference of `effect` is seen with a chance of POWER.
+
+    Generators are the units, so that few of them leave few degrees of freedom. `variance` is of seeds of one generator,
+    `sd_generator` (a share) of generators' true differences; `cost_generator` is of one with its pool, `cost_seed` of one
+    seed's cells. None where no number is enough. Raises UserError for what `best_seeds_per_generator` refuses.
+    """
+    seed_sd = math.sqrt(variance.seed_variance)
+    best = best_seeds_per_generator(
+        sd_generator=sd_generator, sd_seed=seed_sd, cost_generator=cost_generator, cost_seed=cost_seed
+    )
+    # Fewer degrees of freedom than the closed form knows of speak for more generators, whole numbers for one seed more or less.
+    most = min(2 + math.ceil(min(best, MOST_SEEDS_PER_GENERATOR)), MOST_SEEDS_PER_GENERATOR)
+    mixes = []
+    for num_seeds in range(1, most + 1):
+        of_generators = replace(variance, seed_variance=sd_generator**2 + variance.seed_variance / num_seeds)
+        if (num_generators := of_generators.seeds_for(effect, alpha)) is not None:
+            error = math.sqrt(of_generators.seed_variance / num_generators + variance.item_variance)
+            cost = num_generators * (cost_generator + num_seeds * cost_seed)
+            mixes.append(Mix(num_generators, num_seeds, error, cost))
+    return min(mixes, key=lambda mix: (mix.cost, -mix.generators), default=None)
 
 
 def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFFECTS) -> pd.DataFrame:

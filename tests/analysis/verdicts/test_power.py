@@ -1,13 +1,25 @@
 """Against textbook sample sizes and by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.stats.intervals import Effect
-from analysis.verdicts.power import Settling, Variance, fewest, power_table, settling, variance_table
+from analysis.study.items import Responses
+from analysis.verdicts.evidence import Evidence
+from analysis.verdicts.power import (
+    Settling,
+    Variance,
+    averaged_over,
+    cheapest_mix_that_sees,
+    fewest,
+    power_table,
+    settling,
+    variance_table,
+)
 from pipelines.errors import UserError
 
 
@@ -152,6 +164,33 @@ def test_fewest() -> None:
     assert fewest(lambda num: num >= 17) == 17
     assert fewest(lambda num: True) == 2
     assert fewest(lambda num: False) is None
+
+
+def test_a_pilot_says_over_what_its_differences_are_averaged() -> None:
+    evidence = Evidence(Responses({}, {}), "mnli_matched", "hans", "all", (0, 5000), (1800, 3600, 7200))
+    assert averaged_over(evidence) == ", mean of 2 starting points × 3 sizes"
+    assert averaged_over(replace(evidence, sizes=(1800,))) == ", mean of 2 starting points"
+    assert averaged_over(replace(evidence, starting_sizes=(0,), sizes=(1800,))) == ""
+
+
+def test_the_cheapest_mix_of_generators_and_seeds_by_hand() -> None:
+    one = Variance("d", 0.02**2)
+    # Alike and for nothing: each seed may as well have its own, as in a study of one generator.
+    alike = cheapest_mix_that_sees(one, 0.02, sd_generator=0.0, cost_generator=0.0, cost_seed=1.0)
+    assert alike is not None
+    assert (alike.generators, alike.seeds_per_generator, alike.cost) == (one.seeds_for(0.02), 1, 10.0)
+    # A generator that costs as much as nine seeds, and differs as they do: three seeds each, or so.
+    dear = cheapest_mix_that_sees(one, 0.02, sd_generator=0.02, cost_generator=9.0, cost_seed=1.0)
+    assert dear is not None
+    assert dear.seeds_per_generator in (2, 3, 4)
+    assert dear.generators == Variance("d", 0.02**2 * (1 + 1 / dear.seeds_per_generator)).seeds_for(0.02)
+    # Any other number of seeds each costs more.
+    for num_seeds in range(1, 12):
+        generators = Variance("d", 0.02**2 * (1 + 1 / num_seeds)).seeds_for(0.02)
+        assert generators is not None
+        assert generators * (9 + num_seeds) >= dear.cost
+    beyond = Variance("d", 0.02**2, 0.01**2)
+    assert cheapest_mix_that_sees(beyond, 0.02, sd_generator=0.01, cost_generator=1.0, cost_seed=1.0) is None
 
 
 def test_tables() -> None:
