@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from scipy.special import ndtr
 
 import analysis
 from analysis.simulation.scenarios import MNLI_PREMISES, Scenario, hans, mnli
@@ -26,6 +25,8 @@ GENERAL_SET, BLINDSPOT_SET = "mnli_matched", "hans"
 ADVERSARIAL = ("lexical_overlap", NON_ENTAILMENT)
 OTHER_SEED_SD = 0.25
 """Of a task model on HANS's other parts, on the probit scale: 0.2 to 0.3 on those where BERT is not always right."""
+MOST_PROBIT, LOGIT_PER_PROBIT = 8.0, 1.7
+"""Of an answer's margin: beyond the one there is no doubt left, and the other is the logistic's scale beside the normal's."""
 HANS_SUBCASES: Mapping[tuple[str, str], Mapping[str, tuple[int, ...]]] = {
     ("lexical_overlap", "entailment"): {
         "le_around_prepositional_phrase": (1000,),
@@ -113,12 +114,17 @@ def figure1_study(levels: Mapping[tuple[int, str, int], Levels], num_seeds: int,
     general = _Draw(items[GENERAL_SET], mnli(""), np.array([mnli("").seed_sd]), random)
     blindspot = _Draw(items[BLINDSPOT_SET], hans(""), on_hans, random)
     predicted: dict[str, dict[Cell, np.ndarray]] = {GENERAL_SET: {}, BLINDSPOT_SET: {}}
+    scores: dict[str, dict[Cell, np.ndarray]] = {GENERAL_SET: {}, BLINDSPOT_SET: {}}
     for (start, kind, size), of_cell in levels.items():
         of_parts = np.where(is_adversarial, of_cell.adversarial, of_cell.elsewhere)
         for number in range(num_seeds):
-            predicted[GENERAL_SET][start, kind, size, number] = general.classes(kind, np.array([of_cell.general]))
-            predicted[BLINDSPOT_SET][start, kind, size, number] = blindspot.classes(kind, of_parts)
-    return Responses(items, predicted)
+            where: Cell = (start, kind, size, number)
+            for name, drawn, levels_of_parts in (
+                (GENERAL_SET, general, np.array([of_cell.general])),
+                (BLINDSPOT_SET, blindspot, of_parts),
+            ):
+                predicted[name][where], scores[name][where] = drawn.answers(kind, levels_of_parts)
+    return Responses(items, predicted, scores=scores)
 
 
 def count_verdicts(
@@ -150,14 +156,20 @@ class _Draw:
         # Wrong after folding to two labels, too.
         self.wrong = np.where(self.right == 0, Label.CONTRADICTION.index, 0).astype(np.int8)
 
-    def classes(self, kind: str, accuracies: np.ndarray) -> np.ndarray:
-        """One task model's predicted classes, int8 [num_items]; `accuracies` float [num_strata] are the true ones."""
+    def answers(self, kind: str, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One task model's predicted classes, int8 [num_items], and log-odds of entailment, float32 [num_items].
+
+        `accuracies` float [num_strata] are the true ones.
+        """
         if kind not in self.of_kinds:
             self.of_kinds[kind] = self._of_clusters(self.noise.effect_sd)
         of_clusters = self.shared + self.of_kinds[kind] + self._of_clusters(self.noise.noise_sd)
         of_strata = stats.norm.ppf(accuracies) * self.scales + self.random.standard_normal(len(self.seed_sds)) * self.seed_sds
-        shares = ndtr(of_clusters[self.items.clusters] + of_strata[self.items.strata])
-        return np.where(self.random.random(len(shares)) < shares, self.right, self.wrong)
+        probits = of_clusters[self.items.clusters] + of_strata[self.items.strata]
+        # An item is right with probability Φ(probit); how clearly is on the scale of the logit.
+        margins = np.clip(probits + self.random.standard_normal(len(probits)), -MOST_PROBIT, MOST_PROBIT) * LOGIT_PER_PROBIT
+        classes = np.where(margins > 0, self.right, self.wrong)
+        return classes, np.where(self.right == Label.ENTAILMENT.index, margins, -margins).astype(np.float32)
 
     def _of_clusters(self, sd: float) -> np.ndarray:
         return self.random.standard_normal(self.num_clusters) * sd
