@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.stats.intervals import Replicates
+from analysis.stats.shares import share_interval
 from analysis.stats.statistics import (
     Estimate,
     RatioEstimate,
@@ -24,6 +26,7 @@ from analysis.stats.statistics import (
 )
 from analysis.study.artifacts import LabelCount, entailment_and_rest, label_order
 from analysis.study.frame import KEY, POINT
+from analysis.study.items import ItemSet, Responses
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import FOLDINGS
 
@@ -83,15 +86,18 @@ def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
     return odds_ratio(*(group.with_and_without for group in groups))
 
 
-def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, n, range and interval over seeds per `KEY` without the seed.
+def accuracy_table(frame: pd.DataFrame, responses: Responses | None = None) -> pd.DataFrame:
+    """Mean, n, range and interval over seeds per `KEY` without the seed; `method` says what the interval is over.
 
-    The interval is Student's t over seeds, cut to 0..1; with one seed it is Wilson's over the test items of
-    that one model, and `method` says so. Raises UserError for an empty frame.
+    With the study's `responses` it is over further seeds (generators, where the cell has several) and further templates or
+    premises, and holds near 0 and 1 (`stats.shares`). For what they do not have, as the other folding, it is Student's t over
+    seeds, cut to 0..1, and with one seed Wilson's over test items as if they were independent. Raises UserError for an empty
+    frame.
     """
     by = list(POINT)
     rows = []
     for key, cell in _groups(frame, by):
+        point = dict(zip(by, key, strict=True))
         if len(cell) == 1:
             correct, total = int(cell["num_correct"].iloc[0]), int(cell["num_examples"].iloc[0])
             accuracy = float(cell["accuracy"].iloc[0])
@@ -100,9 +106,50 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
             estimate = Estimate(accuracy, 1, accuracy, accuracy, around, method)
         else:
             estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
-        rows.append({**dict(zip(by, key, strict=True)), **estimate_columns(estimate)})
+        if responses is not None and (data := _answers(responses, point, cell)) is not None:
+            estimate = replace(
+                estimate, interval=share_interval(data), method=_method(responses.items[point["set"]], data, cell)
+            )
+        rows.append({**point, **estimate_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
     return table.astype({"kind": frame["kind"].dtype})
+
+
+def _answers(responses: Responses, point: Mapping[str, Any], cell: pd.DataFrame) -> Replicates | None:
+    """The accuracy of a cell's seeds, or generators, from its answers; None if these do not have what the frame has."""
+    if point["set"] not in responses.predicted or point["folding"] != "argmax":
+        return None
+    try:
+        where = int(point["starting_size"]), str(point["kind"]), int(point["size"])
+        data = responses.accuracy(point["set"], point["slice"], [where])
+    except UserError:
+        return None
+    # Labels are folded as the slice asks, and a frame can have them unfolded, too.
+    of_seeds = dict(zip(data.seeds, data.values, strict=True))
+    same = all(
+        seed in of_seeds and math.isclose(of_seeds[seed], accuracy, abs_tol=1e-9)
+        for seed, accuracy in zip(cell["seed"], cell["accuracy"], strict=True)
+    )
+    if not same:
+        return None
+    data = data.of(sorted(int(seed) for seed in cell["seed"]))
+    return data.grouped(responses.generator_of) if _has_generators(cell) else data
+
+
+def _method(items: ItemSet, data: Replicates, cell: pd.DataFrame) -> str:
+    what = "generators" if _has_generators(cell) else "seeds"
+    units = f"{len(data.seeds)} {what if len(data.seeds) > 1 else what.removesuffix('s')}"
+    of_one = data.num_clusters == data.num_items and items.clustered_by != "premise"
+    clusters = f"{data.num_items} items of one {items.clustered_by}" if of_one else f"{data.num_clusters} {items.clustered_by}s"
+    if share_interval(data) is None:
+        return f"no interval (the {units} agree exactly)"
+    return (
+        f"Wilson over {units} and {clusters}" if len(data.seeds) > 1 else f"Wilson over {clusters} (1 {what.removesuffix('s')})"
+    )
+
+
+def _has_generators(cell: pd.DataFrame) -> bool:
+    return bool(cell["generator"].notna().all()) and cell["generator"].nunique() > 1
 
 
 def unit_of(frame: pd.DataFrame) -> str:

@@ -5,10 +5,12 @@ import pyarrow as pa
 import pytest
 
 from analysis.study.artifacts import LabelCount, count_lexical_overlap, lexical_overlap_counts, pool_overlap_counts
+from analysis.study.items import load_responses
 from analysis.study.tables import accuracy_table, difference_table, entailment_odds_ratio, lexical_overlap_table
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 from tests.analysis.fake_store import FakeStudy, parquet
+from tests.analysis.item_study import ItemStudy, clear
 
 # The counts of the paper's Table 1; the ratios and shares are the ones it prints.
 SYNTHETIC = {
@@ -213,3 +215,35 @@ def test_with_several_generators_a_difference_is_replicated_by_them(tmp_path: Pa
     assert (one.iloc[0]["n"], one.iloc[0]["method"], one.attrs["unit"]) == (4, "t over 4 seeds", "seeds")
     assert one.iloc[0]["mean"] == pytest.approx(-0.03)
     assert one.iloc[0]["interval_high"] == pytest.approx(-0.03 + 3.18245 * 0.0091287, abs=1e-5)
+
+
+def test_with_answers_intervals_are_over_templates_too_and_hold_at_the_floor(tmp_path: Path) -> None:
+    def rate(start: int, kind: str, size: int, part: str) -> float:
+        return 0.0 if (kind, part) == ("biased_synthetic", "non-entailment") else clear(start, kind, size, part)
+
+    study = ItemStudy(tmp_path, rate, noise=0.0)
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=3)
+    frame, store = study.frame(), Store(str(tmp_path))
+    responses = load_responses(store, Study.load(store, "tiny"), ("template_test", "template_probe"), frame)
+    by = ["kind", "set", "slice", "num_labels", "folding"]
+    alone, both = (accuracy_table(frame, given).set_index(by) for given in (None, responses))
+    floor = ("biased_synthetic", "template_probe", "lexical_overlap/non-entailment", 2, "argmax")
+    assert alone.loc[floor, "method"] == "no interval (the 3 seeds agree exactly)"
+    assert both.loc[floor, "method"] == "Wilson over 3 seeds and 6 templates"
+    # Six clusters of five items each count for all 30: t(0.975, 5) = 2.57058, squared 6.60789; 6.60789 / 36.60789.
+    assert both.loc[floor, ["interval_low", "interval_high"]].tolist() == pytest.approx([0.0, 0.18051], abs=1e-4)
+    assert (alone["mean"] - both["mean"]).abs().max() == 0
+    # Whichever folding the answers do not have stays as it was.
+    summed = both[both.index.get_level_values("folding") == "summed"]
+    assert not summed["method"].str.contains("templates").any()
+
+
+def test_with_one_seed_templates_make_the_interval_wider_than_items_would(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path, clear, noise=0.0)
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
+    frame, store = study.frame(), Store(str(tmp_path))
+    responses = load_responses(store, Study.load(store, "tiny"), ("template_test", "template_probe"), frame)
+    table = accuracy_table(frame, responses)
+    row = table[(table["kind"] == "original") & (table["set"] == "template_test") & (table["slice"] == "all")].iloc[0]
+    assert row["method"] == "Wilson over 30 premises (1 seed)"
+    assert row["interval_low"] < 0.8 < row["interval_high"]
