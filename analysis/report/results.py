@@ -24,7 +24,7 @@ def figure_caption(frame: pd.DataFrame) -> str:
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     spread = (
-        "bars run from the smallest to the largest seed, thin lines are 95 % t intervals over seeds"
+        "bars run from the smallest to the largest seed, thin lines are 95 % intervals, over what the figure's numbers say"
         if high > 1
         else "one seed, so no spread can be shown; thin lines are 95 % intervals over the test items of that one model"
     )

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns
 from analysis.study.frame import CELL
+from analysis.study.items import Responses
 from analysis.study.tables import accuracy_table, folding_table
 from analysis.wording import (
     HOLDS,
@@ -30,10 +31,13 @@ SUBCASE = "subcase/"
 FOLDING_NAMES = {"argmax": "argmax, then merged", "summed": "probabilities summed"}
 
 
-def slices_block(frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str) -> list[Block]:
+def slices_block(
+    frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str, responses: Responses | None = None
+) -> list[Block]:
     """Accuracies by heuristic and label, by subcase, and by folding; nothing where no item was made for a heuristic.
 
-    Slices as `pipelines.evaluate.scoring.accuracy_rows` names them.
+    Slices as `pipelines.evaluate.scoring.accuracy_rows` names them. With the study's `responses` intervals are over templates,
+    too (`accuracy_table`).
     """
     of_set = frame[(frame["set"] == blindspot_set) & (frame["num_labels"] == 2)]
     labels = (f"/{Label.ENTAILMENT}", f"/{NON_ENTAILMENT}")
@@ -45,9 +49,13 @@ def slices_block(frame: pd.DataFrame, blindspot_set: str, blindspot_slice: str) 
         f"{name} has two labels, the task model three. As in the paper, and as HANS's authors score it (McCoy, Pavlick and "
         "Linzen 2019), the class with the largest score is taken and neutral and contradiction merge to non-entailment. The "
         "other way is to sum first: entailment is predicted when its probability is above one half, which happens less often.",
-        "Cells hold the mean accuracy in per cent and its 95 % interval, over seeds; where n is 1, over test items.",
+        "Cells hold the mean accuracy in per cent and its 95 % interval, over seeds; where n is 1, over test items."
+        if responses is None
+        else "Cells hold the mean accuracy in per cent and its 95 % interval, over seeds and templates; where n is 1, over "
+        "templates. A subcase of one template speaks of further items of that template only. Where probabilities are summed, "
+        "intervals are over seeds alone.",
     ]
-    accuracies = accuracy_table(of_set)
+    accuracies = accuracy_table(of_set, responses)
     by_heuristic = {
         folding: _wide(chosen, heuristics, _heuristic_name, f"{name} by heuristic and label: {FOLDING_NAMES[folding]}")
         for folding, chosen in accuracies.groupby("folding")
