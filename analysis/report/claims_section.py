@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.report.figures import forest_figure
-from analysis.study.artifacts import LabelCount
 from analysis.study.signal_detection import signal_table
 from analysis.verdicts.answer import ONE_SEED, agreement_words, answer, control_sentences, one_seed, settling_words, units_words
-from analysis.verdicts.evidence import Evidence, load_evidence
+from analysis.verdicts.evidence import Evidence
 from analysis.verdicts.subcases import subcase_table
 from analysis.verdicts.verdicts import Judgement, Verdicts, judge_evidence, judgement_table
-from analysis.wording import NOTHING, estimate_words, kind_name, p_words, points, range_words, starting_point_name, thousands
+from analysis.wording import (
+    HOLDS,
+    NOTHING,
+    estimate_words,
+    kind_name,
+    p_words,
+    points,
+    range_words,
+    slice_name,
+    starting_point_name,
+    thousands,
+)
 from pipelines.errors import UserError
-from sweep.graph.records import Store, Study
 
+TITLE = "The answer"
 CAPTION = (
     "The headline difference of each claim in each of its settings, paired by seed; lines are 95 % intervals over seeds and "
     "test items. Fewer than three seeds are drawn as dots, one each."
 )
 
 
-def claims_block(
-    store: Store, study: Study, frame: pd.DataFrame, counts: Mapping[str, Mapping[str, LabelCount]], *, partial: bool
-) -> tuple[Block, pd.DataFrame | None, Figure | None]:
+def claims_block(evidence: Evidence | None, why_not: str) -> tuple[Block, pd.DataFrame | None, Figure | None]:
     """The section without its figure, its claims as a table (`judgement_table`), and the figure.
 
-    If the claims cannot be judged, it is a section that says why. `frame` and `counts` are the study's, of `evaluation_frame`
-    and `lexical_overlap_counts`.
+    Without `evidence` it is a section that says why there is none.
     """
-    try:
-        evidence = load_evidence(store, study, partial=partial, frame=frame, counts=counts)
-        verdicts = judge_evidence(evidence)
-    except UserError as error:
-        return Block("claims", "The answer", [f"The claims are not judged: {error}."]), None, None
+    if evidence is None:
+        return Block("claims", TITLE, [why_not]), None, None
+    verdicts = judge_evidence(evidence)
     judgements = verdicts.judgements
     primary = [judgement for judgement in judgements if judgement.primary]
     others = [judgement for judgement in judgements if not judgement.primary]
@@ -59,7 +64,7 @@ def claims_block(
         except UserError as error:
             text.append(f"{title}: {error}.")
     caption = CAPTION if figure else ""
-    return Block("claims", "The answer", text, [_claims(drawn)], folds, "", caption), judgement_table(judgements), figure
+    return Block("claims", TITLE, text, [_claims(drawn)], folds, "", caption), judgement_table(judgements), figure
 
 
 def _text(verdicts: Verdicts) -> list[str]:
@@ -177,17 +182,21 @@ def _signal(evidence: Evidence) -> Fold:
             starting_point_name(int(row["starting_size"])),
             "Starting point" if row["kind"] == "none" else kind_name(row["kind"]),
             thousands(int(row["size"])),
-            row["slice"].replace("_", " "),
+            _slice_words(row["slice"]),
             str(row["num_seeds"]),
             *(_with_interval(row, measure) for measure in ("sensitivity", "criterion")),
         ]
         for _, row in table.iterrows()
     ]
     caption = (
-        "Accuracies on entailed and on other items move in opposite directions when a model says 'entailment' more often. "
-        "d′ is how well it tells them apart, c how much it leans: below 0 towards entailment. Log-linear correction."
+        "Accuracies on items of the heuristic's label and on others move in opposite directions when a model gives that label "
+        "more often. d′ is how well it tells them apart, c how much it leans: below 0 towards it. Log-linear correction."
     )
     return Fold("The blindspot set as signal detection: sensitivity and bias", [Table(columns, rows, caption)])
+
+
+def _slice_words(name: str) -> str:
+    return f"{slice_name(name)} (where it holds)" if name.startswith(HOLDS) else slice_name(name)
 
 
 def _with_interval(row: pd.Series, measure: str) -> str:

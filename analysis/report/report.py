@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,13 @@ from analysis.report.sections import (
 )
 from analysis.report.slices import slices_block
 from analysis.study import paper
-from analysis.study.artifacts import lexical_overlap_counts
+from analysis.study.artifacts import LabelCount, lexical_overlap_counts
 from analysis.study.frame import describe_missing, evaluation_frame
 from analysis.study.series import paper_series, select, study_series
 from analysis.study.tables import accuracy_table
+from analysis.verdicts.evidence import Evidence, load_evidence
 from analysis.wording import slice_name, thousands
+from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from sweep.graph.records import Store, Study, read_plan
 from sweep.graph.spending import spent_in_words
@@ -78,10 +81,13 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     beside_figure: list[Block] = []
     slices: list[Block] = []
     doses: list[Block] = []
+    counts = lexical_overlap_counts(store, study)
+    evidence, why_not = _evidence(store, study, frame, counts, partial=partial)
+    responses = evidence.responses if evidence else None
     if not frame.empty:
         series = study_series(study, frame)
         shown = pd.concat([select(frame, test) for test in series])
-        accuracies = accuracy_table(shown)
+        accuracies = accuracy_table(shown, responses)
         drawn = _write_figure(target, "figure1", figure1(frame, series, accuracies), "Figure 1: accuracy by training size")
         values |= {
             "figure": Markup(drawn),
@@ -89,12 +95,11 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
             "numbers": numbers(series, accuracies),
         }
         beside_figure = [_paper_figure1_block(study, frame, target)]
-        slices = slices_block(frame, series[-1].set, series[-1].slice)
+        slices = slices_block(frame, series[-1].set, series[-1].slice, responses)
         doses = dose_block(frame, series)
         if doses:
             label = "Accuracy by the bias of the training set"
             doses = [replace(doses[0], figure=_write_figure(target, "doses", dose_figure(frame, series), label))]
-    counts = lexical_overlap_counts(store, study)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         write_file(target.with_name("table1_vs_paper.csv"), csv_bytes(beside))
@@ -102,14 +107,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     if curves_figure is not None:
         label = "Training curves: loss by share of the steps"
         curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
-    if frame.empty:
-        claims, judged, forest = (
-            Block("claims", "The answer", ["No task model is evaluated yet; there is nothing to say."]),
-            None,
-            None,
-        )
-    else:
-        claims, judged, forest = claims_block(store, study, frame, counts, partial=partial)
+    claims, judged, forest = claims_block(evidence, why_not)
     if forest is not None:
         label = "Each claim's difference in each setting, with intervals"
         claims = replace(claims, figure=_write_figure(target, "differences", forest, label))
@@ -137,6 +135,18 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     # Last: who sees the report finds the files beside it.
     write_file(target, template("report.html.j2").render(values).encode())
     return target
+
+
+def _evidence(
+    store: Store, study: Study, frame: pd.DataFrame, counts: Mapping[str, Mapping[str, LabelCount]], *, partial: bool
+) -> tuple[Evidence | None, str]:
+    """What the claims are judged by, or why there is nothing to judge by."""
+    if frame.empty:
+        return None, "No task model is evaluated yet, so there is nothing to say."
+    try:
+        return load_evidence(store, study, partial=partial, frame=frame, counts=counts), ""
+    except UserError as error:
+        return None, f"The claims are not judged: {error}."
 
 
 def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:

@@ -16,7 +16,7 @@ from pipelines.tasks.examples import LABELS
 Counts = Mapping[str, LabelCount]
 RATIO_MARGIN = math.log(1.1)
 """What counts as 'about as often': a factor of 1.1."""
-INDEPENDENT = "examples count as independent draws from one generator; another one is not spoken of"
+INDEPENDENT = "examples count as independent draws from the generators that wrote them; further ones are not spoken of"
 
 
 def overlap_questions(counts: Mapping[str, Counts]) -> list[Question]:
