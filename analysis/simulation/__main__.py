@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.simulation import cells, generators, runs
+from analysis.simulation import cells, figure1, generators, runs
 from analysis.simulation.differences import SCENARIOS, SEEDS, VERDICT_SEEDS, coverage
 from analysis.simulation.page import Results, page
 from analysis.simulation.runs import SETS, SUBCASE_ITEMS, RunCoverage, read_runs, run_coverage, simulated_runs, subcases
@@ -16,6 +16,8 @@ from analysis.simulation.scenarios import hans, mnli
 
 NUM_REPLICATIONS = 2000
 NUM_SIMULATED = 20
+NUM_STUDIES = 10
+FIGURE1_SEEDS = (5, 10)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,13 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/coverage.md"))
     parser.add_argument("--runs", type=Path, help="bert_100_runs.csv of https://github.com/tommccoy1/hans")
     parser.add_argument("--replications", type=int, default=NUM_REPLICATIONS)
+    parser.add_argument("--studies", type=int, default=NUM_STUDIES, help="of the paper's Figure 1, seconds each; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    options.output.write_text(page(simulate(options.replications, options.seed, options.runs)))
+    options.output.write_text(page(simulate(options.replications, options.seed, options.runs, options.studies)))
 
 
-def simulate(num: int, seed: int, runs_file: Path | None = None) -> Results:
-    """All tables, from `num` replications a row; those of the real runs only with their file."""
+def simulate(num: int, seed: int, runs_file: Path | None = None, num_studies: int = 0) -> Results:
+    """All tables, from `num` replications a row; those of the real runs only with their file.
+
+    `num_studies` are those of the paper's Figure 1.
+    """
     ten_points = hans("HANS, 10 points less", -0.10)
     of_runs = {} if runs_file is None else read_runs(runs_file)
     varying = subcases(of_runs)
@@ -68,6 +74,11 @@ def simulate(num: int, seed: int, runs_file: Path | None = None) -> Results:
             for n in runs.SEEDS
         ],
         simulated=_simulated(num, seed) if of_runs else None,
+        figure1={
+            n: figure1.count_verdicts(figure1.judge_by_accuracy_and_scores, n, num_studies, seed=seed)
+            for n in FIGURE1_SEEDS
+            if num_studies
+        },
         num_runs=len(next(iter(of_runs.values()), ())),
         num_subcases=len(varying),
     )

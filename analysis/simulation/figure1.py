@@ -19,6 +19,8 @@ from scipy import stats
 import analysis
 from analysis.simulation.scenarios import MNLI_PREMISES, Scenario, hans, mnli
 from analysis.study.items import Cell, ItemSet, Responses
+from analysis.verdicts.evidence import Evidence
+from analysis.verdicts.verdicts import judge_evidence
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
 
 GENERAL_SET, BLINDSPOT_SET = "mnli_matched", "hans"
@@ -140,6 +142,14 @@ def count_verdicts(
         for claim, verdict in judge(figure1_study(levels, num_seeds, seed=seed + number)).items():
             counts.setdefault(claim, Counter())[verdict] += 1
     return counts
+
+
+def judge_by_accuracy_and_scores(responses: Responses) -> dict[str, str]:
+    """Claim → verdict on a study of `figure1_study`, of the paper's claims that its answers can judge."""
+    cells = list(responses.predicted[BLINDSPOT_SET])
+    starts, sizes = (tuple(sorted({int(cell[place]) for cell in cells})) for place in (0, 2))
+    evidence = Evidence(responses, GENERAL_SET, BLINDSPOT_SET, "/".join(ADVERSARIAL), starts, tuple(filter(None, sizes)))
+    return {found.name: str(found.verdict) for found in judge_evidence(evidence).judgements if found.settings}
 
 
 class _Draw:

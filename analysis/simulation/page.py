@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,17 @@ Generators as units, each the mean of its seeds:
 
 With three generators there are two degrees of freedom: what is said is right, and little is seen.
 
-{runs}"""
+{figure1}{runs}"""
+
+FIGURE1 = """## The paper's Figure 1, had it had several seeds
+
+{num} studies in which the accuracies of the paper's Figure 1 are the truth, with seeds like BERT's, HANS's templates and one
+generator: how often its claims get which verdict. An accuracy there is of one run, so this says what a study of its size can
+tell, and not whether the paper is right.
+
+{verdicts}
+
+"""
 
 RUNS = """## Real runs: 100 BERT finetunings
 
@@ -102,7 +113,10 @@ https://github.com/tommccoy1/hans).
 
 @dataclass(frozen=True)
 class Results:
-    """All that the page is made of. `runs` is by set and `subcases` by subcase, empty without the file; `simulated` by set."""
+    """All that the page is made of. `runs` is by set and `subcases` by subcase, empty without the file; `simulated` by set.
+
+    `figure1` is by number of seeds and claim.
+    """
 
     num: int
     differences: Sequence[Coverage]
@@ -116,6 +130,7 @@ class Results:
     simulated: Mapping[tuple[str, int], RunCoverage] | None = None
     num_runs: int = 0
     num_subcases: int = 0
+    figure1: Mapping[int, Mapping[str, Counter[str]]] | None = None
 
 
 def page(results: Results) -> str:
@@ -144,6 +159,7 @@ def page(results: Results) -> str:
                 for row in results.many_generators
             ),
         ),
+        figure1=_figure1(results.figure1) if results.figure1 else "",
         runs=_runs(results) if results.runs else WITHOUT_RUNS,
     )
 
@@ -185,6 +201,20 @@ def _cells(results: Sequence[CellCoverage]) -> str:
         rows.append([level, name, *ours, by_t])
     columns = [f"{num} seed{'s' if num > 1 else ''}: covers, % (width)" for num in seeds]
     return table(("accuracy, %", "on", *columns, "t, 5 seeds"), rows)
+
+
+def _figure1(by_seeds: Mapping[int, Mapping[str, Counter[str]]]) -> str:
+    """A row a claim, a column a number of seeds: 'supported 8, cannot tell 2'."""
+    first = next(iter(by_seeds.values()))
+    rows = [
+        [
+            claim.replace("_", " "),
+            *(", ".join(f"{verdict} {num}" for verdict, num in of[claim].most_common()) for of in by_seeds.values()),
+        ]
+        for claim in first
+    ]
+    num = sum(next(iter(first.values())).values())
+    return FIGURE1.format(num=num, verdicts=table(("claim", *(f"{seeds} seeds" for seeds in by_seeds)), rows))
 
 
 def _runs(results: Results) -> str:

@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.simulation.figure1 import HANS_SUBCASES, Levels, count_verdicts, figure1_levels, figure1_study
+from analysis.simulation.figure1 import (
+    HANS_SUBCASES,
+    Levels,
+    count_verdicts,
+    figure1_levels,
+    figure1_study,
+    judge_by_accuracy_and_scores,
+)
 from analysis.simulation.scenarios import HANS_TEMPLATES
 
 HANS_FILE = Path(__file__).parents[4] / "shared" / "data" / "hans" / "heuristics_evaluation_set.txt"
@@ -57,6 +64,15 @@ def test_a_level_of_one_is_kept_and_a_seed_repeats() -> None:
     assert (again == responses.predicted["hans"][0, "none", 0, 2]).all()
     assert responses.items["hans"].clustered_by == "template"
     assert len(np.unique(responses.items["hans"].strata)) == 6
+
+
+def test_the_papers_claims_are_judged_on_it() -> None:
+    # Of one seed nothing is said of training, whatever the levels.
+    verdicts = judge_by_accuracy_and_scores(figure1_study(figure1_levels(), 1, seed=3))
+    assert set(verdicts.values()) == {"cannot tell"}
+    assert "bias_is_seen" in verdicts
+    # What Figure 1 says nothing of is left out.
+    assert not any("overlap" in claim for claim in verdicts)
 
 
 def test_verdicts_are_counted_over_studies() -> None:

@@ -1,5 +1,6 @@
 """The page says what the tables hold, and the command writes it."""
 
+from collections import Counter
 from pathlib import Path
 
 from analysis.simulation.__main__ import main
@@ -51,6 +52,15 @@ def test_real_runs_stand_beside_the_simulation() -> None:
     assert "Left out" not in text
 
 
+def test_verdicts_on_figure_1_are_counted_by_claim_and_seeds() -> None:
+    of_five = {"bias_is_seen": Counter({"cannot tell": 1, "supported": 3})}
+    of_ten = {"bias_is_seen": Counter({"supported": 4})}
+    text = page(Results(2000, [DIFFERENCE], [DIFFERENCE], [CELL], [PAIR], [ONE], [MANY], figure1={5: of_five, 10: of_ten}))
+    assert "\n4 studies in which" in text
+    assert "| claim | 5 seeds | 10 seeds |" in text
+    assert "| bias is seen | supported 3, cannot tell 1 | supported 4 |" in text
+
+
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    main(["--output", str(tmp_path / "coverage.md"), "--replications", "20"])
+    main(["--output", str(tmp_path / "coverage.md"), "--replications", "20", "--studies", "0"])
     assert (tmp_path / "coverage.md").read_text().count("\n| ") > 80
