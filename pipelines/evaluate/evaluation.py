@@ -26,6 +26,7 @@ from pipelines.storage import fetch, join, working_folder
 from pipelines.tasks.examples import LABELS, Label, read_examples
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.prompts import classifier_prompts
+from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import beat, naming_stalls, watched
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ def in_one_task(function: Callable[..., Any], resources: Resources, outputs: Seq
 def _evaluate_worker(
     config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
 ) -> list[dict[str, Any] | Exception]:
-    with watched("the worker of an evaluation", members[0][1]):
+    outputs = [output for _, output, _ in members]
+    note_worker("the worker of an evaluation", outputs)
+    with watched("the worker of an evaluation", outputs[0]):
         return _evaluate(config, sources, base_model, members, use_gpu)
 
 

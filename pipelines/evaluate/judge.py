@@ -34,6 +34,7 @@ from pipelines.packing.batches import prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, Label, read_examples, write_table
+from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import watched
 
 JUDGEMENTS_FILE, GOLD_FILE = "judgements.parquet", "gold.parquet"
@@ -130,6 +131,7 @@ def _judge_worker(
     report: Report,
     use_gpu: bool,
 ) -> dict[str, Any]:
+    note_worker("the worker of a judgement", [output])
     with watched("the worker of a judgement", output):
         return _judge(config, examples, sources, base_model, judges, output, report, use_gpu)
 

@@ -19,6 +19,7 @@ from pipelines.finetune.recipe import check_trajectory
 from pipelines.models.process import free_memory, quiet_libraries, without_gpus
 from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
+from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import naming_stalls, patiently, watched
 
 RAY_TRAIN = ".ray_train"
@@ -164,7 +165,9 @@ def _meeting_file() -> str:
 
 def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
     """Train the members of a group. Returns the metrics of each or its failure; an only member's failure is raised."""
-    with watched("a worker of a finetuning", loop["members"][0].output):
+    outputs = [member.output for member in loop["members"]]
+    note_worker("a worker of a finetuning", outputs)
+    with watched("a worker of a finetuning", outputs[0]):
         return _train(loop)
 
 

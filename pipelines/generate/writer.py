@@ -30,6 +30,7 @@ from pipelines.storage import fetch, is_local
 from pipelines.tasks.examples import LABELS, Label
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
 from pipelines.workers.notice import run_notice_given
+from pipelines.workers.printed import note_worker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +124,7 @@ class ShardWriter:
 
     def __init__(self, config: GenerationConfig, model: str, output: str, request: str, resources: Resources) -> None:
         started = time.perf_counter()
+        note_worker("a vLLM engine", [output])
         self._config = config
         self._request = request
         self._targets = per_label(config.num_per_label)

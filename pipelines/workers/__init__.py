@@ -1,1 +1,1 @@
-"""What a worker looks at while it works: a notice of its end, and its own watchdog. Nothing here knows what is worked on."""
+"""What goes on beside a worker's work: a notice of its end, its own watchdog, what it prints. Nothing here knows the work."""

@@ -23,6 +23,7 @@ from pipelines.storage import (
     write_if_absent,
     write_text,
 )
+from pipelines.workers.printed import last_lines, note_worker
 from sweep.graph.identity import SHORT
 from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_aside, inspect, set_aside, why_stale
 from sweep.graph.records import RECORD_FILE, Record, Store
@@ -173,7 +174,7 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     if isinstance(error, UnusableInputsError):
         return Outcome(None, without_secrets(str(error)), unusable=error.fingerprints)
     cause = root_cause(error)
-    log = _keep_traceback(error, step, store)
+    log = keep_log(error, step, store)
     was_neighbour = isinstance(error, NeighbourFailedError)
     is_users = isinstance(cause, UserError) and not isinstance(cause, DamagedError)
     is_final = not was_neighbour and (is_users or is_disk_full(cause))
@@ -201,7 +202,9 @@ def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> d
             outcomes[order.step.fingerprint] = _failure(error, order.step, store)
     if not ready:
         return outcomes
-    results = _results(orders[0].runner, [job for _, _, job in ready])
+    jobs = [job for _, _, job in ready]
+    note_worker("the process that drove it", [job.output for job in jobs])
+    results = _results(orders[0].runner, jobs)
     stage_s = time.monotonic() - started
     for (order, inputs, _), result in zip(ready, results, strict=True):
         try:
@@ -402,11 +405,20 @@ def _count_rows(folder: str, files: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _keep_traceback(error: Exception, step: Step, store: Store) -> str:
-    """Write the error's traceback, without secrets, into the store's logs; empty if even that cannot be written."""
+def keep_log(error: Exception, step: Step, store: Store) -> str:
+    """Write the error's traceback and what the step's workers printed last, without secrets, into the store's logs.
+
+    Returns the file's address; empty if not even that can be written.
+    """
     path = join(store.uri, "logs", f"{step.stage}-{step.slug}-{step.fingerprint[:SHORT]}.txt")
+    text = whole_traceback(error)
+    if not isinstance(root_cause(error), UserError):
+        try:
+            text += "\n" + without_secrets(last_lines(store.folder(step.id), without_secrets))
+        except Exception as unreadable:
+            text += f"\nwhat its workers printed could not be looked at: {one_line(unreadable)}\n"
     try:
-        store.write_bytes(path, whole_traceback(error).encode())
+        store.write_bytes(path, text.encode())
     except Exception:
         return ""
     return path

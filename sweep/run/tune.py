@@ -29,7 +29,7 @@ from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
 from sweep.run.machine import git_state, live_nodes, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
-from sweep.run.trial import Order, Outcome, carry_out, is_taken_over
+from sweep.run.trial import Order, Outcome, carry_out, is_taken_over, keep_log
 
 TUNE_SETTINGS = {
     # A run has its own display.
@@ -423,7 +423,8 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
         outcomes: list[Outcome] = ray.get(host.carry_out.remote(orders))
     except ray.exceptions.RayError as error:
         # A step's own failure is an outcome: this one is of the process, or of what came back from it.
-        outcomes = [_lost(orders, _why_it_ended(error, orders))] * len(orders)
+        lost = _lost(orders, _why_it_ended(error, orders))
+        outcomes = [replace(lost, log=keep_log(error, order.step, Store(order.store_uri))) for order in orders]
     if any(outcome.record is None for outcome in outcomes):
         # The actors and tasks that a failed stage left behind go with the process that owns them.
         ray.kill(host)

@@ -51,12 +51,15 @@ def fake() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def capacity(fake: ModuleType) -> Iterator[Capacity]:
-    with ray_session(RayOptions(max_cpus=2), []) as found:
-        import ray.cloudpickle
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers inherit it.
+        patch.setenv("A_SECRET", "of-a-worker")
+        with ray_session(RayOptions(max_cpus=2), []) as found:
+            import ray.cloudpickle
 
-        # Workers cannot import a module of the tests by its name.
-        ray.cloudpickle.register_pickle_by_value(fake)
-        yield found
+            # Workers cannot import a module of the tests by its name.
+            ray.cloudpickle.register_pickle_by_value(fake)
+            yield found
 
 
 def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> Progress:
@@ -135,8 +138,11 @@ def test_a_failure_is_reported_and_does_not_lose_the_others(fake: ModuleType, ca
     blocked = {names[one]: cause for one, cause in progress.blocked.items()}
     assert blocked == {f"{prefix}-{fails}": f"task_model/{fails}" for fails in errors for prefix in ("after", "after-after")}
     assert {names[one] for one in progress.built} == {"sound"}
-    log = next(outcome.log for one, outcome in progress.failed.items() if names[one] == "defect")
-    assert "Traceback" in Path(log).read_text() and "in run" in Path(log).read_text()
+    logs = {names[one]: Path(outcome.log).read_text() for one, outcome in progress.failed.items()}
+    assert "Traceback" in logs["defect"] and "in run" in logs["defect"]
+    # A process that died could raise nothing, and what it printed is there.
+    assert "the last words of a process: ***" in logs["process"]
+    assert not [name for name, log in logs.items() if "last words" in log and name != "process"]
 
 
 def groups(store: Store) -> list[set[int]]:
