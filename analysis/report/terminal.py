@@ -101,7 +101,9 @@ def verdicts_json(study: str, verdicts: Verdicts, evidence: Evidence) -> dict[st
     }
 
 
-def print_power(variances: Sequence[Variance], why_not: Sequence[str], cost_per_seed: float | None) -> None:
+def print_power(
+    variances: Sequence[Variance], why_not: Sequence[str], cost_per_seed: float | None, mixes: pd.DataFrame | None = None
+) -> None:
     """Print each metric's variances, the seeds that differences need, and what some numbers of seeds detect and cost."""
     console = _console()
     needed = variance_table(variances)
@@ -128,6 +130,9 @@ def print_power(variances: Sequence[Variance], why_not: Sequence[str], cost_per_
         second.add_row("cost", *(f"{number * cost_per_seed:,.2f}" for number in numbers), style="bold")
     console.print()
     console.print(second)
+    if mixes is not None:
+        console.print()
+        console.print(_mixes(mixes))
     console.print(
         "Points of accuracy, paired by seed; 80 % power at a two-sided 5 %, not corrected for several claims.",
         markup=False,
@@ -136,9 +141,26 @@ def print_power(variances: Sequence[Variance], why_not: Sequence[str], cost_per_
         console.print(f"  without {line}", markup=False)
 
 
-def power_json(variances: Sequence[Variance], why_not: Sequence[str], cost_per_seed: float | None) -> dict[str, Any]:
+def _mixes(mixes: pd.DataFrame) -> Any:
+    """The cheapest generators × seeds of each, and their cost, by metric and difference."""
+    effects = list(dict.fromkeys(mixes["effect"]))
+    what = "cheapest generators × seeds each (cost) that see"
+    table = _table((what, *(f"{100 * effect:g} points" for effect in effects)), left=(what,))
+    for metric, rows in mixes.groupby("metric", sort=False):
+        cells = [
+            NOTHING if pd.isna(row["cost"]) else f"{row['generators']} × {row['seeds']} ({row['cost']:,.2f})"
+            for _, row in rows.iterrows()
+        ]
+        table.add_row(str(metric), *cells)
+    return table
+
+
+def power_json(
+    variances: Sequence[Variance], why_not: Sequence[str], cost_per_seed: float | None, mixes: pd.DataFrame | None = None
+) -> dict[str, Any]:
     """The same numbers; shares, not points."""
     return {
+        **({} if mixes is None else {"mixes": records(mixes)}),
         "variances": records(variance_table(variances)),
         "power": records(power_table(variances, cost_per_seed=cost_per_seed)),
         "notes": list(why_not),

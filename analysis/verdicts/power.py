@@ -36,7 +36,7 @@ ITEM_CONFIDENCE = 0.99
 """With which the items leave more doubt than the margin before it is said that no number of seeds is enough."""
 SEEDS = (3, 5, 10, 20, 30, 50)
 EFFECTS = (0.01, 0.02, 0.05, 0.10)
-COMPARISONS = (("synthetic", "original"), ("synthetic", "none"), ("biased_synthetic", "none"))
+COMPARISONS = (("synthetic", "original"), ("synthetic", "none"), ("biased_synthetic", "synthetic"))
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,18 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     UserError when none can be had, as with one seed.
     """
     variances, why_not = [], []
-    over = averaged_over(evidence)
     tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))
     for treatment, control in COMPARISONS:
         for test, change in tests:
-            metric = f"{test}: {treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control}{over}"
+            # An untrained model's level on a blindspot is its random head's.
+            from_head = control == "none" and test != "general"
+            starts = [start for start in evidence.starting_sizes if start or not from_head]
+            if not starts:
+                continue
+            of = f"{treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control.replace('_', ' ')}"
+            metric = f"{test}: {of}{averaged_over(len(starts), len(evidence.sizes))}"
             try:
-                variances.append(Variance.of(metric, change(treatment, control, evidence.starting_sizes).effect()))
+                variances.append(Variance.of(metric, change(treatment, control, starts).effect()))
             except UserError as error:
                 why_not.append(f"{metric}: {error}")
     if not variances:
@@ -214,9 +219,9 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     return variances, why_not
 
 
-def averaged_over(evidence: Evidence) -> str:
+def averaged_over(num_starts: int, num_sizes: int) -> str:
     """', mean of 6 starting points × 3 sizes', or nothing where there is one of each: a single setting varies more."""
-    counts = ((len(evidence.starting_sizes), "starting points"), (len(evidence.sizes), "sizes"))
+    counts = ((num_starts, "starting points"), (num_sizes, "sizes"))
     several = [f"{count} {what}" for count, what in counts if count > 1]
     return f", mean of {' × '.join(several)}" if several else ""
 
@@ -250,6 +255,30 @@ def cheapest_mix_that_sees(
             cost = num_generators * (cost_generator + num_seeds * cost_seed)
             mixes.append(Mix(num_generators, num_seeds, error, cost))
     return min(mixes, key=lambda mix: (mix.cost, -mix.generators), default=None)
+
+
+def mix_table(
+    variances: Sequence[Variance],
+    *,
+    sd_generator: float,
+    cost_generator: float,
+    cost_seed: float,
+    effects: Sequence[float] = EFFECTS,
+) -> pd.DataFrame:
+    """`cheapest_mix_that_sees` for each metric and each of `effects`; a metric that no number is enough for has NA.
+
+    Columns: metric, effect (a share), generators, seeds (of each), cost.
+    """
+    rows = []
+    for variance in variances:
+        for effect in effects:
+            mix = cheapest_mix_that_sees(
+                variance, effect, sd_generator=sd_generator, cost_generator=cost_generator, cost_seed=cost_seed
+            )
+            found = (mix.generators, mix.seeds_per_generator, mix.cost) if mix else (None, None, None)
+            rows.append((variance.metric, effect, *found))
+    table = pd.DataFrame(rows, columns=["metric", "effect", "generators", "seeds", "cost"])
+    return table.astype({"generators": "Int64", "seeds": "Int64", "cost": "float64"})
 
 
 def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFFECTS) -> pd.DataFrame:

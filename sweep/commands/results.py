@@ -186,17 +186,30 @@ def power(
         float, typer.Option(help="With --seed-sd: the standard error that the test items leave, in points.")
     ] = 0,
     cost_per_seed: CostPerSeed = None,
+    generator_sd: Annotated[
+        float | None, typer.Option(help="The standard deviation of generators' true differences, in points, for a mix of both.")
+    ] = None,
+    cost_per_generator: Annotated[
+        float | None, typer.Option(help="What one generator with its pool costs, for a mix of both; `plan` says it.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say how many seeds a difference needs, how small a one some seeds detect, and what they cost.
 
+    With --generator-sd, also the cheapest generators with seeds each that see it, generators being what is judged by.
+
     blindsweep power demo --cost-per-seed 12.5
     blindsweep power --seed-sd 17.5
+    blindsweep power mini --generator-sd 5 --cost-per-generator 40 --cost-per-seed 12.5
     """
     if (study is None) == (seed_sd is None):
         raise UserError("give a STUDY to take variances from, or --seed-sd, and not both")
+    if (generator_sd is None) != (cost_per_generator is None) or (generator_sd is not None and cost_per_seed is None):
+        raise UserError(
+            "a mix of generators and seeds takes --generator-sd, --cost-per-generator and --cost-per-seed; give all three"
+        )
     from analysis.report.terminal import power_json, print_power
-    from analysis.verdicts.power import Variance, pilot
+    from analysis.verdicts.power import Variance, mix_table, pilot
 
     variances, why_not = [], list[str]()
     if seed_sd is not None:
@@ -206,7 +219,12 @@ def power(
 
         assert study is not None
         variances, why_not = pilot(load_evidence(Store(store), study_name(study), partial=partial))
+    mixes = None
+    if generator_sd is not None and cost_per_generator is not None and cost_per_seed is not None:
+        mixes = mix_table(
+            variances, sd_generator=generator_sd / 100, cost_generator=cost_per_generator, cost_seed=cost_per_seed
+        )
     if json:
-        print(js.dumps(power_json(variances, why_not, cost_per_seed), indent=1, ensure_ascii=False))
+        print(js.dumps(power_json(variances, why_not, cost_per_seed, mixes), indent=1, ensure_ascii=False))
         return
-    print_power(variances, why_not, cost_per_seed)
+    print_power(variances, why_not, cost_per_seed, mixes)

@@ -70,6 +70,11 @@ def test_power_from_a_pilot_and_from_a_given_deviation(tmp_path: Path) -> None:
     # As tests/analysis/study/test_power.py has it: 10 points take 27 seeds.
     assert "given" in given.stdout
     assert " 27" in given.stdout
+    # Generators that do not differ, and cost nothing, are as many as the seeds: 27 for ten points, of 1 each.
+    costs = ["--generator-sd", "0", "--cost-per-generator", "0", "--cost-per-seed", "2"]
+    mixed = json.loads(blindsweep("power", "--seed-sd", "17.5", *costs, "--json").stdout)["mixes"]
+    assert mixed[-1] == {"metric": "given", "effect": 0.1, "generators": 27, "seeds": 1, "cost": 54.0}
+    assert "27 × 1 (54.00)" in blindsweep("power", "--seed-sd", "17.5", *costs).stdout
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,7 @@ def test_power_from_a_pilot_and_from_a_given_deviation(tmp_path: Path) -> None:
         (["power"], "--seed-sd"),
         (["power", "tiny", "--seed-sd", "3"], "not both"),
         (["power", "--seed-sd", "0"], "above 0"),
+        (["power", "--seed-sd", "3", "--generator-sd", "2"], "give all three"),
         (["verdicts", "nothing"], "no study 'nothing'"),
     ],
 )
