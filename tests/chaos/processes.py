@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,16 +141,29 @@ def kill(pattern: str, delay: float) -> Disturbance:
     return disturbance
 
 
+def once_tracked(command: Command, store: Path) -> str:
+    """Wait until MLflow has the first artifact; "not met" if the command ended before."""
+    while command.process.poll() is None and index_of(store).get("FINISHED", 0) < 1:
+        time.sleep(0.1)
+    return "" if command.process.poll() is None else "not met"
+
+
+@contextlib.contextmanager
+def kill_driver(command: Command, store: Path) -> Iterator[str]:
+    """Once there is a database that can be broken before the next run."""
+    missed = once_tracked(command, store)
+    command.process.kill()
+    yield missed
+
+
 def break_database(how: str) -> Disturbance:
-    """While the run goes on, from when MLflow has the first artifact."""
+    """While the run goes on."""
 
     @contextlib.contextmanager
     def disturbance(command: Command, store: Path) -> Iterator[str]:
-        while command.process.poll() is None and index_of(store).get("FINISHED", 0) < 1:
-            time.sleep(0.1)
-        is_met = command.process.poll() is None
+        missed = once_tracked(command, store)
         with database(how, store):
-            yield "" if is_met else "not met"
+            yield missed
 
     return disturbance
 
@@ -250,9 +263,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=(*PROCESSES, "the database"), help="may be given again")
     parser.add_argument("--json", type=Path, help="file for the counts")
     options = parser.parse_args(arguments)
-    draw = random.Random(options.seed)
     found: dict[str, Points] = {}
-    only = options.only or [*PROCESSES, "the database"]
+    try:
+        break_all(found, options.points, options.seed, options.only or [*PROCESSES, "the database"])
+    finally:
+        if options.json:
+            rows = {name: {"points": of.num, "went_on": of.num_went_on, "wrong": len(of.wrong)} for name, of in found.items()}
+            options.json.write_text(json.dumps(rows))
+    return int(any(points.wrong for points in found.values()))
+
+
+def break_all(found: dict[str, Points], num: int, seed: int, only: Sequence[str]) -> None:
+    """Fill `found`, by what is broken: `num` points of each process, two of each kind of broken database."""
+    draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         undisturbed = Path(folder, "undisturbed")
         command = Command(undisturbed)
@@ -263,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
         files = contents(undisturbed).items()
         expected = {path: content for path, content in files if path.endswith(("value.txt", "record.json"))}
         for name, pattern in PROCESSES.items():
-            delays = [draw.uniform(0, 6) for _ in range(options.points)]
+            delays = [draw.uniform(0, 6) for _ in range(num)]
             if name not in only:
                 continue
             points = found[name] = Points()
@@ -277,14 +300,10 @@ def main(arguments: list[str] | None = None) -> int:
                 points = found[f"MLflow's database {how}"] = Points()
                 disturb(Path(folder, f"within-{how[:4]}"), break_database(how), lambda store: contextlib.nullcontext(),
                         expected, points, f"the database {how} while the run writes", must_go_on=True)  # fmt: skip
-                disturb(Path(folder, f"between-{how[:4]}"), kill("stand_ins.py", 3),
+                disturb(Path(folder, f"between-{how[:4]}"), kill_driver,
                         lambda store, how=how: database(how, store), expected, points,
                         f"the driver killed, then the database {how}")  # fmt: skip
                 show(f"MLflow's database {how}", points)
-    if options.json:
-        counts = {name: {"points": of.num, "went_on": of.num_went_on, "wrong": len(of.wrong)} for name, of in found.items()}
-        options.json.write_text(json.dumps(counts))
-    return int(any(points.wrong for points in found.values()))
 
 
 def show(name: str, points: Points) -> None:
