@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PARTS = {
-    "writes": "at a call of a step",
-    "damage": "damaged",
-    "leases": "damaged, or its holder dead",
-    "engines": "SIGKILL for a pool's engine",
-    "processes": "SIGKILL for",
-}
+PARTS = ("writes", "damage", "leases", "engines", "processes")
 
 
 def main() -> int:
@@ -47,12 +41,12 @@ def table(rows: list[tuple[str, str, dict[str, Any]]]) -> str:
     run that was disturbed, where that is asked; how many said one clear line; how many verdicts are wrong.
     """
     lines = [
-        "| | broken | points | as undisturbed in the end | of these by the same run | said one clear line | wrong |",
+        "| part | broken | points | as undisturbed in the end | of these by the same run | said one clear line | wrong |",
         "|---|---|---|---|---|---|---|",
     ]
     for part, what, row in rows:
         same, went_on, said = row["points"] - row["wrong"], row.get("went_on", ""), row.get("said", "")
-        lines.append(f"| {PARTS[part]} | {what} | {row['points']} | {same} | {went_on} | {said} | {row['wrong']} |")
+        lines.append(f"| {part} | {what} | {row['points']} | {same} | {went_on} | {said} | {row['wrong']} |")
     return "\n".join(lines)
 
 

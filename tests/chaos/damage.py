@@ -246,7 +246,7 @@ def damage_all(folder: Path, points: int | None = None) -> dict[str, dict[str, A
             judge(kind, f"{path} {how}", in_child(lambda: run_again(study.steps, study.store)))
         show(kind)
 
-    for kind, kill in {"of a killed finetuning": killed_finetuning, "of a killed pool": killed_pool}.items():
+    for kind, kill in {"a file of a killed finetuning": killed_finetuning, "a file of a killed pool": killed_pool}.items():
         refill(study.whole, place)
         left = kill(study)
         interrupted = folder / "interrupted"
