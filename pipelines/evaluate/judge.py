@@ -146,7 +146,8 @@ def _judge(
     report: Report,
     use_gpu: bool,
 ) -> dict[str, Any]:
-    trained_on = [pa.concat_tables([_KEYS, *(_keys(read_examples(path)) for path in judge.trained_on)]) for judge in judges]
+    nothing = pa.table({name: pa.array([], pa.string()) for name in _KEYS})
+    trained_on = [pa.concat_tables([nothing, *(_keys(read_examples(path)) for path in judge.trained_on)]) for judge in judges]
     rows = {"": _encoded(config, examples, "the pool", base_model, trained_on)}
     for name in config.sets:
         rows[name] = _encoded(config, join(sources, f"{name}.parquet"), f"gold set {name}", base_model, trained_on)
@@ -204,11 +205,11 @@ def _encoded(config: JudgementConfig, path: str, name: str, base_model: str, tra
     return _Rows(table, sequences, table["judge"].to_numpy(), np.full((table.num_rows, len(LABELS)), np.nan, dtype=np.float32))
 
 
-_KEYS = pa.schema([(name, pa.string()) for name in ("id", "premise", "hypothesis")]).empty_table()
+_KEYS = ("id", "premise", "hypothesis")
 
 
 def _keys(table: pa.Table) -> pa.Table:
-    return table.select(_KEYS.column_names)
+    return table.select(_KEYS)
 
 
 def _judged_table(config: JudgementConfig, rows: _Rows) -> pa.Table:

@@ -21,10 +21,11 @@ from sweep.study.rehearsal import rehearsal
 GOLDEN = Path(__file__).with_name("golden_fingerprints.json")
 
 SMALL = {"starting_sizes": (0, 3), "training_sizes": (6,)}
+AXES: Mapping[str, tuple[int, ...]] = {"starting_sizes": (0, 3_000), "training_sizes": (300, 900)}
 STUDIES: Mapping[str, Callable[[], Experiment]] = {
-    "demo": demo,
-    "demo with doses of bias": lambda: demo(seeds=(0,), biases=(0.5, 0.7), heuristic_share=0.05),
-    "demo biased to subsequence": lambda: demo(seeds=(0,), heuristic="subsequence"),
+    "demo": lambda: demo((0, 1), **AXES),
+    "demo with doses of bias": lambda: demo((0,), **AXES, biases=(0.5, 0.7), heuristic_share=0.05),
+    "demo biased to subsequence": lambda: demo((0,), **AXES, heuristic="subsequence"),
     "mini": mini,
     "mini with the paper's recipe": lambda: mini(recipe="paper", seeds=(1,)),
     "mini on a CPU": lambda: mini(device="cpu", seeds=(0, 1), starting_sizes=(0,), biases=(0.9,)),
@@ -37,7 +38,7 @@ STUDIES: Mapping[str, Callable[[], Experiment]] = {
     "paper_fast with shared trajectories": lambda: paper_fast(data="nowhere", model="nowhere", trajectories="shared"),
     "paper --rehearse": lambda: rehearsal(paper(**SMALL)),
     "paper --rehearse without data": lambda: rehearsal(paper(data="nowhere", model="nowhere")),
-    "demo --rehearse": lambda: rehearsal(demo()),
+    "demo --rehearse": lambda: rehearsal(demo((0, 1), **AXES)),
 }
 
 
@@ -78,7 +79,7 @@ def test_every_step_has_the_fingerprint_that_it_has_had(study: str, found: dict[
 
 def test_with_two_generators_the_first_makes_what_it_has_made() -> None:
     golden = set(json.loads(GOLDEN.read_text())["demo"])
-    steps = build_grid(demo(generators=2))
+    steps = build_grid(demo((0, 1), **AXES, generators=2))
     kept = [step for step in steps if f"{step.name} {step.fingerprint}" in golden]
     # Of seed 1 the second generator, its pool, and the synthetic cells: two kinds × two sizes, from two starting points.
     assert len(golden) - len(kept) == 4 + 8 + 8

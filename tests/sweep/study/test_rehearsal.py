@@ -66,7 +66,7 @@ def test_no_artifact_of_a_rehearsal_is_one_of_the_study_or_of_a_study_like_it(st
 
 
 def test_one_generator_is_rehearsed_of_several() -> None:
-    one, several = (build_grid(rehearsal(demo(generators=number))) for number in (1, 2))
+    one, several = (build_grid(rehearsal(demo((0, 1), generators=number))) for number in (1, 2))
     assert [step.fingerprint for step in several] == [step.fingerprint for step in one]
 
 
