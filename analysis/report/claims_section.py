@@ -11,10 +11,20 @@ from matplotlib.figure import Figure
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.report.figures import forest_figure
 from analysis.study.signal_detection import signal_table
-from analysis.verdicts.answer import ONE_SEED, agreement_words, answer, control_sentences, one_seed, settling_words, units_words
+from analysis.verdicts.answer import (
+    ONE_SEED,
+    agreement_words,
+    answer,
+    control_sentences,
+    decided,
+    one_generator,
+    one_seed,
+    settling_words,
+    units_words,
+)
 from analysis.verdicts.evidence import Evidence
 from analysis.verdicts.subcases import subcase_table
-from analysis.verdicts.verdicts import Judgement, Verdicts, judge_evidence, judgement_table
+from analysis.verdicts.verdicts import ONE_GENERATOR, Judgement, Verdicts, judge_evidence, judgement_table
 from analysis.wording import (
     HOLDS,
     NOTHING,
@@ -30,6 +40,12 @@ from analysis.wording import (
 from pipelines.errors import UserError
 
 TITLE = "The answer"
+HOW_TO_READ = (
+    "A claim is judged in each of its settings, a starting point and a training size, and never by a mean over them: it, or "
+    "its opposite, is to show in every setting, or in more than half of them, as the claim has it. Estimates are means, in "
+    "points of accuracy; 'Settings' says how many have the estimate's sign, and how many an interval on that side. p is "
+    "adjusted for all primary claims (Holm). 'Settled by' is for a true difference as large as the claim's margin."
+)
 CAPTION = (
     "The headline difference of each claim in each of its settings, paired by seed; lines are 95 % intervals over seeds and "
     "test items. Fewer than three seeds are drawn as dots, one each."
@@ -64,24 +80,17 @@ def claims_block(evidence: Evidence | None, why_not: str) -> tuple[Block, pd.Dat
         except UserError as error:
             text.append(f"{title}: {error}.")
     caption = CAPTION if figure else ""
-    return Block("claims", TITLE, text, [_claims(drawn)], folds, "", caption), judgement_table(judgements), figure
+    return Block("claims", TITLE, text, [_claims(drawn, HOW_TO_READ)], folds, "", caption), judgement_table(judgements), figure
 
 
 def _text(verdicts: Verdicts) -> list[str]:
-    lead = [answer(verdicts.judgements), *control_sentences(verdicts.controls)]
-    if one_seed(verdicts.judgements):
-        lead.append(ONE_SEED)
-    return [
-        *lead,
-        "A claim is judged in each of its settings, a starting point and a training size, and never by a mean over them: "
-        "'supported' and 'refuted' mean that it, or its opposite, is shown in every setting, or in more than half of them, as "
-        "the claim has it. Estimates are means, in points of accuracy; the column 'Settings' says how many have the estimate's "
-        "sign, and how many an interval on that side. p is adjusted for all primary claims (Holm). 'Settled by' is for a true "
-        "difference as large as the claim's margin.",
-    ]
+    judgements = verdicts.judgements
+    text = [answer(judgements), *decided(judgements), *control_sentences(verdicts.controls)]
+    text += [ONE_SEED] if one_seed(judgements) else []
+    return [*text, *([ONE_GENERATOR] if one_generator(judgements) else [])]
 
 
-def _claims(judgements: Sequence[Judgement]) -> Table:
+def _claims(judgements: Sequence[Judgement], caption: str = "") -> Table:
     numbers = number_columns("Estimate", "95 % interval", "Settings", "From", "Adjusted p", "Settled by")
     columns = [Column("Statement", "wrap"), Column("Verdict"), *numbers]
     rows = [
@@ -97,7 +106,7 @@ def _claims(judgements: Sequence[Judgement]) -> Table:
         ]
         for judgement in judgements
     ]
-    return Table(columns, rows)
+    return Table(columns, rows, caption)
 
 
 def _settings(judgements: Sequence[Judgement]) -> Fold:

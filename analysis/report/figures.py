@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,7 +136,7 @@ def _draw_forest(axes: Axes, judgement: Judgement, rows: Sequence[Mapping[str, A
     axes.set_yticks(range(len(rows)), [row["setting"] or judgement.name for row in rows])
     axes.yaxis.set_inverted(True)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_title(f"{rows[0]['part']}\n{judgement.verdict}", fontsize=8.5, wrap=True)
+    axes.set_title(f"{textwrap.fill(judgement.name.replace('_', ' '), 34)}\n{judgement.verdict}", fontsize=8.5)
     axes.set_xlabel("points")
     axes.grid(axis="x", linewidth=0.6)
     axes.spines["left"].set_visible(False)

@@ -10,7 +10,16 @@ from typing import Any
 import pandas as pd
 
 from analysis.study.signal_detection import signal_table
-from analysis.verdicts.answer import ONE_SEED, agreement_words, answer, control_sentences, one_seed, settling_words, units_words
+from analysis.verdicts.answer import (
+    ONE_SEED,
+    agreement_words,
+    answer,
+    control_sentences,
+    decided,
+    one_seed,
+    settling_words,
+    units_words,
+)
 from analysis.verdicts.evidence import Evidence
 from analysis.verdicts.power import MOST_SEEDS, Variance, power_table, variance_table
 from analysis.verdicts.subcases import subcase_table
@@ -35,7 +44,7 @@ def print_verdicts(study: str, verdicts: Verdicts) -> None:
     console = _console()
     judgements = verdicts.judgements
     console.print(f"{study}: {answer(judgements)}", markup=False)
-    for sentence in control_sentences(verdicts.controls):
+    for sentence in (*decided(judgements), *control_sentences(verdicts.controls)):
         console.print(sentence, markup=False)
     if one_seed(judgements):
         console.print(ONE_SEED, markup=False)

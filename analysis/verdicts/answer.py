@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis.verdicts.verdicts import Control, Judgement, Outcome
+from analysis.verdicts.verdicts import ONE_GENERATOR, Control, Judgement, Outcome
 from analysis.wording import NOTHING
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
@@ -27,6 +27,21 @@ def answer(judgements: Sequence[Judgement]) -> str:
     if not said:
         return f"{start}none of {len(chosen)} {word} is decided."
     return f"{start}{sum(counts.values())} of {len(chosen)} {word} are decided: {', '.join(said)}."
+
+
+def decided(judgements: Sequence[Judgement]) -> list[str]:
+    """'Supported: …', and so on, with the statements of the primary claims that got the verdict, or of all where none is."""
+    chosen = [judgement for judgement in judgements if judgement.primary] or list(judgements)
+    said = []
+    for outcome, word in DECIDED.items():
+        if statements := [judgement.statement for judgement in chosen if judgement.verdict == outcome]:
+            said.append(f"{word[0].upper()}{word[1:]}: {' '.join(statements)}")
+    return said
+
+
+def one_generator(judgements: Sequence[Judgement]) -> bool:
+    """Whether what is said of synthetic data is of one generator's."""
+    return any(ONE_GENERATOR in judgement.notes for judgement in judgements)
 
 
 def one_seed(judgements: Sequence[Judgement]) -> bool:

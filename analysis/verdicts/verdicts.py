@@ -181,17 +181,15 @@ def judge_questions(
 def _control(question: Question, reading: _Reading) -> Control:
     """Whether a positive control is seen: as claimed, by itself, without an adjustment for the other claims."""
     is_seen = not math.isnan(reading.p_for) and reading.p_for <= ALPHA
-    where = "" if question.measure == "accuracy" else f" by {question.measure}"
+    by = {"accuracy": "", "auc": " by AUC"}.get(question.measure, f" by {question.measure}")
     if is_seen:
         p = f"p = {reading.p_for:.2g}"
-        return Control(question.measure, True, f"The positive control is seen{where}: data biased on purpose shows ({p}).")
+        return Control(question.measure, True, f"The positive control is seen{by}: data biased on purpose shows ({p}).")
     why = question.why_not or ("it cannot be tested" if math.isnan(reading.p_for) else f"p = {reading.p_for:.2g}")
-    return Control(
-        question.measure,
-        False,
-        f"The positive control is not seen{where} ({why}): this study could not have seen a blindspot grow, so nothing about "
-        "the blindspot is called refuted or equivalent.",
-    )
+    so = by[1:] if by else "this study could not have seen a blindspot grow, so"
+    denied = "nothing about the blindspot is called refuted or equivalent"
+    sentence = f"The positive control is not seen{by} ({why}): {so} {denied}."
+    return Control(question.measure, False, sentence)
 
 
 def headline_rows(judgement: Judgement) -> list[Mapping[str, Any]]:
