@@ -23,8 +23,8 @@ from analysis.verdicts.answer import (
     units_words,
 )
 from analysis.verdicts.evidence import Evidence
+from analysis.verdicts.judgement import ONE_GENERATOR, Judgement, Verdicts
 from analysis.verdicts.subcases import subcase_table
-from analysis.verdicts.verdicts import ONE_GENERATOR, Judgement, Verdicts, judge_evidence, judgement_table
 from analysis.wording import (
     HOLDS,
     NOTHING,
@@ -38,6 +38,7 @@ from analysis.wording import (
     thousands,
 )
 from pipelines.errors import UserError
+from sweep.study.measures import Measure
 
 TITLE = "The answer"
 HOW_TO_READ = (
@@ -46,41 +47,58 @@ HOW_TO_READ = (
     "points of accuracy; 'Settings' says how many have the estimate's sign, and how many an interval on that side. p is "
     "adjusted for all primary claims (Holm). 'Settled by' is for a true difference as large as the claim's margin."
 )
+MEASURES = (
+    "Accuracy shows nothing beyond 0 and 100 %. Margin is the mean log-odds of the heuristic's label where going by it is "
+    "wrong; AUC the chance that an item where it is right scores above one where it is wrong; pull the chance that an "
+    "adversarial item scores above a general item of its label. A threshold that moves moves the margin as far, and AUC and "
+    "pull not at all. p is Benjamini and Hochberg's, over all exploratory claims."
+)
 CAPTION = (
     "The headline difference of each claim in each of its settings, paired by seed; lines are 95 % intervals over seeds and "
     "test items. Fewer than three seeds are drawn as dots, one each."
 )
 
 
-def claims_block(evidence: Evidence | None, why_not: str) -> tuple[Block, pd.DataFrame | None, Figure | None]:
-    """The section without its figure, its claims as a table (`judgement_table`), and the figure.
-
-    Without `evidence` it is a section that says why there is none.
-    """
-    if evidence is None:
-        return Block("claims", TITLE, [why_not]), None, None
-    verdicts = judge_evidence(evidence)
+def claims_block(verdicts: Verdicts | None, evidence: Evidence | None, why_not: str) -> tuple[Block, Figure | None]:
+    """The section without its figure, and the figure. Without verdicts it is a section that says why there are none."""
+    if verdicts is None or evidence is None:
+        return Block("claims", TITLE, [why_not]), None
     judgements = verdicts.judgements
     primary = [judgement for judgement in judgements if judgement.primary]
-    others = [judgement for judgement in judgements if not judgement.primary]
+    others = [judgement for judgement in judgements if not (judgement.primary or is_of_measure(judgement))]
     drawn = primary or others
-    try:
-        figure = forest_figure(drawn)
-    except ValueError:
-        figure = None
+    figure = _drawn(drawn)
     text = _text(verdicts)
-    folds = [
-        Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]),
-        _settings(judgements),
-        _notes(judgements),
-    ]
+    folds = [_settings(judgements), _notes(judgements)]
+    if primary and others:
+        folds.insert(0, Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]))
     for title, table in (("No differences by subcase", _subcases), ("No signal detection", _signal)):
         try:
             folds.append(table(evidence))
         except UserError as error:
             text.append(f"{title}: {error}.")
-    caption = CAPTION if figure else ""
-    return Block("claims", TITLE, text, [_claims(drawn, HOW_TO_READ)], folds, "", caption), judgement_table(judgements), figure
+    return Block("claims", TITLE, text, [_claims(drawn, HOW_TO_READ)], folds, "", CAPTION if figure else ""), figure
+
+
+def measures_block(verdicts: Verdicts | None) -> tuple[list[Block], Figure | None]:
+    """The claims by measures that do not saturate, without their figure, and the figure; nothing where there are none."""
+    chosen = [judgement for judgement in verdicts.judgements if is_of_measure(judgement)] if verdicts else []
+    if not any(judgement.num_units for judgement in chosen):
+        return [], None
+    figure = _drawn(chosen)
+    return [Block("measures", "Measures that do not saturate", [MEASURES], [_claims(chosen)], (), "", CAPTION)], figure
+
+
+def is_of_measure(judgement: Judgement) -> bool:
+    """Whether a claim is read by margin, AUC or pull."""
+    return judgement.measure in set(Measure) - {Measure.ACCURACY}
+
+
+def _drawn(judgements: Sequence[Judgement]) -> Figure | None:
+    try:
+        return forest_figure(judgements)
+    except ValueError:
+        return None
 
 
 def _text(verdicts: Verdicts) -> list[str]:

@@ -23,9 +23,11 @@ from matplotlib.lines import Line2D
 
 from analysis.study.frame import POINT, seed_means
 from analysis.study.series import Series, select
-from analysis.verdicts.verdicts import Judgement, headline_rows
+from analysis.verdicts.evidence import MEASURE_NAMES
+from analysis.verdicts.judgement import Judgement, headline_rows
 from analysis.wording import KIND_NAMES, starting_point_name, thousands
 from sweep.graph.records import TRAINED_KINDS
+from sweep.study.measures import Measure
 
 # Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
 KIND_STYLES = {
@@ -103,15 +105,15 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
 
 
 def forest_figure(judgements: Sequence[Judgement]) -> Figure:
-    """The headline difference of each claim in each of its settings, in points: a panel a claim, a row a setting.
+    """The headline difference of each claim in each of its settings: a panel a claim, a row a setting; accuracies in points.
 
     Lines are 95 % intervals over seeds (or generators) and items. Fewer than three of them are drawn as dots, one each, without
-    an interval that would fill the panel. Raises ValueError when no claim has a difference of accuracies.
+    an interval that would fill the panel. Ratios are left out. Raises ValueError when no claim has anything else.
     """
-    panels = [(one, [row for row in headline_rows(one) if row["unit"] == "share"]) for one in judgements]
+    panels = [(one, [row for row in headline_rows(one) if row["unit"] != "ratio"]) for one in judgements]
     panels = [(one, rows) for one, rows in panels if rows]
     if not panels:
-        raise ValueError("no claim has a difference of accuracies, so there is nothing to draw")
+        raise ValueError("no claim has a difference that is no ratio, so there is nothing to draw")
     columns = min(3, len(panels))
     heights = [max(len(rows) for _, rows in panels[at : at + columns]) for at in range(0, len(panels), columns)]
     with matplotlib.rc_context(RC):
@@ -126,18 +128,19 @@ def forest_figure(judgements: Sequence[Judgement]) -> Figure:
 
 
 def _draw_forest(axes: Axes, judgement: Judgement, rows: Sequence[Mapping[str, Any]]) -> None:
+    factor = 100 if rows[0]["unit"] == "share" else 1
     axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
     for y, row in enumerate(rows):
         if len(row["values"]) < FEWEST_FOR_INTERVAL:
-            axes.plot([100 * value for value in row["values"]], [y] * len(row["values"]), zorder=3, **DOT)
+            axes.plot([factor * value for value in row["values"]], [y] * len(row["values"]), zorder=3, **DOT)
             continue
-        axes.hlines(y, 100 * row["low"], 100 * row["high"], color=INK, linewidth=0.9, zorder=2)
-        axes.plot(100 * row["estimate"], y, color=KIND_STYLES["synthetic"][0], marker="s", markersize=5, zorder=3)
+        axes.hlines(y, factor * row["low"], factor * row["high"], color=INK, linewidth=0.9, zorder=2)
+        axes.plot(factor * row["estimate"], y, color=KIND_STYLES["synthetic"][0], marker="s", markersize=5, zorder=3)
     axes.set_yticks(range(len(rows)), [row["setting"] or judgement.name for row in rows])
     axes.yaxis.set_inverted(True)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title(f"{textwrap.fill(judgement.name.replace('_', ' '), 34)}\n{judgement.verdict}", fontsize=8.5)
-    axes.set_xlabel("points")
+    axes.set_xlabel("points" if factor == 100 else MEASURE_NAMES[Measure(judgement.measure)])
     axes.grid(axis="x", linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis.page import Block, template, write_file
-from analysis.report.claims_section import claims_block
+from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import dose_block, dose_figure
 from analysis.report.export import csv_bytes
@@ -42,6 +42,8 @@ from analysis.study.frame import describe_missing, evaluation_frame
 from analysis.study.series import paper_series, select, study_series
 from analysis.study.tables import accuracy_table
 from analysis.verdicts.evidence import Evidence, load_evidence
+from analysis.verdicts.judgement import judgement_table
+from analysis.verdicts.verdicts import judge_evidence
 from analysis.wording import slice_name, thousands
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
@@ -53,10 +55,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
-    `frame.csv` and `frame.parquet` are written beside it; `differences.*` where claims can be drawn; `doses.*` where there are
-    doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the claims can be
-    judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's
-    and one on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
+    `frame.csv` and `frame.parquet` are written beside it; `differences.*` and `measures.*` where claims can be drawn; `doses.*`
+    where there are doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the
+    claims can be judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells
+    of the paper's and one on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -107,16 +109,23 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     if curves_figure is not None:
         label = "Training curves: loss by share of the steps"
         curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
-    claims, judged, forest = claims_block(evidence, why_not)
+    verdicts = judge_evidence(evidence) if evidence else None
+    claims, forest = claims_block(verdicts, evidence, why_not)
     if forest is not None:
         label = "Each claim's difference in each setting, with intervals"
         claims = replace(claims, figure=_write_figure(target, "differences", forest, label))
-    if judged is not None:
+    measures, forest = measures_block(verdicts)
+    if forest is not None:
+        label = "Differences of margin, AUC and pull in each setting, with intervals"
+        measures = [replace(measures[0], figure=_write_figure(target, "measures", forest, label))]
+    if verdicts is not None:
+        judged = judgement_table(verdicts.judgements)
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
         write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
     values["claims"] = [claims]
     values["blocks"] = [
         *beside_figure,
+        *measures,
         *doses,
         *table1_block(counts, beside, num_pools=_num_pools(study)),
         *slices,

@@ -21,9 +21,9 @@ from analysis.verdicts.answer import (
     units_words,
 )
 from analysis.verdicts.evidence import Evidence
+from analysis.verdicts.judgement import Judgement, Outcome, Verdicts
 from analysis.verdicts.power import MOST_SEEDS, Variance, power_table, variance_table
 from analysis.verdicts.subcases import subcase_table
-from analysis.verdicts.verdicts import Judgement, Outcome, Verdicts
 from analysis.wording import NOTHING, estimate_words, p_words, range_words
 from pipelines.errors import UserError
 

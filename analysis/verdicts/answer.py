@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis.verdicts.verdicts import ONE_GENERATOR, Control, Judgement, Outcome
+from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome
 from analysis.wording import NOTHING
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."

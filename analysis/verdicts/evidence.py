@@ -247,7 +247,7 @@ def part_name(comparison: Comparison, evidence: Evidence) -> str:
     return f"{text}, per doubling of the size" if comparison.over_sizes else text
 
 
-MEASURE_NAMES = {Measure.ACCURACY: "accuracy", Measure.MARGIN: "margin", Measure.AUC: "AUC", Measure.PULL: "pull"}
+MEASURE_NAMES = {Measure.ACCURACY: "accuracy", Measure.MARGIN: "margin (log-odds)", Measure.AUC: "AUC", Measure.PULL: "pull"}
 
 
 def _starts(claim: Claim, evidence: Evidence, undertrained: int) -> list[int]:

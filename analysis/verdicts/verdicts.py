@@ -17,97 +17,21 @@ adjusted by Holm, the rest by Benjamini and Hochberg. With one seed nothing is s
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any
-
-import pandas as pd
 
 from analysis.stats.hypotheses import benjamini_hochberg, holm, partial_conjunction, sign_flip
 from analysis.stats.statistics import ends
 from analysis.verdicts.evidence import UNDERTRAINED, Evidence, load_evidence, questions
+from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import ALPHA, Settling, Variance, settling
 from analysis.verdicts.questions import Part, Question, Setting
 from analysis.verdicts.table1 import overlap_questions
 from analysis.wording import estimate_words, range_words
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
-
-ONE_GENERATOR = "One generator: this holds for its data; another generator's may differ by more than the interval says."
-
-
-class Outcome(StrEnum):
-    SUPPORTED = "supported"
-    REFUTED = "refuted"
-    EQUIVALENT = "equivalent"
-    CANNOT_TELL = "cannot tell"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The results' verdict on one claim.
-
-    `estimate`, `low`, `high` (95 %, not adjusted for the family) are of the headline part, averaged over settings, in `unit`:
-    "share" is a difference of accuracies (0.01 is one point), "ratio" a ratio, "number" the measure's own. NaN where there is
-    none. Of `num_settings` settings `num_signed` have the estimate's sign, and in `num_clear` the interval lies on that side.
-    `p` is what the verdict rests on, two-sided where a sign is claimed; `p_adjusted` is over the family of `num_claims`: Holm's
-    for primary claims, Benjamini and Hochberg's for the rest. `p_sign_flip` is that of the headline, for comparison.
-    `smallest_margin` is the smallest at which the headline part would be equivalent in all settings. `rests_on` is "seeds" or
-    "generators", `num_units` their number. `settings` are what it rests on.
-    """
-
-    name: str
-    statement: str
-    paper: str
-    primary: bool = True
-    verdict: Outcome = Outcome.CANNOT_TELL
-    estimate: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    unit: str = "share"
-    measure: str = "accuracy"
-    num_settings: int = 0
-    num_signed: int = 0
-    num_clear: int = 0
-    num_units: int = 0
-    rests_on: str = "seeds"
-    num_items: int = 0
-    test: str = "none"
-    p: float = math.nan
-    p_adjusted: float = math.nan
-    p_sign_flip: float = math.nan
-    num_claims: int = 0
-    margin: float = 0.01
-    smallest_margin: float = math.nan
-    settling_low: int | None = None
-    settling_high: int | None = None
-    settling_cost: float | None = None
-    settings: tuple[Mapping[str, Any], ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """The judgements on a study's claims, in their order, and its positive controls."""
-
-    judgements: tuple[Judgement, ...]
-    controls: tuple[Control, ...] = ()
-
-    def __getitem__(self, name: str) -> Judgement:
-        """The judgement on the claim of that name. Raises KeyError for a name that no claim has."""
-        return {judgement.name: judgement for judgement in self.judgements}[name]
-
-
-@dataclass(frozen=True)
-class Control:
-    """Whether the study's positive control shows in a measure, and the sentence that says so."""
-
-    measure: str
-    is_seen: bool
-    sentence: str
 
 
 def judge(
@@ -190,27 +114,6 @@ def _control(question: Question, reading: _Reading) -> Control:
     denied = "nothing about the blindspot is called refuted or equivalent"
     sentence = f"The positive control is not seen{by} ({why}): {so} {denied}."
     return Control(question.measure, False, sentence)
-
-
-def headline_rows(judgement: Judgement) -> list[Mapping[str, Any]]:
-    """The headline part of each setting that could be had: a row of `Judgement.settings` each."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for row in judgement.settings:
-        if "part" in row:
-            found.setdefault(row["setting"], row)
-    return list(found.values())
-
-
-def judgement_table(judgements: Sequence[Judgement]) -> pd.DataFrame:
-    """One row per claim, the columns of `Judgement` without settings; notes are joined. Settling seeds are Int64 with NA."""
-    columns = [field.name for field in dataclasses.fields(Judgement) if field.name != "settings"]
-    rows = [
-        {name: "; ".join(judgement.notes) if name == "notes" else getattr(judgement, name) for name in columns}
-        for judgement in judgements
-    ]
-    table = pd.DataFrame(rows, columns=columns)
-    table["verdict"] = table["verdict"].map(str)
-    return table.astype({"settling_low": "Int64", "settling_high": "Int64", "settling_cost": "float64"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from analysis.report.figures import figure1, forest_figure, to_png, to_svg
 from analysis.study.series import paper_series
 from analysis.study.tables import accuracy_table
-from analysis.verdicts.verdicts import Judgement
+from analysis.verdicts.judgement import Judgement
 from tests.analysis.fake_store import FakeStudy
 
 SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-entailment")

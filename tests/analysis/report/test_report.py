@@ -158,9 +158,12 @@ def test_verdicts_are_shown_with_what_they_rest_on(tmp_path: Path) -> None:
     assert "With 10 seeds, 5 of 5 primary claims are decided: 5 supported." in text
     raises = r"Training on synthetic data raises general accuracy of undertrained starting points\.\|supported\|\+[34]\d\.\d\|"
     assert re.search(raises, text)
-    assert "15 exploratory claims" in text and "start untrained, size 60" in text
+    assert "9 exploratory claims" in text and "start untrained, size 60" in text
     assert "subcases of the blindspot set" in text and "Sensitivity d′ [95 %]" in text
     assert ONE_SEED not in text
+    measures = section(path.read_text(), "measures")
+    assert "makes it harder to tell where the heuristic is right" in measures and "pull" in measures
+    assert (path.parent / "measures.svg").exists()
     # The answer is given once: no other section has differences of kinds with intervals of its own.
     assert "<figure" in path.read_text().partition('id="question"')[0]
     assert not re.search(r'id="(verdict|differences)"', path.read_text())

@@ -9,8 +9,9 @@ import pytest
 from analysis.simulation.differences import coverage
 from analysis.simulation.scenarios import HANS_TEMPLATES, MNLI_PREMISES, hans
 from analysis.stats.intervals import Replicates
+from analysis.verdicts.judgement import Judgement, Outcome
 from analysis.verdicts.questions import Part, Question, Setting
-from analysis.verdicts.verdicts import Judgement, Outcome, judge_questions
+from analysis.verdicts.verdicts import judge_questions
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 

@@ -15,8 +15,9 @@ from analysis.report.report import build_report
 from analysis.report.terminal import verdicts_json
 from analysis.study.frame import evaluation_frame
 from analysis.verdicts.evidence import load_evidence, questions
+from analysis.verdicts.judgement import Outcome
 from analysis.verdicts.power import pilot
-from analysis.verdicts.verdicts import Outcome, judge, judge_evidence
+from analysis.verdicts.verdicts import judge, judge_evidence
 from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import Heuristic
 from sweep.graph.records import Store, Study

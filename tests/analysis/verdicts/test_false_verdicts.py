@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from analysis.stats.intervals import Effect
+from analysis.verdicts.judgement import Outcome
 from analysis.verdicts.questions import Part, Question, Setting
-from analysis.verdicts.verdicts import Outcome, judge_questions
+from analysis.verdicts.verdicts import judge_questions
 
 NUM_STUDIES = 250
 NUM_CLAIMS, NUM_SETTINGS = 5, 4

@@ -7,10 +7,11 @@ import pytest
 from analysis.stats.intervals import Effect
 from analysis.study.artifacts import LabelCount
 from analysis.verdicts.evidence import load_evidence, questions
+from analysis.verdicts.judgement import ONE_GENERATOR, Judgement, Outcome, Verdicts, judgement_table
 from analysis.verdicts.questions import Part, Question, Setting
 from analysis.verdicts.subcases import subcase_table
 from analysis.verdicts.table1 import overlap_questions
-from analysis.verdicts.verdicts import ONE_GENERATOR, Judgement, Outcome, Verdicts, judge, judge_questions, judgement_table
+from analysis.verdicts.verdicts import judge, judge_questions
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 from sweep.study.claims import Claim, Comparison, Difference, as_json
