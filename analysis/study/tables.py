@@ -168,40 +168,6 @@ def by_unit(values: Mapping[int, float], frame: pd.DataFrame) -> list[float]:
     return [float(mean) for mean in pd.Series(values).groupby(generators).mean()]
 
 
-def difference_table(frame: pd.DataFrame, *, treatment: str = "synthetic", over_sizes: bool = False) -> pd.DataFrame:
-    """Treatment minus original, paired by seed, per (starting_size, size, set, slice, num_labels, folding).
-
-    `over_sizes=True` first averages over the training sizes that both kinds have within a seed, and gives one
-    row per (starting_size, set, slice, num_labels, folding); a seed that lacks a size of either kind is left out
-    there. `left_out` counts the seeds that could not be paired (only in a partial frame). A cell without any
-    pair has no row. The interval is Student's t over seeds, cut to -1..1; in a study with several generators it, n and the
-    range are over generators, each the mean of its seeds, and `attrs["unit"]` says so. Raises UserError when there is no pair
-    at all, or when either kind is not in the frame.
-    """
-    for kind in (treatment, "original"):
-        if not (frame["kind"] == kind).any():
-            raise UserError(f"no {kind!r} cells in the frame, so {treatment} minus original does not exist")
-    by = [name for name in KEY if name not in ("seed", "kind") and not (over_sizes and name == "size")]
-    rows = []
-    for key, cell in _groups(frame[frame["kind"].isin([treatment, "original"])], by):
-        sides = [_by_seed(cell[cell["kind"] == kind]) for kind in (treatment, "original")]
-        sizes = set(cell["size"])
-        complete = [{seed: values for seed, values in side.items() if set(values) == sizes} for side in sides]
-        seeds = complete[0].keys() & complete[1].keys()
-        if not seeds:
-            continue
-        averages = [{seed: sum(side[seed].values()) / len(sizes) for seed in seeds} for side in complete]
-        paired = {seed: averages[0][seed] - averages[1][seed] for seed in seeds}
-        estimate = _cut(mean_estimate(by_unit(paired, frame), unit_of(frame)), -1.0, 1.0)
-        left_out = len((sides[0].keys() | sides[1].keys()) - seeds)
-        rows.append({**dict(zip(by, key, strict=True)), **estimate_columns(estimate), "left_out": left_out})
-    if not rows:
-        raise UserError(f"no seed has both {treatment} and original in any cell; a paired difference needs both")
-    table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS, "left_out"])
-    table.attrs["unit"] = unit_of(frame)
-    return table
-
-
 def folding_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Two labels scored by summed probabilities minus by argmax, paired by seed, per (starting_size, kind, size, set, slice).
 

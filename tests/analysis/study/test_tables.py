@@ -6,7 +6,7 @@ import pytest
 
 from analysis.study.artifacts import LabelCount, count_lexical_overlap, lexical_overlap_counts, pool_overlap_counts
 from analysis.study.items import load_responses
-from analysis.study.tables import accuracy_table, difference_table, entailment_odds_ratio, lexical_overlap_table
+from analysis.study.tables import accuracy_table, entailment_odds_ratio, lexical_overlap_table
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 from tests.analysis.fake_store import FakeStudy, parquet
@@ -135,86 +135,6 @@ def test_accuracy_table_with_and_without_seeds(tmp_path: Path) -> None:
     assert (trained["interval_low"], trained["interval_high"]) == pytest.approx((0.38294, 0.63706), abs=1e-4)
     # 0.6 ± 12.7062 × 0.1, of which an accuracy can only be 0..1.
     assert (wide["interval_low"], wide["interval_high"]) == (0.0, 1.0)
-
-
-def test_synthetic_minus_original_is_paired_by_seed(tmp_path: Path) -> None:
-    frame = frame_of(
-        tmp_path,
-        {
-            ("original", 60, 0): 100,
-            ("original", 60, 1): 140,
-            ("original", 60, 2): 180,
-            ("synthetic", 60, 0): 98,
-            ("synthetic", 60, 1): 136,
-            ("synthetic", 60, 2): 174,
-        },
-    )
-    row = difference_table(frame).iloc[0]
-    # Differences −0.01, −0.02, −0.03: mean −0.02, standard error 0.01/√3, t = 4.30265. Unpaired, the seeds'
-    # spread of 0.2 would drown them.
-    assert row["mean"] == pytest.approx(-0.02)
-    assert row["n"] == 3
-    assert (row["interval_low"], row["interval_high"]) == pytest.approx((-0.0448414, 0.0048414), abs=1e-6)
-    assert row["left_out"] == 0
-
-
-def test_an_interval_of_a_difference_stays_within_what_a_difference_can_be(tmp_path: Path) -> None:
-    cells = {("original", 60, 0): 100, ("original", 60, 1): 100, ("synthetic", 60, 0): 60, ("synthetic", 60, 1): 180}
-    row = difference_table(frame_of(tmp_path, cells)).iloc[0]
-    # Differences −0.2 and 0.4: 0.1 ± 12.7062 × 0.3.
-    assert (row["mean"], row["interval_low"], row["interval_high"]) == (pytest.approx(0.1), -1.0, 1.0)
-
-
-def test_differences_over_sizes_average_within_a_seed(tmp_path: Path) -> None:
-    frame = frame_of(
-        tmp_path,
-        {
-            ("original", 60, 0): 100,
-            ("original", 120, 0): 120,
-            ("synthetic", 60, 0): 90,
-            ("synthetic", 120, 0): 118,
-            ("original", 60, 1): 100,
-            ("original", 120, 1): 100,
-            ("synthetic", 60, 1): 100,
-        },
-    )
-    overall = difference_table(frame, over_sizes=True).iloc[0]
-    # Seed 0: (−10 − 2)/2/200 = −0.03. Seed 1 lacks a size of one kind, so it cannot be averaged like seed 0.
-    assert overall["mean"] == pytest.approx(-0.03)
-    assert (overall["n"], overall["left_out"]) == (1, 1)
-    assert overall["method"] == "no interval (n=1)"
-    cells = difference_table(frame)
-    cells = cells[cells["slice"] == "lexical_overlap/non-entailment"].set_index("size")
-    assert cells["n"].to_dict() == {60: 2, 120: 1}
-    assert cells["left_out"].to_dict() == {60: 0, 120: 1}
-
-
-def test_no_pair_and_no_rows_are_errors(tmp_path: Path) -> None:
-    frame = frame_of(tmp_path, {("original", 60, 0): 100, ("synthetic", 60, 1): 100})
-    with pytest.raises(UserError, match="no seed has both"):
-        difference_table(frame)
-    with pytest.raises(UserError, match="biased_synthetic"):
-        difference_table(frame, treatment="biased_synthetic")
-    with pytest.raises(UserError, match="no rows"):
-        accuracy_table(frame.iloc[:0])
-
-
-def test_with_several_generators_a_difference_is_replicated_by_them(tmp_path: Path) -> None:
-    # Of 200: generator 0 loses 2 and 4 (its seeds 0 and 2), generator 1 loses 10 and 8.
-    lost = {0: 2, 1: 10, 2: 4, 3: 8}
-    accuracies = {("original", 60, seed): 100 + 10 * seed for seed in lost}
-    accuracies |= {("synthetic", 60, seed): 100 + 10 * seed - fewer for seed, fewer in lost.items()}
-    table = difference_table(frame_of(tmp_path / "two", accuracies, generators=2))
-    row = table.iloc[0]
-    # Two values, −0.015 and −0.045: mean −0.03, standard error 0.015, t with one degree of freedom 12.7062.
-    assert (row["n"], row["method"], table.attrs["unit"]) == (2, "t over 2 generators", "generators")
-    assert (row["mean"], row["low"], row["high"]) == pytest.approx((-0.03, -0.045, -0.015))
-    assert (row["interval_low"], row["interval_high"]) == pytest.approx((-0.22059, 0.16059), abs=1e-5)
-    # The same numbers of one generator: four seeds, standard error 0.00913, t with three degrees of freedom 3.18245.
-    one = difference_table(frame_of(tmp_path / "one", accuracies))
-    assert (one.iloc[0]["n"], one.iloc[0]["method"], one.attrs["unit"]) == (4, "t over 4 seeds", "seeds")
-    assert one.iloc[0]["mean"] == pytest.approx(-0.03)
-    assert one.iloc[0]["interval_high"] == pytest.approx(-0.03 + 3.18245 * 0.0091287, abs=1e-5)
 
 
 def test_with_answers_intervals_are_over_templates_too_and_hold_at_the_floor(tmp_path: Path) -> None:
