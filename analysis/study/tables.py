@@ -194,13 +194,6 @@ def _cut(estimate: Estimate, least: float, most: float) -> Estimate:
     return replace(estimate, interval=replace(around, low=max(least, around.low), high=min(most, around.high)))
 
 
-def _by_seed(cell: pd.DataFrame) -> dict[int, dict[int, float]]:
-    values: dict[int, dict[int, float]] = {}
-    for seed, size, accuracy in zip(cell["seed"], cell["size"], cell["accuracy"], strict=True):
-        values.setdefault(int(seed), {})[int(size)] = float(accuracy)
-    return values
-
-
 def _groups(frame: pd.DataFrame, by: list[str]) -> Any:
     if frame.empty:
         raise UserError("the frame has no rows; evaluate at least one task model before making a table")
