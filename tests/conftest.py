@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sysconfig
+import threading
 import uuid
 from http import HTTPStatus
 from pathlib import Path
@@ -52,9 +53,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def s3_server():
     """The address of a server on this machine that speaks S3. Child processes find it, too."""
     import fsspec
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    one_at_a_time, put = threading.Lock(), S3Response._key_response_put
+
+    def put_alone(response, *arguments):
+        with one_at_a_time:
+            return put(response, *arguments)
+
+    # S3 compares and writes in one; the mock could let another writer in between.
+    S3Response._key_response_put = put_alone
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -69,6 +79,7 @@ def s3_server():
             patch.setenv(name, value)
         yield settings["AWS_ENDPOINT_URL"]
     server.stop()
+    S3Response._key_response_put = put
     # Later servers have other ports, and fsspec keeps its clients.
     fsspec.filesystem("s3").clear_instance_cache()
 

@@ -32,7 +32,7 @@ from pipelines.models.checkpoint_files import (
 )
 from pipelines.models.gguf_files import check_gguf
 from pipelines.models.hub import hub_snapshot
-from pipelines.models.process import quiet_libraries
+from pipelines.models.process import has_gpu, quiet_libraries
 from pipelines.models.quantization import QUANTIZATIONS
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.resources import Report, Resources, no_report
@@ -336,7 +336,7 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     from pipelines.models.weights import load_weights, place_tensors, weights_of
 
     model = load_weights(AutoModelForCausalLM, weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if has_gpu() else "cpu")
     merge_adapter(model, tensors, scale=job.config.lora_alpha / job.config.lora_rank)
     place_tensors(model, {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")})
     tokenizer = load_tokenizer(job.base_model)

@@ -7,13 +7,19 @@ import warnings
 
 
 def without_gpus() -> None:
-    """Make this process one that has no GPU, on a machine with GPUs as well; to be called before it first uses CUDA.
+    """Make this process one that has no GPU, on a machine with GPUs as well; to be called before it imports DeepSpeed.
 
-    Ray leaves the machine's GPUs visible to a process that was given none, and libraries take what they see.
+    Ray leaves the machine's GPUs visible to a process that was given none.
     """
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # DeepSpeed chooses its accelerator when it is first imported.
     os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def has_gpu() -> bool:
+    """Whether this process was given a GPU: not whether it sees one."""
+    import torch
+
+    return os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available()
 
 
 def free_memory() -> None:

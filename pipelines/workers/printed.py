@@ -97,6 +97,8 @@ def _end_of(path: Path, start: int) -> str:
 
 
 def _folder(output: str) -> Path:
+    """The notes on an output's workers: in the session's folder, by the last part of the output's path or URI."""
     from ray._private import worker
 
-    return Path(worker._global_node.get_session_dir_path(), "blindsweep-workers", output.rstrip("/").rpartition("/")[2])
+    name = output.rstrip("/").rpartition("/")[2]
+    return Path(worker._global_node.get_session_dir_path(), "blindsweep-workers", name)

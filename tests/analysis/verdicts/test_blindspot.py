@@ -92,7 +92,10 @@ def test_claims_are_of_the_studys_own_slice(
     assert any(one.metric.startswith("adversarial: synthetic − original") for one in pilot(load_evidence(store, study))[0])
 
 
-@pytest.mark.parametrize(("heuristic", "test_set", "slice_", "words", "num_items"), STUDIES)
+@pytest.mark.parametrize(
+    ("heuristic", "test_set", "slice_", "words", "num_items"),
+    [pytest.param(*STUDIES[0], marks=pytest.mark.slow), STUDIES[1], pytest.param(*STUDIES[2], marks=pytest.mark.slow)],
+)
 def test_no_sentence_speaks_of_another_heuristic(
     tmp_path: Path, heuristic: str, test_set: str, slice_: str, words: str, num_items: int
 ) -> None:

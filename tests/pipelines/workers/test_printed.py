@@ -85,6 +85,7 @@ def die(metrics, step):
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_workers_of_finetunings_and_evaluations_have_notes(two_nodes, sources, base_model, untrained, tmp_path):
     job = finetuning_job(TaskModelConfig(RECIPE, 0), f"{sources}/train.parquet", base_model, untrained)
     with pytest.raises(Exception):  # noqa: B017 - whatever Ray makes of it
