@@ -418,6 +418,7 @@ def test_compiled_projections_are_one_graph():
 
 
 @pytest.mark.needs_compiler
+@pytest.mark.slow
 def test_compiled_decoder_layers_break_their_graph_at_attention_to_copies_only():
     def compile_it(body):
         # The first layer's input has no gradient otherwise, which makes it a case of its own.

@@ -54,6 +54,7 @@ def test_members_of_a_group_get_the_logits_that_they_get_alone(
     assert len(set(seen)) == 4, "different models, and one of them twice"
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
     sources, base_model, untrained, tmp_path, monkeypatch
 ):

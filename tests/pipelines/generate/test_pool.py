@@ -148,6 +148,7 @@ def test_a_finished_pool_is_left_as_it_is(pool: tuple[Path, dict[str, Any], Repo
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_an_exact_pool_is_the_same_but_for_its_surplus_which_is_kept(
     ray_address: str, models: Path, pool: tuple[Path, dict[str, Any], Reports], tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ def processes_of(session: int) -> list[str]:
     return alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_the_run_in_one_line_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     driver = start(tmp_path)
     began = time.monotonic()
