@@ -22,13 +22,12 @@ from pipelines.storage import join
 from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, fold
 from pipelines.tasks.parquet import parquet_schema, parquet_table
 from sweep.graph.records import COORDINATES, Store, Study, StudyStep
+from sweep.study.claims import NOT_FROM_POOL
 from sweep.study.measures import Measure
 
 Cell = tuple[int, str, int, int]
 """starting_size, kind, size, seed: one evaluated task model. Kind "none", size 0 is a starting point as it is."""
 LOGITS = "logits.parquet"
-WITHOUT_POOL = ("none", "original")
-"""Kinds of training set that no generator has a part in."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class Responses:
         difference = self.measured(measure, test_set, slice_name, treated, general_set).minus(
             self.measured(measure, test_set, slice_name, controls, general_set)
         )
-        from_pool = {treatment, control}.difference(WITHOUT_POOL)
+        from_pool = {treatment, control}.difference(NOT_FROM_POOL)
         return difference.grouped(self.generator_of) if from_pool and self.generator_of else difference
 
     def measured(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from analysis.stats.hypotheses import equivalence
 from analysis.stats.intervals import Effect, Replicates, half_width
 from analysis.stats.statistics import ends
 
@@ -74,7 +75,7 @@ class Part:
         """P value of two one-sided tests that it lies within `margin` of the threshold; NaN if it cannot be tested."""
         if not self.can_be_tested:
             return math.nan
-        return max(self.effect.p_above(self.threshold - margin), self.effect.p_below(self.threshold + margin))
+        return equivalence(replace(self.effect, mean=self.effect.mean - self.threshold), margin)
 
     def smallest_margin(self, alpha: float) -> float:
         """The smallest margin within which two one-sided tests at level `alpha` would find it; NaN if it cannot be tested."""

@@ -27,6 +27,7 @@ SIZES = ("all", "largest")
 START = "none"
 """The kind of a starting point as it is."""
 NOT_FROM_POOL = (START, "original")
+"""Kinds that no generator has a part in."""
 
 
 @dataclass(frozen=True)
