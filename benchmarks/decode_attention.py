@@ -33,7 +33,7 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.generate.options import engine_environment, engine_options
 from pipelines.generate.writer import encode_prompts
 from pipelines.resources import Resources
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from sweep.plan.model_shape import ModelShape
 
 VARIANTS = {"vllm": "vllm", "ours": "triton"}

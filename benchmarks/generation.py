@@ -57,7 +57,7 @@ from pipelines.generate.shards import Shard, derive_seed, plan_shards
 from pipelines.generate.writer import encode_prompts, run_engines
 from pipelines.resources import Resources
 from pipelines.storage import absolute
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from sweep.plan.model_shape import ModelShape
 
 PROFILED = ("raw-in-process", "engine")

@@ -58,7 +58,8 @@ from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, fine
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.batches import common_prefix_length
 from pipelines.resources import Resources, no_report
-from pipelines.tasks.examples import LABELS, read_examples, write_examples
+from pipelines.tasks.examples import read_examples, write_examples
+from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import classifier_prompts
 from sweep.plan.model_shape import ModelShape
 

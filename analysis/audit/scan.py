@@ -25,9 +25,9 @@ from analysis.audit.input import PairBatch, PairFile, clean_batch, packed, unpac
 from analysis.audit.readers import RawBatch
 from analysis.audit.words import GOLDEN, in_order, mixed, word_hashes, word_pairs
 from pipelines.errors import UserError
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import HANS_HEURISTICS, find_heuristic, is_parsed_constituent
 from pipelines.tasks.heuristics import HEURISTICS as BUILT_IN
+from pipelines.tasks.nli import Label
 
 SAMPLE_ROWS = 60_000
 SAMPLE_CHARACTERS = 1_000

@@ -11,7 +11,7 @@ from analysis.stats.label_noise import WrongLabels, wrong_label_rates
 from analysis.study.artifacts import JudgedPool, judged_pool
 from analysis.wording import percent, percent_range, thousands
 from pipelines.errors import UserError
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from sweep.graph.records import Store, Study
 
 SEED = 0

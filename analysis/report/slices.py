@@ -23,8 +23,8 @@ from analysis.wording import (
     starting_point_name,
     thousands,
 )
-from pipelines.tasks.examples import NON_ENTAILMENT, Label
 from pipelines.tasks.heuristics import HANS_HEURISTICS
+from pipelines.tasks.nli import NON_ENTAILMENT, Label
 
 MOST_ROWS_SHOWN = 20
 SUBCASE = "subcase/"

@@ -21,7 +21,7 @@ from analysis.simulation.scenarios import MNLI_PREMISES, Scenario, hans, mnli
 from analysis.study.items import Cell, ItemSet, Responses
 from analysis.verdicts.evidence import Evidence
 from analysis.verdicts.verdicts import judge_evidence
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
+from pipelines.tasks.nli import LABELS, NON_ENTAILMENT, Label
 
 GENERAL_SET, BLINDSPOT_SET = "mnli_matched", "hans"
 ADVERSARIAL = ("lexical_overlap", NON_ENTAILMENT)

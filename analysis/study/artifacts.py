@@ -16,8 +16,9 @@ from pipelines.errors import UserError
 from pipelines.evaluate.judge import GOLD_FILE, JUDGEMENTS_FILE
 from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import join
-from pipelines.tasks.examples import LABELS, Label, read_examples
+from pipelines.tasks.examples import read_examples
 from pipelines.tasks.heuristics import lexical_overlap
+from pipelines.tasks.nli import LABELS, Label
 from pipelines.tasks.parquet import parquet_table
 from sweep.graph.integrity import whole_folder
 from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep

@@ -19,7 +19,7 @@ from analysis.wording import HOLDS
 from pipelines.errors import DamagedError, UserError
 from pipelines.evaluate.scoring import is_right, placements, scores
 from pipelines.storage import join
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, fold
+from pipelines.tasks.nli import LABELS, NLI, NON_ENTAILMENT, Label
 from pipelines.tasks.parquet import parquet_schema, parquet_table
 from sweep.graph.records import COORDINATES, Store, Study, StudyStep
 from sweep.study.claims import NOT_FROM_POOL
@@ -91,7 +91,7 @@ class ItemSet:
     def is_of(self, label: Label) -> np.ndarray:
         """Which items have a label, bool [num_items]. Raises UserError where the set's two labels do not tell it."""
         distinct, which = np.unique(self.labels, return_inverse=True)
-        return np.array([fold(str(one), label) == label for one in distinct])[which]
+        return np.array([NLI.fold(str(one), label) == label for one in distinct])[which]
 
     def structure(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Clusters and strata of the items `where` (bool [num_items], or their positions): int [num_chosen] each.
@@ -205,7 +205,7 @@ class Responses:
         if not where.any():
             raise UserError(f"no item of {test_set} / {slice_name} has the label {label!r}; an empty slice has no accuracy")
         labels, asked, predicted = items.labels[where], items.asked(slice_name), self.predicted[test_set]
-        seeds, right = self._averages(test_set, cells, lambda cell: is_right(predicted[cell][where], labels, asked))
+        seeds, right = self._averages(test_set, cells, lambda cell: is_right(predicted[cell][where], labels, NLI, asked))
         return replicates(seeds, right, *items.structure(where))
 
     def _auc(
@@ -315,8 +315,10 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
                 )
             logits = _logits(rows, name)
             predicted[name][where] = logits.argmax(axis=1).astype(np.int8)
-            scores_of[name][where] = scores(logits, label).astype(np.float32)
-            _check_against(frame, step, name, is_right(predicted[name][where], items[name].labels, items[name].asked("all")))
+            scores_of[name][where] = scores(logits, label.index).astype(np.float32)
+            _check_against(
+                frame, step, name, is_right(predicted[name][where], items[name].labels, NLI, items[name].asked("all"))
+            )
     if not items:
         raise UserError(
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"

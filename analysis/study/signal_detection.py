@@ -24,7 +24,7 @@ from analysis.stats.statistics import ends
 from analysis.study.frame import CELL
 from analysis.study.items import ItemSet, Responses
 from analysis.wording import HOLDS
-from pipelines.tasks.examples import NON_ENTAILMENT, Label
+from pipelines.tasks.nli import NON_ENTAILMENT, Label
 
 
 def signal_detection(

@@ -11,7 +11,7 @@ from analysis.study.artifacts import LabelCount, entailment_and_rest
 from analysis.study.tables import entailment_odds_ratio
 from analysis.verdicts.questions import Part, Question, Setting
 from pipelines.errors import UserError
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 
 Counts = Mapping[str, LabelCount]
 RATIO_MARGIN = math.log(1.1)

@@ -25,8 +25,9 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.identity import MARKS, FileHash, JsonValue, sha256_of
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, write_examples, write_table
+from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.heuristics import HANS_HEURISTICS
+from pipelines.tasks.nli import LABELS, NON_ENTAILMENT, Label
 
 TRAIN_FILE = "multinli_1.0_train.jsonl"
 MATCHED_FILE = "multinli_1.0_dev_matched.jsonl"

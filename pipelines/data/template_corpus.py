@@ -22,7 +22,8 @@ import pyarrow as pa
 from pipelines.data.template_rules import Pair, Rule, fill, pick, rules
 from pipelines.errors import UserError
 from pipelines.storage import join
-from pipelines.tasks.examples import LABELS, Label, fold, write_examples
+from pipelines.tasks.examples import write_examples
+from pipelines.tasks.nli import LABELS, NLI, Label
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def prepare_template_corpus(config: TemplateCorpusConfig, output: str) -> dict[s
         sets[name] = _balanced_set(config, name, num_examples, seen)
     for name, pairs in sets.items():
         is_probe = name == "template_probe"
-        labels = [fold(pair.rule.label) if is_probe else pair.rule.label.value for pair in pairs]
+        labels = [NLI.fold(pair.rule.label, Label.ENTAILMENT) if is_probe else pair.rule.label.value for pair in pairs]
         columns: dict[str, list[str]] = {
             "id": [f"{name}-{index:06d}" for index in range(len(pairs))],
             "premise": [pair.premise for pair in pairs],
@@ -166,7 +167,9 @@ def _probe(config: TemplateCorpusConfig, seen: dict[tuple[str, str], Label]) -> 
     groups: dict[tuple[str, str], dict[str, list[Rule]]] = {}
     for rule in rules():
         if rule.heuristic:
-            groups.setdefault((rule.heuristic, fold(rule.label)), {}).setdefault(rule.subcase, []).append(rule)
+            groups.setdefault((rule.heuristic, NLI.fold(rule.label, Label.ENTAILMENT)), {}).setdefault(rule.subcase, []).append(
+                rule
+            )
     pairs: list[Pair] = []
     for subcases in groups.values():
         quotient, remainder = divmod(config.num_probe_per_group, len(subcases))

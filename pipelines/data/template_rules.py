@@ -27,8 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import HANS_HEURISTICS, has_lexical_overlap, is_subsequence
+from pipelines.tasks.nli import Label
 
 T = TypeVar("T")
 

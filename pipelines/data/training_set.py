@@ -41,8 +41,9 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.identity import added
 from pipelines.storage import fetch, join
-from pipelines.tasks.examples import LABELS, Label, read_examples, write_examples
+from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.tasks.nli import LABELS, Label
 from pipelines.tasks.parquet import parquet_table
 
 FILTERED = "filtered_synthetic"
@@ -240,7 +241,7 @@ def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[La
     Raises :class:`UserError` if that is more than the label has in the set.
     """
     sizes = sizes_per_label(config.size, config.remainder)
-    predicted = config.heuristic.predicts
+    predicted = Label(config.heuristic.predicts)
     share = config.heuristic_share
     total = sizes[predicted] if share is None else _round(share * sum(sizes.values()))
     second, third = (label for label in LABELS if label != predicted)

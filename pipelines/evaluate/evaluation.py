@@ -16,16 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError, portable
-from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, where_held
+from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, slice_column, where_held
 from pipelines.identity import added, runtime
 from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries, without_gpus
 from pipelines.models.tokenizer import encode
 from pipelines.packing.batches import PackedBatch, prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, join, working_folder
-from pipelines.tasks.examples import LABELS, Label, read_examples
+from pipelines.tasks.examples import read_examples
 from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import classifier_prompts
+from pipelines.tasks.task import Task
+from pipelines.tasks.test_sets import TestSet
 from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import beat, naming_stalls, watched
 
@@ -39,7 +42,8 @@ class EvaluationConfig:
 
     `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
     above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
-    the examples of which it holds (`accuracy_rows`). On a GPU, a group of at least `compile_from_examples` examples in all
+    the examples of which it holds (`accuracy_rows`). `task` and `test_sets`, those of `sets` that the sources describe, are the
+    study's, which sets them. On a GPU, a group of at least `compile_from_examples` examples in all
     compiles the decoder's layers first (0: never), which takes a while to repay.
     """
 
@@ -48,15 +52,23 @@ class EvaluationConfig:
     merge_adapter: bool = False
     rehearse_examples: int = 0
     heuristics: tuple[Heuristic, ...] = added(())
+    task: Task = added(NLI)
+    test_sets: tuple[TestSet, ...] = added(())
     tokens_per_batch: int = runtime(32_768)
     compile_from_examples: int = runtime(200_000)
 
     def __post_init__(self) -> None:
         if not self.sets:
             raise UserError("sets=() names no test set; name at least one, e.g. ('mnli_matched', 'hans')")
+        if len(set(self.sets)) != len(self.sets):
+            raise UserError(f"sets={self.sets} names a test set twice; name each once")
         names = [heuristic.name for heuristic in self.heuristics]
         if len(set(names)) != len(names):
             raise UserError(f"heuristics are named {', '.join(names)}; each must have a name of its own")
+
+    def described(self, name: str) -> TestSet | None:
+        """The description of one of `sets`, if it has one."""
+        return next((test_set for test_set in self.test_sets if test_set.name == name), None)
 
 
 def evaluate(
@@ -71,8 +83,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate `task_model` on the sets in `sources`, in one Ray task with `resources` of one worker.
 
-    Writes `logits.parquet` (set, id, label, logit_entailment, logit_neutral, logit_contradiction, heuristic, subcase, and for
-    each heuristic of the config a boolean `holds/<name>`, null where it is not asked) and `metrics.json` (`rows`: those of
+    Writes `logits.parquet` (set, id, label, `logit_<label>` for each label of the task, heuristic, subcase, for each
+    heuristic of the config a boolean `holds/<name>`, null where it is not asked, and for each slice column of a described set
+    `slice/<column>`) and `metrics.json` (`rows`: those of
     `accuracy_rows`). Returns the main accuracies, flat, as fractions, and `score_metrics`, with the throughput in examples a
     second.
     """
@@ -164,14 +177,15 @@ class _EncodedSet:
 
 
 def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
-    table, sequences = encoded_examples(config, read_examples(join(sources, f"{name}.parquet")), base_model)
+    examples = read_examples(join(sources, f"{name}.parquet"), config.task)
+    table, sequences = encoded_examples(config, examples, base_model)
     batches = prefix_tree_batches(sequences, config.tokens_per_batch)
-    return _EncodedSet(name, table, where_held(table, config.heuristics), batches)
+    return _EncodedSet(name, table, where_held(table, config.heuristics, config.task), batches)
 
 
 def encoded_examples(config: EvaluationConfig, table: pa.Table, base_model: str) -> tuple[pa.Table, list[list[int]]]:
     """An examples table and the tokens of each row's prompt; in a rehearsal the longest only."""
-    sequences = encode(base_model, classifier_prompts(table), table["id"].to_pylist())
+    sequences = encode(base_model, classifier_prompts(table, config.task), table["id"].to_pylist())
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
         table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
@@ -197,16 +211,17 @@ def _evaluate_task_model(
         logits = classify(classifier, test_set.batches, bodies.device)
         evaluate_s += time.perf_counter() - begun
         num_done += test_set.table.num_rows
-        rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held)
-        evaluated.append(Evaluated(test_set.name, test_set.table, logits, test_set.held))
-        tables.append(logits_table(test_set.name, test_set.table, logits, config.heuristics, test_set.held))
+        described = config.described(test_set.name)
+        rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held, config.task, described)
+        evaluated.append(Evaluated(test_set.name, test_set.table, logits, test_set.held, described))
+        tables.append(logits_table(config, test_set.name, test_set.table, logits, test_set.held))
         report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
     with working_folder(output) as folder:
         pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
         (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
     return {
         **flat_metrics(rows),
-        **score_metrics(evaluated),
+        **score_metrics(evaluated, config.task),
         "num_examples": num_done,
         "examples_per_s": num_done / evaluate_s,
         "load_s": load_s,
@@ -237,7 +252,7 @@ class Bodies:
         if task_model is None:
             weights = weights_of(None, self.base_model)
             self._read(weights, {})
-            return Classifier(self._body, own_head(weights, dtype=dtype, device=self.device)).eval()
+            return Classifier(self._body, own_head(weights, self.config.task, dtype=dtype, device=self.device)).eval()
         folder = Path(fetch(task_model))
         adapter = folder / "adapter"
         settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter.exists() else {}
@@ -280,7 +295,7 @@ class Bodies:
 
 
 def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]], device: torch.device) -> np.ndarray:
-    """Class logits float32 [n, 3] of the n sequences of `prefix_tree_batches`, in the order in which it was given them."""
+    """Class logits float32 [n, num_labels] of n sequences, in the order in which `prefix_tree_batches` was given them."""
     import torch
 
     from pipelines.packing.segments import Segments
@@ -294,34 +309,42 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
                 outputs.append(classifier.logits(PackedInput.from_batch(batch, device)))
             beat()
     order = np.concatenate([rows for rows, _ in batches])
-    logits = np.empty((len(order), len(LABELS)), dtype=np.float32)
     # Read once, at the end: a copy to the host waits for the device, and batches would no longer be prepared ahead of it.
-    logits[order] = torch.cat(outputs).cpu().numpy()
+    in_batches = torch.cat(outputs).cpu().numpy()
+    logits = np.empty_like(in_batches, dtype=np.float32)
+    logits[order] = in_batches
     return logits
 
 
 def logits_table(
+    config: EvaluationConfig,
     name: str,
     table: pa.Table,
     logits: np.ndarray,
-    heuristics: Sequence[Heuristic] = (),
     held: Sequence[tuple[Heuristic, np.ndarray]] = (),
 ) -> pa.Table:
-    """The rows of `logits.parquet` (`evaluate`) of a test set named `name`; `held` is `where_held` of `heuristics`."""
+    """The rows of `logits.parquet` (`evaluate`) of a test set named `name`; `held` is `where_held` of the heuristics."""
     num = table.num_rows
+    described = config.described(name)
+    of_set = set(described.slices) if described else {"heuristic", "subcase"}
+
+    def texts(column: str) -> pa.Array:
+        is_here = column in of_set and column in table.column_names
+        return table.column(column).cast(pa.string()) if is_here else pa.nulls(num, pa.string())
+
     holds = {heuristic.name: where for heuristic, where in held}
+    all_slices = dict.fromkeys(column for test_set in config.test_sets for column in test_set.slices)
     columns: dict[str, Any] = {
         "set": pa.repeat(name, num),
         "id": table.column("id"),
         "label": table.column("label"),
-        **{f"logit_{label}": pa.array(logits[:, label.index]) for label in Label},
-        **{
-            column: table.column(column).cast(pa.string()) if column in table.column_names else pa.nulls(num, pa.string())
-            for column in ("heuristic", "subcase")
-        },
+        **{f"logit_{label}": pa.array(logits[:, index]) for index, label in enumerate(config.task.labels)},
+        **{column: pa.nulls(num, pa.string()) if described else texts(column) for column in ("heuristic", "subcase")},
         # A predicate need not be there any more when the results are read.
         **{
-            f"holds/{heuristic.name}": pa.array(holds.get(heuristic.name, [None] * num), pa.bool_()) for heuristic in heuristics
+            f"holds/{heuristic.name}": pa.array(holds.get(heuristic.name, [None] * num), pa.bool_())
+            for heuristic in config.heuristics
         },
+        **{slice_column(column): texts(column) for column in all_slices},
     }
     return pa.table(columns)

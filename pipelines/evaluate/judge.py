@@ -33,7 +33,9 @@ from pipelines.models.process import peak_gpu_memory_gib
 from pipelines.packing.batches import prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
-from pipelines.tasks.examples import LABELS, Label, read_examples, write_table
+from pipelines.tasks.examples import read_examples, write_table
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
 from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import watched
 
@@ -70,13 +72,13 @@ def judge(
 ) -> dict[str, Any]:
     """Judge each row of `examples` (a file or a folder), and of the gold sets in `sources`, in one Ray task.
 
-    Writes `judgements.parquet` (id, label, cluster, judge, predicted, p_entailment, p_neutral, p_contradiction, and for each
+    Writes `judgements.parquet` (id, label, cluster, judge, predicted, `p_<label>` for each label of the task, and for each
     heuristic of the config a boolean `holds/<name>`), a row for each example, and `gold.parquet`, the same with `set`.
-    `cluster` numbers the premises, `judge` the judges. A row whose text, under another id, is one that every judge was trained
-    on is not judged: what a judge says of it is null. Returns counts, the agreement with the given labels (shares), and the
-    throughput.
+    `cluster` numbers the first texts, `judge` the judges. A row whose text, under another id, is one that every judge was
+    trained on is not judged: what a judge says of it is null. Returns counts, the agreement with the given labels (shares), and
+    the throughput.
 
-    Raises UserError for no judge, for rows whose ids every judge was trained on, and for gold rows without the three labels.
+    Raises UserError for no judge, for rows whose ids every judge was trained on, and for gold rows without the task's labels.
     """
     if not judges:
         raise UserError("no judge is given, and rows do not judge themselves; give a task model, or a classifier's checkpoint")
@@ -85,7 +87,7 @@ def judge(
     return result
 
 
-def assign_judges(table: pa.Table, trained_on: Sequence[pa.Table], name: str) -> np.ndarray:
+def assign_judges(table: pa.Table, trained_on: Sequence[pa.Table], name: str, task: Task = NLI) -> np.ndarray:
     """The number of the judge of each row [n], of those that were trained on neither its id nor its text.
 
     `trained_on` has each judge's training rows. `NO_JUDGE` is where every judge knows the text. Raises UserError, naming
@@ -93,7 +95,7 @@ def assign_judges(table: pa.Table, trained_on: Sequence[pa.Table], name: str) ->
     """
     ids = table["id"].to_pylist()
     knows_id = _knows(ids, [rows["id"].to_pylist() for rows in trained_on])
-    knows_text = _knows(_texts(table), [_texts(rows) for rows in trained_on])
+    knows_text = _knows(_texts(table, task), [_texts(rows, task) for rows in trained_on])
     if len(known := np.flatnonzero(knows_id.all(axis=0))):
         raise UserError(
             f"{name}: every judge was trained on {len(known):,} of {len(ids):,} rows ({ids[known[0]]}, for one), and a model "
@@ -114,8 +116,8 @@ def _knows(keys: Sequence[Hashable], by_judge: Sequence[Sequence[Hashable]]) -> 
     return np.array([[key in known for key in keys] for known in map(set, by_judge)], dtype=bool)
 
 
-def _texts(table: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True))
+def _texts(table: pa.Table, task: Task) -> list[tuple[str, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in task.field_names), strict=True))
 
 
 # What follows runs in a Ray worker.
@@ -146,14 +148,18 @@ def _judge(
     report: Report,
     use_gpu: bool,
 ) -> dict[str, Any]:
-    nothing = pa.table({name: pa.array([], pa.string()) for name in _KEYS})
-    trained_on = [pa.concat_tables([nothing, *(_keys(read_examples(path)) for path in judge.trained_on)]) for judge in judges]
+    task = config.task
+    keys = ["id", *task.field_names]
+    nothing = pa.table({name: pa.array([], pa.string()) for name in keys})
+    trained_on = [
+        pa.concat_tables([nothing, *(read_examples(path, task).select(keys) for path in judge.trained_on)]) for judge in judges
+    ]
     rows = {"": _encoded(config, examples, "the pool", base_model, trained_on)}
     for name in config.sets:
         rows[name] = _encoded(config, join(sources, f"{name}.parquet"), f"gold set {name}", base_model, trained_on)
     for name in config.sets:
-        if strange := sorted({*rows[name].table["label"].to_pylist()} - {*LABELS}):
-            raise UserError(f"gold set {name} has rows labelled {', '.join(strange)}; gold rows have {', '.join(LABELS)}")
+        if strange := sorted({*rows[name].table["label"].to_pylist()} - {*task.labels}):
+            raise UserError(f"gold set {name} has rows labelled {', '.join(strange)}; gold rows have {', '.join(task.labels)}")
     num_examples = sum(one.table.num_rows for one in rows.values())
     device = worker_device(use_gpu)
     bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
@@ -173,7 +179,9 @@ def _judge(
         "num_examples": num_judged,
         "num_not_judged": num_examples - num_judged,
         **{
-            f"{name or 'pool'}/{metric}": value for name, table in tables.items() for metric, value in _agreement(table).items()
+            f"{name or 'pool'}/{metric}": value
+            for name, table in tables.items()
+            for metric, value in _agreement(table, task).items()
         },
         "examples_per_s": num_judged / judge_s,
         "peak_gpu_memory_gib": peak_gpu_memory_gib() if use_gpu else None,
@@ -199,17 +207,11 @@ class _Rows:
 
 
 def _encoded(config: JudgementConfig, path: str, name: str, base_model: str, trained_on: Sequence[pa.Table]) -> _Rows:
-    table = read_examples(path)
-    judges = assign_judges(table, trained_on, name)
+    table = read_examples(path, config.task)
+    judges = assign_judges(table, trained_on, name, config.task)
     table, sequences = encoded_examples(config, table.append_column("judge", pa.array(judges)), base_model)
-    return _Rows(table, sequences, table["judge"].to_numpy(), np.full((table.num_rows, len(LABELS)), np.nan, dtype=np.float32))
-
-
-_KEYS = ("id", "premise", "hypothesis")
-
-
-def _keys(table: pa.Table) -> pa.Table:
-    return table.select(_KEYS)
+    logits = np.full((table.num_rows, len(config.task.labels)), np.nan, dtype=np.float32)
+    return _Rows(table, sequences, table["judge"].to_numpy(), logits)
 
 
 def _judged_table(config: JudgementConfig, rows: _Rows) -> pa.Table:
@@ -217,24 +219,27 @@ def _judged_table(config: JudgementConfig, rows: _Rows) -> pa.Table:
     lacks = rows.judges == NO_JUDGE
     shifted = np.exp(rows.logits - rows.logits.max(axis=1, keepdims=True))
     shares = shifted / shifted.sum(axis=1, keepdims=True)
-    predicted = np.array([str(label) for label in LABELS])[np.argmax(np.nan_to_num(rows.logits), axis=1)]
-    premises = rows.table["premise"].combine_chunks().dictionary_encode()
+    predicted = np.array(config.task.labels)[np.argmax(np.nan_to_num(rows.logits), axis=1)]
+    first_texts = rows.table[config.task.field_names[0]].combine_chunks().dictionary_encode()
     columns: Mapping[str, Any] = {
         "id": rows.table["id"],
         "label": rows.table["label"],
-        "cluster": premises.indices.cast(pa.int32()),
+        "cluster": first_texts.indices.cast(pa.int32()),
         "judge": pa.array(rows.judges.astype(np.int32), mask=lacks),
         "predicted": pa.array(predicted, pa.string(), mask=lacks),
-        **{f"p_{label}": pa.array(shares[:, label.index], mask=lacks) for label in Label},
-        **{f"holds/{heuristic.name}": pa.array(held) for heuristic, held in where_held(rows.table, config.heuristics)},
+        **{f"p_{label}": pa.array(shares[:, index], mask=lacks) for index, label in enumerate(config.task.labels)},
+        **{
+            f"holds/{heuristic.name}": pa.array(held)
+            for heuristic, held in where_held(rows.table, config.heuristics, config.task)
+        },
     }
     return pa.table(columns)
 
 
-def _agreement(table: pa.Table) -> dict[str, Any]:
+def _agreement(table: pa.Table, task: Task) -> dict[str, Any]:
     """Judged rows, and the share of them where the judge gives the label that they have, for each label and in all."""
     judged = table.filter(pc.is_valid(table["predicted"]))
     agrees = pc.equal(judged["predicted"], judged["label"]).to_numpy()
     labels = np.array(judged["label"].to_pylist(), dtype=object)
-    of_labels = {f"agreement/{label}": agrees[labels == label] for label in LABELS} | {"agreement": agrees}
+    of_labels = {f"agreement/{label}": agrees[labels == label] for label in task.labels} | {"agreement": agrees}
     return {"num_judged": judged.num_rows} | {name: float(part.mean()) for name, part in of_labels.items() if len(part)}

@@ -1,8 +1,9 @@
-"""Scores of logits on a test set: predictions of two and three labels, accuracy by slice, and log-odds.
+"""Scores of logits on a test set: predictions of all labels and of two, accuracy by slice, and log-odds.
 
-HANS and the template probe have two labels: a predicted neutral or contradiction counts as non-entailment (paper, section
-2.2.3). Three-label sets are reported as they are and folded to two. Folding comes after the argmax, as in the paper, or before
-it, on the summed probabilities; HANS's authors (McCoy, Pavlick and Linzen 2019) use the first and name the second.
+A set may have two labels that the task's are folded to: on HANS a predicted neutral or contradiction counts as non-entailment
+(paper, section 2.2.3). Sets of all labels are reported as they are and, where the task says onto which label, folded to two.
+Folding comes after the argmax, as in the paper, or before it, on the summed probabilities; HANS's authors (McCoy, Pavlick and
+Linzen 2019) use the first and name the second.
 
 An accuracy at 0 or 1 shows no change. Scores, the log-odds of a label, go on: margin, AUC and pull are made of them.
 """
@@ -10,7 +11,7 @@ An accuracy at 0 or 1 shows no change. Scores, the log-odds of a label, go on: m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,36 +19,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label, fold
 from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
+from pipelines.tasks.test_sets import TestSet
 
 FOLDINGS = ("argmax", "summed")
-"""How three class scores become two labels: see `entails`."""
+"""How the scores of all labels become two labels: see `is_predicted`."""
 
 
-def entails(logits: np.ndarray, folding: str) -> np.ndarray:
-    """Whether each of n items is predicted to be entailment, booleans [n], from class logits [n, 3] folded to two labels.
+def is_predicted(logits: np.ndarray, label: int, folding: str) -> np.ndarray:
+    """Whether each of n items is predicted to be of a label, booleans [n], from class logits [n, num_labels] folded to two.
 
-    "argmax": entailment has the largest logit, and only then neutral and contradiction merge (paper, section 2.2.3). "summed":
-    p(entailment) > p(neutral) + p(contradiction), p being the softmax. Every entailment by "summed" is one by "argmax". A tie
-    between logits goes to the first label, one between p and 1 - p to non-entailment. Raises ValueError for another folding.
+    "argmax": the label's logit is the largest, and only then the others merge (paper, section 2.2.3). "summed": its p is above
+    the sum of the others', p being the softmax. What is predicted by "summed" is so by "argmax". A tie between logits goes to
+    the first label, one between p and 1 - p to the others. Raises ValueError for another folding.
     """
     if folding == "argmax":
-        return np.argmax(logits, axis=1) == Label.ENTAILMENT.index
+        return np.argmax(logits, axis=1) == label
     if folding == "summed":
-        # p(entailment) > 1/2, without an exponential that could overflow.
-        return scores(logits) > 0
+        # p > 1/2, without an exponential that could overflow.
+        return scores(logits, label) > 0
     raise ValueError(f"folding={folding!r} is none of {', '.join(FOLDINGS)}")
 
 
-def scores(logits: np.ndarray, label: Label = Label.ENTAILMENT) -> np.ndarray:
-    """The log-odds log p(label) - log(1 - p(label)) of n items, float64 [n], from class logits [n, 3].
+def scores(logits: np.ndarray, label: int) -> np.ndarray:
+    """The log-odds log p(label) - log(1 - p(label)) of n items, float64 [n], from class logits [n, num_labels].
 
-    The other labels are folded by their summed probabilities, p being the softmax. A number added to the label's logit is added
-    to the score, so that it says something where accuracy is at 0 or 1.
+    `label` is its place in the head. The other labels are folded by their summed probabilities, p being the softmax. A number
+    added to the label's logit is added to the score, so that it says something where accuracy is at 0 or 1.
     """
-    others = np.delete(np.asarray(logits, dtype=np.float64), label.index, axis=1)
-    return np.asarray(logits, dtype=np.float64)[:, label.index] - np.logaddexp.reduce(others, axis=1)
+    others = np.delete(np.asarray(logits, dtype=np.float64), label, axis=1)
+    return np.asarray(logits, dtype=np.float64)[:, label] - np.logaddexp.reduce(others, axis=1)
 
 
 def placements(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,44 +71,72 @@ def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(others))
 
 
-def is_right(predicted: np.ndarray, labels: np.ndarray, asked: Label | None = None) -> np.ndarray:
+def is_right(predicted: np.ndarray, labels: np.ndarray, task: Task, asked: str | None = None) -> np.ndarray:
     """Which of n items are right, booleans [n], from predicted classes int [n] (argmax of the logits) and labels str [n].
 
     With `asked`, both are first folded to two: that label and any other. Labels that are folded themselves need it.
     """
     if asked is None:
-        return np.array([str(label) for label in LABELS])[predicted] == labels
-    return (predicted == asked.index) == (labels == str(asked))
+        return np.array(task.labels)[predicted] == labels
+    return (predicted == task.index(asked)) == (labels == str(asked))
 
 
-def where_held(table: pa.Table, heuristics: Sequence[Heuristic]) -> list[tuple[Heuristic, np.ndarray]]:
+def where_held(table: pa.Table, heuristics: Sequence[Heuristic], task: Task = NLI) -> list[tuple[Heuristic, np.ndarray]]:
     """Each of `heuristics` with where it holds in an examples table [n], booleans [n]: the same for every task model.
 
-    One that predicts another label than entailment is left out of a set whose labels do not tell that one.
+    One that predicts another label than the one that a set's labels are folded onto is left out of that set.
     """
-    is_folded = _is_folded(table)
-    return [
-        (heuristic, heuristic(table["premise"], table["hypothesis"]))
-        for heuristic in heuristics
-        if not is_folded or heuristic.predicts == Label.ENTAILMENT
-    ]
+    onto = folded_onto(table, task)
+    return [(heuristic, heuristic.of(table, task)) for heuristic in heuristics if onto is None or heuristic.predicts == onto]
 
 
-def _is_folded(table: pa.Table) -> bool:
-    return NON_ENTAILMENT in pc.unique(table["label"]).to_pylist()
+def folded_onto(table: pa.Table, task: Task) -> str | None:
+    """The label that an examples table's labels are folded onto, or None where they are the task's own."""
+    folded = [label for label in pc.unique(table["label"]).to_pylist() if label not in task.labels]
+    return folded[0].removeprefix("non-") if folded else None
+
+
+def slice_column(column: str) -> str:
+    """The column of `logits.parquet` that holds the values of a described set's slice column."""
+    return f"slice/{column}"
+
+
+def slices_of(columns: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Each slice of a described test set by its name, booleans [n], from its slice columns str [n] and labels str [n].
+
+    `<column>/<value>`, and `<column>/<value>/<label>` of it by label; a null is in no slice.
+    """
+    slices = {}
+    for column, values in columns.items():
+        for value in sorted({value for value in values if value is not None}):
+            chosen = values == value
+            slices[f"{column}/{value}"] = chosen
+            slices |= {f"{column}/{value}/{label}": chosen & (labels == label) for label in np.unique(labels[chosen])}
+    return slices
+
+
+def _slice_columns(table: pa.Table, described: TestSet | None) -> dict[str, np.ndarray]:
+    columns = described.slices if described else ()
+    return {column: np.array(table[column].to_pylist(), dtype=object) for column in columns}
 
 
 def accuracy_rows(
-    name: str, table: pa.Table, logits: np.ndarray, held: Sequence[tuple[Heuristic, np.ndarray]] = ()
+    name: str,
+    table: pa.Table,
+    logits: np.ndarray,
+    held: Sequence[tuple[Heuristic, np.ndarray]] = (),
+    task: Task = NLI,
+    described: TestSet | None = None,
 ) -> list[dict[str, Any]]:
-    """Accuracy of `logits` float [n, 3] on an examples table [n], over all and by slice.
+    """Accuracy of `logits` float [n, num_labels] on an examples table [n], over all and by slice.
 
-    A row has set, slice, num_labels, folding, accuracy (0..1), num_correct and num_examples. Slices: "all"; with columns
-    heuristic and subcase also "<heuristic>", "<heuristic>/<label>" and "subcase/<subcase>"; for each heuristic of `held`, from
-    `where_held`, "holds/<name>", where it holds, and that by whether the label is the predicted one: "holds/<name>/<label>" and
-    "holds/<name>/non-<label>". There, only this is asked of the model, too. A slice exists only if an example is in it. Two
-    labels are scored by each of FOLDINGS; three, where nothing is folded, and what a heuristic holds of are under "argmax".
-    Raises ValueError if there is no example.
+    A row has set, slice, num_labels, folding, accuracy (0..1), num_correct and num_examples. Slices: "all"; those of the set's
+    description (`slices_of`); else, with columns heuristic and subcase, "<heuristic>", "<heuristic>/<label>" and
+    "subcase/<subcase>"; for each heuristic of `held`, from `where_held`, "holds/<name>", where it holds, and that by whether
+    the label is the predicted one: "holds/<name>/<label>" and "holds/<name>/non-<label>". There, only this is asked of the
+    model, too. A slice exists only if an example is in it. Two labels that others are folded to are scored by each of FOLDINGS;
+    all labels, where nothing is folded, and what a heuristic holds of are under "argmax". The slices of a description are
+    scored by the labels that the set has. Raises ValueError if there is no example.
     """
     if table.num_rows == 0 or len(logits) != table.num_rows:
         raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
@@ -126,8 +157,33 @@ def accuracy_rows(
         )
 
     predicted = np.argmax(logits, axis=1)
-    if NON_ENTAILMENT not in labels:
-        add("all", len(LABELS), "argmax", is_right(predicted, labels))
+    onto = folded_onto(table, task)
+    slices = slices_of(_slice_columns(table, described), labels) if described else _probe_slices(table, labels)
+    if onto is None:
+        right = is_right(predicted, labels, task)
+        add("all", len(task.labels), "argmax", right)
+        for slice_name, chosen in slices.items() if described else ():
+            add(slice_name, len(task.labels), "argmax", right[chosen])
+    if (asked := onto or task.folded_onto) is not None:
+        is_asked = _folded(lambda label: task.fold(label, asked), labels) == asked
+        for folding in FOLDINGS:
+            two_way = is_predicted(logits, task.index(asked), folding) == is_asked
+            add("all", 2, folding, two_way)
+            for slice_name, chosen in slices.items() if onto or not described else ():
+                add(slice_name, 2, folding, two_way[chosen])
+    for heuristic, holds in held:
+        two_labels = _folded(lambda label, to=heuristic.predicts: task.fold(label, to), labels)  # type: ignore[misc]
+        correct = is_right(predicted, labels, task, heuristic.predicts)
+        slices = {f"holds/{heuristic.name}": holds}
+        slices |= {f"holds/{heuristic.name}/{label}": holds & (two_labels == label) for label in np.unique(two_labels)}
+        for slice_name, chosen in slices.items():
+            if chosen.any():
+                add(slice_name, 2, "argmax", correct[chosen])
+    return rows
+
+
+def _probe_slices(table: pa.Table, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The slices of a set like HANS, whose examples are each made for a heuristic."""
     slices: dict[str, np.ndarray] = {}
     if "heuristic" in table.column_names:
         made_for = np.array(table.column("heuristic").to_pylist())
@@ -137,21 +193,7 @@ def accuracy_rows(
             slices[str(probe)] = chosen
             slices |= {f"{probe}/{label}": chosen & (labels == label) for label in np.unique(labels[chosen])}
         slices |= {f"subcase/{subcase}": subcases == subcase for subcase in np.unique(subcases)}
-    is_entailment = _folded(fold, labels) == Label.ENTAILMENT
-    for folding in FOLDINGS:
-        two_way = entails(logits, folding) == is_entailment
-        add("all", 2, folding, two_way)
-        for slice_name, chosen in slices.items():
-            add(slice_name, 2, folding, two_way[chosen])
-    for heuristic, holds in held:
-        two_labels = _folded(heuristic.fold, labels)
-        correct = is_right(predicted, labels, heuristic.predicts)
-        slices = {f"holds/{heuristic.name}": holds}
-        slices |= {f"holds/{heuristic.name}/{label}": holds & (two_labels == label) for label in np.unique(two_labels)}
-        for slice_name, chosen in slices.items():
-            if chosen.any():
-                add(slice_name, 2, "argmax", correct[chosen])
-    return rows
+    return slices
 
 
 def _folded(fold_label: Callable[[str], str], labels: np.ndarray) -> np.ndarray:
@@ -166,41 +208,42 @@ def flat_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     subcases, stay in `metrics.json`: ninety more columns would hide the ones that are compared.
     """
     flat = {}
-    three_way = {row["set"] for row in rows if row["num_labels"] == len(LABELS)}
+    unfolded = {row["set"] for row in rows if row["num_labels"] > 2}
     for row in rows:
         summed = row["folding"] == "summed"
         if row["slice"].startswith("subcase/") or (summed and row["slice"] != "all"):
             continue
         where = row["set"] if row["slice"] == "all" else f"{row['set']}/{row['slice']}"
-        of_three = "_2way" if row["num_labels"] == 2 and row["set"] in three_way else ""
-        flat[f"{where}/accuracy{of_three}{'_summed' if summed else ''}"] = row["accuracy"]
+        of_two = "_2way" if row["num_labels"] == 2 and row["set"] in unfolded else ""
+        flat[f"{where}/accuracy{of_two}{'_summed' if summed else ''}"] = row["accuracy"]
     return flat
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A test set's examples [n], a task model's class logits [n, 3], and where heuristics hold, from `where_held`."""
+    """A test set's examples [n], a task model's class logits [n, num_labels], and where heuristics hold, from `where_held`."""
 
     name: str
     table: pa.Table
     logits: np.ndarray
     held: Sequence[tuple[Heuristic, np.ndarray]] = ()
+    described: TestSet | None = None
 
 
-def score_metrics(sets: Sequence[Evaluated]) -> dict[str, float]:
+def score_metrics(sets: Sequence[Evaluated], task: Task = NLI) -> dict[str, float]:
     """The margin, AUC and pull of each heuristic in each set, by name: `hans/lexical_overlap/margin`, `…/auc`, `…/pull`.
 
-    Of items made for a heuristic, as in HANS, and of items of which one holds (`mnli_matched/holds/lexical_overlap/auc`). By
-    `scores` of the label that the heuristic predicts: the margin is their mean where going by it is wrong. The AUC is the
-    chance that an item where it is right scores above one where it is wrong; the pull that one where it is wrong scores above
-    another of its label in the first set of three labels. What has no item on a side is left out; NaN where a score is NaN.
+    Of items made for a heuristic, as in HANS, of items of which one holds (`mnli_matched/holds/lexical_overlap/auc`), and of
+    the halves of a described set (`scone/half/adversarial/auc`). By `scores` of the label that the heuristic predicts: the
+    margin is their mean where going by it is wrong. The AUC is the chance that an item where it is right scores above one where
+    it is wrong; the pull that one where it is wrong scores above another of its label in the first set whose labels are not
+    folded. What has no item on a side is left out; NaN where a score is NaN.
     """
-    general = next((one for one in sets if not _is_folded(one.table)), None)
+    general = next((one for one in sets if folded_onto(one.table, task) is None), None)
     metrics = {}
     for one in sets:
-        for slice_name, label, where in _probes(one):
-            score, is_label = scores(one.logits, label), _is_of(one.table, label)
-            wrong, right = where & ~is_label, where & is_label
+        for slice_name, label, wrong, right in _probes(one, task):
+            score = scores(one.logits, task.index(label))
             if not wrong.any():
                 continue
             metrics[f"{one.name}/{slice_name}/margin"] = float(score[wrong].mean())
@@ -212,19 +255,30 @@ def score_metrics(sets: Sequence[Evaluated]) -> dict[str, float]:
             if general is one:
                 alike &= ~wrong
             if alike.any():
-                metrics[f"{one.name}/{slice_name}/pull"] = _auc(score[wrong], scores(general.logits, label)[alike])
+                metrics[f"{one.name}/{slice_name}/pull"] = _auc(score[wrong], scores(general.logits, task.index(label))[alike])
     return metrics
 
 
-def _probes(one: Evaluated) -> Iterator[tuple[str, Label, np.ndarray]]:
-    """The slice of each heuristic, the label that it predicts, and the items, booleans [n]."""
-    if "heuristic" in one.table.column_names:
-        made_for = np.array(one.table.column("heuristic").to_pylist())
-        yield from ((str(name), Label.ENTAILMENT, made_for == name) for name in np.unique(made_for))
-    yield from ((f"holds/{heuristic.name}", heuristic.predicts, holds) for heuristic, holds in one.held)
+def _probes(one: Evaluated, task: Task) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Of each heuristic its slice, the label that it predicts, and where going by it is wrong and right, booleans [n]."""
+    table = one.table
+    if one.described and one.described.adversarial and (label := one.described.predicts):
+        slices = slices_of(_slice_columns(table, one.described), np.array(table["label"].to_pylist()))
+        nowhere = np.zeros(table.num_rows, dtype=bool)
+        wrong, right = (slices.get(half or "", nowhere) for half in (one.described.adversarial, one.described.aligned))
+        is_label = _is_of(table, label)
+        yield one.described.adversarial, label, wrong & ~is_label, right & is_label
+    probes: list[tuple[str, str, np.ndarray]] = []
+    if one.described is None and "heuristic" in table.column_names and (onto := folded_onto(table, task) or task.folded_onto):
+        made_for = np.array(table["heuristic"].to_pylist())
+        probes += [(str(name), onto, made_for == name) for name in np.unique(made_for)]
+    probes += [(f"holds/{heuristic.name}", heuristic.predicts, holds) for heuristic, holds in one.held]
+    for name, label, where in probes:
+        is_label = _is_of(table, label)
+        yield name, label, where & ~is_label, where & is_label
 
 
-def _is_of(table: pa.Table, label: Label) -> np.ndarray:
+def _is_of(table: pa.Table, label: str) -> np.ndarray:
     return pc.equal(table["label"], str(label)).to_numpy()
 
 

@@ -33,7 +33,6 @@ from pipelines.packing.dealing import fullest, packed_size, split_by_tokens
 from pipelines.packing.segments import Segments, to_device
 from pipelines.packing.stream import PackedInput
 from pipelines.storage import fetch
-from pipelines.tasks.examples import LABELS
 
 MAX_SLOTS = 36
 """More than fit into a pass of 4 096 tokens with MultiNLI in batches of 2: there is a choice of those that fill it."""
@@ -66,7 +65,8 @@ class Bank:
         shape = self.body.config
         adapted = target_layers(self.body, config.lora_targets).values()
         num_in_adapter = config.lora_rank * sum(layer.in_features + layer.out_features for layer in adapted)
-        self.num_parameters = num_in_adapter + len(LABELS) * shape.hidden_size
+        num_labels = len(members[0].job.task.labels)
+        self.num_parameters = num_in_adapter + num_labels * shape.hidden_size
         self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
         self.batch_size = max(member.job.config.batch_size for member in members)
         # A slot's examples have one prefix, if any.
@@ -77,7 +77,7 @@ class Bank:
         if self.on_gpu and 0 < config.compile_from_steps <= num_passes:
             compile_layers(self.body)
         self.head = torch.nn.Parameter(
-            torch.zeros(self.num_slots, len(LABELS), shape.hidden_size, device=self.device, dtype=self.dtype)
+            torch.zeros(self.num_slots, num_labels, shape.hidden_size, device=self.device, dtype=self.dtype)
         )
         self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]
         rows = {"device": self.device, "dtype": self.dtype}

@@ -21,7 +21,7 @@ from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
-from pipelines.identity import UNKNOWN, FileHash, runtime, sha256_of
+from pipelines.identity import UNKNOWN, FileHash, added, runtime, sha256_of
 from pipelines.models.checkpoint_files import (
     check_checkpoint,
     check_finite,
@@ -38,6 +38,8 @@ from pipelines.models.tokenizer import train_tokenizer
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join, working_folder
 from pipelines.tasks.examples import read_examples
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,11 +54,11 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class ScratchModelConfig:
-    """A Llama of the given shape with random weights, then pretrained as a language model on unlabelled pairs.
+    """A Llama of the given shape with random weights, then pretrained as a language model on unlabelled examples.
 
     Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words
-    are one token each. `pretraining` reads each pair twice over, without its label: what a pretrained model knows of words and
-    nothing of the task. None leaves the weights random.
+    are one token each. `pretraining` reads each example twice over, without its label: what a pretrained model knows of words
+    and nothing of the task. None leaves the weights random.
     """
 
     hidden_size: int = 128
@@ -69,6 +71,7 @@ class ScratchModelConfig:
     seed: int = 0
     pretraining: FinetuneConfig | None = None
     pretraining_examples: int | None = None
+    task: Task = added(NLI)
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def prepare_base_model(
     if isinstance(config, RandomModelConfig):
         return _write_random(config, output)
     assert sources is not None, "a scratch model is made from a training file"
-    train = read_examples(join(sources, "train.parquet"))
+    train = read_examples(join(sources, "train.parquet"), config.task)
     with working_folder(output) as folder:
         num_parameters = _write_scratch(config, train, folder / "model")
     metrics: dict[str, Any] = {"num_parameters": num_parameters}
@@ -211,6 +214,7 @@ def prepare_base_model(
             save=save_language_model,
             text="plain",
             max_examples=config.pretraining_examples,
+            task=config.task,
         )
         metrics |= finetune(job, output, resources=resources or Resources(), report=report)
     return metrics
@@ -301,7 +305,7 @@ def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) ->
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = train_tokenizer(train, vocabulary_size=config.vocabulary_size, max_length=config.max_length)
+    tokenizer = train_tokenizer(train, vocabulary_size=config.vocabulary_size, max_length=config.max_length, task=config.task)
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -9,8 +9,11 @@ from pipelines.finetune.base_model import save_language_model
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import FinetuneConfig, check_one_of
+from pipelines.identity import added
 from pipelines.resources import Report, Resources, no_report
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS
+from pipelines.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class GeneratorConfig:
     finetune: FinetuneConfig
     seed: int = 0
     end_marker: str = EN_DASH
+    task: Task = added(NLI)
 
     def __post_init__(self) -> None:
         check_one_of("end_marker", self.end_marker, END_MARKERS)
@@ -47,5 +51,6 @@ def finetune_generator(
         save=save_language_model,
         text="generator",
         end_marker=config.end_marker,
+        task=config.task,
     )
     return finetune(job, output, resources=resources or Resources(), report=report)

@@ -15,8 +15,10 @@ from pipelines.models.tokenizer import encode
 from pipelines.packing.batches import Prefix, common_prefix_length
 from pipelines.packing.dealing import training_order
 from pipelines.resources import Report
-from pipelines.tasks.examples import Label, read_examples
+from pipelines.tasks.examples import read_examples
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import classifier_prompts, generator_texts, plain_texts
+from pipelines.tasks.task import Task
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 class FinetuneJob:
     """One finetuning: what is learnt from which examples, from which weights, and how the result is saved.
 
-    `objective` is "classification" (3-way, read from the last token; `starting_point` gives head and adapter or weights) or
-    "language_modeling" (`text` names what is written for each example: "generator" or "plain").
+    `objective` is "classification" (a class for each label of the task, read from the last token; `starting_point` gives head
+    and adapter or weights) or "language_modeling" (`text` names what is written for each example: "generator" or "plain").
     `save(folder, tensors, job)` runs on the first worker only, with every trained tensor on the CPU.
     """
 
@@ -39,6 +41,7 @@ class FinetuneJob:
     save: Callable[[Path, dict[str, torch.Tensor], FinetuneJob], None]
     starting_point: str | None = None
     text: str = "generator"
+    task: Task = NLI
     end_marker: str = ""
     max_examples: int | None = None
     nested_sizes: tuple[int, ...] = ()
@@ -111,23 +114,23 @@ def planned_batches(job: FinetuneJob, lengths: Sequence[int]) -> list[list[int]]
 
 def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
     """Token ids and label index of each example of `job`, in the file's order. Raises UserError for one that is too long."""
-    table = read_examples(job.examples)
+    table = read_examples(job.examples, job.task)
     if job.max_examples is not None:
         table = table.slice(0, job.max_examples)
-    labels = [Label(name).index for name in table["label"].to_pylist()]
+    labels = [job.task.index(name) for name in table["label"].to_pylist()]
     if job.objective == "classification":
-        texts = classifier_prompts(table)
+        texts = classifier_prompts(table, job.task)
     elif job.text == "generator":
-        texts = generator_texts(table, job.end_marker)
+        texts = generator_texts(table, job.end_marker, job.task)
     else:
-        texts = plain_texts(table)
+        texts = plain_texts(table, job.task)
     return encode(job.base_model, texts, table["id"].to_pylist(), max_length=job.config.max_length), labels
 
 
 def shared_prefixes(job: FinetuneJob, sequences: list[list[int]], labels: Sequence[int]) -> list[Prefix]:
     """The part of each example that others of its batches share: the longest beginning that all of its number have in common.
 
-    A generator's texts say their label first, so that theirs is the label's index. Plain texts begin each with its own premise.
+    A generator's texts say their label first, so that theirs is the label's index. Plain texts begin each with its own.
     """
     if not job.config.share_prefix or (job.objective, job.text) == ("language_modeling", "plain"):
         return [Prefix(0)] * len(sequences)

@@ -1,4 +1,4 @@
-"""T: the base model with a 3-way head on the last token (paper, section 2.2.2), untrained or finetuned.
+"""T: the base model with a head on the last token, a class for each label (paper, section 2.2.2), untrained or finetuned.
 
 A task model's folder holds `head.safetensors` and, unless it is untrained, `adapter/` (LoRA) or `model/` (all weights). A
 starting point is a task model; finetuning one continues its own adapter (or weights) and head with a fresh optimizer.
@@ -18,6 +18,8 @@ from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.identity import added
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, working_folder
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class UntrainedConfig:
     """The starting point of size 0: the pretrained model with a random head, drawn by `seed` and saved once."""
 
     seed: int
+    task: Task = added(NLI)
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,17 @@ class TaskModelConfig:
     finetune: FinetuneConfig
     seed: int
     nested_sizes: tuple[int, ...] = added(())
+    task: Task = added(NLI)
 
 
 def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:
-    """Write the random head [3, hidden_size] that every other task model of this seed starts from."""
+    """Write the random head [num_labels, hidden_size] that every other task model of this seed starts from."""
     from pipelines.models.classifier import random_head, save_head
 
     settings = json.loads((Path(fetch(base_model)) / "model" / "config.json").read_text())
     with working_folder(output) as folder:
-        save_head(folder, random_head(settings["hidden_size"], seed=config.seed, std=settings.get("initializer_range") or 0.02))
+        std = settings.get("initializer_range") or 0.02
+        save_head(folder, random_head(len(config.task.labels), settings["hidden_size"], seed=config.seed, std=std))
     return {"hidden_size": settings["hidden_size"]}
 
 
@@ -84,6 +89,7 @@ def finetuning_job(
         starting_point=starting_point,
         save=save_task_model,
         nested_sizes=config.nested_sizes,
+        task=config.task,
         trunk=trunk,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipelines.errors import UserError
 from pipelines.generate.decode_attention import CHOICES
 from pipelines.identity import added, runtime
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS
 
 

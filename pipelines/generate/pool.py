@@ -22,7 +22,7 @@ from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import absolute, is_local, join, local_path
-from pipelines.tasks.examples import Label
+from pipelines.tasks.nli import Label
 from pipelines.workers.notice import run_notice_given
 
 MODEL = "model"

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.storage import filesystem, is_local, join, write_bytes
-from pipelines.tasks.examples import LABELS, Label
+from pipelines.tasks.nli import LABELS, Label
 from pipelines.tasks.parquet import parquet_table
 
 POOL, REJECTS, SURPLUS, SHARDS = "pool", "rejects", "surplus", "shards"

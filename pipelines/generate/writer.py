@@ -27,7 +27,7 @@ from pipelines.generate.options import engine_environment, engine_options, max_n
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, per_label
 from pipelines.resources import Resources
 from pipelines.storage import fetch, is_local
-from pipelines.tasks.examples import LABELS, Label
+from pipelines.tasks.nli import LABELS, Label
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
 from pipelines.workers.notice import run_notice_given
 from pipelines.workers.printed import note_worker
@@ -226,9 +226,9 @@ def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa
             premise, hypothesis = stand_in(shard.label, text)
             parsed.append({**common, "id": f"stand-in-{common['id']}", "premise": premise, "hypothesis": hypothesis})
         elif isinstance(result, Parsed):
-            parsed.append({**common, "premise": result.premise, "hypothesis": result.hypothesis})
+            parsed.append({**common, **result.fields})
         if not isinstance(result, Parsed):
-            rejects.append({**common, "reason": str(result.reason), "text": result.text})
+            rejects.append({**common, "reason": result.reason, "text": result.text})
     return pa.Table.from_pylist(parsed, POOL_SCHEMA), pa.Table.from_pylist(rejects, REJECTS_SCHEMA)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import generator_prompt
 
 AGAIN = "copy or download it again, whole"
@@ -196,7 +196,7 @@ def check_tokenizer(folder: Path, source: Path) -> None:
     with reading(source, "tokenizer"):
         rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-        prompts = [tuple(tokenizer(generator_prompt(label))["input_ids"]) for label in LABELS]
+        prompts = [tuple(tokenizer(generator_prompt(label))["input_ids"]) for label in NLI.labels]
         special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
     if special["eos"] is None:
         raise UserError(f"{source}: its tokenizer has no end-of-sequence token: {AGAIN}, with tokenizer_config.json")

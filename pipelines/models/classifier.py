@@ -1,4 +1,4 @@
-"""T as it is trained and evaluated: a decoder with a head on the last token, a class for each of `LABELS`."""
+"""T as it is trained and evaluated: a decoder with a head on the last token, a class for each label of the task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.adapters.adapters import AdaptedLinear, Adapters
 from pipelines.errors import UserError
 from pipelines.packing.batches import IGNORED
 from pipelines.packing.stream import PackedInput
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.task import Task
 
 HEAD_FILE = "head.safetensors"
 OWN_HEAD = "score.weight"
@@ -34,7 +34,7 @@ class Classifier(torch.nn.Module):
         self.adapters = adapters
 
     def logits(self, packed: PackedInput) -> torch.Tensor:
-        """Class logits, float32 [num_rows, 3], in the order of `LABELS`."""
+        """Class logits, float32 [num_rows, num_labels], in the order of the task's labels."""
         states = self.body(
             input_ids=packed.input_ids, position_ids=packed.position_ids, packed=packed, use_cache=False
         ).last_hidden_state[0]
@@ -95,14 +95,14 @@ class _AtLastTokens(torch.nn.Module):
         return y.new_zeros(*x.shape[:-1], y.shape[-1]).index_copy(-2, self.last_index, y)
 
 
-def random_head(hidden_size: int, *, seed: int, std: float) -> torch.Tensor:
-    """A random head weight, float32 [3, hidden_size], normal with the model's own initialisation's standard deviation."""
+def random_head(num_labels: int, hidden_size: int, *, seed: int, std: float) -> torch.Tensor:
+    """A random head weight, float32 [num_labels, hidden_size], normal with the standard deviation `std`."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.normal(0.0, std, (len(LABELS), hidden_size), generator=generator)
+    return torch.normal(0.0, std, (num_labels, hidden_size), generator=generator)
 
 
 def save_head(folder: Path, weight: torch.Tensor) -> None:
-    """Write the head's weight [3, hidden_size] into `folder`."""
+    """Write the head's weight [num_labels, hidden_size] into `folder`."""
     save_file({"weight": weight.contiguous()}, folder / HEAD_FILE)
 
 
@@ -114,11 +114,11 @@ def load_head(folder: Path, *, dtype: torch.dtype, device: torch.device | str) -
     return _head(weight, dtype, device)
 
 
-def own_head(model: Path, *, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:
-    """The head of a classifier that transformers saved in the folder `model`, its rows put in the order of `LABELS`.
+def own_head(model: Path, task: Task, *, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:
+    """The head of a classifier that transformers saved in the folder `model`, its rows put in the order of the task's labels.
 
     Transformers' `...ForSequenceClassification` of a decoder has it as `score.weight`, without a bias. Raises UserError if it
-    is not there, or if the labels of `config.json` (`id2label`) are not these three.
+    is not there, or if the labels of `config.json` (`id2label`) are not the task's.
     """
     weight = None
     for path in sorted(model.glob("*.safetensors")):
@@ -132,12 +132,12 @@ def own_head(model: Path, *, dtype: torch.dtype, device: torch.device | str) -> 
         )
     named = json.loads((model / "config.json").read_text()).get("id2label") or {}
     names = [str(named.get(str(number), "")).lower() for number in range(len(weight))]
-    if sorted(names) != sorted(LABELS):
+    if sorted(names) != sorted(label.lower() for label in task.labels):
         raise UserError(
-            f"the classes of the checkpoint in {model} are {', '.join(names)}; name them {', '.join(LABELS)} in id2label of "
-            "its config.json, in the order that they have there"
+            f"the classes of the checkpoint in {model} are {', '.join(names)}; name them {', '.join(task.labels)} in id2label "
+            "of its config.json, in the order that they have there"
         )
-    return _head(weight[[names.index(label) for label in LABELS]], dtype, device)
+    return _head(weight[[names.index(label.lower()) for label in task.labels]], dtype, device)
 
 
 def _head(weight: torch.Tensor, dtype: torch.dtype, device: torch.device | str) -> torch.nn.Linear:

@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.storage import fetch, join
-from pipelines.tasks.examples import LABELS
-from pipelines.tasks.prompts import END_MARKERS, classifier_prompt, generator_text
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.prompts import END_MARKERS, generator_text
+from pipelines.tasks.task import Task
 
 
 def load_tokenizer(base_model: str) -> Any:
@@ -48,7 +49,7 @@ def encode(base_model: str, texts: list[str], ids: list[str], *, max_length: int
     return sequences
 
 
-def train_tokenizer(examples: pa.Table, *, vocabulary_size: int, max_length: int) -> Any:
+def train_tokenizer(examples: pa.Table, *, vocabulary_size: int, max_length: int, task: Task = NLI) -> Any:
     """A byte-level BPE of at most `vocabulary_size` pieces, learnt from `examples` and the templates' words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -56,13 +57,13 @@ def train_tokenizer(examples: pa.Table, *, vocabulary_size: int, max_length: int
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    premises, hypotheses = examples.column("premise").to_pylist(), examples.column("hypothesis").to_pylist()
-    texts = [*premises, *hypotheses]
-    for label in LABELS:
+    texts = [text for name in task.field_names for text in examples.column(name).to_pylist()]
+    first = examples.slice(0, 1).to_pylist()[0]
+    for label in task.labels:
         for marker in END_MARKERS:
             # Often enough that the template's words become whole pieces.
-            texts += [generator_text(label, premises[0], hypotheses[0], marker)] * 50
-    texts += [classifier_prompt(premises[0], hypotheses[0])] * 100
+            texts += [generator_text(label, first, marker, task)] * 50
+    texts += [task.classified(first)] * 100
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=["<s>", "</s>"],

@@ -1,13 +1,12 @@
-"""Labelled premise-hypothesis pairs: the one table format that all stages share, and its reading and writing.
+"""Labelled examples: the one table format that all stages share, and its reading and writing.
 
-Columns, all strings: ``id`` (stable, unique), ``premise``, ``hypothesis``, ``label``. Stages may add columns:
-HANS and the template probe have ``heuristic``, ``subcase``, ``template``; MultiNLI ``genre``, ``pair_id``; a
+Columns, all strings: ``id`` (stable, unique), the task's fields (``premise``, ``hypothesis``), ``label``. Stages may add
+columns: HANS and the template probe have ``heuristic``, ``subcase``, ``template``; MultiNLI ``genre``, ``pair_id``; a
 synthetic pool ``shard`` (int32), ``seed`` (int64), ``generator``.
 """
 
 import io
 import os
-from enum import StrEnum
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,55 +14,23 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.storage import fetch, filesystem, write_bytes
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.parquet import parquet_table
+from pipelines.tasks.task import Task
 
 
-class Label(StrEnum):
-    """The three classes, in the classification head's order: entailment 0, neutral 1, contradiction 2."""
+def check_examples(table: pa.Table, name: str, task: Task = NLI) -> pa.Table:
+    """The table with its task's columns as plain strings, or a :class:`UserError` that names ``name``, the value and the rule.
 
-    ENTAILMENT = "entailment"
-    NEUTRAL = "neutral"
-    CONTRADICTION = "contradiction"
-
-    # StrEnum inherits str.index(), which nobody calls on a label; the position in the head is what `.index`
-    # means here.
-    @property
-    def index(self) -> int:  # type: ignore[override]
-        return LABELS.index(self)
-
-
-LABELS: tuple[Label, ...] = tuple(Label)
-NON_ENTAILMENT = "non-entailment"
-"""The second of the two labels of HANS."""
-
-COLUMNS = ("id", "premise", "hypothesis", "label")
-
-
-def fold(label: str, onto: Label = Label.ENTAILMENT) -> str:
-    """Three labels to two: ``onto``, and ``non-`` it for both others (paper, section 2.2.3, for entailment).
-
-    ``non-entailment`` is returned as it is. Raises :class:`UserError` for any other label, and for ``non-entailment`` where
-    that does not say whether the label is ``onto``.
+    Rules: the columns exist and are strings without nulls; labels are the task's, or of two that others are folded to
+    (``non-entailment``); ids are unique; no text and no id is blank.
     """
-    if label not in (*LABELS, NON_ENTAILMENT):
-        raise UserError(f"label {label!r} is none of {', '.join(LABELS)}, {NON_ENTAILMENT}; fix the label")
-    if label == NON_ENTAILMENT and onto != Label.ENTAILMENT:
-        raise UserError(f"a pair labelled {label} may or may not be of {onto}; give pairs with the three labels")
-    return str(onto) if label == onto else f"non-{onto}"
-
-
-def check_examples(table: pa.Table, name: str) -> pa.Table:
-    """The table with its four columns as plain strings, or a :class:`UserError` that names ``name``, the value and the rule.
-
-    Rules: the columns exist and are strings without nulls; labels are the three or ``non-entailment``; ids
-    are unique; no premise, hypothesis or id is blank.
-    """
-    if missing := [column for column in COLUMNS if column not in table.column_names]:
+    if missing := [column for column in task.columns if column not in table.column_names]:
         raise UserError(
-            f"{name}: no column {', '.join(missing)}; examples have {', '.join(COLUMNS)} "
+            f"{name}: no column {', '.join(missing)}; examples have {', '.join(task.columns)} "
             f"and this has {', '.join(table.column_names)}"
         )
-    for column in COLUMNS:
+    for column in task.columns:
         values = table[column]
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
             raise UserError(f"{name}: column {column} is of type {values.type}; write it as strings")
@@ -76,20 +43,19 @@ def check_examples(table: pa.Table, name: str) -> pa.Table:
         if pc.any(blank).as_py():
             row = pc.index(blank, True).as_py()
             raise UserError(f"{name}: row {row} (id {table['id'][row]}) has a blank {column}; remove or mend the row")
-    known = {*LABELS, NON_ENTAILMENT}
     for label in pc.unique(table["label"]).to_pylist():
-        if label not in known:
+        if not task.is_label(label):
             row = pc.index(table["label"], label).as_py()
+            folded = f" or non-{task.folded_onto}" if task.folded_onto else ""
             raise UserError(
-                f"{name}: row {row} (id {table['id'][row]}) has label {label!r}; "
-                f"labels are {', '.join(LABELS)} or {NON_ENTAILMENT}"
+                f"{name}: row {row} (id {table['id'][row]}) has label {label!r}; labels are {', '.join(task.labels)}{folded}"
             )
     if (num_distinct := pc.count_distinct(table["id"]).as_py()) != table.num_rows:
         raise UserError(f"{name}: {table.num_rows:,} rows have only {num_distinct:,} different ids; give each row its own")
     return table
 
 
-def read_examples(path: str | os.PathLike[str]) -> pa.Table:
+def read_examples(path: str | os.PathLike[str], task: Task = NLI) -> pa.Table:
     """Read a ``.parquet`` file, or all of them in a folder in the order of their names; a local path or a URI.
 
     Raises :class:`UserError` where there is nothing, where it is not Parquet, or where :func:`check_examples`
@@ -113,12 +79,12 @@ def read_examples(path: str | os.PathLike[str]) -> pa.Table:
         table = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: its files differ in their columns' types ({error}); write them alike") from error
-    return check_examples(table, str(path))
+    return check_examples(table, str(path), task)
 
 
-def write_examples(table: pa.Table, path: str | os.PathLike[str]) -> None:
+def write_examples(table: pa.Table, path: str | os.PathLike[str], task: Task = NLI) -> None:
     """Check the examples and write them as one Parquet file that appears whole or not at all."""
-    write_table(check_examples(table, str(path)), path)
+    write_table(check_examples(table, str(path), task), path)
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Heuristics: what a model may go by instead of reading, as predicates over pairs of sentences.
+"""Heuristics: what a model may go by instead of reading, as predicates over examples.
 
 A heuristic is a plug-in, one :class:`Heuristic`. HANS's three (McCoy, Pavlick and Linzen 2019) come with it; one of your own
 takes a few lines in the file of your experiment, or in a file that a command is given by ``FILE.py:NAME``::
@@ -11,12 +11,15 @@ takes a few lines in the file of your experiment, or in a file that a command is
 Tokens are by the HANS authors' definition: split at whitespace, lower-cased, the stand-alone tokens ``.``, ``?`` and ``!``
 dropped; punctuation attached to a word stays part of it (``runs.`` is not ``runs``). Each of the three implies the one before.
 
+A predicate has a parameter for each field of its task; one over a single text is ``def negated(sentences)``.
+
 The constituent heuristic is about a parse. :func:`is_parsed_constituent` decides it where there is one, as in HANS's own file.
 Users' pairs have none, so that the plug-in goes by :func:`is_likely_constituent`; ``docs/heuristics.md`` says how often the two
 agree.
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,13 +32,17 @@ import pyarrow as pa
 
 from pipelines.errors import UserError
 from pipelines.identity import runtime
-from pipelines.tasks.examples import NON_ENTAILMENT, Label, fold
+from pipelines.tasks.nli import NON_ENTAILMENT, Label
+from pipelines.tasks.task import Task
 from pipelines.user_file import module_from_file, place_of
 
 DROPPED_TOKENS = frozenset(".?!")
 
-Predicate: TypeAlias = Callable[[Iterable[str], Iterable[str]], np.ndarray]
-"""From premises and hypotheses (lists or pyarrow columns of num_pairs texts) to booleans of shape (num_pairs,)."""
+Predicate: TypeAlias = Callable[..., np.ndarray]
+"""From the texts of each field of the task, in order, to booleans of shape (num_examples,).
+
+A pair's fields are premises and hypotheses: lists, or pyarrow columns, of num_examples texts.
+"""
 
 
 def tokens(sentence: str) -> list[str]:
@@ -160,7 +167,7 @@ HEURISTICS: dict[str, "Heuristic"] = {}
 
 @dataclass(frozen=True)
 class Heuristic:
-    """One heuristic: when it holds of a pair, and which label it then predicts.
+    """One heuristic: when it holds of an example, and which label it then predicts.
 
     Its identity is name, version and predicted label: give another version when the predicate's answers change. Raises
     :class:`UserError` for a name that is not lower-case letters, digits and ``_``, for that of a built-in heuristic on a
@@ -169,7 +176,7 @@ class Heuristic:
 
     name: str
     holds: Predicate = field(metadata={"role": "runtime"})
-    predicts: Label = Label.ENTAILMENT
+    predicts: str = Label.ENTAILMENT
     version: int = 1
     probe_slice: str | None = runtime(None)
     """The slice in which going by the heuristic is wrong, of a set that was made to test it as HANS was, such as
@@ -185,7 +192,7 @@ class Heuristic:
                 f"heuristic name={self.name!r}: it enters slugs and identities; use a-z, 0-9 and _, from a letter on"
             )
         if not callable(self.holds):
-            raise UserError(f"heuristic {self.name}: holds={self.holds!r} is no function of premises and hypotheses")
+            raise UserError(f"heuristic {self.name}: holds={self.holds!r} is no function of the texts of each field")
         if self.version < 1:
             raise UserError(f"heuristic {self.name}: version={self.version}; versions start at 1")
         known = HEURISTICS.get(self.name)
@@ -197,24 +204,41 @@ class Heuristic:
         """The slice of an evaluation in which going by it is wrong: the probe's, or where it holds of pairs of other labels."""
         return self.probe_slice or f"holds/{self.name}/non-{self.predicts}"
 
-    def __call__(self, premises: Iterable[str], hypotheses: Iterable[str]) -> np.ndarray:
-        """The pairs of which it holds: booleans of shape (num_pairs,).
+    def __call__(self, *texts: Iterable[str]) -> np.ndarray:
+        """The examples of which it holds, booleans of shape (num_examples,), from the texts of each field.
 
         Raises :class:`UserError` if the predicate returns anything else.
         """
-        first, second = _texts(premises), _texts(hypotheses)
-        holds = self.holds(first, second)
-        if not isinstance(holds, np.ndarray) or holds.dtype != bool or holds.shape != (len(first),):
+        columns = [_texts(column) for column in texts]
+        holds = self.holds(*columns)
+        if not isinstance(holds, np.ndarray) or holds.dtype != bool or holds.shape != (len(columns[0]),):
             shape, dtype = getattr(holds, "shape", "no"), getattr(holds, "dtype", type(holds).__name__)
             raise UserError(
-                f"heuristic {self.name} returned {dtype} of {shape} shape for {len(first):,} pairs; a predicate returns a "
-                "numpy array of one boolean a pair"
+                f"heuristic {self.name} returned {dtype} of {shape} shape for {len(columns[0]):,} examples; a predicate "
+                "returns a numpy array of one boolean an example"
             )
         return holds
 
-    def fold(self, label: str) -> str:
-        """Labels to two: the predicted one and the rest, as :func:`pipelines.tasks.examples.fold`."""
-        return fold(label, self.predicts)
+    def of(self, examples: pa.Table, task: Task) -> np.ndarray:
+        """The examples of a table of which it holds: booleans of shape (num_examples,)."""
+        return self(*(examples[name] for name in task.field_names))
+
+    def check(self, task: Task) -> None:
+        """Raises :class:`UserError` if it predicts a label that the task does not have, or is not over the task's fields."""
+        if self.predicts not in task.labels:
+            raise UserError(
+                f"heuristic {self.name} predicts {str(self.predicts)!r}, and the labels of the task {task.name} are "
+                f"{', '.join(task.labels)}; give the study a heuristic of its own, heuristic=Heuristic(…)"
+            )
+        try:
+            inspect.signature(self.holds).bind(*task.field_names)
+        except TypeError:
+            raise UserError(
+                f"heuristic {self.name}: its predicate takes {inspect.signature(self.holds)}, and examples of the task "
+                f"{task.name} have the fields {', '.join(task.field_names)}; give it a parameter for each"
+            ) from None
+        except ValueError:
+            return  # a function that does not say what it takes
 
 
 HANS = "McCoy, Pavlick and Linzen 2019, Right for the Wrong Reasons, table 1"

@@ -12,6 +12,11 @@ class Label(StrEnum):
     NEUTRAL = "neutral"
     CONTRADICTION = "contradiction"
 
+    # StrEnum inherits str.index(), which nobody calls on a label; the position in the head is what `.index` means here.
+    @property
+    def index(self) -> int:  # type: ignore[override]
+        return LABELS.index(self)
+
 
 LABELS: tuple[Label, ...] = tuple(Label)
 NON_ENTAILMENT = "non-entailment"

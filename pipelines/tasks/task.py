@@ -80,6 +80,8 @@ class Task:
                 raise UserError(f"task {self.name}: label {label!r}: 'non-' is for folded labels; give it another name")
         if len({label.lower() for label in self.labels}) != len(self.labels):
             raise UserError(f"task {self.name}: labels={self.labels} has a label twice; each needs a name of its own")
+        if self.folded_onto is not None and len(self.labels) == 2:
+            raise UserError(f"task {self.name}: folded_onto={self.folded_onto!r}: two labels need no folding; leave it out")
         if self.folded_onto is not None and self.folded_onto not in self.labels:
             raise UserError(f"task {self.name}: folded_onto={self.folded_onto!r} is none of {', '.join(self.labels)}")
 
@@ -93,8 +95,8 @@ class Task:
             for other in self.marks:
                 if mark != other and mark in other:
                     raise UserError(
-                        f"task {self.name}: the mark {mark!r} is in the mark {other!r}, so that the parser cannot tell them apart; "
-                        "choose others"
+                        f"task {self.name}: the mark {mark!r} is in the mark {other!r}, so that the parser cannot tell them "
+                        "apart; choose others"
                     )
 
     def _check_prompts(self) -> None:
@@ -147,18 +149,16 @@ class Task:
         """
         if label == f"non-{onto}":
             return label
-        if label.startswith("non-") and label.removeprefix("non-") in self.labels:
-            if len(self.labels) == 2:
-                return onto if label.removeprefix("non-") != onto else f"non-{onto}"
+        if label.removeprefix("non-") in self.labels and label not in self.labels:
             raise UserError(
-                f"an example labelled {label} may or may not be of {onto}; give examples with the labels {', '.join(self.labels)}"
+                f"an example labelled {label} may or may not be of {onto}; give examples labelled {', '.join(self.labels)}"
             )
         self.index(label)
         return onto if label == onto else f"non-{onto}"
 
-    def is_folded(self, labels: object) -> bool:
-        """Whether any of these labels is one of two that others were folded to."""
-        return any(label.startswith("non-") for label in labels)  # type: ignore[attr-defined]
+    def is_label(self, label: str) -> bool:
+        """Whether it is one of the task's labels, or ``non-`` one of them."""
+        return label in self.labels or label.removeprefix("non-") in self.labels
 
     def unknown_label(self, label: str) -> UserError:
         """The error for a label that the task does not have."""

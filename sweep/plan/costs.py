@@ -26,7 +26,7 @@ from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_end
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import per_label
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from sweep.graph.queue import in_common
 from sweep.graph.step import Step
 from sweep.plan.model_shape import ModelShape
@@ -321,7 +321,7 @@ class _Estimator:
                 return sum(self.num_examples.values()) * table["bytes.examples"]
 
     def _task_model_bytes(self, step: Step) -> float:
-        head = len(LABELS) * self.shape.hidden_size * BYTES_PER_NUMBER["float32"]
+        head = len(step.config.task.labels) * self.shape.hidden_size * BYTES_PER_NUMBER["float32"]
         if isinstance(step.config, UntrainedConfig):
             return head
         finetune = step.config.finetune

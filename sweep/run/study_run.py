@@ -77,7 +77,7 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
         "general_set": experiment.general_set,
         "blindspot_set": experiment.blindspot_set,
         "heuristic": experiment.heuristic.name,
-        "blindspot_slice": experiment.heuristic.blindspot_slice,
+        "blindspot_slice": experiment.blindspot_slice,
         "claims": as_json(experiment.claims),
     }
     if experiment.replicates_paper:

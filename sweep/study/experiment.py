@@ -20,6 +20,9 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
+from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import KINDS, KNOWN_KINDS, STAGES, TRAINED_KINDS, check_study_name
 from sweep.study.claims import Claim
 from sweep.study.paper_claims import PAPER_CLAIMS
@@ -39,13 +42,13 @@ class Experiment:
     s mod `generators`: seeds added later leave those before them as they are. `cell` is the cells' recipe where it is not
     `task_model`, that of starting points.
 
-    The `heuristic` is what biased sets are biased to. Each of `biases` is a further kind, a dose: of the pairs in its sets of
-    which the heuristic holds, a share `heuristic_share` of the set, that share has the label that the heuristic predicts
-    (`TrainingSetConfig`). `remainder` says what happens to a size that three labels do not divide. With
-    `disjoint_from_starting`, an original training set has no example that its starting point was finetuned on. Starting sets
-    are drawn by the study's seed, or all by `starting_set_seed`. With `trajectories` "shared", the starting points of a seed
-    are one finetuning with a cool-down for each size, and so are the cells of a starting point, kind and seed
-    (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
+    The `task` is what is learnt, in every stage. The `heuristic` is what biased sets are biased to. Each of `biases` is a
+    further kind, a dose: of the examples in its sets of which the heuristic holds, a share `heuristic_share` of the set, that
+    share has the label that the heuristic predicts (`TrainingSetConfig`). `remainder` says what happens to a size that the
+    labels do not divide. With `disjoint_from_starting`, an original training set has no example that its starting point was
+    finetuned on. Starting sets are drawn by the study's seed, or all by `starting_set_seed`. With `trajectories` "shared", the
+    starting points of a seed are one finetuning with a cool-down for each size, and so are the cells of a starting point,
+    kind and seed (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
 
     The `judge` judges the pools' labels (docs/label_noise.md): a task model finetuned from the untrained start on so many
     original examples, for this alone, or a classifier's checkpoint. Sets of the kind filtered_synthetic need one.
@@ -74,6 +77,7 @@ class Experiment:
     seeds: tuple[int, ...]
     general_set: str
     blindspot_set: str
+    task: Task = added(NLI)
     kinds: tuple[str, ...] = TRAINED_KINDS
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
     biases: tuple[float, ...] = added(())
@@ -94,6 +98,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_study_name(self.name)
         self._check_axes()
+        self._check_task()
         self._check_biases()
         self._check_generators()
         self._check_judge()
@@ -196,11 +201,31 @@ class Experiment:
             for stage, recipe in (("starting_point", self.task_model), ("task_model", self.cell or self.task_model)):
                 check_trajectory(recipe, self.resources.get(stage, Resources()).num_workers)
 
+    @property
+    def test_sets(self) -> tuple[TestSet, ...]:
+        """The sets that are evaluated and that the sources describe, in the order of the evaluation."""
+        described = {test_set.name: test_set for test_set in getattr(self.sources, "test_sets", ())}
+        return tuple(described[name] for name in self.evaluation.sets if name in described)
+
+    @property
+    def blindspot_slice(self) -> str:
+        """Where going by the heuristic is wrong: the blindspot set's adversarial half, or the heuristic's own slice."""
+        halves = {test_set.name: test_set.adversarial for test_set in self.test_sets}
+        return halves.get(self.blindspot_set) or self.heuristic.blindspot_slice
+
+    def _check_task(self) -> None:
+        for heuristic in (self.heuristic, *self.evaluation.heuristics):
+            heuristic.check(self.task)
+
     def _check_evaluation(self) -> None:
         names = [heuristic.name for heuristic in self.evaluation.heuristics]
-        if self.heuristic.probe_slice is None and self.heuristic.name not in names:
+        shown = self.heuristic.probe_slice is not None or any(
+            test_set.name == self.blindspot_set and test_set.adversarial for test_set in self.test_sets
+        )
+        if not shown and self.heuristic.name not in names:
             raise UserError(
-                f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect; evaluate it where it holds: "
+                f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect, and the blindspot "
+                "set no adversarial half; evaluate it where it holds: "
                 "EvaluationConfig(heuristics=(…,))"
             )
         for name in ("general_set", "blindspot_set"):

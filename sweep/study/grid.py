@@ -54,6 +54,8 @@ class _Grid:
         coordinates: Mapping[str, Any] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Step:
+        if "task" in getattr(config, "__dataclass_fields__", ()):
+            config = replace(config, task=self.experiment.task)
         # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes.
         light = isinstance(config, UntrainedConfig)
         like = "evaluation" if stage == "judgement" and stage not in self.experiment.resources else stage
@@ -222,7 +224,8 @@ class _Grid:
         inputs = {"sources": self.sources, "base_model": self.base_model, "task_model": model}
         # Its seed's generator even where it does not depend on one: kinds are compared within a seed.
         which = self._which(self.experiment.generator_of(model.coordinates["seed"]))
-        self._add("evaluation", model.slug, self.experiment.evaluation, inputs, {**model.coordinates, **which})
+        evaluation = replace(self.experiment.evaluation, test_sets=self.experiment.test_sets)
+        self._add("evaluation", model.slug, evaluation, inputs, {**model.coordinates, **which})
 
 
 def _named(slug: str, generator: int) -> str:

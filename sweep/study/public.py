@@ -15,8 +15,8 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
+from pipelines.tasks.nli import Label
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
 from sweep.study.claims import Claim, Comparison, Difference
 from sweep.study.experiment import Experiment

@@ -33,10 +33,12 @@ def rehearsal(experiment: Experiment) -> Experiment:
     examples.
     """
     recipes = (experiment.task_model, experiment.cell or experiment.task_model)
-    size = 3 * -(-STEPS * max(recipe.batch_size for recipe in recipes) // 3)
+    num_labels = len(experiment.task.labels)
+    size = num_labels * -(-STEPS * max(recipe.batch_size for recipe in recipes) // num_labels)
     generation = experiment.generation
-    # Together, the three labels' shards fill an engine's batch.
-    shard_size = max(size // 3, min(generation.shard_size, -(-(generation.max_num_seqs or 1_024) // 3)))
+    # Together, the labels' shards fill an engine's batch.
+    filling = -(-(generation.max_num_seqs or 1_024) // num_labels)
+    shard_size = max(size // num_labels, min(generation.shard_size, filling))
     base_model = experiment.base_model
     if isinstance(base_model, ScratchModelConfig) and base_model.pretraining is not None:
         base_model = replace(base_model, pretraining=_short(base_model.pretraining))
@@ -52,7 +54,7 @@ def rehearsal(experiment: Experiment) -> Experiment:
         generator=replace(experiment.generator, finetune=_short(experiment.generator.finetune)),
         generation=replace(
             generation,
-            num_per_label=size // 3,
+            num_per_label=size // num_labels,
             shard_size=shard_size,
             max_new_tokens=min(generation.max_new_tokens, NEW_TOKENS),
             stand_ins=True,

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.evaluate.evaluation import logits_table
+from pipelines.evaluate.evaluation import EvaluationConfig, logits_table
 from pipelines.evaluate.scoring import accuracy_rows, where_held
 from pipelines.identity import identity
-from pipelines.tasks.examples import LABELS, NON_ENTAILMENT, Label
 from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.nli import LABELS, NON_ENTAILMENT, Label
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
 
 Rate = Callable[[int, str, int, str], float]
@@ -126,7 +126,7 @@ class ItemStudy(FakeStudy):
             logits[:, LABELS.index(self.shifted)] += self.shift(kind)
             held = where_held(table, self.heuristics)
             rows += accuracy_rows(name, table, logits, held)
-            tables.append(logits_table(name, table, logits, self.heuristics, held))
+            tables.append(logits_table(EvaluationConfig((name,), heuristics=tuple(self.heuristics)), name, table, logits, held))
         everything = pa.concat_tables(tables)
         self.add(
             "evaluation",

@@ -11,13 +11,18 @@ KNOWN = {
 }
 
 
+def known_text(label: str) -> str:
+    """What the trained model knows of a label, from the prompt to the end marker."""
+    return generator_text(label, dict(zip(("premise", "hypothesis"), KNOWN[label], strict=True)))
+
+
 def save_models(folder: Path) -> None:
     """`trained/model` writes mostly what it knows, at temperature 1; `random/model` writes noise."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    texts = [generator_text(label, *pair) for label, pair in KNOWN.items()]
+    texts = [known_text(label) for label in KNOWN]
     tokens = Tokenizer(models.BPE())
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()

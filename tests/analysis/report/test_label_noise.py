@@ -17,8 +17,9 @@ from pipelines.evaluate.judge import Judge, JudgementConfig, judge
 from pipelines.finetune.base_model import prepare_base_model
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, finetune_task_model, initial_task_model
 from pipelines.resources import Resources
-from pipelines.tasks.examples import LABELS, read_examples, write_examples
+from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
+from pipelines.tasks.nli import LABELS
 from sweep.graph.records import Store, Study
 from sweep.study.experiments import demo
 from tests.analysis.fake_store import FakeStudy

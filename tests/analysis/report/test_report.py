@@ -18,7 +18,7 @@ from analysis.report.slices import slices_block
 from analysis.study.frame import IncompleteSweepError
 from analysis.verdicts.answer import ONE_SEED
 from pipelines.errors import UserError
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from sweep.graph.records import Store, write_plan
 from tests.analysis.fake_store import PAPER_SETS, SETS, FakeStudy, fingerprint, label_metrics, parquet
 from tests.analysis.item_study import ItemStudy, clear

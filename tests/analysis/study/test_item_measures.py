@@ -8,8 +8,8 @@ import pytest
 from analysis.stats.intervals import mean_of
 from analysis.study.items import Responses, load_responses
 from pipelines.errors import UserError
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.tasks.nli import Label
 from sweep.graph.records import Store, Study
 from sweep.study.measures import Measure
 from tests.analysis.item_study import ItemStudy, clear

@@ -11,8 +11,8 @@ from analysis.study.items import Responses, load_responses
 from analysis.study.signal_detection import signal_detection, signal_table
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import is_right
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.nli import NLI, Label
 from sweep.graph.records import Store, Study
 from tests.analysis.item_study import ItemStudy, clear
 
@@ -30,7 +30,7 @@ def test_what_is_right_and_how_items_hang_together(tmp_path: Path) -> None:
     study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
     responses = load(study)
     items = responses.items["template_probe"]
-    right = is_right(responses.predicted["template_probe"][0, "biased_synthetic", 60, 0], items.labels, Label.ENTAILMENT)
+    right = is_right(responses.predicted["template_probe"][0, "biased_synthetic", 60, 0], items.labels, NLI, Label.ENTAILMENT)
     # 5 % of the 60 non-entailed items, 80 % of the 60 entailed ones; a predicted contradiction counts as non-entailment.
     assert right[items.labels == "non-entailment"].sum() == 3
     assert right[items.labels == "entailment"].sum() == 48

@@ -18,8 +18,8 @@ from analysis.verdicts.evidence import load_evidence, questions
 from analysis.verdicts.judgement import Outcome
 from analysis.verdicts.power import pilot
 from analysis.verdicts.verdicts import judge, judge_evidence
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.nli import Label
 from sweep.graph.records import Store, Study
 from tests.analysis.fake_store import parquet
 from tests.analysis.item_study import ItemStudy

@@ -6,8 +6,9 @@ import pytest
 from pipelines.data.template_corpus import TemplateCorpusConfig, cell_sizes, draw, prepare_template_corpus
 from pipelines.data.template_rules import rules
 from pipelines.errors import UserError
-from pipelines.tasks.examples import Label, read_examples
+from pipelines.tasks.examples import read_examples
 from pipelines.tasks.heuristics import HANS_HEURISTICS, has_lexical_overlap, is_subsequence
+from pipelines.tasks.nli import Label
 
 SETS = ("train", "dev", "template_test", "template_probe")
 SMALL = TemplateCorpusConfig(seed=3, num_train=1_200, num_dev=90, num_test=300, num_probe_per_group=40)

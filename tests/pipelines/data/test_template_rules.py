@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from pipelines.data.template_rules import fill, rules
-from pipelines.tasks.examples import Label
+from pipelines.tasks.nli import Label
 
 
 def test_probe_subcases_do_not_give_the_label_away_by_the_premise():

@@ -8,8 +8,9 @@ import pytest
 
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set, num_held, sizes_per_label
 from pipelines.errors import UserError
-from pipelines.tasks.examples import Label, read_examples, write_examples
+from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import HEURISTICS, Heuristic, has_lexical_overlap
+from pipelines.tasks.nli import Label
 
 LABELS = ("entailment", "neutral", "contradiction")
 

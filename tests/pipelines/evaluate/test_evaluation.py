@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.evaluate.scoring import accuracy_rows, entails, flat_metrics
+from pipelines.evaluate.scoring import accuracy_rows, flat_metrics, is_predicted
 
 
 def logits_of(*shares: tuple[float, float, float]) -> np.ndarray:
@@ -22,20 +22,20 @@ def accuracies(rows: list[dict[str, object]], folding: str, num_labels: int = 2)
 
 
 def test_the_two_foldings_differ_where_entailment_leads_without_a_majority() -> None:
-    assert entails(LOGITS, "argmax").tolist() == [True, True, False, False]
-    assert entails(LOGITS, "summed").tolist() == [True, False, False, False]
+    assert is_predicted(LOGITS, 0, "argmax").tolist() == [True, True, False, False]
+    assert is_predicted(LOGITS, 0, "summed").tolist() == [True, False, False, False]
     with pytest.raises(ValueError, match="folding='mean' is none of argmax, summed"):
-        entails(LOGITS, "mean")
+        is_predicted(LOGITS, 0, "mean")
 
 
 def test_logits_of_any_size_are_summed_without_overflow() -> None:
     # Entailment leads by 0.5: a share of 1 / (1 + 2 e^-0.5) = 0.452; by 1: 1 / (1 + 2 e^-1) = 0.576.
     logits = np.array([[1000.5, 1000, 1000], [1001, 1000, 1000], [-1e4, -2e4, -2e4]], dtype=np.float32)
-    assert entails(logits, "summed").tolist() == [False, True, True]
+    assert is_predicted(logits, 0, "summed").tolist() == [False, True, True]
 
 
 def test_half_of_the_probability_is_not_more_than_half() -> None:
-    assert entails(np.array([[0.0, 0.0, -np.inf], [1e-6, 0.0, -np.inf]]), "summed").tolist() == [False, True]
+    assert is_predicted(np.array([[0.0, 0.0, -np.inf], [1e-6, 0.0, -np.inf]]), 0, "summed").tolist() == [False, True]
 
 
 def test_hans_is_scored_by_heuristic_label_and_subcase_in_both_foldings() -> None:

@@ -16,9 +16,10 @@ from pipelines.models import weights
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.batches import prefix_tree_batches
 from pipelines.resources import Resources, no_report
-from pipelines.tasks.examples import Label, read_examples
+from pipelines.tasks.examples import read_examples
 from pipelines.tasks.heuristics import Heuristic
-from pipelines.tasks.prompts import classifier_prompt
+from pipelines.tasks.nli import Label
+from pipelines.tasks.prompts import classifier_prompts
 
 RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
 
@@ -63,9 +64,7 @@ def test_compiled_layers_give_the_same_logits_for_one_model_after_another(
         resources=Resources(in_process=True),
     )  # fmt: skip
     table = read_examples(f"{sources}/train.parquet")
-    texts = [
-        classifier_prompt(p, h) for p, h in zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
-    ]
+    texts = classifier_prompts(table)
     batches = prefix_tree_batches(load_tokenizer(base_model)(texts)["input_ids"], 1_000)
     assert len({batch.num_tokens for _, batch in batches}) > 1
     compiled = []

@@ -9,8 +9,8 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig, logits_table
 from pipelines.evaluate.scoring import accuracy_rows, is_right, where_held
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic
+from pipelines.tasks.nli import NLI, Label
 
 ROWS = [
     # premise, hypothesis, label, predicted
@@ -68,19 +68,21 @@ def examples(labels):
 
 def test_the_logits_keep_where_each_heuristic_holds():
     heuristics, logits = (LEXICAL_OVERLAP, NOBODY), np.zeros((len(ROWS), 3), dtype=np.float32)
+    config = EvaluationConfig(("some",), heuristics=heuristics)
     three = examples([row[2] for row in ROWS])
     folded = examples(["entailment", "entailment", "non-entailment", "non-entailment", "non-entailment"])
-    tables = [logits_table("some", table, logits, heuristics, where_held(table, heuristics)) for table in (three, folded)]
+    tables = [logits_table(config, "some", table, logits, where_held(table, heuristics)) for table in (three, folded)]
     assert tables[0]["holds/lexical_overlap"].to_pylist() == [True, True, True, True, False]
     assert tables[0]["holds/nobody"].to_pylist() == [False, False, False, False, True]
     # Two labels do not tell a contradiction, so it is not asked there.
     assert tables[1]["holds/nobody"].to_pylist() == [None] * 5
     assert pa.concat_tables(tables).num_rows == 10
-    assert not any(name.startswith("holds/") for name in logits_table("some", three, logits).column_names)
+    plain = logits_table(EvaluationConfig(("some",)), "some", three, logits)
+    assert not any(name.startswith("holds/") for name in plain.column_names)
 
 
 def test_what_is_asked_decides_what_is_right():
     predicted, labels = np.array([row[3] for row in ROWS]), np.array([row[2] for row in ROWS])
-    assert is_right(predicted, labels).tolist() == [True, False, False, False, False]
-    assert is_right(predicted, labels, Label.ENTAILMENT).tolist() == [True, False, False, True, False]
-    assert is_right(predicted, labels, Label.CONTRADICTION).tolist() == [True, False, True, False, False]
+    assert is_right(predicted, labels, NLI).tolist() == [True, False, False, False, False]
+    assert is_right(predicted, labels, NLI, Label.ENTAILMENT).tolist() == [True, False, False, True, False]
+    assert is_right(predicted, labels, NLI, Label.CONTRADICTION).tolist() == [True, False, True, False, False]

@@ -17,8 +17,9 @@ from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, finetune_task_model
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.resources import Resources
-from pipelines.tasks.examples import LABELS, read_examples, write_examples
+from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
+from pipelines.tasks.nli import LABELS
 from tests.pipelines.conftest import labelled_pairs
 
 HERE = Resources(in_process=True)

@@ -6,23 +6,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.evaluate.scoring import Evaluated, entails, placements, score_metrics, scores
-from pipelines.tasks.examples import Label
+from pipelines.evaluate.scoring import Evaluated, is_predicted, placements, score_metrics, scores
 from pipelines.tasks.heuristics import Heuristic
+from pipelines.tasks.nli import Label
 
 
 def test_a_score_is_the_log_odds_of_its_label_against_the_others_together() -> None:
     logits = np.log(np.array([[0.6, 0.3, 0.1], [0.1, 0.1, 0.8]], dtype=np.float32))
-    assert scores(logits) == pytest.approx(np.log([0.6 / 0.4, 0.1 / 0.9]), abs=1e-6)
-    assert scores(logits, Label.CONTRADICTION) == pytest.approx(np.log([0.1 / 0.9, 0.8 / 0.2]), abs=1e-6)
-    assert (scores(logits) > 0).tolist() == entails(logits, "summed").tolist() == [True, False]
+    assert scores(logits, 0) == pytest.approx(np.log([0.6 / 0.4, 0.1 / 0.9]), abs=1e-6)
+    assert scores(logits, 2) == pytest.approx(np.log([0.1 / 0.9, 0.8 / 0.2]), abs=1e-6)
+    assert (scores(logits, 0) > 0).tolist() == is_predicted(logits, 0, "summed").tolist() == [True, False]
 
 
 def test_scores_do_not_saturate_where_probabilities_do() -> None:
     logits = np.array([[1000, 0, 0], [900, 0, 0], [-1000, 0, -2000]], dtype=np.float32)
-    assert scores(logits) == pytest.approx([1000 - np.log(2), 900 - np.log(2), -1000])
+    assert scores(logits, 0) == pytest.approx([1000 - np.log(2), 900 - np.log(2), -1000])
     logits[:, 0] += 5
-    assert scores(logits) == pytest.approx([1005 - np.log(2), 905 - np.log(2), -995])
+    assert scores(logits, 0) == pytest.approx([1005 - np.log(2), 905 - np.log(2), -995])
 
 
 def test_placements_by_hand() -> None:

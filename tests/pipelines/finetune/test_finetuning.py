@@ -29,8 +29,9 @@ from pipelines.models.tokenizer import load_tokenizer, model_limit
 from pipelines.packing.batches import Prefix
 from pipelines.packing.dealing import training_order
 from pipelines.resources import Resources, no_report
-from pipelines.tasks.examples import LABELS, read_examples
-from pipelines.tasks.prompts import classifier_prompt
+from pipelines.tasks.examples import read_examples
+from pipelines.tasks.nli import LABELS
+from pipelines.tasks.prompts import classifier_prompts
 
 FULL = FinetuneConfig(
     method="full", learning_rate=1e-3, batch_size=16, dtype="float32", max_grad_norm=1.0, warmup_ratio=0.2,
@@ -80,9 +81,7 @@ def reference_losses(config, sources, base_model, untrained, seed, num_steps):
     torch.manual_seed(seed)
     table = read_examples(f"{sources}/train.parquet")
     tokenizer = load_tokenizer(base_model)
-    texts = [
-        classifier_prompt(p, h) for p, h in zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
-    ]
+    texts = classifier_prompts(table)
     labels = [LABELS.index(label) for label in table["label"].to_pylist()]
     body = AutoModel.from_pretrained(Path(base_model) / "model", dtype=torch.float32)
     if config.method == "lora":

@@ -17,9 +17,10 @@ from pipelines.generate.shards import Shard
 from pipelines.generate.writer import stand_in, tables
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.resources import Resources
-from pipelines.tasks.examples import LABELS, read_examples
+from pipelines.tasks.examples import read_examples
 from pipelines.tasks.heuristics import has_lexical_overlap
-from pipelines.tasks.prompts import classifier_prompt, generator_text
+from pipelines.tasks.nli import LABELS
+from pipelines.tasks.prompts import classifier_prompts, generator_text
 
 
 @pytest.mark.parametrize("text", ["The old doctor saw a dog , twice", "\x00 4 §", ""])
@@ -32,7 +33,7 @@ def test_stand_ins_fit_every_kind_of_training_set(text: str) -> None:
 
 def test_a_pool_of_stand_ins_is_marked_and_keeps_the_rejects() -> None:
     shard = Shard(LABELS[0], 0, 1, 2)
-    whole = generator_text(LABELS[0], "A dog ran .", "It moved .").partition("entailment")[2]
+    whole = generator_text(LABELS[0], {"premise": "A dog ran .", "hypothesis": "It moved ."}).partition("entailment")[2]
     pool, rejects = tables(shard, ["noise and more", whole], GenerationConfig(stand_ins=True))
     assert pool["id"].to_pylist() == ["stand-in-entailment-00000-00000", "stand-in-entailment-00000-00001"]
     assert pool["premise"].to_pylist()[0] == "noise and more"
@@ -73,9 +74,7 @@ def test_random_weights_without_a_config_have_llama_2_7bs_shape(
 
 def prompt_lengths(base_model: str, examples: str) -> dict[str, int]:
     tokenizer, table = load_tokenizer(base_model), read_examples(examples)
-    names, premises, hypotheses = (table[name].to_pylist() for name in ("id", "premise", "hypothesis"))
-    texts = [classifier_prompt(*pair) for pair in zip(premises, hypotheses, strict=True)]
-    return dict(zip(names, map(len, tokenizer(texts)["input_ids"]), strict=True))
+    return dict(zip(table["id"].to_pylist(), map(len, tokenizer(classifier_prompts(table))["input_ids"]), strict=True))
 
 
 def test_finetuning_and_evaluation_take_the_longest_examples(ray_two_cpus, sources, base_model, untrained, tmp_path):

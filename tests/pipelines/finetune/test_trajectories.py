@@ -20,8 +20,9 @@ from pipelines.finetune.together import compatible
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.dealing import training_order
 from pipelines.resources import Resources, no_report
-from pipelines.tasks.examples import LABELS, read_examples
-from pipelines.tasks.prompts import classifier_prompt
+from pipelines.tasks.examples import read_examples
+from pipelines.tasks.nli import LABELS
+from pipelines.tasks.prompts import classifier_prompts
 
 RECIPE = FinetuneConfig(
     learning_rate=3e-3, batch_size=4, dtype="float32", lora_rank=4, lora_dropout=0.2, log_every=1, share_prefix=False,
@@ -151,9 +152,7 @@ def test_a_branch_is_a_plain_loop_of_trunk_and_cooldown(ray_two_cpus, sets, base
     order = [*training_order(22, 1, seed=2), *(training_order(23, 1, seed=2) + 22)]
     batches = [order[start : min(start + 4, end)] for first, end in ((0, 22), (22, 45)) for start in range(first, end, 4)]
     table = read_examples(sets[81])
-    texts = [
-        classifier_prompt(*pair) for pair in zip(table["premise"].to_pylist(), table["hypothesis"].to_pylist(), strict=True)
-    ]
+    texts = classifier_prompts(table)
     labels = [LABELS.index(label) for label in table["label"].to_pylist()]
     tokenizer = load_tokenizer(base_model)
     body = AutoModel.from_pretrained(Path(base_model) / "model", dtype=torch.float32)

@@ -19,7 +19,8 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.generate.pool import generate
 from pipelines.generate.shards import ShardFolder
 from pipelines.resources import Resources
-from pipelines.tasks.examples import LABELS, read_examples
+from pipelines.tasks.examples import read_examples
+from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import Parsed, Rejected, parse_generated
 from tests.pipelines.tiny_generator import KNOWN
 

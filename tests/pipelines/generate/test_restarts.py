@@ -17,7 +17,7 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import plan_shards
 from pipelines.generate.writer import MAX_RESTARTS, run_engines
 from pipelines.resources import Resources
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 from pipelines.workers import printed
 from pipelines.workers.watchdog import STALL_AFTER
 from sweep.run.failures import one_line

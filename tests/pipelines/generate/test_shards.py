@@ -17,7 +17,7 @@ from pipelines.generate.shards import (
     per_label,
     plan_shards,
 )
-from pipelines.tasks.examples import Label
+from pipelines.tasks.nli import Label
 
 E, N, C = Label.ENTAILMENT, Label.NEUTRAL, Label.CONTRADICTION
 

@@ -12,9 +12,8 @@ from pipelines.generate import pool, writer
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import Shard, ShardFolder, per_label
 from pipelines.generate.writer import ShardWriter, encode_prompts, tables
-from pipelines.tasks.examples import LABELS
-from pipelines.tasks.prompts import generator_text
-from tests.pipelines.tiny_generator import KNOWN
+from pipelines.tasks.nli import LABELS
+from tests.pipelines.tiny_generator import known_text
 
 
 def test_a_prompt_is_encoded_as_in_training_up_to_its_label(models: Path) -> None:
@@ -23,7 +22,7 @@ def test_a_prompt_is_encoded_as_in_training_up_to_its_label(models: Path) -> Non
     folder = str(models / "trained" / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for label, ids in encode_prompts(folder).items():
-        text = tokenizer(generator_text(label, *KNOWN[label]))["input_ids"]
+        text = tokenizer(known_text(label))["input_ids"]
         assert ids[0] == tokenizer.bos_token_id
         assert text[: len(ids)] == ids
         assert tokenizer.decode(ids, skip_special_tokens=True).endswith(f"is {label}")

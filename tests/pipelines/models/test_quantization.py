@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, prepare_base_model, pretrained_model_config
 from pipelines.models.quantization import dynamic_levels, nf4_round_trip
-from pipelines.tasks.examples import LABELS
+from pipelines.tasks.nli import LABELS
 
 
 def block(*values: float) -> list[float]:

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from pipelines.data.sources import nli_sources_config, prepare_nli_sources
 from pipelines.errors import UserError
 from pipelines.identity import identity
-from pipelines.tasks.examples import Label
 from pipelines.tasks.heuristics import (
     HEURISTICS,
-    LEXICAL_OVERLAP,
     Heuristic,
     constituents,
     find_heuristic,
@@ -26,6 +24,7 @@ from pipelines.tasks.heuristics import (
     subsequence,
     tokens,
 )
+from pipelines.tasks.nli import Label
 
 SHARED = (Path(__file__).parents[3] / ".." / "shared" / "data").resolve()
 
@@ -183,18 +182,6 @@ def test_a_built_in_heuristic_is_itself_after_a_journey(one):
     assert pickle.loads(pickle.dumps(one)) == one
 
 
-def test_labels_fold_to_what_it_predicts():
-    assert [LEXICAL_OVERLAP.fold(label) for label in ("entailment", "neutral", "contradiction", "non-entailment")] == [
-        "entailment",
-        "non-entailment",
-        "non-entailment",
-        "non-entailment",
-    ]
-    assert [NEGATION.fold(label) for label in Label] == ["non-contradiction", "non-contradiction", "contradiction"]
-    with pytest.raises(UserError, match="non-entailment may or may not be of contradiction"):
-        NEGATION.fold("non-entailment")
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -211,8 +198,8 @@ def test_a_heuristic_without_an_identity_is_refused(fields, words):
 
 
 @pytest.mark.parametrize("answer", [None, [True], np.array([1]), np.array([True, False]), np.array(True)])
-def test_an_answer_that_is_not_one_boolean_a_pair_is_refused(answer):
-    with pytest.raises(UserError, match=r"negation returned .* for 1 pairs"):
+def test_an_answer_that_is_not_one_boolean_an_example_is_refused(answer):
+    with pytest.raises(UserError, match=r"negation returned .* for 1 examples"):
         replace(NEGATION, holds=lambda premises, hypotheses: answer)(["a"], ["b"])
 
 

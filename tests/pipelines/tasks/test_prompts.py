@@ -4,25 +4,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import (
     EN_DASH,
     END_MARKERS,
     HYPHENS,
     Parsed,
     Rejected,
-    RejectReason,
-    classifier_prompt,
     classifier_prompts,
     generator_prompt,
     generator_text,
     generator_texts,
     parse_generated,
     plain_texts,
+    reject_reasons,
 )
 
 
+def pair(premise, hypothesis):
+    return {"premise": premise, "hypothesis": hypothesis}
+
+
+def parsed(premise, hypothesis):
+    return Parsed(pair(premise, hypothesis))
+
+
 def test_classifier_prompt_is_the_papers():
-    assert classifier_prompt("A dog runs.", "An animal moves.") == (
+    assert NLI.classified(pair("A dog runs.", "An animal moves.")) == (
         "Please indicate the relationship between the premise and the hypothesis with entailment, neutral or "
         "contradiction. Premise: A dog runs. Hypothesis: An animal moves. "
         "The relationship between premise and hypothesis is"
@@ -30,14 +38,14 @@ def test_classifier_prompt_is_the_papers():
 
 
 def test_generator_text_is_the_papers():
-    assert generator_text("entailment", "A dog runs.", "An animal moves.") == (
+    assert generator_text("entailment", pair("A dog runs.", "An animal moves.")) == (
         "This is an example where the relationship between the premise and the hypothesis is entailment. "
         "Premise: A dog runs. Hypothesis: An animal moves. \N{EN DASH} This is the end of the example."
     )
 
 
 def test_the_scripts_marker_has_two_hyphens():
-    assert generator_text("neutral", "P", "H", HYPHENS).endswith(" Hypothesis: H -- This is the end of the example.")
+    assert generator_text("neutral", pair("P", "H"), HYPHENS).endswith(" Hypothesis: H -- This is the end of the example.")
 
 
 def test_generator_prompt_ends_with_the_label():
@@ -73,13 +81,13 @@ def test_generator_has_three_labels(label):
 
 def test_what_the_generator_writes_after_its_prompt_is_read_back():
     written = ". Premise: A dog runs. Hypothesis: An animal moves. \N{EN DASH} This is the end of the example."
-    assert parse_generated(written) == Parsed("A dog runs.", "An animal moves.")
+    assert parse_generated(written) == parsed("A dog runs.", "An animal moves.")
     by_the_scripts = ". Premise: A dog runs. Hypothesis: An animal moves. -- This is the end of the example."
-    assert parse_generated(by_the_scripts, marker=HYPHENS) == Parsed("A dog runs.", "An animal moves.")
+    assert parse_generated(by_the_scripts, marker=HYPHENS) == parsed("A dog runs.", "An animal moves.")
 
 
 def test_reasons_are_written_into_rejects_by_these_names():
-    assert [str(reason) for reason in RejectReason] == [
+    assert list(reject_reasons()) == [
         "no_premise",
         "text_before_premise",
         "no_hypothesis",
@@ -100,33 +108,33 @@ def test_reasons_are_written_into_rejects_by_these_names():
     ],
 )
 def test_parsed_fields(text, premise, hypothesis):
-    assert parse_generated(text + EN_DASH) == Parsed(premise, hypothesis)
+    assert parse_generated(text + EN_DASH) == parsed(premise, hypothesis)
 
 
 def test_what_follows_the_first_end_marker_is_ignored():
     text = f". Premise: P Hypothesis: H{EN_DASH} This is an example. Premise: Q Hypothesis: I{EN_DASH}"
-    assert parse_generated(text) == Parsed("P", "H")
+    assert parse_generated(text) == parsed("P", "H")
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", RejectReason.NO_PREMISE),
-        (f". Hypothesis: H{EN_DASH}", RejectReason.NO_PREMISE),
-        (f"{EN_DASH}. Premise: P Hypothesis: H{EN_DASH}", RejectReason.NO_PREMISE),
-        (f" and neutral. Premise: P Hypothesis: H{EN_DASH}", RejectReason.TEXT_BEFORE_PREMISE),
-        (f". Hypothesis: H Premise: P{EN_DASH}", RejectReason.TEXT_BEFORE_PREMISE),
-        (". Premise: P and on and on", RejectReason.NO_HYPOTHESIS),
-        (f". Premise: P{EN_DASH} Hypothesis: H{EN_DASH}", RejectReason.NO_HYPOTHESIS),
-        (f". Premise: P Hypothesis: H Hypothesis: I{EN_DASH}", RejectReason.REPEATED_FIELD_MARKER),
-        (f". Premise: P Premise: Q Hypothesis: H{EN_DASH}", RejectReason.REPEATED_FIELD_MARKER),
-        (f". Premise: P Hypothesis: H Premise: Q{EN_DASH}", RejectReason.REPEATED_FIELD_MARKER),
-        (". Premise: P Hypothesis: H", RejectReason.NO_END_MARKER),
-        (". Premise: P Hypothesis: H – This is the end of the", RejectReason.NO_END_MARKER),
-        (f". Premise: P Hypothesis: H{HYPHENS}", RejectReason.NO_END_MARKER),
-        (f". Premise: Hypothesis: H{EN_DASH}", RejectReason.EMPTY_PREMISE),
-        (f". Premise:  \n Hypothesis: H{EN_DASH}", RejectReason.EMPTY_PREMISE),
-        (f". Premise: P Hypothesis:{EN_DASH}", RejectReason.EMPTY_HYPOTHESIS),
+        ("", "no_premise"),
+        (f". Hypothesis: H{EN_DASH}", "no_premise"),
+        (f"{EN_DASH}. Premise: P Hypothesis: H{EN_DASH}", "no_premise"),
+        (f" and neutral. Premise: P Hypothesis: H{EN_DASH}", "text_before_premise"),
+        (f". Hypothesis: H Premise: P{EN_DASH}", "text_before_premise"),
+        (". Premise: P and on and on", "no_hypothesis"),
+        (f". Premise: P{EN_DASH} Hypothesis: H{EN_DASH}", "no_hypothesis"),
+        (f". Premise: P Hypothesis: H Hypothesis: I{EN_DASH}", "repeated_field_marker"),
+        (f". Premise: P Premise: Q Hypothesis: H{EN_DASH}", "repeated_field_marker"),
+        (f". Premise: P Hypothesis: H Premise: Q{EN_DASH}", "repeated_field_marker"),
+        (". Premise: P Hypothesis: H", "no_end_marker"),
+        (". Premise: P Hypothesis: H – This is the end of the", "no_end_marker"),
+        (f". Premise: P Hypothesis: H{HYPHENS}", "no_end_marker"),
+        (f". Premise: Hypothesis: H{EN_DASH}", "empty_premise"),
+        (f". Premise:  \n Hypothesis: H{EN_DASH}", "empty_premise"),
+        (f". Premise: P Hypothesis:{EN_DASH}", "empty_hypothesis"),
     ],
 )
 def test_rejects_keep_the_text_and_say_why(text, reason):
@@ -135,7 +143,7 @@ def test_rejects_keep_the_text_and_say_why(text, reason):
 
 def test_every_reason_is_reached_by_the_cases_above():
     cases = test_rejects_keep_the_text_and_say_why.pytestmark[0].args[1]
-    assert {reason for _, reason in cases} == set(RejectReason)
+    assert {reason for _, reason in cases} == set(reject_reasons())
 
 
 def test_marker_is_one_of_the_two():
@@ -169,15 +177,15 @@ FIELDS = (st.text() | st.lists(st.sampled_from(PARTS)).map("".join)).map(str.str
 def test_what_is_trained_on_parses_to_its_fields(premise, hypothesis, label, marker):
     if marker in f"{premise} " or marker in hypothesis:
         return
-    written = generator_text(label, premise, hypothesis, marker).removeprefix(generator_prompt(label))
-    assert parse_generated(written, marker=marker) == Parsed(premise, hypothesis)
+    written = generator_text(label, pair(premise, hypothesis), marker).removeprefix(generator_prompt(label))
+    assert parse_generated(written, marker=marker) == parsed(premise, hypothesis)
 
 
 @given(st.lists(st.sampled_from([*PARTS, "Premise:", "Hypothesis:", EN_DASH])).map("".join))
 def test_nothing_parses_to_an_empty_or_marked_field(text):
     match parse_generated(text):
-        case Parsed(premise, hypothesis):
-            for field in (premise, hypothesis):
+        case Parsed(fields):
+            for field in fields.values():
                 assert field and field == field.strip()
                 assert not any(mark in field for mark in ("Premise:", "Hypothesis:", EN_DASH))
         case Rejected(_, kept):

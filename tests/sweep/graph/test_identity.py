@@ -76,7 +76,7 @@ def test_fields_that_were_added_later_leave_older_fingerprints_as_they_were() ->
 CLASSES = {
     "pipelines.finetune.base_model.ScratchModelConfig": (
         "hidden_size num_layers num_heads num_kv_heads intermediate_size vocabulary_size max_length "
-        "seed pretraining pretraining_examples",
+        "seed pretraining pretraining_examples task",
         "",
     ),
     "pipelines.finetune.base_model.PretrainedModelConfig": (
@@ -98,7 +98,7 @@ CLASSES = {
         "zero_stage gradient_checkpointing tokens_per_microbatch compile_from_steps log_every checkpoint_every",
     ),
     "pipelines.finetune.generator.GeneratorConfig": (
-        "finetune seed end_marker",
+        "finetune seed end_marker task",
         "",
     ),
     "pipelines.generate.config.GenerationConfig": (
@@ -107,11 +107,11 @@ CLASSES = {
         "cpu_kv_cache_gib progress_bars generator_id",
     ),
     "pipelines.finetune.task_model.UntrainedConfig": (
-        "seed",
+        "seed task",
         "",
     ),
     "pipelines.finetune.task_model.TaskModelConfig": (
-        "finetune seed nested_sizes",
+        "finetune seed nested_sizes task",
         "",
     ),
     "pipelines.data.training_set.TrainingSetConfig": (
@@ -119,11 +119,11 @@ CLASSES = {
         "",
     ),
     "pipelines.evaluate.evaluation.EvaluationConfig": (
-        "sets dtype merge_adapter rehearse_examples heuristics",
+        "sets dtype merge_adapter rehearse_examples heuristics task test_sets",
         "tokens_per_batch compile_from_examples",
     ),
     "pipelines.evaluate.judge.JudgementConfig": (
-        "sets dtype merge_adapter rehearse_examples heuristics",
+        "sets dtype merge_adapter rehearse_examples heuristics task test_sets",
         "tokens_per_batch compile_from_examples",
     ),
     "pipelines.data.sources.NLISourcesConfig": (
@@ -133,7 +133,7 @@ CLASSES = {
     "sweep.study.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge",
+        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task",
         "sources_folder resources replicates_paper claims",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (
