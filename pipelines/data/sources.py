@@ -11,23 +11,36 @@ copy of a (premise, hypothesis) pair that occurs more than once, compared exactl
 rows of each label in file order become the dev set. The whole of MultiNLI has 392 702 labelled rows: 230
 copies and 750 dev rows fewer are the paper's 391 722 (section 2.2.3). A training file with fewer labelled rows is
 marked as partial. Evaluation sets keep all their labelled rows.
+
+The folder may hold challenge sets as well (:mod:`pipelines.data.challenge_sets`), for evaluation only.
 """
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from pipelines.data.challenge_readers import PARTS, Read
+from pipelines.data.challenge_sets import (
+    CHALLENGE_SETS,
+    ChallengeFiles,
+    challenge_files,
+    challenge_sets,
+    is_published,
+    missing_challenge_files,
+    read_challenge,
+)
 from pipelines.errors import UserError
-from pipelines.identity import MARKS, FileHash, JsonValue, sha256_of
+from pipelines.identity import MARKS, FileHash, JsonValue, added, sha256_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.heuristics import HANS_HEURISTICS
 from pipelines.tasks.nli import LABELS, NON_ENTAILMENT, Label
+from pipelines.tasks.test_sets import TestSet
 
 TRAIN_FILE = "multinli_1.0_train.jsonl"
 MATCHED_FILE = "multinli_1.0_dev_matched.jsonl"
@@ -62,7 +75,7 @@ DOWNLOADS = (
 
 @dataclass(frozen=True)
 class NLISourcesConfig:
-    """The four files, by content, and how they are split. Made by :func:`nli_sources_config`."""
+    """The four files and those of challenge sets, by content, and how they are split. Made by :func:`nli_sources_config`."""
 
     files: tuple[FileHash, ...]
     """The four files by name, in the order of ``FILES``."""
@@ -77,6 +90,8 @@ class NLISourcesConfig:
     """A MultiNLI pair with more characters is dropped and counted: no sentence is that long, so it is several rows that some
     reader ran together.
     """
+    challenges: tuple[ChallengeFiles, ...] = added(())
+    """Test sets beside those of the four files."""
 
     def __post_init__(self) -> None:
         if tuple(file.name for file in self.files) != FILES:
@@ -86,33 +101,43 @@ class NLISourcesConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: a set cannot be empty; give 1 or more")
 
+    @property
+    def test_sets(self) -> tuple[TestSet, ...]:
+        """The challenge sets, described."""
+        return tuple(CHALLENGE_SETS[challenge.name].test_set for challenge in self.challenges)
 
-def nli_sources_config(folder: str, **overrides: Any) -> NLISourcesConfig:
-    """Find and hash the four files, and read all of HANS and the ends of the others, so that a bad folder fails at once.
+
+def nli_sources_config(folder: str, challenges: Sequence[str] = (), **overrides: Any) -> NLISourcesConfig:
+    """Find and hash the four files and those of the challenge sets that are named, and read all of HANS, the challenge sets and
+    the ends of the others, so that a bad folder fails at once.
 
     ``overrides`` are fields of :class:`NLISourcesConfig`. Raises :class:`UserError` for a missing folder or
-    file, an unknown field, or rows as :func:`prepare_nli_sources` does.
+    file, an unknown set or field, or rows as :func:`prepare_nli_sources` does.
     """
-    valid = [name for name in NLISourcesConfig.__dataclass_fields__ if name != "files"]
+    valid = [name for name in NLISourcesConfig.__dataclass_fields__ if name not in ("files", "challenges")]
     if unknown := sorted(set(overrides) - set(valid)):
         raise UserError(f"{', '.join(unknown)}: the sources have no such option; valid: {', '.join(valid)}")
     paths = _find(folder)
-    config = NLISourcesConfig(tuple(FileHash(name, sha256_of(paths[name])) for name in FILES), **overrides)
+    hashes = tuple(challenge_files(folder, challenge.test_set.name) for challenge in challenge_sets(challenges))
+    config = NLISourcesConfig(tuple(FileHash(name, sha256_of(paths[name])) for name in FILES), challenges=hashes, **overrides)
     _read_hans(paths[HANS_FILE], config.hans_rows)
     for name in (TRAIN_FILE, MATCHED_FILE, MISMATCHED_FILE):
         _check_ends(paths[name])
+    _read_challenges(config, folder, paths)
     return config
 
 
 def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -> dict[str, JsonValue]:
-    """Write ``train``, ``dev``, ``mnli_matched``, ``mnli_mismatched``, ``hans`` and ``dropped`` ``.parquet`` to ``output``.
+    """Write ``train``, ``dev``, ``mnli_matched``, ``mnli_mismatched``, ``hans``, each challenge set and ``dropped``
+    ``.parquet`` to ``output``.
 
     Ids are the set's name and the line number, which the file's hash makes stable. MultiNLI has the extra
     columns genre, pair_id; HANS heuristic, subcase, template, pair_id. ``dropped`` (set, line, pair_id,
     label, premise, hypothesis, reason) keeps each row that was left out: ``no_gold_label``,
-    ``duplicate_pair``, ``blank_text`` or ``too_long``. Returns row counts by set and label, and dropped rows by reason;
-    ``train/num_labelled`` are the training file's rows with a gold label, ``train/is_partial`` whether MultiNLI has
-    more of them, and then there is a mark that says so.
+    ``duplicate_pair``, ``blank_text`` or ``too_long``, of challenge sets also others. Returns row counts by set and label,
+    and dropped rows by reason; ``train/num_labelled`` are the training file's rows with a gold label, ``train/is_partial``
+    whether MultiNLI has more of them, and then there is a mark that says so. A challenge set has its ``licence`` and
+    ``source``, and a mark where its files are not the published ones.
 
     Raises :class:`UserError`, naming file and line, for a missing folder or file, a file whose content is not
     the config's, a row that is not JSON or lacks a field, a wrong label, a blank sentence, fewer labelled
@@ -125,6 +150,12 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
                 f"{paths[file.name]} has sha256 {sha256[:12]}…, not {file.sha256[:12]}… as when the "
                 "experiment was made; start again to use the new content or restore the file"
             )
+    for challenge in config.challenges:
+        if challenge_files(folder, challenge.name) != challenge:
+            raise UserError(
+                f"the files of the challenge set {challenge.name} in {folder} are others than when the experiment was made; "
+                "start again to use the new content or restore the files"
+            )
     dropped: list[dict[str, Any]] = []
     train = _read_multinli(paths[TRAIN_FILE], "train", config, dropped)
     num_labelled = len(train) + sum(row["reason"] != "no_gold_label" for row in dropped)
@@ -136,6 +167,9 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
         "mnli_mismatched": _read_multinli(paths[MISMATCHED_FILE], "mnli_mismatched", config, dropped),
         "hans": _read_hans(paths[HANS_FILE], config.hans_rows),
     }
+    for name, read in _read_challenges(config, folder, paths).items():
+        sets[name] = read.rows
+        dropped += read.dropped
     metrics: dict[str, JsonValue] = {}
     for name, rows in sets.items():
         if not rows:
@@ -153,11 +187,28 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
     metrics["dropped/num_rows"] = len(dropped)
     metrics["train/num_labelled"] = num_labelled
     metrics["train/is_partial"] = is_partial = num_labelled < NUM_LABELLED_ROWS
+    marks: list[JsonValue] = []
     if is_partial:
-        metrics[MARKS] = [
-            f"partial MultiNLI: {num_labelled:,} of {NUM_LABELLED_ROWS:,} labelled rows ({len(train):,} for training)"
-        ]
+        marks += [f"partial MultiNLI: {num_labelled:,} of {NUM_LABELLED_ROWS:,} labelled rows ({len(train):,} for training)"]
+    for challenge, test_set in zip(config.challenges, config.test_sets, strict=True):
+        metrics |= {f"{test_set.name}/licence": test_set.licence, f"{test_set.name}/source": test_set.source}
+        if not is_published(challenge):
+            marks.append(f"{test_set.title} of other files than the published ones")
+    if marks:
+        metrics[MARKS] = marks
     return metrics
+
+
+def _read_challenges(config: NLISourcesConfig, folder: str, paths: Mapping[str, Path]) -> dict[str, Read]:
+    """The challenge sets by name. Raises UserError as :func:`read_challenge` does."""
+    development = {}
+    if any(CHALLENGE_SETS[challenge.name].needs_development for challenge in config.challenges):
+        for part, name in zip(PARTS, (MATCHED_FILE, MISMATCHED_FILE), strict=True):
+            dropped: list[dict[str, Any]] = []
+            rows = _read_multinli(paths[name], part, config, dropped)
+            left_out = [row for row in dropped if row["reason"] != "no_gold_label"]
+            development[part] = sorted((*rows, *left_out), key=lambda row: row["line"])
+    return {challenge.name: read_challenge(folder, challenge.name, development) for challenge in config.challenges}
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -165,9 +216,10 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in _places(folder, name) if path.is_file()), None)
 
 
-def missing_files(folder: str) -> tuple[str, ...]:
-    """Those of ``FILES`` that are not in a folder of the raw data; all of them where there is no such folder."""
-    return tuple(name for name in FILES if find_file(Path(folder).expanduser(), name) is None)
+def missing_files(folder: str, challenges: Sequence[str] = ()) -> tuple[str, ...]:
+    """Those of ``FILES`` and of the challenge sets' that are not in a folder of the raw data; all where there is no folder."""
+    missing = (name for name in FILES if find_file(Path(folder).expanduser(), name) is None)
+    return (*missing, *missing_challenge_files(folder, challenges))
 
 
 def num_lines(path: Path) -> int:
