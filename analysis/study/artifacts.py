@@ -64,7 +64,10 @@ def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, La
     counts = {}
     for dataset, stage, path in (("original", "sources", "train.parquet"), ("synthetic", "synthetic_pool", "pool")):
         if built := _built(study, (stage,)):
-            counts[dataset] = sum_counts([_overlap_of(store, step, path) for step in built])
+            # A study's data with and without challenge sets have one training set.
+            counts[dataset] = sum_counts(
+                [_overlap_of(store, step, path) for step in (built[:1] if stage == "sources" else built)]
+            )
     return counts
 
 

@@ -44,9 +44,10 @@ class ChallengeFiles:
 
 @dataclass(frozen=True)
 class ChallengeSet:
-    """A set, its published files, and its reader, which takes their paths by name."""
+    """A set, its published files, the number of rows in them, and its reader, which takes their paths by name."""
 
     test_set: TestSet
+    num_rows: int
     files: tuple[PublishedFile, ...]
     read: Callable[[Mapping[str, Path], Development], Read]
     needs_development: bool = False
@@ -146,6 +147,7 @@ CHALLENGE_SETS: Mapping[str, ChallengeSet] = {
                 licence="MIT (the flags); MultiNLI's own licences for its pairs",
                 source="Gururangan et al. 2018, aclanthology.org/N18-2017; flags: m43/focal-loss-against-heuristics",
             ),
+            19_647,
             _published(
                 f"{RAW}/m43/focal-loss-against-heuristics/f0c3623d0e7c38f79faf806c293595fddcb0e89c/data",
                 {
@@ -176,6 +178,7 @@ CHALLENGE_SETS: Mapping[str, ChallengeSet] = {
                 licence="CC BY-SA 4.0",
                 source="Yanaka et al. 2019, aclanthology.org/W19-4804; verypluming/MED",
             ),
+            5_382,
             _published(
                 f"{RAW}/verypluming/MED/master",
                 {"MED.tsv": ("644d4ffc16fffabb42ab3b7b087074794cefe4c434c7f852b998f209f295d74a", 781_933)},
@@ -195,6 +198,7 @@ CHALLENGE_SETS: Mapping[str, ChallengeSet] = {
                 licence="CC0 1.0",
                 source="She et al. 2023, aclanthology.org/2023.acl-short.154; selenashe/ScoNe",
             ),
+            7_212,
             _published(
                 f"{RAW}/selenashe/ScoNe/main/scone_nli",
                 {
@@ -233,6 +237,7 @@ CHALLENGE_SETS: Mapping[str, ChallengeSet] = {
                 licence="MIT",
                 source="Hossain et al. 2020, aclanthology.org/2020.emnlp-main.732; mosharafhossain/negation-and-nli",
             ),
+            1_500,
             _published(
                 f"{RAW}/mosharafhossain/negation-and-nli/209d1b587517fcca144e15ad5cc3ee48ae113ef5/data/new_benchmarks/clean_data",
                 {"MNLI.txt": ("eaf31305308483a00bf6f915baa78cfe63c1fd6b4f27dc3cca3f5fb48ae2b57e", 239_931)},

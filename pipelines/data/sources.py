@@ -15,11 +15,13 @@ marked as partial. Evaluation sets keep all their labelled rows.
 The folder may hold challenge sets as well (:mod:`pipelines.data.challenge_sets`), for evaluation only.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,6 +107,11 @@ class NLISourcesConfig:
     def test_sets(self) -> tuple[TestSet, ...]:
         """The challenge sets, described."""
         return tuple(CHALLENGE_SETS[challenge.name].test_set for challenge in self.challenges)
+
+    @property
+    def for_training(self) -> NLISourcesConfig:
+        """The same data without the challenge sets, which are evaluated and nothing else."""
+        return replace(self, challenges=())
 
 
 def nli_sources_config(folder: str, challenges: Sequence[str] = (), **overrides: Any) -> NLISourcesConfig:

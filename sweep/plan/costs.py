@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from pipelines.data.challenge_sets import CHALLENGE_SETS
 from pipelines.data.sources import NUM_DUPLICATE_ROWS, NUM_LABELLED_ROWS, NLISourcesConfig
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.data.training_set import TrainingSetConfig, num_drawn
@@ -188,7 +189,8 @@ def estimate_costs(
         raise NoEstimate("no step asks for a GPU, and there is no figure for CPUs")
     # The first: a judge may have a base model of its own.
     by_stage = {step.stage: step for step in reversed(steps)}
-    sources, base_model = by_stage["sources"], by_stage["base_model"]
+    # The last: it has the test sets that only evaluations read.
+    sources, base_model = [step for step in steps if step.stage == "sources"][-1], by_stage["base_model"]
     assumptions = []
     if num_examples is None:
         num_examples = _known_counts(sources.config)
@@ -223,6 +225,7 @@ def _known_counts(config: Any) -> Mapping[str, int]:
                 "mnli_matched": MULTINLI_MATCHED,
                 "mnli_mismatched": MULTINLI_MISMATCHED,
                 "hans": config.hans_rows,
+                **{challenge.name: CHALLENGE_SETS[challenge.name].num_rows for challenge in config.challenges},
             }
         case TemplateCorpusConfig():
             return {

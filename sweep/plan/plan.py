@@ -163,7 +163,8 @@ def cost_plan(
     reason, where nothing can be said; UserError for a number of GPUs that is not above 0 or too small for a step.
     """
     by_stage = {member.step.stage: member for member in reversed(planned)}
-    sources, base_model = by_stage["sources"], by_stage["base_model"]
+    # The last: it has the test sets that only evaluations read.
+    sources, base_model = [member for member in planned if member.step.stage == "sources"][-1], by_stage["base_model"]
     counts = None
     if sources.record:
         counts = {

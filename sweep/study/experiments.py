@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
+from pipelines.data.challenge_sets import challenge_sets, unknown_challenge_files
 from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, most_training_rows, nli_sources_config
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
@@ -111,6 +112,7 @@ def mini(
     biases: tuple[float, ...] = (),
     heuristic_share: float | None = None,
     generators: int = 1,
+    challenges: tuple[str, ...] = (),
 ) -> Experiment:
     """The paper's study with a small pretrained model, on real MultiNLI and HANS; one GPU.
 
@@ -120,7 +122,8 @@ def mini(
     drives it.
     Original training sets hold no example that their starting point was finetuned on. `recipe` "full" trains all weights in
     batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `generator_epochs` may
-    be a fraction. `heuristic`, `biases`, `heuristic_share` and `generators` are as in `demo`.
+    be a fraction. `heuristic`, `biases`, `heuristic_share` and `generators` are as in `demo`. Each of `challenges` is a further
+    test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md).
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -156,13 +159,13 @@ def mini(
     return Experiment(
         name="mini",
         title="SmolLM2-135M on MultiNLI and HANS",
-        sources=nli_sources_config(data),
+        sources=nli_sources_config(data, challenges),
         sources_folder=data,
         base_model=pretrained_model_config(model, dtype=dtype),
         generator=GeneratorConfig(finetune=generator),
         generation=GenerationConfig(num_per_label=-(-pool_size // 3), max_new_tokens=256, dtype=dtype),
         task_model=task_model,
-        evaluation=EvaluationConfig(sets=("mnli_matched", "mnli_mismatched", "hans"), dtype=dtype),
+        evaluation=EvaluationConfig(sets=_evaluated(challenges), dtype=dtype),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
@@ -203,6 +206,7 @@ def paper(
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
     generators: int = 1,
+    challenges: tuple[str, ...] = (),
 ) -> Experiment:
     """The paper's study: Llama-2-7B, MultiNLI and HANS, the recipe of the released scripts; GPUs of 80 GB.
 
@@ -212,8 +216,8 @@ def paper(
     weights' precision (`base_precision`), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
     do not divide by 3, `disjoint_from_starting`, `starting_set_seed` (none: each seed draws its own), `end_marker`, and the
     sampling. `pool_per_label` counts entailments, neutrals and contradictions. Each of `generators` writes such a pool, and the
-    seeds are dealt over them. `weights=random` is for a rehearsal: `model` then only needs a tokenizer and, if the shape is not
-    Llama-2-7B's, a config.json.
+    seeds are dealt over them. `challenges` are as in `mini`. `weights=random` is for a rehearsal: `model` then only needs a
+    tokenizer and, if the shape is not Llama-2-7B's, a config.json.
     """
     if len(pool_per_label) != 3:
         raise UserError(f"pool_per_label={pool_per_label}: give three numbers, for entailment, neutral and contradiction")
@@ -236,7 +240,7 @@ def paper(
         name="paper",
         title="Llama-2-7B on MultiNLI and HANS, as Zhang and Pavlick",
         replicates_paper=True,
-        sources=_sources_if_there(data, starting_sizes, training_sizes),
+        sources=_sources_if_there(data, starting_sizes, training_sizes, challenges),
         sources_folder=data,
         base_model=random_model_config(model)
         if weights == "random"
@@ -254,7 +258,7 @@ def paper(
             end_marker=marker,
         ),
         task_model=replace(PAPER_TASK_MODEL, **runtime),
-        evaluation=EvaluationConfig(sets=("mnli_matched", "mnli_mismatched", "hans")),
+        evaluation=EvaluationConfig(sets=_evaluated(challenges)),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
@@ -288,6 +292,7 @@ def paper_fast(
     gpus_per_finetuning: int = 1,
     generation_workers: int = 1,
     generators: int = 1,
+    challenges: tuple[str, ...] = (),
 ) -> Experiment:
     """`paper`, cheaper: larger batches, what their texts begin with alike computed once in each, and generated texts that end
     where the end marker begins; all else as there.
@@ -311,6 +316,7 @@ def paper_fast(
         gpus_per_finetuning=gpus_per_finetuning,
         generation_workers=generation_workers,
         generators=generators,
+        challenges=challenges,
     )
     task_model, generator = (
         replace(
@@ -336,11 +342,20 @@ def paper_fast(
     )
 
 
-def _sources_if_there(data: str, starting_sizes: tuple[int, ...], training_sizes: tuple[int, ...]) -> NLISourcesConfig:
+def _evaluated(challenges: tuple[str, ...]) -> tuple[str, ...]:
+    return ("mnli_matched", "mnli_mismatched", "hans", *(challenge.test_set.name for challenge in challenge_sets(challenges)))
+
+
+def _sources_if_there(
+    data: str, starting_sizes: tuple[int, ...], training_sizes: tuple[int, ...], challenges: tuple[str, ...]
+) -> NLISourcesConfig:
     """The files in `data`, or of unknown content while one is missing there. Raises UserError if they are too few."""
-    if missing_files(data):
-        return NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
-    sources = nli_sources_config(data)
+    if missing_files(data, challenges):
+        return NLISourcesConfig(
+            tuple(FileHash(name, UNKNOWN) for name in FILES),
+            challenges=tuple(unknown_challenge_files(challenge.test_set.name) for challenge in challenge_sets(challenges)),
+        )
+    sources = nli_sources_config(data, challenges)
     there = most_training_rows(sources, data)
     for name, sizes in (("starting_sizes", starting_sizes), ("training_sizes", training_sizes)):
         if max(sizes, default=0) > there:

@@ -1,10 +1,11 @@
 """The step graph of an experiment, as pure data: what is built from what.
 
 Two roots (prepared data, base model), then generator → synthetic pool, once for each generator; starting points; training
-sets (size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. What
-several cells share is one step. Original training sets do not depend on a pool, so they need not wait. With shared
-trajectories a model that is not of the largest size has that one, its trunk, for an input as well. With a judge, each pool's
-labels are judged, by a model that is neither a starting point nor a cell.
+sets (size × kind × seed); task models (one a cell); an evaluation of every task model and starting point. Where
+challenge sets are evaluated, the data is prepared once more with these, for the evaluations. What several cells share is one
+step. Original training sets do not depend on a pool, so they need not wait. With shared trajectories a model that is not of
+the largest size has that one, its trunk, for an input as well. With a judge, each pool's labels are judged, by a model that is
+neither a starting point nor a cell.
 
 Generator 0 and what is made from its pool are named as in a study with one generator, because they are the same artifacts.
 Another's number is in its names: `generator1`, `pool1`, `synthetic-300-seed1-generator1`.
@@ -34,7 +35,11 @@ class _Grid:
         self.experiment = experiment
         self.steps: dict[str, Step] = {}
         folder = experiment.sources_folder
-        self.sources = self._add("sources", "data", experiment.sources, options={"folder": folder} if folder else {})
+        options = {"folder": folder} if folder else {}
+        training = getattr(experiment.sources, "for_training", experiment.sources)
+        self.sources = self._add("sources", "data", training, options=options)
+        # Evaluations alone read all test sets, so that asking for another one builds nothing else anew.
+        self.test_sources = self._add("sources", "data-with-test-sets", experiment.sources, options=options)
         text = {"sources": self.sources} if isinstance(experiment.base_model, ScratchModelConfig) else {}
         self.base_model = self._add("base_model", "base", experiment.base_model, text)
         self.pools = [self._add_pool(number) for number in range(experiment.generators)] if experiment.has_pool else []
@@ -221,7 +226,7 @@ class _Grid:
         return {"heuristic": self.experiment.heuristic} if cell["kind"] == "biased_synthetic" else {}
 
     def _add_evaluation(self, model: Step) -> None:
-        inputs = {"sources": self.sources, "base_model": self.base_model, "task_model": model}
+        inputs = {"sources": self.test_sources, "base_model": self.base_model, "task_model": model}
         # Its seed's generator even where it does not depend on one: kinds are compared within a seed.
         which = self._which(self.experiment.generator_of(model.coordinates["seed"]))
         evaluation = replace(self.experiment.evaluation, test_sets=self.experiment.test_sets)

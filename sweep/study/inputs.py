@@ -8,17 +8,21 @@ from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConf
 from pipelines.models.hub import hub_repository
 from sweep.study.experiment import Experiment
 
+MOST_NAMED = 4
+"""So many missing files are named; a challenge set may have a dozen."""
+
 
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
     """A line for each input that is not here; nothing is said to be built from it."""
     lines = []
     if isinstance(experiment.sources, NLISourcesConfig) and not _is_known(experiment.sources):
         folder = experiment.sources_folder
-        missing = missing_files(folder)
-        if not missing or len(missing) == len(FILES):
+        missing = missing_files(folder, [challenge.name for challenge in experiment.sources.challenges])
+        if not missing or set(FILES) <= set(missing):
             lines.append(f"data: not found at {folder}")
         else:
-            lines.append(f"data: {folder} has no {', '.join(missing)}")
+            more = f" and {len(missing) - MOST_NAMED:,} files more" if len(missing) > MOST_NAMED else ""
+            lines.append(f"data: {folder} has no {', '.join(missing[:MOST_NAMED])}{more}")
     if isinstance(experiment.base_model, PretrainedModelConfig) and not _is_known(experiment.base_model):
         path = experiment.base_model.path
         if hub_repository(path) is not None:
@@ -40,6 +44,7 @@ def with_inputs(experiment: Experiment) -> Experiment:
     if isinstance(experiment.sources, NLISourcesConfig) and not _is_known(experiment.sources):
         options = {name: getattr(experiment.sources, name) for name in experiment.sources.__dataclass_fields__}
         del options["files"]
+        options["challenges"] = [challenge.name for challenge in experiment.sources.challenges]
         experiment = replace(experiment, sources=nli_sources_config(experiment.sources_folder, **options))
     base = experiment.base_model
     if isinstance(base, PretrainedModelConfig) and not _is_known(base):
@@ -51,4 +56,5 @@ def with_inputs(experiment: Experiment) -> Experiment:
 
 
 def _is_known(config: NLISourcesConfig | PretrainedModelConfig) -> bool:
-    return all(file.is_known for file in config.files)
+    challenges = config.challenges if isinstance(config, NLISourcesConfig) else ()
+    return all(file.is_known for files in (config.files, *(challenge.files for challenge in challenges)) for file in files)
