@@ -67,6 +67,20 @@ def _lines(
         raise UserError(f"{path} cannot be read as {encoding} ({error}); get the published file") from error
 
 
+def _numbered(
+    path: Path, number: str, columns: Sequence[str], read: Read, delimiter: str, encoding: str = "utf-8"
+) -> dict[str, tuple[int, dict[str, str]]]:
+    """The rows by the number that the column `number` gives them. The second of one number is left out."""
+    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    for line, row in _lines(path, (number, *columns), read, delimiter, encoding):
+        if row[number] in rows:
+            text = delimiter.join(row.values())
+            read.dropped.append(_dropped("repeated_number", line, path.name, "", text, ""))
+        else:
+            rows[row[number]] = (line, row)
+    return rows
+
+
 def _dropped(reason: str, line: int, pair_id: str, label: str, premise: str, hypothesis: str) -> dict[str, Any]:
     row = {"pair_id": pair_id, "label": label, "premise": premise, "hypothesis": hypothesis}
     return {**row, "line": line, "reason": reason}
@@ -130,14 +144,14 @@ def _hardness(path: Path, part: str, labelled: Sequence[Mapping[str, Any]]) -> l
 def read_med(paths: Mapping[str, Path], development: Development) -> Read:
     """``gold_label`` neutral stands for whatever is not entailed, so that the set has two labels."""
     read = Read()
-    lines = list(_lines(paths["MED.tsv"], ("index", "genre", "sentence1", "sentence2", "gold_label"), read, "\t"))
     wording = _Wording()
-    for line, row in lines:
+    rows = _numbered(paths["MED.tsv"], "index", ("genre", "sentence1", "sentence2", "gold_label"), read, "\t")
+    for number, (line, row) in rows.items():
         marks = row["genre"].split(":")
         monotonicity = [MED_GENRES[mark] for mark in marks if mark in MED_GENRES]
         wording.join(row["sentence1"], row["sentence2"])
         example = {
-            "id": f"med-{row['index'].zfill(6)}",
+            "id": f"med-{number.zfill(6)}",
             "premise": row["sentence1"],
             "hypothesis": row["sentence2"],
             "label": row["gold_label"],
@@ -195,20 +209,19 @@ def read_scone(paths: Mapping[str, Path], development: Development) -> Read:
 
 
 def _scone_lines(path: Path, name: str, read: Read) -> dict[str, tuple[int, dict[str, str]]]:
-    # The number of a row is in a column without a name.
-    columns = ["", "sentence1", "sentence2"]
+    columns = ["sentence1", "sentence2"]
     if name == "one_scoped":
         columns += ["gold_label"]
     else:
         columns += ["group_index", "sentence1_edited", "sentence2_edited", "gold_label_edited"]
-    return {row[""]: (line, row) for line, row in _lines(path, columns, read, ",")}
+    # The number of a row is in a column without a name.
+    return _numbered(path, "", columns, read, ",")
 
 
 def read_neg_nli(paths: Mapping[str, Path], development: Development) -> Read:
     """Three pairs in a row are made of one: its premise negated, its hypothesis, and both."""
     read = Read()
-    columns = ("index", "Text", "Hypothesis", "gold_label")
-    rows = {row["index"]: (line, row) for line, row in _lines(paths["MNLI.txt"], columns, read, "\t", "cp1252")}
+    rows = _numbered(paths["MNLI.txt"], "index", ("Text", "Hypothesis", "gold_label"), read, "\t", "cp1252")
     for number, (line, row) in rows.items():
         original, place = divmod(int(number), 3) if number.isdecimal() else (-1, 0)
         triple = [rows.get(str(3 * original + other), (0, None))[1] for other in range(3)]

@@ -127,7 +127,7 @@ CLASSES = {
         "tokens_per_batch compile_from_examples",
     ),
     "pipelines.data.sources.NLISourcesConfig": (
-        "files dev_rows_per_label hans_rows drop_blank_rows max_characters",
+        "files dev_rows_per_label hans_rows drop_blank_rows max_characters challenges",
         "",
     ),
     "sweep.study.experiment.Experiment": (

@@ -16,7 +16,7 @@ from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 @pytest.fixture(autouse=True)
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
-    monkeypatch.setattr(experiments, "nli_sources_config", lambda data: unknown)
+    monkeypatch.setattr(experiments, "nli_sources_config", lambda data, challenges=(): unknown)
     monkeypatch.setattr(experiments, "pretrained_model_config", lambda model, dtype="", **_: (Path(model).name, dtype))
 
 
