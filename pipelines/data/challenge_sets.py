@@ -133,7 +133,7 @@ def _published(base: str, files: Mapping[str, tuple[str, int]]) -> tuple[Publish
 
 RAW = "https://raw.githubusercontent.com"
 
-CHALLENGE_SETS: Mapping[str, ChallengeSet] = {
+CHALLENGE_SETS: dict[str, ChallengeSet] = {
     one.test_set.name: one
     for one in (
         ChallengeSet(

@@ -1,7 +1,8 @@
-"""MultiNLI 1.0 and HANS, from their official places or from copies at hand, to one folder.
+"""MultiNLI 1.0, HANS and challenge sets, from their official places or from copies at hand, to one folder.
 
     fetch_nli_data("data")                          # downloads
     fetch_nli_data("data", copies="/mnt/corpora")   # takes copies
+    fetch_nli_data("data", challenges=["med"])      # and challenge sets, each from its publisher
 
 Either way the folder then holds the official files that :mod:`pipelines.data.sources` reads (of MultiNLI's archive only
 these), ``parquet/`` with what that module makes of them, and ``origin.json``: for each file where it is from (``url``
@@ -11,7 +12,8 @@ or ``copied_from``, and the ``archive`` that it was extracted from), ``sha256``,
 ``is_official`` says whether it is the complete official file: true where a published checksum vouches for it, false
 where its content or its number of rows is another, null where it has the official number of rows and no checksum can
 tell. Published checksums are of MultiNLI's archive and of HANS's file. There is none of the three files in the
-archive: their hashes are recorded as they are found in the archive that was verified.
+archive: their hashes are recorded as they are found in the archive that was verified. Of challenge sets nobody publishes
+checksums; theirs are of the files as they were when this was written.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ import shutil
 import ssl
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +34,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from pipelines.data.challenge_sets import CHALLENGE_FOLDER, CHALLENGE_SETS, RAW, challenge_sets
 from pipelines.data.sources import (
     FILES,
     HANS_FILE,
@@ -40,6 +43,7 @@ from pipelines.data.sources import (
     NUM_LABELLED_ROWS,
     TRAIN_FILE,
     find_file,
+    missing_files,
     nli_sources_config,
     num_lines,
     prepare_nli_sources,
@@ -54,12 +58,15 @@ PARQUET_FOLDER = "parquet"
 
 @dataclass(frozen=True)
 class Official:
-    """A file at its official place. `members` maps the files wanted of a zip archive to their paths in it."""
+    """A file at its official place. `members` maps the files wanted of a zip archive to their paths in it. `place` is where the
+    folder that gets it has the file, if not under its name.
+    """
 
     url: str
     sha256: str
     num_bytes: int
     members: Mapping[str, str] = field(default_factory=dict)
+    place: str = ""
 
     @property
     def name(self) -> str:
@@ -68,7 +75,7 @@ class Official:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the files that a folder has of it."""
-        return tuple(self.members) or (self.name,)
+        return tuple(self.members) or (self.place or self.name,)
 
 
 # Size and hash as TensorFlow Datasets (url_checksums/multi_nli.txt) and Hugging Face (multi_nli/dataset_infos.json)
@@ -86,6 +93,17 @@ HANS = Official(
     15_462_062,
 )
 OFFICIAL = (MULTINLI, HANS)
+
+
+def _official_challenges(names: Sequence[str]) -> tuple[Official, ...]:
+    """The files of challenge sets. Raises UserError for an unknown name."""
+    return tuple(
+        Official(file.url, file.sha256, file.num_bytes, place=f"{CHALLENGE_FOLDER}/{challenge.test_set.name}/{file.path}")
+        for challenge in challenge_sets(names)
+        for file in challenge.files
+    )
+
+
 OFFICIAL_ROWS = {TRAIN_FILE: NUM_LABELLED_ROWS, MATCHED_FILE: 10_000, MISMATCHED_FILE: 10_000}
 """Lines of MultiNLI's files, those without a gold label included."""
 
@@ -113,28 +131,35 @@ def fetch_nli_data(
     to: str | os.PathLike[str],
     *,
     copies: str | os.PathLike[str] | None = None,
+    challenges: Sequence[str] = (),
     say: Say = _nothing,
     on_bytes: OnBytes = _nothing,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Put both data sets into the folder `to`, and return what its ``origin.json`` says.
+    """Put both data sets, and the challenge sets named, into the folder `to`, and return what its ``origin.json`` says.
 
     Without `copies` they are downloaded and verified; what is there and right is left, and a broken download goes on
     where it ended. `copies` is a folder with the files (as :mod:`pipelines.data.sources` finds them) or with
-    ``multinli_1.0.zip``; copies may be incomplete or other files, which ``is_official`` then says. `overrides` are
-    fields of :class:`~pipelines.data.sources.NLISourcesConfig`.
+    ``multinli_1.0.zip``; copies may be incomplete or other files, which ``is_official`` then says. Those of a challenge set
+    lie in ``challenge/<name>/`` there, or in ``<name>/``, in the folder itself, or as in the publisher's repository. Where
+    challenge sets are named and `to` has MultiNLI and HANS, these are left as they are. `overrides` are fields of
+    :class:`~pipelines.data.sources.NLISourcesConfig`.
 
-    Raises :class:`UserError` for a place that cannot be reached or does not have the file, content that is not the
-    published one, a missing or unreadable copy, a file of the same name in `to` that was not put there by this
-    function, a second fetch into the folder at the same time, and as :mod:`pipelines.data.sources` does.
+    Raises :class:`UserError` for an unknown challenge set, a place that cannot be reached or does not have the file, content
+    that is not the published one, a missing or unreadable copy, a file of the same name in `to` that was not put there by
+    this function, a second fetch into the folder at the same time, and as :mod:`pipelines.data.sources` does.
     """
     folder = Path(to).expanduser()
+    official_challenges = _official_challenges(challenges)
     if copies is not None and not Path(copies).expanduser().is_dir():
         raise UserError(f"--from {copies} is not a folder; give the one that holds {', '.join(FILES)}")
     with _new_or_present(folder), _sole_user(folder):
         origin = _read_origin(folder)
         files = origin["files"]
-        for official in OFFICIAL:
+        has_both = official_challenges and not missing_files(str(folder))
+        if has_both:
+            say("MultiNLI and HANS: there already")
+        for official in (*(() if has_both else OFFICIAL), *official_challenges):
             if copies is None:
                 files.update(_from_official_place(official, folder, files, say, on_bytes))
             else:
@@ -142,11 +167,16 @@ def fetch_nli_data(
             # Now, not at the end: what an archive's files are is known only from here.
             _write_origin(folder, origin)
         say(f"writing {folder / PARQUET_FOLDER}")
-        config = nli_sources_config(str(folder), **overrides)
+        known = [name for name in CHALLENGE_SETS if name in challenges or _is_known(name, files)]
+        config = nli_sources_config(str(folder), known, **overrides)
         metrics = prepare_nli_sources(config, str(folder / PARQUET_FOLDER), folder=str(folder))
         origin["parquet"] = {"config": identity(config), "metrics": metrics}
         _write_origin(folder, origin)
     return origin
+
+
+def _is_known(challenge: str, files: Mapping[str, Any]) -> bool:
+    return any(name.startswith(f"{CHALLENGE_FOLDER}/{challenge}/") for name in files)
 
 
 Entries = dict[str, dict[str, Any]]
@@ -168,8 +198,9 @@ def _from_official_place(official: Official, folder: Path, known: Entries, say: 
         entries = _extract(part, official, folder, source)
         part.unlink()
         return entries
-    os.replace(part, folder / official.name)
-    return {official.name: _entry(folder / official.name, source, True)}
+    (file,) = official.files
+    os.replace(part, folder / file)
+    return {file: _entry(folder / file, source, True)}
 
 
 def _from_copies(official: Official, copies: Path, folder: Path, known: Entries, say: Say) -> Entries:
@@ -185,7 +216,7 @@ def _from_copies(official: Official, copies: Path, folder: Path, known: Entries,
             return {name: known[name] for name in official.files}
         _refuse_to_overwrite(official.files, folder, known)
         return _extract(archive, official, folder, {"copied_from": str(archive.absolute())})
-    paths = {name: find_file(copies, name) for name in official.files}
+    paths = {name: _find_copy(copies, official, name) for name in official.files}
     if missing := [name for name, path in paths.items() if path is None]:
         archived = f", and no {official.name}" if official.members else ""
         raise UserError(f"--from {copies} has no {', '.join(missing)}{archived}; add it, or download without --from")
@@ -200,13 +231,23 @@ def _from_copies(official: Official, copies: Path, folder: Path, known: Entries,
                 continue
         else:
             _refuse_to_overwrite([name], folder, known)
-            temporary = target.with_name(f"{name}.part")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{target.name}.part")
             shutil.copyfile(path, temporary)
             os.replace(temporary, target)
             say(f"{name}: copied from {path}")
         is_official = _is_official(official, name, target, sha256, say)
         entries[name] = _entry(target, {"copied_from": str(path.absolute())}, is_official)
     return entries
+
+
+def _find_copy(copies: Path, official: Official, name: str) -> Path | None:
+    if not official.place:
+        return find_file(copies, name)
+    _, challenge, path = official.place.split("/", 2)
+    in_repository = official.url.removeprefix(f"{RAW}/").split("/", 3)[-1]
+    places = (official.place, f"{challenge}/{path}", path, in_repository)
+    return next((copies / place for place in places if (copies / place).is_file()), None)
 
 
 def _is_official(official: Official, name: str, path: Path, sha256: str, say: Say) -> bool | None:
@@ -277,7 +318,8 @@ def _entry(path: Path, source: Mapping[str, Any], is_official: bool | None) -> d
 
 def _download(official: Official, folder: Path, say: Say, on_bytes: OnBytes) -> Path:
     """The verified file, still under its name while it is incomplete."""
-    part = folder / f"{official.name}.part"
+    part = folder / f"{official.place or official.name}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
     if _size(part) > official.num_bytes:
         part.unlink()
     is_resumed = _size(part) > 0

@@ -27,8 +27,11 @@ def fetch(
         Path | None,
         typer.Option("--from", metavar="FOLDER", help="Take the files, or multinli_1.0.zip, from here; nothing is downloaded."),
     ] = None,
+    challenges: Annotated[
+        str, typer.Option(metavar="NAMES", help="Challenge sets as well: hans,mnli_hard,med,scone,neg_nli or some of them.")
+    ] = "",
 ) -> None:
-    """Get MultiNLI 1.0 (227 MB) and HANS (15 MB) from their official places, and verify them.
+    """Get MultiNLI 1.0 (227 MB) and HANS (15 MB) from their official places, and verify them; challenge sets (3 MB) as well.
 
     The folder then holds the official files, the same as Parquet, and origin.json, which says where each file is from,
     its sha256, and whether it is the complete official one. What is there is not downloaded again, and a broken
@@ -36,16 +39,21 @@ def fetch(
 
         blindsweep data fetch
         blindsweep data fetch --from /mnt/corpora --to data
+        blindsweep data fetch --challenges mnli_hard,med,scone,neg_nli
     """
     from pipelines.data.downloads import fetch_nli_data
     from pipelines.data.sources import NUM_TRAINING_ROWS
     from pipelines.identity import MARKS
     from sweep.run.progress import Transfers
 
+    names = [name.strip() for name in challenges.split(",") if name.strip()]
     with Transfers() as transfers:
-        origin = fetch_nli_data(to, copies=copies, say=transfers.say, on_bytes=transfers)
+        origin = fetch_nli_data(to, copies=copies, challenges=names, say=transfers.say, on_bytes=transfers)
     metrics = origin["parquet"]["metrics"]
     print(f"{to}: {metrics['train/num_examples']:,} training rows; all of MultiNLI gives {NUM_TRAINING_ROWS:,}")
     for mark in metrics.get(MARKS, ()):
         print(f"whatever is built from it is marked: {mark}")
-    print(f"next: blindsweep run mini -p data={to} -p model=CHECKPOINT")
+    for name in names:
+        print(f"{name}: {metrics[f'{name}/num_examples']:,} examples")
+    also = f" -p challenges={','.join(names)}" if names else ""
+    print(f"next: blindsweep run mini -p data={to} -p model=CHECKPOINT{also}")

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from pipelines.data import downloads
+from pipelines.data.challenge_sets import CHALLENGE_SETS, PublishedFile
 from pipelines.data.downloads import Official, fetch_nli_data
 from pipelines.data.sources import FILES, HANS_COLUMNS, HANS_FILE, MATCHED_FILE, MISMATCHED_FILE, TRAIN_FILE
 from pipelines.errors import UserError
@@ -420,3 +422,84 @@ def test_missing_and_other_copies(server: Server, copies: Path, tmp_path: Path) 
     (copies / "multinli" / MATCHED_FILE).unlink()
     with pytest.raises(UserError, match=rf"has no {MATCHED_FILE}, and no multinli_1\.0\.zip; add it"):
         fetch_nli_data(tmp_path / "c", copies=copies, **SMALL)
+
+
+NEG_NLI = ("index\tText\tHypothesis\tgold_label\r\n" + "".join(f"{i}\tA.\tB.\tneutral\r\n" for i in range(3))).encode()
+MED_HEADER = "index\tgenre\tsentence1\tsentence2\tgold_label\n"
+MED = (MED_HEADER + "1\tcrowd:upward_monotone\tA b.\tA.\tentailment\n").encode()
+CHALLENGES = {"neg_nli": ("MNLI.txt", NEG_NLI), "med": ("MED.tsv", MED)}
+
+
+@pytest.fixture
+def publishers(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server has two challenge sets as well, as the publishers do, in a repository's folder."""
+    for name, (path, content) in CHALLENGES.items():
+        server.contents[f"owner/{name}/main/data/{path}"] = content
+        url = server.url(f"owner/{name}/main/data/{path}")
+        file = PublishedFile(path, url, hashlib.sha256(content).hexdigest(), len(content))
+        monkeypatch.setitem(CHALLENGE_SETS, name, replace(CHALLENGE_SETS[name], files=(file,)))
+    monkeypatch.setattr(downloads, "RAW", server.url("")[:-1])
+    return server
+
+
+def test_challenge_sets_are_downloaded_to_their_places(publishers: Server, tmp_path: Path) -> None:
+    publishers.breaks = [len(ARCHIVE), len(HANS), 20]  # neg_nli breaks off and goes on
+    origin = fetch_nli_data(tmp_path, challenges=["hans", "neg_nli", "med"], **SMALL)
+    for name, (path, content) in CHALLENGES.items():
+        place = f"challenge/{name}/{path}"
+        assert (tmp_path / place).read_bytes() == content
+        assert origin["files"][place]["is_official"] is True
+        assert origin["files"][place]["url"] == publishers.url(f"owner/{name}/main/data/{path}")
+        assert sorted(path.name for path in (tmp_path / place).parent.iterdir()) == [path]
+    assert publishers.log[2:4] == [("owner/neg_nli/main/data/MNLI.txt", ""), ("owner/neg_nli/main/data/MNLI.txt", "bytes=20-")]
+    assert origin["parquet"]["metrics"]["neg_nli/num_examples"] == 3
+    assert read_examples(tmp_path / "parquet/med.parquet").num_rows == 1
+
+
+def test_a_challenge_set_is_added_to_what_is_there_and_stays(publishers: Server, tmp_path: Path) -> None:
+    fetch_nli_data(tmp_path, **SMALL)
+    publishers.log.clear()
+    assert "med/num_examples" in fetch_nli_data(tmp_path, challenges=["med"], **SMALL)["parquet"]["metrics"]
+    assert [name for name, _ in publishers.log] == ["owner/med/main/data/MED.tsv"]
+    publishers.log.clear()
+    origin = fetch_nli_data(tmp_path, challenges=["neg_nli", "med"], **SMALL)
+    assert [name for name, _ in publishers.log] == ["owner/neg_nli/main/data/MNLI.txt"]
+    assert {"med/num_examples", "neg_nli/num_examples"} <= set(origin["parquet"]["metrics"])
+    assert fetch_nli_data(tmp_path, **SMALL)["parquet"] == origin["parquet"]
+
+
+def test_a_challenge_set_that_is_another_is_not_kept(publishers: Server, tmp_path: Path) -> None:
+    publishers.contents["owner/med/main/data/MED.tsv"] = MED.replace(b"A b.", b"A c.")
+    with pytest.raises(UserError, match=r"MED.tsv sent content with sha256 .*nothing of it is kept"):
+        fetch_nli_data(tmp_path, challenges=["med"], **SMALL)
+    assert not list((tmp_path / "challenge/med").iterdir())
+    publishers.contents["owner/med/main/data/MED.tsv"] = MED + MED
+    with pytest.raises(UserError, match=rf"MED.tsv offers {2 * len(MED):,} bytes, the published file has {len(MED):,}.*--from"):
+        fetch_nli_data(tmp_path, challenges=["med"], **SMALL)
+
+
+@pytest.mark.parametrize("layout", ["challenge/med/MED.tsv", "med/MED.tsv", "MED.tsv", "data/MED.tsv"])
+def test_a_challenge_set_is_copied_from_wherever_it_may_lie(publishers: Server, tmp_path: Path, layout: str) -> None:
+    fetch_nli_data(tmp_path / "data", **SMALL)
+    (tmp_path / "copies" / layout).parent.mkdir(parents=True)
+    (tmp_path / "copies" / layout).write_bytes(MED)
+    origin = fetch_nli_data(tmp_path / "data", copies=tmp_path / "copies", challenges=["med"], **SMALL)
+    entry = origin["files"]["challenge/med/MED.tsv"]
+    assert entry["copied_from"] == str(tmp_path / "copies" / layout) and entry["is_official"] is True
+    (tmp_path / "copies" / layout).write_bytes(MED + MED.splitlines()[1].replace(b"1", b"2", 1) + b"\n")
+    origin = fetch_nli_data(tmp_path / "data", copies=tmp_path / "copies", challenges=["med"], **SMALL)
+    assert origin["files"]["challenge/med/MED.tsv"]["is_official"] is False
+    assert origin["parquet"]["metrics"]["med/num_examples"] == 2
+
+
+def test_a_challenge_set_that_the_copies_lack_is_named(publishers: Server, tmp_path: Path) -> None:
+    fetch_nli_data(tmp_path / "data", **SMALL)
+    (tmp_path / "copies").mkdir()
+    with pytest.raises(UserError, match=r"--from .*copies has no challenge/med/MED.tsv; add it, or download without --from"):
+        fetch_nli_data(tmp_path / "data", copies=tmp_path / "copies", challenges=["med"], **SMALL)
+
+
+def test_an_unknown_challenge_set_is_refused_before_anything_is_fetched(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"challenges=sick: there is no such .*valid: hans, mnli_hard, med, scone, neg_nli"):
+        fetch_nli_data(tmp_path / "data", challenges=["sick"], **SMALL)
+    assert not server.log and not (tmp_path / "data").exists()

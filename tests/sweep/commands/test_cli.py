@@ -94,6 +94,18 @@ def test_copies_of_a_part_of_multinli_are_fetched_and_marked(tmp_path: Path) -> 
     assert nli_sources_config(str(tmp_path)) == nli_sources_config(str(DATA))
 
 
+def test_challenge_sets_are_fetched_from_copies_and_named_for_the_study(tmp_path: Path) -> None:
+    if not (DATA / "challenge").is_dir():
+        pytest.skip("no challenge sets here")
+    names = "mnli_hard,med,scone,neg_nli"
+    result = blindsweep("data", "fetch", "--to", str(tmp_path), "--from", str(DATA), "--challenges", names)
+    assert result.exit_code == 0, result.output
+    assert "mnli_hard: 19,647 examples" in result.stdout and result.stdout.strip().endswith(f"-p challenges={names}")
+    files = json.loads((tmp_path / "origin.json").read_text())["files"]
+    assert len(files) == 4 + 16 and all(one["is_official"] for name, one in files.items() if name.startswith("challenge/"))
+    assert nli_sources_config(str(tmp_path), names.split(",")) == nli_sources_config(str(DATA), names.split(","))
+
+
 def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable) -> None:
     record_all(build_grid(load_experiment("demo").experiment), Store(tmp_path))
     assert "everything is built" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
