@@ -47,10 +47,9 @@ def _lines(
     path: Path, columns: Sequence[str], read: Read, delimiter: str, encoding: str = "utf-8"
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Each row's line and cells by column. A row with another number of cells is left out. Tabs need no quotes."""
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
         with path.open(encoding=encoding, newline="") as file:
-            lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
             header = next(lines, [])
             if missing := [column for column in columns if column not in header]:
                 raise UserError(
@@ -155,7 +154,7 @@ def read_med(paths: Mapping[str, Path], development: Development) -> Read:
             "premise": row["sentence1"],
             "hypothesis": row["sentence2"],
             "label": row["gold_label"],
-            "monotonicity": monotonicity[0] if len(monotonicity) == 1 else None,
+            "monotonicity": monotonicity[0] if len(monotonicity) == 1 else "",
             "collected": marks[0],
         }
         _add(read, line, example, "" if len(monotonicity) == 1 else "unknown_monotonicity")
