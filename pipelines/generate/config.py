@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pipelines.errors import UserError
 from pipelines.generate.decode_attention import CHOICES
 from pipelines.identity import added, runtime
-from pipelines.tasks.nli import LABELS
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS
+from pipelines.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """Sampling from the generator. The defaults are ancestral sampling, as in the paper's scripts.
 
-    `num_per_label`: parsed examples wanted of each label, one number or one a label in the order entailment,
-    neutral, contradiction. The pool holds whole shards, so at least this many; or, with `exact`, this many and
-    the last shard's surplus is kept beside it. `shard_size` (prompts a shard) is identity because seeds and the
-    pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
+    `num_per_label`: parsed examples wanted of each label, one number or one a label in the task's order. The pool holds whole
+    shards, so at least this many; or, with `exact`, this many and the last shard's surplus is kept beside it. `shard_size`
+    (prompts a shard) is identity because seeds and the pool's end depend on it. `top_k=-1` and `top_p=1.0` keep the whole
     distribution. A text ends at the end marker, at the tokenizer's end-of-sequence token, after
     `max_new_tokens`, or at the end of the model's context. With `stop_early` it ends where the marker begins, and the rest of
     the marker is taken for granted: 8 tokens of 58 are saved, and a text that has an en dash of its own ends there.
@@ -32,7 +32,7 @@ class GenerationConfig:
     `min_yield`, the parsed fraction below which generation gives up; `generator_id`, kept with each example.
     """
 
-    num_per_label: int | tuple[int, int, int] = 20_000
+    num_per_label: int | tuple[int, ...] = 20_000
     exact: bool = False
     shard_size: int = 1_024
     seed: int = 0
@@ -44,6 +44,7 @@ class GenerationConfig:
     dtype: str = "bfloat16"
     stand_ins: bool = False
     stop_early: bool = added(False)
+    task: Task = added(NLI)
     min_yield: float = runtime(0.2)
     max_num_seqs: int = runtime(0)
     shards_in_flight: int = runtime(0)
@@ -57,11 +58,9 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         numbers = (self.num_per_label,) if isinstance(self.num_per_label, int) else self.num_per_label
-        if len(numbers) not in (1, len(LABELS)) or min(numbers) < 1:
-            raise UserError(
-                f"num_per_label={self.num_per_label!r}: give one number above 0, or {len(LABELS)} of them "
-                f"for {', '.join(LABELS)}"
-            )
+        # How many labels there are is the task's to say, and a study's task comes in later: `num_by_label` has the rest.
+        if not numbers or min(numbers) < 1:
+            raise UserError(f"num_per_label={self.num_per_label!r}: give one number above 0, or one a label")
         for name in ("shard_size", "max_new_tokens", "cpu_kv_cache_gib"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -86,6 +85,19 @@ class GenerationConfig:
             raise UserError(f"dtype={self.dtype!r}: use one of bfloat16, float16, float32")
         if self.attention_backend not in CHOICES:
             raise UserError(f"attention_backend={self.attention_backend!r}: use one of {', '.join(CHOICES)}")
+
+    @property
+    def num_by_label(self) -> dict[str, int]:
+        """Parsed examples wanted of each label, in the task's order. Raises UserError if there is not one number a label."""
+        labels = self.task.labels
+        if isinstance(self.num_per_label, int):
+            return dict.fromkeys(labels, self.num_per_label)
+        if len(self.num_per_label) != len(labels):
+            raise UserError(
+                f"num_per_label={self.num_per_label!r}: give one number, or {len(labels)} of them for {', '.join(labels)}, the "
+                f"labels of the task {self.task.name}"
+            )
+        return dict(zip(labels, self.num_per_label, strict=True))
 
     @property
     def stop(self) -> str:

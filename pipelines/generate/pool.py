@@ -17,12 +17,11 @@ from typing import Any
 
 from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, per_label, plan_shards
+from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, plan_shards
 from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import absolute, is_local, join, local_path
-from pipelines.tasks.nli import Label
 from pipelines.workers.notice import run_notice_given
 
 MODEL = "model"
@@ -34,8 +33,8 @@ def generate(
 ) -> dict[str, Any]:
     """Sample examples from `generator` (an artifact folder with `model/`, or a model's own folder) until each label has enough.
 
-    Writes below `output` (a folder that all workers share, or a URI): `pool/*.parquet` (id, label, premise,
-    hypothesis, shard, seed, generator), `rejects/*.parquet` (id, label, shard, seed, generator, reason,
+    Writes below `output` (a folder that all workers share, or a URI): `pool/*.parquet` (id, label, the
+    task's fields, shard, seed, generator), `rejects/*.parquet` (id, label, shard, seed, generator, reason,
     text), `shards/*.json` (a shard's commit) and, last, `yield.json`. The pool is, of each label, the shards
     0..k with k the first at which `num_per_label` is reached. With `exact` it ends at that number, and the rest
     of shard k is in `surplus/*.parquet`, with the pool's columns. A call on an output of an interrupted one
@@ -54,7 +53,7 @@ def generate(
     resources = resources or Resources()
     _check_request(resources)
     model = _model_of(generator)
-    num_per_label = per_label(config.num_per_label)
+    num_per_label = config.num_by_label
     folder = ShardFolder(absolute(output))
     request = _request_hash(config)
     _check_output(folder, request)
@@ -120,7 +119,7 @@ def _check_output(folder: ShardFolder, request: str) -> None:
             )
 
 
-def _missing(planned: list[Shard], folder: ShardFolder, num_per_label: Mapping[Label, int], min_yield: float) -> list[Shard]:
+def _missing(planned: list[Shard], folder: ShardFolder, num_per_label: Mapping[str, int], min_yield: float) -> list[Shard]:
     """Planned shards that are not committed, of the labels that still lack examples and may yet get them."""
     commits = folder.commits()
     lacking = set()
@@ -179,7 +178,7 @@ class _Progress:
 
 def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, started: float) -> dict[str, Any]:
     """Cut the committed shards to the pool, write `yield.json` and return the metrics; raise if a label lacks examples."""
-    num_per_label = per_label(config.num_per_label)
+    num_per_label = config.num_by_label
     commits = folder.commits()
     kept = kept_shards(commits, num_per_label)
     parsed = {label: sum(commit.num_parsed for commit in kept[label]) for label in num_per_label}
@@ -228,7 +227,7 @@ def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, 
     }
 
 
-def _low_yield_message(folder: ShardFolder, num_per_label: Mapping[Label, int], min_yield: float) -> str:
+def _low_yield_message(folder: ShardFolder, num_per_label: Mapping[str, int], min_yield: float) -> str:
     commits = list(folder.commits().values())
     lines = []
     for label, target in num_per_label.items():

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.storage import filesystem, is_local, join, write_bytes
-from pipelines.tasks.nli import LABELS, Label
 from pipelines.tasks.parquet import parquet_table
 
 POOL, REJECTS, SURPLUS, SHARDS = "pool", "rejects", "surplus", "shards"
@@ -29,7 +28,7 @@ POOL, REJECTS, SURPLUS, SHARDS = "pool", "rejects", "surplus", "shards"
 class Shard:
     """`count` prompts of `label`, the `index`-th such shard of that label. `seed` is the shard's own."""
 
-    label: Label
+    label: str
     index: int
     seed: int
     count: int
@@ -62,7 +61,7 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def plan_shards(num_per_label: Mapping[Label, int], *, shard_size: int, min_yield: float, seed: int) -> list[Shard]:
+def plan_shards(num_per_label: Mapping[str, int], *, shard_size: int, min_yield: float, seed: int) -> list[Shard]:
     """Every shard that could be needed, in the order of work: labels in turn, so that they progress together.
 
     A label gets as many shards as would reach its number at a yield of `min_yield`.
@@ -83,7 +82,7 @@ class Commit:
     Of `num_parsed` examples, the last `num_surplus` are kept beside the pool.
     """
 
-    label: Label
+    label: str
     index: int
     seed: int
     count: int
@@ -99,7 +98,7 @@ class Commit:
         return Shard(self.label, self.index, self.seed, self.count)
 
 
-Commits = Mapping[tuple[Label, int], Commit]
+Commits = Mapping[tuple[str, int], Commit]
 
 
 class Decision(Enum):
@@ -134,12 +133,12 @@ def is_hopeless(commits: Iterable[Commit], min_yield: float) -> bool:
     return expected - sum(commit.num_parsed for commit in commits) > 3 * math.sqrt(expected * (1 - min_yield))
 
 
-def kept_shards(commits: Commits, num_per_label: Mapping[Label, int]) -> dict[Label, list[Commit]]:
+def kept_shards(commits: Commits, num_per_label: Mapping[str, int]) -> dict[str, list[Commit]]:
     """The pool: of each label, shards 0..k, where k is the first at which they hold enough examples.
 
     A label that does not reach its number has all shards before its first missing one; the caller compares.
     """
-    kept: dict[Label, list[Commit]] = {}
+    kept: dict[str, list[Commit]] = {}
     for label, target in num_per_label.items():
         kept[label] = []
         while sum(commit.num_parsed for commit in kept[label]) < target:
@@ -159,13 +158,13 @@ class ShardFolder:
         self._commits: dict[str, Commit] = {}
         self._unreadable: set[str] = set()
 
-    def commits(self) -> dict[tuple[Label, int], Commit]:
+    def commits(self) -> dict[tuple[str, int], Commit]:
         """All committed shards, as far as this process can see by now. One whose JSON cannot be read is not committed."""
         names = self._names(SHARDS, ".json")
         for name in names - set(self._commits):
             try:
                 values = json.loads(self._files.cat_file(f"{self._root}/{SHARDS}/{name}.json"))
-                commit = Commit(**{**values, "label": Label(values["label"])})
+                commit = Commit(**values)
                 if commit.shard.name != name:
                     raise ValueError(f"it is of {commit.shard.name}")
             except (ValueError, KeyError, TypeError, IsADirectoryError):
@@ -275,9 +274,3 @@ class ShardFolder:
             except (FileNotFoundError, IsADirectoryError):
                 return False
         return True
-
-
-def per_label(number: int | tuple[int, ...]) -> dict[Label, int]:
-    """One number for every label, or one each in the order of `LABELS`."""
-    numbers = (number,) * len(LABELS) if isinstance(number, int) else number
-    return dict(zip(LABELS, numbers, strict=True))

@@ -24,11 +24,12 @@ from pipelines.errors import UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
-from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, per_label
+from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide
 from pipelines.resources import Resources
 from pipelines.storage import fetch, is_local
-from pipelines.tasks.nli import LABELS, Label
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
+from pipelines.tasks.task import Task
 from pipelines.workers.notice import run_notice_given
 from pipelines.workers.printed import note_worker
 
@@ -41,10 +42,8 @@ MAX_RESTARTS = 2
 
 PATIENCE_S = 60.0
 
-POOL_SCHEMA = pa.schema(
-    [("id", pa.string()), ("label", pa.string()), ("premise", pa.string()), ("hypothesis", pa.string()),
-     ("shard", pa.int32()), ("seed", pa.int64()), ("generator", pa.string())]
-)  # fmt: skip
+STAND_IN = "this is a stand-in"
+
 REJECTS_SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.string()), ("shard", pa.int32()), ("seed", pa.int64()),
      ("generator", pa.string()), ("reason", pa.string()), ("text", pa.string())]
@@ -59,7 +58,7 @@ def run_engines(
 
     num_workers = min(resources.num_workers, len(shards))
     in_flight = shards_in_flight(config, on_gpu=resources.gpus_per_worker > 0)
-    rows = [{"label": str(s.label), "index": s.index, "seed": s.seed, "count": s.count} for s in shards]
+    rows = [{"label": s.label, "index": s.index, "seed": s.seed, "count": s.count} for s in shards]
     # One block a shard: a block is what Ray Data hands to an actor, and retries.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
@@ -127,13 +126,13 @@ class ShardWriter:
         note_worker("a vLLM engine", [output])
         self._config = config
         self._request = request
-        self._targets = per_label(config.num_per_label)
+        self._targets = config.num_by_label
         self._folder = ShardFolder(output)
         self._lock = threading.Lock()
         on_gpu = resources.gpus_per_worker > 0
         warnings.filterwarnings("ignore", category=FutureWarning)
         path = fetch(model)
-        self._prompts = encode_prompts(path)
+        self._prompts = encode_prompts(path, config.task)
         prompt_lengths = [len(prompt) for prompt in self._prompts.values()]
         gpu_bytes = 0
         if on_gpu and resources.gpus_per_worker < 1:
@@ -152,12 +151,12 @@ class ShardWriter:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         shards = [
-            Shard(Label(label), index.item(), seed.item(), count.item())
+            Shard(label, index.item(), seed.item(), count.item())
             for label, index, seed, count in zip(*(batch[n] for n in ("label", "index", "seed", "count")), strict=True)
         ]
         done = [(shard, commit) for shard in shards if (commit := self._write(shard)) is not None]
         return {
-            "label": [str(shard.label) for shard, _ in done],
+            "label": [shard.label for shard, _ in done],
             "num_parsed": [commit.num_parsed for _, commit in done],
             "num_rejected": [sum(commit.rejected.values()) for _, commit in done],
             "num_tokens": [commit.num_tokens for _, commit in done],
@@ -219,36 +218,42 @@ def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa
     """
     parsed, rejects = [], []
     for row, text in enumerate(texts):
-        common = {"id": shard.row_id(row), "label": str(shard.label), "shard": shard.index,
+        common = {"id": shard.row_id(row), "label": shard.label, "shard": shard.index,
                   "seed": shard.row_seed(row), "generator": config.generator_id}  # fmt: skip
-        result = parse_generated(text, marker=config.end_marker)
+        result = parse_generated(text, marker=config.end_marker, task=config.task)
         if config.stand_ins:
-            premise, hypothesis = stand_in(shard.label, text)
-            parsed.append({**common, "id": f"stand-in-{common['id']}", "premise": premise, "hypothesis": hypothesis})
+            texts_of = stand_in(shard.label, text, config.task)
+            parsed.append({**common, "id": f"stand-in-{common['id']}", **texts_of})
         elif isinstance(result, Parsed):
             parsed.append({**common, **result.fields})
         if not isinstance(result, Parsed):
             rejects.append({**common, "reason": result.reason, "text": result.text})
-    return pa.Table.from_pylist(parsed, POOL_SCHEMA), pa.Table.from_pylist(rejects, REJECTS_SCHEMA)
+    return pa.Table.from_pylist(parsed, pool_schema(config.task)), pa.Table.from_pylist(rejects, REJECTS_SCHEMA)
 
 
-def stand_in(label: Label, text: str) -> tuple[str, str]:
-    """Premise and hypothesis, of up to a dozen words, for a rehearsal: lexical overlap if and only if it is an entailment,
-    so that every kind of training set can be drawn.
+def pool_schema(task: Task) -> pa.Schema:
+    """The columns of a pool: those of the task's examples, and where each comes from."""
+    texts = [(name, pa.string()) for name in ("id", "label", *task.field_names)]
+    return pa.schema([*texts, ("shard", pa.int32()), ("seed", pa.int64()), ("generator", pa.string())])
+
+
+def stand_in(label: str, text: str, task: Task = NLI) -> dict[str, str]:
+    """The texts of a rehearsal's example by field, of up to a dozen words: the last one repeats words of the others if and only
+    if the label is the task's first, so that every kind of training set can be drawn.
     """
     words = re.findall("[A-Za-z]+", text)[:12] or ["nothing", "readable", "was", "written"]
-    hypothesis = words[:6] if label == Label.ENTAILMENT else ["this", "is", "a", "stand-in"]
-    return " ".join(words), " ".join(hypothesis)
+    *others, last = task.field_names
+    return dict.fromkeys(others, " ".join(words)) | {last: " ".join(words[:6]) if label == task.labels[0] else STAND_IN}
 
 
-def encode_prompts(model: str) -> dict[Label, list[int]]:
+def encode_prompts(model: str, task: Task = NLI) -> dict[str, list[int]]:
     """Token ids of each label's prompt, encoded as the generator's training texts are; no chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     prompts = {}
-    for label in LABELS:
-        ids = tokenizer(generator_prompt(label))["input_ids"]
+    for label in task.labels:
+        ids = tokenizer(generator_prompt(label, task))["input_ids"]
         # In training the end-of-sequence token that some tokenizers add follows the end marker, not the
         # label.
         prompts[label] = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids

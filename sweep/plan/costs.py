@@ -26,7 +26,6 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_ends
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.shards import per_label
 from pipelines.tasks.nli import LABELS
 from sweep.graph.queue import in_common
 from sweep.graph.step import Step
@@ -275,7 +274,7 @@ class _Estimator:
                 num_examples = min(config.pretraining_examples or math.inf, self.num_examples["train"])
                 return self._finetuning(step, config.pretraining, num_examples, table["tokens.plain"])
             case GenerationConfig():
-                num_texts = sum(per_label(config.num_per_label).values()) / table["yield"]
+                num_texts = sum(config.num_by_label.values()) / table["yield"]
                 not_written = table["tokens.marker_rest"] if config.stop_early else 0
                 return Work("generate", num_texts, num_texts * (table["tokens.generated"] - not_written))
             case EvaluationConfig():
@@ -294,7 +293,7 @@ class _Estimator:
         """Examples that an evaluation or a judgement reads, by set."""
         counts = {name: self._num_evaluated(name) for name in step.config.sets}
         if isinstance(step.config, JudgementConfig):
-            counts["pool"] = sum(per_label(step.inputs["pool"].config.num_per_label).values())
+            counts["pool"] = sum(step.inputs["pool"].config.num_by_label.values())
         return counts
 
     def _num_evaluated(self, name: str) -> int:
@@ -313,7 +312,7 @@ class _Estimator:
             case GeneratorConfig():
                 return self.shape.num_parameters * BYTES_PER_NUMBER[config.finetune.dtype]
             case GenerationConfig():
-                return sum(per_label(config.num_per_label).values()) * table["bytes.pool"]
+                return sum(config.num_by_label.values()) * table["bytes.pool"]
             case TrainingSetConfig():
                 return num_drawn(config) * table["bytes.examples"]
             case UntrainedConfig() | TaskModelConfig():

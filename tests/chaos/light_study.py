@@ -19,7 +19,7 @@ from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate import pool
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.shards import Decision, Shard, ShardFolder, decide, per_label
+from pipelines.generate.shards import Decision, Shard, ShardFolder, decide
 from pipelines.generate.writer import tables
 from pipelines.resources import Resources
 from sweep.graph.records import NOT_CONTENT, RECORD_FILE, Store
@@ -59,7 +59,7 @@ def write_shards(
 ) -> Iterator[dict[str, Any]]:
     """Stands for `run_engines`: texts that follow from a row's seed, three of four of which parse."""
     folder = ShardFolder(output)
-    target = per_label(config.num_per_label)
+    target = config.num_by_label
     for shard in shards:
         if decide(shard, folder.commits(), target=target[shard.label], min_yield=config.min_yield) is Decision.SKIP:
             continue

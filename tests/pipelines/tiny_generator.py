@@ -1,8 +1,11 @@
 """A tiny Llama that knows three examples by heart, and one that knows nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import generator_text
+from pipelines.tasks.task import Field, Task
 
 KNOWN = {
     "entailment": ("The doctor saw the lawyer .", "The lawyer was seen ."),
@@ -10,19 +13,28 @@ KNOWN = {
     "contradiction": ("The actors danced .", "Nobody danced ."),
 }
 
+SENTIMENT = Task(
+    name="sentiment",
+    labels=("not bad", "bad"),
+    fields=(Field("sentence", "Sentence:"),),
+    classifier_prompt="Is the sentence bad? Sentence: {sentence} It is",
+    generator_prompt="This is a sentence that is {label}",
+)
+KNOWN_SENTENCES = {"not bad": "A film to see twice .", "bad": "Nobody laughed ."}
+
 
 def known_text(label: str) -> str:
     """What the trained model knows of a label, from the prompt to the end marker."""
-    return generator_text(label, dict(zip(("premise", "hypothesis"), KNOWN[label], strict=True)))
+    return generator_text(label, dict(zip(NLI.field_names, KNOWN[label], strict=True)))
 
 
-def save_models(folder: Path) -> None:
-    """`trained/model` writes mostly what it knows, at temperature 1; `random/model` writes noise."""
+def save_models(folder: Path, texts: Sequence[str] = ()) -> None:
+    """`trained/model` writes mostly the texts that it knows, at temperature 1; `random/model` writes noise."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    texts = [known_text(label) for label in KNOWN]
+    texts = texts or [known_text(label) for label in KNOWN]
     tokens = Tokenizer(models.BPE())
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()

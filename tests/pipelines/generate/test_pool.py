@@ -21,8 +21,8 @@ from pipelines.generate.shards import ShardFolder
 from pipelines.resources import Resources
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import LABELS
-from pipelines.tasks.prompts import Parsed, Rejected, parse_generated
-from tests.pipelines.tiny_generator import KNOWN
+from pipelines.tasks.prompts import Parsed, Rejected, generator_text, parse_generated, reject_reasons
+from tests.pipelines.tiny_generator import KNOWN, KNOWN_SENTENCES, SENTIMENT, save_models
 
 ROOT = Path(__file__).parents[3]
 # 2 x 512 rows are in an engine at a time: more prompt tokens than vLLM takes in one step (4 096), so that it
@@ -188,6 +188,7 @@ import sys, ray
 from pipelines.resources import Resources
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.pool import generate
+from pipelines.tasks.task import Field, Task
 if __name__ == "__main__":
     address, config, generator, output = sys.argv[1:]
     ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": sys.path[-1]}})
@@ -301,7 +302,7 @@ def test_a_text_that_stops_early_is_the_same_text_up_to_there(
         before, dash, _ = text.partition(config.stop)
         result = parse_generated(config.completed(before + dash))
         if isinstance(result, Parsed):
-            expected[name] = (result.premise, result.hypothesis)
+            expected[name] = tuple(result.fields.values())
     # This generator often goes wrong within the marker.
     assert len(expected) > num_parsed_whole + 20
     written = {row["id"]: (row["premise"], row["hypothesis"]) for row in rows(tmp_path, "pool")}
@@ -310,6 +311,20 @@ def test_a_text_that_stops_early_is_the_same_text_up_to_there(
     assert {id: written.get(id) for id in common} == {id: expected.get(id) for id in common}
     tokens = [pool["generated_tokens"] / pool["num_shards"] for pool in (early, whole)]
     assert tokens[0] < tokens[1] - 5 * CONFIG.shard_size / 2
+
+
+@pytest.mark.timeout(300)
+def test_a_pool_of_another_task_has_its_labels_and_fields(ray_address: str, tmp_path: Path) -> None:
+    texts = [generator_text(label, {"sentence": text}, task=SENTIMENT) for label, text in KNOWN_SENTENCES.items()]
+    save_models(tmp_path, texts)
+    config = replace(CONFIG, task=SENTIMENT, num_per_label=(40, 60), shard_size=32, exact=True)
+    metrics = generate(config, str(tmp_path / "trained"), str(tmp_path / "out"), resources=ONE)
+    examples = read_examples(tmp_path / "out" / "pool", SENTIMENT)
+    labels, sentences = examples["label"].to_pylist(), examples["sentence"].to_pylist()
+    assert (labels.count("not bad"), labels.count("bad")) == (40, 60)
+    assert sum(KNOWN_SENTENCES[label] == text for label, text in zip(labels, sentences, strict=True)) > 50
+    assert {name for name in metrics if name.startswith("rejected/")} <= {f"rejected/{r}" for r in reject_reasons(SENTIMENT)}
+    assert metrics["yield/not bad"] > 0.5
 
 
 def test_a_missing_generator_and_two_gpus_an_engine_are_refused(tmp_path: Path) -> None:

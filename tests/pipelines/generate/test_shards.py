@@ -14,19 +14,18 @@ from pipelines.generate.shards import (
     derive_seed,
     is_hopeless,
     kept_shards,
-    per_label,
     plan_shards,
 )
-from pipelines.tasks.nli import Label
+from pipelines.tasks.nli import LABELS
 
-E, N, C = Label.ENTAILMENT, Label.NEUTRAL, Label.CONTRADICTION
+E, N, C = LABELS
 
 
-def commit_of(label: Label, index: int, num_parsed: int, count: int = 100) -> Commit:
+def commit_of(label: str, index: int, num_parsed: int, count: int = 100) -> Commit:
     return Commit(label, index, 7, count, "request", num_parsed, {"no_premise": count - num_parsed}, 1_000)
 
 
-def commits_of(*commits: Commit) -> dict[tuple[Label, int], Commit]:
+def commits_of(*commits: Commit) -> dict[tuple[str, int], Commit]:
     return {(commit.label, commit.index): commit for commit in commits}
 
 
@@ -39,12 +38,12 @@ def test_labels_take_turns_and_get_as_many_shards_as_the_least_yield_needs() -> 
 
 
 def test_no_two_rows_share_a_seed_and_seeds_follow_from_their_names() -> None:
-    shards = plan_shards(per_label(1_000), shard_size=100, min_yield=0.5, seed=3)
+    shards = plan_shards(dict.fromkeys(LABELS, 1_000), shard_size=100, min_yield=0.5, seed=3)
     seeds = [shard.row_seed(row) for shard in shards for row in range(shard.count)]
     assert len(set(seeds)) == len(seeds) == 6_000
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert plan_shards(per_label(1_000), shard_size=100, min_yield=0.5, seed=3) == shards
-    other = plan_shards(per_label(1_000), shard_size=100, min_yield=0.5, seed=4)
+    assert plan_shards(dict.fromkeys(LABELS, 1_000), shard_size=100, min_yield=0.5, seed=3) == shards
+    other = plan_shards(dict.fromkeys(LABELS, 1_000), shard_size=100, min_yield=0.5, seed=4)
     assert not {shard.seed for shard in other} & {shard.seed for shard in shards}
 
 
@@ -56,9 +55,19 @@ def test_seeds_are_those_that_pools_were_written_with() -> None:
     assert Shard(N, 12, 5, 100).row_id(34) == "neutral-00012-00034"
 
 
-def test_one_number_or_one_a_label() -> None:
-    assert per_label(5) == {E: 5, N: 5, C: 5}
-    assert per_label((1, 2, 3)) == {E: 1, N: 2, C: 3}
+@pytest.mark.parametrize("label", ["not at all", "5.5 stars", "état", "a-00001"])
+def test_a_label_of_any_task_names_files_that_are_found_again(output: str, label: str) -> None:
+    shards = [Shard("a", 1, 1, 2), Shard(label, 0, 1, 2), Shard(label, 12, 1, 2)]
+    for shard in shards:
+        ShardFolder(output).commit(shard, "request", *tables(1, ["no_text"]), num_tokens=1)
+    folder = ShardFolder(output)
+    assert folder.drop_damaged() == []
+    assert set(folder.commits()) == {("a", 1), (label, 0), (label, 12)}
+    assert folder.read_table(f"pool/{label}-00012.parquet").num_rows == 1
+    folder.remove_uncommitted()
+    folder.withdraw(shards[2])
+    assert set(ShardFolder(output).commits()) == {("a", 1), (label, 0)}
+    assert len({shard.row_id(row) for shard in shards for row in range(2)}) == 6
 
 
 @pytest.mark.parametrize(
@@ -105,7 +114,7 @@ def test_the_pool_ends_with_the_first_shard_that_reaches_the_number_whatever_els
         commit_of(C, 0, 100),
     ]
     surplus = [commit_of(E, 2, 90), commit_of(C, 1, 90)]
-    kept = kept_shards(commits_of(*surplus, *reversed(needed)), per_label(100))
+    kept = kept_shards(commits_of(*surplus, *reversed(needed)), dict.fromkeys(LABELS, 100))
     assert [commit for label in (E, N, C) for commit in kept[label]] == needed
 
 

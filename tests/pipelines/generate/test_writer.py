@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from pipelines.errors import NoticeError
 from pipelines.generate import pool, writer
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.shards import Shard, ShardFolder, per_label
+from pipelines.generate.shards import Shard, ShardFolder
 from pipelines.generate.writer import ShardWriter, encode_prompts, tables
 from pipelines.tasks.nli import LABELS
-from tests.pipelines.tiny_generator import known_text
+from tests.pipelines.tiny_generator import SENTIMENT, known_text
 
 
 def test_a_prompt_is_encoded_as_in_training_up_to_its_label(models: Path) -> None:
@@ -53,6 +54,32 @@ def test_texts_become_rows_with_the_ids_and_seeds_of_their_shard() -> None:
     ]  # fmt: skip
 
 
+def test_another_tasks_texts_become_rows_with_its_columns() -> None:
+    shard = Shard("not bad", 0, 11, 2)
+    text = ". Sentence: A film. – This is the end of the example."
+    config = GenerationConfig(generator_id="tiny", task=SENTIMENT)
+    parsed, rejects = tables(shard, [text, ". Premise: A dog"], config)
+    assert parsed.column_names == ["id", "label", "sentence", "shard", "seed", "generator"]
+    assert parsed.select(["id", "label", "sentence"]).to_pylist() == [
+        {"id": "not bad-00000-00000", "label": "not bad", "sentence": "A film."}
+    ]
+    assert rejects["reason"].to_pylist() == ["no_sentence"]
+
+
+def test_stand_ins_of_any_task_can_be_told_apart_by_their_last_text() -> None:
+    noise = "xq 7 bla, Zot"
+    config = GenerationConfig(stand_ins=True)
+    (pair,) = tables(Shard(LABELS[0], 0, 1, 1), [noise], config)[0].to_pylist()
+    assert (pair["premise"], pair["hypothesis"]) == ("xq bla Zot", "xq bla Zot")
+    (pair,) = tables(Shard(LABELS[2], 0, 1, 1), [noise], config)[0].to_pylist()
+    assert (pair["premise"], pair["hypothesis"]) == ("xq bla Zot", "this is a stand-in")
+    config = replace(config, task=SENTIMENT)
+    for label, expected in (("not bad", "xq bla Zot"), ("bad", "this is a stand-in")):
+        parsed, rejects = tables(Shard(label, 0, 1, 1), [noise], config)
+        assert parsed["sentence"].to_pylist() == [expected]
+        assert rejects["reason"].to_pylist() == ["no_sentence"], "what was written is counted as it is"
+
+
 def test_at_a_notice_no_shard_is_begun_and_those_that_are_committed_count(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,14 +95,14 @@ def test_at_a_notice_no_shard_is_begun_and_those_that_are_committed_count(
         nonlocal given
         one = object.__new__(ShardWriter)
         one._config, one._request, one._lock = config, _[-1], threading.Lock()
-        one._folder, one._targets = ShardFolder(output), per_label(config.num_per_label)
+        one._folder, one._targets = ShardFolder(output), config.num_by_label
         for shard in shards:
             if not one._is_needed(shard):
                 continue
             given = True
             begun.append(shard.name)
             commit = one._folder.commit(shard, one._request, *tables(shard, ["?"] * shard.count, config), 1)
-            yield {"label": str(shard.label), "num_parsed": commit.num_parsed, "num_rejected": 2, "num_tokens": 1,
+            yield {"label": shard.label, "num_parsed": commit.num_parsed, "num_rejected": 2, "num_tokens": 1,
                    "engine_start_s": 1.0, "since_ready_s": 1.0, "peak_gpu_memory_gib": 0.0}  # fmt: skip
 
     monkeypatch.setattr(pool, "run_engines", run_engines)
