@@ -13,6 +13,8 @@ biased_synthetic   the generator's pool        equal numbers per label; ``bias``
                                                the pairs are of which the heuristic holds
 filtered_synthetic the generator's pool        as ``synthetic``, of the rows whose label a judge gives
                                                them, too
+mix, added         both                        the sets of several of these four kinds together (``kinds.py``)
+joint              two sets                    a starting set and a cell's own, all of both
 =================  ==========================  ==================================================
 
 All are drawn without replacement (paper, sections 2.3.2 and 2.3.3).
@@ -31,23 +33,30 @@ independent. Doses of bias of one seed share as many rows as they can: a dose di
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data.kinds import FILTERED, ORIGINAL, Added, Kind, Mix, sizes_of
 from pipelines.errors import UserError
 from pipelines.identity import added
 from pipelines.storage import fetch, join
 from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
-from pipelines.tasks.nli import LABELS, Label
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.parquet import parquet_table
+from pipelines.tasks.task import Task
 
-FILTERED = "filtered_synthetic"
-KINDS = ("starting", "original", "synthetic", "biased_synthetic", FILTERED)
+BIASED = "biased_synthetic"
+JOINT = "joint"
+MIXED = {Mix: "mix", Added: "added"}
+UNBALANCED = ("starting", JOINT)
+KINDS = ("starting", ORIGINAL, "synthetic", BIASED, FILTERED, *MIXED.values(), JOINT)
+SCARCEST_FIRST = (BIASED, FILTERED, "synthetic", ORIGINAL, "starting")
 REMAINDERS = ("first_labels", "drop", "error")
 
 
@@ -55,10 +64,10 @@ REMAINDERS = ("first_labels", "drop", "error")
 class TrainingSetConfig:
     """Which training set.
 
-    ``remainder`` says what happens to a size that is not divisible by 3 (the paper's 36 040 and 18 020 are
-    not): ``first_labels`` gives one more example each to the first labels in order (entailment, then
-    neutral), so that the size is exact; ``drop`` draws the largest balanced set that is not larger; ``error``
-    refuses. It does not concern the kind ``starting``.
+    ``remainder`` says what happens to a size that the number of labels does not divide (of the paper's, 36 040 and 18 020 by
+    3): ``first_labels`` gives one more example each to the first labels in order, so that the size is exact; ``drop`` draws the
+    largest balanced set that is not larger; ``error`` refuses. It does not concern the kinds ``starting`` and ``joint``. The
+    size of an ``added`` set counts its original examples.
     """
 
     kind: str
@@ -66,9 +75,9 @@ class TrainingSetConfig:
     seed: int
     remainder: str = "first_labels"
     disjoint_from_starting: bool = False
-    """Whether an original set may hold none of the starting point's own training examples."""
+    """Whether a set's original examples may be none of the starting point's own."""
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
-    """The heuristic that a biased set is biased to."""
+    """The heuristic that a biased set is biased to. For tasks other than NLI any set has it, which then counts it."""
     bias: float = added(1.0)
     """P(the predicted label | the heuristic holds) in a biased set, 0 to 1."""
     heuristic_share: float | None = added(None)
@@ -77,23 +86,27 @@ class TrainingSetConfig:
     """Smaller sizes, ascending, whose sets come first in this one's rows, each before what the next adds: so one finetuning
     meets them one within the other (``recipe.py``).
     """
+    task: Task = added(NLI)
+    mix: Mix | Added | None = added(None)
+    """What a set of the kind ``mix`` or ``added`` is made up of."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"kind {self.kind!r} is none of {', '.join(KINDS)}; give one of these")
         if self.remainder not in REMAINDERS:
             raise UserError(f"remainder {self.remainder!r} is none of {', '.join(REMAINDERS)}; give one of these")
-        smallest = 1 if self.kind == "starting" else len(LABELS)
-        if self.size < smallest:
-            raise UserError(f"size={self.size}: a {self.kind} set has at least {smallest} examples; give {smallest} or more")
+        if (self.mix is not None or self.kind in MIXED.values()) and self.kind != MIXED.get(type(self.mix)):
+            raise UserError(f"kind={self.kind!r} with mix={self.mix}: a mixed set says what of, and no other does")
         if self.kind == "starting" and self.disjoint_from_starting:
             raise UserError("disjoint_from_starting=True is for original sets; a starting set cannot be disjoint from itself")
-        if self.kind != "starting":
-            sizes_per_label(self.size, self.remainder)
-        if self.kind != "biased_synthetic" and (self.heuristic, self.bias, self.heuristic_share) != (LEXICAL_OVERLAP, 1, None):
+        self._check_sizes()
+        is_biased = BIASED in self.part_sizes
+        if not is_biased and (self.bias, self.heuristic_share) != (1, None):
             raise UserError(
-                f"heuristic, bias and heuristic_share are for biased_synthetic sets, not for kind={self.kind!r}; leave them out"
+                f"bias and heuristic_share are for biased_synthetic sets, not for kind={self.kind!r}; leave them out"
             )
+        if not is_biased and self.task == NLI and self.heuristic != LEXICAL_OVERLAP:
+            raise UserError(f"heuristic is for biased_synthetic sets, not for kind={self.kind!r}; leave it out")
         check_bias(self.bias, self.heuristic_share)
         numbers = [num_drawn(config) for config in (*self.nested(), self)]
         if any(later <= earlier for earlier, later in pairwise(numbers)):
@@ -102,14 +115,59 @@ class TrainingSetConfig:
                 "each must be larger than the one before; leave out sizes that are not"
             )
 
+    def _check_sizes(self) -> None:
+        smallest = 1 if self.kind in UNBALANCED else len(self.task.labels)
+        for part, size in self.part_sizes.items():
+            if size < smallest:
+                of = f"its part {part} of a {self.mix.name} set" if self.mix else f"a {self.kind} set"
+                raise UserError(
+                    f"size={self.size}: {of} has at least {smallest} examples"
+                    + (f", and here {size}; give a larger size" if self.mix else f"; give {smallest} or more")
+                )
+            if self.kind not in UNBALANCED:
+                sizes_per_label(size, self.remainder, self.task.labels)
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """The examples that are asked for of each kind that it is made up of."""
+        return sizes_of(self.mix or self.kind, self.size)
+
+    def parts(self) -> tuple["TrainingSetConfig", ...]:
+        """The sets that it is made up of: itself, or a mix's parts, each without those within it."""
+        if self.mix is None:
+            return (self,)
+        return tuple(
+            replace(self, kind=part, size=size, nested_sizes=(), mix=None, **self._bias_of(part))
+            for part, size in self.part_sizes.items()
+        )
+
+    def _bias_of(self, part: str) -> dict[str, Any]:
+        plain: dict[str, Any] = {"heuristic": LEXICAL_OVERLAP} if self.task == NLI else {}
+        return {} if part == BIASED else {"bias": 1.0, "heuristic_share": None, **plain}
+
     def nested(self) -> tuple["TrainingSetConfig", ...]:
         """The sets within this one, from the smallest."""
         return tuple(replace(self, size=size, nested_sizes=()) for size in self.nested_sizes)
 
 
+def training_set_config(kind: Kind, size: int, seed: int, **fields: Any) -> TrainingSetConfig:
+    """The set of a kind that may be a mix."""
+    if isinstance(kind, str):
+        return TrainingSetConfig(kind, size, seed, **fields)
+    return TrainingSetConfig(MIXED[type(kind)], size, seed, mix=kind, **fields)
+
+
 def num_drawn(config: TrainingSetConfig) -> int:
     """Examples that a training set has."""
-    return config.size if config.kind == "starting" else sum(sizes_per_label(config.size, config.remainder).values())
+    return sum(num_drawn_of_parts(config).values())
+
+
+def num_drawn_of_parts(config: TrainingSetConfig) -> dict[str, int]:
+    """Examples that a training set has of each kind that it is made up of."""
+    if config.kind in UNBALANCED:
+        return {config.kind: config.size}
+    labels = config.task.labels
+    return {part: sum(sizes_per_label(size, config.remainder, labels).values()) for part, size in config.part_sizes.items()}
 
 
 def check_bias(bias: float, heuristic_share: float | None) -> None:
@@ -120,40 +178,52 @@ def check_bias(bias: float, heuristic_share: float | None) -> None:
         raise UserError(f"heuristic_share={heuristic_share}: it is a share of the set; give more than 0, and at most 1")
 
 
-def sizes_per_label(size: int, remainder: str) -> dict[Label, int]:
+def sizes_per_label(size: int, remainder: str, labels: Sequence[str] = NLI.labels) -> dict[str, int]:
     """Numbers of examples of each label in a balanced set of ``size``.
 
     Raises :class:`UserError` for an indivisible size under 'error'.
     """
-    quotient, rest = divmod(size, len(LABELS))
+    quotient, rest = divmod(size, len(labels))
     if rest and remainder == "error":
         raise UserError(
-            f"size={size} does not divide into {len(LABELS)} labels; choose {size - rest} or "
-            f"{size - rest + len(LABELS)}, or "
+            f"size={size} does not divide into {len(labels)} labels; choose {size - rest} or "
+            f"{size - rest + len(labels)}, or "
             "remainder='first_labels' or 'drop'"
         )
     extra = rest if remainder == "first_labels" else 0
-    return {label: quotient + (label.index < extra) for label in LABELS}
+    return {label: quotient + (place < extra) for place, label in enumerate(labels)}
 
 
 def draw_training_set(
-    config: TrainingSetConfig, source: str, output: str, *, exclude: str | None = None, judgements: str | None = None
+    config: TrainingSetConfig,
+    source: str,
+    output: str,
+    *,
+    pool: str | None = None,
+    exclude: str | None = None,
+    judgements: str | None = None,
 ) -> dict[str, int]:
     """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to ``output``.
 
     The rows are those of the source, all columns kept, in an order that depends on the seed, those of each of ``nested_sizes``
     before the others. ``exclude`` is the path of examples whose ids must not be drawn; it is given if and only if the config
-    says ``disjoint_from_starting``, for kind ``original``. ``judgements``, a Parquet file with id and predicted, is given if
-    and only if the kind is ``filtered_synthetic``; rows that no judge was asked about are left out, too.
+    says ``disjoint_from_starting``, for a set with original examples. ``judgements``, a Parquet file with id and predicted, is
+    given if and only if the set has a ``filtered_synthetic`` part; rows that no judge was asked about are left out, too.
 
-    Returns rows, lexical overlap and availability by label (``<label>/num_examples``,
-    ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for a set biased to another
-    heuristic also how often that one holds (``<label>/<heuristic>``), for a filtered one how many rows of the pool no judge
-    agreed with (``num_not_agreed``). A label's available examples are those of a stratum, with
-    the heuristic or without, that the set draws from. Raises :class:`UserError` if there are fewer examples than asked for,
-    saying how many there are, and if a set of ``nested_sizes`` is not within the next.
+    Of a mix, original examples are drawn from ``source`` and all others from ``pool``. Its rows have the task's columns and
+    ``part``, the kind that each was drawn as; where both sources have an id, those of the pool are written with ``pool/``
+    before them. Rows that two parts of one pool would both draw go to the scarcer one: biased, then filtered, then synthetic.
+
+    Returns rows, lexical overlap (of tasks other than NLI the heuristic's own) and availability by label
+    (``<label>/num_examples``, ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for
+    a set biased to another heuristic also how often that one holds (``<label>/<heuristic>``), for a filtered one how many rows
+    of the pool no judge agreed with (``num_not_agreed``), for a mix the examples of each part (``part/<kind>/num_examples``). A
+    label's available examples are those of a stratum, with the heuristic or without, that the set draws from. Raises
+    :class:`UserError` if there are fewer examples than asked for, saying how many there are, and if a set of ``nested_sizes``
+    is not within the next.
     """
-    must_exclude = config.disjoint_from_starting and config.kind == "original"
+    kinds = set(config.part_sizes)
+    must_exclude = config.disjoint_from_starting and ORIGINAL in kinds
     if must_exclude != (exclude is not None):
         given = "given" if exclude is not None else "not given"
         raise UserError(
@@ -161,62 +231,191 @@ def draw_training_set(
             f"disjoint_from_starting={config.disjoint_from_starting}; give the starting "
             "set if and only if an original set is to be disjoint from it"
         )
-    table = read_examples(source)
-    num_given = table.num_rows
-    if exclude is not None:
-        excluded = set(read_examples(exclude)["id"].to_pylist())
-        table = table.filter(pa.array([identifier not in excluded for identifier in table["id"].to_pylist()], pa.bool_()))
-    if (config.kind == FILTERED) != (judgements is not None):
+    if (FILTERED in kinds) != (judgements is not None):
         raise UserError(
             f"kind={config.kind!r} with judgements={judgements!r}; a {FILTERED} set is drawn from judged rows, and no other is"
         )
-    num_kept = table.num_rows
-    if judgements is not None:
-        table = _agreed(table, source, judgements)
-    ids = table["id"].to_pylist()
-    labels = np.array(table["label"].to_pylist(), dtype=object)
-    if unknown := sorted(set(labels) - set(LABELS)):
-        raise UserError(f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(LABELS)}")
-    strata = _strata(config, table, labels)
-    chosen = _choose(config, ids, strata, source)
-    nested = [_choose(smaller, ids, _strata(smaller, table, labels), source) for smaller in config.nested()]
+    drawing, counts = _Drawing.read(config, source, pool, exclude, judgements)
+    chosen, part_of = drawing.choose(config)
+    nested = [drawing.choose(smaller)[0] for smaller in config.nested()]
     first_set = _first_sets(config, [*nested, chosen])
     order_key = _key(config, "order")
-    chosen.sort(key=lambda row: (first_set[row], order_key(ids[row])))
-    drawn = table.take(pa.array(chosen, type=pa.int64()))
-    write_examples(drawn, join(output, "examples.parquet"))
-    available = labels[np.concatenate([rows for _, rows, size in strata if size])]
+    chosen.sort(key=lambda row: (first_set[row], order_key(drawing.ids[row])))
+    drawn = drawing.table.take(pa.array(chosen, type=pa.int64()))
+    if config.mix is not None:
+        drawn = drawn.append_column("part", pa.array([part_of[row] for row in chosen], pa.string()))
+        counts |= {f"part/{kind}/num_examples": list(part_of.values()).count(kind) for kind in config.part_sizes}
+    write_examples(drawn, join(output, "examples.parquet"), config.task)
+    labels = drawing.labels
+    available = np.unique(np.concatenate([rows for part in config.parts() for _, rows, size in drawing.strata(part) if size]))
     return {
         "num_examples": drawn.num_rows,
-        "num_excluded": num_given - num_kept,
-        **({"num_not_agreed": num_kept - table.num_rows} if judgements is not None else {}),
-        **_counts_by_label(config, drawn, labels[chosen], available),
+        **counts,
+        **_counts_by_label(config, drawn, labels[chosen], labels[available]),
     }
 
 
-def _agreed(table: pa.Table, source: str, judgements: str) -> pa.Table:
-    """The rows of an examples table whose label is the predicted one. Raises UserError for a row that has no judgement."""
+def join_sets(config: TrainingSetConfig, starting_set: str, own_set: str, output: str) -> dict[str, int]:
+    """Write all examples of two sets (examples Parquet) as ``examples.parquet``, in an order that depends on the seed.
+
+    The rows have the task's columns and ``part``, ``starting`` or ``own``. An example of both is there twice, as two
+    finetunings one after the other would meet it, the second time with ``own/`` before its id: ``num_repeated`` of them.
+    """
+    task = config.task
+    parts = [read_examples(path, task).select(list(task.columns)) for path in (starting_set, own_set)]
+    parts[1], num_repeated = _with_other_ids(parts[1], parts[0], "own/")
+    names = ["starting"] * parts[0].num_rows + ["own"] * parts[1].num_rows
+    table = pa.concat_tables(parts).append_column("part", pa.array(names, pa.string()))
+    if table.num_rows != config.size:
+        raise UserError(f"size={config.size} of a joint set, and its two sets have {table.num_rows}; give both as planned")
+    key, ids = _key(config, "order"), table["id"].to_pylist()
+    order = sorted(range(len(ids)), key=lambda row: key(ids[row]))
+    drawn = table.take(pa.array(order, type=pa.int64()))
+    write_examples(drawn, join(output, "examples.parquet"), task)
+    labels = np.array(drawn["label"].to_pylist(), dtype=object)
+    return {
+        "num_examples": drawn.num_rows,
+        "num_repeated": num_repeated,
+        "part/starting/num_examples": parts[0].num_rows,
+        "part/own/num_examples": parts[1].num_rows,
+        **_counts_by_label(config, drawn, labels, labels),
+    }
+
+
+def _with_other_ids(table: pa.Table, beside: pa.Table, prefix: str) -> tuple[pa.Table, int]:
+    """``table`` with ``prefix`` before the ids that are also in ``beside``, and how many these are."""
+    taken = set(beside["id"].to_pylist())
+    ids = table["id"].to_pylist()
+    if not (num_both := sum(identifier in taken for identifier in ids)):
+        return table, 0
+    others = pa.array([prefix + identifier if identifier in taken else identifier for identifier in ids], pa.string())
+    return table.set_column(table.column_names.index("id"), "id", others), num_both
+
+
+Stratum = tuple[str, np.ndarray, int]
+"""What a set is drawn from: a name for people, the rows, and how many of them are drawn."""
+
+
+@dataclass
+class _Drawing:
+    """Examples that sets are drawn from: all in one table, and the rows of it that each kind is drawn from.
+
+    ``ids`` are those that the draw goes by, the sources' own. ``places`` are the sources by kind, for messages.
+    """
+
+    table: pa.Table
+    ids: list[str]
+    labels: np.ndarray
+    rows: dict[str, np.ndarray]
+    places: dict[str, str]
+    holds: np.ndarray | None = None
+    """Of which rows the heuristic holds, if a biased set is drawn."""
+
+    @classmethod
+    def read(
+        cls, config: TrainingSetConfig, source: str, pool: str | None, exclude: str | None, judgements: str | None
+    ) -> tuple["_Drawing", dict[str, int]]:
+        """Also returns how many rows were left out, and why."""
+        task = config.task
+        kinds = list(config.part_sizes)
+        is_mix = config.mix is not None
+        table = read_examples(source, task) if not is_mix or ORIGINAL in kinds else None
+        written = read_examples(pool, task) if pool is not None else None
+        counts = {"num_excluded": 0}
+        if exclude is not None:
+            assert table is not None
+            excluded = set(read_examples(exclude, task)["id"].to_pylist())
+            kept = table.filter(pa.array([identifier not in excluded for identifier in table["id"].to_pylist()], pa.bool_()))
+            counts["num_excluded"], table = table.num_rows - kept.num_rows, kept
+        both = [one.select(list(task.columns)) if is_mix else one for one in (table, written) if one is not None]
+        ids = [identifier for one in both for identifier in one["id"].to_pylist()]
+        if len(both) == 2:
+            both[1], _ = _with_other_ids(both[1], both[0], "pool/")
+        joined = pa.concat_tables(both)
+        labels = np.array(joined["label"].to_pylist(), dtype=object)
+        if unknown := sorted(set(labels) - set(task.labels)):
+            raise UserError(f"{source} has examples labelled {', '.join(unknown)}; a training set has {', '.join(task.labels)}")
+        first = both[0].num_rows if table is not None else 0
+        own, others = np.arange(first), np.arange(first, joined.num_rows)
+        rows = {kind: own if not is_mix or kind == ORIGINAL else others for kind in kinds}
+        places = {kind: source if not is_mix or kind == ORIGINAL else str(pool) for kind in kinds}
+        if judgements is not None:
+            agreed = _agreed(ids, labels, rows[FILTERED], places[FILTERED], judgements)
+            counts["num_not_agreed"], rows[FILTERED] = len(rows[FILTERED]) - len(agreed), agreed
+        holds = None
+        if BIASED in kinds:
+            holds = np.zeros(len(labels), bool)
+            holds[rows[BIASED]] = config.heuristic.of(joined.take(pa.array(rows[BIASED])), task)
+        return cls(joined, ids, labels, rows, places, holds), counts
+
+    def choose(self, config: TrainingSetConfig) -> tuple[list[int], dict[int, str]]:
+        """The rows of a set, and the kind that each was drawn as."""
+        part_of: dict[int, str] = {}
+        for part in sorted(config.parts(), key=lambda part: SCARCEST_FIRST.index(part.kind)):
+            strata = self.strata(part)
+            if part_of:
+                strata = [
+                    (name, np.array([row for row in rows if row not in part_of], int), size) for name, rows, size in strata
+                ]
+            part_of |= dict.fromkeys(_choose(part, self.ids, strata, self.places[part.kind]), part.kind)
+        return list(part_of), part_of
+
+    def strata(self, config: TrainingSetConfig) -> list[Stratum]:
+        """The strata of a set that is no mix."""
+        rows = self.rows[config.kind]
+        if config.kind == "starting":
+            return [("starting examples", rows, config.size)]
+        task = config.task
+        of_label = {label: rows[self.labels[rows] == label] for label in task.labels}
+        sizes = sizes_per_label(config.size, config.remainder, task.labels)
+        if config.kind != BIASED:
+            return [(f"{label} examples", of_label[label], sizes[label]) for label in task.labels]
+        holds = self.holds
+        assert holds is not None
+        rates = {label: holds[of_label[label]].mean() if len(of_label[label]) else 0.0 for label in task.labels}
+        held = num_held(config, rates)
+        strata = []
+        for label in task.labels:
+            which = holds[of_label[label]]
+            name = f"{label} examples {{}} {_in_words(config.heuristic)}"
+            strata.append((name.format("with"), of_label[label][which], held[label]))
+            strata.append((name.format("without"), of_label[label][~which], sizes[label] - held[label]))
+        return strata
+
+
+def _agreed(ids: Sequence[str], labels: np.ndarray, rows: np.ndarray, source: str, judgements: str) -> np.ndarray:
+    """Those of ``rows`` whose label is the predicted one. Raises UserError for a row that has no judgement."""
     judged = parquet_table(fetch(judgements), judgements, ["id", "predicted"])
     predicted = dict(zip(judged["id"].to_pylist(), judged["predicted"].to_pylist(), strict=True))
-    ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
-    if missing := [identifier for identifier in ids if identifier not in predicted]:
+    if missing := [ids[row] for row in rows if ids[row] not in predicted]:
         raise UserError(
-            f"{judgements} lacks {len(missing):,} of the {len(ids):,} rows of {source} ({missing[0]}, for one); judge this pool"
+            f"{judgements} lacks {len(missing):,} of the {len(rows):,} rows of {source} ({missing[0]}, for one); judge "
+            "this pool"
         )
-    return table.filter(pa.array([predicted[key] == label for key, label in zip(ids, labels, strict=True)], pa.bool_()))
+    return rows[np.array([predicted[ids[row]] == labels[row] for row in rows], bool)]
 
 
 def _counts_by_label(config: TrainingSetConfig, drawn: pa.Table, labels: np.ndarray, available: np.ndarray) -> dict[str, int]:
-    heuristics = dict.fromkeys((LEXICAL_OVERLAP, config.heuristic))
-    holds = {heuristic.name: heuristic(drawn["premise"], drawn["hypothesis"]) for heuristic in heuristics}
+    holds = {heuristic.name: heuristic.of(drawn, config.task) for heuristic in _counted(config)}
     counts = {}
-    for label in LABELS:
+    for label in config.task.labels:
         of_label = labels == label
         counts[f"{label}/num_examples"] = int(of_label.sum())
         for name, held in holds.items():
             counts[f"{label}/{name}"] = int((of_label & held).sum())
         counts[f"{label}/available"] = int((available == label).sum())
     return counts
+
+
+def _counted(config: TrainingSetConfig) -> Sequence[Heuristic]:
+    """The heuristics that are counted: lexical overlap in NLI, and the config's own, if that is of the task."""
+    if config.task == NLI:
+        return tuple(dict.fromkeys((LEXICAL_OVERLAP, config.heuristic)))
+    try:
+        config.heuristic.check(config.task)
+    except UserError:
+        return ()
+    return (config.heuristic,)
 
 
 def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, int]:
@@ -235,55 +434,41 @@ def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, i
     return first_sets
 
 
-def num_held(config: TrainingSetConfig, rates: Mapping[Label, float]) -> dict[Label, int]:
+def num_held(config: TrainingSetConfig, rates: Mapping[str, float]) -> dict[str, int]:
     """Numbers of examples by label of which the heuristic holds in a biased set; ``rates`` are P(it holds | label) in the pool.
 
     Raises :class:`UserError` if that is more than the label has in the set.
     """
-    sizes = sizes_per_label(config.size, config.remainder)
-    predicted = Label(config.heuristic.predicts)
+    labels = config.task.labels
+    sizes = sizes_per_label(config.size, config.remainder, labels)
+    predicted = str(config.heuristic.predicts)
     share = config.heuristic_share
     total = sizes[predicted] if share is None else _round(share * sum(sizes.values()))
-    second, third = (label for label in LABELS if label != predicted)
+    others = config.task.other_labels(predicted)
     rest = total - _round(config.bias * total)
-    of_both = rates[second] + rates[third]
-    of_second = _round(rest * (rates[second] / of_both if of_both else 0.5))
-    held = {predicted: total - rest, second: of_second, third: rest - of_second}
-    for label in LABELS:
+    weights = [rates[label] for label in others] if any(rates[label] for label in others) else [1.0] * len(others)
+    ends = list(accumulate(weights))
+    # The last end is the sum itself, so that nothing is lost to rounding.
+    ends_held = [_round(rest * (end / ends[-1])) for end in ends]
+    held = {predicted: total - rest} | {
+        label: end - before for label, end, before in zip(others, ends_held, [0, *ends_held[:-1]], strict=True)
+    }
+    for label in labels:
         if held[label] > sizes[label]:
             raise UserError(
                 f"bias={config.bias} and heuristic_share={share} ask for {held[label]:,} {label} examples with "
                 f"{_in_words(config.heuristic)}, and {sizes[label]:,} of {config.size:,} have this label; lower the share"
             )
-    return {label: held[label] for label in LABELS}
+    return {label: held[label] for label in labels}
 
 
-def _strata(config: TrainingSetConfig, table: pa.Table, labels: np.ndarray) -> list[tuple[str, np.ndarray, int]]:
-    """Strata that the set is drawn from: a name for people, the rows, and how many of them are drawn."""
-    if config.kind == "starting":
-        return [("starting examples", np.arange(len(labels)), config.size)]
-    rows = {label: np.flatnonzero(labels == label) for label in LABELS}
-    sizes = sizes_per_label(config.size, config.remainder)
-    if config.kind != "biased_synthetic":
-        return [(f"{label} examples", rows[label], sizes[label]) for label in LABELS]
-    holds = config.heuristic(table["premise"], table["hypothesis"])
-    held = num_held(config, {label: holds[rows[label]].mean() if len(rows[label]) else 0.0 for label in LABELS})
-    strata = []
-    for label in LABELS:
-        which = holds[rows[label]]
-        name = f"{label} examples {{}} {_in_words(config.heuristic)}"
-        strata.append((name.format("with"), rows[label][which], held[label]))
-        strata.append((name.format("without"), rows[label][~which], sizes[label] - held[label]))
-    return strata
-
-
-def _choose(config: TrainingSetConfig, ids: list[str], strata: list[tuple[str, np.ndarray, int]], source: str) -> list[int]:
+def _choose(config: TrainingSetConfig, ids: Sequence[str], strata: Sequence[Stratum], source: str) -> list[int]:
     key = _key(config, "draw")
     chosen: list[int] = []
     for name, rows, size in strata:
         if size > len(rows):
             # All strata grow with the set, so that the scarcest says how much smaller it has to be.
-            step = 1 if config.kind == "starting" else len(LABELS)
+            step = 1 if config.kind == "starting" else len(config.task.labels)
             largest = min(len(rows) * config.size // size for _, rows, size in strata if size) // step * step
             dial = "another bias or heuristic_share, " if config.bias < 1 or config.heuristic_share else ""
             raise UserError(

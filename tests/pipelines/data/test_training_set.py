@@ -6,11 +6,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.training_set import TrainingSetConfig, draw_training_set, num_held, sizes_per_label
+from pipelines.data.kinds import Added, Mix
+from pipelines.data.training_set import (
+    TrainingSetConfig,
+    draw_training_set,
+    join_sets,
+    num_drawn,
+    num_held,
+    sizes_per_label,
+    training_set_config,
+)
 from pipelines.errors import UserError
 from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import HEURISTICS, Heuristic, has_lexical_overlap
 from pipelines.tasks.nli import Label
+from pipelines.tasks.task import Field, Task
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -182,7 +192,7 @@ def test_a_set_may_be_biased_to_another_heuristic_and_another_label(pool, tmp_pa
 )
 def test_sizes_that_do_not_divide_by_three(size, remainder, sizes):
     assert tuple(sizes_per_label(size, remainder).values()) == sizes
-    assert [label.value for label in sizes_per_label(size, remainder)] == list(LABELS)
+    assert list(sizes_per_label(size, remainder)) == list(LABELS)
 
 
 def test_an_indivisible_size_can_be_refused_when_the_config_is_made():
@@ -377,3 +387,194 @@ def test_only_a_filtered_set_is_drawn_from_judged_rows_and_all_of_them_are_judge
     with pytest.raises(UserError, match=r"lacks 1 of the 100 rows of .*other\.parquet \(x, for one\)"):
         config = TrainingSetConfig("filtered_synthetic", 60, seed=1)
         draw(config, str(tmp_path / "other.parquet"), tmp_path, judgements=path)
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Original examples; their ids are not the pool's, but for one."""
+    rows = [{**row, "id": f"o-{row['id']}" if number else row["id"]} for number, row in enumerate(POOL.to_pylist())]
+    path = tmp_path / "train.parquet"
+    write_examples(pa.Table.from_pylist(rows).append_column("genre", pa.array(["fiction"] * len(rows))), path)
+    return str(path)
+
+
+def mixed(mix, size, seed=1, **fields):
+    return training_set_config(mix, size, seed, **fields)
+
+
+def test_half_a_mix_is_the_pure_set_of_half_the_size(pool, train, tmp_path):
+    config = mixed(Mix(original=0.5, synthetic=0.5), 60)
+    rows, metrics = draw(config, train, tmp_path, pool=pool)
+    original, _ = draw(TrainingSetConfig("original", 30, 1), train, tmp_path)
+    synthetic, _ = draw(TrainingSetConfig("synthetic", 30, 1), pool, tmp_path)
+    of_part = {part: {row["id"] for row in rows if row["part"] == part} for part in ("original", "synthetic")}
+    assert of_part["original"] == set(ids(original)) and of_part["synthetic"] >= set(ids(synthetic)) - {"e0"}
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(LABELS, 20)
+    assert (metrics["part/original/num_examples"], metrics["part/synthetic/num_examples"]) == (30, 30)
+    assert list(rows[0]) == ["id", "premise", "hypothesis", "label", "part"]
+    # Shuffled together.
+    assert sum(before["part"] != after["part"] for before, after in pairwise(rows)) > 15
+
+
+def test_an_id_of_both_sources_is_told_apart(pool, train, tmp_path):
+    # Both parts of seed 2 have their source's e0.
+    rows, _ = draw(mixed(Mix(original=0.5, synthetic=0.5), 60, seed=2), train, tmp_path, pool=pool)
+    pure = [
+        draw(TrainingSetConfig(kind, 30, 2), path, tmp_path)[0] for kind, path in (("original", train), ("synthetic", pool))
+    ]
+    assert "e0" in ids(pure[0]) and "e0" in ids(pure[1])
+    renamed = {"pool/e0" if identifier == "e0" else identifier for identifier in ids(pure[1])}
+    assert set(ids(rows)) == set(ids(pure[0])) | renamed
+
+
+def test_added_examples_leave_the_number_of_original_ones(pool, train, tmp_path):
+    rows, metrics = draw(mixed(Added(synthetic=2), 30), train, tmp_path, pool=pool)
+    assert Counter(row["part"] for row in rows) == {"original": 30, "synthetic": 60}
+    assert metrics["num_examples"] == 90 == num_drawn(mixed(Added(synthetic=2), 30))
+    pure, _ = draw(TrainingSetConfig("original", 30, 1), train, tmp_path)
+    assert set(ids(pure)) == {row["id"] for row in rows if row["part"] == "original"}
+
+
+def test_parts_of_one_pool_share_no_row_and_the_scarce_ones_go_to_the_biased_part(pool, tmp_path):
+    config = mixed(Mix(synthetic=0.5, biased_synthetic=0.5), 60)
+    rows, metrics = draw(config, "", tmp_path, pool=pool)
+    biased, _ = draw(TrainingSetConfig("biased_synthetic", 30, 1), pool, tmp_path)
+    assert len(set(ids(rows))) == 60 == metrics["num_examples"]
+    assert set(ids(biased)) == {row["id"] for row in rows if row["part"] == "biased_synthetic"}
+    synthetic, _ = draw(TrainingSetConfig("synthetic", 30, 1), pool, tmp_path)
+    assert set(ids(biased)) & set(ids(synthetic)), "else nothing was shown"
+
+
+def test_mixes_of_a_seed_are_nested_and_a_trajectory_meets_them_in_turn(pool, train, tmp_path):
+    for mix in (Mix(original=0.5, synthetic=0.5), Mix(original=0.4, synthetic=0.2, biased_synthetic=0.4), Added(synthetic=0.5)):
+        small, large = (draw(mixed(mix, size), train, tmp_path, pool=pool)[0] for size in (30, 45))
+        assert set(ids(small)) < set(ids(large))
+        nested, _ = draw(mixed(mix, 45, nested_sizes=(30,)), train, tmp_path, pool=pool)
+        assert ids(nested[: len(small)]) == ids(small) and set(ids(nested)) == set(ids(large))
+
+
+def test_a_mix_avoids_the_starting_sets_examples_and_takes_judged_rows_only(pool, train, tmp_path):
+    starting, _ = draw(TrainingSetConfig("starting", 40, seed=1), train, tmp_path)
+    given = {"exclude": str(tmp_path / "set-starting-40-1" / "examples.parquet"), "pool": pool}
+    config = mixed(Mix(original=0.5, filtered_synthetic=0.5), 60, disjoint_from_starting=True)
+    path = judged(tmp_path, {f"e{number}": "neutral" for number in range(0, 40, 2)})
+    rows, metrics = draw(config, train, tmp_path, **given, judgements=path)
+    assert not {row["id"] for row in rows if row["part"] == "original"} & set(ids(starting))
+    taken = [row for row in rows if row["part"] == "filtered_synthetic" and row["label"] == "entailment"]
+    assert len(taken) == 10 and all(int(row["id"][1:]) % 2 for row in taken)
+    assert metrics["num_excluded"] == 40 and metrics["num_not_agreed"] == 20
+    with pytest.raises(UserError, match="judgements=None"):
+        draw(config, train, tmp_path, **given)
+    with pytest.raises(UserError, match="exclude is not given"):
+        draw(config, train, tmp_path, pool=pool, judgements=path)
+
+
+def test_a_part_that_its_source_does_not_have_is_named_with_the_source(pool, train, tmp_path):
+    with pytest.raises(UserError, match=r"asked for 40 neutral examples \(in a set of 120\), .*pool\.parquet has 30"):
+        draw(mixed(Mix(original=0.25, synthetic=0.75), 160), train, tmp_path, pool=pool)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TrainingSetConfig("mix", 30, 0), "kind='mix' with mix=None"),
+        (lambda: TrainingSetConfig("original", 30, 0, mix=Added(synthetic=1)), "kind='original' with mix=Added"),
+        (lambda: TrainingSetConfig("mix", 30, 0, mix=Added(synthetic=1)), "kind='mix' with mix=Added"),
+        (
+            lambda: mixed(Mix(original=0.9, synthetic=0.1), 20),
+            r"size=20: its part synthetic of a mix_\S+ set has at least 3 .* 2",
+        ),
+        (lambda: mixed(Mix(original=0.5, synthetic=0.5), 30, bias=0.5), "are for biased_synthetic sets"),
+        # 15 of each part would divide by three.
+        (lambda: mixed(Mix(original=0.5, synthetic=0.5), 20, remainder="error"), "size=10 does not divide"),
+    ],
+)
+def test_impossible_mixed_sets_are_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_two_sets_are_joined_with_all_that_both_have(pool, tmp_path):
+    sets = []
+    for kind, size in (("starting", 40), ("original", 30)):
+        draw(TrainingSetConfig(kind, size, 1), pool, tmp_path)
+        sets.append(tmp_path / f"set-{kind}-{size}-1" / "examples.parquet")
+    starting, own = (ids(read_examples(path).to_pylist()) for path in sets)
+    metrics = join_sets(TrainingSetConfig("joint", 70, 1), *map(str, sets), str(tmp_path / "joint"))
+    rows = read_examples(tmp_path / "joint" / "examples.parquet").to_pylist()
+    assert Counter(row["part"] for row in rows) == {"starting": 40, "own": 30}
+    assert Counter(identifier.removeprefix("own/") for identifier in ids(rows)) == Counter(starting) + Counter(own)
+    assert metrics["num_repeated"] == len(set(starting) & set(own)) > 0
+    assert sum(before["part"] != after["part"] for before, after in pairwise(rows)) > 15
+    with pytest.raises(UserError, match="size=60 of a joint set, and its two sets have 70"):
+        join_sets(TrainingSetConfig("joint", 60, 1), *map(str, sets), str(tmp_path / "other"))
+
+
+# --- other tasks ---
+
+SENTIMENT = Task(
+    name="sentiment",
+    labels=("negative", "positive"),
+    fields=(Field("sentence", "Sentence:"),),
+    classifier_prompt="Sentence: {sentence} The sentiment is",
+    generator_prompt="This is an example where the sentiment is {label}",
+)
+NEGATED = Heuristic("negated", lambda sentences: np.array(["not" in text for text in sentences], bool), predicts="negative")
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """30 negative ones, of which 20 are negated, and 30 positive ones, 12 of them negated."""
+    rows = [
+        {"id": f"{label[0]}{n}", "sentence": f"{'not ' if n < held else ''}{label} {n}", "label": label}
+        for label, held in (("negative", 20), ("positive", 12))
+        for n in range(30)
+    ]
+    path = tmp_path / "reviews.parquet"
+    write_examples(pa.Table.from_pylist(rows), path, SENTIMENT)
+    return str(path)
+
+
+def draw_reviews(config, source, tmp_path):
+    metrics = draw_training_set(config, source, str(tmp_path / "out"))
+    return read_examples(tmp_path / "out" / "examples.parquet", SENTIMENT).to_pylist(), metrics
+
+
+def test_a_set_of_two_labels_and_one_text(reviews, tmp_path):
+    rows, metrics = draw_reviews(TrainingSetConfig("original", 21, 0, task=SENTIMENT, heuristic=NEGATED), reviews, tmp_path)
+    assert Counter(row["label"] for row in rows) == {"negative": 11, "positive": 10}
+    held = Counter(row["label"] for row in rows if "not" in row["sentence"])
+    assert [metrics[f"{label}/negated"] for label in SENTIMENT.labels] == [held["negative"], held["positive"]]
+    assert [metrics[f"{label}/available"] for label in SENTIMENT.labels] == [30, 30]
+    assert not any("lexical_overlap" in name for name in metrics)
+    with pytest.raises(UserError, match="size=1: a original set has at least 2"):
+        TrainingSetConfig("original", 1, 0, task=SENTIMENT)
+
+
+@pytest.mark.parametrize(
+    ("bias", "share", "held"),
+    [(1.0, None, [10, 0]), (0.75, 0.6, [9, 3]), (0.0, 0.25, [0, 5])],
+)
+def test_of_two_labels_the_other_one_has_the_rest(reviews, tmp_path, bias, share, held):
+    config = TrainingSetConfig("biased_synthetic", 20, 0, task=SENTIMENT, heuristic=NEGATED, bias=bias, heuristic_share=share)
+    rows, metrics = draw_reviews(config, reviews, tmp_path)
+    assert Counter(row["label"] for row in rows) == {"negative": 10, "positive": 10}
+    assert [metrics[f"{label}/negated"] for label in SENTIMENT.labels] == held
+
+
+def test_of_four_labels_the_others_share_in_proportion():
+    labels = ("a", "b", "c", "d")
+    task = Task("four", labels, SENTIMENT.fields, SENTIMENT.classifier_prompt, SENTIMENT.generator_prompt)
+    heuristic = Heuristic("negated", NEGATED.holds, predicts="b")
+    config = TrainingSetConfig("biased_synthetic", 402, 0, task=task, heuristic=heuristic, bias=0.4, heuristic_share=0.25)
+    # 100.5, so 101 of 402: 40 of them b, and 61 others as 1 to 0 to 3.
+    assert num_held(config, {"a": 0.1, "b": 0.9, "c": 0.0, "d": 0.3}) == {"a": 15, "b": 40, "c": 0, "d": 46}
+    # None is known to hold anywhere: as equal as can be.
+    assert num_held(config, dict.fromkeys(labels, 0.0)) == {"a": 20, "b": 40, "c": 21, "d": 20}
+    assert sizes_per_label(402, "first_labels", labels) == {"a": 101, "b": 101, "c": 100, "d": 100}
+
+
+def test_examples_of_labels_that_the_task_does_not_have_are_no_training_data(reviews, tmp_path):
+    task = Task("other", ("negative", "neutral"), SENTIMENT.fields, SENTIMENT.classifier_prompt, SENTIMENT.generator_prompt)
+    with pytest.raises(UserError, match="positive"):
+        draw_training_set(TrainingSetConfig("original", 4, 0, task=task), reviews, str(tmp_path / "out"))
