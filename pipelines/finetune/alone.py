@@ -23,7 +23,7 @@ from pipelines.finetune.checkpoints import DEEPSPEED, FIRST, MASTER, SECOND, Che
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import FinetuneConfig, adapters_of, check_saved_adapter
-from pipelines.finetune.stepping import FlatModel
+from pipelines.finetune.stepping import HEAD, FlatModel
 from pipelines.models.classifier import Classifier, compute_last_layer_where_read, load_head
 from pipelines.models.language_model import LanguageModel
 from pipelines.models.weights import compile_layers, load_packed, weights_of
@@ -139,7 +139,7 @@ class _Training:
         # their own; adapters' dropout needs no seeding.
         torch.manual_seed((course.job.seed * 1_000_003 + step) * 1_009 + self.worker.rank)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = course.learning_rate_at(step)
+            group["lr"] = 0.0 if group.get("is_head") and course.head_is_frozen else course.learning_rate_at(step)
         self.weight = course.weight([course.next_batch])
 
     def compute_gradients(self, microbatch: _Microbatch) -> torch.Tensor:
@@ -310,7 +310,7 @@ def _deepspeed_engine(model: torch.nn.Module, config: FinetuneConfig, *, capture
     """DeepSpeed's engine over `model`, with flat parameters and, if `capture`, CUDA graphs at ZeRO 0 to 2."""
     import deepspeed
 
-    flat = FlatModel(model, capture=capture) if config.zero_stage < 3 else None
+    flat = FlatModel(model, capture=capture, own_head=config.head_frozen_share > 0) if config.zero_stage < 3 else None
     engine, *_ = deepspeed.initialize(
         model=flat or model, optimizer=_optimizer(flat or model, config), config=deepspeed_config(config)
     )
@@ -320,12 +320,22 @@ def _deepspeed_engine(model: torch.nn.Module, config: FinetuneConfig, *, capture
 
 
 def _optimizer(model: torch.nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW over what `model` trains; matrices decay, vectors (norms, biases) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """AdamW over what `model` trains; matrices decay, vectors (norms, biases) do not. A head that stays frozen for a while is a
+    group of its own, marked `is_head`."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [parameter for _, parameter in named]
     decays = model.decays if isinstance(model, FlatModel) else [parameter.ndim > 1 for parameter in trained]
-    groups = [
-        {"params": [p for p, does in zip(trained, decays, strict=True) if does == decay], "weight_decay": rate}
-        for decay, rate in ((True, config.weight_decay), (False, 0.0))
+    heads = model.heads if isinstance(model, FlatModel) else [name == HEAD for name, _ in named]
+    own_head = config.head_frozen_share > 0
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [
+                p for p, does, is_head in zip(trained, decays, heads, strict=True) if (does, is_head and own_head) == of
+            ],
+            "weight_decay": config.weight_decay if of[0] else 0.0,
+            **({"is_head": True} if of[1] else {}),
+        }
+        for of in ((True, False), (False, False), (True, True))
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, fused=trained[0].device.type == "cuda"

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel
 
 from pipelines.adapters import adamw
-from pipelines.adapters.adamw_settings import STAYS, settings_row
+from pipelines.adapters.adamw_settings import NUM_SETTINGS, STAYS, settings_row
 from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import adapter_tensors, load_adapter
 from pipelines.finetune.checkpoints import FIRST, KINDS, MASTER, SECOND, Part, Piece
@@ -55,6 +55,7 @@ class Bank:
         self.device = torch.device("cuda" if self.on_gpu else "cpu")
         self.dtype = getattr(torch, config.dtype)
         self.max_norm, self.token_budget = config.max_grad_norm, config.tokens_per_microbatch
+        self.freezes_heads = any(member.job.config.head_frozen_share for member in members)
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         weights = weights_of(members[0].job.starting_point, members[0].job.base_model)
@@ -289,13 +290,29 @@ class Bank:
 
     def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
         settings = adamw.clip(settings, gradients, self.max_norm)
+        if not self.freezes_heads:
+            adamw.update(self.weights, self.rest, *self.moments, gradients, settings)
+            return
+        # A learning rate of 0 for the head alone: its moments move along, and its weights are put back.
+        is_frozen = settings[:, NUM_SETTINGS:] > 0
+        heads = [rows[:, -self.head[0].numel() :] for rows in (self.weights, self.rest) if rows is not None]
+        before = [rows.clone() for rows in heads]
         adamw.update(self.weights, self.rest, *self.moments, gradients, settings)
+        for rows, kept in zip(heads, before, strict=True):
+            rows.copy_(torch.where(is_frozen, kept, rows))
 
     def _settings(self, courses: dict[int, Course], chosen: Sequence[int]) -> torch.Tensor:
-        """The settings of the next step for `adamw.update`: slots that are not chosen stay as they are."""
-        rows = np.full((self.num_slots, len(STAYS)), STAYS, dtype=np.float32)
+        """The settings of the next step for `adamw.update`: slots that are not chosen stay as they are.
+
+        If any head is ever frozen, a further column says which are in this step.
+        """
+        rows = np.full((self.num_slots, NUM_SETTINGS), STAYS, dtype=np.float32)
+        frozen = np.zeros((self.num_slots, 1), dtype=np.float32)
         for slot in chosen:
             course = courses[slot]
             rate = course.learning_rate_at(course.next_step)
             rows[slot] = settings_row(course.next_step + 1, rate=rate, weight_decay=course.config.weight_decay)
+            frozen[slot] = course.head_is_frozen
+        if self.freezes_heads:
+            rows = np.concatenate([rows, frozen], axis=1)
         return to_device(rows, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -78,6 +79,11 @@ class Course:
 
     def learning_rate_at(self, step: int) -> float:
         return learning_rate_at(step, len(self.batches), self.config, shortest=self.shortest)
+
+    @property
+    def head_is_frozen(self) -> bool:
+        """Whether the next step leaves a classifier's head as it is."""
+        return self.next_step < math.ceil(self.config.head_frozen_share * len(self.batches))
 
     def advance(self) -> None:
         """The next step has been computed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipelines.tasks.task import Task
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """How G is finetuned: on every example of the training file, each written with `end_marker`."""
+    """How G is finetuned: on every example of its training files, each written with `end_marker`."""
 
     finetune: FinetuneConfig
     seed: int = 0
@@ -31,14 +32,14 @@ class GeneratorConfig:
 
 def finetune_generator(
     config: GeneratorConfig,
-    training_set: str,
+    training_sets: Sequence[str],
     base_model: str,
     output: str,
     *,
     resources: Resources | None = None,
     report: Report = no_report,
 ) -> dict[str, Any]:
-    """Finetune the base model on the texts of `training_set` (examples Parquet) and write `output/model/`, merged.
+    """Finetune the base model on the texts of all `training_sets` (examples Parquet) and write `output/model/`, merged.
 
     Returns the training's metrics. Raises UserError for an example longer than the model or the config allows.
     """
@@ -46,7 +47,7 @@ def finetune_generator(
         objective="language_modeling",
         config=config.finetune,
         seed=config.seed,
-        examples=training_set,
+        examples=tuple(training_sets),
         base_model=base_model,
         save=save_language_model,
         text="generator",

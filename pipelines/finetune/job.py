@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.models.tokenizer import encode
@@ -36,7 +37,8 @@ class FinetuneJob:
     objective: str
     config: FinetuneConfig
     seed: int
-    examples: str
+    examples: str | tuple[str, ...]
+    """A file of examples or a folder of them, or several, one after another."""
     base_model: str
     save: Callable[[Path, dict[str, torch.Tensor], FinetuneJob], None]
     starting_point: str | None = None
@@ -114,7 +116,9 @@ def planned_batches(job: FinetuneJob, lengths: Sequence[int]) -> list[list[int]]
 
 def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
     """Token ids and label index of each example of `job`, in the file's order. Raises UserError for one that is too long."""
-    table = read_examples(job.examples, job.task)
+    places = (job.examples,) if isinstance(job.examples, str) else job.examples
+    tables = [read_examples(place, job.task) for place in places]
+    table = tables[0] if len(tables) == 1 else pa.concat_tables([one.select(list(job.task.columns)) for one in tables])
     if job.max_examples is not None:
         table = table.slice(0, job.max_examples)
     labels = [job.task.index(name) for name in table["label"].to_pylist()]

@@ -42,6 +42,8 @@ class FinetuneConfig:
     `max_length` is in tokens, None for the model's own limit; a longer example is an error, never cut. On a GPU, runs of at
     least `compile_from_steps` optimizer steps (passes, of jobs that are finetuned at once) compile their decoder layers first
     (0: never), which takes a while to repay.
+    A classifier's head stays as it starts for the first `head_frozen_share` of the steps (rounded up), at a learning rate of 0:
+    its gradient counts in the clipping, and its moments move along.
     `rehearse_steps` above 0 makes it a rehearsal: only so many steps, on the longest examples, which need most memory.
     """
 
@@ -64,6 +66,7 @@ class FinetuneConfig:
     max_length: int | None = None
     rehearse_steps: int = 0
     cooldown_ratio: float = added(0.0)
+    head_frozen_share: float = added(0.0)
     zero_stage: int = runtime(1)
     gradient_checkpointing: bool = runtime(False)
     tokens_per_microbatch: int = runtime(16_384)
@@ -91,6 +94,8 @@ class FinetuneConfig:
                 f"cooldown_ratio={self.cooldown_ratio} with warmup_ratio={self.warmup_ratio}: they are parts of one run; give "
                 "at least 0, and at most what the warm-up leaves"
             )
+        if not 0 <= self.head_frozen_share <= 1:
+            raise UserError(f"head_frozen_share={self.head_frozen_share}: it is a share of the steps; give 0 to 1")
 
 
 def check_one_of(name: str, value: Any, valid: tuple[Any, ...]) -> None:
@@ -137,6 +142,7 @@ def check_trajectory(config: FinetuneConfig, num_workers: int) -> None:
         ("schedule", config.schedule, WARMUP_STABLE_DECAY),
         ("method", config.method, "lora"),
         ("epochs", config.epochs, 1),
+        ("head_frozen_share", config.head_frozen_share, 0),
         ("num_workers", num_workers, 1),
     ):
         if value != wanted:

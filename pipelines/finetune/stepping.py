@@ -1,9 +1,10 @@
 """A step's loss and gradients at ZeRO 0 to 2: over flat parameters and, on a GPU, from captured CUDA graphs.
 
 A small model's step is hundreds of short kernels. Launching them one by one, and handling hundreds of parameters in Python,
-takes several times as long as running them. So DeepSpeed is given the trained weights laid end to end, in at most two
-parameters (those that decay and those that do not), and forward and backward pass are captured once for each shape of batch,
-then replayed. Neither changes what is computed. ZeRO-3, which partitions weights by layer, steps the model itself.
+takes several times as long as running them. So DeepSpeed is given the trained weights laid end to end, in at most three
+parameters (those that decay and those that do not, and a head that is frozen for a while), and forward and backward pass are
+captured once for each shape of batch, then replayed. Neither changes what is computed. ZeRO-3, which partitions weights by
+layer, steps the model itself.
 """
 
 from __future__ import annotations
@@ -15,23 +16,29 @@ import torch
 
 from pipelines.packing.stream import PackedInput
 
+HEAD = "head.weight"
+"""The name of a classifier's head."""
+
 
 class FlatModel(torch.nn.Module):
-    """A module whose parameters `flats` are those that `model` trains, laid end to end.
+    """A module whose parameters `flats` are those that `model` trains, laid end to end; with `own_head`, the head by itself.
 
     It maps (PackedInput, targets) to the summed loss.
 
     To be built before and bound after `deepspeed.initialize`, which moves the storage of the parameters that it is given.
     """
 
-    def __init__(self, model: torch.nn.Module, *, capture: bool) -> None:
+    def __init__(self, model: torch.nn.Module, *, capture: bool, own_head: bool = False) -> None:
         super().__init__()
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        groups = [{n: p for n, p in trained.items() if p.ndim > 1}, {n: p for n, p in trained.items() if p.ndim <= 1}]
+        head = {HEAD: trained.pop(HEAD)} if own_head else {}
+        groups = [{n: p for n, p in trained.items() if p.ndim > 1}, {n: p for n, p in trained.items() if p.ndim <= 1}, head]
         self.sizes = [{name: p.numel() for name, p in group.items()} for group in groups if group]
         """What lies in each of `flats`, end to end: by name of the model's parameters, how many numbers."""
         self._groups = [list(group.values()) for group in groups if group]
         self.decays = [group[0].ndim > 1 for group in self._groups]
+        self.heads = [bool(head) and sizes.keys() == head.keys() for sizes in self.sizes]
+        """Which of `flats` is the head by itself."""
         self.flats = torch.nn.ParameterList(torch.cat([p.detach().reshape(-1) for p in group]) for group in self._groups)
         # Not as a submodule: DeepSpeed is to see the flat parameters only.
         self._model: Callable[..., torch.Tensor]

@@ -14,20 +14,30 @@ from typing import Any
 
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
-from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.recipe import FinetuneConfig, check_one_of
 from pipelines.identity import added
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, working_folder
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
 
+HEADS = ("random", "zero", "lm")
+
 
 @dataclass(frozen=True)
 class UntrainedConfig:
-    """The starting point of size 0: the pretrained model with a random head, drawn by `seed` and saved once."""
+    """The starting point of size 0: the pretrained model with a head that is saved once.
+
+    `head` "random" is drawn by `seed`, "zero" has no opinion, and "lm" has for each label the mean of the language model's own
+    output rows of the label's tokens, as they follow the prompt: what it would say next.
+    """
 
     seed: int
     task: Task = added(NLI)
+    head: str = added("random")
+
+    def __post_init__(self) -> None:
+        check_one_of("head", self.head, HEADS)
 
 
 @dataclass(frozen=True)
@@ -45,14 +55,18 @@ class TaskModelConfig:
 
 
 def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:
-    """Write the random head [num_labels, hidden_size] that every other task model of this seed starts from."""
-    from pipelines.models.classifier import random_head, save_head
+    """Write the head [num_labels, hidden_size] that every other task model of this seed starts from."""
+    from pipelines.models.classifier import head_of_language_model, random_head, save_head
 
     settings = json.loads((Path(fetch(base_model)) / "model" / "config.json").read_text())
+    num_labels, hidden_size = len(config.task.labels), settings["hidden_size"]
     with working_folder(output) as folder:
-        std = settings.get("initializer_range") or 0.02
-        save_head(folder, random_head(len(config.task.labels), settings["hidden_size"], seed=config.seed, std=std))
-    return {"hidden_size": settings["hidden_size"]}
+        if config.head == "lm":
+            head = head_of_language_model(base_model, config.task)
+        else:
+            head = random_head(num_labels, hidden_size, seed=config.seed, std=settings.get("initializer_range") or 0.02)
+        save_head(folder, head * 0 if config.head == "zero" else head)
+    return {"hidden_size": hidden_size}
 
 
 def finetune_task_model(

@@ -13,8 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from pipelines.adapters.adapters import AdaptedLinear, Adapters
 from pipelines.errors import UserError
+from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.batches import IGNORED
 from pipelines.packing.stream import PackedInput
+from pipelines.storage import fetch
 from pipelines.tasks.task import Task
 
 HEAD_FILE = "head.safetensors"
@@ -99,6 +101,49 @@ def random_head(num_labels: int, hidden_size: int, *, seed: int, std: float) -> 
     """A random head weight, float32 [num_labels, hidden_size], normal with the standard deviation `std`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.normal(0.0, std, (num_labels, hidden_size), generator=generator)
+
+
+def head_of_language_model(base_model: str, task: Task) -> torch.Tensor:
+    """A head weight, float32 [num_labels, hidden_size]: the mean of the language model's output rows of each label's tokens.
+
+    Tokens are those that a label adds behind the classifier's prompt. Where the output matrix is tied to the embeddings and not
+    saved, these are it. Raises UserError for labels that the tokenizer does not tell apart.
+    """
+    tokenizer = load_tokenizer(base_model)
+    texts = [task.classifier_prompt, *(f"{task.classifier_prompt} {label}" for label in task.labels)]
+    before, *afters = tokenizer(texts)["input_ids"]
+    # What the tokenizer puts at the end of any text is no part of a label.
+    tokens = [[token for token in after[_num_alike(before, after) :] if token != tokenizer.eos_token_id] for after in afters]
+    if not all(tokens) or len(set(map(tuple, tokens))) < len(tokens):
+        raise UserError(
+            f"head='lm': the tokenizer writes the labels {', '.join(task.labels)} as the tokens {tokens}, which are to differ; "
+            "rename the labels, or use head='random'"
+        )
+    matrix = _output_rows(Path(fetch(base_model)) / "model", sorted({token for own in tokens for token in own}))
+    return torch.stack([torch.stack([matrix[token] for token in own]).mean(0) for own in tokens])
+
+
+def _num_alike(before: list[int], after: list[int]) -> int:
+    return next((place for place, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(before))
+
+
+def _output_rows(folder: Path, tokens: list[int]) -> dict[int, torch.Tensor]:
+    """Rows of the output matrix of the language model in `folder`, float32 [hidden_size], by token. No more is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    of_module = {module: f"{name}.weight" for name, module in model.named_modules()}
+    # A tied matrix may have been saved under either name.
+    wanted = [of_module[output], *([of_module[embeddings]] if output.weight is embeddings.weight else [])]
+    for name in wanted:
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                if name in file.keys():  # noqa: SIM118 (it is no mapping)
+                    rows = file.get_slice(name)
+                    return {token: rows[token : token + 1][0].float() for token in tokens}
+    raise UserError(f"head='lm': the checkpoint in {folder} has no {wanted[0]}, its output matrix; use head='random'")
 
 
 def save_head(folder: Path, weight: torch.Tensor) -> None:
