@@ -156,7 +156,7 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     panels = [(name, curves[curves["stage"] == stage]) for stage, name in CURVE_STAGES.items()]
     models = curves[curves["stage"] == "task_model"]
     panels += [(KIND_NAMES[kind], models[models["kind"] == kind]) for kind in KIND_STYLES]
-    panels.append(("Doses of bias", models[~models["kind"].isin(KIND_STYLES)]))
+    panels.append(("Doses, mixes and later generations", models[~models["kind"].isin(KIND_STYLES)]))
     panels = [(name, panel) for name, panel in panels if not panel.empty]
     with matplotlib.rc_context(RC):
         inches: dict[str, Any] = {"row_height": 2.3, "legend": 0.0, "title": 0.32, "margins": 0.5}

@@ -60,20 +60,19 @@ def entailment_and_rest(counts: Mapping[str, LabelCount]) -> tuple[LabelCount, L
 
 
 def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
-    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (all pools), where they are built."""
+    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (generators' first pools), where built."""
     counts = {}
     for dataset, stage, path in (("original", "sources", "train.parquet"), ("synthetic", "synthetic_pool", "pool")):
-        if built := _built(study, (stage,)):
+        if built := _first(_built(study, (stage,))):
             # A study's data with and without challenge sets have one training set.
-            counts[dataset] = sum_counts(
-                [_overlap_of(store, step, path) for step in (built[:1] if stage == "sources" else built)]
-            )
+            built = built[:1] if stage == "sources" else built
+            counts[dataset] = sum_counts([_overlap_of(store, step, path) for step in built])
     return counts
 
 
 def pool_overlap_counts(store: Store, study: Study) -> dict[int, dict[str, LabelCount]]:
     """Rows and lexical overlaps per label of each pool that is built, by the number of its generator."""
-    pools = _built(study, ("synthetic_pool",))
+    pools = _first(_built(study, ("synthetic_pool",)))
     return {int(pool.coordinates.get("generator", 0)): _overlap_of(store, pool, "pool") for pool in pools}
 
 
@@ -99,7 +98,8 @@ def training_set_frame(study: Study) -> pd.DataFrame:
     columns = ["stage", *COORDINATES, "label", "num_rows", "num_lexical_overlap", "fingerprint"]
     rows = []
     for step in _built(study, ("starting_set", "training_set")):
-        if not step.coordinates:  # what a judge was trained on is in no cell
+        # What a judge was trained on is in no cell; a joint set is made of two others.
+        if not step.coordinates or step.record.payload["config"].get("kind") == "joint":
             continue
         metrics = step.record.metrics
         rows += [
@@ -246,6 +246,11 @@ def label_order(label: str) -> tuple[int, str]:
     """Sorts labels in the order of the classification head, others after them by name."""
     names = [str(label) for label in LABELS]
     return (names.index(label) if label in names else len(names), label)
+
+
+def _first(steps: list[Any]) -> list[Any]:
+    """Those that are not of a later generation."""
+    return [step for step in steps if "generation" not in step.coordinates]
 
 
 def _built(study: Study, stages: Iterable[str] | None) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.errors import DamagedError, UserError
-from sweep.graph.records import COORDINATES, KINDS, Store, Study
+from sweep.graph.records import COORDINATES, DIALS, KINDS, Store, Study
 
 CELL = tuple(name for name in COORDINATES if name != "seed")
 POINT = (*CELL, "set", "slice", "num_labels", "folding")
@@ -59,9 +59,10 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     """One row per `KEY` (starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, typed as `DTYPES`.
 
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
-    "none" and `size` 0 for a starting point evaluated as it is; a dose of bias is a kind of its own, and `bias` its dose: NaN
-    for all others. `generator` is the number of the seed's in a study with several, whatever the kind, and NA else. `folding`
-    is "argmax", or "summed" where two labels are scored by summed probabilities (`pipelines.evaluate.scoring.entails`).
+    "none" and `size` 0 for a starting point evaluated as it is; mixes and later generations are kinds of their own, and so is
+    a dose of bias, with `bias` its dose: NaN for all others. `generator` is the number of the seed's in a study with several,
+    whatever the kind, and NA else. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
+    (`pipelines.evaluate.scoring.entails`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
     `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises
@@ -73,6 +74,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     cells: dict[tuple[Any, ...], str] = {}
     slices: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
     biases: dict[str, float] = {}
+    others: dict[str, tuple[int, float]] = {}
     for step in study.steps:
         if step.stage != "evaluation":
             continue
@@ -82,6 +84,9 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
                 f"evaluations {cells[cell]} and {step.slug}-{step.fingerprint[:12]} are both of "
                 f"{_named(cell)}; one cell has one evaluation: run the study again to write its manifest anew"
             )
+        for place, dial in enumerate(DIALS):
+            if dial in step.coordinates:
+                others[cell[1]] = place, float(step.coordinates[dial])
         if "bias" in step.coordinates:
             biases[cell[1]] = float(step.coordinates["bias"])
         cells[cell] = f"{step.slug}-{step.fingerprint[:12]}"
@@ -112,7 +117,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             what = f"{set_} / {slice_} ({num_labels} labels, {folding})"
             place = dict(zip(COORDINATES, cell, strict=True))
             missing.append({**place, "what": what, "why": "not in the evaluation's metrics"})
-    kinds = [*KINDS, *sorted(biases, key=lambda kind: biases[kind])]
+    kinds = [*KINDS, *sorted(others, key=lambda kind: others[kind])]
     missing.sort(key=lambda result: (result["starting_size"], kinds.index(result["kind"]), result["size"], result["seed"]))
     if missing and not partial:
         raise IncompleteSweepError(study.experiment, missing)
@@ -140,7 +145,7 @@ def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int
     if absent:
         raise UserError(f"evaluation {slug} has no coordinate {', '.join(absent)}; run the study again")
     kind = coordinates["kind"]
-    if kind not in KINDS and "bias" not in coordinates:
+    if kind not in KINDS and not any(dial in coordinates for dial in DIALS):
         raise UserError(f"evaluation {slug} is of kind {kind!r}; known kinds are {', '.join(KINDS)}")
     return int(coordinates["starting_size"]), kind, int(coordinates["size"]), int(coordinates["seed"])
 

@@ -49,6 +49,9 @@ STAGES = tuple(REGISTRY)
 COORDINATES = ("starting_size", "kind", "size", "seed")
 """What places a task model and its evaluation in the grid; other artifacts have some of them. A dose of bias is a further
 coordinate, `bias`, and so is the seed's `generator`, from 0, in a study with several."""
+DIALS = ("bias", "synthetic_share", "generation")
+"""Further coordinates, each of kinds that are more than a name, which it orders: a dose's bias, the part of a mix that is
+synthetic, and from 2 the generation whose pool a synthetic set is drawn from."""
 TRAINED_KINDS = ("original", "synthetic", "biased_synthetic")
 """The kinds that a study has unless it says otherwise."""
 KNOWN_KINDS = (*TRAINED_KINDS, "filtered_synthetic")

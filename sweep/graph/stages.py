@@ -71,9 +71,12 @@ def _base_model(job: Job) -> Mapping[str, Any]:
 def _generator(job: Job) -> Mapping[str, Any]:
     from pipelines.finetune.generator import finetune_generator
 
+    # A later generation has earlier ones' pools, with the original data or without it.
+    own = [join(job.inputs["sources"], "train.parquet")] if "sources" in job.inputs else []
+    pools = sorted((name for name in job.inputs if re.fullmatch(r"pool\d+", name)), key=lambda name: int(name[4:]))
     return finetune_generator(
         job.config,
-        join(job.inputs["sources"], "train.parquet"),
+        [*own, *(join(job.inputs[name], "pool") for name in pools)],
         job.inputs["base_model"],
         job.output,
         resources=job.resources,
@@ -95,14 +98,20 @@ def _num_shards(output: str) -> int | None:
 
 
 def _training_set(job: Job) -> Mapping[str, Any]:
-    from pipelines.data.training_set import draw_training_set
+    from pipelines.data.training_set import JOINT, draw_training_set, join_sets
 
-    synthetic = job.config.kind not in ("starting", "original")
+    if job.config.kind == JOINT:
+        starting_set, own_set = (join(job.inputs[name], "examples.parquet") for name in ("starting_set", "own_set"))
+        return join_sets(job.config, starting_set, own_set, job.output)
+    is_mix = job.config.mix is not None
+    synthetic = not is_mix and job.config.kind not in ("starting", "original")
+    source, pool = job.inputs.get("source"), job.inputs["pool"] if is_mix else None
     exclude, judgement = job.inputs.get("starting_set"), job.inputs.get("judgement")
     return draw_training_set(
         job.config,
-        join(job.inputs["source"], "pool" if synthetic else "train.parquet"),
+        join(source, "pool" if synthetic else "train.parquet") if source else "",
         job.output,
+        pool=join(pool, "pool") if pool else None,
         exclude=join(exclude, "examples.parquet") if exclude else None,
         judgements=join(judgement, "judgements.parquet") if judgement else None,
     )

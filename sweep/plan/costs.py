@@ -146,7 +146,8 @@ def replication(costs: Iterable[StepCost]) -> Replication:
     costs = list(costs)
     of_generators = [cost for cost in costs if cost.step.stage in GENERATORS]
     of_seeds = [cost for cost in costs if "seed" in cost.step.coordinates]
-    num_generators = sum(cost.step.stage == "generator" for cost in of_generators)
+    # Each with all of its generations.
+    num_generators = sum(cost.step.stage == "generator" and "generation" not in cost.step.coordinates for cost in of_generators)
     num_seeds = len({cost.step.coordinates["seed"] for cost in of_seeds})
     return Replication(
         total(of_generators).gpu_hours / max(num_generators, 1),
@@ -267,7 +268,7 @@ class _Estimator:
         config, table = step.config, self.table
         match config:
             case GeneratorConfig():
-                return self._finetuning(step, config.finetune, self.num_examples["train"], table["tokens.generator_text"])
+                return self._finetuning(step, config.finetune, self._num_read_by(step), table["tokens.generator_text"])
             case TaskModelConfig():
                 return self._finetuning(step, config.finetune, _num_trained_on(step), table["tokens.classifier"])
             case ScratchModelConfig() if config.pretraining is not None:
@@ -288,6 +289,12 @@ class _Estimator:
         num_examples *= finetune.epochs
         batch_size = finetune.batch_size / step.resources.num_workers
         return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size, finetune)
+
+    def _num_read_by(self, step: Step) -> int:
+        """Examples that a generator is trained on: the original ones, and in later generations earlier pools."""
+        pools = [source.config for source in step.inputs.values() if isinstance(source.config, GenerationConfig)]
+        original = self.num_examples["train"] if "sources" in step.inputs else 0
+        return original + sum(sum(per_label(config.num_per_label).values()) for config in pools)
 
     def _num_classified(self, step: Step) -> dict[str, int]:
         """Examples that an evaluation or a judgement reads, by set."""

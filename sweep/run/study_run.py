@@ -78,7 +78,7 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
         "blindspot_set": experiment.blindspot_set,
         "heuristic": experiment.heuristic.name,
         "blindspot_slice": experiment.blindspot_slice,
-        "claims": as_json(experiment.claims),
+        "claims": as_json(experiment.declared_claims),
     }
     if experiment.replicates_paper:
         parameters |= {

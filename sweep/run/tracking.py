@@ -23,7 +23,7 @@ from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.hashing import user_cache
 from pipelines.storage import join
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, KINDS, ArtifactId, Record, Store
+from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, DIALS, KINDS, ArtifactId, Record, Store
 from sweep.graph.step import Step
 from sweep.index.address import mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
@@ -587,8 +587,7 @@ def _place(coordinates: Mapping[str, Any]) -> str:
     """Sorts as text like the grid: MLflow sorts parameters as text, 900 after 3000."""
     kind = str(coordinates["kind"])
     rank = str(KINDS.index(kind) if kind in KINDS else len(KINDS))
-    if "bias" in coordinates:
-        rank += f"-{coordinates['bias']:.9f}"
+    rank += "".join(f"-{coordinates[dial]:.9f}" for dial in DIALS if dial in coordinates)
     return f"{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
 
 

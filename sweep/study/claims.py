@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.data.kinds import Kind, find_kind, kind_name
 from pipelines.errors import UserError
 from sweep.study.measures import Measure
 
@@ -35,16 +36,20 @@ class Difference:
     """A measure with one kind of training set, less that with another; `control` None is its level.
 
     `on` is "general" or "blindspot", a test set, or "adversarial", the blindspot's slice where going by the study's heuristic
-    is wrong. Kinds are training sets' or "none", the starting point. Measures but accuracy are read on "adversarial" only.
+    is wrong. Kinds are training sets', by name or as mixes, or "none", the starting point. Measures but accuracy are read on
+    "adversarial" only.
     """
 
-    treatment: str
-    control: str | None
+    treatment: Kind
+    control: Kind | None
     on: str
     measure: Measure = Measure.ACCURACY
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        for side in ("treatment", "control"):
+            if (kind := getattr(self, side)) is not None:
+                object.__setattr__(self, side, kind_name(find_kind(kind)))
         if self.on not in PLACES:
             raise UserError(f"on={self.on!r} is no place of a claim; valid: {', '.join(PLACES)}")
         try:

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from types import MappingProxyType
 
+from pipelines.data.kinds import FILTERED, Kind, find_kind, kind_name, parts_of
 from pipelines.data.sources import NLISourcesConfig
 from pipelines.data.template_corpus import TemplateCorpusConfig
-from pipelines.data.training_set import FILTERED, check_bias
+from pipelines.data.training_set import check_bias
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig, check_trajectory
+from pipelines.finetune.task_model import UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
 from pipelines.resources import Resources
@@ -25,9 +27,10 @@ from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import KINDS, KNOWN_KINDS, STAGES, TRAINED_KINDS, check_study_name
 from sweep.study.claims import Claim
-from sweep.study.paper_claims import PAPER_CLAIMS
+from sweep.study.paper_claims import PAPER_CLAIMS, axis_claims
 
 TRAJECTORIES = ("separate", "shared")
+TRAININGS = ("two_steps", "joint")
 JUDGE_SEED = 1_000_003
 """The seed of a judge, and of nothing else: no model may be corrected by itself."""
 
@@ -41,6 +44,13 @@ class Experiment:
     dropout together. There are as many `generators`, each with a pool of its own, and seed s has the one of number
     s mod `generators`: seeds added later leave those before them as they are. `cell` is the cells' recipe where it is not
     `task_model`, that of starting points.
+
+    A kind is a name or a mix (`pipelines.data.kinds`: `Mix`, `Added`, `mixed_25`). With `training` "joint", a cell is not
+    finetuned from its starting point on, but from the untrained one, on the starting set and its own set together. The
+    untrained `head` is random, zero, or read off the language model (`UntrainedConfig`). With several `generations`, each but
+    the first has a generator finetuned on the pool before it, or with `accumulate` on the original data and all pools before
+    it; sets of the kind synthetic are then drawn from each pool, those of generation 2 as the kind `synthetic_generation2`
+    (docs/kinds.md).
 
     The `task` is what is learnt, in every stage. The `heuristic` is what biased sets are biased to. Each of `biases` is a
     further kind, a dose: of the examples in its sets of which the heuristic holds, a share `heuristic_share` of the set, that
@@ -78,11 +88,15 @@ class Experiment:
     general_set: str
     blindspot_set: str
     task: Task = added(NLI)
-    kinds: tuple[str, ...] = TRAINED_KINDS
+    kinds: tuple[Kind, ...] = TRAINED_KINDS
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
     biases: tuple[float, ...] = added(())
     heuristic_share: float | None = added(None)
     generators: int = added(1)
+    generations: int = added(1)
+    accumulate: bool = added(False)
+    training: str = added("two_steps")
+    head: str = added("random")
     judge: int | PretrainedModelConfig | None = added(None)
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
@@ -97,10 +111,13 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_study_name(self.name)
+        if isinstance(self.kinds, tuple):
+            object.__setattr__(self, "kinds", tuple(map(find_kind, self.kinds)))
         self._check_axes()
         self._check_task()
         self._check_biases()
         self._check_generators()
+        self._check_generations()
         self._check_judge()
         self._check_resources()
         self._check_recipes()
@@ -111,6 +128,26 @@ class Experiment:
     def has_pool(self) -> bool:
         """Whether any kind of training set is made from what a generator writes."""
         return bool(self.biases) or any(kind != "original" for kind in self.kinds)
+
+    @property
+    def kinds_by_name(self) -> Mapping[str, Kind]:
+        """What its coordinates and claims call each kind → how its sets are drawn: mixes, doses and generations among them."""
+        named = {kind_name(kind): kind for kind in self.kinds}
+        # As floats: the doses 0 and 0.0 are one, and have one name.
+        named |= {f"bias_{float(bias)}": "biased_synthetic" for bias in self.biases}
+        return named | {name: "synthetic" for name in self.generation_names[1:]}
+
+    @property
+    def generation_names(self) -> tuple[str, ...]:
+        """The kind of the synthetic sets of each generation, from the first."""
+        return ("synthetic", *(f"synthetic_generation{number}" for number in range(2, self.generations + 1)))
+
+    @property
+    def declared_claims(self) -> tuple[Claim, ...]:
+        """Its `claims`; beside the default ones also those that ask after its mixes and generations."""
+        if self.claims != PAPER_CLAIMS:
+            return self.claims
+        return (*PAPER_CLAIMS, *axis_claims([kind for kind in self.kinds if not isinstance(kind, str)], self.generation_names))
 
     def generator_of(self, seed: int) -> int:
         """The number of the generator, from 0, whose pool the synthetic training sets of `seed` are drawn from."""
@@ -128,8 +165,17 @@ class Experiment:
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
-        if unknown := set(self.kinds) - set(KNOWN_KINDS):
-            raise UserError(f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KNOWN_KINDS)}")
+        if unknown := {kind for kind in self.kinds if isinstance(kind, str)} - set(KNOWN_KINDS):
+            raise UserError(
+                f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KNOWN_KINDS)}, mixed_25 (a quarter is synthetic) and "
+                "the like, Mix(…), Added(…)"
+            )
+        names = [kind_name(kind) for kind in self.kinds]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"kinds={repeated} are there twice, in other words; name each once")
+        if self.training not in TRAININGS:
+            raise UserError(f"training={self.training!r} is not one of {', '.join(map(repr, TRAININGS))}")
+        UntrainedConfig(seed=0, head=self.head)
 
     def _check_biases(self) -> None:
         if len(set(self.biases)) != len(self.biases):
@@ -159,8 +205,21 @@ class Experiment:
                 f"the others; give seeds={' or seeds='.join(','.join(map(str, seeds)) for seeds in fitting)}"
             )
 
+    def _check_generations(self) -> None:
+        if self.generations < 1:
+            raise UserError(f"generations={self.generations}: the first is trained on original data; give 1 or more")
+        if self.generations > 1 and "synthetic" not in self.kinds:
+            raise UserError(
+                f"generations={self.generations}: each is seen in synthetic sets of its own, and kinds={self.kinds} has no "
+                "'synthetic' of the first to compare them with; add it, or leave generations out"
+            )
+        if self.accumulate and self.generations == 1:
+            raise UserError(
+                "accumulate=True is about what later generations are trained on, and there is one; give generations=2"
+            )
+
     def _check_judge(self) -> None:
-        if self.judge is None and FILTERED in self.kinds:
+        if self.judge is None and any(FILTERED in parts_of(kind) for kind in self.kinds):
             raise UserError(f"kinds={self.kinds}: {FILTERED} sets are of rows that a judge agrees with; give judge, too")
         if self.judge is not None and not self.has_pool:
             raise UserError(
@@ -197,6 +256,16 @@ class Experiment:
                 )
         if self.trajectories not in TRAJECTORIES:
             raise UserError(f"trajectories={self.trajectories!r} is not one of {', '.join(map(repr, TRAJECTORIES))}")
+        if self.trajectories == "shared" and self.training == "joint":
+            raise UserError(
+                "trajectories='shared' with training='joint': sets that are shuffled together do not begin with a smaller one; "
+                "train each size on its own (trajectories='separate')"
+            )
+        if self.generator.finetune.head_frozen_share:
+            raise UserError(
+                f"the generator has head_frozen_share={self.generator.finetune.head_frozen_share}, and no classifier's head; "
+                "leave it out there"
+            )
         if self.trajectories == "shared":
             for stage, recipe in (("starting_point", self.task_model), ("task_model", self.cell or self.task_model)):
                 check_trajectory(recipe, self.resources.get(stage, Resources()).num_workers)
@@ -241,7 +310,7 @@ class Experiment:
         measures = [claim.comparisons[0].measure for claim in self.claims if claim.control]
         if len(set(measures)) != len(measures):
             raise UserError("two claims are the positive control of one measure; mark one of them with control=True")
-        known = {*KINDS, *(f"bias_{float(bias)}" for bias in self.biases)}
+        known = {*KINDS, *self.kinds_by_name}
         for claim in self.claims:
             if unknown := sorted(claim.kinds - known):
                 raise UserError(f"claim {claim.name} is about {unknown}; kinds of training set are {', '.join(sorted(known))}")

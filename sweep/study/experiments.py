@@ -22,6 +22,7 @@ from pipelines.identity import UNKNOWN, FileHash
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import find_heuristic
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
+from sweep.graph.records import TRAINED_KINDS
 from sweep.study.experiment import Experiment
 from sweep.study.paper import MAX_NEW_TOKENS, PAPER_GENERATOR, PAPER_TASK_MODEL, POOL_PER_LABEL, STARTING_SIZES, TRAINING_SIZES
 
@@ -41,13 +42,19 @@ def demo(
     biases: tuple[float, ...] = (),
     heuristic_share: float | None = None,
     generators: int = 1,
+    kinds: tuple[str, ...] = TRAINED_KINDS,
+    training: Literal["two_steps", "joint"] = "two_steps",
+    head: Literal["random", "zero", "lm"] = "random",
+    generations: int = 1,
+    accumulate: bool = False,
 ) -> Experiment:
     """The whole study in minutes on two CPU cores: a tiny Llama and a procedural corpus, everything real.
 
     Its minutes are spent on seeds, so that the bias that was put in on purpose is seen; it has one starting point and one size.
     `pool_size` is the number of parsed synthetic examples, a third of each label. `heuristic` (a built-in one's name,
     or FILE.py:NAME) is what biased sets are biased to; each of `biases` is a dose of it, in sets of `heuristic_share`.
-    Each of `generators` writes a pool of its own, and the seeds are dealt over them (docs/studies.md).
+    Each of `generators` writes a pool of its own, and the seeds are dealt over them (docs/studies.md). `kinds` may have mixes
+    (`mixed_50`); they, `training`, `head`, `generations` and `accumulate` are those of docs/kinds.md.
     """
     recipe = FinetuneConfig(
         method="full",
@@ -81,7 +88,12 @@ def demo(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        kinds=kinds,
+        training=training,
+        head=head,
         generators=generators,
+        generations=generations,
+        accumulate=accumulate,
         heuristic=find_heuristic(heuristic),
         biases=biases,
         heuristic_share=heuristic_share,
@@ -113,6 +125,12 @@ def mini(
     heuristic_share: float | None = None,
     generators: int = 1,
     challenges: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = TRAINED_KINDS,
+    training: Literal["two_steps", "joint"] = "two_steps",
+    head: Literal["random", "zero", "lm"] = "random",
+    head_frozen_share: float = 0.0,
+    generations: int = 1,
+    accumulate: bool = False,
 ) -> Experiment:
     """The paper's study with a small pretrained model, on real MultiNLI and HANS; one GPU.
 
@@ -122,8 +140,9 @@ def mini(
     drives it.
     Original training sets hold no example that their starting point was finetuned on. `recipe` "full" trains all weights in
     batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `generator_epochs` may
-    be a fraction. `heuristic`, `biases`, `heuristic_share` and `generators` are as in `demo`. Each of `challenges` is a further
-    test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md).
+    be a fraction. `heuristic`, `biases`, `heuristic_share`, `generators`, `kinds`, `training`, `head`, `generations` and
+    `accumulate` are as in `demo`; heads are frozen for `head_frozen_share` of a finetuning's steps. Each of `challenges` is a
+    further test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md).
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -151,6 +170,7 @@ def mini(
             replace(papers, learning_rate=10 * papers.learning_rate, dtype=dtype, log_every=100)
             for papers in (PAPER_TASK_MODEL, PAPER_GENERATOR)
         )
+    task_model = replace(task_model, head_frozen_share=head_frozen_share)
     generator = replace(generator, epochs=generator_epochs)
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
@@ -169,7 +189,12 @@ def mini(
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
+        kinds=kinds,
+        training=training,
+        head=head,
         generators=generators,
+        generations=generations,
+        accumulate=accumulate,
         heuristic=find_heuristic(heuristic),
         biases=biases,
         heuristic_share=heuristic_share,

@@ -7,6 +7,10 @@ step. Original training sets do not depend on a pool, so they need not wait. Wit
 the largest size has that one, its trunk, for an input as well. With a judge, each pool's labels are judged, by a model that is
 neither a starting point nor a cell.
 
+Later generations are a chain beside the first: a generator finetuned on the pool before it, and its pool. In joint training a
+cell's own set and its starting set are drawn into one, and the cell starts from the untrained model. A mix is drawn from data
+and pool.
+
 Generator 0 and what is made from its pool are named as in a study with one generator, because they are the same artifacts.
 Another's number is in its names: `generator1`, `pool1`, `synthetic-300-seed1-generator1`.
 """
@@ -15,14 +19,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipelines.data.training_set import FILTERED, TrainingSetConfig, num_drawn
+from pipelines.data.kinds import FILTERED, ORIGINAL, Kind, parts_of
+from pipelines.data.training_set import BIASED, JOINT, TrainingSetConfig, num_drawn, training_set_config
 from pipelines.evaluate.judge import JudgementConfig
 from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.resources import Resources
+from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
 from sweep.study.experiment import JUDGE_SEED, Experiment
+
+GENERATION_SEEDS = 10_000
+"""By how much the seeds of a generation's generators are above those of the one before: more than there are generators."""
 
 
 def build_grid(experiment: Experiment) -> list[Step]:
@@ -43,6 +52,9 @@ class _Grid:
         text = {"sources": self.sources} if isinstance(experiment.base_model, ScratchModelConfig) else {}
         self.base_model = self._add("base_model", "base", experiment.base_model, text)
         self.pools = [self._add_pool(number) for number in range(experiment.generators)] if experiment.has_pool else []
+        self.generations = {1: self.pools}
+        for generation in range(2, experiment.generations + 1):
+            self.generations[generation] = [self._add_pool(number, generation) for number in range(experiment.generators)]
         if experiment.judge is not None:
             for pool in self.pools:
                 self._add_judgement(pool)
@@ -69,18 +81,26 @@ class _Grid:
         step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {}, rehearsal)
         return self.steps.setdefault(step.fingerprint, step)
 
-    def _add_pool(self, number: int) -> Step:
+    def _add_pool(self, number: int, generation: int = 1) -> Step:
+        """The pool of a generator, and the generator, trained on original data or, in later generations, on earlier pools."""
         experiment = self.experiment
-        which = self._which(number)
+        which, named = self._which(number), f"{number or ''}"
+        texts = {"sources": self.sources}
+        if generation > 1:
+            which, named = which | {"generation": generation}, f"{named}-generation{generation}"
+            since = 1 if experiment.accumulate else generation - 1
+            pools = {f"pool{earlier}": self.generations[earlier][number] for earlier in range(since, generation)}
+            texts = (texts if experiment.accumulate else {}) | pools
+        seed = number + (generation - 1) * GENERATION_SEEDS
         generator = self._add(
             "generator",
-            f"generator{number or ''}",
-            replace(experiment.generator, seed=experiment.generator.seed + number),
-            {"sources": self.sources, "base_model": self.base_model},
+            f"generator{named}",
+            replace(experiment.generator, seed=experiment.generator.seed + seed),
+            {**texts, "base_model": self.base_model},
             which,
         )
-        generation = replace(experiment.generation, seed=experiment.generation.seed + number)
-        return self._add("synthetic_pool", f"pool{number or ''}", generation, {"generator": generator}, which)
+        config = replace(experiment.generation, seed=experiment.generation.seed + seed)
+        return self._add("synthetic_pool", f"pool{named}", config, {"generator": generator}, which)
 
     def _which(self, number: int) -> dict[str, int]:
         """The coordinate that says which generator; a study of one has none."""
@@ -88,10 +108,10 @@ class _Grid:
 
     def _add_starting_point(self, starting_size: int, seed: int) -> None:
         experiment = self.experiment
-        starting_point = self._add(
+        untrained = starting_point = self._add(
             "starting_point",
             f"start0-seed{seed}",
-            UntrainedConfig(seed=seed),
+            self._untrained(seed),
             {"base_model": self.base_model},
             {"starting_size": 0, "kind": "none", "size": 0, "seed": seed},
         )
@@ -99,15 +119,24 @@ class _Grid:
         if starting_size:
             starting_set, starting_point = self._add_trained_start(starting_size, seed, starting_point)
         self._add_evaluation(starting_point)
-        kinds: list[tuple[str, dict[str, float]]] = [(kind, {}) for kind in experiment.kinds]
-        # As floats: the doses 0 and 0.0 are one, and have one name.
-        kinds += [(f"bias_{bias}", {"bias": bias}) for bias in map(float, experiment.biases)]
-        for kind, dose in kinds:
+        for kind in experiment.kinds_by_name:
             for size in experiment.training_sizes:
-                cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed, **dose}
+                cell = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed, **self._dial(kind)}
                 if kind != "original":
                     cell |= self._which(experiment.generator_of(seed))
-                self._add_cell(cell, starting_point, starting_set)
+                self._add_cell(cell, starting_point, starting_set, untrained)
+
+    def _untrained(self, seed: int) -> UntrainedConfig:
+        return UntrainedConfig(seed=seed, head=self.experiment.head)
+
+    def _dial(self, kind: str) -> dict[str, float]:
+        """The coordinate that says how much of what a kind is, if it is more than a name (`records.DIALS`)."""
+        experiment = self.experiment
+        doses = {f"bias_{bias}": {"bias": bias} for bias in map(float, experiment.biases)}
+        later = {name: {"generation": number} for number, name in enumerate(experiment.generation_names[1:], start=2)}
+        made_of = experiment.kinds_by_name[kind]
+        shares = {} if isinstance(made_of, str) else {kind: {"synthetic_share": made_of.synthetic_share}}
+        return {**doses, **later, **shares}.get(kind, {})
 
     def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
         """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""
@@ -119,7 +148,14 @@ class _Grid:
         starting_set = self._add(
             "starting_set",
             f"start{starting_size}-seed{set_seed}",
-            TrainingSetConfig(kind="starting", size=starting_size, seed=set_seed, nested_sizes=smaller),
+            TrainingSetConfig(
+                kind="starting",
+                size=starting_size,
+                seed=set_seed,
+                nested_sizes=smaller,
+                task=experiment.task,
+                **self._counted(),
+            ),
             {"source": self.sources},
             coordinates,
         )
@@ -154,35 +190,41 @@ class _Grid:
             coordinates,
         )
 
-    def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None) -> Step:
+    def _add_cell(self, cell: Mapping[str, Any], starting_point: Step, starting_set: Step | None, untrained: Step) -> Step:
         experiment = self.experiment
         smaller, largest = self._on_trajectory(cell["size"], experiment.training_sizes)
         trunk = None
         if cell["size"] != largest:
-            trunk = self._add_cell({**cell, "size": largest}, starting_point, starting_set)
+            trunk = self._add_cell({**cell, "size": largest}, starting_point, starting_set, untrained)
         kind, size, seed = cell["kind"], cell["size"], cell["seed"]
-        excluded = starting_set if kind == "original" and experiment.disjoint_from_starting else None
+        made_of = experiment.kinds_by_name[kind]
+        parts = parts_of(made_of)
+        excluded = starting_set if ORIGINAL in parts and experiment.disjoint_from_starting else None
         slug = _named(f"{kind}-{size}-seed{seed}", cell.get("generator", 0))
-        source = self.sources if kind == "original" else self.pools[experiment.generator_of(seed)]
         # A set that avoids one starting point's examples belongs to that starting point alone.
         shared = {} if excluded else {"starting_size": None}
         training_set = self._add(
             "training_set",
             f"start{cell['starting_size']}-{slug}" if excluded else slug,
-            TrainingSetConfig(
-                kind="biased_synthetic" if "bias" in cell else kind,
-                size=size,
-                seed=seed,
+            training_set_config(
+                made_of,
+                size,
+                seed,
                 remainder=experiment.remainder,
                 disjoint_from_starting=excluded is not None,
                 nested_sizes=smaller,
-                **self._bias(cell),
+                task=experiment.task,
+                **self._bias(cell, made_of),
             ),
-            {"source": source}
-            | ({"starting_set": excluded} if excluded else {})
-            | ({"judgement": self._add_judgement(source)} if kind == FILTERED else {}),
+            self._drawn_from(made_of, seed, cell.get("generation", 1)) | ({"starting_set": excluded} if excluded else {}),
             {**cell, **shared},
         )
+        if experiment.training == "joint" and starting_set is not None:
+            slug, starting_point = f"joint-{slug}", untrained
+            both = num_drawn(starting_set.config) + num_drawn(training_set.config)
+            inputs = {"starting_set": starting_set, "own_set": training_set}
+            joint = TrainingSetConfig(JOINT, both, seed, task=experiment.task, **self._counted())
+            training_set = self._add("training_set", f"start{cell['starting_size']}-{slug}", joint, inputs, cell)
         slug = f"start{cell['starting_size']}-{slug}"
         recipe = experiment.cell or experiment.task_model
         task_model = self._add_trained("task_model", slug, recipe, training_set, starting_point, trunk, cell)
@@ -211,19 +253,34 @@ class _Grid:
 
     def _add_judge(self, size: int) -> dict[str, Step]:
         """The judge, and what it was trained on: original examples drawn for it, so that it corrects no model but others."""
-        untrained = self._add("starting_point", "judge0", UntrainedConfig(JUDGE_SEED), {"base_model": self.base_model})
-        drawn = TrainingSetConfig("starting", size, JUDGE_SEED)
+        untrained = self._add("starting_point", "judge0", self._untrained(JUDGE_SEED), {"base_model": self.base_model})
+        drawn = TrainingSetConfig("starting", size, JUDGE_SEED, task=self.experiment.task, **self._counted())
         training_set = self._add("starting_set", f"judge{size}", drawn, {"source": self.sources})
         inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": untrained}
         config = TaskModelConfig(self.experiment.task_model, JUDGE_SEED)
         judge = self._add("starting_point", f"judge{size}", config, inputs)
         return {"judge0": judge, "judge0_set0": training_set}
 
-    def _bias(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+    def _drawn_from(self, kind: Kind, seed: int, generation: int) -> dict[str, Step]:
+        """The inputs that a set's examples come from: data, a pool, or for a mix both; and the pool's judgement."""
+        parts = parts_of(kind)
+        sources: dict[str, Step] = {"source": self.sources} if ORIGINAL in parts else {}
+        if parts != (ORIGINAL,):
+            pool = self.generations[generation][self.experiment.generator_of(seed)]
+            sources["source" if isinstance(kind, str) else "pool"] = pool
+            if FILTERED in parts:
+                sources["judgement"] = self._add_judgement(pool)
+        return sources
+
+    def _bias(self, cell: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         if "bias" in cell:
             share = self.experiment.heuristic_share
             return {"heuristic": self.experiment.heuristic, "bias": cell["bias"], "heuristic_share": share}
-        return {"heuristic": self.experiment.heuristic} if cell["kind"] == "biased_synthetic" else {}
+        return {"heuristic": self.experiment.heuristic} if BIASED in parts_of(kind) else self._counted()
+
+    def _counted(self) -> dict[str, Any]:
+        """The heuristic of a set that is not biased to it: it is counted there in tasks that have no lexical overlap."""
+        return {} if self.experiment.task == NLI else {"heuristic": self.experiment.heuristic}
 
     def _add_evaluation(self, model: Step) -> None:
         inputs = {"sources": self.test_sources, "base_model": self.base_model, "task_model": model}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from pipelines.data.kinds import kind_name
 from pipelines.data.sources import NLISourcesConfig
 from pipelines.data.training_set import sizes_per_label
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
@@ -117,13 +118,17 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     for topic, paper, value in (
         ("starting points", STARTING_SIZES, experiment.starting_sizes),
         ("training-set sizes", TRAINING_SIZES, experiment.training_sizes),
-        ("kinds of training set", TRAINED_KINDS, experiment.kinds),
+        ("kinds of training set", TRAINED_KINDS, tuple(map(kind_name, experiment.kinds))),
     ):
         # An axis is a set: the order of its values changes nothing.
         same = sorted(paper, key=str) == sorted(value, key=str)
         yield Note(topic, _text(paper), _text(paper if same else value), chosen)
     why = "an interval over seeds of one pool says nothing of another"
     yield Note("generators, each with a pool", "1", _text(experiment.generators), why)
+    training = {"two_steps": "from its starting point", "joint": "on its set and the starting point's together"}
+    yield Note("a cell is finetuned", training["two_steps"], training[experiment.training], chosen)
+    yield Note("untrained head", "random", experiment.head, chosen)
+    yield Note("generations of the generator", "1", _text(experiment.generations), chosen)
     yield Note("doses of bias", "none", _text(experiment.biases) or "none", chosen)
     yield Note("heuristic of the biased sets", LEXICAL_OVERLAP.name, experiment.heuristic.name, chosen)
     yield from _recipe("G", PAPER_GENERATOR, experiment.generator.finetune)

@@ -1,10 +1,16 @@
-"""The statements of Zhang and Pavlick's paper as claims, and the same question asked of measures that do not saturate."""
+"""The claims of a study that declares none: those of Zhang and Pavlick's paper, the same question asked of measures that do not
+saturate, and what a study's mixes and generations are there to answer."""
 
+from collections.abc import Sequence
+
+from pipelines.data.kinds import Added, Mix
 from sweep.study.claims import START, Claim, Comparison, Difference
 from sweep.study.measures import Measure
 
 GENERAL_MARGIN = 0.02
 """Two points of accuracy: the paper calls a mean difference of 1.1 points 'on par'."""
+KINDEST_FIRST = ("original", "filtered_synthetic", "synthetic", "biased_synthetic")
+"""Kinds of data by what is expected of them on a blindspot."""
 FLOOR = 0.05
 """Accuracy that counts as 'toward zero'."""
 
@@ -161,3 +167,55 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
     ),
     *(claim for measure in _OTHERS for claim in _of_measure(measure)),
 )
+
+
+def axis_claims(mixes: Sequence[Mix | Added], generations: Sequence[str]) -> tuple[Claim, ...]:
+    """What mixes and generations (the kinds of their synthetic sets, from the first) are there to answer; none is primary."""
+    return (*(_of_mix(mix) for mix in mixes), *(_of_generations(generations) if len(generations) > 1 else ()))
+
+
+def _of_mix(mix: Mix | Added) -> Claim:
+    slug, words = mix.name.replace(".", "_"), _in_words(mix)
+    if isinstance(mix, Added):
+        return Claim(
+            f"{slug}_reinforces",
+            f"With {words}, accuracy where the heuristic is wrong is lower than with the original examples alone.",
+            _is(_adversarial(mix.name, "original"), -1),
+        )
+    best, *_, worst = (kind for kind in KINDEST_FIRST if kind in mix.parts)
+    return Claim(
+        f"{slug}_is_between",
+        f"With {words}, accuracy where the heuristic is wrong lies between that with {best.replace('_', ' ')} and that with "
+        f"{worst.replace('_', ' ')} data alone.",
+        (Comparison((_adversarial(mix.name, best),), -1), Comparison((_adversarial(worst, mix.name),), -1)),
+    )
+
+
+def _in_words(mix: Mix | Added) -> str:
+    parts = [(kind.replace("_", " "), number) for kind, number in mix.parts.items()]
+    if isinstance(mix, Added):
+        return " and ".join(f"{number:g} {kind}" for kind, number in parts[1:]) + " examples added for each original one"
+    return " and ".join(f"{100 * number:g} % {kind}" for kind, number in parts) + " data"
+
+
+def _of_generations(names: Sequence[str]) -> tuple[Claim, ...]:
+    # The least-squares slope over 1, 2 …, a weighted sum of the levels: of differences with the first, as weights add up to 0.
+    middle = (len(names) - 1) / 2
+    squares = sum((number - middle) ** 2 for number in range(len(names)))
+    slope = tuple(
+        Difference(name, names[0], "adversarial", weight=(number - middle) / squares)
+        for number, name in enumerate(names)
+        if number and number != middle
+    )
+    return (
+        Claim(
+            "blindspot_grows_over_generations",
+            "Accuracy where the heuristic is wrong falls with each generation of the generator, on average.",
+            (Comparison(slope, -1),),
+        ),
+        Claim(
+            "general_falls_over_generations",
+            f"Synthetic data of generation {len(names)} lowers general accuracy, compared with that of the first.",
+            _is(_general(names[-1], names[0]), -1),
+        ),
+    )

@@ -1,5 +1,6 @@
 """The names that a study's file imports from `sweep`, and nothing else; docs/studies.md lists them."""
 
+from pipelines.data.kinds import Added, Mix
 from pipelines.data.sources import NLISourcesConfig, nli_sources_config
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
@@ -33,6 +34,7 @@ __all__ = [
     "PAPER_CLAIMS",
     "PAPER_GENERATOR",
     "PAPER_TASK_MODEL",
+    "Added",
     "Claim",
     "Comparison",
     "Difference",
@@ -44,6 +46,7 @@ __all__ = [
     "Heuristic",
     "Label",
     "Measure",
+    "Mix",
     "NLISourcesConfig",
     "PretrainedModelConfig",
     "RandomModelConfig",

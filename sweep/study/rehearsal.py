@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from pipelines.data.training_set import FILTERED
+from pipelines.data.kinds import FILTERED, Added, Kind, Mix, sizes_of
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
@@ -35,6 +35,12 @@ def rehearsal(experiment: Experiment) -> Experiment:
     recipes = (experiment.task_model, experiment.cell or experiment.task_model)
     num_labels = len(experiment.task.labels)
     size = num_labels * -(-STEPS * max(recipe.batch_size for recipe in recipes) // num_labels)
+    kinds = tuple(dict.fromkeys(map(_unfiltered, experiment.kinds)))
+    # The smallest part of a mix still has an example of each label.
+    while any(min(sizes_of(kind, size).values()) < num_labels for kind in kinds):
+        size += num_labels
+    # Of the set that takes most from the pool.
+    most = max([size, *(sum(sizes_of(kind, size).values()) - size for kind in kinds)])
     generation = experiment.generation
     # Together, the labels' shards fill an engine's batch.
     filling = -(-(generation.max_num_seqs or 1_024) // num_labels)
@@ -54,7 +60,7 @@ def rehearsal(experiment: Experiment) -> Experiment:
         generator=replace(experiment.generator, finetune=_short(experiment.generator.finetune)),
         generation=replace(
             generation,
-            num_per_label=size // num_labels,
+            num_per_label=-(-most // num_labels),
             shard_size=shard_size,
             max_new_tokens=min(generation.max_new_tokens, NEW_TOKENS),
             stand_ins=True,
@@ -70,9 +76,23 @@ def rehearsal(experiment: Experiment) -> Experiment:
         heuristic=LEXICAL_OVERLAP,
         biases=(),
         # Nor does a model of a few steps agree with enough of its labels to filter it.
-        kinds=tuple(dict.fromkeys("synthetic" if kind == FILTERED else kind for kind in experiment.kinds)),
+        kinds=kinds,
+        # What a third is made from, a second is.
+        generations=min(2, experiment.generations),
         heuristic_share=None,
     )
+
+
+def _unfiltered(kind: Kind) -> Kind:
+    """A kind with synthetic examples in place of filtered ones."""
+    if isinstance(kind, str) or FILTERED not in kind.parts:
+        return "synthetic" if kind == FILTERED else kind
+    parts = dict(kind.parts)
+    parts["synthetic"] = parts.get("synthetic", 0.0) + parts.pop(FILTERED)
+    if isinstance(kind, Added):
+        del parts["original"]
+        return Added(**parts)
+    return Mix(**parts) if len(parts) > 1 else "synthetic"
 
 
 def _short(recipe: FinetuneConfig) -> FinetuneConfig:
