@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -22,6 +23,8 @@ SET_NAMES = {
 }
 HOLDS = "holds/"
 """The beginning of the name of a slice where a heuristic holds."""
+SLICE = "slice/"
+"""The beginning of the names of the columns that a described test set's slices have beside logits."""
 NOTHING = "–"
 _GROUP = "\N{NARROW NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
@@ -32,9 +35,9 @@ def kind_name(kind: str) -> str:
     return KIND_NAMES.get(kind, kind.replace("_", " ").capitalize())
 
 
-def set_name(name: str) -> str:
-    """The name of a test set in figures and tables; an unknown one keeps its own name."""
-    return SET_NAMES.get(name, name)
+def set_name(name: str, titles: Mapping[str, str] = SET_NAMES) -> str:
+    """The name of a test set in figures and tables; one without a title keeps its own name."""
+    return titles.get(name, name)
 
 
 def slice_name(name: str) -> str:
@@ -50,6 +53,17 @@ def starting_point_name(starting_size: int) -> str:
 def thousands(number: int) -> str:
     """73080 -> '73 080': a separator that is neither a decimal comma nor a decimal point."""
     return f"{number:,}".replace(",", _GROUP)
+
+
+def in_words(names: Sequence[str]) -> str:
+    """('a', 'b', 'c') -> 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def number_word(number: int) -> str:
+    """3 -> 'three'; digits from eleven on."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[number] if number < len(words) else str(number)
 
 
 def percent(share: float, digits: int = 1) -> str:

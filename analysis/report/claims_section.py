@@ -74,7 +74,7 @@ def claims_block(verdicts: Verdicts | None, evidence: Evidence | None, why_not: 
         folds.insert(0, Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]))
     for title, table in (("No differences by subcase", _subcases), ("No signal detection", _signal)):
         try:
-            folds.append(table(evidence))
+            folds += table(evidence)
         except UserError as error:
             text.append(f"{title}: {error}.")
     return Block("claims", TITLE, text, [_claims(drawn, HOW_TO_READ)], folds, "", CAPTION if figure else ""), figure
@@ -149,11 +149,13 @@ def _settings(judgements: Sequence[Judgement]) -> Fold:
 
 
 def _notes(judgements: Sequence[Judgement]) -> Fold:
-    columns = text_columns("Claim", "The paper", "Test", "Equivalent from", "Notes", css="wrap")
+    has_paper = any(judgement.paper for judgement in judgements)
+    whose = ("The paper",) if has_paper else ()
+    columns = text_columns("Claim", *whose, "Test", "Equivalent from", "Notes", css="wrap")
     rows = [
         [
             judgement.name,
-            judgement.paper or NOTHING,
+            *([judgement.paper or NOTHING] if has_paper else []),
             judgement.test,
             _smallest_margin(judgement),
             "; ".join(judgement.notes) or NOTHING,
@@ -173,16 +175,22 @@ def _smallest_margin(judgement: Judgement) -> str:
     return f"a factor of {margin:.2f}" if judgement.unit == "ratio" else f"±{margin:.2f}"
 
 
-def _subcases(evidence: Evidence) -> Fold:
+def _subcases(evidence: Evidence) -> list[Fold]:
+    """Nothing where the blindspot set has no subcases."""
     subcases = subcase_table(evidence)
-    numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", "Templates", "Items", "p", "q")
+    if subcases.empty:
+        return []
+    items = evidence.responses.items[evidence.blindspot_set]
+    what = {"template": "template", "subcase": "subcase"}.get(items.clustered_by, "cluster of items")
+    counted = f"{what.split()[0].capitalize()}s"
+    numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", counted, "Items", "p", "q")
     rows = [
         [
-            row["subcase"].replace("_", " "),
+            slice_name(row["subcase"]),
             points(row["mean"]),
             range_words(row["low"], row["high"], "share"),
             str(row["num_seeds"]),
-            str(row["num_templates"]),
+            str(row["num_clusters"]),
             thousands(int(row["num_items"])),
             p_words(row["p"]),
             p_words(row["q"]),
@@ -190,13 +198,15 @@ def _subcases(evidence: Evidence) -> Fold:
         for _, row in subcases.iterrows()
     ]
     caption = (
-        "Averaged over all starting points and sizes. Of one template, an interval speaks of further items of it; of several, "
-        "of further templates. q is Benjamini and Hochberg's, over the subcases of each kind apart."
+        f"Averaged over all starting points and sizes. Of one {what}, an interval speaks of further items of it; of several, "
+        f"of further {counted.lower()}. q is Benjamini and Hochberg's, over the subcases of each kind apart."
     )
-    return Fold(f"{len(rows)} subcases of the blindspot set", [Table([Column("Subcase"), *numbers], rows, caption)])
+    subcase = "slice" if items.described else "subcase"
+    title = f"{len(rows)} {subcase}{'' if len(rows) == 1 else 's'} of the blindspot set"
+    return [Fold(title, [Table([Column(subcase.capitalize()), *numbers], rows, caption)])]
 
 
-def _signal(evidence: Evidence) -> Fold:
+def _signal(evidence: Evidence) -> list[Fold]:
     table = signal_table(evidence.responses, evidence.blindspot_set)
     columns = [
         *text_columns("Starting point", "Training set"),
@@ -219,7 +229,7 @@ def _signal(evidence: Evidence) -> Fold:
         "Accuracies on items of the heuristic's label and on others move in opposite directions when a model gives that label "
         "more often. d′ is how well it tells them apart, c how much it leans: below 0 towards it. Log-linear correction."
     )
-    return Fold("The blindspot set as signal detection: sensitivity and bias", [Table(columns, rows, caption)])
+    return [Fold("The blindspot set as signal detection: sensitivity and bias", [Table(columns, rows, caption)])]
 
 
 def _slice_words(name: str) -> str:

@@ -22,7 +22,7 @@ TABLE1_NOTE = (
     "of the other, as with MultiNLI's own training rows, the second is wider than it need be."
 )
 ODDS_NOTE = (
-    "Odds ratio: the odds of lexical overlap in entailment over those in the other two labels together; 1 is no correlation. "
+    "Odds ratio: the odds of lexical overlap in entailment over those in the other labels together; 1 is no correlation. "
     "Intervals are Woolf's, on the logarithm; one half is added to each of the four counts where one is 0 (Haldane, Anscombe)."
 )
 

@@ -9,9 +9,9 @@ import numpy as np
 from analysis.page import Block, Column, Table, grouped, number_columns
 from analysis.stats.label_noise import WrongLabels, wrong_label_rates
 from analysis.study.artifacts import JudgedPool, judged_pool
+from analysis.study.described import task_of
 from analysis.wording import percent, percent_range, thousands
 from pipelines.errors import UserError
-from pipelines.tasks.nli import LABELS
 from sweep.graph.records import Store, Study
 
 SEED = 0
@@ -22,7 +22,7 @@ TITLE = "Wrong labels in the synthetic pool"
 def label_noise_blocks(store: Store, study: Study) -> list[Block]:
     """A section for each judged pool; where its judge cannot tell the labels apart, one that says so."""
     return [
-        _block(judged_pool(store, step), step.slug if number else "")
+        _block(judged_pool(store, step, task_of(study)), step.slug if number else "")
         for number, step in enumerate(step for step in study.steps if step.stage == "judgement" and step.record)
     ]
 
@@ -30,7 +30,7 @@ def label_noise_blocks(store: Store, study: Study) -> list[Block]:
 def _block(judged: JudgedPool, slug: str) -> Block:
     anchor, title = f"label-noise{f'-{slug}' if slug else ''}", f"{TITLE}{f': {slug}' if slug else ''}"
     try:
-        rates = wrong_label_rates(judged.pool, judged.gold, LABELS, 2, seed=SEED)
+        rates = wrong_label_rates(judged.pool, judged.gold, judged.labels, 2, seed=SEED)
     except UserError as error:
         return Block(anchor, title, [f"The rate of wrong labels is unknown: {error}."])
     return Block(anchor, title, _sentences(rates, judged), [_table(rates, judged)])
@@ -38,7 +38,7 @@ def _block(judged: JudgedPool, slug: str) -> Block:
 
 def _sentences(rates: Sequence[WrongLabels], judged: JudgedPool) -> list[str]:
     gold, in_all = judged.gold, rates[-1]
-    held = next((rate for rate in rates if (rate.label, rate.cell) == (judged.predicts.index, 1)), None)
+    held = next((rate for rate in rates if (rate.label, rate.cell) == (judged.labels.index(judged.predicts), 1)), None)
     heuristic = judged.heuristic.replace("_", " ")
     of_held = f", and of those that say {judged.predicts} with {heuristic} {_rate(held)}" if held else ""
     accuracy = percent(float(np.mean(gold.labels == gold.judged)))
@@ -60,7 +60,7 @@ def _table(rates: Sequence[WrongLabels], judged: JudgedPool) -> Table:
 
     def row(rate: WrongLabels) -> list[str]:
         return [
-            "all" if rate.label is None else str(LABELS[rate.label]),
+            "all" if rate.label is None else judged.labels[rate.label],
             "all" if rate.cell is None else f"{'with' if rate.cell else 'without'} {heuristic}",
             thousands(rate.num_rows),
             percent(rate.share_disagreed),
@@ -69,7 +69,7 @@ def _table(rates: Sequence[WrongLabels], judged: JudgedPool) -> Table:
             thousands(rate.num_gold),
         ]
 
-    columns = [Column("Label in the pool"), Column("Pairs")]
+    columns = [Column("Label in the pool"), Column("Examples")]
     columns += number_columns("Rows (n)", "Judge disagrees", "Wrong labels", "95 % interval", "Gold rows")
     by_cell = [row(rate) for rate in rates if rate.cell is not None]
     by_label = [row(rate) for rate in rates if rate.cell is None]

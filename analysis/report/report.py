@@ -35,9 +35,10 @@ from analysis.report.sections import (
     table1_block,
     yield_block,
 )
-from analysis.report.slices import slices_block
+from analysis.report.slices import sets_block, slices_blocks
 from analysis.study import paper
 from analysis.study.artifacts import LabelCount, lexical_overlap_counts
+from analysis.study.described import task_of, test_sets_of
 from analysis.study.frame import describe_missing, evaluation_frame
 from analysis.study.series import paper_series, select, study_series
 from analysis.study.tables import accuracy_table
@@ -47,6 +48,7 @@ from analysis.verdicts.verdicts import judge_evidence
 from analysis.wording import slice_name, thousands
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
+from pipelines.tasks.nli import NLI
 from sweep.graph.records import Store, Study, read_plan
 from sweep.graph.spending import spent_in_words
 
@@ -93,11 +95,12 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         drawn = _write_figure(target, "figure1", figure1(frame, series, accuracies), "Figure 1: accuracy by training size")
         values |= {
             "figure": Markup(drawn),
-            "figure_caption": figure_caption(frame),
+            "figure_caption": figure_caption(frame, series),
             "numbers": numbers(series, accuracies),
         }
-        beside_figure = [_paper_figure1_block(study, frame, target)]
-        slices = slices_block(frame, series[-1].set, series[-1].slice, responses)
+        beside_figure = _paper_figure1_blocks(study, frame, target)
+        slices = sets_block(study, frame, series, responses)
+        slices += slices_blocks(study, frame, series[-1].set, series[-1].slice, responses)
         doses = dose_block(frame, series)
         if doses:
             label = "Accuracy by the bias of the training set"
@@ -167,14 +170,17 @@ def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
     return inline_svg(svg, label)
 
 
-def _paper_figure1_block(study: Study, frame: pd.DataFrame, target: Path) -> Block:
+def _paper_figure1_blocks(study: Study, frame: pd.DataFrame, target: Path) -> list[Block]:
+    """The study beside the paper's figure, or why it is not; nothing for a study of another task."""
+    if task_of(study) != NLI:
+        return []
     if not paper.has_paper_cells(study, frame):
-        return figure1_block(None)
+        return [figure1_block(None)]
     beside = paper.figure1_beside(frame)
     write_file(target.with_name("figure1_vs_paper.csv"), csv_bytes(beside))
     series = paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET, paper.BLINDSPOT_SLICE)
     drawn = to_svg(figure1(paper.figure1(), series))
-    return figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))
+    return [figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))]
 
 
 def _num_pools(study: Study) -> int:
@@ -190,6 +196,8 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
 
 
 def _question(study: Study) -> list[str]:
+    described = test_sets_of(study).get(str(study.parameters.get("blindspot_set")))
+    tests = f" {described.tests}" if described and described.tests else ""
     heuristic = str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
     known = HEURISTICS.get(heuristic)
     what = f" ({known.description[0].lower()}{known.description[1:].rstrip('.')})" if known else ""
@@ -202,5 +210,5 @@ def _question(study: Study) -> list[str]:
         "The quantity of interest is accuracy with synthetic minus accuracy with original training data, "
         "from the same starting point, at the same size and with the same seed: on a general test set, on "
         "a blindspot test set, and on the blindspot's adversarial slice, where going by the heuristic is wrong "
-        f"({slice_name(study.blindspot_slice)}).",
+        f"({slice_name(study.blindspot_slice)}).{tests}",
     ]

@@ -11,6 +11,7 @@ from analysis.study.frame import CELL
 from analysis.study.series import Series, select
 from analysis.wording import (
     kind_name,
+    number_word,
     percent,
     percent_range,
     starting_point_name,
@@ -18,7 +19,7 @@ from analysis.wording import (
 )
 
 
-def figure_caption(frame: pd.DataFrame) -> str:
+def figure_caption(frame: pd.DataFrame, series: Sequence[Series]) -> str:
     """The caption of Figure 1, with the n of its points."""
     counts = frame.groupby(list(CELL), observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
@@ -30,8 +31,18 @@ def figure_caption(frame: pd.DataFrame) -> str:
     )
     return (
         f"Points are means over seeds ({n}); {spread}. x = 0 is the starting point itself. Kinds are drawn "
-        "slightly apart at the same size. HANS-like sets have two labels, the general set three."
+        f"slightly apart at the same size.{_labels_words(series)}"
     )
+
+
+def _labels_words(series: Sequence[Series]) -> str:
+    """By how many labels the sets are scored, where that differs."""
+    general, *others = series
+    other = next((test for test in others if test.num_labels != general.num_labels), None)
+    if other is None:
+        return ""
+    by = (f"{test.name} is scored by {number_word(test.num_labels)} labels" for test in (other, general))
+    return f" {', '.join(by)}."
 
 
 def numbers(series: Sequence[Series], accuracies: pd.DataFrame) -> list[Fold]:

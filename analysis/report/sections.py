@@ -15,7 +15,9 @@ from analysis.report.figures import training_curves
 from analysis.stats.statistics import wilson_interval
 from analysis.study.artifacts import (
     LabelCount,
+    counted_heuristic,
     curve_frame,
+    has_lexical_overlap,
     label_yield_frame,
     reject_samples,
     spent_frame,
@@ -23,9 +25,10 @@ from analysis.study.artifacts import (
     training_set_frame,
     yield_frame,
 )
+from analysis.study.described import task_of
 from analysis.study.paper import table1
 from analysis.study.tables import lexical_overlap_table
-from analysis.wording import NOTHING, duration, kind_name, percent, percent_range, thousands
+from analysis.wording import NOTHING, duration, in_words, kind_name, percent, percent_range, thousands
 from sweep.graph.records import STAGES, Store, Study
 
 # The manifest's lists of a replication's notes, and what the report calls them.
@@ -96,8 +99,8 @@ def yield_block(store: Store, study: Study) -> list[Block]:
     if of_labels["generator"].nunique() > 1:
         tables.append(_yield_table(of_labels, "generator", "Generator"))
     text = (
-        "A text is kept when a premise and a hypothesis can be read out of it; nothing else is filtered. "
-        "What is rejected is kept beside the pool with its reason."
+        f"A text is kept when {in_words([_with_article(name) for name in task_of(study).field_names])} can be read out of it; "
+        "nothing else is filtered. What is rejected is kept beside the pool with its reason."
     )
     samples = reject_samples(store, study)
     folds = []
@@ -109,6 +112,11 @@ def yield_block(store: Store, study: Study) -> list[Block]:
         table = Table([Column("Reason"), Column("Label asked for"), Column("Text, as it was written", "wrap")], shown)
         folds.append(Fold("Rejected texts, the first of each reason", [table]))
     return [Block("yield", "What the generator's texts became", [text], tables, folds)]
+
+
+def _with_article(field: str) -> str:
+    words = field.replace("_", " ")
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _yield_table(yields: pd.DataFrame, by: str, name: str) -> Table:
@@ -222,10 +230,12 @@ def paper_block(study: Study) -> list[Block]:
 
 
 def composition_block(study: Study) -> list[Block]:
-    """Rows and lexical overlaps of the training sets, by label."""
+    """Rows of the training sets, and of how many of them a heuristic holds (`counted_heuristic`), by label."""
     sets = training_set_frame(study)
     if sets.empty:
         return []
+    is_overlap = has_lexical_overlap(task_of(study))
+    short = "LO" if is_overlap else counted_heuristic(study).replace("_", " ")
     sets["set"] = [
         f"Starting set, {thousands(int(start))}" if stage == "starting_set" else f"{kind_name(kind)}, {thousands(int(size))}"
         for stage, start, kind, size in zip(
@@ -237,7 +247,9 @@ def composition_block(study: Study) -> list[Block]:
         rows = []
         num_sets = of_set["fingerprint"].nunique()
         for label, of_label in of_set.groupby("label", sort=False):
-            overlap, number = of_label["num_lexical_overlap"].sum(), of_label["num_rows"].sum()
+            # A set that was not counted is in neither number.
+            counted = of_label.dropna(subset="num_held")
+            held, number = counted["num_held"].sum(), counted["num_rows"].sum()
             low, high = int(of_label["num_rows"].min()), int(of_label["num_rows"].max())
             rows.append(
                 [
@@ -245,14 +257,16 @@ def composition_block(study: Study) -> list[Block]:
                     str(num_sets),
                     str(label),
                     thousands(low) if low == high else f"{thousands(low)} to {thousands(high)}",
-                    thousands(round(overlap / len(of_label))),
-                    percent(overlap / number, 2),
+                    thousands(round(held / len(counted))) if len(counted) else NOTHING,
+                    percent(held / number, 2) if number else NOTHING,
                 ]
             )
         groups.append(rows)
-    numbers = number_columns("Rows per set", "# LO, mean", "% LO")
+    numbers = number_columns("Rows per set", f"# {short}, mean", f"% {short}")
     columns = [Column("Training set"), Column("Sets", "number"), Column("Label"), *numbers]
     text = ["Sets of the same kind and size differ by seed (and by starting point, where they must not share examples)."]
+    if not is_overlap:
+        text[0] += f" # and %: examples of which the heuristic '{short}' holds, where the sets were counted by it."
     fold = Fold(f"{sets['fingerprint'].nunique()} sets by label", [grouped(columns, groups)])
     return [Block("composition", "What the training sets hold", text, folds=[fold])]
 

@@ -12,18 +12,18 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.stats.label_noise import JudgedRows
+from analysis.study.described import task_of
 from pipelines.errors import UserError
 from pipelines.evaluate.judge import GOLD_FILE, JUDGEMENTS_FILE
 from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.storage import join
 from pipelines.tasks.examples import read_examples
-from pipelines.tasks.heuristics import lexical_overlap
-from pipelines.tasks.nli import LABELS, Label
+from pipelines.tasks.heuristics import LEXICAL_OVERLAP, lexical_overlap
+from pipelines.tasks.nli import NLI, Label
 from pipelines.tasks.parquet import parquet_table
+from pipelines.tasks.task import Task
 from sweep.graph.integrity import whole_folder
 from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep
-
-_CLASSES = {str(label): label.index for label in LABELS}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ class LabelCount:
         return self.num_lexical_overlap, self.num_rows - self.num_lexical_overlap
 
 
+def has_lexical_overlap(task: Task) -> bool:
+    """Whether lexical overlap, and with it the paper's Table 1, is about a task: of premises and hypotheses, and entailment."""
+    return set(NLI.field_names) <= set(task.field_names) and LEXICAL_OVERLAP.predicts in task.labels
+
+
 def count_lexical_overlap(examples: pa.Table) -> dict[str, LabelCount]:
-    """Rows and lexical overlaps per label of an examples table, in the order of the labels."""
+    """Rows and lexical overlaps per label of a table of premises and hypotheses, in the order of the labels."""
     overlap = lexical_overlap(examples["premise"], examples["hypothesis"])
     by_label = pd.Series(overlap).groupby(examples["label"].to_pandas())
     counts = {str(label): LabelCount(of_label.size, int(of_label.sum())) for label, of_label in by_label}
@@ -60,20 +65,27 @@ def entailment_and_rest(counts: Mapping[str, LabelCount]) -> tuple[LabelCount, L
 
 
 def lexical_overlap_counts(store: Store, study: Study) -> dict[str, dict[str, LabelCount]]:
-    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (generators' first pools), where built."""
-    counts = {}
+    """The counts of Table 1: "original" (the sources' training set) and "synthetic" (generators' first pools), where built.
+
+    Nothing for a task that lexical overlap is not about.
+    """
+    counts: dict[str, dict[str, LabelCount]] = {}
+    task = task_of(study)
+    if not has_lexical_overlap(task):
+        return counts
     for dataset, stage, path in (("original", "sources", "train.parquet"), ("synthetic", "synthetic_pool", "pool")):
         if built := _first(_built(study, (stage,))):
             # A study's data with and without challenge sets have one training set.
-            built = built[:1] if stage == "sources" else built
-            counts[dataset] = sum_counts([_overlap_of(store, step, path) for step in built])
+            chosen = built[:1] if stage == "sources" else built
+            counts[dataset] = sum_counts([_overlap_of(store, step, path, task) for step in chosen])
     return counts
 
 
 def pool_overlap_counts(store: Store, study: Study) -> dict[int, dict[str, LabelCount]]:
     """Rows and lexical overlaps per label of each pool that is built, by the number of its generator."""
-    pools = _first(_built(study, ("synthetic_pool",)))
-    return {int(pool.coordinates.get("generator", 0)): _overlap_of(store, pool, "pool") for pool in pools}
+    task = task_of(study)
+    pools = _first(_built(study, ("synthetic_pool",))) if has_lexical_overlap(task) else []
+    return {int(pool.coordinates.get("generator", 0)): _overlap_of(store, pool, "pool", task) for pool in pools}
 
 
 def sum_counts(counts: Sequence[Mapping[str, LabelCount]]) -> dict[str, LabelCount]:
@@ -86,16 +98,18 @@ def sum_counts(counts: Sequence[Mapping[str, LabelCount]]) -> dict[str, LabelCou
     }
 
 
-def _overlap_of(store: Store, step: Any, path: str) -> dict[str, LabelCount]:
-    return count_lexical_overlap(read_examples(join(whole_folder(store, step.record), path)))
+def _overlap_of(store: Store, step: Any, path: str, task: Task) -> dict[str, LabelCount]:
+    return count_lexical_overlap(read_examples(join(whole_folder(store, step.record), path), task))
 
 
 def training_set_frame(study: Study) -> pd.DataFrame:
-    """One row per (built starting or training set, label): coordinates, num_rows, num_lexical_overlap.
+    """One row per (built starting or training set, label): coordinates, num_rows, num_held.
 
-    Read from the sets' records. A training set that all starting points share has no starting_size: NA.
+    `num_held` counts the rows of which `counted_heuristic` holds, NA where a set's record does not say. Read from the sets'
+    records. A training set that all starting points share has no starting_size: NA.
     """
-    columns = ["stage", *COORDINATES, "label", "num_rows", "num_lexical_overlap", "fingerprint"]
+    columns = ["stage", *COORDINATES, "label", "num_rows", "num_held", "fingerprint"]
+    heuristic = counted_heuristic(study)
     rows = []
     for step in _built(study, ("starting_set", "training_set")):
         # What a judge was trained on is in no cell; a joint set is made of two others.
@@ -106,16 +120,23 @@ def training_set_frame(study: Study) -> pd.DataFrame:
             {
                 "stage": step.stage,
                 **{name: step.coordinates.get(name) for name in COORDINATES},
-                "label": str(label),
+                "label": label,
                 "num_rows": metrics[f"{label}/num_examples"],
-                "num_lexical_overlap": metrics[f"{label}/lexical_overlap"],
+                "num_held": metrics.get(f"{label}/{heuristic}"),
                 "fingerprint": step.fingerprint,
             }
-            for label in LABELS
+            for label in task_of(study).labels
         ]
     frame = pd.DataFrame(rows, columns=columns)
-    numbers = ["starting_size", "size", "seed", "num_rows", "num_lexical_overlap"]
+    numbers = ["starting_size", "size", "seed", "num_rows", "num_held"]
     return frame.astype({name: "Int64" for name in numbers})
+
+
+def counted_heuristic(study: Study) -> str:
+    """The heuristic that training sets are counted by: lexical overlap where that is about the task, else the study's own."""
+    if has_lexical_overlap(task_of(study)):
+        return LEXICAL_OVERLAP.name
+    return str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
 
 
 def yield_frame(store: Store, study: Study) -> pd.DataFrame:
@@ -175,17 +196,19 @@ def reject_samples(store: Store, study: Study) -> pd.DataFrame:
 class JudgedPool:
     """A judged pool's rows and the gold rows, in two cells: 1 where the heuristic holds, 0 where it does not.
 
-    `heuristic` is its name, `predicts` the label that it predicts.
+    `heuristic` is its name, `predicts` the label that it predicts, `labels` are the task's.
     """
 
     pool: JudgedRows
     gold: JudgedRows
     heuristic: str
-    predicts: Label
+    predicts: str
+    labels: tuple[str, ...] = NLI.labels
 
 
-def judged_pool(store: Store, step: StudyStep) -> JudgedPool:
+def judged_pool(store: Store, step: StudyStep, task: Task = NLI) -> JudgedPool:
     """The rows of a built judgement. Those without a judge are left out; the record counts them."""
+    classes = {label: index for index, label in enumerate(task.labels)}
     record = step.record
     assert record is not None
     (heuristic,) = record.payload["config"]["heuristics"]
@@ -193,12 +216,12 @@ def judged_pool(store: Store, step: StudyStep) -> JudgedPool:
     def rows(name: str, clusters: list[str]) -> JudgedRows:
         content = io.BytesIO(store.read_bytes(record, name))
         frame = parquet_table(content, join(store.folder(step.id), name)).to_pandas().dropna(subset=["predicted"])
-        labels, judged = (frame[column].map(_CLASSES).to_numpy(dtype=int) for column in ("label", "predicted"))
+        labels, judged = (frame[column].map(classes).to_numpy(dtype=int) for column in ("label", "predicted"))
         held = frame[f"holds/{heuristic['name']}"].to_numpy(dtype=int)
         return JudgedRows(labels, judged, held, frame.groupby(clusters).ngroup().to_numpy())
 
     pool, gold = rows(JUDGEMENTS_FILE, ["cluster"]), rows(GOLD_FILE, ["set", "cluster"])
-    return JudgedPool(pool, gold, heuristic["name"], Label(heuristic["predicts"]))
+    return JudgedPool(pool, gold, heuristic["name"], str(heuristic["predicts"]), task.labels)
 
 
 def curve_frame(store: Store, study: Study) -> pd.DataFrame:
@@ -243,9 +266,8 @@ def stage_frame(study: Study) -> pd.DataFrame:
 
 
 def label_order(label: str) -> tuple[int, str]:
-    """Sorts labels in the order of the classification head, others after them by name."""
-    names = [str(label) for label in LABELS]
-    return (names.index(label) if label in names else len(names), label)
+    """Sorts NLI's labels in the order of the classification head, others after them by name."""
+    return (NLI.labels.index(label) if label in NLI.labels else len(NLI.labels), label)
 
 
 def _first(steps: list[Any]) -> list[Any]:

@@ -62,7 +62,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     "none" and `size` 0 for a starting point evaluated as it is; mixes and later generations are kinds of their own, and so is
     a dose of bias, with `bias` its dose: NaN for all others. `generator` is the number of the seed's in a study with several,
     whatever the kind, and NA else. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
-    (`pipelines.evaluate.scoring.entails`).
+    (`pipelines.evaluate.scoring.is_predicted`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
     `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises

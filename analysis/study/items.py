@@ -14,13 +14,16 @@ import pyarrow.compute as pc
 
 from analysis.stats.intervals import Replicates, replicates
 from analysis.stats.ranking import auc_replicates
+from analysis.study.described import task_of, test_sets_of
 from analysis.study.frame import describe_missing
-from analysis.wording import HOLDS
+from analysis.study.item_sets import ItemSet, load_item_set
 from pipelines.errors import DamagedError, UserError
 from pipelines.evaluate.scoring import is_right, placements, scores
 from pipelines.storage import join
-from pipelines.tasks.nli import LABELS, NLI, NON_ENTAILMENT, Label
-from pipelines.tasks.parquet import parquet_schema, parquet_table
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.parquet import parquet_table
+from pipelines.tasks.task import Task
+from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import COORDINATES, Store, Study, StudyStep
 from sweep.study.claims import NOT_FROM_POOL
 from sweep.study.measures import Measure
@@ -31,88 +34,12 @@ LOGITS = "logits.parquet"
 
 
 @dataclass(frozen=True)
-class ItemSet:
-    """The items of one test set, in the order of the evaluations: arrays of shape [num_items].
-
-    `clusters` are codes of what shares wording: a template, else a premise. `strata` are codes of the parts whose share is
-    fixed by design: on HANS heuristic and label. `heuristics` and `subcases` are "" where the set has none. `holds` maps the
-    heuristics that the study evaluates to where they hold, bool [num_items], `predicts` to the label that they predict.
-    """
-
-    name: str
-    ids: np.ndarray
-    labels: np.ndarray
-    heuristics: np.ndarray
-    subcases: np.ndarray
-    clusters: np.ndarray
-    strata: np.ndarray
-    clustered_by: str
-    holds: Mapping[str, np.ndarray] = field(default_factory=dict)
-    predicts: Mapping[str, Label] = field(default_factory=dict)
-
-    def chosen(self, slice_name: str = "all") -> np.ndarray:
-        """Items of a slice, bool [num_items]; slices are named as by `pipelines.evaluate.evaluation.accuracy_rows`.
-
-        Raises UserError when no item is in it, and for a heuristic that was not asked where it holds.
-        """
-        head, _, rest = slice_name.partition("/")
-        if slice_name == "all":
-            return np.ones(len(self.ids), dtype=bool)
-        if slice_name.startswith(HOLDS):
-            heuristic, label = rest.split("/")[0], self.asked(slice_name)
-            if heuristic not in self.holds:
-                raise UserError(
-                    f"the evaluations of {self.name} do not say where the heuristic {heuristic!r} holds; evaluate with "
-                    "EvaluationConfig(heuristics=(…,)), or, if they are older than that, delete them and run again"
-                )
-            where = self.holds[heuristic]
-            if rest != heuristic:
-                where = where & ((self.labels == str(label)) != rest.endswith(f"/non-{label}"))
-        elif head == "subcase":
-            where = self.subcases == rest
-        else:
-            where = (self.heuristics == head) & (self.labels == rest if rest else True)
-        if not where.any():
-            raise UserError(f"no item of {self.name} is in the slice {slice_name!r}; an empty slice has no accuracy")
-        return where
-
-    def asked(self, slice_name: str) -> Label | None:
-        """The label that alone is asked for in a slice, or None where all three are told apart."""
-        if slice_name.startswith(HOLDS):
-            heuristic, _, last = slice_name.removeprefix(HOLDS).partition("/")
-            label = last.removeprefix("non-") or self.predicts.get(heuristic)
-            if label not in LABELS:
-                raise UserError(
-                    f"slice {slice_name!r} does not end in a label or non- and a label, so what is right is not said"
-                )
-            return Label(label)
-        return Label.ENTAILMENT if NON_ENTAILMENT in self.labels else None
-
-    def is_of(self, label: Label) -> np.ndarray:
-        """Which items have a label, bool [num_items]. Raises UserError where the set's two labels do not tell it."""
-        distinct, which = np.unique(self.labels, return_inverse=True)
-        return np.array([NLI.fold(str(one), label) == label for one in distinct])[which]
-
-    def structure(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Clusters and strata of the items `where` (bool [num_items], or their positions): int [num_chosen] each.
-
-        Where a stratum has one cluster only, as it can where a heuristic holds, the items are one stratum. Where that has one
-        cluster only, as a subcase of one template has, every item is a cluster of its own: the interval then speaks of more
-        items of that template.
-        """
-        clusters, strata = self.clusters[where], self.strata[where]
-        if pd.Series(clusters).groupby(strata).nunique().min() < 2:
-            strata = np.zeros(len(clusters), dtype=np.int64)
-        return (np.arange(len(clusters)) if len(np.unique(clusters)) < 2 else clusters), strata
-
-
-@dataclass(frozen=True)
 class Responses:
     """Each evaluated task model's prediction for each item: set → cell → class int8 [num_items].
 
-    `scores`, float32 [num_items], are the log-odds of `label`, the one that the study's heuristic predicts. `generator_of` maps
-    seeds to their generators where the study has several. `missing` names in words what the study promises and the store lacks,
-    `notes` what had to be done without.
+    `scores`, float32 [num_items], are the log-odds of `label`, the one that the study's heuristic predicts; there are none
+    where it does not always predict the same. `generator_of` maps seeds to their generators where several have made results.
+    `missing` names in words what the study promises and the store lacks, `notes` what had to be done without.
     """
 
     items: dict[str, ItemSet]
@@ -120,7 +47,7 @@ class Responses:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scores: dict[str, dict[Cell, np.ndarray]] = field(default_factory=dict)
-    label: Label = Label.ENTAILMENT
+    label: str | None = NLI.folded_onto
     generator_of: Mapping[int, int] = field(default_factory=dict)
 
     def change(
@@ -152,8 +79,12 @@ class Responses:
         difference = self.measured(measure, test_set, slice_name, treated, general_set).minus(
             self.measured(measure, test_set, slice_name, controls, general_set)
         )
-        from_pool = {treatment, control}.difference(NOT_FROM_POOL)
-        return difference.grouped(self.generator_of) if from_pool and self.generator_of else difference
+        return self.by_unit((treatment, control), difference)
+
+    def by_unit(self, kinds: Iterable[str], data: Replicates) -> Replicates:
+        """Seeds as they are; averaged to one value a generator where several made the data that the kinds are of."""
+        from_pool = set(kinds).difference(NOT_FROM_POOL)
+        return data.grouped(self.generator_of) if from_pool and len(set(self.generator_of.values())) > 1 else data
 
     def measured(
         self,
@@ -167,45 +98,63 @@ class Responses:
 
         Averaged within a seed over cells (starting_size, kind, size). ACCURACY and MARGIN are means over any slice. AUC sets
         the slice against its counterpart, where the heuristic holds and is right: "holds/<name>/<label>" for
-        "holds/<name>/non-<label>". PULL sets it against the other items of `general_set` that have the slice's label, all
-        labels but the heuristic's being folded. Raises UserError when no seed has all of the cells, for a slice without a
-        counterpart or of several labels, for want of general items, and for a slice that asks for another label than `label`.
+        "holds/<name>/non-<label>", and a described set's aligned half for its adversarial one. PULL sets it against the other
+        items of `general_set` that have the slice's label, all labels but the heuristic's being folded. Raises UserError when
+        no seed has all of the cells, for a slice without a counterpart or of several labels, for want of general items, for a
+        slice that asks for another label than `label`, and where there is none.
         """
         if measure == Measure.ACCURACY:
             return self.accuracy(blindspot_set, slice_name, cells)
-        items, score_of = self.items[blindspot_set], self.scores[blindspot_set]
-        if items.asked(slice_name) not in (None, self.label):
-            raise UserError(
-                f"slice {slice_name!r} asks for {items.asked(slice_name)}, and scores are of {self.label}, which the study's "
-                "heuristic predicts; measure its accuracy"
-            )
+        items = self.items[blindspot_set]
+        label = self._scored_label(items, slice_name)
+        score_of = self.scores[blindspot_set]
         where = items.chosen(slice_name)
+        if items.described is not None and slice_name == items.described.adversarial:
+            where = where & ~items.is_of(label)
         if measure == Measure.MARGIN:
             seeds, margins = self._averages(blindspot_set, cells, lambda cell: score_of[cell][where])
             return replicates(seeds, margins, *items.structure(where))
         adversarial = (blindspot_set, where)
         if measure == Measure.AUC:
-            return self._auc((blindspot_set, self._counterpart(items, slice_name, where)), adversarial, cells)
+            return self._auc((blindspot_set, _counterpart(items, slice_name, where, label)), adversarial, cells)
         if general_set is None:
             raise ValueError("the pull is against the items of a general set; give general_set")
-        alike = self._alike(items, self.items[general_set], slice_name, where)
+        alike = _alike(items, self.items[general_set], slice_name, where, label)
         return self._auc(adversarial, (general_set, alike), cells)
 
-    def accuracy(
-        self, test_set: str, slice_name: str, cells: Iterable[tuple[int, str, int]], label: str | None = None
-    ) -> Replicates:
-        """Accuracy averaged within a seed over cells (starting_size, kind, size), on the items of one label if it is given.
+    def _scored_label(self, items: ItemSet, slice_name: str) -> str:
+        if self.label is None:
+            raise UserError(
+                f"the heuristic that {items.title} tests does not always predict one label, or predicts= does not name it, so "
+                "that there is no score of it; measure its accuracy"
+            )
+        asked = items.asked(slice_name)
+        if asked not in (None, self.label) and len(items.task.labels) > 2:
+            raise UserError(
+                f"slice {slice_name!r} asks for {asked}, and scores are of {self.label}, which the study's heuristic predicts; "
+                "measure its accuracy"
+            )
+        return self.label
 
-        Raises UserError when no seed has all of the cells, or no item is left.
+    def accuracy(
+        self, test_set: str, slice_name: str, cells: Iterable[tuple[int, str, int]], side: str | None = None
+    ) -> Replicates:
+        """Accuracy averaged within a seed over cells (starting_size, kind, size).
+
+        With a `side`, a label or `non-` and a label, on the items that have it, all other labels being one. Raises UserError
+        when no seed has all of the cells, or no item is left.
         """
         items = self.items[test_set]
-        where = items.chosen(slice_name)
-        if label is not None:
-            where = where & (items.labels == label)
+        where, asked = items.chosen(slice_name), items.asked(slice_name)
+        if side is not None:
+            asked = side.removeprefix("non-")
+            where = where & (items.is_of(asked) == (side == asked))
         if not where.any():
-            raise UserError(f"no item of {test_set} / {slice_name} has the label {label!r}; an empty slice has no accuracy")
-        labels, asked, predicted = items.labels[where], items.asked(slice_name), self.predicted[test_set]
-        seeds, right = self._averages(test_set, cells, lambda cell: is_right(predicted[cell][where], labels, NLI, asked))
+            raise UserError(f"no item of {test_set} / {slice_name} has the label {side!r}; an empty slice has no accuracy")
+        labels, predicted = items.labels[where], self.predicted[test_set]
+        if side is not None:
+            labels = np.full(len(labels), side)
+        seeds, right = self._averages(test_set, cells, lambda cell: is_right(predicted[cell][where], labels, items.task, asked))
         return replicates(seeds, right, *items.structure(where))
 
     def _auc(
@@ -225,29 +174,6 @@ class Responses:
         of_positives, of_negatives = np.split(of_items, [len(positives)], axis=1)
         return auc_replicates(seeds, of_positives, of_negatives, *structure)
 
-    def _counterpart(self, items: ItemSet, slice_name: str, where: np.ndarray) -> np.ndarray:
-        """Where the heuristic of a slice holds and is right, bool [num_items]."""
-        head = slice_name.rpartition("/")[0]
-        if head in ("", "subcase") or items.is_of(self.label)[where].any():
-            raise UserError(
-                f"slice {slice_name!r} has no counterpart in which its heuristic is right, and an AUC is of both; measure a "
-                f"slice of a heuristic's items that are not {self.label}, such as lexical_overlap/non-entailment"
-            )
-        return items.chosen(f"{head}/{self.label}")
-
-    def _alike(self, items: ItemSet, general: ItemSet, slice_name: str, where: np.ndarray) -> np.ndarray:
-        """The general items, bool, that have the label of the items `where` of a slice and are not among them."""
-        is_label = items.is_of(self.label)[where]
-        if is_label.any() != is_label.all():
-            raise UserError(f"slice {slice_name!r} has items of {self.label} and others; the pull is of items of one label")
-        alike = general.is_of(self.label) == is_label[0]
-        if general.name == items.name:
-            alike &= ~where
-        if not alike.any():
-            label = self.label if is_label[0] else f"non-{self.label}"
-            raise UserError(f"{general.name} has no further item of {label} to set slice {slice_name!r} against")
-        return alike
-
     def _seeds(self, test_set: str, cells: Sequence[tuple[int, str, int]]) -> tuple[int, ...]:
         """The seeds that have all of the cells."""
         of_set = self.predicted[test_set]
@@ -265,6 +191,47 @@ class Responses:
         return seeds, np.stack([np.mean([of_cell((*cell, seed)) for cell in cells], axis=0, dtype=float) for seed in seeds])
 
 
+def _counterpart(items: ItemSet, slice_name: str, where: np.ndarray, label: str) -> np.ndarray:
+    """Where the heuristic of a slice, which predicts `label`, holds and is right, bool [num_items]."""
+    described = items.described
+    if described is not None and slice_name == described.adversarial and described.aligned is not None:
+        return items.chosen(described.aligned) & items.is_of(label)
+    head = slice_name.rpartition("/")[0]
+    if head in ("", "subcase", *items.columns) or items.is_of(label)[where].any():
+        raise UserError(
+            f"slice {slice_name!r} has no counterpart in which its heuristic is right, and an AUC is of both; measure a "
+            f"slice of a heuristic's items that are not {label}, such as lexical_overlap/non-entailment of HANS, or name the "
+            "aligned half of a set that is described"
+        )
+    return items.chosen(f"{head}/{label}")
+
+
+def _alike(items: ItemSet, general: ItemSet, slice_name: str, where: np.ndarray, label: str) -> np.ndarray:
+    """The general items, bool, that have the label of the items `where` of a slice and are not among them."""
+    is_label = items.is_of(label)[where]
+    if is_label.any() != is_label.all():
+        raise UserError(f"slice {slice_name!r} has items of {label} and others; the pull is of items of one label")
+    alike = general.is_of(label) == is_label[0]
+    if general.name == items.name:
+        alike &= ~where
+    if not alike.any():
+        of = label if is_label[0] else f"non-{label}"
+        raise UserError(f"{general.name} has no further item of {of} to set slice {slice_name!r} against")
+    return alike
+
+
+def predicted_label(slice_name: str, described: TestSet | None, task: Task) -> str | None:
+    """The label that the heuristic predicts which is wrong in a slice of a blindspot set; None where none is named.
+
+    A described set names it; else the slice does, as `non-` it; else it is the one that the task's sets are folded onto.
+    """
+    if described is not None and slice_name == described.adversarial:
+        return described.predicts
+    last = slice_name.rpartition("/")[2]
+    label = last.removeprefix("non-")
+    return label if last.startswith("non-") and label in task.labels else task.folded_onto
+
+
 def _side_by_side(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Clusters and strata of two sets of items that share none."""
     clusters, strata = (np.concatenate([one, other + one.max() + 1]) for one, other in zip(first, second, strict=True))
@@ -274,8 +241,8 @@ def _side_by_side(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray
 def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False) -> Responses:
     """Read the logits of every evaluation of a study, and the items' clusters from its sources.
 
-    With two labels (HANS) a predicted neutral or contradiction counts as non-entailment, and where a heuristic holds all labels
-    but its own count as one; else all three labels count.
+    Where a set tells one label from the others (HANS: entailment), predictions of the others count as one, and so they do where
+    a heuristic holds; else all of the task's labels count.
     `frame` is the study's `evaluation_frame`. Raises UserError for logits or sources that are missing, differ in their items,
     or do not give the accuracy that the frame reports. With `partial` what is missing is left out and named; without sources,
     each subcase is one cluster, and items without a subcase stand alone.
@@ -286,7 +253,9 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
     first: dict[str, pa.Table] = {}
     predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
     scores_of: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
-    label = Label.ENTAILMENT
+    task, described = task_of(study), test_sets_of(study)
+    blindspot_set = str(study.parameters.get("blindspot_set", ""))
+    label = predicted_label(study.blindspot_slice, described.get(blindspot_set), task)
     for step in study.steps:
         if step.stage != "evaluation" or step.record is None:
             continue
@@ -303,22 +272,21 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
             rows = table.filter(pc.equal(table["set"], name))
             if rows.num_rows == 0:
                 raise UserError(f"evaluation {step.slug} has no logits of {name}; evaluate that set, too")
-            described = rows.select(["id", "label"])
+            identifying = rows.select(["id", "label"])
             if name not in items:
-                items[name] = _item_set(store, study, step, name, rows, notes, partial=partial)
-                label = items[name].asked(study.blindspot_slice) or label
-                first[name] = described
-            elif not described.equals(first[name]):
+                items[name] = load_item_set(store, study, step, rows, notes, task, name, described.get(name), partial=partial)
+                first[name] = identifying
+            elif not identifying.equals(first[name]):
                 raise UserError(
                     f"evaluation {step.slug} has other items of {name} than the others; accuracies on different "
                     "items cannot be compared: evaluate all task models on the same sources"
                 )
-            logits = _logits(rows, name)
+            logits = _logits(rows, name, task)
             predicted[name][where] = logits.argmax(axis=1).astype(np.int8)
-            scores_of[name][where] = scores(logits, label.index).astype(np.float32)
-            _check_against(
-                frame, step, name, is_right(predicted[name][where], items[name].labels, NLI, items[name].asked("all"))
-            )
+            if label is not None:
+                scores_of[name][where] = scores(logits, task.index(label)).astype(np.float32)
+            asked = items[name].asked("all")
+            _check_against(frame, step, name, is_right(predicted[name][where], items[name].labels, task, asked))
     if not items:
         raise UserError(
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
@@ -327,18 +295,23 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
 
 
 def _generators(study: Study) -> dict[int, int]:
-    """Each seed's generator, of a study that has several; else nothing."""
+    """Each seed's generator, where several have made what is evaluated; else nothing: one generator's seeds are its draws."""
     of_seed = {
         int(step.coordinates["seed"]): int(step.coordinates["generator"])
         for step in study.steps
-        if step.stage == "evaluation" and step.coordinates.get("generator") is not None
+        if step.stage == "evaluation" and step.record is not None and step.coordinates.get("generator") is not None
     }
     return of_seed if len(set(of_seed.values())) > 1 else {}
 
 
-def _logits(rows: pa.Table, name: str) -> np.ndarray:
-    """Class logits [num_items, 3] of one task model on one set."""
-    logits = np.stack([rows[f"logit_{label}"].to_numpy() for label in LABELS], axis=1)
+def _logits(rows: pa.Table, name: str, task: Task) -> np.ndarray:
+    """Class logits [num_items, num_labels] of one task model on one set."""
+    if absent := [label for label in task.labels if f"logit_{label}" not in rows.column_names]:
+        raise UserError(
+            f"logits of {name} have no column logit_{absent[0]}, and the task {task.name} has that label; the file is not this "
+            "study's: delete the artifact and run again"
+        )
+    logits = np.stack([rows[f"logit_{label}"].to_numpy() for label in task.labels], axis=1)
     if not np.isfinite(logits).all():
         raise UserError(f"logits of {name} are not all finite; the task model is broken: train it again")
     return logits
@@ -354,72 +327,3 @@ def _check_against(frame: pd.DataFrame, step: StudyStep, name: str, right: np.nd
             f"evaluation {step.slug}: its logits have {right.sum()} of {len(right)} items of {name} right, and its metrics "
             f"say {' or '.join(f'{num} of {total}' for num, total in counts) or 'nothing'}; delete the artifact and run again"
         )
-
-
-def _item_set(
-    store: Store, study: Study, step: StudyStep, name: str, rows: pa.Table, notes: list[str], *, partial: bool
-) -> ItemSet:
-    labels, heuristics, subcases = (
-        np.array(pc.fill_null(rows[column], "").to_pylist(), dtype=str) for column in ("label", "heuristic", "subcase")
-    )
-    sources = next((source for source in study.steps if source.fingerprint == step.inputs.get("sources")), None)
-    key, ids = subcases, np.array(rows["id"].to_pylist(), dtype=str)
-    if sources is None or sources.record is None:
-        if not partial:
-            raise UserError(
-                f"the sources of study {study.experiment!r} are not in the store, and which items of {name} share a template "
-                "or a premise is read there; restore them, or go on without (--partial)"
-            )
-        clustered_by = "subcase" if subcases.any() else "item"
-        notes.append(f"{name}: without its sources, items are clustered by {clustered_by}, not by template or premise")
-        if clustered_by == "item":
-            key = ids
-    else:
-        path = join(store.folder(sources.id), f"{name}.parquet")
-        described = _read_columns(store, sources, f"{name}.parquet").set_index("id")
-        clustered_by = "template" if "template" in described else "premise"
-        if absent := set(ids) - set(described.index):
-            raise UserError(
-                f"{path} lacks {len(absent)} evaluated items, {min(absent)} for one; evaluate on these sources again"
-            )
-        key = described.loc[ids, clustered_by].to_numpy(dtype=str)
-    strata, clusters = _strata(labels, heuristics, subcases, key)
-    holds = {
-        column.removeprefix(HOLDS): rows[column].to_numpy()
-        for column in rows.column_names
-        # Null where the heuristic is not asked for: two labels do not tell its own.
-        if column.startswith(HOLDS) and not rows[column].null_count
-    }
-    return ItemSet(name, ids, labels, heuristics, subcases, clusters, strata, clustered_by, holds, _predicts(step))
-
-
-def _predicts(evaluation: StudyStep) -> dict[str, Label]:
-    """The label that each heuristic of an evaluation's config predicts."""
-    assert evaluation.record is not None
-    heuristics = evaluation.record.payload["config"].get("heuristics", ())
-    return {heuristic["name"]: Label(heuristic["predicts"]) for heuristic in heuristics}
-
-
-def _read_columns(store: Store, sources: StudyStep, name: str) -> pd.DataFrame:
-    assert sources.record is not None
-    content = store.read_bytes(sources.record, name)
-    path = join(store.folder(sources.id), name)
-    names = parquet_schema(io.BytesIO(content), path).names
-    wanted = [column for column in ("id", "template", "premise") if column in names]
-    return parquet_table(io.BytesIO(content), path, wanted).to_pandas()
-
-
-def _strata(labels: np.ndarray, heuristics: np.ndarray, subcases: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of strata and of clusters within them: by heuristic and label where each part has two clusters, else none."""
-    if heuristics.any():
-        strata = _codes(heuristics, labels)
-        # HANS numbers its templates anew for each heuristic.
-        clusters = _codes(heuristics, labels, subcases, key)
-        if pd.Series(clusters).groupby(strata).nunique().min() > 1:
-            return strata, clusters
-        return np.zeros(len(labels), dtype=np.int64), clusters
-    return np.zeros(len(labels), dtype=np.int64), _codes(key)
-
-
-def _codes(*columns: np.ndarray) -> np.ndarray:
-    return pd.MultiIndex.from_arrays(columns).factorize()[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.wording import set_name, slice_name
+from analysis.study.described import task_of, titles_of
+from analysis.wording import SET_NAMES, set_name, slice_name
 from pipelines.errors import UserError
+from pipelines.tasks.nli import NLI
 from sweep.graph.records import Study
 
 # Matched is what the paper reports; mismatched is evaluated beside it.
@@ -35,10 +38,26 @@ def select(table: pd.DataFrame, series: Series) -> pd.DataFrame:
 def paper_series(general_set: str, blindspot_set: str, blindspot_slice: str) -> tuple[Series, ...]:
     """The test sets of the paper's Figure 1: general, blindspot, and the blindspot's adversarial slice."""
     return (
-        Series(general_set, "all", 3, set_name(general_set)),
-        Series(blindspot_set, "all", 2, set_name(blindspot_set)),
-        Series(blindspot_set, blindspot_slice, 2, f"{set_name(blindspot_set)}, {slice_name(blindspot_slice)}"),
+        _series(general_set, "all", len(NLI.labels)),
+        _series(blindspot_set, "all", 2),
+        _series(blindspot_set, blindspot_slice, 2),
     )
+
+
+def set_series(frame: pd.DataFrame, set_: str, slice_: str = "all", titles: Mapping[str, str] = SET_NAMES) -> Series:
+    """A set, or a slice of it, as it is scored first: by as many labels as it can be.
+
+    Raises UserError where the frame has no rows of it.
+    """
+    rows = frame[(frame["set"] == set_) & (frame["slice"] == slice_)]
+    if rows.empty:
+        raise UserError(f"no evaluation has {set_} / {slice_}; evaluate it, or name another set or slice")
+    return _series(set_, slice_, int(rows["num_labels"].max()), titles)
+
+
+def _series(set_: str, slice_: str, num_labels: int, titles: Mapping[str, str] = SET_NAMES) -> Series:
+    title = set_name(set_, titles)
+    return Series(set_, slice_, num_labels, title if slice_ == "all" else f"{title}, {slice_name(slice_)}")
 
 
 def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
@@ -48,8 +67,9 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
     evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
     clear.
     """
+    num_labels = len(task_of(study).labels)
     fits = {
-        "general_set": frame.loc[(frame["num_labels"] == 3) & (frame["slice"] == "all"), "set"],
+        "general_set": frame.loc[(frame["num_labels"] == num_labels) & (frame["slice"] == "all"), "set"],
         "blindspot_set": frame.loc[frame["slice"] == study.blindspot_slice, "set"],
     }
     chosen: dict[str, str] = {}
@@ -63,4 +83,9 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
                 f"{', '.join(fitting) or 'none'}; set {name} in the experiment to one of them, or evaluate it"
             )
         chosen[name] = str(value)
-    return paper_series(chosen["general_set"], chosen["blindspot_set"], study.blindspot_slice)
+    places = (
+        (chosen["general_set"], "all"),
+        (chosen["blindspot_set"], "all"),
+        (chosen["blindspot_set"], study.blindspot_slice),
+    )
+    return tuple(set_series(frame, *place, titles_of(study)) for place in places)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.stats.intervals import Replicates
@@ -30,6 +31,8 @@ from analysis.study.items import ItemSet, Responses
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import FOLDINGS
 
+CLUSTERS = ("template", "premise", "subcase", "item")
+"""Columns by which items hang together that are nouns; the name of another is one of its column."""
 ESTIMATE_COLUMNS = ("mean", "n", "low", "high", "interval_low", "interval_high", "method")
 
 
@@ -89,10 +92,10 @@ def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
 def accuracy_table(frame: pd.DataFrame, responses: Responses | None = None) -> pd.DataFrame:
     """Mean, n, range and interval over seeds per `KEY` without the seed; `method` says what the interval is over.
 
-    With the study's `responses` it is over further seeds (generators, where the cell has several) and further templates or
-    premises, and holds near 0 and 1 (`stats.shares`). For what they do not have, as the other folding, it is Student's t over
-    seeds, cut to 0..1, and with one seed Wilson's over test items as if they were independent. Raises UserError for an empty
-    frame.
+    With the study's `responses` it is over further seeds (generators, where the cell has several) and further clusters of
+    items, as templates or premises, and holds near 0 and 1 (`stats.shares`). For what they do not have, as the other folding,
+    it is Student's t over seeds, cut to 0..1, and with one seed Wilson's over test items as if they were independent. Raises
+    UserError for an empty frame.
     """
     by = list(POINT)
     rows = []
@@ -107,9 +110,8 @@ def accuracy_table(frame: pd.DataFrame, responses: Responses | None = None) -> p
         else:
             estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
         if responses is not None and (data := _answers(responses, point, cell)) is not None:
-            estimate = replace(
-                estimate, interval=share_interval(data), method=_method(responses.items[point["set"]], data, cell)
-            )
+            method = _method(responses.items[point["set"]], point["slice"], data, cell)
+            estimate = replace(estimate, interval=share_interval(data), method=method)
         rows.append({**point, **estimate_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
     return table.astype({"kind": frame["kind"].dtype})
@@ -136,16 +138,19 @@ def _answers(responses: Responses, point: Mapping[str, Any], cell: pd.DataFrame)
     return data.grouped(responses.generator_of) if _has_generators(cell) else data
 
 
-def _method(items: ItemSet, data: Replicates, cell: pd.DataFrame) -> str:
-    what = "generators" if _has_generators(cell) else "seeds"
-    units = f"{len(data.seeds)} {what if len(data.seeds) > 1 else what.removesuffix('s')}"
-    of_one = data.num_clusters == data.num_items and items.clustered_by != "premise"
-    clusters = f"{data.num_items} items of one {items.clustered_by}" if of_one else f"{data.num_clusters} {items.clustered_by}s"
+def _method(items: ItemSet, slice_name: str, data: Replicates, cell: pd.DataFrame) -> str:
+    unit = "generator" if _has_generators(cell) else "seed"
+    units = f"{len(data.seeds)} {unit}{'s' if len(data.seeds) > 1 else ''}"
     if share_interval(data) is None:
         return f"no interval (the {units} agree exactly)"
-    return (
-        f"Wilson over {units} and {clusters}" if len(data.seeds) > 1 else f"Wilson over {clusters} (1 {what.removesuffix('s')})"
-    )
+    # Items are their own clusters where a slice has one cluster only.
+    num_clusters = len(np.unique(items.clusters[items.chosen(slice_name)]))
+    if num_clusters == 1:
+        clusters = f"{data.num_items} items of one {items.clustered_by}"
+    else:
+        nouns = f"{items.clustered_by}s" if items.clustered_by in CLUSTERS else f"values of {items.clustered_by}"
+        clusters = f"{data.num_clusters} {nouns}"
+    return f"Wilson over {units} and {clusters}" if len(data.seeds) > 1 else f"Wilson over {clusters} (1 {unit})"
 
 
 def _has_generators(cell: pd.DataFrame) -> bool:
@@ -153,8 +158,8 @@ def _has_generators(cell: pd.DataFrame) -> bool:
 
 
 def unit_of(frame: pd.DataFrame) -> str:
-    """What synthetic data is replicated by: "generators" in a study with several, else "seeds"."""
-    return "generators" if frame["generator"].notna().any() else "seeds"
+    """What synthetic data is replicated by: "generators" where several have made what is evaluated, else "seeds"."""
+    return "generators" if frame["generator"].nunique() > 1 else "seeds"
 
 
 def by_unit(values: Mapping[int, float], frame: pd.DataFrame) -> list[float]:

@@ -16,6 +16,8 @@ from analysis.study.series import study_series
 from analysis.verdicts.questions import Part, Question, Setting
 from analysis.wording import set_name, slice_name, starting_point_name, thousands
 from pipelines.errors import UserError
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
 from sweep.graph.records import Store, Study
 from sweep.study.claims import START, Claim, Comparison, Difference, from_json
 from sweep.study.measures import Measure
@@ -67,6 +69,11 @@ class Evidence:
         }
         return places[on]
 
+    def title(self, test_set: str) -> str:
+        """What people call a test set."""
+        items = self.responses.items.get(test_set)
+        return items.title if items else set_name(test_set)
+
     def level(self, difference: Difference, kind: str, start: int, size: int) -> Replicates:
         """The measure of one cell, or of its starting point for the kind "none", by seed."""
         cell = (start, kind, 0 if kind == START else size)
@@ -99,7 +106,7 @@ class Evidence:
             if not common:
                 raise UserError("no seed is on both test sets; a paired difference needs both")
             total = total.of(common) + other.of(common)
-        return self.by_unit(comparison, total)
+        return self.responses.by_unit(comparison.kinds, total)
 
     def slope(self, comparison: Comparison, start: int, sizes: Sequence[int]) -> Replicates:
         """The comparison's least-squares slope per doubling of the training set's size. Raises UserError for fewer than two."""
@@ -117,10 +124,9 @@ class Evidence:
             total = total.minus(term * -1)
         return total
 
-    def by_unit(self, comparison: Comparison, data: Replicates) -> Replicates:
-        """Seeds as they are; averaged to one value a generator where the study has several and one of them made the data."""
-        generators = self.responses.generator_of
-        return data.grouped(generators) if comparison.is_from_pool and len(set(generators.values())) > 1 else data
+    @property
+    def task(self) -> Task:
+        return next((items.task for items in self.responses.items.values()), NLI)
 
     @property
     def num_generators(self) -> int:
@@ -179,7 +185,8 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
     question = Question(
         claim.name if start is None else f"{claim.name}/start={start}",
         claim.statement if start is None else claim.statement.replace("{start}", thousands(start)),
-        paper=claim.paper,
+        # What the paper found is about its own task.
+        paper=claim.paper if evidence.task == NLI else "",
         rule=claim.rule,
         margin=declared if margin is None or measure != Measure.ACCURACY else margin,
         measure=str(measure),
@@ -234,7 +241,8 @@ def part_name(comparison: Comparison, evidence: Evidence) -> str:
     text = ""
     for difference in comparison.differences:
         test_set, slice_ = evidence.place(difference.on)
-        where = set_name(test_set) if slice_ == "all" else f"{set_name(test_set)}, {slice_name(slice_)}"
+        title = evidence.title(test_set)
+        where = title if slice_ == "all" else f"{title}, {slice_name(slice_)}"
         treatment, control = (
             "starting point" if kind == START else kind.replace("_", " ") if kind else ""
             for kind in (difference.treatment, difference.control)

@@ -11,7 +11,6 @@ from analysis.study.artifacts import LabelCount, entailment_and_rest
 from analysis.study.tables import entailment_odds_ratio
 from analysis.verdicts.questions import Part, Question, Setting
 from pipelines.errors import UserError
-from pipelines.tasks.nli import LABELS
 
 Counts = Mapping[str, LabelCount]
 RATIO_MARGIN = math.log(1.1)
@@ -66,7 +65,7 @@ def _question(
 
 def _overlap_parts(synthetic: Counts, original: Counts) -> list[Part]:
     """Headline: the ratio of the shares averaged over labels. Then one ratio per label, of independent shares (Katz 1978)."""
-    labels = [str(label) for label in LABELS]
+    labels = list(original)
     sides = []
     for counts in (synthetic, original):
         share, variance = 0.0, 0.0

@@ -24,6 +24,7 @@ from typing import Any
 
 from analysis.stats.hypotheses import benjamini_hochberg, holm, partial_conjunction, sign_flip
 from analysis.stats.statistics import ends
+from analysis.study.artifacts import has_lexical_overlap
 from analysis.verdicts.evidence import UNDERTRAINED, Evidence, load_evidence, questions
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import ALPHA, Settling, Variance, settling
@@ -61,7 +62,9 @@ def judge_evidence(
     cost_per_seed: float | None = None,
 ) -> Verdicts:
     """Judge every claim as `judge` does, from what is already loaded."""
-    asked = [*questions(evidence, undertrained=undertrained, margin=margin), *overlap_questions(evidence.counts)]
+    asked = questions(evidence, undertrained=undertrained, margin=margin)
+    if has_lexical_overlap(evidence.task):
+        asked += overlap_questions(evidence.counts)
     return judge_questions(
         asked,
         num_generators=evidence.num_generators,

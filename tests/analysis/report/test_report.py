@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.report.report import build_report
-from analysis.report.slices import slices_block
+from analysis.report.slices import slices_blocks
 from analysis.study.frame import IncompleteSweepError
 from analysis.verdicts.answer import ONE_SEED
 from pipelines.errors import UserError
 from pipelines.tasks.nli import LABELS
-from sweep.graph.records import Store, write_plan
+from sweep.graph.records import Store, Study, write_plan
 from tests.analysis.fake_store import PAPER_SETS, SETS, FakeStudy, fingerprint, label_metrics, parquet
 from tests.analysis.item_study import ItemStudy, clear
 
@@ -336,9 +336,10 @@ def test_hans_is_shown_by_heuristic_subcase_and_folding(tmp_path: Path) -> None:
 def test_a_set_without_heuristics_has_no_section_of_slices(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path / "store")
     study.add_grid((0,), (60,), (0,))
-    frame = study.frame()
-    assert [block.anchor for block in slices_block(frame, "template_probe", "lexical_overlap/non-entailment")] == ["slices"]
-    assert slices_block(frame, "template_test", "lexical_overlap/non-entailment") == []
+    frame, loaded = study.frame(), Study.load(Store(study.write()), "tiny")
+    for blindspot, anchors in {"template_probe": ["slices"], "template_test": []}.items():
+        blocks = slices_blocks(loaded, frame, blindspot, "lexical_overlap/non-entailment")
+        assert [block.anchor for block in blocks] == anchors
 
 
 def test_a_replication_lists_its_departures_and_choices(tmp_path: Path) -> None:

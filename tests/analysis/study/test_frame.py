@@ -168,7 +168,7 @@ def test_training_sets_yield_and_stages(tmp_path: Path) -> None:
     loaded = Study.load(store, "tiny")
     sets = training_set_frame(loaded)
     assert sets["num_rows"].tolist() == [2, 2, 2]
-    assert sets["num_lexical_overlap"].tolist() == [2, 0, 0]
+    assert sets["num_held"].tolist() == [2, 0, 0]
     assert sets["starting_size"].isna().all()
     outcomes = yield_frame(store, loaded)
     assert outcomes["outcome"].tolist() == ["parsed", "no_end_marker", "empty_field"]
