@@ -38,7 +38,7 @@ from analysis.report.sections import (
 from analysis.report.slices import sets_block, slices_blocks
 from analysis.study import paper
 from analysis.study.artifacts import LabelCount, lexical_overlap_counts
-from analysis.study.described import task_of, test_sets_of
+from analysis.study.described import described_sets, task_of
 from analysis.study.frame import describe_missing, evaluation_frame
 from analysis.study.series import paper_series, select, study_series
 from analysis.study.tables import accuracy_table
@@ -196,7 +196,7 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
 
 
 def _question(study: Study) -> list[str]:
-    described = test_sets_of(study).get(str(study.parameters.get("blindspot_set")))
+    described = described_sets(study).get(str(study.parameters.get("blindspot_set")))
     tests = f" {described.tests}" if described and described.tests else ""
     heuristic = str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
     known = HEURISTICS.get(heuristic)

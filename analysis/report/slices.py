@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns
-from analysis.study.described import task_of, test_sets_of, titles_of
+from analysis.study.described import described_sets, task_of, titles_of
 from analysis.study.frame import CELL
 from analysis.study.items import Responses
 from analysis.study.series import Series, select, set_series
@@ -54,7 +54,7 @@ def sets_block(study: Study, frame: pd.DataFrame, series: Sequence[Series], resp
 
     Of a described set its adversarial half has a column, too. `series` are the general set's, the blindspot's and its slice's.
     """
-    test_sets, titles = test_sets_of(study), titles_of(study)
+    test_sets, titles = described_sets(study), titles_of(study)
     names = list(dict.fromkeys([*(test.set for test in series), *sorted(frame["set"].unique())]))
     if len(names) < 3 and not test_sets:
         return []
@@ -91,7 +91,7 @@ def slices_blocks(
     labels. Slices as `pipelines.evaluate.scoring.accuracy_rows` names them. With the study's `responses` intervals are over
     clusters of items, too (`accuracy_table`).
     """
-    task, test_sets, titles = task_of(study), test_sets_of(study), titles_of(study)
+    task, test_sets, titles = task_of(study), described_sets(study), titles_of(study)
     by_set = {str(name): list(names) for name, names in frame.groupby("set")["slice"].unique().items()}
     blocks = []
     for set_ in sorted(by_set, key=lambda name: (name != blindspot_set, name)):

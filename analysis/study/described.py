@@ -29,7 +29,7 @@ def task_of(study: Study) -> Task:
         raise UserError(f"a record of study {study.experiment!r} has a task that cannot be read ({error})") from error
 
 
-def test_sets_of(study: Study) -> dict[str, TestSet]:
+def described_sets(study: Study) -> dict[str, TestSet]:
     """The described test sets that the study evaluates, by name; their words for people are the manifest's.
 
     Raises UserError for one that cannot be read.
@@ -45,7 +45,7 @@ def test_sets_of(study: Study) -> dict[str, TestSet]:
 
 def titles_of(study: Study) -> dict[str, str]:
     """Name → what people call it, of the test sets that have another name for people."""
-    return SET_NAMES | {name: test_set.title for name, test_set in test_sets_of(study).items() if test_set.title}
+    return SET_NAMES | {name: test_set.title for name, test_set in described_sets(study).items() if test_set.title}
 
 
 def _test_set(values: Mapping[str, Any], study: Study) -> TestSet:

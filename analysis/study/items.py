@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from analysis.stats.intervals import Replicates, replicates
 from analysis.stats.ranking import auc_replicates
-from analysis.study.described import task_of, test_sets_of
+from analysis.study.described import described_sets, task_of
 from analysis.study.frame import describe_missing
 from analysis.study.item_sets import ItemSet, load_item_set
 from pipelines.errors import DamagedError, UserError
@@ -253,7 +253,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
     first: dict[str, pa.Table] = {}
     predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
     scores_of: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
-    task, described = task_of(study), test_sets_of(study)
+    task, described = task_of(study), described_sets(study)
     blindspot_set = str(study.parameters.get("blindspot_set", ""))
     label = predicted_label(study.blindspot_slice, described.get(blindspot_set), task)
     for step in study.steps:

@@ -15,7 +15,8 @@ from pipelines.evaluate.evaluation import EvaluationConfig, logits_table
 from pipelines.evaluate.scoring import accuracy_rows, where_held
 from pipelines.identity import identity
 from pipelines.tasks.heuristics import Heuristic
-from pipelines.tasks.nli import LABELS, NON_ENTAILMENT, Label
+from pipelines.tasks.nli import LABELS, NLI, NON_ENTAILMENT, Label
+from pipelines.tasks.test_sets import TestSet
 from tests.analysis.fake_store import KINDS, FakeStudy, fingerprint
 
 Rate = Callable[[int, str, int, str], float]
@@ -64,7 +65,9 @@ class ItemStudy(FakeStudy):
     Logits are 1 or 0, plus less than `jitter` 64ths, plus what `shift` says for the kind on the label `shifted`.
     """
 
-    shifted = Label.ENTAILMENT
+    shifted: str = Label.ENTAILMENT
+    task = NLI
+    test_sets: tuple[TestSet, ...] = ()
 
     def __init__(
         self,
@@ -81,9 +84,13 @@ class ItemStudy(FakeStudy):
         super().__init__(root)
         self.rate, self.noise, self.heuristics, self.place = rate, noise, heuristics, place
         self.jitter, self.shift = jitter, shift
-        self.sets = {"template_test": general_items(), "template_probe": probe_items()}
+        self.sets = self.items()
         files = {f"{name}.parquet": encode(table) for name, table in self.sets.items()}
         self.sources = self.add("sources", "data", files=files, built=sources)
+
+    def items(self) -> dict[str, pa.Table]:
+        """The test sets, the general one first."""
+        return {"template_test": general_items(), "template_probe": probe_items()}
 
     def grid(
         self, starting_sizes: tuple[int, ...] = (0, 50_000), sizes: tuple[int, ...] = (60, 120), num_seeds: int = 3
@@ -106,27 +113,29 @@ class ItemStudy(FakeStudy):
         random = np.random.default_rng([start, [*KINDS, "none"].index(kind), size, seed])
         rows: list[dict[str, Any]] = []
         tables = []
+        config = EvaluationConfig(tuple(self.sets), heuristics=tuple(self.heuristics), task=self.task, test_sets=self.test_sets)
         for name, table in self.sets.items():
             labels = table["label"].to_pylist()
-            usual = ["general" if name == "template_test" else label for label in labels]
+            usual = ["general" if name == next(iter(self.sets)) else label for label in labels]
             parts = [self.place(name, item) or part for item, part in zip(table.to_pylist(), usual, strict=True)]
             right = np.zeros(len(labels), dtype=bool)
             for part in dict.fromkeys(parts):
                 where = np.flatnonzero([one == part for one in parts])
                 share = self.rate(start, kind, size, part) + random.normal() * self.noise
                 right[random.choice(where, round(np.clip(share, 0, 1) * len(where)), replace=False)] = True
-            logits = np.zeros((len(labels), 3), dtype=np.float32)
+            logits = np.zeros((len(labels), len(self.task.labels)), dtype=np.float32)
+            last = len(self.task.labels) - 1
             for row, (label, is_right) in enumerate(zip(labels, right, strict=True)):
-                target = [str(one) for one in LABELS].index(label) if label != NON_ENTAILMENT else 2
-                # A wrong answer must be wrong after folding, too.
-                wrong = 2 if target == 0 else 0
+                target = self.task.labels.index(label) if label in self.task.labels else last
+                # A wrong answer must be wrong after folding onto the first label, too.
+                wrong = last if target == 0 else 0
                 logits[row, target if is_right else wrong] = 1.0
             if self.jitter:
                 logits += random.integers(self.jitter, size=logits.shape) / 64
-            logits[:, LABELS.index(self.shifted)] += self.shift(kind)
-            held = where_held(table, self.heuristics)
-            rows += accuracy_rows(name, table, logits, held)
-            tables.append(logits_table(EvaluationConfig((name,), heuristics=tuple(self.heuristics)), name, table, logits, held))
+            logits[:, self.task.labels.index(self.shifted)] += self.shift(kind)
+            held = where_held(table, self.heuristics, self.task)
+            rows += accuracy_rows(name, table, logits, held, self.task, config.described(name))
+            tables.append(logits_table(config, name, table, logits, held))
         everything = pa.concat_tables(tables)
         self.add(
             "evaluation",
@@ -134,7 +143,7 @@ class ItemStudy(FakeStudy):
             coordinates={"starting_size": start, "kind": kind, "size": size, "seed": seed}
             | ({} if generator is None else {"generator": generator}),
             inputs={"sources": self.sources},
-            config={"heuristics": [identity(heuristic) for heuristic in self.heuristics]},
+            config=identity(config),
             files={
                 "metrics.json": metrics_json(rows),
                 "logits.parquet": encode(edit(everything) if edit else everything),
