@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.page import Block, Column, Fold, Table, grouped, number_columns
+from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.study.described import described_sets, task_of, titles_of
 from analysis.study.frame import CELL
 from analysis.study.items import Responses
@@ -67,10 +67,13 @@ def sets_block(study: Study, frame: pd.DataFrame, series: Sequence[Series], resp
             shown.append(set_series(frame, name, described.adversarial, titles))
         words = [described.tests, described.licence, described.source] if described else ["", "", ""]
         num = thousands(int(select(frame, of_set)["num_examples"].iloc[0]))
-        rows.append([of_set.name, num, str(of_set.num_labels), *(word or NOTHING for word in words)])
+        rows.append([of_set.name, num, str(of_set.num_labels), *words])
     shown = [test for test in dict.fromkeys([*shown, series[-1]]) if not select(frame, test).empty]
     columns = [Column("Test set"), *number_columns("Items (n)", "Labels")]
-    columns += [Column(name, "wrap") for name in ("What it tests", "Licence", "Source")]
+    columns += text_columns("What it tests", "Licence", "Source", css="wrap")
+    said = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    rows = [[row[place] or NOTHING for place in said] for row in rows]
+    columns = [columns[place] for place in said]
     accuracies = accuracy_table(pd.concat([select(frame, test) for test in shown]), responses)
     places = accuracies["set"].str.cat(accuracies["slice"], "/")
     headings = {f"{test.set}/{test.slice}": test.name for test in shown}
@@ -100,7 +103,8 @@ def slices_blocks(
         if not slices.shown or not (is_blindspot or slices.subcases or set_ in test_sets):
             continue
         of_set = frame[frame["set"] == set_]
-        tables, folds = _tables(of_set, set_name(set_, titles), slices, responses)
+        merges = len(task.labels) > 2 and of_set.loc[of_set["slice"] != "all", "num_labels"].max() == 2
+        tables, folds = _tables(of_set, set_name(set_, titles), slices, responses, merges=bool(merges))
         text = [test_sets[set_].tests] if set_ in test_sets and test_sets[set_].tests else []
         text.append(_cells_text(of_set, slices, responses if responses and set_ in responses.items else None))
         name = set_name(set_, titles)
@@ -134,13 +138,14 @@ def _slices(names: Sequence[str], described: TestSet | None) -> _Slices:
     return _Slices(held, (), (), "whether a heuristic that holds is right", "clusters of items")
 
 
-def _tables(of_set: pd.DataFrame, name: str, slices: _Slices, responses: Responses | None) -> tuple[list[Table], list[Fold]]:
-    """The tables that are shown, and those behind a click."""
+def _tables(
+    of_set: pd.DataFrame, name: str, slices: _Slices, responses: Responses | None, *, merges: bool
+) -> tuple[list[Table], list[Fold]]:
+    """The tables that are shown, and those behind a click; `merges` where the model's labels are folded to two."""
     accuracies = accuracy_table(of_set[of_set["slice"] != "all"], responses)
-    is_folded = (accuracies["num_labels"] == 2).all()
 
     def caption(what: str, folding: str) -> str:
-        return f"{name} by {what}" + (f": {FOLDING_NAMES[folding]}" if is_folded else "")
+        return f"{name} by {what}" + (f": {FOLDING_NAMES[folding]}" if merges else "")
 
     by_folding = {
         folding: _wide(chosen, _headings(slices.shown), caption(slices.by, folding))

@@ -148,8 +148,8 @@ def _method(items: ItemSet, slice_name: str, data: Replicates, cell: pd.DataFram
     if num_clusters == 1:
         clusters = f"{data.num_items} items of one {items.clustered_by}"
     else:
-        nouns = f"{items.clustered_by}s" if items.clustered_by in CLUSTERS else f"values of {items.clustered_by}"
-        clusters = f"{data.num_clusters} {nouns}"
+        nouns = "items" if data.num_clusters == data.num_items else f"values of {items.clustered_by}"
+        clusters = f"{data.num_clusters} {f'{items.clustered_by}s' if items.clustered_by in CLUSTERS else nouns}"
     return f"Wilson over {units} and {clusters}" if len(data.seeds) > 1 else f"Wilson over {clusters} (1 {unit})"
 
 
