@@ -255,7 +255,7 @@ def test_nested_sizes_come_first_each_as_the_set_of_its_size(pool, tmp_path, kin
     assert ids(between) == ids(nested[: counts[1]])
 
 
-def described_sets_which_one_is_not_within_the_other_are_refused(pool, tmp_path):
+def test_sets_of_which_one_is_not_within_the_other_are_refused(pool, tmp_path):
     """With one pair more in all there is a neutral one more with overlap, so one less without it."""
     small, large = dialled(30, 0.375, 0.6), dialled(31, 0.375, 0.6)
     assert set(ids(draw(small, pool, tmp_path)[0])) - set(ids(draw(large, pool, tmp_path)[0]))
