@@ -84,9 +84,9 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
                 f"evaluations {cells[cell]} and {step.slug}-{step.fingerprint[:12]} are both of "
                 f"{_named(cell)}; one cell has one evaluation: run the study again to write its manifest anew"
             )
-        for place, dial in enumerate(DIALS):
+        for rank, dial in enumerate(DIALS):
             if dial in step.coordinates:
-                others[cell[1]] = place, float(step.coordinates[dial])
+                others[cell[1]] = rank, float(step.coordinates[dial])
         if "bias" in step.coordinates:
             biases[cell[1]] = float(step.coordinates["bias"])
         cells[cell] = f"{step.slug}-{step.fingerprint[:12]}"

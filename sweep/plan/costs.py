@@ -294,7 +294,7 @@ class _Estimator:
         """Examples that a generator is trained on: the original ones, and in later generations earlier pools."""
         pools = [source.config for source in step.inputs.values() if isinstance(source.config, GenerationConfig)]
         original = self.num_examples["train"] if "sources" in step.inputs else 0
-        return original + sum(sum(per_label(config.num_per_label).values()) for config in pools)
+        return original + sum(sum(config.num_by_label.values()) for config in pools)
 
     def _num_classified(self, step: Step) -> dict[str, int]:
         """Examples that an evaluation or a judgement reads, by set."""
