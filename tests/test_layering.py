@@ -19,10 +19,11 @@ FLOORS = ("pipelines", "sweep", "analysis")
 MOST_FILES = 12
 """In a room, its `__init__.py` aside. With more it holds several kinds of thing."""
 
-TASKS, DATA, PACKING, ADAPTERS = "pipelines.tasks", "pipelines.data", "pipelines.packing", "pipelines.adapters"
+TASKS, TABLES, DATA = "pipelines.tasks", "pipelines.tables", "pipelines.data"
+PACKING, ADAPTERS = "pipelines.packing", "pipelines.adapters"
 MODELS, FINETUNE, EVALUATE, GENERATE = (f"pipelines.{room}" for room in ("models", "finetune", "evaluate", "generate"))
 WORKERS = "pipelines.workers"
-PIPELINES = ("pipelines", TASKS, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE)
+PIPELINES = ("pipelines", TASKS, TABLES, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
@@ -34,7 +35,8 @@ SIMULATION = "analysis.simulation"
 ARROWS: Mapping[str, tuple[str, ...]] = {
     "pipelines": (),
     TASKS: ("pipelines",),
-    DATA: ("pipelines", TASKS),
+    TABLES: ("pipelines", TASKS),
+    DATA: ("pipelines", TASKS, TABLES),
     PACKING: ("pipelines",),
     ADAPTERS: ("pipelines", PACKING),
     MODELS: ("pipelines", TASKS, PACKING, ADAPTERS),
@@ -53,7 +55,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
-    AUDIT: ("pipelines", TASKS, "analysis", STATS),
+    AUDIT: ("pipelines", TASKS, TABLES, "analysis", STATS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, VERDICTS, REPORT, AUDIT),
     # The command line, and what users' studies import.

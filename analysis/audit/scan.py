@@ -21,10 +21,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.audit.input import PairBatch, PairFile, clean_batch, packed, unpacked
-from analysis.audit.readers import RawBatch
+from analysis.audit.input import PairBatch, clean_batch, packed, unpacked
 from analysis.audit.words import GOLDEN, in_order, mixed, word_hashes, word_pairs
 from pipelines.errors import UserError
+from pipelines.tables.files import TableFile
+from pipelines.tables.readers import RawBatch
 from pipelines.tasks.heuristics import HANS_HEURISTICS, find_heuristic, is_parsed_constituent
 from pipelines.tasks.heuristics import HEURISTICS as BUILT_IN
 from pipelines.tasks.nli import Label
@@ -103,7 +104,7 @@ def audited(references: tuple[str, ...] = ()) -> tuple[AuditedHeuristic, ...]:
 class Scan:
     """A file in numbers: arrays of one entry a complete pair, in the file's order."""
 
-    pairs: PairFile
+    pairs: TableFile
     labels: tuple[str, ...]
     """The labels' names, the most frequent first."""
     left_out: dict[str, int]
@@ -147,7 +148,7 @@ class Scan:
 
 
 def scan_pairs(
-    pairs: PairFile,
+    pairs: TableFile,
     *,
     seed: int = 0,
     processes: int = MAX_PROCESSES,
@@ -219,7 +220,7 @@ class _Sample:
 
 
 def _measure_all(
-    pairs: PairFile, seed: int, processes: int, sample: _Sample, references: tuple[str, ...]
+    pairs: TableFile, seed: int, processes: int, sample: _Sample, references: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
     batches = pairs.raw_batches()
     if processes < 2 or pairs.num_bytes < SMALL_FILE_BYTES:
@@ -244,7 +245,7 @@ def _measure_all(
 
 
 def _measure_packed(
-    sent: RawBatch | tuple[bytes, int], pairs: PairFile, seed: int, limit: int, references: tuple[str, ...]
+    sent: RawBatch | tuple[bytes, int], pairs: TableFile, seed: int, limit: int, references: tuple[str, ...]
 ) -> dict[str, Any]:
     pa.set_cpu_count(1)
     return measure(clean_batch(unpacked(sent), pairs), seed, limit, references)

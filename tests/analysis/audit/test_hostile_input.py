@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.audit import readers
 from analysis.audit.input import clean_batch, open_pairs
 from pipelines.errors import UserError
+from pipelines.tables import readers
 
 HEADER = b"premise,hypothesis,label\n"
 ROW = b'{"premise": "A man", "hypothesis": "A man", "label": "neutral"}\n'

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit import readers
 from analysis.audit.columns import ColumnNames
-from analysis.audit.input import PairFile, clean_batch, open_pairs, packed, read_rows, unpacked
+from analysis.audit.input import clean_batch, open_pairs, packed, read_rows, unpacked
 from pipelines.errors import UserError
+from pipelines.tables import readers
+from pipelines.tables.files import TableFile
 
 ROWS = [
     ("A man eats.", "A man eats", "entailment"),
@@ -22,7 +23,7 @@ ROWS = [
 TABLE = pa.table([list(column) for column in zip(*ROWS, strict=True)], ["premise", "hypothesis", "label"])
 
 
-def everything(pairs: PairFile) -> tuple[list[tuple[str, str, str]], Counter[str], list[int]]:
+def everything(pairs: TableFile) -> tuple[list[tuple[str, str, str]], Counter[str], list[int]]:
     rows, left_out, numbers = [], Counter[str](), []
     for raw in pairs.raw_batches():
         batch = clean_batch(unpacked(packed(raw)), pairs)

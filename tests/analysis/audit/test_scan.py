@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit import readers, scan
+from analysis.audit import scan
 from analysis.audit.copies import NO_ROW, copies_of, duplicates
 from analysis.audit.input import clean_batch, open_pairs
 from analysis.audit.scan import Scan, apply_heuristics, parsed_constituent, scan_pairs
 from analysis.audit.words import word_hashes, words_of
 from pipelines.errors import UserError
+from pipelines.tables import readers
 from pipelines.tasks.heuristics import has_lexical_overlap, is_likely_constituent, is_subsequence
 
 ROOT = Path(__file__).parents[3]

@@ -37,6 +37,16 @@ class RawBatch:
     first: int
 
 
+@dataclass(frozen=True)
+class MalformedRow:
+    """A row of CSV with another number of cells than the header: its number, from 1 without the header, and its text."""
+
+    row: int
+    num_cells: int
+    num_columns: int
+    text: str
+
+
 # Parquet and Arrow.
 
 
@@ -117,12 +127,23 @@ def _cells(lines: Iterable[str], delimiter: str) -> Any:
     return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if _has_quotes(delimiter) else csv.QUOTE_NONE)
 
 
-def read_table(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows of a CSV or TSV file, all cells as text."""
+def read_table(file: Path, columns: list[str], malformed: list[MalformedRow] | None = None) -> Iterator[pa.RecordBatch]:
+    """Rows of a CSV or TSV file, all cells as text. Those that do not fit the header go into `malformed`, or are an error."""
     delimiter, _ = table_dialect(file)
     quote = _has_quotes(delimiter)
+
+    def put_aside(row: pyarrow.csv.InvalidRow) -> str:
+        assert malformed is not None
+        if not malformed or malformed[-1].row < row.number - 1:
+            malformed.append(MalformedRow(row.number - 1, row.actual_columns, row.expected_columns, row.text))
+        return "skip"
+
     parse = pyarrow.csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quote else False, double_quote=quote, newlines_in_values=quote
+        delimiter=delimiter,
+        quote_char='"' if quote else False,
+        double_quote=quote,
+        newlines_in_values=quote,
+        invalid_row_handler=put_aside if malformed is not None else None,
     )
     # An empty cell is blank text, and 'NA' and 'null' are words.
     convert = pyarrow.csv.ConvertOptions(
