@@ -22,5 +22,5 @@ class ColumnNames:
             Wanted("premise", self.premise),
             Wanted("hypothesis", self.hypothesis),
             Wanted("label", self.label, is_text=False),
-            Wanted("parse", self.parse, is_optional=True),
+            Wanted("parse", self.parse, is_optional=self.parse is None),
         ]

@@ -37,11 +37,13 @@ from pipelines.data.challenge_sets import (
     missing_challenge_files,
     read_challenge,
 )
+from pipelines.data.protocol import check_is_nli
 from pipelines.errors import UserError
 from pipelines.identity import MARKS, FileHash, JsonValue, added, sha256_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.heuristics import HANS_HEURISTICS
 from pipelines.tasks.nli import LABELS, NON_ENTAILMENT, Label
+from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 
 TRAIN_FILE = "multinli_1.0_train.jsonl"
@@ -66,6 +68,12 @@ NUM_DUPLICATE_ROWS = 230
 DEV_ROWS_PER_LABEL = 250
 NUM_TRAINING_ROWS = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - len(LABELS) * DEV_ROWS_PER_LABEL
 """The rows that are left for training: the paper's 391 722."""
+
+NUM_MATCHED_ROWS, NUM_MISMATCHED_ROWS = 9_815, 9_832
+"""Labelled rows of the two development files."""
+
+MOST_NAMED = 4
+"""So many missing files are named; a challenge set may have a dozen."""
 
 MAX_LINE_BYTES = 16 << 20
 """No row is that long: the file has no lines, or is another."""
@@ -107,6 +115,54 @@ class NLISourcesConfig:
     def test_sets(self) -> tuple[TestSet, ...]:
         """The challenge sets, described."""
         return tuple(CHALLENGE_SETS[challenge.name].test_set for challenge in self.challenges)
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        return ("mnli_matched", "mnli_mismatched", "hans", *(challenge.name for challenge in self.challenges), "dev")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the content of all files is."""
+        return all(
+            file.is_known for files in (self.files, *(challenge.files for challenge in self.challenges)) for file in files
+        )
+
+    def for_task(self, task: Task) -> NLISourcesConfig:
+        check_is_nli(task, "MultiNLI and HANS")
+        return self
+
+    def missing(self, folder: str) -> tuple[str, ...]:
+        absent = () if self.is_known else missing_files(folder, [challenge.name for challenge in self.challenges])
+        if not absent:
+            return ()
+        more = f" and {len(absent) - MOST_NAMED:,} files more" if len(absent) > MOST_NAMED else ""
+        is_nothing_there = set(FILES) <= set(absent)
+        return (f"not found at {folder}" if is_nothing_there else f"{folder} has no {', '.join(absent[:MOST_NAMED])}{more}",)
+
+    def with_content(self, folder: str) -> NLISourcesConfig:
+        if self.is_known:
+            return self
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("files", "challenges")}
+        return nli_sources_config(folder, [challenge.name for challenge in self.challenges], **options)
+
+    def counts(self, folder: str) -> dict[str, int]:
+        """Those of complete files, with the number of lines for the training set's where that is there."""
+        num_dev = self.dev_rows_per_label * len(LABELS)
+        num_train = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - num_dev
+        if (path := find_file(Path(folder).expanduser(), TRAIN_FILE)) is not None:
+            num_train = min(num_train, max(0, num_lines(path) - num_dev))
+        sizes = {
+            "train": num_train,
+            "dev": num_dev,
+            "mnli_matched": NUM_MATCHED_ROWS,
+            "mnli_mismatched": NUM_MISMATCHED_ROWS,
+            "hans": self.hans_rows,
+            **{challenge.name: CHALLENGE_SETS[challenge.name].num_rows for challenge in self.challenges},
+        }
+        return {f"{name}/num_examples": size for name, size in sizes.items()}
+
+    def prepare(self, output: str, *, folder: str) -> dict[str, JsonValue]:
+        return prepare_nli_sources(self, output, folder=folder)
 
     @property
     def for_training(self) -> NLISourcesConfig:
@@ -394,11 +450,3 @@ def _read_hans(path: Path, num_rows: int) -> list[dict[str, Any]]:
             f"{way_out}, or set hans_rows={len(rows)}"
         )
     return rows
-
-
-def most_training_rows(config: NLISourcesConfig, folder: str) -> int:
-    """An upper bound of the training set's size, from the number of lines alone: enough to see that a file is a part.
-
-    Raises :class:`UserError` for a missing folder or file.
-    """
-    return max(0, num_lines(_find(folder)[TRAIN_FILE]) - len(LABELS) * config.dev_rows_per_label)

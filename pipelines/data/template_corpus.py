@@ -15,15 +15,20 @@ training as well, in the stated proportion.
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipelines.data.protocol import check_is_nli
 from pipelines.data.template_rules import Pair, Rule, fill, pick, rules
 from pipelines.errors import UserError
+from pipelines.identity import JsonValue
 from pipelines.storage import join
 from pipelines.tasks.examples import write_examples
 from pipelines.tasks.nli import LABELS, NLI, Label
+from pipelines.tasks.task import Task
+from pipelines.tasks.test_sets import TestSet
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,39 @@ class TemplateCorpusConfig:
             )
         for name in ("num_train", "num_dev", "num_test"):
             cell_sizes(self, getattr(self, name))
+
+    @property
+    def test_sets(self) -> tuple[TestSet, ...]:
+        return ()
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        return ("template_test", "template_probe", "dev")
+
+    @property
+    def for_training(self) -> "TemplateCorpusConfig":
+        return self
+
+    def for_task(self, task: Task) -> "TemplateCorpusConfig":
+        check_is_nli(task, "the template corpus")
+        return self
+
+    def missing(self, folder: str) -> tuple[str, ...]:
+        return ()
+
+    def with_content(self, folder: str) -> "TemplateCorpusConfig":
+        return self
+
+    def counts(self, folder: str) -> dict[str, int]:
+        counts = {"template_probe/num_examples": 6 * self.num_probe_per_group}
+        for name, size in (("train", self.num_train), ("dev", self.num_dev), ("template_test", self.num_test)):
+            counts[f"{name}/num_examples"] = size
+            for (label, _), number in cell_sizes(self, size).items():
+                counts[f"{name}/{label}"] = counts.get(f"{name}/{label}", 0) + number
+        return counts
+
+    def prepare(self, output: str, *, folder: str) -> Mapping[str, JsonValue]:
+        return prepare_template_corpus(self, output)
 
 
 def cell_sizes(config: TemplateCorpusConfig, num_examples: int) -> dict[tuple[Label, bool], int]:

@@ -26,8 +26,8 @@ USUAL_NAMES = {
 class Wanted:
     """A column that is looked for: the one that was `given` for it, or else the first of its usual names.
 
-    With `is_strict`, no other column stands in for the given one. One that `is_optional` may be missing unless it is given.
-    `is_text` refuses a column of numbers, and `is_own` one that is found for another as well.
+    With `is_strict`, no other column stands in for the given one. One that `is_optional` may be missing. `is_text` refuses a
+    column of numbers, and `is_own` one that is found for another as well.
     """
 
     name: str
@@ -55,7 +55,7 @@ def find_columns(present: Sequence[str], wanted: Sequence[Wanted], path: str | P
     columns: dict[str, str] = {}
     for column in wanted:
         found = column.find(present)
-        if found is None and column.is_optional and column.given is None:
+        if found is None and column.is_optional:
             continue
         if found is None:
             looked_for = f"{column.given!r}" if column.given else ", ".join(column.usual)

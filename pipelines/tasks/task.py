@@ -18,7 +18,10 @@ from dataclasses import dataclass
 
 from pipelines.errors import UserError
 
-RESERVED_COLUMNS = ("id", "label", "set", "shard", "seed", "generator", "reason", "text", "heuristic", "subcase", "template")
+RESERVED_COLUMNS = (
+    *("id", "label", "set", "shard", "seed", "generator", "reason", "text", "file", "row"),
+    *("heuristic", "subcase", "template"),
+)
 """Columns that tables of examples have beside their fields."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipelines.data.protocol import Sources
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
 from sweep.graph.identity import SHORT
@@ -48,12 +49,8 @@ class Stage:
 
 
 def _sources(job: Job) -> Mapping[str, Any]:
-    from pipelines.data.sources import NLISourcesConfig, prepare_nli_sources
-    from pipelines.data.template_corpus import prepare_template_corpus
-
-    if isinstance(job.config, NLISourcesConfig):
-        return prepare_nli_sources(job.config, job.output, folder=job.options["folder"])
-    return prepare_template_corpus(job.config, job.output)
+    sources: Sources = job.config
+    return sources.prepare(job.output, folder=job.options.get("folder", ""))
 
 
 def _base_model(job: Job) -> Mapping[str, Any]:

@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from pipelines.data.challenge_sets import CHALLENGE_SETS
-from pipelines.data.sources import NUM_DUPLICATE_ROWS, NUM_LABELLED_ROWS, NLISourcesConfig
-from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.data.training_set import TrainingSetConfig, num_drawn
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -26,7 +23,6 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_ends
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
-from pipelines.tasks.nli import LABELS
 from sweep.graph.queue import in_common
 from sweep.graph.step import Step
 from sweep.plan.model_shape import ModelShape
@@ -39,7 +35,6 @@ MOMENTS_BYTES, GROUPED_STATE_BYTES = 8, 10
 """The same where weights are fp32 themselves, and where adapters are trained many at once: a master is two bytes more there."""
 CLASSIFIERS = ("starting_point", "task_model", "evaluation", "judgement")
 GENERATORS = ("generator", "synthetic_pool")
-MULTINLI_MATCHED, MULTINLI_MISMATCHED = 9_815, 9_832
 
 
 @dataclass(frozen=True)
@@ -193,9 +188,9 @@ def estimate_costs(
     sources, base_model = [step for step in steps if step.stage == "sources"][-1], by_stage["base_model"]
     assumptions = []
     if num_examples is None:
-        num_examples = _known_counts(sources.config)
-        if isinstance(sources.config, NLISourcesConfig):
-            assumptions.append(f"{num_examples['train']:,} training rows, all of MultiNLI: the data is not prepared yet")
+        num_examples, is_exact = _expected_counts(sources)
+        if not is_exact:
+            assumptions.append(f"{num_examples['train']:,} training rows, the most there can be: the data is not prepared yet")
     shape = ModelShape.of_scratch(base_model.config) if isinstance(base_model.config, ScratchModelConfig) else None
     if shape is None:
         if settings is None:
@@ -211,31 +206,17 @@ def estimate_costs(
     return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
 
 
-def _known_counts(config: Any) -> Mapping[str, int]:
-    """Examples by set of data that is not prepared yet. Raises NoEstimate for a kind of data that is not known here.
+def _expected_counts(sources: Step) -> tuple[dict[str, int], bool]:
+    """Examples by set of data that is not prepared yet, and whether that is known and not only the most that there can be.
 
-    MultiNLI and HANS are taken to be complete, which is the most that they can be.
+    Raises NoEstimate where it is not here.
     """
-    match config:
-        case NLISourcesConfig():
-            num_dev = config.dev_rows_per_label * len(LABELS)
-            return {
-                "train": NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - num_dev,
-                "dev": num_dev,
-                "mnli_matched": MULTINLI_MATCHED,
-                "mnli_mismatched": MULTINLI_MISMATCHED,
-                "hans": config.hans_rows,
-                **{challenge.name: CHALLENGE_SETS[challenge.name].num_rows for challenge in config.challenges},
-            }
-        case TemplateCorpusConfig():
-            return {
-                "train": config.num_train,
-                "dev": config.num_dev,
-                "template_test": config.num_test,
-                "template_probe": 6 * config.num_probe_per_group,
-            }
-        case _:
-            raise NoEstimate(f"how many examples {type(config).__name__} gives is unknown before it is built")
+    try:
+        counts = sources.config.counts(sources.options.get("folder", ""))
+    except UserError as error:
+        raise NoEstimate(f"how many examples there are is unknown before they are built ({error})") from error
+    sets = {name.removesuffix("/num_examples"): count for name, count in counts.items() if name.endswith("/num_examples")}
+    return sets, any(name.startswith("train/") and name != "train/num_examples" for name in counts)
 
 
 class _Estimator:

@@ -9,8 +9,7 @@ from itertools import count, islice
 from types import MappingProxyType
 
 from pipelines.data.kinds import FILTERED, Kind, find_kind, kind_name, parts_of
-from pipelines.data.sources import NLISourcesConfig
-from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.data.protocol import Sources
 from pipelines.data.training_set import check_bias
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -70,13 +69,13 @@ class Experiment:
     CPU.
 
     Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
-    not one, generators with unequal numbers of seeds, a recipe or resources that no trajectory can be shared with, or a report
-    set that is not evaluated.
+    not one, generators with unequal numbers of seeds, a recipe or resources that no trajectory can be shared with, sources
+    of another task, a set that they do not have, or a report set that is not evaluated.
     """
 
     name: str
     title: str
-    sources: NLISourcesConfig | TemplateCorpusConfig
+    sources: Sources
     base_model: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig
     generator: GeneratorConfig
     generation: GenerationConfig
@@ -113,6 +112,7 @@ class Experiment:
         check_study_name(self.name)
         if isinstance(self.kinds, tuple):
             object.__setattr__(self, "kinds", tuple(map(find_kind, self.kinds)))
+        self._find_sources()
         self._check_axes()
         self._check_task()
         self._check_biases()
@@ -152,6 +152,13 @@ class Experiment:
     def generator_of(self, seed: int) -> int:
         """The number of the generator, from 0, whose pool the synthetic training sets of `seed` are drawn from."""
         return seed % self.generators
+
+    def _find_sources(self) -> None:
+        """Have the sources be of the study's task, and described by their content if all of it is here."""
+        sources = self.sources.for_task(self.task)
+        if not sources.missing(self.sources_folder):
+            sources = sources.with_content(self.sources_folder)
+        object.__setattr__(self, "sources", sources)
 
     def _check_axes(self) -> None:
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
@@ -273,7 +280,7 @@ class Experiment:
     @property
     def test_sets(self) -> tuple[TestSet, ...]:
         """The sets that are evaluated and that the sources describe, in the order of the evaluation."""
-        described = {test_set.name: test_set for test_set in getattr(self.sources, "test_sets", ())}
+        described = {test_set.name: test_set for test_set in self.sources.test_sets}
         return tuple(described[name] for name in self.evaluation.sets if name in described)
 
     @property
@@ -296,6 +303,11 @@ class Experiment:
                 f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect, and the blindspot "
                 "set no adversarial half; evaluate it where it holds: "
                 "EvaluationConfig(heuristics=(…,))"
+            )
+        known = self.sources.set_names
+        if unknown := [name for name in self.evaluation.sets if name not in known]:
+            raise UserError(
+                f"evaluation.sets={self.evaluation.sets}: the sources have no set {unknown[0]!r}; they have {', '.join(known)}"
             )
         for name in ("general_set", "blindspot_set"):
             if getattr(self, name) not in self.evaluation.sets:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pipelines.data.challenge_sets import challenge_sets, unknown_challenge_files
-from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, most_training_rows, nli_sources_config
+from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, nli_sources_config
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -265,7 +265,7 @@ def paper(
         name="paper",
         title="Llama-2-7B on MultiNLI and HANS, as Zhang and Pavlick",
         replicates_paper=True,
-        sources=_sources_if_there(data, starting_sizes, training_sizes, challenges),
+        sources=_sources_if_there(data, challenges),
         sources_folder=data,
         base_model=random_model_config(model)
         if weights == "random"
@@ -371,22 +371,11 @@ def _evaluated(challenges: tuple[str, ...]) -> tuple[str, ...]:
     return ("mnli_matched", "mnli_mismatched", "hans", *(challenge.test_set.name for challenge in challenge_sets(challenges)))
 
 
-def _sources_if_there(
-    data: str, starting_sizes: tuple[int, ...], training_sizes: tuple[int, ...], challenges: tuple[str, ...]
-) -> NLISourcesConfig:
-    """The files in `data`, or of unknown content while one is missing there. Raises UserError if they are too few."""
-    if missing_files(data, challenges):
-        return NLISourcesConfig(
-            tuple(FileHash(name, UNKNOWN) for name in FILES),
-            challenges=tuple(unknown_challenge_files(challenge.test_set.name) for challenge in challenge_sets(challenges)),
-        )
-    sources = nli_sources_config(data, challenges)
-    there = most_training_rows(sources, data)
-    for name, sizes in (("starting_sizes", starting_sizes), ("training_sizes", training_sizes)):
-        if max(sizes, default=0) > there:
-            fitting = ",".join(str(size) for size in sizes if size <= there) or "..."
-            raise UserError(
-                f"{name} has {max(sizes):,}, and the MultiNLI in {data!r} has at most {there:,} training rows, a part of the "
-                f"391,722; give all of it, or smaller sizes: -p {name}={fitting}"
-            )
-    return sources
+def _sources_if_there(data: str, challenges: tuple[str, ...]) -> NLISourcesConfig:
+    """The files in `data`, or of unknown content while one is missing there."""
+    if not missing_files(data, challenges):
+        return nli_sources_config(data, challenges)
+    return NLISourcesConfig(
+        tuple(FileHash(name, UNKNOWN) for name in FILES),
+        challenges=tuple(unknown_challenge_files(challenge.test_set.name) for challenge in challenge_sets(challenges)),
+    )

@@ -45,7 +45,7 @@ class _Grid:
         self.steps: dict[str, Step] = {}
         folder = experiment.sources_folder
         options = {"folder": folder} if folder else {}
-        training = getattr(experiment.sources, "for_training", experiment.sources)
+        training = experiment.sources.for_training
         self.sources = self._add("sources", "data", training, options=options)
         # Evaluations alone read all test sets, so that asking for another one builds nothing else anew.
         self.test_sources = self._add("sources", "data-with-test-sets", experiment.sources, options=options)

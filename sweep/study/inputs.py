@@ -2,27 +2,17 @@
 
 from dataclasses import replace
 
-from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, nli_sources_config
+from pipelines.data.kinds import ORIGINAL, Kind, sizes_of
+from pipelines.data.training_set import sizes_per_label
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
 from sweep.study.experiment import Experiment
 
-MOST_NAMED = 4
-"""So many missing files are named; a challenge set may have a dozen."""
-
 
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
     """A line for each input that is not here; nothing is said to be built from it."""
-    lines = []
-    if isinstance(experiment.sources, NLISourcesConfig) and not _is_known(experiment.sources):
-        folder = experiment.sources_folder
-        missing = missing_files(folder, [challenge.name for challenge in experiment.sources.challenges])
-        if not missing or set(FILES) <= set(missing):
-            lines.append(f"data: not found at {folder}")
-        else:
-            more = f" and {len(missing) - MOST_NAMED:,} files more" if len(missing) > MOST_NAMED else ""
-            lines.append(f"data: {folder} has no {', '.join(missing[:MOST_NAMED])}{more}")
+    lines = [f"data: {line}" for line in experiment.sources.missing(experiment.sources_folder)]
     if isinstance(experiment.base_model, PretrainedModelConfig) and not _is_known(experiment.base_model):
         path = experiment.base_model.path
         if hub_repository(path) is not None:
@@ -35,17 +25,16 @@ def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
 def with_inputs(experiment: Experiment) -> Experiment:
     """`experiment` with its data and weights described by their content; weights on the hub are fetched for that.
 
-    Raises UserError, with the way out, for what is not there, and for random weights in anything but a rehearsal.
+    Raises UserError, with the way out, for what is not there, for random weights in anything but a rehearsal, and as
+    `check_sizes` does.
     """
     if isinstance(experiment.base_model, RandomModelConfig) and not experiment.rehearsal:
         raise UserError(
             f"{experiment.name} has random weights, which are for a rehearsal: add --rehearse, or leave -p weights=random out"
         )
-    if isinstance(experiment.sources, NLISourcesConfig) and not _is_known(experiment.sources):
-        options = {name: getattr(experiment.sources, name) for name in experiment.sources.__dataclass_fields__}
-        del options["files"]
-        options["challenges"] = [challenge.name for challenge in experiment.sources.challenges]
-        experiment = replace(experiment, sources=nli_sources_config(experiment.sources_folder, **options))
+    if (sources := experiment.sources.with_content(experiment.sources_folder)) is not experiment.sources:
+        experiment = replace(experiment, sources=sources)
+    check_sizes(experiment)
     base = experiment.base_model
     if isinstance(base, PretrainedModelConfig) and not _is_known(base):
         described = pretrained_model_config(
@@ -55,6 +44,48 @@ def with_inputs(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def _is_known(config: NLISourcesConfig | PretrainedModelConfig) -> bool:
-    challenges = config.challenges if isinstance(config, NLISourcesConfig) else ()
-    return all(file.is_known for files in (config.files, *(challenge.files for challenge in challenges)) for file in files)
+def check_sizes(experiment: Experiment) -> None:
+    """Raise UserError for a set that asks for more examples than the data has, and as reading the data does.
+
+    Data that is not here has no size yet. Examples that a pool is to have are another matter.
+    """
+    if experiment.sources.missing(experiment.sources_folder):
+        return
+    counts = experiment.sources.counts(experiment.sources_folder)
+    there = counts["train/num_examples"]
+    taken = max(experiment.starting_sizes) if experiment.disjoint_from_starting else 0
+
+    def fits(size: int, kind: Kind) -> bool:
+        size = sizes_of(kind, size).get(ORIGINAL, 0)
+        labels = sizes_per_label(
+            size, "first_labels" if experiment.remainder == "first_labels" else "drop", experiment.task.labels
+        )
+        # By label where that is known; of how many a starting point takes which, only the sum is.
+        return size + (taken if size else 0) <= there and all(
+            labels[label] <= counts.get(f"train/{label}", there) for label in labels
+        )
+
+    too_large = {
+        "starting_sizes": [size for size in experiment.starting_sizes if size > there],
+        "training_sizes": [
+            size
+            for size in experiment.training_sizes
+            if not all(fits(size, kind) for kind in experiment.kinds_by_name.values())
+        ],
+        "judge": [size for size in (experiment.judge,) if isinstance(size, int) and size > there],
+    }
+    by_label = ", ".join(
+        f"{counts[f'train/{label}']:,} {label}" for label in experiment.task.labels if f"train/{label}" in counts
+    )
+    for name, sizes in too_large.items():
+        if sizes:
+            fitting = [size for size in getattr(experiment, name) if size not in sizes] if name != "judge" else []
+            besides = f", of which a starting point takes {taken:,} for itself" if taken and name == "training_sizes" else ""
+            raise UserError(
+                f"{name} has {max(sizes):,}, and the data has at most {there:,} training rows{by_label and f' ({by_label})'}"
+                f"{besides}; give more data, or less of it: -p {name}={','.join(map(str, fitting)) or '...'}"
+            )
+
+
+def _is_known(config: PretrainedModelConfig) -> bool:
+    return all(file.is_known for file in config.files)

@@ -2,6 +2,7 @@
 
 from pipelines.data.kinds import Added, Mix
 from pipelines.data.sources import NLISourcesConfig, nli_sources_config
+from pipelines.data.table_sources import Table, TableSources
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -19,6 +20,8 @@ from pipelines.resources import Resources
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
 from pipelines.tasks.nli import Label
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
+from pipelines.tasks.task import Field, Task
+from pipelines.tasks.test_sets import TestSet
 from sweep.study.claims import Claim, Comparison, Difference
 from sweep.study.experiment import Experiment
 from sweep.study.measures import Measure
@@ -40,6 +43,7 @@ __all__ = [
     "Difference",
     "EvaluationConfig",
     "Experiment",
+    "Field",
     "FinetuneConfig",
     "GenerationConfig",
     "GeneratorConfig",
@@ -52,7 +56,11 @@ __all__ = [
     "RandomModelConfig",
     "Resources",
     "ScratchModelConfig",
+    "Table",
+    "TableSources",
+    "Task",
     "TemplateCorpusConfig",
+    "TestSet",
     "UserError",
     "find_heuristic",
     "nli_sources_config",

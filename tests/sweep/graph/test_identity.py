@@ -130,6 +130,8 @@ CLASSES = {
         "files dev_rows_per_label hans_rows drop_blank_rows max_characters challenges",
         "",
     ),
+    "pipelines.data.table_sources.TableSources": ("train general blindspots task dev_rows_per_label", ""),
+    "pipelines.data.table_sources.Table": ("columns labels content file", "path test_set"),
     "sweep.study.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "

@@ -108,7 +108,7 @@ def test_the_plan_of_the_paper(llama: Experiment) -> None:
     assert len(of_stage(found, "training_set")) == 9
     assert total(found.steps).gpu_hours == pytest.approx(sum(seconds for _, _, seconds in expected.values()) / 3600)
     assert total(of_stage(found, "evaluation")).num_tokens == 60 * 3_464_700
-    assert found.assumptions == ("391,722 training rows, all of MultiNLI: the data is not prepared yet",)
+    assert found.assumptions == ("391,722 training rows, the most there can be: the data is not prepared yet",)
 
 
 def test_a_judgement_reads_the_pool_and_the_gold_sets_as_an_evaluation_would(llama: Experiment) -> None:

@@ -116,6 +116,7 @@ def tiny() -> Experiment:
         task_model=recipe,
         evaluation=EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32"),
         starting_sizes=(0, 60, 120),
+        training_sizes=(30, 60, 90),
         general_set="template_test",
         blindspot_set="template_probe",
         resources={{

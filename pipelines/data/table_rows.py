@@ -1,0 +1,129 @@
+"""Examples of a task from a table: which rows fit, and why the others do not.
+
+A text is taken without the space around it. A row is left out, with its number, its texts and the reason, in this order:
+``wrong_number_of_cells`` (CSV), ``blank_<field>``, ``no_label``, ``no_gold_label`` (``-`` or ``-1``, unless it is mapped) and
+``unknown_label``.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.errors import UserError
+from pipelines.tables.files import TableFile
+from pipelines.tables.readers import MalformedRow
+from pipelines.tables.values import NO_GOLD_LABEL, is_blank, text_columns
+from pipelines.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table that fit, and those that do not.
+
+    `examples` has what was looked for and found, as strings: the fields and the label, which is one of those that were asked
+    for, and any others, null where they are blank. `numbers` are the rows' or lines'. `dropped` has ``row``, ``reason``,
+    ``label`` as it is in the file, and the fields. `values` counts the label values in the file.
+    """
+
+    table: TableFile
+    examples: pa.Table
+    numbers: np.ndarray
+    dropped: list[dict[str, Any]]
+    values: Counter[str]
+
+    @property
+    def num_rows(self) -> int:
+        return self.examples.num_rows + len(self.dropped)
+
+
+def read_rows(table: TableFile, task: Task, labels: Mapping[str, str], allowed: tuple[str, ...]) -> TableRows:
+    """Read a table that was opened with the task's fields and ``label``.
+
+    `labels` maps values of the file to labels; a value that it lacks stands for itself. Those of `allowed` fit. Raises
+    :class:`UserError` for what cannot be read, where no row has a label, and where more than half of those that have one have
+    an unknown one: then it is the mapping that does not fit, and not the rows.
+    """
+    malformed: list[MalformedRow] = []
+    values: Counter[str] = Counter()
+    parts, numbers, dropped = [], [], []
+    for raw in table.raw_batches(malformed):
+        columns, rows = text_columns(raw, table)
+        columns = {name: pc.utf8_trim_whitespace(column) for name, column in columns.items()}
+        reason = np.full(len(rows), None, object)
+        encoded = columns["label"].dictionary_encode()
+        found = [str(value) for value in encoded.dictionary.to_pylist()]
+        named = [labels.get(value, value) for value in found]
+        mapped = pc.take(pa.array(named, pa.string()), encoded.indices)
+        no_gold = [value in NO_GOLD_LABEL and label not in allowed for value, label in zip(found, named, strict=True)]
+        for name, is_out in (
+            *((f"blank_{name}", is_blank(columns[name])) for name in task.field_names),
+            ("no_label", is_blank(columns["label"])),
+            ("no_gold_label", _of_values(encoded, no_gold)),
+            ("unknown_label", _of_values(encoded, [label not in allowed for label in named])),
+        ):
+            reason[is_out & np.equal(reason, None)] = name
+        values.update(value for value in columns["label"].to_pylist() if value)
+        out = np.not_equal(reason, None)
+        dropped += _dropped(columns, rows, reason, np.flatnonzero(out), task)
+        kept = pa.array(~out)
+        blank = {name: is_blank(column) for name, column in columns.items()}
+        cells = {
+            name: pc.if_else(pa.array(blank[name]), None, mapped if name == "label" else column).filter(kept)
+            for name, column in columns.items()
+        }
+        parts.append(pa.table(cells))
+        numbers.append(rows[~out])
+    if not parts:
+        raise UserError(f"{table.path} has no rows; give a file of labelled examples")
+    _check_mapping(table, values, labels, allowed)
+    counted = _renumbered(np.concatenate(numbers), malformed)
+    for row, number in zip(dropped, _renumbered(np.array([row["row"] for row in dropped], np.int64), malformed), strict=True):
+        row["row"] = int(number)
+    dropped += [
+        dict.fromkeys((*task.field_names, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "text": row.text}
+        for row in malformed
+    ]
+    return TableRows(table, pa.concat_tables(parts), counted, sorted(dropped, key=lambda row: row["row"]), values)
+
+
+def _of_values(encoded: pa.DictionaryArray, holds: list[bool]) -> np.ndarray:
+    """Which cells have a value of the dictionary of which it holds; not those that are null."""
+    return pc.fill_null(pc.take(pa.array(holds, pa.bool_()), encoded.indices), False).to_numpy(zero_copy_only=False)
+
+
+def _dropped(
+    columns: Mapping[str, pa.Array], rows: np.ndarray, reason: np.ndarray, out: np.ndarray, task: Task
+) -> list[dict[str, Any]]:
+    names = (*task.field_names, "label")
+    cells = {name: columns[name].take(pa.array(out)).to_pylist() for name in names}
+    return [
+        {"row": int(rows[row]), "reason": str(reason[row]), "text": None, **{name: cells[name][place] for name in names}}
+        for place, row in enumerate(out)
+    ]
+
+
+def _renumbered(numbers: np.ndarray, malformed: list[MalformedRow]) -> np.ndarray:
+    """The numbers in the file, from those that do not count malformed rows."""
+    before = np.array([row.row - 1 - place for place, row in enumerate(malformed)], np.int64)
+    return numbers + np.searchsorted(before, numbers, side="left")
+
+
+def _check_mapping(table: TableFile, values: Counter[str], labels: Mapping[str, str], allowed: tuple[str, ...]) -> None:
+    gold = Counter({value: count for value, count in values.items() if value not in NO_GOLD_LABEL or value in labels})
+    unknown = Counter({value: count for value, count in gold.items() if labels.get(value, value) not in allowed})
+    column = table.columns["label"]
+    if not gold:
+        raise UserError(f"{table.path}: no row has a label in the column {column!r}; name the column that holds it")
+    if 2 * unknown.total() > gold.total():
+        listed = ", ".join(f"{value!r} ({count:,})" for value, count in unknown.most_common(8))
+        example = unknown.most_common(1)[0][0]
+        raise UserError(
+            f"{table.path}: {unknown.total():,} of {gold.total():,} rows have labels that are none of {', '.join(allowed)}: "
+            f"{listed}{' …' if len(unknown) > 8 else ''}; name the label that each stands for: "
+            f"labels={{{example!r}: {allowed[0]!r}, …}}, or another label column than {column!r}"
+        )

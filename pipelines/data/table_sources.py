@@ -1,0 +1,431 @@
+"""A study's own data: a table to train on, and any number of test sets.
+
+    sources = TableSources(
+        train=Table("train.tsv", columns={"text": "sentence"}, labels={"0": "negative", "1": "positive"}),
+        general="dev.tsv",
+        blindspots=Table("negation.csv", test_set=TestSet("negation", slices=("kind",), adversarial="kind/negated")),
+        task=SENTIMENT,
+    )
+
+Test sets take the training table's columns and labels where they have none of their own. docs/data.md has the formats.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.data.table_rows import TableRows, read_rows
+from pipelines.errors import UserError
+from pipelines.hashing import remembered_sha256
+from pipelines.identity import MARKS, UNKNOWN, FileHash, JsonValue, added, runtime, sha256_of
+from pipelines.storage import join
+from pipelines.tables.columns import Wanted
+from pipelines.tables.files import TableFile, find_files, open_table
+from pipelines.tasks.examples import write_examples, write_table
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.task import Task
+from pipelines.tasks.test_sets import TestSet
+
+Names: TypeAlias = Mapping[Any, str] | tuple[tuple[str, str], ...]
+NOT_LOOKED_AT = FileHash("", UNKNOWN)
+OWN_NAMES = ("train", "dev", "dropped")
+"""Files of prepared sources that are no test set."""
+MOST_DEV_ROWS, DEV_SHARE = 250, 10
+"""Without a number, a tenth of the label that has fewest rows is held out of each, and 250 at most."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of labelled examples, or a folder of such files, and what its columns and label values are called.
+
+    `columns` maps a name to the file's column: a field of the task, ``label``, ``id``, or a column that the test set asks for.
+    Those that it lacks have the same name in the file, or a usual one (``sentence1`` is a premise). Without an ``id`` the row's
+    number is part of one. `labels` maps the file's values to the task's labels; a value that it lacks stands for itself.
+    `test_set` describes what the table tests, or just names it; without one, its name is the file's.
+
+    Raises :class:`UserError` for mappings that name nothing.
+    """
+
+    path: str = runtime()
+    """Relative to the study's `sources_folder` or, without one, to where the command is given."""
+    columns: Names = ()
+    labels: Names = ()
+    test_set: TestSet | str | None = runtime(None)
+    # Of the test set, what decides on the rows' content. How they are scored does not.
+    content: tuple[str | None, ...] = field(default=(), init=False)
+    file: FileHash = NOT_LOOKED_AT
+    """The format and the content, filled in where the file is there."""
+
+    def __post_init__(self) -> None:
+        for name in ("columns", "labels"):
+            pairs = sorted((str(key), value) for key, value in dict(getattr(self, name)).items())
+            if wrong := [value for pair in pairs for value in pair if not isinstance(value, str) or not value]:
+                raise UserError(f"{self.path}: {name}={dict(pairs)} maps {wrong[0]!r}; give names, as texts")
+            object.__setattr__(self, name, tuple(pairs))
+        if self.test_set is not None:
+            described = self.described
+            content = (described.name, described.folded_onto, described.cluster, *described.slices)
+            object.__setattr__(self, "content", content)
+
+    @property
+    def described(self) -> TestSet:
+        """The test set that the table holds."""
+        if isinstance(self.test_set, TestSet):
+            return self.test_set
+        stem = re.sub(r"\W+", "_", Path(self.path.removesuffix(".gz")).stem.lower()).strip("_")
+        return TestSet(self.test_set or (stem if stem[:1].isalpha() else f"set_{stem}"))
+
+    def at(self, folder: str) -> str:
+        """The absolute path of the file."""
+        return str(Path(folder, self.path).expanduser().absolute() if folder else Path(self.path).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class TableSources:
+    """The training table, the test sets, and the task whose fields and labels they have.
+
+    Of each label `dev_rows_per_label` rows of the training table are held out, drawn by their texts; by default a tenth of the
+    label that has fewest rows, and 250 at most. A test set is described by its table's `test_set`. Tables may be given by their
+    path alone.
+
+    Raises :class:`UserError` for no test set, for two of one name, for a description that is not of this task, and for a
+    mapping of a column that nothing asks for or onto a label that is not the task's.
+    """
+
+    train: Table | str
+    general: Sequence[Table | str] | Table | str = ()
+    blindspots: Sequence[Table | str] | Table | str = ()
+    task: Task = added(NLI)
+    dev_rows_per_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, str):
+            object.__setattr__(self, "train", Table(self.train))
+        for name in ("general", "blindspots"):
+            given = getattr(self, name)
+            tables = (given,) if isinstance(given, Table | str) else tuple(given)
+            described = (Table(table) if isinstance(table, str) else table for table in tables)
+            object.__setattr__(self, name, tuple(replace(table, test_set=table.described) for table in described))
+        if not self.tests:
+            raise UserError(f"the sources of {self.training.path} have no test set; give general=… or blindspots=…, or both")
+        if self.dev_rows_per_label is not None and self.dev_rows_per_label < 1:
+            raise UserError(f"dev_rows_per_label={self.dev_rows_per_label}: the dev set cannot be empty; give 1 or more")
+        names = [test_set.name for test_set in self.test_sets]
+        if repeated := sorted({name for name in names if names.count(name) > 1 or name in OWN_NAMES}):
+            raise UserError(
+                f"test sets are named {', '.join(names)}: {repeated[0]!r} is another's name, too "
+                f"(or one of {', '.join(OWN_NAMES)}); give each its own: Table(…, test_set='name')"
+            )
+        for table in self._tables():
+            self._check(table)
+
+    @property
+    def training(self) -> Table:
+        """The training table."""
+        assert isinstance(self.train, Table)
+        return self.train
+
+    @property
+    def tests(self) -> tuple[Table, ...]:
+        """The tables of the test sets, the general ones first."""
+        assert isinstance(self.general, tuple) and isinstance(self.blindspots, tuple)
+        return (*self.general, *self.blindspots)
+
+    @property
+    def test_sets(self) -> tuple[TestSet, ...]:
+        return tuple(table.described for table in self.tests)
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        return (*(test_set.name for test_set in self.test_sets), "dev")
+
+    @property
+    def for_training(self) -> "TableSources":
+        """Without the blindspot sets, so that asking for another one builds nothing anew but evaluations."""
+        return replace(self, blindspots=()) if self.general else self
+
+    def for_task(self, task: Task) -> "TableSources":
+        """With the study's task, which is given once: here or to the experiment. Raises :class:`UserError` for two."""
+        if self.task not in (task, NLI):
+            raise UserError(
+                f"the sources are of the task {self.task.name!r}, and the experiment's is {task.name!r}; give the experiment "
+                "task=…, which it hands on, and the sources none"
+            )
+        return self if self.task == task else replace(self, task=task)
+
+    def missing(self, folder: str) -> tuple[str, ...]:
+        """A line for each table that is not there and whose content is not known."""
+        paths = dict.fromkeys(table.at(folder) for table in self._tables() if not table.file.is_known)
+        return tuple(f"not found at {path}" for path in paths if not Path(path).exists())
+
+    def with_content(self, folder: str) -> "TableSources":
+        """With each table found, its columns looked for, and its content hashed.
+
+        Raises :class:`UserError` for one that is not there, cannot be read, or lacks a column.
+        """
+
+        def found(table: Table) -> Table:
+            if table.file.is_known:
+                return table
+            table = replace(table, path=table.at(folder))
+            self.open(table)
+            return replace(table, file=_hash(table.path, remembered=True))
+
+        return self._with_tables(found)
+
+    def counts(self, folder: str) -> Mapping[str, int]:
+        """Examples by set and label, as :func:`prepare` returns them: the tables are read for it, once."""
+        return dict(_counts(self.with_content(folder)))
+
+    def prepare(self, output: str, *, folder: str) -> dict[str, JsonValue]:
+        """Write ``train``, ``dev``, each test set and ``dropped`` ``.parquet`` to ``output``.
+
+        Sets have the task's columns and those that their descriptions ask for; a row without a cluster is one of its own. An
+        id is the set's name and the row's number (in JSONL the line's), or the one in the file. ``dropped`` (set, file, row,
+        reason, label, the fields, and text of a row that has other cells) keeps each row that was left out: those that do not
+        fit (:mod:`pipelines.data.table_rows`), and of the training table those whose texts occur again (``duplicate``: the
+        first stays) or with two labels (``conflicting_labels``: none does). Returns counts by set and label, and dropped rows
+        by set and reason. Training rows whose texts are in a test set, too, stay: a test set decides on nothing that is
+        trained. They are counted as ``train/also_in_<set>``, and marked.
+
+        Raises :class:`UserError` for a table whose content is not the config's, and as :func:`read_rows` does.
+        """
+        sources = self.with_content(folder)
+        for table in sources._tables():
+            if (there := _hash(table.path)) != table.file:
+                raise UserError(
+                    f"{table.path} has sha256 {there.sha256[:12]}…, not {table.file.sha256[:12]}… as when the experiment was "
+                    "made; start again to use the new content or restore the file"
+                )
+        prepared = prepare_tables(sources)
+        for name, examples in prepared.sets.items():
+            write_examples(examples, join(output, f"{name}.parquet"), self.task)
+        names = ("set", "file", "reason", "label", *self.task.field_names, "text")
+        schema = pa.schema([*((name, pa.string()) for name in names), ("row", pa.int64())])
+        write_table(pa.Table.from_pylist(prepared.dropped, schema=schema), join(output, "dropped.parquet"))
+        return {**prepared.metrics, **({MARKS: list(prepared.marks)} if prepared.marks else {})}
+
+    def open(self, table: Table) -> TableFile:
+        """One of the tables, its columns looked for. Raises :class:`UserError` for one that is missing."""
+        own, inherited = dict(table.columns), dict(self.training.columns)
+        wanted = [
+            Wanted(name, own.get(name) or inherited.get(name), is_strict=name in own, is_text=name != "label", is_own=is_own)
+            for name, is_own in (*((name, True) for name in (*self.task.field_names, "label")), *self._extra(table))
+        ]
+        if "id" in own or "id" in inherited:
+            given = own.get("id") or inherited["id"]
+            wanted.append(Wanted("id", given, is_strict=True, is_optional="id" not in own, is_text=False, is_own=False))
+        return open_table(table.path, wanted, "map it to one of them: columns={{'{name}': '…'}}")
+
+    def labels_of(self, table: Table) -> tuple[str, ...]:
+        """The labels that rows of a table may have."""
+        folded_onto = table.described.folded_onto or self.task.folded_onto
+        is_folded = folded_onto is not None and table.test_set is not None
+        return (*self.task.labels, f"non-{folded_onto}") if is_folded else self.task.labels
+
+    def _tables(self) -> tuple[Table, ...]:
+        return (self.training, *self.tests)
+
+    def _with_tables(self, function: Callable[[Table], Table]) -> "TableSources":
+        assert isinstance(self.general, tuple) and isinstance(self.blindspots, tuple)
+        return replace(
+            self,
+            train=function(self.training),
+            general=tuple(map(function, self.general)),
+            blindspots=tuple(map(function, self.blindspots)),
+        )
+
+    def _extra(self, table: Table) -> Iterator[tuple[str, bool]]:
+        """The columns that the test set's description asks for, besides the task's own."""
+        if table.test_set is None:
+            return
+        described = table.described
+        for name in dict.fromkeys((*described.slices, *([described.cluster] if described.cluster else []))):
+            if name not in self.task.columns:
+                yield name, False
+
+    def _check(self, table: Table) -> None:
+        described = table.described
+        for name in ("folded_onto", "predicts"):
+            if (label := getattr(described, name)) is not None and label not in self.task.labels:
+                raise UserError(
+                    f"test set {described.name}: {name}={label!r} is none of {', '.join(self.task.labels)}, the labels of "
+                    f"the task {self.task.name}; name one of them"
+                )
+        asked = {*self.task.columns, *(name for other in self._tables() for name, _ in self._extra(other))}
+        if unknown := sorted(set(dict(table.columns)) - asked):
+            raise UserError(
+                f"{table.path}: columns={dict(table.columns)} maps {unknown[0]!r}, and what is looked for is "
+                f"{', '.join(sorted(asked))}; map one of these to the file's column"
+            )
+        allowed = self.labels_of(table)
+        if wrong := sorted(set(dict(table.labels).values()) - set(allowed)):
+            raise UserError(
+                f"{table.path}: labels={dict(table.labels)} maps onto {wrong[0]!r}, which is none of {', '.join(allowed)}; "
+                "map the file's values onto these"
+            )
+
+
+@dataclass(frozen=True)
+class PreparedTables:
+    """The sets by name, the rows left out, counts of both, and what marks all that is made of them."""
+
+    sets: dict[str, pa.Table]
+    dropped: list[dict[str, Any]]
+    metrics: dict[str, int]
+    marks: tuple[str, ...]
+
+
+def read_set(sources: TableSources, table: Table) -> TableRows:
+    """The rows of one of the tables, with the task's labels. Raises :class:`UserError` as :func:`read_rows` does."""
+    labels = {**dict(sources.training.labels), **dict(table.labels)}
+    return read_rows(sources.open(table), sources.task, labels, sources.labels_of(table))
+
+
+def prepare_tables(sources: TableSources) -> PreparedTables:
+    """Read all tables and split the training table. Raises :class:`UserError` as :func:`TableSources.prepare` does."""
+    dropped: list[dict[str, Any]] = []
+    sets = _training_sets(sources, dropped) | {
+        table.described.name: _test_set(sources, table, dropped) for table in sources.tests
+    }
+    metrics: dict[str, int] = {}
+    for name, examples in sets.items():
+        metrics[f"{name}/num_examples"] = examples.num_rows
+        for label, count in sorted(Counter(examples["label"].to_pylist()).items()):
+            metrics[f"{name}/{label}"] = count
+    marks = []
+    trained_on = {texts for name in ("train", "dev") for texts in _texts(sets[name], sources.task)}
+    for table in sources.tests:
+        test_texts = set(_texts(sets[table.described.name], sources.task))
+        if num_shared := len(trained_on & test_texts):
+            metrics[f"train/also_in_{table.described.name}"] = num_shared
+            marks.append(f"{num_shared:,} of {len(test_texts):,} texts of {table.described.name} are in the training data, too")
+    for (name, reason), count in sorted(Counter((row["set"], row["reason"]) for row in dropped).items()):
+        metrics[f"dropped/{name}/{reason}"] = count
+    metrics["dropped/num_rows"] = len(dropped)
+    return PreparedTables(sets, dropped, metrics, tuple(marks))
+
+
+@lru_cache(maxsize=8)
+def _counts(sources: TableSources) -> tuple[tuple[str, int], ...]:
+    return tuple(prepare_tables(sources).metrics.items())
+
+
+def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]) -> pa.Table:
+    described, task = table.described, sources.task
+    read = read_set(sources, table)
+    dropped += _named(read.dropped, described.name, table)
+    examples = _with_ids(read, described.name, task)
+    if described.folded_onto is not None:
+        folded = [task.fold(label, described.folded_onto) for label in examples["label"].to_pylist()]
+        examples = examples.set_column(examples.column_names.index("label"), "label", pa.array(folded, pa.string()))
+    if described.cluster is not None:
+        clusters = pc.coalesce(examples[described.cluster], examples["id"])
+        examples = examples.set_column(examples.column_names.index(described.cluster), described.cluster, clusters)
+    for half in ("aligned", "adversarial"):
+        if (name := getattr(described, half)) is not None and not _num_in_slice(examples, name):
+            column = name.partition("/")[0]
+            values = ", ".join(
+                f"{column}/{value}" for value in sorted(pc.unique(examples[column].drop_null()).to_pylist())[:12]
+            )
+            raise UserError(
+                f"test set {described.name}: no row of {table.path} is in {half}={name!r}; there are {values or 'none'}"
+            )
+    return examples
+
+
+def _num_in_slice(examples: pa.Table, name: str) -> int:
+    column, _, rest = name.partition("/")
+    value, _, label = rest.rpartition("/")
+    cells = zip(examples[column].to_pylist(), examples["label"].to_pylist(), strict=True)
+    return sum(cell == rest or (cell, of_label) == (value, label) for cell, of_label in cells)
+
+
+def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict[str, pa.Table]:
+    """The training set and the dev set, each in the order of the file."""
+    table, task = sources.training, sources.task
+    read = read_set(sources, table)
+    examples = _with_ids(read, "train", task)
+    texts, labels = _texts(examples, task), examples["label"].to_pylist()
+    labels_of: dict[tuple[str, ...], set[str]] = {}
+    for key, label in zip(texts, labels, strict=True):
+        labels_of.setdefault(key, set()).add(label)
+    kept, out, seen = dict[int, str](), [], set()
+    for place, (key, label) in enumerate(zip(texts, labels, strict=True)):
+        if key not in seen and len(labels_of[key]) == 1:
+            seen.add(key)
+            kept[place] = label
+            continue
+        reason = "duplicate" if len(labels_of[key]) == 1 else "conflicting_labels"
+        fields = dict(zip(task.field_names, key, strict=True))
+        out.append({"row": int(read.numbers[place]), "reason": reason, "label": label, "text": None, **fields})
+    dropped += _named(sorted([*read.dropped, *out], key=lambda row: row["row"]), "train", table)
+    num_dev = _num_dev(sources, Counter(kept.values()))
+    held_out: set[int] = set()
+    for label in task.labels:
+        drawn = sorted((place for place in kept if kept[place] == label), key=lambda place: _draw_key(texts[place]))
+        held_out.update(drawn[:num_dev])
+    return {
+        "train": examples.take(pa.array([place for place in kept if place not in held_out], pa.int64())),
+        "dev": examples.take(pa.array(sorted(held_out), pa.int64())),
+    }
+
+
+def _num_dev(sources: TableSources, num_rows: Mapping[str, int]) -> int:
+    path, asked = sources.training.path, sources.dev_rows_per_label
+    scarcest = min(sources.task.labels, key=lambda label: num_rows[label])
+    least = num_rows[scarcest]
+    if least < 2 or (asked is not None and asked >= least):
+        taken = "" if asked is None else f", and dev_rows_per_label={asked} leaves none for training"
+        raise UserError(
+            f"{path} has {least:,} usable rows labelled {scarcest}{taken}; give at least two of each label of the task "
+            f"{sources.task.name}, or fewer dev rows"
+        )
+    return asked if asked is not None else max(1, min(MOST_DEV_ROWS, least // DEV_SHARE))
+
+
+def _draw_key(texts: Sequence[str]) -> bytes:
+    return hashlib.sha256("\0".join(texts).encode()).digest()
+
+
+def _texts(examples: pa.Table, task: Task) -> list[tuple[str, ...]]:
+    return list(zip(*(examples[name].to_pylist() for name in task.field_names), strict=True))
+
+
+def _with_ids(read: TableRows, name: str, task: Task) -> pa.Table:
+    """The examples, the task's columns first. Raises :class:`UserError` for ids of the file that are missing or repeat."""
+    examples = read.examples
+    if "id" in examples.column_names:
+        ids = examples["id"].to_pylist()
+        counts = Counter(ids)
+        repeated, count = counts.most_common(1)[0] if ids else ("", 0)
+        if None in counts or count > 1:
+            what = f"{count:,} rows of id {repeated!r}" if None not in counts else f"{counts[None]:,} rows without an id"
+            raise UserError(
+                f"{read.table.path}: {what} in the column {read.table.columns['id']!r}; ids are unique: map another column, or "
+                "none, and rows are numbered"
+            )
+    else:
+        examples = examples.append_column("id", pa.array([f"{name}-{number:06d}" for number in read.numbers], pa.string()))
+    return examples.select([*task.columns, *(column for column in examples.column_names if column not in task.columns)])
+
+
+def _named(rows: Sequence[dict[str, Any]], name: str, table: Table) -> list[dict[str, Any]]:
+    return [{"set": name, "file": Path(table.path).name, **row} for row in rows]
+
+
+def _hash(path: str, *, remembered: bool = False) -> FileHash:
+    """Format and content of a file, or of the files of a folder."""
+    files, kind = find_files(path)
+    hashes = [remembered_sha256(file) if remembered else sha256_of(file) for file in files]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    # A table is read by its suffix, which says what is between cells.
+    return FileHash(files[0].suffix.lower().removeprefix(".") if kind == "table" else kind, sha256)
