@@ -13,7 +13,7 @@ Test sets take the training table's columns and labels where they have none of t
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -96,8 +96,7 @@ class TableSources:
     label that has fewest rows, and 250 at most. A test set is described by its table's `test_set`. Tables may be given by their
     path alone.
 
-    Raises :class:`UserError` for no test set, for two of one name, for a description that is not of this task, and for a
-    mapping of a column that nothing asks for or onto a label that is not the task's.
+    Raises :class:`UserError` for no test set and for two of one name.
     """
 
     train: Table | str
@@ -124,8 +123,6 @@ class TableSources:
                 f"test sets are named {', '.join(names)}: {repeated[0]!r} is another's name, too "
                 f"(or one of {', '.join(OWN_NAMES)}); give each its own: Table(…, test_set='name')"
             )
-        for table in self._tables():
-            self._check(table)
 
     @property
     def training(self) -> Table:
@@ -153,13 +150,20 @@ class TableSources:
         return replace(self, blindspots=()) if self.general else self
 
     def for_task(self, task: Task) -> "TableSources":
-        """With the study's task, which is given once: here or to the experiment. Raises :class:`UserError` for two."""
+        """With the study's task, which is given once: here or to the experiment.
+
+        Raises :class:`UserError` for two tasks, for a description that names what is no label, for a mapping of a column that
+        nothing asks for, and for one onto a label that the task does not have.
+        """
         if self.task not in (task, NLI):
             raise UserError(
                 f"the sources are of the task {self.task.name!r}, and the experiment's is {task.name!r}; give the experiment "
                 "task=…, which it hands on, and the sources none"
             )
-        return self if self.task == task else replace(self, task=task)
+        sources = self if self.task == task else replace(self, task=task)
+        for table in sources._tables():
+            sources._check(table)
+        return sources
 
     def missing(self, folder: str) -> tuple[str, ...]:
         """A line for each table that is not there and whose content is not known."""
@@ -171,6 +175,9 @@ class TableSources:
 
         Raises :class:`UserError` for one that is not there, cannot be read, or lacks a column.
         """
+
+        if all(table.file.is_known for table in self._tables()):
+            return self
 
         def found(table: Table) -> Table:
             if table.file.is_known:
@@ -217,8 +224,14 @@ class TableSources:
         """One of the tables, its columns looked for. Raises :class:`UserError` for one that is missing."""
         own, inherited = dict(table.columns), dict(self.training.columns)
         wanted = [
-            Wanted(name, own.get(name) or inherited.get(name), is_strict=name in own, is_text=name != "label", is_own=is_own)
-            for name, is_own in (*((name, True) for name in (*self.task.field_names, "label")), *self._extra(table))
+            Wanted(
+                name,
+                own.get(name) or inherited.get(name),
+                is_strict=name in own,
+                is_text=name in self.task.field_names,
+                is_own=name in self.task.columns,
+            )
+            for name in (*self.task.field_names, "label", *self._extra(table))
         ]
         if "id" in own or "id" in inherited:
             given = own.get("id") or inherited["id"]
@@ -243,14 +256,12 @@ class TableSources:
             blindspots=tuple(map(function, self.blindspots)),
         )
 
-    def _extra(self, table: Table) -> Iterator[tuple[str, bool]]:
+    def _extra(self, table: Table) -> list[str]:
         """The columns that the test set's description asks for, besides the task's own."""
         if table.test_set is None:
-            return
-        described = table.described
-        for name in dict.fromkeys((*described.slices, *([described.cluster] if described.cluster else []))):
-            if name not in self.task.columns:
-                yield name, False
+            return []
+        asked = (*table.described.slices, *([table.described.cluster] if table.described.cluster else []))
+        return [name for name in dict.fromkeys(asked) if name not in self.task.columns]
 
     def _check(self, table: Table) -> None:
         described = table.described
@@ -260,7 +271,7 @@ class TableSources:
                     f"test set {described.name}: {name}={label!r} is none of {', '.join(self.task.labels)}, the labels of "
                     f"the task {self.task.name}; name one of them"
                 )
-        asked = {*self.task.columns, *(name for other in self._tables() for name, _ in self._extra(other))}
+        asked = {*self.task.columns, *(name for other in self._tables() for name in self._extra(other))}
         if unknown := sorted(set(dict(table.columns)) - asked):
             raise UserError(
                 f"{table.path}: columns={dict(table.columns)} maps {unknown[0]!r}, and what is looked for is "
@@ -368,7 +379,7 @@ def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict
         fields = dict(zip(task.field_names, key, strict=True))
         out.append({"row": int(read.numbers[place]), "reason": reason, "label": label, "text": None, **fields})
     dropped += _named(sorted([*read.dropped, *out], key=lambda row: row["row"]), "train", table)
-    num_dev = _num_dev(sources, Counter(kept.values()))
+    num_dev = _num_dev(sources, Counter(kept.values()), Counter(row["reason"] for row in dropped if row["set"] == "train"))
     held_out: set[int] = set()
     for label in task.labels:
         drawn = sorted((place for place in kept if kept[place] == label), key=lambda place: _draw_key(texts[place]))
@@ -379,15 +390,16 @@ def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict
     }
 
 
-def _num_dev(sources: TableSources, num_rows: Mapping[str, int]) -> int:
+def _num_dev(sources: TableSources, num_rows: Mapping[str, int], reasons: Counter[str]) -> int:
     path, asked = sources.training.path, sources.dev_rows_per_label
     scarcest = min(sources.task.labels, key=lambda label: num_rows[label])
     least = num_rows[scarcest]
     if least < 2 or (asked is not None and asked >= least):
         taken = "" if asked is None else f", and dev_rows_per_label={asked} leaves none for training"
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise UserError(
-            f"{path} has {least:,} usable rows labelled {scarcest}{taken}; give at least two of each label of the task "
-            f"{sources.task.name}, or fewer dev rows"
+            f"{path} has {least:,} usable rows labelled {scarcest}{left_out and f' (left out: {left_out})'}{taken}; give at least "
+            f"two of each label of the task {sources.task.name}, or fewer dev rows"
         )
     return asked if asked is not None else max(1, min(MOST_DEV_ROWS, least // DEV_SHARE))
 

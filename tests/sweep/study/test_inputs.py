@@ -1,0 +1,111 @@
+"""What a study asks of its sources is checked before anything is built."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.kinds import Added, Mix
+from pipelines.data.table_sources import Table, TableSources
+from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.errors import UserError
+from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.tasks.task import Field, Task
+from sweep.graph.records import Store
+from sweep.plan.plan import plan_study
+from sweep.plan.throughputs import read_table
+from sweep.study.experiment import Experiment
+from sweep.study.experiments import demo
+from sweep.study.grid import build_grid
+from sweep.study.inputs import check_sizes, missing_inputs, with_inputs
+
+TABLE = read_table()
+ROWS = "".join(f"{label} p{n},h{n},{label}\n" for label in ("entailment", "neutral", "contradiction") for n in range(100))
+
+
+def own_tables(folder: Path, **changes: object) -> Experiment:
+    """The demo on tables: 99 training rows a label and one of the dev set, ten blindspot rows."""
+    for name, rows in (("train.csv", ROWS), ("test.csv", "a,b,neutral\n"), ("spot.csv", "c,d,non-entailment\n" * 10)):
+        (folder / name).write_text(f"premise,hypothesis,label\n{rows}")
+    sources = TableSources("train.csv", general="test.csv", blindspots="spot.csv", dev_rows_per_label=1)
+    evaluation = EvaluationConfig(sets=("test", "spot"), dtype="float32", heuristics=(demo().heuristic,))
+    values = {"sources": sources, "sources_folder": str(folder), "evaluation": evaluation, "training_sizes": (297,)}
+    return replace(demo(), general_set="test", blindspot_set="spot", **values | changes)  # type: ignore[arg-type]
+
+
+def test_tables_are_described_when_the_study_is_made(tmp_path: Path) -> None:
+    study = own_tables(tmp_path)
+    assert study.sources.missing(str(tmp_path)) == () and missing_inputs(study) == ()
+    assert with_inputs(study) is study
+    sources = [step for step in build_grid(study) if step.stage == "sources"]
+    assert [step.slug for step in sources] == ["data", "data-with-test-sets"]
+    assert sources[0].config == study.sources.for_training
+
+
+def test_what_appears_after_the_plan_is_described_by_the_run(tmp_path: Path) -> None:
+    study = own_tables(tmp_path)
+    for name in ("train.csv", "spot.csv"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    absent = replace(study, sources=TableSources("train.csv", general="test.csv", blindspots="spot.csv", dev_rows_per_label=1))
+    assert missing_inputs(absent) == tuple(f"data: not found at {tmp_path / name}" for name in ("train.csv", "spot.csv"))
+    check_sizes(absent)
+    with pytest.raises(UserError, match=r"train.csv does not exist"):
+        with_inputs(absent)
+    for name in ("train.csv", "spot.csv"):
+        (tmp_path / f"moved-{name}").rename(tmp_path / name)
+    assert with_inputs(absent).sources == study.sources
+
+
+def test_a_set_that_the_sources_lack_is_refused_with_those_they_have(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the sources have no set 'snli'; they have template_test, template_probe, dev"):
+        replace(demo(), evaluation=EvaluationConfig(sets=("template_test", "template_probe", "snli")))
+    with pytest.raises(UserError, match="the sources have no set 'hans'; they have test, spot, dev"):
+        own_tables(tmp_path, evaluation=EvaluationConfig(sets=("test", "hans")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"training_sizes": (300, 297)},
+            r"training_sizes has 300.*297 training rows \(99 entailment, .*-p training_sizes=297$",
+        ),
+        ({"starting_sizes": (0, 298, 297)}, r"starting_sizes has 298.* 297 training rows .*-p starting_sizes=0,297$"),
+        ({"judge": 400}, r"judge has 400"),
+        ({"kinds": (Mix(original=0.5, synthetic=0.5),), "training_sizes": (600,)}, r"training_sizes has 600"),
+        ({"kinds": (Added(synthetic=1.0),), "training_sizes": (300,)}, r"training_sizes has 300"),
+        (
+            {"training_sizes": (150,), "starting_sizes": (150,), "disjoint_from_starting": True},
+            r"training_sizes has 150.*of which a starting point takes 150 for itself",
+        ),
+    ],
+)
+def test_more_examples_than_there_are_is_refused_by_the_plan(tmp_path: Path, changes: dict, message: str) -> None:
+    study = own_tables(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        plan_study(study, Store(str(tmp_path / "store")), TABLE, lambda _: TABLE.gpu("h200"), 1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_pool_gives_needs_no_data(tmp_path: Path) -> None:
+    half = Mix(original=0.5, synthetic=0.5)
+    check_sizes(own_tables(tmp_path, kinds=("synthetic",), training_sizes=(3_000,)))
+    check_sizes(own_tables(tmp_path, kinds=(half,), training_sizes=(594,)))
+    check_sizes(own_tables(tmp_path, training_sizes=(147,), starting_sizes=(150,), disjoint_from_starting=True))
+
+
+def test_unfit_rows_stop_the_plan(tmp_path: Path) -> None:
+    study = own_tables(tmp_path)
+    (tmp_path / "spot.csv").write_text("premise,hypothesis,label\nc,d,no\n")
+    changed = replace(study, sources=TableSources("train.csv", general="test.csv", blindspots="spot.csv"))
+    with pytest.raises(UserError, match=r"1 of 1 rows have labels that are none of entailment, .*'no' \(1\)"):
+        check_sizes(changed)
+
+
+def test_data_of_another_task_is_refused() -> None:
+    sentiment = Task("sentiment", ("bad", "good"), (Field("review", "Review:"),), "Is it? {review}", "Of {label}")
+    for sources in (TemplateCorpusConfig(), TableSources("train.csv", general=Table("test.csv", labels={"1": "entailment"}))):
+        with pytest.raises(
+            UserError, match=r"template corpus have premise, hypothesis .* the task sentiment|maps onto 'entailment'"
+        ):
+            sources.for_task(sentiment)
