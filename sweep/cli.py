@@ -7,6 +7,7 @@ import typer
 from sweep.commands.audit import audit
 from sweep.commands.cluster import check, end
 from sweep.commands.data import experiments, fetch
+from sweep.commands.data_check import check as check_data
 from sweep.commands.options import one_clear_error
 from sweep.commands.plan import plan
 from sweep.commands.results import explain, power, report, status, verdicts
@@ -57,13 +58,14 @@ def _options(
 ) -> None: ...
 
 
-data = typer.Typer(no_args_is_help=True, help="MultiNLI and HANS, for the studies on real data.")
+data = typer.Typer(no_args_is_help=True, help="Data of your own, looked at; MultiNLI, HANS and challenge sets, fetched.")
 app.add_typer(data, name="data")
 cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and after its runs.")
 app.add_typer(cluster, name="cluster")
 for command in (run, plan, status, report, explain, verdicts, power, audit, verify, ui, reindex, experiments):
     app.command()(one_clear_error(command))
 data.command()(one_clear_error(fetch))
+data.command("check")(one_clear_error(check_data))
 for command in (check, end):
     cluster.command()(one_clear_error(command))
 

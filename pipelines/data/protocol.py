@@ -50,6 +50,10 @@ class Sources(Protocol):
         """The examples there are, ``<set>/num_examples`` and ``<set>/<label>``, or without labels the most there can be."""
         ...
 
+    def read_as(self, folder: str) -> Mapping[str, str]:
+        """For people: a line for each set whose columns are looked for, on which are found."""
+        ...
+
     def prepare(self, output: str, *, folder: str) -> Mapping[str, JsonValue]:
         """Write the prepared sources to `output`, and return their counts, named as in `counts`."""
         ...

@@ -161,6 +161,9 @@ class NLISourcesConfig:
         }
         return {f"{name}/num_examples": size for name, size in sizes.items()}
 
+    def read_as(self, folder: str) -> dict[str, str]:
+        return {}
+
     def prepare(self, output: str, *, folder: str) -> dict[str, JsonValue]:
         return prepare_nli_sources(self, output, folder=folder)
 

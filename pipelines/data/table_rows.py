@@ -6,7 +6,7 @@ A text is taken without the space around it. A row is left out, with its number,
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from pipelines.errors import UserError
 from pipelines.tables.files import TableFile
 from pipelines.tables.readers import MalformedRow
 from pipelines.tables.values import NO_GOLD_LABEL, is_blank, text_columns
-from pipelines.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,12 @@ class TableRows:
         return self.examples.num_rows + len(self.dropped)
 
 
-def read_rows(table: TableFile, task: Task, labels: Mapping[str, str], allowed: tuple[str, ...]) -> TableRows:
-    """Read a table that was opened with the task's fields and ``label``.
+def read_rows(
+    table: TableFile, fields: Sequence[str], labels: Mapping[str, str], allowed: Sequence[str] | None = None
+) -> TableRows:
+    """Read a table that was opened with the `fields` and ``label``.
 
-    `labels` maps values of the file to labels; a value that it lacks stands for itself. Those of `allowed` fit. Raises
+    `labels` maps values of the file to labels; a value that it lacks stands for itself. Those of `allowed` fit, or all. Raises
     :class:`UserError` for what cannot be read, where no row has a label, and where more than half of those that have one have
     an unknown one: then it is the mapping that does not fit, and not the rows.
     """
@@ -54,22 +55,24 @@ def read_rows(table: TableFile, task: Task, labels: Mapping[str, str], allowed: 
     for raw in table.raw_batches(malformed):
         columns, rows = text_columns(raw, table)
         columns = {name: pc.utf8_trim_whitespace(column) for name, column in columns.items()}
-        reason = np.full(len(rows), None, object)
+        reason = np.full(len(rows), "", object)
         encoded = columns["label"].dictionary_encode()
         found = [str(value) for value in encoded.dictionary.to_pylist()]
         named = [labels.get(value, value) for value in found]
         mapped = pc.take(pa.array(named, pa.string()), encoded.indices)
-        no_gold = [value in NO_GOLD_LABEL and label not in allowed for value, label in zip(found, named, strict=True)]
-        for name, is_out in (
-            *((f"blank_{name}", is_blank(columns[name])) for name in task.field_names),
+        no_gold = [value in NO_GOLD_LABEL and label == value for value, label in zip(found, named, strict=True)]
+        unknown = [allowed is not None and label not in allowed for label in named]
+        out = np.zeros(len(rows), bool)
+        for name, does_not_fit in (
+            *((f"blank_{name}", is_blank(columns[name])) for name in fields),
             ("no_label", is_blank(columns["label"])),
             ("no_gold_label", _of_values(encoded, no_gold)),
-            ("unknown_label", _of_values(encoded, [label not in allowed for label in named])),
+            ("unknown_label", _of_values(encoded, unknown)),
         ):
-            reason[is_out & np.equal(reason, None)] = name
+            reason[does_not_fit & ~out] = name
+            out |= does_not_fit
         values.update(value for value in columns["label"].to_pylist() if value)
-        out = np.not_equal(reason, None)
-        dropped += _dropped(columns, rows, reason, np.flatnonzero(out), task)
+        dropped += _dropped(columns, rows, reason, np.flatnonzero(out), fields)
         kept = pa.array(~out)
         blank = {name: is_blank(column) for name, column in columns.items()}
         cells = {
@@ -85,7 +88,7 @@ def read_rows(table: TableFile, task: Task, labels: Mapping[str, str], allowed: 
     for row, number in zip(dropped, _renumbered(np.array([row["row"] for row in dropped], np.int64), malformed), strict=True):
         row["row"] = int(number)
     dropped += [
-        dict.fromkeys((*task.field_names, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "text": row.text}
+        dict.fromkeys((*fields, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "text": row.text}
         for row in malformed
     ]
     return TableRows(table, pa.concat_tables(parts), counted, sorted(dropped, key=lambda row: row["row"]), values)
@@ -97,9 +100,9 @@ def _of_values(encoded: pa.DictionaryArray, holds: list[bool]) -> np.ndarray:
 
 
 def _dropped(
-    columns: Mapping[str, pa.Array], rows: np.ndarray, reason: np.ndarray, out: np.ndarray, task: Task
+    columns: Mapping[str, pa.Array], rows: np.ndarray, reason: np.ndarray, out: np.ndarray, fields: Sequence[str]
 ) -> list[dict[str, Any]]:
-    names = (*task.field_names, "label")
+    names = (*fields, "label")
     cells = {name: columns[name].take(pa.array(out)).to_pylist() for name in names}
     return [
         {"row": int(rows[row]), "reason": str(reason[row]), "text": None, **{name: cells[name][place] for name in names}}
@@ -113,13 +116,13 @@ def _renumbered(numbers: np.ndarray, malformed: list[MalformedRow]) -> np.ndarra
     return numbers + np.searchsorted(before, numbers, side="left")
 
 
-def _check_mapping(table: TableFile, values: Counter[str], labels: Mapping[str, str], allowed: tuple[str, ...]) -> None:
+def _check_mapping(table: TableFile, values: Counter[str], labels: Mapping[str, str], allowed: Sequence[str] | None) -> None:
     gold = Counter({value: count for value, count in values.items() if value not in NO_GOLD_LABEL or value in labels})
-    unknown = Counter({value: count for value, count in gold.items() if labels.get(value, value) not in allowed})
+    unknown = Counter({value: count for value, count in gold.items() if allowed and labels.get(value, value) not in allowed})
     column = table.columns["label"]
     if not gold:
         raise UserError(f"{table.path}: no row has a label in the column {column!r}; name the column that holds it")
-    if 2 * unknown.total() > gold.total():
+    if allowed and 2 * unknown.total() > gold.total():
         listed = ", ".join(f"{value!r} ({count:,})" for value, count in unknown.most_common(8))
         example = unknown.most_common(1)[0][0]
         raise UserError(

@@ -192,6 +192,14 @@ class TableSources:
         """Examples by set and label, as :func:`prepare` returns them: the tables are read for it, once."""
         return dict(_counts(self.with_content(folder)))
 
+    def read_as(self, folder: str) -> dict[str, str]:
+        """For people: which columns each set is read from."""
+        sources = self.with_content(folder)
+        return {
+            table.described.name if table.test_set else "train": f"{Path(table.path).name}, {sources.open(table).mapping}"
+            for table in sources._tables()
+        }
+
     def prepare(self, output: str, *, folder: str) -> dict[str, JsonValue]:
         """Write ``train``, ``dev``, each test set and ``dropped`` ``.parquet`` to ``output``.
 
@@ -298,7 +306,7 @@ class PreparedTables:
 def read_set(sources: TableSources, table: Table) -> TableRows:
     """The rows of one of the tables, with the task's labels. Raises :class:`UserError` as :func:`read_rows` does."""
     labels = {**dict(sources.training.labels), **dict(table.labels)}
-    return read_rows(sources.open(table), sources.task, labels, sources.labels_of(table))
+    return read_rows(sources.open(table), sources.task.field_names, labels, sources.labels_of(table))
 
 
 def prepare_tables(sources: TableSources) -> PreparedTables:
@@ -398,8 +406,8 @@ def _num_dev(sources: TableSources, num_rows: Mapping[str, int], reasons: Counte
         taken = "" if asked is None else f", and dev_rows_per_label={asked} leaves none for training"
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise UserError(
-            f"{path} has {least:,} usable rows labelled {scarcest}{left_out and f' (left out: {left_out})'}{taken}; give at least "
-            f"two of each label of the task {sources.task.name}, or fewer dev rows"
+            f"{path} has {least:,} usable rows labelled {scarcest}{left_out and f' (left out: {left_out})'}{taken}; give at "
+            f"least two of each label of the task {sources.task.name}, or fewer dev rows"
         )
     return asked if asked is not None else max(1, min(MOST_DEV_ROWS, least // DEV_SHARE))
 

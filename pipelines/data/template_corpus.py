@@ -95,6 +95,9 @@ class TemplateCorpusConfig:
                 counts[f"{name}/{label}"] = counts.get(f"{name}/{label}", 0) + number
         return counts
 
+    def read_as(self, folder: str) -> dict[str, str]:
+        return {}
+
     def prepare(self, output: str, *, folder: str) -> Mapping[str, JsonValue]:
         return prepare_template_corpus(self, output)
 

@@ -11,6 +11,7 @@ are never in memory at once. Rows are counted from 1, without a header, and over
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,9 @@ KINDS = (
     {".parquet": "parquet", ".arrow": "arrow"} | dict.fromkeys(TABLE_SUFFIXES, "table") | dict.fromkeys(LINES_SUFFIXES, "lines")
 )
 
+_SHARD = re.compile(r"(.+)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
+"""train-00000-of-00002.parquet, at times with a hash before the suffix."""
+
 
 @dataclass(frozen=True)
 class TableFile:
@@ -58,6 +62,11 @@ class TableFile:
     def unit(self) -> str:
         """The word for a row's number: row, or line for JSONL."""
         return "line" if self.kind == "lines" else "row"
+
+    @property
+    def mapping(self) -> str:
+        """For people: which column is which."""
+        return ", ".join(f"{name} is {column!r}" for name, column in self.columns.items())
 
     @property
     def num_bytes(self) -> int:
@@ -141,8 +150,8 @@ def _find_in_folder(where: Path) -> tuple[list[Path], str]:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise UserError(f"{where} has no .parquet files and is no dataset folder; {FORMATS}")
-    # A dataset of the Hugging Face hub has its splits side by side: train-00000-of-00002.parquet.
-    splits = sorted({file.name.rsplit("-", 3)[0] for file in files if "-of-" in file.name})
+    # A dataset of the Hugging Face hub has its splits side by side.
+    splits = sorted({shard[1] for file in files if (shard := _SHARD.fullmatch(file.name))})
     if len(splits) > 1:
         raise UserError(f"{folder} has several splits ({', '.join(splits)}); give one file, or a folder with one split's files")
     return files, "parquet"

@@ -26,7 +26,7 @@ class Outer:
     names: tuple[str, ...] = ("a", "b")
     note: str | None = None
     path: str = runtime("/somewhere")
-    sizes: dict[str, int] = runtime(default_factory=dict)  # noqa: RUF009
+    sizes: dict[str, int] = runtime(default_factory=dict)
 
 
 def test_identity_is_plain_json_of_identity_fields_only():

@@ -1,0 +1,177 @@
+"""`blindsweep data check`: what would be read of a table, or of a study's data, before anything is built."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sweep.commands.options import Parameters
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.data.table_rows import TableRows
+
+MOST_SHOWN = 80
+"""Characters of a text that are shown."""
+
+
+def check(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A table (.parquet, .csv, .tsv, .jsonl, a dataset's folder), or a study's .py."),
+    ],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="A column of the table: a text's, or the label's. [default: the usual names]"),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="VALUE=LABEL", help="What a value of the label column stands for.")
+    ] = None,
+    parameters: Parameters = None,
+) -> None:
+    """Say what would be read of a table, or of each set of a study: rows, columns, labels, and what is left out and why.
+
+    Without --column, texts and labels are looked for under their usual names; without --label, each value is a label.
+
+        blindsweep data check reviews.tsv
+        blindsweep data check pairs.csv --column premise=left --column hypothesis=right --label 1=entailment --label 0=neutral
+        blindsweep data check my_study.py -p data=FOLDER
+    """
+    from pipelines.errors import UserError
+    from sweep.study.loading import is_file
+
+    if is_file(what):
+        if column or label:
+            raise UserError(f"{what} says itself what its columns and labels are; leave --column and --label out")
+        _check_study(what, parameters or [])
+        return
+    if parameters:
+        raise UserError(f"-p sets a parameter of a study, and {what} is a table; leave it out")
+    _check_table(what, _pairs(column, "--column NAME=COLUMN"), _pairs(label, "--label VALUE=LABEL"))
+
+
+def _pairs(given: Sequence[str] | None, form: str) -> dict[str, str]:
+    from pipelines.errors import UserError
+
+    pairs: dict[str, str] = {}
+    for text in given or ():
+        name, separator, value = (part.strip() for part in text.partition("="))
+        if not (separator and name and value) or name in pairs:
+            raise UserError(f"{text!r}: write it as {form}, and each once")
+        pairs[name] = value
+    return pairs
+
+
+def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str]) -> None:
+    from pipelines.data.table_rows import read_rows
+    from pipelines.tables.columns import Wanted
+    from pipelines.tables.files import column_names, find_files, open_table
+
+    present = column_names(*find_files(path))
+    fields = [name for name in columns if name not in ("label", "id")] or _guessed_fields(path, present)
+    wanted = [Wanted(name, columns.get(name), is_strict=True) for name in fields]
+    wanted.append(Wanted("label", columns.get("label"), is_strict=True, is_text=False))
+    if "id" in columns:
+        wanted.append(Wanted("id", columns["id"], is_strict=True, is_text=False, is_own=False))
+    table = open_table(path, wanted, "name it: --column {name}=COLUMN")
+    rows = read_rows(table, fields, labels, tuple(dict.fromkeys(labels.values())) or None)
+    unused = [name for name in present if name not in table.columns.values()]
+    print(f"{path}: {rows.num_rows:,} {table.unit}s")
+    print(f"columns: {table.mapping}{f'; not read: {_listed(map(repr, unused))}' if unused else ''}")
+    stand_for = {label: [repr(value) for value in rows.values if labels.get(value) == label] for label in labels.values()}
+    _print_rows(rows.examples, fields, rows.dropped, table.unit, stand_for)
+    print(f"in a study: {_as_value(path, rows, columns, labels)}")
+
+
+def _guessed_fields(path: str, present: Sequence[str]) -> list[str]:
+    """The texts of a pair, or the one text, by the usual names of their columns. Raises UserError where there is none."""
+    from pipelines.errors import UserError
+    from pipelines.tables.columns import Wanted, listed
+
+    for fields in (["premise", "hypothesis"], ["sentence"]):
+        if all(Wanted(name).find(present) for name in fields):
+            return fields
+    raise UserError(f"{path}: no column has a usual name of a text; it has {listed(present)}: name one, --column text=COLUMN")
+
+
+def _as_value(path: str, rows: "TableRows", columns: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    from pipelines.tasks.nli import NLI
+
+    named = {name: column for name, column in rows.table.columns.items() if name != column or name in columns}
+    there = set(rows.examples["label"].to_pylist())
+    mapped = labels or {value: "…" for value in sorted(rows.values) if value in there and value not in NLI.labels}
+    return f"Table({path!r}, columns={named}, labels={mapped})"
+
+
+def _check_study(name: str, assignments: Sequence[str]) -> None:
+    import pyarrow.parquet as pq
+
+    from pipelines.errors import UserError
+    from pipelines.identity import MARKS
+    from pipelines.tasks.examples import read_examples
+    from sweep.study.inputs import check_sizes
+    from sweep.study.loading import load_experiment
+
+    experiment = load_experiment(name, assignments).experiment
+    sources, folder, task = experiment.sources, experiment.sources_folder, experiment.task
+    if missing := sources.missing(folder):
+        raise UserError(f"data: {'; '.join(missing)}; put it there, or give its place")
+    with tempfile.TemporaryDirectory(prefix="blindsweep-") as output:
+        metrics = sources.prepare(output, folder=folder)
+        read_as = sources.read_as(folder)
+        dropped_file = Path(output, "dropped.parquet")
+        dropped = pq.read_table(dropped_file).to_pylist() if dropped_file.exists() else []
+        for set_name in ("train", "dev", *(other for other in sources.set_names if other != "dev")):
+            evaluated = "" if set_name in ("train", "dev", *experiment.evaluation.sets) else ", not evaluated"
+            print(f"{set_name}: {metrics[f'{set_name}/num_examples']:,} examples{evaluated}")
+            if set_name in read_as:
+                print(f"    from {read_as[set_name]}")
+            of_set = [row for row in dropped if row["set"] == set_name]
+            examples = read_examples(Path(output, f"{set_name}.parquet"), task)
+            _print_rows(examples, task.field_names, of_set, "row", {}, indent="    ")
+    for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
+        print(f"marked: {mark}")
+    check_sizes(experiment)
+
+
+def _print_rows(
+    examples: "pa.Table",
+    fields: Sequence[str],
+    dropped: Sequence[Mapping[str, Any]],
+    unit: str,
+    stand_for: Mapping[str, Sequence[str]],
+    indent: str = "",
+) -> None:
+    counts = Counter(examples["label"].to_pylist())
+    labels = (f"{label} {count:,}{_stands_for(stand_for.get(label, ()))}" for label, count in counts.most_common())
+    print(f"{indent}labels: {_listed(labels) or 'none'}")
+    if dropped:
+        print(f"{indent}left out: {len(dropped):,} {unit}s")
+    for reason, count in Counter(row["reason"] for row in dropped).most_common():
+        first = next(row for row in dropped if row["reason"] == reason)
+        number = first.get("row", first.get("line"))
+        texts = [first[name] for name in (*fields, "text") if first.get(name)]
+        label = f", label {first['label']!r}" if first["label"] else ""
+        shown = " | ".join(map(_cut, texts)) or "no text"
+        print(f"{indent}    {count:,} {reason}, the first at {unit} {number:,}: {shown}{label}")
+    rows = zip(*(examples[name].to_pylist() for name in fields), strict=True)
+    longest = max(rows, key=lambda texts: sum(map(len, texts)), default=())
+    print(f"{indent}longest: {sum(map(len, longest)):,} characters, {' | '.join(map(_cut, longest))}")
+
+
+def _stands_for(values: Sequence[str]) -> str:
+    return f" ({', '.join(values)})" if values else ""
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}…")
+
+
+def _listed(values: Iterable[str], most: int = 20) -> str:
+    values = list(values)
+    return ", ".join(values[:most]) + (f" and {len(values) - most:,} more" if len(values) > most else "")

@@ -1,0 +1,106 @@
+"""`blindsweep data check` says what would be read, and refuses what a study would."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from sweep import cli
+
+STUDY = """
+from dataclasses import replace
+from sweep import EvaluationConfig, Experiment, Table, TableSources
+from sweep.experiments import demo
+
+def mine(data: str = ".") -> Experiment:
+    sources = TableSources(Table("train.csv", labels={"no": "contradiction"}), general="test.jsonl", dev_rows_per_label=1)
+    evaluation = EvaluationConfig(sets=("test",), heuristics=(demo().heuristic,))
+    return replace(demo(), sources=sources, sources_folder=data, training_sizes=(3,), evaluation=evaluation,
+                   general_set="test", blindspot_set="test")
+"""
+
+
+def check(*arguments: str) -> list[str]:
+    result = CliRunner().invoke(cli.app, ["data", "check", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, ["data", "check", *arguments])
+    assert result.exit_code == 1
+    return result.stderr
+
+
+def test_a_table_is_said_as_it_would_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.tsv"
+    path.write_text('id\tsentence\tlabel\n1\tgood "stuff"\t1\n2\t\t0\n3\tlabel of none\t-\n4\tbad\t0\n5\tcut\n')
+    assert check(str(path)) == [
+        f"{path}: 5 rows",
+        "columns: sentence is 'sentence', label is 'label'; not read: 'id'",
+        "labels: 1 1, 0 1",
+        "left out: 3 rows",
+        "    1 blank_sentence, the first at row 2: no text, label '0'",
+        "    1 no_gold_label, the first at row 3: 'label of none', label '-'",
+        "    1 wrong_number_of_cells, the first at row 5: '5 cut'",
+        "longest: 12 characters, 'good \"stuff\"'",
+        f"in a study: Table({str(path)!r}, columns={{}}, labels={{'0': '…', '1': '…'}})",
+    ]
+    mapped = check(str(path), "--label", "1=positive", "--label", "0=negative", "--column", "review=sentence")
+    assert "columns: review is 'sentence', label is 'label'; not read: 'id'" in mapped
+    assert "labels: positive 1 ('1'), negative 1 ('0')" in mapped
+    assert mapped[-1].endswith("columns={'review': 'sentence'}, labels={'1': 'positive', '0': 'negative'})")
+
+
+def test_a_pair_is_found_by_its_usual_names(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"], "gold_label": ["neutral"]}), tmp_path / "pairs.parquet")
+    lines = check(str(tmp_path / "pairs.parquet"))
+    assert lines[1] == "columns: premise is 'sentence1', hypothesis is 'sentence2', label is 'gold_label'"
+    assert lines[-1].endswith("columns={'premise': 'sentence1', 'hypothesis': 'sentence2', 'label': 'gold_label'}, labels={})")
+
+
+def test_each_set_of_a_study_is_said(tmp_path: Path) -> None:
+    rows = [f"{label} p{n},h,{label}" for label in ("entailment", "neutral", "no") for n in range(3)]
+    (tmp_path / "train.csv").write_text("\n".join(["premise,hypothesis,label", *rows, rows[0], "x,y,maybe", ""]))
+    (tmp_path / "test.jsonl").write_text('{"premise": "no p0", "hypothesis": "h", "label": "no"}\n')
+    (tmp_path / "mine.py").write_text(STUDY)
+    said = check(str(tmp_path / "mine.py"), "-p", f"data={tmp_path}")
+    # Which of the longest rows is held out goes by the texts' hashes.
+    assert [line for line in said if "longest: 14 characters" not in line] == [
+        "train: 6 examples",
+        "    from train.csv, premise is 'premise', hypothesis is 'hypothesis', label is 'label'",
+        "    labels: entailment 2, neutral 2, contradiction 2",
+        "    left out: 2 rows",
+        "        1 duplicate, the first at row 10: 'entailment p0' | 'h', label 'entailment'",
+        "        1 unknown_label, the first at row 11: 'x' | 'y', label 'maybe'",
+        "dev: 3 examples",
+        "    labels: entailment 1, neutral 1, contradiction 1",
+        "test: 1 examples",
+        "    from test.jsonl, premise is 'premise', hypothesis is 'hypothesis', label is 'label'",
+        "    labels: contradiction 1",
+        "    longest: 6 characters, 'no p0' | 'h'",
+        "marked: 1 of 1 texts of test are in the training data, too",
+    ]
+    (tmp_path / "test.jsonl").unlink()
+    assert f"not found at {tmp_path / 'test.jsonl'}" in refused(str(tmp_path / "mine.py"), "-p", f"data={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no column has a usual name of a text; it has 'review', 'stars': name one, --column text=COLUMN"),
+        (["--column", "text=reviews"], "no text column ('reviews')"),
+        (["--column", "text=review"], "no label column (label, gold_label"),
+        (
+            ["--column", "text=review", "--column", "label=stars", "--label", "five=good"],
+            "2 of 2 rows have labels that are none of good",
+        ),
+        (["--column", "review"], "write it as --column NAME=COLUMN"),
+        (["-p", "seeds=0"], "-p sets a parameter of a study"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "a.csv").write_text("review,stars\nfine,5\npoor,1\n")
+    assert message in refused(str(tmp_path / "a.csv"), *arguments)
