@@ -184,7 +184,7 @@ class TableSources:
                 return table
             table = replace(table, path=table.at(folder))
             self.open(table)
-            return replace(table, file=_hash(table.path, remembered=True))
+            return replace(table, file=hash_table(table.path, remembered=True))
 
         return self._with_tables(found)
 
@@ -215,7 +215,7 @@ class TableSources:
         """
         sources = self.with_content(folder)
         for table in sources._tables():
-            if (there := _hash(table.path)) != table.file:
+            if (there := hash_table(table.path)) != table.file:
                 raise UserError(
                     f"{table.path} has sha256 {there.sha256[:12]}…, not {table.file.sha256[:12]}… as when the experiment was "
                     "made; start again to use the new content or restore the file"
@@ -342,7 +342,7 @@ def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]
     described, task = table.described, sources.task
     read = read_set(sources, table)
     dropped += _named(read.dropped, described.name, table)
-    examples = _with_ids(read, described.name, task)
+    examples = with_ids(read, described.name, task)
     if described.folded_onto is not None:
         folded = [task.fold(label, described.folded_onto) for label in examples["label"].to_pylist()]
         examples = examples.set_column(examples.column_names.index("label"), "label", pa.array(folded, pa.string()))
@@ -372,7 +372,7 @@ def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict
     """The training set and the dev set, each in the order of the file."""
     table, task = sources.training, sources.task
     read = read_set(sources, table)
-    examples = _with_ids(read, "train", task)
+    examples = with_ids(read, "train", task)
     texts, labels = _texts(examples, task), examples["label"].to_pylist()
     labels_of: dict[tuple[str, ...], set[str]] = {}
     for key, label in zip(texts, labels, strict=True):
@@ -420,7 +420,7 @@ def _texts(examples: pa.Table, task: Task) -> list[tuple[str, ...]]:
     return list(zip(*(examples[name].to_pylist() for name in task.field_names), strict=True))
 
 
-def _with_ids(read: TableRows, name: str, task: Task) -> pa.Table:
+def with_ids(read: TableRows, name: str, task: Task) -> pa.Table:
     """The examples, the task's columns first. Raises :class:`UserError` for ids of the file that are missing or repeat."""
     examples = read.examples
     if "id" in examples.column_names:
@@ -442,7 +442,7 @@ def _named(rows: Sequence[dict[str, Any]], name: str, table: Table) -> list[dict
     return [{"set": name, "file": Path(table.path).name, **row} for row in rows]
 
 
-def _hash(path: str, *, remembered: bool = False) -> FileHash:
+def hash_table(path: str, *, remembered: bool = False) -> FileHash:
     """Format and content of a file, or of the files of a folder."""
     files, kind = find_files(path)
     hashes = [remembered_sha256(file) if remembered else sha256_of(file) for file in files]

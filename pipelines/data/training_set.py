@@ -255,6 +255,19 @@ def draw_training_set(
     }
 
 
+def check_pool(config: TrainingSetConfig, pool: pa.Table, source: str) -> None:
+    """Raise :class:`UserError` if a part of a set would take more of a pool's examples than it has, as drawing the set would.
+
+    What a judge agrees with is not known here.
+    """
+    labels, rows = np.array(pool["label"].to_pylist(), dtype=object), np.arange(pool.num_rows)
+    for part in config.parts():
+        if part.kind != ORIGINAL:
+            holds = config.heuristic.of(pool, config.task) if part.kind == BIASED else None
+            drawing = _Drawing(pool, [], labels, {part.kind: rows}, {part.kind: source}, holds)
+            _check_strata(part, drawing.strata(part), source)
+
+
 def join_sets(config: TrainingSetConfig, starting_set: str, own_set: str, output: str) -> dict[str, int]:
     """Write all examples of two sets (examples Parquet) as ``examples.parquet``, in an order that depends on the seed.
 
@@ -463,8 +476,12 @@ def num_held(config: TrainingSetConfig, rates: Mapping[str, float]) -> dict[str,
 
 
 def _choose(config: TrainingSetConfig, ids: Sequence[str], strata: Sequence[Stratum], source: str) -> list[int]:
+    _check_strata(config, strata, source)
     key = _key(config, "draw")
-    chosen: list[int] = []
+    return [row for _, rows, size in strata for row in sorted(rows.tolist(), key=lambda row: key(ids[row]))[:size]]
+
+
+def _check_strata(config: TrainingSetConfig, strata: Sequence[Stratum], source: str) -> None:
     for name, rows, size in strata:
         if size > len(rows):
             # All strata grow with the set, so that the scarcest says how much smaller it has to be.
@@ -475,8 +492,6 @@ def _choose(config: TrainingSetConfig, ids: Sequence[str], strata: Sequence[Stra
                 f"asked for {size:,} {name} (in a set of {config.size:,}), {source} has {len(rows):,}; choose a size of at "
                 f"most {largest:,}, {dial}or a larger source"
             )
-        chosen += sorted(rows.tolist(), key=lambda row: key(ids[row]))[:size]
-    return chosen
 
 
 def _in_words(heuristic: Heuristic) -> str:

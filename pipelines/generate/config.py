@@ -10,6 +10,9 @@ from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS
 from pipelines.tasks.task import Task
 
+STAND_IN = "this is a stand-in"
+"""The last text of a rehearsal's examples, but for those of the task's first label."""
+
 
 @dataclass(frozen=True)
 class GenerationConfig:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.generate.config import GenerationConfig
+from pipelines.generate.config import STAND_IN, GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide
@@ -41,8 +41,6 @@ MAX_RESTARTS = 2
 """How often an engine whose process died is started again in one call. Ray Data does it for ever, at a GPU's price."""
 
 PATIENCE_S = 60.0
-
-STAND_IN = "this is a stand-in"
 
 REJECTS_SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.string()), ("shard", pa.int32()), ("seed", pa.int64()),

@@ -82,8 +82,11 @@ def _generator(job: Job) -> Mapping[str, Any]:
 
 
 def _synthetic_pool(job: Job) -> Mapping[str, Any]:
+    from pipelines.data.own_pool import OwnPoolConfig, prepare_own_pool
     from pipelines.generate.pool import generate
 
+    if isinstance(job.config, OwnPoolConfig):
+        return prepare_own_pool(job.config, job.output)
     config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
     return generate(config, job.inputs["generator"], job.output, resources=job.resources, report=job.report)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from pipelines.data.own_pool import OwnPoolConfig
 from pipelines.data.training_set import TrainingSetConfig, num_drawn
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -128,7 +129,7 @@ def total(costs: Iterable[StepCost]) -> Total:
 
 @dataclass(frozen=True)
 class Replication:
-    """GPU-hours by which a study grows: by `generator`, one more with its pool (0.0 where there is no pool), or by `seed`, one
+    """GPU-hours by which a study grows: by `generator`, one more with its pool (0.0 where none writes), or by `seed`, one
     more with its starting points, cells and their evaluations.
     """
 
@@ -142,7 +143,9 @@ def replication(costs: Iterable[StepCost]) -> Replication:
     of_generators = [cost for cost in costs if cost.step.stage in GENERATORS]
     of_seeds = [cost for cost in costs if "seed" in cost.step.coordinates]
     # Each with all of its generations.
-    num_generators = sum(cost.step.stage == "generator" and "generation" not in cost.step.coordinates for cost in of_generators)
+    num_generators = sum(
+        cost.step.stage == "synthetic_pool" and "generation" not in cost.step.coordinates for cost in of_generators
+    )
     num_seeds = len({cost.step.coordinates["seed"] for cost in of_seeds})
     return Replication(
         total(of_generators).gpu_hours / max(num_generators, 1),
@@ -299,7 +302,7 @@ class _Estimator:
                 return self.shape.num_parameters * BYTES_PER_NUMBER["float32"]
             case GeneratorConfig():
                 return self.shape.num_parameters * BYTES_PER_NUMBER[config.finetune.dtype]
-            case GenerationConfig():
+            case GenerationConfig() | OwnPoolConfig():
                 return sum(config.num_by_label.values()) * table["bytes.pool"]
             case TrainingSetConfig():
                 return num_drawn(config) * table["bytes.examples"]

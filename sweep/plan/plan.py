@@ -30,7 +30,7 @@ from sweep.plan.schedule import Schedule, simulate
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
-from sweep.study.inputs import check_sizes
+from sweep.study.inputs import check_pools, check_sizes
 from sweep.study.paper import MODEL
 
 
@@ -233,10 +233,13 @@ def plan_study(
 ) -> Plan:
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
-    `find_gpu` says which GPU they are for, or raises NoEstimate. Raises UserError for data that is too small (`check_sizes`).
+    `find_gpu` says which GPU they are for, or raises NoEstimate. Raises UserError for data that is too small (`check_sizes`)
+    and for a pool that is (`check_pools`).
     """
     check_sizes(experiment)
-    steps = make_plan(build_grid(experiment), store, reasons=reasons, keep_dependents=keep_dependents)
+    grid = build_grid(experiment)
+    check_pools(grid)
+    steps = make_plan(grid, store, reasons=reasons, keep_dependents=keep_dependents)
     try:
         return Plan(experiment, steps, cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others))
     except NoEstimate as error:

@@ -4,12 +4,15 @@ Nothing here says where it runs, except the fields marked runtime.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
+from pathlib import Path
 from types import MappingProxyType
 
 from pipelines.data.kinds import FILTERED, Kind, find_kind, kind_name, parts_of
+from pipelines.data.own_pool import OwnPoolConfig
 from pipelines.data.protocol import Sources
+from pipelines.data.table_sources import Table
 from pipelines.data.training_set import check_bias
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
@@ -51,6 +54,9 @@ class Experiment:
     it; sets of the kind synthetic are then drawn from each pool, those of generation 2 as the kind `synthetic_generation2`
     (docs/kinds.md).
 
+    A pool of one's own takes the place of `generator` and `generation`: `synthetic` is its file, or a `Table` that says how the
+    file is read, or a tuple of those, one for each of `generators`.
+
     The `task` is what is learnt, in every stage. The `heuristic` is what biased sets are biased to. Each of `biases` is a
     further kind, a dose: of the examples in its sets of which the heuristic holds, a share `heuristic_share` of the set, that
     share has the label that the heuristic predicts (`TrainingSetConfig`). `remainder` says what happens to a size that the
@@ -77,8 +83,6 @@ class Experiment:
     title: str
     sources: Sources
     base_model: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig
-    generator: GeneratorConfig
-    generation: GenerationConfig
     task_model: FinetuneConfig
     evaluation: EvaluationConfig
     starting_sizes: tuple[int, ...]
@@ -87,6 +91,11 @@ class Experiment:
     general_set: str
     blindspot_set: str
     task: Task = added(NLI)
+    generator: GeneratorConfig | None = field(default=None, kw_only=True)
+    generation: GenerationConfig | None = field(default=None, kw_only=True)
+    synthetic: str | Table | OwnPoolConfig | tuple[str | Table | OwnPoolConfig, ...] | None = field(
+        default=None, kw_only=True, metadata={"role": "added"}
+    )
     kinds: tuple[Kind, ...] = TRAINED_KINDS
     heuristic: Heuristic = added(LEXICAL_OVERLAP)
     biases: tuple[float, ...] = added(())
@@ -116,6 +125,7 @@ class Experiment:
         self._check_axes()
         self._check_task()
         self._check_biases()
+        self._check_pools()
         self._check_generators()
         self._check_generations()
         self._check_judge()
@@ -148,6 +158,12 @@ class Experiment:
         if self.claims != PAPER_CLAIMS:
             return self.claims
         return (*PAPER_CLAIMS, *axis_claims([kind for kind in self.kinds if not isinstance(kind, str)], self.generation_names))
+
+    @property
+    def own_pools(self) -> tuple[OwnPoolConfig, ...]:
+        """The study's own pools, one for each generator; none where generators write them."""
+        assert self.synthetic is None or isinstance(self.synthetic, tuple)
+        return tuple(pool for pool in self.synthetic or () if isinstance(pool, OwnPoolConfig))
 
     def generator_of(self, seed: int) -> int:
         """The number of the generator, from 0, whose pool the synthetic training sets of `seed` are drawn from."""
@@ -194,6 +210,39 @@ class Experiment:
         if self.heuristic_share is not None and not self.biases:
             raise UserError(f"heuristic_share={self.heuristic_share} is of doses of bias, and there is none; give biases, too")
 
+    def _check_pools(self) -> None:
+        if self.synthetic is None:
+            for name in ("generator", "generation") if self.has_pool else ():
+                if getattr(self, name) is None:
+                    raise UserError(
+                        f"{name}=None, and kinds={self.kinds} need a pool; give generator and generation, or a pool of your "
+                        "own: synthetic='pool.parquet'"
+                    )
+            return
+        if self.generator is not None or self.generation is not None:
+            raise UserError(
+                f"synthetic={self.synthetic!r} is a pool of your own, which takes the place of generator and generation; leave "
+                "these out, or synthetic"
+            )
+        given = self.synthetic if isinstance(self.synthetic, tuple) else (self.synthetic,)
+        pools = tuple(map(self._own_pool, given))
+        object.__setattr__(self, "synthetic", pools)
+        if len(pools) != self.generators:
+            raise UserError(
+                f"synthetic names {len(pools)} pools and generators={self.generators}; give one file for each generator"
+            )
+        known = [pool.table.file.sha256 for pool in pools if pool.is_known]
+        if len(set(known)) < len(known):
+            raise UserError(
+                f"synthetic={[pool.table.path for pool in pools]} has the same content twice; give each generator its own file"
+            )
+
+    def _own_pool(self, given: str | Table | OwnPoolConfig) -> OwnPoolConfig:
+        """A pool as it is given, described by its content if it is there."""
+        table = given.table if isinstance(given, OwnPoolConfig) else Table(given) if isinstance(given, str) else given
+        pool = OwnPoolConfig(replace(table, path=table.at(self.sources_folder)), self.task)
+        return pool.with_content() if Path(pool.table.path).exists() else pool
+
     def _check_generators(self) -> None:
         if self.generators < 1:
             raise UserError(f"generators={self.generators}: at least one writes a pool; give 1 or more")
@@ -215,6 +264,11 @@ class Experiment:
     def _check_generations(self) -> None:
         if self.generations < 1:
             raise UserError(f"generations={self.generations}: the first is trained on original data; give 1 or more")
+        if self.generations > 1 and not isinstance(self.generator, GeneratorConfig):
+            raise UserError(
+                f"generations={self.generations}: each is finetuned on the pool before it, and the first is of no finetuned "
+                "generator; give generator=GeneratorConfig(…), or leave generations out"
+            )
         if self.generations > 1 and "synthetic" not in self.kinds:
             raise UserError(
                 f"generations={self.generations}: each is seen in synthetic sets of its own, and kinds={self.kinds} has no "
@@ -248,14 +302,15 @@ class Experiment:
                 )
 
     def _check_recipes(self) -> None:
-        if self.generator.end_marker != self.generation.end_marker:
+        if self.generator and self.generation and self.generator.end_marker != self.generation.end_marker:
             raise UserError(
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
                 f"for {self.generation.end_marker!r}; give both the same end_marker"
             )
         quantization = getattr(self.base_model, "quantization", "none")
         for name in ("generator", "task_model", "cell") if quantization != "none" else ():
-            recipe = self.generator.finetune if name == "generator" else getattr(self, name)
+            recipe = getattr(self, name)
+            recipe = recipe.finetune if isinstance(recipe, GeneratorConfig) else recipe
             if recipe is not None and recipe.method != "lora":
                 raise UserError(
                     f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
@@ -268,7 +323,7 @@ class Experiment:
                 "trajectories='shared' with training='joint': sets that are shuffled together do not begin with a smaller one; "
                 "train each size on its own (trajectories='separate')"
             )
-        if self.generator.finetune.head_frozen_share:
+        if isinstance(self.generator, GeneratorConfig) and self.generator.finetune.head_frozen_share:
             raise UserError(
                 f"the generator has head_frozen_share={self.generator.finetune.head_frozen_share}, and no classifier's head; "
                 "leave it out there"

@@ -85,6 +85,9 @@ class _Grid:
         """The pool of a generator, and the generator, trained on original data or, in later generations, on earlier pools."""
         experiment = self.experiment
         which, named = self._which(number), f"{number or ''}"
+        if experiment.own_pools:
+            return self._add("synthetic_pool", f"pool{named}", experiment.own_pools[number], {}, which)
+        assert experiment.generator is not None and experiment.generation is not None
         texts = {"sources": self.sources}
         if generation > 1:
             which, named = which | {"generation": generation}, f"{named}-generation{generation}"

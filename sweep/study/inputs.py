@@ -1,12 +1,17 @@
-"""A study's inputs from outside, its data and its weights. A plan can do without them, a run cannot."""
+"""A study's inputs from outside: its data, its weights, its own pools. A plan can do without them, a run cannot."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipelines.data.kinds import ORIGINAL, Kind, sizes_of
-from pipelines.data.training_set import sizes_per_label
+from pipelines.data.own_pool import OwnPoolConfig, examples_of
+from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
+from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 
 
@@ -19,7 +24,50 @@ def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
             lines.append(f"weights: {path} is not in the Hugging Face cache; a run fetches it")
         else:
             lines.append(f"weights: not found at {path}")
+    lines += [f"pool: not found at {pool.table.path}" for pool in experiment.own_pools if not pool.is_known]
     return tuple(lines)
+
+
+def check_pools(steps: Sequence[Step]) -> None:
+    """Raise UserError for a pool that is, or may be, smaller than what training sets take from it.
+
+    A pool of one's own is counted; of a generated one, what is asked for is all that is certain.
+    """
+    largest: dict[Any, tuple[Step, Step]] = {}
+    for step in steps:
+        for pool in step.inputs.values() if step.stage == "training_set" else ():
+            if pool.stage == "synthetic_pool":
+                config = step.config
+                # Seeds take alike, and smaller sizes less.
+                alike = (pool.fingerprint, config.kind, config.mix, config.bias)
+                if alike not in largest or step.config.size > largest[alike][1].config.size:
+                    largest[alike] = (pool, step)
+    for pool, drawn in largest.values():
+        _check_pool(pool, drawn)
+
+
+def _check_pool(pool: Step, drawn: Step) -> None:
+    own = pool.config if isinstance(pool.config, OwnPoolConfig) else None
+    if own and not own.is_known:
+        return
+    config, there = drawn.config, pool.config.num_by_label
+    taken: Counter[str] = Counter()
+    for part, size in config.part_sizes.items():
+        if part != ORIGINAL:
+            taken.update(sizes_per_label(size, config.remainder, config.task.labels))
+    for label, num in taken.items():
+        if num > there[label]:
+            what = f"{drawn.name} takes {num:,} {label} examples from the pool"
+            if own:
+                raise UserError(
+                    f"{what}, and {own.table.path} has {there[label]:,}; choose smaller training_sizes, or add to it"
+                )
+            raise UserError(
+                f"{what}, and generation.num_per_label={pool.config.num_per_label} asks for {there[label]:,} only; choose "
+                f"smaller training_sizes, or num_per_label={max(taken.values())} or more"
+            )
+    if own:
+        check_pool(config, examples_of(own), own.table.path)
 
 
 def with_inputs(experiment: Experiment) -> Experiment:
@@ -35,6 +83,9 @@ def with_inputs(experiment: Experiment) -> Experiment:
     if (sources := experiment.sources.with_content(experiment.sources_folder)) is not experiment.sources:
         experiment = replace(experiment, sources=sources)
     check_sizes(experiment)
+    for pool in experiment.own_pools:
+        if not pool.is_known:
+            raise UserError(f"no pool at {pool.table.path}; restore the file, or give another: synthetic=FILE")
     base = experiment.base_model
     if isinstance(base, PretrainedModelConfig) and not _is_known(base):
         described = pretrained_model_config(

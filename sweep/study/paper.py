@@ -12,7 +12,9 @@ from typing import Any
 from pipelines.data.kinds import kind_name
 from pipelines.data.sources import NLISourcesConfig
 from pipelines.data.training_set import sizes_per_label
+from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
+from pipelines.generate.config import GenerationConfig
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
 from pipelines.tasks.prompts import EN_DASH
 from sweep.graph.records import TRAINED_KINDS
@@ -131,16 +133,13 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     yield Note("generations of the generator", "1", _text(experiment.generations), chosen)
     yield Note("doses of bias", "none", _text(experiment.biases) or "none", chosen)
     yield Note("heuristic of the biased sets", LEXICAL_OVERLAP.name, experiment.heuristic.name, chosen)
-    yield from _recipe("G", PAPER_GENERATOR, experiment.generator.finetune)
-    number, exact = experiment.generation.num_per_label, experiment.generation.exact
-    numbers = (number,) * 3 if isinstance(number, int) else number
-    ours = _text(numbers) if exact else f"at least {_text(numbers)}"
-    yield Note("synthetic pool, examples of each label", _text(POOL_PER_LABEL), ours, chosen)
-    tokens = experiment.generation.max_new_tokens
-    yield Note("longest generated text, tokens", _text(MAX_NEW_TOKENS), _text(tokens), chosen)
-    why = "none of 79,429 rows of MultiNLI has the en dash that it begins with; the marker is a seventh of what is written"
-    ours = "with its first character" if experiment.generation.stop_early else "when it is complete"
-    yield Note("a text ends at the end marker", "when it is complete", ours, why)
+    if isinstance(experiment.generator, GeneratorConfig):
+        yield from _recipe("G", PAPER_GENERATOR, experiment.generator.finetune)
+    else:
+        ours = "a pool of one's own" if experiment.own_pools else "none"
+        yield Note("generator", "Llama-2-7B, finetuned", ours, chosen)
+    if experiment.generation is not None:
+        yield from _pool(experiment.generation)
     yield from _recipe("T", PAPER_TASK_MODEL, experiment.task_model)
     if experiment.cell is not None and experiment.cell != experiment.task_model:
         yield from _recipe("T, from its starting point", PAPER_TASK_MODEL, experiment.cell)
@@ -150,6 +149,17 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     lacking = [name for name in EVALUATED_SETS if name not in experiment.evaluation.sets]
     ours = f"without {_text(lacking)}" if lacking else _text(EVALUATED_SETS)
     yield Note("test sets", _text(EVALUATED_SETS), ours, chosen)
+
+
+def _pool(generation: GenerationConfig) -> Iterator[Note]:
+    chosen = "the experiment's choice"
+    ours = _text(tuple(generation.num_by_label.values()))
+    ours = ours if generation.exact else f"at least {ours}"
+    yield Note("synthetic pool, examples of each label", _text(POOL_PER_LABEL), ours, chosen)
+    yield Note("longest generated text, tokens", _text(MAX_NEW_TOKENS), _text(generation.max_new_tokens), chosen)
+    why = "none of 79,429 rows of MultiNLI has the en dash that it begins with; the marker is a seventh of what is written"
+    ours = "with its first character" if generation.stop_early else "when it is complete"
+    yield Note("a text ends at the end marker", "when it is complete", ours, why)
 
 
 def _recipe(of: str, paper: FinetuneConfig, ours: FinetuneConfig) -> Iterator[Note]:
@@ -196,19 +206,7 @@ def unsettled(experiment: Experiment) -> tuple[Note, ...]:
             "the whole training set, in another order for each seed" if whole in experiment.starting_sizes else "not built",
             "there are so many rows after duplicates and dev set",
         ),
-        Note(
-            "sampling from G",
-            "the checkpoint's defaults of the time, not recorded",
-            f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, top-k "
-            + ("off" if generation.top_k == -1 else _text(generation.top_k)),
-            "ancestral sampling: what G learnt, unchanged" if _is_ancestral(experiment) else "the experiment's choice",
-        ),
-        Note(
-            "end marker of a generated example",
-            "an en dash in the paper, two hyphens in the scripts",
-            "en dash" if generation.end_marker == EN_DASH else "two hyphens",
-            "one of the two, for G's training texts and for the parser",
-        ),
+        *(_sampling(generation) if generation is not None else ()),
         Note(
             "seeds",
             "one run a cell, no interval",
@@ -223,16 +221,28 @@ def unsettled(experiment: Experiment) -> tuple[Note, ...]:
     return tuple(notes)
 
 
+def _sampling(generation: GenerationConfig) -> Iterator[Note]:
+    is_ancestral = (generation.temperature, generation.top_p, generation.top_k) == (1.0, 1.0, -1)
+    yield Note(
+        "sampling from G",
+        "the checkpoint's defaults of the time, not recorded",
+        f"temperature {generation.temperature:g}, top-p {generation.top_p:g}, top-k "
+        + ("off" if generation.top_k == -1 else _text(generation.top_k)),
+        "ancestral sampling: what G learnt, unchanged" if is_ancestral else "the experiment's choice",
+    )
+    yield Note(
+        "end marker of a generated example",
+        "an en dash in the paper, two hyphens in the scripts",
+        "en dash" if generation.end_marker == EN_DASH else "two hyphens",
+        "one of the two, for G's training texts and for the parser",
+    )
+
+
 def _sharing(experiment: Experiment) -> str:
     num_sharing = len(experiment.seeds) // experiment.generators
     if experiment.generators == 1:
         return "G and its pool are shared"
     return f"{num_sharing} at a time share a G and its pool" if num_sharing > 1 else "each has a G and a pool of its own"
-
-
-def _is_ancestral(experiment: Experiment) -> bool:
-    generation = experiment.generation
-    return (generation.temperature, generation.top_p, generation.top_k) == (1.0, 1.0, -1)
 
 
 def _text(value: Any) -> str:

@@ -8,10 +8,15 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from pipelines.data.kinds import FILTERED, Added, Kind, Mix, sizes_of
 from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
-from pipelines.tasks.heuristics import LEXICAL_OVERLAP
+from pipelines.generate.config import STAND_IN
+from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
+from pipelines.tasks.nli import NLI
 from sweep.graph.records import STAGES, Record
 from sweep.study.experiment import Experiment
 
@@ -42,9 +47,16 @@ def rehearsal(experiment: Experiment) -> Experiment:
     # Of the set that takes most from the pool.
     most = max([size, *(sum(sizes_of(kind, size).values()) - size for kind in kinds)])
     generation = experiment.generation
-    # Together, the labels' shards fill an engine's batch.
-    filling = -(-(generation.max_num_seqs or 1_024) // num_labels)
-    shard_size = max(size // num_labels, min(generation.shard_size, filling))
+    if generation is not None:
+        # Together, the labels' shards fill an engine's batch.
+        filling = -(-(generation.max_num_seqs or 1_024) // num_labels)
+        generation = replace(
+            generation,
+            num_per_label=-(-most // num_labels),
+            shard_size=max(size // num_labels, min(generation.shard_size, filling)),
+            max_new_tokens=min(generation.max_new_tokens, NEW_TOKENS),
+            stand_ins=True,
+        )
     base_model = experiment.base_model
     if isinstance(base_model, ScratchModelConfig) and base_model.pretraining is not None:
         base_model = replace(base_model, pretraining=_short(base_model.pretraining))
@@ -57,14 +69,9 @@ def rehearsal(experiment: Experiment) -> Experiment:
         trajectories="separate",
         replicates_paper=False,
         base_model=base_model,
-        generator=replace(experiment.generator, finetune=_short(experiment.generator.finetune)),
-        generation=replace(
-            generation,
-            num_per_label=-(-most // num_labels),
-            shard_size=shard_size,
-            max_new_tokens=min(generation.max_new_tokens, NEW_TOKENS),
-            stand_ins=True,
-        ),
+        generator=_short_generator(experiment.generator),
+        generation=generation,
+        synthetic=experiment.own_pools[:1] or None,
         task_model=_short(experiment.task_model),
         cell=_short(experiment.cell) if experiment.cell else None,
         evaluation=replace(experiment.evaluation, rehearse_examples=EXAMPLES),
@@ -72,8 +79,8 @@ def rehearsal(experiment: Experiment) -> Experiment:
         training_sizes=(size,),
         seeds=experiment.seeds[:1],
         generators=1,
-        # A pool of stand-ins has lexical overlap in all entailments and nowhere else: the full dose is all that it is good for.
-        heuristic=LEXICAL_OVERLAP,
+        # It holds in all stand-ins of one label and in no others: the full dose is all that they are good for.
+        heuristic=_heuristic(experiment),
         biases=(),
         # Nor does a model of a few steps agree with enough of its labels to filter it.
         kinds=kinds,
@@ -81,6 +88,10 @@ def rehearsal(experiment: Experiment) -> Experiment:
         generations=min(2, experiment.generations),
         heuristic_share=None,
     )
+
+
+def _short_generator(generator: GeneratorConfig | None) -> GeneratorConfig | None:
+    return replace(generator, finetune=_short(generator.finetune)) if generator else None
 
 
 def _unfiltered(kind: Kind) -> Kind:
@@ -93,6 +104,23 @@ def _unfiltered(kind: Kind) -> Kind:
         del parts["original"]
         return Added(**parts)
     return Mix(**parts) if len(parts) > 1 else "synthetic"
+
+
+def _heuristic(experiment: Experiment) -> Heuristic:
+    """The heuristic that a pool of stand-ins can be biased to (`stand_in`); for a pool of one's own, the study's."""
+    if experiment.own_pools:
+        return experiment.heuristic
+    if experiment.task == NLI:
+        return LEXICAL_OVERLAP
+    if not experiment.has_pool:
+        return experiment.heuristic
+    label = experiment.task.labels[0]
+    return Heuristic("no_stand_in", _is_no_stand_in, predicts=label, probe_slice=experiment.blindspot_slice)
+
+
+def _is_no_stand_in(*texts: Iterable[str]) -> np.ndarray:
+    """Of which examples the last text is something else than what stands there for all labels but the first."""
+    return np.array([str(text) != STAND_IN for text in texts[-1]], dtype=bool)
 
 
 def _short(recipe: FinetuneConfig) -> FinetuneConfig:

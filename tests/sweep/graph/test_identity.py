@@ -106,6 +106,10 @@ CLASSES = {
         "min_yield max_num_seqs shards_in_flight enforce_eager engine_process attention_backend gpu_memory_utilization "
         "cpu_kv_cache_gib progress_bars generator_id",
     ),
+    "pipelines.data.own_pool.OwnPoolConfig": (
+        "table task",
+        "",
+    ),
     "pipelines.finetune.task_model.UntrainedConfig": (
         "seed task",
         "",
@@ -135,7 +139,7 @@ CLASSES = {
     "sweep.study.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task",
+        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task synthetic",
         "sources_folder resources replicates_paper claims",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (

@@ -5,12 +5,16 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig, prepare_base_model, random_model_config
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.shards import Shard
+from pipelines.generate.writer import tables
 from pipelines.tasks.examples import read_examples
 from sweep import cli
 from sweep.graph.records import Store, Study
@@ -18,7 +22,8 @@ from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo, paper, paper_fast
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
-from sweep.study.rehearsal import rehearsal, summarize
+from sweep.study.rehearsal import _is_no_stand_in, rehearsal, summarize
+from tests.pipelines.tiny_generator import SENTIMENT
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,6 +68,14 @@ def test_no_artifact_of_a_rehearsal_is_one_of_the_study_or_of_a_study_like_it(st
     real = [*build_grid(study), *build_grid(dataclasses.replace(short, rehearsal=False))]
     assert not any("rehearsal" in step.payload for step in real)
     assert not {step.fingerprint for step in rehearsed} & {step.fingerprint for step in real}
+
+
+def test_stand_ins_of_any_task_can_be_biased_fully_to_the_rehearsals_heuristic() -> None:
+    config = GenerationConfig(task=SENTIMENT, stand_ins=True)
+    pool = pa.concat_tables(
+        tables(Shard(label, 0, 1, 2), ["some words", "other words"], config)[0] for label in SENTIMENT.labels
+    )
+    assert _is_no_stand_in(*(pool[name] for name in SENTIMENT.field_names)).tolist() == [True, True, False, False]
 
 
 def test_one_generator_is_rehearsed_of_several() -> None:
