@@ -15,6 +15,7 @@ from analysis.study.items import Responses, load_responses
 from analysis.study.series import study_series
 from analysis.verdicts.questions import Part, Question, Setting
 from analysis.wording import set_name, slice_name, starting_point_name, thousands
+from pipelines.data.kinds import kind_name
 from pipelines.errors import UserError
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
@@ -85,10 +86,10 @@ class Evidence:
 
     def difference(self, difference: Difference, start: int, size: int) -> Replicates:
         """Treatment minus control in one setting, paired by seed; the treatment's level without a control."""
-        treated = self.level(difference, difference.treatment, start, size)
+        treated = self.level(difference, kind_name(difference.treatment), start, size)
         if difference.control is None:
             return treated
-        return treated.minus(self.level(difference, difference.control, start, size))
+        return treated.minus(self.level(difference, kind_name(difference.control), start, size))
 
     def compare(self, comparison: Comparison, start: int, size: int) -> Replicates:
         """The comparison's weighted sum in one setting, by seed, or by generator where there are several and they play a part.
@@ -244,7 +245,7 @@ def part_name(comparison: Comparison, evidence: Evidence) -> str:
         title = evidence.title(test_set)
         where = title if slice_ == "all" else f"{title}, {slice_name(slice_)}"
         treatment, control = (
-            "starting point" if kind == START else kind.replace("_", " ") if kind else ""
+            "starting point" if kind == START else kind_name(kind).replace("_", " ") if kind else ""
             for kind in (difference.treatment, difference.control)
         )
         words = f"{treatment} − {control} on {where}" if control else f"{treatment} on {where}"

@@ -103,7 +103,9 @@ class Comparison:
     @property
     def kinds(self) -> frozenset[str]:
         """All kinds that it is about, starting points among them."""
-        return frozenset(kind for difference in self.differences for kind in (difference.treatment, difference.control) if kind)
+        return frozenset(
+            kind_name(kind) for difference in self.differences for kind in (difference.treatment, difference.control) if kind
+        )
 
     @property
     def is_from_pool(self) -> bool:

@@ -135,11 +135,13 @@ class _Grid:
     def _dial(self, kind: str) -> dict[str, float]:
         """The coordinate that says how much of what a kind is, if it is more than a name (`records.DIALS`)."""
         experiment = self.experiment
-        doses = {f"bias_{bias}": {"bias": bias} for bias in map(float, experiment.biases)}
-        later = {name: {"generation": number} for number, name in enumerate(experiment.generation_names[1:], start=2)}
         made_of = experiment.kinds_by_name[kind]
-        shares = {} if isinstance(made_of, str) else {kind: {"synthetic_share": made_of.synthetic_share}}
-        return {**doses, **later, **shares}.get(kind, {})
+        if not isinstance(made_of, str):
+            return {"synthetic_share": made_of.synthetic_share}
+        if kind in experiment.generation_names[1:]:
+            return {"generation": experiment.generation_names.index(kind) + 1}
+        doses = {f"bias_{bias}": bias for bias in map(float, experiment.biases)}
+        return {"bias": doses[kind]} if kind in doses else {}
 
     def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
         """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""

@@ -74,6 +74,7 @@ RECIPE_NAMES: Mapping[str, str] = MappingProxyType(
         "max_length": "longest example",
         "rehearse_steps": "steps of a rehearsal",
         "cooldown_ratio": "cool-down ratio",
+        "head_frozen_share": "share of the steps with a frozen head",
     }
 )
 WHY: Mapping[str, str] = MappingProxyType(

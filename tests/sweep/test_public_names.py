@@ -15,7 +15,8 @@ from sweep.study.loading import builtin_experiments, load_experiment
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE + (ROOT / "docs" / "verdicts.md").read_text(), re.DOTALL)
+PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("studies.md", "verdicts.md", "kinds.md"))
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 # Where they were when study files had to know.
 OLD_HOMES = {
     "pipelines.base_model": (

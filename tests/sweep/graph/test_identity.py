@@ -94,7 +94,7 @@ CLASSES = {
     "pipelines.finetune.recipe.FinetuneConfig": (
         "method learning_rate epochs batch_size schedule warmup_ratio weight_decay max_grad_norm "
         "dtype lora_rank lora_alpha lora_dropout lora_targets train_embeddings share_prefix "
-        "group_by_length max_length rehearse_steps cooldown_ratio",
+        "group_by_length max_length rehearse_steps cooldown_ratio head_frozen_share",
         "zero_stage gradient_checkpointing tokens_per_microbatch compile_from_steps log_every checkpoint_every",
     ),
     "pipelines.finetune.generator.GeneratorConfig": (
@@ -111,7 +111,7 @@ CLASSES = {
         "",
     ),
     "pipelines.finetune.task_model.UntrainedConfig": (
-        "seed task",
+        "seed task head",
         "",
     ),
     "pipelines.finetune.task_model.TaskModelConfig": (
@@ -119,7 +119,7 @@ CLASSES = {
         "",
     ),
     "pipelines.data.training_set.TrainingSetConfig": (
-        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share nested_sizes",
+        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share nested_sizes task mix",
         "",
     ),
     "pipelines.evaluate.evaluation.EvaluationConfig": (
@@ -139,7 +139,8 @@ CLASSES = {
     "sweep.study.experiment.Experiment": (
         "name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
-        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task synthetic",
+        "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task synthetic "
+        "generations accumulate training head",
         "sources_folder resources replicates_paper claims",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (

@@ -65,7 +65,7 @@ def test_the_recipe_by_hand() -> None:
         **{"method": "lora", "learning_rate": 2e-5, "epochs": 1.0, "batch_size": 2, "schedule": "cosine", "warmup_ratio": 0.3},
         **{"weight_decay": 0.001, "max_grad_norm": 0.3, "dtype": "bfloat16", "lora_rank": 64, "lora_alpha": 16},
         **{"lora_dropout": 0.1, "train_embeddings": False, "share_prefix": False, "group_by_length": True, "max_length": None},
-        **{"rehearse_steps": 0, "cooldown_ratio": 0.0},
+        **{"rehearse_steps": 0, "cooldown_ratio": 0.0, "head_frozen_share": 0.0},
         "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         **{name: getattr(task_model, name) for name in dataclasses.asdict(task_model) if name not in RECIPE_NAMES},
     }
