@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+
+from pipelines.data.kinds import find_kind
 
 KIND_NAMES = {
     "none": "Starting point",
@@ -31,8 +34,23 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def kind_name(kind: str) -> str:
-    """The name of a kind of training set in figures and tables; a dose of bias by its own name, 'bias_0.7' as 'Bias 0.7'."""
-    return KIND_NAMES.get(kind, kind.replace("_", " ").capitalize())
+    """The name of a kind of training set in figures and tables.
+
+    A dose of bias has its own name ('bias_0.7' is 'Bias 0.7'), a mix its parts ('50 % original, 50 % synthetic'), a later
+    generation its number ('Synthetic, generation 2').
+    """
+    words = kind_words(kind)
+    return KIND_NAMES.get(kind, words[0].upper() + words[1:])
+
+
+def kind_words(kind: str) -> str:
+    """A kind of training set within a sentence."""
+    made_of = find_kind(kind)
+    return (
+        re.sub(r"_generation(?=\d+$)", ", generation ", made_of).replace("_", " ")
+        if isinstance(made_of, str)
+        else made_of.title
+    )
 
 
 def set_name(name: str, titles: Mapping[str, str] = SET_NAMES) -> str:

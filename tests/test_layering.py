@@ -50,7 +50,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     INDEX: ("pipelines",),
     RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX),
     CLUSTER: ("pipelines", WORKERS, PLAN),
-    "analysis": ("pipelines",),
+    "analysis": ("pipelines", DATA),
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),

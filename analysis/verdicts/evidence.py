@@ -14,7 +14,7 @@ from analysis.study.frame import evaluation_frame
 from analysis.study.items import Responses, load_responses
 from analysis.study.series import study_series
 from analysis.verdicts.questions import Part, Question, Setting
-from analysis.wording import set_name, slice_name, starting_point_name, thousands
+from analysis.wording import kind_words, set_name, slice_name, starting_point_name, thousands
 from pipelines.data.kinds import kind_name
 from pipelines.errors import UserError
 from pipelines.tasks.nli import NLI
@@ -245,7 +245,7 @@ def part_name(comparison: Comparison, evidence: Evidence) -> str:
         title = evidence.title(test_set)
         where = title if slice_ == "all" else f"{title}, {slice_name(slice_)}"
         treatment, control = (
-            "starting point" if kind == START else kind_name(kind).replace("_", " ") if kind else ""
+            "starting point" if kind == START else kind_words(kind_name(kind)) if kind else ""
             for kind in (difference.treatment, difference.control)
         )
         words = f"{treatment} − {control} on {where}" if control else f"{treatment} on {where}"

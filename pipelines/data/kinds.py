@@ -55,6 +55,11 @@ class Mix:
         return _name("mix", self)
 
     @property
+    def title(self) -> str:
+        """What pages call it: ``50 % original, 50 % synthetic``."""
+        return ", ".join(f"{100 * share:g} % {_words(kind)}" for kind, share in self.parts.items())
+
+    @property
     def synthetic_share(self) -> float:
         """The share of the set that a generator wrote."""
         return 1 - self.original
@@ -92,6 +97,11 @@ class Added:
     def name(self) -> str:
         """What tables, slugs and claims call it: ``added_synthetic2``."""
         return _name("added", self)
+
+    @property
+    def title(self) -> str:
+        """What pages call it: ``original + 2 × synthetic``."""
+        return " + ".join([ORIGINAL, *(f"{ratio:g} × {_words(kind)}" for kind, ratio in _parts(self).items())])
 
     @property
     def synthetic_share(self) -> float:
@@ -143,6 +153,10 @@ def sizes_of(kind: Kind, size: int) -> dict[str, int]:
 
 def _parts(mix: Mix | Added) -> dict[str, float]:
     return {field.name: getattr(mix, field.name) for field in fields(mix) if getattr(mix, field.name)}
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _check_parts(mix: Mix | Added) -> None:

@@ -175,7 +175,7 @@ def axis_claims(mixes: Sequence[Mix | Added], generations: Sequence[str]) -> tup
 
 
 def _of_mix(mix: Mix | Added) -> Claim:
-    slug, words = mix.name.replace(".", "_"), _in_words(mix)
+    slug, words = mix.name.replace(".", "_"), f"{mix.title} data"
     if isinstance(mix, Added):
         return Claim(
             f"{slug}_reinforces",
@@ -189,13 +189,6 @@ def _of_mix(mix: Mix | Added) -> Claim:
         f"{worst.replace('_', ' ')} data alone.",
         (Comparison((_adversarial(mix.name, best),), -1), Comparison((_adversarial(worst, mix.name),), -1)),
     )
-
-
-def _in_words(mix: Mix | Added) -> str:
-    parts = [(kind.replace("_", " "), number) for kind, number in mix.parts.items()]
-    if isinstance(mix, Added):
-        return " and ".join(f"{number:g} {kind}" for kind, number in parts[1:]) + " examples added for each original one"
-    return " and ".join(f"{100 * number:g} % {kind}" for kind, number in parts) + " data"
 
 
 def _of_generations(names: Sequence[str]) -> tuple[Claim, ...]:
