@@ -58,7 +58,8 @@ def update(
     """Update in place, all [N, P]: `weights` and their `rest` (bfloat16, int16; or fp32, None), the fp32 moments.
 
     `gradients` [N, P_i], contiguous, lie apart, as the backward pass gives them: laying them end to end would read and write
-    each once more. `settings` fp32 [N, NUM_SETTINGS] is on the same device.
+    each once more. `settings` fp32 [N, NUM_SETTINGS] is on the same device; further columns are
+    not read.
     """
     if weights.is_cuda:
         from pipelines.adapters import adamw_kernels

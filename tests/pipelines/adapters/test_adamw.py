@@ -37,7 +37,8 @@ def steps(dtype, device, update=adamw.update, of=None):
         settings = torch.tensor(rows, device=device)
         limits = [row[2] if row else 1.0 for row in ROWS]
         clipped = [adamw.clip(settings[[n]], pieces(gradient[[n]]), limit) for n, limit in enumerate(limits)]
-        update(weights, rest, first, second, pieces(gradient), torch.cat(clipped))
+        further = torch.ones(len(ROWS), 1, device=device)
+        update(weights, rest, first, second, pieces(gradient), torch.cat([torch.cat(clipped), further], dim=1))
     return weights, weights if rest is None else adamw.join_masters(weights, rest)
 
 
@@ -93,7 +94,8 @@ def test_the_interpreted_kernels_are_the_reference():
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     gradient = state(torch.float16, "cpu")[-1][0]
     expected = gradient.float().square().sum(1)
-    settings = torch.ones(len(ROWS), NUM_SETTINGS)
+    # Further columns are somebody else's.
+    settings = torch.ones(len(ROWS), NUM_SETTINGS + 1)
     # What stays is not read, so that it may be anything.
     settings[2, FACTOR], gradient[2], expected[2] = -1, torch.nan, 0
     found = adamw_kernels.sums_of_squares(pieces(gradient), settings)

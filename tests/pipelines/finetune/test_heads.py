@@ -119,6 +119,27 @@ def test_many_heads_thaw_where_each_does_alone(ray_two_cpus, sources, base_model
     assert moved[2] == 0 < moved[1]
 
 
+@pytest.mark.gpu
+def test_heads_thaw_in_captured_steps_too(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    recipe = dataclasses.replace(RECIPE, dtype="bfloat16", compile_from_steps=0)
+    shares = (0.0, 0.5, 1.0)
+    members = [
+        Member(
+            finetuning_job(
+                TaskModelConfig(dataclasses.replace(recipe, head_frozen_share=share), 1),
+                f"{sources}/train.parquet", base_model, untrained,
+            ),
+            str(tmp_path / str(share)),
+            no_report,
+        )
+        for share in shares
+    ]  # fmt: skip
+    results = dict(train_together(members, gpu_share=0.5))
+    assert all(isinstance(metrics, dict) for metrics in results.values()), results
+    moved = [(head(tmp_path / str(share)) - head(untrained).bfloat16().float()).abs().max().item() for share in shares]
+    assert moved[2] == 0 < moved[1]
+
+
 def test_a_share_of_the_steps_is_a_share():
     with pytest.raises(UserError, match=r"head_frozen_share=1\.5: it is a share"):
         dataclasses.replace(RECIPE, head_frozen_share=1.5)
