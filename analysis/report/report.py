@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from analysis.page import Block, template, write_file
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.comparison import figure1_block
-from analysis.report.dose_response import dose_block, dose_figure
+from analysis.report.dose_response import DIALS, dose_block, dose_figure
 from analysis.report.export import csv_bytes
 from analysis.report.figures import figure1, inline_svg, to_pdf, to_png, to_svg
 from analysis.report.label_noise import label_noise_blocks
@@ -57,10 +57,11 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     """Write the report of a study and return its path.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
-    `frame.csv` and `frame.parquet` are written beside it; `differences.*` and `measures.*` where claims can be drawn; `doses.*`
-    where there are doses of bias; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the
-    claims can be judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells
-    of the paper's and one on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
+    `frame.csv` and `frame.parquet` are written beside it; `differences.*` and `measures.*` where claims can be drawn;
+    `doses.*`, `mixtures.*` and `generations.*` where there are such kinds; `training_curves.*` where steps were logged;
+    `verdicts.csv` and `verdicts.parquet` where the claims can be judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv`
+    (`analysis.study.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads nothing: styles, figures
+    and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -101,10 +102,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         beside_figure = _paper_figure1_blocks(study, frame, target)
         slices = sets_block(study, frame, series, responses)
         slices += slices_blocks(study, frame, series[-1].set, series[-1].slice, responses)
-        doses = dose_block(frame, series)
-        if doses:
-            label = "Accuracy by the bias of the training set"
-            doses = [replace(doses[0], figure=_write_figure(target, "doses", dose_figure(frame, series), label))]
+        for dial in DIALS:
+            for block in dose_block(frame, series, dial):
+                drawn = _write_figure(target, dial.name, dose_figure(frame, series, dial), f"Accuracy by the {dial.what}")
+                doses.append(replace(block, figure=drawn))
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         write_file(target.with_name("table1_vs_paper.csv"), csv_bytes(beside))

@@ -125,6 +125,7 @@ class FakeStudy:
         slug: str | None = None,
         more_right_when_summed: int | None = None,
         bias: float | None = None,
+        **dials: float,
     ) -> str:
         rows = []
         for set_, slice_, num_labels in sets:
@@ -145,7 +146,7 @@ class FakeStudy:
                 )
         slug = slug or f"start{starting_size}-{kind}-{size}-seed{seed}"
         coordinates = {"starting_size": starting_size, "kind": kind, "size": size, "seed": seed}
-        coordinates |= {} if bias is None else {"bias": bias}
+        coordinates |= dials | ({} if bias is None else {"bias": bias})
         coordinates |= {"generator": seed % self.generators} if self.generators > 1 else {}
         model = self.add("task_model", slug, coordinates=coordinates, built=built, metrics={"examples_per_s": 300.0})
         return self.add(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.dose_response import dose_figure, has_doses, slopes
+from analysis.report.dose_response import GENERATIONS, MIXTURES, dose_figure, has_doses, slopes
 from analysis.report.report import build_report
 from analysis.study.series import paper_series
 from pipelines.errors import UserError
@@ -77,3 +77,53 @@ def test_the_adversarial_slice_is_the_studys_heuristics(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="blindspot_set"):
         build_report(study.write(), "tiny", tmp_path / "report")
     assert paper_series("a", "b", "holds/my_own/non-neutral")[2].name == "b, my own, non-neutral"
+
+
+def study_with(root: Path, kinds: dict[str, tuple[dict[str, float], tuple[int, int]]]) -> FakeStudy:
+    """Each kind with its further coordinates, and the right answers of 200 of two seeds on every test set."""
+    study = FakeStudy(root)
+    for seed in (0, 1):
+        study.add_evaluation(0, "none", 0, seed, lambda *_: 100)
+        for kind, (dials, right) in kinds.items():
+            study.add_evaluation(0, kind, 60, seed, lambda *_, number=right[seed]: number, **dials)
+    return study
+
+
+HALF, ADDED = "mix_original0.5_synthetic0.5", "added_synthetic2"
+
+
+def test_mixes_lie_between_the_pure_kinds_and_have_a_slope(tmp_path: Path) -> None:
+    study = study_with(
+        tmp_path / "store",
+        {
+            "original": ({}, (160, 160)), HALF: ({"synthetic_share": 0.5}, (120, 130)), "synthetic": ({}, (80, 40)),
+            ADDED: ({"synthetic_share": 2 / 3}, (0, 0)),
+        },
+    )  # fmt: skip
+    frame = study.frame()
+    assert frame["kind"].cat.categories.tolist()[-2:] == [HALF, ADDED]
+    found = slopes(frame, MIXTURES)
+    # What is added on top has another size.
+    assert set(found["num_doses"]) == {3} and found["mean"].tolist() == pytest.approx([-0.5] * 3)
+    assert not has_doses(frame) and not has_doses(frame, GENERATIONS)
+    page = build_report(study.write(), "tiny", tmp_path / "report").read_text()
+    assert "Mixtures" in page and "0: 80.0\N{NARROW NO-BREAK SPACE}%, 0.5: 62.5\N{NARROW NO-BREAK SPACE}%, 1: 30.0" in page
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"mixtures.png", "mixtures.svg"}
+    with pytest.raises(UserError, match="fewer than two generations, so there is no curve; give the experiment generations=2"):
+        dose_figure(frame, SERIES, GENERATIONS)
+
+
+def test_generations_have_a_slope_for_each_further_one(tmp_path: Path) -> None:
+    study = study_with(
+        tmp_path / "store",
+        {
+            "original": ({}, (160, 160)), "synthetic": ({}, (120, 100)),
+            "synthetic_generation2": ({"generation": 2}, (100, 80)), "synthetic_generation3": ({"generation": 3}, (80, 20)),
+        },
+    )  # fmt: skip
+    frame = study.frame()
+    # -0.1 and -0.2 of 200 answers each.
+    assert slopes(frame, GENERATIONS)["mean"].tolist() == pytest.approx([-0.15] * 3)
+    assert not has_doses(frame, MIXTURES), "without a mix there is nothing between original and synthetic data"
+    page = build_report(study.write(), "tiny", tmp_path / "report").read_text()
+    assert "Generations" in page and "points a generation" in page and (tmp_path / "report" / "generations.png").exists()
