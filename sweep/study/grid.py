@@ -114,7 +114,7 @@ class _Grid:
         untrained = starting_point = self._add(
             "starting_point",
             f"start0-seed{seed}",
-            self._untrained(seed),
+            UntrainedConfig(seed=seed, head=experiment.head),
             {"base_model": self.base_model},
             {"starting_size": 0, "kind": "none", "size": 0, "seed": seed},
         )
@@ -128,9 +128,6 @@ class _Grid:
                 if kind != "original":
                     cell |= self._which(experiment.generator_of(seed))
                 self._add_cell(cell, starting_point, starting_set, untrained)
-
-    def _untrained(self, seed: int) -> UntrainedConfig:
-        return UntrainedConfig(seed=seed, head=self.experiment.head)
 
     def _dial(self, kind: str) -> dict[str, float]:
         """The coordinate that says how much of what a kind is, if it is more than a name (`records.DIALS`)."""
@@ -258,11 +255,12 @@ class _Grid:
 
     def _add_judge(self, size: int) -> dict[str, Step]:
         """The judge, and what it was trained on: original examples drawn for it, so that it corrects no model but others."""
-        untrained = self._add("starting_point", "judge0", self._untrained(JUDGE_SEED), {"base_model": self.base_model})
+        untrained = self._add("starting_point", "judge0", UntrainedConfig(JUDGE_SEED), {"base_model": self.base_model})
         drawn = TrainingSetConfig("starting", size, JUDGE_SEED, task=self.experiment.task, **self._counted())
         training_set = self._add("starting_set", f"judge{size}", drawn, {"source": self.sources})
         inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": untrained}
-        config = TaskModelConfig(self.experiment.task_model, JUDGE_SEED)
+        # Whatever arm the study's own heads are: one judge for all of them.
+        config = TaskModelConfig(replace(self.experiment.task_model, head_frozen_share=0.0), JUDGE_SEED)
         judge = self._add("starting_point", f"judge{size}", config, inputs)
         return {"judge0": judge, "judge0_set0": training_set}
 

@@ -195,6 +195,16 @@ def test_another_head_is_another_start(experiment: Experiment) -> None:
     assert "head" not in random["starting_point/start0-seed0"].payload["config"]
 
 
+def test_the_judge_is_the_same_whatever_head_is_asked_about(experiment: Experiment) -> None:
+    plain = dataclasses.replace(experiment, judge=300)
+    recipe = dataclasses.replace(experiment.task_model, head_frozen_share=1.0)
+    judged = [
+        {name: step.fingerprint for name, step in by_name(study).items() if step.stage == "judgement"}
+        for study in (plain, dataclasses.replace(plain, head="zero", task_model=recipe))
+    ]
+    assert judged[0] == judged[1] != {}
+
+
 # --- generations ---
 
 
