@@ -16,11 +16,15 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis.page import Block, template, write_file
+from analysis.page import Block, csv_bytes, template, write_file
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.comparison import figure1_block
+<<<<<<< HEAD
 from analysis.report.dose_response import DIALS, dose_block, dose_figure
 from analysis.report.export import csv_bytes
+=======
+from analysis.report.dose_response import dose_block, dose_figure
+>>>>>>> d59b424 (Tables for other programs are written by analysis/page.py, which makes room in the report for a file)
 from analysis.report.figures import figure1, inline_svg, to_pdf, to_png, to_svg
 from analysis.report.label_noise import label_noise_blocks
 from analysis.report.results import figure_caption, numbers

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.audit.audit import AuditSettings, audit_pairs
 from analysis.audit.page import write_page
-from analysis.report.export import csv_bytes
+from analysis.page import csv_bytes
 from analysis.report.report import build_report
 from sweep.run.tracking import Tracker, as_markdown
 from tests.analysis.fake_store import FakeStudy, parquet
