@@ -19,13 +19,9 @@ from matplotlib.figure import Figure
 from analysis.page import Block, csv_bytes, template, write_file
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.comparison import figure1_block
-<<<<<<< HEAD
 from analysis.report.dose_response import DIALS, dose_block, dose_figure
-from analysis.report.export import csv_bytes
-=======
-from analysis.report.dose_response import dose_block, dose_figure
->>>>>>> d59b424 (Tables for other programs are written by analysis/page.py, which makes room in the report for a file)
 from analysis.report.figures import figure1, inline_svg, to_pdf, to_png, to_svg
+from analysis.report.generality import generality_block, sets_needed
 from analysis.report.label_noise import label_noise_blocks
 from analysis.report.results import figure_caption, numbers
 from analysis.report.sections import (
@@ -62,10 +58,10 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
     `frame.csv` and `frame.parquet` are written beside it; `differences.*` and `measures.*` where claims can be drawn;
-    `doses.*`, `mixtures.*` and `generations.*` where there are such kinds; `training_curves.*` where steps were logged;
-    `verdicts.csv` and `verdicts.parquet` where the claims can be judged; and `figure1_vs_paper.csv` and `table1_vs_paper.csv`
-    (`analysis.study.paper`) for a study with cells of the paper's and one on MultiNLI. The HTML loads nothing: styles, figures
-    and the frame are inside.
+    `generality.*` where several test sets test a heuristic; `doses.*`, `mixtures.*` and `generations.*` where there are such
+    kinds; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the claims can be judged;
+    and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's and one
+    on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -126,6 +122,11 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     if forest is not None:
         label = "Differences of margin, AUC and pull in each setting, with intervals"
         measures = [replace(measures[0], figure=_write_figure(target, "measures", forest, label))]
+    generality, forest, numbers_of_sets = generality_block(study, frame, evidence)
+    if forest is not None:
+        label = "Differences of accuracy on each test set, where its heuristic is right and where it is wrong, with intervals"
+        generality = [replace(generality[0], figure=_write_figure(target, "generality", forest, label))]
+        write_file(target.with_name("generality.csv"), csv_bytes(numbers_of_sets))
     if verdicts is not None:
         judged = judgement_table(verdicts.judgements)
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
@@ -133,6 +134,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     values["claims"] = [claims]
     values["blocks"] = [
         *beside_figure,
+        *generality,
         *measures,
         *doses,
         *table1_block(counts, beside, num_pools=_num_pools(study)),
@@ -161,7 +163,8 @@ def _evidence(
     if frame.empty:
         return None, "No task model is evaluated yet, so there is nothing to say."
     try:
-        return load_evidence(store, study, partial=partial, frame=frame, counts=counts), ""
+        also = sets_needed(study, frame)
+        return load_evidence(store, study, partial=partial, frame=frame, counts=counts, also=also), ""
     except UserError as error:
         return None, f"The claims are not judged: {error}."
 

@@ -141,8 +141,9 @@ def load_evidence(
     partial: bool = False,
     frame: pd.DataFrame | None = None,
     counts: Mapping[str, Mapping[str, LabelCount]] | None = None,
+    also: Sequence[str] = (),
 ) -> Evidence:
-    """Read what the claims need of a study. Raises as `judge` does.
+    """Read what the claims need of a study, and the answers to the test sets `also`. Raises as `judge` does.
 
     Who has the study's `frame` (`evaluation_frame`) or overlap `counts` (`lexical_overlap_counts`) already hands them on: a
     pool of millions is not read twice.
@@ -153,7 +154,8 @@ def load_evidence(
     series = study_series(study, frame)
     counts = _overlap_counts(store, study) if counts is None else counts
     general, blindspot = series[0].set, series[1].set
-    responses = load_responses(store, study, [general, blindspot], frame, partial=partial)
+    sets = list(dict.fromkeys([general, blindspot, *also]))
+    responses = load_responses(store, study, sets, frame, partial=partial)
     # The study's own grid, not what is there of it: what happens to be built is another question.
     grid = [step.coordinates for step in study.steps if step.stage == "evaluation"]
     declared = study.parameters.get("claims")
