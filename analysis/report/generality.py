@@ -28,7 +28,7 @@ from analysis.wording import (
 )
 from sweep.graph.records import Study
 
-HALF_NAMES = {GENERAL: "all", ADVERSARIAL: "heuristic wrong", ALIGNED: "heuristic right"}
+HALF_NAMES = {GENERAL: "all items", ADVERSARIAL: "heuristic wrong", ALIGNED: "heuristic right"}
 STYLES: dict[str, dict[str, Any]] = {
     GENERAL: {"color": INK, "marker": "D"},
     ADVERSARIAL: {"color": KIND_STYLES["synthetic"][0], "marker": "s"},

@@ -8,10 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from analysis.report.generality import ONE_SEED
+from analysis.report.generality import ONE_SEED, generality_block, sets_needed
 from analysis.report.report import build_report
 from analysis.study.frame import evaluation_frame
 from analysis.study.generality import Place, places, sets_with_halves
+from analysis.verdicts.evidence import load_evidence
 from pipelines.tasks.nli import LABELS
 from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import Store, Study
@@ -92,22 +93,23 @@ HERE = {"lexical_overlap/non-entailment": 0.4}
 ON_MED = {"downward": 0.3}
 
 
+def answered(tmp_path: Path, lost: dict[str, float], num_seeds: int = 4) -> tuple[str, pd.DataFrame]:
+    """The section's text, and its numbers."""
+    study = ChallengeStudy(tmp_path / "store", lost)
+    study.grid(starting_sizes=(50_000,), num_seeds=num_seeds)
+    store = Store(study.write())
+    loaded = Study.load(store, "tiny")
+    frame = evaluation_frame(store, loaded)
+    evidence = load_evidence(store, loaded, frame=frame, counts={}, also=sets_needed(loaded, frame))
+    (block,), figure, numbers = generality_block(loaded, frame, evidence)
+    assert block.title == "Is the effect general, or Template probe's alone?" and figure is not None
+    return " ".join(block.text), numbers
+
+
 def build(study: ItemStudy, output: Path) -> str:
     rows = parquet([("A man", "A man", str(label)) for label in LABELS])
     (study.folder("sources", "data") / "train.parquet").write_bytes(rows)
     return build_report(study.write(), "tiny", output).read_text()
-
-
-def report(tmp_path: Path, lost: dict[str, float], num_seeds: int = 4) -> tuple[str, pd.DataFrame]:
-    study = ChallengeStudy(tmp_path / "store", lost)
-    study.grid(starting_sizes=(50_000,), num_seeds=num_seeds)
-    html = build(study, tmp_path / "out")
-    return html, pd.read_csv(tmp_path / "out" / "generality.csv")
-
-
-def section(html: str) -> str:
-    (found,) = re.findall(r'<section id="generality".*?</section>', html, re.DOTALL)
-    return str(found)
 
 
 def test_the_halves_are_those_of_each_set_and_of_each_heuristic(tmp_path: Path) -> None:
@@ -131,14 +133,9 @@ def test_the_halves_are_those_of_each_set_and_of_each_heuristic(tmp_path: Path) 
 
 
 def test_an_effect_on_other_sets_is_not_the_blindspots_alone(tmp_path: Path) -> None:
-    html, numbers = report(tmp_path, HERE | ON_MED)
-    shown = section(html)
-    assert "Is the effect general, or Template probe&#39;s alone?" in shown
-    assert "clearly lower on Template probe, lexical overlap and MED and clearly higher on none, of four" in shown
-    assert "The effect is not Template probe&#39;s alone." in shown and "as well, which no heuristic" not in shown
-    assert "<svg" in shown and {f"generality.{kind}" for kind in ("pdf", "png", "svg")} <= {
-        path.name for path in (tmp_path / "out").iterdir()
-    }
+    text, numbers = answered(tmp_path, HERE | ON_MED)
+    assert "clearly lower on Template probe, lexical overlap and MED and clearly higher on none, of four" in text
+    assert "The effect is not Template probe's alone." in text and "as well, which no heuristic" not in text
     effects = numbers[numbers["control"] == "original"].set_index(["set", "half"])
     downward = effects.loc[("med", "adversarial")]
     assert downward["difference"] == pytest.approx(-0.3, abs=0.05) and downward["interval_high"] < 0
@@ -149,32 +146,42 @@ def test_an_effect_on_other_sets_is_not_the_blindspots_alone(tmp_path: Path) -> 
 
 
 def test_an_effect_on_the_blindspot_alone_is_not_shown_to_be_its_alone(tmp_path: Path) -> None:
-    shown = section(report(tmp_path, HERE)[0])
-    assert (
-        "It is seen on Template probe and on no other set; that it is Template probe&#39;s alone is not shown by that" in shown
-    )
-    assert re.search(r"the others&#39; intervals reach to −\d+\.\d points", shown)
+    text, _ = answered(tmp_path, HERE)
+    assert "It is seen on Template probe and on no other set; that it is Template probe's alone is not shown by that" in text
+    assert re.search(r"the others' intervals reach to −\d+\.\d points", text)
 
 
 def test_an_effect_elsewhere_or_nowhere_is_said(tmp_path: Path) -> None:
-    assert "It is seen on other sets and not on Template probe." in section(report(tmp_path / "a", ON_MED)[0])
-    assert "There is no clear effect to be general or not." in section(report(tmp_path / "b", {})[0])
+    assert "It is seen on other sets and not on Template probe." in answered(tmp_path / "a", ON_MED)[0]
+    assert "There is no clear effect to be general or not." in answered(tmp_path / "b", {})[0]
 
 
 def test_a_loss_on_both_halves_is_no_heuristics(tmp_path: Path) -> None:
-    shown = section(report(tmp_path, ON_MED | {"upward": 0.3})[0])
-    assert "On MED accuracy falls where the heuristic is right as well, which no heuristic explains." in shown
+    text, _ = answered(tmp_path, ON_MED | {"upward": 0.3})
+    assert "On MED accuracy falls where the heuristic is right as well, which no heuristic explains." in text
 
 
 def test_one_seed_says_nothing_of_generality(tmp_path: Path) -> None:
-    html, numbers = report(tmp_path, HERE | ON_MED, num_seeds=1)
-    shown = section(html)
-    assert ONE_SEED in shown and "clearly" not in shown.replace(ONE_SEED, "")
+    text, numbers = answered(tmp_path, HERE | ON_MED, num_seeds=1)
+    assert text.startswith(ONE_SEED) and "clearly lower" not in text
     assert set(numbers["n"]) == {1} and numbers["interval_low"].notna().all()
 
 
-def test_a_study_with_one_set_of_a_heuristic_has_no_such_section(tmp_path: Path) -> None:
-    study = ItemStudy(tmp_path / "store", lambda start, kind, size, part: 0.7)
-    study.grid(starting_sizes=(0,), num_seeds=2)
+def test_the_report_has_the_section_with_its_figure_where_several_sets_test_a_heuristic(tmp_path: Path) -> None:
+    study = ChallengeStudy(tmp_path / "store", HERE)
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=2)
     html = build(study, tmp_path / "out")
-    assert 'id="generality"' not in html and not list((tmp_path / "out").glob("generality*"))
+    (section,) = re.findall(r'<section id="generality".*?</section>', html, re.DOTALL)
+    assert "<svg" in section and "Is the effect general, or Template probe&#39;s alone?" in section
+    written = {path.name for path in (tmp_path / "out").glob("generality*")}
+    assert written == {f"generality.{kind}" for kind in ("csv", "pdf", "png", "svg")}
+
+
+def test_a_study_with_one_set_of_a_heuristic_has_no_such_section(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path, lambda start, kind, size, part: 0.7)
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
+    store = Store(study.write())
+    loaded = Study.load(store, "tiny")
+    frame = evaluation_frame(store, loaded)
+    assert sets_needed(loaded, frame) == ()
+    assert generality_block(loaded, frame, load_evidence(store, loaded, frame=frame, counts={}))[0] == []
