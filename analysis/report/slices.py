@@ -115,7 +115,7 @@ def slices_blocks(
             text.insert(0, _folding_text(name if is_folded else "", task, test_sets.get(set_)))
             tables.append(_folding_overview(differences, titles))
             by_place = differences.groupby(["set", "slice"])
-            foldings = [_foldings(rows, _where(*key, titles)) for key, rows in by_place]
+            foldings = [_foldings(rows, _where(str(of), str(part), titles)) for (of, part), rows in by_place]
             folds.append(Fold("Both foldings of the labels, per cell", foldings))
             subcase = ", subcase" if slices.subcases else ""
             title = f"{name} by {slices.by.removesuffix(' and label')}{subcase} and folding of the labels"
@@ -127,7 +127,7 @@ def _slices(names: Sequence[str], described: TestSet | None) -> _Slices:
     held = sorted((name for name in names if name.startswith(HOLDS) and name.count("/") > 1), key=_order)
     if described is not None and described.slices:
         of_columns = sorted(name for name in names if name.split("/")[0] in described.slices)
-        halves = [half for half in (described.aligned, described.adversarial) if half in names]
+        halves = [half for half in (described.aligned, described.adversarial) if half is not None and half in names]
         shown = dict.fromkeys([*halves, *(name for name in of_columns if name.count("/") == 1)])
         others = [name for name in [*of_columns, *held] if name not in shown]
         return _Slices(list(shown), others, (), "slice", "clusters of items")

@@ -51,7 +51,9 @@ def titles_of(study: Study) -> dict[str, str]:
 def _test_set(values: Mapping[str, Any], study: Study) -> TestSet:
     known = {field.name for field in fields(TestSet)}
     try:
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known}
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known
+        }
         return TestSet(**plain)
     except (TypeError, KeyError) as error:
         raise UserError(f"a record of study {study.experiment!r} has a test set that cannot be read ({error})") from error
