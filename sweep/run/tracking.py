@@ -418,12 +418,20 @@ class Tracker:
             self.client.log_inputs(run_id, inputs)
 
     def _save_views(self, record: Record) -> None:
-        """Saved views of MLflow's page of runs, with the coordinates and the accuracies that matter as columns."""
+        """Saved views of MLflow's page of runs, with the coordinates and the measures that matter as columns.
+
+        These are the accuracy on each test set, and all that is measured of the blindspot and of described sets' adversarial
+        halves.
+        """
         names = list(_as_totals(dict(flatten(record.metrics))))
         blindspots = _blindspots(names, self._blindspot)
-        columns = [name for name in names if name.endswith("/accuracy") or name in blindspots]
-        # The first, of the general set, and the blindspot side by side.
-        columns[1:] = sorted(columns[1:], key=lambda name: name not in blindspots)
+        measured = _measured(names, self._blindspot)
+        wanted = {*blindspots, *measured}
+        for half in _adversarial_halves(record):
+            wanted |= {*_blindspots(names, half), *_measured(names, half)}
+        columns = [name for name in names if name.endswith("/accuracy") or name in wanted]
+        # The first, of the general set, and the blindspot side by side; then what else is measured of it.
+        columns[1:] = sorted(columns[1:], key=lambda name: (name not in blindspots, name not in measured))
         if columns == self._columns:
             return
         self._columns = columns
@@ -532,14 +540,31 @@ def _blindspots(metrics: Iterable[str], blindspot: str) -> list[str]:
     return [name for name in metrics if f".{name}".replace("/", ".").endswith(endings)]
 
 
+def _measured(metrics: Iterable[str], blindspot: str) -> list[str]:
+    """The margin and AUC of a `set/slice`, or of a slice in every set, among metrics as MLflow names them.
+
+    Of a slice that ends in a label they are named without it: they are of the heuristic's items of both sides.
+    """
+    places = {blindspot, blindspot.rpartition("/")[0]} - {""}
+    endings = tuple(f".{place}/{measure}".replace("/", ".") for place in places for measure in ("margin", "auc"))
+    return [name for name in metrics if f".{name}".replace("/", ".").endswith(endings)]
+
+
+def _adversarial_halves(record: Record) -> list[str]:
+    """`set/slice` of the adversarial half of each described set of an evaluation that has one."""
+    described = record.payload.get("config", {}).get("test_sets") or ()
+    return [f"{test_set['name']}/{test_set['adversarial']}" for test_set in described if test_set.get("adversarial")]
+
+
 def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Key → name and state of a saved view, in the form of MLflow's own page.
 
     `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice.
     """
     columns = [f"params.`{name}`" for name in COLUMNS] + [f"metrics.`{name}`" for name in metrics]
-    bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in metrics]
-    others = [name for name in metrics if name not in blindspots]
+    accuracies = [name for name in metrics if "accuracy" in name.rpartition("/")[2].rpartition(".")[2]]
+    bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in accuracies]
+    others = [name for name in accuracies if name not in blindspots]
     # Of another set where there is one: a blindspot can be a slice of the general set itself.
     blindspot_sets = {name.split("/")[0] for name in blindspots}
     general = min(others, key=lambda name: name.split("/")[0] in blindspot_sets, default=None)

@@ -20,9 +20,17 @@ ACCURACIES = {
     "hans/subsequence/non-entailment/accuracy": 0.2,
     "hans/holds/my_own/non-entailment/accuracy": 0.3,
 }
+MEASURES = {"hans/lexical_overlap/margin": 1.5, "hans/lexical_overlap/auc": 0.6, "hans/lexical_overlap/pull": 0.7}
+OF_SUBSEQUENCE = {"hans/subsequence/margin": 2.5, "hans/holds/lexical_overlap/auc": 0.5}
+OF_DESCRIBED = {"med/accuracy": 0.5, "med/half/down/accuracy": 0.4, "med/half/up/accuracy": 0.6, "med/half/down/margin": 0.3}
 
 
-def view_of(tmp_path: Path, parameters: dict[str, str]) -> dict[str, Any]:
+def view_of(
+    tmp_path: Path,
+    parameters: dict[str, str],
+    more: dict[str, float] | None = None,
+    config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The saved view of cells that `reindex` makes of a study with one evaluation."""
     from mlflow import MlflowClient
 
@@ -31,7 +39,8 @@ def view_of(tmp_path: Path, parameters: dict[str, str]) -> dict[str, Any]:
     cell = {"starting_size": 0, "kind": "none", "size": 0, "seed": 0}
     inputs = {"task_model": {"stage": "task_model", "slug": "cell", "fingerprint": model}}
     record = Record(
-        "evaluation", "cell", evaluation, {"config": {}}, inputs=inputs, coordinates=cell, metrics=ACCURACIES,
+        "evaluation", "cell", evaluation, {"config": config or {}}, inputs=inputs, coordinates=cell,
+        metrics=ACCURACIES | (more or {}),
         created="2025-01-02T03:04:05+00:00",
     )  # fmt: skip
     store.write_record(record)
@@ -72,6 +81,20 @@ def test_the_view_shows_the_slice_of_the_study(
     assert sorted(metrics) == sorted(f"metrics.`{name}`" for name in ("mnli_matched/accuracy", blindspot, "hans/accuracy"))
     (scatter,) = (chart for chart in view["compareRunCharts"] if chart["type"] == "SCATTER")
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == (general, blindspot)
+
+
+def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_described_halves(tmp_path: Path) -> None:
+    described = {"test_sets": [{"name": "med", "adversarial": "half/down"}, {"name": "plain", "adversarial": None}]}
+    parameters = {"blindspot_set": "hans", "blindspot_slice": "lexical_overlap/non-entailment"}
+    view = view_of(tmp_path, parameters, MEASURES | OF_SUBSEQUENCE | OF_DESCRIBED, described)
+    metrics = [name.removeprefix("metrics.").strip("`") for name in view["selectedColumns"] if name.startswith("metrics.")]
+    # The general set, the blindspot, what else is measured of it; then the others.
+    assert metrics[:2] == ["mnli_matched/accuracy", "hans/lexical_overlap.non-entailment.accuracy"]
+    assert set(metrics[2:4]) == {"hans/lexical_overlap.margin", "hans/lexical_overlap.auc"}
+    assert set(metrics[4:]) == {"hans/accuracy", "med/accuracy", "med/half.down.accuracy", "med/half.down.margin"}
+    # Bars of accuracies alone: the others have other units.
+    bars = {chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"}
+    assert bars == {name for name in metrics if name.endswith("accuracy")}
 
 
 def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path) -> None:
