@@ -10,12 +10,16 @@ what follows. Two ways, the same numbers:
 - elsewhere queries, keys and values are spread into a [row, position] grid for the length of one fused causal kernel; what the
   grid adds at the end of a row comes after that row's tokens, so the causal rule alone hides it. The rows of a prefix tree are
   many and share most of what they have, and are taken a few at a time.
+
+A layer's sliding window counts only where a row can be longer than it: our kernels leave such rows to the others. Scores that
+are capped (Gemma 2) are computed in the grid, step by step: no fused kernel caps them.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +34,17 @@ HEAD_SIZES = (16, 32, 64, 128)
 """Sizes of a head that our kernels compute: powers of two, and what a program's registers hold."""
 WIDEST_FOR_KERNELS = 1_024
 """Tokens of a row, shared ones included, up to which our kernels are taken: FlashAttention's tiles are made for longer ones."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a layer asks of its attention: the factor of its scores, dropout, how far back it looks, the cap of its scores."""
+
+    scaling: float | None = None
+    dropout: float = 0.0
+    window: int | None = None
+    """Tokens that one token attends to, itself included; None where no row is longer."""
+    softcap: float | None = None
 
 
 class _Copies(torch.autograd.Function):
@@ -72,7 +87,7 @@ def _stream_kernel() -> tuple[Any, bool]:
 
 
 def _stream_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, rule: _Rule
 ) -> torch.Tensor:
     """The stream's attention. `query` [T, H, D], `key` and `value` [K, H_kv, D]; returns [T, H, D]."""
     kernel, groups_heads = _stream_kernel()
@@ -90,14 +105,36 @@ def _stream_attention(
         packed.stream.key_starts,
         packed.width,
         packed.width,
-        scale=scaling,
-        window_size=(-1, 0),
+        scale=rule.scaling,
+        window_size=(rule.window - 1 if rule.window else -1, 0),
         **options,
     )
 
 
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, rule: _Rule
+) -> torch.Tensor:
+    """A grid's attention. `query` [rows, H, Q, D], `key`, `value` [rows, H, K, D]; causal without a `mask` (True: seen)."""
+    if rule.softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=rule.dropout, scale=rule.scaling
+        )
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if rule.scaling is None else rule.scaling)
+    scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril() if mask is None else mask
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(
+        -1, dtype=torch.promote_types(scores.dtype, torch.float32)
+    )
+    return torch.nn.functional.dropout(weights.to(value.dtype), rule.dropout) @ value
+
+
+def _for_each_head(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """Keys or values [rows, H_kv, K, D] repeated for the `groups` heads that share each."""
+    return states.repeat_interleave(groups, dim=1) if groups > 1 else states
+
+
 def _grid_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, rule: _Rule
 ) -> torch.Tensor:
     """The stream's attention on any device in a grid with a token at its row and position. Shapes as in `_stream_attention`."""
     rows, width, index = packed.num_rows, packed.width, packed.stream
@@ -115,22 +152,21 @@ def _grid_attention(
     slots = key_slots = slots_of(index.query_starts, packed.position_ids[0])
     if index.keys is not None:
         key_slots = slots_of(index.key_starts, packed.position_ids[0, index.keys]).clamp(max=rows * width)
-    grid_key, grid_value = (
-        to_grid(states, key_slots).repeat_interleave(groups, dim=1) if groups > 1 else to_grid(states, key_slots)
-        for states in (key, value)
-    )
-    grid = scaled_dot_product_attention(
-        to_grid(query, slots), grid_key, grid_value, dropout_p=dropout, is_causal=True, scale=scaling
-    )
+    grid_key, grid_value = (_for_each_head(to_grid(states, key_slots), groups) for states in (key, value))
+    mask = None
+    if rule.window:
+        mask = torch.ones(width, width, dtype=torch.bool, device=query.device).tril().triu(1 - rule.window)
+    grid = _attend(to_grid(query, slots), grid_key, grid_value, mask, rule)
     return grid.transpose(1, 2).reshape(rows * width, *query.shape[1:]).index_select(0, slots)
 
 
 def _tree_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, rule: _Rule
 ) -> torch.Tensor:
     """A prefix tree's attention on any device, `ROWS_PER_GRID` rows at a time. `query`, `key`, `value` [T, ...]."""
     index = packed.stream
     assert index.keys is not None
+    groups = query.shape[1] // key.shape[1]
     pieces = []
     for first in range(0, len(index.query_starts) - 1, ROWS_PER_GRID):
         rows = slice(first, first + ROWS_PER_GRID + 1)
@@ -141,41 +177,40 @@ def _tree_attention(
         # Past a row's end any token will do: none of the row's own looks there.
         queries = (query_starts[:-1] + column).clamp(max=len(query) - 1)
         keys = index.keys[(key_starts[:-1] + key_column).clamp(max=len(index.keys) - 1)]
-        position = key_lengths - lengths + column
-        grid = scaled_dot_product_attention(
+        back = (key_lengths - lengths + column)[:, None, :, None] - key_column
+        grid = _attend(
             query[queries].transpose(1, 2),
-            key[keys].transpose(1, 2),
-            value[keys].transpose(1, 2),
-            attn_mask=key_column <= position[:, None, :, None],
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=query.shape[1] > key.shape[1],
+            _for_each_head(key[keys].transpose(1, 2), groups),
+            _for_each_head(value[keys].transpose(1, 2), groups),
+            (back >= 0) & (back < rule.window) if rule.window else back >= 0,
+            rule,
         )
         pieces.append(grid.transpose(1, 2)[column < lengths])
     return torch.cat(pieces)
 
 
-def _in_half_on_a_gpu(query: torch.Tensor, dropout: float) -> bool:
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout
+def _in_half_on_a_gpu(query: torch.Tensor, rule: _Rule) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not rule.dropout and rule.softcap is None
 
 
-def _has_kernels(query: torch.Tensor, packed: PackedInput, dropout: float) -> bool:
+def _has_kernels(query: torch.Tensor, packed: PackedInput, rule: _Rule) -> bool:
     """Whether ours are made for this."""
-    return _in_half_on_a_gpu(query, dropout) and query.shape[2] in HEAD_SIZES and packed.width <= WIDEST_FOR_KERNELS
+    is_short = packed.width <= WIDEST_FOR_KERNELS and rule.window is None
+    return is_short and _in_half_on_a_gpu(query, rule) and query.shape[2] in HEAD_SIZES
 
 
 @torch.compiler.disable
 def _attend_to_copies(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, scaling: float | None, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedInput, rule: _Rule
 ) -> torch.Tensor:
     """The stream's attention by other kernels, most of which are given copies of what rows share."""
-    has_kernel = _in_half_on_a_gpu(query, dropout)
+    has_kernel = _in_half_on_a_gpu(query, rule)
     if packed.is_tree and not has_kernel:
-        return _tree_attention(query, key, value, packed, scaling, dropout)
+        return _tree_attention(query, key, value, packed, rule)
     key, value = _with_shared(key, packed.stream), _with_shared(value, packed.stream)
     if has_kernel:
-        return _stream_attention(query, key, value, packed, scaling)
-    return _grid_attention(query, key, value, packed, scaling, dropout)
+        return _stream_attention(query, key, value, packed, rule)
+    return _grid_attention(query, key, value, packed, rule)
 
 
 def packed_attention(
@@ -189,23 +224,22 @@ def packed_attention(
     dropout: float = 0.0,
     packed: PackedInput | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Block-diagonal causal attention. `query` [1, H, T, D], `key` and `value` [1, H_kv, T, D]; returns [1, T, H, D]."""
     if packed is None:
         raise ValueError("attention implementation 'packed' needs packed=PackedInput in the model's call")
-    if sliding_window is not None and packed.longest > sliding_window:
-        raise ValueError(
-            f"a sequence of {packed.longest} tokens exceeds the model's sliding window of {sliding_window}; "
-            "packed attention is exact up to the window only: shorten the examples"
-        )
+    # By what a row has room for, and not by the longest one: a captured graph is replayed with other rows.
+    window = sliding_window if sliding_window is not None and packed.width > sliding_window else None
+    rule = _Rule(scaling, dropout, window, softcap)
     # Squeezed, because the gradient of a tensor that is picked out is copied into zeros.
     query, key, value = (states.transpose(1, 2).squeeze(0) for states in (query, key, value))
-    if _has_kernels(query, packed, dropout):
+    if _has_kernels(query, packed, rule):
         from pipelines.packing.attention_kernels import attend
 
         return attend(query, key, value, packed.stream, scaling)[None], None
-    return _attend_to_copies(query, key, value, packed, scaling, dropout)[None], None
+    return _attend_to_copies(query, key, value, packed, rule)[None], None
 
 
 def register_packed_attention() -> None:

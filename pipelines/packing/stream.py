@@ -58,7 +58,6 @@ class PackedInput:
     position_ids: torch.Tensor
     last_index: torch.Tensor
     width: int
-    longest: int
     is_tree: bool
     stream: StreamIndex
     segments: Segments | None = None
@@ -71,7 +70,6 @@ class PackedInput:
             position_ids=move(batch.position_ids)[None],
             last_index=move(batch.last_index),
             width=batch.width,
-            longest=batch.longest,
             is_tree=batch.is_tree,
             stream=_stream_index(batch, move),
             segments=segments,

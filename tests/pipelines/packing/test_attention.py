@@ -1,4 +1,4 @@
-"""The packed forward pass against transformers' own padded one, which is the definition of what is meant."""
+"""The packed forward pass against transformers' own of each sequence, which is the definition of what is meant."""
 
 import copy
 import dataclasses
@@ -6,9 +6,29 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    OlmoConfig,
+    Phi3Config,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    Starcoder2Config,
+)
 
 from pipelines.evaluate.evaluation import classify
+from pipelines.models.architectures import ARCHITECTURES
 from pipelines.models.classifier import Classifier, compute_last_layer_where_read
 from pipelines.models.language_model import LanguageModel, _NextTokenLoss
 from pipelines.packing import attention
@@ -39,6 +59,25 @@ CONFIGS = {
     "qwen2_biases_tied": Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, **SHAPE),
     "qwen3_normed_heads": Qwen3Config(num_key_value_heads=2, head_dim=16, **SHAPE),
     "mistral_window_unused": MistralConfig(num_key_value_heads=2, sliding_window=128, **SHAPE),
+    # A window shorter than the texts, and than what they share.
+    "mistral_window": MistralConfig(num_key_value_heads=2, sliding_window=4, **SHAPE),
+    "qwen2_some_windows": Qwen2Config(
+        num_key_value_heads=2, use_sliding_window=True, sliding_window=10, max_window_layers=1, **SHAPE
+    ),
+    "gemma_wide_heads": GemmaConfig(num_key_value_heads=1, head_dim=32, **SHAPE),
+    "gemma2_capped": Gemma2Config(
+        num_key_value_heads=2, head_dim=16, sliding_window=10, query_pre_attn_scalar=8, attn_logit_softcapping=0.02, **SHAPE
+    ),
+    "gemma3": Gemma3TextConfig(num_key_value_heads=2, head_dim=16, sliding_window=10, query_pre_attn_scalar=8, **SHAPE),
+    "gpt_neox": GPTNeoXConfig(**SHAPE),
+    "gpt_neox_one_after_another": GPTNeoXConfig(use_parallel_residual=False, **SHAPE),
+    "granite": GraniteConfig(num_key_value_heads=2, attention_multiplier=0.1, residual_multiplier=0.3, **SHAPE),
+    "olmo": OlmoConfig(num_key_value_heads=2, clip_qkv=0.05, **SHAPE),
+    "olmo2": Olmo2Config(num_key_value_heads=2, **SHAPE),
+    "phi": PhiConfig(num_key_value_heads=2, **SHAPE),
+    "phi3_window": Phi3Config(num_key_value_heads=2, sliding_window=10, pad_token_id=0, **SHAPE),
+    "smollm3": SmolLM3Config(num_key_value_heads=2, pad_token_id=0, **SHAPE),
+    "starcoder2_window": Starcoder2Config(num_key_value_heads=2, sliding_window=10, **SHAPE),
 }
 PREFIX = [3, 14, 15, 92, 65]
 register_packed_attention()
@@ -55,14 +94,9 @@ def _sequences():
     return [PREFIX + torch.randint(0, 120, (n,), generator=generator).tolist() for n in (4, 11, 1, 17, 8)]
 
 
-def padded(sequences):
-    width = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
+def last_states(body, sequences):
+    """The last token's state of each sequence, computed by itself."""
+    return torch.stack([body(input_ids=torch.tensor([sequence])).last_hidden_state[0, -1] for sequence in sequences])
 
 
 def twins(auto_class, config):
@@ -75,13 +109,11 @@ def twins(auto_class, config):
 
 
 @pytest.mark.parametrize(("share_prefix", "filled"), [(False, False), (True, False), (True, True)])
-def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequences, share_prefix, filled):
+def test_classifier_equals_transformers_own_in_logits_and_gradients(config, sequences, share_prefix, filled):
     reference, body = twins(AutoModel, config)
     head = torch.nn.Linear(64, 3, bias=False).double()
-    ids, mask = padded(sequences)
     targets = torch.tensor([0, 1, 2, 1, 0])
-    states = reference(input_ids=ids, attention_mask=mask).last_hidden_state
-    expected = head(states[torch.arange(5), mask.sum(1) - 1]).float()
+    expected = head(last_states(reference, sequences)).float()
     torch.nn.functional.cross_entropy(expected, targets, reduction="sum").backward()
     expected_head_grad = head.weight.grad.clone()
     head.weight.grad = None
@@ -96,7 +128,7 @@ def test_classifier_equals_the_padded_model_in_logits_and_gradients(config, sequ
     classifier(batch, torch.from_numpy(class_targets(packed, targets.tolist()))).backward()
     torch.testing.assert_close(head.weight.grad, expected_head_grad, rtol=1e-5, atol=1e-6)
     for (name, theirs), ours in zip(reference.named_parameters(), body.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.fixture(name="families")
@@ -114,12 +146,10 @@ def _families():
 
 
 @pytest.mark.parametrize("token_budget", [10_000, 60])
-def test_a_prefix_tree_gives_the_padded_models_logits_in_the_order_of_its_input(config, families, token_budget):
+def test_a_prefix_tree_gives_transformers_own_logits_in_the_order_of_its_input(config, families, token_budget):
     reference, body = (model.float() for model in twins(AutoModel, config))
     head = torch.nn.Linear(64, 3, bias=False)
-    ids, mask = padded(families)
-    states = reference(input_ids=ids, attention_mask=mask).last_hidden_state
-    expected = head(states[torch.arange(len(families)), mask.sum(1) - 1])
+    expected = head(last_states(reference, families))
     batches = prefix_tree_batches(families, token_budget)
     assert (len(batches) == 1) == (token_budget == 10_000)
     assert sum(batch.num_tokens for _, batch in batches) < sum(map(len, families)) * 0.8
@@ -163,8 +193,8 @@ def test_a_wrong_boundary_would_be_seen(config, sequences):
     kwargs = {"use_cache": False}
     ours = body(input_ids=good.input_ids, position_ids=good.position_ids, packed=good, **kwargs)
     wrong = body(input_ids=good.input_ids, position_ids=good.position_ids, packed=merged, **kwargs)
-    difference = (ours.last_hidden_state - wrong.last_hidden_state)[0, good.last_index[1]].abs().max()
-    assert difference > 1e-3
+    # At any token: one that is further into the sequence than a window never sees across the boundary.
+    assert (ours.last_hidden_state - wrong.last_hidden_state).abs().max() > 1e-3
 
 
 @pytest.fixture(name="labelled")
@@ -192,13 +222,11 @@ def _labelled():
 
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("share_prefix", [False, True])
-def test_language_model_loss_equals_the_padded_models(config, labelled, share_prefix, filled):
+def test_language_model_loss_equals_transformers_own(config, labelled, share_prefix, filled):
     reference, decoder = twins(AutoModelForCausalLM, config)
     sequences, prefixes = labelled
-    ids, mask = padded(sequences)
-    labels = ids.masked_fill(mask == 0, -100)
-    num_predicted = sum(len(sequence) - 1 for sequence in sequences)
-    expected = reference(input_ids=ids, attention_mask=mask, labels=labels).loss * num_predicted
+    rows = [torch.tensor([sequence]) for sequence in sequences]
+    expected = torch.stack([reference(input_ids=row, labels=row).loss * (row.shape[1] - 1) for row in rows]).sum()
     expected.backward()
     packed = pack(sequences, prefixes=prefixes if share_prefix else None, shape=Shape(100, 16, 40, 40) if filled else None)
     assert filled or packed.num_tokens == sum(map(len, sequences)) - (2 * 7 + 3 * 1) * share_prefix
@@ -206,7 +234,7 @@ def test_language_model_loss_equals_the_padded_models(config, labelled, share_pr
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-5)
     loss.backward()
     for (name, theirs), ours in zip(reference.named_parameters(), decoder.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_loss_is_pytorchs_for_any_scale_and_type():
@@ -421,13 +449,20 @@ def test_groups_on_a_gpu_learn_what_they_do_on_the_cpu(config, labelled, filled,
         assert ((ours.grad.cpu().double() - theirs.grad).norm() / theirs.grad.norm()).item() < 0.05, name
 
 
-def test_a_sequence_past_the_sliding_window_is_refused():
-    config = MistralConfig(num_key_value_heads=2, sliding_window=8, **SHAPE)
-    body = AutoModel.from_config(config, attn_implementation=PACKED)
-    ((_, tree),) = prefix_tree_batches([list(range(8)), list(range(9))], 100)
-    for batch in (PackedInput.from_batch(pack([list(range(9))]), "cpu"), PackedInput.from_batch(tree, "cpu")):
-        with pytest.raises(ValueError, match="9 tokens exceeds the model's sliding window of 8"):
-            body(input_ids=batch.input_ids, position_ids=batch.position_ids, packed=batch, use_cache=False)
-    # What a batch is filled with is no sequence.
-    filled = PackedInput.from_batch(pack([list(range(8))], shape=Shape(30, 3, 30, 0)), "cpu")
-    body(input_ids=filled.input_ids, position_ids=filled.position_ids, packed=filled, use_cache=False)
+@pytest.mark.parametrize("ignored", ["sliding_window", "softcap"])
+def test_a_window_or_a_cap_that_is_ignored_would_be_seen(ignored, sequences, monkeypatch):
+    """The comparisons above can fail: a model with both has other logits without either."""
+    _, body = twins(AutoModel, CONFIGS["gemma2_capped"])
+    classifier = Classifier(body, torch.nn.Linear(64, 3, bias=False).double())
+    batch = PackedInput.from_batch(pack(sequences), "cpu")
+    right = classifier.logits(batch)
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping, PACKED, lambda *args, **kwargs: packed_attention(*args, **{**kwargs, ignored: None})
+    )
+    assert (classifier.logits(batch) - right).abs().max() > 1e-3
+
+
+def test_every_decoder_that_is_taken_is_compared():
+    assert {config.model_type for config in CONFIGS.values()} == {
+        known.model_type for known in ARCHITECTURES.values() if not known.is_encoder
+    }
