@@ -136,7 +136,7 @@ def _open(table: Table, task: Task) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _read(config: OwnPoolConfig) -> TableRows:
-    rows = read_rows(_open(config.table, config.task), config.task, dict(config.table.labels), config.task.labels)
+    rows = read_rows(_open(config.table, config.task), config.task.field_names, dict(config.table.labels), config.task.labels)
     if not rows.examples.num_rows:
         raise UserError(f"{config.table.path}: none of its {rows.num_rows:,} rows is an example of the task {config.task.name}")
     return rows

@@ -343,6 +343,7 @@ def paper_fast(
         generators=generators,
         challenges=challenges,
     )
+    assert study.generator is not None and study.generation is not None, "the paper's study has a generator"
     task_model, generator = (
         replace(
             recipe,
