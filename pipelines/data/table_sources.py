@@ -29,6 +29,7 @@ from pipelines.identity import MARKS, UNKNOWN, FileHash, JsonValue, added, runti
 from pipelines.storage import join
 from pipelines.tables.columns import Wanted
 from pipelines.tables.files import TableFile, find_files, open_table
+from pipelines.tables.readers import suffix_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
@@ -448,4 +449,4 @@ def hash_table(path: str, *, remembered: bool = False) -> FileHash:
     hashes = [remembered_sha256(file) if remembered else sha256_of(file) for file in files]
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     # A table is read by its suffix, which says what is between cells.
-    return FileHash(files[0].suffix.lower().removeprefix(".") if kind == "table" else kind, sha256)
+    return FileHash(suffix_of(files[0]).removeprefix(".") if kind == "table" else kind, sha256)

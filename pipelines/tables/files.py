@@ -32,6 +32,7 @@ from pipelines.tables.readers import (
     read_table,
     renumbered,
     schema_of,
+    suffix_of,
     table_dialect,
 )
 
@@ -110,7 +111,7 @@ def column_names(files: Sequence[Path], kind: str) -> list[str]:
     if kind == "lines":
         return first_line_names(files[0])
     if kind == "table":
-        return table_dialect(files[0])[1]
+        return table_dialect(files[0]).header
     return list(schema_of(files[0], kind).names)
 
 
@@ -128,7 +129,7 @@ def find_files(path: str | Path) -> tuple[tuple[Path, ...], str]:
 def _find_files(where: Path) -> tuple[list[Path], str]:
     if where.is_dir():
         return _find_in_folder(where)
-    suffix = where.suffix.lower()
+    suffix = suffix_of(where)
     if suffix not in KINDS:
         raise UserError(f"{where}: files that end in {suffix or 'nothing'} are not read; {FORMATS}")
     return [where], KINDS[suffix]

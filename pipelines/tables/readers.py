@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
+import io
 import json
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv
@@ -23,10 +28,28 @@ MAX_ROW_BYTES = 64 << 20
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_TEXT_SUFFIXES = (*TABLE_SUFFIXES, *LINES_SUFFIXES)
+COMPRESSED = ".gz"
 FORMATS = (
     "give a .parquet, .csv, .tsv or .jsonl file, a folder of .parquet files, or a dataset folder that Hugging Face's "
     "save_to_disk wrote"
 )
+
+
+def suffix_of(file: Path) -> str:
+    """What a file's name says of its format, such as ``.csv``, also of ``pairs.csv.gz``."""
+    name = file.name.lower()
+    return Path(name.removesuffix(COMPRESSED) if Path(name.removesuffix(COMPRESSED)).suffix in _TEXT_SUFFIXES else name).suffix
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, decompressed. Raises :class:`UserError` where they cannot be."""
+    try:
+        with gzip.open(file, "rb") if file.suffix.lower() == COMPRESSED else file.open("rb") as binary:
+            yield binary  # type: ignore[misc]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{file} cannot be decompressed ({error}); it may be cut off: get it again") from error
 
 
 @dataclass(frozen=True)
@@ -104,10 +127,18 @@ def read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 # CSV.
 
 
-def table_dialect(file: Path) -> tuple[str, list[str]]:
-    """Delimiter and header."""
-    delimiter = TABLE_SUFFIXES[file.suffix.lower()]
-    with file.open("rb") as binary:
+class Dialect(NamedTuple):
+    """How a CSV file is written: what is between cells, whether quotation marks enclose them, and its header."""
+
+    delimiter: str
+    has_quotes: bool
+    header: list[str]
+
+
+def table_dialect(file: Path) -> Dialect:
+    """The dialect of a file. Raises :class:`UserError` for a first line that is not UTF-8."""
+    delimiter = TABLE_SUFFIXES[suffix_of(file)]
+    with opened(file) as binary:
         raw = binary.readline(MAX_ROW_BYTES)
     try:
         line = raw.decode("utf-8-sig")
@@ -115,22 +146,56 @@ def table_dialect(file: Path) -> tuple[str, list[str]]:
         raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
     if delimiter == "," and "," not in line:
         delimiter = next((mark for mark in (";", "\t") if mark in line), ",")
-    return delimiter, next(_cells([line.rstrip("\r\n")], delimiter), [])
+    has_quotes = delimiter != "\t" or _is_quoted(file, encloses_all=line.startswith('"'))
+    return Dialect(delimiter, has_quotes, next(_cells([line.rstrip("\r\n")], delimiter, has_quotes), []))
 
 
-def _has_quotes(delimiter: str) -> bool:
-    # NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS).
-    return delimiter != "\t"
+_QUOTED_CELL = r'"(?:[^"]|"")*"'
+_TABBED = re.compile(rf'(?:{_QUOTED_CELL}|[^\t"]*)(?:\t(?:{_QUOTED_CELL}|[^\t"]*))*')
+MAX_QUOTED_LINES = 1_000
+"""A cell with more lines is no cell, but an unpaired quotation mark that is text."""
 
 
-def _cells(lines: Iterable[str], delimiter: str) -> Any:
-    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if _has_quotes(delimiter) else csv.QUOTE_NONE)
+def _is_quoted(file: Path, *, encloses_all: bool) -> bool:
+    """Whether all quotation marks of a tab-separated file are where a csv writer puts them: around cells that need them.
+
+    NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS), also around a whole cell. A writer
+    encloses a cell that has a quotation mark, a tab or a line break; or every cell, the header's, too.
+    """
+    is_found = False
+    for record in _records_with_quotes(file):
+        if not _TABBED.fullmatch(record):
+            return False
+        quoted = re.findall(rf"(?:^|(?<=\t)){_QUOTED_CELL}", record)
+        if not encloses_all and any(not re.search('""|[\t\r\n]', cell[1:-1]) for cell in quoted):
+            return False
+        is_found = True
+    return is_found
+
+
+def _records_with_quotes(file: Path) -> Iterator[str]:
+    """The lines that have quotation marks, those of a cell with line breaks together; the last one may be unpaired."""
+    record: list[str] = []
+    with opened(file) as binary:
+        for line in io.TextIOWrapper(binary, encoding="utf-8-sig", errors="replace", newline="\n"):
+            if not record and '"' not in line:
+                continue
+            record.append(line)
+            text = "".join(record)
+            if text.count('"') % 2 == 0 or len(record) > MAX_QUOTED_LINES:
+                yield text.rstrip("\r\n")
+                record = []
+    if record:
+        yield "".join(record)
+
+
+def _cells(lines: Iterable[str], delimiter: str, has_quotes: bool) -> Any:
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE)
 
 
 def read_table(file: Path, columns: list[str], malformed: list[MalformedRow] | None = None) -> Iterator[pa.RecordBatch]:
     """Rows of a CSV or TSV file, all cells as text. Those that do not fit the header go into `malformed`, or are an error."""
-    delimiter, _ = table_dialect(file)
-    quote = _has_quotes(delimiter)
+    delimiter, quote, _ = table_dialect(file)
 
     def put_aside(row: pyarrow.csv.InvalidRow) -> str:
         assert malformed is not None
@@ -161,23 +226,25 @@ def read_table(file: Path, columns: list[str], malformed: list[MalformedRow] | N
                     num_read = max(num_read, start)
                     yield new
             return
+        except OSError as error:
+            raise unreadable(str(file), error, "CSV") from error
         except pa.ArrowInvalid as error:
             # A row that is larger than the block: once more in larger ones, which take ten times the memory.
             if "straddling" not in str(error) or block_size > CSV_BLOCK_BYTES:
-                raise UserError(f"{file}: {_explain_table(file, delimiter) or error}") from error
+                raise UserError(f"{file}: {_explain_table(file, delimiter, quote) or error}") from error
 
 
-def _explain_table(file: Path, delimiter: str) -> str:
+def _explain_table(file: Path, delimiter: str, has_quotes: bool) -> str:
     """The fault of a CSV file, with its line: a second, slow reading, after the fast one has failed."""
-    with file.open("rb") as binary:
+    with opened(file) as binary:
         for number, raw in enumerate(binary, start=1):
             try:
                 raw.decode()
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8 ({error}); save the file as UTF-8"
     csv.field_size_limit(1 << 30)
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = _cells(text, delimiter)
+    with opened(file) as binary:
+        reader = _cells(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), delimiter, has_quotes)
         header: list[str] = []
         begins = 1
         for row in reader:
@@ -208,12 +275,12 @@ def first_line_names(file: Path) -> list[str]:
 def read_lines(file: Path, chunk_bytes: int = BATCH_BYTES // 2) -> Iterator[RawBatch]:
     """Whole lines of a JSONL file, about `chunk_bytes` of them at once; with 1, line by line."""
     first = 1
-    with file.open("rb") as binary:
+    with opened(file) as binary:
         while chunk := binary.read(chunk_bytes) if chunk_bytes > 1 else binary.readline(MAX_ROW_BYTES):
             if not chunk.endswith(b"\n"):
                 chunk += binary.readline(MAX_ROW_BYTES)
             num_lines = chunk.count(b"\n")
-            if not chunk.endswith(b"\n") and binary.peek(1):
+            if not chunk.endswith(b"\n") and binary.peek(1):  # type: ignore[attr-defined]
                 raise UserError(
                     f"{file}: line {first + num_lines} is over {MAX_ROW_BYTES >> 20} MB; JSONL has one JSON object a line"
                 )

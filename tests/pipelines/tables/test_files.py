@@ -1,7 +1,11 @@
 """What is read of a table, and what is put aside."""
 
+import csv
+import gzip
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import UserError
@@ -52,3 +56,51 @@ def test_two_wanted_columns_are_one_only_where_neither_needs_its_own(tmp_path: P
     with pytest.raises(UserError, match="mapped twice"):
         open_table(path, [Wanted("text"), Wanted("sentence")])
     assert open_table(path, [Wanted("text"), Wanted("cluster", "text", is_own=False)]).columns["cluster"] == "text"
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_tab_separated_cells_as_csv_writers_quote_them(tmp_path: Path, quoting: int) -> None:
+    wanted = ['He said "no", twice.', "two\nlines", "a\ttab", "plain", '"Yes."', "'"]
+    with (tmp_path / "a.tsv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting)  # type: ignore[arg-type]
+        writer.writerows([["text", "label"], *([text, 1] for text in wanted)])
+    assert texts(open_table(tmp_path / "a.tsv", TEXT)) == wanted
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ['He said "no", twice.'],
+        ['"Yes."', "No."],
+        ['"Yes', "and no more"],
+        ['"Yes," he said.', 'He said ""no"" twice', "x"],
+        ['"A ""quoted"" word"', 'and one that is "not"'],
+        ['"', "plain"],
+        ['"'] + ["plain"] * 2_000 + ['"'],
+    ],
+)
+def test_quotation_marks_that_are_text_stay(tmp_path: Path, wanted: list[str]) -> None:
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t1\n" for text in wanted))
+    assert texts(open_table(tmp_path / "a.tsv", TEXT)) == wanted
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_compressed_text_is_read_as_it_is_uncompressed(tmp_path: Path, name: str) -> None:
+    mark = "\t" if name == "a.tsv" else ","
+    content = (
+        '{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n'
+        if name == "a.jsonl"
+        else f"text{mark}label\na{mark}1\nb{mark}0\n"
+    )
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    table = open_table(tmp_path / f"{name}.gz", TEXT)
+    assert texts(table) == ["a", "b"] and table.columns == {"text": "text", "label": "label"}
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode())[:-9])
+    with pytest.raises(UserError, match=r"gz is cut off|not readable|cannot be decompressed"):
+        texts(open_table(tmp_path / f"{name}.gz", TEXT))
+
+
+def test_shards_named_with_a_hash_are_one_split(tmp_path: Path) -> None:
+    for shard in range(2):
+        pq.write_table(pa.table({"text": [f"t{shard}"], "label": [1]}), tmp_path / f"train-0000{shard}-of-00002-0a1b2c.parquet")
+    assert texts(open_table(tmp_path, TEXT)) == ["t0", "t1"]
