@@ -28,7 +28,8 @@ from pipelines.hashing import remembered_sha256
 from pipelines.identity import MARKS, UNKNOWN, FileHash, JsonValue, added, runtime, sha256_of
 from pipelines.storage import join
 from pipelines.tables.columns import Wanted
-from pipelines.tables.files import TableFile, find_files, open_table
+from pipelines.tables.files import TableFile, find_files, is_there, open_table
+from pipelines.tables.hub import hub_path, is_on_hub
 from pipelines.tables.readers import suffix_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
@@ -85,7 +86,9 @@ class Table:
         return TestSet(self.test_set or (stem if stem[:1].isalpha() else f"set_{stem}"))
 
     def at(self, folder: str) -> str:
-        """The absolute path of the file."""
+        """The absolute path of the file; one on the hub is fetched."""
+        if is_on_hub(self.path):
+            return str(hub_path(self.path, download=True))
         return str(Path(folder, self.path).expanduser().absolute() if folder else Path(self.path).expanduser().absolute())
 
 
@@ -168,8 +171,16 @@ class TableSources:
 
     def missing(self, folder: str) -> tuple[str, ...]:
         """A line for each table that is not there and whose content is not known."""
-        paths = dict.fromkeys(table.at(folder) for table in self._tables() if not table.file.is_known)
-        return tuple(f"not found at {path}" for path in paths if not Path(path).exists())
+        absent = {}
+        for table in self._tables():
+            if table.file.is_known:
+                continue
+            if is_on_hub(table.path):
+                if hub_path(table.path, download=False) is None:
+                    absent[table.path] = f"{table.path} is not in the Hugging Face cache; a run fetches it"
+            elif not is_there(path := table.at(folder)):
+                absent[path] = f"not found at {path}"
+        return tuple(absent.values())
 
     def with_content(self, folder: str) -> "TableSources":
         """With each table found, its columns looked for, and its content hashed.

@@ -1,1 +1,3 @@
-"""Tables of labelled texts as people keep them, read batch by batch: files, columns, values. Nothing of tasks, Ray or torch."""
+"""Tables of labelled texts as people keep them, read batch by batch: files, columns, values. No task is known here, and nothing
+of Ray or torch.
+"""

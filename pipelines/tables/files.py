@@ -115,9 +115,24 @@ def column_names(files: Sequence[Path], kind: str) -> list[str]:
     return list(schema_of(files[0], kind).names)
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether there is such a file or folder, or a file that fits the pattern."""
+    where = Path(path).expanduser()
+    return any(where.parent.glob(where.name)) if _is_pattern(where) else where.exists()
+
+
+def _is_pattern(where: Path) -> bool:
+    return "*" in where.name and not where.exists()
+
+
 def find_files(path: str | Path) -> tuple[tuple[Path, ...], str]:
     """The files that a table consists of, in order, and their kind. Raises :class:`UserError` as :func:`open_table` does."""
     where = Path(path).expanduser()
+    if _is_pattern(where):
+        files = sorted(where.parent.glob(where.name))
+        if not files or any(file.suffix.lower() != ".parquet" for file in files):
+            raise UserError(f"{path} is a pattern of {len(files)} files; give one of .parquet files")
+        return tuple(files), "parquet"
     if not where.exists():
         raise UserError(f"{path} does not exist; {FORMATS}")
     files, kind = _find_files(where)

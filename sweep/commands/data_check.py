@@ -70,7 +70,9 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
     from pipelines.data.table_rows import read_rows
     from pipelines.tables.columns import Wanted
     from pipelines.tables.files import column_names, find_files, open_table
+    from pipelines.tables.hub import hub_path, is_on_hub
 
+    name, path = path, str(hub_path(path, download=True)) if is_on_hub(path) else path
     present = column_names(*find_files(path))
     fields = [name for name in columns if name not in ("label", "id")] or _guessed_fields(path, present)
     wanted = [Wanted(name, columns.get(name), is_strict=True) for name in fields]
@@ -80,11 +82,11 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
     table = open_table(path, wanted, "name it: --column {name}=COLUMN")
     rows = read_rows(table, fields, labels, tuple(dict.fromkeys(labels.values())) or None)
     unused = [name for name in present if name not in table.columns.values()]
-    print(f"{path}: {rows.num_rows:,} {table.unit}s")
+    print(f"{name}: {rows.num_rows:,} {table.unit}s")
     print(f"columns: {table.mapping}{f'; not read: {_listed(map(repr, unused))}' if unused else ''}")
     stand_for = {label: [repr(value) for value in rows.values if labels.get(value) == label] for label in labels.values()}
     _print_rows(rows.examples, fields, rows.dropped, table.unit, stand_for)
-    print(f"in a study: {_as_value(path, rows, columns, labels)}")
+    print(f"in a study: {_as_value(name, rows, columns, labels)}")
 
 
 def _guessed_fields(path: str, present: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.tables.columns import Wanted
-from pipelines.tables.files import TableFile, open_table
+from pipelines.tables.files import TableFile, is_there, open_table
 from pipelines.tables.readers import MalformedRow
 from pipelines.tables.values import text_columns
 
@@ -104,3 +104,14 @@ def test_shards_named_with_a_hash_are_one_split(tmp_path: Path) -> None:
     for shard in range(2):
         pq.write_table(pa.table({"text": [f"t{shard}"], "label": [1]}), tmp_path / f"train-0000{shard}-of-00002-0a1b2c.parquet")
     assert texts(open_table(tmp_path, TEXT)) == ["t0", "t1"]
+
+
+def test_a_pattern_is_the_files_that_fit_it(tmp_path: Path) -> None:
+    for name, text in (("train-00000-of-00002", "a"), ("train-00001-of-00002", "b"), ("test-00000-of-00001", "c")):
+        pq.write_table(pa.table({"text": [text], "label": [1]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=r"several splits \(test, train\)"):
+        open_table(tmp_path, TEXT)
+    assert texts(open_table(tmp_path / "train-*.parquet", TEXT)) == ["a", "b"]
+    assert is_there(tmp_path / "train-*.parquet") and not is_there(tmp_path / "dev-*.parquet")
+    with pytest.raises(UserError, match=r"is a pattern of 0 files; give one of .parquet files"):
+        open_table(tmp_path / "dev-*.parquet", TEXT)
