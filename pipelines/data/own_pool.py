@@ -77,14 +77,14 @@ class OwnPoolConfig:
         """
         if self.is_known:
             return self
-        table = replace(self.table, path=self.table.at(""))
+        table = self.table.fetched("")
         _open(table, self.task)
         return replace(self, table=replace(table, file=hash_table(table.path, remembered=True)))
 
 
 def examples_of(config: OwnPoolConfig) -> pa.Table:
     """The pool's examples: the task's columns and `generator`, which says by the file's hash whose they are."""
-    table = with_ids(_read(config), "pool", config.task).select(config.task.columns)
+    table = with_ids(read_pool(config), "pool", config.task).select(config.task.columns)
     return table.append_column("generator", pa.repeat(pa.scalar(_generator(config)), table.num_rows))
 
 
@@ -135,7 +135,8 @@ def _open(table: Table, task: Task) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(config: OwnPoolConfig) -> TableRows:
+def read_pool(config: OwnPoolConfig) -> TableRows:
+    """The rows of the table. Raises UserError where none is an example of the task."""
     rows = read_rows(_open(config.table, config.task), config.task.field_names, dict(config.table.labels), config.task.labels)
     if not rows.examples.num_rows:
         raise UserError(f"{config.table.path}: none of its {rows.num_rows:,} rows is an example of the task {config.task.name}")
@@ -152,7 +153,7 @@ def _rejects(config: OwnPoolConfig) -> pa.Table:
             "reason": row["reason"],
             "text": row["text"] or " ".join(f"{field.mark} {row[field.name] or ''}" for field in task.fields),
         }
-        for row in _read(config).dropped
+        for row in read_pool(config).dropped
     ]
     return pa.Table.from_pylist(rows, REJECTS_SCHEMA)
 

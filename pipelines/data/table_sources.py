@@ -86,10 +86,22 @@ class Table:
         return TestSet(self.test_set or (stem if stem[:1].isalpha() else f"set_{stem}"))
 
     def at(self, folder: str) -> str:
-        """The absolute path of the file; one on the hub is fetched."""
-        if is_on_hub(self.path):
-            return str(hub_path(self.path, download=True))
-        return str(Path(folder, self.path).expanduser().absolute() if folder else Path(self.path).expanduser().absolute())
+        """The absolute path of the file, or its address on the hub."""
+        return self.path if is_on_hub(self.path) else str(Path(folder, self.path).expanduser().absolute())
+
+    def missing(self, folder: str) -> str:
+        """For people: that the file is not there and its content not known; "" otherwise."""
+        path = self.at(folder)
+        if self.file.is_known:
+            return ""
+        if is_on_hub(path):
+            return "" if hub_path(path, download=False) else f"{path} is not in the Hugging Face cache; a run fetches it"
+        return "" if is_there(path) else f"not found at {path}"
+
+    def fetched(self, folder: str) -> "Table":
+        """With the absolute path of the file, which is fetched if it is on the hub."""
+        path = self.at(folder)
+        return replace(self, path=str(hub_path(path, download=True)) if is_on_hub(path) else path)
 
 
 @dataclass(frozen=True)
@@ -122,10 +134,10 @@ class TableSources:
         if self.dev_rows_per_label is not None and self.dev_rows_per_label < 1:
             raise UserError(f"dev_rows_per_label={self.dev_rows_per_label}: the dev set cannot be empty; give 1 or more")
         names = [test_set.name for test_set in self.test_sets]
-        if repeated := sorted({name for name in names if names.count(name) > 1 or name in OWN_NAMES}):
+        if taken := [name for place, name in enumerate(names) if name in (*OWN_NAMES, *names[:place])]:
             raise UserError(
-                f"test sets are named {', '.join(names)}: {repeated[0]!r} is another's name, too "
-                f"(or one of {', '.join(OWN_NAMES)}); give each its own: Table(…, test_set='name')"
+                f"test sets are named {', '.join(names)}: {taken[0]!r} is also the name of "
+                f"{'prepared data' if taken[0] in OWN_NAMES else 'another'}; give each its own: Table(…, test_set='name')"
             )
 
     @property
@@ -171,16 +183,7 @@ class TableSources:
 
     def missing(self, folder: str) -> tuple[str, ...]:
         """A line for each table that is not there and whose content is not known."""
-        absent = {}
-        for table in self._tables():
-            if table.file.is_known:
-                continue
-            if is_on_hub(table.path):
-                if hub_path(table.path, download=False) is None:
-                    absent[table.path] = f"{table.path} is not in the Hugging Face cache; a run fetches it"
-            elif not is_there(path := table.at(folder)):
-                absent[path] = f"not found at {path}"
-        return tuple(absent.values())
+        return tuple(dict.fromkeys(line for table in self._tables() if (line := table.missing(folder))))
 
     def with_content(self, folder: str) -> "TableSources":
         """With each table found, its columns looked for, and its content hashed.
@@ -194,7 +197,7 @@ class TableSources:
         def found(table: Table) -> Table:
             if table.file.is_known:
                 return table
-            table = replace(table, path=table.at(folder))
+            table = table.fetched(folder)
             self.open(table)
             return replace(table, file=hash_table(table.path, remembered=True))
 

@@ -112,16 +112,17 @@ def _as_value(path: str, rows: "TableRows", columns: Mapping[str, str], labels: 
 def _check_study(name: str, assignments: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
+    from pipelines.data.own_pool import read_pool
     from pipelines.errors import UserError
     from pipelines.identity import MARKS
     from pipelines.tasks.examples import read_examples
-    from sweep.study.inputs import check_sizes
+    from sweep.study.inputs import check_sizes, missing_data
     from sweep.study.loading import load_experiment
 
     experiment = load_experiment(name, assignments).experiment
     sources, folder, task = experiment.sources, experiment.sources_folder, experiment.task
-    if missing := sources.missing(folder):
-        raise UserError(f"data: {'; '.join(missing)}; put it there, or give its place")
+    if missing := missing_data(experiment):
+        raise UserError(f"{'; '.join(missing)}; put it there, or give its place")
     with tempfile.TemporaryDirectory(prefix="blindsweep-") as output:
         metrics = sources.prepare(output, folder=folder)
         read_as = sources.read_as(folder)
@@ -135,6 +136,12 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             of_set = [row for row in dropped if row["set"] == set_name]
             examples = read_examples(Path(output, f"{set_name}.parquet"), task)
             _print_rows(examples, task.field_names, of_set, "row", {}, indent="    ")
+    for pool in experiment.own_pools:
+        if pool.is_known:
+            rows = read_pool(pool)
+            print(f"pool: {rows.examples.num_rows:,} examples")
+            print(f"    from {pool.name}, {rows.table.mapping}")
+            _print_rows(rows.examples, task.field_names, rows.dropped, rows.table.unit, {}, indent="    ")
     for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
         print(f"marked: {mark}")
     check_sizes(experiment)

@@ -6,7 +6,6 @@ Nothing here says where it runs, except the fields marked runtime.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
-from pathlib import Path
 from types import MappingProxyType
 
 from pipelines.data.kinds import FILTERED, Kind, find_kind, kind_name, parts_of
@@ -241,7 +240,7 @@ class Experiment:
         """A pool as it is given, described by its content if it is there."""
         table = given.table if isinstance(given, OwnPoolConfig) else Table(given) if isinstance(given, str) else given
         pool = OwnPoolConfig(replace(table, path=table.at(self.sources_folder)), self.task)
-        return pool.with_content() if Path(pool.table.path).exists() else pool
+        return pool if pool.table.missing("") else pool.with_content()
 
     def _check_generators(self) -> None:
         if self.generators < 1:

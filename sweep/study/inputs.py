@@ -11,21 +11,30 @@ from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
+from pipelines.tables.hub import is_on_hub
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 
 
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
     """A line for each input that is not here; nothing is said to be built from it."""
-    lines = [f"data: {line}" for line in experiment.sources.missing(experiment.sources_folder)]
+    lines = list(missing_data(experiment))
     if isinstance(experiment.base_model, PretrainedModelConfig) and not _is_known(experiment.base_model):
         path = experiment.base_model.path
         if hub_repository(path) is not None:
             lines.append(f"weights: {path} is not in the Hugging Face cache; a run fetches it")
         else:
             lines.append(f"weights: not found at {path}")
-    lines += [f"pool: not found at {pool.table.path}" for pool in experiment.own_pools if not pool.is_known]
     return tuple(lines)
+
+
+def missing_data(experiment: Experiment) -> tuple[str, ...]:
+    """The same of the data and the study's own pools alone."""
+    of_pools = (pool.table.missing("") for pool in experiment.own_pools)
+    return (
+        *(f"data: {line}" for line in experiment.sources.missing(experiment.sources_folder)),
+        *(f"pool: {line}" for line in of_pools if line),
+    )
 
 
 def check_pools(steps: Sequence[Step]) -> None:
@@ -84,8 +93,10 @@ def with_inputs(experiment: Experiment) -> Experiment:
         experiment = replace(experiment, sources=sources)
     check_sizes(experiment)
     for pool in experiment.own_pools:
-        if not pool.is_known:
+        if not pool.is_known and not is_on_hub(pool.table.path):
             raise UserError(f"no pool at {pool.table.path}; restore the file, or give another: synthetic=FILE")
+    if not all(pool.is_known for pool in experiment.own_pools):
+        experiment = replace(experiment, synthetic=tuple(pool.with_content() for pool in experiment.own_pools))
     base = experiment.base_model
     if isinstance(base, PretrainedModelConfig) and not _is_known(base):
         described = pretrained_model_config(

@@ -260,8 +260,8 @@ def test_what_is_missing_is_named_and_no_error_yet(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"general": ()}, "no test set"),
-        ({"blindspots": "b/test.csv"}, "'test' is another's name"),
-        ({"general": Table("x.csv", test_set="train")}, "'train' is another's name"),
+        ({"blindspots": "b/test.csv"}, "'test' is also the name of another; give each its own"),
+        ({"general": Table("x.csv", test_set="train")}, "'train' is also the name of prepared data"),
         (
             {"general": Table("x.csv", columns={"sentnce": "a"})},
             "maps 'sentnce', and what is looked for is id, label, sentence",

@@ -21,6 +21,15 @@ def mine(data: str = ".") -> Experiment:
                    general_set="test", blindspot_set="test")
 """
 
+OWN_POOL = """
+from dataclasses import replace
+from sweep import Experiment
+from sweep.experiments import demo
+
+def mine() -> Experiment:
+    return replace(demo(), generator=None, generation=None, synthetic={pool!r})
+"""
+
 
 def check(*arguments: str) -> list[str]:
     result = CliRunner().invoke(cli.app, ["data", "check", *arguments])
@@ -85,6 +94,23 @@ def test_each_set_of_a_study_is_said(tmp_path: Path) -> None:
     ]
     (tmp_path / "test.jsonl").unlink()
     assert f"not found at {tmp_path / 'test.jsonl'}" in refused(str(tmp_path / "mine.py"), "-p", f"data={tmp_path}")
+
+
+def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("premise,hypothesis,label\na,b,neutral\nc,d,perhaps\ne,f,entailment\n")
+    (tmp_path / "mine.py").write_text(OWN_POOL.format(pool=str(tmp_path / "pool.csv")))
+    said = check(str(tmp_path / "mine.py"))
+    assert said[said.index("pool: 2 examples") :] == [
+        "pool: 2 examples",
+        "    from pool.csv, premise is 'premise', hypothesis is 'hypothesis', label is 'label'",
+        "    labels: neutral 1, entailment 1",
+        "    left out: 1 rows",
+        "        1 unknown_label, the first at row 2: 'c' | 'd', label 'perhaps'",
+        "    longest: 2 characters, 'a' | 'b'",
+    ]
+    assert "template_probe: 1,200 examples" in said
+    (tmp_path / "pool.csv").unlink()
+    assert f"pool: not found at {tmp_path / 'pool.csv'}" in refused(str(tmp_path / "mine.py"))
 
 
 @pytest.mark.parametrize(
