@@ -32,14 +32,14 @@ class GeneratorConfig:
 
 def finetune_generator(
     config: GeneratorConfig,
-    training_sets: Sequence[str],
+    training_set: str | Sequence[str],
     base_model: str,
     output: str,
     *,
     resources: Resources | None = None,
     report: Report = no_report,
 ) -> dict[str, Any]:
-    """Finetune the base model on the texts of all `training_sets` (examples Parquet) and write `output/model/`, merged.
+    """Finetune the base model on the texts of `training_set` (examples Parquet, or several) and write `output/model/`, merged.
 
     Returns the training's metrics. Raises UserError for an example longer than the model or the config allows.
     """
@@ -47,7 +47,7 @@ def finetune_generator(
         objective="language_modeling",
         config=config.finetune,
         seed=config.seed,
-        examples=tuple(training_sets),
+        examples=training_set if isinstance(training_set, str) else tuple(training_set),
         base_model=base_model,
         save=save_language_model,
         text="generator",

@@ -22,7 +22,7 @@ from pipelines.finetune.alone import deepspeed_config
 from pipelines.finetune.checkpoints import read_metrics
 from pipelines.finetune.driver import finetune_group
 from pipelines.finetune.generator import GeneratorConfig, finetune_generator
-from pipelines.finetune.job import FinetuneJob, shared_prefixes
+from pipelines.finetune.job import FinetuneJob, encode_examples, shared_prefixes
 from pipelines.finetune.recipe import FinetuneConfig, adapters_of, learning_rate_at
 from pipelines.finetune.task_model import TaskModelConfig, finetune_task_model, finetuning_job
 from pipelines.models.tokenizer import load_tokenizer, model_limit
@@ -31,7 +31,7 @@ from pipelines.packing.dealing import training_order
 from pipelines.resources import Resources, no_report
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import LABELS
-from pipelines.tasks.prompts import classifier_prompts
+from pipelines.tasks.prompts import EN_DASH, classifier_prompts
 
 FULL = FinetuneConfig(
     method="full", learning_rate=1e-3, batch_size=16, dtype="float32", max_grad_norm=1.0, warmup_ratio=0.2,
@@ -382,6 +382,15 @@ def test_what_a_labels_texts_begin_with_is_computed_once(ray_two_cpus, sources, 
     dropped = losses("dropped", lora_dropout=0.3)
     np.testing.assert_allclose(losses("cut", lora_dropout=0.3, tokens_per_microbatch=200), dropped, rtol=2e-4)
     assert abs(losses("others", lora_dropout=0.3, share_prefix=False) - dropped).max() > 1e-3
+
+
+def test_a_generator_of_several_sets_reads_one_after_another(sources, base_model):
+    one, other = f"{sources}/train.parquet", f"{sources}/template_test.parquet"
+    job = FinetuneJob("language_modeling", FinetuneConfig(), 0, one, base_model, save=print, end_marker=EN_DASH)
+    (texts, labels), (others, other_labels) = (
+        encode_examples(dataclasses.replace(job, examples=path)) for path in (one, other)
+    )
+    assert encode_examples(dataclasses.replace(job, examples=(one, other))) == (texts + others, labels + other_labels)
 
 
 def test_plain_texts_share_nothing():
