@@ -245,7 +245,9 @@ class _Grid:
             tokens_per_batch=evaluation.tokens_per_batch,
             compile_from_examples=evaluation.compile_from_examples,
         )
-        inputs = {"sources": self.sources, "pool": pool}
+        # What a judge is measured by may be a set that training does not know.
+        is_known = experiment.general_set in experiment.sources.for_training.set_names
+        inputs = {"sources": self.sources if is_known else self.test_sources, "pool": pool}
         if isinstance(experiment.judge, PretrainedModelConfig):
             inputs["base_model"] = self._add("base_model", "judge", experiment.judge)
         else:

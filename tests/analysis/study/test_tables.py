@@ -86,6 +86,8 @@ def test_of_several_pools_the_overlaps_are_counted_together_and_each(tmp_path: P
     study = FakeStudy(tmp_path)
     overlaps, other = ("A man sleeps", "A man"), ("A man sleeps", "A dog")
     study.add("sources", "data", files={"train.parquet": parquet([(*overlaps, "neutral")])})
+    # The same training set beside further test sets is not counted twice.
+    study.add("sources", "data-with-test-sets", files={"train.parquet": parquet([(*overlaps, "neutral")])})
     of_first = [(*overlaps, "neutral"), (*other, "neutral"), (*other, "entailment")]
     study.add("synthetic_pool", "pool", coordinates={"generator": 0}, files={"pool/a.parquet": parquet(of_first)})
     of_second = [(*overlaps, "neutral")]

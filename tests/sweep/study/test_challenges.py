@@ -11,7 +11,6 @@ import pytest
 from pipelines.data.sources import FILES, HANS_COLUMNS, NLISourcesConfig
 from pipelines.errors import UserError
 from sweep.graph.step import Step
-from sweep.plan.costs import _known_counts
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import paper, paper_fast
 from sweep.study.grid import build_grid
@@ -46,13 +45,24 @@ def test_challenge_sets_are_evaluated_and_change_nothing_else(study: Callable[..
     assert len({step.name for step in with_all.values()}) == len(with_all)
 
 
+def test_a_judge_is_measured_by_the_general_set_even_if_only_evaluations_have_it() -> None:
+    study = paper(**STUDY, challenges=("mnli_hard",))
+    inputs = {}
+    for general_set in ("mnli_matched", "mnli_hard"):
+        steps = build_grid(replace(study, judge=1_000, general_set=general_set))
+        sources = {step.fingerprint: step.slug for step in steps if step.stage == "sources"}
+        (judgement,) = (step for step in steps if step.stage == "judgement")
+        inputs[general_set] = sources[judgement.inputs["sources"].fingerprint]
+    assert inputs == {"mnli_matched": "data", "mnli_hard": "data-with-test-sets"}
+
+
 def test_hans_is_there_without_being_asked_for() -> None:
     assert paper(challenges=("hans",)) == paper()
 
 
 def test_a_plan_counts_the_examples_of_the_sets() -> None:
-    counts = _known_counts(paper(challenges=ALL).sources)
-    assert {name: counts[name] for name in ALL} == {
+    counts = paper(challenges=ALL).sources.counts("nowhere")
+    assert {name: counts[f"{name}/num_examples"] for name in ALL} == {
         "hans": 30_000,
         "mnli_hard": 19_647,
         "med": 5_382,
