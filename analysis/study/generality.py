@@ -19,6 +19,7 @@ from analysis.study.described import described_sets, titles_of
 from analysis.study.items import Responses
 from analysis.wording import HOLDS, set_name
 from pipelines.errors import UserError
+from pipelines.tasks.heuristics import HANS_HEURISTICS
 from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import Study
 
@@ -79,13 +80,19 @@ def _halves(title: str, name: str, slices: set[str], described: Mapping[str, Tes
         found = [(title, test_set.adversarial or "", ADVERSARIAL), (title, test_set.aligned or "", ALIGNED)]
     else:
         found = []
-        for wrong in sorted(slices):
+        for wrong in sorted(slices, key=_in_order):
             heuristic, _, label = wrong.partition("/")
             if label.startswith("non-") and heuristic != SUBCASE and not wrong.startswith(HOLDS):
-                of_heuristic = f"{title}, {heuristic.replace('_', ' ')}"
+                of_heuristic = f"{title} ({heuristic.replace('_', ' ')})"
                 found.append((of_heuristic, wrong, ADVERSARIAL))
                 found.append((of_heuristic, f"{heuristic}/{label.removeprefix('non-')}", ALIGNED))
     return [Place(of, name, slice_, half) for of, slice_, half in found if slice_ in slices]
+
+
+def _in_order(slice_name: str) -> tuple[int, str]:
+    """Heuristics in the order of the HANS paper, others after them by name."""
+    heuristic = slice_name.partition("/")[0]
+    return HANS_HEURISTICS.index(heuristic) if heuristic in HANS_HEURISTICS else len(HANS_HEURISTICS), slice_name
 
 
 def sets_with_halves(chosen: Sequence[Place]) -> tuple[str, ...]:

@@ -120,10 +120,10 @@ def test_the_halves_are_those_of_each_set_and_of_each_heuristic(tmp_path: Path) 
     found = places(loaded, evaluation_frame(store, loaded))
     assert found == (
         Place("Template test set", "template_test", "all", "general"),
-        Place("Template probe, lexical overlap", "template_probe", "lexical_overlap/non-entailment", "adversarial"),
-        Place("Template probe, lexical overlap", "template_probe", "lexical_overlap/entailment", "aligned"),
-        Place("Template probe, subsequence", "template_probe", "subsequence/non-entailment", "adversarial"),
-        Place("Template probe, subsequence", "template_probe", "subsequence/entailment", "aligned"),
+        Place("Template probe (lexical overlap)", "template_probe", "lexical_overlap/non-entailment", "adversarial"),
+        Place("Template probe (lexical overlap)", "template_probe", "lexical_overlap/entailment", "aligned"),
+        Place("Template probe (subsequence)", "template_probe", "subsequence/non-entailment", "adversarial"),
+        Place("Template probe (subsequence)", "template_probe", "subsequence/entailment", "aligned"),
         Place("MED", "med", "monotonicity/downward", "adversarial"),
         Place("MED", "med", "monotonicity/upward", "aligned"),
         Place("NegNLI", "neg_nli", "half/adversarial", "adversarial"),
@@ -134,7 +134,7 @@ def test_the_halves_are_those_of_each_set_and_of_each_heuristic(tmp_path: Path) 
 
 def test_an_effect_on_other_sets_is_not_the_blindspots_alone(tmp_path: Path) -> None:
     text, numbers = answered(tmp_path, HERE | ON_MED)
-    assert "clearly lower on Template probe, lexical overlap and MED and clearly higher on none, of four" in text
+    assert "clearly lower on Template probe (lexical overlap) and MED and clearly higher on none, of four" in text
     assert "The effect is not Template probe's alone." in text and "as well, which no heuristic" not in text
     effects = numbers[numbers["control"] == "original"].set_index(["set", "half"])
     downward = effects.loc[("med", "adversarial")]
