@@ -183,6 +183,7 @@ def _subcases(evidence: Evidence) -> list[Fold]:
     items = evidence.responses.items[evidence.blindspot_set]
     what = {"template": "template", "subcase": "subcase"}.get(items.clustered_by, "cluster of items")
     counted = f"{what.split()[0].capitalize()}s"
+    subcase = "slice" if items.described else "subcase"
     numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", counted, "Items", "p", "q")
     rows = [
         [
@@ -199,9 +200,8 @@ def _subcases(evidence: Evidence) -> list[Fold]:
     ]
     caption = (
         f"Averaged over all starting points and sizes. Of one {what}, an interval speaks of further items of it; of several, "
-        f"of further {counted.lower()}. q is Benjamini and Hochberg's, over the subcases of each kind apart."
+        f"of further {counted.lower()}. q is Benjamini and Hochberg's, over the {subcase}s of each kind apart."
     )
-    subcase = "slice" if items.described else "subcase"
     title = f"{len(rows)} {subcase}{'' if len(rows) == 1 else 's'} of the blindspot set"
     return [Fold(title, [Table([Column(subcase.capitalize()), *numbers], rows, caption)])]
 

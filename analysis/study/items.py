@@ -125,8 +125,8 @@ class Responses:
     def _scored_label(self, items: ItemSet, slice_name: str) -> str:
         if self.label is None:
             raise UserError(
-                f"the heuristic that {items.title} tests does not always predict one label, or predicts= does not name it, so "
-                "that there is no score of it; measure its accuracy"
+                f"{items.title} names no label that its heuristic always predicts, so that nothing has a score; measure its "
+                "accuracy, or describe it with predicts="
             )
         asked = items.asked(slice_name)
         if asked not in (None, self.label) and len(items.task.labels) > 2:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome
-from analysis.wording import NOTHING
+from analysis.wording import NOTHING, in_words
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
 NO_CONTROL = (
     "No claim is a positive control: whether this study could have seen a blindspot grow is not known, so nothing about the "
     "blindspot is called refuted or equivalent."
 )
+MEASURE_WORDS = {"auc": "AUC"}
 DECIDED = {Outcome.SUPPORTED: "supported", Outcome.REFUTED: "refuted", Outcome.EQUIVALENT: "equivalent within its margin"}
 
 
@@ -77,4 +78,9 @@ def control_sentences(controls: Sequence[Control]) -> list[str]:
     main = next((control for control in controls if control.measure == "accuracy"), None)
     if main is None:
         return [NO_CONTROL]
-    return [main.sentence, *(control.sentence for control in controls if control.is_seen != main.is_seen)]
+    others = [control for control in controls if control.is_seen != main.is_seen]
+    said = [control.sentence for control in others if not control.why_not]
+    for why_not in dict.fromkeys(control.why_not for control in others if control.why_not):
+        names = [MEASURE_WORDS.get(control.measure, control.measure) for control in others if control.why_not == why_not]
+        said.append(f"By {in_words(names)} there is no positive control, and nothing is refuted or equivalent: {why_not}.")
+    return [main.sentence, *said]

@@ -78,11 +78,12 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Control:
-    """Whether the study's positive control shows in a measure, and the sentence that says so."""
+    """Whether the study's positive control shows in a measure, and the sentence that says so; `why_not` it could not be had."""
 
     measure: str
     is_seen: bool
     sentence: str
+    why_not: str = ""
 
 
 def headline_rows(judgement: Judgement) -> list[Mapping[str, Any]]:

@@ -116,7 +116,7 @@ def _control(question: Question, reading: _Reading) -> Control:
     so = by[1:] if by else "this study could not have seen a blindspot grow, so"
     denied = "nothing about the blindspot is called refuted or equivalent"
     sentence = f"The positive control is not seen{by} ({why}): {so} {denied}."
-    return Control(question.measure, False, sentence)
+    return Control(question.measure, False, sentence, question.why_not)
 
 
 @dataclass(frozen=True)
