@@ -37,7 +37,7 @@ from analysis.report.sections import (
 )
 from analysis.report.slices import sets_block, slices_blocks
 from analysis.study import paper
-from analysis.study.artifacts import LabelCount, lexical_overlap_counts
+from analysis.study.artifacts import LabelCount, lexical_overlap_counts, own_pools
 from analysis.study.described import described_sets, task_of
 from analysis.study.frame import describe_missing, evaluation_frame
 from analysis.study.series import paper_series, select, study_series
@@ -45,7 +45,7 @@ from analysis.study.tables import accuracy_table
 from analysis.verdicts.evidence import Evidence, load_evidence
 from analysis.verdicts.judgement import judgement_table
 from analysis.verdicts.verdicts import judge_evidence
-from analysis.wording import slice_name, thousands
+from analysis.wording import in_words, slice_name, thousands
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from pipelines.tasks.nli import NLI
@@ -203,6 +203,16 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
     return " · ".join([*parts, f"newest artifact {newest[:16].replace('T', ' ')} UTC"] if newest else parts)
 
 
+def _pool_words(study: Study) -> str:
+    """Who wrote the synthetic data."""
+    if files := own_pools(study):
+        return f"The synthetic pool was written before: {in_words(files)}."
+    stages = {step.stage for step in study.steps}
+    if "synthetic_pool" in stages and "generator" not in stages:
+        return "A generator that is prompted, not finetuned, writes a synthetic pool."
+    return "A generator, finetuned on the original training data, writes a synthetic pool."
+
+
 def _question(study: Study) -> list[str]:
     described = described_sets(study).get(str(study.parameters.get("blindspot_set")))
     tests = f" {described.tests}" if described and described.tests else ""
@@ -210,9 +220,8 @@ def _question(study: Study) -> list[str]:
     known = HEURISTICS.get(heuristic)
     what = f" ({known.description[0].lower()}{known.description[1:].rstrip('.')})" if known else ""
     return [
-        "Does finetuning on data that a model wrote give a model blindspots? A generator, finetuned on the "
-        "original training data, writes a synthetic pool. Task models from several starting points are "
-        "finetuned on training sets of equal size and equal numbers per label that are original, "
+        f"Does finetuning on data that a model wrote give a model blindspots? {_pool_words(study)} Task models from several "
+        "starting points are finetuned on training sets of equal size and equal numbers per label that are original, "
         "synthetic, or synthetic with a bias put in on purpose: the heuristic "
         f"'{heuristic.replace('_', ' ')}'{what} holds of every example of the label that it predicts and of no other.",
         "The quantity of interest is accuracy with synthetic minus accuracy with original training data, "

@@ -19,6 +19,7 @@ from analysis.study.artifacts import (
     curve_frame,
     has_lexical_overlap,
     label_yield_frame,
+    own_pools,
     reject_samples,
     spent_frame,
     stage_frame,
@@ -80,7 +81,7 @@ def _table1(counts: Mapping[str, Mapping[str, LabelCount]]) -> Table:
 
 
 def yield_block(store: Store, study: Study) -> list[Block]:
-    """Outcomes of the generator's texts, per reason, and the yield of each label."""
+    """Outcomes of the generator's texts, or of an own pool's rows, per reason, and the yield of each label."""
     outcomes = yield_frame(store, study).groupby("outcome", sort=False)["count"].sum()
     if outcomes.empty:
         return []
@@ -98,10 +99,14 @@ def yield_block(store: Store, study: Study) -> list[Block]:
     tables = [by_outcome, _yield_table(of_labels, "label", "Label")]
     if of_labels["generator"].nunique() > 1:
         tables.append(_yield_table(of_labels, "generator", "Generator"))
-    text = (
-        f"A text is kept when {in_words([_with_article(name) for name in task_of(study).field_names])} can be read out of it; "
-        "nothing else is filtered. What is rejected is kept beside the pool with its reason."
+    files = own_pools(study)
+    what = in_words([_with_article(name) for name in task_of(study).field_names])
+    kept = (
+        f"The pool is {in_words(files)}; a row is kept when it has {what} and a label of the task"
+        if files
+        else f"A text is kept when {what} can be read out of it"
     )
+    text = f"{kept}; nothing else is filtered. What is rejected is kept beside the pool with its reason."
     samples = reject_samples(store, study)
     folds = []
     if not samples.empty:
@@ -109,9 +114,11 @@ def yield_block(store: Store, study: Study) -> list[Block]:
             [reason.replace("_", " "), label, _shortened(text)]
             for reason, label, text in samples.itertuples(index=False, name=None)
         ]
-        table = Table([Column("Reason"), Column("Label asked for"), Column("Text, as it was written", "wrap")], shown)
+        whose = "Label" if files else "Label asked for"
+        table = Table([Column("Reason"), Column(whose), Column("Text, as it was written", "wrap")], shown)
         folds.append(Fold("Rejected texts, the first of each reason", [table]))
-    return [Block("yield", "What the generator's texts became", [text], tables, folds)]
+    title = "What the pool's rows became" if files else "What the generator's texts became"
+    return [Block("yield", title, [text], tables, folds)]
 
 
 def _with_article(field: str) -> str:
@@ -124,6 +131,9 @@ def _yield_table(yields: pd.DataFrame, by: str, name: str) -> Table:
     rows = []
     for key, chosen in yields.groupby(by, sort=False):
         generated, parsed = int(chosen["generated"].sum()), int(chosen["parsed"].sum())
+        if not generated:
+            rows.append([str(key), "0", "0", NOTHING, NOTHING])
+            continue
         interval = wilson_interval(parsed, generated)
         share, around = percent(parsed / generated, 2), percent_range(interval.low, interval.high, 2)
         rows.append([str(key), thousands(generated), thousands(parsed), share, around])

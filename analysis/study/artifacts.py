@@ -139,6 +139,11 @@ def counted_heuristic(study: Study) -> str:
     return str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
 
 
+def own_pools(study: Study) -> list[str]:
+    """The files that stand for what a generator writes, of a study with pools of its own that are built."""
+    return [str(step.record.metrics["file"]) for step in _built(study, ("synthetic_pool",)) if "file" in step.record.metrics]
+
+
 def yield_frame(store: Store, study: Study) -> pd.DataFrame:
     """Outcomes of the generator's texts, one row per (pool, outcome), with `count` and `share` of all.
 

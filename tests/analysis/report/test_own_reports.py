@@ -131,6 +131,27 @@ def test_a_heuristic_of_ones_own_on_an_unfolded_set_has_a_section_of_slices(tmp_
     assert "has two labels" not in " ".join(slices[0].text)
 
 
+def test_who_wrote_the_pool_is_said(tmp_path: Path) -> None:
+    def question(study: OwnStudy) -> str:
+        return words_of(build_report(study.write(), "tiny", study.root / "out").read_text())
+
+    def small(folder: str) -> OwnStudy:
+        study = SentimentStudy(tmp_path / folder)
+        study.add_cell(0, "none", 0, 0)
+        return study
+
+    finetuned, prompted, own = small("finetuned"), small("prompted"), small("own")
+    finetuned.add("generator", "generator")
+    for study, metrics in ((finetuned, {}), (prompted, {}), (own, {"file": "mine.csv"})):
+        counts = {"parsed": {"negative": 2, "positive": 0}, "generated": {"negative": 3, "positive": 0}, "rejected": {"odd": 1}}
+        study.add("synthetic_pool", "pool", files={"yield.json": json.dumps(counts).encode()}, metrics=metrics)
+    assert "A generator, finetuned on the original training data, writes" in question(finetuned)
+    assert "prompted, not finetuned" in question(prompted)
+    text = question(own)
+    assert "The synthetic pool was written before: mine.csv." in text
+    assert "What the pool's rows became" in text and "a row is kept when it has a sentence and a label" in text
+
+
 def test_training_sets_are_counted_by_the_study_s_heuristic(tmp_path: Path) -> None:
     study = with_artifacts(SentimentStudy(tmp_path))
     store = Store(study.write())
