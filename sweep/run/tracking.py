@@ -534,7 +534,7 @@ def view_link(experiment_id: str, view: str) -> str:
 def _blindspots(metrics: Iterable[str], blindspot: str) -> list[str]:
     """The accuracies of a slice in every set, or of a `set/slice`, among metrics as MLflow names them.
 
-    A slice of a test set with three labels has two of them, and is named for that.
+    A slice that is asked for two of more labels is named for that.
     """
     endings = tuple(f".{blindspot}/{accuracy}".replace("/", ".") for accuracy in ("accuracy", "accuracy_2way"))
     return [name for name in metrics if f".{name}".replace("/", ".").endswith(endings)]

@@ -7,6 +7,7 @@ import pytest
 
 from analysis.stats.intervals import mean_of
 from analysis.study.items import Responses, load_responses
+from analysis.study.tables import unit_of
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.tasks.nli import Label
@@ -158,3 +159,19 @@ def test_the_generator_is_the_unit_of_what_comes_from_a_pool(tmp_path: Path) -> 
         assert by_generator.residuals[1] == pytest.approx(by_seed.residuals[[1, 3]].mean(axis=0))
     assert several.change(PROBE, SLICE, "original", "none", (0,), (60,)).seeds == (0, 1, 2, 3, 4)
     assert several.change(PROBE, SLICE, "biased_synthetic", "synthetic", (0,), (60,)).seeds == (0, 1)
+
+
+def test_of_several_generators_of_which_one_has_made_results_seeds_are_the_unit(tmp_path: Path) -> None:
+    """As in a study of one generator, whose verdicts say so."""
+    study = ItemStudy(tmp_path, clear, noise=0.1)
+    for seed in (0, 2, 4):
+        for kind, size in (("none", 0), ("original", 60), ("synthetic", 60)):
+            study.add_cell(0, kind, size, seed, generator=0)
+    late = {"starting_size": 0, "kind": "synthetic", "size": 60, "seed": 1, "generator": 1}
+    study.add("evaluation", "late", coordinates=late, built=False)
+    frame = study.frame(partial=True)
+    store = Store(str(study.root))
+    responses = load_responses(store, Study.load(store, "tiny"), (GENERAL, PROBE), frame, partial=True)
+    assert responses.generator_of == {} and unit_of(frame) == "seeds"
+    change = responses.change(PROBE, SLICE, "synthetic", "original", (0,), (60,))
+    assert (change.seeds, responses.by_unit({"synthetic"}, change).seeds) == ((0, 2, 4), (0, 2, 4))
