@@ -218,7 +218,9 @@ def _question(study: Study) -> list[str]:
     tests = f" {described.tests}" if described and described.tests else ""
     heuristic = str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
     known = HEURISTICS.get(heuristic)
-    what = f" ({known.description[0].lower()}{known.description[1:].rstrip('.')})" if known else ""
+    # Manifests from before descriptions were in them have none.
+    description = str(study.parameters.get("heuristic_description") or (known.description if known else ""))
+    what = f" ({description[0].lower()}{description[1:].rstrip('.')})" if description else ""
     return [
         f"Does finetuning on data that a model wrote give a model blindspots? {_pool_words(study)} Task models from several "
         "starting points are finetuned on training sets of equal size and equal numbers per label that are original, "

@@ -256,6 +256,7 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
     task, described = task_of(study), described_sets(study)
     blindspot_set = str(study.parameters.get("blindspot_set", ""))
     label = predicted_label(study.blindspot_slice, described.get(blindspot_set), task)
+    sets = list(dict.fromkeys(sets))
     for step in study.steps:
         if step.stage != "evaluation" or step.record is None:
             continue

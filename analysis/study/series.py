@@ -61,7 +61,7 @@ def _series(set_: str, slice_: str, num_labels: int, titles: Mapping[str, str] =
 
 
 def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
-    """A study's general set, its blindspot set, and the latter's blindspot slice.
+    """A study's general set, its blindspot set, and the latter's blindspot slice; two series where both sets are one.
 
     The manifest's parameters `general_set` and `blindspot_set` say which; where it has none, it is the
     evaluated set that fits, in the order of GENERAL_SETS where several do. Raises UserError when that is not
@@ -88,4 +88,5 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
         (chosen["blindspot_set"], "all"),
         (chosen["blindspot_set"], study.blindspot_slice),
     )
-    return tuple(set_series(frame, *place, titles_of(study)) for place in places)
+    titles = titles_of(study)
+    return tuple(dict.fromkeys(set_series(frame, *place, titles) for place in places))

@@ -77,6 +77,7 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
         "general_set": experiment.general_set,
         "blindspot_set": experiment.blindspot_set,
         "heuristic": experiment.heuristic.name,
+        "heuristic_description": experiment.heuristic.description,
         "blindspot_slice": experiment.blindspot_slice,
         "claims": as_json(experiment.declared_claims),
     }

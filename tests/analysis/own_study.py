@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.task import Field, Task
 from pipelines.tasks.test_sets import TestSet
 from tests.analysis.item_study import ItemStudy
@@ -60,16 +61,15 @@ class OwnStudy(ItemStudy):
     """A study of a task of its own, with a heuristic of its own."""
 
     heuristic = ""
+    blindspot = ("", "")
 
     def __init__(self, root: Path, **options: Any) -> None:
         super().__init__(root, rate, place=place, **options)
-        names = list(self.sets)
-        described = {test_set.name: test_set for test_set in self.test_sets}[names[1]]
         self.parameters = {
-            "general_set": names[0],
-            "blindspot_set": names[1],
+            "general_set": next(iter(self.sets)),
+            "blindspot_set": self.blindspot[0],
+            "blindspot_slice": self.blindspot[1],
             "heuristic": self.heuristic,
-            "blindspot_slice": described.adversarial,
             "test_sets": [dataclasses.asdict(test_set) for test_set in self.test_sets],
         }
 
@@ -78,6 +78,7 @@ class SentimentStudy(OwnStudy):
     """60 reviews, and 80 of 20 films of which 40 have a negated positive word."""
 
     task, test_sets, heuristic, shifted = SENTIMENT, (NEGATED,), "positive_word", "positive"
+    blindspot = "negated", "half/negated"
 
     def items(self) -> dict[str, pa.Table]:
         numbers = np.arange(80)
@@ -97,10 +98,33 @@ class SentimentStudy(OwnStudy):
         return {"reviews": pa.table(general), "negated": pa.table(negated)}
 
 
+def mentions_not(sentences: list[str]) -> np.ndarray:
+    return np.array(["not" in sentence for sentence in sentences], dtype=bool)
+
+
+class OneSetStudy(OwnStudy):
+    """60 reviews, of which 30 have a negation: the blindspot is where that heuristic is wrong in the general set itself."""
+
+    task, heuristic, shifted = SENTIMENT, "negation", "negative"
+    blindspot = "reviews", "holds/negation/non-negative"
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        super().__init__(root, heuristics=[Heuristic("negation", mentions_not, "negative")], **options)
+
+    def items(self) -> dict[str, pa.Table]:
+        reviews = {
+            "id": [f"g{i}" for i in range(60)],
+            "sentence": [f"review {i} is {'not ' if i % 4 < 2 else ''}good ." for i in range(60)],
+            "label": [SENTIMENT.labels[i % 2] for i in range(60)],
+        }
+        return {"reviews": pa.table(reviews)}
+
+
 class TopicStudy(OwnStudy):
     """80 articles, and 80 with two labels of 40 titles, of which 40 mention money; a further set is not described."""
 
     task, test_sets, heuristic, shifted = TOPIC, (MONEY,), "money_word", "sport"
+    blindspot = "money", "half/money"
 
     def items(self) -> dict[str, pa.Table]:
         def articles(first: str, num: int) -> dict[str, list[str]]:

@@ -20,8 +20,9 @@ from analysis.verdicts.verdicts import judge_evidence
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import Label
 from sweep.graph.records import Store, Study
+from sweep.study.measures import Measure
 from tests.analysis.item_study import ItemStudy, clear
-from tests.analysis.own_study import OwnStudy, SentimentStudy, TopicStudy
+from tests.analysis.own_study import OneSetStudy, OwnStudy, SentimentStudy, TopicStudy
 
 NOT_THEIRS = re.compile("entail|premise|hypothes|neutral|contradict|hans|nli|lexical|paper|template|subcase", re.IGNORECASE)
 
@@ -88,6 +89,30 @@ def test_verdicts_of_a_described_blindspot(tmp_path: Path, capsys: pytest.Captur
     print_verdicts("tiny", verdicts)
     printed = capsys.readouterr().out + json.dumps(verdicts_json("tiny", verdicts, evidence)["signal_detection"])
     assert set(NOT_THEIRS.findall(printed)) == set()
+
+
+def test_the_blindspot_can_be_a_part_of_the_general_set(tmp_path: Path) -> None:
+    study = OneSetStudy(tmp_path, jitter=8)
+    study.parameters["heuristic_description"] = "The sentence has a negation."
+    study.grid(starting_sizes=(0,), sizes=(60, 120), num_seeds=3)
+    path = build_report(study.write(), "tiny", tmp_path / "out")
+    text = words_of(path.read_text())
+    assert set(NOT_THEIRS.findall(text)) == set()
+    assert "(the sentence has a negation)" in text and "The claims are not judged" not in text
+    frame, loaded = study.frame(), Study.load(Store(study.write()), "tiny")
+    series = study_series(loaded, frame)
+    # One set is one curve, and each seed counts once.
+    assert [test.name for test in series] == ["reviews", "reviews, negation, non-negative"]
+    evidence = load_evidence(Store(study.write()), loaded)
+    pull = evidence.responses.measured(Measure.PULL, "reviews", series[-1].slice, [(0, "synthetic", 60)], "reviews")
+    # 15 negated positive reviews against the 15 others.
+    assert (evidence.responses.label, pull.num_items) == ("negative", 30)
+    assert {judgement.num_units for judgement in judge_evidence(evidence).judgements} == {0, 3}
+    (block,) = slices_blocks(loaded, frame, series[-1].set, series[-1].slice)
+    assert [column.name for column in block.tables[0].columns][4:] == [
+        "negation, negative (where it holds)",
+        "negation, non-negative (where it holds)",
+    ]
 
 
 def test_measures_that_cannot_be_had_are_said_once(tmp_path: Path) -> None:
