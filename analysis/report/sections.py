@@ -17,7 +17,6 @@ from analysis.study.artifacts import (
     LabelCount,
     counted_heuristic,
     curve_frame,
-    has_lexical_overlap,
     label_yield_frame,
     own_pools,
     reject_samples,
@@ -30,6 +29,7 @@ from analysis.study.described import task_of
 from analysis.study.paper import table1
 from analysis.study.tables import lexical_overlap_table
 from analysis.wording import NOTHING, duration, in_words, kind_name, percent, percent_range, thousands
+from pipelines.tasks.heuristics import LEXICAL_OVERLAP
 from sweep.graph.records import STAGES, Store, Study
 
 # The manifest's lists of a replication's notes, and what the report calls them.
@@ -244,8 +244,9 @@ def composition_block(study: Study) -> list[Block]:
     sets = training_set_frame(study)
     if sets.empty:
         return []
-    is_overlap = has_lexical_overlap(task_of(study))
-    short = "LO" if is_overlap else counted_heuristic(study).replace("_", " ")
+    heuristic = counted_heuristic(study)
+    is_overlap = heuristic == LEXICAL_OVERLAP.name
+    short = "LO" if is_overlap else heuristic.replace("_", " ")
     sets["set"] = [
         f"Starting set, {thousands(int(start))}" if stage == "starting_set" else f"{kind_name(kind)}, {thousands(int(size))}"
         for stage, start, kind, size in zip(

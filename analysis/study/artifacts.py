@@ -133,8 +133,8 @@ def training_set_frame(study: Study) -> pd.DataFrame:
 
 
 def counted_heuristic(study: Study) -> str:
-    """The heuristic that training sets are counted by: lexical overlap where that is about the task, else the study's own."""
-    if has_lexical_overlap(task_of(study)):
+    """The heuristic that training sets are counted by: lexical overlap in NLI, else the study's own."""
+    if task_of(study) == NLI:
         return LEXICAL_OVERLAP.name
     return str(study.parameters.get("heuristic", LEXICAL_OVERLAP.name))
 
