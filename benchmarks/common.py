@@ -271,7 +271,7 @@ FORWARD, FROZEN, TRAINED = 2, 4, 6
 
 def num_layer_weights(shape: ModelShape) -> int:
     """Weights of all the layers' projections: what a token is multiplied with, the language-model head aside."""
-    return shape.num_layers * sum(inputs * outputs for inputs, outputs in shape.linear_layers.values())
+    return shape.num_layers * sum(inputs * outputs for _, inputs, outputs in shape.linear_layers)
 
 
 def useful_tokens(lengths: Sequence[int], *, prefix: int = 0, num_batches: int = 1) -> tuple[int, int]:

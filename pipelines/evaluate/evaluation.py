@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError, portable
 from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, slice_column, where_held
 from pipelines.identity import added, runtime
+from pipelines.models.architectures import architecture_in, saved_architecture
 from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries, without_gpus
-from pipelines.models.tokenizer import encode
-from pipelines.packing.batches import PackedBatch, prefix_tree_batches
+from pipelines.models.tokenizer import encode_for_classifier
+from pipelines.packing.batches import PackedBatch, padded_batches, prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import fetch, join, working_folder
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import NLI
-from pipelines.tasks.prompts import classifier_prompts
 from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 from pipelines.workers.printed import note_worker
@@ -179,17 +179,22 @@ class _EncodedSet:
 def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
     examples = read_examples(join(sources, f"{name}.parquet"), config.task)
     table, sequences = encoded_examples(config, examples, base_model)
-    batches = prefix_tree_batches(sequences, config.tokens_per_batch)
+    batches = batches_for(base_model, sequences, config.tokens_per_batch)
     return _EncodedSet(name, table, where_held(table, config.heuristics, config.task), batches)
 
 
 def encoded_examples(config: EvaluationConfig, table: pa.Table, base_model: str) -> tuple[pa.Table, list[list[int]]]:
     """An examples table and the tokens of each row's prompt; in a rehearsal the longest only."""
-    sequences = encode(base_model, classifier_prompts(table, config.task), table["id"].to_pylist())
+    sequences = encode_for_classifier(base_model, table, config.task)
     if config.rehearse_examples:
         longest = np.argsort([-len(sequence) for sequence in sequences], kind="stable")[: config.rehearse_examples]
         table, sequences = table.take(pa.array(longest)), [sequences[i] for i in longest]
     return table, sequences
+
+
+def batches_for(base_model: str, sequences: Sequence[list[int]], num_tokens: int) -> list[tuple[np.ndarray, PackedBatch]]:
+    """Batches of `num_tokens` tokens in the form that task models over `base_model` read."""
+    return (padded_batches if saved_architecture(base_model).is_encoder else prefix_tree_batches)(sequences, num_tokens)
 
 
 def _evaluate_task_model(
@@ -240,19 +245,20 @@ class Bodies:
         self._adapters: Any = None
 
     def classifier(self, task_model: str | None) -> Any:
-        """The task model of an artifact, in evaluation mode on the device, with packed attention; of None the base model with
-        the classification head that it came with (`own_head`)."""
+        """The task model of an artifact, in evaluation mode on the device, over packed batches or an encoder's grids; of None
+        the base model with the classification head that it came with (`own_head`)."""
         import torch
 
         from pipelines.adapters.files import load_adapter
-        from pipelines.models.classifier import Classifier, load_head, own_head
+        from pipelines.models.classifier import load_head, own_head
+        from pipelines.models.encoder import classifier
         from pipelines.models.weights import merge_saved_adapter, weights_of
 
         dtype = getattr(torch, self.config.dtype)
         if task_model is None:
             weights = weights_of(None, self.base_model)
             self._read(weights, {})
-            return Classifier(self._body, own_head(weights, self.config.task, dtype=dtype, device=self.device)).eval()
+            return classifier(self._body, own_head(weights, self.config.task, dtype=dtype, device=self.device)).eval()
         folder = Path(fetch(task_model))
         adapter = folder / "adapter"
         settings = json.loads((adapter / "adapter_config.json").read_text()) if adapter.exists() else {}
@@ -262,23 +268,22 @@ class Bodies:
         elif settings:
             load_adapter(self._adapters, 0, adapter)
         head = load_head(folder, dtype=dtype, device=self.device)
-        return Classifier(self._body, head, self._adapters).eval()
+        return classifier(self._body, head, self._adapters).eval()
 
     def _read(self, weights: Path, settings: Mapping[str, Any]) -> None:
         """Have the body of `weights`, with room for an adapter of peft's `settings` unless it is to be merged."""
         import torch
-        from transformers import AutoModel
 
         from pipelines.adapters.adapters import add_adapters
         from pipelines.models.classifier import compute_last_layer_where_read
-        from pipelines.models.weights import compile_layers, load_packed
+        from pipelines.models.weights import compile_layers, load_classifier_body
 
         shape = {name: settings.get(name) for name in ("r", "lora_alpha", "target_modules")}
         # What is merged cannot be taken out again to the last bit.
         if self._kept == (weights, shape) and not self.config.merge_adapter:
             return
         self._kept = self._body = self._adapters = None
-        self._body = load_packed(AutoModel, weights, getattr(torch, self.config.dtype)).to(self.device)
+        self._body = load_classifier_body(weights, getattr(torch, self.config.dtype)).to(self.device)
         if settings and not self.config.merge_adapter:
             self._adapters = add_adapters(
                 self._body,
@@ -289,7 +294,7 @@ class Bodies:
                 seeds=[None],
             )
         compute_last_layer_where_read(self._body)
-        if self.compiled:
+        if self.compiled and not architecture_in(weights).is_encoder:
             compile_layers(self._body)
         self._kept = (weights, shape)
 

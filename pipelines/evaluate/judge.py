@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import (
     Bodies,
     EvaluationConfig,
+    batches_for,
     classify,
     encoded_examples,
     in_one_task,
@@ -30,7 +31,6 @@ from pipelines.evaluate.evaluation import (
 )
 from pipelines.evaluate.scoring import where_held
 from pipelines.models.process import peak_gpu_memory_gib
-from pipelines.packing.batches import prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import join
 from pipelines.tasks.examples import read_examples, write_table
@@ -192,6 +192,7 @@ def _judge(
 class _Rows:
     """Rows to be judged: their prompts' tokens, the judge of each, and room for the logits."""
 
+    base_model: str
     table: pa.Table
     sequences: list[list[int]]
     judges: np.ndarray
@@ -201,7 +202,7 @@ class _Rows:
         """Put in the logits of the rows of judge `number`, and return how many they are."""
         chosen = np.flatnonzero(self.judges == number)
         if len(chosen):
-            batches = prefix_tree_batches([self.sequences[row] for row in chosen], tokens_per_batch)
+            batches = batches_for(self.base_model, [self.sequences[row] for row in chosen], tokens_per_batch)
             self.logits[chosen] = classify(classifier, batches, device)
         return len(chosen)
 
@@ -211,7 +212,7 @@ def _encoded(config: JudgementConfig, path: str, name: str, base_model: str, tra
     judges = assign_judges(table, trained_on, name, config.task)
     table, sequences = encoded_examples(config, table.append_column("judge", pa.array(judges)), base_model)
     logits = np.full((table.num_rows, len(config.task.labels)), np.nan, dtype=np.float32)
-    return _Rows(table, sequences, table["judge"].to_numpy(), logits)
+    return _Rows(base_model, table, sequences, table["judge"].to_numpy(), logits)
 
 
 def _judged_table(config: JudgementConfig, rows: _Rows) -> pa.Table:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pipelines.adapters.adapters import Adapters
 from pipelines.adapters.files import load_adapter, peft_name, peft_names
@@ -24,10 +24,11 @@ from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import FinetuneConfig, adapters_of, check_saved_adapter
 from pipelines.finetune.stepping import HEAD, FlatModel
-from pipelines.models.classifier import Classifier, compute_last_layer_where_read, load_head
+from pipelines.models.classifier import compute_last_layer_where_read, load_head
+from pipelines.models.encoder import classifier
 from pipelines.models.language_model import LanguageModel
-from pipelines.models.weights import compile_layers, load_packed, weights_of
-from pipelines.packing.batches import class_targets, next_token_targets, pack, shape_for
+from pipelines.models.weights import compile_layers, load_classifier_body, load_packed, weights_of
+from pipelines.packing.batches import class_targets, next_token_targets, pack, padded, shape_for
 from pipelines.packing.dealing import microbatches, packed_size
 from pipelines.packing.segments import Segments
 from pipelines.packing.stream import PackedInput
@@ -119,10 +120,12 @@ class _Training:
         if worker.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         self.model, self.adapters = build_model(member.job, worker.device)
-        if worker.on_gpu and 0 < self.config.compile_from_steps <= len(self.course.batches):
+        is_encoder = member.job.reads_whole_texts
+        if worker.on_gpu and not is_encoder and 0 < self.config.compile_from_steps <= len(self.course.batches):
             compile_layers(self.model)
-        # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves.
-        use_graphs = worker.on_gpu and self.config.dtype == "bfloat16" and self.config.zero_stage < 3
+        # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves. An encoder's grids are
+        # of too many shapes.
+        use_graphs = worker.on_gpu and self.config.dtype == "bfloat16" and self.config.zero_stage < 3 and not is_encoder
         self.engine = _deepspeed_engine(self.model, self.config, capture=use_graphs)
         self.checkpoints = Checkpoints(member.output, DEEPSPEED, worker.rank, worker.num_workers, worker.device)
         progress = self.checkpoints.load(optimizer_state(self.engine, worker.rank))
@@ -204,10 +207,12 @@ def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: boo
     job, config, examples = course.job, course.config, course.examples
     lengths, prefixes = examples.lengths, examples.prefixes
     num_rows = -(-config.batch_size // worker.num_workers) + len({prefix for prefix in prefixes if prefix.length})
+    is_encoder = job.reads_whole_texts
     for step in range(course.first_step, len(course.batches)):
         batch = course.batches[step]
         share = microbatches(
-            [lengths[i] for i in batch],
+            # Padded, each has the longest one's.
+            [max(lengths[k] for k in batch) if is_encoder else lengths[i] for i in batch],
             num_workers=worker.num_workers,
             token_budget=config.tokens_per_microbatch,
             prefixes=[prefixes[i] for i in batch],
@@ -225,7 +230,8 @@ def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: boo
                     width=course.longest,
                     num_shared=sum(prefix.length for prefix in shared),
                 )
-            packed = pack([examples.sequences[i] for i in chosen], prefixes=shared, shape=shape)
+            sequences = [examples.sequences[i] for i in chosen]
+            packed = padded(sequences) if is_encoder else pack(sequences, prefixes=shared, shape=shape)
             is_class = job.objective == "classification"
             targets = class_targets(packed, [examples.labels[i] for i in chosen]) if is_class else next_token_targets(packed)
             segments = None
@@ -261,7 +267,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
         zero3 = HfDeepSpeedConfig(deepspeed_config(config))
     weights = weights_of(job.starting_point, job.base_model)
     try:
-        backbone = load_packed(AutoModel if classify else AutoModelForCausalLM, weights, dtype)
+        backbone = load_classifier_body(weights, dtype) if classify else load_packed(AutoModelForCausalLM, weights, dtype)
     finally:
         # An error's frames must not keep it for the next job of this process.
         del zero3
@@ -285,7 +291,7 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
         return LanguageModel(backbone).train(), adapters
     assert start is not None, "a classifier starts from a saved head"
     compute_last_layer_where_read(backbone)
-    return Classifier(backbone, load_head(start, dtype=dtype, device=device)).train(), adapters
+    return classifier(backbone, load_head(start, dtype=dtype, device=device)).train(), adapters
 
 
 def deepspeed_config(config: FinetuneConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the same weights in the store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,9 +20,10 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
-from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig, check_one_of
+from pipelines.finetune.recipe import FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import UNKNOWN, FileHash, added, runtime, sha256_of
+from pipelines.models.architectures import architecture, architecture_in
 from pipelines.models.checkpoint_files import (
     check_checkpoint,
     check_finite,
@@ -81,14 +83,18 @@ class PretrainedModelConfig:
     A GGUF file is dequantised and kept as `dtype`. `quantization` is "none", or "nf4" for the base of QLoRA: the decoder's
     projections (not embeddings and heads) are quantised to 4 bits and kept as the `dtype` values that this computes with;
     "nf4_double" quantises the constants, too. It is stated here only, so that everything built on the base model agrees.
-    `path` is where the files are and not part of what they are.
+    `adds_bos`: a GGUF file says that its tokenizer begins texts with the beginning-of-sequence token, and so does the one that
+    is kept. `path` is where the files are and not part of what they are, and `model_type` follows from them; it is "" while
+    they are not here.
     """
 
     files: tuple[FileHash, ...]
     revision: str = ""
     dtype: str = "bfloat16"
     quantization: str = "none"
+    adds_bos: bool = added(False)
     path: str = runtime("")
+    model_type: str = runtime("")
 
     def __post_init__(self) -> None:
         check_one_of("quantization", self.quantization, QUANTIZATIONS)
@@ -107,17 +113,21 @@ def pretrained_model_config(
 
     What is on the hub is looked for in its local cache; with `download` it is fetched. Its commit becomes the revision. With
     `may_be_absent`, weights that are not here are described by a file of unknown hash: enough to plan with. Otherwise raises
-    UserError if they are missing, or lack config, tokenizer or safetensors (pickled weights are never read).
+    UserError if they are missing, lack config, tokenizer or safetensors (pickled weights are never read), or are of an
+    architecture that is not known here (`models/architectures.py`).
     """
     root = Path(path).expanduser()
     if (snapshot := hub_snapshot(path, download=download)) is not None:
         root, revision = snapshot[0], f"{path.partition('@')[0]}@{snapshot[1]}"
     if root.suffix == ".gguf" and root.is_file():
+        header = check_gguf(root)
         file = FileHash(root.name, remembered_sha256(root))
-        return PretrainedModelConfig((file,), revision, dtype, quantization, str(root))
+        return PretrainedModelConfig(
+            (file,), revision, dtype, quantization, header.adds_bos, path=str(root), model_type=header.model_type
+        )
     if not root.is_dir():
         if may_be_absent:
-            return PretrainedModelConfig((FileHash("*.safetensors", UNKNOWN),), revision, dtype, quantization, path)
+            return PretrainedModelConfig((FileHash("*.safetensors", UNKNOWN),), revision, dtype, quantization, path=path)
         raise UserError(
             f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, a .gguf file, or "
             "org/name[@revision] on the Hugging Face hub (HF_TOKEN if it is gated, HF_ENDPOINT for a mirror): -p model=FOLDER"
@@ -136,7 +146,18 @@ def pretrained_model_config(
     names = sorted({*weights, *tokenizers, *extras})
     check_inside(root, names)
     files = tuple(FileHash(n, remembered_sha256(root / n)) for n in names)
-    return PretrainedModelConfig(files, revision, dtype, quantization, str(root))
+    model_type = _model_type(root)
+    return PretrainedModelConfig(files, revision, dtype, quantization, path=str(root), model_type=model_type)
+
+
+def _model_type(folder: Path) -> str:
+    """The architecture that `folder/config.json` names, "" if it cannot be read. Raises UserError if it is not known here."""
+    # What is damaged is refused, with its reason, when the model is prepared.
+    with contextlib.suppress(OSError, ValueError):
+        settings = json.loads((folder / "config.json").read_bytes())
+        if isinstance(settings, dict) and isinstance(settings.get("model_type"), str):
+            return architecture(settings, folder / "config.json").model_type
+    return ""
 
 
 # meta-llama/Llama-2-7b-hf's public config.json.
@@ -169,6 +190,7 @@ class RandomModelConfig:
     seed: int = 0
     dtype: str = "bfloat16"
     path: str = runtime("")
+    model_type: str = runtime("")
 
 
 def random_model_config(path: str, *, dtype: str = "bfloat16") -> RandomModelConfig:
@@ -177,9 +199,9 @@ def random_model_config(path: str, *, dtype: str = "bfloat16") -> RandomModelCon
     names = [name for name in (*TOKENIZER_FILES, "config.json") if (root / name).is_file()]
     if not set(names) - {"config.json"}:
         raise UserError(f"{str(root)!r} has no tokenizer; random weights need one: give a folder with tokenizer.json or .model")
-    return RandomModelConfig(
-        tuple(FileHash(name, sha256_of(root / name)) for name in sorted(names)), dtype=dtype, path=str(root)
-    )
+    files = tuple(FileHash(name, sha256_of(root / name)) for name in sorted(names))
+    model_type = _model_type(root) if "config.json" in names else str(LLAMA_2_7B["model_type"])
+    return RandomModelConfig(files, dtype=dtype, path=str(root), model_type=model_type)
 
 
 def prepare_base_model(
@@ -256,9 +278,8 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
     if source.suffix != ".gguf":
         check_inside(source, names)
     _check_files(config, folder_of)
-    if source.suffix == ".gguf":
-        check_gguf(source)
-    else:
+    header = check_gguf(source) if source.suffix == ".gguf" else None
+    if header is None:
         check_checkpoint(source, names)
         for name in names:
             if name.endswith(".safetensors"):
@@ -266,11 +287,12 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
     from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
 
     quiet_libraries()
+    metrics: dict[str, Any] = {}
     with working_folder(output) as folder:
         target = folder / "model"
         target.mkdir(exist_ok=True)
-        if source.suffix == ".gguf":
-            convert_gguf(source, target, dtype=config.dtype)
+        if header is not None:
+            metrics = convert_gguf(source, header, target, dtype=config.dtype)
             for path in target.glob("*.safetensors"):
                 check_finite(path, source)
         else:
@@ -286,17 +308,20 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
             check_complete(target, source)
         check_tokenizer(target, source)
         num_quantized = _quantize(target, config) if config.quantization != "none" else 0
-        return {"num_parameters": num_parameters(target), "num_quantized_parameters": num_quantized}
+        return {"num_parameters": num_parameters(target), "num_quantized_parameters": num_quantized, **metrics}
 
 
 def _quantize(model: Path, config: PretrainedModelConfig) -> int:
     from pipelines.models.model_files import quantize
 
-    count = quantize(model, LLAMA_PROJECTIONS, dtype=config.dtype, double=config.quantization == "nf4_double")
+    found = architecture_in(model)
+    count = 0
+    if found.projections:
+        count = quantize(model, found.projections, dtype=config.dtype, double=config.quantization == "nf4_double")
     if not count:
         raise UserError(
-            f"quantization={config.quantization!r}: {config.path} has no projections named {', '.join(LLAMA_PROJECTIONS)}; "
-            "quantise a model in Llama's architecture, or none"
+            f"quantization={config.quantization!r}: {config.path} is a {found.model_type} whose projections "
+            f"({', '.join(found.projections) or 'none that can have adapters'}) are not there to be quantised; leave it out"
         )
     return count
 

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.finetune.recipe import FinetuneConfig
-from pipelines.models.tokenizer import encode
+from pipelines.models.architectures import saved_architecture
+from pipelines.models.tokenizer import encode, encode_for_classifier
 from pipelines.packing.batches import Prefix, common_prefix_length
 from pipelines.packing.dealing import training_order
 from pipelines.resources import Report
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import NLI
-from pipelines.tasks.prompts import classifier_prompts, generator_texts, plain_texts
+from pipelines.tasks.prompts import generator_texts, plain_texts
 from pipelines.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class FinetuneJob:
     def is_on_trajectory(self) -> bool:
         """Whether it is a branch, or a trunk that has any."""
         return bool(self.nested_sizes or self.trunk)
+
+    @property
+    def reads_whole_texts(self) -> bool:
+        """Whether its model is an encoder, whose batches are padded grids and which is trained alone."""
+        return saved_architecture(self.base_model).is_encoder
 
 
 @dataclass(frozen=True)
@@ -123,20 +129,20 @@ def encode_examples(job: FinetuneJob) -> tuple[list[list[int]], list[int]]:
         table = table.slice(0, job.max_examples)
     labels = [job.task.index(name) for name in table["label"].to_pylist()]
     if job.objective == "classification":
-        texts = classifier_prompts(table, job.task)
-    elif job.text == "generator":
-        texts = generator_texts(table, job.end_marker, job.task)
-    else:
-        texts = plain_texts(table, job.task)
+        return encode_for_classifier(job.base_model, table, job.task, max_length=job.config.max_length), labels
+    is_generator = job.text == "generator"
+    texts = generator_texts(table, job.end_marker, job.task) if is_generator else plain_texts(table, job.task)
     return encode(job.base_model, texts, table["id"].to_pylist(), max_length=job.config.max_length), labels
 
 
 def shared_prefixes(job: FinetuneJob, sequences: list[list[int]], labels: Sequence[int]) -> list[Prefix]:
     """The part of each example that others of its batches share: the longest beginning that all of its number have in common.
 
-    A generator's texts say their label first, so that theirs is the label's index. Plain texts begin each with its own.
+    A generator's texts say their label first, so that theirs is the label's index. Plain texts begin each with its own, and an
+    encoder computes no beginning without what follows.
     """
-    if not job.config.share_prefix or (job.objective, job.text) == ("language_modeling", "plain"):
+    is_plain = (job.objective, job.text) == ("language_modeling", "plain")
+    if not job.config.share_prefix or is_plain or job.reads_whole_texts:
         return [Prefix(0)] * len(sequences)
     numbers = [0] * len(sequences) if job.objective == "classification" else labels
     alike: dict[int, list[list[int]]] = {number: [] for number in numbers}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
 from pipelines.identity import added, runtime
+from pipelines.models.architectures import LLAMA_PROJECTIONS
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pipelines.adapters.adapters import Adapters
 
 WARMUP_STABLE_DECAY = "warmup_stable_decay"
-LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)

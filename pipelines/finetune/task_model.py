@@ -1,4 +1,6 @@
-"""T: the base model with a head on the last token, a class for each label (paper, section 2.2.2), untrained or finetuned.
+"""T: the base model with a head, a class for each label (paper, section 2.2.2), untrained or finetuned.
+
+The head reads a decoder's last token, an encoder's first one.
 
 A task model's folder holds `head.safetensors` and, unless it is untrained, `adapter/` (LoRA) or `model/` (all weights). A
 starting point is a task model; finetuning one continues its own adapter (or weights) and head with a fresh optimizer.
@@ -56,6 +58,7 @@ class TaskModelConfig:
 
 def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:
     """Write the head [num_labels, hidden_size] that every other task model of this seed starts from."""
+    from pipelines.models.architectures import saved_architecture
     from pipelines.models.classifier import head_of_language_model, random_head, save_head
 
     settings = json.loads((Path(fetch(base_model)) / "model" / "config.json").read_text())
@@ -66,7 +69,7 @@ def initial_task_model(config: UntrainedConfig, base_model: str, output: str) ->
         else:
             head = random_head(num_labels, hidden_size, seed=config.seed, std=settings.get("initializer_range") or 0.02)
         save_head(folder, head * 0 if config.head == "zero" else head)
-    return {"hidden_size": hidden_size}
+    return {"hidden_size": hidden_size, "reads_first_token": saved_architecture(base_model).is_encoder}
 
 
 def finetune_task_model(
@@ -111,10 +114,9 @@ def finetuning_job(
 def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> None:
     """Write head and adapter, or head and all weights, from the trained tensors."""
     import torch
-    from transformers import AutoModel
 
     from pipelines.models.classifier import save_head
-    from pipelines.models.weights import load_weights, place_tensors, weights_of
+    from pipelines.models.weights import load_body, place_tensors, weights_of
 
     save_head(folder, tensors["head.weight"].float())
     if job.config.method == "lora":
@@ -124,7 +126,7 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
             # An adapter on top of a fully finetuned starting point is only whole with those weights.
             shutil.copytree(start / "model", folder / "model", dirs_exist_ok=True)
         return
-    model = load_weights(AutoModel, weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
+    model = load_body(weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
     place_tensors(model, {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")})
     model.save_pretrained(folder / "model")
 

@@ -33,7 +33,7 @@ def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[in
     """Groups of `places` that can be trained at once: adapters of one shape for a classifier over the same weights.
 
     A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. One that another
-    engine has begun is left out.
+    engine has begun is left out, and so is an encoder's.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     bound = set()
@@ -43,6 +43,8 @@ def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[in
         if engine == TOGETHER or job.is_on_trajectory:
             bound.add(place)
         if job.objective != "classification" or config.method != "lora" or engine not in (None, TOGETHER):
+            continue
+        if job.reads_whole_texts:
             continue
         weights = weights_of(job.starting_point, job.base_model)
         shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.models.architectures import architecture, architecture_in
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import generator_prompt
 
@@ -116,7 +117,8 @@ def _shapes(path: Path) -> list[list[int]]:
 
 
 def check_shape(path: Path, *, most_layers: int = MOST_LAYERS, largest_extent: int = LARGEST_EXTENT) -> None:
-    """Raise UserError if the config.json at `path` asks for a model that weights of such a number and extent cannot be."""
+    """Raise UserError if the config.json at `path` asks for a model that weights of such a number and extent cannot be, or
+    for an architecture that is not known here."""
     from transformers import CONFIG_MAPPING
 
     config = read_object(path)
@@ -128,6 +130,7 @@ def check_shape(path: Path, *, most_layers: int = MOST_LAYERS, largest_extent: i
             f"{path} has model_type={kind!r}, which transformers does not know, and code that comes with a checkpoint is never "
             "run: take a model, or a release of transformers, for which none is needed"
         )
+    architecture(config, path)
     check_sizes(path, config, most_layers=most_layers, largest_extent=largest_extent)
     for key in ("attn_implementation", "_attn_implementation"):
         if "/" in str(config.get(key, "")):
@@ -190,15 +193,24 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def check_tokenizer(folder: Path, source: Path) -> None:
-    """Raise UserError unless the tokenizer in `folder`, made from `source`, writes the prompts and can end a text."""
+    """Raise UserError unless the tokenizer in `folder`, made from `source`, writes the prompts and can end a text.
+
+    An encoder's is asked whether it tells two texts of a pair apart.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
+    is_encoder = architecture_in(folder).is_encoder
     with reading(source, "tokenizer"):
         rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         prompts = [tuple(tokenizer(generator_prompt(label))["input_ids"]) for label in NLI.labels]
-        special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
-    if special["eos"] is None:
+        special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep")}
+        pair, joined = (tokenizer(*texts)["input_ids"] for texts in (("a", "b"), ("a b",)))
+    if is_encoder and (
+        special["sep"] is None or pair.count(special["sep"]) < 2 or pair[-1] != special["sep"] or pair == joined
+    ):
+        raise UserError(f"{source}: its tokenizer puts no separator between the texts of a pair and after them: {AGAIN}")
+    if special["eos"] is None and not is_encoder:
         raise UserError(f"{source}: its tokenizer has no end-of-sequence token: {AGAIN}, with tokenizer_config.json")
     if len(set(prompts)) < len(prompts) or not all(prompts):
         raise UserError(f"{source}: its tokenizer writes the prompts of several labels alike, as if no word was known: {AGAIN}")

@@ -6,10 +6,12 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.models.architectures import GGUF_NAMES, architecture
 from pipelines.models.checkpoint_files import AGAIN, check_sizes
 
 GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -18,8 +20,62 @@ MOST_GGUF_VALUES = 20_000_000
 """Values in all lists of a GGUF file together, each of which becomes an object of the library that reads them."""
 
 
-def check_gguf(path: Path) -> None:
-    """Raise UserError unless the GGUF file at `path` has a header that fits its size, and a shape that fits its tensors."""
+@dataclass(frozen=True)
+class GgufHeader:
+    """A GGUF file's metadata but for its lists, and its tensors' shapes by their names."""
+
+    metadata: Mapping[str, Any]
+    shapes: Mapping[str, list[int]]
+
+    @property
+    def name(self) -> str:
+        """The file's own name of its architecture."""
+        name: str = self.metadata["general.architecture"]
+        return name
+
+    @property
+    def model_type(self) -> str:
+        """Transformers' name of its architecture, or the file's own."""
+        return GGUF_NAMES.get(self.name, self.name)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether its tokenizer begins texts with the beginning-of-sequence token.
+
+        Where the file does not say it, those of SentencePiece ("llama") do, as in llama.cpp, if they have the token.
+        """
+        adds = self.metadata.get("tokenizer.ggml.add_bos_token")
+        if isinstance(adds, bool):
+            return adds
+        has_token = "tokenizer.ggml.bos_token_id" in self.metadata
+        return has_token and self.metadata.get("tokenizer.ggml.model") == "llama"
+
+    @property
+    def has_output(self) -> bool:
+        """Whether it has an output matrix beside its embeddings."""
+        return "output.weight" in self.shapes
+
+
+def check_gguf(path: Path) -> GgufHeader:
+    """The header of the GGUF file at `path`.
+
+    Raises UserError unless it fits the file's size, its shape the tensors, and its architecture is one that is known.
+    """
+    header = read_gguf(path)
+    if header.name not in GGUF_NAMES:
+        raise UserError(
+            f"{path} has the architecture {header.name!r}, and of GGUF files those of {', '.join(GGUF_NAMES)} are read: take a "
+            "folder with safetensors, or a model of one of these"
+        )
+    architecture({"model_type": header.model_type}, path)
+    sizes = {key.removeprefix(f"{header.name}."): number for key, number in header.metadata.items() if isinstance(number, int)}
+    largest = max(max(shape) for shape in header.shapes.values())
+    check_sizes(path, sizes, most_layers=len(header.shapes), largest_extent=largest)
+    return header
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """The header of the GGUF file at `path`. Raises UserError if the file is not as large as that says."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     size = path.stat().st_size
@@ -29,18 +85,16 @@ def check_gguf(path: Path) -> None:
         try:
             if data[:4] != b"GGUF":
                 raise ValueError("it does not begin with GGUF")
-            sizes, shapes = _read_gguf(data, GGML_QUANT_SIZES, GGMLQuantizationType)
+            header = _read_gguf(data, GGML_QUANT_SIZES, GGMLQuantizationType)
         except (ValueError, struct.error, OverflowError, KeyError) as error:
             raise UserError(f"{path} is no whole GGUF file ({error}): {AGAIN}") from error
-    if not shapes:
+    if not header.shapes:
         raise UserError(f"{path} is no whole GGUF file (it has no tensors): {AGAIN}")
-    check_sizes(path, sizes, most_layers=len(shapes), largest_extent=max(max(shape) for shape in shapes))
+    return header
 
 
-def _read_gguf(
-    data: mmap.mmap, block_sizes: Mapping[Any, tuple[int, int]], kinds: Any
-) -> tuple[dict[str, Any], list[list[int]]]:
-    """Numbers in a GGUF file's metadata, by their keys without the architecture, and its tensors' shapes.
+def _read_gguf(data: mmap.mmap, block_sizes: Mapping[Any, tuple[int, int]], kinds: Any) -> GgufHeader:
+    """The header of a GGUF file's bytes.
 
     Raises ValueError or struct.error where it ends too early or counts what it does not hold.
     """
@@ -89,7 +143,8 @@ def _read_gguf(
     for _ in range(num_keys):
         key = text()
         metadata[key] = value(take("I"))
-    shapes, ends = [], []
+    shapes: dict[str, list[int]] = {}
+    ends = []
     for _ in range(num_tensors):
         name, num_extents = text(), take("I")
         if not 0 < num_extents <= 4:
@@ -99,7 +154,7 @@ def _read_gguf(
         values_a_block, bytes_a_block = block_sizes[kind]
         if not all(shape):
             raise ValueError(f"{name} is empty")
-        shapes.append(shape)
+        shapes[name] = shape
         ends.append((start + math.prod(shape) // values_a_block * bytes_a_block, name))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
@@ -107,7 +162,6 @@ def _read_gguf(
     begin = -(-place // alignment) * alignment
     if ends and begin + max(ends)[0] > len(data):
         raise ValueError(f"{max(ends)[1]} would end at byte {begin + max(ends)[0]:,} of {len(data):,}")
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
+    if not isinstance(metadata.get("general.architecture"), str):
         raise ValueError("it names no architecture")
-    return {key.removeprefix(f"{architecture}."): number for key, number in metadata.items() if isinstance(number, int)}, shapes
+    return GgufHeader(metadata, shapes)

@@ -17,22 +17,27 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from pipelines.errors import UserError
+from pipelines.models.architectures import architecture_in
 from pipelines.models.checkpoint_files import reading
+from pipelines.models.gguf_files import GgufHeader
 from pipelines.models.quantization import nf4_round_trip
-from pipelines.models.weights import load_weights
+from pipelines.models.weights import load_body, load_weights
 
 SHARD_BYTES = 4 << 30
 """Bytes of a large model's weights in one file: several are read, written and hashed side by side."""
 
 
 def check_complete(folder: Path, source: Path) -> None:
-    """Raise UserError unless `folder`, the files of `source`, has every tensor of its language model and body. None is kept.
+    """Raise UserError unless `folder`, the files of `source`, has every tensor of its body and, if it writes text, of its
+    language model. None is kept.
 
     A tied checkpoint with the output layer alone is whole to the first and lacks the embeddings to the second.
     """
     with reading(source, "weights"):
-        for auto_class in (AutoModelForCausalLM, AutoModel):
-            load_weights(auto_class, folder, source=source, device_map="meta")
+        if not architecture_in(folder).is_encoder:
+            load_weights(AutoModelForCausalLM, folder, source=source, device_map="meta")
+        load_body(folder, source=source, device_map="meta")
 
 
 def num_parameters(folder: Path) -> int:
@@ -48,7 +53,8 @@ def write_random(folder: Path, *, seed: int, dtype: str) -> int:
     """Give the config in `folder` weights: normal with its own standard deviation, norms of 1. Returns how many they are."""
     shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), trust_remote_code=False)
+        auto_class = AutoModel if architecture_in(folder).is_encoder else AutoModelForCausalLM
+        model = auto_class.from_config(shape, dtype=getattr(torch, dtype), trust_remote_code=False)
     std = getattr(shape, "initializer_range", 0.02)
     # Parameters are named once each, so that a tied output layer is not written beside the embeddings.
     named = list(model.named_parameters())
@@ -104,8 +110,13 @@ def quantize(folder: Path, projections: Sequence[str], *, dtype: str, double: bo
     return count
 
 
-def convert_gguf(source: Path, folder: Path, *, dtype: str) -> None:
-    """Write the model and the tokenizer of a GGUF file, dequantised."""
+def convert_gguf(source: Path, header: GgufHeader, folder: Path, *, dtype: str) -> dict[str, Any]:
+    """Write the model and the tokenizer of a GGUF file, dequantised.
+
+    An output matrix beside the embeddings is kept, untied from them, also where the model was published with one matrix for
+    both and the file has it twice, at two precisions. Returns its distance from the embeddings, relative to their size: well
+    below 1 it is that same matrix. Raises UserError for a tokenizer that cannot be made to begin texts as the file says.
+    """
     # Releases with GgufConfig keep the weights packed unless told otherwise; those without it always dequantise.
     packed: Any = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
@@ -120,4 +131,17 @@ def convert_gguf(source: Path, folder: Path, *, dtype: str) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.to(kind).save_pretrained(folder)
+    # Transformers leaves this out, whatever the file says.
+    tokenizer.add_bos_token = header.adds_bos
     tokenizer.save_pretrained(folder)
+    saved = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    if (saved("a")["input_ids"][:1] == [saved.bos_token_id]) != header.adds_bos:
+        says = "begins texts with" if header.adds_bos else "leaves out"
+        raise UserError(
+            f"{source} says that its tokenizer {says} the beginning-of-sequence token ({saved.bos_token!r}), and it cannot be "
+            "made to: take the model as a folder with safetensors and tokenizer.json"
+        )
+    if not header.has_output:
+        return {}
+    embeddings, output = (layer.weight.float() for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    return {"output_matrix_difference": ((output - embeddings).norm() / embeddings.norm()).item()}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.errors import UserError
+from pipelines.models.architectures import saved_architecture
 from pipelines.storage import fetch, join
 from pipelines.tasks.nli import NLI
-from pipelines.tasks.prompts import END_MARKERS, generator_text
+from pipelines.tasks.prompts import END_MARKERS, classifier_prompts, generator_text
 from pipelines.tasks.task import Task
 
 
@@ -21,15 +23,50 @@ def load_tokenizer(base_model: str) -> Any:
 
 
 def model_limit(base_model: str) -> int:
-    """Longest sequence, in tokens, that the base model's positions allow and that its layers attend to all of."""
+    """Longest sequence, in tokens, that the base model's positions allow."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(join(fetch(base_model), "model"), trust_remote_code=False)
     limit: int = config.max_position_embeddings
-    window = getattr(config, "sliding_window", None)
-    if window and "sliding_attention" in getattr(config, "layer_types", ["sliding_attention"]):
-        limit = min(limit, window)
+    if config.model_type == "roberta":
+        # Its positions begin behind the padding's.
+        limit -= config.pad_token_id + 1
     return limit
+
+
+def encode_for_classifier(
+    base_model: str, table: pa.Table, task: Task = NLI, *, max_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of what a task model reads of each of `table`'s examples, under `encode`'s limits.
+
+    A decoder reads the task's prompt. An encoder reads its tokenizer's own form of a text or a pair, `[CLS] a [SEP] b [SEP]`,
+    as it does everywhere else; raises UserError for a task of more fields, and for a text that holds a separator itself.
+    """
+    ids = table["id"].to_pylist()
+    if not saved_architecture(base_model).is_encoder:
+        return encode(base_model, classifier_prompts(table, task), ids, max_length=max_length)
+    check_encoder_reads(task)
+    tokenizer = load_tokenizer(base_model)
+    encoded = tokenizer(*(table[name].to_pylist() for name in task.field_names))
+    sequences: list[list[int]] = encoded["input_ids"]
+    for identifier, sequence in zip(ids, sequences, strict=True):
+        # A text's own would pass for the end of the first one, and `encoder.py` reads from it which text a token is of.
+        if sequence.count(tokenizer.sep_token_id) != tokenizer.num_special_tokens_to_add(len(task.field_names) > 1) - 1:
+            raise UserError(
+                f"example {identifier!r} holds the text {tokenizer.sep_token!r}, which is the model's separator; take it out "
+                "of the data"
+            )
+    _check_lengths(sequences, ids, base_model, max_length)
+    return sequences
+
+
+def check_encoder_reads(task: Task) -> None:
+    """Raise UserError for a task whose examples no encoder reads."""
+    if len(task.field_names) > 2:
+        raise UserError(
+            f"task {task.name} has the fields {', '.join(task.field_names)}, and an encoder reads one text or a pair: give a "
+            "decoder as the task models' base, or join fields"
+        )
 
 
 def encode(base_model: str, texts: list[str], ids: list[str], *, max_length: int | None = None) -> list[list[int]]:
@@ -38,7 +75,13 @@ def encode(base_model: str, texts: list[str], ids: list[str], *, max_length: int
     Cut, it would lose the token that the class is read from.
     """
     sequences: list[list[int]] = load_tokenizer(base_model)(texts)["input_ids"]
-    limit = max_length or model_limit(base_model)
+    _check_lengths(sequences, ids, base_model, max_length)
+    return sequences
+
+
+def _check_lengths(sequences: Sequence[Sequence[int]], ids: Sequence[str], base_model: str, max_length: int | None) -> None:
+    most = model_limit(base_model)
+    limit = min(max_length or most, most)
     too_long = [position for position, sequence in enumerate(sequences) if len(sequence) > limit]
     if too_long:
         worst = max(too_long, key=lambda position: len(sequences[position]))
@@ -46,7 +89,6 @@ def encode(base_model: str, texts: list[str], ids: list[str], *, max_length: int
             f"{len(too_long)} of {len(sequences)} examples are longer than {limit} tokens (the longest, {ids[worst]!r}, has "
             f"{len(sequences[worst])}); raise max_length if the model allows it, or drop them from the data"
         )
-    return sequences
 
 
 def train_tokenizer(examples: pa.Table, *, vocabulary_size: int, max_length: int, task: Task = NLI) -> Any:

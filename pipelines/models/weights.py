@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
 from pipelines.errors import UserError
+from pipelines.models.architectures import architecture_in
 from pipelines.packing.attention import PACKED, register_packed_attention
 from pipelines.storage import fetch
 
@@ -39,6 +41,20 @@ def load_packed(auto_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     """`load_weights` of a decoder whose attention reads packed batches."""
     register_packed_attention()
     return load_weights(auto_class, folder, dtype=dtype, attn_implementation=PACKED)
+
+
+def load_body(folder: Path, **options: Any) -> Any:
+    """`load_weights` of a checkpoint's body: a decoder without its output layer, an encoder without a pooler."""
+    if architecture_in(folder).has_pooler:
+        options["add_pooling_layer"] = False
+    return load_weights(AutoModel, folder, **options)
+
+
+def load_classifier_body(folder: Path, dtype: torch.dtype) -> Any:
+    """`load_body` as T computes with it: a decoder's attention reads packed batches, an encoder's is transformers' own."""
+    if architecture_in(folder).is_encoder:
+        return load_body(folder, dtype=dtype)
+    return load_packed(AutoModel, folder, dtype)
 
 
 def weights_of(task_model: str | None, base_model: str) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -176,6 +176,33 @@ def _lay_out(
         num_keys=int((shared + lengths).sum()) if num_keys is None else num_keys,
         width=int((shared + lengths).max()) if width is None else width,
     )
+
+
+def padded(sequences: Sequence[Sequence[int]]) -> PackedBatch:
+    """Sequences as the rows of a grid, each filled up behind its end: what an encoder reads. `last_index` has their ends.
+
+    It is filled with its own last token, which is in any vocabulary. Raises ValueError for no sequence.
+    """
+    if not sequences:
+        raise ValueError("padded needs at least one sequence")
+    lengths = np.array([len(sequence) for sequence in sequences])
+    width = int(lengths.max())
+    batch = pack([[*sequence, *[sequence[-1]] * (width - len(sequence))] for sequence in sequences])
+    return replace(batch, last_index=np.arange(len(sequences)) * width + lengths - 1)
+
+
+def padded_batches(sequences: Sequence[list[int]], token_budget: int) -> list[tuple[np.ndarray, PackedBatch]]:
+    """Cut `sequences` into batches of similar length, within `token_budget` tokens as they are `padded`.
+
+    Returns for each batch the indices of its sequences and the batch. A sequence longer than the budget has one of its own.
+    """
+    order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+    cuts: list[list[int]] = []
+    for place in order:
+        if not cuts or (len(cuts[-1]) + 1) * len(sequences[place]) > token_budget:
+            cuts.append([])
+        cuts[-1].append(place)
+    return [(np.array(places), padded([sequences[place] for place in places])) for places in cuts]
 
 
 def prefix_tree_batches(sequences: Sequence[list[int]], token_budget: int) -> list[tuple[np.ndarray, PackedBatch]]:

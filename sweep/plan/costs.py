@@ -175,11 +175,13 @@ def estimate_costs(
     gpu: Gpu,
     *,
     settings: Mapping[str, Any] | None = None,
+    task_settings: Mapping[str, Any] | None = None,
     num_examples: Mapping[str, int] | None = None,
 ) -> Estimate:
     """Estimate every step, built or not.
 
-    `settings` is the base model's `config.json`, for a checkpoint; `num_examples` are the counts of the
+    `settings` is the base model's `config.json`, for a checkpoint, `task_settings` that of task models with a base of their
+    own; `num_examples` are the counts of the
     prepared data by set, if it is built. Raises NoEstimate, with the reason, where nothing can be said: no
     step asks for a GPU, or the model's size or the data's is unknown.
     """
@@ -194,19 +196,27 @@ def estimate_costs(
         num_examples, is_exact = _expected_counts(sources)
         if not is_exact:
             assumptions.append(f"{num_examples['train']:,} training rows, the most there can be: the data is not prepared yet")
-    shape = ModelShape.of_scratch(base_model.config) if isinstance(base_model.config, ScratchModelConfig) else None
-    if shape is None:
-        if settings is None:
-            raise NoEstimate("the base model's config.json is not at hand, so its size is unknown")
-        try:
-            shape = ModelShape.of_settings(settings)
-        except UserError as error:
-            raise NoEstimate(str(error)) from error
-    estimator = _Estimator(table, gpu, shape, num_examples)
+    shape = _shape(base_model, settings)
+    shapes = {base_model.fingerprint: shape}
+    task_base = by_stage["starting_point"].inputs["base_model"]
+    if task_base.fingerprint not in shapes:
+        shapes[task_base.fingerprint] = _shape(task_base, task_settings)
+    estimator = _Estimator(table, gpu, shape, shapes, num_examples)
     costs = tuple(_with_gpu_seconds([estimator.cost(step) for step in steps]))
     if num_on_cpus := sum(cost.work is not None and cost.rate is None for cost in costs):
         assumptions.append(f"{num_on_cpus} steps compute on CPUs, for which there is no figure: only their setup is counted")
     return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
+
+
+def _shape(base_model: Step, settings: Mapping[str, Any] | None) -> ModelShape:
+    if isinstance(base_model.config, ScratchModelConfig):
+        return ModelShape.of_scratch(base_model.config)
+    if settings is None:
+        raise NoEstimate("the base model's config.json is not at hand, so its size is unknown")
+    try:
+        return ModelShape.of_settings(settings)
+    except UserError as error:
+        raise NoEstimate(str(error)) from error
 
 
 def _expected_counts(sources: Step) -> tuple[dict[str, int], bool]:
@@ -223,15 +233,22 @@ def _expected_counts(sources: Step) -> tuple[dict[str, int], bool]:
 
 
 class _Estimator:
-    def __init__(self, table: CostTable, gpu: Gpu, shape: ModelShape, num_examples: Mapping[str, int]) -> None:
-        self.table, self.gpu, self.shape, self.num_examples = table, gpu, shape, num_examples
+    def __init__(
+        self, table: CostTable, gpu: Gpu, shape: ModelShape, shapes: Mapping[str, ModelShape], num_examples: Mapping[str, int]
+    ) -> None:
+        self.table, self.gpu, self.num_examples = table, gpu, num_examples
+        self._shape, self._shapes = shape, shapes
+
+    def shape(self, step: Step) -> ModelShape:
+        """The shape of a step's model: of the base that it is or stands on, or else of the generators'."""
+        return self._shapes.get(step.inputs.get("base_model", step).fingerprint, self._shape)
 
     def cost(self, step: Step) -> StepCost:
         work, num_gpus = self.work(step), step.resources.total_gpus
         if work is None:
             seconds = self.table[f"seconds.{step.stage}"]
             return StepCost(step, None, None, seconds, self.num_bytes(step))
-        rate = self.table.rate(work.kind, work.batch_size, self.gpu, self.shape.num_parameters) if num_gpus else None
+        rate = self.table.rate(work.kind, work.batch_size, self.gpu, self.shape(step).num_parameters) if num_gpus else None
         setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
         work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
         # One worker trains several at once; what several workers take on, they train one after another.
@@ -297,11 +314,11 @@ class _Estimator:
         config, table = step.config, self.table
         match config:
             case PretrainedModelConfig():
-                return self.shape.num_parameters * BYTES_PER_NUMBER[config.dtype]
+                return self.shape(step).num_parameters * BYTES_PER_NUMBER[config.dtype]
             case ScratchModelConfig():
-                return self.shape.num_parameters * BYTES_PER_NUMBER["float32"]
+                return self.shape(step).num_parameters * BYTES_PER_NUMBER["float32"]
             case GeneratorConfig():
-                return self.shape.num_parameters * BYTES_PER_NUMBER[config.finetune.dtype]
+                return self.shape(step).num_parameters * BYTES_PER_NUMBER[config.finetune.dtype]
             case GenerationConfig() | OwnPoolConfig():
                 return sum(config.num_by_label.values()) * table["bytes.pool"]
             case TrainingSetConfig():
@@ -314,12 +331,12 @@ class _Estimator:
                 return sum(self.num_examples.values()) * table["bytes.examples"]
 
     def _task_model_bytes(self, step: Step) -> float:
-        head = len(step.config.task.labels) * self.shape.hidden_size * BYTES_PER_NUMBER["float32"]
+        head = len(step.config.task.labels) * self.shape(step).hidden_size * BYTES_PER_NUMBER["float32"]
         if isinstance(step.config, UntrainedConfig):
             return head
         finetune = step.config.finetune
         size = BYTES_PER_NUMBER[finetune.dtype]
-        weights = self.shape.num_body_parameters * size
+        weights = self.shape(step).num_body_parameters * size
         if finetune.method == "full":
             return head + weights
         # An adapter on a fully finetuned starting point is kept with those weights.
@@ -332,17 +349,17 @@ class _Estimator:
 
     def _num_trained(self, step: Step, finetune: FinetuneConfig) -> int:
         if finetune.method == "full":
-            return self.shape.num_parameters
-        adapter = self.shape.num_lora_parameters(finetune.lora_rank, finetune.lora_targets)
+            return self.shape(step).num_parameters
+        adapter = self.shape(step).num_lora_parameters(finetune.lora_rank, finetune.lora_targets)
         if not finetune.train_embeddings or isinstance(step.config, TaskModelConfig):
             return adapter
-        return adapter + self.shape.num_embedding_parameters * (1 if self.shape.is_tied else 2)
+        return adapter + self.shape(step).num_embedding_parameters * (1 if self.shape(step).is_tied else 2)
 
     def memory_bytes(self, step: Step, work: Work) -> float:
         """The least bytes on a worker's GPU; ZeRO shares out the optimizer's state from stage 1 on, gradients from 2, weights
         at 3.
         """
-        shape, finetune = self.shape, work.finetune
+        shape, finetune = self.shape(step), work.finetune
         # A task model has no language-model head.
         num_weights = shape.num_body_parameters if step.stage in CLASSIFIERS else shape.num_parameters
         if finetune is None:
@@ -351,7 +368,7 @@ class _Estimator:
         if finetune.method == "full":
             trained = num_weights
         else:
-            num_weights += self.shape.num_lora_parameters(finetune.lora_rank, finetune.lora_targets)
+            num_weights += self.shape(step).num_lora_parameters(finetune.lora_rank, finetune.lora_targets)
         state = STATE_BYTES if finetune.dtype != "float32" else MOMENTS_BYTES
         if finetune.method == "lora" and finetune.dtype != "float32":
             state = GROUPED_STATE_BYTES

@@ -1,6 +1,6 @@
 """A model's size from its shape alone, which is all that a plan needs to know of it. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from pipelines.finetune.base_model import ScratchModelConfig
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder of Llama's architecture: no biases, a gated feed-forward network, RMS norms.
+    """A decoder or an encoder. Biases, and embeddings of positions, are left out: they are few.
 
     `is_tied`: input embeddings and language-model head are one matrix.
     """
@@ -23,6 +23,7 @@ class ModelShape:
     intermediate_size: int
     vocabulary_size: int
     is_tied: bool
+    model_type: str = "llama"
 
     @classmethod
     def of_scratch(cls, config: ScratchModelConfig) -> "ModelShape":
@@ -53,22 +54,31 @@ class ModelShape:
             intermediate_size=intermediate_size,
             vocabulary_size=vocabulary_size,
             is_tied=bool(settings.get("tie_word_embeddings", False)),
+            model_type=settings.get("model_type", "llama"),
         )
 
     @property
-    def linear_layers(self) -> Mapping[str, tuple[int, int]]:
-        """(inputs, outputs) of each projection of a layer, by its name."""
+    def linear_layers(self) -> Sequence[tuple[str, int, int]]:
+        """(name, inputs, outputs) of each projection of a layer."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        return {
-            "q_proj": (hidden, queries),
-            "k_proj": (hidden, keys),
-            "v_proj": (hidden, keys),
-            "o_proj": (queries, hidden),
-            "gate_proj": (hidden, inner),
-            "up_proj": (hidden, inner),
-            "down_proj": (inner, hidden),
-        }
+        apart = (("q_proj", hidden, queries), ("k_proj", hidden, keys), ("v_proj", hidden, keys))
+        match self.model_type:
+            case "bert" | "roberta" | "deberta" | "deberta-v2":
+                attention = tuple((name, hidden, hidden) for name in ("query", "key", "value", "dense"))
+                return (*attention, ("dense", hidden, inner), ("dense", inner, hidden))
+            case "gpt_neox":
+                fused = ("query_key_value", hidden, queries + 2 * keys)
+                return (fused, ("dense", queries, hidden), ("dense_h_to_4h", hidden, inner), ("dense_4h_to_h", inner, hidden))
+            case "phi":
+                return (*apart, ("dense", queries, hidden), ("fc1", hidden, inner), ("fc2", inner, hidden))
+            case "starcoder2":
+                return (*apart, ("o_proj", queries, hidden), ("c_fc", hidden, inner), ("c_proj", inner, hidden))
+            case "phi3":
+                fused = ("qkv_proj", hidden, queries + 2 * keys)
+                return (fused, ("o_proj", queries, hidden), ("gate_up_proj", hidden, 2 * inner), ("down_proj", inner, hidden))
+        gated = (("gate_proj", hidden, inner), ("up_proj", hidden, inner), ("down_proj", inner, hidden))
+        return (*apart, ("o_proj", queries, hidden), *gated)
 
     @property
     def num_embedding_parameters(self) -> int:
@@ -79,7 +89,7 @@ class ModelShape:
     def num_body_parameters(self) -> int:
         """Parameters without an untied language-model head: all that a task model holds beside its own head."""
         norms = 2 * self.hidden_size
-        layer = norms + sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+        layer = norms + sum(inputs * outputs for _, inputs, outputs in self.linear_layers)
         return self.num_embedding_parameters + self.num_layers * layer + self.hidden_size
 
     @property
@@ -88,5 +98,5 @@ class ModelShape:
 
     def num_lora_parameters(self, rank: int, targets: Iterable[str]) -> int:
         """Parameters of an adapter on the named projections; names that a layer lacks are not counted."""
-        layers = self.linear_layers
-        return self.num_layers * rank * sum(sum(layers[name]) for name in targets if name in layers)
+        adapted = {*targets}
+        return self.num_layers * rank * sum(inputs + outputs for name, inputs, outputs in self.linear_layers if name in adapted)

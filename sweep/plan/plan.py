@@ -175,7 +175,9 @@ def cost_plan(
         }
     steps = [member.step for member in planned]
     settings, assumed = _model_settings(base_model, store)
-    estimate = estimate_costs(steps, table, gpu, settings=settings, num_examples=counts)
+    task_base = next(member for member in planned if member.step is by_stage["starting_point"].step.inputs["base_model"])
+    task_settings, _ = _model_settings(task_base, store)
+    estimate = estimate_costs(steps, table, gpu, settings=settings, task_settings=task_settings, num_examples=counts)
     if assumed:
         estimate = replace(estimate, assumptions=(*estimate.assumptions, assumed))
     missing = frozenset(member.step.fingerprint for member in planned if not member.is_cached)

@@ -21,6 +21,8 @@ from pipelines.finetune.recipe import FinetuneConfig, check_trajectory
 from pipelines.finetune.task_model import UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
+from pipelines.models.architectures import ARCHITECTURES, check_targets
+from pipelines.models.tokenizer import check_encoder_reads
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.tasks.nli import NLI
@@ -64,6 +66,9 @@ class Experiment:
     starting points of a seed are one finetuning with a cool-down for each size, and so are the cells of a starting point,
     kind and seed (`check_trajectory`); else each is finetuned on its own. `rehearsal` marks every artifact's identity.
 
+    Task models are finetuned from `base_model`, as generators are, or from a `task_model_base` of their own, which may be an
+    encoder (docs/models.md); whatever is theirs, evaluations and a judge finetuned here among it, stands on that.
+
     The `judge` judges the pools' labels (docs/label_noise.md): a task model finetuned from the untrained start on so many
     original examples, for this alone, or a classifier's checkpoint. Sets of the kind filtered_synthetic need one.
 
@@ -74,8 +79,9 @@ class Experiment:
     CPU.
 
     Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
-    not one, generators with unequal numbers of seeds, a recipe or resources that no trajectory can be shared with, sources
-    of another task, a set that they do not have, or a report set that is not evaluated.
+    not one, generators with unequal numbers of seeds, a recipe or resources that no trajectory can be shared with, a recipe
+    that does not fit its model's architecture, sources of another task, a set that they do not have, or a report set that is
+    not evaluated.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Experiment:
     general_set: str
     blindspot_set: str
     task: Task = added(NLI)
+    task_model_base: PretrainedModelConfig | None = added(None)
     generator: GeneratorConfig | None = field(default=None, kw_only=True)
     generation: GenerationConfig | None = field(default=None, kw_only=True)
     synthetic: str | Table | OwnPoolConfig | tuple[str | Table | OwnPoolConfig, ...] | None = field(
@@ -130,6 +137,7 @@ class Experiment:
         self._check_judge()
         self._check_resources()
         self._check_recipes()
+        self._check_models()
         self._check_evaluation()
         self._check_claims()
 
@@ -306,11 +314,9 @@ class Experiment:
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
                 f"for {self.generation.end_marker!r}; give both the same end_marker"
             )
-        quantization = getattr(self.base_model, "quantization", "none")
-        for name in ("generator", "task_model", "cell") if quantization != "none" else ():
-            recipe = getattr(self, name)
-            recipe = recipe.finetune if isinstance(recipe, GeneratorConfig) else recipe
-            if recipe is not None and recipe.method != "lora":
+        for name, recipe, base in self._recipes:
+            quantization = getattr(base, "quantization", "none")
+            if quantization != "none" and recipe.method != "lora":
                 raise UserError(
                     f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
                     "base can be quantised; use method='lora' or quantization='none'"
@@ -330,6 +336,44 @@ class Experiment:
         if self.trajectories == "shared":
             for stage, recipe in (("starting_point", self.task_model), ("task_model", self.cell or self.task_model)):
                 check_trajectory(recipe, self.resources.get(stage, Resources()).num_workers)
+
+    @property
+    def base_of_task_models(self) -> ScratchModelConfig | PretrainedModelConfig | RandomModelConfig:
+        """The model that starting points and cells are finetuned from: the generators' own unless another is given."""
+        return self.task_model_base or self.base_model
+
+    @property
+    def _recipes(self) -> list[tuple[str, FinetuneConfig, ScratchModelConfig | PretrainedModelConfig | RandomModelConfig]]:
+        """Each recipe by its name, with the model that it is of."""
+        recipes = [("task_model", self.task_model, self.base_of_task_models)]
+        if self.cell is not None:
+            recipes.append(("cell", self.cell, self.base_of_task_models))
+        if isinstance(self.generator, GeneratorConfig):
+            recipes.append(("generator", self.generator.finetune, self.base_model))
+        return recipes
+
+    def _check_models(self) -> None:
+        if isinstance(self.generator, GeneratorConfig) and self.has_pool and _is_encoder(self.base_model):
+            raise UserError(
+                "base_model is an encoder, which writes no text for a pool: give it as task_model_base, and a decoder here"
+            )
+        if isinstance(self.judge, PretrainedModelConfig) and _is_encoder(self.judge):
+            raise UserError(
+                f"judge is the {self.judge.model_type} at {self.judge.path}, and of an encoder no head is read; give a decoder's "
+                "checkpoint, or the number of examples to finetune a judge on"
+            )
+        for name, recipe, base in self._recipes:
+            if recipe.method == "lora":
+                check_targets(name, recipe.lora_targets, getattr(base, "model_type", "llama"))
+        if not _is_encoder(self.base_of_task_models):
+            return
+        check_encoder_reads(self.task)
+        for name, value, refused, others in (
+            ("head", self.head, "lm", "it has no rows for words, which a head could begin with; give 'random' or 'zero'"),
+            ("trajectories", self.trajectories, "shared", "it is trained alone; give 'separate'"),
+        ):
+            if value == refused:
+                raise UserError(f"{name}={value!r} with an encoder as the task models' base: {others}")
 
     @property
     def test_sets(self) -> tuple[TestSet, ...]:
@@ -380,6 +424,11 @@ class Experiment:
         for claim in self.claims:
             if unknown := sorted(claim.kinds - known):
                 raise UserError(f"claim {claim.name} is about {unknown}; kinds of training set are {', '.join(sorted(known))}")
+
+
+def _is_encoder(base: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig) -> bool:
+    known = ARCHITECTURES.get(getattr(base, "model_type", ""))
+    return known is not None and known.is_encoder
 
 
 def _dealt(seeds_of: Sequence[Sequence[int]], num: int) -> tuple[int, ...]:

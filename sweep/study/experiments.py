@@ -14,11 +14,18 @@ from pipelines.data.sources import FILES, NLISourcesConfig, missing_files, nli_s
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
-from pipelines.finetune.base_model import ScratchModelConfig, pretrained_model_config, random_model_config
+from pipelines.finetune.base_model import (
+    PretrainedModelConfig,
+    RandomModelConfig,
+    ScratchModelConfig,
+    pretrained_model_config,
+    random_model_config,
+)
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import WARMUP_STABLE_DECAY, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.identity import UNKNOWN, FileHash
+from pipelines.models.architectures import ARCHITECTURES
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import find_heuristic
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
@@ -131,6 +138,7 @@ def mini(
     head_frozen_share: float = 0.0,
     generations: int = 1,
     accumulate: bool = False,
+    task_base: str = "",
 ) -> Experiment:
     """The paper's study with a small pretrained model, on real MultiNLI and HANS; one GPU.
 
@@ -142,7 +150,8 @@ def mini(
     batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `generator_epochs` may
     be a fraction. `heuristic`, `biases`, `heuristic_share`, `generators`, `kinds`, `training`, `head`, `generations` and
     `accumulate` are as in `demo`; heads are frozen for `head_frozen_share` of a finetuning's steps. Each of `challenges` is a
-    further test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md).
+    further test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md). `task_base` is the task models'
+    own checkpoint where it is not `model`, which writes the pool: an encoder (BERT) or another decoder (docs/models.md).
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -170,8 +179,13 @@ def mini(
             replace(papers, learning_rate=10 * papers.learning_rate, dtype=dtype, log_every=100)
             for papers in (PAPER_TASK_MODEL, PAPER_GENERATOR)
         )
-    task_model = replace(task_model, head_frozen_share=head_frozen_share)
-    generator = replace(generator, epochs=generator_epochs)
+    base_model = pretrained_model_config(model, dtype=dtype)
+    own_base = pretrained_model_config(task_base, dtype=dtype) if task_base else None
+    if own_base is not None and ARCHITECTURES[own_base.model_type].is_encoder and recipe == "full":
+        # The largest of the rates that BERT's authors finetune with.
+        task_model = replace(task_model, learning_rate=5e-5)
+    task_model = _fitted(replace(task_model, head_frozen_share=head_frozen_share), own_base or base_model)
+    generator = _fitted(replace(generator, epochs=generator_epochs), base_model)
     # Ray counts GPUs in ten-thousandths.
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
     shared = replace(share, max_group=MAX_GROUP)
@@ -181,7 +195,8 @@ def mini(
         title="SmolLM2-135M on MultiNLI and HANS",
         sources=nli_sources_config(data, challenges),
         sources_folder=data,
-        base_model=pretrained_model_config(model, dtype=dtype),
+        base_model=base_model,
+        task_model_base=own_base,
         generator=GeneratorConfig(finetune=generator),
         generation=GenerationConfig(num_per_label=-(-pool_size // 3), max_new_tokens=256, dtype=dtype),
         task_model=task_model,
@@ -261,18 +276,20 @@ def paper(
         "compile_from_steps": 2_000,
     }
     finetuning = Resources(num_workers=gpus_per_finetuning, gpus_per_worker=1)
+    base_model: PretrainedModelConfig | RandomModelConfig
+    if weights == "random":
+        base_model = random_model_config(model)
+    else:
+        quantization = "none" if base_precision == "bfloat16" else base_precision
+        base_model = pretrained_model_config(model, quantization=quantization, may_be_absent=True)
     return Experiment(
         name="paper",
         title="Llama-2-7B on MultiNLI and HANS, as Zhang and Pavlick",
         replicates_paper=True,
         sources=_sources_if_there(data, challenges),
         sources_folder=data,
-        base_model=random_model_config(model)
-        if weights == "random"
-        else pretrained_model_config(
-            model, quantization="none" if base_precision == "bfloat16" else base_precision, may_be_absent=True
-        ),
-        generator=GeneratorConfig(finetune=replace(PAPER_GENERATOR, **runtime), end_marker=marker),
+        base_model=base_model,
+        generator=GeneratorConfig(finetune=replace(_fitted(PAPER_GENERATOR, base_model), **runtime), end_marker=marker),
         generation=GenerationConfig(
             num_per_label=(pool_per_label[0], pool_per_label[1], pool_per_label[2]),
             exact=True,
@@ -282,7 +299,7 @@ def paper(
             max_new_tokens=MAX_NEW_TOKENS,
             end_marker=marker,
         ),
-        task_model=replace(PAPER_TASK_MODEL, **runtime),
+        task_model=replace(_fitted(PAPER_TASK_MODEL, base_model), **runtime),
         evaluation=EvaluationConfig(sets=_evaluated(challenges)),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
@@ -370,6 +387,14 @@ def paper_fast(
 
 def _evaluated(challenges: tuple[str, ...]) -> tuple[str, ...]:
     return ("mnli_matched", "mnli_mismatched", "hans", *(challenge.test_set.name for challenge in challenge_sets(challenges)))
+
+
+def _fitted(recipe: FinetuneConfig, base_model: PretrainedModelConfig | RandomModelConfig) -> FinetuneConfig:
+    """`recipe` with its adapters, if it has any, on the projections that the architecture of `base_model` has."""
+    known = ARCHITECTURES.get(getattr(base_model, "model_type", ""))
+    return (
+        replace(recipe, lora_targets=known.projections) if known and known.projections and recipe.method == "lora" else recipe
+    )
 
 
 def _sources_if_there(data: str, challenges: tuple[str, ...]) -> NLISourcesConfig:

@@ -50,7 +50,9 @@ class _Grid:
         # Evaluations alone read all test sets, so that asking for another one builds nothing else anew.
         self.test_sources = self._add("sources", "data-with-test-sets", experiment.sources, options=options)
         text = {"sources": self.sources} if isinstance(experiment.base_model, ScratchModelConfig) else {}
-        self.base_model = self._add("base_model", "base", experiment.base_model, text)
+        self.base_model = self.task_base = self._add("base_model", "base", experiment.base_model, text)
+        if experiment.task_model_base is not None:
+            self.task_base = self._add("base_model", "task-base", experiment.task_model_base)
         self.pools = [self._add_pool(number) for number in range(experiment.generators)] if experiment.has_pool else []
         self.generations = {1: self.pools}
         for generation in range(2, experiment.generations + 1):
@@ -115,7 +117,7 @@ class _Grid:
             "starting_point",
             f"start0-seed{seed}",
             UntrainedConfig(seed=seed, head=experiment.head),
-            {"base_model": self.base_model},
+            {"base_model": self.task_base},
             {"starting_size": 0, "kind": "none", "size": 0, "seed": seed},
         )
         starting_set = None
@@ -182,7 +184,7 @@ class _Grid:
         trunk: Step | None,
         coordinates: Mapping[str, Any],
     ) -> Step:
-        inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": starting_point}
+        inputs = {"training_set": training_set, "base_model": self.task_base, "starting_point": starting_point}
         nested_sizes = tuple(map(num_drawn, training_set.config.nested()))
         return self._add(
             stage,
@@ -252,15 +254,15 @@ class _Grid:
             inputs["base_model"] = self._add("base_model", "judge", experiment.judge)
         else:
             assert experiment.judge is not None
-            inputs |= {"base_model": self.base_model, **self._add_judge(experiment.judge)}
+            inputs |= {"base_model": self.task_base, **self._add_judge(experiment.judge)}
         return self._add("judgement", f"judge-{pool.slug}", config, inputs, pool.coordinates)
 
     def _add_judge(self, size: int) -> dict[str, Step]:
         """The judge, and what it was trained on: original examples drawn for it, so that it corrects no model but others."""
-        untrained = self._add("starting_point", "judge0", UntrainedConfig(JUDGE_SEED), {"base_model": self.base_model})
+        untrained = self._add("starting_point", "judge0", UntrainedConfig(JUDGE_SEED), {"base_model": self.task_base})
         drawn = TrainingSetConfig("starting", size, JUDGE_SEED, task=self.experiment.task, **self._counted())
         training_set = self._add("starting_set", f"judge{size}", drawn, {"source": self.sources})
-        inputs = {"training_set": training_set, "base_model": self.base_model, "starting_point": untrained}
+        inputs = {"training_set": training_set, "base_model": self.task_base, "starting_point": untrained}
         # Whatever arm the study's own heads are: one judge for all of them.
         config = TaskModelConfig(replace(self.experiment.task_model, head_frozen_share=0.0), JUDGE_SEED)
         judge = self._add("starting_point", f"judge{size}", config, inputs)
@@ -288,7 +290,7 @@ class _Grid:
         return {} if self.experiment.task == NLI else {"heuristic": self.experiment.heuristic}
 
     def _add_evaluation(self, model: Step) -> None:
-        inputs = {"sources": self.test_sources, "base_model": self.base_model, "task_model": model}
+        inputs = {"sources": self.test_sources, "base_model": self.task_base, "task_model": model}
         # Its seed's generator even where it does not depend on one: kinds are compared within a seed.
         which = self._which(self.experiment.generator_of(model.coordinates["seed"]))
         evaluation = replace(self.experiment.evaluation, test_sets=self.experiment.test_sets)

@@ -19,12 +19,13 @@ from sweep.study.experiment import Experiment
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
     """A line for each input that is not here; nothing is said to be built from it."""
     lines = list(missing_data(experiment))
-    if isinstance(experiment.base_model, PretrainedModelConfig) and not _is_known(experiment.base_model):
-        path = experiment.base_model.path
-        if hub_repository(path) is not None:
-            lines.append(f"weights: {path} is not in the Hugging Face cache; a run fetches it")
+    for base in (experiment.base_model, experiment.task_model_base):
+        if not isinstance(base, PretrainedModelConfig) or _is_known(base):
+            continue
+        if hub_repository(base.path) is not None:
+            lines.append(f"weights: {base.path} is not in the Hugging Face cache; a run fetches it")
         else:
-            lines.append(f"weights: not found at {path}")
+            lines.append(f"weights: not found at {base.path}")
     return tuple(lines)
 
 
@@ -97,12 +98,13 @@ def with_inputs(experiment: Experiment) -> Experiment:
             raise UserError(f"no pool at {pool.table.path}; restore the file, or give another: synthetic=FILE")
     if not all(pool.is_known for pool in experiment.own_pools):
         experiment = replace(experiment, synthetic=tuple(pool.with_content() for pool in experiment.own_pools))
-    base = experiment.base_model
-    if isinstance(base, PretrainedModelConfig) and not _is_known(base):
-        described = pretrained_model_config(
-            base.path, revision=base.revision, dtype=base.dtype, quantization=base.quantization, download=True
-        )
-        experiment = replace(experiment, base_model=described)
+    for name in ("base_model", "task_model_base"):
+        base = getattr(experiment, name)
+        if isinstance(base, PretrainedModelConfig) and not _is_known(base):
+            described = pretrained_model_config(
+                base.path, revision=base.revision, dtype=base.dtype, quantization=base.quantization, download=True
+            )
+            experiment = replace(experiment, **{name: described})
     return experiment
 
 

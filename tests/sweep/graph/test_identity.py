@@ -80,12 +80,12 @@ CLASSES = {
         "",
     ),
     "pipelines.finetune.base_model.PretrainedModelConfig": (
-        "files revision dtype quantization",
-        "path",
+        "files revision dtype quantization adds_bos",
+        "path model_type",
     ),
     "pipelines.finetune.base_model.RandomModelConfig": (
         "files seed dtype",
-        "path",
+        "path model_type",
     ),
     "pipelines.finetune.base_model.FileHash": (
         "name sha256",
@@ -137,7 +137,7 @@ CLASSES = {
     "pipelines.data.table_sources.TableSources": ("train general blindspots task dev_rows_per_label", ""),
     "pipelines.data.table_sources.Table": ("columns labels content file", "path test_set"),
     "sweep.study.experiment.Experiment": (
-        "name title sources base_model generator generation task_model evaluation starting_sizes "
+        "task_model_base name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
         "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task synthetic "
         "generations accumulate training head",
