@@ -6,7 +6,6 @@ the same weights in the store.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import UNKNOWN, FileHash, added, runtime, sha256_of
-from pipelines.models.architectures import architecture, architecture_in
+from pipelines.models.architectures import ARCHITECTURES, architecture, architecture_in
 from pipelines.models.checkpoint_files import (
     check_checkpoint,
     check_finite,
@@ -98,6 +97,12 @@ class PretrainedModelConfig:
 
     def __post_init__(self) -> None:
         check_one_of("quantization", self.quantization, QUANTIZATIONS)
+        known = ARCHITECTURES.get(self.model_type)
+        if self.quantization != "none" and known is not None and not known.projections:
+            raise UserError(
+                f"quantization={self.quantization!r}: {self.path} is a {self.model_type}, none of whose projections can have "
+                "an adapter, without which a quantised base is not trained; leave it out"
+            )
 
 
 def pretrained_model_config(
@@ -152,12 +157,13 @@ def pretrained_model_config(
 
 def _model_type(folder: Path) -> str:
     """The architecture that `folder/config.json` names, "" if it cannot be read. Raises UserError if it is not known here."""
-    # What is damaged is refused, with its reason, when the model is prepared.
-    with contextlib.suppress(OSError, ValueError):
+    try:
         settings = json.loads((folder / "config.json").read_bytes())
-        if isinstance(settings, dict) and isinstance(settings.get("model_type"), str):
-            return architecture(settings, folder / "config.json").model_type
-    return ""
+    except (OSError, ValueError, RecursionError):
+        # What is damaged is refused, with its reason, when the model is prepared.
+        return ""
+    is_named = isinstance(settings, dict) and isinstance(settings.get("model_type"), str)
+    return architecture(settings, folder / "config.json").model_type if is_named else ""
 
 
 # meta-llama/Llama-2-7b-hf's public config.json.
@@ -314,15 +320,9 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
 def _quantize(model: Path, config: PretrainedModelConfig) -> int:
     from pipelines.models.model_files import quantize
 
-    found = architecture_in(model)
-    count = 0
-    if found.projections:
-        count = quantize(model, found.projections, dtype=config.dtype, double=config.quantization == "nf4_double")
-    if not count:
-        raise UserError(
-            f"quantization={config.quantization!r}: {config.path} is a {found.model_type} whose projections "
-            f"({', '.join(found.projections) or 'none that can have adapters'}) are not there to be quantised; leave it out"
-        )
+    projections = architecture_in(model).projections
+    count = quantize(model, projections, dtype=config.dtype, double=config.quantization == "nf4_double")
+    assert count, "a whole checkpoint has its architecture's projections"
     return count
 
 

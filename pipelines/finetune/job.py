@@ -60,7 +60,7 @@ class FinetuneJob:
     @property
     def reads_whole_texts(self) -> bool:
         """Whether its model is an encoder, whose batches are padded grids and which is trained alone."""
-        return saved_architecture(self.base_model).is_encoder
+        return self.objective == "classification" and saved_architecture(self.base_model).is_encoder
 
 
 @dataclass(frozen=True)

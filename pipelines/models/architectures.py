@@ -75,7 +75,8 @@ def architecture(settings: Mapping[str, Any], source: object) -> Architecture:
         text_only = "; of a model that reads images as well, take the one that reads text" if "text_config" in settings else ""
         raise UserError(
             f"{source} has model_type={model_type!r}, none of those that are known to compute here what they compute in "
-            f"transformers ({', '.join(ARCHITECTURES)}): take a model of one of these{text_only}"
+            f"transformers, and code that comes with a checkpoint is never run: take a model of one of them "
+            f"({', '.join(ARCHITECTURES)}){text_only}"
         )
     rotations = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     for kind in _rotation_kinds(rotations):

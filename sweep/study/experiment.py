@@ -359,8 +359,8 @@ class Experiment:
             )
         if isinstance(self.judge, PretrainedModelConfig) and _is_encoder(self.judge):
             raise UserError(
-                f"judge is the {self.judge.model_type} at {self.judge.path}, and of an encoder no head is read; give a decoder's "
-                "checkpoint, or the number of examples to finetune a judge on"
+                f"judge is the {self.judge.model_type} at {self.judge.path}, an encoder, of which no head is read; give a "
+                "decoder's checkpoint, or the number of examples to finetune a judge on"
             )
         for name, recipe, base in self._recipes:
             if recipe.method == "lora":

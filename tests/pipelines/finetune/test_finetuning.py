@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import MistralConfig, Qwen2Config
+from transformers import GPTNeoXConfig, MistralConfig, Qwen2Config, RobertaConfig
 
 from pipelines.adapters.files import adapter_tensors
 from pipelines.errors import NeighbourFailedError, UserError
@@ -407,13 +407,15 @@ def test_plain_texts_share_nothing():
 @pytest.mark.parametrize(
     ("config", "limit"),
     [
-        (MistralConfig(sliding_window=256, max_position_embeddings=512), 256),
-        (MistralConfig(sliding_window=None, max_position_embeddings=512), 512),
-        (Qwen2Config(use_sliding_window=False, sliding_window=256, max_position_embeddings=512), 512),
-        (Qwen2Config(use_sliding_window=True, sliding_window=256, max_window_layers=0, max_position_embeddings=512), 256),
+        # Layers attend to a window of it.
+        (MistralConfig(sliding_window=256, max_position_embeddings=512), 512),
+        (Qwen2Config(use_sliding_window=True, sliding_window=256, max_window_layers=0, max_position_embeddings=512), 512),
+        (GPTNeoXConfig(max_position_embeddings=64), 64),
+        # Its first two positions are no text's.
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
     ],
 )
-def test_a_sequence_is_no_longer_than_what_every_layer_attends_to(config, limit, tmp_path):
+def test_a_sequence_is_no_longer_than_the_models_positions(config, limit, tmp_path):
     config.save_pretrained(tmp_path / "model")
     assert model_limit(str(tmp_path)) == limit
 

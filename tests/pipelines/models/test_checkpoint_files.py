@@ -160,7 +160,7 @@ def a_kernel_from_the_hub(folder):
     edit(folder / "config.json", attn_implementation="someone/kernel")
 
 
-@case(r"/config\.json has model_type='evil', which transformers does not know, and code .* is never run: take a model, or a")
+@case(r"/config\.json has model_type='evil', none of those that are known .*, and code .* is never run: take a model of one")
 def a_model_with_code_of_its_own(folder):
     hostile_code(folder)
     edit(folder / "config.json", model_type="evil", architectures=["Evil"])

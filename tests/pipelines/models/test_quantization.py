@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, prepare_base_model, pretrained_model_config
@@ -127,9 +127,18 @@ def test_a_checkpoint_of_links_is_copied_as_files(checkpoint: Path, tmp_path: Pa
     assert os.path.samefile(copied, checkpoint / "model.safetensors")
 
 
-def test_a_model_without_such_projections_and_an_unknown_quantization_are_refused(checkpoint: Path, tmp_path: Path):
-    save_blobs(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=1)), checkpoint.parents[1] / "blobs")
-    with pytest.raises(UserError, match="no projections named q_proj"):
-        prepare_base_model(pretrained_model_config(str(checkpoint), quantization="nf4"), str(tmp_path / "base"))
+def test_another_architectures_own_projections_are_quantised(checkpoint: Path, tmp_path: Path):
+    shape = GPTNeoXConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    save_blobs(GPTNeoXForCausalLM(shape), checkpoint.parents[1] / "blobs")
+    metrics = prepare_base_model(pretrained_model_config(str(checkpoint), quantization="nf4"), str(tmp_path / "base"))
+    # Queries, keys and values, what follows them, and the two layers of the feed-forward network.
+    assert metrics["num_quantized_parameters"] == 8 * 24 + 8 * 8 + 2 * 8 * 16
+
+
+def test_a_model_without_such_projections_and_an_unknown_quantization_are_refused():
+    with pytest.raises(
+        UserError, match="quantization='nf4': there is a deberta, none of whose projections can have an adapter"
+    ):
+        PretrainedModelConfig((), quantization="nf4", path="there", model_type="deberta")
     with pytest.raises(UserError, match="quantization='int8' is not one of 'none', 'nf4', 'nf4_double'"):
         dataclasses.replace(PretrainedModelConfig(()), quantization="int8")

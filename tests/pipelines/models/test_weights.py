@@ -95,13 +95,13 @@ def test_converting_a_gguf_file_refuses_it(tmp_path, lacked):
         prepare_base_model(config, str(tmp_path / "base"))
 
 
-def write_gguf(path: Path, lacked: str | None) -> None:
+def write_gguf(path: Path, lacked: str | None = None, *, name: str = "llama", adds_bos: bool | None = None) -> None:
     """A Llama of one layer and a tokenizer of a few pieces, without the tensor `lacked`."""
     import gguf
     import numpy as np
 
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, name)
     writer.add_block_count(1)
     writer.add_context_length(64)
     writer.add_embedding_length(16)
@@ -111,6 +111,8 @@ def write_gguf(path: Path, lacked: str | None) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(pieces))
     writer.add_tokenizer_model("llama")
+    if adds_bos is not None:
+        writer.add_add_bos_token(adds_bos)
     writer.add_token_list(pieces)
     writer.add_token_scores([0.0] * len(pieces))
     writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1])
