@@ -348,7 +348,7 @@ class Experiment:
         recipes = [("task_model", self.task_model, self.base_of_task_models)]
         if self.cell is not None:
             recipes.append(("cell", self.cell, self.base_of_task_models))
-        if isinstance(self.generator, GeneratorConfig):
+        if isinstance(self.generator, GeneratorConfig) and self.has_pool:
             recipes.append(("generator", self.generator.finetune, self.base_model))
         return recipes
 

@@ -360,6 +360,49 @@ def test_parameters_follow_from_the_shape(changes: dict, parameters: int, adapte
     assert shape.num_lora_parameters(64, LLAMA_PROJECTIONS) == adapter
 
 
+@pytest.mark.parametrize(
+    ("settings", "parameters"),
+    [
+        # Published: Phi-3-mini; Pythia-1B; BERT-base without its pooler and its head for masked words.
+        ({"model_type": "phi3", "hidden_size": 3_072, "intermediate_size": 8_192, "vocab_size": 32_064}, 3_821_079_552),
+        ({"model_type": "gpt_neox", "hidden_size": 2_048, "num_hidden_layers": 16, "num_attention_heads": 8,
+          "intermediate_size": 8_192, "vocab_size": 50_304}, 1_011_781_632),
+        ({"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+          "intermediate_size": 3_072, "vocab_size": 30_522, "tie_word_embeddings": True}, 108_891_648),
+    ],
+)  # fmt: skip
+def test_other_architectures_are_counted_but_for_biases_and_positions(settings: dict, parameters: int) -> None:
+    assert ModelShape.of_settings({**LLAMA, **settings}).num_parameters == pytest.approx(parameters, rel=0.005)
+
+
+def test_adapters_are_counted_on_the_layers_of_an_architecture() -> None:
+    shape = ModelShape.of_settings({**LLAMA, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3_072})
+    # Queries, keys, values and what follows them: 768 each way; then to 3 072 and back.
+    assert shape.num_lora_parameters(8, ("query", "key", "value", "dense")) == 32 * 8 * (4 * 1_536 + 2 * 3_840)
+    assert shape.num_lora_parameters(8, ("query",)) == 32 * 8 * 1_536
+    assert shape.num_lora_parameters(8, LLAMA_PROJECTIONS) == 0
+
+
+def test_task_models_cost_what_their_own_base_does(llama: Experiment) -> None:
+    settings = {**LLAMA, "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3_072}
+    own = PretrainedModelConfig((FileHash("model.safetensors", "1" * 64),), path="bert", model_type="bert")
+    study = dataclasses.replace(llama, task_model_base=own, task_model=FinetuneConfig(method="full"))
+    # Rates of a full finetuning are reckoned from those of adapters.
+    found = estimate_costs(build_grid(study), TABLE, FAST, settings=LLAMA, task_settings=settings)
+    plain = estimate(llama)
+    for stage in ("generator", "synthetic_pool"):
+        (ours,), (theirs,) = of_stage(found, stage), of_stage(plain, stage)
+        assert (ours.seconds, ours.num_bytes, ours.memory_bytes) == (theirs.seconds, theirs.num_bytes, theirs.memory_bytes)
+    body = ModelShape.of_settings(settings).num_body_parameters
+    (evaluation, *_) = of_stage(found, "evaluation")
+    assert evaluation.memory_bytes == 2 * body
+    assert {cost.num_bytes for cost in of_stage(found, "task_model")} == {3 * 768 * 4 + 2 * body}
+    assert total(of_stage(found, "evaluation")).gpu_hours < total(of_stage(plain, "evaluation")).gpu_hours / 5
+    assert found.num_parameters == plain.num_parameters
+    with pytest.raises(NoEstimate, match=r"config\.json is not at hand"):
+        estimate_costs(build_grid(study), TABLE, FAST, settings=LLAMA)
+
+
 def test_prices_and_gpus() -> None:
     assert TABLE.gpu("slow", price=2.5) == dataclasses.replace(SLOW, price=2.5)
     with pytest.raises(UserError, match="'tpu' has no row; there are fast, slow"):
