@@ -52,6 +52,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""A model that is finetuned or classifies meets no chat, so that its description leaves the template out."""
+
 
 @dataclass(frozen=True)
 class ScratchModelConfig:
@@ -113,10 +116,11 @@ def pretrained_model_config(
     quantization: str = "none",
     may_be_absent: bool = False,
     download: bool = False,
+    chat: bool = False,
 ) -> PretrainedModelConfig:
     """Describe the checkpoint at `path`, a folder, a `.gguf` file or `org/name[@revision]` on the hub, by its files' hashes.
 
-    What is on the hub is looked for in its local cache; with `download` it is fetched. Its commit becomes the revision. With
+    With `chat` a chat template that is a file of its own is among them. What is on the hub is looked for in its local cache; with `download` it is fetched. Its commit becomes the revision. With
     `may_be_absent`, weights that are not here are described by a file of unknown hash: enough to plan with. Otherwise raises
     UserError if they are missing, lack config, tokenizer or safetensors (pickled weights are never read), or are of an
     architecture that is not known here (`models/architectures.py`).
@@ -148,6 +152,7 @@ def pretrained_model_config(
         if not present:
             raise UserError(f"{str(root)!r} has no {name}; a complete transformers checkpoint folder is needed")
     extras = [n for n in ("config.json", "generation_config.json", "model.safetensors.index.json") if (root / n).exists()]
+    extras += [CHAT_TEMPLATE] if chat and (root / CHAT_TEMPLATE).exists() else []
     names = sorted({*weights, *tokenizers, *extras})
     check_inside(root, names)
     files = tuple(FileHash(n, remembered_sha256(root / n)) for n in names)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipelines.errors import UserError
 from pipelines.generate.decode_attention import CHOICES
+from pipelines.generate.prompting import Endpoint, Prompting
 from pipelines.identity import added, runtime
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS
@@ -24,15 +25,17 @@ class GenerationConfig:
     distribution. A text ends at the end marker, at the tokenizer's end-of-sequence token, after
     `max_new_tokens`, or at the end of the model's context. With `stop_early` it ends where the marker begins, and the rest of
     the marker is taken for granted: 8 tokens of 58 are saved, and a text that has an en dash of its own ends there.
-    `stand_ins` makes it a rehearsal: the pool holds, for each text, what `stand_in` cuts from it, so that weights which write
-    nothing that parses fill a pool, too.
+    `prompting` is for a model that is not finetuned: a text that it ends by itself, at the tokenizer's end of a text, is then
+    complete without the end marker. With an `endpoint` the model is there, and is prompted. `stand_ins` makes it a rehearsal:
+    the pool holds, for each text, what `stand_in` cuts from it, so that weights which write nothing that parses fill a pool.
 
     Runtime: `max_num_seqs` sequences in an engine's batch (0: 1 024 on a GPU, 256 on a CPU);
     `shards_in_flight` shards that an engine works on at a time (0: enough to keep its batch full);
     `enforce_eager` (None: on the CPU only); `engine_process` puts the engine's core into a process of its
     own; `attention_backend` on a GPU: `auto`, `vllm` or `triton` (see `attention_options`);
     `gpu_memory_utilization` of the worker's share of a GPU; `cpu_kv_cache_gib` of an engine on the CPU;
-    `min_yield`, the parsed fraction below which generation gives up; `generator_id`, kept with each example.
+    `min_yield`, the parsed fraction below which generation gives up; `generator_id`, kept with each example; `examples`, the
+    training data that prompts show examples of.
     """
 
     num_per_label: int | tuple[int, ...] = 20_000
@@ -48,6 +51,8 @@ class GenerationConfig:
     stand_ins: bool = False
     stop_early: bool = added(False)
     task: Task = added(NLI)
+    prompting: Prompting | None = added(None)
+    endpoint: Endpoint | None = added(None)
     min_yield: float = runtime(0.2)
     max_num_seqs: int = runtime(0)
     shards_in_flight: int = runtime(0)
@@ -58,6 +63,7 @@ class GenerationConfig:
     cpu_kv_cache_gib: int = runtime(1)
     progress_bars: bool = runtime(False)
     generator_id: str = runtime("")
+    examples: str = runtime("")
 
     def __post_init__(self) -> None:
         numbers = (self.num_per_label,) if isinstance(self.num_per_label, int) else self.num_per_label
@@ -84,6 +90,8 @@ class GenerationConfig:
                 f"stop_early=True with end_marker={self.end_marker!r}, which begins as texts of the data go on; leave it "
                 f"out, or use {', '.join(map(repr, UNAMBIGUOUS_STARTS))}"
             )
+        if self.endpoint is not None and self.prompting is None:
+            raise UserError("a model behind an endpoint is prompted; give prompting=Prompting(…), too")
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise UserError(f"dtype={self.dtype!r}: use one of bfloat16, float16, float32")
         if self.attention_backend not in CHOICES:

@@ -43,12 +43,16 @@ class Engine:
     """A vLLM engine on a thread of its own, where it is also built: CUDA's device and OpenMP's threads belong to a thread.
 
     `complete` may be called from many threads; their rows share the engine's batch, first come first served. A text ends with
-    `stop`, which it keeps, or as its parameters say. `options` are those of `vllm.LLM`; `prompts` are read before the engine is
-    ready, so that its cache has their beginnings; `max_queued` requests are in the engine at a time, more than its batch holds.
+    `stop`, which it keeps, or as its parameters say; `at_end` is put after one that the model itself ends. `options` are those
+    of `vllm.LLM`; `prompts` are read before the engine is ready, so that its cache has their beginnings; `max_queued` requests
+    are in the engine at a time, more than its batch holds.
     """
 
-    def __init__(self, options: dict[str, Any], *, stop: str, prompts: Sequence[list[int]], max_queued: int) -> None:
+    def __init__(
+        self, options: dict[str, Any], *, stop: str, prompts: Sequence[list[int]], max_queued: int, at_end: str = ""
+    ) -> None:
         self._stop = stop
+        self._at_end = at_end
         self._prompts = prompts
         self._max_queued = max_queued
         self._submitted: queue.SimpleQueue[_Submission] = queue.SimpleQueue()
@@ -62,9 +66,14 @@ class Engine:
         `params` are `vllm.SamplingParams` without stop strings; how they return their output is set here. Raises StalledError
         if the engine takes no step for too long.
         """
-        submission = _Submission(prompt, params, seeds)
+        submission = _Submission(prompt, params, seeds, self._at_end)
         self._submitted.put(submission)
         return wait_for(submission.done, "a vLLM engine")
+
+    def text(self, prompt: list[int]) -> str:
+        """A prompt as text, its special tokens among it."""
+        text: str = self.llm.get_tokenizer().decode(prompt)
+        return text
 
     def _run(self, options: dict[str, Any], started: Future[None]) -> None:
         pending: dict[str, tuple[_Submission, int]] = {}
@@ -220,8 +229,9 @@ def _source_hash(*functions: Callable[..., Any]) -> str | None:
 class _Submission:
     """The rows of one call to `Engine.complete`, and the future that holds its result."""
 
-    def __init__(self, prompt: list[int], params: Any, seeds: Sequence[int]) -> None:
+    def __init__(self, prompt: list[int], params: Any, seeds: Sequence[int], at_end: str) -> None:
         self.prompt = prompt
+        self._at_end = at_end
         self.seeds = seeds
         self.done: Future[tuple[list[str], int]] = Future()
         self._params = params
@@ -249,7 +259,9 @@ class _Submission:
     def finish(self, row: int, completion: Any) -> None:
         if completion.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended a request with {completion.finish_reason!r}: {completion}")
-        self._texts[row] = completion.text
+        # Without a stop string a token ended it: the tokenizer's end of a text, or what a chat model has for it.
+        is_ended = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
+        self._texts[row] = completion.text + (self._at_end if is_ended else "")
         self._num_tokens += len(completion.token_ids)
         if len(self._texts) == len(self.seeds):
             self.done.set_result(([self._texts[row] for row in range(len(self.seeds))], self._num_tokens))

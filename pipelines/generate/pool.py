@@ -12,11 +12,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
+from pipelines.generate.endpoint import run_endpoint, spent_on
 from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, plan_shards
 from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
@@ -38,7 +40,9 @@ def generate(
     text), `shards/*.json` (a shard's commit) and, last, `yield.json`. The pool is, of each label, the shards
     0..k with k the first at which `num_per_label` is reached. With `exact` it ends at that number, and the rest
     of shard k is in `surplus/*.parquet`, with the pool's columns. A call on an output of an interrupted one
-    generates only what is missing or damaged.
+    generates only what is missing or damaged. With `config.prompting` the generator is not finetuned, and
+    `prompts/*.txt` are the first prompts of each label; with `config.endpoint` there is no generator (""), and `spent/*.json`
+    and the metrics have the tokens that were paid for, and `dollars`.
 
     Runs on the Ray cluster that `ray.init` connected to. `report` gets counts and throughput as shards are
     committed; its step is the number of committed shards. Returns counts (`parsed`, of which `surplus` are not
@@ -51,8 +55,10 @@ def generate(
     """
     started = time.perf_counter()
     resources = resources or Resources()
-    _check_request(resources)
-    model = _model_of(generator)
+    model = ""
+    if config.endpoint is None:
+        _check_request(resources)
+        model = _model_of(generator)
     num_per_label = config.num_by_label
     folder = ShardFolder(absolute(output))
     request = _request_hash(config)
@@ -64,7 +70,12 @@ def generate(
     missing = _missing(planned, folder, num_per_label, config.min_yield)
     while missing:
         num_before = len(folder.commits())
-        for row in run_engines(config, model, folder.output, missing, resources, request):
+        rows = (
+            run_endpoint(config, folder.output, missing, request)
+            if config.endpoint is not None
+            else run_engines(config, model, folder.output, missing, resources, request)
+        )
+        for row in rows:
             progress.add(row)
         # A second pass only if a worker skipped a shard on the strength of a commit that is gone since.
         missing = _missing(planned, folder, num_per_label, config.min_yield)
@@ -195,6 +206,10 @@ def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, 
         folder.set_aside(kept[label][-1], num)
     folder.remove_uncommitted()
 
+    spent: dict[str, float] = {}
+    if config.endpoint is not None:
+        used = spent_on(folder)
+        spent = {**asdict(used), "dollars": config.endpoint.dollars(used.prompt_tokens, used.completion_tokens)}
     rejected: Counter[str] = sum((Counter(commit.rejected) for commit in pool), Counter())
     generated = {label: sum(commit.count for commit in of_label) for label, of_label in kept.items()}
     summary = {
@@ -202,6 +217,7 @@ def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, 
         "surplus": surplus,
         "generated": generated,
         "rejected": dict(rejected.most_common()),
+        **({"prompting": identity(config.prompting)} if config.prompting else {}),
         "num_shards": {label: len(of_label) for label, of_label in kept.items()},
         "num_surplus_shards": len(surplus_shards),
     }
@@ -222,6 +238,7 @@ def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, 
         "num_shards": len(pool),
         "num_surplus_shards": len(surplus_shards),
         "generated_tokens": sum(commit.num_tokens for commit in pool),
+        **spent,
         **progress.times(),
         "total_s": time.perf_counter() - started,
     }

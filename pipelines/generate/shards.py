@@ -249,6 +249,14 @@ class ShardFolder:
         with self._files.open(f"{self._root}/{path}", "rb") as file:
             return parquet_table(file, join(self.output, path))
 
+    def read(self, path: str) -> bytes:
+        content: bytes = self._files.cat_file(f"{self._root}/{path}")
+        return content
+
+    def paths(self, folder: str, suffix: str) -> list[str]:
+        """The files of a folder that end in `suffix`, in the order of their names."""
+        return [f"{folder}/{name}{suffix}" for name in sorted(self._names(folder, suffix))]
+
     def _names(self, folder: str, suffix: str) -> set[str]:
         try:
             paths = self._files.ls(f"{self._root}/{folder}", detail=False)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,9 +26,11 @@ from pipelines.errors import UserError
 from pipelines.generate.config import STAND_IN, GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
-from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide
+from pipelines.generate.prompting import Shots, encode_prompted
+from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, plan_shards
 from pipelines.resources import Resources
 from pipelines.storage import fetch, is_local
+from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
 from pipelines.tasks.task import Task
@@ -41,6 +45,11 @@ MAX_RESTARTS = 2
 """How often an engine whose process died is started again in one call. Ray Data does it for ever, at a GPU's price."""
 
 PATIENCE_S = 60.0
+
+PROMPTS = "prompts"
+"""Folder of the prompts of a model that is not finetuned: the first of each label."""
+LEAST_ROOM = 16
+"""Tokens that a prompt has to leave for a text."""
 
 REJECTS_SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.string()), ("shard", pa.int32()), ("seed", pa.int64()),
@@ -61,7 +70,13 @@ def run_engines(
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardWriter,
         batch_size=1,
-        fn_constructor_kwargs={"config": config, "model": model, "output": output, "request": request, "resources": resources},
+        fn_constructor_kwargs={
+            "config": config,
+            "model": model,
+            "output": output,
+            "request": request,
+            "resources": resources,
+        },
         compute=ray.data.ActorPoolStrategy(
             size=num_workers,
             max_tasks_in_flight_per_actor=in_flight,
@@ -124,13 +139,13 @@ class ShardWriter:
         note_worker("a vLLM engine", [output])
         self._config = config
         self._request = request
-        self._targets = config.num_by_label
         self._folder = ShardFolder(output)
         self._lock = threading.Lock()
         on_gpu = resources.gpus_per_worker > 0
         warnings.filterwarnings("ignore", category=FutureWarning)
         path = fetch(model)
-        self._prompts = encode_prompts(path, config.task)
+        # Of a finetuned model by label, of a prompted one by shard.
+        self._prompts = prompts_of_shards(path, config) if config.prompting else encode_prompts(path, config.task)
         prompt_lengths = [len(prompt) for prompt in self._prompts.values()]
         gpu_bytes = 0
         if on_gpu and resources.gpus_per_worker < 1:
@@ -141,7 +156,9 @@ class ShardWriter:
             engine_options(config, path, resources, prompt_lengths, gpu_bytes),
             # The parser must see the marker: a text that ends in any other way may be cut off.
             stop=config.stop,
-            prompts=list(self._prompts.values()),
+            prompts=list(self._prompts.values())[: len(config.task.labels)],
+            # A finetuned model has learnt to write the marker; whatever else it ends with may be cut off.
+            at_end=config.end_marker if config.prompting else "",
             max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
         )
         self._ready = time.perf_counter()
@@ -164,35 +181,16 @@ class ShardWriter:
         }
 
     def _write(self, shard: Shard) -> Commit | None:
-        if not self._is_needed(shard):
+        if not is_needed(shard, self._config, self._folder, self._lock):
             return None
         seeds = [shard.row_seed(row) for row in range(shard.count)]
-        texts, num_tokens = self._engine.complete(self._prompts[shard.label], self._sampling(), seeds)
+        prompt = self._prompts[shard.name if self._config.prompting else shard.label]
+        texts, num_tokens = self._engine.complete(prompt, self._sampling(), seeds)
+        if self._config.prompting and shard.index == 0:
+            self._folder.write(f"{PROMPTS}/{shard.label}.txt", self._engine.text(prompt).encode())
         parsed, rejects = tables(shard, [self._config.completed(text) for text in texts], self._config)
         with self._lock:
             return self._folder.commit(shard, self._request, parsed, rejects, num_tokens)
-
-    def _is_needed(self, shard: Shard) -> bool:
-        waited_since = time.perf_counter()
-        num_committed = -1
-        while True:
-            # Of a machine that is to go alone, every shard counts that is finished before.
-            if run_notice_given():
-                return False
-            with self._lock:
-                commits = self._folder.commits()
-            if len(commits) > num_committed:
-                num_committed, waited_since = len(commits), time.perf_counter()
-            target = self._targets[shard.label]
-            match decide(shard, commits, target=target, min_yield=self._config.min_yield):
-                case Decision.SKIP:
-                    return False
-                case Decision.GENERATE:
-                    return True
-            # Whoever had the shards before this one may be gone.
-            if time.perf_counter() - waited_since > PATIENCE_S:
-                return True
-            time.sleep(0.2 if is_local(self._folder.output) else 2)
 
     def _sampling(self) -> Any:
         from vllm import SamplingParams
@@ -201,6 +199,30 @@ class ShardWriter:
         return SamplingParams(
             temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.max_new_tokens
         )
+
+
+def is_needed(shard: Shard, config: GenerationConfig, folder: ShardFolder, lock: threading.Lock) -> bool:
+    """Whether a shard has to be written, once that is known: others may be under way. False at a notice."""
+    waited_since = time.perf_counter()
+    num_committed = -1
+    while True:
+        # Of a machine that is to go alone, every shard counts that is finished before.
+        if run_notice_given():
+            return False
+        with lock:
+            commits = folder.commits()
+        if len(commits) > num_committed:
+            num_committed, waited_since = len(commits), time.perf_counter()
+        target = config.num_by_label[shard.label]
+        match decide(shard, commits, target=target, min_yield=config.min_yield):
+            case Decision.SKIP:
+                return False
+            case Decision.GENERATE:
+                return True
+        # Whoever had the shards before this one may be gone.
+        if time.perf_counter() - waited_since > PATIENCE_S:
+            return True
+        time.sleep(0.2 if is_local(folder.output) else 2)
 
 
 def _peak_gpu_memory_gib() -> float:
@@ -255,4 +277,30 @@ def encode_prompts(model: str, task: Task = NLI) -> dict[str, list[int]]:
         # In training the end-of-sequence token that some tokenizers add follows the end marker, not the
         # label.
         prompts[label] = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+    return prompts
+
+
+def prompts_of_shards(model: str, config: GenerationConfig) -> dict[str, list[int]]:
+    """Token ids of the prompt of each shard that may be needed, by the shard's name, for a model that is not finetuned.
+
+    Raises UserError for a prompt that leaves no room for a text, and as `encode_prompted` does.
+    """
+    from transformers import AutoTokenizer
+
+    task, prompting = config.task, config.prompting
+    assert prompting is not None
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    shots = Shots(prompting, task, read_examples(config.examples, task) if prompting.shots else None)
+    shards = plan_shards(config.num_by_label, shard_size=config.shard_size, min_yield=config.min_yield, seed=config.seed)
+    prompts = {
+        shard.name: encode_prompted(tokenizer, shard.label, shots.of(shard), prompting, task, config.end_marker)
+        for shard in shards
+    }
+    context = json.loads((Path(model) / "config.json").read_text()).get("max_position_embeddings")
+    longest = max(map(len, prompts.values()))
+    if context is not None and longest + LEAST_ROOM > context:
+        raise UserError(
+            f"shots={prompting.shots} make a prompt of {longest:,} tokens, and the model's context of {context:,} has to hold "
+            "what it writes, too; give fewer shots, or a model of a longer context"
+        )
     return prompts

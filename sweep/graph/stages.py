@@ -87,8 +87,13 @@ def _synthetic_pool(job: Job) -> Mapping[str, Any]:
 
     if isinstance(job.config, OwnPoolConfig):
         return prepare_own_pool(job.config, job.output)
-    config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
-    return generate(config, job.inputs["generator"], job.output, resources=job.resources, report=job.report)
+    if (endpoint := job.config.endpoint) is not None:
+        config = replace(job.config, generator_id=endpoint.model)
+    else:
+        config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
+    if "sources" in job.inputs:
+        config = replace(config, examples=join(job.inputs["sources"], "train.parquet"))
+    return generate(config, job.inputs.get("generator", ""), job.output, resources=job.resources, report=job.report)
 
 
 def _num_shards(output: str) -> int | None:

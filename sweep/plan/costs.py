@@ -24,6 +24,7 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_ends
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
+from pipelines.generate.prompting import instruction
 from sweep.graph.queue import in_common
 from sweep.graph.step import Step
 from sweep.plan.model_shape import ModelShape
@@ -153,6 +154,35 @@ def replication(costs: Iterable[StepCost]) -> Replication:
     )
 
 
+@dataclass(frozen=True)
+class EndpointCost:
+    """What a model behind an endpoint would be paid for the pools of some steps: texts, tokens read and written, US dollars."""
+
+    num_texts: float
+    prompt_tokens: float
+    completion_tokens: float
+    dollars: float
+
+
+def endpoint_costs(steps: Iterable[Step], table: CostTable) -> EndpointCost | None:
+    """The estimate for those of `steps` that ask an endpoint; None if there is none. Texts that do not parse are paid for, too.
+
+    Tokens are Llama 2's of NLI's texts; of an instruction, one for four characters.
+    """
+    costs = []
+    for step in steps:
+        config = step.config
+        if not isinstance(config, GenerationConfig) or config.endpoint is None or config.prompting is None:
+            continue
+        num_texts = sum(config.num_by_label.values()) / table["yield"]
+        asked = len(instruction(config.prompting, config.task, config.end_marker)) / 4
+        # Each example is shown with the request for it, about as long again, and the last request has none.
+        prompt = asked + (config.prompting.shots + 0.5) * 2 * table["tokens.generator_text"]
+        read, written = num_texts * prompt, num_texts * table["tokens.generated"]
+        costs.append((num_texts, read, written, config.endpoint.dollars(read, written)))
+    return EndpointCost(*map(sum, zip(*costs, strict=True))) if costs else None
+
+
 def rates(costs: Iterable[StepCost]) -> dict[tuple[str, float], Rate]:
     """(kind of work, batch size on one GPU) → how fast it is reckoned to be."""
     return {(cost.work.kind, cost.work.batch_size): cost.rate for cost in costs if cost.work and cost.rate}
@@ -275,7 +305,8 @@ class _Estimator:
             case ScratchModelConfig() if config.pretraining is not None:
                 num_examples = min(config.pretraining_examples or math.inf, self.num_examples["train"])
                 return self._finetuning(step, config.pretraining, num_examples, table["tokens.plain"])
-            case GenerationConfig():
+            # An endpoint's work is no GPU of ours: `endpoint_costs`.
+            case GenerationConfig() if config.endpoint is None:
                 num_texts = sum(config.num_by_label.values()) / table["yield"]
                 not_written = table["tokens.marker_rest"] if config.stop_early else 0
                 return Work("generate", num_texts, num_texts * (table["tokens.generated"] - not_written))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sweep.graph.identity import SHORT
 from sweep.graph.records import STAGES
-from sweep.plan.costs import Total, rates, total, unmeasured
+from sweep.plan.costs import EndpointCost, Total, rates, total, unmeasured
 from sweep.plan.plan import Plan, PlanCosts, Planned
 from sweep.plan.throughputs import CostTable, Gpu
 from sweep.study.experiment import Experiment
@@ -51,6 +51,8 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
         console.print(line)
     for line in _cost_lines(costs) if costs and missing else [f"no costs: {plan.why_no_costs}"] if plan.why_no_costs else []:
         console.print(line)
+    if plan.endpoint:
+        console.print(_endpoint_line(plan.endpoint))
     if all_steps:
         for planned in plan.steps:
             state = "cached" if planned.is_cached else f"build: {planned.reason}"
@@ -124,6 +126,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "stages": stages,
         "stale": plan.num_stale,
         "uncertain": plan.num_uncertain,
+        "endpoint": asdict(plan.endpoint) if plan.endpoint else None,
         "reasons": [{"stage": stage, "reason": reason, "steps": count} for (stage, reason), count in _reasons(plan).items()],
     }
     if not costs:
@@ -260,6 +263,15 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
         yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){at_once}"
     for assumption in costs.estimate.assumptions:
         yield f"  assumed: {assumption}"
+
+
+def _endpoint_line(cost: EndpointCost) -> str:
+    paid = f"${cost.dollars:,.2f}" if cost.dollars else "at no price"
+    read, written = _count(cost.prompt_tokens), _count(cost.completion_tokens)
+    return (
+        f"endpoint: {_count(cost.num_texts)} texts, {read} tokens read and {written} written, {paid}; an estimate, which no "
+        "time is reckoned for"
+    )
 
 
 def _replication_line(costs: PlanCosts) -> str:

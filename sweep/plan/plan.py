@@ -16,10 +16,12 @@ from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
 from sweep.graph.step import Step
 from sweep.plan.costs import (
+    EndpointCost,
     Estimate,
     Replication,
     StepCost,
     Total,
+    endpoint_costs,
     estimate_costs,
     group_seconds,
     replication,
@@ -208,6 +210,8 @@ class Plan:
     steps: Sequence[Planned]
     costs: PlanCosts | None
     why_no_costs: str = ""
+    endpoint: EndpointCost | None = None
+    """What an endpoint would be paid for missing pools."""
 
     @property
     def missing(self) -> list[Planned]:
@@ -242,10 +246,12 @@ def plan_study(
     grid = build_grid(experiment)
     check_pools(grid)
     steps = make_plan(grid, store, reasons=reasons, keep_dependents=keep_dependents)
+    endpoint = endpoint_costs([planned.step for planned in steps if not planned.is_cached], table)
     try:
-        return Plan(experiment, steps, cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others))
+        costs = cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others)
+        return Plan(experiment, steps, costs, endpoint=endpoint)
     except NoEstimate as error:
-        return Plan(experiment, steps, None, str(error))
+        return Plan(experiment, steps, None, str(error), endpoint)
 
 
 def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any] | None, str]:
@@ -306,13 +312,15 @@ def check_budget(plan: Plan, budget: float, spent: Spending = NOTHING) -> str:
             "say with --price what you pay for one hour of one, or leave --budget out to run all the same"
         )
     spent = spent.priced(gpu.price)
+    asked = plan.endpoint.dollars if plan.endpoint else 0.0
     basis = f"; {costs.unmeasured}" if costs.unmeasured else ""
     already = f"{describe(spent)} spent on it already and " if spent.gpu_hours else ""
     cost = (
         f"{already}what is missing of {plan.experiment.name} would cost about {dollars(hours * gpu.price)} ({hours:,.1f} "
         f"GPU-hours of {gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end{basis})"
+        + (f" and {dollars(asked)} of an endpoint's tokens" if asked else "")
     )
-    if spent.dollars + hours * gpu.price > budget:
+    if spent.dollars + hours * gpu.price + asked > budget:
         spot = f" (at spot's ${gpu.spot_price:g} it is {dollars(hours * gpu.spot_price)})" if gpu.spot_price is not None else ""
         raise OverBudgetError(
             f"{cost}, over the budget of {dollars(budget)}: raise --budget, say with --price what you pay{spot}, "

@@ -30,6 +30,7 @@ from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import KINDS, KNOWN_KINDS, STAGES, TRAINED_KINDS, check_study_name
 from sweep.study.claims import Claim
+from sweep.study.generators import EndpointGenerator, PromptedGenerator
 from sweep.study.paper_claims import PAPER_CLAIMS, axis_claims
 
 TRAJECTORIES = ("separate", "shared")
@@ -97,7 +98,7 @@ class Experiment:
     blindspot_set: str
     task: Task = added(NLI)
     task_model_base: PretrainedModelConfig | None = added(None)
-    generator: GeneratorConfig | None = field(default=None, kw_only=True)
+    generator: GeneratorConfig | PromptedGenerator | EndpointGenerator | None = field(default=None, kw_only=True)
     generation: GenerationConfig | None = field(default=None, kw_only=True)
     synthetic: str | Table | OwnPoolConfig | tuple[str | Table | OwnPoolConfig, ...] | None = field(
         default=None, kw_only=True, metadata={"role": "added"}
@@ -309,7 +310,8 @@ class Experiment:
                 )
 
     def _check_recipes(self) -> None:
-        if self.generator and self.generation and self.generator.end_marker != self.generation.end_marker:
+        is_finetuned = isinstance(self.generator, GeneratorConfig)
+        if is_finetuned and self.generation and self.generator.end_marker != self.generation.end_marker:
             raise UserError(
                 f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
                 f"for {self.generation.end_marker!r}; give both the same end_marker"

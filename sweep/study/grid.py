@@ -23,12 +23,14 @@ from pipelines.data.kinds import FILTERED, ORIGINAL, Kind, parts_of
 from pipelines.data.training_set import BIASED, JOINT, TrainingSetConfig, num_drawn, training_set_config
 from pipelines.evaluate.judge import JudgementConfig
 from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
+from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.resources import Resources
 from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
 from sweep.study.experiment import JUDGE_SEED, Experiment
+from sweep.study.generators import EndpointGenerator, PromptedGenerator
 
 GENERATION_SEEDS = 10_000
 """By how much the seeds of a generation's generators are above those of the one before: more than there are generators."""
@@ -75,8 +77,9 @@ class _Grid:
     ) -> Step:
         if "task" in getattr(config, "__dataclass_fields__", ()):
             config = replace(config, task=self.experiment.task)
-        # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes.
-        light = isinstance(config, UntrainedConfig)
+        # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes; an endpoint does the
+        # work of a pool elsewhere.
+        light = isinstance(config, UntrainedConfig) or getattr(config, "endpoint", None) is not None
         like = "evaluation" if stage == "judgement" and stage not in self.experiment.resources else stage
         resources = Resources() if light else self.experiment.resources.get(like, Resources())
         rehearsal = self.experiment.rehearsal
@@ -90,6 +93,8 @@ class _Grid:
         if experiment.own_pools:
             return self._add("synthetic_pool", f"pool{named}", experiment.own_pools[number], {}, which)
         assert experiment.generator is not None and experiment.generation is not None
+        if not isinstance(experiment.generator, GeneratorConfig):
+            return self._add_prompted_pool(number, named, which)
         texts = {"sources": self.sources}
         if generation > 1:
             which, named = which | {"generation": generation}, f"{named}-generation{generation}"
@@ -106,6 +111,19 @@ class _Grid:
         )
         config = replace(experiment.generation, seed=experiment.generation.seed + seed)
         return self._add("synthetic_pool", f"pool{named}", config, {"generator": generator}, which)
+
+    def _add_prompted_pool(self, number: int, named: str, which: Mapping[str, int]) -> Step:
+        """The pool of a model that is not finetuned, but sees examples of the training data in its prompts."""
+        generator, generation = self.experiment.generator, self.experiment.generation
+        assert isinstance(generator, PromptedGenerator | EndpointGenerator) and generation is not None
+        prompting = generator.prompting(number)
+        config = replace(generation, seed=generation.seed + number, prompting=prompting)
+        inputs = {"sources": self.sources} if prompting.shots else {}
+        if isinstance(generator, EndpointGenerator):
+            config = replace(config, endpoint=generator.endpoint)
+        else:
+            inputs["generator"] = self._add("base_model", "prompted", generator.base_model)
+        return self._add("synthetic_pool", f"pool{named}", config, inputs, which)
 
     def _which(self, number: int) -> dict[str, int]:
         """The coordinate that says which generator; a study of one has none."""

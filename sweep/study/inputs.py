@@ -1,7 +1,7 @@
 """A study's inputs from outside: its data, its weights, its own pools. A plan can do without them, a run cannot."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from pipelines.models.hub import hub_repository
 from pipelines.tables.hub import is_on_hub
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
+from sweep.study.generators import PromptedGenerator
 
 
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
     """A line for each input that is not here; nothing is said to be built from it."""
     lines = list(missing_data(experiment))
-    for base in (experiment.base_model, experiment.task_model_base):
-        if not isinstance(base, PretrainedModelConfig) or _is_known(base):
+    for base in _checkpoints(experiment):
+        if _is_known(base):
             continue
         if hub_repository(base.path) is not None:
             lines.append(f"weights: {base.path} is not in the Hugging Face cache; a run fetches it")
@@ -99,13 +100,27 @@ def with_inputs(experiment: Experiment) -> Experiment:
     if not all(pool.is_known for pool in experiment.own_pools):
         experiment = replace(experiment, synthetic=tuple(pool.with_content() for pool in experiment.own_pools))
     for name in ("base_model", "task_model_base"):
-        base = getattr(experiment, name)
-        if isinstance(base, PretrainedModelConfig) and not _is_known(base):
-            described = pretrained_model_config(
-                base.path, revision=base.revision, dtype=base.dtype, quantization=base.quantization, download=True
-            )
-            experiment = replace(experiment, **{name: described})
+        if isinstance(base := getattr(experiment, name), PretrainedModelConfig):
+            experiment = replace(experiment, **{name: _described(base)})
+    if isinstance(prompted := experiment.generator, PromptedGenerator):
+        experiment = replace(experiment, generator=replace(prompted, model=_described(prompted.base_model, chat=True)))
     return experiment
+
+
+def _checkpoints(experiment: Experiment) -> Iterator[PretrainedModelConfig]:
+    for base in (experiment.base_model, experiment.task_model_base):
+        if isinstance(base, PretrainedModelConfig):
+            yield base
+    if isinstance(experiment.generator, PromptedGenerator):
+        yield experiment.generator.base_model
+
+
+def _described(model: PretrainedModelConfig, *, chat: bool = False) -> PretrainedModelConfig:
+    if _is_known(model):
+        return model
+    return pretrained_model_config(
+        model.path, revision=model.revision, dtype=model.dtype, quantization=model.quantization, download=True, chat=chat
+    )
 
 
 def check_sizes(experiment: Experiment) -> None:

@@ -137,7 +137,7 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     if isinstance(experiment.generator, GeneratorConfig):
         yield from _recipe("G", PAPER_GENERATOR, experiment.generator.finetune)
     else:
-        ours = "a pool of one's own" if experiment.own_pools else "none"
+        ours = "a pool of one's own" if experiment.own_pools else type(experiment.generator).__name__
         yield Note("generator", "Llama-2-7B, finetuned", ours, chosen)
     if experiment.generation is not None:
         yield from _pool(experiment.generation)

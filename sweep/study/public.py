@@ -24,6 +24,7 @@ from pipelines.tasks.task import Field, Task
 from pipelines.tasks.test_sets import TestSet
 from sweep.study.claims import Claim, Comparison, Difference
 from sweep.study.experiment import Experiment
+from sweep.study.generators import EndpointGenerator, PromptedGenerator
 from sweep.study.measures import Measure
 from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 from sweep.study.paper_claims import PAPER_CLAIMS
@@ -41,6 +42,7 @@ __all__ = [
     "Claim",
     "Comparison",
     "Difference",
+    "EndpointGenerator",
     "EvaluationConfig",
     "Experiment",
     "Field",
@@ -53,6 +55,7 @@ __all__ = [
     "Mix",
     "NLISourcesConfig",
     "PretrainedModelConfig",
+    "PromptedGenerator",
     "RandomModelConfig",
     "Resources",
     "ScratchModelConfig",

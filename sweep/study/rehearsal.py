@@ -19,6 +19,7 @@ from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.tasks.nli import NLI
 from sweep.graph.records import STAGES, Record
 from sweep.study.experiment import Experiment
+from sweep.study.generators import EndpointGenerator, PromptedGenerator
 
 STEPS = 3
 """Optimizer steps of a finetuning: the first allocates the optimizer's state, the second is what all others are like."""
@@ -90,8 +91,10 @@ def rehearsal(experiment: Experiment) -> Experiment:
     )
 
 
-def _short_generator(generator: GeneratorConfig | None) -> GeneratorConfig | None:
-    return replace(generator, finetune=_short(generator.finetune)) if generator else None
+def _short_generator(
+    generator: GeneratorConfig | PromptedGenerator | EndpointGenerator | None,
+) -> GeneratorConfig | PromptedGenerator | EndpointGenerator | None:
+    return replace(generator, finetune=_short(generator.finetune)) if isinstance(generator, GeneratorConfig) else generator
 
 
 def _unfiltered(kind: Kind) -> Kind:

@@ -13,11 +13,11 @@ from tests.pipelines.tiny_generator import SENTIMENT
 def test_every_field_is_identity_or_runtime_on_purpose() -> None:
     assert identity_fields(GenerationConfig) == {
         "num_per_label", "exact", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
-        "end_marker", "dtype", "stand_ins", "stop_early", "task",
+        "end_marker", "dtype", "stand_ins", "stop_early", "task", "prompting", "endpoint",
     }  # fmt: skip
     assert runtime_fields(GenerationConfig) == {
         "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process", "attention_backend",
-        "gpu_memory_utilization", "cpu_kv_cache_gib", "progress_bars", "generator_id",
+        "gpu_memory_utilization", "cpu_kv_cache_gib", "progress_bars", "generator_id", "examples",
     }  # fmt: skip
 
 

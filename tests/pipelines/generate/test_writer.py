@@ -12,7 +12,7 @@ from pipelines.errors import NoticeError
 from pipelines.generate import pool, writer
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import Shard, ShardFolder
-from pipelines.generate.writer import ShardWriter, encode_prompts, tables
+from pipelines.generate.writer import ShardWriter, encode_prompts, is_needed, tables
 from pipelines.tasks.nli import LABELS
 from tests.pipelines.tiny_generator import SENTIMENT, known_text
 
@@ -95,9 +95,9 @@ def test_at_a_notice_no_shard_is_begun_and_those_that_are_committed_count(
         nonlocal given
         one = object.__new__(ShardWriter)
         one._config, one._request, one._lock = config, _[-1], threading.Lock()
-        one._folder, one._targets = ShardFolder(output), config.num_by_label
+        one._folder = ShardFolder(output)
         for shard in shards:
-            if not one._is_needed(shard):
+            if not is_needed(shard, config, one._folder, one._lock):
                 continue
             given = True
             begun.append(shard.name)

@@ -102,9 +102,19 @@ CLASSES = {
         "",
     ),
     "pipelines.generate.config.GenerationConfig": (
-        "num_per_label exact shard_size seed temperature top_p top_k max_new_tokens end_marker dtype stand_ins stop_early task",
+        "num_per_label exact shard_size seed temperature top_p top_k max_new_tokens end_marker dtype stand_ins stop_early task "
+        "prompting endpoint",
         "min_yield max_num_seqs shards_in_flight enforce_eager engine_process attention_backend gpu_memory_utilization "
-        "cpu_kv_cache_gib progress_bars generator_id",
+        "cpu_kv_cache_gib progress_bars generator_id examples",
+    ),
+    "pipelines.generate.prompting.Prompting": (
+        "instruction shots shots_seed chat",
+        "",
+    ),
+    "pipelines.generate.prompting.Endpoint": (
+        "model",
+        "url price_per_million_input_tokens price_per_million_output_tokens concurrency api_key_env most_attempts timeout_s "
+        "backoff_s",
     ),
     "pipelines.data.own_pool.OwnPoolConfig": (
         "table task",
