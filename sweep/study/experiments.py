@@ -360,7 +360,7 @@ def paper_fast(
         generators=generators,
         challenges=challenges,
     )
-    assert study.generator is not None and study.generation is not None, "the paper's study has a generator"
+    assert isinstance(study.generator, GeneratorConfig) and study.generation is not None, "the paper's generator is finetuned"
     task_model, generator = (
         replace(
             recipe,

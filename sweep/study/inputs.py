@@ -99,9 +99,10 @@ def with_inputs(experiment: Experiment) -> Experiment:
             raise UserError(f"no pool at {pool.table.path}; restore the file, or give another: synthetic=FILE")
     if not all(pool.is_known for pool in experiment.own_pools):
         experiment = replace(experiment, synthetic=tuple(pool.with_content() for pool in experiment.own_pools))
-    for name in ("base_model", "task_model_base"):
-        if isinstance(base := getattr(experiment, name), PretrainedModelConfig):
-            experiment = replace(experiment, **{name: _described(base)})
+    if isinstance(experiment.base_model, PretrainedModelConfig):
+        experiment = replace(experiment, base_model=_described(experiment.base_model))
+    if experiment.task_model_base is not None:
+        experiment = replace(experiment, task_model_base=_described(experiment.task_model_base))
     if isinstance(prompted := experiment.generator, PromptedGenerator):
         experiment = replace(experiment, generator=replace(prompted, model=_described(prompted.base_model, chat=True)))
     return experiment

@@ -17,7 +17,7 @@ from pipelines.generate.shards import Shard
 from pipelines.generate.writer import prompts_of_shards
 from pipelines.resources import Resources
 from pipelines.tasks.examples import read_examples, write_examples
-from pipelines.tasks.prompts import EN_DASH, generator_text
+from pipelines.tasks.prompts import EN_DASH
 from tests.pipelines.tiny_generator import KNOWN_SENTENCES, SENTIMENT, save_models
 
 ROOT = Path(__file__).parents[3]
@@ -138,17 +138,19 @@ def ray_address() -> Iterator[None]:
 @pytest.mark.parametrize("ends_by_itself", [False, True])
 def test_a_prompted_model_writes_a_pool(ray_address: None, tmp_path: Path, ends_by_itself: bool) -> None:
     """One that has learnt to go on as the examples do: with the end marker, or with the end of a text in its place."""
-    end = "</s>" if ends_by_itself else EN_DASH
-    texts = [
-        generator_text(label, {"sentence": sentence}, task=SENTIMENT).removesuffix(EN_DASH) + end
+    data, prompting = training_data(3), Prompting("Go on.", shots=1)
+    shots = [Shot(row["label"], row) for row in data.to_pylist()]
+    save_models(tmp_path, [
+        f"{plain_prompt(label, [shot], prompting, SENTIMENT)}. Sentence: {sentence}{'</s>' if ends_by_itself else EN_DASH}"
         for label, sentence in KNOWN_SENTENCES.items()
-    ]
-    save_models(tmp_path, texts)
+        for shot in shots
+        if shot.label == label
+    ])  # fmt: skip
     train = tmp_path / "train.parquet"
-    write_examples(training_data(), train, SENTIMENT)
+    write_examples(data, train, SENTIMENT)
     config = GenerationConfig(
         num_per_label=20, shard_size=24, max_new_tokens=40, dtype="float32", generator_id="tiny", task=SENTIMENT,
-        prompting=Prompting("Go on.", shots=1), examples=str(train), min_yield=0.05,
+        prompting=prompting, examples=str(train), min_yield=0.05,
     )  # fmt: skip
     metrics = generate(config, str(tmp_path / "trained"), str(tmp_path / "out"), resources=Resources())
     examples = read_examples(tmp_path / "out" / "pool", SENTIMENT)

@@ -171,7 +171,10 @@ SETTINGS = {
         ({"generations": 0}, "generations=0: the first is trained on original data"),
         ({"generations": 2, "kinds": ("original", "biased_synthetic")}, "has no 'synthetic' of the first"),
         ({"accumulate": True}, "give generations=2"),
-        ({"generations": 2, "synthetic": "pool.parquet", "generator": None, "generation": None}, "the first is of no finetuned generator"),
+        (
+            {"generations": 2, "synthetic": "pool.parquet", "generator": None, "generation": None},
+            "the first is of no finetuned generator",
+        ),
         ({"trajectories": "shared", "training": "joint"}, "trajectories='shared' with training='joint'"),
     ],
 )
