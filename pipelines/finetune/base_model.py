@@ -120,7 +120,7 @@ def pretrained_model_config(
 ) -> PretrainedModelConfig:
     """Describe the checkpoint at `path`, a folder, a `.gguf` file or `org/name[@revision]` on the hub, by its files' hashes.
 
-        With `chat` a chat template that is a file of its own is among them. What is on the hub is looked for in its local cache;
+    With `chat` a chat template that is a file of its own is among them. What is on the hub is looked for in its local cache;
     with `download` it is fetched. Its commit becomes the revision. With `may_be_absent`, weights that are not here are
     described by a file of unknown hash: enough to plan with. Otherwise raises UserError if they are missing, lack config,
     tokenizer or safetensors (pickled weights are never read), or are of an architecture that is not known here

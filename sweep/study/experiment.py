@@ -310,10 +310,10 @@ class Experiment:
                 )
 
     def _check_recipes(self) -> None:
-        is_finetuned = isinstance(self.generator, GeneratorConfig)
-        if is_finetuned and self.generation and self.generator.end_marker != self.generation.end_marker:
+        finetuned = self.generator if isinstance(self.generator, GeneratorConfig) else None
+        if finetuned and self.generation and finetuned.end_marker != self.generation.end_marker:
             raise UserError(
-                f"the generator is taught the end marker {self.generator.end_marker!r} and generation waits "
+                f"the generator is taught the end marker {finetuned.end_marker!r} and generation waits "
                 f"for {self.generation.end_marker!r}; give both the same end_marker"
             )
         for name, recipe, base in self._recipes:

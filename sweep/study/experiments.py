@@ -360,7 +360,7 @@ def paper_fast(
         generators=generators,
         challenges=challenges,
     )
-    assert isinstance(study.generator, GeneratorConfig) and study.generation is not None, "the paper's generator is finetuned"
+    assert isinstance(study.generator, GeneratorConfig) and study.generation is not None, "the paper finetunes its generator"
     task_model, generator = (
         replace(
             recipe,
