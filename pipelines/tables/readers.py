@@ -31,8 +31,8 @@ LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _TEXT_SUFFIXES = (*TABLE_SUFFIXES, *LINES_SUFFIXES)
 COMPRESSED = ".gz"
 FORMATS = (
-    "give a .parquet, .csv, .tsv or .jsonl file, a folder of .parquet files, or a dataset folder that Hugging Face's "
-    "save_to_disk wrote"
+    "give a .parquet, .csv, .tsv or .jsonl file (text also as .gz), a folder of .parquet files, or a dataset folder that "
+    "Hugging Face's save_to_disk wrote"
 )
 
 
@@ -150,43 +150,46 @@ def table_dialect(file: Path) -> Dialect:
     return Dialect(delimiter, has_quotes, next(_cells([line.rstrip("\r\n")], delimiter, has_quotes), []))
 
 
-_QUOTED_CELL = r'"(?:[^"]|"")*"'
-_TABBED = re.compile(rf'(?:{_QUOTED_CELL}|[^\t"]*)(?:\t(?:{_QUOTED_CELL}|[^\t"]*))*')
+_QUOTED = r'"(?:[^"]|"")*"'
+_CELL = rf'(?:{_QUOTED}|(?:[^\t\r\n"][^\t\r\n]*)?)'
+_RECORD = re.compile(rf"{_CELL}(?:\t{_CELL})*")
+_OPEN_RECORD = re.compile(rf'(?:{_CELL}\t)*"(?:[^"]|"")*')
+_QUOTED_CELLS = re.compile(rf"(?:^|(?<=\t)){_QUOTED}(?=\t|$)")
 MAX_QUOTED_LINES = 1_000
 """A cell with more lines is no cell, but an unpaired quotation mark that is text."""
 
 
 def _is_quoted(file: Path, *, encloses_all: bool) -> bool:
-    """Whether all quotation marks of a tab-separated file are where a csv writer puts them: around cells that need them.
+    """Whether the cells of a tab-separated file that begin with a quotation mark are enclosed by a csv writer.
 
     NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS), also around a whole cell. A writer
-    encloses a cell that has a quotation mark, a tab or a line break; or every cell, the header's, too.
+    encloses a cell that has a quotation mark, a tab or a line break in it; or every cell, the header's, too. All such cells of
+    the file have to be like that, and there is one. Marks within other cells are text in any case.
     """
     is_found = False
     for record in _records_with_quotes(file):
-        if not _TABBED.fullmatch(record):
+        if not _RECORD.fullmatch(record):
             return False
-        quoted = re.findall(rf"(?:^|(?<=\t)){_QUOTED_CELL}", record)
+        quoted = _QUOTED_CELLS.findall(record)
         if not encloses_all and any(not re.search('""|[\t\r\n]', cell[1:-1]) for cell in quoted):
             return False
-        is_found = True
+        is_found = is_found or bool(quoted)
     return is_found
 
 
 def _records_with_quotes(file: Path) -> Iterator[str]:
     """The lines that have quotation marks, those of a cell with line breaks together; the last one may be unpaired."""
-    record: list[str] = []
+    record, num_lines = "", 0
     with opened(file) as binary:
         for line in io.TextIOWrapper(binary, encoding="utf-8-sig", errors="replace", newline="\n"):
             if not record and '"' not in line:
                 continue
-            record.append(line)
-            text = "".join(record)
-            if text.count('"') % 2 == 0 or len(record) > MAX_QUOTED_LINES:
-                yield text.rstrip("\r\n")
-                record = []
+            record, num_lines = record + line, num_lines + 1
+            if num_lines > MAX_QUOTED_LINES or not _OPEN_RECORD.fullmatch(record):
+                yield record.rstrip("\r\n")
+                record, num_lines = "", 0
     if record:
-        yield "".join(record)
+        yield record
 
 
 def _cells(lines: Iterable[str], delimiter: str, has_quotes: bool) -> Any:

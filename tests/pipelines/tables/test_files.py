@@ -74,7 +74,7 @@ def test_tab_separated_cells_as_csv_writers_quote_them(tmp_path: Path, quoting: 
         ['"Yes."', "No."],
         ['"Yes', "and no more"],
         ['"Yes," he said.', 'He said ""no"" twice', "x"],
-        ['"A ""quoted"" word"', 'and one that is "not"'],
+        ['5" pipes', 'and "no" others', "x"],
         ['"', "plain"],
         ['"'] + ["plain"] * 2_000 + ['"'],
     ],
@@ -82,6 +82,11 @@ def test_tab_separated_cells_as_csv_writers_quote_them(tmp_path: Path, quoting: 
 def test_quotation_marks_that_are_text_stay(tmp_path: Path, wanted: list[str]) -> None:
     (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t1\n" for text in wanted))
     assert texts(open_table(tmp_path / "a.tsv", TEXT)) == wanted
+
+
+def test_marks_within_cells_are_text_beside_cells_that_a_writer_enclosed(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"He said ""no"" twice"\t1\nhe said "no" twice\t0\n5" pipes\t0\n')
+    assert texts(open_table(tmp_path / "a.tsv", TEXT)) == ['He said "no" twice', 'he said "no" twice', '5" pipes']
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])

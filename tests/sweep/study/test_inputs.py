@@ -1,8 +1,9 @@
 """What a study asks of its sources is checked before anything is built."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.data.kinds import Added, Mix
@@ -10,8 +11,12 @@ from pipelines.data.table_sources import Table, TableSources
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.tasks.examples import read_examples, write_examples
+from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Field, Task
+from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import Store
+from sweep.graph.stages import REGISTRY, Job
 from sweep.plan.plan import plan_study
 from sweep.plan.throughputs import read_table
 from sweep.study.experiment import Experiment
@@ -109,3 +114,59 @@ def test_data_of_another_task_is_refused() -> None:
             UserError, match=r"template corpus have premise, hypothesis .* the task sentiment|maps onto 'entailment'"
         ):
             sources.for_task(sentiment)
+
+
+@dataclass(frozen=True)
+class Echoes:
+    """Sources of another make: each training text is tested, too."""
+
+    num_per_label: int = 20
+
+    test_sets = (TestSet("echoes"),)
+    set_names = ("echoes",)
+
+    @property
+    def for_training(self) -> "Echoes":
+        return self
+
+    def for_task(self, task: Task) -> "Echoes":
+        return self
+
+    def missing(self, folder: str) -> tuple[str, ...]:
+        return ()
+
+    def with_content(self, folder: str) -> "Echoes":
+        return self
+
+    def counts(self, folder: str) -> dict[str, int]:
+        num = self.num_per_label * len(NLI.labels)
+        by_label = {f"train/{label}": self.num_per_label for label in NLI.labels}
+        return {"train/num_examples": num, "echoes/num_examples": num, **by_label}
+
+    def read_as(self, folder: str) -> dict[str, str]:
+        return {}
+
+    def prepare(self, output: str, *, folder: str) -> dict[str, int]:
+        rows = [
+            {"id": f"{label}-{n}", "premise": f"p{n}", "hypothesis": label, "label": label}
+            for label in NLI.labels
+            for n in range(self.num_per_label)
+        ]
+        for name in ("train", "dev", "echoes"):
+            write_examples(pa.Table.from_pylist(rows), f"{output}/{name}.parquet")
+        return self.counts(folder)
+
+
+def test_sources_of_any_make_are_planned_checked_and_prepared(tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(sets=("echoes",), heuristics=(demo().heuristic,))
+    study = replace(
+        demo(), sources=Echoes(), evaluation=evaluation, general_set="echoes", blindspot_set="echoes", training_sizes=(60,)
+    )
+    (sources,) = [step for step in build_grid(study) if step.stage == "sources"]
+    metrics = REGISTRY["sources"].run(Job(sources.config, {}, str(tmp_path)))
+    assert metrics["train/num_examples"] == 60 and read_examples(tmp_path / "echoes.parquet").num_rows == 60
+    check_sizes(study)
+    with pytest.raises(UserError, match="training_sizes has 63, and the data has at most 60 training rows"):
+        check_sizes(replace(study, training_sizes=(63,)))
+    evaluations = [step for step in build_grid(study) if step.stage == "evaluation"]
+    assert {step.config.test_sets for step in evaluations} == {(TestSet("echoes"),)}
