@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import json
@@ -146,7 +147,7 @@ def table_dialect(file: Path) -> Dialect:
         raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
     if delimiter == "," and "," not in line:
         delimiter = next((mark for mark in (";", "\t") if mark in line), ",")
-    has_quotes = delimiter != "\t" or _is_quoted(file, encloses_all=line.startswith('"'))
+    has_quotes = delimiter != "\t" or _is_quoted(file.absolute(), file.stat().st_mtime_ns, encloses_all=line.startswith('"'))
     return Dialect(delimiter, has_quotes, next(_cells([line.rstrip("\r\n")], delimiter, has_quotes), []))
 
 
@@ -159,7 +160,8 @@ MAX_QUOTED_LINES = 1_000
 """A cell with more lines is no cell, but an unpaired quotation mark that is text."""
 
 
-def _is_quoted(file: Path, *, encloses_all: bool) -> bool:
+@functools.lru_cache(maxsize=64)
+def _is_quoted(file: Path, changed_ns: int, *, encloses_all: bool) -> bool:
     """Whether the cells of a tab-separated file that begin with a quotation mark are enclosed by a csv writer.
 
     NLI corpora in tab-separated files have quotation marks that are text (MultiNLI, HANS), also around a whole cell. A writer

@@ -84,6 +84,12 @@ def test_quotation_marks_that_are_text_stay(tmp_path: Path, wanted: list[str]) -
     assert texts(open_table(tmp_path / "a.tsv", TEXT)) == wanted
 
 
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("a.txt", "\t")])
+def test_cells_are_between_the_marks_that_the_header_has(tmp_path: Path, name: str, mark: str) -> None:
+    (tmp_path / name).write_text(f"text{mark}label\na b{mark}1\n")
+    assert texts(open_table(tmp_path / name, TEXT)) == ["a b"]
+
+
 def test_marks_within_cells_are_text_beside_cells_that_a_writer_enclosed(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('text\tlabel\n"He said ""no"" twice"\t1\nhe said "no" twice\t0\n5" pipes\t0\n')
     assert texts(open_table(tmp_path / "a.tsv", TEXT)) == ['He said "no" twice', 'he said "no" twice', '5" pipes']
