@@ -42,10 +42,10 @@ ONE_SEED = (
 HOW_TO_READ = (
     "Differences of accuracy in points, paired by seed, as means over the study's settings (a starting point and a training "
     "size); each setting is a faint mark. A heuristic that training data teaches lowers accuracy where going by it is wrong "
-    "and not where it is right; where both fall, the model has lost something else. Biased sets go by the study's own "
-    "heuristic, so that biased − synthetic says how far that one reaches into each set. This is no claim of the study's: it is "
+    "and not where it is right; where both fall, the model has lost something else. This is no claim of the study's: it is "
     "exploratory, and 'clear' is at 5 % of false discoveries over all sets (Benjamini and Hochberg)."
 )
+CONTROL = "Biased sets go by the study's own heuristic, so that biased − synthetic says how far that one reaches into each set."
 
 
 def sets_needed(study: Study, frame: pd.DataFrame) -> tuple[str, ...]:
@@ -66,6 +66,8 @@ def generality_block(
         return [], None, pd.DataFrame()
     title = evidence.title(evidence.blindspot_set)
     text = [_answer(found, evidence, title), HOW_TO_READ]
+    if any((change.treatment, change.control) == CHANGES[1] for change in found):
+        text.append(CONTROL)
     units = "generators" if evidence.num_generators > 1 else "seeds"
     caption = (
         f"What synthetic data changes, and what bias adds, on each test set. Lines are 95 % intervals over {units} and "

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from analysis.report.generality import ONE_SEED, generality_block, sets_needed
+from analysis.report.generality import CONTROL, ONE_SEED, generality_block, sets_needed
 from analysis.report.report import build_report
 from analysis.study.frame import evaluation_frame
 from analysis.study.generality import Place, places, sets_with_halves
@@ -135,6 +135,7 @@ def test_the_halves_are_those_of_each_set_and_of_each_heuristic(tmp_path: Path) 
 def test_an_effect_on_other_sets_is_not_the_blindspots_alone(tmp_path: Path) -> None:
     text, numbers = answered(tmp_path, HERE | ON_MED)
     assert "clearly lower on Template probe (lexical overlap) and MED and clearly higher on none, of four" in text
+    assert CONTROL in text
     assert "The effect is not Template probe's alone." in text and "as well, which no heuristic" not in text
     effects = numbers[numbers["control"] == "original"].set_index(["set", "half"])
     downward = effects.loc[("med", "adversarial")]
