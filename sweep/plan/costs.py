@@ -233,6 +233,8 @@ def estimate_costs(
         shapes[task_base.fingerprint] = _shape(task_base, task_settings)
     estimator = _Estimator(table, gpu, shape, shapes, num_examples)
     costs = tuple(_with_gpu_seconds([estimator.cost(step) for step in steps]))
+    if any(isinstance(step.config, GenerationConfig) and step.config.prompting and not step.config.endpoint for step in steps):
+        assumptions.append("the prompted model is reckoned at the base model's size, and reading its prompts at no time")
     if num_on_cpus := sum(cost.work is not None and cost.rate is None for cost in costs):
         assumptions.append(f"{num_on_cpus} steps compute on CPUs, for which there is no figure: only their setup is counted")
     return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
@@ -332,7 +334,7 @@ class _Estimator:
         """Examples that an evaluation or a judgement reads, by set."""
         counts = {name: self._num_evaluated(name) for name in step.config.sets}
         if isinstance(step.config, JudgementConfig):
-            counts["pool"] = sum(step.inputs["pool"].config.num_by_label.values())
+            counts["pool"] = _num_in_pool(step.inputs["pool"].config)
         return counts
 
     def _num_evaluated(self, name: str) -> int:
@@ -351,7 +353,7 @@ class _Estimator:
             case GeneratorConfig():
                 return self.shape(step).num_parameters * BYTES_PER_NUMBER[config.finetune.dtype]
             case GenerationConfig() | OwnPoolConfig():
-                return sum(config.num_by_label.values()) * table["bytes.pool"]
+                return _num_in_pool(config) * table["bytes.pool"]
             case TrainingSetConfig():
                 return num_drawn(config) * table["bytes.examples"]
             case UntrainedConfig() | TaskModelConfig():
@@ -414,6 +416,12 @@ class _Estimator:
         if finetune is None or not 0 < finetune.checkpoint_every < work.num_examples / finetune.batch_size:
             return 0
         return 2 * self._num_trained(step, finetune) * (BYTES_PER_NUMBER[finetune.dtype] + STATE_BYTES)
+
+
+def _num_in_pool(config: GenerationConfig | OwnPoolConfig) -> int:
+    if isinstance(config, OwnPoolConfig) and not config.is_known:
+        raise NoEstimate(f"how many examples {config.table.path} has is unknown before it is there")
+    return sum(config.num_by_label.values())
 
 
 def _num_trained_on(step: Step) -> int:

@@ -127,6 +127,14 @@ def test_a_pool_that_is_not_there_can_be_planned_and_not_run(with_pool: Callable
         with_inputs(study)
 
 
+def test_a_pool_that_is_not_there_has_no_costs(llama: Experiment, tmp_path: Path) -> None:
+    base_model = replace(llama.base_model, path="Llama-2-7b-hf")  # type: ignore[type-var]
+    study = replace(llama, generator=None, generation=None, base_model=base_model, synthetic=str(tmp_path / "none.csv"))
+    table = read_table()
+    plan = plan_study(study, Store(tmp_path / "store"), table, lambda _: table.gpu("h100"), None)
+    assert plan.costs is None and "none.csv has is unknown before it is there" in plan.why_no_costs
+
+
 def test_a_rehearsal_draws_from_the_same_pool(with_pool: Callable[..., Experiment], tmp_path: Path) -> None:
     study = with_pool(write_pool(tmp_path / "mine.csv", 200))
     short = rehearsal(study)

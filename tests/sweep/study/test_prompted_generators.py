@@ -123,6 +123,16 @@ def test_a_budget_counts_an_endpoints_tokens(llama: Experiment, tmp_path: Path) 
     assert "of an endpoint's tokens, within the budget" in check_budget(plan, of_gpus + plan.endpoint.dollars * 1.01)
 
 
+def test_the_plan_says_how_a_prompted_model_is_reckoned(llama: Experiment, prompted: Experiment, tmp_path: Path) -> None:
+    base_model = replace(llama.base_model, path="Llama-2-7b-hf")  # type: ignore[type-var]
+    generation = replace(llama.generation, num_per_label=30_000)
+    study = replace(llama, generator=prompted.generator, generation=generation, base_model=base_model)
+    plan = plan_of(study, tmp_path)
+    assert plan.costs is not None and plan.endpoint is None
+    assert any("the prompted model is reckoned" in line for line in plan.costs.estimate.assumptions)
+    assert plan.costs.replication.generator > 0, "one more generator is one more pool"
+
+
 def test_rehearsals_keep_what_writes(prompted: Experiment, asked: Experiment) -> None:
     for study in (prompted, asked):
         short = rehearsal(study)
