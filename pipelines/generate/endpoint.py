@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SPENT = "spent"
 LONGEST_WAIT_S = 60.0
+LONGEST_ASKED_S = 600.0
+"""A server that asks for a longer pause has a quota that is used up: a run does not sit it out."""
 RETRIED = frozenset({408, 409, 425, 429})
 """Besides 500 and above: the server says that the same request may succeed later."""
 
@@ -182,11 +184,16 @@ class _Writer:
                 if response.is_success:
                     try:
                         return dict(response.json()), attempt
-                    except ValueError:
+                    except (TypeError, ValueError):
                         why = f"{response.status_code} with no JSON"
                 elif response.status_code in RETRIED or response.status_code >= 500:
                     why = f"{response.status_code}: {self._shown(response)}"
                     pause = _asked_pause(response.headers.get("Retry-After"), time.time, pause)
+                    if pause > LONGEST_ASKED_S:
+                        raise UserError(
+                            f"{endpoint.url} asks for a pause of {pause:,.0f} s ({self._shown(response)}); run again then: "
+                            "committed shards are kept"
+                        )
                 else:
                     raise UserError(
                         f"{endpoint.url} refuses requests of model={endpoint.model!r} with {response.status_code} "

@@ -175,6 +175,7 @@ def test_a_server_that_keeps_failing_is_told_and_committed_shards_are_kept(
             (401, {}, f"Incorrect API key provided: {KEY}"),
             r"refuses requests of model='a-model' with 401 \(.*provided: …\); see",
         ),
+        ((429, {"Retry-After": "86400"}, "quota"), r"asks for a pause of 86,400 s \(quota\); run again then"),
         ((404, {}, "no such model"), r"with 404 \(no such model\)"),
         ((200, {}, {"object": "list"}), "answered with no chat completion"),
     ],
