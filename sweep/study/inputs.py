@@ -91,8 +91,8 @@ def with_inputs(experiment: Experiment) -> Experiment:
         raise UserError(
             f"{experiment.name} has random weights, which are for a rehearsal: add --rehearse, or leave -p weights=random out"
         )
-    if (sources := experiment.sources.with_content(experiment.sources_folder)) is not experiment.sources:
-        experiment = replace(experiment, sources=sources)
+    given = experiment
+    experiment = replace(experiment, sources=experiment.sources.with_content(experiment.sources_folder))
     check_sizes(experiment)
     for pool in experiment.own_pools:
         if not pool.is_known and not is_on_hub(pool.table.path):
@@ -105,7 +105,8 @@ def with_inputs(experiment: Experiment) -> Experiment:
         experiment = replace(experiment, task_model_base=_described(experiment.task_model_base))
     if isinstance(prompted := experiment.generator, PromptedGenerator):
         experiment = replace(experiment, generator=replace(prompted, model=_described(prompted.base_model, chat=True)))
-    return experiment
+    # The same study is the same object: its plan is still good.
+    return given if experiment == given else experiment
 
 
 def _checkpoints(experiment: Experiment) -> Iterator[PretrainedModelConfig]:

@@ -257,7 +257,7 @@ def test_a_run_describes_what_appeared_since_the_plan(tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json", "tokenizer.model"):
         (folder / name).write_text(name)
     found = with_inputs(planned)
-    assert missing_inputs(found) == ()
+    assert missing_inputs(found) == () and with_inputs(found) is found
     assert found == paper(starting_sizes=(0, 20_000), training_sizes=(18_020,))
     assert not {step.fingerprint for step in build_grid(planned)} & {step.fingerprint for step in build_grid(found)}
 
