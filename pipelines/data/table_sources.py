@@ -40,6 +40,8 @@ Names: TypeAlias = Mapping[Any, str] | tuple[tuple[str, str], ...]
 NOT_LOOKED_AT = FileHash("", UNKNOWN)
 OWN_NAMES = ("train", "dev", "dropped")
 """Files of prepared sources that are no test set."""
+MOST_UNMARKED = 0.01
+"""Of a set's rows, so many may have labels that are not the task's before that is a mark on what is made of it."""
 MOST_DEV_ROWS, DEV_SHARE = 250, 10
 """Without a number, a tenth of the label that has fewest rows is held out of each, and 250 at most."""
 
@@ -345,6 +347,7 @@ def prepare_tables(sources: TableSources) -> PreparedTables:
     for (name, reason), count in sorted(Counter((row["set"], row["reason"]) for row in dropped).items()):
         metrics[f"dropped/{name}/{reason}"] = count
     metrics["dropped/num_rows"] = len(dropped)
+    marks += _marks_of_unknown(metrics, dropped)
     return PreparedTables(sets, dropped, metrics, tuple(marks))
 
 
@@ -402,7 +405,8 @@ def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict
         fields = dict(zip(task.field_names, key, strict=True))
         out.append({"row": int(read.numbers[place]), "reason": reason, "label": label, "text": None, **fields})
     dropped += _named(sorted([*read.dropped, *out], key=lambda row: row["row"]), "train", table)
-    num_dev = _num_dev(sources, Counter(kept.values()), Counter(row["reason"] for row in dropped if row["set"] == "train"))
+    left_out = Counter(_reason(row) for row in dropped if row["set"] == "train")
+    num_dev = _num_dev(sources, Counter(kept.values()), left_out)
     held_out: set[int] = set()
     for label in task.labels:
         drawn = sorted((place for place in kept if kept[place] == label), key=lambda place: _draw_key(texts[place]))
@@ -413,16 +417,33 @@ def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict
     }
 
 
+def _marks_of_unknown(metrics: Mapping[str, int], dropped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A mark for each set many rows of which were left out for their labels: it may be the mapping that lacks something."""
+    marks = []
+    for name in dict.fromkeys(row["set"] for row in dropped):
+        values = Counter(row["label"] for row in dropped if row["set"] == name and row["reason"] == "unknown_label")
+        kept = metrics[f"{name}/num_examples"] + (metrics["dev/num_examples"] if name == "train" else 0)
+        if values.total() > MOST_UNMARKED * (kept + values.total()):
+            listed = ", ".join(f"{value!r} ({count:,})" for value, count in values.most_common(4))
+            marks.append(f"{values.total():,} rows of {name} are left out for labels that are not the task's: {listed}")
+    return marks
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """Why a row was left out, with the value that is to be mapped."""
+    return f"{row['reason']} {row['label']!r}" if row["reason"] == "unknown_label" else str(row["reason"])
+
+
 def _num_dev(sources: TableSources, num_rows: Mapping[str, int], reasons: Counter[str]) -> int:
     path, asked = sources.training.path, sources.dev_rows_per_label
     scarcest = min(sources.task.labels, key=lambda label: num_rows[label])
     least = num_rows[scarcest]
     if least < 2 or (asked is not None and asked >= least):
         taken = "" if asked is None else f", and dev_rows_per_label={asked} leaves none for training"
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(8))
         raise UserError(
             f"{path} has {least:,} usable rows labelled {scarcest}{left_out and f' (left out: {left_out})'}{taken}; give at "
-            f"least two of each label of the task {sources.task.name}, or fewer dev rows"
+            f"least two of each label of the task {sources.task.name}, another mapping labels={{…}}, or fewer dev rows"
         )
     return asked if asked is not None else max(1, min(MOST_DEV_ROWS, least // DEV_SHARE))
 

@@ -132,6 +132,11 @@ def test_a_mapping_that_does_not_fit_is_refused_with_the_values(tmp_path: Path) 
         UserError, match=r"80 of 80 rows have labels that are none of negative, positive: '0' \(40\), '1' \(40\)"
     ):
         prepared(sources(tmp_path, train=sentences(tmp_path)), tmp_path / "out")
+    half = Table(sentences(tmp_path), labels={"0": "negative"})
+    with pytest.raises(
+        UserError, match=r"0 usable rows labelled positive \(left out: 40 unknown_label '1'\); give at least two"
+    ):
+        prepared(sources(tmp_path, train=half), tmp_path / "out")
     with pytest.raises(UserError, match="0 usable rows labelled positive"):
         prepared(
             sources(tmp_path, train=Table(sentences(tmp_path), labels={"0": "negative", "1": "negative"})), tmp_path / "out"
@@ -144,6 +149,15 @@ def test_texts_of_a_test_set_in_the_training_table_are_counted_and_marked(tmp_pa
     metrics = prepared(sources(tmp_path, general=leak), tmp_path / "out")
     assert metrics["train/also_in_leak"] == 3 and metrics["train/num_examples"] == 72
     assert metrics[MARKS] == ["3 of 4 texts of leak are in the training data, too"]
+
+
+def test_many_unknown_labels_are_a_mark_and_few_are_not(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.csv", "sentence,label\n" + "".join(f"s{n},1\n" for n in range(99)) + "x,7\n")
+    many = write(tmp_path / "many.csv", "sentence,label\n" + "".join(f"s{n},1\n" for n in range(9)) + "x,7\ny,0.5\nz,7\n")
+    tests = [Table(path, labels=NUMBERED) for path in (few, many)]
+    metrics = prepared(sources(tmp_path, general=tests), tmp_path / "out")
+    assert (metrics["dropped/few/unknown_label"], metrics["dropped/many/unknown_label"]) == (1, 3)
+    assert metrics[MARKS] == ["3 rows of many are left out for labels that are not the task's: '7' (2), '0.5' (1)"]
 
 
 def test_a_described_set_has_its_slices_clusters_and_folded_labels(tmp_path: Path) -> None:

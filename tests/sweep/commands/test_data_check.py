@@ -91,6 +91,7 @@ def test_each_set_of_a_study_is_said(tmp_path: Path) -> None:
         "    labels: contradiction 1",
         "    longest: 6 characters, 'no p0' | 'h'",
         "marked: 1 of 1 texts of test are in the training data, too",
+        "marked: 1 rows of train are left out for labels that are not the task's: 'maybe' (1)",
     ]
     (tmp_path / "test.jsonl").unlink()
     assert f"not found at {tmp_path / 'test.jsonl'}" in refused(str(tmp_path / "mine.py"), "-p", f"data={tmp_path}")
