@@ -25,7 +25,10 @@ from pipelines.tables.readers import (
     TABLE_SUFFIXES,
     MalformedRow,
     RawBatch,
+    array_names,
     first_line_names,
+    is_array,
+    read_array,
     read_arrow,
     read_lines,
     read_parquet,
@@ -51,7 +54,7 @@ class TableFile:
     path: str
     files: tuple[Path, ...]
     kind: str
-    """parquet, arrow, table (CSV) or lines (JSONL)."""
+    """parquet, arrow, table (CSV), lines (JSONL) or array (of JSON)."""
     columns: Mapping[str, str]
     """What was looked for, where it was found -> the column's name in the file."""
     label_names: Mapping[str, str] = field(default_factory=dict)
@@ -82,6 +85,8 @@ class TableFile:
         names = list(dict.fromkeys(self.columns.values()))
         if self.kind == "lines":
             return read_lines(self.files[0])
+        if self.kind == "array":
+            return read_array(self.files[0])
         if self.kind == "table":
             return renumbered([read_table(self.files[0], names, malformed)])
         read = read_parquet if self.kind == "parquet" else read_arrow
@@ -110,6 +115,8 @@ def column_names(files: Sequence[Path], kind: str) -> list[str]:
     """The names of the columns; of JSONL, of its first object."""
     if kind == "lines":
         return first_line_names(files[0])
+    if kind == "array":
+        return array_names(files[0])
     if kind == "table":
         return table_dialect(files[0]).header
     return list(schema_of(files[0], kind).names)
@@ -147,7 +154,7 @@ def _find_files(where: Path) -> tuple[list[Path], str]:
     suffix = suffix_of(where)
     if suffix not in KINDS:
         raise UserError(f"{where}: files that end in {suffix or 'nothing'} are not read; {FORMATS}")
-    return [where], KINDS[suffix]
+    return [where], "array" if suffix == ".json" and is_array(where) else KINDS[suffix]
 
 
 def _find_in_folder(where: Path) -> tuple[list[Path], str]:

@@ -27,6 +27,7 @@ CSV_BLOCK_BYTES = 3 << 20
 MAX_ROW_BYTES = 64 << 20
 """A longer CSV row or JSONL line is refused: it is an unclosed quote, or a file without lines."""
 
+MAX_ARRAY_BYTES = 1 << 30
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _TEXT_SUFFIXES = (*TABLE_SUFFIXES, *LINES_SUFFIXES)
@@ -306,3 +307,38 @@ def json_row(raw: bytes, line: int, path: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{path}: line {line} is a JSON {type(row).__name__}, not an object; JSONL has one JSON object a line")
     return row
+
+
+# A JSON array.
+
+
+def is_array(file: Path) -> bool:
+    """Whether a JSON file holds one array, and not an object a line."""
+    with opened(file) as binary:
+        return binary.read(4_096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def read_array(file: Path) -> Iterator[RawBatch]:
+    """The objects of a JSON array as lines of JSON. Raises :class:`UserError` for what is none, and for over a gigabyte."""
+    with opened(file) as binary:
+        content = binary.read(MAX_ARRAY_BYTES + 1)
+    if len(content) > MAX_ARRAY_BYTES:
+        raise UserError(f"{file}: a JSON array of over {MAX_ARRAY_BYTES >> 30} GB; write it as JSONL, an object a line")
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no JSON ({error}); it may be cut off: mend it, or write an object a line") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: row {number} is a JSON {type(row).__name__}, not an object; an array has an object a row")
+    for start in range(0, len(rows), MAX_BATCH_ROWS):
+        part = rows[start : start + MAX_BATCH_ROWS]
+        yield RawBatch("\n".join(map(json.dumps, part)).encode(), start + 1)
+
+
+def array_names(file: Path) -> list[str]:
+    """The fields of the first object of a JSON array."""
+    for raw in read_array(file):
+        assert isinstance(raw.content, bytes)
+        return list(json.loads(raw.content.split(b"\n", 1)[0]))
+    raise UserError(f"{file} is an empty array; {FORMATS}")

@@ -90,7 +90,7 @@ def _columns_of_lines(content: bytes, first: int, table: TableFile) -> tuple[dic
         for name, column in table.columns.items():
             value = row.get(column)
             if type(value) is not str:
-                value = _other_text(value, name, table, f"{table.path}: line {line}: {column!r}")
+                value = _other_text(value, name, table, f"{table.path}: {table.unit} {line}: {column!r}")
             values[name].append(value)
     try:
         return {name: pa.array(column, pa.string()) for name, column in values.items()}, np.array(lines, np.int64)
@@ -99,7 +99,7 @@ def _columns_of_lines(content: bytes, first: int, table: TableFile) -> tuple[dic
             for name, text in zip(values, texts, strict=True):
                 if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
                     raise UserError(
-                        f"{table.path}: line {line}: the {name} has half of a surrogate pair (\\ud800 to \\udfff), which is no "
-                        "character; mend the line"
+                        f"{table.path}: {table.unit} {line}: the {name} has half of a surrogate pair (\\ud800 to \\udfff), "
+                        f"which is no character; mend the {table.unit}"
                     ) from error
         raise

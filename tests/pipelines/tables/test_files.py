@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,3 +127,27 @@ def test_a_pattern_is_the_files_that_fit_it(tmp_path: Path) -> None:
     assert is_there(tmp_path / "train-*.parquet") and not is_there(tmp_path / "dev-*.parquet")
     with pytest.raises(UserError, match=r"is a pattern of 0 files; give one of .parquet files"):
         open_table(tmp_path / "dev-*.parquet", TEXT)
+
+
+def test_a_json_array_is_read_by_its_objects(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "a\nb", "label": 1}, {"text": "ü", "label": None}], indent=1))
+    table = open_table(path, TEXT)
+    assert texts(table) == ["a\nb", "ü"] and table.unit == "row"
+    path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n')
+    assert texts(open_table(path, TEXT)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"text": "a", "label": 1}, 3]', "row 2 is a JSON int, not an object"),
+        ('[{"text": "a", "label": 1}', "is no JSON"),
+        ("[]", "is an empty array"),
+        ('[{"text": "a", "label": 1}, {"text": 4, "label": 1}]', "row 2: 'text' is '4' .int.; the text must be text"),
+    ],
+)
+def test_a_json_array_that_cannot_be_read_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        texts(open_table(tmp_path / "a.json", TEXT))
