@@ -359,6 +359,8 @@ class Experiment:
             raise UserError(
                 "base_model is an encoder, which writes no text for a pool: give it as task_model_base, and a decoder here"
             )
+        if isinstance(self.generator, PromptedGenerator) and _is_encoder(self.generator.base_model):
+            raise UserError("the generator's base_model is an encoder, which writes no text for a pool: give it a decoder")
         if isinstance(self.judge, PretrainedModelConfig) and _is_encoder(self.judge):
             raise UserError(
                 f"judge is the {self.judge.model_type} at {self.judge.path}, an encoder, of which no head is read; give a "
