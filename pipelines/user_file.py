@@ -21,6 +21,7 @@ def place_of(error: BaseException, path: Path) -> tuple[Path, int | None]:
     """The last file of the folder of `path` that led to `error`, and the line there: `path` itself, or a helper beside it."""
     folder = path.absolute().parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if Path(frame.filename).absolute().parent == folder:
+        # The `__init__` of a dataclass is of a file `<string>`, which would seem to be in the working directory.
+        if not frame.filename.startswith("<") and Path(frame.filename).absolute().parent == folder:
             return path.parent / Path(frame.filename).name, frame.lineno
     return path, None

@@ -161,6 +161,8 @@ def _words(kind: str) -> str:
 
 def _check_parts(mix: Mix | Added) -> None:
     for kind, number in _parts(mix).items():
+        if not isinstance(number, int | float):
+            raise UserError(f"{type(mix).__name__}: {kind}={number!r} is no number; give a share such as 0.5")
         if not (math.isfinite(number) and number > 0):
             raise UserError(f"{_shown(mix)}: {kind}={number} is no share of a set; give numbers of 0 or more")
 

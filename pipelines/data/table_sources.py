@@ -69,11 +69,17 @@ class Table:
     """The format and the content, filled in where the file is there."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, str):
+            raise UserError(f"Table({self.path!r}): a table is a file; give its path as a text")
         for name in ("columns", "labels"):
+            if not isinstance(given := getattr(self, name), Mapping | tuple):
+                raise UserError(f"{self.path}: {name}={given!r} maps nothing; write {{'name': 'name in the file'}}")
             pairs = sorted((str(key), value) for key, value in dict(getattr(self, name)).items())
             if wrong := [value for pair in pairs for value in pair if not isinstance(value, str) or not value]:
                 raise UserError(f"{self.path}: {name}={dict(pairs)} maps {wrong[0]!r}; give names, as texts")
             object.__setattr__(self, name, tuple(pairs))
+        if not isinstance(self.test_set, TestSet | str | None):
+            raise UserError(f"{self.path}: test_set={self.test_set!r} is neither a name nor a TestSet; give one of them")
         if self.test_set is not None:
             described = self.described
             content = (described.name, described.folded_onto, described.cluster, *described.slices)
@@ -124,12 +130,10 @@ class TableSources:
     dev_rows_per_label: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.train, str):
-            object.__setattr__(self, "train", Table(self.train))
+        object.__setattr__(self, "train", _as_table(self.train))
         for name in ("general", "blindspots"):
             given = getattr(self, name)
-            tables = (given,) if isinstance(given, Table | str) else tuple(given)
-            described = (Table(table) if isinstance(table, str) else table for table in tables)
+            described = map(_as_table, given if isinstance(given, tuple | list) else (given,))
             object.__setattr__(self, name, tuple(replace(table, test_set=table.described) for table in described))
         if not self.tests:
             raise UserError(f"the sources of {self.training.path} have no test set; give general=… or blindspots=…, or both")
@@ -308,6 +312,14 @@ class TableSources:
                 f"{table.path}: labels={dict(table.labels)} maps onto {wrong[0]!r}, which is none of {', '.join(allowed)}; "
                 "map the file's values onto these"
             )
+
+
+def _as_table(given: Any) -> Table:
+    if isinstance(given, Table):
+        return given
+    if not isinstance(given, str):
+        raise UserError(f"{given!r} is no table of examples; give the file's path as a text, or Table(…)")
+    return Table(given)
 
 
 @dataclass(frozen=True)

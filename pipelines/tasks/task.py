@@ -69,9 +69,13 @@ class Task:
         self._check_prompts()
 
     def _check_labels(self) -> None:
-        if not isinstance(self.labels, tuple) or len(self.labels) < 2:
+        if not isinstance(self.labels, tuple):
             raise UserError(
-                f"task {self.name}: labels={self.labels!r}: a classifier tells at least two apart; give a tuple of them"
+                f"task {self.name}: labels={self.labels!r} is no tuple, whose order the head has; give ('no', 'yes')"
+            )
+        if len(self.labels) < 2:
+            raise UserError(
+                f"task {self.name}: labels={self.labels!r}: a classifier tells at least two apart; give two or more"
             )
         for label in self.labels:
             if not isinstance(label, str) or not re.fullmatch(r"\w([\w. -]*\w)?", label):
@@ -89,6 +93,8 @@ class Task:
             raise UserError(f"task {self.name}: folded_onto={self.folded_onto!r} is none of {', '.join(self.labels)}")
 
     def _check_fields(self) -> None:
+        if not isinstance(self.fields, tuple) or not all(isinstance(field, Field) for field in self.fields):
+            raise UserError(f"task {self.name}: fields={self.fields!r} is no tuple of fields; give (Field('text', 'Text:'),)")
         if not self.fields:
             raise UserError(f"task {self.name}: an example has at least one text; give fields=(Field('text', 'Text:'),)")
         for values, what in ((self.field_names, "name"), (self.marks, "mark")):
@@ -103,6 +109,9 @@ class Task:
                     )
 
     def _check_prompts(self) -> None:
+        for name in ("classifier_prompt", "generator_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"task {self.name}: {name}={getattr(self, name)!r} is no text; give one")
         named = _placeholders(self.classifier_prompt, f"task {self.name}: classifier_prompt")
         if set(named) != set(self.field_names):
             raise UserError(

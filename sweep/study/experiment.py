@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from types import MappingProxyType
+from typing import Any
 
 from pipelines.data.kinds import FILTERED, Kind, find_kind, kind_name, parts_of
 from pipelines.data.own_pool import OwnPoolConfig
@@ -126,8 +127,14 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_study_name(self.name)
-        if isinstance(self.kinds, tuple):
-            object.__setattr__(self, "kinds", tuple(map(find_kind, self.kinds)))
+        for name, kind in (("task", Task), ("evaluation", EvaluationConfig), ("heuristic", Heuristic)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise UserError(f"{name}={value!r} is no {kind.__name__}; give {kind.__name__}(…)")
+        if not hasattr(self.sources, "for_task"):
+            raise UserError(f"sources={self.sources!r} is no description of data; give TableSources(train=…, general=…)")
+        if strange := [kind for kind in self._tuple("kinds") if not isinstance(kind, Kind)]:
+            raise UserError(f"kinds={self.kinds}: {strange[0]!r} is no kind; give a name, Mix(…) or Added(…)")
+        object.__setattr__(self, "kinds", tuple(map(find_kind, self.kinds)))
         self._find_sources()
         self._check_axes()
         self._check_task()
@@ -186,14 +193,15 @@ class Experiment:
 
     def _check_axes(self) -> None:
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
-            values = getattr(self, axis)
-            if not isinstance(values, tuple):
-                raise UserError(f"{axis}={values!r} is not a tuple; write one value as ({values!r},)")
+            values = self._tuple(axis)
             if not values:
                 raise UserError(f"{axis}=() leaves nothing to do; give at least one value")
             if len(set(values)) != len(values):
                 raise UserError(f"{axis}={values} names a value twice; name each once")
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
+            # As types, not instances: True is an int. 60.0 would be another set than 60, by its fingerprint.
+            if strange := [value for value in getattr(self, axis) if type(value) is not int]:
+                raise UserError(f"{axis}={getattr(self, axis)}: {strange[0]!r} is no whole number; give 60, not 60.0 or '60'")
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
         if unknown := {kind for kind in self.kinds if isinstance(kind, str)} - set(KNOWN_KINDS):
@@ -208,7 +216,15 @@ class Experiment:
             raise UserError(f"training={self.training!r} is not one of {', '.join(map(repr, TRAININGS))}")
         UntrainedConfig(seed=0, head=self.head)
 
+    def _tuple(self, axis: str) -> tuple[Any, ...]:
+        values = getattr(self, axis)
+        if isinstance(values, tuple):
+            return values
+        written = f"it as {tuple(values)!r}" if isinstance(values, list | set) else f"one value as ({values!r},)"
+        raise UserError(f"{axis}={values!r} is not a tuple; write {written}")
+
     def _check_biases(self) -> None:
+        self._tuple("biases")
         if len(set(self.biases)) != len(self.biases):
             raise UserError(f"biases={self.biases} names a dose twice; name each once")
         for bias in self.biases:
@@ -248,6 +264,8 @@ class Experiment:
     def _own_pool(self, given: str | Table | OwnPoolConfig) -> OwnPoolConfig:
         """A pool as it is given, described by its content if it is there."""
         table = given.table if isinstance(given, OwnPoolConfig) else Table(given) if isinstance(given, str) else given
+        if not isinstance(table, Table):
+            raise UserError(f"synthetic={given!r} is no table of examples; give the file's path as a text, or Table(…)")
         pool = OwnPoolConfig(replace(table, path=table.at(self.sources_folder)), self.task)
         return pool if pool.table.missing("") else pool.with_content()
 

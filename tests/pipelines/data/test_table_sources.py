@@ -287,12 +287,33 @@ def test_what_is_missing_is_named_and_no_error_yet(tmp_path: Path) -> None:
             "predicts='bad' is none of negative",
         ),
         ({"dev_rows_per_label": 0}, "dev_rows_per_label=0"),
+        ({"general": Path("x.csv")}, "is no table of examples; give the file's path as a text"),
+        ({"train": None}, "None is no table of examples"),
     ],
 )
 def test_what_cannot_be_is_refused_without_a_file(changes: dict[str, Any], message: str) -> None:
     values: dict[str, Any] = {"train": "train.csv", "general": "test.csv", "task": SENTIMENT}
     with pytest.raises(UserError, match=re.escape(message)):
         TableSources(**values | changes).for_task(SENTIMENT)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"path": Path("x.csv")}, "give its path as a text"),
+        ({"columns": ["sentence"]}, "columns=['sentence'] maps nothing"),
+        ({"labels": "positive"}, "labels='positive' maps nothing"),
+        ({"test_set": 5}, "test_set=5 is neither a name nor a TestSet"),
+    ],
+)
+def test_a_table_of_other_types_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Table(**{"path": "x.csv"} | wrong)
+
+
+def test_a_column_alone_is_no_tuple_of_slices() -> None:
+    with pytest.raises(UserError, match=r"slices='kind' is not a tuple"):
+        TestSet("x", slices="kind")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

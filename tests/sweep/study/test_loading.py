@@ -87,7 +87,11 @@ def test_a_users_file(tmp_path: Path) -> None:
         (STUDY + STUDY.replace("small", "large"), r"say which: .*:small, .*:large"),
     ],
 )
-def test_an_error_in_a_users_file_names_its_line(tmp_path: Path, source: str, message: str) -> None:
+def test_an_error_in_a_users_file_names_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    # Where studies are run from; code without a file would seem to be there, too.
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "my_study.py"
     file.write_text(source)
     with pytest.raises(UserError, match=message):
