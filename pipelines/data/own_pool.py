@@ -151,7 +151,7 @@ def _rejects(config: OwnPoolConfig) -> pa.Table:
             "label": labels.get(row["label"], row["label"]),
             "generator": _generator(config),
             "reason": row["reason"],
-            "text": row["text"] or " ".join(f"{field.mark} {row[field.name] or ''}" for field in task.fields),
+            "text": row["raw"] or " ".join(f"{field.mark} {row[field.name] or ''}" for field in task.fields),
         }
         for row in read_pool(config).dropped
     ]

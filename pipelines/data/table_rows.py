@@ -88,7 +88,7 @@ def read_rows(
     for row, number in zip(dropped, _renumbered(np.array([row["row"] for row in dropped], np.int64), malformed), strict=True):
         row["row"] = int(number)
     dropped += [
-        dict.fromkeys((*fields, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "text": row.text}
+        dict.fromkeys((*fields, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "raw": row.text}
         for row in malformed
     ]
     return TableRows(table, pa.concat_tables(parts), counted, sorted(dropped, key=lambda row: row["row"]), values)
@@ -105,7 +105,7 @@ def _dropped(
     names = (*fields, "label")
     cells = {name: columns[name].take(pa.array(out)).to_pylist() for name in names}
     return [
-        {"row": int(rows[row]), "reason": str(reason[row]), "text": None, **{name: cells[name][place] for name in names}}
+        {"row": int(rows[row]), "reason": str(reason[row]), "raw": None, **{name: cells[name][place] for name in names}}
         for place, row in enumerate(out)
     ]
 

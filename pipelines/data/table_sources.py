@@ -244,7 +244,7 @@ class TableSources:
         prepared = prepare_tables(sources)
         for name, examples in prepared.sets.items():
             write_examples(examples, join(output, f"{name}.parquet"), self.task)
-        names = ("set", "file", "reason", "label", *self.task.field_names, "text")
+        names = ("set", "file", "reason", "label", *self.task.field_names, "raw")
         schema = pa.schema([*((name, pa.string()) for name in names), ("row", pa.int64())])
         write_table(pa.Table.from_pylist(prepared.dropped, schema=schema), join(output, "dropped.parquet"))
         return {**prepared.metrics, **({MARKS: list(prepared.marks)} if prepared.marks else {})}
@@ -415,7 +415,7 @@ def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict
             continue
         reason = "duplicate" if len(labels_of[key]) == 1 else "conflicting_labels"
         fields = dict(zip(task.field_names, key, strict=True))
-        out.append({"row": int(read.numbers[place]), "reason": reason, "label": label, "text": None, **fields})
+        out.append({"row": int(read.numbers[place]), "reason": reason, "label": label, "raw": None, **fields})
     dropped += _named(sorted([*read.dropped, *out], key=lambda row: row["row"]), "train", table)
     left_out = Counter(_reason(row) for row in dropped if row["set"] == "train")
     num_dev = _num_dev(sources, Counter(kept.values()), left_out)

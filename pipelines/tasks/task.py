@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pipelines.errors import UserError
 
 RESERVED_COLUMNS = (
-    *("id", "label", "set", "shard", "seed", "generator", "reason", "text", "file", "row"),
+    *("id", "label", "set", "shard", "seed", "generator", "reason", "raw", "file", "row"),
     *("heuristic", "subcase", "template"),
 )
 """Columns that tables of examples have beside their fields."""

@@ -163,7 +163,7 @@ def _print_rows(
     for reason, count in Counter(row["reason"] for row in dropped).most_common():
         first = next(row for row in dropped if row["reason"] == reason)
         number = first.get("row", first.get("line"))
-        texts = [first[name] for name in (*fields, "text") if first.get(name)]
+        texts = [first[name] for name in (*fields, "raw") if first.get(name)]
         label = f", label {first['label']!r}" if first["label"] else ""
         shown = " | ".join(map(_cut, texts)) or "no text"
         print(f"{indent}    {count:,} {reason}, the first at {unit} {number:,}: {shown}{label}")

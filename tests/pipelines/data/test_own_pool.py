@@ -15,6 +15,7 @@ from pipelines.data.table_sources import Table
 from pipelines.errors import UserError
 from pipelines.identity import identity, sha256_of
 from pipelines.tasks.examples import read_examples
+from pipelines.tasks.task import Field, Task
 from tests.pipelines.tiny_generator import SENTIMENT
 
 ROWS = [
@@ -119,3 +120,13 @@ def test_a_pool_of_other_fields_or_labels_is_refused(tmp_path: Path, rows: list[
 def test_a_mapping_of_another_task_is_refused_without_the_file(table: Table, message: str) -> None:
     with pytest.raises(UserError, match=message):
         OwnPoolConfig(table)
+
+
+def test_a_pool_of_single_texts_keeps_its_rejects(tmp_path: Path) -> None:
+    task = Task("mood", ("bad", "good"), (Field("text", "Text:"),), "{text} It is", "A text is {label}")
+    path = tmp_path / "pool.csv"
+    path.write_text("text,label\nFine,good\nAwful,bad\n,good\nOdd,maybe\n")
+    config = OwnPoolConfig(Table(str(path)), task=task).with_content()
+    prepare_own_pool(config, str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "out" / "pool")["text"].to_pylist() == ["Fine", "Awful"]
+    assert pq.read_table(tmp_path / "out" / "rejects")["text"].to_pylist() == ["Text: ", "Text: Odd"]

@@ -109,7 +109,7 @@ def test_a_row_that_does_not_fit_is_counted_kept_and_named(tmp_path: Path) -> No
         "dropped/num_rows": 9,
     }
     dropped = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
-    assert [(row["row"], row["reason"], row["sentence"], row["label"], row["text"]) for row in dropped] == [
+    assert [(row["row"], row["reason"], row["sentence"], row["label"], row["raw"]) for row in dropped] == [
         (1, "blank_sentence", "", "1", None),
         (2, "no_label", "no label", "", None),
         (3, "no_gold_label", "nobody agreed", "-", None),

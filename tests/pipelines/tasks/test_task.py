@@ -144,3 +144,8 @@ def test_a_heuristic_fits_its_task():
     entailing = changed(labels=("entailment", "other"))
     with pytest.raises(UserError, match=r"takes \(premises.*, hypotheses.*the fields sentence"):
         LEXICAL_OVERLAP.check(entailing)
+
+
+def test_the_commonest_name_of_a_single_text_is_free():
+    task = changed(fields=(Field("text", "Text:"),), classifier_prompt="{text} It is")
+    assert parse_generated(f". Text: So it is.{EN_DASH}", task=task) == Parsed({"text": "So it is."})
