@@ -17,7 +17,6 @@ def generations(seeds: tuple[int, ...] = (0, 1, 2), num: int = 3, accumulate: bo
         study,
         name="accumulated_generations" if accumulate else "generations",
         title="Generations of synthetic data, a tiny Llama on the template corpus",
-        kinds=("original", "synthetic"),
         generations=num,
         accumulate=accumulate,
     )

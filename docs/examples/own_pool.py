@@ -21,5 +21,4 @@ def own_pool(pool: str = "pool.parquet", seeds: tuple[int, ...] = (0, 1, 2), tra
         synthetic=pool,
         generator=None,
         generation=None,
-        kinds=("original", "synthetic"),
     )
