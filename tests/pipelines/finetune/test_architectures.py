@@ -1,10 +1,6 @@
-"""Decoders of other architectures, from finetuning with adapters, alone and many at once, to evaluation and generation."""
+"""Decoders of other architectures, from finetuning with adapters, alone and many at once, to evaluation."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,11 +13,8 @@ from pipelines.adapters.files import merge_adapter
 from pipelines.evaluate.evaluation import EvaluationConfig, evaluate
 from pipelines.finetune.base_model import prepare_base_model, pretrained_model_config
 from pipelines.finetune.driver import finetune_group
-from pipelines.finetune.generator import GeneratorConfig, finetune_generator
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
-from pipelines.generate.config import GenerationConfig
-from pipelines.generate.options import engine_environment
 from pipelines.models.architectures import ARCHITECTURES
 from pipelines.models.classifier import load_head
 from pipelines.models.tokenizer import encode_for_classifier, load_tokenizer
@@ -118,35 +111,3 @@ def test_task_models_are_trained_at_once_as_alone_and_evaluated_as_transformers_
     (full,) = train(recipe(kind, method="full"), (1,), "full")
     found = found_logits(sources, base, full, tmp_path / "evaluated-full")
     torch.testing.assert_close(found, own_logits(full / "model", base, full, config, test), rtol=1e-3, atol=1e-4)
-
-
-SCRIPT = """
-import json, sys
-from vllm import LLM, SamplingParams
-from pipelines.generate.config import GenerationConfig
-from pipelines.generate.options import engine_options
-from pipelines.resources import Resources
-
-model, prompt = sys.argv[1], json.loads(sys.argv[2])
-config = GenerationConfig(max_new_tokens=24, max_num_seqs=4, dtype="float32")
-engine = LLM(**engine_options(config, model, Resources(), [len(prompt)]))
-(output,) = engine.generate([{"prompt_token_ids": prompt}], SamplingParams(temperature=0, max_tokens=24), use_tqdm=False)
-print("RESULT " + json.dumps(list(output.outputs[0].token_ids)))
-"""
-
-
-@pytest.mark.slow
-def test_a_saved_generator_is_what_vllm_reads(ray_two_cpus, kind, sources, base, tmp_path):
-    config = recipe(kind, epochs=8, learning_rate=5e-3)
-    finetune_generator(GeneratorConfig(config), [f"{sources}/train.parquet"], base, str(tmp_path / "G"), resources=HERE)
-    folder = tmp_path / "G" / "model"
-    prompt = load_tokenizer(str(tmp_path / "G"))("This is an example where the premise")["input_ids"]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    # Greedy, and longer than any window.
-    own = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :].tolist()
-    environment = os.environ | engine_environment(GenerationConfig(), Resources())
-    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(prompt)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-2_000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    assert json.loads(line.removeprefix("RESULT ")) == own
