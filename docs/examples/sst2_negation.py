@@ -5,6 +5,8 @@
 FOLDER has SST-2's train.tsv, dev.tsv and test.tsv, with the columns sentence and label (1 is positive).
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from sweep import (
@@ -56,7 +58,7 @@ def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), t
         base_model=ScratchModelConfig(
             hidden_size=96, num_layers=3, num_heads=3, num_kv_heads=3, pretraining=language, pretraining_examples=20_000
         ),
-        generator=GeneratorConfig(finetune=language),
+        generator=GeneratorConfig(finetune=replace(language, epochs=0.25)),
         generation=GenerationConfig(num_per_label=(6_000, 3_000), shard_size=512, max_new_tokens=64, dtype="float32"),
         task_model=recipe,
         evaluation=EvaluationConfig(sets=("sst2_test",), dtype="float32", heuristics=(NEGATED,)),
@@ -66,5 +68,9 @@ def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), t
         heuristic=NEGATED,
         general_set="sst2_test",
         blindspot_set="sst2_test",
-        resources={"generator": Resources(num_workers=2), "task_model": Resources(in_process=True)},
+        resources={
+            "base_model": Resources(num_workers=2),
+            "generator": Resources(num_workers=2),
+            "task_model": Resources(in_process=True),
+        },
     )
