@@ -11,6 +11,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs" / "examples" / "README.md",
     *sorted((ROOT / "benchmarks" / "results").glob("*.md")),
 ]
 
