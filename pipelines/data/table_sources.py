@@ -213,6 +213,11 @@ class TableSources:
         """Examples by set and label, as :func:`prepare` returns them: the tables are read for it, once."""
         return dict(_counts(self.with_content(folder)))
 
+    def test_examples(self, name: str, folder: str) -> pa.Table:
+        """The examples of a test set, as :func:`prepare` writes them."""
+        sources = self.with_content(folder)
+        return _test_set(sources, next(table for table in sources.tests if table.described.name == name), [])
+
     def read_as(self, folder: str) -> dict[str, str]:
         """For people: which columns each set is read from."""
         sources = self.with_content(folder)

@@ -201,8 +201,13 @@ class Heuristic:
 
     @property
     def blindspot_slice(self) -> str:
-        """The slice of an evaluation in which going by it is wrong: the probe's, or where it holds of pairs of other labels."""
-        return self.probe_slice or f"holds/{self.name}/non-{self.predicts}"
+        """The slice of an evaluation in which going by it is wrong: the probe's, or where it holds of other labels."""
+        return self.probe_slice or self.held_slice
+
+    @property
+    def held_slice(self) -> str:
+        """The slice of those examples of a set of which it holds and that have another label."""
+        return f"holds/{self.name}/non-{self.predicts}"
 
     def __call__(self, *texts: Iterable[str]) -> np.ndarray:
         """The examples of which it holds, booleans of shape (num_examples,), from the texts of each field.
@@ -215,7 +220,7 @@ class Heuristic:
             shape, dtype = getattr(holds, "shape", "no"), getattr(holds, "dtype", type(holds).__name__)
             raise UserError(
                 f"heuristic {self.name} returned {dtype} of {shape} shape for {len(columns[0]):,} examples; a predicate "
-                "returns a numpy array of one boolean an example"
+                "returns a numpy array of one boolean an example: np.array([…], dtype=bool)"
             )
         return holds
 
@@ -224,7 +229,11 @@ class Heuristic:
         return self(*(examples[name] for name in task.field_names))
 
     def check(self, task: Task) -> None:
-        """Raises :class:`UserError` if it predicts a label that the task does not have, or is not over the task's fields."""
+        """Raises :class:`UserError` if it predicts a label that the task does not have, or is not over the task's fields.
+
+        The predicate is asked about two made-up examples, so that one that fails, or returns something else than it should,
+        is not found out when a generator has been trained.
+        """
         if self.predicts not in task.labels:
             raise UserError(
                 f"heuristic {self.name} predicts {str(self.predicts)!r}, and the labels of the task {task.name} are "
@@ -238,7 +247,18 @@ class Heuristic:
                 f"{task.name} have the fields {', '.join(task.field_names)}; give it a parameter for each"
             ) from None
         except ValueError:
-            return  # a function that does not say what it takes
+            pass  # a function that does not say what it takes
+        if HEURISTICS.get(self.name) is self:
+            return
+        try:
+            self(*(["A judge slept.", "The judge was not tired."] for _ in task.field_names))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"heuristic {self.name}: its predicate ended in {type(error).__name__}: {error}, asked about two texts of "
+                f"each of {', '.join(task.field_names)}; mend it"
+            ) from error
 
 
 HANS = "McCoy, Pavlick and Linzen 2019, Right for the Wrong Reasons, table 1"

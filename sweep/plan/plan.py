@@ -32,7 +32,7 @@ from sweep.plan.schedule import Schedule, simulate
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
-from sweep.study.inputs import check_pools, check_sizes
+from sweep.study.inputs import check_blindspot, check_pools, check_sizes
 from sweep.study.paper import MODEL
 
 
@@ -239,10 +239,11 @@ def plan_study(
 ) -> Plan:
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
-    `find_gpu` says which GPU they are for, or raises NoEstimate. Raises UserError for data that is too small (`check_sizes`)
-    and for a pool that is (`check_pools`).
+    `find_gpu` says which GPU they are for, or raises NoEstimate. Raises UserError for data that is too small (`check_sizes`) or
+    in which no blindspot can be seen (`check_blindspot`), and for a pool that is too small (`check_pools`).
     """
     check_sizes(experiment)
+    check_blindspot(experiment)
     grid = build_grid(experiment)
     check_pools(grid)
     steps = make_plan(grid, store, reasons=reasons, keep_dependents=keep_dependents)

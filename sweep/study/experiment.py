@@ -405,9 +405,22 @@ class Experiment:
 
     @property
     def blindspot_slice(self) -> str:
-        """Where going by the heuristic is wrong: the blindspot set's adversarial half, or the heuristic's own slice."""
-        halves = {test_set.name: test_set.adversarial for test_set in self.test_sets}
-        return halves.get(self.blindspot_set) or self.heuristic.blindspot_slice
+        """Where going by the heuristic is wrong: the blindspot set's adversarial half, or the heuristic's own slice.
+
+        That is the slice that it names, if the set can have it, or those examples of which it holds with another label.
+        """
+        described = self._described_blindspot
+        return (described and described.adversarial) or self._probe_slice or self.heuristic.held_slice
+
+    @property
+    def _described_blindspot(self) -> TestSet | None:
+        return next((test_set for test_set in self.test_sets if test_set.name == self.blindspot_set), None)
+
+    @property
+    def _probe_slice(self) -> str | None:
+        """The heuristic's, unless the blindspot set is described and has no such slices: those of HANS, for one."""
+        probe, described = self.heuristic.probe_slice, self._described_blindspot
+        return probe if not (probe and described) or probe.partition("/")[0] in (*described.slices, "holds") else None
 
     def _check_task(self) -> None:
         for heuristic in (self.heuristic, *self.evaluation.heuristics):
@@ -415,14 +428,11 @@ class Experiment:
 
     def _check_evaluation(self) -> None:
         names = [heuristic.name for heuristic in self.evaluation.heuristics]
-        shown = self.heuristic.probe_slice is not None or any(
-            test_set.name == self.blindspot_set and test_set.adversarial for test_set in self.test_sets
-        )
-        if not shown and self.heuristic.name not in names:
+        if self.blindspot_slice == self.heuristic.held_slice and self.heuristic.name not in names:
             raise UserError(
-                f"heuristic={self.heuristic.name!r} has no probe_slice that shows its effect, and the blindspot "
-                "set no adversarial half; evaluate it where it holds: "
-                "EvaluationConfig(heuristics=(…,))"
+                f"heuristic={self.heuristic.name!r} has no probe_slice that the blindspot set {self.blindspot_set!r} has, and "
+                "the set no adversarial half; give it one, TestSet(…, slices=…, adversarial=…), or evaluate the heuristic "
+                "where it holds: EvaluationConfig(heuristics=(…,))"
             )
         known = self.sources.set_names
         if unknown := [name for name in self.evaluation.sets if name not in known]:

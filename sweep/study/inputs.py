@@ -5,8 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from pipelines.data.kinds import ORIGINAL, Kind, sizes_of
 from pipelines.data.own_pool import OwnPoolConfig, examples_of
+from pipelines.data.table_sources import TableSources
 from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
@@ -85,7 +88,7 @@ def with_inputs(experiment: Experiment) -> Experiment:
     """`experiment` with its data and weights described by their content; weights on the hub are fetched for that.
 
     Raises UserError, with the way out, for what is not there, for random weights in anything but a rehearsal, and as
-    `check_sizes` does.
+    `check_sizes` and `check_blindspot` do.
     """
     if isinstance(experiment.base_model, RandomModelConfig) and not experiment.rehearsal:
         raise UserError(
@@ -94,6 +97,7 @@ def with_inputs(experiment: Experiment) -> Experiment:
     given = experiment
     experiment = replace(experiment, sources=experiment.sources.with_content(experiment.sources_folder))
     check_sizes(experiment)
+    check_blindspot(experiment)
     for pool in experiment.own_pools:
         if not pool.is_known and not is_on_hub(pool.table.path):
             raise UserError(f"no pool at {pool.table.path}; restore the file, or give another: synthetic=FILE")
@@ -123,6 +127,35 @@ def _described(model: PretrainedModelConfig, *, chat: bool = False) -> Pretraine
     return pretrained_model_config(
         model.path, revision=model.revision, dtype=model.dtype, quantization=model.quantization, download=True, chat=chat
     )
+
+
+def check_blindspot(experiment: Experiment) -> None:
+    """Raise UserError if nothing of a described blindspot set is where going by the study's heuristic is wrong.
+
+    A half of the set is looked at where the set is read; this is of what the heuristic holds. Data that is not here says
+    nothing yet.
+    """
+    heuristic, sources, name = experiment.heuristic, experiment.sources, experiment.blindspot_set
+    if not isinstance(sources, TableSources) or experiment.blindspot_slice != heuristic.held_slice:
+        return
+    if name not in {test_set.name for test_set in sources.test_sets} or sources.missing(experiment.sources_folder):
+        return
+    examples = sources.test_examples(name, experiment.sources_folder)
+    holds = heuristic.of(examples, experiment.task)
+    others = {f"non-{label}" for label in experiment.task.labels if label != heuristic.predicts}
+    labels = examples["label"].to_pylist()
+    if folded := next((label for label in labels if label in others), None):
+        raise UserError(
+            f"blindspot_set={name!r} has its labels folded to {folded.removeprefix('non-')!r} and {folded!r}, and the "
+            f"heuristic {heuristic.name} predicts {str(heuristic.predicts)!r}, so that nothing tells where it is wrong; fold the "
+            "set onto that label, or give it an adversarial half"
+        )
+    if not (holds & (np.array(labels) != str(heuristic.predicts))).any():
+        raise UserError(
+            f"blindspot_set={name!r}: of its {examples.num_rows:,} examples the heuristic {heuristic.name} holds of "
+            f"{int(holds.sum()):,}, none of which has another label than {str(heuristic.predicts)!r}, so that no accuracy "
+            "tells where going by it is wrong; give another set, mend the predicate, or name the label that it predicts"
+        )
 
 
 def check_sizes(experiment: Experiment) -> None:

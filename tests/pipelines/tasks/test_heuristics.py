@@ -24,7 +24,7 @@ from pipelines.tasks.heuristics import (
     subsequence,
     tokens,
 )
-from pipelines.tasks.nli import Label
+from pipelines.tasks.nli import NLI, Label
 
 SHARED = (Path(__file__).parents[3] / ".." / "shared" / "data").resolve()
 
@@ -268,3 +268,22 @@ def test_overlap_is_rare_in_multinli_and_leans_to_entailment(real):
     # A fifth of the rows, some without their final full stop, so the published shares hold roughly only.
     assert 0.012 < share["entailment"] < 0.025
     assert share["neutral"] < 0.002 and share["contradiction"] < 0.003
+
+
+def _none(premises, hypotheses):
+    return np.zeros(len(premises), dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("holds", "message"),
+    [
+        (lambda premises, hypotheses: [True for _ in premises], r"mine returned list .* np\.array"),
+        (lambda premises, hypotheses: None, "mine returned NoneType"),
+        (lambda premises, hypotheses: np.ones(1, dtype=bool), r"mine returned bool of \(1,\) shape for 2 examples"),
+        (lambda premises, hypotheses: premises["a"], "mine: its predicate ended in TypeError: .* premise, hypothesis; mend it"),
+    ],
+)
+def test_a_predicate_is_tried_before_anything_is_built(holds, message):
+    Heuristic("mine", _none).check(NLI)
+    with pytest.raises(UserError, match=message):
+        Heuristic("mine", holds).check(NLI)

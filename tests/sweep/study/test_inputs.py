@@ -12,6 +12,7 @@ from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
 from pipelines.tasks.examples import read_examples, write_examples
+from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Field, Task
 from pipelines.tasks.test_sets import TestSet
@@ -22,7 +23,7 @@ from sweep.plan.throughputs import read_table
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo
 from sweep.study.grid import build_grid
-from sweep.study.inputs import check_sizes, missing_inputs, with_inputs
+from sweep.study.inputs import check_blindspot, check_sizes, missing_inputs, with_inputs
 
 TABLE = read_table()
 ROWS = "".join(f"{label} p{n},h{n},{label}\n" for label in ("entailment", "neutral", "contradiction") for n in range(100))
@@ -30,7 +31,7 @@ ROWS = "".join(f"{label} p{n},h{n},{label}\n" for label in ("entailment", "neutr
 
 def own_tables(folder: Path, **changes: object) -> Experiment:
     """The demo on tables: 99 training rows a label and one of the dev set, ten blindspot rows."""
-    for name, rows in (("train.csv", ROWS), ("test.csv", "a,b,neutral\n"), ("spot.csv", "c,d,non-entailment\n" * 10)):
+    for name, rows in (("train.csv", ROWS), ("test.csv", "a,b,neutral\n"), ("spot.csv", "c d,d,non-entailment\n" * 10)):
         (folder / name).write_text(f"premise,hypothesis,label\n{rows}")
     sources = TableSources("train.csv", general="test.csv", blindspots="spot.csv", dev_rows_per_label=1)
     evaluation = EvaluationConfig(sets=("test", "spot"), dtype="float32", heuristics=(demo().heuristic,))
@@ -170,3 +171,33 @@ def test_sources_of_any_make_are_planned_checked_and_prepared(tmp_path: Path) ->
         check_sizes(replace(study, training_sizes=(63,)))
     evaluations = [step for step in build_grid(study) if step.stage == "evaluation"]
     assert {step.config.test_sets for step in evaluations} == {(TestSet("echoes"),)}
+
+
+def test_a_heuristic_that_is_never_wrong_in_the_blindspot_set_is_refused_by_the_plan(tmp_path: Path) -> None:
+    check_blindspot(own_tables(tmp_path))
+    apart = own_tables(tmp_path)
+    for rows, words in (
+        ("c,d,non-entailment\n", "holds of 0"),
+        ("c d,d,entailment\n", "holds of 1, none of which has another"),
+    ):
+        (tmp_path / "spot.csv").write_text(f"premise,hypothesis,label\n{rows}")
+        apart = replace(apart, sources=TableSources("train.csv", general="test.csv", blindspots="spot.csv"))
+        with pytest.raises(UserError, match=words):
+            plan_study(
+                replace(apart, training_sizes=(60,)), Store(str(tmp_path / "store")), TABLE, lambda _: TABLE.gpu("h200"), 1
+            )
+
+
+def test_labels_folded_onto_another_label_do_not_tell_where_a_heuristic_is_wrong(tmp_path: Path) -> None:
+    study = own_tables(tmp_path)
+    mine = Heuristic("mine", demo().heuristic.holds, predicts="contradiction")
+    changed = replace(study, heuristic=mine, evaluation=replace(study.evaluation, heuristics=(mine,)))
+    with pytest.raises(UserError, match="folded to 'entailment' and 'non-entailment', and the heuristic mine predicts 'contra"):
+        check_blindspot(changed)
+
+
+def test_a_probe_slice_of_another_set_is_no_slice_of_a_described_one(tmp_path: Path) -> None:
+    assert own_tables(tmp_path).blindspot_slice == "holds/lexical_overlap/non-entailment"
+    with pytest.raises(UserError, match="no probe_slice that the blindspot set 'spot' has"):
+        own_tables(tmp_path, evaluation=EvaluationConfig(sets=("test", "spot"), dtype="float32"))
+    assert demo().blindspot_slice == "lexical_overlap/non-entailment"
