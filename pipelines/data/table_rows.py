@@ -81,6 +81,17 @@ def read_rows(
         }
         parts.append(pa.table(cells))
         numbers.append(rows[~out])
+    if unclosed := next((row for row in malformed if row.text.count('"') % 2 and "\n" in row.text), None):
+        raise UserError(
+            f"{table.path}: row {unclosed.row} has a quotation mark that is not closed, and goes on for the "
+            f"{unclosed.text.count(chr(10)):,} lines behind it; close it, or, if it is text, write it twice in an enclosed cell"
+        )
+    if not parts and malformed:
+        first = malformed[0]
+        raise UserError(
+            f"{table.path}: none of its {len(malformed):,} rows has as many cells as the header, {first.num_columns}: row "
+            f"{first.row} has {first.num_cells}; enclose cells that contain what is between cells in quotation marks"
+        )
     if not parts:
         raise UserError(f"{table.path} has no rows; give a file of labelled examples")
     _check_mapping(table, values, labels, allowed)

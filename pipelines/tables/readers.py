@@ -146,10 +146,12 @@ def table_dialect(file: Path) -> Dialect:
         line = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: line 1 is not UTF-8 ({error}); save it as UTF-8") from error
+    # Lines may end in carriage returns alone.
+    line = line.rstrip("\r\n").partition("\r")[0]
     if delimiter == "," and "," not in line:
         delimiter = next((mark for mark in (";", "\t") if mark in line), ",")
     has_quotes = delimiter != "\t" or _is_quoted(file.absolute(), file.stat().st_mtime_ns, encloses_all=line.startswith('"'))
-    return Dialect(delimiter, has_quotes, next(_cells([line.rstrip("\r\n")], delimiter, has_quotes), []))
+    return Dialect(delimiter, has_quotes, next(_cells([line], delimiter, has_quotes), []))
 
 
 _QUOTED = r'"(?:[^"]|"")*"'

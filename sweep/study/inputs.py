@@ -147,8 +147,8 @@ def check_blindspot(experiment: Experiment) -> None:
     if folded := next((label for label in labels if label in others), None):
         raise UserError(
             f"blindspot_set={name!r} has its labels folded to {folded.removeprefix('non-')!r} and {folded!r}, and the "
-            f"heuristic {heuristic.name} predicts {str(heuristic.predicts)!r}, so that nothing tells where it is wrong; fold the "
-            "set onto that label, or give it an adversarial half"
+            f"heuristic {heuristic.name} predicts {str(heuristic.predicts)!r}, so that nothing tells where it is wrong: fold "
+            "the set onto that label, or give it an adversarial half"
         )
     if not (holds & (np.array(labels) != str(heuristic.predicts))).any():
         raise UserError(

@@ -375,3 +375,26 @@ def test_multinli_as_tables_is_what_its_own_reader_makes_of_it(tmp_path: Path) -
     # That reader drops every copy, this one all but the first; it also drops a row that is too long for one.
     own, ours = texts("own", "train", "dev"), texts("tables", "train", "dev")
     assert set(own) <= set(ours) and len(ours) - len(own) <= 1 + metrics.get("dropped/train/duplicate", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'sentence,label\n"never closed,0\nx,1\ny,0\n',
+            "row 1 has a quotation mark that is not closed, and goes on for the 2",
+        ),
+        ("sentence,label\na, b,0\nc, d,1\n", "none of its 2 rows has as many cells as the header, 2: row 1 has 3"),
+        ("sentence,label\n", "has no rows"),
+    ],
+)
+def test_a_file_whose_rows_are_no_rows_is_refused_with_the_reason(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        sources(tmp_path, general=str(tmp_path / "x.csv")).counts("")
+
+
+def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"sentence,label\rone,0\rtwo,1\r")
+    counts = sources(tmp_path, general=Table(str(tmp_path / "x.csv"))).counts("")
+    assert counts["x/num_examples"] == 2
