@@ -77,12 +77,18 @@ class Endpoint:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"url={self.url!r} is no address of a server; give one such as https://api.openai.com/v1")
+        if parts.path.rstrip("/").endswith("/completions"):
+            raise UserError(
+                f"url={self.url!r}: /chat/completions is added to it; give url={self.url.rpartition('/chat/')[0] or '…/v1'!r}"
+            )
         if parts.username or parts.password or parts.query:
             raise UserError("the endpoint's url has a password or a query in it; put the key into the environment: api_key_env")
         if not self.model:
             raise UserError("model='': an endpoint has several; give the name that it knows one by")
         for name in ("price_per_million_input_tokens", "price_per_million_output_tokens", "backoff_s"):
-            if getattr(self, name) < 0:
+            if not isinstance(getattr(self, name), int | float):
+                raise UserError(f"{name}={getattr(self, name)!r}: give a number")
+            if not getattr(self, name) >= 0:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
         for name in ("concurrency", "most_attempts", "timeout_s"):
             if getattr(self, name) <= 0:

@@ -266,7 +266,7 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
 
 
 def _endpoint_line(cost: EndpointCost) -> str:
-    paid = f"${cost.dollars:,.2f}" if cost.dollars else "at no price"
+    paid = f"${cost.dollars:,.2f}" if cost.dollars else "at no price, as none is given"
     read, written = _count(cost.prompt_tokens), _count(cost.completion_tokens)
     return (
         f"endpoint: {_count(cost.num_texts)} texts, {read} tokens read and {written} written, {paid}; an estimate, which no "

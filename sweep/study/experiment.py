@@ -39,6 +39,26 @@ TRAININGS = ("two_steps", "joint")
 JUDGE_SEED = 1_000_003
 """The seed of a judge, and of nothing else: no model may be corrected by itself."""
 
+TYPES: Mapping[str, tuple[Any, str]] = {
+    "task": (Task, "Task(…)"),
+    "base_model": (
+        ScratchModelConfig | PretrainedModelConfig | RandomModelConfig,
+        "pretrained_model_config('FOLDER') or ScratchModelConfig(…)",
+    ),
+    "task_model_base": (PretrainedModelConfig | None, "pretrained_model_config('FOLDER')"),
+    "task_model": (FinetuneConfig, "FinetuneConfig(…)"),
+    "cell": (FinetuneConfig | None, "FinetuneConfig(…)"),
+    "evaluation": (EvaluationConfig, "EvaluationConfig(…)"),
+    "heuristic": (Heuristic, "Heuristic(…)"),
+    "generator": (
+        GeneratorConfig | PromptedGenerator | EndpointGenerator | None,
+        "GeneratorConfig(…), PromptedGenerator(…) or EndpointGenerator(…), one of them and not in a tuple",
+    ),
+    "generation": (GenerationConfig | None, "GenerationConfig(…), which is not in a tuple"),
+    "judge": (int | PretrainedModelConfig | None, "a number of examples or pretrained_model_config('FOLDER')"),
+}
+"""What fields of an `Experiment` may be, and what to write."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -127,13 +147,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_study_name(self.name)
-        for name, kind in (("task", Task), ("evaluation", EvaluationConfig), ("heuristic", Heuristic)):
-            if not isinstance(value := getattr(self, name), kind):
-                raise UserError(f"{name}={value!r} is no {kind.__name__}; give {kind.__name__}(…)")
-        if not hasattr(self.sources, "for_task"):
-            raise UserError(f"sources={self.sources!r} is no description of data; give TableSources(train=…, general=…)")
-        if strange := [kind for kind in self._tuple("kinds") if not isinstance(kind, Kind)]:
-            raise UserError(f"kinds={self.kinds}: {strange[0]!r} is no kind; give a name, Mix(…) or Added(…)")
+        self._check_types()
         object.__setattr__(self, "kinds", tuple(map(find_kind, self.kinds)))
         self._find_sources()
         self._check_axes()
@@ -183,6 +197,17 @@ class Experiment:
     def generator_of(self, seed: int) -> int:
         """The number of the generator, from 0, whose pool the synthetic training sets of `seed` are drawn from."""
         return seed % self.generators
+
+    def _check_types(self) -> None:
+        for name, (types, way_out) in TYPES.items():
+            if not isinstance(value := getattr(self, name), types):
+                raise UserError(f"{name}={value!r} is of another type than a study's; give {way_out}")
+        if not hasattr(self.sources, "for_task"):
+            raise UserError(f"sources={self.sources!r} is no description of data; give TableSources(train=…, general=…)")
+        if strange := [kind for kind in self._tuple("kinds") if not isinstance(kind, Kind)]:
+            raise UserError(f"kinds={self.kinds}: {strange[0]!r} is no kind; give a name, Mix(…) or Added(…)")
+        if strange := [claim for claim in self._tuple("claims") if not isinstance(claim, Claim)]:
+            raise UserError(f"claims={self.claims}: {strange[0]!r} is no claim; give Claim(…)")
 
     def _find_sources(self) -> None:
         """Have the sources be of the study's task, and described by their content if all of it is here."""
@@ -378,7 +403,10 @@ class Experiment:
                 "base_model is an encoder, which writes no text for a pool: give it as task_model_base, and a decoder here"
             )
         if isinstance(self.generator, PromptedGenerator) and _is_encoder(self.generator.base_model):
-            raise UserError("the generator's base_model is an encoder, which writes no text for a pool: give it a decoder")
+            raise UserError(
+                f"the prompted generator is the {self.generator.base_model.model_type} at {self.generator.base_model.path}, an "
+                "encoder, which writes no text; give a decoder's checkpoint"
+            )
         if isinstance(self.judge, PretrainedModelConfig) and _is_encoder(self.judge):
             raise UserError(
                 f"judge is the {self.judge.model_type} at {self.judge.path}, an encoder, of which no head is read; give a "

@@ -7,12 +7,14 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig
+from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import HEURISTICS, Heuristic
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
+from sweep.study.paper_claims import PAPER_CLAIMS
 
 # Six starting points, nine training sets (3 kinds × 3 sizes): 54 cells and 6 starting points evaluated.
 PAPER_STEPS = {
@@ -364,7 +366,11 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
         ({"biases": 0.5}, r"biases=0\.5 is not a tuple"),
         ({"kinds": "original"}, "kinds='original' is not a tuple"),
         ({"kinds": ("original", None)}, "None is no kind; give a name, Mix"),
-        ({"task": None}, "task=None is no Task"),
+        ({"task": None}, "task=None is of another type.*give Task"),
+        ({"base_model": "models/mine"}, r"base_model='models/mine' .* give pretrained_model_config"),
+        ({"generator": (GeneratorConfig(FinetuneConfig()),)}, "GeneratorConfig.*one of them and not in a tuple"),
+        ({"generator": FinetuneConfig()}, "is of another type than a study's; give GeneratorConfig"),
+        ({"claims": PAPER_CLAIMS[0]}, "is not a tuple; write one value as"),
         ({"sources": "train.csv"}, "sources='train.csv' is no description of data"),
         ({"synthetic": 5, "generator": None, "generation": None}, "synthetic=5 is no table of examples"),
         ({"name": "a/b"}, "file's name"),

@@ -15,6 +15,7 @@ from pipelines.identity import UNKNOWN, FileHash
 from sweep.study import experiments
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import mini
+from sweep.study.generators import PromptedGenerator
 from sweep.study.grid import build_grid
 from sweep.study.inputs import missing_inputs, with_inputs
 
@@ -74,6 +75,7 @@ def test_one_checkpoint_for_both_is_one_step(experiment: Experiment) -> None:
         ({"base_model": checkpoint("gpt_neox")}, r"task_model has .* give lora_targets=\('query_key_value', 'dense', "),
         ({"base_model": checkpoint("gpt_neox"), "task_model": FULL}, "generator has lora_targets="),
         ({"task_model_base": checkpoint("bert"), "task_model": FULL, "head": "lm"}, "head='lm' with an encoder .*'zero'"),
+        ({"generator": PromptedGenerator(checkpoint("bert"))}, "prompted generator is the bert at models/bert, an encoder"),
         ({"judge": checkpoint("bert")}, "judge is the bert at models/bert, an encoder, of which no head is read"),
         (
             {
