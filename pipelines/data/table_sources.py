@@ -393,6 +393,13 @@ def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]
             raise UserError(
                 f"test set {described.name}: no row of {table.path} is in {half}={name!r}; there are {values or 'none'}"
             )
+    if (label := described.predicts) is not None and described.adversarial is not None:
+        others = examples.filter(pc.not_equal(examples["label"], label))
+        if not _num_in_slice(others, described.adversarial):
+            raise UserError(
+                f"test set {described.name}: every row of {table.path} in adversarial={described.adversarial!r} is labelled "
+                f"{label}, which the heuristic predicts, so that going by it is right there; name another slice or predicts"
+            )
     return examples
 
 

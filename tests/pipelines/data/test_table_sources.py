@@ -394,6 +394,18 @@ def test_a_file_whose_rows_are_no_rows_is_refused_with_the_reason(tmp_path: Path
         sources(tmp_path, general=str(tmp_path / "x.csv")).counts("")
 
 
+def test_a_half_where_the_heuristic_is_right_is_not_adversarial(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("sentence,label,kind\na,0,plain\nb,1,odd\nc,1,odd\n")
+    for half, predicts, is_refused in (("kind/odd", "positive", True), ("kind/odd", "negative", False)):
+        described = TestSet("x", slices=("kind",), adversarial=half, predicts=predicts)
+        asked = sources(tmp_path, general=Table(str(tmp_path / "x.csv"), test_set=described))
+        if is_refused:
+            with pytest.raises(UserError, match="in adversarial='kind/odd' is labelled positive, which the heuristic predicts"):
+                asked.counts("")
+        else:
+            assert asked.counts("")["x/num_examples"] == 3
+
+
 def test_lines_may_end_in_carriage_returns_alone(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b"sentence,label\rone,0\rtwo,1\r")
     counts = sources(tmp_path, general=Table(str(tmp_path / "x.csv"))).counts("")
