@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.kinds import ORIGINAL, Kind, sizes_of
-from pipelines.data.own_pool import OwnPoolConfig, examples_of
+from pipelines.data.own_pool import OwnPoolConfig, examples_of, read_pool
 from pipelines.data.table_sources import TableSources
 from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
@@ -40,6 +40,24 @@ def missing_data(experiment: Experiment) -> tuple[str, ...]:
         *(f"data: {line}" for line in experiment.sources.missing(experiment.sources_folder)),
         *(f"pool: {line}" for line in of_pools if line),
     )
+
+
+def left_out(experiment: Experiment) -> Iterator[str]:
+    """A line for each table of the data, and each pool of one's own, some of whose rows are no examples of the task."""
+    sources, folder = experiment.sources, experiment.sources_folder
+    counts = {} if sources.missing(folder) else sources.counts(folder)
+    by_set: dict[str, Counter[str]] = {}
+    for name, num in counts.items():
+        kind, _, rest = name.partition("/")
+        if kind == "dropped" and "/" in rest:
+            by_set.setdefault(rest.partition("/")[0], Counter())[rest.partition("/")[2]] = num
+    read = {f"data: left out of {name}": reasons for name, reasons in by_set.items()}
+    for pool in experiment.own_pools:
+        if pool.is_known and (dropped := read_pool(pool).dropped):
+            read[f"pool: left out of {pool.name}"] = Counter(row["reason"] for row in dropped)
+    for what, reasons in read.items():
+        listed = ", ".join(f"{num:,} {reason}" for reason, num in reasons.most_common())
+        yield f"{what}: {listed}; `blindsweep data check` shows the rows"
 
 
 def check_pools(steps: Sequence[Step]) -> None:

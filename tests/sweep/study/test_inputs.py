@@ -23,7 +23,7 @@ from sweep.plan.throughputs import read_table
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo
 from sweep.study.grid import build_grid
-from sweep.study.inputs import check_blindspot, check_sizes, missing_inputs, with_inputs
+from sweep.study.inputs import check_blindspot, check_sizes, left_out, missing_inputs, with_inputs
 
 TABLE = read_table()
 ROWS = "".join(f"{label} p{n},h{n},{label}\n" for label in ("entailment", "neutral", "contradiction") for n in range(100))
@@ -201,3 +201,16 @@ def test_a_probe_slice_of_another_set_is_no_slice_of_a_described_one(tmp_path: P
     with pytest.raises(UserError, match="no probe_slice that the blindspot set 'spot' has"):
         own_tables(tmp_path, evaluation=EvaluationConfig(sets=("test", "spot"), dtype="float32"))
     assert demo().blindspot_slice == "lexical_overlap/non-entailment"
+
+
+def test_a_plan_names_the_rows_that_are_left_out(tmp_path: Path) -> None:
+    study = own_tables(tmp_path)
+    assert list(left_out(study)) == []
+    (tmp_path / "spot.csv").write_text("premise,hypothesis,label\nc d,d,non-entailment\ne,f,maybe\n,g,neutral\nc e,e,neutral\n")
+    (tmp_path / "pool.csv").write_text("premise,hypothesis,label\n" + "a b,b,entailment\n" * 3 + "a b,,entailment\n")
+    sources = TableSources("train.csv", general="test.csv", blindspots="spot.csv", dev_rows_per_label=1)
+    changed = replace(study, sources=sources, synthetic="pool.csv", generator=None, generation=None)
+    assert list(left_out(changed)) == [
+        "data: left out of spot: 1 blank_premise, 1 unknown_label; `blindsweep data check` shows the rows",
+        "pool: left out of pool.csv: 1 blank_hypothesis; `blindsweep data check` shows the rows",
+    ]
