@@ -6,6 +6,8 @@ FOLDER has train.csv and test.csv with the columns sentence1, sentence2 and gold
 challenge.csv with text, statement, answer (yes, no), trick and pattern: on its pairs a trick such as repeating words misleads.
 """
 
+from dataclasses import replace
+
 from sweep import (
     EvaluationConfig,
     Experiment,
@@ -36,7 +38,7 @@ CHALLENGE = TestSet(
 def own_nli(data: str = "data", seeds: tuple[int, ...] = (0, 1, 2), training_size: int = 600) -> Experiment:
     """A tiny Llama on one's own pairs, on two CPU cores."""
     recipe = FinetuneConfig(method="full", learning_rate=2e-3, epochs=5, batch_size=32, dtype="float32", zero_stage=0)
-    language = FinetuneConfig(method="full", learning_rate=3e-3, epochs=6, batch_size=32, dtype="float32", zero_stage=0)
+    language = replace(recipe, learning_rate=3e-3, epochs=2)
     return Experiment(
         name="own_nli",
         title="My own pairs and challenge set, a tiny Llama",
@@ -52,7 +54,7 @@ def own_nli(data: str = "data", seeds: tuple[int, ...] = (0, 1, 2), training_siz
         ),
         sources_folder=data,
         base_model=ScratchModelConfig(hidden_size=96, num_layers=3, num_heads=3, num_kv_heads=3, pretraining=language),
-        generator=GeneratorConfig(finetune=language),
+        generator=GeneratorConfig(finetune=replace(language, epochs=4)),
         generation=GenerationConfig(num_per_label=1_200, shard_size=256, max_new_tokens=64, dtype="float32"),
         task_model=recipe,
         evaluation=EvaluationConfig(sets=("test", "challenge"), dtype="float32"),
@@ -61,5 +63,9 @@ def own_nli(data: str = "data", seeds: tuple[int, ...] = (0, 1, 2), training_siz
         seeds=seeds,
         general_set="test",
         blindspot_set="challenge",
-        resources={"generator": Resources(num_workers=2), "task_model": Resources(in_process=True)},
+        resources={
+            "base_model": Resources(num_workers=2),
+            "generator": Resources(num_workers=2),
+            "task_model": Resources(in_process=True),
+        },
     )
