@@ -42,7 +42,7 @@ def is_negated(sentences):
 NEGATED = Heuristic("negated", is_negated, predicts="negative", description="The sentence has a negation.")
 
 
-def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), training_size: int = 1_500) -> Experiment:
+def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), training_size: int = 600) -> Experiment:
     """A tiny model on SST-2, on two CPU cores: the blindspot is positive sentences with a negation."""
     recipe = FinetuneConfig(method="full", learning_rate=2e-3, epochs=4, batch_size=32, dtype="float32", zero_stage=0)
     language = FinetuneConfig(method="full", learning_rate=3e-3, epochs=1, batch_size=64, dtype="float32", zero_stage=0)
@@ -59,7 +59,7 @@ def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), t
             hidden_size=96, num_layers=3, num_heads=3, num_kv_heads=3, pretraining=language, pretraining_examples=20_000
         ),
         generator=GeneratorConfig(finetune=replace(language, epochs=0.25)),
-        generation=GenerationConfig(num_per_label=(6_000, 3_000), shard_size=512, max_new_tokens=64, dtype="float32"),
+        generation=GenerationConfig(num_per_label=(3_000, 1_500), shard_size=512, max_new_tokens=64, dtype="float32"),
         task_model=recipe,
         evaluation=EvaluationConfig(sets=("sst2_test",), dtype="float32", heuristics=(NEGATED,)),
         starting_sizes=(0,),
