@@ -42,7 +42,7 @@ def is_negated(sentences):
 NEGATED = Heuristic("negated", is_negated, predicts="negative", description="The sentence has a negation.")
 
 
-def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), training_size: int = 600) -> Experiment:
+def sst2_negation(data: str = "data/sst2", seeds: tuple[int, ...] = (0, 1, 2), training_size: int = 480) -> Experiment:
     """A tiny model on SST-2, on two CPU cores: the blindspot is positive sentences with a negation."""
     recipe = FinetuneConfig(method="full", learning_rate=2e-3, epochs=4, batch_size=32, dtype="float32", zero_stage=0)
     language = FinetuneConfig(method="full", learning_rate=3e-3, epochs=1, batch_size=64, dtype="float32", zero_stage=0)
