@@ -77,6 +77,8 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
         fitting = sorted(sets.unique())
         usual = [known for known in GENERAL_SETS if known in fitting] if len(fitting) > 1 else fitting
         value = study.parameters.get(name, usual[0] if usual else None)
+        if frame.empty:
+            raise UserError(f"study {study.experiment!r} has no evaluation yet; run it to build some")
         if value not in fitting:
             raise UserError(
                 f"study {study.experiment!r} has {name}={value!r}, and the evaluated sets that it can be are "

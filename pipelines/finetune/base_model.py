@@ -63,6 +63,8 @@ class ScratchModelConfig:
     Its tokenizer is a byte-level BPE of at most `vocabulary_size` pieces learnt from the training file, so that common words
     are one token each. `pretraining` reads each example twice over, without its label: what a pretrained model knows of words
     and nothing of the task. None leaves the weights random.
+
+    Raises :class:`UserError` for heads that do not divide the hidden size, or that cannot share keys and values evenly.
     """
 
     hidden_size: int = 128
@@ -76,6 +78,23 @@ class ScratchModelConfig:
     pretraining: FinetuneConfig | None = None
     pretraining_examples: int | None = None
     task: Task = added(NLI)
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.num_heads):
+            raise UserError(
+                f"hidden_size={self.hidden_size} with num_heads={self.num_heads}: each head has an even share of it; give a "
+                f"multiple of {2 * self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"num_heads={self.num_heads} with num_kv_heads={self.num_kv_heads}: as many heads share each key and value; "
+                "give a number of heads that num_kv_heads divides"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """The numbers that an attention head computes with."""
+        return self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True)

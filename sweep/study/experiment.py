@@ -36,6 +36,8 @@ from sweep.study.paper_claims import PAPER_CLAIMS, axis_claims
 
 TRAJECTORIES = ("separate", "shared")
 TRAININGS = ("two_steps", "joint")
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of attention heads that vLLM's engine computes with on a CPU."""
 JUDGE_SEED = 1_000_003
 """The seed of a judge, and of nothing else: no model may be corrected by itself."""
 
@@ -402,6 +404,7 @@ class Experiment:
             raise UserError(
                 "base_model is an encoder, which writes no text for a pool: give it as task_model_base, and a decoder here"
             )
+        self._check_head_size()
         if isinstance(self.generator, PromptedGenerator) and _is_encoder(self.generator.base_model):
             raise UserError(
                 f"the prompted generator is the {self.generator.base_model.model_type} at {self.generator.base_model.path}, an "
@@ -424,6 +427,21 @@ class Experiment:
         ):
             if value == refused:
                 raise UserError(f"{name}={value!r} with an encoder as the task models' base: {others}")
+
+    def _check_head_size(self) -> None:
+        """Raise UserError for a model that is pretrained here and that no engine on the CPU can write with."""
+        base = self.base_model
+        on_gpu = self.resources.get("synthetic_pool", Resources()).gpus_per_worker
+        if on_gpu or not (
+            self.has_pool and isinstance(self.generator, GeneratorConfig) and isinstance(base, ScratchModelConfig)
+        ):
+            return
+        if base.head_size not in CPU_HEAD_SIZES:
+            raise UserError(
+                f"base_model has hidden_size={base.hidden_size} and num_heads={base.num_heads}, heads of {base.head_size}, and "
+                f"engines on the CPU write with heads of {', '.join(map(str, CPU_HEAD_SIZES))}: give a hidden_size of "
+                f"{CPU_HEAD_SIZES[0] * base.num_heads}, or other num_heads"
+            )
 
     @property
     def test_sets(self) -> tuple[TestSet, ...]:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data.kinds import FILTERED, ORIGINAL, Kind, parts_of
+from pipelines.data.own_pool import OwnPoolConfig
 from pipelines.data.training_set import BIASED, JOINT, TrainingSetConfig, num_drawn, training_set_config
 from pipelines.evaluate.judge import JudgementConfig
 from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
@@ -78,8 +79,8 @@ class _Grid:
         if "task" in getattr(config, "__dataclass_fields__", ()):
             config = replace(config, task=self.experiment.task)
         # Drawing a random head is a matter of milliseconds, whatever finetuning a starting point takes; an endpoint does the
-        # work of a pool elsewhere.
-        light = isinstance(config, UntrainedConfig) or getattr(config, "endpoint", None) is not None
+        # work of a pool elsewhere, and of one's own it is done.
+        light = isinstance(config, UntrainedConfig | OwnPoolConfig) or getattr(config, "endpoint", None) is not None
         like = "evaluation" if stage == "judgement" and stage not in self.experiment.resources else stage
         resources = Resources() if light else self.experiment.resources.get(like, Resources())
         rehearsal = self.experiment.rehearsal

@@ -123,6 +123,8 @@ def test_series_are_named_for_people_and_scored_by_the_labels_of_the_set(tmp_pat
     assert (general.name, general.num_labels) == ("news", 4)
     assert (blindspot.name, blindspot.num_labels) == ("Money in sport", 2)
     assert (adversarial.name, adversarial.num_labels) == ("Money in sport, half, money", 2)
+    with pytest.raises(UserError, match="has no evaluation yet; run it"):
+        study_series(loaded, study.frame().head(0))
     table = accuracy_table(study.frame(), responses)
     of_money = table[(table["set"] == "money") & (table["folding"] == "argmax")]
     assert of_money["method"].str.contains("40 values of title").any()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.finetune.base_model import PretrainedModelConfig
+from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import WARMUP_STABLE_DECAY, FinetuneConfig
 from pipelines.identity import UNKNOWN, FileHash
 from sweep.study import experiments
-from sweep.study.experiment import Experiment
+from sweep.study.experiment import CPU_HEAD_SIZES, Experiment
 from sweep.study.experiments import mini
 from sweep.study.generators import PromptedGenerator
 from sweep.study.grid import build_grid
@@ -54,6 +54,22 @@ def test_one_checkpoint_for_both_is_one_step(experiment: Experiment) -> None:
     own = dataclasses.replace(experiment, base_model=checkpoint("qwen2"))
     both = dataclasses.replace(own, task_model_base=own.base_model)
     assert [step.fingerprint for step in build_grid(both)] == [step.fingerprint for step in build_grid(own)]
+
+
+def test_a_shape_that_no_engine_on_the_cpu_writes_with_is_refused_before_a_generator_is_trained(experiment: Experiment) -> None:
+    small = ScratchModelConfig(hidden_size=32, num_heads=2, num_kv_heads=2)
+    with pytest.raises(UserError, match=r"heads of 16, and engines on the CPU write with heads of 32, .* hidden_size of 64"):
+        dataclasses.replace(experiment, base_model=small)
+    dataclasses.replace(experiment, base_model=small, kinds=("original",))
+    vllm = pytest.importorskip("vllm.v1.attention.backends.cpu_attn")
+    assert tuple(vllm.CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
+
+
+@pytest.mark.parametrize(("shape", "words"), [((32, 3, 3), "a multiple of 6"), ((64, 4, 3), "num_kv_heads divides")])
+def test_heads_that_do_not_divide_are_refused(shape: tuple[int, int, int], words: str) -> None:
+    hidden_size, num_heads, num_kv_heads = shape
+    with pytest.raises(UserError, match=words):
+        ScratchModelConfig(hidden_size=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from pipelines.data.kinds import Added
 from pipelines.data.table_sources import Table
 from pipelines.errors import UserError
+from pipelines.resources import Resources
 from sweep.graph.records import Store
 from sweep.plan.plan import plan_study
 from sweep.plan.throughputs import read_table
@@ -44,11 +45,14 @@ def plan_of(experiment: Experiment, tmp_path: Path) -> None:
 
 
 def test_neither_generator_nor_generation_is_a_step(with_pool: Callable[..., Experiment], tmp_path: Path) -> None:
-    study = with_pool(write_pool(tmp_path / "mine.csv", 20))
+    study = with_pool(
+        write_pool(tmp_path / "mine.csv", 20), resources={"synthetic_pool": Resources(num_workers=2, gpus_per_worker=1)}
+    )
     steps = build_grid(study)
     stages = Counter(step.stage for step in steps)
     assert stages["generator"] == 0 and stages["synthetic_pool"] == 1
     (pool,) = [step for step in steps if step.stage == "synthetic_pool"]
+    assert not pool.resources.total_gpus, "a file is read"
     assert not pool.inputs and pool.payload["config"]["type"] == "OwnPoolConfig"
     drawn = [step for step in steps if step.stage == "training_set" and step.coordinates["kind"] != "original"]
     assert drawn and all(step.inputs["source"] is pool for step in drawn)
