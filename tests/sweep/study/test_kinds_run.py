@@ -23,7 +23,7 @@ from tests.sweep.run.tiny_study import tiny as smallest
 
 
 def tiny(seeds: tuple[int, ...] = (0, 1)) -> Experiment:
-    study = smallest(kinds=("original", "mixed_50", "synthetic"), seeds=seeds)
+    study = smallest(seeds=seeds)
     finetune = replace(study.generator.finetune, epochs=10)
     return replace(
         study,

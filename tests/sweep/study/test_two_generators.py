@@ -20,7 +20,7 @@ from tests.sweep.run.tiny_study import tiny as smallest
 
 
 def tiny(seeds: tuple[int, ...] = (0,), generators: int = 1) -> Experiment:
-    study = smallest(kinds=("original", "synthetic"), seeds=seeds)
+    study = smallest(seeds=seeds)
     finetune = replace(study.generator.finetune, epochs=10)
     return replace(
         study,
@@ -28,6 +28,7 @@ def tiny(seeds: tuple[int, ...] = (0,), generators: int = 1) -> Experiment:
         sources=replace(study.sources, num_train=960),
         base_model=replace(study.base_model, hidden_size=64, num_layers=2, intermediate_size=128),
         generator=replace(study.generator, finetune=finetune),
+        kinds=("original", "synthetic"),
         generators=generators,
     )
 """
