@@ -7,6 +7,7 @@ Each argument can be set from the command line with -p name=value.
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.data.challenge_sets import challenge_sets, unknown_challenge_files
@@ -179,6 +180,7 @@ def mini(
             replace(papers, learning_rate=10 * papers.learning_rate, dtype=dtype, log_every=100)
             for papers in (PAPER_TASK_MODEL, PAPER_GENERATOR)
         )
+    sources = nli_sources_config(data, challenges)
     base_model = pretrained_model_config(model, dtype=dtype)
     own_base = pretrained_model_config(task_base, dtype=dtype) if task_base else None
     if own_base is not None and ARCHITECTURES[own_base.model_type].is_encoder and recipe == "full":
@@ -192,8 +194,8 @@ def mini(
     engines = replace(share, num_workers=generation_workers or max(1, trials_per_gpu // 2)) if on_gpu else Resources()
     return Experiment(
         name="mini",
-        title="SmolLM2-135M on MultiNLI and HANS",
-        sources=nli_sources_config(data, challenges),
+        title=f"{Path(model.partition('@')[0]).name.removesuffix('.gguf')} on MultiNLI and HANS",
+        sources=sources,
         sources_folder=data,
         base_model=base_model,
         task_model_base=own_base,

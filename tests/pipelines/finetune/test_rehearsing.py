@@ -26,7 +26,7 @@ from pipelines.tasks.prompts import classifier_prompts, generator_text
 @pytest.mark.parametrize("text", ["The old doctor saw a dog , twice", "\x00 4 §", ""])
 def test_stand_ins_fit_every_kind_of_training_set(text: str) -> None:
     for label in LABELS:
-        premise, hypothesis = stand_in(label, text)
+        premise, hypothesis = stand_in(label, text).values()
         assert premise and hypothesis
         assert has_lexical_overlap(premise, hypothesis) == (label == "entailment")
 

@@ -130,6 +130,7 @@ def generator(two_nodes: set[str], prepared: Path) -> tuple[Path, dict[str, Any]
     return prepared / "generator", metrics, losses.read()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_finetuning_uses_both_nodes_and_learns(
     two_nodes: set[str], generator: tuple[Path, dict[str, Any], list[float]]
@@ -143,6 +144,7 @@ def test_finetuning_uses_both_nodes_and_learns(
     assert (folder / "model" / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_generation_uses_both_nodes_and_parses(
     two_nodes: set[str], prepared: Path, generator: tuple[Path, dict[str, Any], list[float]]

@@ -285,6 +285,7 @@ def test_too_low_a_yield_says_so_and_keeps_the_rejects(ray_address: str, models:
     assert not (tmp_path / "yield.json").exists()
 
 
+@pytest.mark.slow
 def test_a_text_that_stops_early_is_the_same_text_up_to_there(
     pool: tuple[Path, dict[str, Any], Reports], models: Path, tmp_path: Path
 ) -> None:
@@ -313,6 +314,7 @@ def test_a_text_that_stops_early_is_the_same_text_up_to_there(
     assert tokens[0] < tokens[1] - 5 * CONFIG.shard_size / 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_pool_of_another_task_has_its_labels_and_fields(ray_address: str, tmp_path: Path) -> None:
     texts = [generator_text(label, {"sentence": text}, task=SENTIMENT) for label, text in KNOWN_SENTENCES.items()]

@@ -71,25 +71,25 @@ def test_a_pair_is_found_by_its_usual_names(tmp_path: Path) -> None:
 
 
 def test_each_set_of_a_study_is_said(tmp_path: Path) -> None:
-    rows = [f"{label} p{n},h,{label}" for label in ("entailment", "neutral", "no") for n in range(3)]
+    rows = [f"{label} p{n} h,h,{label}" for label in ("entailment", "neutral", "no") for n in range(3)]
     (tmp_path / "train.csv").write_text("\n".join(["premise,hypothesis,label", *rows, rows[0], "x,y,maybe", ""]))
-    (tmp_path / "test.jsonl").write_text('{"premise": "no p0", "hypothesis": "h", "label": "no"}\n')
+    (tmp_path / "test.jsonl").write_text('{"premise": "no p0 h", "hypothesis": "h", "label": "no"}\n')
     (tmp_path / "mine.py").write_text(STUDY)
     said = check(str(tmp_path / "mine.py"), "-p", f"data={tmp_path}")
     # Which of the longest rows is held out goes by the texts' hashes.
-    assert [line for line in said if "longest: 14 characters" not in line] == [
+    assert [line for line in said if "longest: 16 characters" not in line] == [
         "train: 6 examples",
         "    from train.csv, premise is 'premise', hypothesis is 'hypothesis', label is 'label'",
         "    labels: entailment 2, neutral 2, contradiction 2",
         "    left out: 2 rows",
-        "        1 duplicate, the first at row 10: 'entailment p0' | 'h', label 'entailment'",
+        "        1 duplicate, the first at row 10: 'entailment p0 h' | 'h', label 'entailment'",
         "        1 unknown_label, the first at row 11: 'x' | 'y', label 'maybe'",
         "dev: 3 examples",
         "    labels: entailment 1, neutral 1, contradiction 1",
         "test: 1 examples",
         "    from test.jsonl, premise is 'premise', hypothesis is 'hypothesis', label is 'label'",
         "    labels: contradiction 1",
-        "    longest: 6 characters, 'no p0' | 'h'",
+        "    longest: 8 characters, 'no p0 h' | 'h'",
         "marked: 1 of 1 texts of test are in the training data, too",
         "marked: 1 rows of train are left out for labels that are not the task's: 'maybe' (1)",
     ]

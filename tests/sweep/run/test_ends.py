@@ -117,6 +117,7 @@ def test_at_a_notice_steps_commit_and_the_run_ends_well(is_deaf: bool, tmp_path:
         assert "15 artifacts, 0 were there, 15 built" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_the_run_too(tmp_path: Path) -> None:
     try:
         ours, theirs = os.openpty()

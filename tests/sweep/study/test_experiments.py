@@ -1,11 +1,11 @@
 """The parameters of the built-in studies reach the configs that they name."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pipelines.data.sources import FILES, NLISourcesConfig
+from pipelines.finetune.base_model import PretrainedModelConfig
 from pipelines.identity import UNKNOWN, FileHash
 from sweep.study import experiments
 from sweep.study.experiment import Experiment
@@ -17,7 +17,12 @@ from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = NLISourcesConfig(tuple(FileHash(name, UNKNOWN) for name in FILES))
     monkeypatch.setattr(experiments, "nli_sources_config", lambda data, challenges=(): unknown)
-    monkeypatch.setattr(experiments, "pretrained_model_config", lambda model, dtype="", **_: (Path(model).name, dtype))
+    weights = (FileHash("model.safetensors", UNKNOWN),)
+    monkeypatch.setattr(
+        experiments,
+        "pretrained_model_config",
+        lambda model, **_: PretrainedModelConfig(weights, path=model, model_type="llama"),
+    )
 
 
 def test_minis_generator_may_see_a_part_of_the_data() -> None:

@@ -141,6 +141,7 @@ def tiny() -> Experiment:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_rehearsal_in_miniature_runs_every_stage_and_leaves_the_study_unbuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
