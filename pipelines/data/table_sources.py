@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,7 +35,7 @@ from pipelines.tables.readers import suffix_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
-from pipelines.tasks.test_sets import TestSet
+from pipelines.tasks.test_sets import TestSet, slices_of
 
 Names: TypeAlias = Mapping[Any, str] | tuple[tuple[str, str], ...]
 NOT_LOOKED_AT = FileHash("", UNKNOWN)
@@ -231,7 +232,7 @@ class TableSources:
 
         Sets have the task's columns and those that their descriptions ask for; a row without a cluster is one of its own. An
         id is the set's name and the row's number (in JSONL the line's), or the one in the file. ``dropped`` (set, file, row,
-        reason, label, the fields, and text of a row that has other cells) keeps each row that was left out: those that do not
+        reason, label, the fields, and raw of a row that has other cells) keeps each row that was left out: those that do not
         fit (:mod:`pipelines.data.table_rows`), and of the training table those whose texts occur again (``duplicate``: the
         first stays) or with two labels (``conflicting_labels``: none does). Returns counts by set and label, and dropped rows
         by set and reason. Training rows whose texts are in a test set, too, stay: a test set decides on nothing that is
@@ -385,7 +386,7 @@ def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]
         clusters = pc.coalesce(examples[described.cluster], examples["id"])
         examples = examples.set_column(examples.column_names.index(described.cluster), described.cluster, clusters)
     for half in ("aligned", "adversarial"):
-        if (name := getattr(described, half)) is not None and not _num_in_slice(examples, name):
+        if (name := getattr(described, half)) is not None and not _has_slice(examples, name):
             column = name.partition("/")[0]
             values = ", ".join(
                 f"{column}/{value}" for value in sorted(pc.unique(examples[column].drop_null()).to_pylist())[:12]
@@ -395,7 +396,7 @@ def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]
             )
     if (label := described.predicts) is not None and described.adversarial is not None:
         others = examples.filter(pc.not_equal(examples["label"], label))
-        if not _num_in_slice(others, described.adversarial):
+        if not _has_slice(others, described.adversarial):
             raise UserError(
                 f"test set {described.name}: every row of {table.path} in adversarial={described.adversarial!r} is labelled "
                 f"{label}, which the heuristic predicts, so that going by it is right there; name another slice or predicts"
@@ -403,11 +404,11 @@ def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]
     return examples
 
 
-def _num_in_slice(examples: pa.Table, name: str) -> int:
-    column, _, rest = name.partition("/")
-    value, _, label = rest.rpartition("/")
-    cells = zip(examples[column].to_pylist(), examples["label"].to_pylist(), strict=True)
-    return sum(cell == rest or (cell, of_label) == (value, label) for cell, of_label in cells)
+def _has_slice(examples: pa.Table, name: str) -> bool:
+    """Whether an example is in a slice of a described set."""
+    column = name.partition("/")[0]
+    columns = {column: np.array(examples[column].to_pylist(), dtype=object)}
+    return name in slices_of(columns, np.array(examples["label"].to_pylist()))
 
 
 def _training_sets(sources: TableSources, dropped: list[dict[str, Any]]) -> dict[str, pa.Table]:

@@ -11,7 +11,7 @@ An accuracy at 0 or 1 shows no change. Scores, the log-odds of a label, go on: m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
-from pipelines.tasks.test_sets import TestSet
+from pipelines.tasks.test_sets import TestSet, slices_of
 
 FOLDINGS = ("argmax", "summed")
 """How the scores of all labels become two labels: see `is_predicted`."""
@@ -99,20 +99,6 @@ def folded_onto(table: pa.Table, task: Task) -> str | None:
 def slice_column(column: str) -> str:
     """The column of `logits.parquet` that holds the values of a described set's slice column."""
     return f"slice/{column}"
-
-
-def slices_of(columns: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Each slice of a described test set by its name, booleans [n], from its slice columns str [n] and labels str [n].
-
-    `<column>/<value>`, and `<column>/<value>/<label>` of it by label; a null is in no slice.
-    """
-    slices = {}
-    for column, values in columns.items():
-        for value in sorted({value for value in values if value is not None}):
-            chosen = values == value
-            slices[f"{column}/{value}"] = chosen
-            slices |= {f"{column}/{value}/{label}": chosen & (labels == label) for label in np.unique(labels[chosen])}
-    return slices
 
 
 def _slice_columns(table: pa.Table, described: TestSet | None) -> dict[str, np.ndarray]:
