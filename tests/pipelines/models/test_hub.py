@@ -1,12 +1,7 @@
 """The hub as its client sees it, from a server on this machine."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,17 +10,13 @@ from pipelines.errors import UserError
 from pipelines.finetune.base_model import pretrained_model_config
 from pipelines.identity import UNKNOWN
 from pipelines.models.hub import hub_repository
+from tests.hub_server import COMMIT, HubHandler, asked, serving
 
-ROOT = Path(__file__).parents[3]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"model.safetensors": b"weights", "config.json": b"{}", "tokenizer.json": b"{}", "pytorch_model.bin": b"pickled"}
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Three repositories: one open, one gated, one that is not there."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -44,24 +35,11 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         self.answer(200, FILES[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT})
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(Hub) as address:
+        yield address
 
 
 def describe(model: str, home: Path, endpoint: str, **options: bool) -> dict[str, str]:
@@ -76,16 +54,7 @@ def describe(model: str, home: Path, endpoint: str, **options: bool) -> dict[str
         "except UserError as error:\n"
         "    print(json.dumps({'error': str(error)}))\n"
     )
-    environment = {
-        **os.environ,
-        **{"HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"},
-        **{"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
-    }
-    environment.pop("HF_TOKEN", None)
-    arguments = [sys.executable, "-c", program, model, json.dumps(options)]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return asked(program, [model, json.dumps(options)], home, endpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,15 @@
 """A data set on the hub as its client sees it, from a server on this machine."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import UserError
 from pipelines.tables.hub import hub_path
+from tests.hub_server import COMMIT, HubHandler, asked, serving
 
-ROOT = Path(__file__).parents[3]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LABELS = ("entailment", "neutral", "contradiction")
 FILES = {
     "data/train.csv": "premise,hypothesis,label\n" + "".join(f"{label} {n},h,{label}\n" for label in LABELS for n in (1, 2)),
@@ -38,11 +32,8 @@ print(json.dumps(found))
 """
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """One open data set; no other is there."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -59,38 +50,16 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         self.answer(200, FILES[name].encode(), {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT})
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(Hub) as address:
+        yield address
 
 
 def looked_for(train: str, what: str, home: Path, endpoint: str) -> dict:
     """In a process of its own: the hub's client reads its settings when it is imported."""
-    environment = {
-        **os.environ,
-        **{"HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"},
-        **{"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
-    }
-    environment.pop("HF_TOKEN", None)
-    arguments = [sys.executable, "-c", PROGRAM, train, what]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return asked(PROGRAM, [train, what], home, endpoint)
 
 
 def test_files_of_a_data_set_are_fetched_by_a_run_and_named_by_a_plan(endpoint: str, tmp_path: Path) -> None:
