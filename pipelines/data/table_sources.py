@@ -34,8 +34,9 @@ from pipelines.tables.hub import hub_path, is_on_hub
 from pipelines.tables.readers import suffix_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
+from pipelines.tasks.slices import slices_of
 from pipelines.tasks.task import Task
-from pipelines.tasks.test_sets import TestSet, slices_of
+from pipelines.tasks.test_sets import TestSet
 
 Names: TypeAlias = Mapping[Any, str] | tuple[tuple[str, str], ...]
 NOT_LOOKED_AT = FileHash("", UNKNOWN)

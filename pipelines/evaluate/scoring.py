@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import NLI
+from pipelines.tasks.slices import slices_of
 from pipelines.tasks.task import Task
-from pipelines.tasks.test_sets import TestSet, slices_of
+from pipelines.tasks.test_sets import TestSet
 
 FOLDINGS = ("argmax", "summed")
 """How the scores of all labels become two labels: see `is_predicted`."""

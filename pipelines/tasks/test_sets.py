@@ -5,10 +5,7 @@ column. A slice is ``<column>/<value>``, and ``<column>/<value>/<label>`` of it 
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.identity import runtime
@@ -56,17 +53,3 @@ class TestSet:
                 )
         if self.predicts is not None and self.adversarial is None:
             raise UserError(f"test set {self.name}: predicts={self.predicts!r} without adversarial measures nothing; give both")
-
-
-def slices_of(columns: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Each slice of a described test set by its name, booleans [n], from its slice columns str [n] and labels str [n].
-
-    `<column>/<value>`, and `<column>/<value>/<label>` of it by label; a null is in no slice.
-    """
-    slices = {}
-    for column, values in columns.items():
-        for value in sorted({value for value in values if value is not None}):
-            chosen = values == value
-            slices[f"{column}/{value}"] = chosen
-            slices |= {f"{column}/{value}/{label}": chosen & (labels == label) for label in np.unique(labels[chosen])}
-    return slices
