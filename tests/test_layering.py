@@ -27,7 +27,8 @@ PIPELINES = ("pipelines", TASKS, TABLES, DATA, PACKING, ADAPTERS, MODELS, WORKER
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
-STATS, RESULTS, REPORT, AUDIT = "analysis.stats", "analysis.study", "analysis.report", "analysis.audit"
+STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
+CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
 VERDICTS = "analysis.verdicts"
 SIMULATION = "analysis.simulation"
 
@@ -55,9 +56,25 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
-    AUDIT: ("pipelines", TASKS, TABLES, "analysis", STATS),
+    CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
+    AUDIT: ("pipelines", TASKS, TABLES, DATA, "analysis", STATS, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
-    COMMANDS: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, CLUSTER, "analysis", STATS, RESULTS, VERDICTS, REPORT, AUDIT),
+    COMMANDS: (
+        *PIPELINES,
+        GRAPH,
+        STUDY,
+        PLAN,
+        INDEX,
+        RUN,
+        CLUSTER,
+        "analysis",
+        STATS,
+        RESULTS,
+        VERDICTS,
+        REPORT,
+        CORPUS,
+        AUDIT,
+    ),
     # The command line, and what users' studies import.
     "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, COMMANDS),
 }
@@ -73,7 +90,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "ray": (WORKERS, FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
-    "pandas": ("analysis", RESULTS, VERDICTS, REPORT, AUDIT),
+    "pandas": ("analysis", RESULTS, VERDICTS, REPORT, CORPUS, AUDIT),
     "matplotlib": (REPORT,),
     "tests": (),
 }

@@ -1,1 +1,1 @@
-"""The audit of anyone's labelled pairs, from file to page. Knows no study and no record."""
+"""The audit of anyone's labelled texts: options, findings, verdicts, page. Knows no study and no record."""

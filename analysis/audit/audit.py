@@ -1,10 +1,10 @@
-"""The audit of anyone's labelled pairs: what a dataset would teach a model besides its task.
+"""The audit of anyone's labelled texts: what a dataset would teach a model besides its task.
 
-    audit = audit_pairs("pool.parquet", AuditSettings(reference="multinli_1.0_train.jsonl"))
-    write_page(audit, "audit-pool")
+    found = audit("pool.parquet", AuditSettings(reference="multinli_1.0_train.jsonl"))
+    write_page(found, "audit-pool")
 
-Each file is read once, in batches, by at most two processes; what stays in memory are about 140 bytes a row
-(:mod:`analysis.audit.scan`). Needs no GPU, no Ray and no store.
+Each file is read once, in batches, by at most two processes; what stays in memory are about 150 bytes a row
+(:mod:`analysis.corpus.scan`). Needs no GPU, no Ray and no store.
 """
 
 from __future__ import annotations
@@ -20,33 +20,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
-from analysis.audit.columns import ColumnNames
-from analysis.audit.copies import NO_ROW, Copies, copies_of, duplicates
-from analysis.audit.input import open_pairs, read_rows
-from analysis.audit.measures import (
+from analysis.corpus.audited import audited
+from analysis.corpus.columns import ColumnNames
+from analysis.corpus.copies import NO_ROW, Copies, copies_of, duplicates
+from analysis.corpus.input import Source, TextFile, open_texts, read_rows
+from analysis.corpus.labels import MEANINGS, compare, label_key, meaning_of
+from analysis.corpus.measures import (
     MARGIN,
     Diversity,
     HeuristicFinding,
-    HypothesisOnly,
     Length,
+    OneField,
     Share,
     diversity,
     heuristic_findings,
-    hypothesis_only,
     lengths,
+    one_field,
+    predicted_labels,
     share_of,
 )
-from analysis.audit.scan import MAX_PROCESSES, Scan, audited, scan_pairs
+from analysis.corpus.scan import MAX_PROCESSES, Scan, scan_texts
 from pipelines.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """The JSON's version; one more whenever a field changes its meaning or goes."""
 NUM_SAMPLES = 5
 SHOWN_CHARACTERS = 300
-ENTAILMENT_NAMES = ("entailment", "entails", "entailed")
-"""Labels that mean entailment where nothing is said, in any case."""
 KINDS_OF_COPY = {"exact": "exact", "same_words": "same words", "near": "near"}
+NO_GOLD_WARNING = 0.05
+"""From this share of rows without a gold label on, the mark may be a label."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,15 @@ class AuditSettings:
 
     columns: ColumnNames = field(default_factory=ColumnNames)
     entailment: tuple[str, ...] = ()
-    """The labels, of any of the files, that mean entailment; empty for one that is called so."""
-    reference: str | None = None
-    """Pairs to compare with: the original data."""
-    generator_training: str | None = None
+    """The labels, of any of the files, that mean entailment; empty for those that are called so."""
+    label_names: Mapping[str, str] = field(default_factory=dict)
+    """What other labels mean, such as {"2": "contradiction"}."""
+    reference: Source | None = None
+    """Rows to compare with: the original data."""
+    generator_training: Source | None = None
     """The generator's training data: how much of it does the file repeat?"""
+    tests: Mapping[str, Source] = field(default_factory=dict)
+    """Test sets by name: how much of them does the file give away?"""
     heuristics: tuple[str, ...] = ()
     """Heuristics of one's own, as FILE.py:NAME or module:NAME, beside the built-in ones."""
     margin: float = MARGIN
@@ -76,11 +85,13 @@ class FileSummary:
     path: str
     columns: Mapping[str, str]
     num_rows: int
-    """Complete pairs, which every other number is about."""
+    """Complete rows, which every other number is about."""
     left_out: Mapping[str, int]
     labels: Mapping[str, Share]
-    entailment: tuple[str, ...]
-    """The labels, of its own, that mean entailment."""
+    spellings: Mapping[str, Mapping[str, int]]
+    """Labels that are spelled in several ways, each with its number of rows."""
+    meanings: Mapping[str, str]
+    """What each label was taken for."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +101,22 @@ class CopyCounts:
     source: str
     """A path; empty for the file itself."""
     kinds: Mapping[str, Share]
-    """By `exact`, `same_words`, `near` (:class:`analysis.audit.copies.Copies`), and `any`."""
-    other_label: Share
-    """Rows that are a copy, of any kind, of a row with another label."""
+    """By `exact`, `same_words`, `near` (:class:`analysis.corpus.copies.Copies`), and `any`."""
+    other_label: Share | None
+    """Rows with the words of others, of which none has their label; None where the labels cannot be compared."""
+    near_other_label: Share | None
+    """Rows that are near to one with another label: pairs that differ in little, and in the label."""
+    not_compared: str = ""
+    """Why the labels cannot be compared."""
     parts: Mapping[str, Share] = field(default_factory=dict)
-    """Rows whose premise, or hypothesis, has the words of one of the source's."""
+    """Rows of which one field has the words of one of the source's."""
+    given_away: Share | None = None
+    """Of a test set: its rows that the file repeats."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to look at, each with its number, label, premise and hypothesis; in pairs, the second of which is what it copies."""
+    """Rows to look at, each with its number, label and texts; in pairs, the second of which is what it copies."""
 
     title: str
     rows: tuple[tuple[Mapping[str, str], ...], ...]
@@ -110,9 +127,12 @@ class Audit:
     """All that there is to say of a file."""
 
     name: str
+    fields: tuple[str, ...]
     file: FileSummary
     reference: FileSummary | None
     generator_training: FileSummary | None
+    tests: Mapping[str, FileSummary]
+    warnings: tuple[str, ...]
     margin: float
     seed: int
     heuristics: tuple[HeuristicFinding, ...]
@@ -120,8 +140,11 @@ class Audit:
     reference_duplicates: CopyCounts | None
     copies: tuple[CopyCounts, ...]
     """Copies of the generator's training data and of the reference, if these are given."""
-    hypothesis_only: HypothesisOnly
-    reference_hypothesis_only: HypothesisOnly | None
+    leaks: Mapping[str, CopyCounts]
+    """Copies of each test set."""
+    one_field: Mapping[str, OneField]
+    """By field."""
+    reference_one_field: Mapping[str, OneField]
     lengths: tuple[Length, ...]
     reference_lengths: tuple[Length, ...]
     diversity: tuple[Diversity, ...]
@@ -130,64 +153,98 @@ class Audit:
     seconds: float
 
 
-def audit_pairs(path: str | Path, settings: AuditSettings | None = None) -> Audit:
-    """Audit a file or folder of labelled pairs.
+def audit(source: Source, settings: AuditSettings | None = None) -> Audit:
+    """Audit a file, a folder or a table of labelled texts: pairs, single texts, or those of a task.
 
-    Raises :class:`UserError` where a file cannot be read, no label or an unknown one means entailment, or a setting makes no
+    Raises :class:`UserError` where a file cannot be read, labels mean nothing that a heuristic predicts, or a setting makes no
     sense.
     """
     began = time.monotonic()
     settings = settings or AuditSettings()
+    scans = _scan_all(source, settings)
+    scan = scans["file"]
+    reference, training = scans.get("reference"), scans.get("generator_training")
+    tests = {name: scans[f"test:{name}"] for name in settings.tests}
+    named = _label_names(list(scans.values()), settings)
+    _check_meanings(scan, reference, named, settings)
+
+    within = duplicates(scan)
+    # One file can be both.
+    sources = list({id(other): other for other in (training, reference) if other}.values())
+    copies = [(other, copies_of(scan, other, _common_labels(scan, other, named)[0])) for other in sources]
+    leaks = {name: copies_of(scan, test, _common_labels(scan, test, named)[0]) for name, test in tests.items()}
+    # The same number of rows for both, since both baseline and diversity depend on it.
+    num_sampled = min(each.sample.num_rows for each in (scan, reference) if each)
+    samples = {"file": scan.sample.slice(0, num_sampled)}
+    if reference:
+        samples["reference"] = reference.sample.slice(0, num_sampled)
+    return Audit(
+        _name_of(scan.path),
+        scan.fields,
+        _summary(scan, named),
+        _summary(reference, named) if reference else None,
+        _summary(training, named) if training else None,
+        {name: _summary(test, named) for name, test in tests.items()},
+        tuple(_warnings(list(scans.values()))),
+        settings.margin,
+        settings.seed,
+        tuple(heuristic_findings(scan, reference, settings.margin, named)),
+        _count_copies(scan, scan, within),
+        _count_copies(reference, reference, duplicates(reference)) if reference else None,
+        tuple(_count_copies(scan, other, found, named) for other, found in copies),
+        {name: _count_copies(scan, tests[name], found, named, is_test=True) for name, found in leaks.items()},
+        {name: one_field(samples["file"], name) for name in scan.fields},
+        {name: one_field(samples["reference"], name) for name in scan.fields} if reference else {},
+        tuple(lengths(scan)),
+        tuple(lengths(reference)) if reference else (),
+        tuple(diversity(samples["file"], scan.fields)),
+        tuple(diversity(samples["reference"], scan.fields)) if reference else (),
+        tuple(_samples(scan, within, [*copies, *((tests[name], found) for name, found in leaks.items())], named, settings)),
+        time.monotonic() - began,
+    )
+
+
+def _scan_all(source: Source, settings: AuditSettings) -> dict[str, Scan]:
+    """Each file opened and scanned, by its role; one that has two roles is read once."""
     if not (math.isfinite(settings.margin) and settings.margin >= 1):
         raise UserError(
             f"margin={settings.margin}: it is a factor that counts as no difference; give 1 or more, such as {MARGIN}"
         )
-    for other in (settings.reference, settings.generator_training):
-        if other and Path(other).resolve() == Path(path).resolve():
+    others: dict[str, Source | None] = {"reference": settings.reference, "generator_training": settings.generator_training}
+    others |= {f"test:{name}": test for name, test in settings.tests.items()}
+    roles = {role: other for role, other in others.items() if other is not None}
+    for other in roles.values():
+        if _identity(other) == _identity(source):
             raise UserError(f"{other} is the file to audit itself, which equals it in everything; give another or leave it out")
-    # All are opened before one is read, so that a wrong name fails at once.
-    opened = {
-        str(file): open_pairs(file, settings.columns)
-        for file in (path, settings.reference, settings.generator_training)
-        if file
-    }
+    # All are opened before one is read, so that a wrong name fails at once; and all have the fields of the first.
+    opened = {"file": open_texts(source, settings.columns)}
+    fields = opened["file"].fields
+    opened |= {role: open_texts(other, settings.columns, fields) for role, other in roles.items()}
+    _check_given(settings.columns.given, list(opened.values()))
     # A heuristic that cannot be loaded shows now, not in a process that measures.
-    audited(settings.heuristics)
-    scans = {
-        name: scan_pairs(pairs, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
-        for name, pairs in opened.items()
-    }
-    scan = scans[str(path)]
-    reference = scans[settings.reference] if settings.reference else None
-    training = scans[settings.generator_training] if settings.generator_training else None
-    entailment = _entailment_labels([scan, reference] if reference else [scan], settings.entailment)
+    audited(fields, settings.heuristics)
+    scans: dict[Any, Scan] = {}
+    for role, texts in opened.items():
+        key = _identity(source if role == "file" else roles[role])
+        if key not in scans:
+            scans[key] = scan_texts(texts, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
+    return {role: scans[_identity(source if role == "file" else roles[role])] for role in opened}
 
-    within = duplicates(scan)
-    # One file can be both.
-    sources = list({id(source): source for source in (training, reference) if source}.values())
-    copies = [(source, copies_of(scan, source)) for source in sources]
-    # The same number of rows for both, since both baseline and diversity depend on it.
-    num_sampled = min(each.sample.num_rows for each in (scan, reference) if each)
-    return Audit(
-        Path(path).resolve().stem,
-        _summary(scan, entailment),
-        _summary(reference, entailment) if reference else None,
-        _summary(training, entailment) if training else None,
-        settings.margin,
-        settings.seed,
-        tuple(heuristic_findings(scan, entailment, reference, settings.margin)),
-        _count_copies(scan, scan, within),
-        _count_copies(reference, reference, duplicates(reference)) if reference else None,
-        tuple(_count_copies(scan, source, of_source) for source, of_source in copies),
-        hypothesis_only(scan.sample.slice(0, num_sampled)),
-        hypothesis_only(reference.sample.slice(0, num_sampled)) if reference else None,
-        tuple(lengths(scan)),
-        tuple(lengths(reference)) if reference else (),
-        tuple(diversity(scan.sample.slice(0, num_sampled))),
-        tuple(diversity(reference.sample.slice(0, num_sampled))) if reference else (),
-        tuple(_samples(scan, entailment, within, copies, settings.seed)),
-        time.monotonic() - began,
-    )
+
+def _check_given(given: Mapping[str, str], opened: Sequence[TextFile]) -> None:
+    for name, column in given.items():
+        if not any(texts.columns.get(name) == column for texts in opened):
+            raise UserError(f"no {name} column {column!r}: no file has it; mend --{name}, or leave it out")
+
+
+def _identity(source: Source) -> Any:
+    if isinstance(source, pa.Table | pd.DataFrame):
+        return id(source)
+    return str(source) if "://" in str(source) else str(Path(source).resolve())
+
+
+def _name_of(path: str) -> str:
+    return Path(path).resolve().stem if "://" not in path else path.rstrip("/").rpartition("/")[2].partition(".")[0]
 
 
 def audit_json(audit: Audit) -> str:
@@ -222,73 +279,127 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _entailment_labels(scans: Sequence[Scan], named: Sequence[str]) -> tuple[str, ...]:
-    """The labels that mean entailment; each file must have one, unless its labels are all one."""
-    for scan in scans:
-        usual = [label for label in scan.labels if label.lower() in ENTAILMENT_NAMES]
-        if (set(named) & set(scan.labels) or len(scan.labels) == 1) if named else usual:
-            continue
-        listed = ", ".join(repr(shown(label, 40)) for label in scan.labels)
-        what = f"none of its labels is {' or '.join(map(repr, named))}" if named else "none of its labels is called entailment"
-        raise UserError(f"{scan.pairs.path}: {what}; they are {listed}: say which mean entailment with --entailment NAME")
-    if named:
-        return tuple(named)
-    return tuple(dict.fromkeys(label for scan in scans for label in scan.labels if label.lower() in ENTAILMENT_NAMES))
+def _label_names(scans: Sequence[Scan], settings: AuditSettings) -> dict[str, str]:
+    """What labels mean by the user's word; one that is not entailment and has no meaning of NLI's is non-entailment then."""
+    named = dict(settings.label_names)
+    if settings.entailment:
+        keys = {label_key(label) for label in settings.entailment}
+        for label in (label for scan in scans for label in scan.labels):
+            if label_key(label) in keys:
+                named[label] = "entailment"
+            elif meaning_of(label, named) not in MEANINGS:
+                named[label] = "non-entailment"
+    for label in (*settings.label_names, *settings.entailment):
+        if not any(label_key(label) == label_key(own) for scan in scans for own in scan.labels):
+            listed = "; ".join(f"{scan.path}: {_listed(scan.labels)}" for scan in scans)
+            raise UserError(f"no file has the label {label!r}; they have {listed}: mend the name")
+    return named
 
 
-def _summary(scan: Scan, entailment: Sequence[str]) -> FileSummary:
+def _check_meanings(scan: Scan, reference: Scan | None, named: Mapping[str, str], settings: AuditSettings) -> None:
+    """Raise :class:`UserError` where a heuristic predicts a label that a file does not have, unless its labels are all one."""
+    for one in (scan, reference):
+        for heuristic in one.heuristics if one else ():
+            if one is None or predicted_labels(heuristic, one.labels, named) or (settings.entailment and len(one.labels) == 1):
+                continue
+            way_out = (
+                "say which mean entailment with --entailment NAME"
+                if heuristic.predicts == "entailment"
+                else f"say which means it with --label-name LABEL={heuristic.predicts}"
+            )
+            raise UserError(
+                f"{one.path}: none of its labels is called {heuristic.predicts}; they are {_listed(one.labels)}: {way_out}"
+            )
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return ", ".join(repr(shown(label, 40)) for label in labels)
+
+
+def _warnings(scans: Sequence[Scan]) -> Iterable[str]:
+    for scan in {id(scan): scan for scan in scans}.values():
+        unlabelled = scan.left_out.get("no gold label", 0)
+        num_read = scan.num_rows + sum(scan.left_out.values())
+        if unlabelled > NO_GOLD_WARNING * num_read and scan.source.marks_may_be_labels(scan.labels):
+            yield (
+                f"{scan.path}: {unlabelled:,} of {num_read:,} rows have the label -1, the usual mark of a row without one, and "
+                "are left out; if it is a label here, keep it with --keep-label=-1"
+            )
+
+
+def _common_labels(scan: Scan, source: Scan, named: Mapping[str, str]) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+    """The labels of both files as integers that mean the same, or None and why they cannot be compared."""
+    comparison = compare(scan.labels, source.labels, named)
+    if comparison.reason:
+        return None, comparison.reason
+    codes: dict[str, int] = {}
+    arrays = []
+    for one, meanings in ((scan, comparison.first), (source, comparison.second)):
+        code = np.array([codes.setdefault(meanings[label], len(codes)) for label in one.labels], np.int16)
+        arrays.append(code[one.label])
+    return (arrays[0], arrays[1]), ""
+
+
+def _summary(scan: Scan, named: Mapping[str, str]) -> FileSummary:
     counts = np.bincount(scan.label, minlength=len(scan.labels))
     return FileSummary(
-        scan.pairs.path,
-        scan.pairs.columns,
+        scan.path,
+        scan.source.columns,
         scan.num_rows,
         scan.left_out,
         {name: share_of(count, scan.num_rows) for name, count in zip(scan.labels, counts, strict=True)},
-        tuple(name for name in scan.labels if name in entailment),
+        {name: spelled for name, spelled in scan.spellings.items() if len(spelled) > 1},
+        {name: meaning_of(name, named) for name in scan.labels},
     )
 
 
-def _count_copies(scan: Scan, source: Scan, copies: Copies) -> CopyCounts:
-    kinds = {kind: share_of((getattr(copies, kind) != NO_ROW).sum(), scan.num_rows) for kind in (*KINDS_OF_COPY, "any")}
-    other_label = share_of(len(_with_other_label(scan, source, copies)), scan.num_rows)
+def _count_copies(
+    scan: Scan, source: Scan, copies: Copies, named: Mapping[str, str] | None = None, *, is_test: bool = False
+) -> CopyCounts:
+    num_rows = scan.num_rows
+    kinds = {kind: share_of((getattr(copies, kind) != NO_ROW).sum(), num_rows) for kind in (*KINDS_OF_COPY, "any")}
+    other = None if copies.other_label is None else share_of(copies.other_label.sum(), num_rows)
+    near = None if copies.near_other_label is None else share_of(copies.near_other_label.sum(), num_rows)
     if scan is source:
-        return CopyCounts("", kinds, other_label)
-    parts = {
-        side: share_of(np.isin(getattr(scan, side), getattr(source, side)).sum(), scan.num_rows)
-        for side in ("premise", "hypothesis")
-    }
-    return CopyCounts(source.pairs.path, kinds, other_label, parts)
-
-
-def _with_other_label(scan: Scan, source: Scan, copies: Copies) -> np.ndarray:
-    rows = np.flatnonzero(copies.any != NO_ROW)
-    names, source_names = np.array(scan.labels, object), np.array(source.labels, object)
-    return rows[names[scan.label[rows]] != source_names[source.label[copies.any[rows]]]]
+        return CopyCounts("", kinds, other, near)
+    parts = {name: share_of(np.isin(scan.part(name), source.part(name)).sum(), num_rows) for name in scan.fields}
+    reason = _common_labels(scan, source, named or {})[1]
+    if not is_test:
+        return CopyCounts(source.path, kinds, other, near, reason, parts)
+    # By words, and each row of the test set that a near copy was found of: only one of a row's originals is known.
+    given_away = np.isin(source.words, scan.words)
+    given_away[copies.any[copies.any != NO_ROW]] = True
+    return CopyCounts(source.path, kinds, other, near, reason, parts, share_of(given_away.sum(), source.num_rows))
 
 
 def _samples(
-    scan: Scan, entailment: Sequence[str], within: Copies, sources: Iterable[tuple[Scan, Copies]], seed: int
+    scan: Scan,
+    within: Copies,
+    sources: Iterable[tuple[Scan, Copies]],
+    named: Mapping[str, str],
+    settings: AuditSettings,
 ) -> list[Sample]:
-    """A few rows of each kind, drawn by `seed`; the file is read again for them, up to the last one."""
-    random = np.random.default_rng(seed)
-    is_entailment = scan.labelled(entailment)
+    """A few rows of each kind, drawn by the seed; the file is read again for them, up to the last one."""
+    random = np.random.default_rng(settings.seed)
     drawn: list[tuple[str, Scan, np.ndarray, np.ndarray]] = []
 
     def draw(title: str, rows: np.ndarray, source: Scan = scan, originals: np.ndarray | None = None) -> None:
         chosen = np.sort(random.choice(rows, min(NUM_SAMPLES, len(rows)), replace=False)) if len(rows) else rows
         drawn.append((title, source, chosen, np.array([], int) if originals is None else originals[chosen]))
 
-    for index, heuristic in enumerate(audited(scan.references)):
-        if heuristic.name in scan.heuristics:
-            name = heuristic.name.replace("_", " ").capitalize()
-            draw(f"{name} and entailment", np.flatnonzero(scan.holds[:, index] & is_entailment))
-            draw(f"{name} but not entailment", np.flatnonzero(scan.holds[:, index] & ~is_entailment))
+    for index, heuristic in enumerate(scan.heuristics):
+        positive = scan.labelled(predicted_labels(heuristic, scan.labels, named))
+        name = heuristic.name.replace("_", " ").capitalize()
+        draw(f"{name} and {heuristic.predicts}", np.flatnonzero(scan.holds[:, index] & positive))
+        draw(f"{name} but not {heuristic.predicts}", np.flatnonzero(scan.holds[:, index] & ~positive))
     for source, copies in [(scan, within), *sources]:
-        of = "another row" if source is scan else Path(source.pairs.path).name
+        of = "another row" if source is scan else _name_of(source.path)
         for kind, words in KINDS_OF_COPY.items():
             rows = getattr(copies, kind)
             draw(f"Copy of {of}: {words}", np.flatnonzero(rows != NO_ROW), source, rows)
-        draw(f"Copy of {of}: another label", _with_other_label(scan, source, copies), source, copies.any)
+        for marks, title in ((copies.other_label, "another label"), (copies.near_other_label, "near, with another label")):
+            if marks is not None:
+                draw(f"Copy of {of}: {title}", np.flatnonzero(marks & (copies.any != NO_ROW)), source, copies.any)
     for code, label in enumerate(scan.labels):
         draw(f"Label {label}", np.flatnonzero(scan.label == code))
 
@@ -297,11 +408,12 @@ def _samples(
         wanted.setdefault(id(scan), set()).update(scan.row[rows].tolist())
         wanted.setdefault(id(source), set()).update(source.row[originals].tolist())
     scans = {id(scan): scan, **{id(source): source for source, _ in sources}}
-    texts = {key: read_rows(scans[key].pairs, numbers) for key, numbers in wanted.items()}
+    texts = {key: read_rows(scans[key].source, numbers) for key, numbers in wanted.items()}
 
     def show(of: Scan, row: int) -> dict[str, str]:
         number = int(of.row[row])
-        return {"row": f"{of.pairs.unit} {number}"} | {name: shown(text) for name, text in texts[id(of)][number].items()}
+        shown_texts = {name: shown(text) for name, text in texts[id(of)][number].items()}
+        return {"row": f"{of.source.table.unit} {number}"} | shown_texts
 
     return [
         Sample(

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from analysis.audit.audit import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, shown
-from analysis.audit.measures import Diversity, HypothesisOnly, Length, Ratio, Share, difference
+from analysis.audit.audit import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, shown
+from analysis.corpus.measures import Diversity, Length, OneField, Ratio, Share, difference
 from analysis.page import Block, Column, Fold, Table, Verdict, grouped, number_columns, template, text_columns, write_file
 from analysis.stats.statistics import Interval
 from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, thousands
@@ -31,7 +31,7 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
     values = {
         "title": f"What {shown(audit.name, 80)} teaches besides its task",
         "name": shown(audit.file.path, 200),
-        "summary": f"{thousands(audit.file.num_rows)} pairs · audited in {duration(audit.seconds)}",
+        "summary": f"{thousands(audit.file.num_rows)} rows · audited in {duration(audit.seconds)}",
         "marks": [],
         "missing": [],
         "claims": [],
@@ -47,9 +47,9 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
             _size_block(audit),
             _heuristics_block(audit),
             _copies_block(audit),
-            _hypothesis_block(audit),
+            _one_field_block(audit),
             _variety_block(audit),
-            _samples_block(audit.samples),
+            _samples_block(audit),
         ],
     }
     write_file(target, template("audit.html.j2").render(values).encode())
@@ -59,13 +59,13 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
 def summary_lines(audit: Audit) -> list[str]:
     """The audit in a few lines of plain text without control characters."""
     labels = ", ".join(f"{shown(name, 30)} {percent(share.share)}" for name, share in audit.file.labels.items())
-    lines = [f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} pairs ({labels})"]
+    lines = [f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} rows ({labels})"]
     for role, summary in _files(audit).items():
-        prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {thousands(summary.num_rows)} pairs; "
-        entailment = _names(summary.entailment) or "no label of it"
-        lines.append(f"  {prefix}columns {_columns(summary)}; entailment is {entailment}")
+        prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {thousands(summary.num_rows)} rows; "
+        lines.append(f"  {prefix}columns {_columns(summary)}{_meanings(summary)}")
         if summary.left_out:
             lines.append(f"  left out: {_left_out(summary)}")
+    lines += [f"  warning: {warning}" for warning in audit.warnings]
     return lines + [f"  {line}" for line in _findings(audit)]
 
 
@@ -80,11 +80,14 @@ def _findings(audit: Audit) -> list[str]:
         lines.append(line)
     lines.append(f"duplicates: {_copy_words(audit.duplicates)}")
     lines += [f"copies of {_role(audit, counts)}: {_copy_words(counts)}" for counts in audit.copies]
-    lines.append(_baseline_words("hypothesis-only", audit.hypothesis_only))
-    if audit.reference_hypothesis_only:
-        lines.append(_baseline_words("hypothesis-only, reference", audit.reference_hypothesis_only))
+    lines += [
+        f"test set {shown(name, 60)}: {_share_words(counts.given_away)} of its rows are in the file; {_copy_words(counts)}"
+        for name, counts in audit.leaks.items()
+    ]
+    for of, baselines in (("", audit.one_field), (", reference", audit.reference_one_field)):
+        lines += [_baseline_words(f"{field} only{of}", baseline) for field, baseline in baselines.items()]
     for diversity, other in _paired_diversity(audit):
-        line = f"distinct n-grams of {diversity.side}: {_distinct_words(diversity)}"
+        line = f"distinct n-grams of {diversity.field}: {_distinct_words(diversity)}"
         lines.append(line + (f"; reference {_distinct_words(other)}" if other else ""))
     return lines
 
@@ -111,7 +114,7 @@ def _size_block(audit: Audit) -> Block:
     groups = [
         [
             [
-                *(role, shown(name, 60), "entailment" if name in summary.entailment else NOTHING),
+                *(role, shown(name, 60), shown(summary.meanings[name], 60)),
                 *(thousands(share.count), *_share_cells(share)),
             ]
             for name, share in summary.labels.items()
@@ -119,22 +122,22 @@ def _size_block(audit: Audit) -> Block:
         for role, summary in files.items()
     ]
     text = [f"Left out of the {role}: {_left_out(summary)}." for role, summary in files.items() if summary.left_out]
-    numbers = number_columns("Pairs (n)", "Share", "95 % interval")
+    numbers = number_columns("Rows (n)", "Share", "95 % interval")
     columns = [Column("Data"), Column("Label", "wrap"), Column("Counts as"), *numbers]
     paths = [[role, shown(file.path, 300), thousands(file.num_rows), _columns(file)] for role, file in files.items()]
-    of_files = Table([Column("Data"), Column("File", "wrap"), *number_columns("Pairs"), Column("Columns", "wrap")], paths)
+    of_files = Table([Column("Data"), Column("File", "wrap"), *number_columns("Rows"), Column("Columns", "wrap")], paths)
     return Block("size", "Size and labels", text, [of_files, grouped(columns, groups)])
 
 
 def _heuristics_block(audit: Audit) -> Block:
-    columns = [Column("Heuristic"), Column("Of"), *number_columns("Holds", "Pairs (n)", "Share", "95 % interval")]
+    columns = [Column("Heuristic"), Column("Of"), *number_columns("Holds", "Rows (n)", "Share", "95 % interval")]
     groups = []
     for finding in audit.heuristics:
         if finding.all_rows is not None:
             by_label = {shown(name, 60): share for name, share in (finding.by_label or {}).items()}
             groups.append(_share_rows(_title(finding.name), {"all": finding.all_rows, **by_label}))
-    given = [[_title(finding.name), *_counted_cells(finding.entailment)] for finding in audit.heuristics if finding.entailment]
-    given_columns = [Column("Where it holds"), *number_columns("Entailment", "Pairs (n)", "Share", "95 % interval")]
+    given = [[_title(finding.name), *_counted_cells(finding.predicted)] for finding in audit.heuristics if finding.predicted]
+    given_columns = [Column("Where it holds"), *number_columns("Predicted label", "Rows (n)", "Share", "95 % interval")]
     text = [
         f"{_title(finding.name)}: {finding.description}" + (f" ({finding.reason}.)" if finding.all_rows is None else "")
         for finding in audit.heuristics
@@ -150,44 +153,54 @@ def _copies_block(audit: Audit) -> Block:
         all_counts.append(("in the reference", audit.reference_duplicates))
     all_counts += [(f"of {_role(audit, counts)}", counts) for counts in audit.copies]
     groups = []
+    all_counts += [(f"of the test set {shown(name, 40)}", counts) for name, counts in audit.leaks.items()]
     for name, counts in all_counts:
         slices = {words: counts.kinds[kind] for kind, words in KINDS_OF_COPY.items()} | {"any of these": counts.kinds["any"]}
-        slices["any, and another label"] = counts.other_label
+        if counts.other_label and counts.near_other_label:
+            slices["the same words, and another label"] = counts.other_label
+            slices["near, and another label"] = counts.near_other_label
         slices |= {f"the {side} alone": share for side, share in counts.parts.items()}
         groups.append(_share_rows(name, slices))
     text = [
         "Within a file the later row counts as the copy. A row counts once, as the closest kind: exact; the same words, but "
-        "for case, punctuation and spacing; near. A copy with another label is a contradiction in the data.",
+        "for case, punctuation and spacing; near. The same words with another label contradict each other. Near rows with "
+        "another label do not: they differ in little and in the label, as contrast pairs do, and teach the difference.",
+        *(f"Labels {name}: cannot compare, {counts.not_compared}." for name, counts in all_counts if counts.not_compared),
     ]
     return Block("copies", "Duplicates and copies", text, [grouped(columns, groups)])
 
 
-def _hypothesis_block(audit: Audit) -> Block:
+def _one_field_block(audit: Audit) -> Block:
     columns = [
-        Column("Data"),
+        *(Column("Data"), Column("Field")),
         *number_columns("Trained on", "Held out (n)", "Accuracy", "95 % interval", "Majority", "Above it", "95 % interval"),
     ]
-    rows, text = [], []
-    for role, baseline in (("file", audit.hypothesis_only), ("reference", audit.reference_hypothesis_only)):
-        if baseline is None:
-            continue
-        if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
-            text.append(f"Cannot tell for the {role}: {baseline.reason}.")
-            continue
-        rows.append(
+    rows, text, words = [], [], []
+    for role, baselines in (("file", audit.one_field), ("reference", audit.reference_one_field)):
+        for field, baseline in baselines.items():
+            if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
+                text.append(f"Cannot tell for the {field} of the {role}: {baseline.reason}.")
+                continue
+            rows.append(
+                [
+                    *(role, field, thousands(baseline.num_training), thousands(baseline.accuracy.n)),
+                    *_share_cells(baseline.accuracy),
+                    *(percent(baseline.majority.share), points(baseline.lift.mean), _points(baseline.lift.interval)),
+                ]
+            )
+    for field, baseline in audit.one_field.items():
+        words += [
             [
-                *(role, thousands(baseline.num_training), thousands(baseline.accuracy.n), *_share_cells(baseline.accuracy)),
-                *(percent(baseline.majority.share), points(baseline.lift.mean), _points(baseline.lift.interval)),
+                *(field, shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n)),
+                *_share_cells(given.with_label),
             ]
-        )
-    words = [
-        [shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n), *_share_cells(given.with_label)]
-        for given in audit.hypothesis_only.words
-    ]
-    numbers = number_columns("Hypotheses (n)", "With the label", "95 % interval")
-    word_columns = [Column("Label", "wrap"), Column("Word"), *numbers]
+            for given in baseline.words
+        ]
+    numbers = number_columns("Rows (n)", "With the label", "95 % interval")
+    word_columns = [Column("Field"), Column("Label", "wrap"), Column("Word"), *numbers]
     folds = [Fold("Words that go with a label", [Table(word_columns, words)])] if words else []
-    return Block("hypothesis-only", "The hypothesis alone", text, [Table(columns, rows)] if rows else [], folds)
+    title = "One field alone" if len(audit.fields) > 1 else "Words alone"
+    return Block("one-field", title, text, [Table(columns, rows)] if rows else [], folds)
 
 
 def _variety_block(audit: Audit) -> Block:
@@ -197,13 +210,13 @@ def _variety_block(audit: Audit) -> Block:
     text = ["Different word n-grams over all, in blocks of 5 000 words of sampled rows; n = 1 is the type-token ratio."]
     for diversity, other in _paired_diversity(audit):
         if diversity.reason:
-            text.append(f"Cannot tell for the {diversity.side}: {diversity.reason}.")
+            text.append(f"Cannot tell for the {diversity.field}: {diversity.reason}.")
         for n, estimate in diversity.distinct.items():
             base = other.distinct.get(n) if other else None
             apart = difference(estimate, base) if base else None
             rows.append(
                 [
-                    *(diversity.side, str(n), str(estimate.n), f"{estimate.mean:.3f}", _range(estimate.interval)),
+                    *(diversity.field, str(n), str(estimate.n), f"{estimate.mean:.3f}", _range(estimate.interval)),
                     *(f"{base.mean:.3f}" if base else NOTHING, _range(apart)),
                 ]
             )
@@ -219,7 +232,7 @@ def _lengths(lengths: Sequence[Length], role: str) -> Table:
     columns = [Column("Label", "wrap"), Column("Side"), *numbers]
     rows = [
         [
-            *(shown(length.label, 60), length.side, thousands(length.mean.n)),
+            *(shown(length.label, 60), length.field, thousands(length.mean.n)),
             *(f"{length.mean.mean:.1f}", _range(length.mean.interval, 1), f"{length.median:g}"),
             *(f"{length.percentile_5:g} to {length.percentile_95:g}", thousands(int(length.mean.high))),
         ]
@@ -228,11 +241,11 @@ def _lengths(lengths: Sequence[Length], role: str) -> Table:
     return Table(columns, rows, caption=role)
 
 
-def _samples_block(samples: Sequence[Sample]) -> Block:
-    columns = [Column("Row"), *text_columns("Label", "Premise", "Hypothesis", css="wrap")]
-    keys = ("row", "label", "premise", "hypothesis")
+def _samples_block(audit: Audit) -> Block:
+    keys = ("row", "label", *audit.fields)
+    columns = [Column("Row"), *text_columns("Label", *(field.capitalize() for field in audit.fields), css="wrap")]
     folds = []
-    for sample in samples:
+    for sample in audit.samples:
         groups = [[[row[key] for key in keys] for row in group] for group in sample.rows]
         folds.append(Fold(sample.title, [grouped(columns, groups)]))
     text = ["Drawn at random, cut after 300 characters; below a copy is what it copies."]
@@ -245,7 +258,11 @@ def _files(audit: Audit) -> dict[str, FileSummary]:
     if audit.reference and audit.generator_training and audit.reference.path == audit.generator_training.path:
         return files | {"reference (also the generator's training data)": audit.reference}
     others = {"reference": audit.reference, "generator's training data": audit.generator_training}
-    return files | {role: file for role, file in others.items() if file}
+    return (
+        files
+        | {role: file for role, file in others.items() if file}
+        | {f"test set {shown(name, 40)}": file for name, file in audit.tests.items()}
+    )
 
 
 def _role(audit: Audit, counts: CopyCounts) -> str:
@@ -257,8 +274,8 @@ def _columns(summary: FileSummary) -> str:
 
 
 def _paired_diversity(audit: Audit) -> list[tuple[Diversity, Diversity | None]]:
-    others = {diversity.side: diversity for diversity in audit.reference_diversity}
-    return [(diversity, others.get(diversity.side)) for diversity in audit.diversity]
+    others = {diversity.field: diversity for diversity in audit.reference_diversity}
+    return [(diversity, others.get(diversity.field)) for diversity in audit.diversity]
 
 
 def _distinct_words(diversity: Diversity) -> str:
@@ -266,7 +283,7 @@ def _distinct_words(diversity: Diversity) -> str:
     return ", ".join(words) or f"cannot tell, {diversity.reason}"
 
 
-def _baseline_words(name: str, baseline: HypothesisOnly) -> str:
+def _baseline_words(name: str, baseline: OneField) -> str:
     if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
         return f"{name}: cannot tell, {baseline.reason}"
     return (
@@ -280,8 +297,29 @@ def _copy_words(counts: CopyCounts) -> str:
     every = counts.kinds["any"]
     kinds = ", ".join(f"{thousands(counts.kinds[kind].count)} {words}" for kind, words in KINDS_OF_COPY.items())
     around = percent_range(every.interval.low, every.interval.high, 2)
-    contradicting = f"{thousands(counts.other_label.count)} of them with another label"
-    return f"{percent(every.share, 2)} of rows ({around}; {kinds}; {contradicting})"
+    if counts.other_label is None or counts.near_other_label is None:
+        labels = f"cannot compare labels: {shown(counts.not_compared, 400)}"
+    else:
+        labels = (
+            f"{thousands(counts.other_label.count)} with the same words and another label, "
+            f"{thousands(counts.near_other_label.count)} near with another label"
+        )
+    return f"{percent(every.share, 2)} of rows ({around}; {kinds}; {labels})"
+
+
+def _share_words(share: Share | None) -> str:
+    return f"{thousands(share.count)} of {thousands(share.n)}" if share else NOTHING
+
+
+def _meanings(summary: FileSummary) -> str:
+    """Which labels were taken for something else than they are called, and how they are spelled otherwise."""
+    taken = [
+        f"{shown(label, 40)!r} is {shown(meaning, 40)!r}" for label, meaning in summary.meanings.items() if label != meaning
+    ]
+    for label, spelled in summary.spellings.items():
+        others = [f"{shown(name, 40)!r} ({thousands(count)})" for name, count in spelled.items() if name != label]
+        taken.append(f"{', '.join(others)} taken for {shown(label, 40)!r}")
+    return "".join(f"; {each}" for each in taken)
 
 
 def _left_out(summary: FileSummary) -> str:
@@ -290,10 +328,6 @@ def _left_out(summary: FileSummary) -> str:
 
 def _title(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _names(labels: Sequence[str]) -> str:
-    return ", ".join(repr(shown(label, 40)) for label in labels)
 
 
 def _ratio(ratio: Ratio | None) -> str:

@@ -1,23 +1,36 @@
-"""`blindsweep audit`: what a file of labelled sentence pairs teaches besides its task."""
+"""`blindsweep audit`: what a file of labelled texts teaches besides its task."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipelines.errors import UserError
+
 
 def audit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pairs: .parquet, .csv, .tsv, .jsonl, or a dataset's folder.")],
-    reference: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare with these pairs: the original data.")] = None,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Labelled texts: Parquet, CSV, JSONL, a dataset's folder, …")],
+    reference: Annotated[str | None, typer.Option(metavar="FILE", help="Compare with these rows: the original data.")] = None,
     generator_training: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Count copies of these pairs: what the generator was trained on.")
+        str | None, typer.Option(metavar="FILE", help="Count copies of these rows: what the generator was trained on.")
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE", help="A test set that the file must not give away; may be repeated."),
     ] = None,
     entailment: Annotated[
         list[str] | None,
         typer.Option(metavar="LABEL", help="A label that means entailment; may be repeated. [default: entailment]"),
     ] = None,
+    label_name: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=MEANING", help="What a label means, as 2=contradiction; may be repeated.")
+    ] = None,
+    keep_label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="-1 or -, where it is a label and no mark of a missing one.")
+    ] = None,
     premise: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: premise, sentence1, …]")] = None,
     hypothesis: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: hypothesis, sentence2, …]")] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Single texts. [default: text, sentence, …]")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: label, gold_label, …]")] = None,
     parse: Annotated[
         str | None,
@@ -35,7 +48,7 @@ def audit(
         Path | None, typer.Option("--json", metavar="FILE", help="All the numbers, for programs; - prints them.")
     ] = None,
 ) -> None:
-    """Say what a file of labelled sentence pairs teaches besides its task. Needs no GPU and no study.
+    """Say what a file of labelled texts teaches besides its task. Needs no GPU and no study.
 
     Size and labels; duplicates and near-duplicates; copies of the generator's training data; whether lexical overlap,
     subsequence and constituent go with entailment, and more so than in a reference; how well the hypothesis alone tells the
@@ -45,21 +58,27 @@ def audit(
         blindsweep audit pairs.csv --premise text_a --hypothesis text_b --label gold --entailment 1
         blindsweep audit my_dataset/ --generator-training train.parquet --json audit.json
     """
-    from analysis.audit.audit import AuditSettings, audit_json, audit_pairs
-    from analysis.audit.columns import ColumnNames
+    from analysis.audit.audit import AuditSettings, audit_json
+    from analysis.audit.audit import audit as audit_texts
     from analysis.audit.page import summary_lines, write_page
+    from analysis.corpus.columns import ColumnNames
 
+    given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
     settings = AuditSettings(
-        columns=ColumnNames(premise, hypothesis, label, parse),
+        columns=ColumnNames(
+            {name: column for name, column in given.items() if column is not None}, kept_labels=tuple(keep_label or ())
+        ),
         entailment=tuple(entailment or ()),
-        reference=str(reference) if reference else None,
-        generator_training=str(generator_training) if generator_training else None,
+        label_names=dict(_named(each, "--label-name", "LABEL=MEANING") for each in label_name or ()),
+        reference=reference,
+        generator_training=generator_training,
+        tests=dict(_named(each, "--test", "NAME=FILE") if "=" in each else (Path(each).stem, each) for each in test or ()),
         heuristics=tuple(heuristic or ()),
         margin=margin,
         seed=seed,
         processes=processes,
     )
-    result = audit_pairs(file, settings)
+    result = audit_texts(file, settings)
     page = write_page(result, output or Path(f"audit-{result.name}"))
     if str(json) == "-":
         print(audit_json(result))
@@ -70,3 +89,10 @@ def audit(
         json.write_text(audit_json(result) + "\n", encoding="utf-8")
         print(f"numbers: {json}")
     print(f"page: {page} ({result.seconds:.1f} s)")
+
+
+def _named(given: str, option: str, form: str) -> tuple[str, str]:
+    name, separator, value = given.partition("=")
+    if not (name and separator and value):
+        raise UserError(f"{option} {given!r} is no {form}; give it that form")
+    return name, value

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from analysis.audit.audit import Audit, AuditSettings, audit_json, audit_pairs, shown
-from analysis.audit.columns import ColumnNames
+from analysis.audit.audit import Audit, AuditSettings, audit_json, shown
+from analysis.audit.audit import audit as audit_texts
 from analysis.audit.page import summary_lines, write_page
+from analysis.corpus.columns import ColumnNames
 from pipelines.errors import UserError
 from sweep import cli
 
@@ -52,7 +53,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def audit(files: Path) -> Audit:
     settings = AuditSettings(reference=str(files / "original.parquet"), generator_training=str(files / "original.parquet"))
-    return audit_pairs(files / "synthetic.parquet", settings)
+    return audit_texts(files / "synthetic.parquet", settings)
 
 
 def run(*arguments: object) -> Result:
@@ -82,23 +83,23 @@ def test_what_was_planted_is_found(audit: Audit) -> None:
     overlap = audit.heuristics[0]
     assert overlap.verdict == "plants the heuristic"
     assert overlap.by_label is not None and 0.55 < overlap.by_label["entailment"].share < 0.65
-    assert audit.file.num_rows == 3_000 and audit.file.entailment == ("entailment",)
+    assert audit.file.num_rows == 3_000 and audit.file.meanings["neutral"] == "neutral"
 
 
 def test_copies_of_the_training_data_are_counted_once_with_their_labels(audit: Audit) -> None:
     (copies,) = audit.copies  # one file, in two roles
     assert (copies.kinds["exact"].count, copies.kinds["exact"].n) == (30, 3_000)
-    assert copies.other_label.count >= 20 and copies.parts["premise"].count == 30
+    assert copies.other_label is not None and copies.other_label.count >= 20 and copies.parts["premise"].count == 30
     assert audit.duplicates.kinds["any"].count == 0
 
 
 def test_the_json_has_every_number_with_n_and_interval(audit: Audit) -> None:
     found = json.loads(audit_json(audit), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert found["format_version"] == 1
+    assert found["format_version"] == 2
     overlap = found["heuristics"][0]
     assert set(overlap["odds_ratio"]) == {"value", "log_error", "n", "interval", "method", "design_effect"}
     assert overlap["relative"]["interval"]["confidence"] == 0.95
-    assert overlap["entailment"]["share"] == pytest.approx(overlap["entailment"]["count"] / overlap["entailment"]["n"])
+    assert overlap["predicted"]["share"] == pytest.approx(overlap["predicted"]["count"] / overlap["predicted"]["n"])
 
     def check(value: object) -> None:
         if isinstance(value, dict):
@@ -118,13 +119,13 @@ def test_the_page_is_one_file_that_loads_nothing(audit: Audit, tmp_path: Path) -
     assert page == tmp_path / "audit.html" and [one.name for one in tmp_path.iterdir()] == ["audit.html"]
     tags = Tags(page.read_text())
     assert not {"script", "link", "img", "iframe", "form"} & set(tags.names) and tags.links == []
-    for part in ("plants the heuristic", "needs a parse", "Hypotheses (n)", "Lexical overlap but not entailment", "type-token"):
+    for part in ("plants the heuristic", "needs a parse", "Rows (n)", "Lexical overlap but not entailment", "type-token"):
         assert part in tags.text
 
 
 def test_the_summary_names_files_columns_and_verdicts(audit: Audit) -> None:
     text = "\n".join(summary_lines(audit))
-    assert "premise=premise, hypothesis=hypothesis, label=label; entailment is 'entailment'" in text
+    assert "premise=premise, hypothesis=hypothesis, label=label" in text
     assert "lexical overlap: plants the heuristic (the association with entailment is over 1.25 times" in text
     assert "parsed constituent: cannot tell (needs a parse" in text
     assert "1.00 % of rows (0.70 to 1.42 %; 30 exact, 0 same words, 0 near".replace(" %", "\u202f%") in text
@@ -149,13 +150,18 @@ def test_columns_and_labels_are_mapped_and_the_reference_has_its_own(tmp_path: P
     ]
     path = tmp_path / "mapped.jsonl"
     path.write_text("\n".join(lines))
-    found = audit_pairs(
+    found = audit_texts(
         path,
         AuditSettings(
-            columns=ColumnNames("a", "b", "gold"), entailment=("1", "entailment"), reference=str(files / "original.parquet")
+            columns=ColumnNames({"premise": "a", "hypothesis": "b", "label": "gold"}),
+            entailment=("1", "entailment"),
+            reference=str(files / "original.parquet"),
         ),
     )
-    assert found.file.entailment == ("1",) and found.heuristics[0].verdict == "plants the heuristic"
+    assert (
+        found.file.meanings == {"1": "entailment", "0": "non-entailment"}
+        and found.heuristics[0].verdict == "plants the heuristic"
+    )
     assert found.reference is not None and found.reference.columns["premise"] == "premise"
 
 
@@ -166,10 +172,10 @@ def test_constituents_are_asked_where_there_are_parses(tmp_path: Path) -> None:
         for hypothesis, label in (("rain falls", "entailment"), ("falls grass", "neutral"), ("snow", "neutral"))
         for _ in range(40)
     ]
-    found = audit_pairs(save(tmp_path / "a.parquet", pairs), AuditSettings(columns=ColumnNames(parse="tree")))
-    assert [one.all_rows.count if one.all_rows else None for one in found.heuristics] == [80, 80, 0, 40]
+    found = audit_texts(save(tmp_path / "a.parquet", pairs), AuditSettings(columns=ColumnNames({"parse": "tree"})))
+    assert [one.all_rows.count if one.all_rows else None for one in found.heuristics] == [80, 80, 0, 80, 80, 40]
     # All rows share one premise: nothing is certain.
-    assert found.heuristics[3].verdict == "cannot tell"
+    assert found.heuristics[5].verdict == "cannot tell"
 
 
 NEGATION = """
@@ -188,7 +194,7 @@ denied = Heuristic("denied", no_negation, predicts="contradiction")
 def test_a_heuristic_of_ones_own_is_audited_beside_the_others(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.audit.scan.SMALL_FILE_BYTES", 0)
+    monkeypatch.setattr("analysis.corpus.scan.SMALL_FILE_BYTES", 0)
     (tmp_path / "mine.py").write_text(NEGATION)
     pairs = [
         {"premise": f"It rains on day {n}", "hypothesis": text, "label": label}
@@ -196,11 +202,11 @@ def test_a_heuristic_of_ones_own_is_audited_beside_the_others(
         for text, label in (("It is wet", "entailment"), ("It is not wet", "contradiction"))
     ]
     settings = AuditSettings(heuristics=(f"{tmp_path}/mine.py:affirmed",), processes=processes)
-    found = audit_pairs(save(tmp_path / "a.parquet", pairs), settings).heuristics[-1]
+    found = audit_texts(save(tmp_path / "a.parquet", pairs), settings).heuristics[-1]
     assert (found.name, found.description, found.verdict) == (
         "affirmed",
         "The hypothesis has no 'not'.",
-        "plants the heuristic",
+        "goes with the label",
     )
     assert found.all_rows is not None and (found.all_rows.count, found.all_rows.n) == (300, 600)
 
@@ -208,7 +214,6 @@ def test_a_heuristic_of_ones_own_is_audited_beside_the_others(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mine.py:denied", "predicts contradiction; an audit asks what goes with entailment"),
         ("mine.py:missing", "missing"),
         ("lexical_overlap", "lexical_overlap is audited already"),
     ],
@@ -219,7 +224,7 @@ def test_a_heuristic_that_cannot_be_audited_is_refused(
     (tmp_path / "mine.py").write_text(NEGATION)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        audit_pairs(next(files.glob("*.parquet")), AuditSettings(heuristics=(name,)))
+        audit_texts(next(files.glob("*.parquet")), AuditSettings(heuristics=(name,)))
 
 
 @pytest.mark.parametrize(
@@ -227,13 +232,13 @@ def test_a_heuristic_that_cannot_be_audited_is_refused(
     [
         (AuditSettings(margin=0.5), "margin=0.5"),
         (AuditSettings(margin=float("nan")), "margin=nan"),
-        (AuditSettings(entailment=("yes",)), "none of its labels is 'yes'; they are 'neutral', 'entailment', "),
-        (AuditSettings(columns=ColumnNames(parse="tree")), "no parse column ('tree')"),
+        (AuditSettings(entailment=("yes",)), "no file has the label 'yes'; they have "),
+        (AuditSettings(columns=ColumnNames({"parse": "tree"})), "no parse column 'tree'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: AuditSettings, message: str, files: Path) -> None:
     with pytest.raises(UserError) as error:
-        audit_pairs(files / "synthetic.parquet", settings)
+        audit_texts(files / "synthetic.parquet", settings)
     assert message in str(error.value)
 
 
@@ -255,13 +260,13 @@ def test_the_file_is_not_its_own_reference(files: Path) -> None:
         ("a.csv", b"premise,hypothesis,label\na,b,c\na,b\n", "line 3 has 2 cells"),
         ("a.jsonl", b'{"premise": "p", "hypothesis": "h", "label": "l"}\nno\n', "line 2 is no JSON"),
         ("a.csv", b"", "is empty"),
-        ("a.csv", b"premise,hypothesis,label\n", "has no complete pair (it has no rows)"),
+        ("a.csv", b"premise,hypothesis,label\n", "has no complete row (it has no rows)"),
         ("a.csv", b"premise,hypothesis\na,b\n", "no label column"),
         ("a.csv", b"premise,hypothesis,label\n\xff,b,c\n", "line 2 is not UTF-8"),
         (
             "a.csv",
             b"premise,hypothesis,label\n,b,c\na,,c\na,b,\n",
-            "no complete pair (no premise: 1, no hypothesis: 1, no label: 1)",
+            "no complete row (no premise: 1, no hypothesis: 1, no label: 1)",
         ),
     ],
 )
@@ -277,8 +282,8 @@ def test_one_label_only_is_audited(tmp_path: Path) -> None:
     path = save(tmp_path / "a.parquet", [{"premise": "a b", "hypothesis": "b", "label": "entailment"}] * 3)
     done = run(path, "--output", tmp_path)
     assert done.exit_code == 0, done.output
-    assert "cannot tell (it holds of every pair)" in done.stdout
-    assert "hypothesis-only: cannot tell, all rows have the label 'entailment'" in done.stdout
+    assert "cannot tell (it holds of every row)" in done.stdout
+    assert "hypothesis only: cannot tell, all rows have the label 'entailment'" in done.stdout
 
 
 HOSTILE = (

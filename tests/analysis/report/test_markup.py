@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit.audit import AuditSettings, audit_pairs
+from analysis.audit.audit import AuditSettings
+from analysis.audit.audit import audit as audit_texts
 from analysis.audit.page import write_page
 from analysis.page import csv_bytes
 from analysis.report.report import build_report
@@ -68,7 +69,7 @@ def test_an_audit_shows_texts_labels_and_the_file_s_name_as_text(tmp_path: Path)
     ]
     path = tmp_path / "<script>alert(1)<&>.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
-    check_page(write_page(audit_pairs(path, AuditSettings()), tmp_path / "out").read_text())
+    check_page(write_page(audit_texts(path, AuditSettings()), tmp_path / "out").read_text())
 
 
 def test_mlflow_s_notes_show_the_title_as_text(tmp_path: Path) -> None:

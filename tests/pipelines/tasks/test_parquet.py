@@ -23,7 +23,7 @@ MEGABYTE = 1 << 20
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from analysis.audit.input import open_pairs
+from analysis.corpus.input import open_texts
 from pipelines.errors import UserError
 from pipelines.tasks import parquet
 from pipelines.tasks.examples import read_examples
@@ -32,7 +32,7 @@ parquet.MIN_ALLOWED_BYTES = 64 << 20
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + (2 << 30), resource.getrlimit(resource.RLIMIT_AS)[1]))
 for path in sys.argv[1:]:
-    for read in (read_examples, lambda path: list(open_pairs(path).raw_batches()) and None):
+    for read in (read_examples, lambda path: list(open_texts(path).raw_batches()) and None):
         try:
             answer = f"read: {read(path) and 1}"
         except UserError as error:

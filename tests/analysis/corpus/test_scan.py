@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit import scan
-from analysis.audit.copies import NO_ROW, copies_of, duplicates
-from analysis.audit.input import clean_batch, open_pairs
-from analysis.audit.scan import Scan, apply_heuristics, parsed_constituent, scan_pairs
-from analysis.audit.words import word_hashes, words_of
+from analysis.corpus import scan
+from analysis.corpus.audited import parsed_constituent
+from analysis.corpus.copies import NO_ROW, copies_of, duplicates
+from analysis.corpus.input import clean_batch, open_texts
+from analysis.corpus.scan import Scan, apply_heuristics, scan_texts
+from analysis.corpus.words import word_hashes, words_of
 from pipelines.errors import UserError
 from pipelines.tables import readers
 from pipelines.tasks.heuristics import has_lexical_overlap, is_likely_constituent, is_subsequence
@@ -25,7 +26,7 @@ WORDS = [f"{first}{middle}{last}" for first in "bdgklmnprst" for middle in "aeio
 def scan_of(folder: Path, rows: list[tuple[str, str, str]], name: str = "pairs", **options: object) -> Scan:
     table = pa.table([list(column) for column in zip(*rows, strict=True)], ["premise", "hypothesis", "label"])
     pq.write_table(table, folder / f"{name}.parquet")
-    return scan_pairs(open_pairs(folder / f"{name}.parquet"), **options)  # type: ignore[arg-type]
+    return scan_texts(open_texts(folder / f"{name}.parquet"), **options)  # type: ignore[arg-type]
 
 
 def random_rows(count: int, seed: int) -> list[tuple[str, str, str]]:
@@ -44,8 +45,24 @@ def random_rows(count: int, seed: int) -> list[tuple[str, str, str]]:
     return rows
 
 
+def by_words(premise: str, hypothesis: str) -> tuple[bool, bool]:
+    """Whether the hypothesis' words are among the premise's, and stand there one after another: by lists and slices."""
+    outer, inner = words_of(premise), words_of(hypothesis)
+    starts = range(len(outer) - len(inner) + 1)
+    return set(inner) <= set(outer), any(outer[start : start + len(inner)] == inner for start in starts)
+
+
 def expected_heuristics(rows: list[tuple[str, str, str]]) -> list[list[bool]]:
-    return [[has_lexical_overlap(p, h), is_subsequence(p, h), is_likely_constituent(p, h), False] for p, h, _ in rows]
+    return [
+        [has_lexical_overlap(p, h), is_subsequence(p, h), is_likely_constituent(p, h), *by_words(p, h), False]
+        for p, h, _ in rows
+    ]
+
+
+def applied(premises: list[str], hypotheses: list[str], parses: list[str | None] | None = None) -> np.ndarray:
+    words = [word_hashes(pa.array(texts, pa.string())) for texts in (premises, hypotheses)]
+    fields = ("premise", "hypothesis")
+    return apply_heuristics(fields, [premises, hypotheses], words, parses or [None] * len(premises))
 
 
 def test_heuristics_are_the_predicates_on_random_rows(tmp_path: Path) -> None:
@@ -58,11 +75,11 @@ def test_heuristics_are_the_predicates_on_random_rows(tmp_path: Path) -> None:
 def test_heuristics_are_the_predicates_on_real_rows() -> None:
     if not MULTINLI.is_file():
         pytest.skip(f"no MultiNLI at {MULTINLI}")
-    raw = next(open_pairs(MULTINLI).raw_batches())
-    batch = clean_batch(raw, open_pairs(MULTINLI))
-    premises, hypotheses = batch.premise.to_pylist(), batch.hypothesis.to_pylist()
+    raw = next(open_texts(MULTINLI).raw_batches())
+    batch = clean_batch(raw, open_texts(MULTINLI))
+    premises, hypotheses = (column.to_pylist() for column in batch.texts.values())
     rows = list(zip(premises, hypotheses, hypotheses, strict=True))
-    holds = apply_heuristics(premises, hypotheses)
+    holds = applied(premises, hypotheses)
     assert holds.tolist() == expected_heuristics(rows)
     assert holds[:, 0].sum() > 100
 
@@ -85,7 +102,7 @@ def test_a_constituent_is_one_of_the_parse(hypothesis: str, holds: bool) -> None
     )
     premise = "If the artist slept , the actor ran ."
     assert parsed_constituent([premise], [hypothesis], [parse]).tolist() == [holds]
-    assert apply_heuristics([premise], [hypothesis], [parse])[0, [0, 1, 3]].tolist() == [True, True, holds]
+    assert applied([premise], [hypothesis], [parse])[0, [0, 1, 5]].tolist() == [True, True, holds]
 
 
 @pytest.mark.parametrize("parse", [None, "", "(S (NP (NN He))", "S)", "(S a) (S b))", "word"])
@@ -95,7 +112,7 @@ def test_a_parse_that_is_none_is_refused(parse: str | None) -> None:
 
 
 def test_words_are_lower_case_without_punctuation() -> None:
-    assert words_of(" He said: 'Don't'  -- ok!\n") == ["he", "said", "dont", "ok"]
+    assert words_of(" He said: 'Don't'  -- ok!\n") == ["he", "said", "don't", "ok"]
     words, offsets = word_hashes(pa.array(["A b.", "", "?", "b a a"]))
     assert offsets.tolist() == [0, 2, 2, 2, 5]
     assert words[0] == words[3] == words[4] and words[1] == words[2] and words[0] != words[1]
@@ -110,7 +127,7 @@ def test_two_processes_and_small_batches_measure_the_same(tmp_path: Path, monkey
     monkeypatch.setattr(scan, "SMALL_FILE_BYTES", 0)
     monkeypatch.setattr(readers, "MAX_BATCH_ROWS", 70)
     two = scan_of(tmp_path, rows, sample_rows=100, processes=2)
-    for name in ("row", "label", "exact", "words", "premise", "hypothesis", "signature", "holds", "lengths"):
+    for name in ("row", "label", "exact", "words", "parts", "signature", "holds", "has_parse", "lengths"):
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
     assert one.labels == two.labels and one.sample.equals(two.sample) and one.sample.num_rows == 100
 
@@ -131,12 +148,12 @@ def test_the_wrong_label_column_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_complete_pair_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no complete pair \\(no hypothesis: 2\\)"):
+    with pytest.raises(UserError, match="no complete row \\(no hypothesis: 2\\)"):
         scan_of(tmp_path, [("p", " ", "l"), ("p", "", "l")])
 
 
 def kinds(scan: Scan, source: Scan | None = None) -> list[tuple[str, int] | None]:
-    copies = copies_of(scan, source) if source else duplicates(scan)
+    copies = copies_of(scan, source, None) if source else duplicates(scan)
     found: list[tuple[str, int] | None] = [None] * scan.num_rows
     for kind in ("exact", "same_words", "near"):
         for row, original in enumerate(getattr(copies, kind)):
@@ -196,7 +213,7 @@ def test_recall_and_precision_of_near_copies(tmp_path: Path) -> None:
         copies.append((" ".join(other[0]), " ".join(other[1]), "e"))
         likeness.append(jaccard(premise, other[0]) * jaccard(hypothesis, other[1]))
     likeness_of = np.array(likeness)
-    found = copies_of(scan_of(tmp_path, copies), scan_of(tmp_path, originals, "source")).any
+    found = copies_of(scan_of(tmp_path, copies), scan_of(tmp_path, originals, "source"), None).any
     rows = np.arange(len(copies))
     assert set(found[found != NO_ROW] - rows[found != NO_ROW]) == {0}, "a copy is found as one of its own original"
     recall = {low: (found[(likeness_of >= low) & (likeness_of < low + 0.1)] != NO_ROW).mean() for low in (0.9, 0.8, 0.7, 0.6)}

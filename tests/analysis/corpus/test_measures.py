@@ -9,23 +9,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit.input import open_pairs
-from analysis.audit.measures import (
+from analysis.corpus.input import open_texts
+from analysis.corpus.measures import (
     AS_REFERENCE,
     CANNOT_TELL,
+    GOES_WITH,
     PLANTS,
     WEAKER,
     Ratio,
     difference,
     diversity,
     heuristic_findings,
-    hypothesis_only,
     judge,
     lengths,
     odds_ratio,
+    one_field,
     ratio_of_odds_ratios,
 )
-from analysis.audit.scan import Scan, scan_pairs
+from analysis.corpus.scan import Scan, scan_texts
 from analysis.stats.statistics import Interval, mean_estimate
 
 
@@ -121,40 +122,40 @@ def scan_of(folder: Path, counts: tuple[int, int, int, int], name: str = "pairs"
         for i, (o, e) in enumerate(zip(holds, entailment, strict=True))
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    return scan_pairs(open_pairs(folder / f"{name}.parquet"))
+    return scan_texts(open_texts(folder / f"{name}.parquet"))
 
 
 def test_findings_compare_with_the_reference(tmp_path: Path) -> None:
     weak = scan_of(tmp_path, (100, 100, 400, 400), "weak")
     strong = scan_of(tmp_path, (190, 10, 300, 500), "strong")
-    overlap, subsequence, _, parsed = heuristic_findings(strong, ["entailment"], weak)
+    overlap, subsequence, *_, parsed = heuristic_findings(strong, weak)
     assert (overlap.verdict, overlap.name) == (PLANTS, "lexical_overlap")
     assert overlap.relative is not None and overlap.odds_ratio is not None and overlap.reference is not None
     assert overlap.odds_ratio.value == pytest.approx(190.5 * 500.5 / (10.5 * 300.5))
     assert overlap.reference.value == pytest.approx(1.0)
-    assert overlap.by_label is not None and overlap.entailment is not None
+    assert overlap.by_label is not None and overlap.predicted is not None
     assert (overlap.by_label["neutral"].count, overlap.by_label["neutral"].n) == (10, 510)
-    assert (overlap.entailment.count, overlap.entailment.n) == (190, 200)
-    assert (subsequence.verdict, subsequence.reason) == (CANNOT_TELL, "it holds of no pair")
-    assert subsequence.entailment is None and subsequence.all_rows is not None and subsequence.all_rows.interval.high < 0.01
+    assert (overlap.predicted.count, overlap.predicted.n) == (190, 200)
+    assert (subsequence.verdict, subsequence.reason) == (CANNOT_TELL, "it holds of no row")
+    assert subsequence.predicted is None and subsequence.all_rows is not None and subsequence.all_rows.interval.high < 0.01
     assert parsed.verdict == CANNOT_TELL and "needs a parse" in parsed.reason and parsed.all_rows is None
 
-    assert heuristic_findings(weak, ["entailment"], strong)[0].verdict == WEAKER
+    assert heuristic_findings(weak, strong)[0].verdict == WEAKER
     large = scan_of(tmp_path, (4_000, 1_000, 6_000, 9_000), "large")
-    assert heuristic_findings(large, ["entailment"], large)[0].verdict == AS_REFERENCE
+    assert heuristic_findings(large, large)[0].verdict == AS_REFERENCE
     few = scan_of(tmp_path, (3, 2, 10, 10), "few")
-    assert heuristic_findings(few, ["entailment"], weak)[0].verdict == CANNOT_TELL
+    assert heuristic_findings(few, weak)[0].verdict == CANNOT_TELL
 
 
 def test_without_a_reference_it_is_compared_with_no_association(tmp_path: Path) -> None:
-    finding = heuristic_findings(scan_of(tmp_path, (190, 10, 300, 500)), ["entailment"])[0]
-    assert finding.verdict == PLANTS and "that of no association" in finding.reason
+    finding = heuristic_findings(scan_of(tmp_path, (190, 10, 300, 500)))[0]
+    assert finding.verdict == GOES_WITH and "that of no association" in finding.reason
     assert finding.reference is None and finding.relative == finding.odds_ratio
 
 
 def test_one_label_only_cannot_be_told(tmp_path: Path) -> None:
-    finding = heuristic_findings(scan_of(tmp_path, (20, 0, 30, 0)), ["entailment"])[0]
-    assert (finding.verdict, finding.reason) == (CANNOT_TELL, "every pair is entailment")
+    finding = heuristic_findings(scan_of(tmp_path, (20, 0, 30, 0)))[0]
+    assert (finding.verdict, finding.reason) == (CANNOT_TELL, "every row is entailment")
 
 
 def sample_of(count: int, share: float, seed: int = 0) -> pa.Table:
@@ -171,7 +172,7 @@ def sample_of(count: int, share: float, seed: int = 0) -> pa.Table:
 
 
 def test_a_hypothesis_that_gives_the_label_away_is_noticed() -> None:
-    found = hypothesis_only(sample_of(5_000, share=0.8))
+    found = one_field(sample_of(5_000, share=0.8), "hypothesis")
     assert found.accuracy is not None and found.majority is not None and found.lift is not None
     # The best one can do is 1/2 + 0.8/2 = 0.9.
     assert 0.87 < found.accuracy.share < 0.93 and 0.45 < found.majority.share < 0.55
@@ -183,7 +184,7 @@ def test_a_hypothesis_that_gives_the_label_away_is_noticed() -> None:
 
 
 def test_a_hypothesis_that_says_nothing_is_not_above_the_majority() -> None:
-    found = hypothesis_only(sample_of(5_000, share=0.0))
+    found = one_field(sample_of(5_000, share=0.0), "hypothesis")
     assert found.lift is not None and found.lift.interval is not None
     assert found.lift.interval.low < 0.02 and abs(found.lift.mean) < 0.05
 
@@ -193,7 +194,7 @@ def test_a_hypothesis_seen_in_training_is_never_held_out() -> None:
     source = random.Random(1)
     kinds = [(f"only{i} word{i}", source.choice(["a", "b"])) for i in range(60)]
     table = pa.Table.from_pylist([{"hypothesis": text, "label": label} for text, label in kinds * 50])
-    found = hypothesis_only(table)
+    found = one_field(table, "hypothesis")
     assert found.accuracy is not None and found.accuracy.share < 0.9
 
 
@@ -206,12 +207,12 @@ def test_a_hypothesis_seen_in_training_is_never_held_out() -> None:
     ],
 )
 def test_there_is_a_reason_for_no_baseline(table: pa.Table, reason: str) -> None:
-    found = hypothesis_only(table)
+    found = one_field(table, "hypothesis")
     assert reason in found.reason and found.accuracy is None
 
 
 def test_lengths_by_hand(tmp_path: Path) -> None:
-    found = {(one.label, one.side): one for one in lengths(scan_of(tmp_path, (2, 0, 1, 1)))}
+    found = {(one.label, one.field): one for one in lengths(scan_of(tmp_path, (2, 0, 1, 1)))}
     entailed = found["entailment", "hypothesis"]  # 5, 5 and 4 words
     assert entailed.mean.n == 3 and entailed.mean.mean == pytest.approx(14 / 3) and entailed.median == 5
     assert found["neutral", "premise"].mean.mean == 10 and found["neutral", "premise"].mean.interval is None
@@ -220,7 +221,7 @@ def test_lengths_by_hand(tmp_path: Path) -> None:
 def test_distinct_n_by_hand() -> None:
     # 10 words over and over, ten to a text: of 5 000 words 10 differ, of 4 500 pairs 9, of 4 000 triples 8.
     table = pa.table({"premise": ["a b c d e f g h i j"] * 1_000, "hypothesis": ["short"] * 1_000})
-    premise, hypothesis = diversity(table)
+    premise, hypothesis = diversity(table, table.column_names)
     assert {n: (one.mean, one.n) for n, one in premise.distinct.items()} == {
         1: (pytest.approx(10 / 5_000), 2),
         2: (pytest.approx(9 / 4_500), 2),
@@ -235,10 +236,10 @@ def test_repetition_lowers_distinct_n_whatever_the_size() -> None:
         count: [" ".join(source.choices([f"w{i}" for i in range(2_000)], k=10)) for _ in range(count)]
         for count in (2_000, 20_000)
     }
-    small, large = (diversity(pa.table({"premise": one, "hypothesis": one}))[0].distinct[1].mean for one in texts.values())
+    small, large = (diversity(pa.table({"premise": one}), ["premise"])[0].distinct[1].mean for one in texts.values())
     assert small == pytest.approx(large, rel=0.02)
     repeated = texts[2_000][:50] * 40
-    assert diversity(pa.table({"premise": repeated, "hypothesis": repeated}))[0].distinct[1].mean < small / 2
+    assert diversity(pa.table({"premise": repeated}), ["premise"])[0].distinct[1].mean < small / 2
 
 
 def test_a_difference_of_means_is_welchs() -> None:

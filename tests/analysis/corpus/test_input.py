@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit.columns import ColumnNames
-from analysis.audit.input import clean_batch, open_pairs, packed, read_rows, unpacked
+from analysis.corpus.columns import ColumnNames
+from analysis.corpus.input import clean_batch, open_texts, packed, read_rows, unpacked
 from pipelines.errors import UserError
 from pipelines.tables import readers
 from pipelines.tables.files import TableFile
@@ -27,7 +27,7 @@ def everything(pairs: TableFile) -> tuple[list[tuple[str, str, str]], Counter[st
     rows, left_out, numbers = [], Counter[str](), []
     for raw in pairs.raw_batches():
         batch = clean_batch(unpacked(packed(raw)), pairs)
-        columns = (batch.premise, batch.hypothesis, batch.label)
+        columns = (*batch.texts.values(), batch.label)
         rows += list(zip(*(column.to_pylist() for column in columns), strict=True))
         left_out.update(batch.left_out)
         numbers += batch.rows.tolist()
@@ -36,7 +36,7 @@ def everything(pairs: TableFile) -> tuple[list[tuple[str, str, str]], Counter[st
 
 def refused(path: Path, names: ColumnNames | None = None) -> str:
     with pytest.raises(UserError) as error:
-        everything(open_pairs(path, names))
+        everything(open_texts(path, names))
     return str(error.value)
 
 
@@ -89,7 +89,7 @@ def written(kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["parquet", "folder", "dataset", "jsonl", "csv", "csv with a mark", "tsv"])
 def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
-    pairs = open_pairs(written(kind, tmp_path))
+    pairs = open_texts(written(kind, tmp_path))
     assert everything(pairs) == (ROWS, {}, [1, 2, 3])
     found = read_rows(pairs, [3, 2])
     assert found == {number: dict(zip(("premise", "hypothesis", "label"), ROWS[number - 1], strict=True)) for number in (2, 3)}
@@ -102,15 +102,15 @@ def test_many_small_batches_lose_no_row(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(readers, "BATCH_BYTES", 200)
     write(tmp_path / "a.jsonl", lines(*table.to_pylist()))
     for name in ("a.parquet", "a.jsonl"):
-        rows, _, numbers = everything(open_pairs(tmp_path / name))
+        rows, _, numbers = everything(open_texts(tmp_path / name))
         assert [premise for premise, _, _ in rows] == table["premise"].to_pylist()
         assert numbers == list(range(1, 101))
 
 
 def test_usual_names_are_found_and_flags_come_first(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines({"sentence1": "p", "sentence2": "h", "gold_label": "l", "annotator": "other"}))
-    assert open_pairs(path).columns == {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
-    assert open_pairs(path, ColumnNames(label="annotator")).columns["label"] == "annotator"
+    assert open_texts(path).columns == {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
+    assert open_texts(path, ColumnNames({"label": "annotator"})).columns["label"] == "annotator"
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
@@ -119,25 +119,25 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     assert "no premise column (premise, sentence1" in message and "'text', 'hypothesis', 'label'" in message
     assert "--premise" in message
     assert "no label column ('gold')" in refused(
-        write(tmp_path / "b.csv", "premise,hypothesis\na,b\n"), ColumnNames(label="gold")
+        write(tmp_path / "b.csv", "premise,hypothesis\na,b\n"), ColumnNames({"label": "gold"})
     )
     assert "2 columns are called 'label'" in refused(write(tmp_path / "c.csv", "premise,hypothesis,label,label\na,b,c,d\n"))
-    assert "mapped twice" in refused(path, ColumnNames(premise="text", hypothesis="text"))
+    assert "mapped twice" in refused(path, ColumnNames({"premise": "text", "hypothesis": "text"}))
 
 
 def test_numbers_are_labels(tmp_path: Path) -> None:
     pq.write_table(TABLE.set_column(2, "label", pa.array([1.0, None, 0.0])), tmp_path / "a.parquet")
-    rows, left_out, _ = everything(open_pairs(tmp_path / "a.parquet"))
+    rows, left_out, _ = everything(open_texts(tmp_path / "a.parquet"))
     assert ([label for *_, label in rows], left_out) == (["1", "0"], {"no label": 1})
     path = write(tmp_path / "a.jsonl", lines(row(label=0), row(label=2.0), row(label=True), row(label="x"), row(label=-1)))
-    rows, left_out, _ = everything(open_pairs(path))
+    rows, left_out, _ = everything(open_texts(path))
     assert ([label for *_, label in rows], left_out) == (["0", "2", "true", "x"], {"no gold label": 1})
 
 
 def test_a_datasets_label_numbers_have_their_names(tmp_path: Path) -> None:
     table = TABLE.set_column(2, "label", pa.array([0, 2, -1]))
     features = {"label": {"names": ["entailment", "neutral", "contradiction"], "_type": "ClassLabel"}}
-    rows, left_out, _ = everything(open_pairs(save_to_disk(tmp_path / "dataset", table, features)))
+    rows, left_out, _ = everything(open_texts(save_to_disk(tmp_path / "dataset", table, features)))
     assert ([label for *_, label in rows], left_out) == (["entailment", "contradiction"], {"no gold label": 1})
 
 
@@ -151,20 +151,20 @@ def test_incomplete_rows_are_left_out_and_counted(tmp_path: Path) -> None:
         row(premise=float("nan")),
     ]
     content = lines(row(), *incomplete, row("q"))
-    rows, left_out, numbers = everything(open_pairs(write(tmp_path / "a.jsonl", content)))
+    rows, left_out, numbers = everything(open_texts(write(tmp_path / "a.jsonl", content)))
     assert [premise for premise, *_ in rows] == ["p", "q"] and numbers == [1, 8]
     assert left_out == {"no premise": 2, "no hypothesis": 2, "no label": 1, "no gold label": 1}
 
 
 def test_words_that_csv_readers_take_for_gaps_are_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "premise,hypothesis,label\nNA,null,nan\n,h,l\n")
-    assert everything(open_pairs(path))[:2] == ([("NA", "null", "nan")], {"no premise": 1})
+    assert everything(open_texts(path))[:2] == ([("NA", "null", "nan")], {"no premise": 1})
 
 
 def test_formulas_and_markup_are_text(tmp_path: Path) -> None:
     cells = ('=HYPERLINK("http://x","y")', "<script>alert(1)</script>", "+1")
     path = write(tmp_path / "a.jsonl", lines(row(*cells)))
-    assert everything(open_pairs(path))[0] == [cells]
+    assert everything(open_texts(path))[0] == [cells]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -180,7 +180,7 @@ def test_a_cell_of_ten_megabytes_is_read(suffix: str, tmp_path: Path, monkeypatc
         write(tmp_path / "a.csv", "premise,hypothesis,label\n" + content)
     else:
         write(tmp_path / "a.jsonl", lines(*table.to_pylist()))
-    rows, _, _ = everything(open_pairs(tmp_path / f"a.{suffix}"))
+    rows, _, _ = everything(open_texts(tmp_path / f"a.{suffix}"))
     assert [premise for premise, *_ in rows] == [*short, long, "p"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.audit.input import clean_batch, open_pairs
+from analysis.corpus.input import clean_batch, open_texts
 from pipelines.errors import UserError
 from pipelines.tables import readers
 
@@ -45,7 +45,7 @@ def test_a_hostile_file_is_refused_by_its_name(name: str, tmp_path: Path, monkey
     content, words = CASES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
-        pairs = open_pairs(tmp_path / name)
+        pairs = open_texts(tmp_path / name)
         for raw in pairs.raw_batches():
             clean_batch(raw, pairs)
     message = str(raised.value)
@@ -73,4 +73,4 @@ def test_a_hostile_dataset_folder_is_refused_by_its_name(name: str, tmp_path: Pa
     (tmp_path / name).mkdir()
     FOLDERS[name](tmp_path / name)
     with pytest.raises(UserError, match=name):
-        list(open_pairs(tmp_path / name).raw_batches())
+        list(open_texts(tmp_path / name).raw_batches())

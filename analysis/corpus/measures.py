@@ -7,7 +7,7 @@ among them, are one draw there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,17 @@ import pandas as pd
 import pyarrow as pa
 from scipy import optimize, sparse, special, stats
 
-from analysis.audit.scan import AuditedHeuristic, Scan, audited
-from analysis.audit.words import in_order, mixed, word_hashes, word_pairs, words_of
+from analysis.corpus.audited import AuditedHeuristic
+from analysis.corpus.labels import meaning_of
+from analysis.corpus.scan import Scan
+from analysis.corpus.words import in_order, mixed, word_hashes, word_pairs, words_of
 from analysis.stats.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
 
 MARGIN = 1.25
 """By default, ratios of odds ratios between 1/1.25 and 1.25 count as no difference."""
 PLANTS, AS_REFERENCE, WEAKER, CANNOT_TELL = "plants the heuristic", "as the reference", "weaker", "cannot tell"
+GOES_WITH, INDEPENDENT, AGAINST = "goes with the label", "independent of the label", "goes against the label"
+"""The same three where there is no reference: data that its authors wrote has associations, too."""
 
 NUM_FEATURES = 1 << 15
 PENALTY = 20.0
@@ -109,15 +113,19 @@ class HeuristicFinding:
 
     name: str
     description: str
+    predicts: str
+    """The label that the heuristic goes with; the numbers below count rows that have it."""
     verdict: str
-    """PLANTS, AS_REFERENCE, WEAKER or CANNOT_TELL."""
+    """PLANTS, AS_REFERENCE or WEAKER; without a reference GOES_WITH, INDEPENDENT or AGAINST; or CANNOT_TELL."""
     reason: str
+    num_unasked: int = 0
+    """Rows that it could not be asked about, for want of a parse."""
     all_rows: Share | None = None
-    """Rows of which it holds; None where it needs parses and there are none."""
+    """Rows of which it holds, of those that it could be asked about; None where there are none."""
     by_label: dict[str, Share] | None = None
     """The same of each label's rows."""
-    entailment: Share | None = None
-    """Entailments among the rows of which it holds; None where it holds of none."""
+    predicted: Share | None = None
+    """Rows with the predicted label among those of which it holds; None where it holds of none."""
     odds_ratio: Ratio | None = None
     reference: Ratio | None = None
     """The reference's odds ratio."""
@@ -125,56 +133,65 @@ class HeuristicFinding:
     """The odds ratio over the reference's, or over 1."""
 
 
+def predicted_labels(heuristic: AuditedHeuristic, labels: Sequence[str], named: Mapping[str, str]) -> tuple[str, ...]:
+    """A file's labels that mean what a heuristic predicts; `named` says what labels mean where their names do not."""
+    wanted = meaning_of(heuristic.predicts)
+    return tuple(label for label in labels if meaning_of(label, named) == wanted)
+
+
 def heuristic_findings(
-    scan: Scan, entailment: Sequence[str], reference: Scan | None = None, margin: float = MARGIN
+    scan: Scan, reference: Scan | None = None, margin: float = MARGIN, named: Mapping[str, str] | None = None
 ) -> list[HeuristicFinding]:
-    """A finding for each heuristic; `entailment` are the labels, of either file, that mean entailment."""
-    return [
-        _finding(index, heuristic, scan, entailment, reference, margin)
-        for index, heuristic in enumerate(audited(scan.references))
-    ]
+    """A finding for each heuristic; `named` are meanings of labels (:func:`analysis.corpus.labels.meaning_of`)."""
+    return [_finding(index, heuristic, scan, reference, margin, named or {}) for index, heuristic in enumerate(scan.heuristics)]
 
 
 def _finding(
-    index: int, heuristic: AuditedHeuristic, scan: Scan, entailment: Sequence[str], reference: Scan | None, margin: float
+    index: int, heuristic: AuditedHeuristic, scan: Scan, reference: Scan | None, margin: float, named: Mapping[str, str]
 ) -> HeuristicFinding:
-    finding = HeuristicFinding(heuristic.name, heuristic.description, CANNOT_TELL, "")
-    if heuristic.name not in scan.heuristics:
-        return replace(finding, reason="needs a parse, and no column of parses is mapped")
+    asked = scan.asked(heuristic)
+    finding = HeuristicFinding(
+        heuristic.name, heuristic.description, heuristic.predicts, CANNOT_TELL, "", num_unasked=int((~asked).sum())
+    )
+    if not asked.any():
+        return replace(finding, reason="needs a parse, and no row has one")
     holds = scan.holds[:, index]
-    of_label = {name: scan.label == code for code, name in enumerate(scan.labels)}
+    of_label = {name: asked & (scan.label == code) for code, name in enumerate(scan.labels)}
+    positive = scan.labelled(predicted_labels(heuristic, scan.labels, named))
     finding = replace(
         finding,
-        all_rows=share_of(holds.sum(), scan.num_rows),
-        by_label={name: share_of(holds[rows].sum(), rows.sum()) for name, rows in of_label.items()},
-        entailment=share_of(scan.labelled(entailment)[holds].sum(), holds.sum()) if holds.any() else None,
+        all_rows=share_of(holds.sum(), asked.sum()),
+        by_label={name: share_of(holds[rows].sum(), rows.sum()) for name, rows in of_label.items() if rows.any()},
+        predicted=share_of(positive[holds].sum(), holds.sum()) if holds.any() else None,
     )
-    ratio = _odds_ratio_of(index, scan, entailment)
+    ratio = _odds_ratio_of(index, scan, positive)
     if isinstance(ratio, str):
         return replace(finding, reason=ratio)
     finding = replace(finding, odds_ratio=ratio)
     if reference is None:
-        verdict, reason = judge(ratio, margin, "no association")
-        return replace(finding, verdict=verdict, reason=reason, relative=ratio)
-    if heuristic.name not in reference.heuristics:
-        return replace(finding, reason="needs a parse, and the reference has no column of parses")
-    base = _odds_ratio_of(index, reference, entailment)
+        verdict, reason = judge(ratio, margin, "no association", heuristic.predicts)
+        names = {PLANTS: GOES_WITH, AS_REFERENCE: INDEPENDENT, WEAKER: AGAINST}
+        return replace(finding, verdict=names.get(verdict, verdict), reason=reason, relative=ratio)
+    if not reference.asked(heuristic).any():
+        return replace(finding, reason="needs a parse, and no row of the reference has one")
+    base = _odds_ratio_of(index, reference, reference.labelled(predicted_labels(heuristic, reference.labels, named)))
     if isinstance(base, str):
         return replace(finding, reason=f"in the reference, {base}")
     relative = ratio_of_odds_ratios(ratio, base)
-    verdict, reason = judge(relative, margin, "the reference")
+    verdict, reason = judge(relative, margin, "the reference", heuristic.predicts)
     return replace(finding, verdict=verdict, reason=reason, reference=base, relative=relative)
 
 
-def judge(relative: Ratio, margin: float, than: str) -> tuple[str, str]:
+def judge(relative: Ratio, margin: float, than: str, predicts: str = "entailment") -> tuple[str, str]:
     """The verdict on a ratio of odds ratios, and why: all of the interval must lie above, within or below the margin."""
     low, high = relative.interval.low, relative.interval.high
+    association = f"the association with {predicts}"
     if low > margin:
-        return PLANTS, f"the association with entailment is over {margin:g} times that of {than}"
+        return PLANTS, f"{association} is over {margin:g} times that of {than}"
     if high < 1 / margin:
-        return WEAKER, f"the association with entailment is under 1/{margin:g} of that of {than}"
+        return WEAKER, f"{association} is under 1/{margin:g} of that of {than}"
     if low > 1 / margin and high < margin:
-        return AS_REFERENCE, f"the association with entailment is that of {than} within a factor of {margin:g}"
+        return AS_REFERENCE, f"{association} is that of {than} within a factor of {margin:g}"
     if low > 1:
         return CANNOT_TELL, f"stronger than {than}, but whether by a factor of {margin:g} is open"
     if high < 1:
@@ -182,19 +199,21 @@ def judge(relative: Ratio, margin: float, than: str) -> tuple[str, str]:
     return CANNOT_TELL, f"the interval is too wide to say whether it is stronger or weaker than {than}"
 
 
-def _odds_ratio_of(index: int, scan: Scan, entailment: Sequence[str]) -> Ratio | str:
+def _odds_ratio_of(index: int, scan: Scan, positive: np.ndarray) -> Ratio | str:
     """The odds ratio, or in words why there is none."""
-    holds, positive = scan.holds[:, index], scan.labelled(entailment)
+    heuristic = scan.heuristics[index]
+    asked = scan.asked(heuristic)
+    holds, positive = scan.holds[asked, index], positive[asked]
     if not holds.any() or holds.all():
-        return f"it holds of {'no pair' if not holds.any() else 'every pair'}"
+        return f"it holds of {'no row' if not holds.any() else 'every row'}"
     if not positive.any() or positive.all():
-        return f"{'no' if not positive.any() else 'every'} pair is entailment"
-    return odds_ratio(holds, positive, scan.premise)
+        return f"{'no' if not positive.any() else 'every'} row is {heuristic.predicts}"
+    return odds_ratio(holds, positive, scan.parts[asked, 0])
 
 
 @dataclass(frozen=True)
 class GivenAway:
-    """A word of hypotheses, and how many of the sampled rows with it have the label."""
+    """A word of a field, and how many of the sampled rows with it have the label."""
 
     label: str
     word: str
@@ -202,14 +221,15 @@ class GivenAway:
 
 
 @dataclass(frozen=True)
-class HypothesisOnly:
-    """A baseline that tells the label from the hypothesis alone: a logistic regression on words and word pairs.
+class OneField:
+    """A baseline that tells the label from one field alone: a logistic regression on words and word pairs.
 
     Poliak et al. 2018 and Gururangan et al. 2018 introduced it; here with 32 768 hashed features and an L2 penalty, a
-    lower bound of what a larger model finds. Held-out rows are a fifth of the sample, and the same hypothesis is never on both
+    lower bound of what a larger model finds. Held-out rows are a fifth of the sample, and the same text is never on both
     sides. `reason` says why there is none.
     """
 
+    field: str
     reason: str = ""
     num_training: int = 0
     accuracy: Share | None = None
@@ -221,32 +241,33 @@ class HypothesisOnly:
     """Per label, the words that go with it most (by z; Gardner et al. 2021), in at least 20 sampled rows."""
 
 
-def hypothesis_only(sample: pa.Table) -> HypothesisOnly:
-    """The baseline on a sample of rows: columns label and hypothesis."""
+def one_field(sample: pa.Table, field: str) -> OneField:
+    """The baseline on a sample of rows: a column of labels, and that of the field."""
     names = sorted(set(sample["label"].to_pylist()))
     if len(names) < 2:
-        return HypothesisOnly(f"all rows have the label {names[0]!r}")
+        return OneField(field, f"all rows have the label {names[0]!r}")
     if sample.num_rows < MIN_BASELINE_ROWS:
-        return HypothesisOnly(f"{sample.num_rows} rows are too few; it takes {MIN_BASELINE_ROWS}")
+        return OneField(field, f"{sample.num_rows} rows are too few; it takes {MIN_BASELINE_ROWS}")
     codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
-    hypotheses = sample["hypothesis"].combine_chunks()
-    words, offsets = word_hashes(hypotheses)
+    texts = sample[field].combine_chunks()
+    words, offsets = word_hashes(texts)
     held_out = mixed(in_order(words, offsets) + np.uint64(1)) % np.uint64(HELD_OUT) == 0
     if held_out.all() or not held_out.any() or len(set(codes[~held_out])) < 2:
-        return HypothesisOnly("the hypotheses are too much alike to hold some out")
-    features = _features(words, offsets)
-    weights = _fit(features[~held_out], codes[~held_out], len(names))
+        return OneField(field, "the texts are too much alike to hold some out")
+    features = hashed_features(words, offsets)
+    weights = fit_logistic(features[~held_out], codes[~held_out], len(names))
     predicted = np.asarray(features[held_out] @ weights).argmax(axis=1)
     truth = codes[held_out]
     majority = truth == np.bincount(codes[~held_out]).argmax()
     correct = predicted == truth
-    return HypothesisOnly(
+    return OneField(
+        field,
         "",
         int((~held_out).sum()),
         share_of(correct.sum(), len(truth)),
         share_of(majority.sum(), len(truth)),
         _paired(correct.astype(float) - majority),
-        _given_away(hypotheses, words, offsets, codes, names),
+        _given_away(texts, words, offsets, codes, names),
     )
 
 
@@ -257,7 +278,7 @@ def _paired(differences: np.ndarray) -> Estimate:
     return Estimate(mean, n, float(differences.min()), float(differences.max()), around, f"normal over {n} held-out rows")
 
 
-def _features(words: np.ndarray, offsets: np.ndarray) -> Any:
+def hashed_features(words: np.ndarray, offsets: np.ndarray) -> Any:
     """Hashed words and word pairs, 1 where in the text: sparse, of shape (num_texts, NUM_FEATURES + 1); the last is 1."""
     num_texts = len(offsets) - 1
     text = np.repeat(np.arange(num_texts), np.diff(offsets))
@@ -269,7 +290,7 @@ def _features(words: np.ndarray, offsets: np.ndarray) -> Any:
     return matrix
 
 
-def _fit(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarray:
+def fit_logistic(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarray:
     """Weights of a multinomial logistic regression, of shape (num_features, num_labels)."""
     shape = (features.shape[1], num_labels)
     targets = np.zeros((features.shape[0], num_labels))
@@ -292,7 +313,7 @@ def _fit(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarray:
 
 
 def _given_away(
-    hypotheses: pa.StringArray, words: np.ndarray, offsets: np.ndarray, codes: np.ndarray, names: Sequence[str]
+    texts: pa.StringArray, words: np.ndarray, offsets: np.ndarray, codes: np.ndarray, names: Sequence[str]
 ) -> tuple[GivenAway, ...]:
     if not len(words):
         return ()
@@ -310,17 +331,17 @@ def _given_away(
         for index in np.argsort(-scores[:, code], kind="stable")[:WORDS_PER_LABEL]:
             if scores[index, code] > 0:
                 at = text[first[index]]
-                spelling = words_of(hypotheses[at].as_py())[first[index] - offsets[at]]
+                spelling = words_of(texts[at].as_py())[first[index] - offsets[at]]
                 given_away.append(GivenAway(name, spelling, share_of(counts[index, code], totals[index])))
     return tuple(given_away)
 
 
 @dataclass(frozen=True)
 class Length:
-    """Words of one side of one label's pairs: mean with a t interval over rows, and quantiles."""
+    """Words of one field of one label's rows: mean with a t interval over rows, and quantiles."""
 
     label: str
-    side: str
+    field: str
     mean: Estimate
     median: float
     percentile_5: float
@@ -328,11 +349,11 @@ class Length:
 
 
 def lengths(scan: Scan) -> list[Length]:
-    """Lengths in words, by label and side."""
+    """Lengths in words, by label and field."""
     measured = []
     for code, name in enumerate(scan.labels):
         of_label = scan.lengths[scan.label == code]
-        for index, side in enumerate(("premise", "hypothesis")):
+        for index, field in enumerate(scan.fields):
             values = of_label[:, index]
             n, mean = len(values), float(values.mean())
             around = None
@@ -340,31 +361,31 @@ def lengths(scan: Scan) -> list[Length]:
                 half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
                 around = Interval(mean - half, mean + half)
             estimate = Estimate(mean, n, float(values.min()), float(values.max()), around, f"t over {n} rows")
-            measured.append(Length(name, side, estimate, *map(float, np.percentile(values, (50, 5, 95)))))
+            measured.append(Length(name, field, estimate, *map(float, np.percentile(values, (50, 5, 95)))))
     return measured
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """Distinct-n of one side: different word n-grams over all, in blocks of 5 000 words of sampled rows in random order.
+    """Distinct-n of one field: different word n-grams over all, in blocks of 5 000 words of sampled rows in random order.
 
     The blocks make files of any size comparable; distinct-1 is the type-token ratio. `distinct` maps n to the mean over blocks
     with its t interval. `reason` says why there is none.
     """
 
-    side: str
+    field: str
     distinct: dict[int, Estimate]
     reason: str = ""
 
 
-def diversity(sample: pa.Table) -> list[Diversity]:
-    """Distinct-1, -2 and -3 (Li et al. 2016) of a sample's premises and hypotheses."""
+def diversity(sample: pa.Table, fields: Sequence[str]) -> list[Diversity]:
+    """Distinct-1, -2 and -3 (Li et al. 2016) of each field of a sample."""
     measured = []
-    for side in ("premise", "hypothesis"):
-        words, offsets = word_hashes(sample[side].combine_chunks())
+    for field in fields:
+        words, offsets = word_hashes(sample[field].combine_chunks())
         num_blocks = min(MAX_BLOCKS, len(words) // BLOCK_WORDS)
         if not num_blocks:
-            measured.append(Diversity(side, {}, f"{len(words)} words are too few; it takes {BLOCK_WORDS}"))
+            measured.append(Diversity(field, {}, f"{len(words)} words are too few; it takes {BLOCK_WORDS}"))
             continue
         position = np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))
         grams, values = words, {}
@@ -379,7 +400,7 @@ def diversity(sample: pa.Table) -> list[Diversity]:
                     shares.append(len(np.unique(whole)) / len(whole))
             if shares:
                 values[n] = mean_estimate(shares)
-        measured.append(Diversity(side, values))
+        measured.append(Diversity(field, values))
     return measured
 
 

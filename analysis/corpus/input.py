@@ -1,0 +1,185 @@
+"""Labelled texts from a user's own file or table, batch by batch.
+
+    texts = open_texts("pairs.csv", ColumnNames({"label": "gold"}))
+    for raw in texts.raw_batches():
+        batch = clean_batch(raw, texts)
+
+Opening looks at names and types only. `raw_batches` is cheap and runs in one process; `clean_batch`, which is not, can run
+in others. A batch is at most 32 768 rows, fewer where rows are large, so that the texts of a file are never in memory at
+once. A row without a text or a label is left out and counted by reason; what cannot be read is an error that names the row
+(counted from 1, without a header) or, in JSONL, the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.corpus.columns import PAIR, ColumnNames
+from pipelines.tables.columns import check_types, class_names, find_columns
+from pipelines.tables.files import TableFile, column_names, find_files, open_table
+from pipelines.tables.readers import MalformedRow, RawBatch
+from pipelines.tables.values import NO_GOLD_LABEL, is_blank, text_columns
+
+WAY_OUT = "name it with --{name}"
+BATCH_ROWS = 32_768
+
+Source: TypeAlias = str | Path | pa.Table | pd.DataFrame
+"""What can be audited: an address of a table, or a table in memory."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """An opened table of labelled texts: which columns are its fields, and which labels are kept."""
+
+    table: TableFile
+    fields: tuple[str, ...]
+    kept_labels: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.table.path
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        return self.table.columns
+
+    def raw_batches(self) -> Iterator[RawBatch]:
+        """The rows in order. Raises :class:`UserError` where they cannot be read."""
+        return self.table.raw_batches()
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether an example is a premise and a hypothesis, which HANS's heuristics are about."""
+        return self.fields == PAIR
+
+    def marks_may_be_labels(self, labels: Sequence[str]) -> bool:
+        """Whether -1, the mark of a row without a label, may be a label of its own: the others are numbers."""
+        return "-1" not in self.kept_labels and not self.table.label_names and all(map(str.isdigit, labels))
+
+
+@dataclass(frozen=True)
+class TableInMemory(TableFile):
+    """A table that a program has at hand; its rows are counted from 1."""
+
+    content: pa.Table = field(default_factory=lambda: pa.table({}))
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.content.nbytes)
+
+    def raw_batches(self, malformed: list[MalformedRow] | None = None) -> Iterator[RawBatch]:
+        first = 1
+        for batch in self.content.select(list(dict.fromkeys(self.columns.values()))).to_batches(BATCH_ROWS):
+            yield RawBatch(batch, first)
+            first += batch.num_rows
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Complete examples: columns of equal length, their row or line numbers, and how many rows were left out, by reason."""
+
+    rows: np.ndarray
+    texts: Mapping[str, pa.StringArray]
+    """By field, in their order."""
+    label: pa.StringArray
+    parse: pa.StringArray | None
+    """Null where a row has none; None where the file has no such column."""
+    left_out: Mapping[str, int]
+
+
+def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[str, ...] = ()) -> TextFile:
+    """Find out the format and the columns of a file, a folder or a table of labelled texts.
+
+    With `fields`, these are an example's texts, as they are in the file that this one is compared with.
+
+    Raises :class:`UserError` for what does not exist, is empty, is of another format, has several splits, lacks a column,
+    or has a column of a type that is no text (for labels: no text and no number).
+    """
+    names = names or ColumnNames()
+    if isinstance(source, str | Path):
+        files, kind = find_files(source)
+        fields = fields or names.fields_of(column_names(files, kind))
+        return TextFile(open_table(source, names.wanted(fields), WAY_OUT), fields, names.kept_labels)
+    table = source if isinstance(source, pa.Table) else pa.Table.from_pandas(source, preserve_index=False)
+    fields = fields or names.fields_of(table.column_names)
+    wanted = names.wanted(fields)
+    columns = find_columns(table.column_names, wanted, "the table", "map one with ColumnNames({{'{name}': …}})")
+    numbers = frozenset(column.name for column in wanted if not column.is_text)
+    check_types(table.schema, columns, numbers, Path("the table"))
+    labels = class_names(table.schema, columns["label"])
+    return TextFile(
+        TableInMemory("the table", (), "memory", columns, labels, numbers, content=table), fields, names.kept_labels
+    )
+
+
+def clean_batch(raw: RawBatch, texts: TextFile) -> TextBatch:
+    """A raw batch's complete examples as text.
+
+    Numbers become labels by their names, or by their digits (1.0 is '1'). Raises :class:`UserError`, naming the row or line,
+    for text that is not UTF-8, a line that is no JSON object, or a field of another type.
+    """
+    columns, rows = text_columns(raw, texts.table)
+    keep = np.ones(len(rows), bool)
+    left_out: dict[str, int] = {}
+    for name in (*texts.fields, "label"):
+        reasons = {f"no {name}": is_blank(columns[name])}
+        if name == "label":
+            marks = pa.array([mark for mark in NO_GOLD_LABEL if mark not in texts.kept_labels], pa.string())
+            reasons["no gold label"] = pc.is_in(columns[name], marks).to_numpy(zero_copy_only=False)
+        for reason, out in reasons.items():
+            if num_out := int((out & keep).sum()):
+                left_out[reason] = num_out
+            keep &= ~out
+    if not keep.all():
+        columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
+        rows = rows[keep]
+    parse = columns.get("parse")
+    if parse is not None:
+        parse = pc.if_else(pa.array(is_blank(parse)), pa.scalar(None, pa.string()), parse)
+    return TextBatch(rows, {name: columns[name] for name in texts.fields}, columns["label"], parse, left_out)
+
+
+def packed(raw: RawBatch) -> RawBatch | tuple[bytes, int]:
+    """The batch in a form that is cheap to send to another process; :func:`unpacked` undoes it.
+
+    Pickling a slice of a record batch would send all that it is a slice of.
+    """
+    if isinstance(raw.content, bytes):
+        return raw
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, raw.content.schema) as stream:
+        stream.write_batch(raw.content)
+    return sink.getvalue().to_pybytes(), raw.first
+
+
+def unpacked(sent: RawBatch | tuple[bytes, int]) -> RawBatch:
+    """The batch that :func:`packed` was given."""
+    if isinstance(sent, RawBatch):
+        return sent
+    content, first = sent
+    return RawBatch(next(iter(pa.ipc.open_stream(content))), first)
+
+
+def read_rows(texts: TextFile, wanted: Iterable[int]) -> dict[int, dict[str, str]]:
+    """Single rows by their numbers: their texts by field, and their label. Reads up to the last of them."""
+    left, found = sorted(set(wanted), reverse=True), {}
+    for raw in texts.raw_batches() if left else ():
+        rows: Any = raw.content.split(b"\n") if isinstance(raw.content, bytes) else raw.content
+        end = raw.first + (len(rows) if isinstance(rows, list) else rows.num_rows)
+        while left and left[-1] < end:
+            number = left.pop()
+            at = number - raw.first
+            content = rows[at] if isinstance(raw.content, bytes) else rows.slice(at, 1)
+            batch = clean_batch(RawBatch(content, number), texts)
+            found[number] = {name: batch.texts[name][0].as_py() for name in texts.fields} | {"label": batch.label[0].as_py()}
+        if not left:
+            break
+    return found

@@ -1,0 +1,316 @@
+"""One pass over a table of labelled texts: numbers for each row, and a random sample of the texts.
+
+    scan = scan_texts(open_texts("pool.parquet"), processes=2)
+
+What is kept of a row is about a hundred bytes, whatever its length (:class:`Scan`). All that an audit says of a file is
+computed from that (:mod:`analysis.corpus.copies`, :mod:`analysis.corpus.measures`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.corpus.audited import BY_WORDS, AuditedHeuristic, audited
+from analysis.corpus.columns import PAIR
+from analysis.corpus.input import TableInMemory, TextBatch, TextFile, clean_batch, packed, unpacked
+from analysis.corpus.labels import label_key
+from analysis.corpus.words import GOLDEN, are_words_within, in_order, mixed, word_hashes, word_pairs
+from pipelines.errors import UserError
+from pipelines.tables.files import TableFile
+from pipelines.tables.readers import RawBatch
+
+SAMPLE_ROWS = 60_000
+SAMPLE_CHARACTERS = 1_000
+"""A sampled text is cut after so many characters."""
+MAX_LABELS = 20
+MAX_PROCESSES = 2
+SMALL_FILE_BYTES = 8 << 20
+"""Below this, starting processes takes longer than the scan."""
+
+NUM_COMPONENTS = 30
+"""Components of a signature, in ten bands of three: see :mod:`analysis.corpus.copies`."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file in numbers: arrays of one entry a complete row, in the file's order."""
+
+    source: TextFile
+    labels: tuple[str, ...]
+    """The labels in their most frequent spelling, the most frequent first."""
+    spellings: Mapping[str, Mapping[str, int]]
+    """For each label, how often it is spelled how (`Entailment.`)."""
+    left_out: Mapping[str, int]
+    """Rows that are in no array, by reason."""
+    row: np.ndarray
+    """int64: the row's or line's number in the file."""
+    label: np.ndarray
+    """int16: an index into `labels`."""
+    exact: np.ndarray
+    """uint64: a hash of the texts, character by character."""
+    words: np.ndarray
+    """uint64: a hash of the words of all fields, in order."""
+    parts: np.ndarray
+    """uint64 of shape (num_rows, num_fields): a hash of each field's words, in order."""
+    signature: np.ndarray
+    """uint16 of shape (num_rows, NUM_COMPONENTS): equal in a component with a probability that is the rows' similarity."""
+    holds: np.ndarray
+    """bool of shape (num_rows, number of heuristics)."""
+    has_parse: np.ndarray
+    """bool: the row has a parse; a heuristic that needs one is about these rows only."""
+    lengths: np.ndarray
+    """int32 of shape (num_rows, num_fields): words of each field."""
+    sample: pa.Table
+    """At most SAMPLE_ROWS rows drawn at random, in random order: priority, row, label, and the fields."""
+    references: tuple[str, ...] = ()
+    """The user's own heuristics, asked after the built-in ones (:func:`analysis.corpus.audited.audited`)."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row)
+
+    @property
+    def path(self) -> str:
+        return self.source.path
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self.source.fields
+
+    @property
+    def heuristics(self) -> tuple[AuditedHeuristic, ...]:
+        """The heuristics that `holds` is about, in its order."""
+        return audited(self.fields, self.references)
+
+    def labelled(self, names: Sequence[str]) -> np.ndarray:
+        """The rows that have one of these labels, bool [num_rows]."""
+        return np.isin(self.label, [code for code, name in enumerate(self.labels) if name in names])
+
+    def asked(self, heuristic: AuditedHeuristic) -> np.ndarray:
+        """The rows that a heuristic could be asked about: bool [num_rows]."""
+        return self.has_parse if heuristic.needs_parse else np.ones(self.num_rows, bool)
+
+    def part(self, field: str) -> np.ndarray:
+        """The hashes of one field's words: uint64 [num_rows]."""
+        return self.parts[:, self.fields.index(field)]
+
+
+def scan_texts(
+    source: TextFile,
+    *,
+    seed: int = 0,
+    processes: int = MAX_PROCESSES,
+    sample_rows: int = SAMPLE_ROWS,
+    references: tuple[str, ...] = (),
+) -> Scan:
+    """Read a table once and measure each row; the same result for any number of processes.
+
+    `seed` draws the sample. With `processes` above 1, and a table that is worth it, as many processes measure while this one
+    reads. Raises :class:`UserError` where the table cannot be read, has no complete row, or has so many labels that the
+    label column must be another.
+    """
+    left_out: Counter[str] = Counter()
+    spellings: dict[str, Counter[str]] = {}
+    codes: dict[str, int] = {}
+    parts: list[dict[str, Any]] = []
+    sample = _Sample(sample_rows)
+    for measured in _measure_all(source, seed, processes, sample, references):
+        left_out.update(measured.pop("left_out"))
+        names, counts = measured.pop("label_names"), np.bincount(measured["label"])
+        for name, count in zip(names, counts, strict=False):
+            spellings.setdefault(label_key(name), Counter())[name] += int(count)
+            codes.setdefault(label_key(name), len(codes))
+        if len(codes) > MAX_LABELS:
+            shown = ", ".join(repr(name[:30]) for name in list(codes)[:5])
+            raise UserError(
+                f"{source.path}: the label column {source.columns['label']!r} has over {MAX_LABELS} different labels "
+                f"({shown}, …); name the column of the labels with --label"
+            )
+        measured["label"] = np.array([codes[label_key(name)] for name in names], np.int16)[measured["label"]]
+        sample.add(measured.pop("sample"))
+        parts.append(measured)
+    num_rows = sum(len(part["row"]) for part in parts)
+    if not num_rows:
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "it has no rows"
+        raise UserError(f"{source.path} has no complete row ({why}); each needs a {', a '.join((*source.fields, 'label'))}")
+    # The parts lose each column: else all would be in memory twice.
+    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+    counts = np.bincount(columns["label"], minlength=len(codes))
+    order = np.argsort(-counts, kind="stable")
+    columns["label"] = np.argsort(order).astype(np.int16)[columns["label"]]
+    keys = list(codes)
+    name_of = {key: max(spelled, key=lambda name: (spelled[name], name)) for key, spelled in spellings.items()}
+    return Scan(
+        source,
+        tuple(name_of[keys[index]] for index in order),
+        {name_of[keys[index]]: dict(spellings[keys[index]].most_common()) for index in order},
+        dict(left_out.most_common()),
+        sample=_with_names(sample.drawn(), name_of),
+        references=references,
+        **columns,
+    )
+
+
+def _with_names(sample: pa.Table, name_of: Mapping[str, str]) -> pa.Table:
+    labels = pa.array([name_of[label_key(label)] for label in sample["label"].to_pylist()], pa.string())
+    return sample.set_column(sample.column_names.index("label"), "label", labels)
+
+
+class _Sample:
+    """The rows with the lowest priorities so far, which are a random sample of all so far."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.limit = 2**64 - 1
+        """A row whose priority is not below has no chance."""
+        self._parts: list[pa.Table] = []
+
+    def add(self, drawn: pa.Table) -> None:
+        self._parts.append(drawn)
+        # Not each time: it copies.
+        if sum(part.num_rows for part in self._parts) > 2 * self.num_rows:
+            self._parts = [self.drawn()]
+            self.limit = pc.max(self._parts[0]["priority"]).as_py()
+
+    def drawn(self) -> pa.Table:
+        return pa.concat_tables(self._parts).sort_by("priority").slice(0, self.num_rows).combine_chunks()
+
+
+def _measure_all(
+    source: TextFile, seed: int, processes: int, sample: _Sample, references: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    batches = source.raw_batches()
+    if processes < 2 or source.table.num_bytes < SMALL_FILE_BYTES:
+        for raw in batches:
+            yield measure(clean_batch(raw, source), seed, sample.limit, references)
+        return
+    # A table in memory stays here: what measures needs its columns' names only.
+    sent = replace(source, table=_without_content(source.table))
+    # Spawned, since arrow has threads and these do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, MAX_PROCESSES), context) as pool:
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        try:
+            for raw in batches:
+                waiting.append(pool.submit(_measure_packed, packed(raw), sent, seed, sample.limit, references))
+                # Enough for no process to wait, and few enough that unread results do not pile up.
+                if len(waiting) > 2 * MAX_PROCESSES:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _without_content(table: TableFile) -> TableFile:
+    return replace(table, content=pa.table({})) if isinstance(table, TableInMemory) else table
+
+
+def _measure_packed(
+    sent: RawBatch | tuple[bytes, int], source: TextFile, seed: int, limit: int, references: tuple[str, ...]
+) -> dict[str, Any]:
+    pa.set_cpu_count(1)
+    return measure(clean_batch(unpacked(sent), source), seed, limit, references)
+
+
+def measure(batch: TextBatch, seed: int, limit: int, references: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arrays of :class:`Scan` for one batch, with `label_names` for the codes in `label`, and `left_out`.
+
+    The rows drawn by `seed` whose priority, of 64 bits, is below `limit` come along as `sample`.
+    """
+    texts = [column.to_pylist() for column in batch.texts.values()]
+    labels = batch.label.dictionary_encode()
+    exact = [pd.util.hash_array(np.array(column, object), categorize=False) for column in texts]
+    words = [word_hashes(column) for column in batch.texts.values()]
+    # A text without a word, such as '?', is itself only.
+    ordered = [np.where(np.diff(at) > 0, in_order(of, at), whole) for (of, at), whole in zip(words, exact, strict=True)]
+    minima = [_minima(of, at, whole, field) for field, ((of, at), whole) in enumerate(zip(words, exact, strict=True))]
+    priority = mixed(batch.rows.astype(np.uint64) * GOLDEN + np.uint64(seed))
+    parses = [None] * len(batch.rows) if batch.parse is None else batch.parse.to_pylist()
+    has_parse = np.array([parse is not None for parse in parses], bool)
+    return {
+        "label_names": labels.dictionary.to_pylist(),
+        "left_out": batch.left_out,
+        "row": batch.rows,
+        "label": labels.indices.to_numpy().astype(np.int16),
+        "exact": _together(exact),
+        "words": _together(ordered),
+        "parts": np.stack(ordered, axis=1),
+        "signature": np.ascontiguousarray((_together(minima) >> np.uint64(48)).astype(np.uint16).T),
+        "holds": apply_heuristics(tuple(batch.texts), texts, words, parses, references),
+        "has_parse": has_parse,
+        "lengths": np.stack([np.diff(at) for _, at in words], axis=1).astype(np.int32),
+        "sample": _sample_table(batch, priority, limit),
+    }
+
+
+def _together(hashes: Sequence[np.ndarray]) -> np.ndarray:
+    """One hash of one of each field, uint64 of the same shape."""
+    both = hashes[0].astype(np.uint64)
+    for one in hashes[1:]:
+        both = both * GOLDEN + one
+    return mixed(both)
+
+
+def apply_heuristics(
+    fields: tuple[str, ...],
+    texts: Sequence[Sequence[str]],
+    words: Sequence[tuple[np.ndarray, np.ndarray]],
+    parses: Sequence[str | None],
+    references: tuple[str, ...] = (),
+) -> np.ndarray:
+    """The rows of which each heuristic holds: booleans of shape (num_rows, number of heuristics); none for want of a parse."""
+    heuristics = audited(fields, references)
+    holds = np.zeros((len(texts[0]), len(heuristics)), bool)
+    names = [heuristic.name for heuristic in heuristics]
+    if fields == PAIR:
+        for name, found in zip(BY_WORDS, are_words_within(words[1], words[0]), strict=True):
+            holds[:, names.index(name)] = found
+    has_parse = np.array([parse is not None for parse in parses], bool)
+    for index, heuristic in enumerate(heuristics):
+        if heuristic.holds is None:
+            continue
+        asked = has_parse if heuristic.needs_parse else np.ones(len(holds), bool)
+        if heuristic.within:
+            asked = asked & holds[:, names.index(heuristic.within)]
+        columns: list[Any] = [*texts, parses] if heuristic.needs_parse else list(texts)
+        where = np.flatnonzero(asked)
+        if len(where) < len(holds):
+            columns = [[column[row] for row in where] for column in columns]
+        holds[where, index] = heuristic.holds(*columns)
+    return holds
+
+
+def _minima(words: np.ndarray, offsets: np.ndarray, whole: np.ndarray, field: int) -> np.ndarray:
+    """The MinHash of each text's word pairs, uint32 of shape (NUM_COMPONENTS, num_texts); one without words is one shingle.
+
+    Each field has hash functions of its own: with the same for all, fields that share words would agree in the same components.
+    """
+    shingles = (word_pairs(words, offsets) >> np.uint64(32)).astype(np.uint32)
+    random = np.random.default_rng([2019, field]).integers(0, 2**32, (NUM_COMPONENTS, 2), np.uint32)
+    has_words = np.diff(offsets) > 0
+    minima = np.empty((NUM_COMPONENTS, len(whole)), np.uint32)
+    for component, (mask, factor) in enumerate(random):
+        factor |= np.uint32(1)
+        minima[component, ~has_words] = (whole[~has_words].astype(np.uint32) ^ mask) * factor
+        if has_words.any():
+            minima[component, has_words] = np.minimum.reduceat((shingles ^ mask) * factor, offsets[:-1][has_words])
+    return minima
+
+
+def _sample_table(batch: TextBatch, priority: np.ndarray, limit: int) -> pa.Table:
+    drawn = priority < np.uint64(limit)
+    texts = [pc.utf8_slice_codeunits(column.filter(drawn), 0, SAMPLE_CHARACTERS) for column in batch.texts.values()]
+    names = ["priority", "row", "label", *batch.texts]
+    return pa.table([priority[drawn], batch.rows[drawn], batch.label.filter(drawn), *texts], names)
