@@ -1,4 +1,4 @@
-"""Pairs in English, Chinese and Hindi with known numbers of copies, leaks, flips and a heuristic of a known strength in them."""
+"""Pairs in English, Chinese and Hindi with known numbers of copies and leaks, and a heuristic of a known strength."""
 
 import random
 from dataclasses import dataclass, field
@@ -29,9 +29,7 @@ def _products(*parts: str) -> tuple[str, ...]:
 LANGUAGES = {
     "english": Language(_products("ba de fi ko lu ma", "n r s t", "a el in or"), " ", ".", "!"),
     # Characters, of which a word has two; there are no spaces.
-    "chinese": Language(
-        _products("山 水 火 木 金 土 天 地 人 家 学 校 书 店 车 站", "大 小 高 低 新 旧 东 西"), "", "。", "！"
-    ),
+    "chinese": Language(_products("山 水 火 木 金 土 天 地 人 家 学 校", "大 小 高 低 新 旧 东 西 南 北"), "", "。", "！"),
     # Vowel signs and the virama are marks, without which many of these words would be one.
     "hindi": Language(_products("क ग त द न प ब म", "ा ि ी ु ू े ो", "ल र स"), " ", "।", "!"),
 }

@@ -31,7 +31,7 @@ def test_every_plant_is_found(language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_nothing_is_found_where_nothing_is(language: str) -> None:
-    found = audited(planted(language, seed=1, is_clean=True))
+    found = audited(planted(language, seed=2, is_clean=True))
     assert {kind: share.count for kind, share in found.duplicates.kinds.items()} == {
         "exact": 0,
         "same_words": 0,
