@@ -46,6 +46,8 @@ class OwnPoolConfig:
                 f"{table.path}: columns={dict(table.columns)} maps {unknown[0]!r}, and a pool of the task {task.name} has "
                 f"{', '.join(task.columns)}; map one of these to the file's column"
             )
+        if table.test_set is not None:
+            raise UserError(f"{table.path}: test_set={table.test_set!r} on a pool, which tests nothing; leave it out")
         if wrong := sorted(set(dict(table.labels).values()) - {*task.labels}):
             raise UserError(
                 f"{table.path}: labels={dict(table.labels)} maps onto {wrong[0]!r}, which is none of {', '.join(task.labels)}; "

@@ -386,6 +386,12 @@ def _test_set(sources: TableSources, table: Table, dropped: list[dict[str, Any]]
     if described.cluster is not None:
         clusters = pc.coalesce(examples[described.cluster], examples["id"])
         examples = examples.set_column(examples.column_names.index(described.cluster), described.cluster, clusters)
+    for column in described.slices:
+        if examples.num_rows and examples[column].null_count == examples.num_rows:
+            raise UserError(
+                f"test set {described.name}: the slice column {column!r} of {table.path} is empty in every row; fill it in, or "
+                "leave it out of slices"
+            )
     for half in ("aligned", "adversarial"):
         if (name := getattr(described, half)) is not None and not _has_slice(examples, name):
             column = name.partition("/")[0]

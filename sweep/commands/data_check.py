@@ -116,7 +116,7 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
     from pipelines.errors import UserError
     from pipelines.identity import MARKS
     from pipelines.tasks.examples import read_examples
-    from sweep.study.inputs import check_blindspot, check_sizes, missing_data
+    from sweep.study.inputs import check_blindspot, check_prompts, check_sizes, missing_data
     from sweep.study.loading import load_experiment
 
     experiment = load_experiment(name, assignments).experiment
@@ -145,6 +145,7 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
     for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
         print(f"marked: {mark}")
     check_sizes(experiment)
+    check_prompts(experiment)
     check_blindspot(experiment)
 
 

@@ -32,7 +32,7 @@ from sweep.plan.schedule import Schedule, simulate
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
-from sweep.study.inputs import check_blindspot, check_pools, check_sizes
+from sweep.study.inputs import check_blindspot, check_pools, check_prompts, check_sizes
 from sweep.study.paper import MODEL
 
 
@@ -243,6 +243,7 @@ def plan_study(
     in which no blindspot can be seen (`check_blindspot`), and for a pool that is too small (`check_pools`).
     """
     check_sizes(experiment)
+    check_prompts(experiment)
     check_blindspot(experiment)
     grid = build_grid(experiment)
     check_pools(grid)

@@ -275,6 +275,11 @@ class Experiment:
                 f"synthetic={self.synthetic!r} is a pool of your own, which takes the place of generator and generation; leave "
                 "these out, or synthetic"
             )
+        if not self.has_pool:
+            raise UserError(
+                f"synthetic={self.synthetic!r} is a pool, and kinds={self.kinds} take nothing from one; add the kind "
+                "synthetic, or leave it out"
+            )
         given = self.synthetic if isinstance(self.synthetic, tuple) else (self.synthetic,)
         pools = tuple(map(self._own_pool, given))
         object.__setattr__(self, "synthetic", pools)

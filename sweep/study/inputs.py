@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from pipelines.data.own_pool import OwnPoolConfig, examples_of, read_pool
 from pipelines.data.table_sources import TableSources
 from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
-from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, pretrained_model_config
+from pipelines.finetune.base_model import CHAT_TEMPLATE, PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
 from pipelines.tables.hub import is_on_hub
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
-from sweep.study.generators import PromptedGenerator
+from sweep.study.generators import EndpointGenerator, PromptedGenerator
 
 
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
@@ -106,7 +107,7 @@ def with_inputs(experiment: Experiment) -> Experiment:
     """`experiment` with its data and weights described by their content; weights on the hub are fetched for that.
 
     Raises UserError, with the way out, for what is not there, for random weights in anything but a rehearsal, and as
-    `check_sizes` and `check_blindspot` do.
+    `check_sizes`, `check_prompts` and `check_blindspot` do.
     """
     if isinstance(experiment.base_model, RandomModelConfig) and not experiment.rehearsal:
         raise UserError(
@@ -115,6 +116,7 @@ def with_inputs(experiment: Experiment) -> Experiment:
     given = experiment
     experiment = replace(experiment, sources=experiment.sources.with_content(experiment.sources_folder))
     check_sizes(experiment)
+    check_prompts(experiment)
     check_blindspot(experiment)
     for pool in experiment.own_pools:
         if not pool.is_known and not is_on_hub(pool.table.path):
@@ -216,6 +218,29 @@ def check_sizes(experiment: Experiment) -> None:
             raise UserError(
                 f"{name} has {max(sizes):,}, and the data has at most {there:,} training rows{by_label and f' ({by_label})'}"
                 f"{besides}; give more data, or less of it: -p {name}={','.join(map(str, fitting)) or '...'}"
+            )
+
+
+def check_prompts(experiment: Experiment) -> None:
+    """Raise UserError for a prompt that shows more examples than the data has, or wants a chat template that there is not."""
+    prompted, labels = experiment.generator, experiment.task.labels
+    if isinstance(prompted, PromptedGenerator) and prompted.chat == "always":
+        folder = Path(prompted.base_model.path)
+        settings = folder / "tokenizer_config.json"
+        has_template = (folder / CHAT_TEMPLATE).is_file() or (settings.is_file() and '"chat_template"' in settings.read_text())
+        if folder.is_dir() and not has_template:
+            raise UserError(f"chat='always', and the checkpoint {folder} has no chat template; use chat='auto' or 'never'")
+    if not isinstance(prompted, PromptedGenerator | EndpointGenerator):
+        return
+    if experiment.sources.missing(experiment.sources_folder):
+        return
+    counts = experiment.sources.counts(experiment.sources_folder)
+    shown = -(-prompted.shots // len(labels))
+    for label in labels:
+        if shown > (num := counts.get(f"train/{label}", counts["train/num_examples"])):
+            raise UserError(
+                f"shots={prompted.shots} shows up to {shown:,} {label} examples in a prompt, and the data has {num:,} for "
+                "training; give fewer shots"
             )
 
 

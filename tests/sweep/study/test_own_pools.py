@@ -88,6 +88,10 @@ def test_a_generator_beside_a_pool_and_neither_are_refused(
     with pytest.raises(UserError, match=r"generator=None, and kinds=.* need a pool"):
         replace(experiment, generator=None)
     assert not replace(experiment, generator=None, generation=None, kinds=("original",)).has_pool
+    with pytest.raises(UserError, match=r"is a pool, and kinds=\('original',\) take nothing from one"):
+        replace(with_pool(path), kinds=("original",))
+    with pytest.raises(UserError, match="test_set='mine' on a pool, which tests nothing"):
+        with_pool(Table(path, test_set="mine"))
 
 
 def test_a_set_that_is_larger_than_its_pool_is_refused_by_the_plan(

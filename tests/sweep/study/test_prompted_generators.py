@@ -143,3 +143,18 @@ def test_rehearsals_keep_what_writes(prompted: Experiment, asked: Experiment) ->
 def test_later_generations_are_of_finetuned_generators(prompted: Experiment) -> None:
     with pytest.raises(UserError, match="the first is of no finetuned generator"):
         replace(prompted, generations=2)
+
+
+def test_a_prompt_that_cannot_be_made_is_refused_by_the_plan(prompted: Experiment, checkpoint: Path, tmp_path: Path) -> None:
+    assert isinstance(prompted.generator, PromptedGenerator)
+    many = replace(prompted, generator=replace(prompted.generator, shots=3_000_000))
+    with pytest.raises(
+        UserError, match="shots=3000000 shows up to 1,000,000 entailment examples in a prompt, and the data has"
+    ):
+        plan_of(many, tmp_path)
+    (checkpoint / "chat_template.jinja").unlink()
+    plan_of(prompted, tmp_path)
+    with pytest.raises(UserError, match="chat='always', and the checkpoint .*instruct has no chat template"):
+        plan_of(replace(prompted, generator=PromptedGenerator(str(checkpoint), chat="always")), tmp_path)
+    (checkpoint / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    plan_of(replace(prompted, generator=PromptedGenerator(str(checkpoint), chat="always")), tmp_path)
