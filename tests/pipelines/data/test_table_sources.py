@@ -191,9 +191,8 @@ def test_a_described_set_has_its_slices_clusters_and_folded_labels(tmp_path: Pat
         },
         {"id": "tricks-000003", "premise": "e", "hypothesis": "f", "label": "non-entailment", "trick": None, "pattern": "3"},
     ]  # fmt: skip
-    empty = write(
-        tmp_path / "empty.jsonl", "\n".join(f'{{"a": "{n}", "b": "c", "gold": "1", "trick": null}}' for n in range(3))
-    )
+    without = [json.dumps({**json.loads(line), "trick": None}) for line in lines]
+    empty = write(tmp_path / "empty.jsonl", "\n".join(without))
     with pytest.raises(UserError, match=r"the slice column 'trick' of .*empty.jsonl is empty in every row"):
         prepared(TableSources(train, blindspots=replace(table, path=str(empty))), tmp_path / "out")
     none = replace(table, test_set=replace(described, adversarial="trick/negation"))

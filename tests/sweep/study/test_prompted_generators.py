@@ -154,7 +154,7 @@ def test_a_prompt_that_cannot_be_made_is_refused_by_the_plan(prompted: Experimen
         plan_of(many, tmp_path)
     (checkpoint / "chat_template.jinja").unlink()
     plan_of(prompted, tmp_path)
-    with pytest.raises(UserError, match="chat='always', and the checkpoint .*instruct has no chat template"):
+    with pytest.raises(UserError, match=r"chat='always', and the checkpoint .*instruct has no chat template"):
         plan_of(replace(prompted, generator=PromptedGenerator(str(checkpoint), chat="always")), tmp_path)
     (checkpoint / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     plan_of(replace(prompted, generator=PromptedGenerator(str(checkpoint), chat="always")), tmp_path)
