@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,12 @@ def check_store(uri: str | os.PathLike[str]) -> None:
         raise UserError(str(error)) from error
 
 
-def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> str:
+def fetch(
+    uri: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    only: Collection[str] | None = None,
+) -> str:
     """A local path with the content of ``uri``, a file or a folder.
 
     A local path or ``file://`` URI is returned as a plain path, uncopied. A remote one is downloaded once into ``cache``
@@ -146,7 +151,7 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
     downloaded and compared with it; the copy goes by its content. Of anything else, all is that does not lie below a name
     with a dot in front (a stage's working state); the copy goes by the address and by what is listed there (names, sizes, and
     checksums or times where the store gives them), so that changed content is fetched again. A copy that has lost files, or
-    has them in other sizes, is made again.
+    has them in other sizes, is made again. With `only`, paths within a remote folder, these files alone are fetched.
 
     Raises :class:`UserError` if nothing is there, :class:`DamagedError` for a file that is not what the record says, and
     OSError for a download that stays short.
@@ -157,25 +162,65 @@ def fetch(uri: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None =
             raise UserError(f"{path} does not exist; check the path")
         return str(path)
     with plain_errors(str(uri)):
-        return _fetch_remote(str(uri), cache)
+        return _fetch_remote(str(uri), cache, only)
 
 
-def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None) -> str:
+def cached(uri: str, only: Collection[str] | None = None) -> str | None:
+    """What :func:`fetch` would return for a remote address, None where that is not in the cache. Looks at what is listed."""
+    with plain_errors(uri):
+        target, result, expected = _copy_of(uri, None, only)
+    return str(result) if _is_whole(target, expected) else None
+
+
+def names_below(uri: str) -> list[str] | None:
+    """The paths of all files in a remote folder, None where it is a file. Raises UserError where nothing is there."""
+    file_system, remote = filesystem(uri)
+    with plain_errors(uri):
+        if not file_system.exists(remote):
+            raise _missing(uri)
+        return None if file_system.isfile(remote) else list(files_below(file_system, remote))
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    file_system, path = filesystem(uri)
+    with plain_errors(uri):
+        return bool(file_system.exists(path))
+
+
+def _missing(uri: str) -> UserError:
+    return UserError(f"{uri} does not exist or is empty; check the address and the credentials")
+
+
+def _copy_of(
+    uri: str, cache: str | os.PathLike[str] | None, only: Collection[str] | None
+) -> tuple[Path, Path, Mapping[str, "Described"]]:
+    """Where the copy of a remote address is or will be: its folder, what to return of it, and the files that it has."""
     file_system, remote = filesystem(uri)
     if not file_system.exists(remote):
-        raise UserError(f"{uri} does not exist or is empty; check the address and the credentials")
+        raise _missing(uri)
     name = remote.rstrip("/").rsplit("/", 1)[-1]
     is_file = file_system.isfile(remote)
     expected = _recorded(file_system, remote)
+    if expected is not None and only is not None:
+        expected = {path: file for path, file in expected.items() if path in only}
+        expected = expected if len(expected) == len(set(only)) else None
     if expected is not None:
         key = hashlib.sha256(repr(sorted((path, file["sha256"]) for path, file in expected.items())).encode()).hexdigest()[:16]
     else:
         listing = {name: file_system.info(remote)} if is_file else files_below(file_system, remote)
+        listing = {path: info for path, info in listing.items() if only is None or path in only}
         expected = {path: {"bytes": info.get("size")} for path, info in listing.items()}
         key = _listing_hash(str(uri), listing)
     root = Path(cache or os.environ.get("BLINDSWEEP_CACHE") or DEFAULT_CACHE).expanduser()
     target = root / f"{name}-{key}"
-    result = target / name if is_file else target
+    return target, target / name if is_file else target, expected
+
+
+def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None, only: Collection[str] | None) -> str:
+    target, result, expected = _copy_of(uri, cache, only)
+    file_system, remote = filesystem(uri)
+    root, is_file = target.parent, result != target
     if _is_whole(target, expected):
         return str(result)
     root.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,10 @@ from pipelines.identity import MARKS, UNKNOWN, FileHash, JsonValue, added, runti
 from pipelines.storage import join
 from pipelines.tables.columns import Wanted
 from pipelines.tables.files import TableFile, find_files, is_there, open_table
-from pipelines.tables.hub import hub_path, is_on_hub
+from pipelines.tables.hub import is_on_hub
 from pipelines.tables.readers import suffix_of
+from pipelines.tables.remote import is_remote, local_copy
+from pipelines.tables.splits import uncompressed
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.slices import slices_of
@@ -92,26 +94,26 @@ class Table:
         """The test set that the table holds."""
         if isinstance(self.test_set, TestSet):
             return self.test_set
-        stem = re.sub(r"\W+", "_", Path(self.path.removesuffix(".gz")).stem.lower()).strip("_")
+        stem = re.sub(r"\W+", "_", Path(uncompressed(self.path)).stem.lower()).strip("_")
         return TestSet(self.test_set or (stem if stem[:1].isalpha() else f"set_{stem}"))
 
     def at(self, folder: str) -> str:
-        """The absolute path of the file, or its address on the hub."""
-        return self.path if is_on_hub(self.path) else str(Path(folder, self.path).expanduser().absolute())
+        """The absolute path of the file, or its address on the hub or in an object store."""
+        return self.path if is_remote(self.path) else str(Path(folder, self.path).expanduser().absolute())
 
     def missing(self, folder: str) -> str:
         """For people: that the file is not there and its content not known; "" otherwise."""
         path = self.at(folder)
         if self.file.is_known:
             return ""
-        if is_on_hub(path):
-            return "" if hub_path(path, download=False) else f"{path} is not in the Hugging Face cache; a run fetches it"
+        if is_remote(path):
+            cache = "Hugging Face cache" if is_on_hub(path) else "cache"
+            return "" if local_copy(path, download=False) else f"{path} is not in the {cache}; a run fetches it"
         return "" if is_there(path) else f"not found at {path}"
 
     def fetched(self, folder: str) -> "Table":
-        """With the absolute path of the file, which is fetched if it is on the hub."""
-        path = self.at(folder)
-        return replace(self, path=str(hub_path(path, download=True)) if is_on_hub(path) else path)
+        """With the absolute path of the file, which is fetched if it is on the hub or in an object store."""
+        return replace(self, path=str(local_copy(self.at(folder))))
 
 
 @dataclass(frozen=True)
@@ -453,7 +455,8 @@ def _marks_of_unknown(metrics: Mapping[str, int], dropped: Sequence[Mapping[str,
     """A mark for each set many rows of which were left out for their labels: it may be the mapping that lacks something."""
     marks = []
     for name in dict.fromkeys(row["set"] for row in dropped):
-        values = Counter(row["label"] for row in dropped if row["set"] == name and row["reason"] == "unknown_label")
+        of_set = [row for row in dropped if row["set"] == name]
+        values = Counter(row["label"] for row in of_set if row["reason"] == "unknown_label")
         kept = metrics[f"{name}/num_examples"] + (metrics["dev/num_examples"] if name == "train" else 0)
         if values.total() > MOST_UNMARKED * (kept + values.total()):
             listed = ", ".join(f"{value!r} ({count:,})" for value, count in values.most_common(4))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 
@@ -71,6 +74,32 @@ def find_columns(present: Sequence[str], wanted: Sequence[Wanted], path: str | P
     return columns
 
 
+class Opened(Protocol):
+    """What is asked of an opened table here."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+    @property
+    def present(self) -> Sequence[str]: ...
+
+
+def check_given(names: Mapping[str, str | None], tables: Sequence[Opened]) -> None:
+    """Raise :class:`UserError` for a column that was given by name and that none of the tables has.
+
+    `names` maps what was looked for to the given column; None was not given. Of several tables one may have it alone: the
+    others are read by the usual names.
+    """
+    for name, given in names.items():
+        if given is None or any(given in table.present for table in tables):
+            continue
+        close = difflib.get_close_matches(given, [column for table in tables for column in table.present], n=1, cutoff=0.7)
+        has = "; ".join(f"{table.path} has {listed(list(table.present))}" for table in tables)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"--{name} {given}: no file has that column{meant}; {has}: name one of them, or leave --{name} out")
+
+
 def listed(names: Sequence[str]) -> str:
     """The names, quoted, the first thirty of them."""
     return (", ".join(map(repr, names[:30])) + (" …" if len(names) > 30 else "")) or "none"
@@ -87,10 +116,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def check_types(schema: pa.Schema, columns: Mapping[str, str], numbers: frozenset[str], file: Path) -> None:
-    """Raise :class:`UserError` for a column that the file lacks or that holds no text, nor, of `numbers`, a number."""
+    """Raise :class:`UserError` for a column of the file that holds no text, nor, of `numbers`, a number."""
     for name, column in columns.items():
         if column not in schema.names:
-            raise UserError(f"{file}: no column {column!r}, and the first file of the folder has it; write them alike")
+            continue
         kind = schema.field(column).type
         if not _is_text(kind) and not (name in numbers and _is_number(kind)):
             raise UserError(f"{file}: the {name} column {column!r} is of type {kind}; it must be text")
@@ -103,3 +132,34 @@ def class_names(schema: pa.Schema, column: str) -> dict[str, str]:
         return {str(number): str(name) for number, name in enumerate(feature["names"])}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
+
+
+def label_names_by_file(schemas: Sequence[pa.Schema], column: str, files: Sequence[Path]) -> tuple[dict[str, str], ...]:
+    """The names of each file's label numbers. A file that names none has those of the others, if these agree.
+
+    Raises :class:`UserError` where they do not agree.
+    """
+    names = [class_names(schema, column) for schema in schemas]
+    distinct = [mapping for place, mapping in enumerate(names) if mapping and mapping not in names[:place]]
+    for place, schema in enumerate(schemas):
+        if distinct and not names[place] and column in schema.names and _is_number(schema.field(column).type):
+            if len(distinct) > 1:
+                orders = " and ".join(", ".join(mapping.values()) for mapping in distinct[:2])
+                raise UserError(
+                    f"{files[place]}: nothing says what its label numbers stand for, and other files of the folder differ in "
+                    f"it ({orders}); write the labels' names"
+                )
+            names[place] = distinct[0]
+    return tuple(names)
+
+
+def named_labels(batch: pa.RecordBatch, column: str, names: Mapping[str, str]) -> pa.RecordBatch:
+    """The batch with the names of its label numbers in their place; a number without a name stays as its digits."""
+    numbers = batch[column]
+    if not _is_number(numbers.type):
+        return batch.set_column(batch.schema.get_field_index(column), column, numbers.cast(pa.string()))
+    if pa.types.is_floating(numbers.type):
+        numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
+    digits = numbers.cast(pa.int64()).cast(pa.string()).dictionary_encode()
+    named = pa.array([names.get(number, number) for number in digits.dictionary.to_pylist()], pa.string())
+    return batch.set_column(batch.schema.get_field_index(column), column, pc.take(named, digits.indices))

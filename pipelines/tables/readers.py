@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import csv
 import functools
 import gzip
 import io
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,6 +21,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.errors import UserError
+from pipelines.tables.splits import COMPRESSED, format_of
 from pipelines.tasks.parquet import parquet_batches, parquet_schema, unreadable
 
 MAX_BATCH_ROWS = 32_768
@@ -28,30 +31,65 @@ MAX_ROW_BYTES = 64 << 20
 """A longer CSV row or JSONL line is refused: it is an unclosed quote, or a file without lines."""
 
 MAX_ARRAY_BYTES = 1 << 30
+FIRST_ROWS, FIRST_BYTES = 1_000, 1 << 20
+"""So much of JSON is looked at for the names of its fields."""
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_TEXT_SUFFIXES = (*TABLE_SUFFIXES, *LINES_SUFFIXES)
-COMPRESSED = ".gz"
 FORMATS = (
-    "give a .parquet, .csv, .tsv or .jsonl file (text also as .gz), a folder of .parquet files, or a dataset folder that "
-    "Hugging Face's save_to_disk wrote"
+    "give a .parquet, .arrow, .csv, .tsv or .jsonl file (text also as .gz, .bz2, .xz or .zst), a folder of such files, or a "
+    "dataset folder that Hugging Face's save_to_disk wrote"
 )
 
 
 def suffix_of(file: Path) -> str:
     """What a file's name says of its format, such as ``.csv``, also of ``pairs.csv.gz``."""
-    name = file.name.lower()
-    return Path(name.removesuffix(COMPRESSED) if Path(name.removesuffix(COMPRESSED)).suffix in _TEXT_SUFFIXES else name).suffix
+    return "." + format_of(file.name).split(".")[1] if format_of(file.name) else ""
+
+
+class _Stream(io.RawIOBase):
+    """A stream of arrow's as one of Python's."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self.stream.readinto(buffer))
+
+
+def _decompressed(file: Path) -> Any:
+    match file.suffix.lower():
+        case ".gz":
+            return gzip.open(file, "rb")
+        case ".bz2":
+            return bz2.open(file, "rb")
+        case ".xz":
+            return lzma.open(file, "rb")
+        case ".zst":
+            # Python's own library has no zstd before 3.14.
+            return io.BufferedReader(_Stream(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")))
+    return file.open("rb")
 
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[BinaryIO]:
     """The file's bytes, decompressed. Raises :class:`UserError` where they cannot be."""
     try:
-        with gzip.open(file, "rb") if file.suffix.lower() == COMPRESSED else file.open("rb") as binary:
-            yield binary  # type: ignore[misc]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{file} cannot be decompressed ({error}); it may be cut off: get it again") from error
+        with _decompressed(file) as binary:
+            yield binary
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise _cut_off(file, error) from error
+    except OSError as error:
+        # bz2 and arrow have no error of their own for content that is not theirs.
+        if error.errno is not None or file.suffix.lower() not in COMPRESSED:
+            raise
+        raise _cut_off(file, error) from error
+
+
+def _cut_off(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} cannot be decompressed ({error}); it may be cut off: get it again")
 
 
 @dataclass(frozen=True)
@@ -60,6 +98,9 @@ class RawBatch:
 
     content: pa.RecordBatch | bytes
     first: int
+    file: str = ""
+    """The file that lines are from, where a table has several; `before` lines are in those before it."""
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,9 +122,35 @@ def schema_of(file: Path, kind: str) -> pa.Schema:
         if kind == "parquet":
             return parquet_schema(file, str(file))
         with pa.memory_map(str(file)) as source:
-            return pa.ipc.open_stream(source).schema
+            return _arrow_reader(source).schema
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable(str(file), error, kind.capitalize()) from error
+
+
+def renumbered_lines(files: Iterable[tuple[Path, Iterable[RawBatch]]]) -> Iterator[RawBatch]:
+    """The lines of all files, numbered on from file to file."""
+    before = 0
+    for file, batches in files:
+        num_lines = 0
+        for raw in batches:
+            assert isinstance(raw.content, bytes)
+            num_lines = raw.first - 1 + raw.content.count(b"\n") + (not raw.content.endswith(b"\n"))
+            yield RawBatch(raw.content, before + raw.first, str(file), before)
+        before += num_lines
+
+
+def read_tables(files: Iterable[Path], columns: list[str], malformed: list[MalformedRow] | None) -> Iterator[pa.RecordBatch]:
+    """Rows of CSV or TSV files as :func:`read_table` reads them; malformed ones are numbered on from file to file."""
+    before = 0
+    for file in files:
+        put_aside = None if malformed is None else list[MalformedRow]()
+        num_rows = 0
+        for batch in read_table(file, columns, put_aside):
+            num_rows += batch.num_rows
+            yield batch
+        if malformed is not None and put_aside is not None:
+            malformed += [replace(row, row=before + row.row) for row in put_aside]
+        before += num_rows + len(put_aside or ())
 
 
 def renumbered(parts: Iterable[Iterable[pa.RecordBatch]]) -> Iterator[RawBatch]:
@@ -117,13 +184,21 @@ def read_parquet(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def read_arrow(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches as they were written."""
+    """Batches as they were written, as a stream (by `datasets`) or as a file (Feather)."""
     try:
         with pa.memory_map(str(file)) as source:
-            for batch in pa.ipc.open_stream(source):
+            reader = _arrow_reader(source)
+            is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
                 yield batch.select(columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise unreadable(str(file), error, "Arrow") from error
+
+
+def _arrow_reader(source: pa.NativeFile) -> Any:
+    magic = source.read(6)
+    source.seek(0)
+    return pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
 
 
 # CSV.
@@ -220,13 +295,21 @@ def read_table(file: Path, columns: list[str], malformed: list[MalformedRow] | N
     )
     # An empty cell is blank text, and 'NA' and 'null' are words.
     convert = pyarrow.csv.ConvertOptions(
-        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+        include_columns=columns,
+        include_missing_columns=True,
+        column_types=dict.fromkeys(columns, pa.string()),
+        strings_can_be_null=False,
     )
     num_read = 0
     for block_size in (CSV_BLOCK_BYTES, MAX_ROW_BYTES // 2):
         read = pyarrow.csv.ReadOptions(use_threads=False, block_size=block_size)
         try:
-            with pyarrow.csv.open_csv(file, read, parse, convert) as reader:
+            # Arrow itself knows the other compressions.
+            as_it_is = contextlib.nullcontext(file)
+            with (
+                opened(file) if file.suffix.lower() == ".xz" else as_it_is as source,
+                pyarrow.csv.open_csv(source, read, parse, convert) as reader,
+            ):
                 start = 0
                 for batch in reader:
                     new = batch.slice(max(0, num_read - start))
@@ -272,12 +355,19 @@ def _explain_table(file: Path, delimiter: str, has_quotes: bool) -> str:
 
 
 def first_line_names(file: Path) -> list[str]:
-    """The fields of the first object of a JSONL file."""
+    """The fields of the first objects of a JSONL file: a field that is null may be left out of some."""
+    names: dict[str, None] = {}
+    num_bytes = 0
     for raw in read_lines(file, chunk_bytes=1):
         assert isinstance(raw.content, bytes)
         if raw.content.strip():
-            return list(json_row(raw.content, raw.first, str(file)))
-    raise UserError(f"{file} has only blank lines; {FORMATS}")
+            names.update(dict.fromkeys(json_row(raw.content, raw.first, str(file))))
+        num_bytes += len(raw.content)
+        if names and (raw.first >= FIRST_ROWS or num_bytes >= FIRST_BYTES):
+            break
+    if not names:
+        raise UserError(f"{file} has only blank lines; {FORMATS}")
+    return list(names)
 
 
 def read_lines(file: Path, chunk_bytes: int = BATCH_BYTES // 2) -> Iterator[RawBatch]:
@@ -339,8 +429,9 @@ def read_array(file: Path) -> Iterator[RawBatch]:
 
 
 def array_names(file: Path) -> list[str]:
-    """The fields of the first object of a JSON array."""
+    """The fields of the first objects of a JSON array."""
     for raw in read_array(file):
         assert isinstance(raw.content, bytes)
-        return list(json.loads(raw.content.split(b"\n", 1)[0]))
+        rows = map(json.loads, raw.content.split(b"\n", FIRST_ROWS)[:FIRST_ROWS])
+        return list(dict.fromkeys(name for row in rows for name in row))
     raise UserError(f"{file} is an empty array; {FORMATS}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,20 @@ from pipelines.tables.files import TableFile
 from pipelines.tables.readers import RawBatch, json_row
 
 NO_GOLD_LABEL = ("-", "-1")
-"""SNLI's and MultiNLI's mark of a pair whose annotators did not agree, and Hugging Face's."""
+"""SNLI's and MultiNLI's mark of a pair whose annotators did not agree, and Hugging Face's of a row without a label."""
+MOST_WITHOUT_LABEL = 0.05
+"""Of the rows, so many may have such a mark before it is said that it may be a label: corpora have up to two per cent."""
 
 
 def text_columns(raw: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringArray], np.ndarray]:
     """The texts of a raw batch by what was looked for, null where there is none, and the numbers of its rows or lines.
 
-    Numbers become their digits (1.0 is '1'), a dataset's label numbers their names. Raises :class:`UserError`, naming the row
-    or line, for text that is not UTF-8, a line that is no JSON object, or a field of another type.
+    In a column that is optional a blank cell is null, too. Numbers become their digits (1.0 is '1'), a dataset's label numbers
+    their names. Raises :class:`UserError`, naming the row or line, for text that is not UTF-8, a line that is no JSON object,
+    or a field of another type.
     """
     if isinstance(raw.content, bytes):
-        columns, rows = _columns_of_lines(raw.content, raw.first, table)
+        columns, rows = _columns_of_lines(raw, table)
     else:
         rows = np.arange(raw.first, raw.first + raw.content.num_rows)
         columns = {name: _text_column(raw.content[column], name, rows, table) for name, column in table.columns.items()}
@@ -33,7 +38,46 @@ def text_columns(raw: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringAr
         unique = columns["label"].dictionary_encode()
         named = [table.label_names.get(label, label) for label in unique.dictionary.to_pylist()]
         columns["label"] = pc.take(pa.array(named, pa.string()), unique.indices)
+    for name in table.optional & columns.keys():
+        columns[name] = pc.if_else(pa.array(is_blank(columns[name])), None, columns[name])
     return columns, rows
+
+
+def without_label(labels: pa.StringArray, keep: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Which rows have a mark of :data:`NO_GOLD_LABEL` for a label, by mark: booleans of shape (num_rows,).
+
+    Marks that are in `keep` are labels: those that the user has named or mapped.
+    """
+    marks = [mark for mark in NO_GOLD_LABEL if mark not in keep]
+    return {
+        mark: pc.fill_null(pc.equal(labels, mark), False).to_numpy(zero_copy_only=False)  # type: ignore[call-overload]
+        for mark in marks
+    }
+
+
+def label_warning(num_by_mark: Mapping[str, int], num_rows: int, way_out: str) -> str:
+    """For people: that marks of rows without a label are so frequent that they may be labels; empty where they are not.
+
+    `num_by_mark` counts the rows that were left out, of `num_rows` in all; `way_out`, with `{mark}` in it, says how to keep
+    them.
+    """
+    frequent = {mark: count for mark, count in num_by_mark.items() if count > MOST_WITHOUT_LABEL * num_rows}
+    counts = " and ".join(
+        f"{count:,} of {num_rows:,} rows ({count / num_rows:.0%}) are labelled {mark!r}" for mark, count in frequent.items()
+    )
+    if not frequent:
+        return ""
+    way_out = way_out.format(mark=next(iter(frequent)))
+    return f"{counts}, which is taken for 'no label', and are left out; if it is a label, {way_out}"
+
+
+def has_values(table: TableFile, name: str) -> bool:
+    """Whether any row has something in a column that was found. Reads up to the first that has.
+
+    A column that is blank throughout is none: :meth:`pipelines.tables.files.TableFile.without` leaves it out.
+    """
+    only = replace(table, columns={name: table.columns[name]}, label_names={}, own_label_names=())
+    return any(not is_blank(text_columns(raw, only)[0][name]).all() for raw in only.raw_batches([]))
 
 
 def is_blank(column: pa.StringArray) -> np.ndarray:
@@ -79,18 +123,21 @@ def _other_text(value: Any, name: str, table: TableFile, where: str) -> str | No
     return None if is_gap else _number_text(value)
 
 
-def _columns_of_lines(content: bytes, first: int, table: TableFile) -> tuple[dict[str, pa.StringArray], np.ndarray]:
+def _columns_of_lines(raw_batch: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringArray], np.ndarray]:
+    assert isinstance(raw_batch.content, bytes)
+    # A line is known by its file and its number there.
+    path, before = (raw_batch.file, raw_batch.before) if len(table.files) > 1 and raw_batch.file else (table.path, 0)
     values: dict[str, list[str | None]] = {name: [] for name in table.columns}
     lines = []
-    for line, raw in enumerate(io.BytesIO(content), start=first):
+    for line, raw in enumerate(io.BytesIO(raw_batch.content), start=raw_batch.first):
         if not raw.strip():
             continue
-        row = json_row(raw, line, table.path)
+        row = json_row(raw, line - before, path)
         lines.append(line)
         for name, column in table.columns.items():
             value = row.get(column)
             if type(value) is not str:
-                value = _other_text(value, name, table, f"{table.path}: {table.unit} {line}: {column!r}")
+                value = _other_text(value, name, table, f"{path}: {table.unit} {line - before}: {column!r}")
             values[name].append(value)
     try:
         return {name: pa.array(column, pa.string()) for name, column in values.items()}, np.array(lines, np.int64)
@@ -99,7 +146,7 @@ def _columns_of_lines(content: bytes, first: int, table: TableFile) -> tuple[dic
             for name, text in zip(values, texts, strict=True):
                 if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
                     raise UserError(
-                        f"{table.path}: {table.unit} {line}: the {name} has half of a surrogate pair (\\ud800 to \\udfff), "
+                        f"{path}: {table.unit} {line - before}: the {name} has half of a surrogate pair (\\ud800 to \\udfff), "
                         f"which is no character; mend the {table.unit}"
                     ) from error
         raise

@@ -70,9 +70,9 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
     from pipelines.data.table_rows import read_rows
     from pipelines.tables.columns import Wanted
     from pipelines.tables.files import column_names, find_files, open_table
-    from pipelines.tables.hub import hub_path, is_on_hub
+    from pipelines.tables.remote import local_copy
 
-    name, path = path, str(hub_path(path, download=True)) if is_on_hub(path) else path
+    name, path = path, str(local_copy(path))
     present = column_names(*find_files(path))
     fields = [name for name in columns if name not in ("label", "id")] or _guessed_fields(path, present)
     wanted = [Wanted(name, columns.get(name), is_strict=True) for name in fields]

@@ -15,7 +15,7 @@ from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import CHAT_TEMPLATE, PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
-from pipelines.tables.hub import is_on_hub
+from pipelines.tables.remote import is_remote
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
@@ -119,7 +119,7 @@ def with_inputs(experiment: Experiment) -> Experiment:
     check_prompts(experiment)
     check_blindspot(experiment)
     for pool in experiment.own_pools:
-        if not pool.is_known and not is_on_hub(pool.table.path):
+        if not pool.is_known and not is_remote(pool.table.path):
             raise UserError(f"no pool at {pool.table.path}; restore the file, or give another: synthetic=FILE")
     if not all(pool.is_known for pool in experiment.own_pools):
         experiment = replace(experiment, synthetic=tuple(pool.with_content() for pool in experiment.own_pools))

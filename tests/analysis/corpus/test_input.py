@@ -243,7 +243,7 @@ def test_what_is_no_table_of_pairs_is_refused(tmp_path: Path) -> None:
     assert "end in .xlsx are not read" in refused(write(tmp_path / "a.xlsx", "x"))
     assert "not readable as Parquet" in refused(write(tmp_path / "a.parquet", "no parquet"))
     (tmp_path / "empty").mkdir()
-    assert "no .parquet files" in refused(tmp_path / "empty")
+    assert "no files of a table" in refused(tmp_path / "empty")
     pq.write_table(TABLE.set_column(0, "premise", pa.array([1, 2, 3])), tmp_path / "b.parquet")
     assert "'premise' is of type int64; it must be text" in refused(tmp_path / "b.parquet")
     cut = (written("parquet", tmp_path)).read_bytes()
@@ -252,7 +252,7 @@ def test_what_is_no_table_of_pairs_is_refused(tmp_path: Path) -> None:
 
 def test_a_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert f"give one of them: {tmp_path}/train, {tmp_path}/test" in refused(tmp_path)
+    assert f"give one of them: {tmp_path}:train, {tmp_path}:test" in refused(tmp_path)
     hub = tmp_path / "hub" / "data"
     hub.mkdir(parents=True)
     for name in ("train", "test"):

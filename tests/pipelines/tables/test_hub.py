@@ -16,6 +16,31 @@ FILES = {
     "data/test.csv": "premise,hypothesis,label\na,b,neutral\n",
     "README.md": "?",
 }
+LAYOUTS = {
+    **{f"{config}/{split}/0000.jsonl": f'{{"text": "{config} {split}"}}\n' for config in "ab" for split in ("train", "test")},
+    **{f"shards/train-{n:05}-of-00002-{n}abc.csv": f"text\nshard {n}\n" for n in range(2)},
+    "shards/test-00000-of-00001-2abc.csv": "text\ntest shard\n",
+    "README.md": "?",
+}
+DATA_SETS = {"open/pairs": FILES, "open/layouts": LAYOUTS}
+READING = """
+import json, sys
+from pipelines.errors import UserError
+from pipelines.tables.columns import Wanted
+from pipelines.tables.files import open_table
+from pipelines.tables.hub import hub_path
+from pipelines.tables.values import text_columns
+found = {}
+for address in sys.argv[1:]:
+    try:
+        before = hub_path(address, download=False)
+        table = open_table(address, [Wanted("text")])
+        texts = [text for raw in table.raw_batches() for text in text_columns(raw, table)[0]["text"].to_pylist()]
+        found[address] = [before, hub_path(address, download=False) is not None, texts]
+    except UserError as error:
+        found[address] = str(error)
+print(json.dumps(found))
+"""
 PROGRAM = """
 import json, sys
 from pipelines.data.table_sources import TableSources
@@ -33,22 +58,23 @@ print(json.dumps(found))
 
 
 class Hub(HubHandler):
-    """One open data set; no other is there."""
+    """Two open data sets; no other is there."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if "/open/pairs" not in path:
+        files = next((files for name, files in DATA_SETS.items() if f"/{name}" in path), None)
+        if files is None:
             return self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
         if "/tree/" in path:
-            tree = [{"type": "file", "path": file, "size": len(text), "oid": "1" * 40} for file, text in FILES.items()]
+            tree = [{"type": "file", "path": file, "size": len(text), "oid": "1" * 40} for file, text in files.items()]
             return self.answer(200, json.dumps(tree).encode())
         if "/api/datasets/" in path:
-            siblings = [{"rfilename": file} for file in FILES]
-            return self.answer(200, json.dumps({"id": "open/pairs", "sha": COMMIT, "siblings": siblings}).encode())
+            siblings = [{"rfilename": file} for file in files]
+            return self.answer(200, json.dumps({"id": "open/x", "sha": COMMIT, "siblings": siblings}).encode())
         name = path.rpartition(f"/resolve/{COMMIT}/")[2]
-        if name not in FILES:
+        if name not in files:
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-        self.answer(200, FILES[name].encode(), {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT})
+        self.answer(200, files[name].encode(), {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT})
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +101,36 @@ def test_files_of_a_data_set_are_fetched_by_a_run_and_named_by_a_plan(endpoint: 
     assert fetched["counts"]["train/num_examples"] == 3 and fetched["counts"]["test/neutral"] == 1
     assert fetched["missing_then"] == []
     assert not list(tmp_path.rglob("README.md"))
+
+
+def test_one_split_of_a_data_set_is_fetched_and_no_other_file(endpoint: str, tmp_path: Path) -> None:
+    root = "hf://datasets/open/layouts"
+    wanted = {
+        f"{root}/a:train": ["a train"],
+        f"{root}@main/b/test": ["b test"],
+        f"{root}/shards:train": ["shard 0", "shard 1"],
+        f"{root}/shards/test-*.csv": ["test shard"],
+    }
+    refused = {
+        root: "has several folders with tables; give one of them: hf://datasets/open/layouts/a",
+        f"{root}/a": "has several splits (test, train); give one of them, as in hf://datasets/open/layouts/a:train",
+        f"{root}/shards:dev": "has no split 'dev'; it has test, train",
+        f"{root}/shards/*.csv": "shards/*.csv has several splits (test, train)",
+        f"{root}/none:train": "hf://datasets/open/layouts/none does not exist; the data set has README.md",
+    }
+    found = asked(READING, [*wanted, *refused], tmp_path, endpoint)
+    assert {address: found[address] for address in wanted} == {
+        address: [None, True, texts] for address, texts in wanted.items()
+    }
+    for address, message in refused.items():
+        assert message in found[address]
+    names = {path.name for path in tmp_path.rglob("snapshots/**/*") if path.is_file()}
+    assert names == {"0000.jsonl", *(name.partition("/")[2] for name in LAYOUTS if name.startswith("shards/"))}
+    assert not list(tmp_path.rglob("snapshots/*/a/test")) and not list(tmp_path.rglob("snapshots/*/b/train"))
+    # Without the hub, what is in the cache is read.
+    again = asked(READING, [f"{root}/a:train", f"{root}/a:test"], tmp_path, "http://127.0.0.1:1")
+    assert again[f"{root}/a:train"][2] == ["a train"]
+    assert "cannot be fetched from http://127.0.0.1:1" in again[f"{root}/a:test"]
 
 
 @pytest.mark.parametrize(
