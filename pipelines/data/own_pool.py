@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.table_rows import TableRows, read_rows
+from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
 from pipelines.data.table_sources import Table, hash_table, with_ids
 from pipelines.errors import UserError
-from pipelines.identity import added
+from pipelines.identity import MARKS, added
 from pipelines.storage import join, write_bytes
 from pipelines.tables.columns import Wanted
 from pipelines.tables.files import open_table
@@ -123,6 +123,7 @@ def prepare_own_pool(config: OwnPoolConfig, output: str) -> dict[str, Any]:
         "rejected": rejects.num_rows,
         **{f"rejected/{reason}": num for reason, num in reasons.most_common()},
         "yield": examples.num_rows / (examples.num_rows + rejects.num_rows),
+        **({MARKS: [f"{config.name}: {warning}"]} if (warning := read_pool(config).label_warning(MAP_IT)) else {}),
     }
 
 

@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 from pipelines.errors import UserError
 from pipelines.tables.files import TableFile
 from pipelines.tables.readers import MalformedRow
-from pipelines.tables.values import NO_GOLD_LABEL, is_blank, text_columns
+from pipelines.tables.values import NO_GOLD_LABEL, is_blank, label_warning, text_columns
+
+MAP_IT = "map it: labels={{'{mark}': '…'}}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class TableRows:
     @property
     def num_rows(self) -> int:
         return self.examples.num_rows + len(self.dropped)
+
+    def label_warning(self, way_out: str) -> str:
+        """For people: that many rows were left out for a mark that may be a label, and the way out, with `{mark}` in it."""
+        marks = Counter(str(row["label"]) for row in self.dropped if row["reason"] == "no_gold_label")
+        return label_warning(marks, self.num_rows, way_out)
 
 
 def read_rows(

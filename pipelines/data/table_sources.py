@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.table_rows import TableRows, read_rows
+from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
 from pipelines.errors import UserError
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import MARKS, UNKNOWN, FileHash, JsonValue, added, runtime, sha256_of
@@ -34,6 +34,7 @@ from pipelines.tables.hub import is_on_hub
 from pipelines.tables.readers import suffix_of
 from pipelines.tables.remote import is_remote, local_copy
 from pipelines.tables.splits import uncompressed
+from pipelines.tables.values import label_warning
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.slices import slices_of
@@ -461,6 +462,9 @@ def _marks_of_unknown(metrics: Mapping[str, int], dropped: Sequence[Mapping[str,
         if values.total() > MOST_UNMARKED * (kept + values.total()):
             listed = ", ".join(f"{value!r} ({count:,})" for value, count in values.most_common(4))
             marks.append(f"{values.total():,} rows of {name} are left out for labels that are not the task's: {listed}")
+        unlabelled = Counter(row["label"] for row in of_set if row["reason"] == "no_gold_label")
+        if warning := label_warning(unlabelled, kept + len(of_set), MAP_IT):
+            marks.append(f"{name}: {warning}")
     return marks
 
 

@@ -86,6 +86,8 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
     print(f"columns: {table.mapping}{f'; not read: {_listed(map(repr, unused))}' if unused else ''}")
     stand_for = {label: [repr(value) for value in rows.values if labels.get(value) == label] for label in labels.values()}
     _print_rows(rows.examples, fields, rows.dropped, table.unit, stand_for)
+    if warning := rows.label_warning("map it: --label {mark}=LABEL"):
+        print(f"marked: {warning}")
     print(f"in a study: {_as_value(name, rows, columns, labels)}")
 
 
@@ -113,6 +115,7 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
     from pipelines.data.own_pool import read_pool
+    from pipelines.data.table_rows import MAP_IT
     from pipelines.errors import UserError
     from pipelines.identity import MARKS
     from pipelines.tasks.examples import read_examples
@@ -142,6 +145,8 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             print(f"pool: {rows.examples.num_rows:,} examples")
             print(f"    from {pool.name}, {rows.table.mapping}")
             _print_rows(rows.examples, task.field_names, rows.dropped, rows.table.unit, {}, indent="    ")
+            if warning := rows.label_warning(MAP_IT):
+                print(f"    marked: {warning}")
     for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
         print(f"marked: {mark}")
     check_sizes(experiment)

@@ -13,7 +13,7 @@ import pytest
 from pipelines.data.own_pool import OwnPoolConfig, prepare_own_pool
 from pipelines.data.table_sources import Table
 from pipelines.errors import UserError
-from pipelines.identity import identity, sha256_of
+from pipelines.identity import MARKS, identity, sha256_of
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.task import Field, Task
 from tests.pipelines.tiny_generator import SENTIMENT
@@ -62,6 +62,21 @@ def test_rows_become_a_pool_and_those_that_are_no_examples_are_kept_with_their_r
     summary = json.loads((tmp_path / "out" / "yield.json").read_text())
     assert summary["file"] == {"name": f"mine{suffix}", "sha256": sha256_of(path)}
     assert sum(summary["generated"].values()) == 4 == sum(summary["parsed"].values()) + sum(summary["rejected"].values())
+
+
+def test_a_split_is_named_behind_a_colon_and_minus_one_is_marked(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "test.jsonl", ROWS)
+    write(tmp_path / "mine" / "train.jsonl", [ROWS[0], ROWS[0] | {"label": "-1"}])
+    config = OwnPoolConfig(Table(f"{tmp_path}/mine:train")).with_content()
+    metrics = prepare_own_pool(config, str(tmp_path / "out"))
+    assert (config.name, metrics["parsed"], metrics["rejected/no_gold_label"]) == ("mine:train", 1, 1)
+    assert metrics[MARKS] == [
+        "mine:train: 1 of 2 rows (50%) are labelled '-1', which is taken for 'no label', and are left out; if it is a label, "
+        "map it: labels={'-1': '…'}"
+    ]
+    with pytest.raises(UserError, match="several splits"):
+        OwnPoolConfig(Table(f"{tmp_path}/mine")).with_content()
 
 
 def test_columns_and_labels_are_mapped_by_name_for_any_task(tmp_path: Path) -> None:

@@ -160,6 +160,35 @@ def test_many_unknown_labels_are_a_mark_and_few_are_not(tmp_path: Path) -> None:
     assert metrics[MARKS] == ["3 rows of many are left out for labels that are not the task's: '7' (2), '0.5' (1)"]
 
 
+def test_minus_one_is_no_label_and_marked_where_it_is_frequent(tmp_path: Path) -> None:
+    few = write(tmp_path / "few.csv", "sentence,label\n" + "".join(f"s{n},1\n" for n in range(98)) + "x,-1\ny,-\n")
+    many = write(tmp_path / "many.csv", "sentence,label\n" + "".join(f"s{n},1\n" for n in range(8)) + "x,-1\ny,-1\n")
+    tests = [Table(path, labels=NUMBERED) for path in (few, many)]
+    metrics = prepared(sources(tmp_path, general=tests), tmp_path / "out")
+    assert (metrics["dropped/few/no_gold_label"], metrics["dropped/many/no_gold_label"]) == (2, 2)
+    assert metrics[MARKS] == [
+        "many: 2 of 10 rows (20%) are labelled '-1', which is taken for 'no label', and are left out; if it is a label, "
+        "map it: labels={'-1': '…'}"
+    ]
+    mapped = Table(many, labels={"-1": "negative", "1": "positive"})
+    metrics = prepared(sources(tmp_path, general=mapped), tmp_path / "mapped")
+    assert (metrics["many/negative"], MARKS in metrics) == (2, False)
+
+
+def test_a_split_of_a_folder_is_named_behind_a_colon(tmp_path: Path) -> None:
+    for split, num in (("train", 40), ("test", 5)):
+        sentences(tmp_path / "data", num, f"{split}.csv")
+    train, test = (Table(f"data:{split}", labels=NUMBERED) for split in ("train", "test"))
+    there = sources(tmp_path, train=train, general=test)
+    assert there.missing(str(tmp_path)) == () and there.set_names == ("data_test", "dev")
+    metrics = prepared(there, tmp_path / "out", str(tmp_path))
+    assert (metrics["train/num_examples"], metrics["data_test/num_examples"]) == (72, 10)
+    alone = sources(tmp_path, train=Table("data/train.csv", labels=NUMBERED), general=test)
+    assert identity(there.with_content(str(tmp_path))) == identity(alone.with_content(str(tmp_path)))
+    with pytest.raises(UserError, match=r"several splits \(test, train\); give one of them, as in .*/data:train"):
+        sources(tmp_path, train=Table("data", labels=NUMBERED)).with_content(str(tmp_path))
+
+
 def test_a_described_set_has_its_slices_clusters_and_folded_labels(tmp_path: Path) -> None:
     lines = [
         json.dumps({"text": "a", "says": "b", "gold": "yes", "trick": "overlap", "frame": 3}),

@@ -55,6 +55,8 @@ def test_a_table_is_said_as_it_would_be_read(tmp_path: Path) -> None:
         "    1 no_gold_label, the first at row 3: 'label of none', label '-'",
         "    1 wrong_number_of_cells, the first at row 5: '5 cut'",
         "longest: 12 characters, 'good \"stuff\"'",
+        "marked: 1 of 5 rows (20%) are labelled '-', which is taken for 'no label', and are left out; if it is a label, "
+        "map it: --label -=LABEL",
         f"in a study: Table({str(path)!r}, columns={{}}, labels={{'0': '…', '1': '…'}})",
     ]
     mapped = check(str(path), "--label", "1=positive", "--label", "0=negative", "--column", "review=sentence")
