@@ -26,7 +26,7 @@ import pyarrow as pa
 from analysis.corpus.audited import audited
 from analysis.corpus.columns import ColumnNames
 from analysis.corpus.copies import NO_ROW, Copies, copies_of, duplicates
-from analysis.corpus.input import Source, TextFile, open_texts, read_rows
+from analysis.corpus.input import Source, open_texts, read_rows
 from analysis.corpus.labels import MEANINGS, compare, label_key, meaning_of
 from analysis.corpus.measures import (
     MARGIN,
@@ -44,6 +44,7 @@ from analysis.corpus.measures import (
 )
 from analysis.corpus.scan import MAX_PROCESSES, Scan, scan_texts
 from pipelines.errors import UserError
+from pipelines.tables.columns import check_given
 
 FORMAT_VERSION = 2
 """The JSON's version; one more whenever a field changes its meaning or goes."""
@@ -220,7 +221,7 @@ def _scan_all(source: Source, settings: AuditSettings) -> dict[str, Scan]:
     opened = {"file": open_texts(source, settings.columns)}
     fields = opened["file"].fields
     opened |= {role: open_texts(other, settings.columns, fields) for role, other in roles.items()}
-    _check_given(settings.columns.given, list(opened.values()))
+    check_given(settings.columns.given, [texts.table for texts in opened.values()])
     # A heuristic that cannot be loaded shows now, not in a process that measures.
     audited(fields, settings.heuristics)
     scans: dict[Any, Scan] = {}
@@ -229,12 +230,6 @@ def _scan_all(source: Source, settings: AuditSettings) -> dict[str, Scan]:
         if key not in scans:
             scans[key] = scan_texts(texts, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
     return {role: scans[_identity(source if role == "file" else roles[role])] for role in opened}
-
-
-def _check_given(given: Mapping[str, str], opened: Sequence[TextFile]) -> None:
-    for name, column in given.items():
-        if not any(texts.columns.get(name) == column for texts in opened):
-            raise UserError(f"no {name} column {column!r}: no file has it; mend --{name}, or leave it out")
 
 
 def _identity(source: Source) -> Any:

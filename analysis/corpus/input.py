@@ -116,7 +116,9 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
     check_types(table.schema, columns, numbers, Path("the table"))
     labels = class_names(table.schema, columns["label"])
     return TextFile(
-        TableInMemory("the table", (), "memory", columns, labels, numbers, content=table), fields, names.kept_labels
+        TableInMemory("the table", (), "memory", columns, labels, numbers, present=tuple(table.column_names), content=table),
+        fields,
+        names.kept_labels,
     )
 
 

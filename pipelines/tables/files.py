@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,6 @@ class TableFile:
     @property
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
-
-    def without(self, name: str) -> TableFile:
-        """The table without a column that was found."""
-        columns = {other: column for other, column in self.columns.items() if other != name}
-        return replace(self, columns=columns, optional=self.optional - {name})
 
     def raw_batches(self, malformed: list[MalformedRow] | None = None) -> Iterator[RawBatch]:
         """The rows in order. Raises :class:`UserError` where they cannot be read.

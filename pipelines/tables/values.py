@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,18 +42,6 @@ def text_columns(raw: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringAr
     return columns, rows
 
 
-def without_label(labels: pa.StringArray, keep: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """Which rows have a mark of :data:`NO_GOLD_LABEL` for a label, by mark: booleans of shape (num_rows,).
-
-    Marks that are in `keep` are labels: those that the user has named or mapped.
-    """
-    marks = [mark for mark in NO_GOLD_LABEL if mark not in keep]
-    return {
-        mark: pc.fill_null(pc.equal(labels, mark), False).to_numpy(zero_copy_only=False)  # type: ignore[call-overload]
-        for mark in marks
-    }
-
-
 def label_warning(num_by_mark: Mapping[str, int], num_rows: int, way_out: str) -> str:
     """For people: that marks of rows without a label are so frequent that they may be labels; empty where they are not.
 
@@ -69,15 +56,6 @@ def label_warning(num_by_mark: Mapping[str, int], num_rows: int, way_out: str) -
         return ""
     way_out = way_out.format(mark=next(iter(frequent)))
     return f"{counts}, which is taken for 'no label', and are left out; if it is a label, {way_out}"
-
-
-def has_values(table: TableFile, name: str) -> bool:
-    """Whether any row has something in a column that was found. Reads up to the first that has.
-
-    A column that is blank throughout is none: :meth:`pipelines.tables.files.TableFile.without` leaves it out.
-    """
-    only = replace(table, columns={name: table.columns[name]}, label_names={}, own_label_names=())
-    return any(not is_blank(text_columns(raw, only)[0][name]).all() for raw in only.raw_batches([]))
 
 
 def is_blank(column: pa.StringArray) -> np.ndarray:

@@ -233,7 +233,7 @@ def test_a_heuristic_that_cannot_be_audited_is_refused(
         (AuditSettings(margin=0.5), "margin=0.5"),
         (AuditSettings(margin=float("nan")), "margin=nan"),
         (AuditSettings(entailment=("yes",)), "no file has the label 'yes'; they have "),
-        (AuditSettings(columns=ColumnNames({"parse": "tree"})), "no parse column 'tree'"),
+        (AuditSettings(columns=ColumnNames({"parse": "tree"})), "--parse tree: no file has that column"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: AuditSettings, message: str, files: Path) -> None:

@@ -79,7 +79,7 @@ def test_minus_one_among_numbers_is_warned_of_and_can_be_kept() -> None:
 
 
 def test_an_option_that_names_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="no label column 'anotator_label': no file has it"):
+    with pytest.raises(UserError, match="no file has that column, did you mean 'annotator_label'"):
         of("typo.jsonl", columns=ColumnNames({"label": "anotator_label"}))
     done = CliRunner().invoke(
         cli.app, ["audit", str(CASES / "pool_names.jsonl"), "--entailment", "entailment", "--entailment", "entialment"]

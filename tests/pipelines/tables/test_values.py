@@ -1,18 +1,8 @@
 """Which values of a label column say that a row has no label."""
 
-import pyarrow as pa
 import pytest
 
-from pipelines.tables.values import label_warning, without_label
-
-
-def test_marks_of_no_label_are_told_apart_and_can_be_kept() -> None:
-    labels = pa.array(["-1", "0", "-", None, "-1"], pa.string())
-    assert {mark: rows.tolist() for mark, rows in without_label(labels).items()} == {
-        "-": [False, False, True, False, False],
-        "-1": [True, False, False, False, True],
-    }
-    assert list(without_label(labels, keep=("-1", "0"))) == ["-"]
+from pipelines.tables.values import label_warning
 
 
 @pytest.mark.parametrize(
