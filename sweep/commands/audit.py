@@ -41,7 +41,7 @@ def audit(
         typer.Option(metavar="FILE.py:NAME", help="A heuristic of your own, beside the built-in ones; may be repeated."),
     ] = None,
     margin: Annotated[float, typer.Option(help="Odds ratios that differ by at most this factor count as the same.")] = 1.25,
-    seed: Annotated[int, typer.Option(help="Draws the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the samples.")] = 0,
     processes: Annotated[int, typer.Option(min=1, max=2, help="Processes that measure.")] = 2,
     output: Annotated[Path | None, typer.Option(help="Folder of the page. [default: ./audit-NAME]")] = None,
     json: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sweep.commands.options import Price, Throughputs
+from sweep.commands.options import Price, Throughputs, not_negative
 
 
 def check(
@@ -15,7 +15,13 @@ def check(
         typer.Option(envvar="BLINDSWEEP_STORE", help="The store of the runs; one small object is written and removed."),
     ] = None,
     price: Price = None,
-    spot_price: Annotated[float | None, typer.Option(help="The same of a spot machine. [default: list price]")] = None,
+    spot_price: Annotated[
+        float | None,
+        typer.Option(
+            callback=not_negative,
+            help="The same of a spot machine. [default: list price]",
+        ),
+    ] = None,
     throughputs: Throughputs = None,
 ) -> None:
     """Look at all that `ray up` would trip over, and what an hour may cost, before a machine is started.

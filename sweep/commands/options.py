@@ -1,6 +1,7 @@
 """Options that several commands share, and how a command ends: with one message for a mistake, never a traceback."""
 
 import functools
+import math
 import os
 import sys
 import tempfile
@@ -38,9 +39,34 @@ Throughputs = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Figures of your own for estimates, in the form of sweep/plan/throughputs.toml."),
 ]
-Price = Annotated[float | None, typer.Option(help="Dollars you pay for one hour of one GPU. [default: list price]")]
-SpotPrice = Annotated[float | None, typer.Option(help="The same, for spot GPUs.")]
-CostPerSeed = Annotated[float | None, typer.Option(help="What one seed of the whole grid costs, in your own currency.")]
+
+
+def _within(least: str, most: float, is_within: Callable[[float], bool]) -> Callable[..., float | None]:
+    rule = f"a number {least}" + (f" and at most {most:g}" if math.isfinite(most) else "")
+
+    def check(parameter: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and not (math.isfinite(value) and is_within(value) and value <= most):
+            fail(f"{parameter.opts[0]} {value:g}: give {rule}")
+        return value
+
+    return check
+
+
+# What an option's number may be; none of them takes `nan` or `inf`.
+positive = _within("above 0", math.inf, lambda value: value > 0)
+not_negative = _within("of 0 or more", math.inf, lambda value: value >= 0)
+positive_points = _within("of points above 0", 100, lambda value: value > 0)
+points = _within("of points of 0 or more", 100, lambda value: value >= 0)
+
+Price = Annotated[
+    float | None,
+    typer.Option(callback=not_negative, help="Dollars you pay for one hour of one GPU. [default: list price]"),
+]
+SpotPrice = Annotated[float | None, typer.Option(callback=not_negative, help="The same, for spot GPUs.")]
+CostPerSeed = Annotated[
+    float | None,
+    typer.Option(callback=not_negative, help="What one seed of the whole grid costs, in your own currency."),
+]
 Json = Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")]
 DEFAULT_STORE = "./blindsweep-store"
 DEFAULT_GPU = "h200"

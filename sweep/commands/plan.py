@@ -15,6 +15,7 @@ from sweep.commands.options import (
     SpotPrice,
     StoreUri,
     Throughputs,
+    positive,
 )
 from sweep.graph.records import Store
 from sweep.plan.throughputs import CostTable, Gpu, read_table
@@ -32,7 +33,7 @@ def plan(
     store: StoreUri = DEFAULT_STORE,
     all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
     gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
-    num_gpus: Annotated[float, typer.Option(help="GPUs that the wall time is reckoned for.")] = 8,
+    num_gpus: Annotated[float, typer.Option(callback=positive, help="GPUs that the wall time is reckoned for.")] = 8,
     price: Price = None,
     spot_price: SpotPrice = None,
     throughputs: Throughputs = None,

@@ -10,7 +10,18 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.storage import join, working_folder
-from sweep.commands.options import DEFAULT_STORE, CostPerSeed, Json, OneOrAllStudies, StoreUri, StudyName, study_name
+from sweep.commands.options import (
+    DEFAULT_STORE,
+    CostPerSeed,
+    Json,
+    OneOrAllStudies,
+    StoreUri,
+    StudyName,
+    not_negative,
+    points,
+    positive_points,
+    study_name,
+)
 from sweep.graph.explain import as_json, as_text
 from sweep.graph.explain import explain as origins_of
 from sweep.graph.records import Store, Study
@@ -145,10 +156,11 @@ def verdicts(
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Points of accuracy within which two are 'about as much', for the claims' own. [default: as declared]"
+            callback=positive_points,
+            help="Points of accuracy within which two are 'about as much', for the claims' own. [default: as declared]",
         ),
     ] = None,
-    undertrained: Annotated[int, typer.Option(help="Most examples of a starting point that is undertrained.")] = 20_000,
+    undertrained: Annotated[int, typer.Option(min=0, help="Most examples of a starting point that is undertrained.")] = 20_000,
     cost_per_seed: CostPerSeed = None,
     json: Annotated[
         bool, typer.Option("--json", help="All the numbers, subcases and sensitivities too, for programs.")
@@ -180,17 +192,32 @@ def power(
     store: StoreUri = DEFAULT_STORE,
     partial: Annotated[bool, typer.Option(help="Use what is there of the pilot.")] = False,
     seed_sd: Annotated[
-        float | None, typer.Option(help="Instead of a pilot: the standard deviation of one seed's difference, in points.")
+        float | None,
+        typer.Option(
+            callback=positive_points,
+            help="Instead of a pilot: the standard deviation of one seed's difference, in points.",
+        ),
     ] = None,
     item_error: Annotated[
-        float, typer.Option(help="With --seed-sd: the standard error that the test items leave, in points.")
+        float,
+        typer.Option(
+            callback=points,
+            help="With --seed-sd: the standard error that the test items leave, in points.",
+        ),
     ] = 0,
     cost_per_seed: CostPerSeed = None,
     generator_sd: Annotated[
-        float | None, typer.Option(help="The standard deviation of generators' true differences, in points, for a mix of both.")
+        float | None,
+        typer.Option(
+            callback=points, help="The standard deviation of generators' true differences, in points, for a mix of both."
+        ),
     ] = None,
     cost_per_generator: Annotated[
-        float | None, typer.Option(help="What one generator with its pool costs, for a mix of both; `plan` says it.")
+        float | None,
+        typer.Option(
+            callback=not_negative,
+            help="What one generator with its pool costs, for a mix of both; `plan` says it.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

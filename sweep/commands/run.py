@@ -22,6 +22,8 @@ from sweep.commands.options import (
     Throughputs,
     TrackingUri,
     fail,
+    not_negative,
+    positive,
 )
 from sweep.commands.plan import show_plan
 from sweep.commands.results import blocked_lines, is_blocked, write_report
@@ -43,16 +45,21 @@ def run(
         typer.Option(help="Join a running Ray cluster: `auto` on its head node. [default: this machine]"),
     ] = None,
     tracking_uri: TrackingUri = None,
-    max_cpus: Annotated[float | None, typer.Option(help="Use at most so many CPUs at once.")] = None,
+    max_cpus: Annotated[float | None, typer.Option(callback=positive, help="Use at most so many CPUs at once.")] = None,
     max_gpus: Annotated[
         float | None,
-        typer.Option(help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."),
+        typer.Option(
+            callback=not_negative, help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."
+        ),
     ] = None,
     max_failures: Annotated[
         int, typer.Option(min=0, help="Try a step so many times more that fails by itself; a lost machine does not count.")
     ] = 1,
     notice_time: Annotated[
-        float, typer.Option(help="Seconds that steps have to commit after SIGUSR1 (Slurm's --signal) until the run ends.")
+        float,
+        typer.Option(
+            callback=not_negative, help="Seconds that steps have to commit after SIGUSR1 (Slurm's --signal) until the run ends."
+        ),
     ] = 110,
     rehearse: Annotated[
         bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
@@ -61,8 +68,9 @@ def run(
     budget: Annotated[
         float | None,
         typer.Option(
+            callback=not_negative,
             help="Dollars that this study may cost in all, in this store: at the limit nothing new starts, what runs stops at "
-            "its last commit, and the run ends with exit code 75; the same command with a larger budget goes on."
+            "its last commit, and the run ends with exit code 75; the same command with a larger budget goes on.",
         ),
     ] = None,
     keep_dependents: Annotated[

@@ -15,7 +15,7 @@ from sweep.graph.records import Store
 def ui(
     store: StoreUri = DEFAULT_STORE,
     tracking_uri: TrackingUri = None,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow on the studies of a store, for this machine only."""
     from sweep.index.address import check_address, mask, sqlite_path

@@ -1,6 +1,7 @@
 """The command line as a user meets it: one clear error, no traceback, and the store left readable."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -423,3 +425,54 @@ def test_mlflow_is_rebuilt_from_the_records(tmp_path: Path, record_all: Callable
         found = client.search_runs([client.get_experiment_by_name("demo").experiment_id], "tags.stage = 'task_model'")
         assert len(found) == 3
         assert {run.data.params["kind"] for run in found} == {"original", "synthetic", "biased_synthetic"}
+
+
+def numeric_options() -> list[tuple[str, ...]]:
+    """Each command with each of its options that is a number."""
+    found = []
+    groups = [((), cli.app), *(((group.name,), group.typer_instance) for group in cli.app.registered_groups)]
+    for names, app in groups:
+        for command in app.registered_commands:
+            name = command.name or command.callback.__name__
+            for option, hint in get_type_hints(inspect.unwrap(command.callback)).items():
+                if {int, float} & {hint, *get_args(hint)}:
+                    found.append((*names, name, f"--{option.replace('_', '-')}"))
+    return found
+
+
+def test_there_are_options_that_are_numbers() -> None:
+    assert {("power", "--cost-per-seed"), ("run", "--budget"), ("ui", "--port"), ("audit", "--seed")} <= set(numeric_options())
+
+
+@pytest.mark.parametrize("option", numeric_options(), ids=" ".join)
+def test_a_number_that_makes_no_sense_is_refused_by_its_option(option: tuple[str, ...], tmp_path: Path) -> None:
+    *command, name = option
+    # What else a command needs; an audit has to have its file before it looks at its margin.
+    others = {"power": ["--seed-sd=5"], "audit": [write_pairs(tmp_path / "a.csv")]}.get(command[0], ["none"])
+    if command == ["power"] and name == "--seed-sd":
+        others = []
+    for number in ("-3", "nan", "inf", "-inf"):
+        done = blindsweep(*command, *others, f"{name}={number}")
+        assert done.exit_code in (1, 2) and name.lstrip("-") in done.stderr, (option, number, done.output)
+        # typer's own refusal of an integer does not repeat it.
+        assert (number if done.exit_code == 1 else "Invalid value") in done.stderr and "not expected" not in done.stderr
+
+
+def write_pairs(path: Path) -> str:
+    path.write_text("premise,hypothesis,label\n" + "a,b,entailment\nc,d,neutral\n" * 4)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("power", "--seed-sd=5", "--cost-per-seed=-3"), "--cost-per-seed -3: give a number of 0 or more"),
+        (("power", "--seed-sd=0"), "--seed-sd 0: give a number of points above 0 and at most 100"),
+        (("power", "--seed-sd=1e300"), "--seed-sd 1e+300: give a number of points above 0 and at most 100"),
+        (("verdicts", "demo", "--margin=0"), "--margin 0: give a number of points above 0"),
+        (("plan", "demo", "--num-gpus=0"), "--num-gpus 0: give a number above 0"),
+        (("run", "demo", "--dry-run", "--budget=nan"), "--budget nan: give a number of 0 or more"),
+    ],
+)
+def test_an_option_says_what_its_number_may_be(option: tuple[str, ...], message: str) -> None:
+    assert_one_error(blindsweep(*option), message)
