@@ -77,6 +77,8 @@ MOST_NAMED = 4
 
 MAX_LINE_BYTES = 16 << 20
 """No row is that long: the file has no lines, or is another."""
+OWN_STUDY = "take it as it is in a study's own file: nli_sources_config(…, {})"
+"""A way out that no command has: what a command needs is the official data."""
 DOWNLOADS = (
     "`blindsweep data fetch` gets both; MultiNLI 1.0 is at https://cims.nyu.edu/~sbowman/multinli/ and HANS at "
     "https://github.com/tommccoy1/hans (heuristics_evaluation_set.txt)"
@@ -374,7 +376,7 @@ def _read_multinli(path: Path, name: str, config: NLISourcesConfig, dropped: lis
                 if not config.drop_blank_rows:
                     field = "hypothesis (sentence2)" if row["premise"].strip() else "premise (sentence1)"
                     raise UserError(
-                        f"{path}:{row['line']}: blank {field}; mend the row or set drop_blank_rows=True to leave it out"
+                        f"{path}:{row['line']}: blank {field}; mend the row, or {OWN_STUDY.format('drop_blank_rows=True')}"
                     )
                 dropped.append({**row, "set": name, "reason": "blank_text"})
             elif len(row["premise"]) + len(row["hypothesis"]) > config.max_characters:
@@ -403,7 +405,7 @@ def _split(
         if not left[label]:
             raise UserError(
                 f"{path} has {taken[label]:,} rows labelled {label} and dev_rows_per_label={config.dev_rows_per_label} leaves "
-                "none for training; lower it or give a larger file"
+                f"none for training; give a larger file, or {OWN_STUDY.format('dev_rows_per_label=…')}"
             )
     return train, dev
 
@@ -450,6 +452,6 @@ def _read_hans(path: Path, num_rows: int) -> list[dict[str, Any]]:
     if len(rows) != num_rows:
         raise UserError(
             f"{path}:{len(rows) + 1}: the file ends after {len(rows):,} rows, HANS has {num_rows:,}; "
-            f"{way_out}, or set hans_rows={len(rows)}"
+            f"{way_out}, or {OWN_STUDY.format(f'hans_rows={len(rows)}')}"
         )
     return rows

@@ -120,7 +120,7 @@ class TableFile:
             yield batch
 
 
-def open_table(path: str | Path, wanted: Sequence[Wanted], way_out: str = "give one of them as --{name}") -> TableFile:
+def open_table(path: str | Path, wanted: Sequence[Wanted], way_out: str = "name one of them") -> TableFile:
     """Find out the format of a file or folder, and its columns as :func:`pipelines.tables.columns.find_columns` does.
 
     Raises :class:`UserError` for what does not exist, is empty, is of another format, has several splits, lacks a shard or a

@@ -21,7 +21,7 @@ import pytest
 from pipelines.data import downloads
 from pipelines.data.challenge_sets import CHALLENGE_SETS, PublishedFile
 from pipelines.data.downloads import Official, fetch_nli_data
-from pipelines.data.sources import FILES, HANS_COLUMNS, HANS_FILE, MATCHED_FILE, MISMATCHED_FILE, TRAIN_FILE
+from pipelines.data.sources import FILES, HANS_COLUMNS, HANS_FILE, MATCHED_FILE, MISMATCHED_FILE, TRAIN_FILE, nli_sources_config
 from pipelines.errors import UserError
 from pipelines.tasks.examples import read_examples
 
@@ -422,6 +422,12 @@ def test_missing_and_other_copies(server: Server, copies: Path, tmp_path: Path) 
     (copies / "multinli" / MATCHED_FILE).unlink()
     with pytest.raises(UserError, match=rf"has no {MATCHED_FILE}, and no multinli_1\.0\.zip; add it"):
         fetch_nli_data(tmp_path / "c", copies=copies, **SMALL)
+
+
+def test_a_way_out_for_other_copies_is_there_to_be_taken(copies: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"take it as it is in a study's own file: nli_sources_config\(…, hans_rows=3\)"):
+        fetch_nli_data(tmp_path / "a", copies=copies, dev_rows_per_label=1)
+    assert nli_sources_config(str(tmp_path / "a"), hans_rows=3, dev_rows_per_label=1).is_known
 
 
 NEG_NLI = ("index\tText\tHypothesis\tgold_label\r\n" + "".join(f"{i}\tA.\tB.\tneutral\r\n" for i in range(3))).encode()

@@ -240,7 +240,11 @@ def test_an_unknown_option_is_answered_with_the_valid_ones(folder):
         (4, "", ["not a JSON object"]),
         (4, '["neutral"]', ["gold_label, sentence1, sentence2"]),
         (4, '{"gold_label": "neutral", "sentence1": "P"}', ["gold_label, sentence1, sentence2"]),
-        (4, multinli_line("neutral", " ", "H", 3), ["blank premise (sentence1)", "drop_blank_rows"]),
+        (
+            4,
+            multinli_line("neutral", " ", "H", 3),
+            ["blank premise (sentence1)", "nli_sources_config(…, drop_blank_rows=True)"],
+        ),
         (11, multinli_line("neutral", "P", "", 10), ["blank hypothesis (sentence2)"]),
     ],
 )

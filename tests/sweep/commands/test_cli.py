@@ -476,3 +476,14 @@ def write_pairs(path: Path) -> str:
 )
 def test_an_option_says_what_its_number_may_be(option: tuple[str, ...], message: str) -> None:
     assert_one_error(blindsweep(*option), message)
+
+
+def test_a_way_out_that_errors_of_data_name_is_an_option_there_is() -> None:
+    pages = [
+        CliRunner().invoke(cli.app, ["data", name, "--help"], env={"COLUMNS": "200"}).output for name in ("fetch", "check")
+    ]
+    there = {option for page in pages for option in re.findall(r"--[a-z][a-z-]+", page)}
+    for folder in ("data", "tables"):
+        for file in sorted((ROOT / "pipelines" / folder).glob("*.py")):
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", file.read_text()))
+            assert named <= there, f"{file.name} names {named - there}"
