@@ -22,7 +22,7 @@ class AuditedHeuristic:
 
     `holds` takes the texts of each field and, if `needs_parse`, bracketed parses of the first, all lists of num_rows texts, and
     returns booleans of shape (num_rows,). `within` names a heuristic before it that it implies: it is asked only there. Without
-    `holds`, the words' hashes tell.
+    `holds`, hashes of tokens or of words tell.
     """
 
     name: str
@@ -34,6 +34,7 @@ class AuditedHeuristic:
     """The label that it goes with."""
 
 
+CONSTITUENT = BUILT_IN[HANS_HEURISTICS[2]]
 _BRACKETS = re.compile(r"-[lr][rcs]b-", re.IGNORECASE)
 
 
@@ -57,10 +58,8 @@ def _is_constituent(parse: str, hypothesis: str) -> bool:
 
 
 OF_PAIRS = (
-    *(
-        AuditedHeuristic(name, BUILT_IN[name].description, BUILT_IN[name].holds, implied)
-        for name, implied in zip(HANS_HEURISTICS, (None, *HANS_HEURISTICS[:-1]), strict=True)
-    ),
+    *(AuditedHeuristic(name, BUILT_IN[name].description) for name in HANS_HEURISTICS[:2]),
+    AuditedHeuristic(CONSTITUENT.name, CONSTITUENT.description, CONSTITUENT.holds, within=HANS_HEURISTICS[1]),
     AuditedHeuristic(
         "lexical_overlap_by_words",
         "Each word of the hypothesis is one of the premise, whatever punctuation is attached to either.",
@@ -76,8 +75,9 @@ OF_PAIRS = (
         needs_parse=True,
     ),
 )
+BY_TOKENS = HANS_HEURISTICS[:2]
 BY_WORDS = ("lexical_overlap_by_words", "subsequence_by_words")
-"""The heuristics that the words' hashes tell of."""
+"""The heuristics that the hashes of tokens and of words tell of: whether all are there, and whether one after another."""
 
 
 @functools.cache

@@ -12,57 +12,110 @@ measures the recall on altered sentences. Only neighbours in a band are compared
 each meets another after a few comparisons.
 
 Exact and word-for-word copies go by 64-bit hashes: in 1.8 million rows one false copy in ten million files.
+
+Rows with the same hash or band meet in one part of all rows (:func:`analysis.corpus.spill.by_key`), so that memory is bounded;
+the parts are independent, and the result is the same for any number of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis.corpus.scan import NUM_COMPONENTS, Scan
+from analysis.corpus.spill import CHUNK_ROWS, Keyed, by_key, chunks, forget, part_of, parts_of
 from analysis.corpus.words import GOLDEN, mixed
 
 BAND = 3
+NUM_BANDS = NUM_COMPONENTS // BAND
 MIN_AGREEING = 18
 """Components, of NUM_COMPONENTS, in which near copies agree."""
 NEIGHBOURS = 3
 """Rows of the same band that a row is compared with."""
 NO_ROW = -1
+EXACT, SAME_WORDS, NEAR = range(3)
+THREADS = 2
+SMALL_ROWS = 100_000
+"""Fewer rows take longer with threads than without."""
+
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Rows, ascending and each once, and for each the row that it repeats: int64 [num_pairs] each."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """For each row of a file the row that it repeats, an index, or NO_ROW; in one kind at most, the closest.
+    """The rows of a file that repeat a row, in one kind at most, the closest. Within one file a copy is the later of the two.
 
-    int64 of shape (num_rows,). Within one file a copy is the later of the two. `other_label`, bool of that shape, marks the
-    rows with the words of others, of which none has its label; `near_other_label` those that are near to one with another
-    label. Both are None where the labels cannot be compared.
+    `rows` are indices that ascend, `originals` the rows that they repeat, int64 of shape (num_copies,), and `kinds` EXACT,
+    SAME_WORDS or NEAR. The properties have an entry for each row of the file; they are made when they are asked for.
     """
 
-    exact: np.ndarray
-    same_words: np.ndarray
-    """Equal but for case, punctuation and spacing."""
-    near: np.ndarray
-    other_label: np.ndarray | None
-    near_other_label: np.ndarray | None
+    num_rows: int
+    rows: np.ndarray
+    originals: np.ndarray
+    kinds: np.ndarray
+    other_label_rows: np.ndarray | None
+    near_other_label_rows: np.ndarray | None
+
+    def _of_kind(self, *kinds: int) -> np.ndarray:
+        found = np.full(self.num_rows, NO_ROW, np.int64)
+        wanted = np.isin(self.kinds, kinds)
+        found[self.rows[wanted]] = self.originals[wanted]
+        return found
+
+    @property
+    def exact(self) -> np.ndarray:
+        """For each row the row that it repeats exactly, or NO_ROW: int64 [num_rows]."""
+        return self._of_kind(EXACT)
+
+    @property
+    def same_words(self) -> np.ndarray:
+        """The same where they are equal but for case, punctuation and spacing."""
+        return self._of_kind(SAME_WORDS)
+
+    @property
+    def near(self) -> np.ndarray:
+        """The same of near copies."""
+        return self._of_kind(NEAR)
 
     @property
     def any(self) -> np.ndarray:
         """The row that each row repeats in any way, or NO_ROW."""
-        return np.maximum(np.maximum(self.exact, self.same_words), self.near)
+        return self._of_kind(EXACT, SAME_WORDS, NEAR)
+
+    @property
+    def other_label(self) -> np.ndarray | None:
+        """The rows with the words of others, of which none has its label: bool [num_rows]; None where labels mean nothing."""
+        return self._marked(self.other_label_rows)
+
+    @property
+    def near_other_label(self) -> np.ndarray | None:
+        """The rows that are near to one with another label: the same."""
+        return self._marked(self.near_other_label_rows)
+
+    def _marked(self, rows: np.ndarray | None) -> np.ndarray | None:
+        if rows is None:
+            return None
+        marks = np.zeros(self.num_rows, bool)
+        marks[rows] = True
+        return marks
 
 
 def duplicates(scan: Scan) -> Copies:
     """The rows of a file that repeat an earlier one of it."""
-    rows = np.arange(scan.num_rows)
-    exact, same_words = _first_of(scan.exact), _first_of(scan.words)
-    is_copy = same_words < rows
-    exact = np.where(exact < rows, exact, NO_ROW)
-    same_words = np.where(is_copy & (exact == NO_ROW), same_words, NO_ROW)
-    near = _near(scan.signature, np.flatnonzero(~is_copy))
-    has_same_label = _first_of(_with_label(scan.words, scan.label)) < rows
-    return Copies(exact, same_words, near, is_copy & ~has_same_label, _differs(near, scan.label, scan.label))
+    parts = by_key(scan.num_rows, _column(scan.words))
+    found = [same_words_in_part(keys, rows, scan.exact[rows], scan.label[rows]) for keys, rows in _repeated(parts)]
+    copies = _joined(scan.num_rows, found, (scan.label, scan.label))
+    forget(scan.words, scan.exact)
+    is_copy = np.zeros(scan.num_rows, bool)
+    is_copy[copies.rows] = True
+    return with_near(copies, _near(scan, ~is_copy), (scan.label, scan.label))
 
 
 def copies_of(scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
@@ -71,77 +124,236 @@ def copies_of(scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | 
     `labels` are both files' labels in common terms, integers of shape (num_rows,) and (num_source_rows,); None where they
     cannot be compared.
     """
-    exact, same_words = _found_in(scan.exact, source.exact), _found_in(scan.words, source.words)
-    is_copy = (same_words != NO_ROW) | (exact != NO_ROW)
-    same_words = np.where(exact == NO_ROW, same_words, NO_ROW)
-    near = _near(scan.signature, np.flatnonzero(~is_copy), source.signature)
-    if labels is None:
-        return Copies(exact, same_words, near, None, None)
-    own, others = (_with_label(one.words, label) for one, label in zip((scan, source), labels, strict=True))
-    return Copies(exact, same_words, near, is_copy & ~np.isin(own, others), _differs(near, *labels))
+    own, others = labels or (None, None)
+    found = []
+    for (keys, rows), (source_keys, source_rows) in _both(scan, source, _column(scan.words), _column(source.words)):
+        found.append(
+            words_from_part(
+                (keys, rows, scan.exact[rows], None if own is None else own[rows]),
+                (source_keys, source_rows, source.exact[source_rows], None if others is None else others[source_rows]),
+            )
+        )
+    copies = _joined(scan.num_rows, found, labels)
+    is_copy = np.zeros(scan.num_rows, bool)
+    is_copy[copies.rows] = True
+    forget(scan.words, scan.exact, source.words, source.exact)
+    return with_near(copies, _near(scan, ~is_copy, source), labels)
+
+
+def with_near(copies: Copies, near: Pairs, labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
+    """The same copies, and near ones among the other rows."""
+    rows = np.concatenate([copies.rows, near[0]])
+    order = np.argsort(rows, kind="stable")
+    return Copies(
+        copies.num_rows,
+        rows[order],
+        np.concatenate([copies.originals, near[1]])[order],
+        np.concatenate([copies.kinds, np.full(len(near[0]), NEAR, np.uint8)])[order],
+        copies.other_label_rows,
+        None if labels is None else near[0][labels[0][near[0]] != labels[1][near[1]]],
+    )
+
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Rows, originals and kinds of copies, and the rows that have the words of others but none's label."""
+
+
+def _joined(num_rows: int, found: Iterable[Found], labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
+    rows, originals, kinds, other_label = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(rows)
+    marks = (None, None) if labels is None else (np.sort(other_label), np.zeros(0, np.int64))
+    return Copies(num_rows, rows[order], originals[order], kinds[order], *marks)
+
+
+def _column(hashes: np.ndarray) -> Callable[[slice], Keyed]:
+    return lambda where: (hashes[where], np.arange(where.start, where.stop))
+
+
+def _repeated(parts: Iterable[Keyed]) -> Iterator[Keyed]:
+    return (repeated(*part) for part in parts)
+
+
+def repeated(keys: np.ndarray, rows: np.ndarray) -> Keyed:
+    """The rows whose key others have, too, by key and then by row."""
+    ordered = np.sort(keys)
+    several = ordered[1:][ordered[1:] == ordered[:-1]]
+    again = _is_in(keys, several)
+    keys, rows = keys[again], rows[again]
+    order = np.lexsort((rows, keys))
+    return keys[order], rows[order]
+
+
+def _is_in(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    if not len(others) or not len(keys):
+        return np.zeros(len(keys), bool)
+    return np.asarray(pc.is_in(pa.array(keys), pa.array(others)).to_numpy(zero_copy_only=False))
+
+
+def _first_of(hashes: np.ndarray) -> np.ndarray:
+    """For each entry the first one with the same hash."""
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])
+
+
+def same_words_in_part(keys: np.ndarray, rows: np.ndarray, exact: np.ndarray, label: np.ndarray) -> Found:
+    """The copies among rows whose words others have, too (:func:`repeated`), with a hash of their texts and their labels."""
+    at = np.arange(len(rows))
+    first_words, first_exact, first_label = _first_of(keys), _first_of(exact), _first_of(_with_label(keys, label))
+    is_copy = first_words < at
+    # Rows that are equal have the same words, so that an exact copy is a copy.
+    original = np.where(first_exact < at, first_exact, first_words)
+    kinds = np.where(first_exact < at, EXACT, SAME_WORDS).astype(np.uint8)
+    other_label = is_copy & (first_label == at)
+    return rows[is_copy], rows[original[is_copy]], kinds[is_copy], rows[other_label]
+
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+"""Hashes of the words, rows, hashes of the texts, and labels in common terms: each [num_rows]."""
+
+
+def words_from_part(part: Part, source: Part) -> Found:
+    """The rows of a part that repeat rows of the source's same part."""
+    keys, rows, exact, label = part
+    first_exact, first_words = _found_in(exact, source[2]), _found_in(keys, source[0])
+    is_copy = first_words != NO_ROW
+    original = np.where(first_exact != NO_ROW, first_exact, first_words)
+    kinds = np.where(first_exact != NO_ROW, EXACT, SAME_WORDS).astype(np.uint8)
+    other_label = np.zeros(len(rows), bool)
+    if label is not None and source[3] is not None:
+        other_label = is_copy & ~_is_in(_with_label(keys, label), _with_label(source[0], source[3]))
+    return rows[is_copy], source[1][original[is_copy]], kinds[is_copy], rows[other_label]
 
 
 def _with_label(words: np.ndarray, label: np.ndarray) -> np.ndarray:
     return mixed(words * GOLDEN + label.astype(np.uint64))
 
 
-def _differs(rows: np.ndarray, label: np.ndarray, of: np.ndarray) -> np.ndarray:
-    return (rows != NO_ROW) & (label != of[rows])
-
-
-def _first_of(hashes: np.ndarray) -> np.ndarray:
-    """For each row the first row with the same hash."""
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    return first[inverse]
-
-
 def _found_in(hashes: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """For each hash the first row of `source` that has it, or NO_ROW."""
-    unique, first = np.unique(source, return_index=True)
-    position = np.minimum(np.searchsorted(unique, hashes), len(unique) - 1)
-    return np.where(unique[position] == hashes, first[position], NO_ROW)
+    """For each hash the first entry of `source` that has it, or NO_ROW."""
+    found = np.full(len(hashes), NO_ROW, np.int64)
+    hits = np.flatnonzero(_is_in(hashes, source))
+    if len(hits):
+        unique, first = np.unique(source, return_index=True)
+        found[hits] = first[np.searchsorted(unique, hashes[hits])]
+    return found
 
 
-def _near(signature: np.ndarray, rows: np.ndarray, source: np.ndarray | None = None) -> np.ndarray:
-    """For each of `rows` the first near row: of `source`, or without it an earlier one of `rows`. All others have NO_ROW.
+def _both(
+    scan: Scan, source: Scan, own: Callable[[slice], Keyed], others: Callable[[slice], Keyed]
+) -> Iterator[tuple[Keyed, Keyed]]:
+    """The parts of a file's rows, each with the part of the source's rows that has the same keys."""
+    if parts_of(source.num_rows) == 1:
+        # One part of the source fits all rows, so that these need not be sorted into any.
+        all_others = next(by_key(source.num_rows, others))
+        for where in chunks(scan.num_rows, 4 * CHUNK_ROWS):
+            yield own(where), all_others
+        return
+    num_parts = parts_of(max(scan.num_rows, source.num_rows))
+    yield from zip(by_key(scan.num_rows, own, num_parts), by_key(source.num_rows, others, num_parts), strict=True)
+
+
+def is_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether each hash is one of `others`: bool [num_hashes]. Reads arrays that lie in files part by part."""
+    found = np.zeros(len(hashes), bool)
+    num_parts = parts_of(len(others))
+    for part in range(num_parts):
+        # Each part of the others in one pass over all.
+        chosen = np.concatenate([_of_part(others[where], part, num_parts) for where in chunks(len(others))])
+        for where in chunks(len(hashes), 4 * CHUNK_ROWS):
+            found[where] |= _is_in(hashes[where], chosen)
+    forget(hashes, others)
+    return found
+
+
+def _of_part(hashes: np.ndarray, part: int, num_parts: int) -> np.ndarray:
+    return hashes if num_parts == 1 else hashes[part_of(hashes, num_parts) == part]
+
+
+# Near copies.
+
+
+def _near(scan: Scan, chosen: np.ndarray, source: Scan | None = None) -> Pairs:
+    """For each of the chosen rows the first near row: of `source`, or without it an earlier one of those chosen.
 
     In each band a row is compared with the NEIGHBOURS rows before it that agree with it there, or the first ones of `source`.
     """
-    near = np.full(len(signature), len(signature) if source is None else len(source), np.int64)
-    none = near[0] if len(near) else 0
-    for band in range(0, NUM_COMPONENTS, BAND):
-        keys = _band_keys(signature, band)[rows]
-        if source is None:
-            order = np.argsort(keys, kind="stable")
-            keys, ordered = keys[order], rows[order]
-            for step in range(1, NEIGHBOURS + 1):
-                same = np.flatnonzero(keys[step:] == keys[:-step])
-                _keep_near(near, ordered[same + step], ordered[same], signature, signature)
+    of_band = partial(_near_in_band, scan, chosen, source)
+    if scan.num_rows < SMALL_ROWS:
+        return first_of_each(map(of_band, range(NUM_BANDS)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return first_of_each(pool.map(of_band, range(NUM_BANDS)))
+
+
+def _near_in_band(scan: Scan, chosen: np.ndarray, source: Scan | None, band: int) -> Pairs:
+    def keyed(where: slice) -> Keyed:
+        rows = np.flatnonzero(chosen[where]) + where.start
+        return band_keys(scan.signature[where], band)[rows - where.start], rows
+
+    def keyed_source(where: slice) -> Keyed:
+        return band_keys(source.signature[where], band), np.arange(where.start, where.stop)  # type: ignore[union-attr]
+
+    found = []
+    if source is None:
+        for keys, rows in _repeated(by_key(scan.num_rows, keyed)):
+            found.append(agreeing(neighbours(keys, rows), scan.signature, scan.signature))
+    else:
+        for (keys, rows), (source_keys, source_rows) in _both(scan, source, keyed, keyed_source):
+            pairs = neighbours_of(keys, rows, source_keys, source_rows)
+            found.append(agreeing(pairs, scan.signature, source.signature))
+        forget(source.signature)
+    forget(scan.signature)
+    return first_of_each(found)
+
+
+def neighbours(keys: np.ndarray, rows: np.ndarray) -> Iterator[Pairs]:
+    """Each row with those before it that have its key. The arguments are in order (:func:`repeated`)."""
+    for step in range(1, NEIGHBOURS + 1):
+        same = np.flatnonzero(keys[step:] == keys[:-step])
+        yield rows[same + step], rows[same]
+
+
+def neighbours_of(keys: np.ndarray, rows: np.ndarray, source_keys: np.ndarray, source_rows: np.ndarray) -> Iterator[Pairs]:
+    """Each row with the first rows of the source that have its key."""
+    hits = np.flatnonzero(_is_in(keys, source_keys))
+    if not len(hits):
+        return
+    order = np.argsort(source_keys, kind="stable")
+    source_keys, source_rows, keys, rows = source_keys[order], source_rows[order], keys[hits], rows[hits]
+    position = np.searchsorted(source_keys, keys)
+    for step in range(NEIGHBOURS):
+        at = np.minimum(position + step, len(source_keys) - 1)
+        same = (source_keys[at] == keys) & (position + step < len(source_keys))
+        yield rows[same], source_rows[at[same]]
+
+
+def agreeing(candidates: Iterable[Pairs], signature: np.ndarray, source: np.ndarray) -> Pairs:
+    """For each row the first of the rows that it is compared with and agrees with."""
+    found = []
+    for rows, others in candidates:
+        for where in chunks(len(rows)):
+            agree = (signature[rows[where]] == source[others[where]]).sum(axis=1) >= MIN_AGREEING
+            found.append((rows[where][agree], others[where][agree]))
+    return first_of_each(found)
+
+
+def first_of_each(found: Iterable[Pairs]) -> Pairs:
+    """Of several rows that each row is found to repeat, the first."""
+    rows, others = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for more in found:
+        if not len(more[0]):
             continue
-        source_keys = _band_keys(source, band)
-        order = np.argsort(source_keys, kind="stable")
-        source_keys = source_keys[order]
-        position = np.searchsorted(source_keys, keys)
-        for step in range(NEIGHBOURS):
-            at = np.minimum(position + step, len(source_keys) - 1)
-            same = (source_keys[at] == keys) & (position + step < len(source_keys))
-            _keep_near(near, rows[same], order[at[same]], signature, source)
-    return np.where(near == none, NO_ROW, near)
+        rows, others = np.concatenate([rows, more[0]]), np.concatenate([others, more[1]])
+        order = np.lexsort((others, rows))
+        rows, others = rows[order], others[order]
+        is_first = np.concatenate([[True], rows[1:] != rows[:-1]])
+        rows, others = rows[is_first], others[is_first]
+    return rows, others
 
 
-def _band_keys(signature: np.ndarray, band: int) -> np.ndarray:
-    parts = signature[:, band : band + BAND].astype(np.uint64)
+def band_keys(signature: np.ndarray, band: int) -> np.ndarray:
+    """The components of a band as one number, uint64 [num_rows]; `signature` has shape (num_rows, NUM_COMPONENTS)."""
+    parts = signature[:, BAND * band : BAND * (band + 1)].astype(np.uint64)
     return (parts[:, 0] << np.uint64(32)) | (parts[:, 1] << np.uint64(16)) | parts[:, 2]
-
-
-def _keep_near(near: np.ndarray, rows: np.ndarray, others: np.ndarray, signature: np.ndarray, source: np.ndarray) -> None:
-    """Put into `near`, for each of `rows`, which differ, the other row where they agree and it comes before what is there."""
-    for start in range(0, len(rows), 1 << 18):
-        a, b = rows[start : start + (1 << 18)], others[start : start + (1 << 18)]
-        closer = b < near[a]
-        a, b = a[closer], b[closer]
-        agree = (signature[a] == source[b]).sum(axis=1) >= MIN_AGREEING
-        near[a[agree]] = b[agree]
 
 
 def similarity(scan: Scan, rows: np.ndarray, source: Scan, others: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
     scan = scan_texts(open_texts("pool.parquet"), processes=2)
 
-What is kept of a row is about a hundred bytes, whatever its length (:class:`Scan`). All that an audit says of a file is
-computed from that (:mod:`analysis.corpus.copies`, :mod:`analysis.corpus.measures`).
+What is kept of a row is about a hundred bytes, whatever its length (:class:`Scan`), in memory or, of a large file, on disk
+(:mod:`analysis.corpus.spill`). All that an audit says of a file is computed from that (:mod:`analysis.corpus.copies`,
+:mod:`analysis.corpus.measures`).
 """
 
 from __future__ import annotations
@@ -16,18 +17,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.corpus.audited import BY_WORDS, AuditedHeuristic, audited
+from analysis.corpus.audited import BY_TOKENS, BY_WORDS, AuditedHeuristic, audited
 from analysis.corpus.columns import PAIR
 from analysis.corpus.input import TableInMemory, TextBatch, TextFile, clean_batch, packed, unpacked
 from analysis.corpus.labels import label_key
-from analysis.corpus.words import GOLDEN, are_words_within, in_order, mixed, word_hashes, word_pairs
+from analysis.corpus.spill import Columns, chunks
+from analysis.corpus.words import (
+    GOLDEN,
+    Hashed,
+    are_words_within,
+    in_order,
+    mixed,
+    text_hashes,
+    token_hashes,
+    word_hashes,
+    word_pairs,
+)
 from pipelines.errors import UserError
 from pipelines.tables.files import TableFile
 from pipelines.tables.readers import RawBatch
+from pipelines.tasks.heuristics import DROPPED_TOKENS
 
 SAMPLE_ROWS = 60_000
 SAMPLE_CHARACTERS = 1_000
@@ -40,10 +52,15 @@ SMALL_FILE_BYTES = 8 << 20
 NUM_COMPONENTS = 30
 """Components of a signature, in ten bands of three: see :mod:`analysis.corpus.copies`."""
 
+PIECE_ROWS = 8_192
+"""Rows that are measured at once: their words' hashes fit into a processor's cache."""
+TEXTS_AT_ONCE = 1_024
+MAX_COLUMN_WORDS = 256
+
 
 @dataclass(frozen=True)
 class Scan:
-    """A file in numbers: arrays of one entry a complete row, in the file's order."""
+    """A file in numbers: arrays of one entry a complete row, in the file's order. They are to be read only: some lie on disk."""
 
     source: TextFile
     labels: tuple[str, ...]
@@ -122,7 +139,7 @@ def scan_texts(
     left_out: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}
     codes: dict[str, int] = {}
-    parts: list[dict[str, Any]] = []
+    collected = Columns()
     sample = _Sample(sample_rows)
     for measured in _measure_all(source, seed, processes, sample, references):
         left_out.update(measured.pop("left_out"))
@@ -138,13 +155,11 @@ def scan_texts(
             )
         measured["label"] = np.array([codes[label_key(name)] for name in names], np.int16)[measured["label"]]
         sample.add(measured.pop("sample"))
-        parts.append(measured)
-    num_rows = sum(len(part["row"]) for part in parts)
-    if not num_rows:
+        collected.add(measured)
+    if not collected.num_rows:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "it has no rows"
         raise UserError(f"{source.path} has no complete row ({why}); each needs a {', a '.join((*source.fields, 'label'))}")
-    # The parts lose each column: else all would be in memory twice.
-    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+    columns = collected.finished()
     counts = np.bincount(columns["label"], minlength=len(codes))
     order = np.argsort(-counts, kind="stable")
     columns["label"] = np.argsort(order).astype(np.int16)[columns["label"]]
@@ -229,29 +244,38 @@ def measure(batch: TextBatch, seed: int, limit: int, references: tuple[str, ...]
 
     The rows drawn by `seed` whose priority, of 64 bits, is below `limit` come along as `sample`.
     """
-    texts = [column.to_pylist() for column in batch.texts.values()]
     labels = batch.label.dictionary_encode()
-    exact = [pd.util.hash_array(np.array(column, object), categorize=False) for column in texts]
-    words = [word_hashes(column) for column in batch.texts.values()]
-    # A text without a word, such as '?', is itself only.
-    ordered = [np.where(np.diff(at) > 0, in_order(of, at), whole) for (of, at), whole in zip(words, exact, strict=True)]
-    minima = [_minima(of, at, whole, field) for field, ((of, at), whole) in enumerate(zip(words, exact, strict=True))]
     priority = mixed(batch.rows.astype(np.uint64) * GOLDEN + np.uint64(seed))
-    parses = [None] * len(batch.rows) if batch.parse is None else batch.parse.to_pylist()
-    has_parse = np.array([parse is not None for parse in parses], bool)
+    pieces = [_measure_texts(batch, where, references) for where in chunks(len(batch.rows), PIECE_ROWS)]
+    # An empty batch has one empty piece, for the types.
+    pieces = pieces or [_measure_texts(batch, slice(0, 0), references)]
     return {
         "label_names": labels.dictionary.to_pylist(),
         "left_out": batch.left_out,
         "row": batch.rows,
         "label": labels.indices.to_numpy().astype(np.int16),
+        **{name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]},
+        "sample": _sample_table(batch, priority, limit),
+    }
+
+
+def _measure_texts(batch: TextBatch, where: slice, references: tuple[str, ...]) -> dict[str, np.ndarray]:
+    size = where.stop - where.start
+    texts = {name: column.slice(where.start, size) for name, column in batch.texts.items()}
+    exact = [text_hashes(column) for column in texts.values()]
+    words = [word_hashes(column) for column in texts.values()]
+    # A text without a word, such as '?', is itself only.
+    ordered = [np.where(np.diff(at) > 0, in_order(of, at), whole) for (of, at), whole in zip(words, exact, strict=True)]
+    minima = [_minima(of, at, whole, field) for field, ((of, at), whole) in enumerate(zip(words, exact, strict=True))]
+    parses = None if batch.parse is None else batch.parse.slice(where.start, size)
+    return {
         "exact": _together(exact),
         "words": _together(ordered),
         "parts": np.stack(ordered, axis=1),
         "signature": np.ascontiguousarray((_together(minima) >> np.uint64(48)).astype(np.uint16).T),
-        "holds": apply_heuristics(tuple(batch.texts), texts, words, parses, references),
-        "has_parse": has_parse,
+        "holds": apply_heuristics(texts, words, parses, references),
+        "has_parse": np.zeros(size, bool) if parses is None else parses.is_valid().to_numpy(zero_copy_only=False),
         "lengths": np.stack([np.diff(at) for _, at in words], axis=1).astype(np.int32),
-        "sample": _sample_table(batch, priority, limit),
     }
 
 
@@ -259,36 +283,42 @@ def _together(hashes: Sequence[np.ndarray]) -> np.ndarray:
     """One hash of one of each field, uint64 of the same shape."""
     both = hashes[0].astype(np.uint64)
     for one in hashes[1:]:
-        both = both * GOLDEN + one
+        both *= GOLDEN
+        both += one
     return mixed(both)
 
 
 def apply_heuristics(
-    fields: tuple[str, ...],
-    texts: Sequence[Sequence[str]],
-    words: Sequence[tuple[np.ndarray, np.ndarray]],
-    parses: Sequence[str | None],
+    texts: Mapping[str, pa.StringArray],
+    words: Sequence[Hashed],
+    parses: pa.StringArray | None = None,
     references: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """The rows of which each heuristic holds: booleans of shape (num_rows, number of heuristics); none for want of a parse."""
-    heuristics = audited(fields, references)
-    holds = np.zeros((len(texts[0]), len(heuristics)), bool)
+    """The rows of which each heuristic holds: booleans of shape (num_rows, number of heuristics); none for want of a parse.
+
+    `texts` are by field, and `words` the hashes of each field's words.
+    """
+    columns = list(texts.values())
+    num_rows = len(columns[0])
+    heuristics = audited(tuple(texts), references)
+    holds = np.zeros((num_rows, len(heuristics)), bool)
     names = [heuristic.name for heuristic in heuristics]
-    if fields == PAIR:
-        for name, found in zip(BY_WORDS, are_words_within(words[1], words[0]), strict=True):
-            holds[:, names.index(name)] = found
-    has_parse = np.array([parse is not None for parse in parses], bool)
+    if tuple(texts) == PAIR:
+        tokens = [token_hashes(column, DROPPED_TOKENS) for column in columns]
+        for found, each in zip((BY_TOKENS, BY_WORDS), (tokens, words), strict=True):
+            for name, flags in zip(found, are_words_within(each[1], each[0]), strict=True):
+                holds[:, names.index(name)] = flags
+    has_parse = np.zeros(num_rows, bool) if parses is None else parses.is_valid().to_numpy(zero_copy_only=False)
     for index, heuristic in enumerate(heuristics):
         if heuristic.holds is None:
             continue
-        asked = has_parse if heuristic.needs_parse else np.ones(len(holds), bool)
+        asked = has_parse if heuristic.needs_parse else np.ones(num_rows, bool)
         if heuristic.within:
             asked = asked & holds[:, names.index(heuristic.within)]
-        columns: list[Any] = [*texts, parses] if heuristic.needs_parse else list(texts)
-        where = np.flatnonzero(asked)
-        if len(where) < len(holds):
-            columns = [[column[row] for row in where] for column in columns]
-        holds[where, index] = heuristic.holds(*columns)
+        if heuristic.needs_parse and not asked.any():
+            continue
+        given = [*columns, parses] if heuristic.needs_parse else columns
+        holds[asked, index] = heuristic.holds(*(column.filter(pa.array(asked)).to_pylist() for column in given))
     return holds
 
 
@@ -299,13 +329,29 @@ def _minima(words: np.ndarray, offsets: np.ndarray, whole: np.ndarray, field: in
     """
     shingles = (word_pairs(words, offsets) >> np.uint64(32)).astype(np.uint32)
     random = np.random.default_rng([2019, field]).integers(0, 2**32, (NUM_COMPONENTS, 2), np.uint32)
-    has_words = np.diff(offsets) > 0
+    mask, factor = random[:, :1], random[:, 1:] | np.uint32(1)
+    lengths = np.diff(offsets)
     minima = np.empty((NUM_COMPONENTS, len(whole)), np.uint32)
-    for component, (mask, factor) in enumerate(random):
-        factor |= np.uint32(1)
-        minima[component, ~has_words] = (whole[~has_words].astype(np.uint32) ^ mask) * factor
-        if has_words.any():
-            minima[component, has_words] = np.minimum.reduceat((shingles ^ mask) * factor, offsets[:-1][has_words])
+    wordless = np.flatnonzero(lengths == 0)
+    minima[:, wordless] = (whole[wordless].astype(np.uint32) ^ mask) * factor
+    # Texts of about the same length, the longest first, word by word: each operation is on one word of each of many texts.
+    order = np.argsort(-lengths, kind="stable")[: len(lengths) - len(wordless)]
+    longest = int((lengths > MAX_COLUMN_WORDS).sum())
+    for at in order[:longest]:
+        of_text = shingles[offsets[at] : offsets[at + 1]]
+        for component in range(NUM_COMPONENTS):
+            minima[component, at] = ((of_text ^ mask[component]) * factor[component]).min()
+    for start in range(longest, len(order), TEXTS_AT_ONCE):
+        rows = order[start : start + TEXTS_AT_ONCE]
+        # How many of these texts have so many words.
+        num_left = len(rows) - np.searchsorted(lengths[rows][::-1], np.arange(lengths[rows[0]]), side="right")
+        lowest = (shingles[offsets[rows]] ^ mask) * factor
+        for position in range(1, len(num_left)):
+            num = num_left[position]
+            hashes = shingles[offsets[rows[:num]] + position] ^ mask
+            hashes *= factor
+            np.minimum(lowest[:, :num], hashes, out=lowest[:, :num])
+        minima[:, rows] = lowest
     return minima
 
 
