@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from analysis.corpus.audited import audited
 from analysis.corpus.columns import ColumnNames
-from analysis.corpus.copies import NO_ROW, Copies, copies_of, duplicates
+from analysis.corpus.copies import NO_ROW, Copies, copies_of, duplicates, is_among
 from analysis.corpus.input import Source, open_texts, read_rows
 from analysis.corpus.labels import MEANINGS, compare, label_key, meaning_of
 from analysis.corpus.measures import (
@@ -357,12 +357,12 @@ def _count_copies(
     near = None if copies.near_other_label is None else share_of(copies.near_other_label.sum(), num_rows)
     if scan is source:
         return CopyCounts("", kinds, other, near)
-    parts = {name: share_of(np.isin(scan.part(name), source.part(name)).sum(), num_rows) for name in scan.fields}
+    parts = {name: share_of(is_among(scan.part(name), source.part(name)).sum(), num_rows) for name in scan.fields}
     reason = _common_labels(scan, source, named or {})[1]
     if not is_test:
         return CopyCounts(source.path, kinds, other, near, reason, parts)
     # By words, and each row of the test set that a near copy was found of: only one of a row's originals is known.
-    given_away = np.isin(source.words, scan.words)
+    given_away = is_among(source.words, scan.words)
     given_away[copies.any[copies.any != NO_ROW]] = True
     return CopyCounts(source.path, kinds, other, near, reason, parts, share_of(given_away.sum(), source.num_rows))
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from scipy import optimize, sparse, special, stats
 
 from analysis.corpus.audited import AuditedHeuristic
+from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, clusters_of
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.scan import Scan
 from analysis.corpus.words import in_order, mixed, word_hashes, word_pairs, words_of
@@ -73,24 +74,30 @@ class Ratio:
     """Times the variance that independent rows would have."""
 
 
-def odds_ratio(holds: np.ndarray, entailment: np.ndarray, premise: np.ndarray) -> Ratio:
+def odds_ratio(
+    holds: np.ndarray, entailment: np.ndarray, premise: np.ndarray | Clusters, asked: np.ndarray | None = None
+) -> Ratio:
     """The odds of entailment where a heuristic holds over the odds where it does not.
 
-    Arguments have shape (num_rows,): booleans, booleans, and what tells premises apart. The logit interval with a half added
+    Arguments have shape (num_rows,): booleans, booleans, what tells premises apart (hashes, or the clusters that they make),
+    and which rows are counted, all without it. The logit interval with a half added
     to each of the four counts (Gart 1966), which exists for counts of 0, too; its variance is multiplied by the design effect
     of premises that several rows share, estimated from the sums of the rows' influences over each premise, where that is over
     1. Raises ValueError where the heuristic holds of no row or of all, or all rows or none are entailment.
     """
+    cell = 2 * holds.astype(np.int8) + entailment
+    if asked is not None:
+        cell[~asked] = NO_CELL
+        holds, entailment = holds[asked], entailment[asked]
     for name, flags in (("the heuristic holds of", holds), ("entailment are", entailment)):
         if flags.all() or not flags.any():
             raise ValueError(f"{name} {int(flags.sum())} of {len(flags)} rows: there is nothing to compare with")
-    cell = 2 * holds.astype(np.int64) + entailment
-    counts = np.bincount(cell, minlength=4) + 0.5
+    counts = np.bincount(cell, minlength=NUM_CELLS)[:NUM_CELLS] + 0.5
     signs = np.array([1, -1, -1, 1])
     log = float((signs * np.log(counts)).sum())
-    influence = (signs / counts)[cell]
-    _, cluster = np.unique(premise, return_inverse=True)
-    effect = max(1.0, float((np.bincount(cluster, influence) ** 2).sum() / (influence**2).sum()))
+    influence = signs / counts
+    of_cluster, times = (premise if isinstance(premise, Clusters) else clusters_of(premise)).cells(cell)
+    effect = max(1.0, float(times @ (of_cluster @ influence) ** 2 / ((counts - 0.5) @ influence**2)))
     error = math.sqrt(float((1 / counts).sum()) * effect)
     return _ratio(log, error, len(holds), "logit with a half added, clustered by premise", effect)
 
@@ -203,12 +210,12 @@ def _odds_ratio_of(index: int, scan: Scan, positive: np.ndarray) -> Ratio | str:
     """The odds ratio, or in words why there is none."""
     heuristic = scan.heuristics[index]
     asked = scan.asked(heuristic)
-    holds, positive = scan.holds[asked, index], positive[asked]
+    holds, positives = scan.holds[asked, index], positive[asked]
     if not holds.any() or holds.all():
         return f"it holds of {'no row' if not holds.any() else 'every row'}"
-    if not positive.any() or positive.all():
-        return f"{'no' if not positive.any() else 'every'} row is {heuristic.predicts}"
-    return odds_ratio(holds, positive, scan.parts[asked, 0])
+    if not positives.any() or positives.all():
+        return f"{'no' if not positives.any() else 'every'} row is {heuristic.predicts}"
+    return odds_ratio(scan.holds[:, index], positive, scan.premises, asked)
 
 
 @dataclass(frozen=True)

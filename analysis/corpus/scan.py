@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.corpus.audited import BY_TOKENS, BY_WORDS, AuditedHeuristic, audited
+from analysis.corpus.clusters import Clusters, clusters_of
 from analysis.corpus.columns import PAIR
 from analysis.corpus.input import TableInMemory, TextBatch, TextFile, clean_batch, packed, unpacked
 from analysis.corpus.labels import label_key
@@ -60,7 +62,7 @@ MAX_COLUMN_WORDS = 256
 
 @dataclass(frozen=True)
 class Scan:
-    """A file in numbers: arrays of one entry a complete row, in the file's order. They are to be read only: some lie on disk."""
+    """A file in numbers: arrays of one entry a complete row, in the file's order. They are to be read: some lie on disk."""
 
     source: TextFile
     labels: tuple[str, ...]
@@ -91,6 +93,11 @@ class Scan:
     """At most SAMPLE_ROWS rows drawn at random, in random order: priority, row, label, and the fields."""
     references: tuple[str, ...] = ()
     """The user's own heuristics, asked after the built-in ones (:func:`analysis.corpus.audited.audited`)."""
+
+    @cached_property
+    def premises(self) -> Clusters:
+        """The rows whose first fields have the same words."""
+        return clusters_of(self.parts[:, 0])
 
     @property
     def num_rows(self) -> int:

@@ -30,8 +30,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Planted
     )
 
 
-def found_in(path: Path, source: Path, **options: int) -> tuple[Scan, Copies, Copies]:
-    one, other = (scan_texts(open_texts(each), sample_rows=500, **options) for each in (path, source))
+def found_in(path: Path, source: Path, processes: int = 1) -> tuple[Scan, Copies, Copies]:
+    one, other = (scan_texts(open_texts(each), sample_rows=500, processes=processes) for each in (path, source))
     return one, duplicates(one), copies_of(one, other, (one.label, other.label))
 
 
@@ -63,7 +63,9 @@ def test_parts_files_threads_and_processes_change_nothing(
 
 
 def test_columns_in_files_are_those_in_memory() -> None:
-    batches = [{"a": np.arange(9, dtype=np.uint16).reshape(3, 3) + n, "b": np.array([n, n, n], np.int64)} for n in range(5)]
+    batches: list[dict[str, np.ndarray]] = [
+        {"a": np.arange(9, dtype=np.uint16).reshape(3, 3) + n, "b": np.array([n, n, n], np.int64)} for n in range(5)
+    ]
     memory, files = Columns(), Columns(memory_bytes=60)
     for batch in batches:
         memory.add(batch)
