@@ -164,6 +164,8 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
                 settings = [f"{arguments['max_num_seqs']:,} sequences at a time"]
         case "orchestration":
             settings = [f"{arguments['concurrent']} at a time"]
+        case "audit":
+            settings = [f"{arguments['rows']:,} rows", f"{arguments['reference_rows']:,} of a reference"]
         case "decode_attention":
             settings = [f"{arguments['tokens']} tokens a text", f"{arguments['max_num_seqs']:,} sequences at a time"]
         case "adapters":

@@ -38,11 +38,11 @@ from analysis.corpus.measures import (
     diversity,
     heuristic_findings,
     lengths,
-    one_field,
+    one_field_each,
     predicted_labels,
     share_of,
 )
-from analysis.corpus.scan import MAX_PROCESSES, Scan, scan_texts
+from analysis.corpus.scan import MAX_PROCESSES, Report, Scan, scan_texts, silent
 from pipelines.errors import UserError
 from pipelines.tables.columns import check_given
 
@@ -154,31 +154,35 @@ class Audit:
     seconds: float
 
 
-def audit(source: Source, settings: AuditSettings | None = None) -> Audit:
+def audit(source: Source, settings: AuditSettings | None = None, report: Report = silent) -> Audit:
     """Audit a file, a folder or a table of labelled texts: pairs, single texts, or those of a task.
+
+    `report` is told how far the work is, from this thread.
 
     Raises :class:`UserError` where a file cannot be read, labels mean nothing that a heuristic predicts, or a setting makes no
     sense.
     """
     began = time.monotonic()
     settings = settings or AuditSettings()
-    scans = _scan_all(source, settings)
+    scans = _scan_all(source, settings, report)
     scan = scans["file"]
     reference, training = scans.get("reference"), scans.get("generator_training")
     tests = {name: scans[f"test:{name}"] for name in settings.tests}
     named = _label_names(list(scans.values()), settings)
     _check_meanings(scan, reference, named, settings)
 
-    within = duplicates(scan)
+    within = duplicates(scan, report)
     # One file can be both.
     sources = list({id(other): other for other in (training, reference) if other}.values())
-    copies = [(other, copies_of(scan, other, _common_labels(scan, other, named)[0])) for other in sources]
-    leaks = {name: copies_of(scan, test, _common_labels(scan, test, named)[0]) for name, test in tests.items()}
+    copies = [(other, copies_of(scan, other, _common_labels(scan, other, named)[0], report)) for other in sources]
+    leaks = {name: copies_of(scan, test, _common_labels(scan, test, named)[0], report) for name, test in tests.items()}
     # The same number of rows for both, since both baseline and diversity depend on it.
     num_sampled = min(each.sample.num_rows for each in (scan, reference) if each)
     samples = {"file": scan.sample.slice(0, num_sampled)}
     if reference:
         samples["reference"] = reference.sample.slice(0, num_sampled)
+    report("measuring samples", 0, None)
+    baselines = one_field_each(samples, scan.fields)
     return Audit(
         _name_of(scan.path),
         scan.fields,
@@ -191,11 +195,11 @@ def audit(source: Source, settings: AuditSettings | None = None) -> Audit:
         settings.seed,
         tuple(heuristic_findings(scan, reference, settings.margin, named)),
         _count_copies(scan, scan, within),
-        _count_copies(reference, reference, duplicates(reference)) if reference else None,
+        _count_copies(reference, reference, duplicates(reference, report)) if reference else None,
         tuple(_count_copies(scan, other, found, named) for other, found in copies),
         {name: _count_copies(scan, tests[name], found, named, is_test=True) for name, found in leaks.items()},
-        {name: one_field(samples["file"], name) for name in scan.fields},
-        {name: one_field(samples["reference"], name) for name in scan.fields} if reference else {},
+        baselines["file"],
+        baselines.get("reference", {}),
         tuple(lengths(scan)),
         tuple(lengths(reference)) if reference else (),
         tuple(diversity(samples["file"], scan.fields)),
@@ -205,7 +209,7 @@ def audit(source: Source, settings: AuditSettings | None = None) -> Audit:
     )
 
 
-def _scan_all(source: Source, settings: AuditSettings) -> dict[str, Scan]:
+def _scan_all(source: Source, settings: AuditSettings, report: Report) -> dict[str, Scan]:
     """Each file opened and scanned, by its role; one that has two roles is read once."""
     if not (math.isfinite(settings.margin) and settings.margin >= 1):
         raise UserError(
@@ -228,7 +232,9 @@ def _scan_all(source: Source, settings: AuditSettings) -> dict[str, Scan]:
     for role, texts in opened.items():
         key = _identity(source if role == "file" else roles[role])
         if key not in scans:
-            scans[key] = scan_texts(texts, seed=settings.seed, processes=settings.processes, references=settings.heuristics)
+            scans[key] = scan_texts(
+                texts, seed=settings.seed, processes=settings.processes, references=settings.heuristics, report=report
+            )
     return {role: scans[_identity(source if role == "file" else roles[role])] for role in opened}
 
 

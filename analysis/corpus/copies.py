@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.corpus.scan import NUM_COMPONENTS, Scan
+from analysis.corpus.scan import NUM_COMPONENTS, Report, Scan, silent
 from analysis.corpus.spill import CHUNK_ROWS, Keyed, by_key, chunks, forget, part_of, parts_of
 from analysis.corpus.words import GOLDEN, mixed
 
@@ -107,7 +108,7 @@ class Copies:
         return marks
 
 
-def duplicates(scan: Scan) -> Copies:
+def duplicates(scan: Scan, report: Report = silent) -> Copies:
     """The rows of a file that repeat an earlier one of it."""
     parts = by_key(scan.num_rows, _column(scan.words))
     found = [same_words_in_part(keys, rows, scan.exact[rows], scan.label[rows]) for keys, rows in _repeated(parts)]
@@ -115,10 +116,11 @@ def duplicates(scan: Scan) -> Copies:
     forget(scan.words, scan.exact)
     is_copy = np.zeros(scan.num_rows, bool)
     is_copy[copies.rows] = True
-    return with_near(copies, _near(scan, ~is_copy), (scan.label, scan.label))
+    near = _near(scan, ~is_copy, None, partial(report, f"looking for copies within {Path(scan.path).name}"))
+    return with_near(copies, near, (scan.label, scan.label))
 
 
-def copies_of(scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
+def copies_of(scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | None, report: Report = silent) -> Copies:
     """The rows of a file that repeat a row of another, such as a generator's training data.
 
     `labels` are both files' labels in common terms, integers of shape (num_rows,) and (num_source_rows,); None where they
@@ -137,7 +139,8 @@ def copies_of(scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | 
     is_copy = np.zeros(scan.num_rows, bool)
     is_copy[copies.rows] = True
     forget(scan.words, scan.exact, source.words, source.exact)
-    return with_near(copies, _near(scan, ~is_copy, source), labels)
+    near = _near(scan, ~is_copy, source, partial(report, f"looking for copies of {Path(source.path).name}"))
+    return with_near(copies, near, labels)
 
 
 def with_near(copies: Copies, near: Pairs, labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
@@ -272,16 +275,17 @@ def _of_part(hashes: np.ndarray, part: int, num_parts: int) -> np.ndarray:
 # Near copies.
 
 
-def _near(scan: Scan, chosen: np.ndarray, source: Scan | None = None) -> Pairs:
+def _near(scan: Scan, chosen: np.ndarray, source: Scan | None, report: Callable[[int, int], None]) -> Pairs:
     """For each of the chosen rows the first near row: of `source`, or without it an earlier one of those chosen.
 
     In each band a row is compared with the NEIGHBOURS rows before it that agree with it there, or the first ones of `source`.
     """
-    of_band = partial(_near_in_band, scan, chosen, source)
-    if scan.num_rows < SMALL_ROWS:
-        return first_of_each(map(of_band, range(NUM_BANDS)))
-    with ThreadPoolExecutor(THREADS) as pool:
-        return first_of_each(pool.map(of_band, range(NUM_BANDS)))
+    pairs = first_of_each(())
+    with ThreadPoolExecutor(THREADS if scan.num_rows >= SMALL_ROWS else 1) as pool:
+        for band, found in enumerate(pool.map(partial(_near_in_band, scan, chosen, source), range(NUM_BANDS))):
+            pairs = first_of_each((pairs, found))
+            report(band + 1, NUM_BANDS)
+    return pairs
 
 
 def _near_in_band(scan: Scan, chosen: np.ndarray, source: Scan | None, band: int) -> Pairs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -278,6 +279,17 @@ def one_field(sample: pa.Table, field: str) -> OneField:
     )
 
 
+def one_field_each(samples: Mapping[str, pa.Table], fields: Sequence[str]) -> dict[str, dict[str, OneField]]:
+    """The baseline on each of the samples and fields, by sample and then by field; two at a time."""
+    wanted = [(name, field) for name in samples for field in fields]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda each: one_field(samples[each[0]], each[1]), wanted))
+    by_sample: dict[str, dict[str, OneField]] = {name: {} for name in samples}
+    for (name, field), baseline in zip(wanted, found, strict=True):
+        by_sample[name][field] = baseline
+    return by_sample
+
+
 def _paired(differences: np.ndarray) -> Estimate:
     half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
     mean, n = float(differences.mean()), len(differences)
@@ -327,7 +339,8 @@ def _given_away(
     text = np.repeat(np.arange(len(codes)), np.diff(offsets))
     _, first, word = np.unique(words, return_index=True, return_inverse=True)
     # A word twice in a text counts once.
-    once = np.unique(text * len(first) + word)
+    once = np.sort(text * len(first) + word)
+    once = once[np.concatenate([[True], once[1:] != once[:-1]])]
     counts = np.bincount((once % len(first)) * len(names) + codes[once // len(first)], minlength=len(first) * len(names))
     counts = counts.reshape(-1, len(names))
     totals, base = counts.sum(axis=1), np.bincount(codes, minlength=len(names)) / len(codes)

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from analysis.corpus.audited import BY_TOKENS, BY_WORDS, AuditedHeuristic, audited
 from analysis.corpus.clusters import Clusters, clusters_of
@@ -54,10 +56,19 @@ SMALL_FILE_BYTES = 8 << 20
 NUM_COMPONENTS = 30
 """Components of a signature, in ten bands of three: see :mod:`analysis.corpus.copies`."""
 
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
 PIECE_ROWS = 8_192
 """Rows that are measured at once: their words' hashes fit into a processor's cache."""
 TEXTS_AT_ONCE = 1_024
 MAX_COLUMN_WORDS = 256
+
+
+Report: TypeAlias = Callable[[str, int, int | None], None]
+"""Told how far the work is: what is being done, how much of it is, and of how much, None where that is not known."""
+
+
+def silent(doing: str, done: int, of: int | None) -> None:
+    """A report that nobody hears."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,7 @@ def scan_texts(
     processes: int = MAX_PROCESSES,
     sample_rows: int = SAMPLE_ROWS,
     references: tuple[str, ...] = (),
+    report: Report = silent,
 ) -> Scan:
     """Read a table once and measure each row; the same result for any number of processes.
 
@@ -148,7 +160,10 @@ def scan_texts(
     codes: dict[str, int] = {}
     collected = Columns()
     sample = _Sample(sample_rows)
+    num_read, num_expected = 0, expected_rows(source.table)
     for measured in _measure_all(source, seed, processes, sample, references):
+        num_read += len(measured["row"]) + sum(measured["left_out"].values())
+        report(f"reading {Path(source.path).name}", num_read, num_expected)
         left_out.update(measured.pop("left_out"))
         names, counts = measured.pop("label_names"), np.bincount(measured["label"])
         for name, count in zip(names, counts, strict=False):
@@ -183,9 +198,26 @@ def scan_texts(
     )
 
 
+def expected_rows(table: TableFile) -> int | None:
+    """About how many rows a table has, without reading it; None where that is not known, as of compressed text."""
+    if isinstance(table, TableInMemory):
+        return int(table.content.num_rows)
+    try:
+        if table.kind == "parquet":
+            return sum(pq.read_metadata(file).num_rows for file in table.files)
+        if table.kind in ("table", "lines") and table.files[0].suffix.lower() in TEXT_SUFFIXES:
+            with table.files[0].open("rb") as file:
+                head = file.read(1 << 20)
+            return round(table.num_bytes * head.count(b"\n") / max(1, len(head)))
+    except (OSError, pa.ArrowException):
+        pass  # whoever reads it will say
+    return None
+
+
 def _with_names(sample: pa.Table, name_of: Mapping[str, str]) -> pa.Table:
-    labels = pa.array([name_of[label_key(label)] for label in sample["label"].to_pylist()], pa.string())
-    return sample.set_column(sample.column_names.index("label"), "label", labels)
+    spelled = sample["label"].combine_chunks().dictionary_encode()
+    names = pa.array([name_of[label_key(label)] for label in spelled.dictionary.to_pylist()], pa.string())
+    return sample.set_column(sample.column_names.index("label"), "label", pc.take(names, spelled.indices))
 
 
 class _Sample:

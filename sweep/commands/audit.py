@@ -62,6 +62,7 @@ def audit(
     from analysis.audit.audit import audit as audit_texts
     from analysis.audit.page import summary_lines, write_page
     from analysis.corpus.columns import ColumnNames
+    from sweep.run.progress import Work
 
     given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
     settings = AuditSettings(
@@ -78,7 +79,8 @@ def audit(
         seed=seed,
         processes=processes,
     )
-    result = audit_texts(file, settings)
+    with Work() as work:
+        result = audit_texts(file, settings, work)
     page = write_page(result, output or Path(f"audit-{result.name}"))
     if str(json) == "-":
         print(audit_json(result))

@@ -241,6 +241,67 @@ class Transfers:
             self.say(f"{name}: {num_bytes / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
 
+QUIET_S = 3.0
+"""Work that is done sooner shows nothing."""
+SAY_EVERY_S = 10.0
+"""How often a log says how far the work is."""
+
+
+class Work:
+    """Work of a few phases as it goes: a bar with the time left on a terminal, else a line at times. Use as a context manager.
+
+    Call it with what is being done, how much of it is, and of how much, None if that is not known. It shows nothing of work
+    that takes no longer than QUIET_S.
+    """
+
+    def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.is_live = self.stream.isatty() if live is None else live
+        self._started = self._phase_started = self._said = time.monotonic()
+        self._doing = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+
+    def __call__(self, doing: str, done: int, of: int | None) -> None:
+        now = time.monotonic()
+        is_new = doing != self._doing
+        if is_new:
+            self._doing, self._phase_started = doing, now
+        if now - self._started < QUIET_S:
+            return
+        if self.is_live:
+            self._show(doing, done, of, is_new)
+        elif is_new or now - self._said >= SAY_EVERY_S:
+            self._said = now
+            print(self._line(doing, done, of, now), file=self.stream, flush=True)
+
+    def _show(self, doing: str, done: int, of: int | None, is_new: bool) -> None:
+        if not self._bar:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(file=self.stream), transient=True)
+            self._task = self._bar.add_task(doing, total=of)
+            self._bar.start()
+        if is_new:
+            self._bar.reset(self._task, total=of, description=doing)
+        self._bar.update(self._task, completed=done, total=of)
+
+    def _line(self, doing: str, done: int, of: int | None, now: float) -> str:
+        elapsed = now - self._phase_started
+        amount = "" if not done else f": {done:,}" + (f" of about {of:,}" if of else "")
+        left = f", about {seconds(elapsed * (of / done - 1))} left" if of and 0 < done <= of and elapsed > 1 else ""
+        return f"{seconds(now - self._started):>6}  {doing}{amount}{left}"
+
+
 def _rate(metrics: Mapping[str, Any]) -> str:
     """The first throughput among metrics (`…_per_s`, `…_per_second`), for people."""
     for name, value in metrics.items():

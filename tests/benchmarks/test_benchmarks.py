@@ -74,3 +74,12 @@ def test_orchestration(tmp_path: Path) -> None:
     variants = result_of("orchestration", tmp_path / "result.json", *words)
     assert variants["artifact"] == {"ours", "tune", "tune-reusing"}
     assert variants["plan, 54 cells"] == variants["--help"] == {"ours"}
+
+
+def test_audit(tmp_path: Path) -> None:
+    words = ["--rows=3000", "--reference-rows=600", "--repeats=1", "--variants", "ours", "near"]
+    variants = result_of("audit", tmp_path / "result.json", *words)
+    assert variants == {"audit": {"ours"}, "memory": {"ours"}, "near copies": {"ours"}}
+    details = json.loads((tmp_path / "result.json").read_text())["details"]
+    assert details["runs"]["ours"][0]["copies"]["exact"] >= details["planted"]["exact"] > 0
+    assert details["runs"]["ours"][0]["peak_mb"] > 50

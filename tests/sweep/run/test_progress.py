@@ -16,7 +16,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
 from sweep.run import progress as progress_module
 from sweep.run.failures import MACHINE_LOST, Kind
-from sweep.run.progress import Display, Progress, Transfers, time_left
+from sweep.run.progress import Display, Progress, Transfers, Work, time_left
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
 
@@ -145,3 +145,35 @@ def test_a_download_is_a_line_at_each_tenth_or_a_bar(live: bool) -> None:
         # From the beginning to the end, both included.
         assert shown.splitlines()[:2] == ["a.zip: 0.0 of 2.0 MB", "a.zip: 0.2 of 2.0 MB"]
         assert shown.splitlines()[10] == "a.zip: 2.0 of 2.0 MB" and len(shown.splitlines()) == 12
+
+
+def test_work_says_at_times_how_far_it_is_and_nothing_of_what_is_soon_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((0.0, 0.0, 1.0, 2.9, 12.0, 13.0, 25.0, 26.0))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(times))
+    stream = io.StringIO()
+    with Work(stream, live=False) as work:
+        for done in (0, 100, 290):
+            work("reading pairs.csv", done, 2_000)
+        assert stream.getvalue() == ""
+        for done in (500, 600, 1_000):
+            work("reading pairs.csv", done, 2_000)
+        work("looking for copies", 0, None)
+    assert stream.getvalue().splitlines() == [
+        "   12s  reading pairs.csv: 500 of about 2,000, about 36s left",
+        "   25s  reading pairs.csv: 1,000 of about 2,000, about 25s left",
+        "   26s  looking for copies",
+    ]
+
+
+def test_work_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(progress_module, "QUIET_S", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Work(stream) as work:
+        work("reading [x].csv", 10, 20)
+        work("looking for copies", 1, None)
+    assert "reading [x].csv" in stream.getvalue() and "looking for copies" in stream.getvalue()
