@@ -19,11 +19,11 @@ FLOORS = ("pipelines", "sweep", "analysis")
 MOST_FILES = 12
 """In a room, its `__init__.py` aside. With more it holds several kinds of thing."""
 
-TASKS, TABLES, DATA = "pipelines.tasks", "pipelines.tables", "pipelines.data"
+TASKS, TABLES, DATA, REPAIR = "pipelines.tasks", "pipelines.tables", "pipelines.data", "pipelines.repair"
 PACKING, ADAPTERS = "pipelines.packing", "pipelines.adapters"
 MODELS, FINETUNE, EVALUATE, GENERATE = (f"pipelines.{room}" for room in ("models", "finetune", "evaluate", "generate"))
 WORKERS = "pipelines.workers"
-PIPELINES = ("pipelines", TASKS, TABLES, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE)
+PIPELINES = ("pipelines", TASKS, TABLES, REPAIR, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
@@ -37,7 +37,8 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     "pipelines": (),
     TASKS: ("pipelines",),
     TABLES: ("pipelines", TASKS),
-    DATA: ("pipelines", TASKS, TABLES),
+    REPAIR: ("pipelines",),
+    DATA: ("pipelines", TASKS, TABLES, REPAIR),
     PACKING: ("pipelines",),
     ADAPTERS: ("pipelines", PACKING),
     MODELS: ("pipelines", TASKS, PACKING, ADAPTERS),
@@ -57,7 +58,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
-    AUDIT: ("pipelines", TASKS, TABLES, DATA, "analysis", STATS, CORPUS),
+    AUDIT: ("pipelines", TASKS, TABLES, REPAIR, DATA, "analysis", STATS, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     COMMANDS: (
         *PIPELINES,
@@ -246,6 +247,7 @@ def test_a_forbidden_import_is_seen(path: str, source: str, num_wrong: int) -> N
         ("pipelines.tasks.prompts", ("torch", "transformers", "ray", "pandas")),
         ("pipelines.tasks.heuristics", ("torch", "transformers", "ray", "pandas")),
         ("pipelines.tasks.examples", ("torch", "transformers", "ray", "pandas")),
+        ("pipelines.repair.rows", ("torch", "ray", "pandas", "scipy", "pyarrow")),
         ("sweep", ("torch", "transformers", "ray", "mlflow", "pandas", "pyarrow")),
         ("sweep.experiments", ("torch", "transformers", "ray", "mlflow", "pandas")),
         ("sweep.graph.records", ("torch", "transformers", "ray", "mlflow", "pandas")),
