@@ -16,6 +16,7 @@ KIND_NAMES = {
     "synthetic": "Synthetic",
     "biased_synthetic": "Biased Synthetic",
     "filtered_synthetic": "Filtered Synthetic",
+    "debiased_synthetic": "Debiased Synthetic",
 }
 SET_NAMES = {
     "mnli_matched": "MultiNLI matched",

@@ -11,9 +11,14 @@ from sweep import Experiment
 from sweep.experiments import demo
 
 
-def own_pool(pool: str = "pool.parquet", seeds: tuple[int, ...] = (0, 1, 2), training_size: int = 600) -> Experiment:
+def own_pool(
+    pool: str = "pool.parquet",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    training_size: int = 600,
+    kinds: tuple[str, ...] = ("original", "synthetic", "biased_synthetic"),
+) -> Experiment:
     """The demo's study with a pool from a file: neither a generator nor generation."""
-    study = demo(seeds=seeds, training_sizes=(training_size,))
+    study = demo(seeds=seeds, training_sizes=(training_size,), kinds=kinds)
     return replace(
         study,
         name="own_pool",

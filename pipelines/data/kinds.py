@@ -18,7 +18,8 @@ from pipelines.identity import added
 
 ORIGINAL = "original"
 FILTERED = "filtered_synthetic"
-PARTS = (ORIGINAL, "synthetic", "biased_synthetic", FILTERED)
+DEBIASED = "debiased_synthetic"
+PARTS = (ORIGINAL, "synthetic", "biased_synthetic", FILTERED, DEBIASED)
 """Kinds that a mix can have parts of."""
 
 
@@ -33,6 +34,7 @@ class Mix:
     synthetic: float = added(0.0)
     biased_synthetic: float = added(0.0)
     filtered_synthetic: float = added(0.0)
+    debiased_synthetic: float = added(0.0)
 
     def __post_init__(self) -> None:
         _check_parts(self)
@@ -82,6 +84,7 @@ class Added:
     synthetic: float = added(0.0)
     biased_synthetic: float = added(0.0)
     filtered_synthetic: float = added(0.0)
+    debiased_synthetic: float = added(0.0)
 
     def __post_init__(self) -> None:
         _check_parts(self)

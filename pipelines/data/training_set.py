@@ -13,7 +13,9 @@ biased_synthetic   the generator's pool        equal numbers per label; ``bias``
                                                the pairs are of which the heuristic holds
 filtered_synthetic the generator's pool        as ``synthetic``, of the rows whose label a judge gives
                                                them, too
-mix, added         both                        the sets of several of these four kinds together (``kinds.py``)
+debiased_synthetic the generator's pool        equal numbers per label; each of ``heuristics`` goes with
+                                               its label as much as in the sources' ``train.parquet``
+mix, added         both                        the sets of several of these five kinds together (``kinds.py``)
 joint              two sets                    a starting set and a cell's own, all of both
 =================  ==========================  ==================================================
 
@@ -25,6 +27,13 @@ default the bias is 1 and the heuristic holds of as many pairs as have the predi
 entailments and no others have lexical overlap. With the share and the bias that a balanced sample of the pool has, a biased set
 is made up as a ``synthetic`` one.
 
+**Debiased sets.** How much a heuristic goes with the label that it predicts is its odds ratio: the odds of the label where it
+holds over those where it does not. The target is that of the original data, its labels balanced as in a set, each count with a
+half added. A set has so many of each cell, which is a label and which of the heuristics hold, as the pool's least change to the
+targets says (``pipelines/repair/weights.py``), in whole rows. Where the pool has too few of a cell for that, heuristics hold of
+other shares of the pairs than in the pool. A heuristic that has no odds ratio in the original data or in the pool, for example
+because it holds of nothing, is left out; the first of ``heuristics`` has to have one.
+
 The draw is a hash, not a generator of random numbers: examples are ordered by ``sha256(seed, kind, id)`` and
 the first ones of each label taken. So it does not depend on the order of files, shards or rows, nor on a
 library's version; sets of one seed and kind are *nested*, the smaller in the larger; seeds and kinds are
@@ -35,15 +44,17 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.kinds import FILTERED, ORIGINAL, Added, Kind, Mix, sizes_of
+from pipelines.data.kinds import DEBIASED, FILTERED, ORIGINAL, Added, Kind, Mix, sizes_of
 from pipelines.errors import UserError
 from pipelines.identity import added
+from pipelines.repair.weights import Weights, apportion, odds_ratios, sparing_weights, target_weights
 from pipelines.storage import fetch, join
 from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
@@ -55,8 +66,8 @@ BIASED = "biased_synthetic"
 JOINT = "joint"
 MIXED = {Mix: "mix", Added: "added"}
 UNBALANCED = ("starting", JOINT)
-KINDS = ("starting", ORIGINAL, "synthetic", BIASED, FILTERED, *MIXED.values(), JOINT)
-SCARCEST_FIRST = (BIASED, FILTERED, "synthetic", ORIGINAL, "starting")
+KINDS = ("starting", ORIGINAL, "synthetic", BIASED, FILTERED, DEBIASED, *MIXED.values(), JOINT)
+SCARCEST_FIRST = (BIASED, DEBIASED, FILTERED, "synthetic", ORIGINAL, "starting")
 REMAINDERS = ("first_labels", "drop", "error")
 
 
@@ -89,6 +100,8 @@ class TrainingSetConfig:
     task: Task = added(NLI)
     mix: Mix | Added | None = added(None)
     """What a set of the kind ``mix`` or ``added`` is made up of."""
+    heuristics: tuple[Heuristic, ...] = added(())
+    """The heuristics that a debiased set has the original data's odds ratios of; the first must have one."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -107,6 +120,14 @@ class TrainingSetConfig:
             )
         if not is_biased and self.task == NLI and self.heuristic != LEXICAL_OVERLAP:
             raise UserError(f"heuristic is for biased_synthetic sets, not for kind={self.kind!r}; leave it out")
+        if (DEBIASED in self.part_sizes) != bool(self.heuristics):
+            names = [heuristic.name for heuristic in self.heuristics]
+            raise UserError(
+                f"kind={self.kind!r} with heuristics={names}: a {DEBIASED} set is debiased of one or more, and no other is; "
+                f"{'leave them out' if names else 'give at least one'}"
+            )
+        if len({heuristic.name for heuristic in self.heuristics}) < len(self.heuristics):
+            raise UserError(f"heuristics={[heuristic.name for heuristic in self.heuristics]} has one twice; name each once")
         check_bias(self.bias, self.heuristic_share)
         numbers = [num_drawn(config) for config in (*self.nested(), self)]
         if any(later <= earlier for earlier, later in pairwise(numbers)):
@@ -143,7 +164,8 @@ class TrainingSetConfig:
 
     def _bias_of(self, part: str) -> dict[str, Any]:
         plain: dict[str, Any] = {"heuristic": LEXICAL_OVERLAP} if self.task == NLI else {}
-        return {} if part == BIASED else {"bias": 1.0, "heuristic_share": None, **plain}
+        heuristics = self.heuristics if part == DEBIASED else ()
+        return {"heuristics": heuristics} | ({} if part == BIASED else {"bias": 1.0, "heuristic_share": None, **plain})
 
     def nested(self) -> tuple["TrainingSetConfig", ...]:
         """The sets within this one, from the smallest."""
@@ -202,25 +224,30 @@ def draw_training_set(
     pool: str | None = None,
     exclude: str | None = None,
     judgements: str | None = None,
-) -> dict[str, int]:
+    reference: str | None = None,
+) -> dict[str, float]:
     """Draw the set from ``source`` (a Parquet file or a folder of them) and write ``examples.parquet`` to ``output``.
 
     The rows are those of the source, all columns kept, in an order that depends on the seed, those of each of ``nested_sizes``
     before the others. ``exclude`` is the path of examples whose ids must not be drawn; it is given if and only if the config
     says ``disjoint_from_starting``, for a set with original examples. ``judgements``, a Parquet file with id and predicted, is
     given if and only if the set has a ``filtered_synthetic`` part; rows that no judge was asked about are left out, too.
+    ``reference``, the original examples, is given if and only if it has a ``debiased_synthetic`` one.
 
     Of a mix, original examples are drawn from ``source`` and all others from ``pool``. Its rows have the task's columns and
     ``part``, the kind that each was drawn as; where both sources have an id, those of the pool are written with ``pool/``
-    before them. Rows that two parts of one pool would both draw go to the scarcer one: biased, then filtered, then synthetic.
+    before them. Rows that two parts of one pool would both draw go to the scarcer one: biased, debiased, filtered, synthetic.
 
     Returns rows, lexical overlap (of tasks other than NLI the heuristic's own) and availability by label
     (``<label>/num_examples``, ``<label>/lexical_overlap``, ``<label>/available``), and ``num_examples``, ``num_excluded``; for
     a set biased to another heuristic also how often that one holds (``<label>/<heuristic>``), for a filtered one how many rows
-    of the pool no judge agreed with (``num_not_agreed``), for a mix the examples of each part (``part/<kind>/num_examples``). A
-    label's available examples are those of a stratum, with the heuristic or without, that the set draws from. Raises
-    :class:`UserError` if there are fewer examples than asked for, saying how many there are, and if a set of ``nested_sizes``
-    is not within the next.
+    of the pool no judge agreed with (``num_not_agreed``), for a mix the examples of each part (``part/<kind>/num_examples``).
+    For a debiased one, of each heuristic the odds ratio of the balanced pool, of the balanced original data (the target) and of
+    the set (``odds_ratio/<heuristic>/pool``, ``…/original``, ``…/set``; the last of a mix's part alone), and whether the pool
+    can have the target, 1 or 0 (``…/reachable``); and the size of the largest such set that the pool had to offer
+    (``debiased/num_offered``). A label's available examples are those of a stratum, with the heuristic or without, that the set
+    draws from. Raises :class:`UserError` if there are fewer examples than asked for, saying how many there are, and if a set of
+    ``nested_sizes`` is not within the next.
     """
     kinds = set(config.part_sizes)
     must_exclude = config.disjoint_from_starting and ORIGINAL in kinds
@@ -235,7 +262,15 @@ def draw_training_set(
         raise UserError(
             f"kind={config.kind!r} with judgements={judgements!r}; a {FILTERED} set is drawn from judged rows, and no other is"
         )
+    if (DEBIASED in kinds) != (reference is not None):
+        raise UserError(
+            f"kind={config.kind!r} with reference={reference!r}; a {DEBIASED} set has the odds ratios of a reference, and no "
+            "other has one"
+        )
+    counts: dict[str, float]
     drawing, counts = _Drawing.read(config, source, pool, exclude, judgements)
+    if reference is not None:
+        drawing.debiasing = _Debiasing.of(drawing, config, reference)
     chosen, part_of = drawing.choose(config)
     nested = [drawing.choose(smaller)[0] for smaller in config.nested()]
     first_set = _first_sets(config, [*nested, chosen])
@@ -246,6 +281,9 @@ def draw_training_set(
         drawn = drawn.append_column("part", pa.array([part_of[row] for row in chosen], pa.string()))
         counts |= {f"part/{kind}/num_examples": list(part_of.values()).count(kind) for kind in config.part_sizes}
     write_examples(drawn, join(output, "examples.parquet"), config.task)
+    if drawing.debiasing is not None:
+        drawn_so = [row for row in chosen if part_of[row] == DEBIASED]
+        counts |= drawing.debiasing.counts(np.array(drawn_so, int))
     labels = drawing.labels
     available = np.unique(np.concatenate([rows for part in config.parts() for _, rows, size in drawing.strata(part) if size]))
     return {
@@ -258,11 +296,16 @@ def draw_training_set(
 def check_pool(config: TrainingSetConfig, pool: pa.Table, source: str) -> None:
     """Raise :class:`UserError` if a part of a set would take more of a pool's examples than it has, as drawing the set would.
 
-    What a judge agrees with is not known here.
+    What a judge agrees with is not known here. Nor is the original data, and so neither how many of each cell a debiased part
+    takes; but that no choice of the pool's rows could debias it is.
     """
     labels, rows = np.array(pool["label"].to_pylist(), dtype=object), np.arange(pool.num_rows)
     for part in config.parts():
-        if part.kind != ORIGINAL:
+        if part.kind == DEBIASED:
+            first, task = part.heuristics[0], config.task
+            held = first.of(pool, task)[:, None]
+            _check_reached(first, target_weights(_codes(pool, task, source), held, _predicted([first], task), [1.0]), source)
+        elif part.kind != ORIGINAL:
             holds = config.heuristic.of(pool, config.task) if part.kind == BIASED else None
             drawing = _Drawing(pool, [], labels, {part.kind: rows}, {part.kind: source}, holds)
             _check_strata(part, drawing.strata(part), source)
@@ -323,18 +366,20 @@ class _Drawing:
     places: dict[str, str]
     holds: np.ndarray | None = None
     """Of which rows the heuristic holds, if a biased set is drawn."""
+    debiasing: "_Debiasing | None" = None
+    """What a debiased set is drawn by."""
 
     @classmethod
     def read(
         cls, config: TrainingSetConfig, source: str, pool: str | None, exclude: str | None, judgements: str | None
-    ) -> tuple["_Drawing", dict[str, int]]:
+    ) -> tuple["_Drawing", dict[str, float]]:
         """Also returns how many rows were left out, and why."""
         task = config.task
         kinds = list(config.part_sizes)
         is_mix = config.mix is not None
         table = read_examples(source, task) if not is_mix or ORIGINAL in kinds else None
         written = read_examples(pool, task) if pool is not None else None
-        counts = {"num_excluded": 0}
+        counts: dict[str, float] = {"num_excluded": 0}
         if exclude is not None:
             assert table is not None
             excluded = set(read_examples(exclude, task)["id"].to_pylist())
@@ -381,6 +426,9 @@ class _Drawing:
         task = config.task
         of_label = {label: rows[self.labels[rows] == label] for label in task.labels}
         sizes = sizes_per_label(config.size, config.remainder, task.labels)
+        if config.kind == DEBIASED:
+            assert self.debiasing is not None
+            return self.debiasing.strata(config, sizes)
         if config.kind != BIASED:
             return [(f"{label} examples", of_label[label], sizes[label]) for label in task.labels]
         holds = self.holds
@@ -394,6 +442,130 @@ class _Drawing:
             strata.append((name.format("with"), of_label[label][which], held[label]))
             strata.append((name.format("without"), of_label[label][~which], sizes[label] - held[label]))
         return strata
+
+
+@dataclass
+class _Debiasing:
+    """The pool's cells, and how much of a debiased set each of them is."""
+
+    heuristics: tuple[Heuristic, ...]
+    """Those that have an odds ratio in the original data."""
+    predicted: list[int]
+    rows: np.ndarray
+    """int [num_rows]: the pool's rows, ascending, by their place in the drawing."""
+    labels: np.ndarray
+    """int [num_rows]: places in the task's labels."""
+    holds: np.ndarray
+    """bool [num_rows, num_heuristics]."""
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, drawing: _Drawing, config: TrainingSetConfig, reference: str) -> "_Debiasing":
+        """Raises UserError if the first of the config's heuristics has no odds ratio in the original data or in the pool."""
+        task, rows, source = config.task, drawing.rows[DEBIASED], drawing.places[DEBIASED]
+        original = read_examples(reference, task)
+        labels = _codes(original, task, reference)
+        holds = np.stack([heuristic.of(original, task) for heuristic in config.heuristics], axis=1)
+        first = config.heuristics[0]
+        if holds[:, 0].all() or not holds[:, 0].any():
+            raise UserError(
+                f"{_in_words(first)} holds of {'every' if holds[:, 0].any() else 'no'} example of {reference}, which so has no "
+                f"odds ratio for a {DEBIASED} set to have; give the study another heuristic, or leave this kind out"
+            )
+        aimed = np.flatnonzero(holds.any(0) & ~holds.all(0))
+        heuristics = tuple(config.heuristics[index] for index in aimed)
+        predicted = _predicted(heuristics, task)
+        targets = odds_ratios(labels, holds[:, aimed], predicted, _balancing(labels))
+        pool = drawing.table.take(pa.array(rows))
+        held = np.stack([heuristic.of(pool, task) for heuristic in heuristics], axis=1)
+        debiasing = cls(heuristics, predicted, rows, _codes(pool, task, source), held, targets)
+        _check_reached(first, debiasing.least_change, source)
+        return debiasing
+
+    @cached_property
+    def least_change(self) -> Weights:
+        return target_weights(self.labels, self.holds, self.predicted, self.targets, label_shares=self._shares, half=0)
+
+    @cached_property
+    def most_rows(self) -> Weights:
+        """Heuristics that hold of other shares of the pairs take less of the scarcest cells."""
+        return sparing_weights(self.labels, self.holds, self.predicted, self.targets, label_shares=self._shares, half=0)
+
+    @property
+    def _shares(self) -> np.ndarray:
+        return np.ones(self.labels.max() + 1)
+
+    def weights(self, size: int) -> Weights:
+        """Of a set of ``size``."""
+        return self.least_change if self._offered(self.least_change) >= size else self.most_rows
+
+    def _offered(self, weights: Weights) -> int:
+        """The largest set that there are rows for."""
+        return int(len(self.rows) / weights.largest + 1e-6)
+
+    def strata(self, config: TrainingSetConfig, sizes: Mapping[str, int]) -> list[Stratum]:
+        """The cells of each label, and how many rows of each are drawn."""
+        weights, task = self.weights(config.size), config.task
+        first = np.unique(weights.cells, return_index=True)[1]
+        masses = np.bincount(weights.cells, weights.values)
+        strata = []
+        for code, label in enumerate(task.labels):
+            own = np.flatnonzero(weights.labels[first] == code)
+            for cell, number in zip(own, apportion(masses[own], sizes[label]), strict=True):
+                held = self.holds[first[cell]]
+                strata.append((f"{label} examples{self._pattern(held)}", self.rows[weights.cells == cell], int(number)))
+        return strata
+
+    def _pattern(self, held: np.ndarray) -> str:
+        words = ""
+        for word, which in (("with", True), ("without", False)):
+            if names := [
+                _in_words(heuristic) for heuristic, holds in zip(self.heuristics, held, strict=True) if holds == which
+            ]:
+                words += f" {word} {' and '.join(names) if which else ' or '.join(names)}"
+        return words
+
+    def counts(self, drawn: np.ndarray) -> dict[str, float]:
+        """Odds ratios of pool, original data and set, for which ``drawn`` are rows by their place in the drawing."""
+        places = np.searchsorted(self.rows, drawn)
+        of_pool = odds_ratios(self.labels, self.holds, self.predicted, _balancing(self.labels))
+        of_set = odds_ratios(self.labels[places], self.holds[places], self.predicted)
+        counts: dict[str, float] = {"debiased/num_offered": max(map(self._offered, (self.least_change, self.most_rows)))}
+        for index, heuristic in enumerate(self.heuristics):
+            ratios = {"pool": of_pool[index], "original": self.targets[index], "set": of_set[index]}
+            counts |= {f"odds_ratio/{heuristic.name}/{name}": float(ratio) for name, ratio in ratios.items()}
+            counts[f"odds_ratio/{heuristic.name}/reachable"] = int(index not in self.least_change.unreached)
+        return counts
+
+
+def _codes(table: pa.Table, task: Task, source: str) -> np.ndarray:
+    """Each example's place in the task's labels. Raises UserError for a label without examples."""
+    codes = np.array([task.labels.index(label) for label in table["label"].to_pylist()], int)
+    numbers = np.bincount(codes, minlength=len(task.labels))
+    if not numbers.all():
+        raise UserError(
+            f"{source} has no {task.labels[int(numbers.argmin())]} examples, and a {DEBIASED} set has as many of each label; "
+            "give a larger source"
+        )
+    return codes
+
+
+def _predicted(heuristics: Sequence[Heuristic], task: Task) -> list[int]:
+    return [task.labels.index(str(heuristic.predicts)) for heuristic in heuristics]
+
+
+def _check_reached(first: Heuristic, weights: Weights, source: str) -> None:
+    if 0 in weights.unreached:
+        raise UserError(
+            f"no choice of the rows of {source} gives {_in_words(first)} the original data's odds ratio: "
+            f"{weights.unreached[0]}; give a larger pool, or leave the kind {DEBIASED} out"
+        )
+
+
+def _balancing(labels: np.ndarray) -> np.ndarray:
+    """Weights of rows, with mean 1, under which all labels have equal shares."""
+    numbers = np.bincount(labels)
+    return (len(labels) / len(numbers) / numbers)[labels]
 
 
 def _agreed(ids: Sequence[str], labels: np.ndarray, rows: np.ndarray, source: str, judgements: str) -> np.ndarray:
@@ -421,14 +593,14 @@ def _counts_by_label(config: TrainingSetConfig, drawn: pa.Table, labels: np.ndar
 
 
 def _counted(config: TrainingSetConfig) -> Sequence[Heuristic]:
-    """The heuristics that are counted: lexical overlap in NLI, and the config's own, if that is of the task."""
+    """The heuristics that are counted: lexical overlap in NLI, and the config's own, if they are of the task."""
     if config.task == NLI:
-        return tuple(dict.fromkeys((LEXICAL_OVERLAP, config.heuristic)))
+        return tuple(dict.fromkeys((LEXICAL_OVERLAP, config.heuristic, *config.heuristics)))
     try:
         config.heuristic.check(config.task)
     except UserError:
-        return ()
-    return (config.heuristic,)
+        return config.heuristics
+    return tuple(dict.fromkeys((config.heuristic, *config.heuristics)))
 
 
 def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, int]:

@@ -124,6 +124,7 @@ def sparing_weights(
     predicted: int | Sequence[int] | np.ndarray,
     odds_ratios: Sequence[float] | np.ndarray,
     *,
+    label_shares: Sequence[float] | np.ndarray | None = None,
     half: float = HALF,
     size: int | None = None,
 ) -> Weights:
@@ -131,7 +132,7 @@ def sparing_weights(
 
     What is resampled pays in rows, as many as the largest weight is above the mean. So heuristics' shares are let go.
     """
-    cells = _Cells.of(label, holds, predicted, odds_ratios, None, half, size)
+    cells = _Cells.of(label, holds, predicted, odds_ratios, label_shares, half, size)
     search = cells.search(np.inf)
     numbers = search.run(keep_shares=False)
     best = search.masses_of(numbers)

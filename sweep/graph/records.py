@@ -54,7 +54,7 @@ DIALS = ("bias", "synthetic_share", "generation")
 synthetic, and from 2 the generation whose pool a synthetic set is drawn from."""
 TRAINED_KINDS = ("original", "synthetic", "biased_synthetic")
 """The kinds that a study has unless it says otherwise."""
-KNOWN_KINDS = (*TRAINED_KINDS, "filtered_synthetic")
+KNOWN_KINDS = (*TRAINED_KINDS, "filtered_synthetic", "debiased_synthetic")
 KINDS = ("none", *KNOWN_KINDS)
 """Kinds of training set, in the order of pages and figures; "none", of size 0, is a starting point as it is."""
 BLINDSPOT_SLICE = "lexical_overlap/non-entailment"

@@ -111,7 +111,7 @@ def _training_set(job: Job) -> Mapping[str, Any]:
     is_mix = job.config.mix is not None
     synthetic = not is_mix and job.config.kind not in ("starting", "original")
     source, pool = job.inputs.get("source"), job.inputs["pool"] if is_mix else None
-    exclude, judgement = job.inputs.get("starting_set"), job.inputs.get("judgement")
+    exclude, judgement, reference = (job.inputs.get(name) for name in ("starting_set", "judgement", "reference"))
     return draw_training_set(
         job.config,
         join(source, "pool" if synthetic else "train.parquet") if source else "",
@@ -119,6 +119,7 @@ def _training_set(job: Job) -> Mapping[str, Any]:
         pool=join(pool, "pool") if pool else None,
         exclude=join(exclude, "examples.parquet") if exclude else None,
         judgements=join(judgement, "judgements.parquet") if judgement else None,
+        reference=join(reference, "train.parquet") if reference else None,
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipelines.data.kinds import FILTERED, ORIGINAL, Kind, parts_of
+from pipelines.data.kinds import DEBIASED, FILTERED, ORIGINAL, Kind, parts_of
 from pipelines.data.own_pool import OwnPoolConfig
 from pipelines.data.training_set import BIASED, JOINT, TrainingSetConfig, num_drawn, training_set_config
 from pipelines.evaluate.judge import JudgementConfig
@@ -28,6 +28,7 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.resources import Resources
+from pipelines.tasks.heuristics import HEURISTICS
 from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
 from sweep.study.experiment import JUDGE_SEED, Experiment
@@ -238,6 +239,7 @@ class _Grid:
                 nested_sizes=smaller,
                 task=experiment.task,
                 **self._bias(cell, made_of),
+                **self._debiased(parts),
             ),
             self._drawn_from(made_of, seed, cell.get("generation", 1)) | ({"starting_set": excluded} if excluded else {}),
             {**cell, **shared},
@@ -288,7 +290,7 @@ class _Grid:
         return {"judge0": judge, "judge0_set0": training_set}
 
     def _drawn_from(self, kind: Kind, seed: int, generation: int) -> dict[str, Step]:
-        """The inputs that a set's examples come from: data, a pool, or for a mix both; and the pool's judgement."""
+        """What a set's examples come from: data, a pool, or for a mix both; also the pool's judgement, and what debiases it."""
         parts = parts_of(kind)
         sources: dict[str, Step] = {"source": self.sources} if ORIGINAL in parts else {}
         if parts != (ORIGINAL,):
@@ -296,6 +298,8 @@ class _Grid:
             sources["source" if isinstance(kind, str) else "pool"] = pool
             if FILTERED in parts:
                 sources["judgement"] = self._add_judgement(pool)
+            if DEBIASED in parts:
+                sources["reference"] = self.sources
         return sources
 
     def _bias(self, cell: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
@@ -303,6 +307,13 @@ class _Grid:
             share = self.experiment.heuristic_share
             return {"heuristic": self.experiment.heuristic, "bias": cell["bias"], "heuristic_share": share}
         return {"heuristic": self.experiment.heuristic} if BIASED in parts_of(kind) else self._counted()
+
+    def _debiased(self, parts: Sequence[str]) -> dict[str, Any]:
+        """The heuristics that a debiased set is debiased of: the study's and, in NLI, those that come with it."""
+        if DEBIASED not in parts:
+            return {}
+        built_in = HEURISTICS.values() if self.experiment.task == NLI else ()
+        return {"heuristics": tuple(dict.fromkeys((self.experiment.heuristic, *built_in)))}
 
     def _counted(self) -> dict[str, Any]:
         """The heuristic of a set that is not biased to it: it is counted there in tasks that have no lexical overlap."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.data.kinds import FILTERED, Added, Kind, Mix, sizes_of
+from pipelines.data.kinds import DEBIASED, FILTERED, Added, Kind, Mix, sizes_of
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
@@ -41,7 +41,7 @@ def rehearsal(experiment: Experiment) -> Experiment:
     recipes = (experiment.task_model, experiment.cell or experiment.task_model)
     num_labels = len(experiment.task.labels)
     size = num_labels * -(-STEPS * max(recipe.batch_size for recipe in recipes) // num_labels)
-    kinds = tuple(dict.fromkeys(map(_unfiltered, experiment.kinds)))
+    kinds = tuple(dict.fromkeys(map(_plain, experiment.kinds)))
     # The smallest part of a mix still has an example of each label.
     while any(min(sizes_of(kind, size).values()) < num_labels for kind in kinds):
         size += num_labels
@@ -83,7 +83,7 @@ def rehearsal(experiment: Experiment) -> Experiment:
         # It holds in all stand-ins of one label and in no others: the full dose is all that they are good for.
         heuristic=_heuristic(experiment),
         biases=(),
-        # Nor does a model of a few steps agree with enough of its labels to filter it.
+        # Nor does a model of a few steps agree with enough of its labels to filter it, nor has it rows to debias it with.
         kinds=kinds,
         # What a third is made from, a second is.
         generations=min(2, experiment.generations),
@@ -97,12 +97,16 @@ def _short_generator(
     return replace(generator, finetune=_short(generator.finetune)) if isinstance(generator, GeneratorConfig) else generator
 
 
-def _unfiltered(kind: Kind) -> Kind:
-    """A kind with synthetic examples in place of filtered ones."""
-    if isinstance(kind, str) or FILTERED not in kind.parts:
-        return "synthetic" if kind == FILTERED else kind
+def _plain(kind: Kind) -> Kind:
+    """A kind with synthetic examples in place of filtered and of debiased ones."""
+    if isinstance(kind, str):
+        return "synthetic" if kind in (FILTERED, DEBIASED) else kind
     parts = dict(kind.parts)
-    parts["synthetic"] = parts.get("synthetic", 0.0) + parts.pop(FILTERED)
+    for part in (FILTERED, DEBIASED):
+        if part in parts:
+            parts["synthetic"] = parts.get("synthetic", 0.0) + parts.pop(part)
+    if parts == kind.parts:
+        return kind
     if isinstance(kind, Added):
         del parts["original"]
         return Added(**parts)

@@ -12,6 +12,9 @@ def test_a_mix_is_called_by_its_parts_and_found_by_that_name():
     assert mix.name == "mix_original0.5_synthetic0.5" and find_kind(mix.name) == mix
     assert find_kind("mixed_50") == mix
     assert find_kind("mixed_25") == Mix(original=0.75, synthetic=0.25)
+    debiased = Mix(original=0.5, debiased_synthetic=0.5)
+    assert debiased.name == "mix_original0.5_debiased_synthetic0.5" and find_kind(debiased.name) == debiased
+    assert find_kind("added_debiased_synthetic2_biased_synthetic0.5") == Added(debiased_synthetic=2, biased_synthetic=0.5)
     more = Mix(original=0.2, biased_synthetic=0.3, filtered_synthetic=0.5)
     assert find_kind(more.name) == more and parts_of(more) == ("original", "biased_synthetic", "filtered_synthetic")
     added = Added(synthetic=2)

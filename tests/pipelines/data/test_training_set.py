@@ -9,6 +9,7 @@ import pytest
 from pipelines.data.kinds import Added, Mix
 from pipelines.data.training_set import (
     TrainingSetConfig,
+    check_pool,
     draw_training_set,
     join_sets,
     num_drawn,
@@ -19,7 +20,7 @@ from pipelines.data.training_set import (
 from pipelines.errors import UserError
 from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.heuristics import HEURISTICS, Heuristic, has_lexical_overlap
-from pipelines.tasks.nli import Label
+from pipelines.tasks.nli import NLI, Label
 from pipelines.tasks.task import Field, Task
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -578,3 +579,137 @@ def test_examples_of_labels_that_the_task_does_not_have_are_no_training_data(rev
     task = Task("other", ("negative", "neutral"), SENTIMENT.fields, SENTIMENT.classifier_prompt, SENTIMENT.generator_prompt)
     with pytest.raises(UserError, match="positive"):
         draw_training_set(TrainingSetConfig("original", 4, 0, task=task), reviews, str(tmp_path / "out"))
+
+
+# --- debiased sets ---
+
+BUILT_IN = tuple(HEURISTICS.values())
+
+
+def pairs(counts):
+    """Pairs by (label, how much holds: 0 nothing, 1 lexical overlap, 2 subsequence and constituent, too) -> their number."""
+    hypotheses = ("something else", "{number} {label}", "{label} {number}")
+    rows = [
+        {"id": f"{label}-{held}-{number}", "premise": f"{label} {number}", "hypothesis": hypotheses[held], "label": label}
+        for (label, held), num in counts.items()
+        for number in range(num)
+    ]
+    for row, number in zip(rows, (number for num in counts.values() for number in range(num)), strict=True):
+        row["hypothesis"] = row["hypothesis"].format(label=row["label"], number=number)
+    return pa.Table.from_pylist(rows)
+
+
+def cell_counts(*numbers):
+    return dict(zip([(label, held) for label in LABELS for held in range(3)], numbers, strict=True))
+
+
+# Entailment goes with overlap far more often in the pool.
+ORIGINAL_PAIRS = pairs(cell_counts(600, 260, 140, 800, 130, 70, 850, 110, 40))
+PLANTED = pairs(cell_counts(200, 480, 320, 840, 100, 60, 890, 70, 40))
+
+
+def by_hand(table, heuristic, half=0.5):
+    """The odds ratio of a table whose labels are equally frequent, each count with a half added."""
+    rows = list(zip(heuristic.of(table, NLI), table["label"].to_pylist(), strict=True))
+    cells = Counter((bool(held), label == "entailment") for held, label in rows)
+    ratio = 1.0
+    for case, sign in (((True, True), 1), ((True, False), -1), ((False, True), -1), ((False, False), 1)):
+        ratio *= (cells[case] + half) ** sign
+    return ratio
+
+
+@pytest.fixture
+def planted(tmp_path):
+    write_examples(ORIGINAL_PAIRS, tmp_path / "original.parquet")
+    write_examples(PLANTED, tmp_path / "planted.parquet")
+    return {"source": str(tmp_path / "planted.parquet"), "reference": str(tmp_path / "original.parquet")}
+
+
+def test_a_debiased_set_has_the_original_datas_odds_ratios(planted, tmp_path):
+    rows, metrics = draw(
+        TrainingSetConfig("debiased_synthetic", 900, seed=1, heuristics=BUILT_IN), tmp_path=tmp_path, **planted
+    )
+    assert Counter(row["label"] for row in rows) == dict.fromkeys(LABELS, 300) and len(set(ids(rows))) == 900
+    drawn = pa.Table.from_pylist(rows)
+    for heuristic in BUILT_IN:
+        original, of_pool = by_hand(ORIGINAL_PAIRS, heuristic), by_hand(PLANTED, heuristic)
+        assert of_pool > 2 * original
+        assert by_hand(drawn, heuristic) == pytest.approx(original, rel=0.03)
+        said = {name: metrics[f"odds_ratio/{heuristic.name}/{name}"] for name in ("pool", "original", "set")}
+        assert said == pytest.approx({"pool": of_pool, "original": original, "set": by_hand(drawn, heuristic)})
+        assert metrics[f"odds_ratio/{heuristic.name}/reachable"] == 1
+        assert metrics[f"entailment/{heuristic.name}"] == sum(
+            heuristic.of(drawn, NLI)[row] for row in range(900) if rows[row]["label"] == "entailment"
+        )
+    # As many as it says, beyond what leaves the heuristics their shares.
+    offered = int(metrics["debiased/num_offered"])
+    largest, _ = draw(
+        TrainingSetConfig("debiased_synthetic", offered // 3 * 3, 1, heuristics=BUILT_IN), tmp_path=tmp_path, **planted
+    )
+    assert 900 < len(largest) < PLANTED.num_rows
+
+
+def test_debiased_sets_of_a_seed_are_nested_and_those_of_others_are_not(planted, tmp_path):
+    def drawn(size, seed=1, **fields):
+        config = TrainingSetConfig("debiased_synthetic", size, seed, heuristics=BUILT_IN, **fields)
+        return ids(draw(config, tmp_path=tmp_path, **planted)[0])
+
+    small, large, other = drawn(299), drawn(600), drawn(600, seed=2)
+    assert set(small) < set(large) != set(other) and len(small) == 299
+    assert large == drawn(600) and drawn(600, nested_sizes=(299,))[:299] == small
+    # So large a set is of other shares.
+    with pytest.raises(UserError, match=r"has \d+ examples that the one of size=1299 lacks: its strata do not all grow"):
+        drawn(1_299, nested_sizes=(1_281,))
+
+
+def test_a_debiased_part_of_a_mix_is_the_pure_set_of_its_size(planted, train, tmp_path):
+    config = mixed(Mix(original=0.2, synthetic=0.3, debiased_synthetic=0.5), 600, heuristics=BUILT_IN)
+    given = {"pool": planted["source"], "reference": planted["reference"]}
+    big = mixed(Mix(synthetic=0.5, debiased_synthetic=0.5), 600, heuristics=BUILT_IN)
+    rows, metrics = draw(big, "", tmp_path, **given)
+    pure, alone = draw(TrainingSetConfig("debiased_synthetic", 300, 1, heuristics=BUILT_IN), tmp_path=tmp_path, **planted)
+    assert {row["id"] for row in rows if row["part"] == "debiased_synthetic"} == set(ids(pure))
+    assert len(set(ids(rows))) == 600
+    assert metrics["odds_ratio/subsequence/set"] == alone["odds_ratio/subsequence/set"]
+    assert [part.heuristics for part in config.parts()] == [(), (), BUILT_IN]
+
+
+def test_what_the_pool_cannot_be_debiased_of_is_named(planted, tmp_path):
+    config = TrainingSetConfig("debiased_synthetic", 300, 1, heuristics=BUILT_IN)
+    bare = pairs(cell_counts(500, 200, 50, 600, 40, 0, 600, 20, 0))
+    write_examples(bare, tmp_path / "bare.parquet")
+    # Subsequence and constituent hold of entailments only: lexical overlap is set right all the same.
+    rows, metrics = draw(config, str(tmp_path / "bare.parquet"), tmp_path, reference=planted["reference"])
+    assert [metrics[f"odds_ratio/{heuristic.name}/reachable"] for heuristic in BUILT_IN] == [1, 0, 0]
+    assert by_hand(pa.Table.from_pylist(rows), BUILT_IN[0]) == pytest.approx(by_hand(ORIGINAL_PAIRS, BUILT_IN[0]), rel=0.05)
+    other = TrainingSetConfig("debiased_synthetic", 300, 1, heuristics=BUILT_IN[1:])
+    words = (
+        "no choice of the rows of .*bare.parquet gives subsequence the original data's odds ratio: no row where it holds has"
+    )
+    with pytest.raises(UserError, match=words):
+        draw(other, str(tmp_path / "bare.parquet"), tmp_path, reference=planted["reference"])
+    with pytest.raises(UserError, match=words):
+        check_pool(other, bare, "bare.parquet")
+    check_pool(config, bare, "bare.parquet")
+    with pytest.raises(UserError, match=r"subsequence holds of no example of .*none.parquet, which so has no odds ratio"):
+        write_examples(pairs(cell_counts(50, 20, 0, 60, 4, 0, 60, 2, 0)), tmp_path / "none.parquet")
+        draw(other, planted["source"], tmp_path, reference=str(tmp_path / "none.parquet"))
+    with pytest.raises(
+        UserError, match=r"asked for \d+ entailment examples without lexical overlap or .* choose a size of at most 1,377"
+    ):
+        draw(TrainingSetConfig("debiased_synthetic", 2_990, 1, heuristics=BUILT_IN), tmp_path=tmp_path, **planted)
+
+
+def test_only_a_debiased_set_has_heuristics_and_a_reference(planted, tmp_path):
+    with pytest.raises(
+        UserError, match=r"heuristics=\[\]: a debiased_synthetic set is debiased of one or more, .*at least one"
+    ):
+        TrainingSetConfig("debiased_synthetic", 300, 1)
+    with pytest.raises(UserError, match=r"kind='synthetic' with heuristics=\['lexical_overlap', .* leave them out"):
+        TrainingSetConfig("synthetic", 300, 1, heuristics=BUILT_IN)
+    with pytest.raises(UserError, match="has one twice; name each once"):
+        TrainingSetConfig("debiased_synthetic", 300, 1, heuristics=BUILT_IN[:1] * 2)
+    with pytest.raises(UserError, match="reference=None; a debiased_synthetic set has the odds ratios of a reference"):
+        draw(TrainingSetConfig("debiased_synthetic", 300, 1, heuristics=BUILT_IN), planted["source"], tmp_path)
+    with pytest.raises(UserError, match="kind='synthetic' with reference="):
+        draw(TrainingSetConfig("synthetic", 300, 1), tmp_path=tmp_path, **planted)

@@ -129,7 +129,7 @@ CLASSES = {
         "",
     ),
     "pipelines.data.training_set.TrainingSetConfig": (
-        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share nested_sizes task mix",
+        "kind size seed remainder disjoint_from_starting heuristic bias heuristic_share nested_sizes task mix heuristics",
         "",
     ),
     "pipelines.evaluate.evaluation.EvaluationConfig": (

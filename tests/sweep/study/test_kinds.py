@@ -2,11 +2,15 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.kinds import Added, Mix
 from pipelines.errors import UserError
+from pipelines.tasks.heuristics import HEURISTICS
 from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
 from sweep.plan.costs import estimate_costs, replication
@@ -15,6 +19,7 @@ from sweep.study.claims import Claim, Comparison, Difference, as_json, from_json
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo, mini
 from sweep.study.grid import build_grid
+from sweep.study.inputs import check_pools
 from sweep.study.loading import load_experiment
 from sweep.study.paper_claims import PAPER_CLAIMS
 from sweep.study.rehearsal import rehearsal
@@ -260,6 +265,45 @@ def test_a_generation_costs_a_generator_trained_on_what_it_reads_and_a_pool(llam
     assert costs()["generator/generator"] == pytest.approx(train, rel=0.001)
     assert costs()["generator/generator-generation2"] == pool
     assert costs(accumulate=True)["generator/generator-generation2"] == pytest.approx(pool + train, rel=0.001)
+
+
+# --- debiased sets ---
+
+
+def test_a_debiased_set_is_measured_by_the_original_data_and_moves_nothing_else(experiment: Experiment) -> None:
+    before = {step.fingerprint for step in build_grid(experiment)}
+    mix = Mix(original=0.5, debiased_synthetic=0.5)
+    study = with_kinds(experiment, *experiment.kinds, "debiased_synthetic", mix)
+    steps = by_name(study)
+    assert before < {step.fingerprint for step in steps.values()}
+    drawn = steps["training_set/debiased_synthetic-60-seed0"]
+    inputs = {name: step.name for name, step in drawn.inputs.items()}
+    assert inputs == {"source": "synthetic_pool/pool", "reference": "sources/data"}
+    # HANS's three come with NLI, after the study's own.
+    assert [heuristic.name for heuristic in drawn.config.heuristics] == ["lexical_overlap", "subsequence", "constituent"]
+    mixed = steps["training_set/mix_original0.5_debiased_synthetic0.5-60-seed0"]
+    inputs = {name: step.name for name, step in mixed.inputs.items()}
+    assert inputs == {"source": "sources/data", "pool": "synthetic_pool/pool", "reference": "sources/data"}
+    other = dataclasses.replace(study, heuristic=HEURISTICS["subsequence"])
+    config = by_name(other)["training_set/debiased_synthetic-60-seed0"].config
+    assert [heuristic.name for heuristic in config.heuristics] == ["subsequence", "lexical_overlap", "constituent"]
+    named = load_experiment("demo", ["kinds=original,debiased_synthetic"]).experiment
+    assert named.kinds == ("original", "debiased_synthetic")
+
+
+def test_a_pool_of_ones_own_that_cannot_be_debiased_is_refused_by_the_plan(experiment: Experiment, tmp_path: Path) -> None:
+    rows = [
+        {"premise": f"A man {n} sleeps.", "hypothesis": f"Someone else {n}.", "label": label}
+        for n in range(40)
+        for label in NLI.labels
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pool.parquet")
+    own = {"synthetic": str(tmp_path / "pool.parquet"), "generator": None, "generation": None}
+    study = with_kinds(experiment, "synthetic", "debiased_synthetic", **own)
+    words = "gives lexical overlap the original data's odds ratio: it holds of no row; give a larger pool, or leave the kind"
+    with pytest.raises(UserError, match=words):
+        check_pools(build_grid(study))
+    check_pools(build_grid(with_kinds(experiment, "synthetic", **own)))
 
 
 # --- all of it ---

@@ -52,8 +52,8 @@ def test_every_stage_is_rehearsed_at_the_real_batch_shape() -> None:
     assert (fast.generation.num_per_label, fast.generation.shard_size, fast.generation.exact) == (32, 342, True)
 
 
-def test_a_judge_is_rehearsed_and_filters_nothing() -> None:
-    study = dataclasses.replace(demo(), kinds=("original", "filtered_synthetic"), judge=3_000)
+def test_a_judge_is_rehearsed_and_neither_filters_nor_debiases_anything() -> None:
+    study = dataclasses.replace(demo(), kinds=("original", "filtered_synthetic", "debiased_synthetic"), judge=3_000)
     short = rehearsal(study)
     assert short.kinds == ("original", "synthetic") and short.judge == 3_000
     (judgement,) = [step for step in build_grid(short) if step.stage == "judgement"]
