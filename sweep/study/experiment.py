@@ -185,10 +185,10 @@ class Experiment:
 
     @property
     def declared_claims(self) -> tuple[Claim, ...]:
-        """Its `claims`; beside the default ones also those that ask after its mixes and generations."""
+        """Its `claims`; beside the default ones also those that ask after its mixes, debiased sets and generations."""
         if self.claims != PAPER_CLAIMS:
             return self.claims
-        return (*PAPER_CLAIMS, *axis_claims([kind for kind in self.kinds if not isinstance(kind, str)], self.generation_names))
+        return (*PAPER_CLAIMS, *axis_claims(self.kinds, self.generation_names))
 
     @property
     def own_pools(self) -> tuple[OwnPoolConfig, ...]:

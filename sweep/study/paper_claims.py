@@ -1,9 +1,9 @@
 """The claims of a study that declares none: those of Zhang and Pavlick's paper, the same question asked of measures that do not
-saturate, and what a study's mixes and generations are there to answer."""
+saturate, and what a study's mixes, debiased sets and generations are there to answer."""
 
 from collections.abc import Sequence
 
-from pipelines.data.kinds import Added, Mix
+from pipelines.data.kinds import DEBIASED, Added, Kind, Mix
 from sweep.study.claims import START, Claim, Comparison, Difference
 from sweep.study.measures import Measure
 
@@ -169,9 +169,22 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def axis_claims(mixes: Sequence[Mix | Added], generations: Sequence[str]) -> tuple[Claim, ...]:
-    """What mixes and generations (the kinds of their synthetic sets, from the first) are there to answer; none is primary."""
-    return (*(_of_mix(mix) for mix in mixes), *(_of_generations(generations) if len(generations) > 1 else ()))
+def axis_claims(kinds: Sequence[Kind], generations: Sequence[str]) -> tuple[Claim, ...]:
+    """What kinds and generations (the kinds of their synthetic sets, from the first) are there to answer; none is primary."""
+    return (
+        *(_of_mix(kind) for kind in kinds if not isinstance(kind, str)),
+        *(_OF_DEBIASED if {DEBIASED, "synthetic"} <= set(kinds) else ()),
+        *(_of_generations(generations) if len(generations) > 1 else ()),
+    )
+
+
+_OF_DEBIASED = (
+    Claim(
+        "debiasing_helps",
+        "Debiased synthetic data raises accuracy where going by the heuristic is wrong, compared with synthetic data.",
+        _is(_adversarial(DEBIASED, "synthetic"), 1),
+    ),
+)
 
 
 def _of_mix(mix: Mix | Added) -> Claim:

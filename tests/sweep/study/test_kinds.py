@@ -291,6 +291,14 @@ def test_a_debiased_set_is_measured_by_the_original_data_and_moves_nothing_else(
     assert named.kinds == ("original", "debiased_synthetic")
 
 
+def test_a_study_with_debiased_and_plain_synthetic_sets_asks_whether_that_helped(experiment: Experiment) -> None:
+    (claim,) = with_kinds(experiment, "synthetic", "debiased_synthetic").declared_claims[len(PAPER_CLAIMS) :]
+    ((comparison,), (difference,)) = claim.comparisons, claim.comparisons[0].differences
+    assert (claim.name, claim.primary, comparison.sign) == ("debiasing_helps", False, 1)
+    assert (difference.treatment, difference.control, difference.on) == ("debiased_synthetic", "synthetic", "adversarial")
+    assert with_kinds(experiment, "original", "debiased_synthetic").declared_claims == PAPER_CLAIMS
+
+
 def test_a_pool_of_ones_own_that_cannot_be_debiased_is_refused_by_the_plan(experiment: Experiment, tmp_path: Path) -> None:
     rows = [
         {"premise": f"A man {n} sleeps.", "hypothesis": f"Someone else {n}.", "label": label}
