@@ -159,6 +159,19 @@ def test_resampling_by_sparing_weights_loses_fewer_rows() -> None:
     assert sparing.after == pytest.approx([1, 1], rel=1e-4) and not sparing.unreached
 
 
+def test_resampling_keeps_all_of_what_is_scarce() -> None:
+    """300 * 600 / (100 * 200) = 9 is brought to 3 by the rows of the two frequent cells, with labels as 5 to 7."""
+    label, holds = cells((0, (1,), 300), (1, (1,), 100), (0, (0,), 200), (1, (0,), 600))
+    weights = sparing_weights(label, holds, 0, [3.0], half=0)
+    keep = resample(weights, 0)
+    # Rows of the two scarce cells stay, to 3 %.
+    kept = {(code, held): ((label == code) & (holds[:, 0] == held) & keep).sum() for code in (0, 1) for held in (True, False)}
+    assert kept[1, True] >= 97 and kept[0, False] >= 194
+    share = kept[0, True] / 300, kept[1, False] / 600
+    assert 9 * share[0] * share[1] == pytest.approx(3, rel=0.05)
+    assert (kept[0, True] + kept[0, False]) / keep.sum() == pytest.approx(500 / 1200, abs=1e-3)
+
+
 def test_resampling_goes_by_its_seed_and_nothing_else() -> None:
     label, holds = NESTED
     weights = target_weights(label, holds, 0, (1.0, 1.0))
