@@ -26,6 +26,9 @@ STUDIES: Mapping[str, Callable[[], Experiment]] = {
     "demo": lambda: demo((0, 1), **AXES),
     "demo with doses of bias": lambda: demo((0,), **AXES, biases=(0.5, 0.7), heuristic_share=0.05),
     "demo biased to subsequence": lambda: demo((0,), **AXES, heuristic="subsequence"),
+    "demo with debiased sets": lambda: demo(
+        (0,), kinds=("synthetic", "debiased_synthetic", "mix_original0.5_debiased_synthetic0.5")
+    ),
     "mini": mini,
     "mini with the paper's recipe": lambda: mini(recipe="paper", seeds=(1,)),
     "mini on a CPU": lambda: mini(device="cpu", seeds=(0, 1), starting_sizes=(0,), biases=(0.9,)),
