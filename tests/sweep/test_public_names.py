@@ -92,12 +92,16 @@ def test_records_are_read_without_what_only_an_experiment_needs() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-def test_a_strict_type_checker_sees_the_public_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "followed", ["skip", pytest.param("silent", marks=pytest.mark.slow)], ids=["the package alone", "all that it imports"]
+)
+def test_a_strict_type_checker_sees_the_public_names(followed: str, tmp_path: Path) -> None:
     file = tmp_path / "study.py"
     file.write_text(
         "from sweep import Experiment, Resources\nfrom sweep.experiments import demo\n\nprint(Experiment, Resources, demo)\n"
     )
-    options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path}"]
-    command = [sys.executable, "-m", "mypy", *options, str(file)]
+    options = ["--strict", f"--follow-imports={followed}", "--ignore-missing-imports", f"--cache-dir={tmp_path}"]
+    package = [str(ROOT / "sweep" / name) for name in ("__init__.py", "study/public.py", "experiments.py")]
+    command = [sys.executable, "-m", "mypy", *options, str(file), *(package if followed == "skip" else [])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
