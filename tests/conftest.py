@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Models of a few thousand parameters gain nothing from a second thread, and threads of several processes wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A process a finetuning less; no machine of a test is taken away with notice.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # How often Ray Train's controller looks at its workers, a finetuning's end included: every 2 s otherwise.
