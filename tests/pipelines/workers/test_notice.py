@@ -1,8 +1,8 @@
 """Finetunings that a notice stops: what they had done is committed, and they end as undisturbed ones do."""
 
 import dataclasses
-import os
-from pathlib import Path
+import datetime
+import threading
 
 import pytest
 import torch
@@ -100,19 +100,31 @@ def test_those_that_are_trained_at_once_are_stopped_at_once(sources, base_model,
     assert all(is_learnt_alike(tmp_path / "undisturbed" / str(place), tmp_path / "stopped" / str(place)) for place in range(4))
 
 
-def look(rank, folder):
-    """A worker of a group of two, the second of which alone finds a notice, at its fourth step."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    step = 0
-    alone.AGREE_EVERY_S = 1e-9  # after each step
-    alone.notice_given = lambda: rank == 1 and step >= 3
-    notices = Notices(torch.device("cpu"), 2)
-    while not notices.given():
-        step += 1
-    Path(folder, str(rank)).write_text(str(step))
+def test_workers_of_a_group_stop_after_the_same_step(monkeypatch):
+    """Two that talk over gloo, here from threads; the second alone finds a notice, at its fourth step."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    worker, store, steps = threading.local(), torch.distributed.HashStore(), {}
 
+    def all_reduce(tensor, op):
+        options = torch.distributed.AllreduceOptions()
+        options.reduceOp = op
+        worker.group.allreduce([tensor], options).wait()
 
-def test_workers_of_a_group_stop_after_the_same_step(tmp_path):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(look, (str(tmp_path),), nprocs=2)
-    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["3", "3"]
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(alone, "AGREE_EVERY_S", 1e-9)  # after each step
+    monkeypatch.setattr(alone, "notice_given", lambda: worker.rank == 1 and worker.step >= 3)
+
+    def work(rank):
+        worker.rank, worker.step = rank, 0
+        worker.group = torch.distributed.ProcessGroupGloo(store, rank, 2, datetime.timedelta(seconds=60))
+        notices = Notices(torch.device("cpu"), 2)
+        while not notices.given():
+            worker.step += 1
+        steps[rank] = worker.step
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert steps == {0: 3, 1: 3}
