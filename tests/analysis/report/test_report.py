@@ -74,7 +74,7 @@ def full(tmp_path: Path) -> FakeStudy:
     return study
 
 
-def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path) -> None:
+def test_the_report_is_one_self_contained_file(full: FakeStudy, tmp_path: Path, printed_figures: None) -> None:
     path = build_report(full.write(), "tiny", tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     assert sorted(one.name for one in path.parent.iterdir()) == [
