@@ -10,24 +10,33 @@ import sys
 import termios
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sweep.run.machine import temporary_folder
 from sweep.run.session import _keeping_handler_of_sigterm
+from tests.sweep.run.listening import Seen, check, listeners
 
 SCRIPT = Path(__file__).with_name("fake_command.py")
 ROOT = Path(__file__).parents[3]
-STUDY = ("run", "demo", "-p", "training_sizes=300", "-p", "starting_sizes=0", "-p", "seeds=0", "--no-report", "--max-cpus", "2")
+CELL = ("-p", "training_sizes=300", "-p", "starting_sizes=0", "-p", "seeds=0", "-p", "kinds=original")
+STUDY = ("run", "demo", *CELL, "--no-report", "--max-cpus", "2")
+"""Seven artifacts, the first of which all others are built from."""
 
 
 def environment(seconds: float = 0) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "SECONDS": str(seconds)}
 
 
-def start(store: Path, terminal: int | None = None, *options: str, **more: str) -> "subprocess.Popen[str]":
-    """The command in a session of its own, on a terminal if one is given; returns when steps run that take a minute each."""
+def start(
+    store: Path, terminal: int | None = None, *options: str, seen: Seen | None = None, **more: str
+) -> "subprocess.Popen[str]":
+    """The command in a session of its own, on a terminal if one is given; returns when steps run that take a minute each.
+
+    What listens until then is added to `seen`.
+    """
     driver = subprocess.Popen(
         [sys.executable, str(SCRIPT), *STUDY, "--store", str(store), *options],
         env=environment(60) | more,
@@ -41,6 +50,8 @@ def start(store: Path, terminal: int | None = None, *options: str, **more: str) 
     deadline = time.monotonic() + 180
     while statuses(store)["RUNNING"] < 2:
         assert driver.poll() is None and time.monotonic() < deadline
+        if seen is not None:
+            seen |= listeners(driver.pid)
         time.sleep(0.1)
     return driver
 
@@ -73,28 +84,68 @@ def processes_of(session: int) -> list[str]:
     return alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_stops_the_run_in_one_line_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    driver = start(tmp_path)
+@dataclass(frozen=True)
+class Stopped:
+    """What was seen of a run that a signal stopped, and of its store."""
+
+    store: Path
+    code: int
+    seconds: float
+    output: str
+    left: list[str]
+    statuses: Counter[str]
+    seen: Seen
+
+
+def stopped_by(number: signal.Signals, store: Path) -> Stopped:
+    seen: Seen = set()
+    driver = start(store, seen=seen)
+    seen |= listeners(driver.pid)
     began = time.monotonic()
     driver.send_signal(number)
     output, _ = driver.communicate(timeout=60)
-    assert driver.returncode == 128 + number
-    assert time.monotonic() - began < 15
-    *events, last = output.splitlines()
-    assert last == f"stopped by {number.name}: 0 of 15 artifacts are built; the same command goes on"
+    seconds = time.monotonic() - began
+    return Stopped(store, driver.returncode, seconds, output, processes_of(driver.pid), statuses(store), seen)
+
+
+@pytest.fixture(scope="module")
+def terminated(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    return stopped_by(signal.SIGTERM, tmp_path_factory.mktemp("terminated"))
+
+
+def assert_is_stopped(run: Stopped, number: signal.Signals) -> None:
+    assert run.code == 128 + number
+    assert run.seconds < 15
+    *events, last = run.output.splitlines()
+    assert last == f"stopped by {number.name}: 0 of 7 artifacts are built; the same command goes on"
     assert len(events) == 1 and "start   sources/data" in events[0]
-    assert processes_of(driver.pid) == []
-    assert statuses(tmp_path) == {"KILLED": 2}, "the study's run and the step's"
-    if number == signal.SIGTERM:
-        command = [sys.executable, str(SCRIPT), *STUDY, "--store", str(tmp_path)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert "15 artifacts, 0 were there, 15 built" in done.stdout
-        assert statuses(tmp_path) == {"FINISHED": 16}
+    assert run.left == []
+    assert run.statuses == {"KILLED": 2}, "the study's run and the step's"
 
 
-@pytest.mark.parametrize("is_deaf", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_signal_stops_the_run_in_one_line(terminated: Stopped) -> None:
+    assert_is_stopped(terminated, signal.SIGTERM)
+
+
+def test_what_a_run_starts_listens_on_loopback_only(terminated: Stopped) -> None:
+    check(terminated.seen)
+
+
+def test_the_same_command_goes_on(terminated: Stopped) -> None:
+    command = [sys.executable, str(SCRIPT), *STUDY, "--store", str(terminated.store)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "7 artifacts, 0 were there, 7 built" in done.stdout
+    assert statuses(terminated.store) == {"FINISHED": 8}
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_run_too(tmp_path: Path) -> None:
+    assert_is_stopped(stopped_by(signal.SIGINT, tmp_path), signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_deaf", [False, True])
 def test_at_a_notice_steps_commit_and_the_run_ends_well(is_deaf: bool, tmp_path: Path) -> None:
     """SIGUSR1 to all of its processes, as Slurm may send it; steps that do not hear of it are stopped when the time is over."""
     driver = start(tmp_path, None, "--notice-time", "3" if is_deaf else "60", **({"DEAF": "1"} if is_deaf else {}))
@@ -104,7 +155,7 @@ def test_at_a_notice_steps_commit_and_the_run_ends_well(is_deaf: bool, tmp_path:
     assert driver.returncode == 0, output
     assert time.monotonic() - began > 3 or not is_deaf
     first, *stopped, last = output.splitlines()
-    assert last == "stopped at a notice (SIGUSR1): 0 of 15 artifacts are built; the same command goes on"
+    assert last == "stopped at a notice (SIGUSR1): 0 of 7 artifacts are built; the same command goes on"
     assert "start   sources/data" in first
     assert len(stopped) == (not is_deaf) and all(
         "a notice stopped it at step 0 of 3, which is committed" in line for line in stopped
@@ -114,7 +165,7 @@ def test_at_a_notice_steps_commit_and_the_run_ends_well(is_deaf: bool, tmp_path:
     if not is_deaf:
         command = [sys.executable, str(SCRIPT), *STUDY, "--store", str(tmp_path)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-        assert "15 artifacts, 0 were there, 15 built" in done.stdout, done.stderr
+        assert "7 artifacts, 0 were there, 7 built" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
@@ -132,6 +183,7 @@ def test_a_closed_terminal_stops_the_run_too(tmp_path: Path) -> None:
     assert statuses(tmp_path) == {"KILLED": 2}
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_of_its_processes_and_a_second_one_end_it_at_once(tmp_path: Path) -> None:
     driver = start(tmp_path)
     os.killpg(driver.pid, signal.SIGTERM)
@@ -139,7 +191,7 @@ def test_a_signal_to_all_of_its_processes_and_a_second_one_end_it_at_once(tmp_pa
     driver.send_signal(signal.SIGINT)
     output, _ = driver.communicate(timeout=15)
     assert driver.returncode == 128 + signal.SIGTERM
-    assert output.splitlines()[1:] == ["stopped by SIGTERM: 0 of 15 artifacts are built; the same command goes on"]
+    assert output.splitlines()[1:] == ["stopped by SIGTERM: 0 of 7 artifacts are built; the same command goes on"]
     assert processes_of(driver.pid) == []
     assert statuses(tmp_path) == {"RUNNING": 2}, "it did not wait for MLflow"
 
@@ -165,7 +217,7 @@ def test_a_tracking_server_that_does_not_answer_does_not_keep_a_run_from_its_end
             output, _ = driver.communicate(timeout=60)
     assert time.monotonic() - began < 15
     assert driver.returncode == 143
-    assert output.splitlines()[-1] == "stopped by SIGTERM: 0 of 15 artifacts are built; the same command goes on"
+    assert output.splitlines()[-1] == "stopped by SIGTERM: 0 of 7 artifacts are built; the same command goes on"
     assert processes_of(driver.pid) == []
 
 
@@ -208,6 +260,20 @@ def test_a_run_that_does_not_end_by_itself_is_ended_with_all_that_it_started() -
 """
     done = run_stopped(body, "ends.LIMIT_S = 1")
     assert done.returncode == 143
+    assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
+
+
+def test_a_second_signal_ends_it_at_once_with_all_that_it_started() -> None:
+    body = """
+    subprocess.Popen(["sh", "-c", "sleep 100 & sleep 100"])
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        print("it went on", flush=True)
+"""
+    done = run_stopped(body)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
     assert done.stderr == "stopped by SIGTERM: what is built is kept; the same command goes on\n"
 
 
