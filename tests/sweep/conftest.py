@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from pipelines.identity import FileHash
 from pipelines.resources import Resources
 from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
+from sweep.index.address import sqlite_uri
+from sweep.index.client import Client
 from sweep.study.experiment import Experiment
 
 
@@ -76,6 +79,14 @@ def record_all() -> Callable[[Iterable[Step], Store], None]:
             store.write_record(record_of(step))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has just made, which takes it seconds; to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    Client(sqlite_uri(path))
+    return path
 
 
 def record_of(step: Step, **fields: Any) -> Record:

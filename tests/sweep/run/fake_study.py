@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError, portable
+from pipelines.errors import NoticeError, UserError, portable
 from pipelines.identity import runtime
 from pipelines.resources import Resources
+from pipelines.workers.notice import notice_given
 from sweep.graph import stages
 from sweep.graph.records import Store
 from sweep.graph.stages import Job, Stage
@@ -28,7 +29,9 @@ from sweep.run.tune import Run, run_steps
 
 @dataclass(frozen=True)
 class Config:
-    """`fails` says how: a user's mistake, a full disk, a lost process, a defect, a worker without a library, or only once."""
+    """`fails` says how: a user's mistake, a full disk, a lost process, a defect, a worker without a library, only once, or
+    at a notice, which it waits for.
+    """
 
     value: int = 0
     fails: str = ""
@@ -56,6 +59,11 @@ def run(job: Job) -> dict[str, float]:
             raise TypeError("unexpected")
         case "worker":
             _use_pool()
+        case "notice":
+            job.report({"loss": 1.0}, 0)
+            while not notice_given():
+                time.sleep(0.1)
+            raise NoticeError("a notice stopped it at step 1 of 3, which is committed")
         case "once" if not is_resumed:
             raise ConnectionError("a machine went away")
     if job.resources.num_workers > 1:

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,16 @@ from typing import Any
 import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
+from pipelines.resources import Resources
 from pipelines.storage import join, write_text
+from pipelines.workers import notice
 from sweep.graph import stages
 from sweep.graph.integrity import set_aside
 from sweep.graph.queue import Capacity
 from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
+from sweep.run.ends import NOTICE, Stop
 from sweep.run.progress import Display, Progress
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.tracking import Card, StepReport, Tracker
@@ -60,6 +64,13 @@ def capacity(fake: ModuleType) -> Iterator[Capacity]:
             # Workers cannot import a module of the tests by its name.
             ray.cloudpickle.register_pickle_by_value(fake)
             yield found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fake: ModuleType, capacity: Capacity, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Progress]:
+    """A store with all that `make_steps` has, built in one go, and how that went. Not to be changed."""
+    store = Store(tmp_path_factory.mktemp("undisturbed"))
+    return store, run(fake.make_steps(), store, capacity)
 
 
 def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> Progress:
@@ -108,11 +119,10 @@ def test_nothing_starts_beside_a_step_that_is_over_before_a_process_is_up(
 
 
 @pytest.mark.timeout(250)
-def test_two_cpu_steps_on_two_cpus_all_run_and_none_twice(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
-    store, steps = Store(tmp_path), fake.make_steps()
-    began = time.monotonic()
-    progress = run(steps, store, capacity)
-    print(f"{(time.monotonic() - began) / len(steps):.3f} s a step")
+def test_two_cpu_steps_on_two_cpus_all_run_and_none_twice(
+    fake: ModuleType, capacity: Capacity, undisturbed: tuple[Store, Progress]
+) -> None:
+    (store, progress), steps = undisturbed, fake.make_steps()
     assert len(progress.built) == len(steps) == 13
     assert not progress.failed and not progress.running
     assert all(one.is_cached for one in make_plan(steps, store))
@@ -182,10 +192,38 @@ def test_retries_resume_from_the_stages_own_state(fake: ModuleType, capacity: Ca
 
 
 @pytest.mark.timeout(250)
-def test_a_damaged_input_is_built_again_in_the_midst_of_a_run(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
-    store, steps, stream = Store(tmp_path), fake.make_steps(), io.StringIO()
-    run(steps, store, capacity)
-    undisturbed = contents(store)
+def test_at_a_notice_what_runs_commits_and_nothing_else_starts(fake: ModuleType, capacity: Capacity, tmp_path: Path) -> None:
+    store, stop = Store(tmp_path), Stop(notice_s=200)
+    noticed = fake.Step("task_model", "noticed", fake.Config(fails="notice"), resources=Resources(cpus_per_worker=2))
+    later = fake.Step("task_model", "later", fake.Config(1), resources=Resources(cpus_per_worker=2))
+    lines = io.StringIO()
+
+    def tick(progress: Progress) -> None:
+        # Once it runs, what SIGUSR1 calls.
+        if (tmp_path / "calls.txt").exists():
+            stop._on_notice(NOTICE, None)
+        stop.hold(held)
+
+    with Display({}, lines, live=False) as display:
+        held = Run([noticed, later], set(), store, capacity, max_failures=0, listener=display.on_event, tick=tick)
+        try:
+            progress = run_steps(held)
+        finally:
+            notice._flag("run").unlink()
+    assert held.hold == "a notice came that it will be ended" and not held.queue.is_exhausted
+    assert not progress.built and not progress.failed and not progress.running
+    assert "a notice stopped it at step 1 of 3, which is committed" in lines.getvalue()
+    assert calls(store) == {f"noticed-{noticed.fingerprint[:12]}": 1}
+    # The same steps go on.
+    assert len(run([later], store, capacity).built) == 1
+
+
+@pytest.mark.timeout(250)
+def test_a_damaged_input_is_built_again_in_the_midst_of_a_run(
+    fake: ModuleType, capacity: Capacity, undisturbed: tuple[Store, Progress], tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed[0].uri, tmp_path / "store")
+    store, steps, stream = Store(tmp_path / "store"), fake.make_steps(), io.StringIO()
     root, cells = steps[0], [step for step in steps if step.stage == "task_model"]
     for step in cells[:3]:
         set_aside(store, step.id, "to be built again")
@@ -193,7 +231,7 @@ def test_a_damaged_input_is_built_again_in_the_midst_of_a_run(fake: ModuleType, 
     with Display({}, stream, live=False) as display:
         progress = run(steps, store, capacity, listener=display.on_event)
     assert not progress.failed and progress.num_done == len(steps)
-    assert contents(store) == undisturbed
+    assert contents(store) == contents(undisturbed[0])
     # The root once more, of what was built from it only what was missing.
     assert calls(store)[f"data-{root.fingerprint[:12]}"] == 2
     assert sorted(calls(store)[f"{step.slug}-{step.fingerprint[:12]}"] for step in cells) == [1, 1, 1, 2, 2, 2]
@@ -202,38 +240,34 @@ def test_a_damaged_input_is_built_again_in_the_midst_of_a_run(fake: ModuleType, 
 
 @pytest.mark.timeout(290)
 def test_a_run_killed_in_the_middle_goes_on_with_the_same_artifacts(
-    fake: ModuleType, capacity: Capacity, tmp_path: Path
+    fake: ModuleType, capacity: Capacity, undisturbed: tuple[Store, Progress], tmp_path: Path
 ) -> None:
-    store, undisturbed = Store(tmp_path / "killed"), Store(tmp_path / "undisturbed")
-    command = [sys.executable, str(SCRIPT), store.uri]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen([*command, "1.5"], env=environment, stdout=subprocess.PIPE, text=True)
+    store, steps = Store(tmp_path), fake.make_steps()
+    command = [sys.executable, str(SCRIPT), store.uri, "1.5"]
+    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while len(contents(store)) < 4:
+    while len(contents(store)) < 2:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     before = contents(store)
-    assert 4 <= len(before) < 13
-    finished = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, timeout=100)
-    assert finished.returncode == 0, finished.stderr
-    cached, built = (int(part.split("=")[1]) for part in finished.stdout.split("\n")[-2].split())
+    assert 2 <= len(before) < 13
+    progress = run(steps, store, capacity)
     # Workers of the killed run may have finished a step that was under way.
-    assert cached >= len(before) and cached + built == 13
-    run(fake.make_steps(), undisturbed, capacity)
-    assert contents(store) == contents(undisturbed)
+    assert len(progress.cached) >= len(before) and len(progress.cached) + len(progress.built) == 13
+    assert contents(store) == contents(undisturbed[0])
 
 
 @pytest.mark.timeout(250)
 def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
-    fake: ModuleType, capacity: Capacity, tmp_path: Path
+    fake: ModuleType, capacity: Capacity, empty_database: Path, tmp_path: Path
 ) -> None:
     import ray
     from mlflow import MlflowClient
 
     store, steps = Store(tmp_path), fake.make_steps()
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
 
     def track() -> None:
         tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, store.uri, "fake", "Fake", {"p": 1})
@@ -280,13 +314,13 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
 
 
 @pytest.mark.timeout(250)
-def test_eight_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, tmp_path: Path) -> None:
+def test_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, empty_database: Path, tmp_path: Path) -> None:
     import ray
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, str(tmp_path), "hammer", "", {})
-    cards = [Card(ArtifactId("task_model", f"cell{i}", str(i) * 64), {}, {}) for i in range(8)]
+    cards = [Card(ArtifactId("task_model", f"cell{i}", str(i) * 64), {}, {}) for i in range(4)]
     ray.get([tracker.start.remote(card) for card in cards])
 
     def hammer(fingerprint: str) -> None:
