@@ -24,30 +24,41 @@ from pipelines.tasks.prompts import classifier_prompts
 RECIPE = FinetuneConfig(learning_rate=1e-2, batch_size=16, lora_rank=4, dtype="float32", zero_stage=0)
 
 
-@pytest.mark.parametrize("merge_adapter", [False, True])
-def test_members_of_a_group_get_the_logits_that_they_get_alone(
-    ray_two_cpus, sources, base_model, untrained, tmp_path, merge_adapter
-):
+HERE = Resources(in_process=True)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_two_cpus, sources, base_model, untrained, tmp_path_factory):
+    """Two with adapters, one trained in full, and one that lacks its head."""
+    folder = tmp_path_factory.mktemp("trained")
     for name, seed, changes in (("lora1", 1, {}), ("full", 2, {"method": "full"}), ("lora2", 3, {})):
         finetune_task_model(
             TaskModelConfig(dataclasses.replace(RECIPE, **changes), seed), f"{sources}/train.parquet", base_model, untrained,
-            str(tmp_path / name), resources=Resources(in_process=True),
+            str(folder / name), resources=HERE,
         )  # fmt: skip
-    (tmp_path / "headless").mkdir()
-    shutil.copytree(tmp_path / "lora1" / "adapter", tmp_path / "headless" / "adapter")
+    (folder / "headless").mkdir()
+    shutil.copytree(folder / "lora1" / "adapter", folder / "headless" / "adapter")
+    return folder
+
+
+# In a worker, and in the driving process.
+@pytest.mark.parametrize(("merge_adapter", "resources"), [(False, Resources()), (True, HERE)])
+def test_members_of_a_group_get_the_logits_that_they_get_alone(
+    trained, sources, base_model, untrained, tmp_path, merge_adapter, resources
+):
     config = EvaluationConfig(sets=("train",), dtype="float32", merge_adapter=merge_adapter)
     names = ["lora1", "untrained", "full", "headless", "lora2", "untrained"]
-    models = [untrained if name == "untrained" else str(tmp_path / name) for name in names]
+    models = [untrained if name == "untrained" else str(trained / name) for name in names]
     outputs = [str(tmp_path / "group" / str(place)) for place in range(len(names))]
     results = evaluate_group(
-        config, sources, base_model, models, outputs, resources=Resources(), reports=[no_report] * len(names)
+        config, sources, base_model, models, outputs, resources=resources, reports=[no_report] * len(names)
     )
     assert isinstance(results[3], Exception) and "head.safetensors" in str(results[3])
     seen = []
     for place, name in enumerate(names):
         if name == "headless":
             continue
-        alone = evaluate(config, sources, base_model, models[place], str(tmp_path / "alone" / str(place)))
+        alone = evaluate(config, sources, base_model, models[place], str(tmp_path / "alone" / str(place)), resources=HERE)
         assert results[place]["train/accuracy"] == alone["train/accuracy"]
         table = pq.read_table(tmp_path / "group" / str(place) / "logits.parquet")
         assert table.equals(pq.read_table(tmp_path / "alone" / str(place) / "logits.parquet"))

@@ -98,10 +98,18 @@ def test_a_pass_is_filled_and_none_falls_behind():
     assert chosen(51, (0.9, 60), (0.2, 10)) == [1]
 
 
+@pytest.fixture(scope="module")
+def alone(training_sets, base_model, untrained, begun, tmp_path_factory):
+    """A folder with what each of `jobs` learns by itself, and their metrics."""
+    folder, metrics = tmp_path_factory.mktemp("alone"), {}
+    for name, job in jobs(training_sets, base_model, untrained, begun).items():
+        if name != "diverging":
+            metrics[name] = finetune(job, str(folder / name), resources=HERE, report=no_report)
+    return folder, metrics
+
+
 @pytest.mark.parametrize("num_slots", [2, 32])
-def test_members_end_where_they_end_alone(
-    ray_two_cpus, training_sets, base_model, untrained, begun, tmp_path, monkeypatch, num_slots
-):
+def test_members_end_where_they_end_alone(training_sets, base_model, untrained, begun, alone, tmp_path, monkeypatch, num_slots):
     monkeypatch.setattr(together, "MAX_SLOTS", num_slots)
     named = jobs(training_sets, base_model, untrained, begun)
     members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
@@ -109,18 +117,18 @@ def test_members_end_where_they_end_alone(
     ended = {name: results[place] for place, name in enumerate(named)}
     assert isinstance(ended.pop("diverging"), UserError)
     for name, metrics in ended.items():
-        alone = finetune(named[name], str(tmp_path / "alone" / name), resources=HERE, report=no_report)
-        assert metrics["num_steps"] == alone["num_steps"] and metrics["num_tokens"] == alone["num_tokens"]
-        assert metrics["num_trained_parameters"] == alone["num_trained_parameters"]
-        assert metrics["shared_prefix_tokens"] == alone["shared_prefix_tokens"]
+        of_alone = alone[1][name]
+        assert metrics["num_steps"] == of_alone["num_steps"] and metrics["num_tokens"] == of_alone["num_tokens"]
+        assert metrics["num_trained_parameters"] == of_alone["num_trained_parameters"]
+        assert metrics["shared_prefix_tokens"] == of_alone["shared_prefix_tokens"]
         assert (metrics["shared_prefix_tokens"] > 10) == (name != "a")
-        expected, found = learnt(tmp_path / "alone" / name), learnt(tmp_path / name)
+        expected, found = learnt(alone[0] / name), learnt(tmp_path / name)
         start = learnt(Path(begun)) if name in "bc" else None
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-6)
             assert start is None or not torch.allclose(start[key], tensor, atol=1e-4), "training moved nothing"
-        logs = [list(read_metrics(folder / "metrics.jsonl")) for folder in (tmp_path / "alone" / name, tmp_path / name)]
+        logs = [list(read_metrics(folder / "metrics.jsonl")) for folder in (alone[0] / name, tmp_path / name)]
         for theirs, ours in zip(*logs, strict=True):
             assert (theirs["step"], theirs["learning_rate"]) == (ours["step"], ours["learning_rate"])
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)

@@ -90,7 +90,7 @@ def train(size, folder, sets, base_model, untrained, *, recipe=RECIPE, trunk=Non
     )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["", "prefix"])
+@pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["", "prefix"])
 def trunk(request, ray_two_cpus, sets, base_model, untrained, tmp_path_factory):
     """A trunk, and its recipe."""
     recipe = dataclasses.replace(RECIPE, share_prefix=request.param)

@@ -67,6 +67,15 @@ FULL = FinetuneConfig(
 HERE = Resources(in_process=True)
 
 
+# Trained in earnest: one of absolute positions, and one of relative ones.
+TRAINED = pytest.mark.parametrize(
+    "kind",
+    [name if name in ("roberta", "deberta-v2") else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS],
+    indirect=True,
+    scope="module",
+)
+
+
 def tokenizer_for(kind):
     """Words and letters, and the special tokens of BERT, or of RoBERTa, which puts two separators between texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -155,6 +164,7 @@ def logits_of(sources, encoder, model, output):
     return torch.tensor([table[f"logit_{label}"].to_pylist() for label in ("entailment", "neutral", "contradiction")]).T
 
 
+@TRAINED
 def test_a_trained_one_is_saved_continued_and_evaluated(ray_two_cpus, kind, sources, encoder, start, tmp_path):
     examples = f"{sources}/train.parquet"
     metrics = finetune_task_model(TaskModelConfig(FULL, 1), examples, encoder, start, str(tmp_path / "T"), resources=HERE)
@@ -172,6 +182,7 @@ def test_a_trained_one_is_saved_continued_and_evaluated(ray_two_cpus, kind, sour
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@TRAINED
 def test_adapters_are_trained_alone_where_they_fit(ray_two_cpus, kind, sources, encoder, start, tmp_path):
     if not ARCHITECTURES[kind].projections:
         pytest.skip("of its projections none can have an adapter")
