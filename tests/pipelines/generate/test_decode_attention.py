@@ -134,6 +134,7 @@ print("RESULT " + json.dumps([steps, texts]))
 """
 
 
+@pytest.mark.slow
 def test_texts_of_a_prompt_that_was_read_begin_at_once(models: Path) -> None:
     """On the CPU, whose blocks have 32 tokens or a multiple: with a prompt of 33 tokens, all but the last are in one."""
     options = {

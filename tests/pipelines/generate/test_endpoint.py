@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -166,6 +167,50 @@ def test_a_server_that_keeps_failing_is_told_and_committed_shards_are_kept(
     seeds = {request["seed"] for request in server.requests}
     committed = {json.loads((tmp_path / "out" / "shards" / name).read_text())["label"] for name in kept}
     assert committed and not seeds & {row for path in before for row in pq.read_table(path)["seed"].to_pylist()}
+
+
+def test_what_was_lost_or_damaged_is_written_again_with_the_same_pool(
+    config: GenerationConfig, server: Server, tmp_path: Path
+) -> None:
+    """As an interrupted run leaves it: without a commit, with half a file, and without `yield.json`."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    generate(config, "", str(whole))
+    shutil.copytree(whole, broken)
+    lost, damaged, *kept = sorted(path.stem for path in (broken / "shards").iterdir())
+    (broken / "shards" / f"{lost}.json").unlink()
+    (broken / "pool" / f"{damaged}.parquet").write_bytes(b"cut off")
+    (broken / "yield.json").unlink()
+    before = {name: (broken / "pool" / f"{name}.parquet").stat().st_mtime_ns for name in kept}
+    steps: list[int] = []
+    metrics = generate(config, "", str(broken), report=lambda _, step: steps.append(step))
+    assert kept and {name: (broken / "pool" / f"{name}.parquet").stat().st_mtime_ns for name in kept} == before
+    assert len(steps) == metrics["num_shards"] + metrics["num_surplus_shards"] - len(kept) > 0
+    for folder in ("pool", "rejects"):
+        assert pq.read_table(broken / folder).equals(pq.read_table(whole / folder))
+    assert (broken / "yield.json").read_bytes() == (whole / "yield.json").read_bytes()
+
+
+def test_too_low_a_yield_says_so_and_keeps_the_rejects(config: GenerationConfig, server: Server, tmp_path: Path) -> None:
+    def noise(body: dict[str, Any]) -> dict[str, Any]:
+        answer = written(body)
+        answer["choices"][0] = {"message": {"content": "xq 7 bla"}, "finish_reason": "stop"}
+        return answer
+
+    server.answer = noise
+    many, asked = replace(config, num_per_label=400), []
+    for _ in range(2):
+        with pytest.raises(UserError) as raised:
+            generate(many, "", str(tmp_path / "out"))
+        message = str(raised.value)
+        assert "not bad: 0 of" in message and "400 wanted" in message
+        assert "rejected as no_sentence" in message and "'xq 7 bla" in message
+        assert "Train the generator longer" in message
+        asked.append(len(server.requests))
+    # It gives up after a few shards of the hundreds that the least yield would need; what is hopeless is not tried again.
+    shards = list((tmp_path / "out" / "shards").iterdir())
+    assert asked == [pq.read_table(tmp_path / "out" / "rejects").num_rows] * 2 == [8 * len(shards)] * 2
+    assert 2 <= len(shards) < 40
+    assert not (tmp_path / "out" / "yield.json").exists()
 
 
 @pytest.mark.parametrize(

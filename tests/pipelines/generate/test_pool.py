@@ -196,6 +196,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_run_is_finished_with_the_same_pool(
     ray_address: str, models: Path, pool: tuple[Path, dict[str, Any], Reports], tmp_path: Path
@@ -265,6 +266,7 @@ def engines_alive() -> bool:
     return any("ShardWriter" in actor["ActorClassName"] and actor["State"] != "DEAD" for actor in actors)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_too_low_a_yield_says_so_and_keeps_the_rejects(ray_address: str, models: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, max_new_tokens=8)

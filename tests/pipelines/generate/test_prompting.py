@@ -134,8 +134,9 @@ def ray_address() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ends_by_itself", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ends_by_itself", [False, True])
 def test_a_prompted_model_writes_a_pool(ray_address: None, tmp_path: Path, ends_by_itself: bool) -> None:
     """One that has learnt to go on as the examples do: with the end marker, or with the end of a text in its place."""
     data, prompting = training_data(3), Prompting("Go on.", shots=1)

@@ -1,19 +1,27 @@
 """Prompts and rows of a worker, without an engine."""
 
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import NoticeError
 from pipelines.generate import pool, writer
 from pipelines.generate.config import GenerationConfig
+from pipelines.generate.prompting import Prompting, encode_prompted
 from pipelines.generate.shards import Shard, ShardFolder
-from pipelines.generate.writer import ShardWriter, encode_prompts, is_needed, tables
+from pipelines.generate.writer import ShardWriter, encode_prompts, is_needed, prompts_of_shards, tables
+from pipelines.resources import Resources
+from pipelines.tasks.examples import write_examples
 from pipelines.tasks.nli import LABELS
+from tests.pipelines.generate.test_prompting import training_data
 from tests.pipelines.tiny_generator import SENTIMENT, known_text
 
 
@@ -78,6 +86,58 @@ def test_stand_ins_of_any_task_can_be_told_apart_by_their_last_text() -> None:
         parsed, rejects = tables(Shard(label, 0, 1, 1), [noise], config)
         assert parsed["sentence"].to_pylist() == [expected]
         assert rejects["reason"].to_pylist() == ["no_sentence"], "what was written is counted as it is"
+
+
+class WritesWhatItIsAsked:
+    """Stands in for the engine: a text for each prompt that it is given, which says how many those were."""
+
+    def __init__(self, options: Any, *, stop: str, prompts: list[list[int]], at_end: str, max_queued: int) -> None:
+        self.options, self.stop, self.prompts, self.at_end = options, stop, prompts, at_end
+        self.asked: list[list[int]] = []
+
+    def complete(self, prompt: list[int], sampling: Any, seeds: list[int]) -> tuple[list[str], int]:
+        self.asked.append(prompt)
+        return [f". Sentence: number {len(self.asked)}{self.at_end}"] * (len(seeds) - 1) + ["?"], len(seeds)
+
+    def text(self, prompt: list[int]) -> str:
+        return f"{len(prompt)} tokens"
+
+
+def test_a_prompted_model_writes_each_shard_from_a_prompt_of_its_own(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(writer, "Engine", WritesWhatItIsAsked)
+    monkeypatch.setattr(ShardWriter, "_sampling", lambda self: None)
+    write_examples(training_data(), tmp_path / "train.parquet", SENTIMENT)
+    config = GenerationConfig(
+        num_per_label=5, shard_size=3, generator_id="tiny", task=SENTIMENT, prompting=Prompting("Go.", shots=1),
+        examples=str(tmp_path / "train.parquet"),
+    )  # fmt: skip
+    model = tmp_path / "model"
+    shutil.copytree(models / "trained" / "model", model)
+    # Its context is too short for a prompt with an example.
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 1_000}))
+    one = ShardWriter(config, str(model), str(tmp_path / "out"), "request", Resources())
+    shards = [Shard(label, index, 1, 3) for index in range(2) for label in SENTIMENT.labels]
+    columns = {name: np.array([getattr(shard, name) for shard in shards]) for name in ("label", "index", "seed", "count")}
+    counts = one(columns)
+    assert counts["num_parsed"] == [2] * 4 and counts["num_rejected"] == [1] * 4 and counts["num_tokens"] == [3] * 4
+    engine: Any = one._engine
+    expected = prompts_of_shards(str(model), config)
+    assert engine.asked == [expected[shard.name] for shard in shards]
+    assert len(set(map(tuple, engine.asked))) == 4, "each shard shows an example of its own"
+    plain = encode_prompted(AutoTokenizer.from_pretrained(model), "bad", [], config.prompting, SENTIMENT, config.end_marker)
+    assert all(len(prompt) > len(plain) for prompt in engine.asked)
+    assert engine.at_end == config.end_marker and engine.stop == config.stop
+    # The prompts of the first shards are kept for people.
+    assert {path.name: path.read_text() for path in (tmp_path / "out" / "prompts").iterdir()} == {
+        f"{label}.txt": f"{len(expected[shard.name])} tokens" for label, shard in zip(SENTIMENT.labels, shards, strict=False)
+    }
+    pool_table = pq.read_table(tmp_path / "out" / "pool")
+    assert set(pool_table["sentence"].to_pylist()) == {f"number {number}" for number in (1, 2, 3, 4)}
 
 
 def test_at_a_notice_no_shard_is_begun_and_those_that_are_committed_count(
