@@ -408,7 +408,7 @@ def test_status_and_report_of_a_study_that_was_never_run(tmp_path: Path) -> None
     assert_one_error(blindsweep("ui", "--store", str(tmp_path)), "run a study first")
 
 
-def test_mlflow_is_rebuilt_from_the_records(tmp_path: Path, record_all: Callable) -> None:
+def test_mlflow_is_rebuilt_from_the_records(tmp_path: Path, record_all: Callable, empty_database: Path) -> None:
     from mlflow import MlflowClient
 
     from sweep.run.study_run import manifest
@@ -417,6 +417,7 @@ def test_mlflow_is_rebuilt_from_the_records(tmp_path: Path, record_all: Callable
     steps, store = build_grid(loaded.experiment), Store(tmp_path)
     record_all(steps, store)
     manifest(loaded, steps).save(store)
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     assert f"{len(steps)} of {len(steps)}" in blindsweep("status", "--store", str(tmp_path)).stdout
     for _ in range(2):
         result = blindsweep("reindex", "--store", str(tmp_path))

@@ -1,6 +1,8 @@
 """A whole run of a study: the steps that it takes around Ray."""
 
+import dataclasses
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,9 +25,11 @@ def test_a_run_reads_each_record_once(
     experiment: Experiment,
     record_all: Callable[[Iterable[Step], Store], None],
     tmp_path: Path,
+    empty_database: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = Store(tmp_path)
+    store, experiment = Store(tmp_path), dataclasses.replace(experiment, starting_sizes=(0,), training_sizes=(30,))
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     steps = build_grid(experiment)
     record_all(steps, store)
     reads: Counter[str] = Counter()
@@ -46,10 +50,13 @@ def test_a_run_reads_each_record_once(
     assert Study.load(store, experiment.name).num_built == len(steps)
 
 
-def test_stale_artifacts_that_are_kept_are_marked_in_records_and_mlflow(experiment: Experiment, tmp_path: Path) -> None:
+def test_stale_artifacts_that_are_kept_are_marked_in_records_and_mlflow(
+    experiment: Experiment, tmp_path: Path, empty_database: Path
+) -> None:
     from mlflow import MlflowClient
 
-    store, uri = Store(tmp_path / "store"), f"sqlite:///{tmp_path}/mlflow.db"
+    store, uri = Store(tmp_path / "store"), f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    experiment = dataclasses.replace(experiment, training_sizes=(30,))
     steps, built = build_grid(experiment), dict[str, Record]()
     for step in steps:
         contents = {name: built[source.fingerprint].content for name, source in step.inputs.items()}
@@ -69,9 +76,9 @@ def test_stale_artifacts_that_are_kept_are_marked_in_records_and_mlflow(experime
     path.parent.mkdir()
     path.write_text("other texts")
     store.write_record(record_of(pool, files=store.files(store.folder(pool.id))))
-    # Two kinds of synthetic set in two sizes; of each two task models and their evaluations.
-    assert run() == {STALE: 4 + 8 + 8, None: len(steps) - 20}
-    assert Study.load(store, experiment.name).marks == {STALE: 20}
+    # Two kinds of synthetic set; of each two task models and their evaluations.
+    assert run() == {STALE: 2 + 4 + 4, None: len(steps) - 10}
+    assert Study.load(store, experiment.name).marks == {STALE: 10}
     marked = [step for step in steps if (record := store.read_record(step.id)) and STALE in record.marks]
     assert {step.stage for step in marked} == {"training_set", "task_model", "evaluation"}
 

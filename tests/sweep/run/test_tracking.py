@@ -1,6 +1,7 @@
 """MLflow's saved views show the slice on which the study's own blindspot is read."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ OF_DESCRIBED = {"med/accuracy": 0.5, "med/half/down/accuracy": 0.4, "med/half/up
 
 def view_of(
     tmp_path: Path,
+    empty_database: Path,
     parameters: dict[str, str],
     more: dict[str, float] | None = None,
     config: dict[str, Any] | None = None,
@@ -45,7 +47,7 @@ def view_of(
     )  # fmt: skip
     store.write_record(record)
     Study("tiny", "", parameters, (StudyStep("evaluation", "cell", evaluation, cell, {"task_model": model}),)).save(store)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     assert reindex(store, ["tiny"], uri) == {"tiny": 1}
     tags = MlflowClient(uri).get_experiment_by_name("tiny").tags
     return dict(json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"]))
@@ -74,19 +76,21 @@ def view_of(
     ],
 )
 def test_the_view_shows_the_slice_of_the_study(
-    tmp_path: Path, parameters: dict[str, str], blindspot: str, general: str
+    tmp_path: Path, empty_database: Path, parameters: dict[str, str], blindspot: str, general: str
 ) -> None:
-    view = view_of(tmp_path, parameters)
+    view = view_of(tmp_path, empty_database, parameters)
     metrics = [name for name in view["selectedColumns"] if name.startswith("metrics.")]
     assert sorted(metrics) == sorted(f"metrics.`{name}`" for name in ("mnli_matched/accuracy", blindspot, "hans/accuracy"))
     (scatter,) = (chart for chart in view["compareRunCharts"] if chart["type"] == "SCATTER")
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == (general, blindspot)
 
 
-def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_described_halves(tmp_path: Path) -> None:
+def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_described_halves(
+    tmp_path: Path, empty_database: Path
+) -> None:
     described = {"test_sets": [{"name": "med", "adversarial": "half/down"}, {"name": "plain", "adversarial": None}]}
     parameters = {"blindspot_set": "hans", "blindspot_slice": "lexical_overlap/non-entailment"}
-    view = view_of(tmp_path, parameters, MEASURES | OF_SUBSEQUENCE | OF_DESCRIBED, described)
+    view = view_of(tmp_path, empty_database, parameters, MEASURES | OF_SUBSEQUENCE | OF_DESCRIBED, described)
     metrics = [name.removeprefix("metrics.").strip("`") for name in view["selectedColumns"] if name.startswith("metrics.")]
     # The general set, the blindspot, what else is measured of it; then the others.
     assert metrics[:2] == ["mnli_matched/accuracy", "hans/lexical_overlap.non-entailment.accuracy"]
@@ -97,8 +101,8 @@ def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_descri
     assert bars == {name for name in metrics if name.endswith("accuracy")}
 
 
-def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path), "tiny", "", {})
+def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path, empty_database: Path) -> None:
+    tracker = Tracker(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}", str(tmp_path), "tiny", "", {})
     tracker.annotate({"spent_dollars": 1.0})
     tracker.annotate({"spent_dollars": 2.0})
     assert tracker.close("FINISHED") == []
