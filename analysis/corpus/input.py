@@ -174,7 +174,7 @@ def read_rows(texts: TextFile, wanted: Iterable[int]) -> dict[int, dict[str, str
     """Single rows by their numbers: their texts by field, and their label. Reads up to the last of them."""
     left, found = sorted(set(wanted), reverse=True), {}
     for raw in texts.raw_batches() if left else ():
-        rows: Any = raw.content.split(b"\n") if isinstance(raw.content, bytes) else raw.content
+        rows: Any = raw.content.removesuffix(b"\n").split(b"\n") if isinstance(raw.content, bytes) else raw.content
         end = raw.first + (len(rows) if isinstance(rows, list) else rows.num_rows)
         while left and left[-1] < end:
             number = left.pop()

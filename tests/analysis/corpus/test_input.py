@@ -107,6 +107,13 @@ def test_many_small_batches_lose_no_row(tmp_path: Path, monkeypatch: pytest.Monk
         assert numbers == list(range(1, 101))
 
 
+def test_single_rows_are_read_from_every_file_of_a_folder(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.jsonl", lines(*(row(premise=f"{name}{number}") for number in range(3))))
+    found = read_rows(open_texts(tmp_path), range(1, 10))
+    assert [found[number]["premise"] for number in range(1, 10)] == [f"{name}{number}" for name in "abc" for number in range(3)]
+
+
 def test_usual_names_are_found_and_flags_come_first(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines({"sentence1": "p", "sentence2": "h", "gold_label": "l", "annotator": "other"}))
     assert open_texts(path).columns == {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
