@@ -127,7 +127,8 @@ def open_table(path: str | Path, wanted: Sequence[Wanted], way_out: str = "name 
     column, or has a column of a type that is no text (where numbers may be: no text and no number).
     """
     files, kind = find_files(path)
-    by_file = [column_names([file], kind) for file in files]
+    schemas = [schema_of(file, kind) for file in files] if kind in ("parquet", "arrow") else []
+    by_file = [list(schema.names) for schema in schemas] or [column_names([file], kind) for file in files]
     # Duplicates of the first file stay, which are an error.
     present = [*by_file[0], *dict.fromkeys(name for names in by_file[1:] for name in names if name not in by_file[0])]
     columns = find_columns(present, wanted, path, way_out)
@@ -139,14 +140,12 @@ def open_table(path: str | Path, wanted: Sequence[Wanted], way_out: str = "name 
                 raise UserError(f"{file}: no column {column!r}, which other files of the folder have; write them alike")
     labels: dict[str, str] = {}
     own_labels: tuple[Mapping[str, str], ...] = ()
-    if kind in ("parquet", "arrow"):
-        schemas = [schema_of(file, kind) for file in files]
-        for file, schema in zip(files, schemas, strict=True):
-            check_types(schema, columns, numbers, file)
-        if "label" in columns:
-            names_by_file = label_names_by_file(schemas, columns["label"], files)
-            is_one = all(names == names_by_file[0] for names in names_by_file)
-            labels, own_labels = (dict(names_by_file[0]), ()) if is_one else ({}, names_by_file)
+    for file, schema in zip(files, schemas, strict=bool(schemas)):
+        check_types(schema, columns, numbers, file)
+    if schemas and "label" in columns:
+        names_by_file = label_names_by_file(schemas, columns["label"], files)
+        is_one = all(names == names_by_file[0] for names in names_by_file)
+        labels, own_labels = (dict(names_by_file[0]), ()) if is_one else ({}, names_by_file)
     return TableFile(str(path), files, kind, columns, labels, numbers, optional, tuple(present), own_labels)
 
 

@@ -31,6 +31,9 @@ def local_copy(path: str, *, download: bool = True) -> str | None:
         return hub_path(path, download=download)
     if is_local(path):
         return str(local_path(path)) if is_remote(path) else path
+    scheme = path.partition("://")[0]
+    if scheme in ("hf", "http", "https"):
+        raise UserError(f"{path}: tables are read from s3://, gs:// and hf://datasets/, not from there; download it first")
     inner, split = split_path(path)
     if split and exists(path):
         # Names of objects may have any colon.

@@ -22,7 +22,7 @@ MOST_SHOWN = 80
 def check(
     what: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A table (.parquet, .csv, .tsv, .jsonl, a dataset's folder), or a study's .py."),
+        typer.Argument(metavar="FILE", help="A table (.parquet, .csv, .tsv, .jsonl, FOLDER, FOLDER:SPLIT), or a study's .py."),
     ],
     column: Annotated[
         list[str] | None,
@@ -38,6 +38,7 @@ def check(
     Without --column, texts and labels are looked for under their usual names; without --label, each value is a label.
 
         blindsweep data check reviews.tsv
+        blindsweep data check my_folder:validation
         blindsweep data check pairs.csv --column premise=left --column hypothesis=right --label 1=entailment --label 0=neutral
         blindsweep data check my_study.py -p data=FOLDER
     """

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.storage import write_bytes
 from pipelines.tables.columns import Wanted
 from pipelines.tables.files import open_table
 from pipelines.tables.remote import is_remote, local_copy
@@ -94,6 +95,21 @@ def test_what_is_not_there_is_named(pool):
             open_table(path, [Wanted("text")])
     with pytest.raises(UserError, match="is a file, which has no splits; leave :train out"):
         open_table(f"{pool}/data/{NAMES[0]}:train", [Wanted("text")])
+
+
+def test_a_bucket_of_google_is_read_alike(gcs_bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLINDSWEEP_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "test"):
+        write_bytes(f"{gcs_bucket}/pool/{split}.jsonl", f'{{"text": "{split}"}}\n'.encode())
+    assert texts(f"{gcs_bucket}/pool:test") == texts(f"{gcs_bucket}/pool/te*.jsonl") == ["test"]
+    with pytest.raises(UserError, match="several splits"):
+        open_table(f"{gcs_bucket}/pool", [Wanted("text")])
+
+
+@pytest.mark.parametrize("path", ["https://host/a.csv", "hf://org/name", "hf://models/org/name"])
+def test_other_addresses_are_refused(path: str) -> None:
+    with pytest.raises(UserError, match=r"tables are read from s3://, gs:// and hf://datasets/, not from there"):
+        open_table(path, [Wanted("text")])
 
 
 def test_a_path_here_is_no_address(tmp_path: Path) -> None:
