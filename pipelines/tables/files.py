@@ -45,7 +45,7 @@ from pipelines.tables.readers import (
     table_dialect,
 )
 from pipelines.tables.remote import is_remote, local_copy
-from pipelines.tables.splits import files_like, files_of, split_path, tables_of
+from pipelines.tables.splits import files_like, files_of, is_table, split_path
 
 KINDS = (
     {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
@@ -233,7 +233,9 @@ def _names_below(folder: Path) -> list[str]:
         inner = Path(below).relative_to(folder)
         names += [str(inner / name) for name in files]
         is_deep = len(inner.parts) >= MOST_LEVELS - 1
-        folders[:] = [] if is_deep or tables_of(files) else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = (
+            [] if is_deep or any(map(is_table, files)) else sorted(name for name in folders if not name.startswith("."))
+        )
     return names
 
 

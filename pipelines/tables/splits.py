@@ -95,7 +95,7 @@ def files_of(names: Collection[str], folder: str, split: str = "") -> list[str]:
         if split:
             raise UserError(f"{folder} is one split of a data set; leave :{split} out")
         return sorted(name for name in names if "/" not in name)
-    tables = tables_of(names)
+    tables = _tables_of(names)
     if not tables:
         raise UserError(f"{folder} has no files of a table ({', '.join(IN_FOLDERS)}) and is no dataset folder")
     chosen = sorted(_chosen(_by_split(tables, folder), folder, split))
@@ -104,12 +104,15 @@ def files_of(names: Collection[str], folder: str, split: str = "") -> list[str]:
     return chosen
 
 
-def tables_of(names: Iterable[str]) -> list[str]:
-    """Those of the names that are of tables; hidden ones are left out."""
-    seen = [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
-    seen = [name for name in seen if (base := PurePosixPath(name).name) not in NO_TABLES and not _CACHED.fullmatch(base)]
-    tables = [name for name in seen if _suffix(name) in IN_FOLDERS]
-    return tables or [name for name in seen if _suffix(name) == ".json"]
+def is_table(name: str, suffixes: Collection[str] = IN_FOLDERS) -> bool:
+    """Whether a file that is found in a folder is one of a table; hidden ones are not."""
+    base = PurePosixPath(name).name
+    is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+    return _suffix(name) in suffixes and not is_hidden and base not in NO_TABLES and not _CACHED.fullmatch(base)
+
+
+def _tables_of(names: Collection[str]) -> list[str]:
+    return [name for name in names if is_table(name)] or [name for name in names if is_table(name, (".json",))]
 
 
 def files_like(names: Collection[str], pattern: str, folder: str, split: str = "") -> list[str]:

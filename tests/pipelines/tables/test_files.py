@@ -327,6 +327,18 @@ def test_a_split_of_a_folder_is_named_behind_a_colon(tmp_path: Path) -> None:
         open_table(f"{tmp_path}/test.csv:test", TEXT)
 
 
+def test_what_describes_a_table_in_a_folder_below_is_none(tmp_path: Path) -> None:
+    for name in ("record.json", "yield.json"):
+        (tmp_path / name).write_text('{"text": "no table", "label": 1}')
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "yes-00000.csv").write_text("text,label\na,1\n")
+    assert texts(open_table(tmp_path, TEXT)) == ["a"]
+    (tmp_path / "rejects").mkdir()
+    (tmp_path / "rejects" / "yes-00000.csv").write_text("text,label\nb,1\n")
+    with pytest.raises(UserError, match=r"several folders with tables; give one of them: .*/pool, .*/rejects$"):
+        open_table(tmp_path, TEXT)
+
+
 def test_a_colon_in_a_name_is_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "a:train").mkdir()
     (tmp_path / "a:train" / "x:y.csv").write_text("text,label\na,1\n")
