@@ -43,6 +43,15 @@ def refused(*arguments: str) -> str:
     return result.stderr
 
 
+def test_a_split_is_asked_for_and_is_named_as_a_study_would(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"sentence,label\n{split},good\n")
+    assert f"{tmp_path} has several splits (test, train); give one of them, as in {tmp_path}:train" in refused(str(tmp_path))
+    said = check(f"{tmp_path}:test")
+    assert said[0] == f"{tmp_path}:test: 1 rows" and said[-1].startswith(f"in a study: Table('{tmp_path}:test', ")
+    refused(f"{tmp_path}:dev")
+
+
 def test_a_table_is_said_as_it_would_be_read(tmp_path: Path) -> None:
     path = tmp_path / "reviews.tsv"
     path.write_text('id\tsentence\tlabel\n1\tgood "stuff"\t1\n2\t\t0\n3\tlabel of none\t-\n4\tbad\t0\n5\tcut\n')
