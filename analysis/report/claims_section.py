@@ -38,7 +38,7 @@ from analysis.wording import (
     thousands,
 )
 from pipelines.errors import UserError
-from sweep.study.measures import Measure
+from sweep.study.claims import Measure
 
 TITLE = "The answer"
 HOW_TO_READ = (

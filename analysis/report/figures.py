@@ -27,7 +27,7 @@ from analysis.verdicts.evidence import MEASURE_NAMES
 from analysis.verdicts.judgement import Judgement, headline_rows
 from analysis.wording import KIND_NAMES, starting_point_name, thousands
 from sweep.graph.records import TRAINED_KINDS
-from sweep.study.measures import Measure
+from sweep.study.claims import Measure
 
 # Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
 KIND_STYLES = {

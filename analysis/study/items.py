@@ -25,8 +25,7 @@ from pipelines.tasks.parquet import parquet_table
 from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import COORDINATES, Store, Study, StudyStep
-from sweep.study.claims import NOT_FROM_POOL
-from sweep.study.measures import Measure
+from sweep.study.claims import NOT_FROM_POOL, Measure
 
 Cell = tuple[int, str, int, int]
 """starting_size, kind, size, seed: one evaluated task model. Kind "none", size 0 is a starting point as it is."""

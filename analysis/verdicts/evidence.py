@@ -20,8 +20,7 @@ from pipelines.errors import UserError
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
 from sweep.graph.records import Store, Study
-from sweep.study.claims import START, Claim, Comparison, Difference, from_json
-from sweep.study.measures import Measure
+from sweep.study.claims import START, Claim, Comparison, Difference, Measure, from_json
 from sweep.study.paper_claims import PAPER_CLAIMS
 
 UNDERTRAINED = 20_000

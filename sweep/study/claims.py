@@ -15,11 +15,11 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from pipelines.data.kinds import Kind, find_kind, kind_name
 from pipelines.errors import UserError
-from sweep.study.measures import Measure
 
 PLACES = ("general", "blindspot", "adversarial")
 RULES = ("every", "most")
@@ -29,6 +29,24 @@ START = "none"
 """The kind of a starting point as it is."""
 NOT_FROM_POOL = (START, "original")
 """Kinds that no generator has a part in."""
+
+
+class Measure(StrEnum):
+    """A number that a task model has on a test set.
+
+    All but accuracy go by an item's score: the log-odds of the label that the study's heuristic predicts
+    (`pipelines.evaluate.scoring.scores`). They still move where accuracy is at 0 or 1.
+    """
+
+    ACCURACY = "accuracy"
+    """The share of right items."""
+    MARGIN = "margin"
+    """The mean score, in log-odds. It sees a shift of the threshold between labels."""
+    AUC = "auc"
+    """The chance that an item where going by the heuristic is right scores above one where it is wrong, ties counting half."""
+    PULL = "pull"
+    """The chance that an adversarial item scores above a general item of the same label, ties counting half. One half is no
+    pull; its level also holds the difference of the two texts' domains, so that only differences between kinds speak."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ saturate, and what a study's mixes, debiased sets and generations are there to a
 from collections.abc import Sequence
 
 from pipelines.data.kinds import DEBIASED, Added, Kind, Mix
-from sweep.study.claims import START, Claim, Comparison, Difference
-from sweep.study.measures import Measure
+from sweep.study.claims import START, Claim, Comparison, Difference, Measure
 
 GENERAL_MARGIN = 0.02
 """Two points of accuracy: the paper calls a mean difference of 1.1 points 'on par'."""

@@ -22,10 +22,9 @@ from pipelines.tasks.nli import Label
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
 from pipelines.tasks.task import Field, Task
 from pipelines.tasks.test_sets import TestSet
-from sweep.study.claims import Claim, Comparison, Difference
+from sweep.study.claims import Claim, Comparison, Difference, Measure
 from sweep.study.experiment import Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
-from sweep.study.measures import Measure
 from sweep.study.paper import PAPER_GENERATOR, PAPER_TASK_MODEL
 from sweep.study.paper_claims import PAPER_CLAIMS
 

@@ -20,7 +20,7 @@ from analysis.verdicts.verdicts import judge_evidence
 from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import Label
 from sweep.graph.records import Store, Study
-from sweep.study.measures import Measure
+from sweep.study.claims import Measure
 from tests.analysis.item_study import ItemStudy, clear
 from tests.analysis.own_study import OneSetStudy, OwnStudy, SentimentStudy, TopicStudy
 

@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.tasks.nli import Label
 from sweep.graph.records import Store, Study
-from sweep.study.measures import Measure
+from sweep.study.claims import Measure
 from tests.analysis.item_study import ItemStudy, clear
 
 GENERAL, PROBE, SLICE = "template_test", "template_probe", "lexical_overlap/non-entailment"

@@ -15,7 +15,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate.scoring import placements
 from pipelines.tasks.nli import NLI
 from sweep.graph.records import Store, Study
-from sweep.study.measures import Measure
+from sweep.study.claims import Measure
 from tests.analysis.item_study import ItemStudy, clear
 from tests.analysis.own_study import MONEY, NEGATED, SENTIMENT, TOPIC, OwnStudy, SentimentStudy, TopicStudy
 

@@ -4,9 +4,8 @@ import json
 import pytest
 
 from pipelines.errors import UserError
-from sweep.study.claims import Claim, Comparison, Difference, as_json, from_json
+from sweep.study.claims import Claim, Comparison, Difference, Measure, as_json, from_json
 from sweep.study.experiments import demo
-from sweep.study.measures import Measure
 from sweep.study.paper_claims import PAPER_CLAIMS
 
 LOWER = Comparison((Difference("synthetic", "original", "adversarial"),), -1)
