@@ -20,11 +20,13 @@ from typing import Any
 
 from pipelines.data.kinds import Kind, find_kind, kind_name
 from pipelines.errors import UserError
+from sweep.study.arms import Arm, arm_name
 
 PLACES = ("general", "blindspot", "adversarial")
 RULES = ("every", "most")
 STARTS = ("all", "untrained", "trained", "undertrained", "established")
 SIZES = ("all", "largest")
+ARMS = ("all",)
 START = "none"
 """The kind of a starting point as it is."""
 NOT_FROM_POOL = (START, "original")
@@ -56,6 +58,10 @@ class Difference:
     `on` is "general" or "blindspot", a test set, or "adversarial", the blindspot's slice where going by the study's heuristic
     is wrong. Kinds are training sets', by name or as mixes, or "none", the starting point. Measures but accuracy are read on
     "adversarial" only.
+
+    In a study with several arms it is taken in the `arm` that is named, or else in that of the setting. `against` another arm
+    it is what it is in the first, less what it is there, at the same starting point, size and seed: without a control, arm
+    against arm at one kind; with one, how much wider a gap is in one arm than in another.
     """
 
     treatment: Kind
@@ -63,11 +69,16 @@ class Difference:
     on: str
     measure: Measure = Measure.ACCURACY
     weight: float = 1.0
+    arm: Arm | str | None = None
+    against: Arm | str | None = None
 
     def __post_init__(self) -> None:
         for side in ("treatment", "control"):
             if (kind := getattr(self, side)) is not None:
                 object.__setattr__(self, side, kind_name(find_kind(kind)))
+        for side in ("arm", "against"):
+            if (arm := getattr(self, side)) is not None:
+                object.__setattr__(self, side, arm_name(arm))
         if self.on not in PLACES:
             raise UserError(f"on={self.on!r} is no place of a claim; valid: {', '.join(PLACES)}")
         try:
@@ -80,6 +91,13 @@ class Difference:
             raise UserError(f"a difference of {self.treatment!r} with itself is 0; name another control")
         if not self.weight:
             raise UserError("weight=0 leaves a difference out; remove it")
+        if self.arm is not None and self.arm == self.against:
+            raise UserError(f"arm {self.arm!r} against itself is 0; name another arm")
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that it names."""
+        return tuple(arm_name(arm) for arm in (self.arm, self.against) if arm is not None)
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,11 @@ class Comparison:
         )
 
     @property
+    def names_all_arms(self) -> bool:
+        """Whether all of its differences say which arm they are of, so that it is the same whatever arm is looked at."""
+        return all(difference.arm is not None for difference in self.differences)
+
+    @property
     def is_from_pool(self) -> bool:
         """Whether a generator has a part in it."""
         return not self.kinds <= set(NOT_FROM_POOL)
@@ -135,13 +158,13 @@ class Comparison:
 class Claim:
     """A statement, and the comparisons that all have to hold in `rule` ("every", or "most": more than half) of its settings.
 
-    A setting is a starting point and a training size. `starts` are "all", "untrained" (0), "trained", "undertrained" (up to a
-    number of examples that the reader of the results gives), "established" (beyond it), or sizes of starting points; `sizes`
-    are "all", "largest", or training sizes. With `each_start` it is a claim for each starting point, named `NAME/start=N`, and
-    `{start}` stands for its size in the statement. `margin` is what 'about as much' and the number of seeds that settle it go
-    by, in the measure's unit (0.01 is a point of accuracy); None is the measure's own. Primary claims are few and declared
-    before the run. `control` marks the claim that shows for its measure that the study can see a blindspot grow. `paper` is
-    what the paper found.
+    A setting is a starting point and a training size, and in a study with several arms an arm. `starts` are "all", "untrained"
+    (0), "trained", "undertrained" (up to a number of examples that the reader of the results gives), "established" (beyond it),
+    or sizes of starting points; `sizes` are "all", "largest", or training sizes; `arms` are "all" or some arms, by value or by
+    name. With `each_start` it is a claim for each starting point, named `NAME/start=N`, and `{start}` stands for its size in
+    the statement. `margin` is what 'about as much' and the number of seeds that settle it go by, in the measure's unit (0.01 is
+    a point of accuracy); None is the measure's own. Primary claims are few and declared before the run. `control` marks the
+    claim that shows for its measure that the study can see a blindspot grow. `paper` is what the paper found.
 
     Raises UserError for what is not one of these.
     """
@@ -152,6 +175,7 @@ class Claim:
     rule: str = "most"
     starts: str | tuple[int, ...] = "all"
     sizes: str | tuple[int, ...] = "all"
+    arms: str | tuple[Arm | str, ...] = "all"
     each_start: bool = False
     primary: bool = False
     control: bool = False
@@ -171,10 +195,12 @@ class Claim:
             raise UserError(f"claim {self.name}: slopes over sizes beside differences at a size are two claims; declare each")
         if self.rule not in RULES:
             raise UserError(f"claim {self.name}: rule={self.rule!r} is none of {', '.join(RULES)}")
-        for axis, words in (("starts", STARTS), ("sizes", SIZES)):
+        for axis, words, values in (("starts", STARTS, "sizes"), ("sizes", SIZES, "sizes"), ("arms", ARMS, "arms")):
             value = getattr(self, axis)
             if isinstance(value, str) and value not in words:
-                raise UserError(f"claim {self.name}: {axis}={value!r} is none of {', '.join(words)}, nor a tuple of sizes")
+                raise UserError(f"claim {self.name}: {axis}={value!r} is none of {', '.join(words)}, nor a tuple of {values}")
+        if not isinstance(self.arms, str):
+            object.__setattr__(self, "arms", tuple(map(arm_name, self.arms)))
         if self.margin is not None and not self.margin > 0:
             raise UserError(f"claim {self.name}: margin={self.margin}: a margin is above 0; 0.01 is one point of accuracy")
         if self.control and (len(self.comparisons) != 1 or not self.comparisons[0].is_on_blindspot):
@@ -191,6 +217,12 @@ class Claim:
     @property
     def kinds(self) -> frozenset[str]:
         return frozenset[str]().union(*(comparison.kinds for comparison in self.comparisons))
+
+    @property
+    def named_arms(self) -> frozenset[str]:
+        """The arms that it or its differences name; a study must have them."""
+        of_differences = (arm for one in self.comparisons for difference in one.differences for arm in difference.arms)
+        return frozenset([*(() if isinstance(self.arms, str) else map(arm_name, self.arms)), *of_differences])
 
 
 def as_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
@@ -211,5 +243,7 @@ def _claim(value: Mapping[str, Any]) -> Claim:
         Comparison(**{**comparison, "differences": tuple(Difference(**each) for each in comparison["differences"])})
         for comparison in value["comparisons"]
     )
-    axes = {axis: value[axis] if isinstance(value[axis], str) else tuple(value[axis]) for axis in ("starts", "sizes")}
+    # Manifests from before arms have none.
+    axes = {axis: value.get(axis, "all") for axis in ("starts", "sizes", "arms")}
+    axes = {axis: given if isinstance(given, str) else tuple(given) for axis, given in axes.items()}
     return Claim(**{**value, "comparisons": comparisons, **axes})

@@ -30,12 +30,12 @@ from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 from sweep.graph.records import KINDS, KNOWN_KINDS, STAGES, TRAINED_KINDS, check_study_name
+from sweep.study.arms import TRAININGS, Arm, find_arm
 from sweep.study.claims import Claim
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
 from sweep.study.paper_claims import PAPER_CLAIMS, axis_claims
 
 TRAJECTORIES = ("separate", "shared")
-TRAININGS = ("two_steps", "joint")
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of attention heads that vLLM's engine computes with on a CPU."""
 JUDGE_SEED = 1_000_003
@@ -74,7 +74,8 @@ class Experiment:
 
     A kind is a name or a mix (`pipelines.data.kinds`: `Mix`, `Added`, `mixed_25`). With `training` "joint", a cell is not
     finetuned from its starting point on, but from the untrained one, on the starting set and its own set together. The
-    untrained `head` is random, zero, or read off the language model (`UntrainedConfig`). With several `generations`, each but
+    untrained `head` is random, zero, or read off the language model (`UntrainedConfig`). With `arms`, two or more, each cell is
+    trained in each of them, by value or by name (`sweep.study.arms`). With several `generations`, each but
     the first has a generator finetuned on the pool before it, or with `accumulate` on the original data and all pools before
     it; sets of the kind synthetic are then drawn from each pool, those of generation 2 as the kind `synthetic_generation2`
     (docs/kinds.md).
@@ -135,6 +136,7 @@ class Experiment:
     accumulate: bool = added(False)
     training: str = added("two_steps")
     head: str = added("random")
+    arms: tuple[Arm | str, ...] = added(())
     judge: int | PretrainedModelConfig | None = added(None)
     cell: FinetuneConfig | None = None
     remainder: str = "first_labels"
@@ -163,6 +165,7 @@ class Experiment:
         self._check_recipes()
         self._check_models()
         self._check_evaluation()
+        self._check_arms()
         self._check_claims()
 
     @property
@@ -185,10 +188,35 @@ class Experiment:
 
     @property
     def declared_claims(self) -> tuple[Claim, ...]:
-        """Its `claims`; beside the default ones also those that ask after its mixes, debiased sets and generations."""
+        """Its `claims`; beside the default ones also those that ask after its mixes, debiased sets, generations and arms."""
         if self.claims != PAPER_CLAIMS:
             return self.claims
-        return (*PAPER_CLAIMS, *axis_claims(self.kinds, self.generation_names))
+        return (*PAPER_CLAIMS, *axis_claims(self.kinds, self.generation_names, self.arm_names))
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """What coordinates and claims call its arms; none in a study that has one way to train a cell."""
+        return tuple(find_arm(arm).name for arm in self.arms)
+
+    def in_arm(self, arm: Arm | str) -> "Experiment":
+        """The study with one arm alone: a study with several builds what all of these do. It has no claims of its own.
+
+        Raises UserError for an arm that it cannot have.
+        """
+        arm = find_arm(arm)
+        task_model, cell = self.task_model, self.cell
+        if (share := arm.head_frozen_share) is not None:
+            task_model = replace(task_model, head_frozen_share=share)
+            cell = cell and replace(cell, head_frozen_share=share)
+        return replace(
+            self,
+            arms=(),
+            claims=PAPER_CLAIMS,
+            training=arm.training or self.training,
+            head=arm.head or self.head,
+            task_model=task_model,
+            cell=cell,
+        )
 
     @property
     def own_pools(self) -> tuple[OwnPoolConfig, ...]:
@@ -242,6 +270,13 @@ class Experiment:
         if self.training not in TRAININGS:
             raise UserError(f"training={self.training!r} is not one of {', '.join(map(repr, TRAININGS))}")
         UntrainedConfig(seed=0, head=self.head)
+        if self.head == "zero" and any(
+            recipe.head_frozen_share == 1 for recipe in (self.task_model, self.cell or self.task_model)
+        ):
+            raise UserError(
+                "head='zero' with head_frozen_share=1: through a head of zeros that stays as it is nothing is learnt; give a "
+                "smaller share, or another head"
+            )
 
     def _tuple(self, axis: str) -> tuple[Any, ...]:
         values = getattr(self, axis)
@@ -496,6 +531,24 @@ class Experiment:
                     f"{name}={getattr(self, name)!r} is not evaluated; it must be one of evaluation.sets={self.evaluation.sets}"
                 )
 
+    def _check_arms(self) -> None:
+        object.__setattr__(self, "arms", tuple(map(find_arm, self._tuple("arms"))))
+        if len(self.arms) == 1:
+            raise UserError(
+                f"arms has {self.arm_names[0]!r} alone: a study trains its cells in one way unless it has two arms or more; "
+                "give another one, or training, head and head_frozen_share themselves"
+            )
+        seen: dict[Any, str] = {}
+        for name in self.arm_names:
+            try:
+                one = self.in_arm(name)
+            except UserError as error:
+                raise UserError(f"arm {name!r}: {error}") from error
+            values = one.training, one.head, one.task_model, one.cell or one.task_model
+            if (other := seen.setdefault(values, name)) != name or self.arm_names.count(name) > 1:
+                twice = f"arms={other!r} and {name!r} are the same in this study" if other != name else f"arm {name!r} is twice"
+                raise UserError(f"{twice}; leave one of them out")
+
     def _check_claims(self) -> None:
         names = [claim.name for claim in self.claims]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -507,6 +560,9 @@ class Experiment:
         for claim in self.claims:
             if unknown := sorted(claim.kinds - known):
                 raise UserError(f"claim {claim.name} is about {unknown}; kinds of training set are {', '.join(sorted(known))}")
+            if unknown := sorted(claim.named_arms - set(self.arm_names)):
+                has = f"are {', '.join(self.arm_names)}" if self.arms else "would be its arms=(…), and it has none"
+                raise UserError(f"claim {claim.name} is about the arms {unknown}; those of the study {has}")
 
 
 def _is_encoder(base: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig) -> bool:

@@ -53,6 +53,7 @@ def demo(
     kinds: tuple[str, ...] = TRAINED_KINDS,
     training: Literal["two_steps", "joint"] = "two_steps",
     head: Literal["random", "zero", "lm"] = "random",
+    arms: tuple[str, ...] = (),
     generations: int = 1,
     accumulate: bool = False,
 ) -> Experiment:
@@ -62,7 +63,8 @@ def demo(
     `pool_size` is the number of parsed synthetic examples, a third of each label. `heuristic` (a built-in one's name,
     or FILE.py:NAME) is what biased sets are biased to; each of `biases` is a dose of it, in sets of `heuristic_share`.
     Each of `generators` writes a pool of its own, and the seeds are dealt over them (docs/studies.md). `kinds` may have mixes
-    (`mixed_50`); they, `training`, `head`, `generations` and `accumulate` are those of docs/kinds.md.
+    (`mixed_50`); they, `training`, `head`, `arms` (`two_steps,joint` or `random,lm+frozen0.25`), `generations` and `accumulate`
+    are those of docs/kinds.md.
     """
     recipe = FinetuneConfig(
         method="full",
@@ -99,6 +101,7 @@ def demo(
         kinds=kinds,
         training=training,
         head=head,
+        arms=arms,
         generators=generators,
         generations=generations,
         accumulate=accumulate,
@@ -137,6 +140,7 @@ def mini(
     training: Literal["two_steps", "joint"] = "two_steps",
     head: Literal["random", "zero", "lm"] = "random",
     head_frozen_share: float = 0.0,
+    arms: tuple[str, ...] = (),
     generations: int = 1,
     accumulate: bool = False,
     task_base: str = "",
@@ -149,10 +153,11 @@ def mini(
     drives it.
     Original training sets hold no example that their starting point was finetuned on. `recipe` "full" trains all weights in
     batches of 64; "paper" finetunes as `paper` does (LoRA, batches of 2, G of 6), at ten times its rate. `generator_epochs` may
-    be a fraction. `heuristic`, `biases`, `heuristic_share`, `generators`, `kinds`, `training`, `head`, `generations` and
-    `accumulate` are as in `demo`; heads are frozen for `head_frozen_share` of a finetuning's steps. Each of `challenges` is a
-    further test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md). `task_base` is the task models'
-    own checkpoint where it is not `model`, which writes the pool: an encoder (BERT) or another decoder (docs/models.md).
+    be a fraction. `heuristic`, `biases`, `heuristic_share`, `generators`, `kinds`, `training`, `head`, `arms`, `generations`
+    and `accumulate` are as in `demo`; heads are frozen for `head_frozen_share` of a finetuning's steps. Each of `challenges` is
+    a further test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md). `task_base` is the task
+    models' own checkpoint where it is not `model`, which writes the pool: an encoder (BERT) or another decoder
+    (docs/models.md).
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
@@ -209,6 +214,7 @@ def mini(
         kinds=kinds,
         training=training,
         head=head,
+        arms=arms,
         generators=generators,
         generations=generations,
         accumulate=accumulate,

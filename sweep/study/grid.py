@@ -11,11 +11,16 @@ Later generations are a chain beside the first: a generator finetuned on the poo
 cell's own set and its starting set are drawn into one, and the cell starts from the untrained model. A mix is drawn from data
 and pool.
 
+With several arms all this is built for each, as the study that has this arm alone would (`Experiment.in_arm`), and what arms
+have in common is one step: data, generators, pools and sets always are, an untrained model where the head is the same. Models
+and evaluations have the coordinate `arms`, all those that they are of. What differs from the study's own is in the names:
+`start500-lm-seed0`, `start500-joint-lm-frozen0.25-original-60-seed0`.
+
 Generator 0 and what is made from its pool are named as in a study with one generator, because they are the same artifacts.
 Another's number is in its names: `generator1`, `pool1`, `synthetic-300-seed1-generator1`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,22 +36,40 @@ from pipelines.resources import Resources
 from pipelines.tasks.heuristics import HEURISTICS
 from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
+from sweep.study.arms import FROZEN, Arm, find_arm
 from sweep.study.experiment import JUDGE_SEED, Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
 
+OF_ARMS = ("starting_point", "task_model", "evaluation")
+"""Stages of what arms may have otherwise than each other; sets are drawn without regard to them."""
 GENERATION_SEEDS = 10_000
 """By how much the seeds of a generation's generators are above those of the one before: more than there are generators."""
 
 
 def build_grid(experiment: Experiment) -> list[Step]:
     """All steps of `experiment`, each after its inputs and each once."""
-    return list(_Grid(experiment).steps.values())
+    grid = _Grid(experiment)
+    return _with_arms(grid.steps.values(), grid.arms_of)
+
+
+def _with_arms(steps: Iterable[Step], arms_of: Mapping[str, Sequence[str]]) -> list[Step]:
+    """The steps with their arms among their coordinates, and with inputs that have theirs."""
+    if not arms_of:
+        return list(steps)
+    placed: dict[str, Step] = {}
+    for step in steps:
+        arms = {"arms": tuple(arms_of[step.fingerprint])} if step.fingerprint in arms_of else {}
+        inputs = {name: placed[source.fingerprint] for name, source in step.inputs.items()}
+        placed[step.fingerprint] = replace(step, inputs=inputs, coordinates={**step.coordinates, **arms})
+    return list(placed.values())
 
 
 class _Grid:
     def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+        self.whole = self.experiment = experiment
         self.steps: dict[str, Step] = {}
+        self.arm = Arm()
+        self.arms_of: dict[str, list[str]] = {}
         folder = experiment.sources_folder
         options = {"folder": folder} if folder else {}
         training = experiment.sources.for_training
@@ -64,9 +87,11 @@ class _Grid:
         if experiment.judge is not None:
             for pool in self.pools:
                 self._add_judgement(pool)
-        for seed in experiment.seeds:
-            for starting_size in experiment.starting_sizes:
-                self._add_starting_point(starting_size, seed)
+        for arm in map(find_arm, experiment.arms or (self.arm,)):
+            self.arm, self.experiment = arm, experiment.in_arm(arm) if experiment.arms else experiment
+            for seed in experiment.seeds:
+                for starting_size in experiment.starting_sizes:
+                    self._add_starting_point(starting_size, seed)
 
     def _add(
         self,
@@ -86,6 +111,9 @@ class _Grid:
         resources = Resources() if light else self.experiment.resources.get(like, Resources())
         rehearsal = self.experiment.rehearsal
         step = Step(stage, slug, config, inputs or {}, coordinates or {}, resources, options or {}, rehearsal)
+        if self.whole.arms and coordinates and stage in OF_ARMS:
+            arms = self.arms_of.setdefault(step.fingerprint, [])
+            arms += [self.arm.name] if self.arm.name not in arms else []
         return self.steps.setdefault(step.fingerprint, step)
 
     def _add_pool(self, number: int, generation: int = 1) -> Step:
@@ -135,7 +163,7 @@ class _Grid:
         experiment = self.experiment
         untrained = starting_point = self._add(
             "starting_point",
-            f"start0-seed{seed}",
+            f"start0-{self._head_mark}seed{seed}",
             UntrainedConfig(seed=seed, head=experiment.head),
             {"base_model": self.task_base},
             {"starting_size": 0, "kind": "none", "size": 0, "seed": seed},
@@ -162,6 +190,18 @@ class _Grid:
         doses = {f"bias_{bias}": bias for bias in map(float, experiment.biases)}
         return {"bias": doses[kind]} if kind in doses else {}
 
+    @property
+    def _head_mark(self) -> str:
+        """What names have before the rest where the arm's head is not the study's own."""
+        return f"{self.experiment.head}-" if self.experiment.head != self.whole.head else ""
+
+    def _frozen_mark(self, *, of_start: bool = False, of_cell: bool = False) -> str:
+        """The same of the share for which a head is frozen, in the recipe of a starting point, a cell, or either."""
+        one, whole = self.experiment, self.whole
+        starts_differ = of_start and one.task_model != whole.task_model
+        cells_differ = of_cell and (one.cell or one.task_model) != (whole.cell or whole.task_model)
+        return f"{FROZEN}{self.arm.head_frozen_share:g}-" if starts_differ or cells_differ else ""
+
     def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
         """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""
         experiment = self.experiment
@@ -183,7 +223,7 @@ class _Grid:
             {"source": self.sources},
             coordinates,
         )
-        slug = f"start{starting_size}-seed{seed}"
+        slug = f"start{starting_size}-{self._head_mark}{self._frozen_mark(of_start=True)}seed{seed}"
         return starting_set, self._add_trained(
             "starting_point", slug, experiment.task_model, starting_set, untrained, trunk, coordinates
         )
@@ -244,14 +284,18 @@ class _Grid:
             self._drawn_from(made_of, seed, cell.get("generation", 1)) | ({"starting_set": excluded} if excluded else {}),
             {**cell, **shared},
         )
-        if experiment.training == "joint" and starting_set is not None:
-            slug, starting_point = f"joint-{slug}", untrained
+        is_joint = experiment.training == "joint" and starting_set is not None
+        frozen = self._frozen_mark(of_start=starting_set is not None and not is_joint, of_cell=True)
+        marked = f"{self._head_mark}{frozen}{slug}"
+        if is_joint:
+            assert starting_set is not None
+            slug, marked, starting_point = f"joint-{slug}", f"joint-{marked}", untrained
             both = num_drawn(starting_set.config) + num_drawn(training_set.config)
             inputs = {"starting_set": starting_set, "own_set": training_set}
             joint = TrainingSetConfig(JOINT, both, seed, task=experiment.task, **self._counted())
             training_set = self._add("training_set", f"start{cell['starting_size']}-{slug}", joint, inputs, cell)
-        slug = f"start{cell['starting_size']}-{slug}"
         recipe = experiment.cell or experiment.task_model
+        slug = f"start{cell['starting_size']}-{marked}"
         task_model = self._add_trained("task_model", slug, recipe, training_set, starting_point, trunk, cell)
         self._add_evaluation(task_model)
         return task_model

@@ -131,6 +131,7 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     training = {"two_steps": "from its starting point", "joint": "on its set and the starting point's together"}
     yield Note("a cell is finetuned", training["two_steps"], training[experiment.training], chosen)
     yield Note("untrained head", "random", experiment.head, chosen)
+    yield Note("arms that each cell is trained in", "one", _text(experiment.arm_names) or "one", chosen)
     yield Note("generations of the generator", "1", _text(experiment.generations), chosen)
     yield Note("doses of bias", "none", _text(experiment.biases) or "none", chosen)
     yield Note("heuristic of the biased sets", LEXICAL_OVERLAP.name, experiment.heuristic.name, chosen)

@@ -1,6 +1,7 @@
 """The claims of a study that declares none: those of Zhang and Pavlick's paper, the same question asked of measures that do not
-saturate, and what a study's mixes, debiased sets and generations are there to answer."""
+saturate, and what a study's mixes, debiased sets, generations and arms are there to answer."""
 
+import re
 from collections.abc import Sequence
 
 from pipelines.data.kinds import DEBIASED, Added, Kind, Mix
@@ -168,12 +169,16 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def axis_claims(kinds: Sequence[Kind], generations: Sequence[str]) -> tuple[Claim, ...]:
-    """What kinds and generations (the kinds of their synthetic sets, from the first) are there to answer; none is primary."""
+def axis_claims(kinds: Sequence[Kind], generations: Sequence[str], arms: Sequence[str] = ()) -> tuple[Claim, ...]:
+    """What kinds, generations (the kinds of their synthetic sets, from the first) and arms are there to answer.
+
+    None is primary.
+    """
     return (
         *(_of_mix(kind) for kind in kinds if not isinstance(kind, str)),
         *(_OF_DEBIASED if {DEBIASED, "synthetic"} <= set(kinds) else ()),
         *(_of_generations(generations) if len(generations) > 1 else ()),
+        *(_of_arm(arm, arms[0]) for arm in arms[1:]),
     )
 
 
@@ -184,6 +189,17 @@ _OF_DEBIASED = (
         _is(_adversarial(DEBIASED, "synthetic"), 1),
     ),
 )
+
+
+def _of_arm(arm: str, first: str) -> Claim:
+    """Whether the study's difference is as large in an arm as in the first: a claim that the data may refute."""
+    slug = re.sub(r"\W", "_", arm)
+    return Claim(
+        f"gap_is_as_wide_in_{slug}",
+        f"In the arm {arm}, synthetic data lowers accuracy where the heuristic is wrong about as much as in the arm {first}.",
+        (Comparison((Difference("synthetic", "original", "adversarial", arm=arm, against=first),), 0),),
+        rule="every",
+    )
 
 
 def _of_mix(mix: Mix | Added) -> Claim:

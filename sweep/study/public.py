@@ -22,6 +22,7 @@ from pipelines.tasks.nli import Label
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
 from pipelines.tasks.task import Field, Task
 from pipelines.tasks.test_sets import TestSet
+from sweep.study.arms import Arm
 from sweep.study.claims import Claim, Comparison, Difference, Measure
 from sweep.study.experiment import Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
@@ -38,6 +39,7 @@ __all__ = [
     "PAPER_GENERATOR",
     "PAPER_TASK_MODEL",
     "Added",
+    "Arm",
     "Claim",
     "Comparison",
     "Difference",

@@ -150,7 +150,7 @@ CLASSES = {
         "task_model_base name title sources base_model generator generation task_model evaluation starting_sizes "
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
         "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task synthetic "
-        "generations accumulate training head",
+        "generations accumulate training head arms",
         "sources_folder resources replicates_paper claims",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (

@@ -209,7 +209,7 @@ def test_the_judge_is_the_same_whatever_head_is_asked_about(experiment: Experime
     recipe = dataclasses.replace(experiment.task_model, head_frozen_share=1.0)
     judged = [
         {name: step.fingerprint for name, step in by_name(study).items() if step.stage == "judgement"}
-        for study in (plain, dataclasses.replace(plain, head="zero", task_model=recipe))
+        for study in (plain, dataclasses.replace(plain, head="lm", task_model=recipe))
     ]
     assert judged[0] == judged[1] != {}
 

@@ -91,6 +91,10 @@ def test_heads_that_do_not_divide_are_refused(shape: tuple[int, int, int], words
         ({"base_model": checkpoint("gpt_neox")}, r"task_model has .* give lora_targets=\('query_key_value', 'dense', "),
         ({"base_model": checkpoint("gpt_neox"), "task_model": FULL}, "generator has lora_targets="),
         ({"task_model_base": checkpoint("bert"), "task_model": FULL, "head": "lm"}, "head='lm' with an encoder .*'zero'"),
+        (
+            {"task_model_base": checkpoint("bert"), "task_model": FULL, "arms": ("random", "lm")},
+            "arm 'lm': head='lm' with an encoder",
+        ),
         ({"generator": PromptedGenerator(checkpoint("bert"))}, "prompted generator is the bert at models/bert, an encoder"),
         ({"judge": checkpoint("bert")}, "judge is the bert at models/bert, an encoder, of which no head is read"),
         (
