@@ -69,6 +69,11 @@ def starting_point_name(starting_size: int) -> str:
     return "untrained" if starting_size == 0 else f"{thousands(starting_size)} examples"
 
 
+def in_arm(title: str, arm: str) -> str:
+    """A title, and which of a study's arms it is about; as it is in a study of one ("")."""
+    return f"{title} (arm {arm})" if arm else title
+
+
 def thousands(number: int) -> str:
     """73080 -> '73 080': a separator that is neither a decimal comma nor a decimal point."""
     return f"{number:,}".replace(",", _GROUP)

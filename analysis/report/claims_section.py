@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ from analysis.wording import (
     HOLDS,
     NOTHING,
     estimate_words,
+    in_arm,
     kind_name,
     p_words,
     points,
@@ -42,7 +44,7 @@ from sweep.study.claims import Measure
 
 TITLE = "The answer"
 HOW_TO_READ = (
-    "A claim is judged in each of its settings, a starting point and a training size, and never by a mean over them: it, or "
+    "A claim is judged in each of its settings, a starting point and a training size{}, and never by a mean over them: it, or "
     "its opposite, is to show in every setting, or in more than half of them, as the claim has it. Estimates are means, in "
     "points of accuracy; 'Settings' says how many have the estimate's sign, and how many an interval on that side. p is "
     "adjusted for all primary claims (Holm). 'Settled by' is for a true difference as large as the claim's margin."
@@ -73,11 +75,13 @@ def claims_block(verdicts: Verdicts | None, evidence: Evidence | None, why_not: 
     if primary and others:
         folds.insert(0, Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]))
     for title, table in (("No differences by subcase", _subcases), ("No signal detection", _signal)):
-        try:
-            folds += table(evidence)
-        except UserError as error:
-            text.append(f"{title}: {error}.")
-    return Block("claims", TITLE, text, [_claims(drawn, HOW_TO_READ)], folds, "", CAPTION if figure else ""), figure
+        for arm, of_arm in evidence.by_arm.items():
+            try:
+                folds += [replace(fold, title=in_arm(fold.title, arm)) for fold in table(of_arm)]
+            except UserError as error:
+                text.append(f"{in_arm(title, arm)}: {error}.")
+    how = HOW_TO_READ.format(", in one of its arms" if evidence.arms else "")
+    return Block("claims", TITLE, text, [_claims(drawn, how)], folds, "", CAPTION if figure else ""), figure
 
 
 def measures_block(verdicts: Verdicts | None) -> tuple[list[Block], Figure | None]:

@@ -26,7 +26,7 @@ from analysis.wording import interval_words, percent, points, starting_point_nam
 from pipelines.data.kinds import Mix, find_kind
 from pipelines.errors import UserError
 
-BY = ["starting_size", "size", "set", "slice", "num_labels", "folding"]
+BY = ["arm", "starting_size", "size", "set", "slice", "num_labels", "folding"]
 INK_OF_SIZES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -114,8 +114,8 @@ def _dosed(frame: pd.DataFrame, dial: Dial, what: str) -> pd.DataFrame:
 
 
 def slopes(frame: pd.DataFrame, dial: Dial = BIAS) -> pd.DataFrame:
-    """Change of accuracy (0..1) for a dose of 1 more, by least squares over the doses, per (starting_size, size, set, slice,
-    num_labels, folding): mean and t interval over seeds, n seeds, and `num_doses`; over generators where there are several.
+    """Change of accuracy (0..1) for a dose of 1 more, by least squares over the doses, per `BY`: mean and t interval over
+    seeds, n seeds, and `num_doses`; over generators where there are several.
 
     A seed that lacks a dose is left out. Raises UserError if the frame has fewer than two doses, or no seed has them all.
     """

@@ -69,6 +69,8 @@ RC: dict[Any, Any] = {
 }
 
 
+TICK_WIDTH = 30
+"""Characters of a line beside a row."""
 FEWEST_FOR_INTERVAL = 3
 """Seeds, or generators, from which an interval is drawn: that of two would fill the panel."""
 DOT: dict[str, Any] = {"color": KIND_STYLES["synthetic"][0], "marker": "o", "markersize": 4, "linestyle": "none", "alpha": 0.8}
@@ -79,14 +81,14 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
 
     With `intervals` (`analysis.study.tables.accuracy_table` of the same frame) a thin line shows each point's.
 
-    Raises ValueError when a series has no rows at all. A cell that is missing (a partial frame) breaks its
-    line: nothing is drawn across the gap.
+    Of several arms each has its own panels. Raises ValueError when a series has no rows at all. A cell that is missing (a
+    partial frame) breaks its line: nothing is drawn across the gap.
     """
     means = seed_means(frame)
     if intervals is not None:
         means = means.merge(intervals[[*POINT, "interval_low", "interval_high"]], on=list(POINT), how="left")
-    starting_sizes = sorted(means["starting_size"].unique())
-    if not starting_sizes:
+    starts = {(str(arm), int(start)): rows for (arm, start), rows in means.groupby(["arm", "starting_size"], observed=True)}
+    if not starts:
         raise ValueError("the frame has no rows, so there is nothing to draw; evaluate at least one task model")
     for test in series:
         if select(means, test).empty:
@@ -96,10 +98,10 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
     labels = "training examples" + ("" if to_scale else " (spacing not to scale)"), "accuracy"
     with matplotlib.rc_context(RC):
         inches: dict[str, Any] = {"row_height": 2.75, "legend": 0.78, "title": 0.28, "margins": 0.35}
-        figure, panels = _panels(len(starting_sizes), labels, **inches, sharey=True, hspace=0.36, wspace=0.09)
-        for axes, start in zip(panels, starting_sizes, strict=True):
-            _draw_panel(axes, means[means["starting_size"] == start], series, sizes, positions)
-            axes.set_title(f"Start: {starting_point_name(int(start))}")
+        figure, panels = _panels(len(starts), labels, **inches, sharey=True, hspace=0.36, wspace=0.09)
+        for axes, ((arm, start), rows) in zip(panels, starts.items(), strict=True):
+            _draw_panel(axes, rows, series, sizes, positions)
+            axes.set_title(f"{arm}, start: {starting_point_name(start)}" if arm else f"Start: {starting_point_name(start)}")
         _draw_legends(figure, series)
     return figure
 
@@ -115,7 +117,8 @@ def forest_figure(judgements: Sequence[Judgement]) -> Figure:
     if not panels:
         raise ValueError("no claim has a difference that is no ratio, so there is nothing to draw")
     columns = min(3, len(panels))
-    heights = [max(len(rows) for _, rows in panels[at : at + columns]) for at in range(0, len(panels), columns)]
+    lines = [sum(1 + _tick(row["setting"]).count("\n") for row in rows) for _, rows in panels]
+    heights = [max(lines[at : at + columns]) for at in range(0, len(panels), columns)]
     with matplotlib.rc_context(RC):
         size = (max(7.8, 3.3 * columns + 1.4), sum(0.3 * height + 1.2 for height in heights))
         figure = Figure(figsize=size, layout="constrained")
@@ -127,6 +130,12 @@ def forest_figure(judgements: Sequence[Judgement]) -> Figure:
     return figure
 
 
+def _tick(setting: str) -> str:
+    """A setting beside its row: with its arm, which comes first, on lines of its own, so that the panel keeps its width."""
+    arm, start, rest = setting.partition(", start ")
+    return f"{textwrap.fill(arm, TICK_WIDTH)}\nstart {rest}" if start else setting
+
+
 def _draw_forest(axes: Axes, judgement: Judgement, rows: Sequence[Mapping[str, Any]]) -> None:
     factor = 100 if rows[0]["unit"] == "share" else 1
     axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
@@ -136,7 +145,7 @@ def _draw_forest(axes: Axes, judgement: Judgement, rows: Sequence[Mapping[str, A
             continue
         axes.hlines(y, factor * row["low"], factor * row["high"], color=INK, linewidth=0.9, zorder=2)
         axes.plot(factor * row["estimate"], y, color=KIND_STYLES["synthetic"][0], marker="s", markersize=5, zorder=3)
-    axes.set_yticks(range(len(rows)), [row["setting"] or judgement.name for row in rows])
+    axes.set_yticks(range(len(rows)), [_tick(row["setting"] or judgement.name) for row in rows])
     axes.yaxis.set_inverted(True)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title(f"{textwrap.fill(judgement.name.replace('_', ' '), 34)}\n{judgement.verdict}", fontsize=8.5)

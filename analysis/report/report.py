@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ from analysis.report.slices import sets_block, slices_blocks
 from analysis.study import paper
 from analysis.study.artifacts import LabelCount, lexical_overlap_counts, own_pools
 from analysis.study.described import described_sets, task_of
-from analysis.study.frame import describe_missing, evaluation_frame
-from analysis.study.series import paper_series, select, study_series
+from analysis.study.frame import by_arm, describe_missing, evaluation_frame
+from analysis.study.series import Series, paper_series, select, study_series
 from analysis.study.tables import accuracy_table
 from analysis.verdicts.evidence import Evidence, load_evidence
 from analysis.verdicts.judgement import judgement_table
 from analysis.verdicts.verdicts import judge_evidence
-from analysis.wording import in_words, slice_name, thousands
+from analysis.wording import in_arm, in_words, slice_name, thousands
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from pipelines.tasks.nli import NLI
@@ -61,7 +61,8 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     `generality.*` where several test sets test a heuristic; `doses.*`, `mixtures.*` and `generations.*` where there are such
     kinds; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the claims can be judged;
     and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's and one
-    on MultiNLI. The HTML loads nothing: styles, figures and the frame are inside.
+    on MultiNLI. Of several arms, a file that is about one says which: `doses-joint.png`. The HTML loads nothing: styles,
+    figures and the frame are inside.
 
     Raises IncompleteSweepError naming what is missing, unless `partial`: then the report names it.
     """
@@ -86,26 +87,31 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     beside_figure: list[Block] = []
     slices: list[Block] = []
     doses: list[Block] = []
+    generality: list[Block] = []
     counts = lexical_overlap_counts(store, study)
     evidence, why_not = _evidence(store, study, frame, counts, partial=partial)
-    responses = evidence.responses if evidence else None
+    arms = evidence.by_arm if evidence else {}
     if not frame.empty:
         series = study_series(study, frame)
-        shown = pd.concat([select(frame, test) for test in series])
-        accuracies = accuracy_table(shown, responses)
+        shown = [
+            accuracy_table(pd.concat([select(rows, test) for test in series]), arms[arm].responses if arm in arms else None)
+            for arm, rows in by_arm(frame)
+        ]
+        accuracies = pd.concat(shown, ignore_index=True)
         drawn = _write_figure(target, "figure1", figure1(frame, series, accuracies), "Figure 1: accuracy by training size")
         values |= {
             "figure": Markup(drawn),
             "figure_caption": figure_caption(frame, series),
             "numbers": numbers(series, accuracies),
         }
-        beside_figure = _paper_figure1_blocks(study, frame, target)
-        slices = sets_block(study, frame, series, responses)
-        slices += slices_blocks(study, frame, series[-1].set, series[-1].slice, responses)
-        for dial in DIALS:
-            for block in dose_block(frame, series, dial):
-                drawn = _write_figure(target, dial.name, dose_figure(frame, series, dial), f"Accuracy by the {dial.what}")
-                doses.append(replace(block, figure=drawn))
+        for arm, rows in by_arm(frame):
+            of_arm = arms.get(arm)
+            beside_figure += _of_arm(_paper_figure1_blocks(study, rows, target, arm), arm)
+            responses = of_arm.responses if of_arm else None
+            slices += _of_arm(sets_block(study, rows, series, responses), arm)
+            slices += _of_arm(slices_blocks(study, rows, series[-1].set, series[-1].slice, responses), arm)
+            doses += _of_arm(_dose_blocks(rows, series, target, arm), arm)
+            generality += _of_arm(_generality_blocks(study, rows, of_arm, target, arm), arm)
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         write_file(target.with_name("table1_vs_paper.csv"), csv_bytes(beside))
@@ -122,11 +128,6 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
     if forest is not None:
         label = "Differences of margin, AUC and pull in each setting, with intervals"
         measures = [replace(measures[0], figure=_write_figure(target, "measures", forest, label))]
-    generality, forest, numbers_of_sets = generality_block(study, frame, evidence)
-    if forest is not None:
-        label = "Differences of accuracy on each test set, where its heuristic is right and where it is wrong, with intervals"
-        generality = [replace(generality[0], figure=_write_figure(target, "generality", forest, label))]
-        write_file(target.with_name("generality.csv"), csv_bytes(numbers_of_sets))
     if verdicts is not None:
         judged = judgement_table(verdicts.judgements)
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
@@ -169,6 +170,37 @@ def _evidence(
         return None, f"The claims are not judged: {error}."
 
 
+def _of_arm(blocks: Sequence[Block], arm: str) -> list[Block]:
+    """Sections that say which arm they are about, in a study with several."""
+    return [replace(block, anchor=_file_name(block.anchor, arm), title=in_arm(block.title, arm)) for block in blocks]
+
+
+def _file_name(name: str, arm: str) -> str:
+    """The name of a file, or of a section, that is about an arm: `doses-joint`; `doses` in a study of one."""
+    return f"{name}-{arm.replace('+', '-')}" if arm else name
+
+
+def _dose_blocks(frame: pd.DataFrame, series: Sequence[Series], target: Path, arm: str) -> list[Block]:
+    """The sections on what is turned up, each with its figure."""
+    blocks = []
+    for dial in DIALS:
+        for block in dose_block(frame, series, dial):
+            figure, label = dose_figure(frame, series, dial), f"Accuracy by the {dial.what}"
+            blocks.append(replace(block, figure=_write_figure(target, _file_name(dial.name, arm), figure, label)))
+    return blocks
+
+
+def _generality_blocks(study: Study, frame: pd.DataFrame, evidence: Evidence | None, target: Path, arm: str) -> list[Block]:
+    """The section on all sets that test a heuristic, with its figure; its numbers are written beside it."""
+    blocks, forest, numbers_of_sets = generality_block(study, frame, evidence)
+    if forest is None:
+        return blocks
+    label = "Differences of accuracy on each test set, where its heuristic is right and where it is wrong, with intervals"
+    name = _file_name("generality", arm)
+    write_file(target.with_name(f"{name}.csv"), csv_bytes(numbers_of_sets))
+    return [replace(blocks[0], figure=_write_figure(target, name, forest, label))]
+
+
 def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
     """Write a figure beside `target` as SVG, PNG and PDF; returns the SVG as part of a page."""
     svg = to_svg(figure)
@@ -178,14 +210,14 @@ def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
     return inline_svg(svg, label)
 
 
-def _paper_figure1_blocks(study: Study, frame: pd.DataFrame, target: Path) -> list[Block]:
+def _paper_figure1_blocks(study: Study, frame: pd.DataFrame, target: Path, arm: str) -> list[Block]:
     """The study beside the paper's figure, or why it is not; nothing for a study of another task."""
     if task_of(study) != NLI:
         return []
     if not paper.has_paper_cells(study, frame):
         return [figure1_block(None)]
     beside = paper.figure1_beside(frame)
-    write_file(target.with_name("figure1_vs_paper.csv"), csv_bytes(beside))
+    write_file(target.with_name(f"{_file_name('figure1_vs_paper', arm)}.csv"), csv_bytes(beside))
     series = paper_series(paper.GENERAL_SET, paper.BLINDSPOT_SET, paper.BLINDSPOT_SLICE)
     drawn = to_svg(figure1(paper.figure1(), series))
     return [figure1_block(beside, inline_svg(drawn, "The paper's Figure 1: accuracy by training size"))]
@@ -200,6 +232,7 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
     seeds = frame["seed"].nunique()
     newest = max((step.record.created for step in study.steps if step.record), default="")
     parts = [f"{num_evaluations} evaluated task models", f"{seeds} seed{'s' if seeds != 1 else ''}"]
+    parts += [f"arms {in_words(study.arms)}"] if study.arms else []
     return " · ".join([*parts, f"newest artifact {newest[:16].replace('T', ' ')} UTC"] if newest else parts)
 
 

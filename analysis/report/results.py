@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.page import Column, Fold, Table, grouped, number_columns, text_columns
-from analysis.study.frame import CELL
+from analysis.study.frame import CELL, by_arm
 from analysis.study.series import Series, select
 from analysis.wording import (
+    in_arm,
     kind_name,
     number_word,
     percent,
@@ -21,7 +22,7 @@ from analysis.wording import (
 
 def figure_caption(frame: pd.DataFrame, series: Sequence[Series]) -> str:
     """The caption of Figure 1, with the n of its points."""
-    counts = frame.groupby(list(CELL), observed=True)["seed"].nunique()
+    counts = frame.groupby(["arm", *CELL], observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     spread = (
@@ -46,8 +47,11 @@ def _labels_words(series: Sequence[Series]) -> str:
 
 
 def numbers(series: Sequence[Series], accuracies: pd.DataFrame) -> list[Fold]:
-    """The accuracies behind Figure 1 (`accuracy_table`), one table per test set."""
-    return [Fold("Accuracies behind the figure", [_accuracies(accuracies, test) for test in series])]
+    """The accuracies behind Figure 1 (`accuracy_table`), one table per test set, for each arm."""
+    return [
+        Fold(in_arm("Accuracies behind the figure", arm), [_accuracies(of_arm, test) for test in series])
+        for arm, of_arm in by_arm(accuracies)
+    ]
 
 
 def _accuracies(accuracies: pd.DataFrame, test: Series) -> Table:

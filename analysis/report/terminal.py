@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -24,7 +25,7 @@ from analysis.verdicts.evidence import Evidence
 from analysis.verdicts.judgement import Judgement, Outcome, Verdicts
 from analysis.verdicts.power import MOST_SEEDS, Variance, power_table, variance_table
 from analysis.verdicts.subcases import subcase_table
-from analysis.wording import NOTHING, estimate_words, p_words, range_words
+from analysis.wording import NOTHING, estimate_words, in_arm, in_words, p_words, range_words
 from pipelines.errors import UserError
 
 MIN_WIDTH = 160
@@ -32,14 +33,15 @@ MIN_WIDTH = 160
 PRIMARY = "Primary claims, declared before the run; p by Holm"
 EXPLORATORY = "Exploratory claims; p by Benjamini and Hochberg"
 LEGEND = (
-    "Estimates are means over a claim's settings (a starting point and a size), in points of accuracy; ratios have a ×, other "
-    "measures their own unit. A verdict goes by the settings one by one, never by their mean. Settings: how many have the "
-    "estimate's sign, and how many an interval on that side. Settled by: for a true difference as large as the claim's margin."
+    "Estimates are means over a claim's settings (a starting point and a size{}), in points of accuracy; ratios have a ×, "
+    "other measures their own unit. A verdict goes by the settings one by one, never by their mean. Settings: how many have "
+    "the estimate's sign, and how many an interval on that side. Settled by: for a true difference as large as the claim's "
+    "margin."
 )
 COLOURS = {Outcome.SUPPORTED: "green", Outcome.REFUTED: "red", Outcome.EQUIVALENT: "cyan", Outcome.CANNOT_TELL: "yellow"}
 
 
-def print_verdicts(study: str, verdicts: Verdicts) -> None:
+def print_verdicts(study: str, verdicts: Verdicts, arms: Sequence[str] = ()) -> None:
     """Print the answer, the positive control, primary and other claims with what they rest on, and the notes."""
     console = _console()
     judgements = verdicts.judgements
@@ -55,7 +57,7 @@ def print_verdicts(study: str, verdicts: Verdicts) -> None:
             console.print(heading, markup=False)
             console.print(_verdict_table(chosen, notes))
     console.print()
-    console.print(LEGEND, markup=False)
+    console.print(LEGEND.format(f", in one of the arms {in_words(arms)}" if arms else ""), markup=False)
     for index, note in enumerate(notes, start=1):
         console.print(f"  {index} {note}", markup=False)
 
@@ -84,21 +86,22 @@ def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
 
 
 def verdicts_json(study: str, verdicts: Verdicts, evidence: Evidence) -> dict[str, Any]:
-    """All numbers: claims, subcases of the blindspot set (synthetic − original), sensitivity and criterion by cell.
+    """All numbers: claims, subcases of the blindspot set (synthetic − original), sensitivity and criterion by cell; of several
+    arms, each row of these says which it is of.
 
     What cannot be had is null or an empty list, and `notes` say why.
     """
     notes = [ONE_SEED] if one_seed(verdicts.judgements) else []
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for name, table in (
-        ("subcases", lambda: subcase_table(evidence)),
-        ("signal_detection", lambda: signal_table(evidence.responses, evidence.blindspot_set)),
-    ):
-        try:
-            tables[name] = records(table())
-        except UserError as error:
-            tables[name] = []
-            notes.append(f"no {name.replace('_', ' ')}: {error}")
+    tables: dict[str, list[dict[str, Any]]] = {"subcases": [], "signal_detection": []}
+    for arm, of_arm in evidence.by_arm.items():
+        for name, table in (
+            ("subcases", partial(subcase_table, of_arm)),
+            ("signal_detection", partial(signal_table, of_arm.responses, of_arm.blindspot_set)),
+        ):
+            try:
+                tables[name] += [({"arm": arm} if arm else {}) | row for row in records(table())]
+            except UserError as error:
+                notes.append(f"no {in_arm(name.replace('_', ' '), arm)}: {error}")
     return {
         "study": study,
         "answer": answer(verdicts.judgements),

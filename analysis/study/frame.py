@@ -17,9 +17,10 @@ from pipelines.errors import DamagedError, UserError
 from sweep.graph.records import COORDINATES, DIALS, KINDS, Store, Study
 
 CELL = tuple(name for name in COORDINATES if name != "seed")
-POINT = (*CELL, "set", "slice", "num_labels", "folding")
+POINT = ("arm", *CELL, "set", "slice", "num_labels", "folding")
 """What one point of a figure is of; its seeds differ."""
-KEY = (*COORDINATES, "set", "slice", "num_labels", "folding")
+PLACE = ("arm", *COORDINATES)
+KEY = (*PLACE, "set", "slice", "num_labels", "folding")
 DTYPES = {
     "starting_size": "int64",
     "kind": pd.CategoricalDtype(KINDS, ordered=True),
@@ -35,6 +36,7 @@ DTYPES = {
     "fingerprint": "string",
     "bias": "float64",
     "generator": "Int64",
+    "arm": pd.CategoricalDtype([""], ordered=True),
 }
 _ROW_FIELDS = ("set", "slice", "num_labels", "folding", "accuracy", "num_correct", "num_examples")
 
@@ -56,12 +58,13 @@ class DuplicateRowsError(UserError):
 
 
 def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd.DataFrame:
-    """One row per `KEY` (starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, typed as `DTYPES`.
+    """One row per `KEY` (arm, starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, as `DTYPES`.
 
     `accuracy` is num_correct / num_examples, a share (0..1); `fingerprint` is the evaluation's. `kind` is
     "none" and `size` 0 for a starting point evaluated as it is; mixes and later generations are kinds of their own, and so is
     a dose of bias, with `bias` its dose: NaN for all others. `generator` is the number of the seed's in a study with several,
-    whatever the kind, and NA else. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
+    whatever the kind, and NA else. `arm` is "" in a study of one; an evaluation that several arms share has rows in each, all
+    with its fingerprint. `folding` is "argmax", or "summed" where two labels are scored by summed probabilities
     (`pipelines.evaluate.scoring.is_predicted`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
@@ -79,49 +82,58 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
         if step.stage != "evaluation":
             continue
         cell = _cell(step.coordinates, step.slug)
-        if cell in cells:
-            raise DuplicateRowsError(
-                f"evaluations {cells[cell]} and {step.slug}-{step.fingerprint[:12]} are both of "
-                f"{_named(cell)}; one cell has one evaluation: run the study again to write its manifest anew"
-            )
+        of_arms = [(arm, *cell) for arm in step.arms or ("",)]
+        for place in of_arms:
+            if place in cells:
+                raise DuplicateRowsError(
+                    f"evaluations {cells[place]} and {step.slug}-{step.fingerprint[:12]} are both of "
+                    f"{_named(place)}; one cell has one evaluation: run the study again to write its manifest anew"
+                )
+            cells[place] = f"{step.slug}-{step.fingerprint[:12]}"
         for rank, dial in enumerate(DIALS):
             if dial in step.coordinates:
                 others[cell[1]] = rank, float(step.coordinates[dial])
         if "bias" in step.coordinates:
             biases[cell[1]] = float(step.coordinates["bias"])
-        cells[cell] = f"{step.slug}-{step.fingerprint[:12]}"
         if step.record is None:
             why = step.damage or _why_missing(study, step.fingerprint)
-            missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "evaluation", "why": why})
+            missing += [_missing(place, "evaluation", why) for place in of_arms]
             continue
         try:
             of_cell = _evaluation_rows(store, step)
         except DamagedError as error:
             if not partial:
                 raise
-            missing.append({**dict(zip(COORDINATES, cell, strict=True)), "what": "metrics.json", "why": str(error)})
+            missing += [_missing(place, "metrics.json", str(error)) for place in of_arms]
             continue
-        slices[cell] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
-        place = {
-            **dict(zip(COORDINATES, cell, strict=True)),
-            "bias": biases.get(cell[1]),
-            "generator": step.coordinates.get("generator"),
-        }
-        rows += [{**place, **row} for row in of_cell]
+        for place in of_arms:
+            slices[place] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
+            where = {
+                **dict(zip(PLACE, place, strict=True)),
+                "bias": biases.get(cell[1]),
+                "generator": step.coordinates.get("generator"),
+            }
+            rows += [{**where, **row} for row in of_cell]
     if not cells:
         raise UserError(f"study {study.experiment!r} has no evaluation among its steps, so there is nothing to report")
     # Every task model of a study is measured on the same slices; one that lacks some cannot be compared.
     expected = set().union(*slices.values())
-    for cell, found_slices in slices.items():
+    for place, found_slices in slices.items():
         for set_, slice_, num_labels, folding in sorted(expected - found_slices):
             what = f"{set_} / {slice_} ({num_labels} labels, {folding})"
-            place = dict(zip(COORDINATES, cell, strict=True))
-            missing.append({**place, "what": what, "why": "not in the evaluation's metrics"})
+            missing.append(_missing(place, what, "not in the evaluation's metrics"))
+    arms = [*study.arms] or [""]
     kinds = [*KINDS, *sorted(others, key=lambda kind: others[kind])]
-    missing.sort(key=lambda result: (result["starting_size"], kinds.index(result["kind"]), result["size"], result["seed"]))
+    missing.sort(
+        key=lambda result: (
+            *(arms.index(result["arm"]), result["starting_size"], kinds.index(result["kind"])),
+            *(result["size"], result["seed"]),
+        )
+    )
     if missing and not partial:
         raise IncompleteSweepError(study.experiment, missing)
-    frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES | {"kind": pd.CategoricalDtype(kinds, ordered=True)})
+    ordered = {name: pd.CategoricalDtype(values, ordered=True) for name, values in (("kind", kinds), ("arm", arms))}
+    frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES | ordered)
     frame = frame.sort_values(list(KEY), ignore_index=True)
     _check_same_test_items(frame)
     frame.attrs["missing"] = missing
@@ -134,10 +146,19 @@ def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(accuracy="mean", low="min", high="max", n="count").reset_index()
 
 
+def by_arm(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Each arm and its rows, in the arms' order; of a study of one, "" and all rows."""
+    return [(str(arm), rows.reset_index(drop=True)) for arm, rows in frame.groupby("arm", observed=True, sort=True)]
+
+
 def describe_missing(result: Mapping[str, Any]) -> str:
     """One missing result in words."""
-    cell = _named(tuple(result[name] for name in COORDINATES))
+    cell = _named((result.get("arm", ""), *(result[name] for name in COORDINATES)))
     return f"{cell}: {result['what']} ({result['why']})"
+
+
+def _missing(place: tuple[Any, ...], what: str, why: str) -> dict[str, Any]:
+    return {**dict(zip(PLACE, place, strict=True)), "what": what, "why": why}
 
 
 def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int]:
@@ -150,8 +171,9 @@ def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int
     return int(coordinates["starting_size"]), kind, int(coordinates["size"]), int(coordinates["seed"])
 
 
-def _named(cell: tuple[Any, ...]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in zip(COORDINATES, cell, strict=True))
+def _named(place: tuple[Any, ...]) -> str:
+    """A cell in words, with its arm where the study has several."""
+    return ", ".join(f"{name}={value}" for name, value in zip(PLACE, place, strict=True) if value != "")
 
 
 def _evaluation_rows(store: Store, step: Any) -> list[dict[str, Any]]:

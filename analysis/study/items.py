@@ -28,13 +28,13 @@ from sweep.graph.records import COORDINATES, Store, Study, StudyStep
 from sweep.study.claims import NOT_FROM_POOL, Measure
 
 Cell = tuple[int, str, int, int]
-"""starting_size, kind, size, seed: one evaluated task model. Kind "none", size 0 is a starting point as it is."""
+"""starting_size, kind, size, seed: one evaluated task model of an arm. Kind "none", size 0 is a starting point as it is."""
 LOGITS = "logits.parquet"
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Each evaluated task model's prediction for each item: set → cell → class int8 [num_items].
+    """Each evaluated task model's prediction for each item, in one arm of a study: set → cell → class int8 [num_items].
 
     `scores`, float32 [num_items], are the log-odds of `label`, the one that the study's heuristic predicts; there are none
     where it does not always predict the same. `generator_of` maps seeds to their generators where several have made results.
@@ -238,8 +238,16 @@ def _side_by_side(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray
 
 
 def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False) -> Responses:
-    """Read the logits of every evaluation of a study, and the items' clusters from its sources.
+    """`load_arms` of a study's only arm, or of its first."""
+    return next(iter(load_arms(store, study, sets, frame, partial=partial).values()))
 
+
+def load_arms(
+    store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False
+) -> dict[str, Responses]:
+    """Read the logits of every evaluation of a study, and the items' clusters from its sources: each arm's responses.
+
+    The arm of a study of one is "". What arms share is one array.
     Where a set tells one label from the others (HANS: entailment), predictions of the others count as one, and so they do where
     a heuristic holds; else all of the task's labels count.
     `frame` is the study's `evaluation_frame`. Raises UserError for logits or sources that are missing, differ in their items,
@@ -250,8 +258,8 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
     notes: list[str] = []
     items: dict[str, ItemSet] = {}
     first: dict[str, pa.Table] = {}
-    predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
-    scores_of: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in sets}
+    predicted: dict[str, dict[str, dict[Cell, np.ndarray]]] = {arm: {name: {} for name in sets} for arm in study.arms or ("",)}
+    scores_of: dict[str, dict[str, dict[Cell, np.ndarray]]] = {arm: {name: {} for name in sets} for arm in predicted}
     task, described = task_of(study), described_sets(study)
     blindspot_set = str(study.parameters.get("blindspot_set", ""))
     label = predicted_label(study.blindspot_slice, described.get(blindspot_set), task)
@@ -265,7 +273,8 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
         except DamagedError as error:
             if not partial:
                 raise
-            missing.append(describe_missing({**step.coordinates, "what": LOGITS, "why": str(error)}))
+            lost = {**step.coordinates, "what": LOGITS, "why": str(error)}
+            missing += [describe_missing({**lost, "arm": arm}) for arm in step.arms or ("",)]
             continue
         table = parquet_table(io.BytesIO(content), join(store.folder(step.id), LOGITS))
         for name in sets:
@@ -282,16 +291,22 @@ def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.Da
                     "items cannot be compared: evaluate all task models on the same sources"
                 )
             logits = _logits(rows, name, task)
-            predicted[name][where] = logits.argmax(axis=1).astype(np.int8)
-            if label is not None:
-                scores_of[name][where] = scores(logits, task.index(label)).astype(np.float32)
+            classes = logits.argmax(axis=1).astype(np.int8)
+            scored = None if label is None else scores(logits, task.index(label)).astype(np.float32)
+            for arm in step.arms or ("",):
+                predicted[arm][name][where] = classes
+                if scored is not None:
+                    scores_of[arm][name][where] = scored
             asked = items[name].asked("all")
-            _check_against(frame, step, name, is_right(predicted[name][where], items[name].labels, task, asked))
+            _check_against(frame, step, name, is_right(classes, items[name].labels, task, asked))
     if not items:
         raise UserError(
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
-    return Responses(items, predicted, tuple(missing), tuple(notes), scores_of, label, _generators(study))
+    given = label, _generators(study)
+    return {
+        arm: Responses(items, of_arm, tuple(missing), tuple(notes), scores_of[arm], *given) for arm, of_arm in predicted.items()
+    }
 
 
 def _generators(study: Study) -> dict[int, int]:
@@ -318,6 +333,7 @@ def _logits(rows: pa.Table, name: str, task: Task) -> np.ndarray:
 
 
 def _check_against(frame: pd.DataFrame, step: StudyStep, name: str, right: np.ndarray) -> None:
+    # Of each arm that has it, the same.
     reported = frame[(frame["fingerprint"] == step.fingerprint) & (frame["set"] == name) & (frame["slice"] == "all")]
     # Most labels: the accuracy that is not folded, where there are both.
     unfolded = reported[reported["num_labels"] == reported["num_labels"].max()]

@@ -51,7 +51,7 @@ def figure1() -> pd.DataFrame:
     """The paper's Figure 1 as a frame: `KEY` (its one run is seed 0), accuracy and tolerance, shares from 0 to 1."""
     read = pd.read_csv(REFERENCE / "figure1.csv")
     places = pd.DataFrame(read["metric"].map(METRICS).tolist(), columns=["set", "slice", "num_labels", "folding"])
-    frame = read.rename(columns={"training_kind": "kind", "training_size": "size"}).join(places).assign(seed=0)
+    frame = read.rename(columns={"training_kind": "kind", "training_size": "size"}).join(places).assign(seed=0, arm="")
     typed = frame[[*KEY, "accuracy", "tolerance"]].astype({name: DTYPES[name] for name in (*KEY, "accuracy")})
     return typed.sort_values(list(KEY), ignore_index=True)
 
@@ -87,7 +87,12 @@ def figure1_beside(frame: pd.DataFrame) -> pd.DataFrame:
     chosen = frame[pd.MultiIndex.from_frame(frame[["set", "slice", "num_labels", "folding"]]).isin(curves)]
     if chosen.empty:
         raise UserError(f"the frame has none of the paper's test sets ({', '.join(METRICS)}); evaluate on them to compare")
-    ours = accuracy_table(chosen).rename(columns={"mean": "ours"}).drop(columns=["low", "high"])
+    # Whichever arm it is of, the paper has one.
+    ours = (
+        accuracy_table(chosen.assign(arm=pd.Series("", chosen.index, dtype=DTYPES["arm"])))
+        .rename(columns={"mean": "ours"})
+        .drop(columns=["low", "high"])
+    )
     paper = figure1().rename(columns={"accuracy": "paper"}).drop(columns="seed")
     both = ours.merge(paper, on=list(POINT), how="outer", indicator="counterpart", validate="one_to_one")
     names = {"both": "both", "left_only": "ours", "right_only": "paper"}

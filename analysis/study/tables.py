@@ -92,10 +92,10 @@ def entailment_odds_ratio(counts: Mapping[str, LabelCount]) -> RatioEstimate:
 def accuracy_table(frame: pd.DataFrame, responses: Responses | None = None) -> pd.DataFrame:
     """Mean, n, range and interval over seeds per `KEY` without the seed; `method` says what the interval is over.
 
-    With the study's `responses` it is over further seeds (generators, where the cell has several) and further clusters of
-    items, as templates or premises, and holds near 0 and 1 (`stats.shares`). For what they do not have, as the other folding,
-    it is Student's t over seeds, cut to 0..1, and with one seed Wilson's over test items as if they were independent. Raises
-    UserError for an empty frame.
+    With the study's `responses`, those of the frame's arm, it is over further seeds (generators, where the cell has several)
+    and further clusters of items, as templates or premises, and holds near 0 and 1 (`stats.shares`). For what they do not have,
+    as the other folding, it is Student's t over seeds, cut to 0..1, and with one seed Wilson's over test items as if they were
+    independent. Raises UserError for an empty frame.
     """
     by = list(POINT)
     rows = []
@@ -114,7 +114,7 @@ def accuracy_table(frame: pd.DataFrame, responses: Responses | None = None) -> p
             estimate = replace(estimate, interval=share_interval(data), method=method)
         rows.append({**point, **estimate_columns(estimate)})
     table = pd.DataFrame(rows, columns=[*by, *ESTIMATE_COLUMNS])
-    return table.astype({"kind": frame["kind"].dtype})
+    return table.astype({"kind": frame["kind"].dtype, "arm": frame["arm"].dtype})
 
 
 def _answers(responses: Responses, point: Mapping[str, Any], cell: pd.DataFrame) -> Replicates | None:
@@ -174,7 +174,8 @@ def by_unit(values: Mapping[int, float], frame: pd.DataFrame) -> list[float]:
 
 
 def folding_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Two labels scored by summed probabilities minus by argmax, paired by seed, per (starting_size, kind, size, set, slice).
+    """Two labels scored by summed probabilities minus by argmax, paired by seed, per `KEY` without what a cell's seeds and
+    foldings differ in.
 
     Columns `argmax` and `summed` are the means over the same seeds; the difference's are as `difference_table` has them,
     without left_out: a seed has both foldings or neither. Empty when nothing was scored by both.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
 from analysis.stats.intervals import Replicates, mean_of
 from analysis.study.artifacts import LabelCount, lexical_overlap_counts
 from analysis.study.frame import evaluation_frame
-from analysis.study.items import Responses, load_responses
+from analysis.study.items import Responses, load_arms
 from analysis.study.series import study_series
 from analysis.verdicts.questions import Part, Question, Setting
-from analysis.wording import kind_words, set_name, slice_name, starting_point_name, thousands
+from analysis.wording import in_words, kind_words, set_name, slice_name, starting_point_name, thousands
 from pipelines.data.kinds import kind_name
 from pipelines.errors import UserError
 from pipelines.tasks.nli import NLI
@@ -35,7 +37,9 @@ class Evidence:
     """All that claims are made of.
 
     `blindspot_slice` is where going by the study's heuristic is wrong; `claims` are the study's own, as its manifest has them;
-    `counts` are lexical overlaps by label of "original" and "synthetic" data, where known.
+    `counts` are lexical overlaps by label of "original" and "synthetic" data, where known. In a study with several arms
+    `arms` has the responses of each, and `responses` are the first's; `shared` maps a cell of an arm to the first arm of those
+    that have this very cell.
     """
 
     responses: Responses
@@ -46,6 +50,13 @@ class Evidence:
     sizes: tuple[int, ...]
     claims: tuple[Claim, ...] = PAPER_CLAIMS
     counts: Mapping[str, Mapping[str, LabelCount]] = field(default_factory=dict)
+    arms: Mapping[str, Responses] = field(default_factory=dict)
+    shared: Mapping[tuple[str, int, str, int], str] = field(default_factory=dict)
+
+    @property
+    def by_arm(self) -> dict[str, Evidence]:
+        """Each arm's own evidence, as of a study with that arm alone; "" and this where there is one."""
+        return {arm: replace(self, responses=found, arms={}) for arm, found in self.arms.items()} or {"": self}
 
     def general(self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None) -> Replicates:
         return self.responses.change(self.general_set, "all", treatment, control, starts, sizes or self.sizes)
@@ -74,30 +85,56 @@ class Evidence:
         items = self.responses.items.get(test_set)
         return items.title if items else set_name(test_set)
 
-    def level(self, difference: Difference, kind: str, start: int, size: int) -> Replicates:
+    def level(self, difference: Difference, kind: str, start: int, size: int, arm: str = "") -> Replicates:
         """The measure of one cell, or of its starting point for the kind "none", by seed."""
         cell = (start, kind, 0 if kind == START else size)
         test_set, slice_ = self.place(difference.on)
+        responses = self.arms[arm] if arm else self.responses
         try:
-            return self.responses.measured(difference.measure, test_set, slice_, [cell], self.general_set)
+            return responses.measured(difference.measure, test_set, slice_, [cell], self.general_set)
         except UserError as error:
-            raise UserError(f"{kind}: {error}") from error
+            raise UserError(f"{arm}, {kind}: {error}" if arm else f"{kind}: {error}") from error
 
-    def difference(self, difference: Difference, start: int, size: int) -> Replicates:
-        """Treatment minus control in one setting, paired by seed; the treatment's level without a control."""
-        treated = self.level(difference, kind_name(difference.treatment), start, size)
-        if difference.control is None:
-            return treated
-        return treated.minus(self.level(difference, kind_name(difference.control), start, size))
+    def difference(self, difference: Difference, start: int, size: int, arm: str = "") -> Replicates:
+        """Treatment minus control in one setting, paired by seed; the treatment's level without a control.
 
-    def compare(self, comparison: Comparison, start: int, size: int) -> Replicates:
+        It is taken in the difference's arm or else in `arm`; against another arm, less the same in that.
+        """
+        terms = self._terms(difference, start, size, arm)
+        levels = [self.level(difference, kind, start, size, of) * sign for of, kind, sign in terms]
+        total = levels[0]
+        for level in levels[1:]:
+            total = total.minus(level * -1)
+        return total
+
+    def _terms(self, difference: Difference, start: int, size: int, arm: str) -> list[tuple[str, str, int]]:
+        """The levels that it is made of: arm, kind and sign of each."""
+        arms = [(str(difference.arm or arm), 1), *([(str(difference.against), -1)] if difference.against else [])]
+        kinds = [(kind_name(difference.treatment), 1)]
+        kinds += [(kind_name(difference.control), -1)] if difference.control is not None else []
+        return [(of, kind, sign * side) for of, sign in arms for kind, side in kinds]
+
+    def made_of(self, comparison: Comparison, start: int, sizes: Sequence[int], arm: str) -> frozenset[tuple[Any, ...]]:
+        """The levels that a comparison comes to in a setting, each with its weight, without what cancels out.
+
+        A cell that several arms have is the first one's.
+        """
+        weights: defaultdict[tuple[Any, ...], float] = defaultdict(float)
+        for difference in comparison.differences:
+            for size in sizes:
+                for of, kind, sign in self._terms(difference, start, size, arm):
+                    cell = start, kind, 0 if kind == START else size
+                    weights[self.shared.get((of, *cell), of), *cell, difference.on, size] += sign * difference.weight
+        return frozenset((term, weight) for term, weight in weights.items() if weight)
+
+    def compare(self, comparison: Comparison, start: int, size: int, arm: str = "") -> Replicates:
         """The comparison's weighted sum in one setting, by seed, or by generator where there are several and they play a part.
 
         Raises UserError where no seed has all of its cells.
         """
         by_place: dict[str, Replicates] = {}
         for difference in comparison.differences:
-            part = self.difference(difference, start, size) * difference.weight
+            part = self.difference(difference, start, size, arm) * difference.weight
             before = by_place.get(difference.on)
             by_place[difference.on] = part if before is None else before.minus(part * -1)
         total, *others = by_place.values()
@@ -108,7 +145,7 @@ class Evidence:
             total = total.of(common) + other.of(common)
         return self.responses.by_unit(comparison.kinds, total)
 
-    def slope(self, comparison: Comparison, start: int, sizes: Sequence[int]) -> Replicates:
+    def slope(self, comparison: Comparison, start: int, sizes: Sequence[int], arm: str = "") -> Replicates:
         """The comparison's least-squares slope per doubling of the training set's size. Raises UserError for fewer than two."""
         if len(sizes) < 2:
             raise UserError(f"a slope needs two training sizes, and the study has {len(sizes)}")
@@ -116,7 +153,7 @@ class Evidence:
         middle = math.fsum(doublings) / len(doublings)
         squares = math.fsum((doubling - middle) ** 2 for doubling in doublings)
         terms = [
-            self.compare(comparison, start, size) * ((doubling - middle) / squares)
+            self.compare(comparison, start, size, arm) * ((doubling - middle) / squares)
             for size, doubling in zip(sizes, doublings, strict=True)
         ]
         total = terms[0]
@@ -154,12 +191,17 @@ def load_evidence(
     counts = _overlap_counts(store, study) if counts is None else counts
     general, blindspot = series[0].set, series[1].set
     sets = list(dict.fromkeys([general, blindspot, *also]))
-    responses = load_responses(store, study, sets, frame, partial=partial)
+    arms = load_arms(store, study, sets, frame, partial=partial)
     # The study's own grid, not what is there of it: what happens to be built is another question.
     grid = [step.coordinates for step in study.steps if step.stage == "evaluation"]
+    shared = {
+        (arm, int(cell["starting_size"]), str(cell["kind"]), int(cell["size"])): cell["arms"][0]
+        for cell in grid
+        for arm in cell.get("arms", ())
+    }
     declared = study.parameters.get("claims")
     return Evidence(
-        responses,
+        next(iter(arms.values())),
         general,
         blindspot,
         study.blindspot_slice,
@@ -169,6 +211,8 @@ def load_evidence(
         PAPER_CLAIMS if declared is None else from_json(declared),
         # One without the other makes no claim.
         counts if len(counts) > 1 else {},
+        arms if study.arms else {},
+        shared,
     )
 
 
@@ -203,13 +247,21 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
     sizes = _sizes(claim, evidence)
     if not sizes:
         return replace(question, why_not=f"the study has none of the training sizes {claim.sizes}")
-    over_sizes = claim.comparisons[0].over_sizes
+    arms = _arms(claim, evidence)
+    if not arms:
+        return replace(question, why_not=f"the study has none of the arms {in_words([str(arm) for arm in claim.arms])}")
+    places = _places(claim, evidence, arms, starts, sizes)
+    if not places:
+        return replace(question, why_not="the arms that it sets against each other are the same in every setting")
     settings, headlines = [], []
-    for at, size in ((at, size) for at in starts for size in ((None,) if over_sizes else sizes)):
+    for of_arms, at, size in places:
         name = f"start {starting_point_name(at)}" + ("" if size is None else f", size {thousands(size)}")
+        name = f"{_arm_words(of_arms)}, {name}" if of_arms[0] and not _names_all_arms(claim) else name
         try:
             data = [
-                evidence.slope(comparison, at, sizes) if size is None else evidence.compare(comparison, at, size)
+                evidence.slope(comparison, at, sizes, of_arms[0])
+                if size is None
+                else evidence.compare(comparison, at, size, of_arms[0])
                 for comparison in claim.comparisons
             ]
         except UserError as error:
@@ -225,9 +277,44 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
     return replace(question, settings=tuple(settings), headline=headline, notes=notes)
 
 
+def _places(
+    claim: Claim, evidence: Evidence, arms: Sequence[str], starts: Sequence[int], sizes: Sequence[int]
+) -> list[tuple[list[str], int, int | None]]:
+    """A claim's settings: arms, starting point and size (None: all), each once.
+
+    Arms that have the very same cells there are one setting, not several; where they are set against each other, there is none.
+    """
+    over_sizes = claim.comparisons[0].over_sizes
+    found: dict[Any, tuple[list[str], int, int | None]] = {}
+    for arm, at, size in ((arm, at, size) for arm in arms for at in starts for size in ((None,) if over_sizes else sizes)):
+        key = tuple(evidence.made_of(one, at, sizes if size is None else [size], arm) for one in claim.comparisons)
+        if all(key) or not evidence.arms:
+            found.setdefault(key if evidence.arms else (at, size), ([], at, size))[0].append(arm)
+    return list(found.values())
+
+
+def _arms(claim: Claim, evidence: Evidence) -> list[str]:
+    """The arms that a claim is judged in; one is enough where it names them all itself."""
+    if isinstance(claim.arms, tuple):
+        return [arm for arm in evidence.arms if arm in claim.arms]
+    return list(evidence.arms or ("",))[: 1 if _names_all_arms(claim) else None]
+
+
+def _names_all_arms(claim: Claim) -> bool:
+    return all(comparison.names_all_arms for comparison in claim.comparisons)
+
+
+def _arm_words(arms: Sequence[str]) -> str:
+    return f"arm {arms[0]}" if len(arms) == 1 else f"arms {in_words(arms)}"
+
+
 def _part(comparison: Comparison, data: Replicates, evidence: Evidence) -> Part:
     is_accuracy = comparison.measure == Measure.ACCURACY
-    bound = sum(abs(difference.weight) for difference in comparison.differences)
+    bound = sum(
+        # How much wider a gap is in one arm than in another is a difference of two.
+        abs(difference.weight) * (2 if difference.control is not None and difference.against is not None else 1)
+        for difference in comparison.differences
+    )
     return Part.of(
         part_name(comparison, evidence),
         data,
@@ -250,6 +337,9 @@ def part_name(comparison: Comparison, evidence: Evidence) -> str:
             for kind in (difference.treatment, difference.control)
         )
         words = f"{treatment} − {control} on {where}" if control else f"{treatment} on {where}"
+        words += f", {difference.arm}" if difference.arm else ""
+        words += f" − {difference.against}" if difference.arm and difference.against else ""
+        words += f", less that in {difference.against}" if difference.against and not difference.arm else ""
         sign = " − " if difference.weight < 0 else " + "
         text += (sign if text else "") + (f"({words})" if len(comparison.differences) > 1 else words)
     if comparison.measure != Measure.ACCURACY:

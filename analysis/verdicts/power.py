@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
 from analysis.stats.allocation import Mix, best_seeds_per_generator
-from analysis.stats.intervals import Effect, half_width
+from analysis.stats.intervals import Effect, Replicates, half_width
 from analysis.stats.statistics import Interval, ends
 from analysis.verdicts.evidence import Evidence
 from pipelines.errors import UserError
@@ -196,10 +197,25 @@ def _settles(
 def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     """The variances of a study's differences, averaged over its starting points and sizes, and why others cannot be had.
 
-    Each metric's name says over what. "adversarial" is the blindspot's slice, where going by the heuristic is wrong. Raises
-    UserError when none can be had, as with one seed.
+    Each metric's name says over what, and in which of several arms. "adversarial" is the blindspot's slice, where going by the
+    heuristic is wrong. Raises UserError when none can be had, as with one seed.
     """
-    variances, why_not = [], []
+    variances: list[Variance] = []
+    why_not: list[str] = []
+    for arm, of_arm in evidence.by_arm.items():
+        for metric, change in _changes(of_arm):
+            metric = f"{metric}; arm {arm}" if arm else metric
+            try:
+                variances.append(Variance.of(metric, change().effect()))
+            except UserError as error:
+                why_not.append(f"{metric}: {error}")
+    if not variances:
+        raise UserError(f"no variance can be had from this study ({why_not[0]}); give one with --seed-sd")
+    return variances, why_not
+
+
+def _changes(evidence: Evidence) -> Iterator[tuple[str, Callable[[], Replicates]]]:
+    """Each difference of one arm by its name."""
     tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))
     for treatment, control in COMPARISONS:
         for test, change in tests:
@@ -210,13 +226,7 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
                 continue
             of = f"{treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control.replace('_', ' ')}"
             metric = f"{test}: {of}{averaged_over(len(starts), len(evidence.sizes))}"
-            try:
-                variances.append(Variance.of(metric, change(treatment, control, starts).effect()))
-            except UserError as error:
-                why_not.append(f"{metric}: {error}")
-    if not variances:
-        raise UserError(f"no variance can be had from this study ({why_not[0]}); give one with --seed-sd")
-    return variances, why_not
+            yield metric, partial(change, treatment, control, starts)
 
 
 def averaged_over(num_starts: int, num_sizes: int) -> str:

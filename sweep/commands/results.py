@@ -184,7 +184,7 @@ def verdicts(
     if json:
         print(js.dumps(verdicts_json(name, judged, evidence), indent=1, ensure_ascii=False))
         return
-    print_verdicts(name, judged)
+    print_verdicts(name, judged, tuple(evidence.arms))
 
 
 def power(

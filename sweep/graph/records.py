@@ -48,7 +48,8 @@ speed, a pool's yield the shards that fast engines wrote beyond need. Two builds
 STAGES = tuple(REGISTRY)
 COORDINATES = ("starting_size", "kind", "size", "seed")
 """What places a task model and its evaluation in the grid; other artifacts have some of them. A dose of bias is a further
-coordinate, `bias`, and so is the seed's `generator`, from 0, in a study with several."""
+coordinate, `bias`, and so is the seed's `generator`, from 0, in a study with several. In a study with several arms, `arms` are
+the names of those that a model or an evaluation is of; it is of several where they do the same."""
 DIALS = ("bias", "synthetic_share", "generation")
 """Further coordinates, each of kinds that are more than a name, which it orders: a dose's bias, the part of a mix that is
 synthetic, and from 2 the generation whose pool a synthetic set is drawn from."""
@@ -59,6 +60,11 @@ KINDS = ("none", *KNOWN_KINDS)
 """Kinds of training set, in the order of pages and figures; "none", of size 0, is a starting point as it is."""
 BLINDSPOT_SLICE = "lexical_overlap/non-entailment"
 """The blindspot's slice of studies whose manifest is older than `blindspot_slice`."""
+
+
+def shown(coordinate: Any) -> str:
+    """A coordinate's value as people read it: several arms side by side."""
+    return ", ".join(coordinate) if isinstance(coordinate, list | tuple) else str(coordinate)
 
 
 @dataclass(frozen=True)
@@ -297,6 +303,11 @@ class StudyStep:
     def id(self) -> ArtifactId:
         return ArtifactId(self.stage, self.slug, self.fingerprint)
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of the study that it is of; none where the study has one, or where it is of no arm."""
+        return tuple(self.coordinates.get("arms", ()))
+
 
 @dataclass(frozen=True)
 class Study:
@@ -327,6 +338,11 @@ class Study:
     def blindspot(self) -> str:
         """Where the blindspot is read: `set/slice`, or the slice alone where the manifest names no set."""
         return "/".join(filter(None, (self.parameters.get("blindspot_set"), self.blindspot_slice)))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of its arms, in their order; none in a study that trains a cell in one way."""
+        return tuple(dict.fromkeys(arm for step in self.steps for arm in step.arms))
 
     @property
     def num_built(self) -> int:

@@ -125,7 +125,7 @@ class FakeStudy:
         slug: str | None = None,
         more_right_when_summed: int | None = None,
         bias: float | None = None,
-        **dials: float,
+        **dials: Any,
     ) -> str:
         rows = []
         for set_, slice_, num_labels in sets:

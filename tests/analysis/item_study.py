@@ -109,6 +109,7 @@ class ItemStudy(FakeStudy):
         *,
         edit: Callable[[pa.Table], pa.Table] | None = None,
         generator: int | None = None,
+        arms: tuple[str, ...] = (),
     ) -> None:
         random = np.random.default_rng([start, [*KINDS, "none"].index(kind), size, seed])
         rows: list[dict[str, Any]] = []
@@ -139,9 +140,10 @@ class ItemStudy(FakeStudy):
         everything = pa.concat_tables(tables)
         self.add(
             "evaluation",
-            f"start{start}-{kind}-{size}-seed{seed}",
+            "-".join([f"start{start}", *arms, kind, f"{size}-seed{seed}"]),
             coordinates={"starting_size": start, "kind": kind, "size": size, "seed": seed}
-            | ({} if generator is None else {"generator": generator}),
+            | ({} if generator is None else {"generator": generator})
+            | ({"arms": arms} if arms else {}),
             inputs={"sources": self.sources},
             config=identity(config),
             files={
@@ -168,3 +170,15 @@ def clear(start: int, kind: str, size: int, part: str) -> float:
     if part == "entailment":
         return 0.8
     return {"none": 0.6, "original": 0.7, "synthetic": 0.3, "biased_synthetic": 0.05}[kind]
+
+
+def joint_study(root: Path, joint: Rate, num_seeds: int, starts: tuple[int, ...] = (0, 50_000)) -> ItemStudy:
+    """Two arms, two_steps as `clear` and joint as given; untrained, and what is trained from there, they are the same."""
+    study = ItemStudy(root, clear)
+    for seed in range(num_seeds):
+        for start in starts:
+            for kind, size in [("none", 0), *((kind, size) for kind in KINDS for size in (60, 120))]:
+                for arms in (("two_steps", "joint"),) if not start or kind == "none" else (("two_steps",), ("joint",)):
+                    study.rate = joint if arms == ("joint",) else clear
+                    study.add_cell(start, kind, size, seed, arms=arms)
+    return study

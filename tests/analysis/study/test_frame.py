@@ -5,10 +5,44 @@ from typing import Any
 import pytest
 
 from analysis.study.artifacts import label_yield_frame, stage_frame, training_set_frame, yield_frame
-from analysis.study.frame import DTYPES, KEY, DuplicateRowsError, IncompleteSweepError, describe_missing, seed_means
+from analysis.study.frame import DTYPES, KEY, DuplicateRowsError, IncompleteSweepError, by_arm, describe_missing, seed_means
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 from tests.analysis.fake_store import SETS, FakeStudy, fingerprint, label_metrics
+
+
+def test_an_evaluation_that_arms_share_has_rows_in_each(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    arms = ("two_steps", "joint")
+    study.add_evaluation(0, "none", 0, 0, arms=arms)
+    study.add_evaluation(200, "synthetic", 60, 0, arms=arms[:1])
+    study.add_evaluation(200, "synthetic", 60, 0, arms=arms[1:], slug="start200-joint-synthetic-60-seed0")
+    frame = study.frame()
+    assert list(frame["arm"].cat.categories) == ["two_steps", "joint"]
+    found = [(arm, rows[["starting_size", "kind"]].drop_duplicates().to_numpy().tolist()) for arm, rows in by_arm(frame)]
+    assert found == [("two_steps", [[0, "none"], [200, "synthetic"]]), ("joint", [[0, "none"], [200, "synthetic"]])]
+    fingerprints = frame.groupby(["arm", "kind"], observed=True)["fingerprint"].unique().map(list).to_dict()
+    assert fingerprints["two_steps", "none"] == fingerprints["joint", "none"]
+    assert fingerprints["two_steps", "synthetic"] != fingerprints["joint", "synthetic"]
+    assert seed_means(frame)["n"].eq(1).all()
+    # One arm's own: a study of one is the arm "".
+    alone = FakeStudy(tmp_path / "alone")
+    alone.add_grid()
+    assert [arm for arm, _ in by_arm(alone.frame())] == [""]
+
+
+def test_what_is_missing_or_twice_is_named_by_its_arm(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_evaluation(0, "none", 0, 0, arms=("two_steps", "joint"), built=False)
+    study.add_evaluation(200, "synthetic", 60, 0, arms=("two_steps",))
+    with pytest.raises(IncompleteSweepError) as caught:
+        study.frame()
+    assert [describe_missing(result) for result in caught.value.missing] == [
+        f"arm={arm}, starting_size=0, kind=none, size=0, seed=0: evaluation (not built)" for arm in ("two_steps", "joint")
+    ]
+    study.add_evaluation(200, "synthetic", 60, 0, arms=("two_steps", "joint"), slug="another")
+    with pytest.raises(DuplicateRowsError, match="both of arm=two_steps, starting_size=200, kind=synthetic"):
+        study.frame()
 
 
 def test_a_complete_study_has_one_typed_row_per_cell_set_and_slice(tmp_path: Path) -> None:
