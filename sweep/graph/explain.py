@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.storage import join
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.records import RECORD_FILE, Record, Store, Study
+from sweep.graph.records import RECORD_FILE, Record, Store, Study, shown
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def as_text(origin: Origin) -> Iterator[str]:
     record = origin.record
     yield f"{origin.metric} = {origin.value}"
     if record.coordinates:
-        yield "  cell     " + ", ".join(f"{name} {value}" for name, value in record.coordinates.items())
+        yield "  cell     " + ", ".join(f"{name} {shown(value)}" for name, value in record.coordinates.items())
     if record.marks:
         yield f"  marked   {'; '.join(record.marks)}"
     yield f"  record   {join(origin.folder, RECORD_FILE)}"

@@ -49,6 +49,8 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
     console.print(f"{len(missing)} of {len(plan.steps)} to build" if missing else "everything is built")
     for line in _content_lines(plan):
         console.print(line)
+    for line in _arm_lines(plan):
+        console.print(line)
     for line in _cost_lines(costs) if costs and missing else [f"no costs: {plan.why_no_costs}"] if plan.why_no_costs else []:
         console.print(line)
     if plan.endpoint:
@@ -95,6 +97,22 @@ def _content_lines(plan: Plan) -> Iterator[str]:
         yield f"{plan.num_uncertain} more were built from what is to be built again: they are kept if it comes out as it was"
 
 
+def _arm_lines(plan: Plan) -> Iterator[str]:
+    """What each arm adds to the study."""
+    for arm, steps in plan.of_arms.items():
+        num_missing = sum(not planned.is_cached for planned in steps)
+        line = f"arm {arm}: {len(steps)} artifacts of its own, {num_missing} to build"
+        if plan.costs and num_missing:
+            hours, price = _of_arm(plan.costs, steps, missing=True).gpu_hours, plan.costs.estimate.gpu.price
+            line += f", {hours:,.1f} GPU-hours" + ("" if price is None else f" ({_dollars(hours, price)} on demand)")
+        yield line
+
+
+def _of_arm(costs: PlanCosts, steps: Sequence[Planned], *, missing: bool) -> Total:
+    chosen = {planned.step.fingerprint for planned in steps}
+    return total(cost for cost in (costs.missing_steps if missing else costs.estimate.steps) if cost.step.fingerprint in chosen)
+
+
 def _notes(experiment: Experiment) -> dict[str, Sequence[Note]]:
     if not experiment.replicates_paper:
         return {}
@@ -124,6 +142,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "missing_inputs": list(missing_inputs(experiment)),
         "notes": {heading: [asdict(note) for note in notes] for heading, notes in _notes(experiment).items()},
         "stages": stages,
+        "arms": {arm: _arm_json(plan, steps) for arm, steps in plan.of_arms.items()},
         "stale": plan.num_stale,
         "uncertain": plan.num_uncertain,
         "endpoint": asdict(plan.endpoint) if plan.endpoint else None,
@@ -175,6 +194,16 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "least_memory_bytes": {cost.step.name: cost.memory_bytes for cost in estimate.steps if cost.memory_bytes},
             "does_not_fit": costs.too_large,
         },
+    }
+
+
+def _arm_json(plan: Plan, steps: Sequence[Planned]) -> dict[str, Any]:
+    counts = {"steps": len(steps), "cached": sum(planned.is_cached for planned in steps)}
+    if plan.costs is None:
+        return counts
+    names = {"to_build": True, "in_all": False}
+    return counts | {
+        name: _total_json(_of_arm(plan.costs, steps, missing=missing), plan.costs) for name, missing in names.items()
     }
 
 

@@ -218,6 +218,20 @@ class Plan:
         return [planned for planned in self.steps if not planned.is_cached]
 
     @property
+    def of_arms(self) -> Mapping[str, Sequence[Planned]]:
+        """Arm → what is built for it alone, of a study with several; the rest is what it would be without that arm."""
+        needed: dict[str, set[str]] = {}
+        for planned in reversed(self.steps):
+            arms = needed.setdefault(planned.step.fingerprint, set())
+            arms.update(planned.step.coordinates.get("arms", ()) if planned.step.stage == "evaluation" else ())
+            for source in planned.step.inputs.values():
+                needed.setdefault(source.fingerprint, set()).update(arms)
+        return {
+            arm: [planned for planned in self.steps if needed[planned.step.fingerprint] == {arm}]
+            for arm in self.experiment.arm_names
+        }
+
+    @property
     def num_stale(self) -> int:
         return sum(planned.is_stale for planned in self.steps)
 

@@ -23,7 +23,7 @@ from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.hashing import user_cache
 from pipelines.storage import join
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, DIALS, KINDS, ArtifactId, Record, Store
+from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, DIALS, KINDS, ArtifactId, Record, Store, shown
 from sweep.graph.step import Step
 from sweep.index.address import mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
@@ -139,6 +139,7 @@ class Tracker:
         self._last_write = time.monotonic()
         self._blindspot = blindspot
         self._columns: list[str] = []
+        self._places: tuple[str, ...] = COLUMNS
         self._marks: set[str] = set()
         self._parent: Any = None
         self._client: Client | None = None
@@ -390,7 +391,7 @@ class Tracker:
         }
         for name, value in card.coordinates.items():
             if value is not None:
-                tags["starting_point" if name == "starting_size" else name] = str(value)
+                tags["starting_point" if name == "starting_size" else name] = shown(value)
         if card.id.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys():
             tags |= {"compare": "yes", "order": _place(card.coordinates)}
         run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=card.id.name)
@@ -398,7 +399,7 @@ class Tracker:
         # It is running and has no metrics yet: asking MLflow would cost as much as making it.
         self._logged[card.id.fingerprint] = set()
         run_id = run.info.run_id
-        values = {name: value for name, value in card.coordinates.items() if value is not None}
+        values = {name: shown(value) for name, value in card.coordinates.items() if value is not None}
         # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
         values |= {f"config.{name}": value for name, value in flatten(card.config)}
         self.client.log_batch(run_id, params=[Param(name, _shorten(value)) for name, value in values.items()])
@@ -432,11 +433,13 @@ class Tracker:
         columns = [name for name in names if name.endswith("/accuracy") or name in wanted]
         # The first, of the general set, and the blindspot side by side; then what else is measured of it.
         columns[1:] = sorted(columns[1:], key=lambda name: (name not in blindspots, name not in measured))
-        if columns == self._columns:
+        # Kinds are compared within an arm, so that no mean is over several.
+        places = ("arms", *COLUMNS) if "arms" in record.coordinates else self._places
+        if (columns, places) == (self._columns, self._places):
             return
-        self._columns = columns
+        self._columns, self._places = columns, places
         with self._collecting("saved views"):
-            for view, (name, state) in _views(self.parent_id, columns, blindspots).items():
+            for view, (name, state) in _views(self.parent_id, columns, blindspots, self._places).items():
                 now = int(time.time() * 1000)
                 envelope = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
                 tag = f"mlflow.sharedViewState.{view}"
@@ -556,12 +559,15 @@ def _adversarial_halves(record: Record) -> list[str]:
     return [f"{test_set['name']}/{test_set['adversarial']}" for test_set in described if test_set.get("adversarial")]
 
 
-def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+def _views(
+    parent_id: str, metrics: Sequence[str], blindspots: Sequence[str], places: Sequence[str]
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """Key → name and state of a saved view, in the form of MLflow's own page.
 
-    `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice.
+    `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice, and `places` the parameters
+    that place a run in the grid.
     """
-    columns = [f"params.`{name}`" for name in COLUMNS] + [f"metrics.`{name}`" for name in metrics]
+    columns = [f"params.`{name}`" for name in places] + [f"metrics.`{name}`" for name in metrics]
     accuracies = [name for name in metrics if "accuracy" in name.rpartition("/")[2].rpartition(".")[2]]
     bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in accuracies]
     others = [name for name in accuracies if name not in blindspots]
@@ -589,7 +595,7 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
         "columnOrder": ["attributes.`Run Name`", *columns],
-        "columnWidths": {"attributes.`Run Name`": 410, "params.`kind`": 130} | dict.fromkeys(columns[len(COORDINATES) :], 215),
+        "columnWidths": {"attributes.`Run Name`": 410, "params.`kind`": 130} | dict.fromkeys(columns[len(places) :], 215),
         "runsExpanded": {parent_id: True},
         "runsHiddenMode": "SHOW_ALL",
         "useGroupedValuesInCharts": True,
@@ -599,7 +605,7 @@ def _views(parent_id: str, metrics: Sequence[str], blindspots: Sequence[str]) ->
         "isAccordionReordered": True,
         "groupBy": None,
     }
-    keys = [{"mode": "param", "groupByData": name} for name in COLUMNS if name != "seed"]
+    keys = [{"mode": "param", "groupByData": name} for name in places if name != "seed"]
     kinds = cells | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
         # The mean of seeds would be shown as a seed.
@@ -613,7 +619,8 @@ def _place(coordinates: Mapping[str, Any]) -> str:
     kind = str(coordinates["kind"])
     rank = str(KINDS.index(kind) if kind in KINDS else len(KINDS))
     rank += "".join(f"-{coordinates[dial]:.9f}" for dial in DIALS if dial in coordinates)
-    return f"{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
+    of_arms = "".join(f"{arm}-" for arm in coordinates.get("arms", ()))
+    return f"{of_arms}{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
 
 
 def _is_number(value: Any) -> bool:

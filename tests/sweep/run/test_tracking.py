@@ -32,13 +32,15 @@ def view_of(
     parameters: dict[str, str],
     more: dict[str, float] | None = None,
     config: dict[str, Any] | None = None,
+    view: str = "cells",
+    **coordinates: Any,
 ) -> dict[str, Any]:
-    """The saved view of cells that `reindex` makes of a study with one evaluation."""
+    """The saved view, of cells by default, that `reindex` makes of a study with one evaluation."""
     from mlflow import MlflowClient
 
     store = Store(tmp_path / "store")
     model, evaluation = "a" * 64, "b" * 64
-    cell = {"starting_size": 0, "kind": "none", "size": 0, "seed": 0}
+    cell = {"starting_size": 0, "kind": "none", "size": 0, "seed": 0, **coordinates}
     inputs = {"task_model": {"stage": "task_model", "slug": "cell", "fingerprint": model}}
     record = Record(
         "evaluation", "cell", evaluation, {"config": config or {}}, inputs=inputs, coordinates=cell,
@@ -50,7 +52,7 @@ def view_of(
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
     assert reindex(store, ["tiny"], uri) == {"tiny": 1}
     tags = MlflowClient(uri).get_experiment_by_name("tiny").tags
-    return dict(json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"]))
+    return dict(json.loads(json.loads(tags[f"mlflow.sharedViewState.{view}"])["state"]))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,14 @@ def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_descri
     # Bars of accuracies alone: the others have other units.
     bars = {chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"}
     assert bars == {name for name in metrics if name.endswith("accuracy")}
+
+
+def test_kinds_of_several_arms_have_no_common_mean(tmp_path: Path, empty_database: Path) -> None:
+    keys = [{"mode": "param", "groupByData": name} for name in ("starting_size", "size", "kind")]
+    assert view_of(tmp_path / "one", empty_database, {}, view="kinds")["groupBy"]["groupByKeys"] == keys
+    view = view_of(tmp_path / "several", empty_database, {}, view="kinds", arms=("two_steps", "joint"))
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "arms"}, *keys]
+    assert view["selectedColumns"][:2] == ["params.`arms`", "params.`starting_size`"]
 
 
 def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path, empty_database: Path) -> None:

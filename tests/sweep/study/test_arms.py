@@ -1,6 +1,7 @@
 """Arms in the step graph, the claims, the parameters and the plan; what an arm may be."""
 
 import dataclasses
+import re
 from collections import Counter
 
 import pytest
@@ -9,7 +10,11 @@ from pipelines.errors import UserError
 from pipelines.finetune.recipe import FinetuneConfig
 from sweep.graph.records import Store
 from sweep.graph.step import Step
-from sweep.plan.plan import make_plan
+from sweep.plan.costs import estimate_costs
+from sweep.plan.page import _arm_lines, plan_json
+from sweep.plan.plan import Plan, PlanCosts, make_plan
+from sweep.plan.schedule import Schedule
+from sweep.plan.throughputs import read_table
 from sweep.study.arms import TRAININGS, Arm, find_arm
 from sweep.study.claims import Claim, Comparison, Difference, as_json, from_json
 from sweep.study.experiment import Experiment
@@ -20,6 +25,10 @@ from sweep.study.paper_claims import PAPER_CLAIMS
 from sweep.study.rehearsal import rehearsal
 
 JOINT, LM, FROZEN = Arm(training="joint"), Arm(head="lm"), Arm(head_frozen_share=0.1)
+SETTINGS = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4_096, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "intermediate_size": 11_008, "vocab_size": 32_000,
+}  # fmt: skip
 GAP = Difference("synthetic", "original", "adversarial")
 
 
@@ -236,6 +245,33 @@ def test_a_study_with_arms_finds_what_the_study_without_has_built(experiment: Ex
     planned = make_plan(build_grid(with_arms(experiment, "two_steps", "joint", "lm")), store)
     missing = [one.step.name for one in planned if not one.is_cached]
     assert missing and all("-lm-" in name for name in missing)
+
+
+def test_the_plan_prices_what_each_arm_adds(llama: Experiment, tmp_path, record_all) -> None:
+    small = dataclasses.replace(llama, starting_sizes=(0, 5_000), training_sizes=(300,))
+    store, study = Store(tmp_path / "store"), with_arms(small, Arm(), JOINT, LM)
+    record_all(build_grid(small), store)
+
+    def planned(of: Experiment) -> Plan:
+        steps = make_plan(build_grid(of), store)
+        table = read_table()
+        estimate = estimate_costs([one.step for one in steps], table, table.gpu("h200"), settings=SETTINGS)
+        missing = frozenset(one.step.fingerprint for one in steps if not one.is_cached)
+        schedule = Schedule(1, 0.0, 0.0, (), 0.0)
+        return Plan(of, steps, PlanCosts(estimate, missing, (schedule,), 1))
+
+    plan = planned(study)
+    # Of 3 kinds: joint sets, cells and evaluations from the one trained start. Another head: 2 starts, 6 cells, 8 evaluations.
+    assert {arm: len(steps) for arm, steps in plan.of_arms.items()} == {"plain": 6, "joint": 9, "lm": 16}
+    lines = list(_arm_lines(plan))
+    assert lines[0] == "arm plain: 6 artifacts of its own, 0 to build"
+    assert re.fullmatch(r"arm joint: 9 artifacts of its own, 9 to build, \d+\.\d GPU-hours \(\$\d.* on demand\)", lines[1])
+    values = plan_json(plan)["arms"]
+    assert values["joint"]["steps"] == 9 and values["joint"]["cached"] == 0 and values["plain"]["to_build"]["gpu_hours"] == 0
+    assert values["lm"]["to_build"]["gpu_hours"] == values["lm"]["in_all"]["gpu_hours"] > values["joint"]["in_all"]["gpu_hours"]
+    # Together they are what is missing, and what the study costs beyond the one without arms.
+    assert sum(arm["to_build"]["gpu_hours"] for arm in values.values()) == pytest.approx(plan.costs.to_build.gpu_hours)
+    assert planned(small).of_arms == {} and not list(_arm_lines(planned(small)))
 
 
 def test_a_rehearsal_has_all_arms(experiment: Experiment) -> None:
