@@ -342,7 +342,9 @@ class Study:
     @property
     def arms(self) -> tuple[str, ...]:
         """The names of its arms, in their order; none in a study that trains a cell in one way."""
-        return tuple(dict.fromkeys(arm for step in self.steps for arm in step.arms))
+        of_steps = [step.arms for step in self.steps if step.arms]
+        # The grid goes through the arms one by one, and what the first has in common with others is not where these begin.
+        return tuple(dict.fromkeys([*(arms[0] for arms in of_steps), *(arm for arms in of_steps for arm in arms)]))
 
     @property
     def num_built(self) -> int:

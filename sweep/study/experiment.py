@@ -544,10 +544,13 @@ class Experiment:
                 one = self.in_arm(name)
             except UserError as error:
                 raise UserError(f"arm {name!r}: {error}") from error
-            values = one.training, one.head, one.task_model, one.cell or one.task_model
+            # From the untrained start, a cell is trained alike jointly and in two steps, and by its own recipe.
+            of_starts = (one.training, one.task_model) if any(self.starting_sizes) else ()
+            values = one.head, one.cell or one.task_model, *of_starts
             if (other := seen.setdefault(values, name)) != name or self.arm_names.count(name) > 1:
                 twice = f"arms={other!r} and {name!r} are the same in this study" if other != name else f"arm {name!r} is twice"
-                raise UserError(f"{twice}; leave one of them out")
+                or_start = "" if of_starts else ", or give a starting size above 0, if that is where they differ"
+                raise UserError(f"{twice}; leave one of them out{or_start}")
 
     def _check_claims(self) -> None:
         names = [claim.name for claim in self.claims]

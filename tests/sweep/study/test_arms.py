@@ -15,12 +15,13 @@ from sweep.plan.page import _arm_lines, plan_json
 from sweep.plan.plan import Plan, PlanCosts, make_plan
 from sweep.plan.schedule import Schedule
 from sweep.plan.throughputs import read_table
+from sweep.run.study_run import manifest
 from sweep.study.arms import TRAININGS, Arm, find_arm
 from sweep.study.claims import Claim, Comparison, Difference, as_json, from_json
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo
 from sweep.study.grid import build_grid
-from sweep.study.loading import load_experiment
+from sweep.study.loading import Loaded, load_experiment
 from sweep.study.paper_claims import PAPER_CLAIMS
 from sweep.study.rehearsal import rehearsal
 
@@ -159,6 +160,13 @@ def test_seeds_of_several_generators_are_dealt_alike_in_each_arm(experiment: Exp
         assert steps[f"evaluation/{name}"].coordinates["generator"] == 1
 
 
+def test_a_manifest_has_the_arms_in_their_order(experiment: Experiment) -> None:
+    for arms in (("plain", "lm", "joint", "frozen0.1"), ("joint", "frozen0.1", "lm", "plain")):
+        loaded = Loaded(with_arms(experiment, *arms), {})
+        assert manifest(loaded, build_grid(loaded.experiment)).arms == arms
+    assert manifest(Loaded(experiment, {}), build_grid(experiment)).arms == ()
+
+
 # --- what is refused ---
 
 
@@ -169,6 +177,7 @@ def test_seeds_of_several_generators_are_dealt_alike_in_each_arm(experiment: Exp
         ((LM, "lm"), {}, "arm 'lm' is twice; leave"),
         ((Arm(), "two_steps"), {}, "arms='plain' and 'two_steps' are the same in this study; leave one"),
         (("random", "frozen0"), {}, "arms='random' and 'frozen0' are the same"),
+        (("two_steps", "joint"), {"starting_sizes": (0,)}, "'two_steps' and 'joint' are the same .* a starting size above 0"),
         ((Arm(), "ones"), {}, "'ones' is none of plain"),
         ((Arm(), 3), {}, "3 is no arm"),
         ((Arm(), JOINT), {"trajectories": "shared", "task_model": "stable"}, "arm 'joint': trajectories='shared' with"),
@@ -281,7 +290,7 @@ def test_a_rehearsal_has_all_arms(experiment: Experiment) -> None:
 
 
 def test_the_built_in_studies_take_them_as_parameters() -> None:
-    study = load_experiment("demo", ["arms=two_steps,joint,lm+frozen0.25"]).experiment
+    study = load_experiment("demo", ["starting_sizes=0,3000", "arms=two_steps,joint,lm+frozen0.25"]).experiment
     assert study.arms == (Arm("two_steps"), Arm("joint"), Arm(head="lm", head_frozen_share=0.25))
     assert load_experiment("demo", ["training=joint", "head=lm"]).experiment.arms == ()
     with pytest.raises(UserError, match="arm 'lmm': 'lmm' is none of"):
