@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.wording import in_words
 from pipelines.errors import DamagedError, UserError
 from sweep.graph.records import COORDINATES, DIALS, KINDS, Store, Study
 
@@ -97,14 +98,14 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
             biases[cell[1]] = float(step.coordinates["bias"])
         if step.record is None:
             why = step.damage or _why_missing(study, step.fingerprint)
-            missing += [_missing(place, "evaluation", why) for place in of_arms]
+            missing.append(_missing(cell, step.arms, "evaluation", why))
             continue
         try:
             of_cell = _evaluation_rows(store, step)
         except DamagedError as error:
             if not partial:
                 raise
-            missing += [_missing(place, "metrics.json", str(error)) for place in of_arms]
+            missing.append(_missing(cell, step.arms, "metrics.json", str(error)))
             continue
         for place in of_arms:
             slices[place] = {(row["set"], row["slice"], row["num_labels"], row["folding"]) for row in of_cell}
@@ -121,12 +122,12 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     for place, found_slices in slices.items():
         for set_, slice_, num_labels, folding in sorted(expected - found_slices):
             what = f"{set_} / {slice_} ({num_labels} labels, {folding})"
-            missing.append(_missing(place, what, "not in the evaluation's metrics"))
+            missing.append(_missing(place[1:], place[:1] if place[0] else (), what, "not in the evaluation's metrics"))
     arms = [*study.arms] or [""]
     kinds = [*KINDS, *sorted(others, key=lambda kind: others[kind])]
     missing.sort(
         key=lambda result: (
-            *(arms.index(result["arm"]), result["starting_size"], kinds.index(result["kind"])),
+            *([arms.index(arm) for arm in result["arms"]], result["starting_size"], kinds.index(result["kind"])),
             *(result["size"], result["seed"]),
         )
     )
@@ -153,12 +154,12 @@ def by_arm(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def describe_missing(result: Mapping[str, Any]) -> str:
     """One missing result in words."""
-    cell = _named((result.get("arm", ""), *(result[name] for name in COORDINATES)))
+    cell = _named((in_words(result.get("arms", ())), *(result[name] for name in COORDINATES)))
     return f"{cell}: {result['what']} ({result['why']})"
 
 
-def _missing(place: tuple[Any, ...], what: str, why: str) -> dict[str, Any]:
-    return {**dict(zip(PLACE, place, strict=True)), "what": what, "why": why}
+def _missing(cell: tuple[Any, ...], arms: tuple[str, ...], what: str, why: str) -> dict[str, Any]:
+    return {**dict(zip(COORDINATES, cell, strict=True)), "arms": arms, "what": what, "why": why}
 
 
 def _cell(coordinates: Mapping[str, Any], slug: str) -> tuple[int, str, int, int]:

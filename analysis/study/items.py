@@ -273,8 +273,7 @@ def load_arms(
         except DamagedError as error:
             if not partial:
                 raise
-            lost = {**step.coordinates, "what": LOGITS, "why": str(error)}
-            missing += [describe_missing({**lost, "arm": arm}) for arm in step.arms or ("",)]
+            missing.append(describe_missing({**step.coordinates, "what": LOGITS, "why": str(error)}))
             continue
         table = parquet_table(io.BytesIO(content), join(store.folder(step.id), LOGITS))
         for name in sets:

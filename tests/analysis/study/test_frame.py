@@ -38,7 +38,7 @@ def test_what_is_missing_or_twice_is_named_by_its_arm(tmp_path: Path) -> None:
     with pytest.raises(IncompleteSweepError) as caught:
         study.frame()
     assert [describe_missing(result) for result in caught.value.missing] == [
-        f"arm={arm}, starting_size=0, kind=none, size=0, seed=0: evaluation (not built)" for arm in ("two_steps", "joint")
+        "arm=two_steps and joint, starting_size=0, kind=none, size=0, seed=0: evaluation (not built)"
     ]
     study.add_evaluation(200, "synthetic", 60, 0, arms=("two_steps", "joint"), slug="another")
     with pytest.raises(DuplicateRowsError, match="both of arm=two_steps, starting_size=200, kind=synthetic"):
