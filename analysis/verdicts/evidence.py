@@ -247,10 +247,9 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
     sizes = _sizes(claim, evidence)
     if not sizes:
         return replace(question, why_not=f"the study has none of the training sizes {claim.sizes}")
-    arms = _arms(claim, evidence)
-    if not arms:
-        return replace(question, why_not=f"the study has none of the arms {in_words([str(arm) for arm in claim.arms])}")
-    places = _places(claim, evidence, arms, starts, sizes)
+    if absent := sorted(claim.named_arms - set(evidence.arms)):
+        return replace(question, why_not=f"the study has no {_arm_words(absent)}")
+    places = _places(claim, evidence, _arms(claim, evidence), starts, sizes)
     if not places:
         return replace(question, why_not="the arms that it sets against each other are the same in every setting")
     settings, headlines = [], []

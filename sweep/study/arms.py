@@ -50,8 +50,12 @@ class Arm:
     @property
     def name(self) -> str:
         """What tables, slugs and claims call it: what it says, as in `joint+lm+frozen0.25`; `plain` if it says nothing."""
-        frozen = None if self.head_frozen_share is None else f"{FROZEN}{self.head_frozen_share:g}"
-        return "+".join(part for part in (self.training, self.head, frozen) if part is not None) or PLAIN
+        return "+".join(filter(None, (self.training, self.head, self.frozen))) or PLAIN
+
+    @property
+    def frozen(self) -> str:
+        """What its name says of the share for which a head is frozen; "" if it says nothing."""
+        return "" if self.head_frozen_share is None else f"{FROZEN}{repr(self.head_frozen_share).removesuffix('.0')}"
 
 
 def find_arm(arm: Arm | str) -> Arm:

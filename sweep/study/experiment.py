@@ -270,13 +270,6 @@ class Experiment:
         if self.training not in TRAININGS:
             raise UserError(f"training={self.training!r} is not one of {', '.join(map(repr, TRAININGS))}")
         UntrainedConfig(seed=0, head=self.head)
-        if self.head == "zero" and any(
-            recipe.head_frozen_share == 1 for recipe in (self.task_model, self.cell or self.task_model)
-        ):
-            raise UserError(
-                "head='zero' with head_frozen_share=1: through a head of zeros that stays as it is nothing is learnt; give a "
-                "smaller share, or another head"
-            )
 
     def _tuple(self, axis: str) -> tuple[Any, ...]:
         values = getattr(self, axis)
@@ -408,6 +401,14 @@ class Experiment:
                     f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
                     "base can be quantised; use method='lora' or quantization='none'"
                 )
+        # Those that begin with the untrained head.
+        begin = [self.task_model] if any(self.starting_sizes) else []
+        begin += [self.cell or self.task_model] if 0 in self.starting_sizes or self.training == "joint" else []
+        if self.head == "zero" and any(recipe.head_frozen_share == 1 for recipe in begin):
+            raise UserError(
+                "head='zero' with head_frozen_share=1: through a head of zeros that stays as it is nothing is learnt; give a "
+                "smaller share, or another head"
+            )
         if self.trajectories not in TRAJECTORIES:
             raise UserError(f"trajectories={self.trajectories!r} is not one of {', '.join(map(repr, TRAJECTORIES))}")
         if self.trajectories == "shared" and self.training == "joint":
@@ -539,9 +540,9 @@ class Experiment:
                 "give another one, or training, head and head_frozen_share themselves"
             )
         seen: dict[Any, str] = {}
-        for name in self.arm_names:
+        for name, arm in zip(self.arm_names, self.arms, strict=True):
             try:
-                one = self.in_arm(name)
+                one = self.in_arm(arm)
             except UserError as error:
                 raise UserError(f"arm {name!r}: {error}") from error
             # From the untrained start, a cell is trained alike jointly and in two steps, and by its own recipe.

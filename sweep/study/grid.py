@@ -36,7 +36,7 @@ from pipelines.resources import Resources
 from pipelines.tasks.heuristics import HEURISTICS
 from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
-from sweep.study.arms import FROZEN, Arm, find_arm
+from sweep.study.arms import Arm, find_arm
 from sweep.study.experiment import JUDGE_SEED, Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
 
@@ -200,7 +200,7 @@ class _Grid:
         one, whole = self.experiment, self.whole
         starts_differ = of_start and one.task_model != whole.task_model
         cells_differ = of_cell and (one.cell or one.task_model) != (whole.cell or whole.task_model)
-        return f"{FROZEN}{self.arm.head_frozen_share:g}-" if starts_differ or cells_differ else ""
+        return f"{self.arm.frozen}-" if starts_differ or cells_differ else ""
 
     def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
         """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""

@@ -52,9 +52,11 @@ def test_a_claim_can_name_its_arms(evidence: Evidence) -> None:
     found = asked(evidence, Comparison((GAP,), -1), arms=("joint",), starts="trained", sizes="largest")
     assert [setting.name[:10] for setting in found.settings] == ["arm joint,"]
     elsewhere = asked(evidence, Comparison((GAP,), -1), arms=("lm",))
-    assert not elsewhere.settings and elsewhere.why_not == "the study has none of the arms lm"
+    assert not elsewhere.settings and elsewhere.why_not == "the study has no arm lm"
     of_one = replace(evidence, arms={}, shared={})
-    assert asked(of_one, Comparison((GAP,), -1), arms=("joint",)).why_not == "the study has none of the arms joint"
+    assert asked(of_one, Comparison((GAP,), -1), arms=("joint",)).why_not == "the study has no arm joint"
+    against = Comparison((replace(GAP, arm="joint", against="two_steps"),), 1)
+    assert asked(of_one, against).why_not == "the study has no arms joint and two_steps"
 
 
 def test_an_arm_against_another_is_paired_within_the_seed(evidence: Evidence) -> None:

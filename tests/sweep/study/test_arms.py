@@ -53,6 +53,10 @@ def by_name(experiment: Experiment) -> dict[str, Step]:
         (Arm(head="zero"), "zero"),
         (Arm(head_frozen_share=0), "frozen0"),
         (Arm("joint", "lm", 0.25), "joint+lm+frozen0.25"),
+        (Arm(head_frozen_share=1), "frozen1"),
+        # Two shares have two names, however close they are.
+        (Arm(head_frozen_share=0.1234567), "frozen0.1234567"),
+        (Arm(head_frozen_share=1e-5), "frozen1e-05"),
     ],
 )
 def test_an_arm_has_a_name_that_finds_it(arm: Arm, name: str) -> None:
@@ -190,6 +194,18 @@ def test_impossible_arms_are_refused(experiment: Experiment, arms, fields, words
         fields = fields | {"task_model": FinetuneConfig(schedule="warmup_stable_decay", cooldown_ratio=0.2)}
     with pytest.raises(UserError, match=words):
         with_arms(experiment, *arms, **fields)
+
+
+def test_a_head_of_zeros_may_be_frozen_where_it_is_one_no_more(experiment: Experiment) -> None:
+    recipe = dataclasses.replace(experiment.task_model, head_frozen_share=1.0)
+    zero = dataclasses.replace(experiment, head="zero")
+    with pytest.raises(UserError, match="through a head of zeros that stays as it is nothing is learnt"):
+        dataclasses.replace(zero, cell=recipe)
+    # A cell of two steps begins with its starting point's head.
+    trained = dataclasses.replace(zero, cell=recipe, starting_sizes=(500,))
+    for fields in ({"training": "joint"}, {"task_model": recipe}):
+        with pytest.raises(UserError, match="nothing is learnt"):
+            dataclasses.replace(trained, **fields)
 
 
 def test_arms_are_a_tuple(experiment: Experiment) -> None:
