@@ -19,7 +19,7 @@ from sweep.run.study_run import manifest
 from sweep.study.arms import TRAININGS, Arm, find_arm
 from sweep.study.claims import Claim, Comparison, Difference, as_json, from_json
 from sweep.study.experiment import Experiment
-from sweep.study.experiments import demo
+from sweep.study.experiments import demo, mini
 from sweep.study.grid import build_grid
 from sweep.study.loading import Loaded, load_experiment
 from sweep.study.paper_claims import PAPER_CLAIMS
@@ -309,5 +309,6 @@ def test_the_built_in_studies_take_them_as_parameters() -> None:
     study = load_experiment("demo", ["starting_sizes=0,3000", "arms=two_steps,joint,lm+frozen0.25"]).experiment
     assert study.arms == (Arm("two_steps"), Arm("joint"), Arm(head="lm", head_frozen_share=0.25))
     assert load_experiment("demo", ["training=joint", "head=lm"]).experiment.arms == ()
+    assert "arms" in mini.__annotations__
     with pytest.raises(UserError, match="arm 'lmm': 'lmm' is none of"):
         load_experiment("demo", ["arms=random,lmm"])

@@ -89,6 +89,15 @@ def test_with_two_generators_the_first_makes_what_it_has_made() -> None:
     assert len(steps) - len(kept) == 2 + 4 + 8 + 8
 
 
+def test_with_arms_the_plain_one_makes_what_the_study_without_has_made() -> None:
+    golden = json.loads(GOLDEN.read_text())["demo"]
+    steps = [f"{step.name} {step.fingerprint}" for step in build_grid(demo((0, 1), **AXES, arms=("random", "joint", "lm")))]
+    assert set(golden) <= set(steps) and len(steps) == len(set(steps))
+    # Joint: two seeds × three kinds × two sizes from one trained start, a set, a model, an evaluation each. Another head: two
+    # seeds × two starting points, and from each six cells, with the evaluations of all of these.
+    assert len(steps) - len(golden) == 12 * 3 + 2 * 2 * (1 + 6) * 2
+
+
 def test_the_file_has_these_studies_and_no_others() -> None:
     assert set(json.loads(GOLDEN.read_text())) == set(STUDIES)
 
