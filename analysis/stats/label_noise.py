@@ -16,6 +16,8 @@ clusters of rows (Rubin 1981; the hypotheses of a premise stay together), with J
 an error not seen in few gold rows is not taken to be impossible. Draws are solved by the inverse, and so are rates over several
 cells: shares cut off at 0 would no longer average to the truth. An interval is cut off at 0 and 1 at its end, and where the
 estimate was, it reaches as far above the estimate as the draws do above the inverse's.
+
+Without gold rows C is unknown, and only a bound is left (`wrong_label_bounds`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ PRIOR = 0.5
 NUM_DRAWS = 1_000
 MOST_STEPS, RESOLUTION = 5_000, 1e-7
 """EM ends when no share moves by more in a step."""
+ERRORS_DIFFER = 1.5
+"""A rate is also given for a judge that is wrong so many times as often in the pool as of gold rows, or as rarely."""
 TAILS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
 
 
@@ -56,6 +60,10 @@ class WrongLabels:
     `share_disagreed` is where the judge gives another label, before correction. `num_gold` counts the gold rows that the
     judge's errors are known from. In a cell that is not identified these are too few to tell the judge from one that guesses:
     its interval is all of 0 to 1, and counts as that in rates over several cells.
+
+    `true_labels` are the likeliest shares of the labels that the rows truly have: with a `label`, the rate is 1 minus its own.
+    `if_errors_differ` is the interval if the judge may be wrong up to `ERRORS_DIFFER` times as often in the pool as of gold
+    rows, or as rarely.
     """
 
     label: int | None
@@ -65,6 +73,25 @@ class WrongLabels:
     share_disagreed: float
     num_rows: int
     num_gold: int
+    is_identified: bool
+    true_labels: tuple[float, ...]
+    if_errors_differ: Interval
+
+
+@dataclass(frozen=True)
+class WrongLabelsAtMost:
+    """What bounds the share of wrong labels among rows of a `label` in a `cell` (None: of any) without gold rows, 0 to 1.
+
+    `bound` is the largest share that what the judge says allows, and `high` the end of its one-sided interval. A cell that is
+    not identified, where the judge does not tell the labels apart, has a bound of 1.
+    """
+
+    label: int | None
+    cell: int | None
+    bound: float
+    high: float
+    share_disagreed: float
+    num_rows: int
     is_identified: bool
 
 
@@ -85,10 +112,25 @@ def wrong_label_rates(
     pool_counts, pool_draws = _counts(pool, shape), _draws(pool, shape, num_draws, random)
     _check_judge(gold_counts.sum(axis=0), gold_draws.sum(axis=1), names)
     confusion, said = _shares(gold_counts + PRIOR), _shares(pool_counts + PRIOR)
-    likeliest = _wrong(true_shares(confusion[:, None], said))
-    solved, drawn = _wrong(_solved(confusion, said)), _wrong(_solved(_shares(gold_draws), _shares(pool_draws)))
-    identified = _tells_apart(_shares(gold_draws))
+    likeliest = true_shares(confusion[:, None], said)
+    confusion_draws, said_draws = _shares(gold_draws), _shares(pool_draws)
+    solved, drawn = _solved(confusion, said), _wrong(_solved(confusion_draws, said_draws))
+    identified = _tells_apart(confusion_draws)
+    # The same where the judge errs more, or less, than of gold rows.
+    others = []
+    for factor in (ERRORS_DIFFER, 1 / ERRORS_DIFFER):
+        changed_draws = _with_errors(confusion_draws, factor)
+        others.append((_wrong(_solved(changed_draws, said_draws)), _tells_apart(changed_draws)))
     sizes, agreed = pool_counts.sum(axis=2), np.einsum("cll->cl", pool_counts)
+
+    def ends(
+        where: tuple[np.ndarray, ...], weights: np.ndarray, drawn: np.ndarray, known: np.ndarray, moved: float
+    ) -> Interval:
+        weighed = weights * known[where[0]]
+        unknown = 1 - float(weighed.sum())
+        low, high = np.quantile((drawn[:, where[0], where[1]] * weighed).sum(axis=(1, 2)), TAILS)
+        low, high = min(low + min(moved, 0.0), 1 - unknown), max(high + max(moved, 0.0), 0.0)
+        return Interval(float(max(0.0, low)), float(min(1 - unknown, high) + unknown))
 
     def row(label: int | None, cell: int | None) -> WrongLabels:
         where = np.ix_(range(num_cells) if cell is None else [cell], range(len(names)) if label is None else [label])
@@ -96,25 +138,109 @@ def wrong_label_rates(
         weights = sizes[where] / num_rows
         known = weights * identified[where[0]]
         unknown = 1 - float(known.sum())
-        middle = float((solved[where] * known).sum())
-        low, high = np.quantile((drawn[:, where[0], where[1]] * known).sum(axis=(1, 2)), TAILS)
-        rate = float(np.clip(middle, 0, 1 - unknown)) if cell is None else float((likeliest[where] * known).sum())
+        middle = float((_wrong(solved)[where] * known).sum())
+        rate = float(np.clip(middle, 0, 1 - unknown)) if cell is None else float((_wrong(likeliest)[where] * known).sum())
         moved = rate - middle
-        ends = max(0.0, low + min(moved, 0.0)), min(1 - unknown, high + max(moved, 0.0)) + unknown
+        with_unknown = rate + float((_wrong(likeliest)[where] * (weights - known)).sum())
+        shares = np.einsum("cl,cli->i", known, solved[where] if cell is None else likeliest[where])
+        shares += np.einsum("cl,cli->i", weights - known, likeliest[where])
+        apart = [ends(where, weights, *other, 0.0) for other in others]
+        here = ends(where, weights, drawn, identified, moved)
         return WrongLabels(
             label,
             cell,
-            rate + float((likeliest[where] * (weights - known)).sum()),
-            Interval(*map(float, ends)),
+            with_unknown,
+            here,
             1 - int(agreed[where].sum()) / num_rows,
             num_rows,
             int(gold_counts[where[0].ravel()].sum()),
             unknown < 0.5,
+            _as_shares(shares, label, with_unknown),
+            Interval(min(here.low, *(other.low for other in apart)), max(here.high, *(other.high for other in apart))),
         )
 
     rows = [row(label, cell) for label in range(len(names)) for cell in range(num_cells) if sizes[cell, label]]
     rows += [row(label, None) for label in range(len(names)) if sizes[:, label].any()]
     return [*rows, row(None, None)]
+
+
+def wrong_label_bounds(
+    pool: JudgedRows, num_labels: int, num_cells: int, *, seed: int, num_draws: int = NUM_DRAWS
+) -> list[WrongLabelsAtMost]:
+    """The most labels that can be wrong by a judge whose errors are unknown, in the order of `wrong_label_rates`.
+
+    Let V[i, l] be the share labelled l of the rows that the judge calls i, and T[i, l] that of the rows that truly are i. It is
+    assumed that, in each cell, **rows called i are labelled l != i at least as often as rows that truly are i**: V[i, l] >=
+    T[i, l]. Rows called i are not all i, and the others may rightly be labelled l. With g[l] rows labelled l, of which no more
+    than all are right, at most sum over i != l of g[i] V[i, l] / V[i, i] are wrong.
+
+    Nothing bounds the rate from below: labels that are all right, and a judge that is wrong wherever it disagrees, are a
+    solution, too. Raises UserError for an empty pool.
+    """
+    if not len(pool.labels):
+        raise UserError("the pool has no judged rows, and nothing has no rate of wrong labels; judge a pool with rows")
+    shape = (num_cells, num_labels, num_labels)
+    counts, draws = _counts(pool, shape), _draws(pool, shape, num_draws, np.random.default_rng(seed))
+    identified = _tells_apart(_shares(draws))
+    sizes, agreed = counts.sum(axis=2), np.einsum("cll->cl", counts)
+    by_label, in_all = (np.concatenate(bounds) for bounds in zip(_bounds(counts[None] + PRIOR), _bounds(draws), strict=True))
+    by_label[:, ~identified], in_all[:, ~identified] = 1.0, 1.0
+
+    def row(label: int | None, cell: int | None) -> WrongLabelsAtMost:
+        where = np.ix_(range(num_cells) if cell is None else [cell], range(num_labels) if label is None else [label])
+        num_rows = int(sizes[where].sum())
+        weights = sizes[where] / num_rows
+        of_rows = (by_label[:, where[0], where[1]] * weights).sum(axis=(1, 2))
+        if label is None:
+            of_rows = np.minimum(of_rows, (in_all[:, where[0].ravel()] * weights.sum(axis=1)).sum(axis=1))
+        high = float(np.quantile(of_rows[1:], CONFIDENCE))
+        is_identified = float((weights.sum(axis=1) * identified[where[0].ravel()]).sum()) > 0.5
+        disagreed = 1 - int(agreed[where].sum()) / num_rows
+        return WrongLabelsAtMost(label, cell, float(of_rows[0]), high, disagreed, num_rows, is_identified)
+
+    rows = [row(label, cell) for label in range(num_labels) for cell in range(num_cells) if sizes[cell, label]]
+    rows += [row(label, None) for label in range(num_labels) if sizes[:, label].any()]
+    return [*rows, row(None, None)]
+
+
+def _bounds(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds of each label [draws, cells, k] and of all [draws, cells], from counts [draws, cells, k labels, k judged]."""
+    given = counts.sum(axis=-1) / counts.sum(axis=(-2, -1))[..., None]
+    called = np.swapaxes(counts / counts.sum(axis=-2, keepdims=True), -1, -2)  # V[i, l]
+    right = np.einsum("...ii->...i", called)
+    wrong = given[..., None] * called / right[..., None]
+    off = wrong.sum(axis=-2) - np.einsum("...ii->...i", wrong)
+    by_label = np.minimum(off / given, 1.0)
+    # In all: of each true class at most the share 1 - V[i, i] is labelled wrongly, and what is rightly labelled i is at most
+    # g[i], so that class i is at most g[i] / V[i, i] of the rows. The classes with the largest shares are filled up first.
+    order = np.argsort(right, axis=-1)
+    most_wrong = 1 - np.take_along_axis(right, order, axis=-1)
+    room = np.take_along_axis(given / right, order, axis=-1)
+    filled = np.minimum(np.cumsum(room, axis=-1), 1.0)
+    sizes = np.diff(filled, axis=-1, prepend=0.0)
+    return by_label, (most_wrong * sizes).sum(axis=-1)
+
+
+def _with_errors(confusion: np.ndarray, factor: float) -> np.ndarray:
+    """C [..., k, k] with each error `factor` times as likely, or as near to that as shares allow."""
+    right = np.einsum("...ii->...i", confusion)
+    changed = confusion * np.minimum(factor, 1 / np.maximum(1 - right, 1e-12))[..., None]
+    places = np.arange(confusion.shape[-1])
+    changed[..., places, places] = 0.0
+    changed[..., places, places] = 1 - changed.sum(axis=-1)
+    return changed
+
+
+def _as_shares(shares: np.ndarray, label: int | None, rate: float) -> tuple[float, ...]:
+    """Shares [k] that may lie below 0, as ones that do not, with 1 - `rate` for the `label`."""
+    shares = np.maximum(shares, 0.0)
+    if label is None:
+        return tuple(map(float, shares / shares.sum()))
+    others = np.where(np.arange(len(shares)) == label, 0.0, shares)
+    total = float(others.sum())
+    others = others * (rate / total) if total > 0 else np.where(np.arange(len(shares)) == label, 0.0, rate / (len(shares) - 1))
+    others[label] = 1 - rate
+    return tuple(map(float, others))
 
 
 def true_shares(confusion: np.ndarray, said: np.ndarray) -> np.ndarray:

@@ -5,7 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analysis.stats.label_noise import JudgedRows, WrongLabels, true_shares, wrong_label_rates
+from analysis.stats.label_noise import (
+    JudgedRows,
+    WrongLabels,
+    WrongLabelsAtMost,
+    true_shares,
+    wrong_label_bounds,
+    wrong_label_rates,
+)
 from pipelines.errors import UserError
 
 NAMES = ("entailment", "neutral", "contradiction")
@@ -178,3 +185,63 @@ def test_a_cell_with_too_few_gold_rows_may_be_all_right_or_all_wrong() -> None:
     assert found(none, 0, 1).num_gold == 0 and not found(none, 0, 1).is_identified
     # Six of 3 006 rows may be wrong, and the others' interval comes on top.
     assert found(rates, None, None).interval.high < found(rates, 0, 0).interval.high + 0.01
+
+
+def test_the_true_labels_are_those_that_were_planted_and_agree_with_the_rate() -> None:
+    random = np.random.default_rng(5)
+    labels = np.repeat(np.arange(3), 8_000)
+    truth = labels.copy()
+    # A fifth of what is labelled entailment is neutral, and a tenth contradiction.
+    truth[:1_600], truth[1_600:2_400] = 1, 2
+    cells = (random.random(len(labels)) < 0.2).astype(int)
+    pool = judged_rows(labels, truth, cells, np.arange(len(labels)), random)
+    rates = wrong_label_rates(pool, gold(random, 60_000), NAMES, 2, seed=0)
+    assert found(rates, 0, None).true_labels == pytest.approx((0.7, 0.2, 0.1), abs=0.05)
+    assert found(rates, None, None).true_labels == pytest.approx((0.7 / 3, 0.4, 1.1 / 3), abs=0.03)
+    for rate in rates:
+        assert sum(rate.true_labels) == pytest.approx(1) and min(rate.true_labels) >= 0
+        assert rate.label is None or 1 - rate.true_labels[rate.label] == pytest.approx(rate.rate, abs=1e-9)
+
+
+def test_a_judge_that_errs_more_in_the_pool_is_within_the_wider_interval_only() -> None:
+    # Of gold rows it is wrong of a tenth, of the pool's of 14 %: none of the labels is.
+    pool = counted([[8_600, 1_400], [1_400, 8_600]])
+    in_all = found(wrong_label_rates(pool, counted([[9_000, 1_000], [1_000, 9_000]]), ("no", "yes"), 1, seed=0), None, None)
+    assert in_all.interval.low > 0.03 and in_all.rate == pytest.approx(0.05, abs=0.002)
+    wide = in_all.if_errors_differ
+    assert wide.low == 0
+    # If it were wrong of a fifteenth only, (.14 - 1/15) / (1 - 2/15) of the labels were wrong.
+    assert wide.high == pytest.approx((0.14 - 1 / 15) / (1 - 2 / 15), abs=0.01)
+
+
+def at_most(bounds: list[WrongLabelsAtMost], label: int | None, cell: int | None) -> WrongLabelsAtMost:
+    (one,) = [bound for bound in bounds if (bound.label, bound.cell) == (label, cell)]
+    return one
+
+
+def test_without_gold_rows_a_judge_that_never_errs_bounds_the_rate_by_what_it_disagrees_with() -> None:
+    # Of true entailments 20 % are labelled neutral, of true neutrals none.
+    bounds = wrong_label_bounds(counted([[8_000, 0], [2_000, 10_000]]), 2, 1, seed=0)
+    assert at_most(bounds, None, None).bound == pytest.approx(0.1, abs=0.001)
+    assert at_most(bounds, 1, 0).bound == pytest.approx(2_000 / 12_000, abs=0.001)
+    assert at_most(bounds, 0, None).bound == pytest.approx(0, abs=0.001)
+    assert at_most(bounds, None, None).bound < at_most(bounds, None, None).high < 0.11
+
+
+@pytest.mark.parametrize(("where", "rate"), PLANTED)
+def test_without_gold_rows_what_was_planted_is_within_the_bounds(where: str, rate: float) -> None:
+    for planting in range(3):
+        pool, planted = planted_pool(where, rate, np.random.default_rng([planting, 7]))
+        for bound in wrong_label_bounds(pool, 3, 2, seed=0, num_draws=200):
+            assert bound.high >= planted[bound.label, bound.cell]
+            assert bound.num_rows > 0 and bound.bound <= 1
+
+
+def test_without_gold_rows_a_judge_at_chance_bounds_nothing() -> None:
+    random = np.random.default_rng(3)
+    labels = np.arange(3_000) % 3
+    guesses = JudgedRows(labels, random.integers(0, 3, 3_000), np.zeros(3_000, int), np.arange(3_000))
+    bounds = wrong_label_bounds(guesses, 3, 1, seed=0)
+    assert not any(bound.is_identified for bound in bounds) and {bound.high for bound in bounds} == {1.0}
+    with pytest.raises(UserError, match="the pool has no judged rows"):
+        wrong_label_bounds(counted([[0] * 3] * 3), 3, 1, seed=0)
