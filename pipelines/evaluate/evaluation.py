@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,9 +56,10 @@ class EvaluationConfig:
     test_sets: tuple[TestSet, ...] = added(())
     tokens_per_batch: int = runtime(32_768)
     compile_from_examples: int = runtime(200_000)
+    needs_sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.sets:
+        if self.needs_sets and not self.sets:
             raise UserError("sets=() names no test set; name at least one, e.g. ('mnli_matched', 'hans')")
         if len(set(self.sets)) != len(self.sets):
             raise UserError(f"sets={self.sets} names a test set twice; name each once")

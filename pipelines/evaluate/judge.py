@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,12 @@ NO_JUDGE = -1
 
 @dataclass(frozen=True)
 class JudgementConfig(EvaluationConfig):
-    """How a pool is judged, as task models are evaluated: `sets` are the gold ones, `heuristics` what makes cells of rows."""
+    """How a pool is judged, as task models are evaluated: `sets` are the gold ones, `heuristics` what makes cells of rows.
+
+    Without `sets` the pool is judged all the same, and nothing says how often the judge is wrong.
+    """
+
+    needs_sets: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ def judge(
     """Judge each row of `examples` (a file or a folder), and of the gold sets in `sources`, in one Ray task.
 
     Writes `judgements.parquet` (id, label, cluster, judge, predicted, `p_<label>` for each label of the task, and for each
-    heuristic of the config a boolean `holds/<name>`), a row for each example, and `gold.parquet`, the same with `set`.
-    `cluster` numbers the first texts, `judge` the judges. A row whose text, under another id, is one that every judge was
-    trained on is not judged: what a judge says of it is null. Returns counts, the agreement with the given labels (shares), and
-    the throughput.
+    heuristic of the config a boolean `holds/<name>`), a row for each example, and where there are gold sets `gold.parquet`, the
+    same with `set`. `cluster` numbers the first texts, `judge` the judges. A row whose text, under another id, is one that
+    every judge was trained on is not judged: what a judge says of it is null. Returns counts, the agreement with the given
+    labels (shares), and the throughput.
 
     Raises UserError for no judge, for rows whose ids every judge was trained on, and for gold rows without the task's labels.
     """
@@ -174,7 +179,8 @@ def _judge(
     tables = {name: _judged_table(config, one) for name, one in rows.items()}
     gold = [tables[name].add_column(0, "set", pa.repeat(name, tables[name].num_rows)) for name in config.sets]
     write_table(tables[""], join(output, JUDGEMENTS_FILE))
-    write_table(pa.concat_tables(gold), join(output, GOLD_FILE))
+    if gold:
+        write_table(pa.concat_tables(gold), join(output, GOLD_FILE))
     return {
         "num_examples": num_judged,
         "num_not_judged": num_examples - num_judged,

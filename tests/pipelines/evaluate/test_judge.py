@@ -84,6 +84,18 @@ def test_a_judge_says_what_the_evaluation_says(pool, gold, base_model, trained, 
     assert metrics["pool/agreement"] == np.mean([one == label for one, label in zip(said, labels, strict=True)])
 
 
+def test_without_gold_sets_a_pool_is_judged_as_with_them(pool, gold, base_model, trained, tmp_path):
+    with_gold, without = str(tmp_path / "with"), tmp_path / "without"
+    judge(CONFIG, pool, gold, base_model, trained[:1], with_gold, resources=HERE)
+    config = dataclasses.replace(CONFIG, sets=())
+    metrics = judge(config, pool, str(tmp_path), base_model, trained[:1], str(without), resources=HERE)
+    assert metrics["num_examples"] == metrics["pool/num_judged"] == 40
+    assert [path.name for path in without.iterdir()] == ["judgements.parquet"]
+    assert pq.read_table(without / "judgements.parquet") == pq.read_table(f"{with_gold}/judgements.parquet")
+    with pytest.raises(UserError, match="names no test set"):
+        EvaluationConfig(sets=())
+
+
 def test_two_judges_judge_each_others_half(sources, gold, base_model, trained, tmp_path):
     """Of the original rows, each judged by the model that did not see it; as each judge says alone."""
     train = f"{sources}/train.parquet"
