@@ -22,11 +22,16 @@ def task_of(study: Study) -> Task:
     found = next((config["task"] for config in _configs(study) if config.get("task")), None)
     if found is None:
         return NLI
+    return recorded_task(found, f"a record of study {study.experiment!r}")
+
+
+def recorded_task(values: Mapping[str, Any], where: str) -> Task:
+    """The task that a record's config names. Raises UserError, naming `where`, for one that cannot be read."""
     try:
-        labels, texts = tuple(found["labels"]), tuple(Field(**field) for field in found["fields"])
-        return Task(**{**found, "labels": labels, "fields": texts})
+        labels, texts = tuple(values["labels"]), tuple(Field(**field) for field in values["fields"])
+        return Task(**{**values, "labels": labels, "fields": texts})
     except (TypeError, KeyError) as error:
-        raise UserError(f"a record of study {study.experiment!r} has a task that cannot be read ({error})") from error
+        raise UserError(f"{where} has a task that cannot be read ({error})") from error
 
 
 def described_sets(study: Study) -> dict[str, TestSet]:
