@@ -9,6 +9,7 @@ from analysis.stats.label_noise import (
     JudgedRows,
     WrongLabels,
     WrongLabelsAtMost,
+    _patterns,
     true_shares,
     wrong_label_bounds,
     wrong_label_rates,
@@ -245,3 +246,15 @@ def test_without_gold_rows_a_judge_at_chance_bounds_nothing() -> None:
     assert not any(bound.is_identified for bound in bounds) and {bound.high for bound in bounds} == {1.0}
     with pytest.raises(UserError, match="the pool has no judged rows"):
         wrong_label_bounds(counted([[0] * 3] * 3), 3, 1, seed=0)
+
+
+def test_clusters_with_equal_counts_are_found_whatever_order_their_rows_have() -> None:
+    random = np.random.default_rng(0)
+    clusters, places = random.integers(0, 400, 1_000), random.integers(0, 5, 1_000)
+    _, cluster = np.unique(clusters, return_inverse=True)
+    counts = np.zeros((cluster.max() + 1, 5), int)
+    np.add.at(counts, (cluster, places), 1)
+    expected, multiplicity = np.unique(counts, axis=0, return_counts=True)
+    patterns, found_multiplicity = _patterns(clusters, places, 5)
+    assert patterns.tolist() == expected.tolist() and found_multiplicity.tolist() == multiplicity.tolist()
+    assert multiplicity.max() > 5
