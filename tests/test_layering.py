@@ -31,6 +31,7 @@ STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
 CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
 VERDICTS = "analysis.verdicts"
 SIMULATION = "analysis.simulation"
+SCAN = "sweep.scan"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
 ARROWS: Mapping[str, tuple[str, ...]] = {
@@ -59,6 +60,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
     AUDIT: ("pipelines", TASKS, TABLES, REPAIR, DATA, "analysis", STATS, CORPUS),
+    SCAN: ("pipelines", TASKS, TABLES, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     COMMANDS: (
         *PIPELINES,
@@ -68,6 +70,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         INDEX,
         RUN,
         CLUSTER,
+        SCAN,
         "analysis",
         STATS,
         RESULTS,
@@ -88,7 +91,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "peft": (FINETUNE,),
     "deepspeed": (FINETUNE,),
     "vllm": (GENERATE,),
-    "ray": (WORKERS, FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER),
+    "ray": (WORKERS, FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER, SCAN),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
     "pandas": ("analysis", RESULTS, VERDICTS, REPORT, CORPUS, AUDIT),

@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from analysis.corpus.audited import audited
 from analysis.corpus.columns import ColumnNames
-from analysis.corpus.copies import NO_ROW, Copies, copies_of, duplicates, is_among
-from analysis.corpus.input import Source, open_texts, read_rows
+from analysis.corpus.copies import NO_ROW, Copies, Engine, OneMachine, is_among
+from analysis.corpus.input import Source, read_rows
 from analysis.corpus.labels import MEANINGS, compare, label_key, meaning_of
 from analysis.corpus.measures import (
     MARGIN,
@@ -42,7 +42,7 @@ from analysis.corpus.measures import (
     predicted_labels,
     share_of,
 )
-from analysis.corpus.scan import MAX_PROCESSES, Report, Scan, scan_texts, silent
+from analysis.corpus.scan import MAX_PROCESSES, Report, Scan, silent
 from pipelines.errors import UserError
 from pipelines.tables.columns import check_given
 
@@ -154,28 +154,31 @@ class Audit:
     seconds: float
 
 
-def audit(source: Source, settings: AuditSettings | None = None, report: Report = silent) -> Audit:
+def audit(
+    source: Source, settings: AuditSettings | None = None, report: Report = silent, engine: Engine | None = None
+) -> Audit:
     """Audit a file, a folder or a table of labelled texts: pairs, single texts, or those of a task.
 
-    `report` is told how far the work is, from this thread.
+    `report` is told how far the work is, from this thread. `engine` reads and compares; without it, this machine does.
 
     Raises :class:`UserError` where a file cannot be read, labels mean nothing that a heuristic predicts, or a setting makes no
     sense.
     """
     began = time.monotonic()
     settings = settings or AuditSettings()
-    scans = _scan_all(source, settings, report)
+    engine = engine or OneMachine()
+    scans = _scan_all(source, settings, report, engine)
     scan = scans["file"]
     reference, training = scans.get("reference"), scans.get("generator_training")
     tests = {name: scans[f"test:{name}"] for name in settings.tests}
     named = _label_names(list(scans.values()), settings)
     _check_meanings(scan, reference, named, settings)
 
-    within = duplicates(scan, report)
+    within = engine.duplicates(scan, report)
     # One file can be both.
     sources = list({id(other): other for other in (training, reference) if other}.values())
-    copies = [(other, copies_of(scan, other, _common_labels(scan, other, named)[0], report)) for other in sources]
-    leaks = {name: copies_of(scan, test, _common_labels(scan, test, named)[0], report) for name, test in tests.items()}
+    copies = [(other, engine.copies_of(scan, other, _common_labels(scan, other, named)[0], report)) for other in sources]
+    leaks = {name: engine.copies_of(scan, test, _common_labels(scan, test, named)[0], report) for name, test in tests.items()}
     # The same number of rows for both, since both baseline and diversity depend on it.
     num_sampled = min(each.sample.num_rows for each in (scan, reference) if each)
     samples = {"file": scan.sample.slice(0, num_sampled)}
@@ -195,7 +198,7 @@ def audit(source: Source, settings: AuditSettings | None = None, report: Report 
         settings.seed,
         tuple(heuristic_findings(scan, reference, settings.margin, named)),
         _count_copies(scan, scan, within),
-        _count_copies(reference, reference, duplicates(reference, report)) if reference else None,
+        _count_copies(reference, reference, engine.duplicates(reference, report)) if reference else None,
         tuple(_count_copies(scan, other, found, named) for other, found in copies),
         {name: _count_copies(scan, tests[name], found, named, is_test=True) for name, found in leaks.items()},
         baselines["file"],
@@ -209,7 +212,7 @@ def audit(source: Source, settings: AuditSettings | None = None, report: Report 
     )
 
 
-def _scan_all(source: Source, settings: AuditSettings, report: Report) -> dict[str, Scan]:
+def _scan_all(source: Source, settings: AuditSettings, report: Report, engine: Engine) -> dict[str, Scan]:
     """Each file opened and scanned, by its role; one that has two roles is read once."""
     if not (math.isfinite(settings.margin) and settings.margin >= 1):
         raise UserError(
@@ -222,9 +225,9 @@ def _scan_all(source: Source, settings: AuditSettings, report: Report) -> dict[s
         if _identity(other) == _identity(source):
             raise UserError(f"{other} is the file to audit itself, which equals it in everything; give another or leave it out")
     # All are opened before one is read, so that a wrong name fails at once; and all have the fields of the first.
-    opened = {"file": open_texts(source, settings.columns)}
+    opened = {"file": engine.open(source, settings.columns)}
     fields = opened["file"].fields
-    opened |= {role: open_texts(other, settings.columns, fields) for role, other in roles.items()}
+    opened |= {role: engine.open(other, settings.columns, fields) for role, other in roles.items()}
     check_given(settings.columns.given, [texts.table for texts in opened.values()])
     # A heuristic that cannot be loaded shows now, not in a process that measures.
     audited(fields, settings.heuristics)
@@ -232,7 +235,7 @@ def _scan_all(source: Source, settings: AuditSettings, report: Report) -> dict[s
     for role, texts in opened.items():
         key = _identity(source if role == "file" else roles[role])
         if key not in scans:
-            scans[key] = scan_texts(
+            scans[key] = engine.scan(
                 texts, seed=settings.seed, processes=settings.processes, references=settings.heuristics, report=report
             )
     return {role: scans[_identity(source if role == "file" else roles[role])] for role in opened}

@@ -24,12 +24,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.corpus.scan import NUM_COMPONENTS, Report, Scan, silent
+from analysis.corpus.columns import ColumnNames
+from analysis.corpus.input import TextFile, open_texts
+from analysis.corpus.scan import NUM_COMPONENTS, Report, Scan, scan_texts, silent
 from analysis.corpus.spill import CHUNK_ROWS, Keyed, by_key, chunks, forget, part_of, parts_of
 from analysis.corpus.words import GOLDEN, mixed
 
@@ -112,7 +115,7 @@ def duplicates(scan: Scan, report: Report = silent) -> Copies:
     """The rows of a file that repeat an earlier one of it."""
     parts = by_key(scan.num_rows, _column(scan.words))
     found = [same_words_in_part(keys, rows, scan.exact[rows], scan.label[rows]) for keys, rows in _repeated(parts)]
-    copies = _joined(scan.num_rows, found, (scan.label, scan.label))
+    copies = joined_copies(scan.num_rows, found, (scan.label, scan.label))
     forget(scan.words, scan.exact)
     is_copy = np.zeros(scan.num_rows, bool)
     is_copy[copies.rows] = True
@@ -135,7 +138,7 @@ def copies_of(scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | 
                 (source_keys, source_rows, source.exact[source_rows], None if others is None else others[source_rows]),
             )
         )
-    copies = _joined(scan.num_rows, found, labels)
+    copies = joined_copies(scan.num_rows, found, labels)
     is_copy = np.zeros(scan.num_rows, bool)
     is_copy[copies.rows] = True
     forget(scan.words, scan.exact, source.words, source.exact)
@@ -161,7 +164,8 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Rows, originals and kinds of copies, and the rows that have the words of others but none's label."""
 
 
-def _joined(num_rows: int, found: Iterable[Found], labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
+def joined_copies(num_rows: int, found: Iterable[Found], labels: tuple[np.ndarray, np.ndarray] | None) -> Copies:
+    """The copies that were found in the parts of a file's rows."""
     rows, originals, kinds, other_label = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.argsort(rows)
     marks = (None, None) if labels is None else (np.sort(other_label), np.zeros(0, np.int64))
@@ -363,3 +367,26 @@ def band_keys(signature: np.ndarray, band: int) -> np.ndarray:
 def similarity(scan: Scan, rows: np.ndarray, source: Scan, others: np.ndarray) -> np.ndarray:
     """How alike rows are, between 0 and 1, from their signatures: float [num_rows], with an error of up to 0.09 (one sigma)."""
     return np.asarray((scan.signature[rows] == source.signature[others]).mean(axis=1))
+
+
+class OneMachine:
+    """The steps of an audit that read texts or compare rows, on this machine. On a cluster: `sweep.scan.on_ray.OnRay`."""
+
+    open = staticmethod(open_texts)
+    scan = staticmethod(scan_texts)
+    duplicates = staticmethod(duplicates)
+    copies_of = staticmethod(copies_of)
+
+
+class Engine(Protocol):
+    """What has the steps that :class:`OneMachine` has, with the same results."""
+
+    def open(self, source: Any, names: ColumnNames | None = None, fields: tuple[str, ...] = ()) -> TextFile: ...
+
+    def scan(self, source: TextFile, *, seed: int, processes: int, references: tuple[str, ...], report: Report) -> Scan: ...
+
+    def duplicates(self, scan: Scan, report: Report = silent) -> Copies: ...
+
+    def copies_of(
+        self, scan: Scan, source: Scan, labels: tuple[np.ndarray, np.ndarray] | None, report: Report = silent
+    ) -> Copies: ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -155,13 +155,24 @@ def scan_texts(
     reads. Raises :class:`UserError` where the table cannot be read, has no complete row, or has so many labels that the
     label column must be another.
     """
+    sample = Sample(sample_rows)
+    return collected(source, _measure_all(source, seed, processes, sample, references), sample, references, report)
+
+
+def collected(
+    source: TextFile,
+    batches: Iterable[dict[str, Any]],
+    sample: Sample,
+    references: tuple[str, ...] = (),
+    report: Report = silent,
+) -> Scan:
+    """The scan of a file's measured batches (:func:`measure`), which come in its order; raises as :func:`scan_texts`."""
     left_out: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}
     codes: dict[str, int] = {}
-    collected = Columns()
-    sample = _Sample(sample_rows)
+    rows = Columns()
     num_read, num_expected = 0, expected_rows(source.table)
-    for measured in _measure_all(source, seed, processes, sample, references):
+    for measured in batches:
         num_read += len(measured["row"]) + sum(measured["left_out"].values())
         report(f"reading {Path(source.path).name}", num_read, num_expected)
         left_out.update(measured.pop("left_out"))
@@ -176,12 +187,13 @@ def scan_texts(
                 f"({shown}, …); name the column of the labels with --label"
             )
         measured["label"] = np.array([codes[label_key(name)] for name in names], np.int16)[measured["label"]]
-        sample.add(measured.pop("sample"))
-        collected.add(measured)
-    if not collected.num_rows:
+        if "sample" in measured:
+            sample.add(measured.pop("sample"))
+        rows.add(measured)
+    if not rows.num_rows:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "it has no rows"
         raise UserError(f"{source.path} has no complete row ({why}); each needs a {', a '.join((*source.fields, 'label'))}")
-    columns = collected.finished()
+    columns = rows.finished()
     counts = np.bincount(columns["label"], minlength=len(codes))
     order = np.argsort(-counts, kind="stable")
     columns["label"] = np.argsort(order).astype(np.int16)[columns["label"]]
@@ -202,6 +214,8 @@ def expected_rows(table: TableFile) -> int | None:
     """About how many rows a table has, without reading it; None where that is not known, as of compressed text."""
     if isinstance(table, TableInMemory):
         return int(table.content.num_rows)
+    if not table.files:
+        return None
     try:
         if table.kind == "parquet":
             return sum(pq.read_metadata(file).num_rows for file in table.files)
@@ -220,7 +234,7 @@ def _with_names(sample: pa.Table, name_of: Mapping[str, str]) -> pa.Table:
     return sample.set_column(sample.column_names.index("label"), "label", pc.take(names, spelled.indices))
 
 
-class _Sample:
+class Sample:
     """The rows with the lowest priorities so far, which are a random sample of all so far."""
 
     def __init__(self, num_rows: int) -> None:
@@ -241,7 +255,7 @@ class _Sample:
 
 
 def _measure_all(
-    source: TextFile, seed: int, processes: int, sample: _Sample, references: tuple[str, ...]
+    source: TextFile, seed: int, processes: int, sample: Sample, references: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
     batches = source.raw_batches()
     if processes < 2 or source.table.num_bytes < SMALL_FILE_BYTES:

@@ -1,11 +1,15 @@
 """`blindsweep audit`: what a file of labelled texts teaches besides its task."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from analysis.audit.audit import Audit, AuditSettings
+    from analysis.corpus.scan import Report
 
 
 def audit(
@@ -43,6 +47,10 @@ def audit(
     margin: Annotated[float, typer.Option(help="Odds ratios that differ by at most this factor count as the same.")] = 1.25,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the samples.")] = 0,
     processes: Annotated[int, typer.Option(min=1, max=2, help="Processes that measure.")] = 2,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Read and compare on a running Ray cluster: auto, or HOST:PORT of its head."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the page. [default: ./audit-NAME]")] = None,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="All the numbers, for programs; - prints them.")
@@ -80,7 +88,7 @@ def audit(
         processes=processes,
     )
     with Work() as work:
-        result = audit_texts(file, settings, work)
+        result = audit_texts(file, settings, work) if address is None else _on_cluster(address, file, settings, work)
     page = write_page(result, output or Path(f"audit-{result.name}"))
     if str(json) == "-":
         print(audit_json(result))
@@ -91,6 +99,16 @@ def audit(
         json.write_text(audit_json(result) + "\n", encoding="utf-8")
         print(f"numbers: {json}")
     print(f"page: {page} ({result.seconds:.1f} s)")
+
+
+def _on_cluster(address: str, file: str, settings: "AuditSettings", report: "Report") -> "Audit":
+    import analysis
+    from analysis.audit.audit import audit as audit_texts
+    from sweep.run.session import joined
+    from sweep.scan.on_ray import OnRay
+
+    with joined(address, [analysis]):
+        return audit_texts(file, settings, report, OnRay())
 
 
 def _named(given: str, option: str, form: str) -> tuple[str, str]:

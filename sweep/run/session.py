@@ -177,7 +177,23 @@ def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
     ray.init(address="local", num_cpus=int(capacity.cpus), num_gpus=int(capacity.gpus), include_dashboard=False, **logs)
 
 
-def _join(address: str, logs: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def joined(address: str, modules: Sequence[Any] = ()) -> Iterator[None]:
+    """A cluster that is joined for a while, whose workers have these modules beside the product's lower floors.
+
+    Raises UserError if there is none.
+    """
+    _set_environment(debug=False, is_local=False)
+    import ray
+
+    _join(address, _logs(RayOptions(address)), modules)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, logs: Mapping[str, Any], modules: Sequence[Any] = ()) -> None:
     """Join a cluster, with this checkout's code for its workers. Raises UserError if there is none."""
     import ray
 
@@ -188,7 +204,7 @@ def _join(address: str, logs: Mapping[str, Any]) -> None:
     # No keys: Ray prints runtime environments. The nodes have a role, or credentials of their own.
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
     variables = {"RAY_TRAIN_V2_ENABLED": "1", PREEMPTION_WATCHER: "0", STALL_AFTER: str(stall_after())} | shared
-    environment = {"py_modules": [pipelines, sweep], "env_vars": variables}
+    environment = {"py_modules": [pipelines, sweep, *modules], "env_vars": variables}
     try:
         ray.init(address=address, runtime_env=environment, **logs)
     except (ConnectionError, RuntimeError, ValueError) as error:
