@@ -197,7 +197,8 @@ def _grouped(keyed: list[Any], found_in: Callable[[pa.Table], pa.Table], num_par
     columns: dict[str, list[np.ndarray]] = {"row": [], "original": [], "kind": []}
     with _errors_of_users():
         for batch in grouped.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for name, parts in columns.items():
+            # A block without rows may have no columns.
+            for name, parts in columns.items() if batch.num_rows else ():
                 parts.append(batch[name].to_numpy())
     return tuple(np.concatenate([np.zeros(0, np.int64), *parts]) for parts in columns.values())
 
