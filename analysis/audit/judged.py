@@ -85,6 +85,27 @@ def label_noise_of(
     return _found(scan, rows, joined, gold, classes, judge, trusted is None, limit, seed)
 
 
+def suspect_rows(found: FileNoise) -> pa.Table:
+    """The rows to look at first, the likeliest wrong first: `row` (int64), `label`, `suggested`, `probability`,
+    `given_probability` (:class:`~analysis.audit.noise.Suspects`), labels in common terms."""
+    suspects = found.noise.suspects if found.noise else None
+    codes, shares = np.zeros(0, np.int64), np.zeros(0)
+    given, suggested, probability, given_probability = (
+        (suspects.given, suspects.suggested, suspects.probability, suspects.given_probability)
+        if suspects
+        else (codes, codes, shares, shares)
+    )
+    return pa.table(
+        {
+            "row": pa.array(found.rows, pa.int64()),
+            "label": pa.array([found.classes[code] for code in given], pa.string()),
+            "suggested": pa.array([found.classes[code] for code in suggested], pa.string()),
+            "probability": pa.array(probability, pa.float64()),
+            "given_probability": pa.array(given_probability, pa.float64()),
+        }
+    )
+
+
 def _by_judge(
     scan: Scan,
     trusted: Scan | None,

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analysis.audit.judged import label_noise_of
+from analysis.audit.judged import label_noise_of, suspect_rows
 from analysis.audit.noise import CANNOT_TELL, FEW, MANY
 from analysis.corpus.input import open_texts
 from analysis.corpus.scan import Scan, scan_texts
@@ -68,8 +68,11 @@ def test_a_judges_table_is_joined_by_row_and_its_rates_are_by_label_and_heuristi
     # The suspects are rows of the file.
     places = [scan.row.tolist().index(row) for row in found.rows[:200]]
     assert wrong[places].mean() > 0.9
-    suggested = [found.classes[code] for code in found.noise.suspects.suggested[:200]]
-    assert np.mean([truths[place] == label for place, label in zip(places, suggested, strict=True)]) > 0.9
+    listed = suspect_rows(found).slice(0, 200)
+    assert listed["row"].to_pylist() == found.rows[:200].tolist()
+    assert listed["label"].to_pylist() == [table["label"][place].as_py() for place in places]
+    assert np.mean([truths[place] == one for place, one in zip(places, listed["suggested"].to_pylist(), strict=True)]) > 0.9
+    assert (listed["probability"].to_numpy() > listed["given_probability"].to_numpy()).all()
     # Rows that the judge has not judged are left out.
     nulls = judged.set_column(
         1, "p/entailment", pa.array([None] * 100 + judged["p/entailment"].to_pylist()[100:], pa.float32())
@@ -118,7 +121,12 @@ def test_without_a_judge_simple_models_learn_from_trusted_rows_or_cannot_tell() 
     assert own.verdict == CANNOT_TELL and "cross-validated" in own.judge
     assert by_trusted.verdict == MANY and "learnt from the trusted rows" in by_trusted.judge
     few = label_noise_of(scanned(table.slice(0, 300)))
-    assert few.verdict == CANNOT_TELL and few.noise is None and "300 rows are too few" in few.reason
+    assert (
+        suspect_rows(few).num_rows == 0
+        and few.verdict == CANNOT_TELL
+        and few.noise is None
+        and "300 rows are too few" in few.reason
+    )
     other = scanned(gold.set_column(2, "label", pa.array(["a", "b"] * 1_000)))
     assert "the labels are" in label_noise_of(scan, trusted=other).reason
 
