@@ -18,13 +18,11 @@ Users' pairs have none, so that the plug-in goes by :func:`is_likely_constituent
 agree.
 """
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -33,8 +31,8 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.identity import runtime
 from pipelines.tasks.nli import NON_ENTAILMENT, Label
+from pipelines.tasks.references import find_value
 from pipelines.tasks.task import Task
-from pipelines.user_file import module_from_file, place_of
 
 DROPPED_TOKENS = frozenset(".?!")
 
@@ -281,25 +279,4 @@ def find_heuristic(reference: str) -> Heuristic:
     A module must be importable wherever the heuristic is used; a file is read here only, and its functions travel along.
     Raises :class:`UserError` for an unknown name, and for a reference that cannot be loaded or is no :class:`Heuristic`.
     """
-    if reference in HEURISTICS:
-        return HEURISTICS[reference]
-    place, separator, name = reference.rpartition(":")
-    if not separator:
-        raise UserError(
-            f"no heuristic {reference!r}; built in: {', '.join(HEURISTICS)}; one of your own is FILE.py:NAME or module:NAME"
-        )
-    try:
-        module = module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        file, line = place_of(error, Path(place))
-        where = f"{file}:{line}" if line else place
-        of_ours = isinstance(error, ImportError) and str(error.name).startswith(("pipelines", "sweep", "analysis"))
-        way_out = "import from sweep what docs/studies.md lists" if of_ours else "mend it"
-        raise UserError(
-            f"heuristic {reference!r}: {where} cannot be loaded ({type(error).__name__}: {error}); {way_out}"
-        ) from error
-    heuristic = getattr(module, name, None)
-    if not isinstance(heuristic, Heuristic):
-        names = [key for key, value in vars(module).items() if isinstance(value, Heuristic)]
-        raise UserError(f"heuristic {reference!r}: {place} has no Heuristic {name}; it has {', '.join(names) or 'none'}")
-    return heuristic
+    return find_value(reference, Heuristic, HEURISTICS)
