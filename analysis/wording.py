@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -72,6 +73,17 @@ def starting_point_name(starting_size: int) -> str:
 def in_arm(title: str, arm: str) -> str:
     """A title, and which of a study's arms it is about; as it is in a study of one ("")."""
     return f"{title} (arm {arm})" if arm else title
+
+
+def shown(text: str, num_characters: int = 300) -> str:
+    """Text of unknown origin as one line for people: cut, and without characters that control a terminal or reorder a page."""
+    line = " ".join(text[: 4 * num_characters].split())
+    # Format characters (Cf) turn the direction of text; lone surrogates and unassigned ones cannot be written.
+    safe = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn") else character
+        for character in line
+    )
+    return safe if len(safe) <= num_characters else safe[: num_characters - 1] + "…"
 
 
 def thousands(number: int) -> str:

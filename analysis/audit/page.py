@@ -3,53 +3,122 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.audit.audit import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, shown
-from analysis.corpus.measures import Diversity, Length, OneField, Ratio, Share, difference
-from analysis.page import Block, Column, Fold, Table, Verdict, grouped, number_columns, template, text_columns, write_file
+from analysis.audit.findings import (
+    CONTRADICTIONS,
+    COPIES,
+    DIVERSITY,
+    DUPLICATES,
+    HEURISTICS,
+    LEAKS,
+    NEAR_DUPLICATES,
+    NOISE,
+    ONE_FIELD,
+    WORDS,
+    first_action,
+)
+from analysis.audit.found import (
+    ACT,
+    CANNOT_TELL,
+    FINE,
+    KINDS_OF_COPY,
+    LEVELS,
+    LOOK,
+    NOT_ASKED,
+    Audit,
+    CopyCounts,
+    Figure,
+    FileSummary,
+    Finding,
+)
+from analysis.corpus.measures import Diversity, Length, Ratio, Share, difference
+from analysis.corpus.single_words import SingleWords
+from analysis.page import Block, Column, Fold, Table, grouped, number_columns, template, text_columns, write_file
 from analysis.stats.statistics import Interval
-from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, thousands
+from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, shown, thousands
 
 PAGE = "audit.html"
-NOTES = (
+TITLES = {
+    LEAKS: "Test set",
+    CONTRADICTIONS: "Contradictions",
+    NOISE: "Wrong labels",
+    COPIES: "Copies",
+    DUPLICATES: "Duplicates",
+    NEAR_DUPLICATES: "Near copies",
+    HEURISTICS: "Heuristic",
+    ONE_FIELD: "One field alone",
+    WORDS: "Single words",
+    DIVERSITY: "Variety",
+}
+METHODS = (
     "Intervals are 95 % intervals: Wilson's for shares; for odds ratios the logit interval with a half added to each count, "
-    "widened where rows share a premise, as duplicates do.",
-    "A word is what stands between white space, lower-cased, without punctuation. The heuristics have the tokens of HANS's "
-    "authors: lower-cased, the stand-alone . ? ! dropped, other punctuation kept.",
-    "Near copies: the Jaccard index of the premises' word pairs times that of the hypotheses' is about 0.6 or more. "
-    "Of pairs alike to 0.8, 99.7 % are found; to 0.7, 91 %.",
-    "The hypothesis-only baseline is a linear model on words and word pairs of a random sample; a larger model can find more.",
+    "widened where rows share a first text, as duplicates do. A finding's level is decided by its interval: act takes all of "
+    "it above one threshold, fine all of it up to another. docs/audit.md has the thresholds and their reasons.",
+    "A word is one of Unicode's segmentation that has a letter or a digit, lower-cased; where a language puts no spaces "
+    "between words, a character. The heuristics have the tokens of HANS's authors: lower-cased, split at white space, the "
+    "stand-alone . ? ! dropped, other punctuation kept. Those 'by words' go by words.",
+    "Near copies: the Jaccard index of the word pairs, multiplied over the fields, is about 0.6 or more. Of rows alike to 0.8, "
+    "99.7 % are found; to 0.7, 91 %.",
+    "One field alone: a linear model on words and word pairs of a random sample; a larger model can find more.",
+    "Single words: the competency test of Gardner et al. 2021, with exact intervals of the effective number of rows that hold "
+    "for all words of a field at once (Bonferroni). A word tells a label where it at least doubles the label's odds, by the "
+    "interval's low end.",
 )
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A finding as the page draws it."""
+
+    level: str
+    css: str
+    kind: str
+    verdict: str
+    sentence: str
+    figure: str
+    interval: str
+    reference: str
+    action: str
+
+    @property
+    def pieces(self) -> list[str]:
+        return _pieces(self.action)
 
 
 def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
     """Write `audit.html` into a folder and return its path. The page loads nothing; texts of the data are escaped."""
     target = Path(folder) / PAGE
     target.parent.mkdir(parents=True, exist_ok=True)
+    cards = _cards(audit)
     values = {
-        "title": f"What {shown(audit.name, 80)} teaches besides its task",
+        "title": audit.answer,
         "name": shown(audit.file.path, 200),
         "summary": f"{thousands(audit.file.num_rows)} rows · audited in {duration(audit.seconds)}",
         "marks": [],
         "missing": [],
         "claims": [],
         "figure": None,
-        "question": [
-            "A model that is finetuned on generated data learns what the data shows, also where it is wrong. This page "
-            "counts what can be counted without a model: whether a syntactic heuristic tells the label, and more so than in "
-            "the reference; what is there twice or copied; whether the hypothesis alone gives the label away; how varied "
-            "the text is.",
-        ],
-        "verdict": _verdict(audit),
+        "question": [],
+        "verdict": None,
+        "worst": _css(audit.findings[0].level) if audit.findings else "",
+        "first_action": _pieces(first_action(audit.findings)),
+        "warnings": audit.warnings,
+        "cards": [card for card in cards if card.level != NOT_ASKED],
+        "not_asked": [card.sentence for card in cards if card.level == NOT_ASKED],
+        "counts": [(level, _css(level), count) for level, count in _by_level(audit.findings).items() if level != NOT_ASKED],
         "blocks": [
             _size_block(audit),
-            _heuristics_block(audit),
+            *([_heuristics_block(audit)] if audit.heuristics else []),
             _copies_block(audit),
             _one_field_block(audit),
+            _words_block(audit),
             _variety_block(audit),
             _samples_block(audit),
+            Block("methods", "How it is measured", METHODS),
         ],
     }
     write_file(target, template("audit.html.j2").render(values).encode())
@@ -57,56 +126,85 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
 
 
 def summary_lines(audit: Audit) -> list[str]:
-    """The audit in a few lines of plain text without control characters."""
+    """The audit in a few lines of plain text without control characters: the answer, then the findings by urgency."""
     labels = ", ".join(f"{shown(name, 30)} {percent(share.share)}" for name, share in audit.file.labels.items())
-    lines = [f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} rows ({labels})"]
+    lines = [audit.answer]
+    if action := first_action(audit.findings):
+        lines.append(f"Do first: {action}")
+    lines += ["", f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} rows ({labels})"]
     for role, summary in _files(audit).items():
         prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {thousands(summary.num_rows)} rows; "
         lines.append(f"  {prefix}columns {_columns(summary)}{_meanings(summary)}")
         if summary.left_out:
             lines.append(f"  left out: {_left_out(summary)}")
-    lines += [f"  warning: {warning}" for warning in audit.warnings]
-    return lines + [f"  {line}" for line in _findings(audit)]
-
-
-def _findings(audit: Audit) -> list[str]:
-    lines = []
-    for finding in audit.heuristics:
-        line = f"{_title(finding.name)}: {finding.verdict} ({finding.reason})"
-        if finding.odds_ratio:
-            line += f"; odds ratio {_ratio(finding.odds_ratio)}, n={thousands(finding.odds_ratio.n)}"
-        if finding.reference and finding.relative:
-            line += f", {_ratio(finding.relative)} times the reference's"
-        lines.append(line)
-    lines.append(f"duplicates: {_copy_words(audit.duplicates)}")
-    lines += [f"copies of {_role(audit, counts)}: {_copy_words(counts)}" for counts in audit.copies]
-    lines += [
-        f"test set {shown(name, 60)}: {_share_words(counts.given_away)} of its rows are in the file; {_copy_words(counts)}"
-        for name, counts in audit.leaks.items()
-    ]
-    for of, baselines in (("", audit.one_field), (", reference", audit.reference_one_field)):
-        lines += [_baseline_words(f"{field} only{of}", baseline) for field, baseline in baselines.items()]
-    for diversity, other in _paired_diversity(audit):
-        line = f"distinct n-grams of {diversity.field}: {_distinct_words(diversity)}"
-        lines.append(line + (f"; reference {_distinct_words(other)}" if other else ""))
+    lines += [f"  warning: {shown(warning, 600)}" for warning in audit.warnings]
+    width = max(map(len, LEVELS))
+    for card in _cards(audit):
+        if card.level == NOT_ASKED:
+            lines.append(f"  {card.level:{width}}  {card.sentence}")
+            continue
+        value = "" if card.figure in card.verdict else card.figure
+        figures = [" ".join(filter(None, (value, card.interval))), f"reference {card.reference}" if card.reference else ""]
+        words = "; ".join(filter(None, figures))
+        lines.append(f"  {card.level:{width}}  {card.verdict}" + (f" ({words})" if words else ""))
+        if card.level == CANNOT_TELL:
+            lines.append(f"  {'':{width}}     {card.sentence}")
+        if card.action:
+            lines.append(f"  {'':{width}}  -> {card.action}")
     return lines
 
 
-def _verdict(audit: Audit) -> Verdict:
-    than = "the reference" if audit.reference else "no association at all (an odds ratio of 1): no reference is given"
-    numbers = number_columns("Odds ratio", "Reference", "Times reference")
-    columns = [*text_columns("Heuristic", "Verdict"), *numbers, Column("Why", "wrap")]
-    rows = [
-        [
-            *(_title(finding.name), finding.verdict, _ratio(finding.odds_ratio), _ratio(finding.reference)),
-            _ratio(finding.relative) if finding.reference else NOTHING,
-            finding.reason,
-        ]
-        for finding in audit.heuristics
-    ]
-    lead = [f"Does the data plant a heuristic? Compared with {than}; factors up to {audit.margin:g} count as no difference."]
-    rest = [line for line in _findings(audit)[len(audit.heuristics) :] if not line.startswith("distinct")]
-    return Verdict(lead, [Table(columns, rows)], [*rest, *NOTES])
+def _by_level(findings: Sequence[Finding]) -> dict[str, int]:
+    counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
+    return {level: count for level, count in counts.items() if count}
+
+
+def _css(level: str) -> str:
+    return {ACT: "act", LOOK: "look", CANNOT_TELL: "open", FINE: "fine"}.get(level, "")
+
+
+def _cards(audit: Audit) -> list[_Card]:
+    """The findings as they are drawn; an action that the one before it has is not said again."""
+    cards: list[_Card] = []
+    before = ""
+    for finding in audit.findings:
+        action = finding.action if finding.level in (ACT, LOOK) else ""
+        value, interval = _figure_words(finding.estimate)
+        cards.append(
+            _Card(
+                finding.level,
+                _css(finding.level),
+                TITLES[finding.kind],
+                finding.verdict[:1].upper() + finding.verdict[1:],
+                finding.sentence,
+                value,
+                interval,
+                " ".join(filter(None, _figure_words(finding.reference))),
+                "" if action == before else action,
+            )
+        )
+        before = action
+    return cards
+
+
+def _pieces(action: str) -> list[str]:
+    """An action, options of the command line at the odd places: no line is to break within one."""
+    return re.split(r"(--[a-z-]+)", action) if action else []
+
+
+def _figure_words(figure: Figure | None) -> tuple[str, str]:
+    """The value and its interval."""
+    if figure is None:
+        return "", ""
+    around = figure.interval
+    if figure.unit == "ratio":
+        return f"odds ratio {figure.value:.3g}", f"[{around.low:.3g}, {around.high:.3g}]" if around else ""
+    if figure.unit == "points":
+        return f"{points(figure.value)} points", points_range(around.low, around.high) if around else ""
+    # A small share that is not 0 does not look like it.
+    digits = 2 if max(figure.value, around.high if around else 0) < 0.01 else 1
+    interval = f"[{100 * around.low:.{digits}f}, {100 * around.high:.{digits}f}]" if around else ""
+    return percent(figure.value, digits if figure.value else 0), interval
 
 
 def _size_block(audit: Audit) -> Block:
@@ -142,8 +240,23 @@ def _heuristics_block(audit: Audit) -> Block:
         f"{_title(finding.name)}: {finding.description}" + (f" ({finding.reason}.)" if finding.all_rows is None else "")
         for finding in audit.heuristics
     ]
-    tables = [grouped(columns, groups), *([Table(given_columns, given)] if given else [])]
-    return Block("heuristics", "Heuristics by label", text, tables)
+    than = "the reference" if audit.reference else "no association at all (an odds ratio of 1): no reference is given"
+    text.insert(0, f"Compared with {than}; factors up to {audit.margin:g} count as no difference.")
+    tables = [_odds_table(audit), grouped(columns, groups), *([Table(given_columns, given)] if given else [])]
+    return Block("heuristics", "Heuristics", text, tables)
+
+
+def _odds_table(audit: Audit) -> Table:
+    numbers = number_columns("Odds ratio", "Reference", "Times reference")
+    rows = [
+        [
+            *(_title(finding.name), finding.verdict, _ratio(finding.odds_ratio), _ratio(finding.reference)),
+            _ratio(finding.relative) if finding.reference else NOTHING,
+            finding.reason,
+        ]
+        for finding in audit.heuristics
+    ]
+    return Table([*text_columns("Heuristic", "Verdict"), *numbers, Column("Why", "wrap")], rows)
 
 
 def _copies_block(audit: Audit) -> Block:
@@ -175,7 +288,7 @@ def _one_field_block(audit: Audit) -> Block:
         *(Column("Data"), Column("Field")),
         *number_columns("Trained on", "Held out (n)", "Accuracy", "95 % interval", "Majority", "Above it", "95 % interval"),
     ]
-    rows, text, words = [], [], []
+    rows, text = [], []
     for role, baselines in (("file", audit.one_field), ("reference", audit.reference_one_field)):
         for field, baseline in baselines.items():
             if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
@@ -188,19 +301,42 @@ def _one_field_block(audit: Audit) -> Block:
                     *(percent(baseline.majority.share), points(baseline.lift.mean), _points(baseline.lift.interval)),
                 ]
             )
-    for field, baseline in audit.one_field.items():
-        words += [
-            [
-                *(field, shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n)),
-                *_share_cells(given.with_label),
-            ]
-            for given in baseline.words
+    title = "One field alone" if len(audit.fields) > 1 else "A bag of words"
+    return Block("one-field", title, text, [Table(columns, rows)] if rows else [])
+
+
+def _words_block(audit: Audit) -> Block:
+    numbers = number_columns("Rows", "Words tested", "Beyond", "Telling", "Rows with one", "Share", "95 % interval")
+    roles = (("file", audit.single_words), ("reference", audit.reference_single_words))
+    rows, text = [], []
+    for role, fields in roles:
+        for field, found in fields.items():
+            if found.telling is None:
+                text.append(f"Cannot tell for the {field} of the {role}: {found.reason}.")
+                continue
+            counts = (found.num_rows, found.num_tested, found.num_beyond, found.num_telling, found.telling.count)
+            rows.append([role, field, *map(thousands, counts), *_share_cells(found.telling)])
+    folds = [
+        Fold(f"Words that tell a label: {field}, {role}", [_word_table(found)])
+        for role, fields in roles
+        for field, found in fields.items()
+        if found.words
+    ]
+    tables = [Table([Column("Data"), Column("Field"), *numbers], rows)] if rows else []
+    return Block("words", "Single words", text, tables, folds)
+
+
+def _word_table(found: SingleWords) -> Table:
+    numbers = number_columns("Rows (n)", "With the label", "All hold at once", "Of all rows", "z", "Corrected p")
+    rows = [
+        [
+            *(shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n)),
+            *(percent(given.with_label.share), percent_range(given.with_label.interval.low, given.with_label.interval.high)),
+            *(percent(given.base), f"{given.z:.1f}", f"{given.p:.1g}"),
         ]
-    numbers = number_columns("Rows (n)", "With the label", "95 % interval")
-    word_columns = [Column("Field"), Column("Label", "wrap"), Column("Word"), *numbers]
-    folds = [Fold("Words that go with a label", [Table(word_columns, words)])] if words else []
-    title = "One field alone" if len(audit.fields) > 1 else "Words alone"
-    return Block("one-field", title, text, [Table(columns, rows)] if rows else [], folds)
+        for given in found.words
+    ]
+    return Table([Column("Label", "wrap"), Column("Word"), *numbers], rows)
 
 
 def _variety_block(audit: Audit) -> Block:
@@ -276,39 +412,6 @@ def _columns(summary: FileSummary) -> str:
 def _paired_diversity(audit: Audit) -> list[tuple[Diversity, Diversity | None]]:
     others = {diversity.field: diversity for diversity in audit.reference_diversity}
     return [(diversity, others.get(diversity.field)) for diversity in audit.diversity]
-
-
-def _distinct_words(diversity: Diversity) -> str:
-    words = [f"{n}: {share.mean:.3f} ({_range(share.interval)})" for n, share in diversity.distinct.items()]
-    return ", ".join(words) or f"cannot tell, {diversity.reason}"
-
-
-def _baseline_words(name: str, baseline: OneField) -> str:
-    if baseline.accuracy is None or baseline.majority is None or baseline.lift is None:
-        return f"{name}: cannot tell, {baseline.reason}"
-    return (
-        f"{name}: accuracy {percent(baseline.accuracy.share)}, {points(baseline.lift.mean)} points "
-        f"{_points(baseline.lift.interval)} above the majority class's {percent(baseline.majority.share)} "
-        f"(n={thousands(baseline.accuracy.n)})"
-    )
-
-
-def _copy_words(counts: CopyCounts) -> str:
-    every = counts.kinds["any"]
-    kinds = ", ".join(f"{thousands(counts.kinds[kind].count)} {words}" for kind, words in KINDS_OF_COPY.items())
-    around = percent_range(every.interval.low, every.interval.high, 2)
-    if counts.other_label is None or counts.near_other_label is None:
-        labels = f"cannot compare labels: {shown(counts.not_compared, 400)}"
-    else:
-        labels = (
-            f"{thousands(counts.other_label.count)} with the same words and another label, "
-            f"{thousands(counts.near_other_label.count)} near with another label"
-        )
-    return f"{percent(every.share, 2)} of rows ({around}; {kinds}; {labels})"
-
-
-def _share_words(share: Share | None) -> str:
-    return f"{thousands(share.count)} of {thousands(share.n)}" if share else NOTHING
 
 
 def _meanings(summary: FileSummary) -> str:

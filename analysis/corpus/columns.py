@@ -11,6 +11,8 @@ PAIR, SINGLE = ("premise", "hypothesis"), ("text",)
 """The fields of a pair, and that of a single text, where the user names none."""
 OTHERS = ("label", "parse")
 """The columns of a file that are no texts to audit."""
+FLAGS = (*PAIR, *SINGLE, *OTHERS)
+"""The columns that an option of the command line is named for; others are given with --field."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.corpus.columns import PAIR, ColumnNames
+from analysis.corpus.columns import FLAGS, PAIR, ColumnNames
 from pipelines.tables.columns import check_types, class_names, find_columns
 from pipelines.tables.files import TableFile, column_names, find_files, open_table
 from pipelines.tables.readers import MalformedRow, RawBatch
@@ -107,7 +107,8 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
     if isinstance(source, str | Path):
         files, kind = find_files(source)
         fields = fields or names.fields_of(column_names(files, kind))
-        return TextFile(open_table(source, names.wanted(fields), WAY_OUT), fields, names.kept_labels)
+        way_out = WAY_OUT if set(fields) <= set(FLAGS) else f"{WAY_OUT}; a field, with --field {{name}}=COLUMN"
+        return TextFile(open_table(source, names.wanted(fields), way_out), fields, names.kept_labels)
     table = source if isinstance(source, pa.Table) else pa.Table.from_pandas(source, preserve_index=False)
     fields = fields or names.fields_of(table.column_names)
     wanted = names.wanted(fields)

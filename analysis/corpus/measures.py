@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from scipy import optimize, sparse, special, stats
+from scipy.sparse import csgraph
 
 from analysis.corpus.audited import AuditedHeuristic
 from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, clusters_of
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.scan import Scan
-from analysis.corpus.words import in_order, mixed, word_hashes, word_pairs, words_of
+from analysis.corpus.words import in_order, mixed, word_hashes, word_pairs
 from analysis.stats.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
 
 MARGIN = 1.25
@@ -36,12 +37,12 @@ PENALTY = 20.0
 NUM_STEPS = 15
 HELD_OUT = 5
 """One hypothesis of so many is held out."""
+MAX_GROUP = 0.1
+"""A group of rows that is a larger share of the sample cannot be held out."""
 MIN_BASELINE_ROWS = 500
 BLOCK_WORDS = 5_000
 MAX_BLOCKS = 40
 MAX_N = 3
-MIN_WORD_ROWS = 20
-WORDS_PER_LABEL = 6
 
 
 @dataclass(frozen=True)
@@ -220,21 +221,13 @@ def _odds_ratio_of(index: int, scan: Scan, positive: np.ndarray) -> Ratio | str:
 
 
 @dataclass(frozen=True)
-class GivenAway:
-    """A word of a field, and how many of the sampled rows with it have the label."""
-
-    label: str
-    word: str
-    with_label: Share
-
-
-@dataclass(frozen=True)
 class OneField:
     """A baseline that tells the label from one field alone: a logistic regression on words and word pairs.
 
     Poliak et al. 2018 and Gururangan et al. 2018 introduced it; here with 32 768 hashed features and an L2 penalty, a
-    lower bound of what a larger model finds. Held-out rows are a fifth of the sample, and the same text is never on both
-    sides. `reason` says why there is none.
+    lower bound of what a larger model finds. A fifth of the sample is held out, by groups of rows: rows that share a text of
+    any field stay on one side, since minimal pairs would tell each other's labels. Where most rows hang together that way, as
+    in texts from few templates, only those that share the field's own text do. `reason` says why there is none.
     """
 
     field: str
@@ -244,9 +237,7 @@ class OneField:
     majority: Share | None = None
     """The accuracy of always saying the training rows' most frequent label."""
     lift: Estimate | None = None
-    """Accuracy minus the majority's, paired by held-out row, with the normal interval."""
-    words: tuple[GivenAway, ...] = ()
-    """Per label, the words that go with it most (by z; Gardner et al. 2021), in at least 20 sampled rows."""
+    """Accuracy minus the majority's, paired by held-out row, with the normal interval, clustered by group."""
 
 
 def one_field(sample: pa.Table, field: str) -> OneField:
@@ -257,9 +248,9 @@ def one_field(sample: pa.Table, field: str) -> OneField:
     if sample.num_rows < MIN_BASELINE_ROWS:
         return OneField(field, f"{sample.num_rows} rows are too few; it takes {MIN_BASELINE_ROWS}")
     codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
-    texts = sample[field].combine_chunks()
-    words, offsets = word_hashes(texts)
-    held_out = mixed(in_order(words, offsets) + np.uint64(1)) % np.uint64(HELD_OUT) == 0
+    words, offsets = word_hashes(sample[field].combine_chunks())
+    group, hashes = _groups(sample, field, in_order(words, offsets))
+    held_out = mixed(hashes[group] + np.uint64(1)) % np.uint64(HELD_OUT) == 0
     if held_out.all() or not held_out.any() or len(set(codes[~held_out])) < 2:
         return OneField(field, "the texts are too much alike to hold some out")
     features = hashed_features(words, offsets)
@@ -274,8 +265,7 @@ def one_field(sample: pa.Table, field: str) -> OneField:
         int((~held_out).sum()),
         share_of(correct.sum(), len(truth)),
         share_of(majority.sum(), len(truth)),
-        _paired(correct.astype(float) - majority),
-        _given_away(texts, words, offsets, codes, names),
+        _paired(correct.astype(float) - majority, group[held_out]),
     )
 
 
@@ -290,11 +280,45 @@ def one_field_each(samples: Mapping[str, pa.Table], fields: Sequence[str]) -> di
     return by_sample
 
 
-def _paired(differences: np.ndarray) -> Estimate:
-    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+def _groups(sample: pa.Table, field: str, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows stay together, int [num_rows], and a hash of each group that its texts decide, whatever the order of rows.
+
+    `own` are hashes of the field's texts. Rows that share a text of any field, directly or through others, are a group.
+    """
+    names = [name for name in sample.column_names if name not in ("priority", "row", "label", field)]
+    others = [in_order(*word_hashes(sample[name].combine_chunks())) for name in names]
+    num_rows = len(own)
+    ends, start = [], num_rows
+    for hashes in (own, *others):
+        unique, text = np.unique(hashes, return_inverse=True)
+        ends.append(start + text)
+        start += len(unique)
+    rows = np.tile(np.arange(num_rows), len(ends))
+    links = sparse.coo_matrix((np.ones(len(rows), bool), (rows, np.concatenate(ends))), (start, start))
+    group = csgraph.connected_components(links, directed=False)[1][:num_rows]
+    if np.bincount(group).max() > MAX_GROUP * num_rows:
+        group = np.unique(own, return_inverse=True)[1]
+    group = np.unique(group, return_inverse=True)[1]
+    least = np.full(group.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, group, own)
+    return group, least
+
+
+def _paired(differences: np.ndarray, group: np.ndarray) -> Estimate:
     mean, n = float(differences.mean()), len(differences)
+    sums = np.bincount(group, differences - mean)
+    num_groups = len(np.unique(group))
+    error = math.sqrt(float((sums**2).sum()) * num_groups / max(1, num_groups - 1)) / n
+    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
     around = Interval(mean - half, mean + half)
-    return Estimate(mean, n, float(differences.min()), float(differences.max()), around, f"normal over {n} held-out rows")
+    return Estimate(
+        mean,
+        n,
+        float(differences.min()),
+        float(differences.max()),
+        around,
+        f"normal over {n} held-out rows of {num_groups} groups",
+    )
 
 
 def hashed_features(words: np.ndarray, offsets: np.ndarray) -> Any:
@@ -311,7 +335,11 @@ def hashed_features(words: np.ndarray, offsets: np.ndarray) -> Any:
 
 def fit_logistic(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarray:
     """Weights of a multinomial logistic regression, of shape (num_features, num_labels)."""
-    shape = (features.shape[1], num_labels)
+    # A feature that no row has keeps the weight 0: few words are few parameters.
+    used = np.flatnonzero(features.getnnz(axis=0))
+    weights = np.zeros((features.shape[1], num_labels))
+    features = features[:, used]
+    shape = (len(used), num_labels)
     targets = np.zeros((features.shape[0], num_labels))
     targets[np.arange(len(codes)), codes] = 1
     transposed = features.T.tocsr()
@@ -328,32 +356,8 @@ def fit_logistic(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarra
     fitted = optimize.minimize(
         loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": NUM_STEPS, "maxcor": 5}
     )
-    return fitted.x.reshape(shape)
-
-
-def _given_away(
-    texts: pa.StringArray, words: np.ndarray, offsets: np.ndarray, codes: np.ndarray, names: Sequence[str]
-) -> tuple[GivenAway, ...]:
-    if not len(words):
-        return ()
-    text = np.repeat(np.arange(len(codes)), np.diff(offsets))
-    _, first, word = np.unique(words, return_index=True, return_inverse=True)
-    # A word twice in a text counts once.
-    once = np.sort(text * len(first) + word)
-    once = once[np.concatenate([[True], once[1:] != once[:-1]])]
-    counts = np.bincount((once % len(first)) * len(names) + codes[once // len(first)], minlength=len(first) * len(names))
-    counts = counts.reshape(-1, len(names))
-    totals, base = counts.sum(axis=1), np.bincount(codes, minlength=len(names)) / len(codes)
-    scores = (counts / totals[:, None] - base) * np.sqrt(totals[:, None] / (base * (1 - base)))
-    scores[totals < MIN_WORD_ROWS] = -np.inf
-    given_away = []
-    for code, name in enumerate(names):
-        for index in np.argsort(-scores[:, code], kind="stable")[:WORDS_PER_LABEL]:
-            if scores[index, code] > 0:
-                at = text[first[index]]
-                spelling = words_of(texts[at].as_py())[first[index] - offsets[at]]
-                given_away.append(GivenAway(name, spelling, share_of(counts[index, code], totals[index])))
-    return tuple(given_away)
+    weights[used] = fitted.x.reshape(shape)
+    return weights
 
 
 @dataclass(frozen=True)

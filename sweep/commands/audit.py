@@ -1,5 +1,6 @@
 """`blindsweep audit`: what a file of labelled texts teaches besides its task."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from analysis.audit.audit import Audit, AuditSettings
     from analysis.corpus.scan import Report
 
+CONDITION_MET = 3
+"""The exit code where a condition of --fail-on is met."""
+
 
 def audit(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Labelled texts: Parquet, CSV, JSONL, a dataset's folder, …")],
@@ -21,6 +25,10 @@ def audit(
     test: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]FILE", help="A test set that the file must not give away; may be repeated."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="The texts' task: its fields are columns, its labels the only ones."),
     ] = None,
     entailment: Annotated[
         list[str] | None,
@@ -35,6 +43,10 @@ def audit(
     premise: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: premise, sentence1, …]")] = None,
     hypothesis: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: hypothesis, sentence2, …]")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Single texts. [default: text, sentence, …]")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="The column of a field of another name, as of a task's; may be repeated."),
+    ] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: label, gold_label, …]")] = None,
     parse: Annotated[
         str | None,
@@ -45,6 +57,14 @@ def audit(
         typer.Option(metavar="FILE.py:NAME", help="A heuristic of your own, beside the built-in ones; may be repeated."),
     ] = None,
     margin: Annotated[float, typer.Option(help="Odds ratios that differ by at most this factor count as the same.")] = 1.25,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Exit with 3 where one of these asks for action: leaks,plants,… (docs/audit.md)."),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.parquet", help="Every finding by row, with the row that it goes with."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the samples.")] = 0,
     processes: Annotated[int, typer.Option(min=1, max=2, help="Processes that measure.")] = 2,
     address: Annotated[
@@ -56,27 +76,36 @@ def audit(
         Path | None, typer.Option("--json", metavar="FILE", help="All the numbers, for programs; - prints them.")
     ] = None,
 ) -> None:
-    """Say what a file of labelled texts teaches besides its task. Needs no GPU and no study.
+    """Say whether a file of labelled texts is fit to train on, what is wrong, and what to do. Needs no GPU and no study.
 
-    Size and labels; duplicates and near-duplicates; copies of the generator's training data; whether lexical overlap,
-    subsequence and constituent go with entailment, and more so than in a reference; how well the hypothesis alone tells the
-    label; variety; samples. Every number has its interval, and where that is too wide the verdict is 'cannot tell'.
+    Rows that repeat each other, the generator's training data or a test set; heuristics and single words that tell the label,
+    and how well one field alone does; variety. Each has a level: act, look, cannot tell, fine (docs/audit.md).
 
-        blindsweep audit pool.parquet --reference multinli_1.0_train.jsonl
+        blindsweep audit pool.parquet --reference multinli_1.0_train.jsonl --test multinli_1.0_dev_matched.jsonl
         blindsweep audit pairs.csv --premise text_a --hypothesis text_b --label gold --entailment 1
-        blindsweep audit my_dataset/ --generator-training train.parquet --json audit.json
+        blindsweep audit reviews.jsonl --task my_task.py:SENTIMENT --field sentence=review --fail-on leaks,contradictions
     """
     from analysis.audit.audit import AuditSettings, audit_json
     from analysis.audit.audit import audit as audit_texts
+    from analysis.audit.findings import check_conditions, met
     from analysis.audit.page import summary_lines, write_page
+    from analysis.audit.rows import check_rows_path, write_rows
     from analysis.corpus.columns import ColumnNames
+    from pipelines.tasks.references import find_task
     from sweep.run.progress import Work
 
+    conditions = [name.strip() for name in (fail_on or "").split(",") if name.strip()]
+    # What cannot be done is said before the files are read.
+    check_conditions(conditions)
+    if rows:
+        check_rows_path(rows)
     given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
+    given |= dict(_field(each) for each in field or ())
     settings = AuditSettings(
         columns=ColumnNames(
             {name: column for name, column in given.items() if column is not None}, kept_labels=tuple(keep_label or ())
         ),
+        task=find_task(task) if task else None,
         entailment=tuple(entailment or ()),
         label_names=dict(_named(each, "--label-name", "LABEL=MEANING") for each in label_name or ()),
         reference=reference,
@@ -89,16 +118,33 @@ def audit(
     )
     with Work() as work:
         result = audit_texts(file, settings, work) if address is None else _on_cluster(address, file, settings, work)
+    check_conditions(conditions, result.findings)
     page = write_page(result, output or Path(f"audit-{result.name}"))
-    if str(json) == "-":
-        print(audit_json(result))
-        return
-    print("\n".join(summary_lines(result)))
-    if json:
+    num_by_row = write_rows(rows, result.evidence, result.heuristics) if rows else 0
+    if json and str(json) != "-":
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(audit_json(result) + "\n", encoding="utf-8")
-        print(f"numbers: {json}")
-    print(f"page: {page} ({result.seconds:.1f} s)")
+    if str(json) == "-":
+        print(audit_json(result))
+    else:
+        print("\n".join(summary_lines(result)))
+        if rows:
+            print(f"rows: {rows} ({num_by_row:,} findings by row)")
+        if json:
+            print(f"numbers: {json}")
+        print(f"page: {page} ({result.seconds:.1f} s)")
+    failed = met(conditions, result.findings)
+    for finding in failed:
+        print(f"--fail-on {finding.kind}: the data {finding.verdict}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(CONDITION_MET)
+
+
+def _field(given: str) -> tuple[str, str]:
+    name, column = _named(given, "--field", "NAME=COLUMN")
+    if name in ("label", "parse"):
+        raise UserError(f"--field {given!r}: {name} is no text of an example; give --{name} {column}")
+    return name, column
 
 
 def _on_cluster(address: str, file: str, settings: "AuditSettings", report: "Report") -> "Audit":

@@ -126,16 +126,18 @@ def test_the_page_is_one_file_that_loads_nothing(audit: Audit, tmp_path: Path) -
 def test_the_summary_names_files_columns_and_verdicts(audit: Audit) -> None:
     text = "\n".join(summary_lines(audit))
     assert "premise=premise, hypothesis=hypothesis, label=label" in text
-    assert "lexical overlap: plants the heuristic (the association with entailment is over 1.25 times" in text
-    assert "parsed constituent: cannot tell (needs a parse" in text
-    assert "1.00 % of rows (0.70 to 1.42 %; 30 exact, 0 same words, 0 near".replace(" %", "\u202f%") in text
+    assert text.startswith("Not fit as it is: the data plants lexical overlap, subsequence and 2 more.\nDo first: Resample or")
+    assert "act          Plants lexical overlap (odds ratio " in text
+    assert "not asked    Parsed constituent: needs a parse, and no row has one." in text
+    copies = "look         Copies 1.0 % of its rows from the generator's training data ([0.7, 1.4])"
+    assert copies.replace(" %", "\u202f%") in text
 
 
 def test_the_command_writes_to_the_usual_place(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = run(files / "synthetic.parquet", "--reference", files / "original.parquet", "--json", "numbers/a.json")
     assert done.exit_code == 0, done.output
-    assert "plants the heuristic" in done.stdout and "page: audit-synthetic/audit.html" in done.stdout
+    assert "Plants lexical overlap" in done.stdout and "page: audit-synthetic/audit.html" in done.stdout
     assert json.loads((tmp_path / "numbers" / "a.json").read_text())["file"]["num_rows"] == 3_000
     assert (tmp_path / "audit-synthetic" / "audit.html").is_file()
     printed = run(files / "synthetic.parquet", "--json", "-")
@@ -282,8 +284,8 @@ def test_one_label_only_is_audited(tmp_path: Path) -> None:
     path = save(tmp_path / "a.parquet", [{"premise": "a b", "hypothesis": "b", "label": "entailment"}] * 3)
     done = run(path, "--output", tmp_path)
     assert done.exit_code == 0, done.output
-    assert "cannot tell (it holds of every row)" in done.stdout
-    assert "hypothesis only: cannot tell, all rows have the label 'entailment'" in done.stdout
+    assert "Lexical overlap: it holds of every row, so that there is nothing to compare with." in done.stdout
+    assert "All rows have the label 'entailment'." in done.stdout
 
 
 HOSTILE = (

@@ -1,0 +1,157 @@
+"""Verdicts of an audit: levels by the interval, the most urgent first, an answer in a sentence, conditions for CI."""
+
+import dataclasses
+import random
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from analysis.audit import Audit, AuditSettings, Finding, audit
+from analysis.audit.audit import judged
+from analysis.audit.findings import KINDS, answer_of, check_conditions, first_action, level_of
+from analysis.audit.found import ACT, CANNOT_TELL, FINE, LEVELS, LOOK, NOT_ASKED, Figure
+from analysis.stats.statistics import Interval
+from pipelines.errors import UserError
+from sweep import cli
+from tests.analysis.audit.planted import planted
+
+WORDS = [f"{first}{second}" for first in ("ka", "lo", "mi", "nu", "re", "so") for second in ("ban", "dor", "fel", "gim", "sut")]
+
+
+def texts(count: int, source: random.Random, told: float = 0.0) -> list[dict[str, str]]:
+    """Single texts; of a share `told` of the positive ones one word tells the label."""
+    rows = []
+    for _ in range(count):
+        label = source.choice(("negative", "positive"))
+        words = source.choices(WORDS, k=9)
+        if label == "positive" and source.random() < told:
+            words[4] = "splendid"
+        rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+def of(found: Audit, kind: str, name: str = "") -> Finding:
+    return next(finding for finding in found.findings if finding.kind == kind and name in ("", finding.name))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, ["audit", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "level", "counted"),
+    [
+        (0.0, 0.02, FINE, FINE),  # all of it up to the lower threshold
+        (0.01, 0.03, CANNOT_TELL, LOOK),  # spans it
+        (0.01, 0.20, CANNOT_TELL, LOOK),  # spans both
+        (0.03, 0.05, LOOK, LOOK),  # between the two
+        (0.03, 0.20, LOOK, LOOK),  # above the lower one, whatever the upper one
+        (0.10, 0.20, LOOK, LOOK),  # the threshold itself is not above it
+        (0.11, 0.20, ACT, ACT),
+    ],
+)
+def test_the_interval_decides_the_level(low: float, high: float, level: str, counted: str) -> None:
+    figure = Figure(0.15, Interval(low, high), 100, "share")
+    assert level_of(figure, 0.02, 0.10) == level
+    assert level_of(figure, 0.02, 0.10, is_counted=True) == counted
+
+
+def test_no_interval_is_no_level_and_none_counted_is_fine() -> None:
+    assert level_of(Figure(0.5, None, 1, "share"), 0.02, 0.10) == CANNOT_TELL
+    assert level_of(Figure(0.0, Interval(0.0, 0.5), 3, "share"), 0.02, 0.10, is_counted=True) == FINE
+
+
+def test_what_was_planted_is_said_the_most_urgent_first() -> None:
+    made = planted("english")
+    found = audit(made.table, AuditSettings(tests={"held_out": made.test}, processes=1))
+    levels = [finding.level for finding in found.findings]
+    assert levels == sorted(levels, key=LEVELS.index)
+    leak = found.findings[0]
+    assert (leak.kind, leak.name, leak.level) == ("leaks", "held_out", ACT)
+    assert f"{made.counts['leaks']} of " in leak.sentence and "--repair OUT.parquet" in leak.action
+    assert of(found, "contradictions").verdict == f"contradicts itself in {made.counts['other_label']} rows"
+    assert found.answer.startswith("Not fit as it is: the data gives away ")
+    assert first_action(found.findings) == leak.action
+
+
+def test_where_nothing_was_planted_nothing_is_to_be_done() -> None:
+    made = planted("english", seed=2, is_clean=True)
+    found = audit(made.table, AuditSettings(tests={"held_out": made.test}, processes=1))
+    assert {finding.level for finding in found.findings} <= {FINE, CANNOT_TELL, NOT_ASKED}
+    assert found.answer.startswith("Nothing is found against the data, and ")
+
+
+def test_a_near_row_with_another_label_is_a_contrast_pair_to_keep() -> None:
+    source = random.Random(4)
+    rows = texts(600, source)
+    last = {"negative": "positive", "positive": "negative"}
+    contrast = [{"text": f"{row['text']} really", "label": last[row["label"]]} for row in rows[:100]]
+    found = audit(pa.Table.from_pylist(rows + contrast), AuditSettings(tests={"t": pa.Table.from_pylist(rows[:300])}))
+    near, leak = of(found, "near-duplicates"), of(found, "leaks")
+    assert near.level == FINE and "contrast pairs, keep them" in near.sentence
+    # The test set is in the file word for word; the contrast pairs of it are not counted among what is to be dropped.
+    assert "Drop the 300 rows that repeat t" in leak.action and "contrast pairs, keep them" in leak.sentence
+
+
+def test_copies_of_a_reference_and_what_is_as_in_it() -> None:
+    source = random.Random(5)
+    reference = texts(6_000, source, told=0.6)
+    pool = [*texts(5_900, source, told=0.6), *reference[:100]]
+    found = audit(pa.Table.from_pylist(pool), AuditSettings(reference=pa.Table.from_pylist(reference)))
+    copies, words = of(found, "copies", "reference"), of(found, "words")
+    assert copies.level == ACT and re.match(r"Drop the 10\d rows that are copies", copies.action)
+    assert words.level == LOOK and words.reference is not None and "no more than in the reference" in words.sentence
+    plain = texts(6_000, source)
+    more = of(audit(pa.Table.from_pylist(pool), AuditSettings(reference=pa.Table.from_pylist(plain))), "words")
+    assert more.level == ACT and "'splendid' (positive)" in more.sentence
+
+
+def test_what_needs_a_pair_says_so() -> None:
+    found = audit(pa.Table.from_pylist(texts(700, random.Random(6))))
+    needs = [finding.sentence for finding in found.findings if "need" in finding.sentence and "a pair" in finding.sentence]
+    assert any(sentence.startswith("Lexical overlap, subsequence and constituent need a pair") for sentence in needs)
+    assert any(sentence.startswith("One field alone needs a pair") for sentence in needs)
+
+
+def test_label_noise_is_judged_where_it_is_known() -> None:
+    found = audit(pa.Table.from_pylist(texts(700, random.Random(7))))
+    assert of(found, "noise").level == NOT_ASKED
+    noisy = dataclasses.replace(found, label_noise=Figure(0.15, Interval(0.12, 0.18), 700, "share"))
+    noise = of(judged(noisy), "noise")
+    assert (noise.level, noise.verdict) == (ACT, "has about 15.0\N{NARROW NO-BREAK SPACE}% wrong labels")
+
+
+def test_heuristics_of_one_verdict_share_a_clause() -> None:
+    names = ("lexical_overlap", "subsequence", "constituent", "own")
+    findings = [Finding("plants", name, f"plants {name.replace('_', ' ')}", ACT, "") for name in names]
+    assert answer_of(findings[:1]) == "Not fit as it is: the data plants lexical overlap."
+    assert answer_of(findings) == "Not fit as it is: the data plants lexical overlap, subsequence and 2 more."
+    assert answer_of([Finding("words", "text", "has words", LOOK, "")]) == "Usable with care: the data has words."
+    assert answer_of([Finding("words", "text", "has none", FINE, "")]) == "Fit, by all that was asked."
+
+
+def test_a_condition_that_is_met_ends_in_3_and_says_which(tmp_path: Path) -> None:
+    rows = texts(400, random.Random(8))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pool.parquet")
+    pq.write_table(pa.Table.from_pylist([*rows[:3], *texts(300, random.Random(9))]), tmp_path / "held.parquet")
+    given = (tmp_path / "pool.parquet", "--test", tmp_path / "held.parquet", "--output", tmp_path / "out")
+    done = run(*given)
+    assert done.exit_code == 0, done.output
+    failed = run(*given, "--fail-on", "leaks,words")
+    assert failed.exit_code == 3 and (tmp_path / "out" / "audit.html").is_file()
+    assert failed.stderr.startswith("--fail-on leaks: the data gives away 1.0\N{NARROW NO-BREAK SPACE}% of the test set held")
+    assert failed.stderr.count("--fail-on") == 1
+    assert run(*given, "--fail-on", "duplicates").exit_code == 0
+
+
+def test_a_condition_that_is_none_or_was_not_asked_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--fail-on leak: the names are leaks, contradictions, .*, and act for any of them"):
+        check_conditions(["leak"])
+    check_conditions([*KINDS, "act"])
+    pq.write_table(pa.Table.from_pylist(texts(20, random.Random(1))), tmp_path / "pool.parquet")
+    done = run(tmp_path / "pool.parquet", "--fail-on", "leaks", "--output", tmp_path / "out")
+    assert done.exit_code == 1 and "so it could not fail; give --test" in done.stderr
