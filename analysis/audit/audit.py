@@ -95,9 +95,7 @@ def numbers(evidence: Evidence, report: Report = silent) -> Audit:
         seed=settings.seed,
         heuristics=tuple(heuristic_findings(scan, reference, settings.margin, named)),
         duplicates=_count_copies(scan, scan, evidence.within),
-        reference_duplicates=_count_copies(reference, reference, evidence.within_reference)
-        if reference and evidence.within_reference
-        else None,
+        reference_duplicates=_count_copies(reference, reference, within) if reference and within else None,
         copies=tuple(_count_copies(scan, other, found, named) for other, found in evidence.copies),
         leaks={name: _count_copies(scan, test, found, named, is_test=True) for name, (test, found) in leaks.items()},
         label_noise=None,

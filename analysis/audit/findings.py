@@ -334,7 +334,7 @@ def _heuristic_sentence(audit: Audit, found: HeuristicFinding, name: str) -> str
         f"Where {name} holds, {_part(found.predicted.count, holds)} have the label {shown(found.predicts, 40)}; elsewhere "
         f"{elsewhere} have it."
     )
-    return sentence if found.verdict in (INDEPENDENT, GOES_WITH) else f"{sentence} {_capital(found.reason)}."
+    return sentence if found.verdict in (INDEPENDENT, GOES_WITH, AGAINST) else f"{sentence} {_capital(found.reason)}."
 
 
 def _one_field(audit: Audit, name: str) -> Finding:

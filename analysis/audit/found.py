@@ -176,7 +176,8 @@ class Audit:
                     **_ratio("relative", found.relative),
                 }
                 for found in self.heuristics
-            ]
+            ],
+            columns=_HEURISTICS,
         )
 
     def copies_frame(self) -> pd.DataFrame:
@@ -220,7 +221,8 @@ class Audit:
                 for of, fields in (("file", self.single_words), ("reference", self.reference_single_words))
                 for name, found in fields.items()
                 for word in found.words
-            ]
+            ],
+            columns=_WORDS,
         )
 
     def labels_frame(self) -> pd.DataFrame:
@@ -244,7 +246,8 @@ class Audit:
                 for of, every in (("file", self.diversity), ("reference", self.reference_diversity))
                 for found in every
                 for n, estimate in found.distinct.items()
-            ]
+            ],
+            columns=["of", "field", "n", "distinct", "distinct_low", "distinct_high"],
         )
 
     def rows_frame(self) -> pd.DataFrame:
@@ -289,6 +292,16 @@ def _figure(figure: Figure | None, names: str = "value low high n unit") -> dict
     values: dict[str, Any] = {"value": figure.value if figure else math.nan, "low": low, "high": high}
     values |= {"n": figure.n if figure else 0, "unit": figure.unit if figure else ""}
     return {name: values[name] for name in names.split()}
+
+
+_SHARE = ("count", "n", "share", "low", "high")
+# Frames that can be empty have their columns all the same.
+_HEURISTICS = [
+    *("heuristic", "predicts", "verdict", "reason"),
+    *(f"{name}_{key}" for name in ("holds", "predicted") for key in _SHARE),
+    *(f"{name}{end}" for name in ("odds_ratio", "reference", "relative") for end in ("", "_low", "_high")),
+]
+_WORDS = ["of", "field", "label", "word", *(f"with_label_{key}" for key in _SHARE), "base", "z", "p", "design_effect"]
 
 
 def _named(name: str, values: Iterable[tuple[str, Any]]) -> dict[str, Any]:

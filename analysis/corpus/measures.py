@@ -179,8 +179,14 @@ def _finding(
     finding = replace(finding, odds_ratio=ratio)
     if reference is None:
         verdict, reason = judge(ratio, margin, "no association", heuristic.predicts)
-        names = {PLANTS: GOES_WITH, AS_REFERENCE: INDEPENDENT, WEAKER: AGAINST}
-        return replace(finding, verdict=names.get(verdict, verdict), reason=reason, relative=ratio)
+        odds = f"the odds of {heuristic.predicts} are"
+        names = {
+            PLANTS: (GOES_WITH, f"{odds} over {margin:g} times as high where it holds"),
+            AS_REFERENCE: (INDEPENDENT, f"{odds} as high where it holds, within a factor of {margin:g}"),
+            WEAKER: (AGAINST, f"{odds} under 1/{margin:g} as high where it holds"),
+        }
+        verdict, reason = names.get(verdict, (verdict, reason))
+        return replace(finding, verdict=verdict, reason=reason, relative=ratio)
     if not reference.asked(heuristic).any():
         return replace(finding, reason="needs a parse, and no row of the reference has one")
     base = _odds_ratio_of(index, reference, reference.labelled(predicted_labels(heuristic, reference.labels, named)))
