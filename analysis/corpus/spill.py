@@ -85,6 +85,9 @@ class Columns:
 
     def _mapped(self, name: str, file: BinaryIO) -> np.ndarray:
         like = self._last[name]
+        if 0 in like.shape[1:]:
+            # A column of no width, as of single texts' heuristics, has an empty file, which cannot be mapped.
+            return np.zeros((self.num_rows, *like.shape[1:]), like.dtype)
         with file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(content, like.dtype).reshape(self.num_rows, *like.shape[1:])

@@ -64,7 +64,12 @@ def test_parts_files_threads_and_processes_change_nothing(
 
 def test_columns_in_files_are_those_in_memory() -> None:
     batches: list[dict[str, np.ndarray]] = [
-        {"a": np.arange(9, dtype=np.uint16).reshape(3, 3) + n, "b": np.array([n, n, n], np.int64)} for n in range(5)
+        {
+            "a": np.arange(9, dtype=np.uint16).reshape(3, 3) + n,
+            "b": np.array([n, n, n], np.int64),
+            "none": np.zeros((3, 0), bool),
+        }
+        for n in range(5)
     ]
     memory, files = Columns(), Columns(memory_bytes=60)
     for batch in batches:
@@ -72,8 +77,9 @@ def test_columns_in_files_are_those_in_memory() -> None:
         files.add(batch)
     expected, found = memory.finished(), files.finished()
     assert found["a"].base is not None and files.num_rows == 15
-    for name in ("a", "b"):
-        assert found[name].dtype == expected[name].dtype and np.array_equal(found[name], expected[name])
+    for name in ("a", "b", "none"):
+        assert found[name].dtype == expected[name].dtype and found[name].shape == expected[name].shape
+        assert np.array_equal(found[name], expected[name])
     forget(*found.values(), *expected.values())
     assert np.array_equal(found["a"], expected["a"]), "what was let go of is read again"
 
