@@ -6,6 +6,7 @@ Words are of syllables and drawn by Zipf's law. Three rows share a premise, as M
 their premise's words. The same arguments make the same file.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,17 @@ def write_pairs(path: Path, num: int, seed: int, other: Path | None = None) -> P
     return planted
 
 
+@functools.cache
 def _vocabulary() -> np.ndarray:
     random = np.random.default_rng(0)
-    syllables = np.array([first + vowel + last for first in "bdfghklmnprstvwz" for vowel in "aeiou" for last in ("", *"lnrst")])
+    syllables = np.array(
+        [first + vowel + last for first in "bdfghklmnprstvwz" for vowel in "aeiou" for last in ("", *"lnrst")], object
+    )
+    rank = np.arange(2 * NUM_WORDS)
     # The most frequent words are short.
-    made = [
-        "".join(random.choice(syllables, 1 + (rank > 100) + (rank > 5_000 and random.random() < 0.5)))
-        for rank in range(2 * NUM_WORDS)
-    ]
+    num_syllables = 1 + (rank > 100) + ((rank > 5_000) & (random.random(len(rank)) < 0.5))
+    drawn = syllables[random.integers(0, len(syllables), (3, len(rank)))]
+    made = drawn[0] + np.where(num_syllables > 1, drawn[1], "") + np.where(num_syllables > 2, drawn[2], "")
     return np.array(list(dict.fromkeys(made))[:NUM_WORDS], object)
 
 
