@@ -26,7 +26,16 @@ def study_with_doses(root: Path, right: dict[float, tuple[int, int]]) -> FakeStu
 def test_doses_are_kinds_in_the_order_of_the_dose_and_have_it_as_a_number(tmp_path: Path) -> None:
     study = study_with_doses(tmp_path, {0.9: (100, 100), 0.25: (120, 120)})
     frame = study.frame()
-    kinds = ["none", "original", "synthetic", "biased_synthetic", "filtered_synthetic", "bias_0.25", "bias_0.9"]
+    kinds = [
+        "none",
+        "original",
+        "synthetic",
+        "biased_synthetic",
+        "filtered_synthetic",
+        "debiased_synthetic",
+        "bias_0.25",
+        "bias_0.9",
+    ]
     assert frame["kind"].cat.categories.tolist() == kinds
     biases = frame.dropna(subset="bias").set_index("kind")["bias"].to_dict()
     assert biases == {"bias_0.25": 0.25, "bias_0.9": 0.9}
