@@ -117,7 +117,12 @@ def room_of(path: str) -> str:
     return str(Path(path).parent).replace("/", ".")
 
 
-def imported_names(source: str, module: str) -> Iterator[str]:
+@cache
+def imported_names(source: str, module: str) -> tuple[str, ...]:
+    return tuple(_imported_names(source, module))
+
+
+def _imported_names(source: str, module: str) -> Iterator[str]:
     """Every dotted name that `source` imports; `module`, its own name, resolves relative imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

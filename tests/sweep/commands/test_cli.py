@@ -226,23 +226,35 @@ def test_on_a_cluster_the_gpu_is_that_of_its_nodes(gpu_study: str, tmp_path: Pat
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 0})
     options = ("run", gpu_study, "--store", str(tmp_path / "s"), "--address", cluster.address, "--budget", "0", "--price", "2")
     try:
-        assert_one_error(blindsweep(*options), "--budget cannot be checked", "no node of the cluster says", "--gpu")
         assert_one_error(blindsweep(*options, "--gpu", "l4"), "GPU-hours of l4 at $2", code=75)
         cluster.add_node(**node, num_gpus=4, resources={"accelerator_type:L40S": 1}, labels={"market": "spot"})
         cluster.wait_for_nodes()
         assert_one_error(blindsweep(*options), "GPU-hours of l40s at $2", "not measured on l40s", "over the budget", code=75)
-        assert "l40s at $2 an hour" in blindsweep(*options, "--dry-run").stdout
         # Having been joined and left for the plan, it can be joined for the run.
         with ray_session(RayOptions(cluster.address), []) as capacity:
             assert capacity.gpus == 4
             # What is held is seen by the label that cluster.yaml sets.
             prices = Prices(read_table(), None)
             assert look_at(RayOptions(cluster.address), capacity, prices)() == {("l40s", SPOT): 4}
-        cluster.add_node(**node, num_gpus=1, resources={"accelerator_type:T4": 1})
-        cluster.wait_for_nodes()
-        assert_one_error(blindsweep(*options), "several kinds of GPU (L40S, T4)", "--gpu")
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("there", "parts", "code"),
+    [
+        (set(), ("--budget cannot be checked", "no node of the cluster says", "--gpu"), 1),
+        ({"L40S", "T4"}, ("several kinds of GPU (L40S, T4)", "--gpu"), 1),
+        ({"L40S"}, ("GPU-hours of l40s at $2",), 75),
+    ],
+)
+def test_a_budget_needs_nodes_of_one_kind_of_gpu(
+    gpu_study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: set[str], parts: tuple[str, ...], code: int
+) -> None:
+    monkeypatch.setattr("sweep.run.session.accelerator_types", lambda options: there)
+    options = ("run", gpu_study, "--store", str(tmp_path / "s"), "--address", "head:1", "--budget", "0", "--price", "2")
+    assert_one_error(blindsweep(*options), *parts, code=code)
+    assert ("l40s at $2 an hour" in blindsweep(*options, "--dry-run").stdout) == (code == 75)
 
 
 def test_on_one_machine_the_gpu_is_its_own(gpu_study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
