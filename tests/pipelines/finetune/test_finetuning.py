@@ -238,8 +238,8 @@ def test_members_of_a_group_end_as_they_would_alone(ray_two_cpus, sources, base_
     jobs = [finetuning_job(TaskModelConfig(recipe, seed=3), examples, base_model, untrained) for recipe in recipes.values()]
     outputs = [str(tmp_path / "group" / name) for name in recipes]
     written: dict[Path, int] = {}
-    for resources in (Resources(), HERE):
-        results = dict(zip(recipes, finetune_group(jobs, outputs, resources=resources, reports=[no_report] * 4), strict=True))
+    for _ in range(2):
+        results = dict(zip(recipes, finetune_group(jobs, outputs, resources=HERE, reports=[no_report] * 4), strict=True))
         assert "training diverged" in str(results["diverging"]) and isinstance(results["diverging"], UserError)
         assert "longer than 30 tokens" in str(results["refused"]) and isinstance(results["refused"], UserError)
         assert (results["lora"]["num_steps"], results["full"]["num_steps"]) == (6, 3)
@@ -364,24 +364,37 @@ def test_a_lora_generator_is_merged_into_plain_safetensors(sources, base_model, 
     assert {p.suffix for p in (tmp_path / "model").iterdir()} <= {".json", ".safetensors"}
 
 
-def test_what_a_labels_texts_begin_with_is_computed_once(ray_two_cpus, sources, base_model, tmp_path):
-    """Exactly, however a step is dealt and cut; with dropout, the masks of those beginnings are a batch's."""
+def generator_losses(sources, base_model, output, resources=HERE, **changes):
+    """The losses of a generator's finetuning, whose labels' texts begin alike."""
     recipe = dataclasses.replace(LORA, learning_rate=1e-2, train_embeddings=True)
+    config = GeneratorConfig(dataclasses.replace(recipe, **changes), seed=4)
+    metrics = finetune_generator(config, f"{sources}/train.parquet", base_model, str(output), resources=resources)
+    assert (metrics["shared_prefix_tokens"] > 10) == changes.get("share_prefix", True)
+    return np.array([entry["loss"] for entry in read_metrics(output / "metrics.jsonl")])
 
-    def losses(name, resources=HERE, **changes):
-        config = GeneratorConfig(dataclasses.replace(recipe, **changes), seed=4)
-        metrics = finetune_generator(config, f"{sources}/train.parquet", base_model, str(tmp_path / name), resources=resources)
-        assert (metrics["shared_prefix_tokens"] > 10) == changes.get("share_prefix", True)
-        return np.array([entry["loss"] for entry in read_metrics(tmp_path / name / "metrics.jsonl")])
+
+def test_what_a_labels_texts_begin_with_is_computed_once(ray_two_cpus, sources, base_model, tmp_path):
+    """Exactly, however a step is cut; with dropout, the masks of those beginnings are a batch's."""
+
+    def losses(name, **changes):
+        return generator_losses(sources, base_model, tmp_path / name, **changes)
 
     apart = losses("apart", share_prefix=False)
     assert apart[-1] < 0.95 * apart[0]
     np.testing.assert_allclose(losses("shared"), apart, rtol=2e-4)
-    several = {"zero_stage": 3, "gradient_checkpointing": True, "tokens_per_microbatch": 200}
-    np.testing.assert_allclose(losses("several", Resources(num_workers=2), **several), apart, rtol=2e-4)
+    cut = {"zero_stage": 3, "gradient_checkpointing": True, "tokens_per_microbatch": 200}
+    np.testing.assert_allclose(losses("cut", **cut), apart, rtol=2e-4)
     dropped = losses("dropped", lora_dropout=0.3)
-    np.testing.assert_allclose(losses("cut", lora_dropout=0.3, tokens_per_microbatch=200), dropped, rtol=2e-4)
+    np.testing.assert_allclose(losses("dropped and cut", lora_dropout=0.3, tokens_per_microbatch=200), dropped, rtol=2e-4)
     assert abs(losses("others", lora_dropout=0.3, share_prefix=False) - dropped).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_what_a_labels_texts_begin_with_is_computed_once_a_worker(ray_two_cpus, sources, base_model, tmp_path):
+    apart = generator_losses(sources, base_model, tmp_path / "apart", share_prefix=False)
+    several = {"zero_stage": 3, "gradient_checkpointing": True, "tokens_per_microbatch": 200}
+    found = generator_losses(sources, base_model, tmp_path / "several", Resources(num_workers=2), **several)
+    np.testing.assert_allclose(found, apart, rtol=2e-4)
 
 
 def test_a_generator_of_several_sets_reads_one_after_another(sources, base_model):

@@ -78,17 +78,18 @@ def prompt_lengths(base_model: str, examples: str) -> dict[str, int]:
 
 
 def test_finetuning_and_evaluation_take_the_longest_examples(ray_two_cpus, sources, base_model, untrained, tmp_path):
+    here = Resources(in_process=True)
     recipe = FinetuneConfig(dtype="float32", batch_size=4, lora_rank=4, rehearse_steps=3, group_by_length=True, zero_stage=0)
     metrics = finetune_task_model(
         TaskModelConfig(recipe, seed=0), f"{sources}/train.parquet", base_model, untrained, str(tmp_path / "task_model"),
-        resources=Resources(in_process=True),
+        resources=here,
     )  # fmt: skip
     lengths = sorted(prompt_lengths(base_model, f"{sources}/train.parquet").values(), reverse=True)
     assert lengths[0] > lengths[12]
     assert (metrics["num_steps"], metrics["num_tokens"]) == (3, sum(lengths[:12]))
 
     config = EvaluationConfig(sets=("template_test",), dtype="float32", rehearse_examples=7)
-    found = evaluate(config, sources, base_model, str(tmp_path / "task_model"), str(tmp_path / "evaluation"))
+    found = evaluate(config, sources, base_model, str(tmp_path / "task_model"), str(tmp_path / "evaluation"), resources=here)
     assert found["num_examples"] == 7
     evaluated = read_examples_ids(tmp_path / "evaluation" / "logits.parquet")
     by_length = prompt_lengths(base_model, f"{sources}/template_test.parquet")
