@@ -26,7 +26,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
-LONGEST_FIRST = ("test_pool.py", "test_finetuning.py", "test_tune.py", "test_rehearsal.py", "test_two_nodes.py")
+LONGEST_FIRST = ("test_tune.py", "test_finetuning.py", "test_pool.py", "test_failures.py", "test_ends.py")
 """Files of a minute or more. Begun last, one of them would go on alone while the other of two processes has nothing to do."""
 
 

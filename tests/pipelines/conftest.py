@@ -1,6 +1,10 @@
-"""One small Ray, one tiny base model and one labelled file, shared by the tests of a module; tiny generators, by all."""
+"""One small Ray, one tiny base model, its labelled files and tiny generators, shared by all tests of a process."""
 
 import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -26,17 +30,33 @@ def labelled_pairs(num, seed=0):
     return pa.Table.from_pylist(rows)
 
 
+OWN_RAY = re.compile(r"\bray\.init\(|\bCluster\(")
+"""In the text of a file of tests: it starts a Ray of its own, which there can be one of in a process."""
+
+
 @pytest.fixture(scope="module")
 def ray_two_cpus():
+    """Left on for the next file that takes it: to start it takes seconds. `pytest_runtest_teardown` ends it."""
     import ray
 
-    # "local", or another test's cluster would be joined, of which `Cluster` leaves the address behind.
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    if not ray.is_initialized():
+        # "local", or another test's cluster would be joined, of which `Cluster` leaves the address behind.
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """End a shared Ray after its last test, and before a file of other tests or one with a Ray of its own."""
     yield
-    ray.shutdown()
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    here = Path(__file__).parent
+    ends = nextitem is None or here not in nextitem.path.parents or OWN_RAY.search(nextitem.path.read_text())
+    if ends and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     write_examples(labelled_pairs(96), folder / "train.parquet")
@@ -44,7 +64,7 @@ def sources(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base_model(tmp_path_factory, sources):
     from pipelines.finetune.base_model import ScratchModelConfig, prepare_base_model
 
@@ -56,7 +76,7 @@ def base_model(tmp_path_factory, sources):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def untrained(tmp_path_factory, base_model):
     from pipelines.finetune.task_model import UntrainedConfig, initial_task_model
 
