@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from analysis.audit.evidence import AuditSettings, Evidence, common_labels, gather
+from analysis.audit.evidence import AuditSettings, Evidence, RowFindings, common_labels, gather
 from analysis.audit.findings import answer_of, findings_of
 from analysis.audit.found import FORMAT_VERSION, KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, audit_json
+from analysis.audit.judged import FileNoise, label_noise_of, suspect_rows
 from analysis.corpus.copies import NO_ROW, Copies, Engine, OneMachine, is_among
 from analysis.corpus.input import Source, read_rows
 from analysis.corpus.labels import meaning_of
@@ -79,6 +81,9 @@ def numbers(evidence: Evidence, report: Report = silent) -> Audit:
     samples = {"file": sample} | ({"reference": base} if base else {})
     report("measuring samples", 0, None)
     baselines = one_field_each(samples, scan.fields)
+    noise = _label_noise(evidence, report)
+    if noise is not None:
+        evidence = replace(evidence, by_row=(*evidence.by_row, _doubtful(scan, noise)))
     leaks = {name: (evidence.tests[name], copies) for name, copies in evidence.leaks.items()}
     return Audit(
         name=_name_of(scan.path),
@@ -98,8 +103,7 @@ def numbers(evidence: Evidence, report: Report = silent) -> Audit:
         reference_duplicates=_count_copies(reference, reference, within) if reference and within else None,
         copies=tuple(_count_copies(scan, other, found, named) for other, found in evidence.copies),
         leaks={name: _count_copies(scan, test, found, named, is_test=True) for name, (test, found) in leaks.items()},
-        label_noise=None,
-        reference_label_noise=None,
+        label_noise=noise,
         one_field=baselines["file"],
         reference_one_field=baselines.get("reference", {}),
         single_words={found.field: found for found in single_words(sample, scan.fields)},
@@ -112,6 +116,26 @@ def numbers(evidence: Evidence, report: Report = silent) -> Audit:
         seconds=0.0,
         evidence=evidence,
     )
+
+
+def _label_noise(evidence: Evidence, report: Report) -> FileNoise | None:
+    settings, scan, trusted = evidence.settings, evidence.scan, evidence.trusted
+    if not (settings.label_noise or settings.trusted is not None or settings.judge):
+        return None
+    report("judging labels", 0, None)
+    said: list[pa.Table | None] = [None, None]
+    if settings.judge:
+        said[: 2 if trusted else 1] = settings.judge([scan.sample, trusted.sample] if trusted else [scan.sample])
+    return label_noise_of(
+        scan, trusted=trusted, judged=said[0], trusted_judged=said[1], named=evidence.named, seed=settings.seed
+    )
+
+
+def _doubtful(scan: Scan, noise: FileNoise) -> RowFindings:
+    suspects = suspect_rows(noise)
+    shares = zip(suspects["suggested"].to_pylist(), suspects["probability"].to_pylist(), strict=True)
+    notes = [f"{label} by the judge, with a probability of {share:.2f}" for label, share in shares]
+    return RowFindings("doubtful_label", np.searchsorted(scan.row, noise.rows), notes=notes)
 
 
 def _name_of(path: str) -> str:

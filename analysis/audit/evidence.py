@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from analysis.wording import shown
 from pipelines.errors import UserError
 from pipelines.tables.columns import check_given
 from pipelines.tasks.task import Task
+
+Judging: TypeAlias = Callable[[Sequence[pa.Table]], Sequence[pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class AuditSettings:
     """The generator's training data: how much of it does the file repeat?"""
     tests: Mapping[str, Source] = field(default_factory=dict)
     """Test sets by name: how much of them does the file give away?"""
+    label_noise: bool = False
+    """Whether to look for wrong labels without a judge and without trusted rows, where simple models of words say little."""
+    trusted: Source | None = None
+    """Rows like the file's whose labels are right, from which a judge's errors are known."""
+    judge: Judging | None = None
+    """What gives each label's probability to the rows of tables, as `sweep.commands.judging.judge_tables` does."""
     heuristics: tuple[str, ...] = ()
     """Heuristics of one's own, as FILE.py:NAME or module:NAME, beside the built-in ones."""
     margin: float = MARGIN
@@ -81,6 +89,7 @@ class Evidence:
     reference: Scan | None
     generator_training: Scan | None
     tests: Mapping[str, Scan]
+    trusted: Scan | None
     named: Mapping[str, str]
     within: Copies
     within_reference: Copies | None
@@ -91,7 +100,7 @@ class Evidence:
     @property
     def scans(self) -> list[Scan]:
         """Every scan once, that of the file first."""
-        every = [self.scan, self.reference, self.generator_training, *self.tests.values()]
+        every = [self.scan, self.reference, self.generator_training, *self.tests.values(), self.trusted]
         return list({id(scan): scan for scan in every if scan}.values())
 
 
@@ -116,6 +125,7 @@ def gather(source: Source, settings: AuditSettings, report: Report, engine: Engi
         reference,
         training,
         tests,
+        scans.get("trusted"),
         named,
         engine.duplicates(scan, report),
         engine.duplicates(reference, report) if reference else None,
@@ -144,6 +154,7 @@ def _scan_all(source: Source, settings: AuditSettings, report: Report, engine: E
             f"margin={settings.margin}: it is a factor that counts as no difference; give 1 or more, such as {MARGIN}"
         )
     others: dict[str, Source | None] = {"reference": settings.reference, "generator_training": settings.generator_training}
+    others["trusted"] = settings.trusted
     others |= {f"test:{name}": test for name, test in settings.tests.items()}
     roles = {role: other for role, other in others.items() if other is not None}
     for other in roles.values():

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.audit.found import ACT, CANNOT_TELL, FINE, LEVELS, LOOK, NOT_ASKED, Audit, CopyCounts, Figure, Finding
+from analysis.audit.noise import FEW, LIMIT, MANY
 from analysis.corpus.columns import PAIR
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.measures import (
@@ -62,7 +63,7 @@ class Threshold:
 THRESHOLDS: Mapping[str, Threshold] = {
     LEAKS: Threshold("test set's rows with a copy in the file", 0.0, 0.001),
     CONTRADICTIONS: Threshold("rows with the words of others and another label", 0.0, 0.001),
-    NOISE: Threshold("labels that are wrong", 0.03, 0.10, (0.02, 0.05)),
+    NOISE: Threshold("labels that are wrong", LIMIT, LIMIT),
     COPIES: Threshold("rows that repeat the generator's training data or the reference", 0.001, 0.01),
     DUPLICATES: Threshold("rows with the words of an earlier row", 0.01, 0.05),
     NEAR_DUPLICATES: Threshold("rows that nearly repeat an earlier one with their label", 0.01, math.inf, (0.02, 0.10)),
@@ -76,7 +77,12 @@ LESS_VARIED_N = 2
 ENOUGH_FOR_WORDS = 5_000
 """With fewer rows a word that one in a hundred has could double a label's odds unseen: no word found is no word cleared."""
 REPAIR = "blindsweep audit … --repair OUT.parquet"
-NEEDS = {LEAKS: "--test", COPIES: "--generator-training or --reference", HEURISTICS: "--reference", NOISE: "--judge"}
+NEEDS = {
+    LEAKS: "--test",
+    COPIES: "--generator-training or --reference",
+    HEURISTICS: "--reference",
+    NOISE: "--judge or --trusted",
+}
 """Options without which a kind is not asked, or has no verdict to act on."""
 
 
@@ -216,13 +222,24 @@ def _contradictions(audit: Audit) -> Finding:
 
 
 def _noise(audit: Audit) -> Finding:
-    found, base = audit.label_noise, audit.reference_label_noise
+    found = audit.label_noise
     if found is None:
-        return Finding(NOISE, "", "was not asked about wrong labels", NOT_ASKED, "Wrong labels: --judge MODEL estimates them.")
-    level = _level_beside(NOISE, found, base)
-    sentence = f"About {percent(found.value)} of the labels are wrong{_than(found, base)}."
+        how = "Wrong labels: --judge MODEL or --trusted FILE estimates them, --label-noise by simple models of words."
+        return Finding(NOISE, "", "was not asked about wrong labels", NOT_ASKED, how)
+    if found.noise is None:
+        return Finding(NOISE, "", "may have wrong labels", CANNOT_TELL, f"Wrong labels: cannot tell, {found.reason}.")
+    rate = found.noise.in_all
+    low, high = percent(rate.interval.low), percent(rate.interval.high)
+    share = f"between {low} and {high}" if rate.rate is not None else f"at most {high}"
+    level = {FEW: FINE, MANY: ACT}.get(rate.verdict, CANNOT_TELL)
+    verdict = {
+        FEW: f"has few wrong labels, {share}",
+        MANY: f"has wrong labels, {share}",
+    }.get(rate.verdict, "may have wrong labels")
+    sentence = f"By {found.judge}, {share} of {thousands(found.num_judged)} labels are wrong: {rate.reason}."
     action = "" if level == FINE else f"Read the doubtful rows (--rows OUT.parquet), then relabel or drop them: {REPAIR}."
-    return Finding(NOISE, "", f"has about {percent(found.value)} wrong labels", level, sentence, action, found, base)
+    figure = None if rate.rate is None else Figure(rate.rate, rate.interval, rate.num_rows, "share")
+    return Finding(NOISE, "", verdict, level, sentence, action, figure)
 
 
 def _copies(audit: Audit) -> Iterator[Finding]:

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from analysis.audit.evidence import Evidence
+from analysis.audit.judged import FileNoise
 from analysis.audit.rows import row_batches
 from analysis.corpus.measures import Diversity, HeuristicFinding, Length, OneField, Ratio, Share
 from analysis.corpus.single_words import SingleWords
@@ -130,9 +132,8 @@ class Audit:
     """Copies of the generator's training data and of the reference, if these are given."""
     leaks: Mapping[str, CopyCounts]
     """Copies of each test set."""
-    label_noise: Figure | None
-    """The share of wrong labels; None where it was not asked."""
-    reference_label_noise: Figure | None
+    label_noise: FileNoise | None
+    """The rates of wrong labels; None where it was not asked."""
     one_field: Mapping[str, OneField]
     """By field."""
     reference_one_field: Mapping[str, OneField]
@@ -274,7 +275,12 @@ def audit_json(audit: Audit) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.name != "evidence"]
+        # What is one entry a row is in --rows.
+        names = [
+            field.name
+            for field in dataclasses.fields(value)
+            if field.name not in ("evidence", "suspects") and not isinstance(getattr(value, field.name), np.ndarray)
+        ]
         return {name: _plain(getattr(value, name)) for name in names} | (
             {"share": value.share} if isinstance(value, Share) else {}
         )

@@ -35,6 +35,7 @@ from analysis.audit.found import (
     FileSummary,
     Finding,
 )
+from analysis.audit.judged import FileNoise
 from analysis.corpus.measures import Diversity, Length, Ratio, Share, difference
 from analysis.corpus.single_words import SingleWords
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, template, text_columns, write_file
@@ -114,6 +115,7 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
             _size_block(audit),
             *([_heuristics_block(audit)] if audit.heuristics else []),
             _copies_block(audit),
+            *([_noise_block(audit.label_noise)] if audit.label_noise else []),
             _one_field_block(audit),
             _words_block(audit),
             _variety_block(audit),
@@ -281,6 +283,33 @@ def _copies_block(audit: Audit) -> Block:
         *(f"Labels {name}: cannot compare, {counts.not_compared}." for name, counts in all_counts if counts.not_compared),
     ]
     return Block("copies", "Duplicates and copies", text, [grouped(columns, groups)])
+
+
+def _noise_block(found: FileNoise) -> Block:
+    text = [
+        f"{thousands(found.num_judged)} of {thousands(found.num_rows)} rows were judged, by {found.judge}. "
+        "docs/label_noise.md says how a judge's own errors are taken into account."
+    ]
+    if found.noise is None:
+        return Block("label-noise", "Wrong labels", [*text, f"Cannot tell: {found.reason}."])
+    numbers = number_columns("Rows (n)", "Judge differs", "Wrong", "95 % interval", "Trusted rows")
+    columns = [Column("Label", "wrap"), Column("Where", "wrap"), *numbers, Column("Verdict"), Column("Why", "wrap")]
+    rows = []
+    for rate in (found.noise.in_all, *found.noise.rates):
+        where = "all" if rate.heuristic is None or rate.holds is None else _title(rate.heuristic)
+        rows.append(
+            [
+                *("all" if rate.label is None else shown(rate.label, 60), f"not {where}" if rate.holds is False else where),
+                *(
+                    thousands(rate.num_rows),
+                    percent(rate.share_disagreed),
+                    NOTHING if rate.rate is None else percent(rate.rate),
+                ),
+                *(percent_range(rate.interval.low, rate.interval.high), thousands(rate.num_trusted)),
+                *(rate.verdict, rate.reason),
+            ]
+        )
+    return Block("label-noise", "Wrong labels", text, [Table(columns, rows)])
 
 
 def _one_field_block(audit: Audit) -> Block:

@@ -10,7 +10,10 @@ from pipelines.errors import UserError
 
 if TYPE_CHECKING:
     from analysis.audit.audit import Audit, AuditSettings
+    from analysis.audit.evidence import Judging
     from analysis.corpus.scan import Report
+    from pipelines.repair.rows import Repair
+    from pipelines.tasks.task import Task
 
 CONDITION_MET = 3
 """The exit code where a condition of --fail-on is met."""
@@ -61,6 +64,27 @@ def audit(
         str | None,
         typer.Option(metavar="NAMES", help="Exit with 3 where one of these asks for action: leaks,plants,… (docs/audit.md)."),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Look for wrong labels with a study's task model, or a classifier's checkpoint."),
+    ] = None,
+    trusted: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Rows like the file's with right labels, by which a judge is judged."),
+    ] = None,
+    label_noise: Annotated[
+        bool, typer.Option("--label-noise", help="Look for wrong labels with simple models of words, which can say little.")
+    ] = False,
+    repair: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.parquet", help="Write the set without leaks and copies, each heuristic as in the reference."),
+    ] = None,
+    repair_as: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=CHOICE,…", help="What to do about each: noisy=relabel, heuristics=weight, … (docs/audit.md)."
+        ),
+    ] = None,
     rows: Annotated[
         Path | None,
         typer.Option(metavar="OUT.parquet", help="Every finding by row, with the row that it goes with."),
@@ -99,18 +123,23 @@ def audit(
     check_conditions(conditions)
     if rows:
         check_rows_path(rows)
+    how = _repair(repair, repair_as, seed)
     given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
     given |= dict(_field(each) for each in field or ())
+    the_task = find_task(task) if task else None
     settings = AuditSettings(
         columns=ColumnNames(
             {name: column for name, column in given.items() if column is not None}, kept_labels=tuple(keep_label or ())
         ),
-        task=find_task(task) if task else None,
+        task=the_task,
         entailment=tuple(entailment or ()),
         label_names=dict(_named(each, "--label-name", "LABEL=MEANING") for each in label_name or ()),
         reference=reference,
         generator_training=generator_training,
         tests=dict(_named(each, "--test", "NAME=FILE") if "=" in each else (Path(each).stem, each) for each in test or ()),
+        label_noise=label_noise,
+        trusted=trusted,
+        judge=_judge(judge, the_task) if judge else None,
         heuristics=tuple(heuristic or ()),
         margin=margin,
         seed=seed,
@@ -121,6 +150,7 @@ def audit(
     check_conditions(conditions, result.findings)
     page = write_page(result, output or Path(f"audit-{result.name}"))
     num_by_row = write_rows(rows, result.evidence, result.heuristics) if rows else 0
+    costs = _write_repaired(result, how, repair) if repair else []
     if json and str(json) != "-":
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(audit_json(result) + "\n", encoding="utf-8")
@@ -128,6 +158,8 @@ def audit(
         print(audit_json(result))
     else:
         print("\n".join(summary_lines(result)))
+        if repair:
+            print("\n".join([*costs, f"repaired set: {repair}"]))
         if rows:
             print(f"rows: {rows} ({num_by_row:,} findings by row)")
         if json:
@@ -138,6 +170,36 @@ def audit(
         print(f"--fail-on {finding.kind}: the data {finding.verdict}", file=sys.stderr)
     if failed:
         raise typer.Exit(CONDITION_MET)
+
+
+def _judge(model: str, task: "Task | None") -> "Judging":
+    from pipelines.tasks.nli import NLI
+    from sweep.commands.judging import judge_tables
+
+    return lambda tables: judge_tables(model, tables, task or NLI)
+
+
+def _repair(path: Path | None, given: str | None, seed: int) -> "Repair":
+    """What --repair-as asks for. Raises UserError for what is none of the choices, and without a place to write to."""
+    from analysis.audit.repairing import check_repaired_path
+    from pipelines.repair.rows import CHOICES, Repair
+
+    if path:
+        check_repaired_path(path)
+    elif given:
+        raise UserError(f"--repair-as {given!r} without --repair OUT.parquet: say where the repaired set is to lie")
+    chosen = dict(_named(each.strip(), "--repair-as", "NAME=CHOICE") for each in (given or "").split(",") if each.strip())
+    if unknown := sorted(set(chosen) - set(CHOICES)):
+        raise UserError(f"--repair-as {unknown[0]}: it is none of {', '.join(CHOICES)}; name one of these")
+    return Repair(seed=seed, **chosen)
+
+
+def _write_repaired(result: "Audit", how: "Repair", path: Path) -> list[str]:
+    from analysis.audit.repairing import cost_lines, repair_of, write_repaired
+
+    repaired = repair_of(result, how)
+    write_repaired(result.evidence, repaired, path)
+    return cost_lines(result, repaired)
 
 
 def _field(given: str) -> tuple[str, str]:

@@ -1,19 +1,24 @@
 """Verdicts of an audit: levels by the interval, the most urgent first, an answer in a sentence, conditions for CI."""
 
 import dataclasses
+import json
 import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
 from analysis.audit import Audit, AuditSettings, Finding, audit
-from analysis.audit.audit import judged
+from analysis.audit.audit import audit_json, judged
 from analysis.audit.findings import KINDS, answer_of, check_conditions, first_action, level_of
 from analysis.audit.found import ACT, CANNOT_TELL, FINE, LEVELS, LOOK, NOT_ASKED, Figure
+from analysis.audit.judged import FileNoise
+from analysis.audit.noise import FEW, MANY, LabelNoise, NoiseRate, Suspects
+from analysis.audit.page import write_page
 from analysis.stats.statistics import Interval
 from pipelines.errors import UserError
 from sweep import cli
@@ -120,9 +125,24 @@ def test_what_needs_a_pair_says_so() -> None:
 def test_label_noise_is_judged_where_it_is_known() -> None:
     found = audit(pa.Table.from_pylist(texts(700, random.Random(7))))
     assert of(found, "noise").level == NOT_ASKED
-    noisy = dataclasses.replace(found, label_noise=Figure(0.15, Interval(0.12, 0.18), 700, "share"))
-    noise = of(judged(noisy), "noise")
-    assert (noise.level, noise.verdict) == (ACT, "has about 15.0\N{NARROW NO-BREAK SPACE}% wrong labels")
+    rate = NoiseRate(None, None, None, 700, 300, 0.2, 0.15, Interval(0.12, 0.18), (0.5, 0.5), MANY, "as the trusted rows say")
+    nobody = Suspects(*(np.zeros(0, np.int64),) * 3, np.zeros(0), np.zeros(0))
+    noise = FileNoise(LabelNoise(rate, (), nobody, 0.05, 0.9), ("a", "b"), np.zeros(0, np.int64), 700, 700, "the judge")
+    finding = of(judged(dataclasses.replace(found, label_noise=noise)), "noise")
+    assert finding.level == ACT and "wrong labels, between 12.0" in finding.verdict
+    few = dataclasses.replace(noise.noise, in_all=dataclasses.replace(rate, verdict=FEW, interval=Interval(0.0, 0.03)))
+    finding = of(judged(dataclasses.replace(found, label_noise=dataclasses.replace(noise, noise=few))), "noise")
+    assert finding.level == FINE and not finding.action
+
+
+def test_simple_models_of_a_files_own_labels_cannot_tell_and_name_doubtful_rows(tmp_path: Path) -> None:
+    found = audit(pa.Table.from_pylist(texts(900, random.Random(11))), AuditSettings(label_noise=True))
+    assert of(found, "noise").level == CANNOT_TELL
+    assert found.label_noise is not None and found.label_noise.num_judged > 0
+    assert "label_noise" in json.loads(audit_json(found))
+    assert "Wrong labels" in write_page(found, tmp_path).read_text()
+    by_row = found.rows_frame()
+    assert (by_row["kind"] == "doubtful_label").sum() == len(found.label_noise.rows)
 
 
 def test_heuristics_of_one_verdict_share_a_clause() -> None:
