@@ -1,6 +1,7 @@
 """Rows of any table are judged by a study's task model, and by a classifier's own checkpoint, as the study's stage does."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.data.training_set import TrainingSetConfig
 from pipelines.errors import UserError
@@ -18,6 +20,7 @@ from pipelines.resources import Resources
 from pipelines.storage import join
 from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.nli import LABELS
+from sweep import cli
 from sweep.commands.judging import judge_tables
 from sweep.graph.records import ArtifactId, Record, Store
 from sweep.graph.stages import REGISTRY, Job
@@ -138,3 +141,17 @@ def test_what_cannot_judge_says_so(built: tuple[Store, dict[str, Record]], tmp_p
     store.write_record(lost)
     with pytest.raises(UserError, match="is not there, and the judge was made from it"):
         judge_tables(store.folder(lost.id), [rows])
+
+
+def test_the_audit_asks_the_judge_it_is_given(built: tuple[Store, dict[str, Record]], tmp_path: Path) -> None:
+    store, records = built
+    for name, seed in (("pool", 8), ("right", 9)):
+        write_examples(labelled_pairs(60, seed=seed), tmp_path / f"{name}.parquet")
+    words = ["audit", tmp_path / "pool.parquet", "--judge", store.folder(records["judge"].id)]
+    words += ["--trusted", tmp_path / "right.parquet", "--output", tmp_path, "--json", tmp_path / "audit.json"]
+    done = CliRunner().invoke(cli.app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    noise = json.loads((tmp_path / "audit.json").read_text())["label_noise"]
+    assert (noise["judge"], noise["num_judged"]) == ("the judge", 60)
+    in_all = noise["noise"]["in_all"]
+    assert in_all["verdict"] == "cannot tell" and "by 60 gold rows the judge does not tell the labels apart" in in_all["reason"]
