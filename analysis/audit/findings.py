@@ -531,10 +531,6 @@ def _lift(found: OneField | None) -> Figure | None:
     return Figure(found.lift.mean, found.lift.interval, found.lift.n, "points") if found and found.lift else None
 
 
-def _than(found: Figure, base: Figure | None) -> str:
-    return f", and {percent(base.value)} of the reference's" if base else ""
-
-
 def _of(share: Share) -> str:
     return f"{thousands(share.count)} of {thousands(share.n)}"
 

@@ -1,4 +1,4 @@
-"""Pairs in English, Chinese and Hindi with known numbers of copies and leaks, and a heuristic of a known strength."""
+"""Texts in English, Chinese and Hindi with known numbers of copies, leaks and flips, and a heuristic of a known strength."""
 
 import random
 from dataclasses import dataclass, field
@@ -81,3 +81,20 @@ def planted(language: str, num_rows: int = 3_000, *, seed: int = 0, is_clean: bo
             table += rows([(premise, hypothesis, other)])
         table += rows(source.sample(tests, 45))
     return Planted(pa.Table.from_pylist(table), pa.Table.from_pylist(rows(tests)), 1.0 if is_clean else 9.0, counts)
+
+
+def flipped(language: str, share: float, num_rows: int = 3_000, *, seed: int = 0) -> pa.Table:
+    """Single texts whose words tell the label, about so many of whose labels are wrong: columns text, label, is_wrong."""
+    source, spoken = random.Random(f"flips {language} {seed}"), LANGUAGES[language]
+    half = len(spoken.words) // 2
+    of_label = {"negative": spoken.words[:half], "positive": spoken.words[half:]}
+    rows = []
+    for _ in range(num_rows):
+        label, other = source.sample(tuple(of_label), 2)
+        # Ten words of its own kind and four of the other: a model of words is nearly always right.
+        words = source.sample(of_label[label], 10) + source.sample(of_label[other], 4)
+        source.shuffle(words)
+        is_wrong = source.random() < share
+        text = spoken.between.join(words) + spoken.end
+        rows.append({"text": text, "label": other if is_wrong else label, "is_wrong": is_wrong})
+    return pa.Table.from_pylist(rows)

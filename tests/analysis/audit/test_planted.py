@@ -3,7 +3,7 @@
 import pytest
 
 from analysis.audit.audit import Audit, AuditSettings, audit
-from tests.analysis.audit.planted import LANGUAGES, Planted, planted
+from tests.analysis.audit.planted import LANGUAGES, Planted, flipped, planted
 
 # By HANS's tokens a Chinese sentence is one.
 OVERLAP = "lexical_overlap_by_words"
@@ -45,3 +45,16 @@ def test_nothing_is_found_where_nothing_is(language: str) -> None:
     for baseline in found.one_field.values():
         assert baseline.lift is not None and baseline.lift.interval is not None
         assert baseline.lift.interval.low <= 0
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("share", "verdict"), [(0.0, "few wrong"), (0.15, "many wrong")])
+def test_flipped_labels_are_found(language: str, share: float, verdict: str) -> None:
+    made = flipped(language, share)
+    found = audit(made, AuditSettings(trusted=flipped(language, 0.0, 2_000, seed=1), processes=1))
+    assert found.label_noise is not None and found.label_noise.noise is not None
+    in_all = found.label_noise.noise.in_all
+    truth = sum(made["is_wrong"].to_pylist()) / made.num_rows
+    assert in_all.interval.low <= truth <= in_all.interval.high and in_all.verdict == verdict
+    wrong = made["is_wrong"].to_numpy(zero_copy_only=False)[found.label_noise.rows - 1]
+    assert wrong.mean() > 0.9 if share else len(wrong) < 0.02 * made.num_rows
