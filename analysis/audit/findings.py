@@ -216,7 +216,10 @@ def _contradictions(audit: Audit) -> Finding:
         if found.count
         else "No row has the words of another and another label."
     )
-    action = f"Relabel or drop the {_rows(found.count)} at odds with an earlier one: {REPAIR}." if found.count else ""
+    action = ""
+    if found.count:
+        which = _rows(found.count)
+        action = f"Drop the {which} and what they contradict: {REPAIR}; or read both (--rows OUT.parquet) and mend the labels."
     reference = audit.reference_duplicates.other_label if audit.reference_duplicates else None
     return Finding(CONTRADICTIONS, "", verdict, level, sentence, action, _figure(found), _figure(reference))
 

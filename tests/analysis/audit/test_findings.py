@@ -97,6 +97,9 @@ def test_a_near_row_with_another_label_is_a_contrast_pair_to_keep() -> None:
     contrast = [{"text": f"{row['text']} really", "label": last[row["label"]]} for row in rows[:100]]
     found = audit(pa.Table.from_pylist(rows + contrast), AuditSettings(tests={"t": pa.Table.from_pylist(rows[:300])}))
     near, leak = of(found, "near-duplicates"), of(found, "leaks")
+    # Rows of a test set that have contrast pairs here, and nothing else, are not given away.
+    others = audit(pa.Table.from_pylist(contrast), AuditSettings(tests={"t": pa.Table.from_pylist(rows)}))
+    assert of(others, "leaks").level == FINE and "100 rows more are near to one of its rows" in of(others, "leaks").sentence
     assert near.level == FINE and "contrast pairs, keep them" in near.sentence
     # The test set is in the file word for word; the contrast pairs of it are not counted among what is to be dropped.
     assert "Drop the 300 rows that repeat t" in leak.action and "contrast pairs, keep them" in leak.sentence
