@@ -4,14 +4,15 @@
     print(found.answer)
     write_page(found, "audit-pool")
 
-Each file is read once, in batches, by at most two processes; what stays in memory are about 150 bytes a row
-(:mod:`analysis.corpus.scan`). Needs no GPU, no Ray and no store.
+Each file is read once, in batches, by at most two processes; of each row about 120 bytes stay, in memory or, of many rows, in
+files (:mod:`analysis.corpus.spill`). Needs no GPU and no store; an engine may need Ray.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,18 +73,35 @@ def judged(found: Audit) -> Audit:
 
 def numbers(evidence: Evidence, report: Report = silent) -> Audit:
     """All numbers of an audit, without its findings."""
-    scan, reference, training = evidence.scan, evidence.reference, evidence.generator_training
-    named, settings, within = evidence.named, evidence.settings, evidence.within_reference
+    scan, reference = evidence.scan, evidence.reference
     # The same number of rows for both, since baseline, words and diversity depend on it.
     num_sampled = min(each.sample.num_rows for each in (scan, reference) if each)
     sample = scan.sample.slice(0, num_sampled)
     base = reference.sample.slice(0, num_sampled) if reference else None
     samples = {"file": sample} | ({"reference": base} if base else {})
     report("measuring samples", 0, None)
-    baselines = one_field_each(samples, scan.fields)
     noise = _label_noise(evidence, report)
     if noise is not None:
         evidence = replace(evidence, by_row=(*evidence.by_row, _doubtful(scan, noise)))
+    with ThreadPoolExecutor(2) as pool:
+        # These take longest; all else is measured beside them.
+        baselines = pool.submit(one_field_each, samples, scan.fields)
+        shown_rows = pool.submit(_samples, evidence)
+        measured = _measured(evidence, sample, base)
+    baseline = baselines.result()
+    return replace(
+        measured,
+        label_noise=noise,
+        one_field=baseline["file"],
+        reference_one_field=baseline.get("reference", {}),
+        samples=tuple(shown_rows.result()),
+    )
+
+
+def _measured(evidence: Evidence, sample: pa.Table, base: pa.Table | None) -> Audit:
+    """The numbers without the baselines on one field, and without rows to look at."""
+    scan, reference, training = evidence.scan, evidence.reference, evidence.generator_training
+    named, settings, within = evidence.named, evidence.settings, evidence.within_reference
     leaks = {name: (evidence.tests[name], copies) for name, copies in evidence.leaks.items()}
     return Audit(
         name=_name_of(scan.path),
@@ -103,16 +121,16 @@ def numbers(evidence: Evidence, report: Report = silent) -> Audit:
         reference_duplicates=_count_copies(reference, reference, within) if reference and within else None,
         copies=tuple(_count_copies(scan, other, found, named) for other, found in evidence.copies),
         leaks={name: _count_copies(scan, test, found, named, is_test=True) for name, (test, found) in leaks.items()},
-        label_noise=noise,
-        one_field=baselines["file"],
-        reference_one_field=baselines.get("reference", {}),
+        label_noise=None,
+        one_field={},
+        reference_one_field={},
         single_words={found.field: found for found in single_words(sample, scan.fields)},
         reference_single_words={found.field: found for found in single_words(base, scan.fields)} if base else {},
         lengths=tuple(lengths(scan)),
         reference_lengths=tuple(lengths(reference)) if reference else (),
         diversity=tuple(diversity(sample, scan.fields)),
         reference_diversity=tuple(diversity(base, scan.fields)) if base else (),
-        samples=tuple(_samples(evidence)),
+        samples=(),
         seconds=0.0,
         evidence=evidence,
     )
