@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 from analysis.corpus.columns import ColumnNames
 from analysis.corpus.input import TextFile, open_texts
 from analysis.corpus.scan import NUM_COMPONENTS, Report, Scan, scan_texts, silent
-from analysis.corpus.spill import CHUNK_ROWS, Keyed, by_key, chunks, forget, part_of, parts_of
+from analysis.corpus.spill import CHUNK_ROWS, Keyed, by_key, chunks, forget, part_of, parts_of, taken
 from analysis.corpus.words import GOLDEN, mixed
 
 BAND = 3
@@ -295,10 +295,15 @@ def _near(scan: Scan, chosen: np.ndarray, source: Scan | None, report: Callable[
 def _near_in_band(scan: Scan, chosen: np.ndarray, source: Scan | None, band: int) -> Pairs:
     def keyed(where: slice) -> Keyed:
         rows = np.flatnonzero(chosen[where]) + where.start
-        return band_keys(scan.signature[where], band)[rows - where.start], rows
+        keys = band_keys(scan.signature[where], band)[rows - where.start]
+        # Signatures are half of a scan, and each band reads all of them.
+        forget(scan.signature)
+        return keys, rows
 
     def keyed_source(where: slice) -> Keyed:
-        return band_keys(source.signature[where], band), np.arange(where.start, where.stop)  # type: ignore[union-attr]
+        keys = band_keys(source.signature[where], band)  # type: ignore[union-attr]
+        forget(source.signature)  # type: ignore[union-attr]
+        return keys, np.arange(where.start, where.stop)
 
     found = []
     if source is None:
@@ -339,7 +344,7 @@ def agreeing(candidates: Iterable[Pairs], signature: np.ndarray, source: np.ndar
     found = []
     for rows, others in candidates:
         for where in chunks(len(rows)):
-            agree = (signature[rows[where]] == source[others[where]]).sum(axis=1) >= MIN_AGREEING
+            agree = (taken(signature, rows[where]) == taken(source, others[where])).sum(axis=1) >= MIN_AGREEING
             found.append((rows[where][agree], others[where][agree]))
     return first_of_each(found)
 
@@ -366,7 +371,7 @@ def band_keys(signature: np.ndarray, band: int) -> np.ndarray:
 
 def similarity(scan: Scan, rows: np.ndarray, source: Scan, others: np.ndarray) -> np.ndarray:
     """How alike rows are, between 0 and 1, from their signatures: float [num_rows], with an error of up to 0.09 (one sigma)."""
-    return np.asarray((scan.signature[rows] == source.signature[others]).mean(axis=1))
+    return np.asarray((taken(scan.signature, rows) == taken(source.signature, others)).mean(axis=1))
 
 
 class OneMachine:

@@ -96,11 +96,31 @@ class Columns:
 def forget(*arrays: np.ndarray) -> None:
     """Let go of the memory of arrays that lie in files; they are read from there again when they are next used."""
     for array in arrays:
-        base: Any = array
-        while base is not None and not isinstance(base, mmap.mmap):
-            base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-        if base is not None:
-            base.madvise(mmap.MADV_DONTNEED)
+        if (content := _content_of(array)) is not None:
+            content.madvise(mmap.MADV_DONTNEED)
+
+
+def _content_of(array: np.ndarray) -> mmap.mmap | None:
+    """The content of the file that an array lies in; None of one in memory."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return base
+
+
+def taken(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`array[rows]`; of an array that lies in a file, no more than a chunk is in memory at a time, whatever the rows' order."""
+    if _content_of(array) is None:
+        return array[rows]
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    for where in chunks(len(array)):
+        start, end = np.searchsorted(ordered, (where.start, where.stop))
+        if start < end:
+            found[order[start:end]] = array[ordered[start:end]]
+            forget(array)
+    return found
 
 
 def chunks(num_rows: int, size: int | None = None) -> Iterator[slice]:

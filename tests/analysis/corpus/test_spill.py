@@ -12,7 +12,7 @@ from analysis.corpus import scan, spill
 from analysis.corpus.copies import Copies, copies_of, duplicates, is_among
 from analysis.corpus.input import open_texts
 from analysis.corpus.scan import Scan, scan_texts
-from analysis.corpus.spill import Columns, by_key, forget
+from analysis.corpus.spill import Columns, by_key, forget, taken
 from benchmarks.pairs import Planted, write_pairs
 from pipelines.errors import UserError
 
@@ -62,7 +62,7 @@ def test_parts_files_threads_and_processes_change_nothing(
     assert np.bincount(copies.kinds, minlength=3)[:2].sum() == planted.leaked
 
 
-def test_columns_in_files_are_those_in_memory() -> None:
+def test_columns_in_files_are_those_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[dict[str, np.ndarray]] = [
         {
             "a": np.arange(9, dtype=np.uint16).reshape(3, 3) + n,
@@ -82,6 +82,10 @@ def test_columns_in_files_are_those_in_memory() -> None:
         assert np.array_equal(found[name], expected[name])
     forget(*found.values(), *expected.values())
     assert np.array_equal(found["a"], expected["a"]), "what was let go of is read again"
+    monkeypatch.setattr(spill, "CHUNK_ROWS", 4)
+    for rows in (np.array([14, 0, 3, 3, 9, 4]), np.zeros(0, np.int64)):
+        assert np.array_equal(taken(found["a"], rows), expected["a"][rows])
+        assert np.array_equal(taken(expected["b"], rows), expected["b"][rows])
 
 
 def test_equal_keys_meet_in_one_part_with_ascending_rows() -> None:
