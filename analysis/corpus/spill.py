@@ -21,6 +21,8 @@ MEMORY_BYTES = 64 << 20
 """Columns of a scan that are kept in memory; more lie in files."""
 PART_ROWS = 1 << 21
 """Rows whose keys are in memory at once."""
+MAX_PARTS = 200
+"""Each has two open files, of which a process may have a thousand; beyond, at 400 million rows, parts are larger."""
 CHUNK_ROWS = 1 << 18
 
 
@@ -171,8 +173,8 @@ def by_key(num_rows: int, keyed: Callable[[slice], Keyed], num_parts: int | None
 
 
 def parts_of(num_rows: int) -> int:
-    """How many parts it takes for PART_ROWS in each."""
-    return max(1, -(-num_rows // PART_ROWS))
+    """How many parts it takes for PART_ROWS in each, up to MAX_PARTS."""
+    return min(max(1, -(-num_rows // PART_ROWS)), MAX_PARTS)
 
 
 def part_of(keys: np.ndarray, num_parts: int) -> np.ndarray:
