@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy import optimize, sparse, special, stats
+from scipy import optimize, sparse, stats
 from scipy.sparse import csgraph
 
 from analysis.corpus.audited import AuditedHeuristic
@@ -353,9 +353,13 @@ def fit_logistic(features: Any, codes: np.ndarray, num_labels: int) -> np.ndarra
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(shape)
         logits = features @ weights
-        log_sums = special.logsumexp(logits, axis=1, keepdims=True)
-        gradient = transposed @ (np.exp(logits - log_sums) - targets) + PENALTY * weights
-        value = float((log_sums.sum() - (logits * targets).sum()) + 0.5 * PENALTY * (flat @ flat))
+        highest = logits.max(axis=1, keepdims=True)
+        shares = np.exp(logits - highest)
+        sums = shares.sum(axis=1, keepdims=True)
+        shares /= sums
+        gradient = transposed @ (shares - targets) + PENALTY * weights
+        log_likelihood = logits[np.arange(len(codes)), codes].sum() - (highest + np.log(sums)).sum()
+        value = float(0.5 * PENALTY * (flat @ flat) - log_likelihood)
         return value / len(codes), gradient.ravel() / len(codes)
 
     # More steps change the weights of rare words, and no accuracy.
