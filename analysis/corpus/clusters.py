@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.corpus.spill import by_key, forget
+from analysis.corpus.spill import Keyed, by_key, forget
 
 NUM_CELLS = 4
 NO_CELL = 4
@@ -52,11 +52,16 @@ def clusters_of(hashes: np.ndarray) -> Clusters:
     """The rows with the same hash, uint64 of shape (num_rows,) with at least one row, as clusters."""
     kind = np.int32 if len(hashes) < 1 << 31 else np.int64
     parts = []
-    for keys, rows in by_key(len(hashes), lambda where: (hashes[where], np.arange(where.start, where.stop))):
+
+    def keyed(where: slice) -> Keyed:
+        keys = hashes[where].copy()
+        forget(hashes)
+        return keys, np.arange(where.start, where.stop)
+
+    for keys, rows in by_key(len(hashes), keyed):
         order = np.argsort(keys)
         keys = keys[order]
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
         if len(keys):
             parts.append((rows[order].astype(kind), starts.astype(kind)))
-    forget(hashes)
     return Clusters(len(hashes), tuple(parts))

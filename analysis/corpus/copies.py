@@ -268,6 +268,7 @@ def is_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
         chosen = np.concatenate([_of_part(others[where], part, num_parts) for where in chunks(len(others))])
         for where in chunks(len(hashes), 4 * CHUNK_ROWS):
             found[where] |= _is_in(hashes[where], chosen)
+            forget(hashes)
     forget(hashes, others)
     return found
 

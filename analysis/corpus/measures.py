@@ -22,6 +22,7 @@ from analysis.corpus.audited import AuditedHeuristic
 from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, clusters_of
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.scan import Scan
+from analysis.corpus.spill import forget
 from analysis.corpus.words import in_order, mixed, word_hashes, word_pairs
 from analysis.stats.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
 
@@ -387,6 +388,7 @@ def lengths(scan: Scan) -> list[Length]:
     measured = []
     for code, name in enumerate(scan.labels):
         of_label = scan.lengths[scan.label == code]
+        forget(scan.lengths)
         for index, field in enumerate(scan.fields):
             values = of_label[:, index]
             n, mean = len(values), float(values.mean())
