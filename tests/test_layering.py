@@ -22,8 +22,8 @@ MOST_FILES = 12
 TASKS, TABLES, DATA, REPAIR = "pipelines.tasks", "pipelines.tables", "pipelines.data", "pipelines.repair"
 PACKING, ADAPTERS = "pipelines.packing", "pipelines.adapters"
 MODELS, FINETUNE, EVALUATE, GENERATE = (f"pipelines.{room}" for room in ("models", "finetune", "evaluate", "generate"))
-WORKERS = "pipelines.workers"
-PIPELINES = ("pipelines", TASKS, TABLES, REPAIR, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE)
+WORKERS, EXPORT = "pipelines.workers", "pipelines.export"
+PIPELINES = ("pipelines", TASKS, TABLES, REPAIR, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE, EXPORT)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 CLUSTER = "sweep.cluster"
@@ -47,6 +47,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     FINETUNE: ("pipelines", TASKS, PACKING, ADAPTERS, MODELS, WORKERS),
     EVALUATE: ("pipelines", TASKS, PACKING, ADAPTERS, MODELS, WORKERS),
     GENERATE: ("pipelines", TASKS, WORKERS),
+    EXPORT: ("pipelines", TASKS, ADAPTERS, MODELS),
     GRAPH: PIPELINES,
     STUDY: (*PIPELINES, GRAPH),
     PLAN: (*PIPELINES, GRAPH, STUDY),
@@ -85,9 +86,9 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
 
 # Each heavy library and the only rooms that may import it.
 HEAVY: Mapping[str, tuple[str, ...]] = {
-    "torch": (PACKING, ADAPTERS, MODELS, FINETUNE, EVALUATE, GENERATE),
+    "torch": (PACKING, ADAPTERS, MODELS, FINETUNE, EVALUATE, GENERATE, EXPORT),
     "triton": (PACKING, ADAPTERS, GENERATE),
-    "transformers": (PACKING, MODELS, FINETUNE, EVALUATE, GENERATE),
+    "transformers": (PACKING, MODELS, FINETUNE, EVALUATE, GENERATE, EXPORT),
     "peft": (FINETUNE,),
     "deepspeed": (FINETUNE,),
     "vllm": (GENERATE,),
