@@ -26,6 +26,7 @@ from pipelines.models.architectures import ARCHITECTURES, architecture, architec
 from pipelines.models.checkpoint_files import (
     check_checkpoint,
     check_finite,
+    check_heads,
     check_inside,
     check_shape,
     check_texts,
@@ -64,7 +65,8 @@ class ScratchModelConfig:
     are one token each. `pretraining` reads each example twice over, without its label: what a pretrained model knows of words
     and nothing of the task. None leaves the weights random.
 
-    Raises :class:`UserError` for heads that do not divide the hidden size, or that cannot share keys and values evenly.
+    Raises :class:`UserError` for a size below 1, and for heads that do not divide the hidden size, or that cannot
+    share keys and values evenly.
     """
 
     hidden_size: int = 128
@@ -80,6 +82,10 @@ class ScratchModelConfig:
     task: Task = added(NLI)
 
     def __post_init__(self) -> None:
+        sizes = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "vocabulary_size", "max_length")
+        for name in sizes:
+            if (size := getattr(self, name)) < 1:
+                raise UserError(f"{name}={size} of a model that is made from scratch; give a whole number from 1 on")
         if self.hidden_size % (2 * self.num_heads):
             raise UserError(
                 f"hidden_size={self.hidden_size} with num_heads={self.num_heads}: each head has an even share of it; give a "
@@ -181,14 +187,20 @@ def pretrained_model_config(
 
 
 def _model_type(folder: Path) -> str:
-    """The architecture that `folder/config.json` names, "" if it cannot be read. Raises UserError if it is not known here."""
+    """The architecture that `folder/config.json` names, "" if it cannot be read.
+
+    Raises UserError if it is not known here, and for heads that its sizes do not allow.
+    """
     try:
         settings = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         # What is damaged is refused, with its reason, when the model is prepared.
         return ""
     is_named = isinstance(settings, dict) and isinstance(settings.get("model_type"), str)
-    return architecture(settings, folder / "config.json").model_type if is_named else ""
+    if not is_named:
+        return ""
+    check_heads(folder / "config.json", settings)
+    return architecture(settings, folder / "config.json").model_type
 
 
 # meta-llama/Llama-2-7b-hf's public config.json.

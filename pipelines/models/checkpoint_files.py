@@ -124,6 +124,7 @@ def check_shape(path: Path, *, most_layers: int = MOST_LAYERS, largest_extent: i
         raise UserError(f"{path} names no model_type: {AGAIN}")
     architecture(config, path)
     check_sizes(path, config, most_layers=most_layers, largest_extent=largest_extent)
+    check_heads(path, config)
     for key in ("attn_implementation", "_attn_implementation"):
         if "/" in str(config.get(key, "")):
             raise UserError(f"{path} has {key}={config[key]!r}, code from elsewhere, which is never run: remove that line")
@@ -147,6 +148,25 @@ def check_sizes(path: Path, sizes: Mapping[str, Any], *, most_layers: int, large
                     raise UserError(
                         f"{path} has {key}={number!r}, where a whole number from 1 to {most:,} is possible ({reason}): {AGAIN}"
                     )
+
+
+def check_heads(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise UserError if the attention heads that a config.json names cannot share its hidden size, or keys and values.
+
+    Where the heads' size is given, or one of the numbers is not, nothing is said of the hidden size.
+    """
+    heads, hidden, shared = (settings.get(key) for key in ("num_attention_heads", "hidden_size", "num_key_value_heads"))
+    if type(heads) is not int or heads < 1:
+        return
+    if type(hidden) is int and not settings.get("head_dim") and hidden % heads:
+        raise UserError(
+            f"{path} has hidden_size={hidden} and num_attention_heads={heads}, which does not divide it, and no head_dim: "
+            f"{AGAIN}"
+        )
+    if type(shared) is int and shared > 0 and heads % shared:
+        raise UserError(
+            f"{path} has num_attention_heads={heads} and num_key_value_heads={shared}, which does not divide them: {AGAIN}"
+        )
 
 
 def check_finite(path: Path, source: Path) -> None:

@@ -359,23 +359,30 @@ class Study:
     @classmethod
     def load(cls, store: Store, name: str) -> "Study":
         """Raises UserError, naming the studies that there are, for one that was never run into the store."""
+        loaded = cls.manifest(store, name)
+        if loaded is None:
+            known = ", ".join(store.studies()) or "none yet"
+            raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give --store")
+        # A store's own errors name what could not be read.
+        steps = tuple(dataclasses.replace(step, **_record_of(step, store)) for step in loaded.steps)
+        return dataclasses.replace(loaded, steps=steps)
+
+    @classmethod
+    def manifest(cls, store: Store, name: str) -> "Study | None":
+        """What its last run was to build, without any record; None if it was never run. Raises UserError if it is damaged."""
         where = cls.path(store, name)
         text = store._read(where)
         if text is None:
-            known = ", ".join(store.studies()) or "none yet"
-            raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give --store")
+            return None
         try:
             values = unseal(text)
             steps = tuple(StudyStep(**step) for step in values["steps"])
             for step in steps:
                 assert step.id  # its parts are names
             check_study_name(values["experiment"])
-            loaded = cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
+            return cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{where} is not a readable study ({error}); run the experiment again to write it anew") from error
-        # A store's own errors name what could not be read.
-        steps = tuple(dataclasses.replace(step, **_record_of(step, store)) for step in steps)
-        return dataclasses.replace(loaded, steps=steps)
 
     def save(self, store: Store) -> None:
         """Write the manifest, if it is not there as it is; records are not part of it."""

@@ -15,6 +15,10 @@ from sweep.study.inputs import left_out, missing_inputs
 from sweep.study.paper import Note, departures, unsettled
 
 COST_COLUMNS = ("examples", "tokens", "GPU-hours", "on demand", "spot", "disk")
+MOST_CHANGES = 8
+"""Changes that a plan lists in a line each; a study that changed altogether has dozens."""
+MOST_FIELDS = 3
+"""Fields that such a line names."""
 MIN_WIDTH = 116
 """Columns of text that the table with costs needs; a narrower terminal breaks its lines."""
 
@@ -60,8 +64,8 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
             state = "cached" if planned.is_cached else f"build: {planned.reason}"
             console.print(f"  {planned.step.name}-{planned.step.fingerprint[:SHORT]}  {state}")
         return
-    for (stage, reason), count in _reasons(plan).items():
-        console.print(f"  {count} {stage}: {reason}")
+    for line in _reason_lines(plan):
+        console.print(line)
 
 
 def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
@@ -215,6 +219,55 @@ def _by_stage(plan: Plan) -> dict[str, list[Planned]]:
 
 def _reasons(plan: Plan) -> Mapping[tuple[str, str], int]:
     return Counter((planned.step.stage, planned.reason) for planned in plan.missing)
+
+
+def _reason_lines(plan: Plan) -> Iterator[str]:
+    """Why what is missing has to be built, each change once: with it, how much is built again for it."""
+    new = Counter(planned.step.stage for planned in plan.missing if planned.reason == "new")
+    if new:
+        yield f"  {new.total():,} new: {_listed(new)}"
+    others = Counter((planned.step.stage, planned.reason) for planned in plan.missing if not planned.causes)
+    for (stage, reason), count in others.items():
+        if reason != "new":
+            yield f"  {count:,} {stage}: {reason}"
+    by_causes: dict[tuple[str, ...], Counter[str]] = {}
+    for planned in plan.missing:
+        if planned.causes:
+            by_causes.setdefault(tuple(sorted(planned.causes)), Counter())[planned.step.stage] += 1
+    if not by_causes:
+        return
+    yield "what changed since this study's last build:"
+    said: set[str] = set()
+    lines: list[tuple[str, int]] = []
+    several = Counter[str]()
+    for causes, stages in by_causes.items():
+        if unsaid := [cause for cause in causes if cause not in said]:
+            said.update(unsaid)
+            lines.append((f"  {_folded(unsaid)}: {_with_more(stages)}", stages.total()))
+        else:
+            several += stages
+    for line, _ in lines[:MOST_CHANGES]:
+        yield line
+    if rest := lines[MOST_CHANGES:]:
+        yield f"  and {len(rest):,} more changes, with {sum(num for _, num in rest):,} steps: --all lists them"
+    if several:
+        yield f"  and {several.total():,} more for several of these reasons: {_listed(several)}"
+
+
+def _folded(causes: Sequence[str]) -> str:
+    more = len(causes) - MOST_FIELDS
+    return "; ".join(causes[:MOST_FIELDS]) + (f"; and {more:,} more fields (--all lists them)" if more > 0 else "")
+
+
+def _with_more(stages: Counter[str]) -> str:
+    """What a change rebuilds, by its first stage: what comes after does not need to be listed."""
+    (first, num), *_ = stages.items()
+    more = stages.total() - num
+    return f"{num:,} {first}" + (f", and {more:,} more for the same reason" if more else "")
+
+
+def _listed(stages: Mapping[str, int]) -> str:
+    return ", ".join(f"{num:,} {stage}" for stage, num in stages.items())
 
 
 def _missing_total(costs: PlanCosts, stage: str) -> Total:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipelines.errors import DamagedError, UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.integrity import changed_inputs, why_stale
-from sweep.graph.records import ArtifactId, Record, Store
+from sweep.graph.records import ArtifactId, Record, Store, Study
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
 from sweep.graph.step import Step
 from sweep.plan.costs import (
@@ -42,6 +43,7 @@ class Planned:
 
     `is_stale`: there is an artifact, and it was built from inputs that have other content by now. `is_uncertain`: it was built,
     directly or not, from what is to be built again, and is kept if that comes out as before. `damage` is a damaged record's.
+    `causes` are the changes behind the reason, each as `stage.field old → new`, the same words for all that one change touches.
     """
 
     step: Step
@@ -50,21 +52,33 @@ class Planned:
     is_stale: bool = False
     is_uncertain: bool = False
     damage: str = ""
+    causes: tuple[str, ...] = ()
 
     @property
     def is_cached(self) -> bool:
         return self.record is not None
 
 
-def make_plan(steps: Sequence[Step], store: Store, *, reasons: bool = True, keep_dependents: bool = False) -> list[Planned]:
+def make_plan(
+    steps: Sequence[Step],
+    store: Store,
+    *,
+    earlier: Study | None = None,
+    reasons: bool = True,
+    keep_dependents: bool = False,
+) -> list[Planned]:
     """Look each step up in the store; `steps` come after their inputs. Without `reasons`, older artifacts are not read.
 
+    What is missing is compared with the artifact in its place in the `earlier` build of the same study (its manifest), and with
+    no other study's in the store; without one, all that is missing is new.
     A damaged record counts as none. What was built from other content than its inputs have now is to be built again, unless
     `keep_dependents`. Only records are compared: no file is read.
     """
     planned: dict[str, Planned] = {}
     built: dict[str, Record] = {}
     folders = {stage: store.folders(stage) for stage in {step.stage for step in steps}}
+    of_earlier = {(step.stage, step.slug): step.id for step in earlier.steps} if earlier else {}
+    read = cache(partial(_record_if_whole, store=store))
     for step in steps:
         there = folders[step.stage].get(step.slug, ())
         is_begun = step.fingerprint[:SHORT] in there
@@ -76,8 +90,7 @@ def make_plan(steps: Sequence[Step], store: Store, *, reasons: bool = True, keep
         if damage:
             planned[step.fingerprint] = Planned(step, None, f"damaged: {damage}", damage=damage)
         elif record is None:
-            reason = "begun and not finished" if is_begun else _reason(step, there, store) if reasons else ""
-            planned[step.fingerprint] = Planned(step, None, reason if reasons else "")
+            planned[step.fingerprint] = _missing(step, is_begun, of_earlier, read) if reasons else Planned(step, None)
         elif (changed := changed_inputs(record, built)) and not keep_dependents:
             planned[step.fingerprint] = Planned(step, None, why_stale(record, changed), is_stale=True)
         else:
@@ -261,7 +274,12 @@ def plan_study(
     check_blindspot(experiment)
     grid = build_grid(experiment)
     check_pools(grid)
-    steps = make_plan(grid, store, reasons=reasons, keep_dependents=keep_dependents)
+    earlier = None
+    if reasons:
+        # One that cannot be read is written anew by the run.
+        with contextlib.suppress(UserError):
+            earlier = Study.manifest(store, experiment.name)
+    steps = make_plan(grid, store, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
     endpoint = endpoint_costs([planned.step for planned in steps if not planned.is_cached], table)
     try:
         costs = cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others)
@@ -345,16 +363,18 @@ def check_budget(plan: Plan, budget: float, spent: Spending = NOTHING) -> str:
     return f"{cost}, within the budget of {dollars(budget)}"
 
 
-def _reason(step: Step, there: Iterable[str], store: Store) -> str:
-    """The reason that there is no artifact: what differs from the nearest of the same stage and slug, of those `there`."""
-    records = [_record_if_whole(replace(step.id, fingerprint=fingerprint), store) for fingerprint in there]
-    candidates = [(changes(step, old, store), old.created) for old in records if old is not None]
-    if not candidates:
-        return "new"
-    # Stable sorts: the newest of those with the fewest changes.
-    candidates.sort(key=lambda candidate: candidate[1], reverse=True)
-    candidates.sort(key=lambda candidate: len(candidate[0]))
-    return "; ".join(candidates[0][0])
+Read = Callable[[ArtifactId], Record | None]
+
+
+def _missing(step: Step, is_begun: bool, of_earlier: Mapping[tuple[str, str], ArtifactId], read: Read) -> Planned:
+    """A step that has no artifact, with the reason: what differs from the one in its place in the study's earlier build."""
+    if is_begun:
+        return Planned(step, None, "begun and not finished")
+    reference = of_earlier.get((step.stage, step.slug))
+    old = read(reference) if reference else None
+    if reference is None or old is None:
+        return Planned(step, None, "new")
+    return Planned(step, None, "; ".join(changes(step, old, read)), causes=tuple(_root_changes(step, reference, read)))
 
 
 def _record_if_whole(artifact: ArtifactId, store: Store) -> Record | None:
@@ -365,7 +385,7 @@ def _record_if_whole(artifact: ArtifactId, store: Store) -> Record | None:
         return None
 
 
-def changes(step: Step, old: Record, store: Store) -> list[str]:
+def changes(step: Step, old: Record, read: Read) -> list[str]:
     """The differences between `step` and an existing artifact: its own fields, then its inputs', each with its root field."""
     differences = _own_changes(step, old)
     for name, source in sorted(step.inputs.items()):
@@ -373,7 +393,7 @@ def changes(step: Step, old: Record, store: Store) -> list[str]:
         if reference is None:
             differences.append(f"input {name} is new")
         elif reference.fingerprint != source.fingerprint:
-            roots = _root_changes(source, reference, store)
+            roots = _root_changes(source, reference, read)
             differences.append(f"input {name} changed because {', '.join(roots)}")
     differences.extend(f"input {name} is gone" for name in sorted(set(old.inputs) - set(step.inputs)))
     return differences
@@ -394,9 +414,9 @@ def _own_changes(step: Step, old: Record) -> list[str]:
     return differences
 
 
-def _root_changes(step: Step, reference: ArtifactId, store: Store) -> list[str]:
-    """The changed fields, as stage.field, that made the input another artifact."""
-    old = _record_if_whole(reference, store)
+def _root_changes(step: Step, reference: ArtifactId, read: Read) -> list[str]:
+    """The changed fields, as stage.field, that made it another artifact than `reference`."""
+    old = read(reference)
     if old is None:
         return [f"{step.stage} is another artifact than {reference.slug}, which is gone"]
     roots = [f"{step.stage}.{change}" for change in _own_changes(step, old)]
@@ -405,7 +425,7 @@ def _root_changes(step: Step, reference: ArtifactId, store: Store) -> list[str]:
         if before is None:
             roots.append(f"{step.stage} has a new input {name}")
         elif before.fingerprint != source.fingerprint:
-            roots.extend(change for change in _root_changes(source, before, store) if change not in roots)
+            roots.extend(change for change in _root_changes(source, before, read) if change not in roots)
     roots.extend(f"{step.stage} has lost its input {name}" for name in sorted(set(old.inputs) - set(step.inputs)))
     return roots
 

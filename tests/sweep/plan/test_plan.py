@@ -8,22 +8,26 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.finetune.base_model import ScratchModelConfig, pretrained_model_config
 from pipelines.finetune.recipe import FinetuneConfig
 from sweep.graph import stages
-from sweep.graph.records import Record, Store
+from sweep.graph.records import Record, Store, Study
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, Spending
 from sweep.plan.costs import total
 from sweep.plan.page import plan_json, print_plan
-from sweep.plan.plan import OverBudgetError, Plan, PlanCosts, check_budget, cost_plan, make_plan
-from sweep.plan.throughputs import NoEstimate, read_table
+from sweep.plan.plan import OverBudgetError, Plan, PlanCosts, check_budget, cost_plan, make_plan, plan_study
+from sweep.plan.throughputs import Gpu, NoEstimate, read_table
+from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import paper
 from sweep.study.grid import build_grid
+from sweep.study.loading import Loaded
 from tests.sweep.conftest import record_of
 
 
-def reasons(experiment: Experiment, store: Store) -> dict[str, str]:
-    planned = make_plan(build_grid(experiment), store)
+def reasons(experiment: Experiment, store: Store, earlier: Experiment | None = None) -> dict[str, str]:
+    before = manifest(Loaded(earlier, {}), build_grid(earlier)) if earlier else None
+    planned = make_plan(build_grid(experiment), store, earlier=before)
     return {one.step.name: one.reason for one in planned if not one.is_cached}
 
 
@@ -44,7 +48,7 @@ def test_the_changed_field_is_named_through_the_graph(experiment: Experiment, tm
     record_all(build_grid(experiment), store)
     finetune = FinetuneConfig(learning_rate=0.001)
     generator = dataclasses.replace(experiment.generator, finetune=finetune)
-    found = reasons(dataclasses.replace(experiment, generator=generator), store)
+    found = reasons(dataclasses.replace(experiment, generator=generator), store, experiment)
     change = "finetune.learning_rate 2e-05 → 0.001"
     assert found["generator/generator"] == change
     for name, source in (
@@ -60,19 +64,123 @@ def test_the_changed_field_is_named_through_the_graph(experiment: Experiment, tm
 def test_a_stage_version_is_named(
     experiment: Experiment, tmp_path: Path, record_all: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store, steps = Store(tmp_path), build_grid(experiment)
+    record_all(steps, store)
+    earlier = manifest(Loaded(experiment, {}), steps)
+    monkeypatch.setitem(stages.REGISTRY, "evaluation", dataclasses.replace(stages.REGISTRY["evaluation"], version=7))
+    planned = make_plan(build_grid(experiment), store, earlier=earlier)
+    assert {one.reason for one in planned if not one.is_cached} == {"stage version 2 → 7"}
+
+
+def test_the_studys_own_last_build_is_compared_and_no_other(
+    experiment: Experiment, tmp_path: Path, record_all: Callable
+) -> None:
+    store = Store(tmp_path)
+    own = dataclasses.replace(experiment, cell=FinetuneConfig(epochs=3, learning_rate=0.5, batch_size=7))
+    nearer = dataclasses.replace(experiment, cell=FinetuneConfig(epochs=9))
+    for built in (own, nearer):
+        record_all(build_grid(built), store)
+    changed = dataclasses.replace(experiment, cell=FinetuneConfig(epochs=4, learning_rate=0.5, batch_size=7))
+    assert reasons(changed, store, own)["task_model/start0-original-30-seed0"] == "finetune.epochs 3.0 → 4.0"
+    assert set(reasons(changed, store).values()) == {"new"}
+
+
+def test_a_study_beside_another_ones_store_is_new_and_one_line_says_so(
+    experiment: Experiment, llama: Experiment, tmp_path: Path, record_all: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, table = Store(tmp_path), read_table()
+    record_all(build_grid(experiment), store)
+    manifest(Loaded(experiment, {}), build_grid(experiment)).save(store)
+    other = dataclasses.replace(llama, name="other")
+    plan = plan_study(other, store, table, lambda _: table.gpu("h200"), 8)
+    print_plan(plan)
+    shown = capsys.readouterr().out
+    assert f"  {len(plan.steps)} new: 1 sources, 1 base_model, 1 generator, 1 synthetic_pool, " in shown
+    assert "gone" not in shown and "what changed" not in shown
+
+
+def test_an_inherited_change_is_said_once(
+    experiment: Experiment, tmp_path: Path, record_all: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    steps = build_grid(experiment)
+    record_all(steps, store)
+    manifest(Loaded(experiment, {}), steps).save(store)
+    changed = dataclasses.replace(
+        experiment,
+        generator=dataclasses.replace(experiment.generator, finetune=FinetuneConfig(learning_rate=0.001)),
+        cell=FinetuneConfig(epochs=7),
+    )
+
+    def plan() -> Plan:
+        return plan_study(changed, store, read_table(), no_gpu, 8)
+
+    print_plan(plan())
+    shown = capsys.readouterr().out
+    assert shown.partition("what changed since this study's last build:\n")[2].splitlines() == [
+        "  generator.finetune.learning_rate 2e-05 → 0.001: 1 generator, and 5 more for the same reason",
+        "  task_model.finetune.epochs 1.0 → 7.0: 4 task_model, and 4 more for the same reason",
+        "  and 16 more for several of these reasons: 8 task_model, 8 evaluation",
+    ]
+    print_plan(plan(), all_steps=True)
+    shown = capsys.readouterr().out
+    assert shown.count("input source changed because generator.finetune.learning_rate 2e-05 → 0.001") == 4
+    # A manifest that cannot be read is the run's to write anew.
+    Path(Study.path(store, "small")).write_text("{")
+    assert {one.reason for one in plan().missing} == {"new"}
+
+
+def test_many_changes_are_folded(
+    experiment: Experiment, tmp_path: Path, record_all: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store(tmp_path)
     record_all(build_grid(experiment), store)
-    monkeypatch.setitem(stages.REGISTRY, "evaluation", dataclasses.replace(stages.REGISTRY["evaluation"], version=7))
-    assert set(reasons(experiment, store).values()) == {"stage version 2 → 7"}
+    manifest(Loaded(experiment, {}), build_grid(experiment)).save(store)
+    base_model = ScratchModelConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=96)
+    print_plan(plan_study(dataclasses.replace(experiment, base_model=base_model), store, read_table(), no_gpu, 8))
+    shown = capsys.readouterr().out.partition("what changed since this study's last build:\n")[2]
+    assert shown.startswith("  base_model.hidden_size 128 → 64; base_model.intermediate_size 384 → 96; ")
+    assert "; and 2 more fields (--all lists them): 1 base_model, and " in shown and len(shown.splitlines()) == 1
 
 
-def test_the_nearest_artifact_is_compared(experiment: Experiment, tmp_path: Path, record_all: Callable) -> None:
-    store = Store(tmp_path)
-    far = FinetuneConfig(epochs=3, learning_rate=0.5, batch_size=7)
-    for cell in (far, FinetuneConfig(epochs=2), FinetuneConfig(epochs=9, learning_rate=0.5)):
-        record_all(build_grid(dataclasses.replace(experiment, cell=cell)), store)
-    found = reasons(dataclasses.replace(experiment, cell=FinetuneConfig(epochs=4)), store)
-    assert found["task_model/start0-original-30-seed0"] == "finetune.epochs 2.0 → 4.0"
+def no_gpu(_: object) -> Gpu:
+    raise NoEstimate("no figures are wanted here")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"hidden_size": 100, "num_heads": 3}, "hidden_size=100 with num_heads=3"),
+        ({"num_heads": 4, "num_kv_heads": 3}, "num_heads=4 with num_kv_heads=3"),
+        ({"num_heads": 0}, "num_heads=0 of a model"),
+        ({"num_kv_heads": 0}, "num_kv_heads=0 of a model"),
+        ({"num_layers": -1}, "num_layers=-1 of a model"),
+    ],
+)
+def test_a_model_of_an_impossible_shape_is_refused_by_name(shape: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ScratchModelConfig(**shape)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"hidden_size": 4095}, "hidden_size=4095 and num_attention_heads=32, which does not divide it"),
+        ({"num_key_value_heads": 5}, "num_attention_heads=32 and num_key_value_heads=5, which does not divide them"),
+    ],
+)
+def test_a_checkpoint_of_an_impossible_shape_is_refused_before_anything_runs(
+    checkpoint: Path, sizes: dict[str, int], words: str
+) -> None:
+    file = checkpoint / "config.json"
+    settings = {**json.loads(file.read_text()), "model_type": "llama"}
+    for name in ("model.safetensors", "tokenizer.json"):
+        (checkpoint / name).write_text("{}")
+    file.write_text(json.dumps(settings))
+    assert pretrained_model_config(str(checkpoint)).model_type == "llama"
+    file.write_text(json.dumps(settings | sizes))
+    with pytest.raises(UserError, match=words):
+        pretrained_model_config(str(checkpoint))
 
 
 def test_a_half_built_folder_is_not_an_artifact(experiment: Experiment, tmp_path: Path) -> None:
