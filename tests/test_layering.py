@@ -26,6 +26,7 @@ WORKERS, EXPORT = "pipelines.workers", "pipelines.export"
 PIPELINES = ("pipelines", TASKS, TABLES, REPAIR, DATA, PACKING, ADAPTERS, MODELS, WORKERS, FINETUNE, EVALUATE, GENERATE, EXPORT)
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
+LIVE = "sweep.live"
 CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
 CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
@@ -52,7 +53,8 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     STUDY: (*PIPELINES, GRAPH),
     PLAN: (*PIPELINES, GRAPH, STUDY),
     INDEX: ("pipelines",),
-    RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX),
+    LIVE: ("pipelines", GRAPH),
+    RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE),
     CLUSTER: ("pipelines", WORKERS, PLAN),
     "analysis": ("pipelines", DATA),
     STATS: ("pipelines", "analysis"),
@@ -69,6 +71,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         STUDY,
         PLAN,
         INDEX,
+        LIVE,
         RUN,
         CLUSTER,
         SCAN,
@@ -81,7 +84,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         AUDIT,
     ),
     # The command line, and what users' studies import.
-    "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, RUN, COMMANDS),
+    "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, COMMANDS),
 }
 
 # Each heavy library and the only rooms that may import it.

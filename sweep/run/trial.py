@@ -29,6 +29,7 @@ from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_as
 from sweep.graph.records import RECORD_FILE, Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
+from sweep.live.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease, lease_if_free
 from sweep.run.failures import (
     MACHINE_LOST,
     Kind,
@@ -40,7 +41,6 @@ from sweep.run.failures import (
     whole_traceback,
     without_secrets,
 )
-from sweep.run.lease import LEASE_FILE, LOCK_FILE, Held, LeaseLostError, lease, lease_if_free
 from sweep.run.machine import hardware, versions
 
 INPUTS_FILE = ".inputs.json"

@@ -33,8 +33,8 @@ from pipelines.finetune.checkpoints import Checkpoints
 from sweep.graph.records import Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
-from sweep.run import lease as leases
-from sweep.run.lease import LEASE_FILE
+from sweep.live import lease as leases
+from sweep.live.lease import LEASE_FILE
 from sweep.run.trial import Order, carry_out
 
 SERVER = """

@@ -14,8 +14,8 @@ from typing import Any
 from pipelines.storage import join, read_text, working_folder, write_if_absent
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
-from sweep.run import lease as leases
-from sweep.run.lease import LeaseLostError, lease
+from sweep.live import lease as leases
+from sweep.live.lease import LeaseLostError, lease
 from sweep.run.trial import Order, carry_out
 from tests.sweep.run.fake_study import Config
 

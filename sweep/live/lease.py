@@ -33,6 +33,7 @@ from pipelines.storage import (
     replace_if_unchanged,
     write_if_absent,
 )
+from sweep.live.process import is_gone, name_of_process
 
 LENGTH_S = 60.0
 """Seconds without renewal after which others may take a lease over; it is renewed six times as often."""
@@ -164,7 +165,8 @@ def _lease(folder: str, when_lost: Callable[[], None], *, wait: bool) -> Iterato
         yield NoLease()
         return
     uri = join(folder, LEASE_FILE)
-    holder = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": _process(os.getpid()), "length_s": LENGTH_S}
+    process = name_of_process(os.getpid())
+    holder = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": process, "length_s": LENGTH_S}
     version = _acquire(uri, holder, wait)
     if version is None:
         yield None
@@ -199,24 +201,7 @@ def _is_over(text: bytes, unchanged_s: float) -> bool:
     """Whether a lease may be taken over that has stood as it is for `unchanged_s`."""
     try:
         values = json.loads(text)
-        return bool(values.get("free")) or unchanged_s > float(values["length_s"]) or _is_gone(str(values["process"]))
+        return bool(values.get("free")) or unchanged_s > float(values["length_s"]) or is_gone(str(values["process"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         # It is damaged: whoever holds it makes it whole at its next renewal.
         return unchanged_s > LENGTH_S
-
-
-def _process(pid: int) -> str:
-    """A process's name among all machines, until they are started again: machine, namespace of ids, id, start."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # From the third field on: the second is the command's name, which may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')} {pid} {fields[19]}" if fields[0] not in "ZX" else ""
-    except OSError:
-        return ""
-
-
-def _is_gone(process: str) -> bool:
-    """Whether it was a process of this machine and has ended; False for another machine's, which cannot be known."""
-    names, own = process.split(" "), _process(os.getpid()).split(" ")
-    return len(names) == 4 and names[:2] == own[:2] and _process(int(names[2])) != process

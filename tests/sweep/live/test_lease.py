@@ -21,9 +21,9 @@ from sweep.graph import stages
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
-from sweep.run import lease as leases
+from sweep.live import lease as leases
+from sweep.live.lease import LEASE_FILE, LOCK_FILE, Lease, LeaseLostError, lease
 from sweep.run import tune
-from sweep.run.lease import LEASE_FILE, LOCK_FILE, Lease, LeaseLostError, lease
 from sweep.run.trial import Order, carry_out
 from tests.sweep.run.fake_study import Config
 
