@@ -63,6 +63,29 @@ def _read_s3(file_system: Any, bucket: str, key: str) -> tuple[bytes, str]:
     return sync(file_system.loop, read)
 
 
+def read_age(file_system: Any, path: str) -> tuple[bytes, float] | None:
+    """An object's content on S3 and its age in seconds, by the store's own clock; None if there is no such object."""
+    from email.utils import parsedate_to_datetime
+
+    from fsspec.asyn import sync
+
+    bucket, key, *_ = file_system.split_path(path)
+
+    async def read() -> tuple[bytes, float]:
+        response = await file_system._call_s3("get_object", Bucket=bucket, Key=key)
+        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        async with response["Body"] as body:
+            return bytes(await body.read()), max((now - response["LastModified"]).total_seconds(), 0.0)
+
+    try:
+        found: tuple[bytes, float] = sync(file_system.loop, read)
+        return found
+    except FileNotFoundError as error:
+        if _code(error) == "NoSuchBucket":
+            raise
+        return None
+
+
 def _read_gcs(file_system: Any, path: str) -> tuple[bytes, str]:
     while True:
         generation = str(file_system.info(path)["generation"])

@@ -13,8 +13,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipelines.object_store import (
     check_address,
     missing_bucket,
     plain_errors,
+    read_age,
     read_version,
     scheme_of,
     share_settings,
@@ -383,6 +386,26 @@ def read_text(uri: str | os.PathLike[str]) -> str | None:
     try:
         with plain_errors(str(uri)), file_system.open(path, "rb") as file:
             return bytes(file.read()).decode()
+    except FileNotFoundError:
+        return None
+
+
+def read_with_age(uri: str | os.PathLike[str]) -> tuple[bytes, float] | None:
+    """A file's content, and the seconds since it was written; None if there is no such file.
+
+    On S3 both times are the store's; elsewhere what the store says of the file is compared with this machine's clock.
+    """
+    file_system, path = filesystem(uri)
+    try:
+        with plain_errors(str(uri)):
+            if scheme_of(file_system) == "s3":
+                return read_age(file_system, path)
+            if is_local(uri):
+                # Of the file that is read: another may have taken its name since.
+                with open(path, "rb") as file:
+                    return file.read(), max(time.time() - os.fstat(file.fileno()).st_mtime, 0.0)
+            age = (datetime.now(UTC) - file_system.modified(path)).total_seconds()
+            return bytes(file_system.cat_file(path)), max(age, 0.0)
     except FileNotFoundError:
         return None
 

@@ -5,15 +5,16 @@ from typing import Annotated
 import typer
 
 from sweep.commands.audit import audit
-from sweep.commands.cluster import check, end
 from sweep.commands.data import experiments, fetch
 from sweep.commands.data_check import check as check_data
 from sweep.commands.options import one_clear_error
 from sweep.commands.plan import plan
-from sweep.commands.results import explain, power, report, status, verdicts
+from sweep.commands.results import explain, power, report, verdicts
 from sweep.commands.run import run
 from sweep.commands.tracking import reindex, ui
-from sweep.commands.verify import verify
+from sweep.commands.upkeep.cluster import check, end
+from sweep.commands.upkeep.status import status
+from sweep.commands.upkeep.verify import verify
 
 app = typer.Typer(
     name="blindsweep",

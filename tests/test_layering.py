@@ -27,6 +27,7 @@ PIPELINES = ("pipelines", TASKS, TABLES, REPAIR, DATA, PACKING, ADAPTERS, MODELS
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 LIVE = "sweep.live"
+UPKEEP = "sweep.commands.upkeep"
 CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
 CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
@@ -83,8 +84,9 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         CORPUS,
         AUDIT,
     ),
+    UPKEEP: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, CLUSTER, COMMANDS),
     # The command line, and what users' studies import.
-    "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, COMMANDS),
+    "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, COMMANDS, UPKEEP),
 }
 
 # Each heavy library and the only rooms that may import it.

@@ -1,8 +1,6 @@
-"""Results of a study: `blindsweep status`, `report`, `explain`, `verdicts` and `power`."""
+"""Results of a study: `blindsweep report`, `explain`, `verdicts` and `power`."""
 
 import json as js
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +12,6 @@ from sweep.commands.options import (
     DEFAULT_STORE,
     CostPerSeed,
     Json,
-    OneOrAllStudies,
     StoreUri,
     StudyName,
     not_negative,
@@ -25,85 +22,6 @@ from sweep.commands.options import (
 from sweep.graph.explain import as_json, as_text
 from sweep.graph.explain import explain as origins_of
 from sweep.graph.records import Store, Study
-from sweep.graph.spending import as_json as as_json_spending
-from sweep.graph.spending import read_spending, spent_in_words
-
-
-def status(
-    study: OneOrAllStudies = None,
-    store: StoreUri = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Say how much of a study is built, what it has cost, and what failed in its last run."""
-    where = Store(store)
-    names = [study_name(study)] if study else where.studies()
-    if json:
-        print(js.dumps({name: _status_json(where, name) for name in names}, indent=1, ensure_ascii=False))
-        return
-    if not names:
-        print(f"no study in {where.uri} yet; begin with: blindsweep run demo")
-    for name in names:
-        try:
-            loaded = Study.load(where, name)
-        except UserError as error:
-            if study:
-                raise
-            print(f"{name}: {error}")
-            continue
-        done = Counter(step.stage for step in loaded.steps if step.record)
-        totals = Counter(step.stage for step in loaded.steps)
-        print(f"{name}: {sum(done.values())} of {sum(totals.values())} artifacts built")
-        if spent := spent_in_words(where, name):
-            print(f"  spent: {spent}")
-        for mark, count in loaded.marks.items():
-            print(f"  marked: {mark} (on {count} of {sum(done.values())} artifacts)")
-        for step in loaded.steps:
-            if step.damage:
-                print(f"  damaged: {step.damage}")
-        if study:
-            for stage, total in totals.items():
-                print(f"  {stage:<15} {done[stage]}/{total}")
-        failures = _failures(loaded)
-        for failure in failures:
-            if not is_blocked(failure):
-                print(f"  not built: {failure['stage']}/{failure['slug']}: {failure['error']}")
-        for line in blocked_lines(failures):
-            print(line)
-
-
-def _failures(study: Study) -> list[Mapping[str, str]]:
-    """Those of the last run that no later one has made good."""
-    there = {step.fingerprint for step in study.steps if step.record}
-    return [failure for failure in study.failures if failure["fingerprint"] not in there]
-
-
-def _status_json(store: Store, name: str) -> dict[str, object]:
-    study = Study.load(store, name)
-    done = Counter(step.stage for step in study.steps if step.record)
-    totals = Counter(step.stage for step in study.steps)
-    return {
-        "built": sum(done.values()),
-        "artifacts": sum(totals.values()),
-        "stages": {stage: {"built": done[stage], "artifacts": total} for stage, total in totals.items()},
-        "marks": study.marks,
-        "not_built": [dict(failure) for failure in _failures(study)],
-        "spent": as_json_spending(read_spending(store, name)),
-    }
-
-
-def is_blocked(failure: Mapping[str, str]) -> bool:
-    """Whether a step was given up for another one's failure."""
-    return failure["error"].startswith("blocked by")
-
-
-def blocked_lines(failures: Iterable[Mapping[str, str]]) -> list[str]:
-    """One line for each step that others were given up for."""
-    counts: dict[str, Counter[str]] = {}
-    for failure in filter(is_blocked, failures):
-        counts.setdefault(failure["error"], Counter())[failure["stage"]] += 1
-    return [
-        f"  {error}: " + ", ".join(f"{count} {stage}" for stage, count in stages.items()) for error, stages in counts.items()
-    ]
 
 
 def report(

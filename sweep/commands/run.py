@@ -26,9 +26,10 @@ from sweep.commands.options import (
     positive,
 )
 from sweep.commands.plan import show_plan
-from sweep.commands.results import blocked_lines, is_blocked, write_report
+from sweep.commands.results import write_report
 from sweep.graph.records import Store, Study
 from sweep.graph.spending import read_spending
+from sweep.live.state import blocked_by, blocked_lines, is_blocked
 from sweep.plan.throughputs import Gpu, read_table
 from sweep.run.failures import is_read_only, one_line
 
@@ -218,4 +219,4 @@ def _describe_failures(name: str, failures: Sequence[Mapping[str, str]]) -> str:
         lines.append(f"  failed   {failure['stage']}/{failure['slug']}: {failure['error']}")
         if failure.get("log"):
             lines.append(f"           full traceback: {failure['log']}")
-    return "\n".join([*lines, *blocked_lines(blocked)])
+    return "\n".join([*lines, *blocked_lines(blocked_by(blocked))])

@@ -165,6 +165,8 @@ class Store:
         self.is_local = is_local(uri)
         # Workers have another current directory.
         self.uri = str(local_path(uri).absolute()) if self.is_local else str(uri).rstrip("/")
+        if self.is_local and (file := _file_in_the_way(Path(self.uri))):
+            raise UserError(f"store {uri}: {file} is a file; give --store a folder, or a URI such as s3://BUCKET/FOLDER")
 
     def folder(self, artifact: ArtifactId) -> str:
         return join(self.uri, artifact.stage, f"{artifact.slug}-{artifact.fingerprint[:SHORT]}")
@@ -224,7 +226,7 @@ class Store:
     def folders(self, stage: str) -> dict[str, list[str]]:
         """Slug → the first digits of the fingerprints of its artifacts, complete or not, sorted; from one listing."""
         by_slug: dict[str, list[str]] = {}
-        for name in sorted(self._names(join(self.uri, stage))):
+        for name in sorted(self.names(join(self.uri, stage))):
             if name.startswith("."):
                 continue
             by_slug.setdefault(name[: -SHORT - 1], []).append(name[-SHORT:])
@@ -254,7 +256,7 @@ class Store:
 
     def studies(self) -> list[str]:
         """Names of the studies that were ever run into this store."""
-        names = self._names(join(self.uri, "studies"))
+        names = self.names(join(self.uri, "studies"))
         return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
     def _read(self, path: str) -> bytes | None:
@@ -269,7 +271,8 @@ class Store:
         except IsADirectoryError as error:
             raise _a_folder_is_there(path) from error
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
+        """The names in a folder of the store, in no order; none where there is no such folder."""
         try:
             if self.is_local:
                 return [entry.name for entry in os.scandir(folder)]
@@ -278,6 +281,12 @@ class Store:
                 return [path.rstrip("/").rsplit("/", 1)[-1] for path in file_system.ls(remote, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def _file_in_the_way(folder: Path) -> Path | None:
+    """The file that stands where `folder` or one above it would have to be; None if there is none."""
+    there = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)
+    return there if there is not None and not os.path.isdir(there) else None
 
 
 def _a_folder_is_there(path: str) -> DamagedError:
@@ -358,14 +367,19 @@ class Study:
 
     @classmethod
     def load(cls, store: Store, name: str) -> "Study":
-        """Raises UserError, naming the studies that there are, for one that was never run into the store."""
-        loaded = cls.manifest(store, name)
-        if loaded is None:
+        """The study with its records. Raises UserError as `listed`."""
+        return cls.listed(store, name).with_records(store)
+
+    @classmethod
+    def listed(cls, store: Store, name: str) -> "Study":
+        """The study as it is written, without records: one file is read.
+
+        Raises UserError, naming the studies that there are, for one that was never run into the store.
+        """
+        if (found := cls.manifest(store, name)) is None:
             known = ", ".join(store.studies()) or "none yet"
             raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give --store")
-        # A store's own errors name what could not be read.
-        steps = tuple(dataclasses.replace(step, **_record_of(step, store)) for step in loaded.steps)
-        return dataclasses.replace(loaded, steps=steps)
+        return found
 
     @classmethod
     def manifest(cls, store: Store, name: str) -> "Study | None":
@@ -383,6 +397,20 @@ class Study:
             return cls(values["experiment"], values["title"], values["parameters"], steps, tuple(values["failures"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{where} is not a readable study ({error}); run the experiment again to write it anew") from error
+
+    def with_records(self, store: Store, only: Collection[str] | None = None) -> "Study":
+        """The same, with the records that the store has: of all steps that are without one, or of the fingerprints `only`."""
+        missing = [step for step in self.steps if step.record is None and (only is None or step.fingerprint in only)]
+        # A store's own errors name what could not be read.
+        if store.is_local:
+            found = [_record_of(step, store) for step in missing]
+        else:
+            with ThreadPoolExecutor(8) as threads:
+                found = list(threads.map(lambda step: _record_of(step, store), missing))
+        read = {step.fingerprint: fields for step, fields in zip(missing, found, strict=True)}
+        return dataclasses.replace(
+            self, steps=tuple(dataclasses.replace(step, **read.get(step.fingerprint, {})) for step in self.steps)
+        )
 
     def save(self, store: Store) -> None:
         """Write the manifest, if it is not there as it is; records are not part of it."""
@@ -413,7 +441,7 @@ def check_study_name(name: str) -> None:
 
 def _record_of(step: StudyStep, store: Store) -> dict[str, Any]:
     try:
-        return {"record": store.read_record(step.id)}
+        return {"record": store.read_record(step.id), "damage": ""}
     except DamagedError as error:
         return {"damage": str(error)}
 

@@ -99,7 +99,7 @@ def read_spending(store: Store, study: str) -> Spending:
     """The spending of all runs so far. Raises UserError for a file that cannot be read: a budget cannot be kept without it."""
     where = folder(store, study)
     runs = []
-    for name in sorted(store._names(where)):
+    for name in sorted(store.names(where)):
         if name.startswith(".") or not name.endswith(".json"):
             continue
         path = join(where, name)

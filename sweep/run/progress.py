@@ -5,11 +5,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 from sweep.graph.records import STAGES, Record
 from sweep.graph.step import Step
+from sweep.live.heartbeat import Pulse, Working
 from sweep.run.trial import Outcome
 
 
@@ -32,6 +33,41 @@ class Progress:
     @property
     def num_done(self) -> int:
         return len(self.cached) + len(self.built)
+
+
+def pulse_of(progress: Progress, seconds_left: float | None, hold: str = "") -> Pulse:
+    """What others can see of a run while it goes on; `hold` is why nothing new starts."""
+    now = time.monotonic()
+    steps = {step.fingerprint: step for step in progress.steps}
+    done = Counter(step.stage for step in progress.steps if step.fingerprint in progress.cached)
+    done.update(record.stage for record in progress.built.values())
+    working = []
+    for fingerprint, since in progress.running.items():
+        step, reported = steps[fingerprint], progress.throughput.get(fingerprint, {})
+        working.append(
+            Working(
+                step.stage,
+                step.slug,
+                fingerprint,
+                now - since,
+                step.resources.num_workers,
+                _rate(reported).removeprefix(", "),
+                reported.get("fraction_done"),
+            )
+        )
+    blocked: dict[str, Counter[str]] = {}
+    for fingerprint, name in progress.blocked.items():
+        blocked.setdefault(name, Counter())[steps[fingerprint].stage] += 1
+    failures = tuple(
+        {**asdict(steps[fingerprint].id), "error": outcome.error, "log": outcome.log}
+        for fingerprint, outcome in progress.failed.items()
+    )
+    again = {
+        steps[fingerprint].name: outcome.error
+        for fingerprint, outcome in progress.retried.items()
+        if fingerprint not in progress.built and fingerprint not in progress.failed
+    }
+    return Pulse(done, tuple(working), failures, blocked, again, seconds_left, progress.spent, hold)
 
 
 def seconds(value: float) -> str:
@@ -154,8 +190,12 @@ class Display:
     def _elapsed(self) -> float:
         return time.monotonic() - self.started
 
+    def seconds_left(self, progress: Progress) -> float | None:
+        """The estimate that is shown of the seconds until the end; None where there is none yet."""
+        return time_left(progress, self.known, self._parallel)
+
     def _position(self, progress: Progress) -> str:
-        left = time_left(progress, self.known, self._parallel)
+        left = self.seconds_left(progress)
         estimate = f"  about {seconds(left)} left" if left is not None and progress.built else ""
         return f"[{progress.num_done}/{len(progress.steps)}]{estimate}"
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,12 +18,13 @@ from sweep.index.address import absolute_uri, mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
 from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, exclusive, is_sqlite, look, upgraded_copy
 from sweep.index.database import replace as replace_database
+from sweep.live.heartbeat import Heartbeat, Pulse
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, make_plan
 from sweep.run.budget import BudgetReached, Meter, look_at
 from sweep.run.ends import Stop, tell_all_nodes
 from sweep.run.failures import is_read_only, one_line
-from sweep.run.progress import Display, Progress, mean_durations, seconds
+from sweep.run.progress import Display, Progress, mean_durations, pulse_of, seconds
 from sweep.run.session import RayOptions, cluster_capacity, ray_session
 from sweep.run.tracking import Tracker, default_tracking_uri, end_runs
 from sweep.run.trial import set_damaged_aside
@@ -144,8 +146,9 @@ def run_study(
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
     missing = [member.step for member in planned if not member.is_cached]
+    heartbeat = Heartbeat(store, study.experiment, Pulse(Counter(record.stage for record in cached)))
     try:
-        with ray_session(options, missing) as capacity:
+        with heartbeat, ray_session(options, missing) as capacity:
             records = {record.fingerprint: record for record in cached}
             run = Run(
                 steps,
@@ -161,7 +164,7 @@ def run_study(
             # A study on CPUs costs nothing that there is a price for.
             if meter is not None and any(step.resources.total_gpus for step in missing):
                 meter.begin(look_at(options, capacity, meter.prices), keeps_all=options.address is None)
-            errors = _run_on_ray(run, study, loaded.parameters, cached, index, stop, meter, again=marked.keys())
+            errors = _run_on_ray(run, study, loaded.parameters, cached, index, stop, heartbeat, meter, again=marked.keys())
     except KeyboardInterrupt:
         if run is not None and index is not None:
             progress = run.progress
@@ -216,6 +219,7 @@ def _run_on_ray(
     cached: Sequence[Record],
     tracking_uri: str | None,
     stop: Stop,
+    heartbeat: Heartbeat,
     meter: Meter | None = None,
     *,
     again: Container[str],
@@ -247,6 +251,8 @@ def _run_on_ray(
 
             def tick(progress: Progress) -> None:
                 display.on_tick(progress)
+                if heartbeat.is_due:
+                    heartbeat.show(pulse_of(progress, display.seconds_left(progress), run.hold))
                 for step, silent_s in silences.look(progress):
                     display.say(f"silent  {step.name}: nothing heard for {seconds(silent_s)}; its worker waits, or hangs")
                 stop.hold(run)

@@ -1,8 +1,10 @@
 """Writes on a condition and an object store's refusals: over S3's and Google's own protocols on loopback, and local."""
 
 import json
+import os
 import sys
 import threading
+import time
 import uuid
 
 import pytest
@@ -14,6 +16,7 @@ from pipelines.storage import (
     join,
     publish,
     read_text,
+    read_with_age,
     read_with_version,
     replace_if_unchanged,
     write_if_absent,
@@ -49,6 +52,20 @@ def test_a_file_is_made_once_and_replaced_by_who_has_read_it_last(root):
     assert read_with_version(uri) == (b"second", second)
     assert replace_if_unchanged(join(root, "folder", "missing"), b"first", first) is None
     assert read_with_version(join(root, "folder", "missing")) is None
+
+
+def test_a_file_s_age_is_counted_from_its_last_write(root, monkeypatch):
+    uri = join(root, "folder", "file")
+    assert read_with_age(uri) is None
+    write_text(uri, "first")
+    if root.startswith("s3://"):
+        # Both times are the store's: what this machine takes for the time is of no matter.
+        monkeypatch.setattr("time.time", lambda: 0.0)
+    content, age = read_with_age(uri)
+    assert content == b"first" and 0 <= age < 30
+    if not root.startswith(("s3://", "gs://")):
+        os.utime(uri, (time.time() - 100, time.time() - 100))
+        assert 100 <= read_with_age(uri)[1] < 130
 
 
 def test_of_many_writers_one_succeeds(root):

@@ -1,0 +1,244 @@
+"""`blindsweep status`: once, watched from another process, of a store that is none."""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipelines.errors import StoreUnreachableError
+from sweep import cli
+from sweep.commands.upkeep import status
+from sweep.graph.records import Store, Study
+from sweep.graph.step import Step
+from sweep.live.heartbeat import Heartbeat, Pulse, Working
+from sweep.run.study_run import manifest
+from sweep.study.experiment import Experiment
+from sweep.study.grid import build_grid
+from sweep.study.loading import Loaded
+
+ROOT = Path(__file__).parents[4]
+BEATING = ROOT / "tests" / "sweep" / "live" / "beating.py"
+Write = Callable[[Iterable[Step], Store], None]
+
+
+@pytest.fixture(params=["local", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(tmp_path / "s" if request.param == "local" else request.getfixturevalue("bucket"))
+
+
+@pytest.fixture
+def steps(store: Store, experiment: Experiment, record_all: Write) -> list[Step]:
+    """A study of which the sources are built."""
+    steps = build_grid(experiment)
+    manifest(Loaded(experiment, {}), steps).save(store)
+    record_all(steps[:1], store)
+    return steps
+
+
+@pytest.fixture
+def run(store: Store, steps: list[Step]) -> "Iterator[subprocess.Popen[str]]":
+    """A run in another process, which trains a task model."""
+    model = next(step for step in steps if step.stage == "task_model")
+    process = subprocess.Popen(
+        [sys.executable, str(BEATING), store.uri, "small", model.fingerprint],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "beats\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def shown(*arguments: str) -> str:
+    done = CliRunner().invoke(cli.app, ["status", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_once_it_says_what_runs_what_is_left_and_what_is_spent(store: Store, run: Any) -> None:
+    text = shown("small", "--store", store.uri)
+    num_artifacts = len(Study.listed(store, "small").steps)
+    assert text.startswith(f"small: 1 of {num_artifacts} artifacts built, 1 running, {num_artifacts - 2} to build\n")
+    assert re.search(r"  a run goes on: on .*, 2 workers at work, about (3m|2m)\d\ds left, spent \$1\.20 of \$5\.00\n", text)
+    assert "  task_model      0/12  1 running, 11 to build\n    cell: for 1m" in text
+    assert ", 25 % done, 120 examples/s\n" in text
+    run.kill()
+    run.wait()
+    text = shown("small", "--store", store.uri)
+    assert "running" not in text and "  task_model      0/12  1 interrupted, 11 to build\n" in text
+    assert re.search(r"  a run was interrupted: on .*, last heard of \d+s ago; the same command goes on\n", text)
+
+
+def test_for_programs_the_same(store: Store, run: Any) -> None:
+    values = json.loads(shown("--store", store.uri, "--json"))["small"]
+    assert values["stages"]["task_model"] == {
+        "built": 0, "running": 1, "interrupted": 0, "failed": 0, "to_build": 11, "artifacts": 12,
+    }  # fmt: skip
+    assert (values["workers"], values["runs"][0]["state"], values["spent"]["dollars"]) == (2, "running", 0)
+
+
+def watching(store: Store, stream: Any, *, as_objects: bool = False) -> int:
+    with pytest.raises(typer.Exit) as ended:
+        status._watch(store, ["small"], 0.1, as_objects=as_objects, stream=stream)
+    return ended.value.exit_code
+
+
+class Lines(io.StringIO):
+    """Kills the run once a look has been shown."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.run = run
+
+    def flush(self) -> None:
+        self.run.kill()
+        self.run.wait()
+
+
+@pytest.mark.parametrize("as_objects", [False, True])
+def test_without_a_terminal_a_watch_is_a_line_a_look_and_ends_with_the_run(store: Store, run: Any, as_objects: bool) -> None:
+    stream = Lines(run)
+    assert watching(store, stream, as_objects=as_objects) == 1
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    if as_objects:
+        assert [json.loads(line)["runs"][0]["state"] for line in lines] == ["running", "interrupted"]
+        return
+    begin, end = r"\d\d:\d\d:\d\d  small: 1 of \d+ built, 1 ", r", \d+ to build; "
+    assert re.fullmatch(rf"{begin}running{end}2 workers at work \(task_model 1\); about .* left; spent .*", lines[0])
+    assert re.fullmatch(rf"{begin}interrupted{end}the run was interrupted", lines[1])
+
+
+@pytest.mark.parametrize("no_colour", ["", "1"])
+def test_on_a_terminal_it_is_one_table_without_styles_if_that_is_asked(
+    no_colour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen, terminal = pty.openpty()
+    shown = b""
+
+    def read() -> None:
+        nonlocal shown
+        # A terminal that is closed is an input/output error to who reads it.
+        try:
+            while part := os.read(screen, 4096):
+                shown += part
+        except OSError:
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(terminal, "w") as stream:
+        table = status._Screen(stream)
+        table.show(["12:00:00  small: 1 of 2 artifacts built", "  a run goes on: on host", "  not built: a/b: no room"])
+        table.close()
+    reader.join(timeout=30)
+    os.close(screen)
+    assert b"1 of 2 artifacts built" in shown and b"no room" in shown
+    # Colours and weights end in `m`; moving about does not.
+    assert bool(re.search(rb"\x1b\[[0-9;]*m", shown)) == (not no_colour)
+
+
+def test_a_watch_of_what_is_built_ends_at_once_and_well(store: Store, steps: list[Step], record_all: Write) -> None:
+    record_all(steps, store)
+    stream = io.StringIO()
+    assert watching(store, stream) == 0
+    shown = stream.getvalue()
+    assert shown.count("\n") == 1 and f"small: {len(steps)} of {len(steps)} built; no run goes on" in shown
+
+
+def test_a_store_that_does_not_answer_for_a_while_is_asked_again(
+    tmp_path: Path,
+    experiment: Experiment,
+    record_all: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, steps = Store(tmp_path), build_grid(experiment)
+    manifest(Loaded(experiment, {}), steps).save(store)
+    look, num_looks = status.Watch.look, 0
+
+    def failing(self: Any) -> Any:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 2:
+            raise StoreUnreachableError("the store is away")
+        if num_looks == 3:
+            record_all(steps, store)
+        return look(self)
+
+    monkeypatch.setattr(status.Watch, "look", failing)
+    assert watching(store, io.StringIO()) == 0 and num_looks == 3
+    assert capsys.readouterr().err == "cannot look: the store is away\n"
+
+
+def test_what_failed_stands_with_its_reason_and_what_fell_with_it(tmp_path: Path, experiment: Experiment) -> None:
+    store, steps = Store(tmp_path), build_grid(experiment)
+    manifest(Loaded(experiment, {}), steps).save(store)
+    model = next(step for step in steps if step.stage == "task_model")
+    failure = {"stage": model.stage, "slug": model.slug, "fingerprint": model.fingerprint, "error": "no room", "log": "a.txt"}
+    pulse = Pulse({}, (), (failure,), {model.name: {"evaluation": 1}}, {"evaluation/x": "a machine went away"})
+    with Heartbeat(store, "small", pulse):
+        text = shown("small", "--store", store.uri)
+    assert f"  not built: {model.name}: no room\n    full traceback: a.txt\n" in text
+    assert f"  blocked by {model.name}: 1 evaluation\n" in text
+    assert "  tried again: evaluation/x: a machine went away\n" in text
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+@pytest.mark.parametrize("command", [["status"], ["status", "small"], ["status", "--watch"], ["verify"], ["plan", "demo"]])
+def test_a_file_in_place_of_a_store_is_one_clear_error(command: list[str], below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a,b")
+    done = CliRunner().invoke(cli.app, [*command, "--store", f"{tmp_path}/file{below}"])
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"Error: store {tmp_path}/file{below}: {tmp_path}/file is a file; give --store a folder, or a URI such as "
+        "s3://BUCKET/FOLDER\n"
+    )
+
+
+def test_a_watch_of_an_empty_store_is_an_error(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["status", "--watch", "--store", str(tmp_path)])
+    assert done.exit_code == 1 and "begin with: blindsweep run demo" in done.stderr
+
+
+def test_a_pulse_is_made_of_what_a_run_knows() -> None:
+    from sweep.run.progress import Progress, pulse_of
+    from sweep.run.trial import Outcome
+    from tests.sweep.run.test_progress import STEPS
+
+    generator, first, second, third, _ = STEPS
+    progress = Progress(
+        STEPS,
+        {generator.fingerprint},
+        running={first.fingerprint: time.monotonic() - 30},
+        failed={second.fingerprint: Outcome(None, "no room", "a.txt")},
+        retried={second.fingerprint: Outcome(None, "once"), first.fingerprint: Outcome(None, "a machine went away")},
+        blocked={third.fingerprint: second.name},
+        throughput={first.fingerprint: {"examples_per_s": 120.0, "fraction_done": 0.5}},
+        spent="spent $1.00",
+    )
+    pulse = pulse_of(progress, 9.0, "a notice came")
+    (working,) = pulse.working
+    assert isinstance(working, Working) and working.seconds == pytest.approx(30, abs=5)
+    assert (working.slug, working.rate, working.fraction_done) == (first.slug, "120 examples/s", 0.5)
+    assert pulse.done == {"generator": 1} and pulse.blocked == {second.name: {"task_model": 1}}
+    assert [failure["error"] for failure in pulse.failures] == ["no room"]
+    assert pulse.again == {first.name: "a machine went away"}
+    assert (pulse.seconds_left, pulse.spent, pulse.hold) == (9.0, "spent $1.00", "a notice came")
