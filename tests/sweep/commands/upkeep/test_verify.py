@@ -21,7 +21,7 @@ from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
 from tests.sweep.conftest import record_of
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
