@@ -29,6 +29,7 @@ from pipelines.storage import (
     join,
     local_path,
     make_folder,
+    read_with_age,
     read_with_version,
     replace_if_unchanged,
     write_if_absent,
@@ -142,6 +143,24 @@ def lease(folder: str, *, when_lost: Callable[[], None] = lambda: None) -> Itera
 def lease_if_free(folder: str) -> contextlib.AbstractContextManager[Held | None]:
     """As `lease`, but gives None where one would have to wait."""
     return _lease(folder, lambda: None, wait=False)
+
+
+def is_held(folder: str) -> bool:
+    """Whether a driver that lives holds the lease of a folder or URI; nothing is written.
+
+    A lease of another machine counts as held until it has stood unrenewed for its length, by its age in the store.
+    """
+    if is_local(folder):
+        try:
+            with local_path(join(folder, LOCK_FILE)).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    found = read_with_age(join(folder, LEASE_FILE))
+    return found is not None and not _is_over(*found)
 
 
 @contextlib.contextmanager
