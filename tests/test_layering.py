@@ -28,6 +28,7 @@ GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", 
 INDEX = "sweep.index"
 LIVE = "sweep.live"
 UPKEEP = "sweep.commands.upkeep"
+DOCTOR = "sweep.doctor"
 CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
 CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
@@ -56,6 +57,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     INDEX: ("pipelines",),
     LIVE: ("pipelines", GRAPH),
     RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE),
+    DOCTOR: (*PIPELINES, GRAPH, STUDY, INDEX, RUN),
     CLUSTER: ("pipelines", WORKERS, PLAN),
     "analysis": ("pipelines", DATA),
     STATS: ("pipelines", "analysis"),
@@ -84,7 +86,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         CORPUS,
         AUDIT,
     ),
-    UPKEEP: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, CLUSTER, COMMANDS),
+    UPKEEP: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, CLUSTER, DOCTOR, COMMANDS),
     # The command line, and what users' studies import.
     "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, COMMANDS, UPKEEP),
 }

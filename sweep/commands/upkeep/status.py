@@ -152,7 +152,7 @@ def _working(state: StudyState, stage: str) -> list[str]:
 def line(state: StudyState, spent: str) -> str:
     """One look at a study in one line."""
     doing = ", ".join(f"{stage.stage} {stage.running}" for stage in state.stages if stage.running)
-    workers = f"{state.num_workers} workers at work ({doing})" if state.num_workers else ""
+    workers = f"{state.num_workers} worker{'s' if state.num_workers > 1 else ''} at work ({doing})" if state.num_workers else ""
     if state.live:
         whose = "" if state.num_workers else "a run is starting or ending"
     else:
