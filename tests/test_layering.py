@@ -35,6 +35,7 @@ CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
 VERDICTS = "analysis.verdicts"
 SIMULATION = "analysis.simulation"
 SCAN = "sweep.scan"
+CARDS = "analysis.cards"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
 ARROWS: Mapping[str, tuple[str, ...]] = {
@@ -68,6 +69,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     AUDIT: ("pipelines", TASKS, TABLES, REPAIR, DATA, "analysis", STATS, CORPUS),
     SCAN: ("pipelines", TASKS, TABLES, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
+    CARDS: ("pipelines", TASKS, GRAPH, "analysis"),
     COMMANDS: (
         *PIPELINES,
         GRAPH,

@@ -30,6 +30,8 @@ from pipelines.models.weights import load_body, merge_saved_adapter, weights_of
 from pipelines.storage import fetch
 from pipelines.tasks.task import Task
 
+BESIDE = "base"
+"""The folder of an adapter's base, beside it."""
 WHOLE, ADAPTER, BODY = "whole", "adapter", "body"
 """Forms of an export: all weights with the head, peft's adapter with the head, or the body alone with the head beside it."""
 SMALL = 2.0**-12
@@ -41,7 +43,7 @@ class HubBase:
     """A base model on the hub, by its name and commit: what an adapter's base is named by."""
 
     name: str
-    commit: str
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Exported:
     reads: str
     """Which token's state the head reads: "first" or "last"."""
     base: str = ""
-    """An adapter's base: a name on the hub, or the folder beside the adapter."""
+    """An adapter's base: its name on the hub, or `BESIDE`."""
 
 
 def export_classifier(
@@ -103,10 +105,11 @@ def export_classifier(
         model = _whole(weights, head, task, pad, dtype)
         architecture = type(model).__name__
         if not is_on_hub:
-            _save(model, head, partial / "base")
-            tokenizer.save_pretrained(partial / "base")
-        base = hub_base.name if hub_base and is_on_hub else str(output.absolute() / "base")
-        _write_adapter(model, folder / "adapter", partial, base, hub_base.commit if hub_base and is_on_hub else None)
+            _save(model, head, partial / BESIDE)
+            tokenizer.save_pretrained(partial / BESIDE)
+        base = hub_base.name if hub_base and is_on_hub else BESIDE
+        place = hub_base if hub_base and is_on_hub else HubBase(str(output.absolute() / BESIDE))
+        _write_adapter(model, folder / "adapter", partial, place)
     else:
         form = WHOLE
         model = _whole(weights, head, task, pad, dtype)
@@ -216,7 +219,7 @@ def _save(model: Any, head: torch.Tensor, folder: Path) -> None:
     model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD_BYTES)
 
 
-def _write_adapter(model: Any, adapter: Path, output: Path, base: str, commit: str | None) -> None:
+def _write_adapter(model: Any, adapter: Path, output: Path, base: HubBase) -> None:
     """Write `adapter`, which is over a body, as peft's over `model`, the head among what it saves whole."""
     prefix = f"{PEFT_PREFIX}{model.base_model_prefix}."
     tensors = {
@@ -226,7 +229,7 @@ def _write_adapter(model: Any, adapter: Path, output: Path, base: str, commit: s
     tensors |= {f"{PEFT_PREFIX}{name}": tensor.float().contiguous() for name, tensor in of_head.items()}
     settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
     settings |= _peft_settings(model, settings["target_modules"])
-    settings |= {"base_model_name_or_path": base, "revision": commit}
+    settings |= {"base_model_name_or_path": base.name, "revision": base.commit or None}
     (output / "adapter_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
     save_file(tensors, output / ADAPTER_FILE, metadata={"format": "pt"})
 
