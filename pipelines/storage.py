@@ -579,6 +579,20 @@ def remove(uri: str | os.PathLike[str]) -> None:
             file_system.rm(path, recursive=True)
 
 
+def move(uri: str | os.PathLike[str], to: str | os.PathLike[str]) -> None:
+    """Give a folder another address in the same store, in the place of what is there."""
+    remove(to)
+    file_system, path = filesystem(uri)
+    if is_local(uri):
+        local_path(uri).rename(local_path(to))
+        return
+    with plain_errors(str(uri)):
+        target = filesystem(to)[1]
+        for below, info in files_below(file_system, path).items():
+            file_system.copy(info["name"], f"{target.rstrip('/')}/{below}")
+        file_system.rm(path, recursive=True)
+
+
 class working_folder:  # in lower case: it is used like a function, `with working_folder(output) as folder`
     """A local folder to write `output` in: `output` itself if it is local, else a temporary one, published on success.
 

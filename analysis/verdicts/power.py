@@ -202,13 +202,21 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
     """
     variances: list[Variance] = []
     why_not: list[str] = []
+    most_seeds = 0
     for arm, of_arm in evidence.by_arm.items():
         for metric, change in _changes(of_arm):
             metric = f"{metric}; arm {arm}" if arm else metric
             try:
-                variances.append(Variance.of(metric, change().effect()))
+                effect = change().effect()
+                most_seeds = max(most_seeds, effect.num_seeds)
+                variances.append(Variance.of(metric, effect))
             except UserError as error:
                 why_not.append(f"{metric}: {error}")
+    if not variances and most_seeds == 1:
+        raise UserError(
+            "this study has one seed, which says nothing of how seeds differ: a pilot needs two; run it with more, as "
+            "-p seeds=0,1, or give --seed-sd"
+        )
     if not variances:
         raise UserError(f"no variance can be had from this study ({why_not[0]}); give one with --seed-sd")
     return variances, why_not

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipelines.errors import UserError
-from sweep.run.failures import is_disk_full, one_line, whole_traceback
+from sweep.run.failures import in_lines, is_disk_full, one_line, whole_traceback
 
 ExperimentName = Annotated[
     str,
@@ -26,6 +26,10 @@ OneOrAllStudies = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="
 Parameters = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter of the experiment; may be repeated."),
+]
+OtherName = Annotated[
+    str | None,
+    typer.Option("--name", help="Call the study so, beside one of its own name in the store. [default: its own name]"),
 ]
 StoreUri = Annotated[
     str,
@@ -103,7 +107,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, UserError | OSError) or is_disk_full(error):
-        return one_line(error)
+        return in_lines(error)
     with tempfile.NamedTemporaryFile("w", prefix="blindsweep-", suffix=".txt", delete=False) as file:
         file.write(whole_traceback(error))
     return f"{one_line(error)} (not expected; the whole traceback is in {file.name})"

@@ -10,6 +10,7 @@ from sweep.commands.options import (
     DEFAULT_STORE,
     ExperimentName,
     Json,
+    OtherName,
     Parameters,
     Price,
     SpotPrice,
@@ -22,7 +23,7 @@ from sweep.plan.throughputs import CostTable, Gpu, read_table
 
 if TYPE_CHECKING:
     from sweep.plan.plan import Planned
-    from sweep.study.experiment import Experiment
+    from sweep.study.loading import Loaded
 
 COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
 
@@ -30,6 +31,7 @@ COMPARED_NUMBERS_OF_GPUS = (1, 2, 4, 8)
 def plan(
     experiment: ExperimentName,
     parameters: Parameters = None,
+    name: OtherName = None,
     store: StoreUri = DEFAULT_STORE,
     all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
     gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
@@ -52,11 +54,11 @@ def plan(
     """
     from sweep.study.loading import load_experiment
 
-    loaded = load_experiment(experiment, parameters or [])
+    loaded = load_experiment(experiment, parameters or [], name=name)
     table = read_table(throughputs)
     priced = table.gpu(gpu, price=price, spot_price=spot_price)
     show_plan(
-        loaded.experiment,
+        loaded,
         Store(store),
         table,
         lambda _: priced,
@@ -68,7 +70,7 @@ def plan(
 
 
 def show_plan(
-    experiment: "Experiment",
+    loaded: "Loaded",
     store: Store,
     table: CostTable,
     find_gpu: "Callable[[Sequence[Planned]], Gpu]",
@@ -78,16 +80,21 @@ def show_plan(
     sources: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Print the plan of `experiment`, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
+    """Print the plan of an experiment, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
     import json
 
     from sweep.plan.page import plan_json, print_plan, print_sources
     from sweep.plan.plan import plan_study
+    from sweep.plan.replaced import replaced_line
+    from sweep.study.inputs import missing_inputs
 
-    plan = plan_study(experiment, store, table, find_gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    plan = plan_study(loaded.experiment, store, table, find_gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
     if as_json:
         print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False))
         return
     print_plan(plan, all_steps=all_steps)
+    # What is not here yet has other fingerprints than the run will give it.
+    if not missing_inputs(loaded.experiment) and (line := replaced_line(loaded, (p.step for p in plan.steps), plan.earlier)):
+        print(line)
     if sources:
         print_sources(table, plan.costs)

@@ -1,13 +1,16 @@
 """Results of a study: `blindsweep report`, `explain`, `verdicts` and `power`."""
 
+import hashlib
 import json as js
+import re
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.errors import UserError
-from pipelines.storage import join, working_folder
+from pipelines.storage import exists, join, move, publish, read_text
 from sweep.commands.options import (
     DEFAULT_STORE,
     CostPerSeed,
@@ -21,6 +24,7 @@ from sweep.commands.options import (
 )
 from sweep.graph.explain import as_json, as_text
 from sweep.graph.explain import explain as origins_of
+from sweep.graph.identity import SHORT
 from sweep.graph.records import Store, Study
 
 
@@ -35,16 +39,54 @@ def report(
 
 
 def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> None:
-    """Write the report of the study `name` into `output`, by default into the store, and print where it is."""
+    """Write the report of the study `name` into `output`, by default into the store, and print where it is.
+
+    One that lies in its place in the store and is of other artifacts, as after a run with other parameters, is kept beside it.
+    """
     from analysis.report.report import build_report
 
-    if output or store.is_local:
-        print(f"report: {build_report(store, name, output or Path(store.uri) / 'reports' / name, partial=partial)}")
+    if output:
+        print(f"report: {build_report(store, name, output, partial=partial)}")
         return
-    with working_folder(join(store.uri, "reports", name)) as folder:
+    target = join(store.uri, "reports", name)
+    with tempfile.TemporaryDirectory(prefix="blindsweep-") as folder:
         page = build_report(store, name, folder, partial=partial)
-    print(f"report: {join(store.uri, 'reports', name, page.name)}")
-    print(f"  to read it here: blindsweep report {name} --store {store.uri} --output FOLDER")
+        of = report_of(Study.load(store, name))
+        (Path(folder) / REPORT_OF).write_text(js.dumps(of, indent=1, ensure_ascii=False))
+        if kept := _keep_other(target, str(of["id"])):
+            print(f"kept: the report of other parameters is {join(kept, page.name)} now")
+        publish(folder, target)
+    print(f"report: {join(target, page.name)}")
+    if not store.is_local:
+        print(f"  to read it here: blindsweep report {name} --store {store.uri} --output FOLDER")
+
+
+REPORT_OF = "study.json"
+"""The file beside a report that says what it is of."""
+
+
+def report_of(study: Study) -> dict[str, object]:
+    """What a report is of: its artifacts, built or not, as an id, and the parameters that led to them."""
+    fingerprints = "\n".join(sorted(step.fingerprint for step in study.steps))
+    return {
+        "study": study.experiment,
+        "id": hashlib.sha256(fingerprints.encode()).hexdigest()[:SHORT],
+        "parameters": dict(study.parameters),
+    }
+
+
+def _keep_other(target: str, own: str) -> str:
+    """Move a report that is of other artifacts than those of `own` out of the way; returns where it is, "" if there is none."""
+    try:
+        before = str(js.loads(read_text(join(target, REPORT_OF)) or "{}").get("id", ""))
+    except (ValueError, AttributeError):
+        before = ""
+    if before == own or not exists(join(target, "report.html")):
+        return ""
+    # No study has such a name. One of an earlier version does not say what it is of.
+    kept = f"{target}@{before if re.fullmatch('[0-9a-f]+', before) else 'earlier'}"
+    move(target, kept)
+    return kept
 
 
 def explain(

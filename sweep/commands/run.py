@@ -15,6 +15,7 @@ from sweep.commands.options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
     ExperimentName,
+    OtherName,
     Parameters,
     Price,
     SpotPrice,
@@ -31,7 +32,7 @@ from sweep.graph.records import Store, Study
 from sweep.graph.spending import read_spending
 from sweep.live.state import blocked_by, blocked_lines, is_blocked
 from sweep.plan.throughputs import Gpu, read_table
-from sweep.run.failures import is_read_only, one_line
+from sweep.run.failures import in_lines, is_read_only
 
 if TYPE_CHECKING:
     from sweep.plan.plan import Planned
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 def run(
     experiment: ExperimentName,
     parameters: Parameters = None,
+    other_name: OtherName = None,
     store: StoreUri = DEFAULT_STORE,
     address: Annotated[
         str | None,
@@ -106,7 +108,7 @@ def run(
     from sweep.study.loading import load_experiment
     from sweep.study.rehearsal import FOLDER, rehearsal
 
-    loaded = load_experiment(experiment, parameters or [])
+    loaded = load_experiment(experiment, parameters or [], name=other_name)
     if rehearse:
         loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
     where, table, options = Store(store), read_table(throughputs), RayOptions(address, max_cpus, max_gpus, max_failures, debug)
@@ -126,7 +128,7 @@ def run(
     # One machine holds all the GPUs that the run may use, however few its largest step asks for.
     num_gpus = max_gpus if max_gpus is not None or address is not None else local_capacity(options).gpus or None
     if dry_run:
-        show_plan(loaded.experiment, where, table, find_gpu, num_gpus)
+        show_plan(loaded, where, table, find_gpu, num_gpus)
         return
     from sweep.index.address import check_address, mask
     from sweep.plan.plan import OVER_BUDGET, check_budget, check_memory, plan_study
@@ -174,11 +176,14 @@ def run(
     is_partial = bool(result.failures or result.hold)
     if report:
         try:
-            write_report(where, name, None, partial=is_partial)
+            if _is_evaluated(where, name):
+                write_report(where, name, None, partial=is_partial)
+            else:
+                print("no report: no task model is evaluated yet", file=sys.stderr)
         except (UserError, OSError) as error:
             if not is_partial and not is_read_only(error):
                 raise
-            print(f"no report: {one_line(error)}", file=sys.stderr)
+            print(f"no report: {in_lines(error)}", file=sys.stderr)
     elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {mask(tracking_uri, tracking_uri)}"
     print(f"compare runs: blindsweep ui --store {store}{elsewhere}")
     is_over = bool(result.hold) and meter.is_reached
@@ -190,6 +195,10 @@ def run(
         fail(_describe_failures(name, result.failures))
     if is_over:
         raise typer.Exit(OVER_BUDGET)
+
+
+def _is_evaluated(store: Store, name: str) -> bool:
+    return any(step.stage == "evaluation" and step.record for step in Study.load(store, name).steps)
 
 
 def _show_rehearsal(store: Store, name: str) -> None:

@@ -57,7 +57,7 @@ def find_garbage(store: Store) -> Garbage:
             "folder yourself"
         )
     wanted = {
-        (step.stage, f"{step.slug}-{step.fingerprint[:SHORT]}") for name in names for step in Study.manifest(store, name).steps
+        (step.stage, f"{step.slug}-{step.fingerprint[:SHORT]}") for name in names for step in Study.listed(store, name).steps
     }
     loose, held, reachable = [], [], []
     for folder in _folders(store):

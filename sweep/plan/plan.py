@@ -225,6 +225,8 @@ class Plan:
     why_no_costs: str = ""
     endpoint: EndpointCost | None = None
     """What an endpoint would be paid for missing pools."""
+    earlier: Study | None = None
+    """The manifest of the study's last run, if it was looked at and is there."""
 
     @property
     def missing(self) -> list[Planned]:
@@ -283,9 +285,9 @@ def plan_study(
     endpoint = endpoint_costs([planned.step for planned in steps if not planned.is_cached], table)
     try:
         costs = cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others)
-        return Plan(experiment, steps, costs, endpoint=endpoint)
+        return Plan(experiment, steps, costs, endpoint=endpoint, earlier=earlier)
     except NoEstimate as error:
-        return Plan(experiment, steps, None, str(error), endpoint)
+        return Plan(experiment, steps, None, str(error), endpoint, earlier)
 
 
 def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any] | None, str]:

@@ -201,6 +201,15 @@ def one_line(error: BaseException) -> str:
     return without_secrets(_one_line(error))
 
 
+def in_lines(error: BaseException) -> str:
+    """The same as people see it on a terminal: a message that was written in several lines, a list for one, keeps them."""
+    lines = without_secrets(str(error)).strip().splitlines()
+    if not isinstance(error, KNOWN) or len(lines) < 2:
+        return one_line(error)
+    # What is indented is part of a list.
+    return "\n".join("  " * line.startswith((" ", "\t")) + " ".join(line.split()) for line in lines if line.strip())
+
+
 def _one_line(error: BaseException) -> str:
     if not isinstance(error, UserError):
         error = root_cause(error)

@@ -21,6 +21,7 @@ from sweep.index.database import replace as replace_database
 from sweep.live.heartbeat import Heartbeat, Pulse
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, make_plan
+from sweep.plan.replaced import replaced_line
 from sweep.run.budget import BudgetReached, Meter, look_at
 from sweep.run.ends import Stop, tell_all_nodes
 from sweep.run.failures import is_read_only, one_line
@@ -126,6 +127,12 @@ def run_study(
     cached = [marked.get(record.fingerprint, record) for record in cached]
     steps = [member.step for member in planned]
     study = manifest(loaded, steps)
+    try:
+        line = replaced_line(loaded, steps, Study.manifest(store, study.experiment))
+    except UserError as error:
+        line = f"{one_line(error)}: this run does"
+    if line:
+        print(line, flush=True)
     if len(cached) < len(steps):
         check_store(store.uri)
     try:

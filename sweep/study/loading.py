@@ -8,7 +8,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -38,34 +38,35 @@ def builtin_experiments() -> dict[str, Function]:
     return _experiment_functions(experiments)
 
 
-def load_experiment(name: str, assignments: Sequence[str] = ()) -> Loaded:
-    """`name` is a built-in experiment or `file.py[:function]`; `assignments` are `name=value` texts.
+def load_experiment(experiment: str, assignments: Sequence[str] = (), *, name: str | None = None) -> Loaded:
+    """A built-in `experiment` or `file.py[:function]`, by `name` if that is given; `assignments` are `name=value` texts.
 
     Raises UserError for an unknown name or parameter (with the valid ones), a value of the wrong type, and
     any error in the user's file, with its line.
     """
-    if is_file(name):
-        function, file = _function_of_file(name)
+    if is_file(experiment):
+        function, file = _function_of_file(experiment)
     else:
         known = builtin_experiments()
-        if name not in known:
+        if experiment not in known:
             raise UserError(
-                f"no experiment {name!r}; built in: {', '.join(known)}{_did_you_mean(name, known)}; "
+                f"no experiment {experiment!r}; built in: {', '.join(known)}{_did_you_mean(experiment, known)}; "
                 "for one of your own give its file: my_study.py or my_study.py:function"
             )
-        function, file = known[name], None
+        function, file = known[experiment], None
     arguments = parse_parameters(function, assignments)
     try:
-        experiment = function(**arguments)
+        made = function(**arguments)
     except Exception as error:
         if file is None:
             raise
         raise UserError(_located(error, file)) from None
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{name}: {function.__name__}() returned {type(experiment).__name__}, not an Experiment")
+    if not isinstance(made, Experiment):
+        raise UserError(f"{experiment}: {function.__name__}() returned {type(made).__name__}, not an Experiment")
     with_defaults = inspect.signature(function).bind(**arguments)
     with_defaults.apply_defaults()
-    return Loaded(experiment, {name: _plain(value) for name, value in with_defaults.arguments.items()})
+    parameters = {parameter: _plain(value) for parameter, value in with_defaults.arguments.items()}
+    return Loaded(replace(made, name=name) if name else made, parameters)
 
 
 def is_file(name: str) -> bool:

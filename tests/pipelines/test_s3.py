@@ -19,6 +19,7 @@ from pipelines.storage import (
     fetch,
     filesystem,
     join,
+    move,
     publish,
     read_text,
     remove,
@@ -54,6 +55,16 @@ def test_a_corpus_and_a_training_set_are_made_there_as_they_are_here(bucket, cac
         assert read_examples(join(bucket, name)) == read_examples(tmp_path / "here" / name)
     assert names(fetch(join(bucket, "set"))) == ["examples.parquet"]
     assert {path.name for path in tmp_path.iterdir()} == {"here", "cache"}, "nothing is written under a folder named s3:"
+
+
+def test_a_folder_is_moved_into_the_place_of_another(bucket, tmp_path):
+    for root in (bucket, str(tmp_path)):
+        write_text(join(root, "report", "in", "a.txt"), "new")
+        write_text(join(root, "report@1", "b.txt"), "old")
+        move(join(root, "report"), join(root, "report@1"))
+        assert read_text(join(root, "report@1", "in", "a.txt")) == "new"
+        assert read_text(join(root, "report@1", "b.txt")) is None
+        assert read_text(join(root, "report", "in", "a.txt")) is None
 
 
 def test_markers_of_folders_and_working_state_are_not_fetched(bucket, cache, s3_client):

@@ -98,4 +98,7 @@ def test_one_clear_error(arguments: list[str], part: str, tmp_path: Path) -> Non
 def test_a_pilot_of_one_seed_is_no_pilot(tmp_path: Path) -> None:
     result = blindsweep("power", "tiny", "--store", store(tmp_path, 1))
     assert result.exit_code == 1
-    assert "a pilot needs two seeds that differ" in result.stderr
+    assert (
+        "this study has one seed" in result.stderr and "a pilot needs two; run it with more, as -p seeds=0,1" in result.stderr
+    )
+    assert "nan" not in result.stderr

@@ -17,16 +17,20 @@ from typing import get_args, get_type_hints
 import pytest
 from typer.testing import CliRunner, Result
 
+from analysis.study.frame import IncompleteSweepError
 from pipelines.data.sources import nli_sources_config
 from sweep import cli
+from sweep.commands.results import write_report
 from sweep.graph.records import Store, Study
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, write_run
 from sweep.plan.throughputs import read_table
 from sweep.run.budget import Prices, look_at
 from sweep.run.session import RayOptions, ray_session
+from sweep.run.study_run import Result as StudyResult
 from sweep.run.study_run import manifest
 from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
+from tests.analysis.fake_store import FakeStudy
 
 ROOT = Path(__file__).parents[3]
 DATA = (ROOT / ".." / "shared" / "data").resolve()
@@ -110,6 +114,7 @@ def test_challenge_sets_are_fetched_from_copies_and_named_for_the_study(tmp_path
 
 def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable) -> None:
     record_all(build_grid(load_experiment("demo").experiment), Store(tmp_path))
+    manifest(load_experiment("demo"), build_grid(load_experiment("demo").experiment)).save(Store(tmp_path))
     assert "everything is built" in blindsweep("plan", "demo", "--store", str(tmp_path)).stdout
     file = tmp_path / "study.py"
     file.write_text(
@@ -121,7 +126,68 @@ def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable)
     )
     shown = blindsweep("run", str(file), "--store", str(tmp_path), "--dry-run").stdout
     assert "20 of 59 to build" in shown
-    assert "20 evaluation: dtype 'float32' → 'bfloat16'" in shown
+    assert "  evaluation.dtype 'float32' → 'bfloat16': 20 evaluation\n" in shown
+
+
+def test_a_run_that_takes_another_ones_name_says_what_it_replaces(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    before = load_experiment("demo", ["seeds=0,1,2"])
+    manifest(before, build_grid(before.experiment)).save(store)
+
+    def planned(*arguments: str) -> str:
+        return blindsweep("plan", "demo", "--store", str(tmp_path), *arguments).stdout
+
+    shown = planned("-p", "seeds=0,1")
+    assert "demo was last run with other parameters (seeds 0,1,2 → 0,1), and this run takes its name: " in shown
+    assert "of its 37 artifacts are not part of it. They are kept in the store" in shown
+    assert shown.strip().endswith("--name NAME; to go back, run it with -p seeds=0,1,2")
+    # What grows replaces nothing, and neither does a study of another name.
+    assert "takes its name" not in planned("-p", "seeds=0,1,2,3")
+    other = planned("-p", "seeds=0,1", "--name", "two_seeds")
+    assert other.startswith("two_seeds: ") and "takes its name" not in other
+    assert_one_error(blindsweep("plan", "demo", "--name", "a/b"), "name='a/b'")
+
+
+def test_a_report_of_other_parameters_is_kept_beside_the_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0,))
+    write_report(Store(study.write()), "tiny", None, partial=False)
+    page = tmp_path / "reports" / "tiny" / "report.html"
+    first = page.read_text()
+    write_report(Store(study.write()), "tiny", None, partial=False)
+    assert "kept: " not in capsys.readouterr().out and [path.name for path in page.parents[1].iterdir()] == ["tiny"]
+    id_of_first = json.loads((page.parent / "study.json").read_text())["id"]
+    study.add_grid((0,), (60,), (1,))
+    study.parameters["seeds"] = [0, 1]
+    write_report(Store(study.write()), "tiny", None, partial=False)
+    kept = page.parents[1] / f"tiny@{id_of_first}" / "report.html"
+    assert f"kept: the report of other parameters is {kept} now" in capsys.readouterr().out
+    assert kept.read_text() == first != page.read_text()
+    assert json.loads((page.parent / "study.json").read_text())["parameters"]["seeds"] == [0, 1]
+    # Of a report that cannot be written nothing is moved.
+    study.add_evaluation(0, "original", 60, 2, built=False)
+    with pytest.raises(IncompleteSweepError):
+        write_report(Store(study.write()), "tiny", None, partial=False)
+    assert page.is_file() and len(list(page.parents[1].iterdir())) == 2
+
+
+def test_a_run_that_evaluated_nothing_writes_no_report_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_experiment("demo", ["seeds=0"])
+    manifest(loaded, build_grid(loaded.experiment)).save(Store(tmp_path))
+    failure = {"stage": "sources", "slug": "sources", "fingerprint": "0" * 64, "error": "it broke"}
+    monkeypatch.setattr("sweep.run.study_run.run_study", lambda *_, **__: StudyResult(18, 0, 0, (failure,), ()))
+    result = blindsweep("run", "demo", "-p", "seeds=0", "--store", str(tmp_path))
+    assert "no report: no task model is evaluated yet" in result.stderr and result.exit_code == 1
+    assert not (tmp_path / "reports").exists()
+
+
+def test_an_error_of_several_lines_keeps_them_on_the_terminal(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0, 1), skip=((0, "original", 60, 1), (0, "synthetic", 60, 1)))
+    study.write()
+    lines = blindsweep("report", "tiny", "--store", str(tmp_path)).stderr.splitlines()
+    assert lines[0] == "Error: study 'tiny' lacks 2 result(s):"
+    assert lines[1] == "  starting_size=0, kind=original, size=60, seed=1: evaluation (not built)" and len(lines) == 4
 
 
 @pytest.fixture
