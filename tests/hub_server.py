@@ -29,7 +29,7 @@ class HubHandler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -45,7 +45,7 @@ def serving(handler: type[HubHandler]) -> Iterator[str]:
     server.shutdown()
 
 
-def asked(program: str, arguments: list[str], home: Path, endpoint: str) -> dict[str, Any]:
+def asked(program: str, arguments: list[str], home: Path, endpoint: str, token: str = "") -> dict[str, Any]:
     """What a program prints last, as JSON, in a process of its own: the hub's client reads its settings when it is imported."""
     environment = {
         **os.environ,
@@ -53,6 +53,8 @@ def asked(program: str, arguments: list[str], home: Path, endpoint: str) -> dict
         **{"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
     }
     environment.pop("HF_TOKEN", None)
+    if token:
+        environment["HF_TOKEN"] = token
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
 VERDICTS = "analysis.verdicts"
 SIMULATION = "analysis.simulation"
 SCAN = "sweep.scan"
-CARDS = "analysis.cards"
+CARDS, PUBLISH = "analysis.cards", "sweep.publish"
 
 # Each room and the rooms that its files may import besides each other; a floor's name stands for the files that lie in no room.
 ARROWS: Mapping[str, tuple[str, ...]] = {
@@ -70,6 +70,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     SCAN: ("pipelines", TASKS, TABLES, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     CARDS: ("pipelines", TASKS, GRAPH, "analysis"),
+    PUBLISH: (*PIPELINES, GRAPH, "analysis", STATS, RESULTS, CORPUS, AUDIT, CARDS),
     COMMANDS: (
         *PIPELINES,
         GRAPH,
@@ -80,6 +81,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         RUN,
         CLUSTER,
         SCAN,
+        PUBLISH,
         "analysis",
         STATS,
         RESULTS,

@@ -46,7 +46,7 @@ def explain(store: Store, study: Study, metric: str, cell: str = "") -> list[Ori
     if not chosen:
         slugs = sorted({record.slug for record in having})
         raise UserError(f"no built artifact {cell!r} of {study.experiment} has {metric}{_nearest(cell, slugs)}")
-    return [Origin(metric, record, store.folder(record.id), tuple(_lineage(record, store))) for record in chosen]
+    return [Origin(metric, record, store.folder(record.id), tuple(lineage_of(record, store))) for record in chosen]
 
 
 def _placed(record: Record, coordinates: Mapping[str, Any]) -> Record:
@@ -59,7 +59,11 @@ def _nearest(name: str, valid: list[str]) -> str:
     return f"; the nearest that there are: {', '.join(close)}" if close else "; nothing is built yet"
 
 
-def _lineage(record: Record, store: Store) -> Iterator[tuple[int, Record]]:
+def lineage_of(record: Record, store: Store) -> Iterator[tuple[int, Record]]:
+    """The records that an artifact was built from, each once with its depth, nearest first; itself is 0.
+
+    Raises UserError for one that is gone.
+    """
     seen = set()
     todo = [(0, record)]
     while todo:

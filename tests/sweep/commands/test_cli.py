@@ -76,7 +76,10 @@ def test_it_tells_its_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"blindsweep {project['version']}\n")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "verdicts", "power", "ui", "reindex", "experiments"])
+COMMANDS = ("run", "plan", "status", "report", "verdicts", "power", "export", "publish", "ui", "reindex", "experiments")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     assert blindsweep(command, "--help").exit_code == 0
 

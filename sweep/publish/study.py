@@ -1,0 +1,91 @@
+"""A study's folders for a hub: its pools and generators, training sets and task models where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from analysis.cards.lineage import restrictions
+from pipelines.errors import UserError
+from sweep.graph.records import Record, Store, Study
+from sweep.publish.datasets import write_pool, write_training_sets
+from sweep.publish.models import TASK_MODELS, describe_model, export_model, write_generator
+from sweep.publish.naming import find_artifact
+from sweep.publish.origins import Said, origin_of
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A folder in a repository's form. `kind` is the hub's type of it; `restrictions` are what licences ask, a line each."""
+
+    name: str
+    kind: Literal["model", "dataset"]
+    folder: Path
+    restrictions: tuple[str, ...]
+
+
+def publish_study(
+    store: Store,
+    study: Study,
+    folder: Path,
+    said: Said,
+    *,
+    models: Sequence[str] = (),
+    training_sets: bool = False,
+    weights: bool = True,
+    audit: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Repository]:
+    """Write the study's repositories to folders in `folder`: pools, generators, and `models`, task models by any name.
+
+    Adapters are merged, unless their base is on the hub as it is. Without `weights` models are their cards alone. Raises
+    UserError for a study without a built pool, generator or named model, and where `folder` holds files.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and not empty; name a folder that is not there, so that nothing is replaced")
+    built = {step.fingerprint: step.record for step in study.steps if step.record is not None}
+    of_stage = {
+        stage: [record for record in built.values() if record.stage == stage] for stage in ("synthetic_pool", "generator")
+    }
+    # What cannot be found is said before anything is written.
+    chosen = [find_artifact(store, name, TASK_MODELS, within=built)[1] for name in models]
+    sets = [record for record in built.values() if record.stage == "training_set"] if training_sets else []
+    if training_sets and not sets:
+        raise UserError(f"study {study.experiment} has no built training set in {store.uri}; run it first")
+    if not any((*of_stage.values(), chosen, sets)):
+        raise UserError(f"study {study.experiment} has no built pool and no generator in {store.uri}; name --model CELL")
+    repositories: list[Repository] = []
+
+    def add(name: str, kind: Literal["model", "dataset"], records: Sequence[Record]) -> Path:
+        asked = dict.fromkeys(line for record in records for line in restrictions(origin_of(store, record, said)))
+        repositories.append(Repository(name, kind, folder / name, tuple(asked)))
+        say(f"{kind}: {folder / name}")
+        return folder / name
+
+    for record in of_stage["synthetic_pool"]:
+        words = write_pool(store, record, add(record.slug, "dataset", [record]), said, audit=audit)
+        if words.answer or words.refused:
+            say(f"  audit: {words.answer or words.refused}")
+    if sets:
+        write_training_sets(store, study.experiment, sets, add("training-sets", "dataset", sets), said)
+    for record in of_stage["generator"]:
+        write_generator(store, record, add(record.slug, "model", [record]), said, weights=weights)
+    for record in chosen:
+        target = add(record.slug, "model", [record])
+        if weights:
+            export_model(store, record, target, said, merge=not _is_over_hub(store, record), here=record.slug)
+        else:
+            describe_model(store, record, target, said)
+    return repositories
+
+
+def _is_over_hub(store: Store, record: Record) -> bool:
+    from sweep.publish.origins import hub_name
+
+    base = store.read_record(record.inputs["base_model"])
+    if base is None or base.payload["config"].get("quantization", "none") != "none":
+        return False
+    # A starting point of all weights is no base on the hub.
+    return bool(hub_name(base)[0]) and not any(name.startswith("model/") for name in record.files)
