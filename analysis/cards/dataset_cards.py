@@ -20,6 +20,10 @@ SAMPLING = {
 }
 
 
+GIVEN = "They were given to the study; who labelled them is unknown."
+MACHINE_MADE = "They are machine-made: their labels are those that were asked for, and nobody checked them."
+
+
 @dataclass(frozen=True)
 class AuditWords:
     """What an audit said of data: its answer, and for each finding its level, verdict and what to do.
@@ -55,28 +59,37 @@ def pool_card(
 ) -> str:
     """The card of a synthetic pool; `rejects` are the texts that were no example, by reason."""
     record = lineage.records[0]
-    named = [other for other in lineage.records if other.stage == "generator"]
-    by = f"the generator `{named[0].fingerprint[:12]}`" if named else "no generator of this study's: it was given"
-    made = [
-        f"Written by {by}, asked for a label and then parsed; a text that is no example is left out and counted.",
-        "\n".join(settings_lines(record, SAMPLING)) if named else "",
-        "The prompt, for the first label:\n\n" + fenced(task.prompted(task.labels[0])) if named else "",
-    ]
+    is_own = record.payload["config"].get("type") == "OwnPoolConfig"
     reasons = [(reason, f"{num:,}") for reason, num in rejects.items()]
     parts = [
         f"# {record.slug}",
         marks_note(lineage),
-        f"Labelled examples of the task *{task.name}*, machine-made. Their labels are those that were asked for, and nobody "
-        "checked them.",
+        f"Labelled examples of the task *{task.name}*. " + (GIVEN if is_own else MACHINE_MADE),
         "## Counts\n\n" + _counts([split], task),
         table(("left out because", "texts"), reasons) if reasons else "",
         "## Columns\n\n" + _columns(split, task),
-        "## How it was made\n\n" + "\n\n".join(filter(None, made)),
+        "## How it was made\n\n" + _making(lineage, task, is_own),
         "## Audit\n\n" + _audit(audit),
         *_ending(lineage, licence),
     ]
-    tags = ["blindsweep", "synthetic", task.name]
+    tags = ["blindsweep", *(() if is_own else ("synthetic",)), task.name]
     return dataset_card_text(_metadata(lineage, [split], tags, licence), "\n\n".join(filter(None, parts)))
+
+
+def _making(lineage: Lineage, task: Task, is_own: bool) -> str:
+    record = lineage.records[0]
+    if is_own:
+        return "It was given to the study as its pool; how it was made is unknown. A row that is no example is left out."
+    config = record.payload["config"]
+    trained = next((other for other in lineage.records if other.stage == "generator"), None)
+    by = f"the generator `{trained.fingerprint[:12]}`" if trained else "a model that was prompted, and not finetuned"
+    if endpoint := config.get("endpoint"):
+        by = f"{plain(endpoint.get('model', 'a model'))}, at an endpoint"
+    parts = [f"Written by {by}, asked for a label and then parsed; a text that is no example is left out and counted."]
+    parts.append("\n".join(settings_lines(record, SAMPLING)))
+    if trained:
+        parts.append("The prompt, for the first label:\n\n" + fenced(task.prompted(task.labels[0])))
+    return "\n\n".join(filter(None, parts))
 
 
 def training_sets_card(study: str, lineage: Lineage, task: Task, splits: Sequence[Split], licence: str = "") -> str:

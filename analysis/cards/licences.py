@@ -60,7 +60,7 @@ GEMMA = Licence(
 )
 OF_BASE_MODELS: Mapping[str, Licence] = {
     "meta-llama/Llama-2-": LLAMA_2,
-    "google/gemma-": GEMMA,
+    **{f"google/gemma-{generation}": GEMMA for generation in ("2b", "7b", "1.1-", "2-", "3-")},
 }
 """Beginning of a repository's name → its licence, where all repositories of that name have it."""
 
@@ -83,7 +83,7 @@ MULTINLI = Source(
     "MultiNLI 1.0",
     Licence(
         "other",
-        "mixed: OANC, CC BY 3.0, CC BY-SA 3.0 and others, by genre",
+        "mixed: OANC, CC BY 3.0, CC BY-SA 3.0, public domain, by genre",
         "Most of it is under the OANC's licence, which lets it be used, modified and shared freely; in the fiction genre are "
         "works under CC BY-SA 3.0 and CC BY 3.0 and works in the public domain, so that no one licence covers all of it, and "
         "what holds its sentences is passed on under theirs",

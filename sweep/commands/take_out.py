@@ -103,6 +103,7 @@ def publish(
         training_sets=training_sets,
         weights=not no_weights,
         audit=not no_audit,
+        pushed_as=push,
     )
     for line in dict.fromkeys(line for repository in repositories for line in repository.restrictions):
         print(f"before you pass it on, {line}")

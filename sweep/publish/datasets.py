@@ -26,15 +26,19 @@ ROWS_PER_FILE = 1_000_000
 OWN_NAMES = ("train", "dev", "dropped")
 
 
-def write_pool(store: Store, record: Record, folder: Path, said: Said, *, audit: bool) -> AuditWords:
+def write_pool(
+    store: Store, record: Record, folder: Path, said: Said, *, audit: bool, sources: Record | None = None
+) -> AuditWords:
     """Write a synthetic pool to `folder` as a dataset of one split, `train`; returns what its audit said.
+
+    The audit compares it with the study's `sources`.
 
     Raises UserError for an artifact that is not whole.
     """
     lineage, task = origin_of(store, record, said), task_of_record(record)
     examples = read_examples(join(whole_folder(store, record), "pool"), task)
     split = _write_split(examples, folder, "default", "data")
-    words = _audit(store, lineage, examples, task) if audit else AuditWords()
+    words = _audit(store, sources, examples, task) if audit else AuditWords()
     rejects = {name.partition("/")[2]: int(num) for name, num in record.metrics.items() if name.startswith("rejected/") and num}
     _write_card(folder, pool_card(lineage, task, split, words, rejects=rejects, licence=said.licence))
     return words
@@ -83,14 +87,13 @@ def _write_card(folder: Path, card: str) -> None:
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _audit(store: Store, lineage: Lineage, examples: pa.Table, task: Task) -> AuditWords:
-    """The audit of a pool, against the original data and the study's test sets where it was built from them."""
+def _audit(store: Store, sources: Record | None, examples: pa.Table, task: Task) -> AuditWords:
+    """The audit of a pool, against the study's original data and its test sets."""
     from analysis.audit.audit import AuditSettings
     from analysis.audit.audit import audit as audit_texts
     from analysis.audit.found import NOT_ASKED
 
     try:
-        sources = next((record for record in lineage.records if record.stage == "sources"), None)
         train, tests = None, {}
         if sources is not None:
             folder = fetch(whole_folder(store, sources))

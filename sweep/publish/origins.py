@@ -11,6 +11,7 @@ from analysis.cards.licences import (
     HANS,
     LANGUAGES,
     MULTINLI,
+    UNKNOWN_LICENCE,
     Source,
     given_licence,
     licence_of_base,
@@ -73,6 +74,9 @@ def origin_of(store: Store, record: Record, said: Said) -> Lineage:
             language = language or LANGUAGES.get(str(config.get("type")), "")
         elif ancestor.stage == "synthetic_pool" and config.get("type") == "OwnPoolConfig":
             sources |= dict.fromkeys(sources_of(config, {}, said.source_licence))
+        elif config.get("endpoint"):
+            model = config["endpoint"].get("model", "a model")
+            sources[Source(f"texts that {model} wrote at an endpoint", UNKNOWN_LICENCE)] = None
     bases = tuple(dict.fromkeys(_base(ancestor, said) for ancestor in records if ancestor.stage == "base_model"))
     return Lineage(records, bases, tuple(sources), language)
 

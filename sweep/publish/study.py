@@ -36,9 +36,12 @@ def publish_study(
     training_sets: bool = False,
     weights: bool = True,
     audit: bool = True,
+    pushed_as: str = "",
     say: Callable[[str], None] = print,
 ) -> list[Repository]:
     """Write the study's repositories to folders in `folder`: pools, generators, and `models`, task models by any name.
+
+    `pushed_as` is the beginning of their names on the hub, where they are to go there.
 
     Adapters are merged, unless their base is on the hub as it is. Without `weights` models are their cards alone. Raises
     UserError for a study without a built pool, generator or named model, and where `folder` holds files.
@@ -50,7 +53,9 @@ def publish_study(
         stage: [record for record in built.values() if record.stage == stage] for stage in ("synthetic_pool", "generator")
     }
     # What cannot be found is said before anything is written.
-    chosen = [find_artifact(store, name, TASK_MODELS, within=built)[1] for name in models]
+    named = [find_artifact(store, name, TASK_MODELS, within=built)[1] for name in models]
+    chosen = list({record.fingerprint: record for record in named}.values())
+    sources = next((record for record in built.values() if record.stage == "sources"), None)
     sets = [record for record in built.values() if record.stage == "training_set"] if training_sets else []
     if training_sets and not sets:
         raise UserError(f"study {study.experiment} has no built training set in {store.uri}; run it first")
@@ -65,7 +70,8 @@ def publish_study(
         return folder / name
 
     for record in of_stage["synthetic_pool"]:
-        words = write_pool(store, record, add(record.slug, "dataset", [record]), said, audit=audit)
+        target = add(record.slug, "dataset", [record])
+        words = write_pool(store, record, target, said, audit=audit, sources=sources)
         if words.answer or words.refused:
             say(f"  audit: {words.answer or words.refused}")
     if sets:
@@ -74,8 +80,9 @@ def publish_study(
         write_generator(store, record, add(record.slug, "model", [record]), said, weights=weights)
     for record in chosen:
         target = add(record.slug, "model", [record])
+        here = f"{pushed_as}-{record.slug}" if pushed_as else record.slug
         if weights:
-            export_model(store, record, target, said, merge=not _is_over_hub(store, record), here=record.slug)
+            export_model(store, record, target, said, merge=not _is_over_hub(store, record), here=here)
         else:
             describe_model(store, record, target, said)
     return repositories

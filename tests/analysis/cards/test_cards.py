@@ -53,7 +53,7 @@ def test_licences_that_bind_are_said_and_a_users_word_does_not_undo_them() -> No
     assert "CC BY-SA 3.0" in text and "| HANS |" not in text
     assert restrictions(PAPERS) == [
         "meta-llama/Llama-2-7b-hf: Llama 2 Community License",
-        "MultiNLI 1.0: mixed: OANC, CC BY 3.0, CC BY-SA 3.0 and others, by genre",
+        "MultiNLI 1.0: mixed: OANC, CC BY 3.0, CC BY-SA 3.0, public domain, by genre",
     ]
 
 
@@ -100,6 +100,23 @@ def test_a_pools_card_has_counts_rejects_prompt_and_the_audits_answer() -> None:
     assert "> Fit \\| to use." in text and "| act | copies 4 rows | Drop them. |" in text and "- temperature: 0.7" in text
     refused = pool_card(lineage, NLI, split(), AuditWords(refused="it has one row"), rejects={})
     assert "It was not audited: it has one row" in refused
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "is_synthetic"),
+    [
+        ({"type": "OwnPoolConfig"}, "how it was made is unknown", False),
+        ({"type": "GenerationConfig", "prompting": {}}, "a model that was prompted, and not finetuned", True),
+        ({"type": "GenerationConfig", "endpoint": {"model": "some-model"}}, "Written by some-model, at an endpoint", True),
+    ],
+)
+def test_a_pool_that_no_finetuned_generator_wrote_says_whose_it_is(
+    config: dict[str, Any], said: str, is_synthetic: bool
+) -> None:
+    lineage = Lineage((dataclasses.replace(POOL, payload={"config": config}),))
+    text = pool_card(lineage, NLI, split(), AuditWords(), rejects={})
+    assert said in text and ("synthetic" in DatasetCard(text).data.tags) == is_synthetic
+    assert (NLI.prompted("entailment") in text, "nobody checked them" in text) == (False, is_synthetic)
 
 
 def test_marks_are_the_first_thing_said() -> None:

@@ -143,6 +143,17 @@ def test_adapters_are_loaded_by_peft_with_the_logits_computed_here(bases: Bases,
     assert_same(loaded_logits(merged, tmp_path / "merged", kind), expected)
 
 
+def test_an_adapter_over_a_starting_point_of_all_weights_has_those_beside_it(bases: Bases, tmp_path: Path) -> None:
+    start = trained("llama", bases("llama"), "full", tmp_path / "start")
+    task_model = trained("llama", bases("llama"), "lora", tmp_path / "trained")
+    shutil.copytree(Path(start, "model"), Path(task_model, "model"))
+    hub_base = HubBase("org/base", "0" * 40)
+    exported = export_classifier(task_model, bases("llama"), tmp_path / "taken", task=NLI, hub_base=hub_base)
+    assert exported.base == "base"
+    model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "taken")
+    assert_same(loaded_logits(model, tmp_path / "taken", "llama"), own_logits(task_model, bases("llama")))
+
+
 def test_an_adapter_names_its_base_on_the_hub_and_brings_no_weights_of_it(bases: Bases, tmp_path: Path) -> None:
     task_model = trained("llama", bases("llama"), "lora", tmp_path / "trained")
     hub_base = HubBase("org/base", "0" * 40)
