@@ -9,7 +9,7 @@ from sweep.commands.data import experiments, fetch
 from sweep.commands.data_check import check as check_data
 from sweep.commands.options import one_clear_error
 from sweep.commands.plan import plan
-from sweep.commands.results import explain, power, report, verdicts
+from sweep.commands.results import compare, explain, power, report, verdicts
 from sweep.commands.run import run
 from sweep.commands.take_out import export, publish
 from sweep.commands.tracking import reindex, ui
@@ -66,7 +66,7 @@ data = typer.Typer(no_args_is_help=True, help="Data of your own, looked at; Mult
 app.add_typer(data, name="data")
 cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and after its runs.")
 app.add_typer(cluster, name="cluster")
-of_studies = (run, plan, status, report, explain, verdicts, power)
+of_studies = (run, plan, status, report, explain, verdicts, compare, power)
 for command in (*of_studies, audit, export, publish, verify, gc, doctor, ui, reindex, experiments):
     app.command()(one_clear_error(command))
 data.command()(one_clear_error(fetch))

@@ -33,6 +33,7 @@ CLUSTER = "sweep.cluster"
 STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
 CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
 VERDICTS = "analysis.verdicts"
+COMPARISON = "analysis.comparison"
 SIMULATION = "analysis.simulation"
 SCAN = "sweep.scan"
 CARDS, PUBLISH = "analysis.cards", "sweep.publish"
@@ -64,6 +65,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
+    COMPARISON: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
     AUDIT: ("pipelines", TASKS, TABLES, REPAIR, DATA, "analysis", STATS, CORPUS),
@@ -86,6 +88,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         STATS,
         RESULTS,
         VERDICTS,
+        COMPARISON,
         REPORT,
         CORPUS,
         AUDIT,

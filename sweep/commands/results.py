@@ -1,4 +1,4 @@
-"""Results of a study: `blindsweep report`, `explain`, `verdicts` and `power`."""
+"""Results of a study: `blindsweep report`, `explain`, `verdicts`, `compare` and `power`."""
 
 import hashlib
 import json as js
@@ -145,6 +145,31 @@ def verdicts(
         print(js.dumps(verdicts_json(name, judged, evidence), indent=1, ensure_ascii=False))
         return
     print_verdicts(name, judged, tuple(evidence.arms))
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A study's name or file.py.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The study that it is set against: differences are B minus A.")],
+    store: StoreUri = DEFAULT_STORE,
+    other_store: Annotated[str | None, typer.Option(help="The store of B. [default: that of A]")] = None,
+    json: Json = False,
+) -> None:
+    """Set two studies against each other: B minus A where both have the cell, paired by seed, with intervals.
+
+    It says first what cannot be compared (another task, other test sets) and in what else the two differ (base model, training
+    data, parameters), of which a difference may be.
+
+        blindsweep compare demo demo_long
+        blindsweep compare demo demo --other-store s3://bucket/studies --json
+    """
+    from analysis.comparison.studies import checked, compare_studies
+    from analysis.comparison.terminal import as_json as comparison_json
+    from analysis.comparison.terminal import lines
+
+    where = Store(store)
+    other = Store(other_store) if other_store else where
+    comparison = checked(compare_studies((where, study_name(a)), (other, study_name(b))))
+    print(js.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) if json else "\n".join(lines(comparison)))
 
 
 def power(

@@ -1,0 +1,236 @@
+"""Paired differences of two studies, by setting, kind and seed, with the intervals that a study's own differences have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.study.described import task_of
+from analysis.study.frame import evaluation_frame
+from analysis.study.item_sets import ItemSet
+from analysis.study.items import Responses, load_arms
+from analysis.study.series import study_series
+from analysis.wording import in_words, set_name, slice_name
+from pipelines.errors import UserError
+from sweep.graph.records import Store, Study
+from sweep.study.claims import NOT_FROM_POOL
+
+Cell = tuple[int, str, int]
+"""starting_size, kind, size."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell on one slice: both accuracies over the seeds (or generators) that both have, and B minus A, shares of 1.
+
+    `low` and `high` are the 95 % interval of the difference, NaN where there is none; `units` says what was paired.
+    """
+
+    arm: str
+    set: str
+    slice: str
+    starting_size: int
+    kind: str
+    size: int
+    num_pairs: int
+    units: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    num_items: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`rows` by place (set and slice) and cell; `not_comparable` says what has none and why; `differs` what else is other in
+    the two, of which a difference may be; `only` counts the cells that one alone has.
+    """
+
+    names: tuple[str, str]
+    rows: tuple[Row, ...]
+    titles: Mapping[tuple[str, str], str]
+    not_comparable: tuple[str, ...]
+    differs: tuple[str, ...]
+    only: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+
+def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comparison:
+    """B's accuracy minus A's, `second` being B, in each cell that both have, on the sets that both are read on.
+
+    What is not built is left out and said. Raises UserError where a study cannot be read, or has no evaluation yet.
+    """
+    stores = first[0], second[0]
+    studies = Study.load(*first), Study.load(*second)
+    names = (
+        (studies[0].experiment, studies[1].experiment)
+        if studies[0].experiment != studies[1].experiment
+        else (f"{studies[0].experiment} (A)", f"{studies[1].experiment} (B)")
+    )
+    tasks = task_of(studies[0]), task_of(studies[1])
+    if tasks[0] != tasks[1]:
+        why = f"their tasks: {names[0]} is on {tasks[0].name}, {names[1]} on {tasks[1].name}; nothing of them can be compared"
+        return Comparison(names, (), {}, (why,), _differs(studies), (0, 0))
+    frames = [evaluation_frame(store, study, partial=True) for store, study in zip(stores, studies, strict=True)]
+    series = [study_series(study, frame) for study, frame in zip(studies, frames, strict=True)]
+    places = [[(one.set, one.slice) for one in of_study] for of_study in series]
+    common = [place for place in places[0] if place in places[1]]
+    not_comparable = [
+        f"{_title(place)}: only {name} is read on it"
+        for name, own, other in ((names[0], places[0], places[1]), (names[1], places[1], places[0]))
+        for place in own
+        if place not in other
+    ]
+    sets = list(dict.fromkeys(name for name, _ in common))
+    arms = [
+        load_arms(store, study, sets, frame, partial=True)
+        for store, study, frame in zip(stores, studies, frames, strict=True)
+        if sets
+    ]
+    rows: list[Row] = []
+    for name in sets:
+        if why := _other_items(studies, arms, name):
+            not_comparable.append(f"{set_name(name)}: {why}")
+            common = [place for place in common if place[0] != name]
+    if sets:
+        not_comparable += [
+            f"arm {arm}: only {names[side]} has it" for side in (0, 1) for arm in arms[side] if arm not in arms[1 - side]
+        ]
+    only = [0, 0]
+    for arm in (arm for arm in (arms[0] if sets else ()) if arm in arms[1]):
+        both = arms[0][arm], arms[1][arm]
+        cells = [_cells(one) for one in both]
+        only[0] += len(set(cells[0]) - set(cells[1]))
+        only[1] += len(set(cells[1]) - set(cells[0]))
+        for place in common:
+            for cell in cells[0]:
+                if cell in cells[1]:
+                    row = _row(both, arm, place, cell)
+                    if isinstance(row, Row):
+                        rows.append(row)
+                    elif row not in not_comparable:
+                        not_comparable.append(row)
+    titles = {place: _title(place, arms[0]) for place in common}
+    missing = [len(frame.attrs["missing"]) for frame in frames]
+    notes = tuple(
+        f"{name} lacks {number} results that are not built" for name, number in zip(names, missing, strict=True) if number
+    )
+    return Comparison(names, tuple(rows), titles, tuple(not_comparable), _differs(studies), (only[0], only[1]), notes)
+
+
+def _row(both: tuple[Responses, Responses], arm: str, place: tuple[str, str], cell: Cell) -> Row | str:
+    """The paired difference of one cell, or why there is none."""
+    name, slice_ = place
+    start, kind, size = cell
+    data = [one.accuracy(name, slice_, [cell]) for one in both]
+    seeds = sorted(set(data[0].seeds) & set(data[1].seeds))
+    if not seeds:
+        return f"{kind}, start {start}, size {size}: the two have no seed in common"
+    data = [one.of(seeds) for one in data]
+    units = "seeds"
+    several = [len(set(one.generator_of.values())) > 1 for one in both]
+    if any(several) and kind not in NOT_FROM_POOL:
+        if all(several) and any(both[0].generator_of[seed] != both[1].generator_of[seed] for seed in seeds):
+            return f"{kind}: seeds are dealt to other generators in the two, so that nothing is paired"
+        # The generator is the unit, in the study that has several.
+        groups = both[0 if several[0] else 1].generator_of
+        data, units = [one.grouped(groups) for one in data], "generators"
+    difference = data[1].minus(data[0])
+    effect = difference.effect()
+    interval = effect.interval()
+    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    levels = [float(one.values.mean()) for one in data]
+    return Row(
+        arm=arm,
+        set=name,
+        slice=slice_,
+        starting_size=start,
+        kind=kind,
+        size=size,
+        num_pairs=len(difference.seeds),
+        units=units,
+        a=levels[0],
+        b=levels[1],
+        difference=effect.mean,
+        # No difference of accuracies is larger.
+        low=max(low, -1.0) if interval else math.nan,
+        high=min(high, 1.0) if interval else math.nan,
+        num_items=difference.num_items,
+    )
+
+
+def _cells(responses: Responses) -> list[Cell]:
+    """The cells that have a result on every set, in the order of the study's grid."""
+    of_sets = [{cell[:3] for cell in of_set} for of_set in responses.predicted.values()]
+    everywhere = set.intersection(*of_sets) if of_sets else set()
+    first = next(iter(responses.predicted.values()), {})
+    return sorted(everywhere, key=lambda cell: (cell[0], list(dict.fromkeys(one[1] for one in first)).index(cell[1]), cell[2]))
+
+
+def _other_items(studies: Sequence[Study], arms: Sequence[Mapping[str, Responses]], name: str) -> str:
+    """Why a test set of the two is not the same; "" if it is."""
+    files = [_sources_files(study).get(f"{name}.parquet", {}).get("sha256") for study in studies]
+    first, second = (next(iter(of_study.values())).items[name] for of_study in arms)
+    if len(first.ids) != len(second.ids):
+        return f"they are other test sets, of {len(first.ids):,} and {len(second.ids):,} items"
+    if not (np.array_equal(first.ids, second.ids) and np.array_equal(first.labels, second.labels)):
+        return "they are other test sets: their items or labels differ"
+    if None not in files and files[0] != files[1]:
+        return "they are other test sets: their texts differ, under the same names of items"
+    return "" if _alike(first, second) else "their items are clustered otherwise, since the sources of one are missing"
+
+
+def _alike(first: ItemSet, second: ItemSet) -> bool:
+    return np.array_equal(first.clusters, second.clusters) and np.array_equal(first.strata, second.strata)
+
+
+def _sources_files(study: Study) -> Mapping[str, Mapping[str, Any]]:
+    evaluations = [step for step in study.steps if step.stage == "evaluation"]
+    wanted = {step.inputs.get("sources") for step in evaluations}
+    return next((step.record.files for step in study.steps if step.fingerprint in wanted and step.record), {})
+
+
+def _differs(studies: tuple[Study, Study]) -> tuple[str, ...]:
+    """What a difference between the two may be of, beside chance."""
+    found = []
+    bases = [{step.inputs.get("base_model") for step in study.steps if step.stage == "evaluation"} for study in studies]
+    if bases[0] != bases[1]:
+        found.append("their base models: every difference is of these, too")
+    training = [_sources_files(study).get("train.parquet", {}).get("sha256") for study in studies]
+    if training[0] != training[1]:
+        found.append("their original training data: a seed draws other examples in each")
+    if studies[0].marks != studies[1].marks:
+        marks = [f"{study.experiment}: {in_words(list(study.marks)) or 'none'}" for study in studies]
+        found.append(f"their marks ({'; '.join(marks)})")
+    quiet = {"claims", "heuristic_description", "departures", "unsettled", "test_sets"}
+    names = [
+        name
+        for name in dict.fromkeys([*studies[0].parameters, *studies[1].parameters])
+        if name not in quiet and studies[0].parameters.get(name) != studies[1].parameters.get(name)
+    ]
+    if names:
+        found.append(f"their parameters {in_words(names)}")
+    return tuple(found)
+
+
+def _title(place: tuple[str, str], arms: Mapping[str, Responses] | None = None) -> str:
+    name, slice_ = place
+    items = next(iter(arms.values())).items.get(name) if arms else None
+    title = items.title if items else set_name(name)
+    return title if slice_ == "all" else f"{title}, {slice_name(slice_)}"
+
+
+def checked(comparison: Comparison) -> Comparison:
+    """The same. Raises UserError where the two are on one task and test set and yet have no cell in common."""
+    if not comparison.rows and not comparison.not_comparable:
+        raise UserError(
+            f"{comparison.names[0]} and {comparison.names[1]} have no cell in common (starting point, kind, size): "
+            f"{comparison.only[0]} and {comparison.only[1]} of their own; run the cells that are to be compared in both"
+        )
+    return comparison

@@ -1,0 +1,85 @@
+"""Two studies side by side as text of 80 columns, and as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from analysis.comparison.studies import Comparison, Row
+from analysis.wording import NOTHING, in_arm, kind_name, shown
+
+WIDTH = 80
+LEGEND = (
+    "Accuracy in %; B − A in points, paired by seed, with its 95 % interval over seeds (or generators) and test items. "
+    "Each interval is by itself: of twenty about one misses. With one seed it is of the items alone."
+)
+
+
+def lines(comparison: Comparison) -> Iterator[str]:
+    """What is compared, what is not, a table a test set, none wider than WIDTH."""
+    a, b = map(shown, comparison.names)
+    yield from _wrapped(f"A is {a}, B is {b}.")
+    for what in comparison.not_comparable:
+        yield from _wrapped(f"Not comparable: {shown(what)}.")
+    for what in comparison.differs:
+        yield from _wrapped(f"They differ in {shown(what)}.")
+    for note in comparison.notes:
+        yield from _wrapped(f"{shown(note)}.")
+    for name, number in zip((a, b), comparison.only, strict=True):
+        if number:
+            yield from _wrapped(f"Only in {name}: {number} cells.")
+    for (arm, place), rows in _grouped(comparison).items():
+        yield ""
+        yield from _wrapped(in_arm(shown(comparison.titles[place]), arm))
+        kind = None
+        yield f"  {'start':>9}  {'size':>9}  {'pairs':>5}  {'A':>6}  {'B':>6}  {'B − A':>6}  95 % interval"
+        for row in rows:
+            if row.kind != kind:
+                kind = row.kind
+                yield from _wrapped(f"{kind_name(kind)}{', by generator' if row.units == 'generators' else ''}")
+            yield _cells(row)
+    if comparison.rows:
+        yield ""
+        yield from _wrapped(LEGEND)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All the numbers, accuracies and differences being shares; null where there is no interval."""
+    rows = [dataclasses.asdict(row) for row in comparison.rows]
+    return {
+        "a": comparison.names[0],
+        "b": comparison.names[1],
+        "not_comparable": list(comparison.not_comparable),
+        "differs": list(comparison.differs),
+        "notes": list(comparison.notes),
+        "only_in_a": comparison.only[0],
+        "only_in_b": comparison.only[1],
+        "rows": [
+            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+            for row in rows
+        ],
+    }
+
+
+def _grouped(comparison: Comparison) -> dict[tuple[str, tuple[str, str]], list[Row]]:
+    """Rows by arm and place, those of a kind together, in the order in which kinds first come."""
+    kinds = list(dict.fromkeys(row.kind for row in comparison.rows))
+    groups: dict[tuple[str, tuple[str, str]], list[Row]] = {}
+    for row in comparison.rows:
+        groups.setdefault((row.arm, (row.set, row.slice)), []).append(row)
+    return {key: sorted(rows, key=lambda row: kinds.index(row.kind)) for key, rows in groups.items()}
+
+
+def _cells(row: Row) -> str:
+    interval = NOTHING if math.isnan(row.low) else f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+    return (
+        f"  {row.starting_size:>9}  {row.size:>9}  {row.num_pairs:>5}  {100 * row.a:>6.1f}  {100 * row.b:>6.1f}  "
+        f"{100 * row.difference:>+6.1f}  {interval}"
+    )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
