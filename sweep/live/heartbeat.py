@@ -198,7 +198,7 @@ class Heartbeat:
         values: dict[str, Any] = {
             **self._fixed,
             "quiet_s": round(quiet_s, 1),
-            "pulse": dataclasses.asdict(pulse.later(quiet_s)),
+            "pulse": _plain(pulse.later(quiet_s)),
         }
         try:
             self._store.write_bytes(self.uri, seal(values).encode())
@@ -212,6 +212,18 @@ class Heartbeat:
         for beat in read_beats(self._store, self._study):
             if not beat.is_live:
                 remove(join(self._store.uri, FOLDER, self._study, f"{beat.run}.json"))
+
+
+def _plain(pulse: Pulse) -> dict[str, Any]:
+    """A pulse as JSON has it; counts may be Counters, of which `dataclasses.asdict` makes something else."""
+    return {
+        **{each.name: getattr(pulse, each.name) for each in dataclasses.fields(pulse)},
+        "done": dict(pulse.done),
+        "working": [dataclasses.asdict(step) for step in pulse.working],
+        "failures": [dict(failure) for failure in pulse.failures],
+        "blocked": {name: dict(of) for name, of in pulse.blocked.items()},
+        "again": dict(pulse.again),
+    }
 
 
 def _lasting(pulse: Pulse) -> tuple[Any, ...]:

@@ -5,11 +5,13 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from sweep import cli
 from sweep.commands.upkeep import status
 from sweep.graph.records import Store, Study
 from sweep.graph.step import Step
-from sweep.live.heartbeat import Heartbeat, Pulse, Working
+from sweep.live.heartbeat import Heartbeat, Pulse, Working, read_beats
+from sweep.live.state import StudyState, look
 from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -30,6 +33,7 @@ from sweep.study.loading import Loaded
 
 ROOT = Path(__file__).parents[4]
 BEATING = ROOT / "tests" / "sweep" / "live" / "beating.py"
+FAKE = ROOT / "tests" / "sweep" / "run" / "fake_command.py"
 Write = Callable[[Iterable[Step], Store], None]
 
 
@@ -218,7 +222,7 @@ def test_a_watch_of_an_empty_store_is_an_error(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "begin with: blindsweep run demo" in done.stderr
 
 
-def test_a_pulse_is_made_of_what_a_run_knows() -> None:
+def test_a_pulse_is_made_of_what_a_run_knows_and_written_whole(tmp_path: Path) -> None:
     from sweep.run.progress import Progress, pulse_of
     from sweep.run.trial import Outcome
     from tests.sweep.run.test_progress import STEPS
@@ -242,3 +246,37 @@ def test_a_pulse_is_made_of_what_a_run_knows() -> None:
     assert [failure["error"] for failure in pulse.failures] == ["no room"]
     assert pulse.again == {first.name: "a machine went away"}
     assert (pulse.seconds_left, pulse.spent, pulse.hold) == (9.0, "spent $1.00", "a notice came")
+    with Heartbeat(Store(tmp_path), "small", pulse):
+        (beat,) = read_beats(Store(tmp_path), "small")
+    assert beat.pulse.later(0) == replace(pulse, working=beat.pulse.working, seconds_left=beat.pulse.seconds_left)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_real_run_is_seen_while_it_goes_on_and_after_it_was_killed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    driver = subprocess.Popen(
+        [sys.executable, str(FAKE), "run", "demo", "--no-report", "--store", store.uri, "--max-cpus", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SECONDS": "3"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def seen(condition: Callable[[StudyState], bool]) -> StudyState:
+        deadline = time.monotonic() + 200
+        while True:
+            assert driver.poll() is None and time.monotonic() < deadline
+            if store.studies() and condition(state := look(store, "demo")):
+                return state
+            time.sleep(0.5)
+
+    try:
+        seen(lambda state: bool(state.live) and state.count("running") > 0)
+        # The heartbeat goes on with the run: what it says it has built grows.
+        seen(lambda state: bool(state.live) and sum(state.live[0].pulse.done.values()) >= 2)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    dead = look(store, "demo")
+    assert dead.live == () and len(dead.dead) == 1 and dead.count("running") == 0
+    assert dead.count("done") >= 2
