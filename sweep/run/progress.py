@@ -196,7 +196,8 @@ class Display:
 
     def _position(self, progress: Progress) -> str:
         left = self.seconds_left(progress)
-        estimate = f"  about {seconds(left)} left" if left is not None and progress.built else ""
+        # Of less than a second there is nothing to say: what runs has taken longer than was thought.
+        estimate = f"  about {seconds(left)} left" if left is not None and round(left) and progress.built else ""
         return f"[{progress.num_done}/{len(progress.steps)}]{estimate}"
 
     def _table(self) -> Any:
@@ -338,7 +339,8 @@ class Work:
     def _line(self, doing: str, done: int, of: int | None, now: float) -> str:
         elapsed = now - self._phase_started
         amount = "" if not done else f": {done:,}" + (f" of about {of:,}" if of else "")
-        left = f", about {seconds(elapsed * (of / done - 1))} left" if of and 0 < done <= of and elapsed > 1 else ""
+        left_s = elapsed * (of / done - 1) if of and 0 < done <= of and elapsed > 1 else 0.0
+        left = f", about {seconds(left_s)} left" if round(left_s) else ""
         return f"{seconds(now - self._started):>6}  {doing}{amount}{left}"
 
 

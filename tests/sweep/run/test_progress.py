@@ -49,6 +49,18 @@ def test_side_by_side_steps_end_no_earlier_than_the_longest() -> None:
     assert time_left(progress(), {"task_model": 1, "generator": 60}, 8) == 60
 
 
+def test_nothing_is_said_of_no_time_at_all() -> None:
+    steps = [step("task_model", 0), step("task_model", 1)]
+    record = Record(steps[0].stage, steps[0].slug, steps[0].fingerprint, {}, durations={"total_s": 10.0})
+    for running_s, said in ((2, True), (10, False), (60, False)):
+        stream = io.StringIO()
+        running = {steps[1].fingerprint: time.monotonic() - running_s}
+        Display({}, stream, live=False).on_event(
+            "start", steps[1], Progress(steps, set(), running, {record.fingerprint: record})
+        )
+        assert ("left" in stream.getvalue()) == said
+
+
 def test_a_log_counts_the_steps_that_are_given_up() -> None:
     stream = io.StringIO()
     display = Display({}, stream, live=False)
