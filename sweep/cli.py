@@ -1,5 +1,6 @@
 """The command line: the app and its commands. Everything heavy is imported by the command that needs it."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -77,6 +78,11 @@ for command in (check, end):
 
 def main() -> None:
     """Entry point of the `blindsweep` command."""
+    if os.environ.get("NO_COLOR"):
+        from typer import rich_utils
+
+        # Without colours typer still writes bold and dim.
+        rich_utils.COLOR_SYSTEM = None
     app()
 
 

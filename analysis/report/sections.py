@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from shlex import quote
 from typing import Any
 
 import pandas as pd
@@ -206,7 +207,7 @@ def origins_block(store: Store, study: Study) -> list[Block]:
             step.slug,
             f"tags.fingerprint = '{step.fingerprint}'",
             store.folder(step.id),
-            f"blindsweep explain {study.experiment} METRIC --cell {step.slug}",
+            f"blindsweep explain {quote(study.experiment)} METRIC --cell {quote(step.slug)}",
         ]
         for step in study.steps
         if step.stage == "evaluation" and step.record

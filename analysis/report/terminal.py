@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from analysis.verdicts.power import MOST_SEEDS, Variance, power_table, variance_
 from analysis.verdicts.subcases import subcase_table
 from analysis.wording import NOTHING, estimate_words, in_arm, in_words, p_words, range_words
 from pipelines.errors import UserError
+from pipelines.terminal import console as new_console
 
 MIN_WIDTH = 160
 """Columns of text that the tables need; a narrower terminal breaks their lines."""
@@ -44,6 +46,10 @@ COLOURS = {Outcome.SUPPORTED: "green", Outcome.REFUTED: "red", Outcome.EQUIVALEN
 def print_verdicts(study: str, verdicts: Verdicts, arms: Sequence[str] = ()) -> None:
     """Print the answer, the positive control, primary and other claims with what they rest on, and the notes."""
     console = _console()
+    is_narrow = _is_narrow()
+    if is_narrow:
+        # Words are kept whole, and a claim is a paragraph.
+        console = new_console(highlight=False)
     judgements = verdicts.judgements
     console.print(f"{study}: {answer(judgements)}", markup=False)
     for sentence in (*decided(judgements), *control_sentences(verdicts.controls)):
@@ -55,11 +61,41 @@ def print_verdicts(study: str, verdicts: Verdicts, arms: Sequence[str] = ()) -> 
         if chosen := [judgement for judgement in judgements if judgement.primary == primary]:
             console.print()
             console.print(heading, markup=False)
-            console.print(_verdict_table(chosen, notes))
+            if is_narrow:
+                _print_paragraphs(console, chosen, notes)
+            else:
+                console.print(_verdict_table(chosen, notes))
     console.print()
     console.print(LEGEND.format(f", in one of the arms {in_words(arms)}" if arms else ""), markup=False)
     for index, note in enumerate(notes, start=1):
         console.print(f"  {index} {note}", markup=False)
+
+
+def _cells(judgement: Judgement, notes: list[str]) -> dict[str, str]:
+    """What a table says of a claim, by heading; what its notes say is added to `notes`, once, and referred to by number."""
+    notes += [note for note in dict.fromkeys(judgement.notes) if note not in notes]
+    cost = "" if judgement.settling_cost is None else f" (+{judgement.settling_cost:,.0f})"
+    return {
+        "estimate": estimate_words(judgement.estimate, judgement.unit),
+        "95 % interval": range_words(judgement.low, judgement.high, judgement.unit),
+        "settings": agreement_words(judgement),
+        "from": units_words(judgement),
+        "adjusted p": p_words(judgement.p_adjusted),
+        "settled by": f"{settling_words(judgement)}{cost}",
+        "notes": ",".join(str(notes.index(note) + 1) for note in judgement.notes),
+    }
+
+
+def _print_paragraphs(console: Any, judgements: Sequence[Judgement], notes: list[str]) -> None:
+    """What `_verdict_table` says, a claim a paragraph, for a terminal that the table does not fit."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for judgement in judgements:
+        said = [f"{heading} {cell}" for heading, cell in _cells(judgement, notes).items() if cell not in ("", NOTHING)]
+        verdict = (str(judgement.verdict), COLOURS[judgement.verdict])
+        console.print(Text.assemble(f"{judgement.name}: ", verdict))
+        console.print(Padding(Text("; ".join(said)), (0, 0, 0, 4)))
 
 
 def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
@@ -69,19 +105,8 @@ def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
     headings = ("claim", "verdict", "estimate", "95 % interval", "settings", "from", "adjusted p", "settled by", "notes")
     table = _table(headings, left=("claim", "verdict", "notes"))
     for judgement in judgements:
-        notes += [note for note in dict.fromkeys(judgement.notes) if note not in notes]
-        cost = "" if judgement.settling_cost is None else f" (+{judgement.settling_cost:,.0f})"
-        table.add_row(
-            judgement.name,
-            Text(str(judgement.verdict), style=COLOURS[judgement.verdict]),
-            estimate_words(judgement.estimate, judgement.unit),
-            range_words(judgement.low, judgement.high, judgement.unit),
-            agreement_words(judgement),
-            units_words(judgement),
-            p_words(judgement.p_adjusted),
-            f"{settling_words(judgement)}{cost}",
-            ",".join(str(notes.index(note) + 1) for note in judgement.notes),
-        )
+        verdict = Text(str(judgement.verdict), style=COLOURS[judgement.verdict])
+        table.add_row(judgement.name, verdict, *_cells(judgement, notes).values())
     return table
 
 
@@ -201,10 +226,14 @@ def _table(headings: Sequence[str], left: Sequence[str]) -> Any:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    console = new_console(soft_wrap=True, highlight=False)
+    return console if console.width >= MIN_WIDTH else new_console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
 
-    console = Console(soft_wrap=True, highlight=False)
-    return console if console.width >= MIN_WIDTH else Console(soft_wrap=True, highlight=False, width=MIN_WIDTH)
+
+def _is_narrow() -> bool:
+    """Whether people read it on a terminal that is narrower than the tables; a file or a program gets these whole."""
+    console = new_console()
+    return console.width < MIN_WIDTH and (console.is_terminal or "COLUMNS" in os.environ)
 
 
 def _without_nan(value: Any) -> Any:

@@ -61,6 +61,7 @@ from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.parquet import parquet_table
 from pipelines.tasks.task import Task
+from pipelines.terminal import with_article
 
 BIASED = "biased_synthetic"
 JOINT = "joint"
@@ -140,7 +141,7 @@ class TrainingSetConfig:
         smallest = 1 if self.kind in UNBALANCED else len(self.task.labels)
         for part, size in self.part_sizes.items():
             if size < smallest:
-                of = f"its part {part} of a {self.mix.name} set" if self.mix else f"a {self.kind} set"
+                of = f"its part {part} of {with_article(self.mix.name)} set" if self.mix else with_article(f"{self.kind} set")
                 raise UserError(
                     f"size={self.size}: {of} has at least {smallest} examples"
                     + (f", and here {size}; give a larger size" if self.mix else f"; give {smallest} or more")

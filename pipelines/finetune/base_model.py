@@ -42,6 +42,7 @@ from pipelines.storage import join, working_folder
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
+from pipelines.terminal import with_article
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -128,8 +129,8 @@ class PretrainedModelConfig:
         known = ARCHITECTURES.get(self.model_type)
         if self.quantization != "none" and known is not None and not known.projections:
             raise UserError(
-                f"quantization={self.quantization!r}: {self.path} is a {self.model_type}, none of whose projections can have "
-                "an adapter, without which a quantised base is not trained; leave it out"
+                f"quantization={self.quantization!r}: {self.path} is {with_article(self.model_type)}, none of whose "
+                "projections can have an adapter, without which a quantised base is not trained; leave it out"
             )
 
 

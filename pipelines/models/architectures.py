@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.storage import fetch
+from pipelines.terminal import with_article
 
 LLAMA_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -92,7 +93,8 @@ def architecture(settings: Mapping[str, Any], source: object) -> Architecture:
         )
     if found.is_encoder and settings.get("is_decoder"):
         raise UserError(
-            f"{source} has is_decoder=true, and a {model_type} is an encoder here: take the one that reads whole texts"
+            f"{source} has is_decoder=true, and {with_article(str(model_type))} is an encoder here: take the one that reads "
+            "whole texts"
         )
     return found
 
@@ -114,14 +116,14 @@ def check_targets(name: str, targets: Sequence[str], model_type: str) -> None:
         return
     if not found.projections:
         raise UserError(
-            f"{name} has method='lora' and is a {model_type}, whose projections read more than texts, so that none can have an "
-            "adapter: use method='full'"
+            f"{name} has method='lora' and is {with_article(model_type)}, whose projections read more than texts, so that none "
+            "can have an adapter: use method='full'"
         )
     beyond = () if found.is_encoder else BEYOND_LAYERS
     if unknown := [target for target in targets if target.rpartition(".")[2] not in (*found.projections, *beyond)]:
         raise UserError(
-            f"{name} has lora_targets={tuple(targets)}, and a {model_type} has no layers named {', '.join(unknown)}: give "
-            f"lora_targets={found.projections}"
+            f"{name} has lora_targets={tuple(targets)}, and {with_article(model_type)} has no layers named "
+            f"{', '.join(unknown)}: give lora_targets={found.projections}"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.terminal import with_article
 from sweep.cluster.findings import Finding, short
 from sweep.plan.throughputs import CostTable
 
@@ -222,7 +223,7 @@ def _of_machines(account: Account, config: dict[str, Any], prices: Prices) -> It
                 yield Finding(
                     "machines",
                     "problem",
-                    f"{name} promises {promised[resource]} {resource}s and a {there['InstanceType']} has {most}",
+                    f"{name} promises {promised[resource]} {resource}s and {with_article(there['InstanceType'])} has {most}",
                 )
     listing = ", ".join(f"{kind.most} × {kind.instance_type}{' spot' if kind.is_spot else ''}" for kind in kinds)
     yield Finding("machines", "ok", f"at most {listing}")
@@ -236,7 +237,7 @@ def _of_quotas(account: Account, kinds: Sequence[Kind]) -> Iterator[Finding]:
     needed: dict[tuple[str, bool], int] = {}
     for kind in kinds:
         if kind.family is None:
-            yield Finding("quota", "not checked", f"which quota counts a {kind.instance_type} is not known here")
+            yield Finding("quota", "not checked", f"which quota counts {with_article(kind.instance_type)} is not known here")
         else:
             key = (kind.family, kind.is_spot)
             needed[key] = needed.get(key, 0) + kind.most * kind.vcpus
@@ -268,7 +269,8 @@ def _of_price(kinds: Sequence[Kind], prices: Prices) -> Iterator[Finding]:
         )
         price, option = (gpu.spot_price, "--spot-price") if kind.is_spot else (gpu.price, "--price")
         if price is None:
-            yield Finding("price", "not checked", f"of an {kind.gpu} for {kind.name} is not known: {option} DOLLARS_A_GPU_HOUR")
+            unknown = f"of {with_article(kind.gpu)} for {kind.name} is not known: {option} DOLLARS_A_GPU_HOUR"
+            yield Finding("price", "not checked", unknown)
             continue
         most += kind.most * kind.num_gpus * price
         parts.append(f"{kind.name} {kind.most} × {kind.num_gpus} × ${price:g}")

@@ -1,7 +1,9 @@
 """The experiments and the data that there are: `blindsweep experiments` and `data fetch`."""
 
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -16,9 +18,17 @@ def experiments() -> None:
         print(f"{name}: {(inspect.getdoc(function) or '').splitlines()[0]}")
         for parameter in inspect.signature(function).parameters.values():
             default = "required" if parameter.default is parameter.empty else f"default {parameter.default!r}"
-            annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
-            kind = str(parameter.annotation) if "[" in str(parameter.annotation) else annotation
-            print(f"    -p {parameter.name}=...  {kind}, {default}")
+            print(f"    -p {parameter.name}=...  {_kind(parameter.annotation)}, {default}")
+
+
+def _kind(annotation: Any) -> str:
+    """What a parameter may be, as people read it: its choices, where there are some, else its type."""
+    choices = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, choices))
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join("None" if choice is NoneType else _kind(choice) for choice in choices)
+    return str(annotation) if choices else str(getattr(annotation, "__name__", annotation))
 
 
 def fetch(
@@ -55,5 +65,5 @@ def fetch(
         print(f"whatever is built from it is marked: {mark}")
     for name in names:
         print(f"{name}: {metrics[f'{name}/num_examples']:,} examples")
-    also = f" -p challenges={','.join(names)}" if names else ""
-    print(f"next: blindsweep run mini -p data={to} -p model=CHECKPOINT{also}")
+    also = f" -p {quote('challenges=' + ','.join(names))}" if names else ""
+    print(f"next: blindsweep run mini -p {quote(f'data={to}')} -p model=CHECKPOINT{also}")

@@ -35,7 +35,8 @@ def plan(
     store: StoreUri = DEFAULT_STORE,
     all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
     gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
-    num_gpus: Annotated[float, typer.Option(callback=positive, help="GPUs that the wall time is reckoned for.")] = 8,
+    max_gpus: Annotated[float, typer.Option(callback=positive, help="GPUs that the wall time is reckoned for.")] = 8,
+    num_gpus: Annotated[float | None, typer.Option(callback=positive, hidden=True, help="What --max-gpus was called.")] = None,
     price: Price = None,
     spot_price: SpotPrice = None,
     throughputs: Throughputs = None,
@@ -50,7 +51,7 @@ def plan(
     none was measured on they are scaled by the makers' data sheets. No GPU is touched.
 
         blindsweep plan demo
-        blindsweep plan mini --gpu h100 --price 2.5 --num-gpus 4
+        blindsweep plan mini --gpu h100 --price 2.5 --max-gpus 4
     """
     from sweep.study.loading import load_experiment
 
@@ -62,7 +63,7 @@ def plan(
         Store(store),
         table,
         lambda _: priced,
-        num_gpus,
+        max_gpus if num_gpus is None else num_gpus,
         all_steps=all_steps,
         sources=sources,
         as_json=json,

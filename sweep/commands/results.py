@@ -5,6 +5,8 @@ import json as js
 import re
 import tempfile
 from pathlib import Path
+from shlex import join as join_words
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -58,7 +60,7 @@ def write_report(store: Store, name: str, output: Path | None, *, partial: bool)
         publish(folder, target)
     print(f"report: {join(target, page.name)}")
     if not store.is_local:
-        print(f"  to read it here: blindsweep report {name} --store {store.uri} --output FOLDER")
+        print(f"  to read it here: blindsweep report {quote(name)} --store {quote(store.uri)} --output FOLDER")
 
 
 REPORT_OF = "study.json"
@@ -106,7 +108,8 @@ def explain(
     else:
         for origin in origins:
             print(f"{origin.record.slug}  {origin.value}")
-        print(f"one of them in full: blindsweep explain {study} {metric} --cell {origins[0].record.slug}")
+        cell = join_words(["blindsweep", "explain", study, metric, "--cell", origins[0].record.slug])
+        print("one of them in full: " + cell + ("" if store == DEFAULT_STORE else f" --store {quote(store)}"))
 
 
 def verdicts(

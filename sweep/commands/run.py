@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.errors import UserError
 from pipelines.storage import join
+from pipelines.terminal import console as new_console
 from sweep.commands.options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
@@ -168,7 +170,7 @@ def run(
     if database and database.replaced_others:
         print(
             f"Warning: another run wrote {database.uri} meanwhile, and this one's has taken its place; "
-            f"nothing else is affected: `blindsweep reindex --store {store}` makes one of both from the records",
+            f"nothing else is affected: `blindsweep reindex --store {quote(store)}` makes one of both from the records",
             file=sys.stderr,
         )
     if rehearse:
@@ -184,8 +186,8 @@ def run(
             if not is_partial and not is_read_only(error):
                 raise
             print(f"no report: {in_lines(error)}", file=sys.stderr)
-    elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {mask(tracking_uri, tracking_uri)}"
-    print(f"compare runs: blindsweep ui --store {store}{elsewhere}")
+    elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
+    print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
     is_over = bool(result.hold) and meter.is_reached
     if is_over:
         built = f"{result.num_cached + result.num_built} of {result.num_steps} artifacts are built"
@@ -202,7 +204,6 @@ def _is_evaluated(store: Store, name: str) -> bool:
 
 
 def _show_rehearsal(store: Store, name: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from sweep.study.rehearsal import summarize
@@ -215,7 +216,7 @@ def _show_rehearsal(store: Store, name: str) -> None:
         peak = "" if stage.peak_gpu_memory_gib is None else f"{stage.peak_gpu_memory_gib:.1f}"
         speed = "" if stage.examples_per_s is None else f"{stage.examples_per_s:,.1f}"
         table.add_row(stage.stage, str(stage.num_built), f"{stage.seconds:.1f}", peak, speed)
-    console = Console(soft_wrap=True, highlight=False)
+    console = new_console(soft_wrap=True, highlight=False)
     console.print(table)
     console.print("medians of one artifact; a rehearsal's speeds include warming up, and its accuracies mean nothing")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipelines.terminal import console as new_console
 from sweep.graph.identity import SHORT
 from sweep.graph.records import STAGES
 from sweep.plan.costs import EndpointCost, Total, rates, total, unmeasured
@@ -25,11 +26,10 @@ MIN_WIDTH = 116
 
 def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
     """Print what is missing, counts by stage, costs if there are any (else why not), and why something would be built."""
-    from rich.console import Console
     from rich.table import Table
 
     experiment, costs = plan.experiment, plan.costs
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = new_console(soft_wrap=True, highlight=False, markup=False)
     if costs:
         console.width = max(console.width, MIN_WIDTH)
     for line in (f"{experiment.name}: {experiment.title}", *missing_inputs(experiment), *left_out(experiment)):

@@ -1,6 +1,7 @@
 """What a run takes the place of: the study of the same name that was run with other settings."""
 
 from collections.abc import Iterable
+from shlex import quote
 from typing import Any
 
 from sweep.graph.records import Study
@@ -22,7 +23,7 @@ def replaced_line(loaded: Loaded, steps: Iterable[Step], earlier: Study | None) 
     before = {name: value for name, value in loaded.parameters.items() if name in earlier.parameters}
     changed = [name for name, value in before.items() if value != earlier.parameters[name]]
     differs = "; ".join(f"{name} {_written(earlier.parameters[name])} → {_written(before[name])}" for name in changed)
-    back = " ".join(f"-p {name}={_written(earlier.parameters[name])}" for name in changed)
+    back = " ".join(f"-p {quote(f'{name}={_written(earlier.parameters[name])}')}" for name in changed)
     return (
         f"{earlier.experiment} was last run with {f'other parameters ({differs})' if differs else 'other contents'}, and this "
         f"run takes its name: {len(left):,} of its {len(earlier.steps):,} artifacts are not part of it. They are kept in the "

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
+from pipelines.terminal import console as new_console
 from sweep.graph.records import STAGES, Record
 from sweep.graph.step import Step
 from sweep.live.heartbeat import Pulse, Working
@@ -132,10 +133,9 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.is_live:
-            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=self.stream), get_renderable=self._table, refresh_per_second=4)
+            self._live = Live(console=new_console(file=self.stream), get_renderable=self._table, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -254,11 +254,10 @@ class Transfers:
 
     def __enter__(self) -> "Transfers":
         if self.is_live:
-            from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-            self._bars = Progress(*columns, TimeRemainingColumn(), console=Console(file=self.stream))
+            self._bars = Progress(*columns, TimeRemainingColumn(), console=new_console(file=self.stream))
             self._bars.start()
         return self
 
@@ -325,11 +324,10 @@ class Work:
 
     def _show(self, doing: str, done: int, of: int | None, is_new: bool) -> None:
         if not self._bar:
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(file=self.stream), transient=True)
+            self._bar = Progress(*columns, console=new_console(file=self.stream), transient=True)
             self._task = self._bar.add_task(doing, total=of)
             self._bar.start()
         if is_new:

@@ -35,6 +35,19 @@ def test_verdicts_say_what_is_so_and_how_sure_it_is(tmp_path: Path) -> None:
     assert "One seed" not in result.stdout
 
 
+def test_verdicts_fit_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = store(tmp_path, 6)
+    wide = blindsweep("verdicts", "tiny", "--store", where).stdout
+    assert max(map(len, wide.splitlines())) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = blindsweep("verdicts", "tiny", "--store", where).stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    lines = narrow.splitlines()
+    claim = lines.index("synthetic_reinforces: supported")
+    assert lines[claim + 1].startswith("    estimate −4") and "4 of 4, 4 clear" in " ".join(lines[claim + 1 : claim + 4])
+    assert narrow.count(": supported") == wide.count(" supported ")
+
+
 def test_one_seed_is_said_first(tmp_path: Path) -> None:
     result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 1))
     lines = result.stdout.splitlines()

@@ -548,7 +548,7 @@ def test_a_set_of_two_labels_and_one_text(reviews, tmp_path):
     assert [metrics[f"{label}/negated"] for label in SENTIMENT.labels] == [held["negative"], held["positive"]]
     assert [metrics[f"{label}/available"] for label in SENTIMENT.labels] == [30, 30]
     assert not any("lexical_overlap" in name for name in metrics)
-    with pytest.raises(UserError, match="size=1: a original set has at least 2"):
+    with pytest.raises(UserError, match="size=1: an original set has at least 2"):
         TrainingSetConfig("original", 1, 0, task=SENTIMENT)
 
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -23,13 +25,14 @@ from sweep import cli
 from sweep.commands.results import write_report
 from sweep.graph.records import Store, Study
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, write_run
+from sweep.plan.replaced import replaced_line
 from sweep.plan.throughputs import read_table
 from sweep.run.budget import Prices, look_at
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.study_run import Result as StudyResult
 from sweep.run.study_run import manifest
 from sweep.study.grid import build_grid
-from sweep.study.loading import load_experiment
+from sweep.study.loading import Loaded, load_experiment
 from tests.analysis.fake_store import FakeStudy
 
 ROOT = Path(__file__).parents[3]
@@ -211,7 +214,7 @@ def test_plan_says_what_a_study_costs(gpu_study: str, tmp_path: Path) -> None:
     shown = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--price", "2.5", "--sources").stdout
     assert "GPU-hours" in shown and "wall time: " in shown and "estimates. h200 at $2.5 an hour" in shown
     assert "setup.generate: 68 s  measured" in shown
-    done = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--json", "--price", "2.5", "--num-gpus", "3")
+    done = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--json", "--price", "2.5", "--max-gpus", "3")
     plan = json.loads(done.stdout)
     costs = plan["costs"]
     assert plan["stages"]["task_model"]["steps"] == 3
@@ -391,6 +394,48 @@ def test_a_budget_is_of_the_whole_study_and_status_says_what_is_spent(
     (tmp_path / "s" / "spend" / "study" / "b.json").write_text("{")
     shown = blindsweep("status", "study", "--store", store.uri).stdout
     assert f"{len(steps)} of {len(steps)} artifacts built" in shown and "b.json is not a readable account" in shown
+
+
+def test_a_plan_takes_the_number_of_gpus_by_the_name_that_a_run_has(gpu_study: str, tmp_path: Path) -> None:
+    def gpus(option: str) -> list[float]:
+        done = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--json", option, "3")
+        return [schedule["num_gpus"] for schedule in json.loads(done.stdout)["costs"]["schedules"]]
+
+    assert gpus("--max-gpus") == gpus("--num-gpus") == [1, 2, 3, 4, 8]
+    shown = blindsweep("plan", "--help").stdout
+    assert "--max-gpus" in shown and "--num-gpus" not in shown
+
+
+def test_no_color_leaves_no_code_in_help_and_tables(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sweep.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    for arguments in (["plan", "demo", "--store", str(tmp_path)], ["plan", "--help"]):
+        for no_color, has_codes in ({}, True), ({"NO_COLOR": "1"}, False):
+            done = subprocess.run(
+                [*command, *arguments], env=environment | no_color, capture_output=True, text=True, check=True, cwd=tmp_path
+            )
+            assert ("\x1b[" in done.stdout) == has_codes
+
+
+def test_printed_commands_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path / "a store; of mine")
+    Study("tiny", "A title", {}, ()).save(Store(root))
+    two = [SimpleNamespace(record=SimpleNamespace(slug=slug), value=1.0) for slug in ("one", "two")]
+    monkeypatch.setattr("sweep.commands.results.origins_of", lambda *_: two)
+    shown = blindsweep("explain", "tiny", "hans/$accuracy", "--store", root).stdout.splitlines()[-1]
+    words = shlex.split(shown.removeprefix("one of them in full: "))
+    assert words == ["blindsweep", "explain", "tiny", "hans/$accuracy", "--cell", "one", "--store", root]
+    before = Loaded(load_experiment("demo").experiment, {"data": "my data"})
+    after = Loaded(load_experiment("demo", ["training_sizes=300"]).experiment, {"data": "other"})
+    earlier = manifest(before, build_grid(before.experiment))
+    assert replaced_line(after, build_grid(after.experiment), earlier).endswith("run it with -p 'data=my data'")
+
+
+def test_experiments_show_choices_and_no_types_of_pythons_own() -> None:
+    shown = blindsweep("experiments").stdout
+    assert "-p training=...  two_steps|joint, default 'two_steps'" in shown
+    assert "-p heuristic_share=...  float | None, default None" in shown
+    assert "typing." not in shown and "Literal" not in shown
 
 
 def test_experiments_are_listed_with_their_parameters() -> None:
