@@ -195,7 +195,7 @@ def _subcases(evidence: Evidence) -> list[Fold]:
             points(row["mean"]),
             range_words(row["low"], row["high"], "share"),
             str(row["num_seeds"]),
-            str(row["num_clusters"]),
+            thousands(int(row["num_clusters"])),
             thousands(int(row["num_items"])),
             p_words(row["p"]),
             p_words(row["q"]),

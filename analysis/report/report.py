@@ -76,7 +76,9 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "title": study.title or study.experiment,
         "name": study.experiment,
         "summary": _summary(study, frame),
-        "marks": [f"{mark}: {count} of {study.num_built} artifacts" for mark, count in study.marks.items()],
+        "marks": [
+            f"{mark}: {thousands(count)} of {thousands(study.num_built)} artifacts" for mark, count in study.marks.items()
+        ],
         "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
         "verdict": None,
@@ -231,7 +233,7 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
     num_evaluations = frame["fingerprint"].nunique()
     seeds = frame["seed"].nunique()
     newest = max((step.record.created for step in study.steps if step.record), default="")
-    parts = [f"{num_evaluations} evaluated task models", f"{seeds} seed{'s' if seeds != 1 else ''}"]
+    parts = [f"{thousands(num_evaluations)} evaluated task models", f"{seeds} seed{'s' if seeds != 1 else ''}"]
     parts += [f"arms {in_words(study.arms)}"] if study.arms else []
     return " · ".join([*parts, f"newest artifact {newest[:16].replace('T', ' ')} UTC"] if newest else parts)
 

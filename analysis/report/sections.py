@@ -166,7 +166,7 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None, held: str = "") ->
     for spending in spent.itertuples(index=False):
         row = [
             spending.stage.replace("_", " "),
-            f"{spending.num_built} of {spending.num_steps}",
+            f"{thousands(spending.num_built)} of {thousands(spending.num_steps)}",
             duration(spending.hours * 3600),
         ]
         if costs:
@@ -266,7 +266,7 @@ def composition_block(study: Study) -> list[Block]:
             rows.append(
                 [
                     str(name),
-                    str(num_sets),
+                    thousands(num_sets),
                     str(label),
                     thousands(low) if low == high else f"{thousands(low)} to {thousands(high)}",
                     thousands(round(held / len(counted))) if len(counted) else NOTHING,

@@ -28,6 +28,7 @@ from analysis.stats.statistics import (
 from analysis.study.artifacts import LabelCount, entailment_and_rest, label_order
 from analysis.study.frame import KEY, POINT
 from analysis.study.items import ItemSet, Responses
+from analysis.wording import thousands
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import FOLDINGS
 
@@ -146,10 +147,10 @@ def _method(items: ItemSet, slice_name: str, data: Replicates, cell: pd.DataFram
     # Items are their own clusters where a slice has one cluster only.
     num_clusters = len(np.unique(items.clusters[items.chosen(slice_name)]))
     if num_clusters == 1:
-        clusters = f"{data.num_items} items of one {items.clustered_by}"
+        clusters = f"{thousands(data.num_items)} items of one {items.clustered_by}"
     else:
         nouns = "items" if data.num_clusters == data.num_items else f"values of {items.clustered_by}"
-        clusters = f"{data.num_clusters} {f'{items.clustered_by}s' if items.clustered_by in CLUSTERS else nouns}"
+        clusters = f"{thousands(data.num_clusters)} {f'{items.clustered_by}s' if items.clustered_by in CLUSTERS else nouns}"
     return f"Wilson over {units} and {clusters}" if len(data.seeds) > 1 else f"Wilson over {clusters} (1 {unit})"
 
 

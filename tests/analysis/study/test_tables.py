@@ -1,9 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from analysis.study import tables
 from analysis.study.artifacts import LabelCount, count_lexical_overlap, lexical_overlap_counts, pool_overlap_counts
 from analysis.study.items import load_responses
 from analysis.study.tables import accuracy_table, entailment_odds_ratio, lexical_overlap_table
@@ -23,6 +26,16 @@ ORIGINAL = {
     "neutral": LabelCount(130573, 69),
     "contradiction": LabelCount(130608, 172),
 }
+
+
+@pytest.mark.parametrize("num_clusters", [1, 2_500])
+def test_items_and_clusters_are_counted_as_all_numbers_are_written(num_clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "share_interval", lambda _: object())
+    items = SimpleNamespace(clusters=np.arange(3_000) % num_clusters, chosen=lambda _: slice(None), clustered_by="premise")
+    data = SimpleNamespace(seeds=[0, 1], num_items=3_000, num_clusters=num_clusters)
+    words = tables._method(items, "all", data, pd.DataFrame({"generator": [np.nan]}))  # type: ignore[arg-type]
+    assert words.startswith("Wilson over 2 seeds and ")
+    assert ("3\N{NARROW NO-BREAK SPACE}000 items" if num_clusters == 1 else "2\N{NARROW NO-BREAK SPACE}500 premises") in words
 
 
 def test_table_1_of_the_paper() -> None:
