@@ -69,7 +69,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
     AUDIT: ("pipelines", TASKS, TABLES, REPAIR, DATA, "analysis", STATS, CORPUS),
-    SCAN: ("pipelines", TASKS, TABLES, CORPUS),
+    SCAN: ("pipelines", TASKS, TABLES, RUN, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     CARDS: ("pipelines", TASKS, GRAPH, "analysis"),
     PUBLISH: (*PIPELINES, GRAPH, "analysis", STATS, RESULTS, CORPUS, AUDIT, CARDS),

@@ -44,6 +44,7 @@ from analysis.corpus.labels import label_key
 from analysis.corpus.scan import NUM_COMPONENTS, SAMPLE_ROWS, Report, Sample, Scan, collected, measure, silent
 from analysis.corpus.spill import part_of, parts_of
 from pipelines.errors import UserError
+from sweep.run.failures import root_cause
 from sweep.scan.pieces import TableInPieces, open_pieces
 
 MIN_PARTS = 8
@@ -309,10 +310,7 @@ def _errors_of_users() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: Any = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
+        cause = root_cause(error)
+        if not isinstance(cause, UserError):
             raise
-        # Ray's own class for an error of ours has the traceback as its text.
-        raise UserError(str(getattr(cause, "cause", cause))) from None
+        raise UserError(str(cause)) from None
