@@ -54,6 +54,19 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Card:
+    """A verdict as the page shows it: its word, in the colour of `css`, what it is on, and the numbers beside it."""
+
+    css: str
+    level: str
+    kind: str
+    statement: str
+    figure: str
+    interval: str
+    facts: str
+
+
+@dataclass(frozen=True)
 class Block:
     """A section of the report; `figure` is an SVG of `analysis.report.figures.inline_svg`, which is not escaped."""
 
@@ -64,6 +77,7 @@ class Block:
     folds: Sequence[Fold] = ()
     figure: str = ""
     figure_caption: str = ""
+    cards: Sequence[Card] = ()
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,21 @@ from dataclasses import replace
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
+from analysis.page import Block, Card, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.report.figures import forest_figure
 from analysis.study.signal_detection import signal_table
 from analysis.verdicts.answer import (
     ONE_SEED,
     agreement_words,
-    answer,
+    claims_of_answer,
     control_sentences,
-    decided,
     one_generator,
     one_seed,
     settling_words,
     units_words,
 )
 from analysis.verdicts.evidence import Evidence
-from analysis.verdicts.judgement import ONE_GENERATOR, Judgement, Verdicts
+from analysis.verdicts.judgement import ONE_GENERATOR, Judgement, Outcome, Verdicts
 from analysis.verdicts.subcases import subcase_table
 from analysis.wording import (
     HOLDS,
@@ -42,7 +41,8 @@ from analysis.wording import (
 from pipelines.errors import UserError
 from sweep.study.claims import Measure
 
-TITLE = "The answer"
+TITLE = "Verdicts"
+CARD_COLOURS = {Outcome.SUPPORTED: "fine", Outcome.REFUTED: "act", Outcome.EQUIVALENT: "same", Outcome.CANNOT_TELL: "open"}
 HOW_TO_READ = (
     "A claim is judged in each of its settings, a starting point and a training size{}, and never by a mean over them: it, or "
     "its opposite, is to show in every setting, or in more than half of them, as the claim has it. Estimates are means, in "
@@ -57,7 +57,7 @@ MEASURES = (
 )
 CAPTION = (
     "The headline difference of each claim in each of its settings, paired by seed; lines are 95 % intervals over seeds and "
-    "test items. Fewer than three seeds are drawn as dots, one each."
+    "test items. Fewer than three seeds, or generators, are drawn as dots, one each."
 )
 
 
@@ -66,22 +66,23 @@ def claims_block(verdicts: Verdicts | None, evidence: Evidence | None, why_not: 
     if verdicts is None or evidence is None:
         return Block("claims", TITLE, [why_not]), None
     judgements = verdicts.judgements
-    primary = [judgement for judgement in judgements if judgement.primary]
-    others = [judgement for judgement in judgements if not (judgement.primary or is_of_measure(judgement))]
-    drawn = primary or others
+    drawn = claims_of_answer(judgements)
+    others = [judgement for judgement in judgements if judgement not in drawn and not is_of_measure(judgement)]
     figure = _drawn(drawn)
     text = _text(verdicts)
-    folds = [_settings(judgements), _notes(judgements)]
-    if primary and others:
-        folds.insert(0, Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]))
+    how = HOW_TO_READ.format(", in one of its arms" if evidence.arms else "")
+    folds = [Fold("These claims in numbers", [_claims(drawn, how)])]
+    if others:
+        folds.append(Fold(f"{len(others)} exploratory claims, p by Benjamini and Hochberg", [_claims(others)]))
+    folds += [_settings(judgements), _notes(judgements)]
     for title, table in (("No differences by subcase", _subcases), ("No signal detection", _signal)):
         for arm, of_arm in evidence.by_arm.items():
             try:
                 folds += [replace(fold, title=in_arm(fold.title, arm)) for fold in table(of_arm)]
             except UserError as error:
                 text.append(f"{in_arm(title, arm)}: {error}.")
-    how = HOW_TO_READ.format(", in one of its arms" if evidence.arms else "")
-    return Block("claims", TITLE, text, [_claims(drawn, how)], folds, "", CAPTION if figure else ""), figure
+    cards = [_card(judgement) for judgement in drawn]
+    return Block("claims", TITLE, text, (), folds, "", CAPTION if figure else "", cards), figure
 
 
 def measures_block(verdicts: Verdicts | None) -> tuple[list[Block], Figure | None]:
@@ -107,9 +108,31 @@ def _drawn(judgements: Sequence[Judgement]) -> Figure | None:
 
 def _text(verdicts: Verdicts) -> list[str]:
     judgements = verdicts.judgements
-    text = [answer(judgements), *decided(judgements), *control_sentences(verdicts.controls)]
+    text = control_sentences(verdicts.controls)
     text += [ONE_SEED] if one_seed(judgements) else []
     return [*text, *([ONE_GENERATOR] if one_generator(judgements) else [])]
+
+
+def _card(judgement: Judgement) -> Card:
+    """A claim with its verdict, in a word and a colour, and the numbers that it goes by."""
+    estimate, interval = estimate_words(judgement.estimate, judgement.unit), ""
+    if not math.isnan(judgement.low):
+        interval = range_words(judgement.low, judgement.high, judgement.unit)
+    facts = [fact for fact in (units_words(judgement),) if fact != NOTHING]
+    if (agreement := agreement_words(judgement)) != NOTHING:
+        facts.append(f"settings: {agreement}")
+    if (settled := settling_words(judgement)) != NOTHING:
+        facts.append(f"settled by {settled}")
+    unit = {"share": " points", "ratio": ""}.get(judgement.unit, f" ({judgement.measure})")
+    return Card(
+        CARD_COLOURS[judgement.verdict],
+        str(judgement.verdict),
+        "positive control" if judgement.is_control else "",
+        judgement.statement,
+        "" if estimate == NOTHING else f"{estimate}{unit}",
+        interval,
+        " · ".join(facts),
+    )
 
 
 def _claims(judgements: Sequence[Judgement], caption: str = "") -> Table:

@@ -2,7 +2,7 @@
 
 Colour and marker say the kind of training set, the line style says the test set. Every panel starts at x = 0
 with the starting point itself. A point is the mean over seeds, its bar runs from the smallest to the largest
-seed.
+seed. Fewer than three seeds are dots, one each.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -79,12 +80,17 @@ DOT: dict[str, Any] = {"color": KIND_STYLES["synthetic"][0], "marker": "o", "mar
 def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFrame | None = None) -> Figure:
     """Draw the frame of `analysis.study.frame.evaluation_frame` in the layout of the paper's Figure 1.
 
-    With `intervals` (`analysis.study.tables.accuracy_table` of the same frame) a thin line shows each point's.
+    With `intervals` (`analysis.study.tables.accuracy_table` of the same frame) a thin line shows each point's. Fewer than three
+    seeds are drawn as dots, without a bar or a line; so are seeds of fewer than three generators, whose interval it is.
 
     Of several arms each has its own panels. Raises ValueError when a series has no rows at all. A cell that is missing (a
     partial frame) breaks its line: nothing is drawn across the gap.
     """
-    means = seed_means(frame)
+    by_point = frame.groupby(list(POINT), observed=True, sort=True)
+    generators = by_point["generator"].nunique().to_numpy()
+    means = seed_means(frame).assign(values=by_point["accuracy"].agg(list).to_numpy())
+    # Generators are what an interval is over where there are several.
+    means["units"] = np.where(generators > 1, generators, means["n"])
     if intervals is not None:
         means = means.merge(intervals[[*POINT, "interval_low", "interval_high"]], on=list(POINT), how="left")
     starts = {(str(arm), int(start)): rows for (arm, start), rows in means.groupby(["arm", "starting_size"], observed=True)}
@@ -116,7 +122,7 @@ def forest_figure(judgements: Sequence[Judgement]) -> Figure:
     panels = [(one, rows) for one, rows in panels if rows]
     if not panels:
         raise ValueError("no claim has a difference that is no ratio, so there is nothing to draw")
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))
     lines = [sum(1 + _tick(row["setting"]).count("\n") for row in rows) for _, rows in panels]
     heights = [max(lines[at : at + columns]) for at in range(0, len(panels), columns)]
     with matplotlib.rc_context(RC):
@@ -291,7 +297,13 @@ def _draw_panel(
 
 
 def _draw_bars(axes: Axes, x: Sequence[float], points: pd.DataFrame, colour: str) -> None:
-    """Range over seeds and, thinner, the interval."""
+    """Range over seeds and, thinner, the interval; of few seeds a dot each."""
+    few = (points["units"] < FEWEST_FOR_INTERVAL).to_numpy()
+    for at, values in zip(np.asarray(x)[few], points["values"][few], strict=True):
+        # A gap has no seeds.
+        if isinstance(values, list):
+            axes.plot([at] * len(values), values, **{**DOT, "color": colour, "label": "_seeds"})
+    x, points = np.asarray(x)[~few], points[~few]
     axes.vlines(x, points["low"], points["high"], color=colour, linewidth=1.6, alpha=0.75, zorder=2)
     if "interval_low" in points:
         ends = (points["interval_low"], points["interval_high"])

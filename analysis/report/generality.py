@@ -242,7 +242,7 @@ def _draw(axes: Axes, row: int, change: Change) -> None:
     faint: dict[str, Any] = {"linestyle": "none", "markersize": 3, "alpha": 0.35, "markeredgewidth": 0, "zorder": 2}
     if len(settings) > 1:
         axes.plot(settings, [y] * len(settings), **faint, **style)
-    if 1 < len(change.units) < FEWEST_FOR_INTERVAL:
+    if 0 < len(change.units) < FEWEST_FOR_INTERVAL:
         axes.plot([100 * value for value in change.units], [y] * len(change.units), linestyle="none", markersize=4.5, **style)
         return
     interval = change.effect.interval()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from analysis.study.described import described_sets, task_of
 from analysis.study.frame import by_arm, describe_missing, evaluation_frame
 from analysis.study.series import Series, paper_series, select, study_series
 from analysis.study.tables import accuracy_table
+from analysis.verdicts.answer import Answer, answer
+from analysis.verdicts.command import command_of
 from analysis.verdicts.evidence import Evidence, load_evidence
 from analysis.verdicts.judgement import judgement_table
 from analysis.verdicts.verdicts import judge_evidence
@@ -53,8 +55,21 @@ from sweep.graph.records import Store, Study, read_plan
 from sweep.graph.spending import spent_in_words
 
 
+@dataclass(frozen=True)
+class Report:
+    """Where a report is, and the study's answer, which it begins with."""
+
+    path: Path
+    answer: str
+
+
 def build_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Path:
-    """Write the report of a study and return its path.
+    """Write the report of a study as `write_report` does, and return its path."""
+    return write_report(store, study_name, output, partial=partial).path
+
+
+def write_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Report:
+    """Write the report of a study.
 
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
     `frame.csv` and `frame.parquet` are written beside it; `differences.*` and `measures.*` where claims can be drawn;
@@ -122,6 +137,9 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         label = "Training curves: loss by share of the steps"
         curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
     verdicts = judge_evidence(evidence) if evidence else None
+    said = Answer(why_not.removesuffix("."))
+    if verdicts is not None and evidence is not None:
+        said = answer(verdicts, command_of(store, study), num_missing=len(evidence.responses.missing))
     claims, forest = claims_block(verdicts, evidence, why_not)
     if forest is not None:
         label = "Each claim's difference in each setting, with intervals"
@@ -134,7 +152,7 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         judged = judgement_table(verdicts.judgements)
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
         write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
-    values["claims"] = [claims]
+    values |= {"said": said.said, "command": said.command, "claims": [claims]}
     values["blocks"] = [
         *beside_figure,
         *generality,
@@ -152,11 +170,12 @@ def build_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *origins_block(store, study),
         provenance_block(study),
     ]
+    values["anchors"] = _contents(values)
     write_file(target.with_name("frame.csv"), csv)
     write_file(target.with_name("frame.parquet"), frame.to_parquet(index=False))
     # Last: who sees the report finds the files beside it.
     write_file(target, template("report.html.j2").render(values).encode())
-    return target
+    return Report(target, str(said))
 
 
 def _evidence(
@@ -170,6 +189,16 @@ def _evidence(
         return load_evidence(store, study, partial=partial, frame=frame, counts=counts, also=also), ""
     except UserError as error:
         return None, f"The claims are not judged: {error}."
+
+
+def _contents(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each section's anchor and heading, in the page's order."""
+    first = [("marks", "Not the full study")] if values["marks"] else []
+    first += [("missing", "What is missing")] if values["missing"] else []
+    first += [("question", "What the study asks")] if values["question"] else []
+    first += [(block.anchor, block.title) for block in values["claims"]]
+    first += [("figure1", "Figure 1: accuracy by training size")] if values["figure"] else []
+    return [*first, *((block.anchor, block.title) for block in values["blocks"])]
 
 
 def _of_arm(blocks: Sequence[Block], arm: str) -> list[Block]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.page import Column, Fold, Table, grouped, number_columns, text_columns
+from analysis.report.figures import FEWEST_FOR_INTERVAL
 from analysis.study.frame import CELL, by_arm
 from analysis.study.series import Series, select
 from analysis.wording import (
@@ -25,11 +26,11 @@ def figure_caption(frame: pd.DataFrame, series: Sequence[Series]) -> str:
     counts = frame.groupby(["arm", *CELL], observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
-    spread = (
+    of_many = (
         "bars run from the smallest to the largest seed, thin lines are 95 % intervals, over what the figure's numbers say"
-        if high > 1
-        else "one seed, so no spread can be shown; thin lines are 95 % intervals over the test items of that one model"
     )
+    of_few = f"fewer than {number_word(FEWEST_FOR_INTERVAL)} seeds, or generators, are drawn as dots, one a seed"
+    spread = "; ".join([*([of_many] if high >= FEWEST_FOR_INTERVAL else []), *([of_few] if low < FEWEST_FOR_INTERVAL else [])])
     return (
         f"Points are means over seeds ({n}); {spread}. x = 0 is the starting point itself. Kinds are drawn "
         f"slightly apart at the same size.{_labels_words(series)}"

@@ -14,10 +14,9 @@ import pandas as pd
 from analysis.study.signal_detection import signal_table
 from analysis.verdicts.answer import (
     ONE_SEED,
+    Answer,
     agreement_words,
-    answer,
     control_sentences,
-    decided,
     one_seed,
     settling_words,
     units_words,
@@ -43,7 +42,7 @@ LEGEND = (
 COLOURS = {Outcome.SUPPORTED: "green", Outcome.REFUTED: "red", Outcome.EQUIVALENT: "cyan", Outcome.CANNOT_TELL: "yellow"}
 
 
-def print_verdicts(study: str, verdicts: Verdicts, arms: Sequence[str] = ()) -> None:
+def print_verdicts(said: Answer, verdicts: Verdicts, arms: Sequence[str] = ()) -> None:
     """Print the answer, the positive control, primary and other claims with what they rest on, and the notes."""
     console = _console()
     is_narrow = _is_narrow()
@@ -51,8 +50,8 @@ def print_verdicts(study: str, verdicts: Verdicts, arms: Sequence[str] = ()) -> 
         # Words are kept whole, and a claim is a paragraph.
         console = new_console(highlight=False)
     judgements = verdicts.judgements
-    console.print(f"{study}: {answer(judgements)}", markup=False)
-    for sentence in (*decided(judgements), *control_sentences(verdicts.controls)):
+    console.print(str(said), markup=False)
+    for sentence in control_sentences(verdicts.controls):
         console.print(sentence, markup=False)
     if one_seed(judgements):
         console.print(ONE_SEED, markup=False)
@@ -110,7 +109,7 @@ def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
     return table
 
 
-def verdicts_json(study: str, verdicts: Verdicts, evidence: Evidence) -> dict[str, Any]:
+def verdicts_json(study: str, said: Answer, verdicts: Verdicts, evidence: Evidence) -> dict[str, Any]:
     """All numbers: claims, subcases of the blindspot set (synthetic − original), sensitivity and criterion by cell; of several
     arms, each row of these says which it is of.
 
@@ -129,7 +128,7 @@ def verdicts_json(study: str, verdicts: Verdicts, evidence: Evidence) -> dict[st
                 notes.append(f"no {in_arm(name.replace('_', ' '), arm)}: {error}")
     return {
         "study": study,
-        "answer": answer(verdicts.judgements),
+        "answer": str(said),
         "controls": [dataclasses.asdict(control) for control in verdicts.controls],
         "claims": [_without_nan(dataclasses.asdict(judgement)) for judgement in verdicts.judgements],
         **tables,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome
-from analysis.wording import NOTHING, in_words
+from analysis.verdicts.command import Command
+from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
+from analysis.verdicts.power import FEWEST_PILOT_SEEDS, ITEMS_LEAVE_DOUBT
+from analysis.wording import NOTHING, in_words, number_word, thousands
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
 NO_CONTROL = (
@@ -14,30 +17,139 @@ NO_CONTROL = (
     "blindspot is called refuted or equivalent."
 )
 MEASURE_WORDS = {"auc": "AUC"}
+MOST_QUOTED = 2
+"""Statements of one verdict that the sentence says in full."""
+NO_BREAK = "\N{NARROW NO-BREAK SPACE}"
 DECIDED = {Outcome.SUPPORTED: "supported", Outcome.REFUTED: "refuted", Outcome.EQUIVALENT: "equivalent within its margin"}
 
 
-def answer(judgements: Sequence[Judgement]) -> str:
-    """One sentence on the primary claims: how many are decided, how, and from what; on all claims where none is primary."""
-    chosen = [judgement for judgement in judgements if judgement.primary] or list(judgements)
-    word = "primary claims" if any(judgement.primary for judgement in judgements) else "claims"
-    counts = {outcome: sum(judgement.verdict == outcome for judgement in chosen) for outcome in DECIDED}
-    said = [f"{count} {DECIDED[outcome]}" for outcome, count in counts.items() if count]
-    units = [judgement for judgement in chosen if judgement.num_units]
-    start = f"With {units_words(units[0])}, " if units else ""
-    if not said:
-        return f"{start}none of {len(chosen)} {word} is decided."
-    return f"{start}{sum(counts.values())} of {len(chosen)} {word} are decided: {', '.join(said)}."
+@dataclass(frozen=True)
+class Answer:
+    """A study's answer: one plain sentence, which says no more than the verdicts, and the command that would settle more."""
+
+    said: str
+    """The sentence without its full stop."""
+    command: str = ""
+
+    def __str__(self) -> str:
+        """The whole sentence, the command in backticks."""
+        return f"{self.said}: `{self.command}`" if self.command else f"{self.said}."
 
 
-def decided(judgements: Sequence[Judgement]) -> list[str]:
-    """'Supported: …', and so on, with the statements of the primary claims that got the verdict, or of all where none is."""
-    chosen = [judgement for judgement in judgements if judgement.primary] or list(judgements)
+def answer(verdicts: Verdicts, command: Command | None = None, *, num_missing: int = 0) -> Answer:
+    """What the primary claims say, or all where none is primary.
+
+    A positive control that is not seen comes first, then what is decided in the study's own words, what is open, and what would
+    settle it.
+
+    `num_missing` results are missing, which is said. The number of seeds is `power.settling`'s upper end.
+    """
+    chosen = claims_of_answer(verdicts.judgements)
+    first = _unseen(verdicts.controls)
+    clauses = [f"{first}; {_decided(chosen, num_missing, is_first=False)}" if first else _decided(chosen, num_missing)]
+    still_open = [judgement for judgement in chosen if judgement.verdict == Outcome.CANNOT_TELL]
+    clauses += _unsettled(still_open)
+    settled_by, with_command = _settled_by(still_open, command)
+    return Answer("; ".join([*clauses, *settled_by]), with_command)
+
+
+def claims_of_answer(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """The judgements that the answer is about: on primary claims, or on all where none is primary."""
+    return [judgement for judgement in judgements if judgement.primary] or list(judgements)
+
+
+def _unseen(controls: Sequence[Control]) -> str:
+    """That the study could not have seen a blindspot grow, or that it is not known whether; "" where it could."""
+    if not controls:
+        return "Whether this study could have seen a blindspot grow is not known, for no claim is a positive control"
+    seen = [control for control in controls if control.is_seen]
+    main = next((control for control in controls if control.measure == "accuracy"), controls[0])
+    if main.is_seen:
+        return ""
+    by = f" by {measure_word(main.measure)}" if seen or main.measure != "accuracy" else ""
+    but = f" (by {in_words([measure_word(control.measure) for control in seen])} it is seen)" if seen else ""
+    return f"The positive control is not seen{by}{but}, so{by} this study could not have seen a blindspot grow"
+
+
+def _decided(chosen: Sequence[Judgement], num_missing: int, *, is_first: bool = True) -> str:
+    """'With 5 seeds two of five primary claims are decided: “…” is supported, “…” is refuted'."""
+    if not chosen:
+        return "No claim is declared" if is_first else "no claim is declared"
+    word = "primary claim" if chosen[0].primary else "claim"
+    settled = [judgement for judgement in chosen if judgement.verdict in DECIDED]
+    start = _start(chosen, num_missing)
+    how_many = f"{number_word(len(settled)) if settled else 'none'} of {number_word(len(chosen))} {word}s"
+    if len(settled) == len(chosen) > 1:
+        how_many = f"all {number_word(len(chosen))} {word}s" if len(chosen) > 2 else f"both {word}s"
+    if len(chosen) == 1:
+        how_many = f"the one {word}" if settled else f"not even the one {word}"
+    said = f"{start} {how_many} {'are' if len(settled) > 1 else 'is'} decided"
+    said = said if is_first else said[0].lower() + said[1:]
+    groups = [(word, [one for one in settled if one.verdict == outcome]) for outcome, word in DECIDED.items()]
+    told = [f"{_quoted(group)} {'are' if len(group) > 1 else 'is'} {word}" for word, group in groups if group]
+    return f"{said}: {', '.join(told)}" if told else said
+
+
+def _start(chosen: Sequence[Judgement], num_missing: int) -> str:
+    """'With 5 seeds and one generator'; with missing results, that and how many are."""
+    resting = next((judgement for judgement in chosen if judgement.num_units), None)
+    of = [f"{number_word(resting.num_units)} {units_name(resting)}"] if resting else []
+    of += ["one generator"] if one_generator(chosen) else []
+    of += [f"{num_missing} result{'' if num_missing == 1 else 's'} missing"] if num_missing else []
+    return f"With {in_words(of)}," if of else "As it is,"
+
+
+def _quoted(group: Sequence[Judgement]) -> str:
+    """The claims' statements, what is no control first; of many, how many more there are."""
+    ordered = sorted(group, key=lambda judgement: judgement.is_control)
+    shown = [f"“{judgement.statement.strip().removesuffix('.')}”" for judgement in ordered[:MOST_QUOTED]]
+    more = len(ordered) - len(shown)
+    return in_words([*shown, f"{number_word(more)} more"] if more else shown)
+
+
+def _unsettled(still_open: Sequence[Judgement]) -> list[str]:
+    """What more seeds do not settle, and why."""
     said = []
-    for outcome, word in DECIDED.items():
-        if statements := [judgement.statement for judgement in chosen if judgement.verdict == outcome]:
-            said.append(f"{word[0].upper()}{word[1:]}: {' '.join(statements)}")
+    for why, words in (
+        ("withheld", "{} would be denied, which is withheld as the control is not seen"),
+        ("items", "{} {stays} open with any number of seeds, for these test items leave more doubt than the margin"),
+        ("enough", "{} {stays} open though there are enough seeds for a difference as large as the margin"),
+        ("other", "{} {cannot} be told from this study"),
+    ):
+        if num := sum(_why_open(judgement) == why for judgement in still_open):
+            stays, cannot = ("stays", "cannot") if num == 1 else ("stay", "cannot")
+            said.append(words.format(number_word(num), stays=stays, cannot=cannot))
     return said
+
+
+def _why_open(judgement: Judgement) -> str:
+    if any("is withheld" in note for note in judgement.notes):
+        return "withheld"
+    if judgement.settling_high is not None:
+        return "more" if judgement.settling_high > judgement.num_units else "enough"
+    if ITEMS_LEAVE_DOUBT in judgement.notes:
+        return "items"
+    return "pilot" if 0 < judgement.num_units < FEWEST_PILOT_SEEDS else "other"
+
+
+def _settled_by(still_open: Sequence[Judgement], command: Command | None) -> tuple[list[str], str]:
+    """What more seeds would settle, and the command for the least of it."""
+    more = [judgement for judgement in still_open if _why_open(judgement) == "more"]
+    pilots = [judgement for judgement in still_open if _why_open(judgement) == "pilot"]
+    if more:
+        first = min(more, key=lambda judgement: judgement.settling_high or 0)
+        number, rests_on = first.settling_high or 0, first.rests_on
+        num = sum(one.rests_on == rests_on and (one.settling_high or 0) <= number for one in more)
+        others = f", and {number_word(len(more) - num)} would take more" if len(more) > num else ""
+        counted = number_word(number) if number <= 10 else thousands(number)
+        said = f"{counted} {rests_on} would settle {number_word(num)} more with 80{NO_BREAK}% power{others}"
+    elif pilots:
+        number, rests_on = FEWEST_PILOT_SEEDS, pilots[0].rests_on
+        which = "it" if len(still_open) == 1 else "the open ones"
+        said = f"how many {rests_on} would settle {which} can be said from {number_word(number)} on"
+    else:
+        return [], ""
+    return [said], command.with_units(number, rests_on) if command else ""
 
 
 def one_generator(judgements: Sequence[Judgement]) -> bool:
@@ -55,7 +167,16 @@ def units_words(judgement: Judgement) -> str:
     """'5 seeds' or '3 generators'; a dash where training plays no part."""
     if not judgement.num_units:
         return NOTHING
-    return f"{judgement.num_units} {judgement.rests_on[:-1] if judgement.num_units == 1 else judgement.rests_on}"
+    return f"{judgement.num_units} {units_name(judgement)}"
+
+
+def units_name(judgement: Judgement) -> str:
+    """'seeds' or 'generators', or one of them."""
+    return judgement.rests_on[:-1] if judgement.num_units == 1 else judgement.rests_on
+
+
+def measure_word(measure: str) -> str:
+    return MEASURE_WORDS.get(measure, measure)
 
 
 def agreement_words(judgement: Judgement) -> str:
@@ -81,6 +202,6 @@ def control_sentences(controls: Sequence[Control]) -> list[str]:
     others = [control for control in controls if control.is_seen != main.is_seen]
     said = [control.sentence for control in others if not control.why_not]
     for why_not in dict.fromkeys(control.why_not for control in others if control.why_not):
-        names = [MEASURE_WORDS.get(control.measure, control.measure) for control in others if control.why_not == why_not]
+        names = [measure_word(control.measure) for control in others if control.why_not == why_not]
         said.append(f"By {in_words(names)} there is no positive control, and nothing is refuted or equivalent: {why_not}.")
     return [main.sentence, *said]

@@ -31,7 +31,7 @@ class Judgement:
     `p` is what the verdict rests on, two-sided where a sign is claimed; `p_adjusted` is over the family of `num_claims`: Holm's
     for primary claims, Benjamini and Hochberg's for the rest. `p_sign_flip` is that of the headline, for comparison.
     `smallest_margin` is the smallest at which the headline part would be equivalent in all settings. `rests_on` is "seeds" or
-    "generators", `num_units` their number. `settings` are what it rests on.
+    "generators", `num_units` their number. `settings` are what it rests on; `is_control` marks a positive control.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Judgement:
     settling_cost: float | None = None
     settings: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    is_control: bool = False
 
 
 @dataclass(frozen=True)

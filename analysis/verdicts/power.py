@@ -30,6 +30,7 @@ MOST_SETTLING_SEEDS = 1_000_000
 """So many that what they still leave in doubt is left by the test items."""
 MOST_SEEDS_PER_GENERATOR = 100
 FEWEST_PILOT_SEEDS = 3
+ITEMS_LEAVE_DOUBT = "no number of seeds is enough: the test items alone leave more doubt than the margin"
 SD_CONFIDENCE, SD_CONFIDENCE_OF_SEVERAL = 0.82, 0.70
 """Of the one-sided upper bound of a pilot's standard deviation, from which the upper end of `settling` is taken: so that it is
 enough in three of four pilots. Of several parts the largest estimate decides, which errs upwards, at a divided level."""
@@ -168,7 +169,7 @@ def settling(
         low, high = seeds(parts), seeds([part.with_upper_sd(confidence) for part in parts])
         if low is not None and high is not None:
             return Settling((low, high))
-    return Settling(None, "no number of seeds is enough: the test items alone leave more doubt than the margin")
+    return Settling(None, ITEMS_LEAVE_DOUBT)
 
 
 def _settles(

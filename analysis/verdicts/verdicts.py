@@ -174,6 +174,7 @@ def _conclude(question: Question, reading: _Reading, adjusted: float, num_tested
         margin=_margin_in_unit(question),
         num_claims=num_tested,
         settings=tuple(row for setting in question.settings for row in _rows(setting)),
+        is_control=question.control,
     )
     if headline is None:
         return replace(blank, notes=(question.why_not,) if question.why_not else ())

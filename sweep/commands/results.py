@@ -40,27 +40,30 @@ def report(
     write_report(Store(store), study_name(study), output, partial=partial)
 
 
-def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> None:
-    """Write the report of the study `name` into `output`, by default into the store, and print where it is.
+def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> str:
+    """Write the report of the study `name` into `output`, by default into the store; print its answer, which is returned, and
+    where it is.
 
     One that lies in its place in the store and is of other artifacts, as after a run with other parameters, is kept beside it.
     """
-    from analysis.report.report import build_report
+    from analysis.report.report import write_report as write
 
     if output:
-        print(f"report: {build_report(store, name, output, partial=partial)}")
-        return
+        written = write(store, name, output, partial=partial)
+        print(f"{written.answer}\nreport: {written.path}")
+        return written.answer
     target = join(store.uri, "reports", name)
     with tempfile.TemporaryDirectory(prefix="blindsweep-") as folder:
-        page = build_report(store, name, folder, partial=partial)
+        written = write(store, name, folder, partial=partial)
         of = report_of(Study.load(store, name))
         (Path(folder) / REPORT_OF).write_text(js.dumps(of, indent=1, ensure_ascii=False))
         if kept := _keep_other(target, str(of["id"])):
-            print(f"kept: the report of other parameters is {join(kept, page.name)} now")
+            print(f"kept: the report of other parameters is {join(kept, written.path.name)} now")
         publish(folder, target)
-    print(f"report: {join(target, page.name)}")
+    print(f"{written.answer}\nreport: {join(target, written.path.name)}")
     if not store.is_local:
         print(f"  to read it here: blindsweep report {quote(name)} --store {quote(store.uri)} --output FOLDER")
+    return written.answer
 
 
 REPORT_OF = "study.json"
@@ -137,17 +140,21 @@ def verdicts(
     blindsweep verdicts mini --partial --cost-per-seed 12.5
     """
     from analysis.report.terminal import print_verdicts, verdicts_json
+    from analysis.verdicts.answer import answer
+    from analysis.verdicts.command import command_of
     from analysis.verdicts.evidence import load_evidence
     from analysis.verdicts.verdicts import judge_evidence
 
-    name = study_name(study)
-    evidence = load_evidence(Store(store), name, partial=partial)
+    name, where = study_name(study), Store(store)
+    loaded = Study.load(where, name)
+    evidence = load_evidence(where, loaded, partial=partial)
     as_share = None if margin is None else margin / 100
     judged = judge_evidence(evidence, margin=as_share, undertrained=undertrained, cost_per_seed=cost_per_seed)
+    said = answer(judged, command_of(where, loaded), num_missing=len(evidence.responses.missing))
     if json:
-        print(js.dumps(verdicts_json(name, judged, evidence), indent=1, ensure_ascii=False))
+        print(js.dumps(verdicts_json(name, said, judged, evidence), indent=1, ensure_ascii=False))
         return
-    print_verdicts(name, judged, tuple(evidence.arms))
+    print_verdicts(said, judged, tuple(evidence.arms))
 
 
 def compare(

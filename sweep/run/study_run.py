@@ -84,6 +84,8 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
         "blindspot_slice": experiment.blindspot_slice,
         "claims": as_json(experiment.declared_claims),
     }
+    if loaded.command:
+        parameters["command"] = dict(loaded.command)
     if experiment.test_sets:
         # Their words for people are in no record: no fingerprint has them.
         parameters["test_sets"] = [asdict(test_set) for test_set in experiment.test_sets]

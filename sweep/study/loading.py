@@ -8,7 +8,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -25,10 +25,12 @@ RENAMED = {"TASK_MODEL": "PAPER_TASK_MODEL", "GENERATOR": "PAPER_GENERATOR"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment and the parameters that it was made with, defaults included."""
+    """An experiment, the parameters that it was made with, defaults included, and what was given to have it."""
 
     experiment: Experiment
     parameters: Mapping[str, Any]
+    command: Mapping[str, Any] = field(default_factory=dict)
+    """`load_experiment`'s arguments: the experiment, the study's name and the `name=value` texts."""
 
 
 def builtin_experiments() -> dict[str, Function]:
@@ -66,7 +68,8 @@ def load_experiment(experiment: str, assignments: Sequence[str] = (), *, name: s
     with_defaults = inspect.signature(function).bind(**arguments)
     with_defaults.apply_defaults()
     parameters = {parameter: _plain(value) for parameter, value in with_defaults.arguments.items()}
-    return Loaded(replace(made, name=name) if name else made, parameters)
+    given = {"experiment": experiment, "name": name, "parameters": list(assignments)}
+    return Loaded(replace(made, name=name) if name else made, parameters, given)
 
 
 def is_file(name: str) -> bool:

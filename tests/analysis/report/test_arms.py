@@ -9,6 +9,7 @@ import pytest
 
 from analysis.report.report import build_report
 from analysis.report.terminal import print_verdicts, verdicts_json
+from analysis.verdicts.answer import answer
 from analysis.verdicts.evidence import load_evidence
 from analysis.verdicts.verdicts import judge_evidence
 from pipelines.tasks.nli import LABELS
@@ -58,11 +59,11 @@ def test_the_report_shows_each_arm_and_says_which(store: str, tmp_path: Path) ->
 def test_the_terminal_and_the_json_name_arms(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     evidence = load_evidence(store, "tiny")
     verdicts = judge_evidence(evidence)
-    print_verdicts("tiny", verdicts, tuple(evidence.arms))
+    print_verdicts(answer(verdicts), verdicts, tuple(evidence.arms))
     told = " ".join(capsys.readouterr().out.split())
     assert "gap_is_as_wide_in_joint" in told
     assert "(a starting point and a size, in one of the arms two_steps and joint)" in told
-    values = json.loads(json.dumps(verdicts_json("tiny", verdicts, evidence)))
+    values = json.loads(json.dumps(verdicts_json("tiny", answer(verdicts), verdicts, evidence)))
     for table in ("subcases", "signal_detection"):
         assert {row["arm"] for row in values[table]} == {"two_steps", "joint"}
     claims = {claim["name"]: claim for claim in values["claims"]}
@@ -79,7 +80,7 @@ def test_a_study_of_one_arm_says_nothing_of_arms(tmp_path: Path, capsys: pytest.
     assert not re.search(r"\barms?\b", text) and "{}" not in text
     evidence = load_evidence(store, "tiny")
     verdicts = judge_evidence(evidence)
-    print_verdicts("tiny", verdicts, tuple(evidence.arms))
+    print_verdicts(answer(verdicts), verdicts, tuple(evidence.arms))
     told = capsys.readouterr().out
     assert not re.search(r"\barms?\b", told) and "{}" not in told
-    assert "arm" not in verdicts_json("tiny", verdicts, evidence)["subcases"][0]
+    assert "arm" not in verdicts_json("tiny", answer(verdicts), verdicts, evidence)["subcases"][0]

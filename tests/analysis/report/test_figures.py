@@ -16,7 +16,8 @@ SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-en
 
 
 def lines_of(axes: Axes) -> dict[str, Line2D]:
-    return {str(line.get_label()): line for line in axes.get_lines()}
+    """By name; a seed's dot has none."""
+    return {str(line.get_label()): line for line in axes.get_lines() if line.get_label() != "_seeds"}
 
 
 def test_one_panel_per_starting_point_with_the_means_over_seeds(tmp_path: Path) -> None:
@@ -126,11 +127,35 @@ def test_a_claim_is_drawn_in_each_of_its_settings() -> None:
 
 def test_a_thin_line_shows_a_point_s_interval(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
-    study.add_grid((0,), (60,), correct=lambda start, kind, size, seed, *_: 100 + 4 * seed)
+    study.add_grid((0,), (60,), (0, 1, 2), correct=lambda start, kind, size, seed, *_: 100 + 4 * seed)
     frame = study.frame()
     plain = figure1(frame, SERIES).axes[0]
     shown = figure1(frame, SERIES, accuracy_table(frame)).axes[0]
     assert len(shown.collections) == 2 * len(plain.collections)
     ends = [tuple(segment[:, 1]) for lines in shown.collections for segment in lines.get_segments()]
-    # Of 0.50 and 0.52: the mean ± 12.7062 × 0.01.
-    assert any(end == pytest.approx((0.51 - 0.127, 0.51 + 0.127), abs=1e-3) for end in ends)
+    # Of 0.50, 0.52 and 0.54: the mean ± 4.3027 × 0.02 / √3.
+    assert any(end == pytest.approx((0.52 - 0.0497, 0.52 + 0.0497), abs=1e-3) for end in ends)
+
+
+def markers_and_lines(axes: Axes, name: str) -> tuple[list[float], int]:
+    """The heights of the dots of seeds in a colour, and how many vertical lines have it."""
+    colour = to_hex(lines_of(axes)[name].get_color())
+    dots = [line for line in axes.get_lines() if line.get_label() == "_seeds" and to_hex(line.get_color()) == colour]
+    bars = [bar for bar in axes.collections if to_hex(bar.get_edgecolor()[0]) == colour and len(bar.get_segments())]
+    return sorted(float(y) for dot in dots for y in dot.get_ydata()), len(bars)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 3])
+def test_below_three_seeds_there_are_dots_and_no_intervals(tmp_path: Path, num_seeds: int) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), tuple(range(num_seeds)), correct=lambda start, kind, size, seed, *_: 80 + 20 * seed)
+    frame = study.frame()
+    table = accuracy_table(frame)
+    assert num_seeds == 1 or (table["interval_high"] > table["interval_low"]).all(), "there would be an interval to draw"
+    axes = figure1(frame, SERIES, table).axes[0]
+    dots, num_bars = markers_and_lines(axes, "Synthetic | Template probe")
+    if num_seeds == 3:
+        assert not dots and num_bars
+    else:
+        # The seeds of each of three series.
+        assert dots == sorted(3 * [(80 + 20 * seed) / 200 for seed in range(num_seeds)]) and not num_bars

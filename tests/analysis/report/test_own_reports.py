@@ -13,7 +13,7 @@ from analysis.report.slices import sets_block, slices_blocks
 from analysis.report.terminal import print_verdicts, verdicts_json
 from analysis.study.artifacts import counted_heuristic, lexical_overlap_counts, training_set_frame
 from analysis.study.series import study_series
-from analysis.verdicts.answer import control_sentences
+from analysis.verdicts.answer import answer, control_sentences
 from analysis.verdicts.evidence import load_evidence
 from analysis.verdicts.subcases import subcase_table
 from analysis.verdicts.verdicts import judge_evidence
@@ -86,8 +86,10 @@ def test_verdicts_of_a_described_blindspot(tmp_path: Path, capsys: pytest.Captur
     assert list(table.index) == ["half/negated", "half/plain", "length/long", "length/short"]
     assert table.loc["half/negated", ["num_items", "num_clusters"]].tolist() == [40, 20]
     assert table.loc["half/negated", "mean"] == pytest.approx(-0.4, abs=0.05)
-    print_verdicts("tiny", verdicts)
-    printed = capsys.readouterr().out + json.dumps(verdicts_json("tiny", verdicts, evidence)["signal_detection"])
+    print_verdicts(answer(verdicts), verdicts)
+    printed = capsys.readouterr().out + json.dumps(
+        verdicts_json("tiny", answer(verdicts), verdicts, evidence)["signal_detection"]
+    )
     assert set(NOT_THEIRS.findall(printed)) == set()
 
 

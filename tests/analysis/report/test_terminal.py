@@ -24,9 +24,9 @@ def test_verdicts_say_what_is_so_and_how_sure_it_is(tmp_path: Path) -> None:
     result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 6), "--margin", "5")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0] == "tiny: With 6 seeds, 5 of 5 primary claims are decided: 5 supported."
-    assert lines[1].startswith("Supported: Biased synthetic data lowers accuracy where going by the heuristic is wrong")
-    assert lines[2].startswith("The positive control is seen: data biased on purpose shows")
+    start = "With six seeds and one generator, all five primary claims are decided: “Synthetic data lowers"
+    assert lines[0].startswith(start) and lines[0].endswith("and three more are supported.")
+    assert lines[1].startswith("The positive control is seen: data biased on purpose shows")
     (line,) = [one for one in lines if one.startswith("synthetic_reinforces ")]
     # 70 % to 30 %, by construction ±2 points a cell.
     assert " supported " in line
@@ -51,8 +51,12 @@ def test_verdicts_fit_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pyte
 def test_one_seed_is_said_first(tmp_path: Path) -> None:
     result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 1))
     lines = result.stdout.splitlines()
-    assert lines[0] == "tiny: With 1 seed, none of 5 primary claims is decided."
-    assert lines[1].startswith("The positive control is not seen (it cannot be tested): this study could not have seen")
+    assert lines[0] == (
+        "The positive control is not seen, so this study could not have seen a blindspot grow; "
+        "with one seed and one generator, none of five primary claims is decided; "
+        "how many seeds would settle the open ones can be said from three on."
+    )
+    assert lines[1].startswith("The positive control is not seen (it cannot be tested): this study could not have")
     assert lines[2:3] == [
         "One seed: nothing is said about training, and every interval is over test items only.",
     ]
