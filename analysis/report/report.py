@@ -60,7 +60,7 @@ class Report:
     """Where a report is, and the study's answer, which it begins with."""
 
     path: Path
-    answer: str
+    answer: Answer
 
 
 def build_report(store: str | Store, study_name: str, output: str | os.PathLike[str], *, partial: bool = False) -> Path:
@@ -175,7 +175,7 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
     write_file(target.with_name("frame.parquet"), frame.to_parquet(index=False))
     # Last: who sees the report finds the files beside it.
     write_file(target, template("report.html.j2").render(values).encode())
-    return Report(target, str(said))
+    return Report(target, said)
 
 
 def _evidence(

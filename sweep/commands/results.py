@@ -3,11 +3,12 @@
 import hashlib
 import json as js
 import re
+import sys
 import tempfile
 from pathlib import Path
 from shlex import join as join_words
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +30,9 @@ from sweep.graph.explain import explain as origins_of
 from sweep.graph.identity import SHORT
 from sweep.graph.records import Store, Study
 
+if TYPE_CHECKING:
+    from analysis.verdicts.answer import Answer
+
 
 def report(
     study: StudyName,
@@ -40,7 +44,7 @@ def report(
     write_report(Store(store), study_name(study), output, partial=partial)
 
 
-def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> str:
+def write_report(store: Store, name: str, output: Path | None, *, partial: bool) -> "Answer":
     """Write the report of the study `name` into `output`, by default into the store; print its answer, which is returned, and
     where it is.
 
@@ -92,6 +96,32 @@ def _keep_other(target: str, own: str) -> str:
     kept = f"{target}@{before if re.fullmatch('[0-9a-f]+', before) else 'earlier'}"
     move(target, kept)
     return kept
+
+
+def answer_of(store: Store, name: str) -> "Answer | None":
+    """A study's answer by what is there of it; None where nothing can be judged."""
+    from analysis.verdicts.answer import answer
+    from analysis.verdicts.command import command_of
+    from analysis.verdicts.evidence import load_evidence
+    from analysis.verdicts.verdicts import judge_evidence
+
+    try:
+        study = Study.load(store, name)
+        evidence = load_evidence(store, study, partial=True)
+        return answer(judge_evidence(evidence), command_of(store, study), num_missing=len(evidence.responses.missing))
+    except (UserError, OSError):
+        return None
+
+
+def describe_in_mlflow(uri: str, name: str, said: "Answer") -> None:
+    """Put a study's answer into MLflow's notes, or say that it could not be."""
+    from sweep.index.address import mask
+    from sweep.run.tracking import describe_study
+
+    try:
+        describe_study(uri, name, said.said, said.command)
+    except Exception as error:  # an index that is down must not stop anything
+        print(mask(f"Warning: MLflow's note of {name} lacks the answer: {type(error).__name__}: {error}", uri), file=sys.stderr)
 
 
 def explain(

@@ -29,7 +29,7 @@ from sweep.commands.options import (
     positive,
 )
 from sweep.commands.plan import show_plan
-from sweep.commands.results import write_report
+from sweep.commands.results import answer_of, describe_in_mlflow, write_report
 from sweep.graph.records import Store, Study
 from sweep.graph.spending import read_spending
 from sweep.live.state import blocked_by, blocked_lines, is_blocked
@@ -176,16 +176,22 @@ def run(
     if rehearse:
         _show_rehearsal(where, name)
     is_partial = bool(result.failures or result.hold)
+    said = None
     if report:
         try:
             if _is_evaluated(where, name):
-                write_report(where, name, None, partial=is_partial)
+                said = write_report(where, name, None, partial=is_partial)
             else:
                 print("no report: no task model is evaluated yet", file=sys.stderr)
         except (UserError, OSError) as error:
             if not is_partial and not is_read_only(error):
                 raise
             print(f"no report: {in_lines(error)}", file=sys.stderr)
+    elif not rehearse and (said := answer_of(where, name)):
+        print(said)
+    if said and result.index:
+        with database.open() if database else contextlib.nullcontext():
+            describe_in_mlflow(result.index, name, said)
     elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
     print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
     is_over = bool(result.hold) and meter.is_reached

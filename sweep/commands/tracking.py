@@ -9,6 +9,7 @@ import typer
 
 from pipelines.errors import UserError
 from sweep.commands.options import DEFAULT_STORE, OneOrAllStudies, StoreUri, TrackingUri, study_name
+from sweep.commands.results import answer_of, describe_in_mlflow
 from sweep.graph.records import Store
 
 
@@ -74,5 +75,8 @@ def reindex(
         except Unusable as error:
             raise UserError(mask(f"cannot write to MLflow at {uri}: {error}", uri)) from error
         counts = rebuild(where, [study_name(study)] if study else where.studies(), uri)
+        for name in counts:
+            if said := answer_of(where, name):
+                describe_in_mlflow(uri, name, said)
     for name, count in counts.items():
         print(f"{name}: {count} artifacts in {database.uri if database else mask(uri, uri)}")

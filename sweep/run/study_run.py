@@ -60,6 +60,8 @@ class Result:
     notes: tuple[str, ...] = ()
     """What was set aside, and what could not be written, in a line each."""
     hold: str = ""
+    index: str | None = None
+    """MLflow's URI, None where it cannot be used."""
 
 
 def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
@@ -151,7 +153,7 @@ def run_study(
     index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
         errors = track_records(study, loaded.parameters, cached, store, index, again=bool(marked)) if index else []
-        return Result(len(steps), len(cached), 0, (), tuple(errors), notes=tuple(notes))
+        return Result(len(steps), len(cached), 0, (), tuple(errors), notes=tuple(notes), index=index)
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
     missing = [member.step for member in planned if not member.is_cached]
@@ -197,6 +199,7 @@ def run_study(
         num_losses,
         tuple(notes),
         run.hold,
+        index,
     )
 
 

@@ -30,6 +30,7 @@ from sweep.index.client import Client
 from sweep.index.database import exclusive
 from sweep.index.kept_database import KeptDatabase
 
+NOTE_TAG = "mlflow.note.content"
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
 
@@ -193,13 +194,16 @@ class Tracker:
                 self.client.restore_experiment(self.experiment_id)
         links = {view: view_link(self.experiment_id, view) for view in ("kinds", "cells")}
         note = f"{as_markdown(title)}\n\n{NOTE.format(**links)}"
-        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+        self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, note)
         # MLflow would show its pages for chat applications instead.
         self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
         self._find_runs()
         if self._parent is None:
-            tags = {"study": study, "stage": "study", "mlflow.note.content": note}
+            tags = {"study": study, "stage": "study", NOTE_TAG: note}
             self._parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
+        elif self._parent.data.tags.get(NOTE_TAG) != note:
+            # An answer of the last run is none of this one's.
+            self.client.set_tag(self.parent_id, NOTE_TAG, note)
         self.client.update_run(self.parent_id, status="RUNNING")
         # The artifacts that the study consists of now say it again.
         if "marks" in self._parent.data.tags:
@@ -515,6 +519,23 @@ class Tracker:
 def _preference(run: Any) -> tuple[bool, int, str]:
     """Of several runs of one artifact or study the least is kept: a complete one, the oldest."""
     return "complete" not in run.data.tags, run.info.start_time, run.info.run_id
+
+
+def describe_study(uri: str, study: str, said: str, command: str = "") -> None:
+    """Put a study's answer before the notes of its own run and of its experiment in MLflow; `command` is shown as code.
+
+    To be called after a tracker has opened the study, which writes the notes anew. Raises what MLflow raises.
+    """
+    client = Client(uri)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return
+    stop = ":" if command else "."
+    first = "\n\n".join([f"**{as_markdown(said)}{stop}**", *([f"    {command}"] if command else [])])
+    note = f"{first}\n\n{experiment.tags.get(NOTE_TAG, '')}"
+    client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, note)
+    for run in client.search_runs([experiment.experiment_id], "tags.stage = 'study'"):
+        client.set_tag(run.info.run_id, NOTE_TAG, note)
 
 
 def as_markdown(text: str) -> str:

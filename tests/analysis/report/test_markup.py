@@ -15,7 +15,7 @@ from analysis.audit.audit import audit as audit_texts
 from analysis.audit.page import write_page
 from analysis.page import csv_bytes
 from analysis.report.report import build_report
-from sweep.run.tracking import Tracker, as_markdown
+from sweep.run.tracking import Tracker, as_markdown, describe_study
 from tests.analysis.fake_store import FakeStudy, parquet
 
 HOSTILE = '"><script>alert(1)</script></style><img src=x onerror=alert(2)><a href="javascript:alert(3)">'
@@ -86,6 +86,15 @@ def test_mlflow_s_notes_show_the_title_as_text(tmp_path: Path) -> None:
         assert "<" not in note and "\n" not in shown and "[here" in shown
         assert not re.search(r"(?<!\\)[\[\]`*_]", shown)
         assert "&lt;script&gt;" in note and "[Kinds, mean over seeds](#/experiments/" in note
+    # The answer comes before both, and a title's place is as it was.
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    describe_study(uri, "mine", HOSTILE, "blindsweep run mine -p seeds=0,1,2")
+    described = tracker.client.get_run(tracker.parent_id).data.tags["mlflow.note.content"]
+    assert described == tracker.client.get_experiment_by_name("mine").tags["mlflow.note.content"]
+    answer, command, *rest = described.split("\n\n")
+    assert "<" not in described and answer.startswith("**") and answer.endswith(":**")
+    assert command == "    blindsweep run mine -p seeds=0,1,2" and "\n\n".join(rest) == notes[0]
+    describe_study(uri, "another", "", "")
     assert as_markdown("A tiny study: does it (yet) hold?") == "A tiny study: does it (yet) hold?"
 
 
