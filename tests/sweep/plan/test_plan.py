@@ -196,8 +196,8 @@ def test_a_store_far_away_is_asked_once_for_a_stage(
     store, steps = Store(tmp_path), build_grid(experiment)
     record_all(steps[:3], store)
     asked: list[str] = []
-    listed, read = Store._names, Store._read
-    monkeypatch.setattr(Store, "_names", lambda self, folder: asked.append(folder) or listed(self, folder))
+    listed, read = Store.names, Store._read
+    monkeypatch.setattr(Store, "names", lambda self, folder: asked.append(folder) or listed(self, folder))
     monkeypatch.setattr(Store, "_read", lambda self, path: asked.append(path) or read(self, path))
     assert [one.is_cached for one in make_plan(steps, store)] == [True] * 3 + [False] * (len(steps) - 3)
     # A listing of each of the nine stages, and the three records that are there.
