@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from pipelines.errors import StoreUnreachableError, UserError
-from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name
+from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, positive, study_name
 from sweep.graph.records import Store
 from sweep.graph.spending import as_json as as_json_spending
 from sweep.graph.spending import read_spending, spent_in_words
@@ -27,7 +27,7 @@ def status(
     watch: Annotated[
         bool, typer.Option(help="Look again and again, until a run that was seen is over or everything is built.")
     ] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    every: Annotated[float, typer.Option(min=0.1, callback=positive, help="Seconds between two looks.")] = 5.0,
     json: Json = False,
 ) -> None:
     """Say how far a study is, what runs, what it has cost, and what failed and why.
