@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -52,14 +51,13 @@ def assert_one_error(result: Result, *parts: str, code: int = 1) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "demo"]])
-def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_path: Path) -> None:
+def test_it_starts_without_anything_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from sweep.cli import app\n"
         f"app({arguments!r}, standalone_mode=False)\n"
         "print(sorted({'ray', 'torch', 'mlflow', 'vllm', 'transformers', 'pandas'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    began = time.process_time(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -69,8 +67,6 @@ def test_it_starts_quickly_and_without_anything_heavy(arguments: list[str], tmp_
         check=True,
     )
     assert done.stdout.endswith("[]\n"), done.stdout
-    # Generous: the tests may share the machine.
-    assert time.monotonic() - began[1] < 10
 
 
 def test_it_tells_its_version() -> None:
