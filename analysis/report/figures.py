@@ -87,7 +87,8 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
     partial frame) breaks its line: nothing is drawn across the gap.
     """
     by_point = frame.groupby(list(POINT), observed=True, sort=True)
-    generators = by_point["generator"].nunique().to_numpy()
+    # Of the paper's readings no generator is known.
+    generators = by_point["generator"].nunique().to_numpy() if "generator" in frame else np.ones(by_point.ngroups, int)
     means = seed_means(frame).assign(values=by_point["accuracy"].agg(list).to_numpy())
     # Generators are what an interval is over where there are several.
     means["units"] = np.where(generators > 1, generators, means["n"])

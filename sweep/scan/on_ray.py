@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import pickle
+import io
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -115,7 +116,7 @@ class OnRay:
 def _measured(
     batch: pa.Table, source: TextFile, seed: int, sample_rows: int, references: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """The measured batches of a piece, each a row of Ray's dataset: its place among all, and all else pickled."""
+    """The measured batches of a piece, each a row of Ray's dataset: its place among all, and all else as bytes."""
     table = source.table
     assert isinstance(table, TableInPieces)
     for piece in batch["piece"].to_pylist():
@@ -131,7 +132,37 @@ def _measured(
 
 
 def _packed(piece: int, number: int, measured: Mapping[str, Any]) -> dict[str, Any]:
-    return {"piece": [piece], "number": [number], "measured": [pickle.dumps(dict(measured), protocol=5)]}
+    return {"piece": [piece], "number": [number], "measured": [_as_bytes(measured)]}
+
+
+def _as_bytes(measured: Mapping[str, Any]) -> bytes:
+    """Arrays as npy, tables as Arrow streams and the rest as JSON, in one archive: nothing of it is unpickled."""
+    arrays, rest = {}, {}
+    for name, value in measured.items():
+        if isinstance(value, np.ndarray):
+            arrays[f"array {name}"] = value
+        elif isinstance(value, pa.Table):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, value.schema) as stream:
+                stream.write_table(value)
+            arrays[f"table {name}"] = np.frombuffer(sink.getvalue(), np.uint8)
+        else:
+            rest[name] = value
+    buffer = io.BytesIO()
+    np.savez(buffer, rest=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _from_bytes(content: bytes) -> dict[str, Any]:
+    with np.load(io.BytesIO(content)) as archive:
+        measured: dict[str, Any] = json.loads(archive["rest"].tobytes())
+        for key in archive.files:
+            what, _, name = key.partition(" ")
+            if what == "array":
+                measured[name] = archive[key]
+            elif what == "table":
+                measured[name] = pa.ipc.open_stream(archive[key].tobytes()).read_all()
+    return measured
 
 
 def _in_order(batches: Any, sample: Sample, begins: dict[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
@@ -140,7 +171,7 @@ def _in_order(batches: Any, sample: Sample, begins: dict[tuple[int, int], int]) 
     for batch in batches.iter_batches(batch_size=1, batch_format="pyarrow"):
         place = (batch["piece"][0].as_py(), batch["number"][0].as_py())
         assert place > last, "Ray keeps the order"
-        last, measured = place, pickle.loads(batch["measured"][0].as_py())
+        last, measured = place, _from_bytes(batch["measured"][0].as_py())
         if "sample" in measured:
             sample.add(measured["sample"])
             continue
@@ -208,7 +239,7 @@ def _unpacked(batch: pa.Table, begins: Mapping[tuple[int, int], int]) -> Iterato
     for piece, number, content in zip(*(batch[name] for name in ("piece", "number", "measured")), strict=True):
         begin = begins.get((piece.as_py(), number.as_py()))
         if begin is not None:
-            yield pickle.loads(content.as_py()), begin
+            yield _from_bytes(content.as_py()), begin
 
 
 def _by_words(

@@ -10,6 +10,12 @@ from sweep import cli
 from tests.analysis.item_study import ItemStudy, clear
 
 
+@pytest.fixture(autouse=True)
+def is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of pytest-xdist have a width of their own."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def blindsweep(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments))
 

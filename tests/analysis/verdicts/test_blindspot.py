@@ -14,6 +14,7 @@ import pytest
 from analysis.report.report import build_report
 from analysis.report.terminal import verdicts_json
 from analysis.study.frame import evaluation_frame
+from analysis.verdicts.answer import answer
 from analysis.verdicts.evidence import load_evidence, questions
 from analysis.verdicts.judgement import Outcome
 from analysis.verdicts.power import pilot
@@ -111,7 +112,8 @@ def test_no_sentence_speaks_of_another_heuristic(
         assert words in text[name], name
     # A set of three labels has no accuracy on non-entailed items, and says so.
     evidence = load_evidence(store, "tiny")
-    notes = verdicts_json("tiny", judge_evidence(evidence), evidence)["notes"]
+    judged = judge_evidence(evidence)
+    notes = verdicts_json("tiny", answer(judged), judged, evidence)["notes"]
     assert ("No signal detection" in text["claims"]) == any("no signal detection" in note for note in notes)
     assert ("No signal detection" in text["claims"]) == (test_set == "template_test")
 
