@@ -39,6 +39,7 @@ CONNECTION_ERRORS = {
 }
 # What one worker of a finetuning raises when another one is gone.
 BROKEN_CONNECTION = re.compile(r"[Cc]onnection (was )?(closed|reset|refused|aborted)|Broken pipe|remote process exited")
+RETRIES = "\nFailed to apply UDF transform after "
 KNOWN = UserError | StoreUnreachableError | NoticeError | StalledError
 """Our own errors, whose text is all that there is to say."""
 
@@ -108,6 +109,9 @@ def root_cause(error: BaseException) -> BaseException:
     """
     chain = _causes(error)
     for cause in chain:
+        # Ray Data adds to a message how often it has tried.
+        if isinstance(cause, UserError) and (said := str(cause).partition(RETRIES))[1]:
+            return UserError(said[0])
         if isinstance(cause, KNOWN) or (isinstance(cause, OSError) and is_disk_full(cause)):
             return cause
     for cause in chain:

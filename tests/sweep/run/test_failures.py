@@ -154,3 +154,12 @@ def test_a_worker_that_cannot_start_leaves_one_line_on_the_terminal(tmp_path: Pa
     assert [line.split()[2] for line in lines[:-1]] == ["start", "failed"], done.stdout
     assert f"failed  task_model/worker: {IMPORT_ERROR} (traceback: {tmp_path}/logs/" in lines[1]
     assert "Traceback" not in done.stderr and NO_LIBRARY in Path(lines[1].split("traceback: ")[1].rstrip(")")).read_text()
+
+
+def test_what_ray_data_adds_to_a_message_is_left_out() -> None:
+    error = UserError(
+        "pairs.jsonl: line 2\nmend it\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo …"
+    )
+    wrapped = RuntimeError("around it")
+    wrapped.__cause__ = error
+    assert str(root_cause(wrapped)) == "pairs.jsonl: line 2\nmend it"
