@@ -1,7 +1,6 @@
 """`blindsweep status`: how far studies are, once or as they go."""
 
 import json as js
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from pipelines.errors import StoreUnreachableError, UserError
+from pipelines.terminal import console
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, positive, study_name
 from sweep.graph.records import Store
 from sweep.graph.spending import as_json as as_json_spending
@@ -227,11 +227,9 @@ class _Screen:
     """Lines that stand in one place of a terminal, each look over the last one. No styles where NO_COLOR is set."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        colours: Any = None if os.environ.get("NO_COLOR") else "auto"
-        self._live = Live(console=Console(file=stream, color_system=colours), auto_refresh=False)
+        self._live = Live(console=console(file=stream), auto_refresh=False)
         self._live.start()
 
     def show(self, lines: Sequence[str]) -> None:
