@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from sweep.graph.records import Store
 from sweep.graph.sealed import seal
 from sweep.live import heartbeat as beats
 from sweep.live.heartbeat import Heartbeat, Pulse, Working, read_beats
+from tests.sweep.live.beating import other_run
 
 ROOT = Path(__file__).parents[3]
 WORKING = Working("task_model", "cell", "a" * 64, 5.0)
@@ -29,17 +29,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.fixture
 def other(store: Store) -> "Iterator[subprocess.Popen[str]]":
     """Another process whose heart beats."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("beating.py")), store.uri, "study", "b" * 64],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "beats\n"
-    yield process
-    process.kill()
-    process.communicate()
+    with other_run(store, "study", "b" * 64) as process:
+        yield process
 
 
 def until(condition: Callable[[], bool]) -> None:

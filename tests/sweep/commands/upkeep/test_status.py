@@ -30,9 +30,9 @@ from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.loading import Loaded
+from tests.sweep.live.beating import other_run
 
 ROOT = Path(__file__).parents[4]
-BEATING = ROOT / "tests" / "sweep" / "live" / "beating.py"
 FAKE = ROOT / "tests" / "sweep" / "run" / "fake_command.py"
 Write = Callable[[Iterable[Step], Store], None]
 
@@ -55,17 +55,8 @@ def steps(store: Store, experiment: Experiment, record_all: Write) -> list[Step]
 def run(store: Store, steps: list[Step]) -> "Iterator[subprocess.Popen[str]]":
     """A run in another process, which trains a task model."""
     model = next(step for step in steps if step.stage == "task_model")
-    process = subprocess.Popen(
-        [sys.executable, str(BEATING), store.uri, "small", model.fingerprint],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "beats\n"
-    yield process
-    process.kill()
-    process.communicate()
+    with other_run(store, "small", model.fingerprint) as process:
+        yield process
 
 
 def shown(*arguments: str) -> str:
