@@ -68,7 +68,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     COMPARISON: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
-    AUDIT: ("pipelines", TASKS, TABLES, REPAIR, DATA, "analysis", STATS, CORPUS),
+    AUDIT: ("pipelines", TASKS, TABLES, REPAIR, "analysis", STATS, CORPUS),
     SCAN: ("pipelines", TASKS, TABLES, RUN, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
     CARDS: ("pipelines", TASKS, GRAPH, "analysis"),
