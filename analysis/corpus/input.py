@@ -114,10 +114,11 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
     wanted = names.wanted(fields)
     columns = find_columns(table.column_names, wanted, "the table", "map one with ColumnNames({{'{name}': …}})")
     numbers = frozenset(column.name for column in wanted if not column.is_text)
+    optional = frozenset(column.name for column in wanted if column.is_optional and column.name in columns)
     check_types(table.schema, columns, numbers, Path("the table"))
     labels = class_names(table.schema, columns["label"])
     return TextFile(
-        TableInMemory("the table", (), "memory", columns, labels, numbers, present=tuple(table.column_names), content=table),
+        TableInMemory("the table", (), "memory", columns, labels, numbers, optional, tuple(table.column_names), content=table),
         fields,
         names.kept_labels,
     )
@@ -144,10 +145,7 @@ def clean_batch(raw: RawBatch, texts: TextFile) -> TextBatch:
     if not keep.all():
         columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
         rows = rows[keep]
-    parse = columns.get("parse")
-    if parse is not None:
-        parse = pc.if_else(pa.array(is_blank(parse)), pa.scalar(None, pa.string()), parse)
-    return TextBatch(rows, {name: columns[name] for name in texts.fields}, columns["label"], parse, left_out)
+    return TextBatch(rows, {name: columns[name] for name in texts.fields}, columns["label"], columns.get("parse"), left_out)
 
 
 def packed(raw: RawBatch) -> RawBatch | tuple[bytes, int]:

@@ -273,3 +273,12 @@ def test_a_datasets_missing_or_foreign_files_are_refused(tmp_path: Path) -> None
     assert "data-00001-of-00002.arrow is missing" in refused(folder)
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../../secret.arrow"}]}')
     assert "names no files of its own folder" in refused(folder)
+
+
+def test_a_blank_parse_is_none_in_a_file_and_in_memory(tmp_path: Path) -> None:
+    table = pa.table({"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": ["x", "y"], "premise_parse": ["(S a)", " "]})
+    pq.write_table(table, tmp_path / "parsed.parquet")
+    for source in (tmp_path / "parsed.parquet", table):
+        texts = open_texts(source)
+        (parse,) = [clean_batch(raw, texts).parse for raw in texts.raw_batches()]
+        assert parse is not None and parse.to_pylist() == ["(S a)", None]
