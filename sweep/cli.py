@@ -14,6 +14,7 @@ from sweep.commands.results import compare, explain, power, report, verdicts
 from sweep.commands.run import run
 from sweep.commands.take_out import export, publish
 from sweep.commands.tracking import reindex, ui
+from sweep.commands.upkeep.bundle import bundle, unbundle
 from sweep.commands.upkeep.cluster import check, end
 from sweep.commands.upkeep.doctor import doctor
 from sweep.commands.upkeep.gc import gc
@@ -68,7 +69,7 @@ app.add_typer(data, name="data")
 cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and after its runs.")
 app.add_typer(cluster, name="cluster")
 of_studies = (run, plan, status, report, explain, verdicts, compare, power)
-for command in (*of_studies, audit, export, publish, verify, gc, doctor, ui, reindex, experiments):
+for command in (*of_studies, audit, export, publish, bundle, unbundle, verify, gc, doctor, ui, reindex, experiments):
     app.command()(one_clear_error(command))
 data.command()(one_clear_error(fetch))
 data.command("check")(one_clear_error(check_data))

@@ -27,6 +27,7 @@ PIPELINES = ("pipelines", TASKS, TABLES, REPAIR, DATA, PACKING, ADAPTERS, MODELS
 GRAPH, STUDY, PLAN, RUN, COMMANDS = "sweep.graph", "sweep.study", "sweep.plan", "sweep.run", "sweep.commands"
 INDEX = "sweep.index"
 LIVE = "sweep.live"
+BUNDLES = "sweep.bundles"
 UPKEEP = "sweep.commands.upkeep"
 DOCTOR = "sweep.doctor"
 CLUSTER = "sweep.cluster"
@@ -58,6 +59,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     PLAN: (*PIPELINES, GRAPH, STUDY),
     INDEX: ("pipelines",),
     LIVE: ("pipelines", GRAPH),
+    BUNDLES: ("pipelines", GRAPH, LIVE),
     RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE),
     DOCTOR: (*PIPELINES, GRAPH, STUDY, INDEX, RUN),
     CLUSTER: ("pipelines", WORKERS, PLAN),
@@ -93,7 +95,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
         CORPUS,
         AUDIT,
     ),
-    UPKEEP: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, CLUSTER, DOCTOR, COMMANDS),
+    UPKEEP: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, BUNDLES, RUN, CLUSTER, DOCTOR, COMMANDS),
     # The command line, and what users' studies import.
     "sweep": (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE, RUN, COMMANDS, UPKEEP),
 }

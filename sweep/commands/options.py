@@ -31,6 +31,15 @@ OtherName = Annotated[
     str | None,
     typer.Option("--name", help="Call the study so, beside one of its own name in the store. [default: its own name]"),
 ]
+OnlyPiece = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="PIECE",
+        help="Build a piece of the study: seed=3,4 or generator=1, or shared, which is what several seeds need. "
+        "`bundle` and `unbundle` put pieces together.",
+    ),
+]
 StoreUri = Annotated[
     str,
     typer.Option("--store", envvar="BLINDSWEEP_STORE", help="Folder or URI (s3://, gs://) of all artifacts."),

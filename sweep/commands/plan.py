@@ -10,6 +10,7 @@ from sweep.commands.options import (
     DEFAULT_STORE,
     ExperimentName,
     Json,
+    OnlyPiece,
     OtherName,
     Parameters,
     Price,
@@ -22,6 +23,7 @@ from sweep.graph.records import Store
 from sweep.plan.throughputs import CostTable, Gpu, read_table
 
 if TYPE_CHECKING:
+    from sweep.graph.pieces import Only
     from sweep.plan.plan import Planned
     from sweep.study.loading import Loaded
 
@@ -32,6 +34,7 @@ def plan(
     experiment: ExperimentName,
     parameters: Parameters = None,
     name: OtherName = None,
+    only: OnlyPiece = None,
     store: StoreUri = DEFAULT_STORE,
     all_steps: Annotated[bool, typer.Option("--all", help="List every step, not only counts and reasons.")] = False,
     gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
@@ -53,9 +56,10 @@ def plan(
         blindsweep plan demo
         blindsweep plan mini --gpu h100 --price 2.5 --max-gpus 4
     """
+    from sweep.graph.pieces import parse_only
     from sweep.study.loading import load_experiment
 
-    loaded = load_experiment(experiment, parameters or [], name=name)
+    loaded, piece = load_experiment(experiment, parameters or [], name=name), parse_only(only) if only else None
     table = read_table(throughputs)
     priced = table.gpu(gpu, price=price, spot_price=spot_price)
     show_plan(
@@ -67,6 +71,7 @@ def plan(
         all_steps=all_steps,
         sources=sources,
         as_json=json,
+        only=piece,
     )
 
 
@@ -80,6 +85,7 @@ def show_plan(
     all_steps: bool = False,
     sources: bool = False,
     as_json: bool = False,
+    only: "Only | None" = None,
 ) -> None:
     """Print the plan of an experiment, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
     import json
@@ -87,15 +93,17 @@ def show_plan(
     from sweep.plan.page import plan_json, print_plan, print_sources
     from sweep.plan.plan import plan_study
     from sweep.plan.replaced import replaced_line
+    from sweep.study.grid import build_grid
     from sweep.study.inputs import missing_inputs
 
-    plan = plan_study(loaded.experiment, store, table, find_gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS)
+    plan = plan_study(loaded.experiment, store, table, find_gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS, only=only)
     if as_json:
         print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False))
         return
     print_plan(plan, all_steps=all_steps)
+    whole = [planned.step for planned in plan.steps] if only is None else build_grid(loaded.experiment)
     # What is not here yet has other fingerprints than the run will give it.
-    if not missing_inputs(loaded.experiment) and (line := replaced_line(loaded, (p.step for p in plan.steps), plan.earlier)):
+    if not missing_inputs(loaded.experiment) and (line := replaced_line(loaded, whole, plan.earlier)):
         print(line)
     if sources:
         print_sources(table, plan.costs)

@@ -17,6 +17,7 @@ from sweep.commands.options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
     ExperimentName,
+    OnlyPiece,
     OtherName,
     Parameters,
     Price,
@@ -44,6 +45,7 @@ def run(
     experiment: ExperimentName,
     parameters: Parameters = None,
     other_name: OtherName = None,
+    only: OnlyPiece = None,
     store: StoreUri = DEFAULT_STORE,
     address: Annotated[
         str | None,
@@ -103,14 +105,16 @@ def run(
         blindsweep run mini -p data=data -p model=models/SmolLM2-135M
         blindsweep run my_study.py --store s3://bucket/studies --address auto
         blindsweep run paper --rehearse
+        blindsweep run my_study.py --only seed=3,4
     """
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
+    from sweep.graph.pieces import parse_only
     from sweep.run.session import RayOptions, accelerator_types, local_capacity
     from sweep.study.loading import load_experiment
     from sweep.study.rehearsal import FOLDER, rehearsal
 
-    loaded = load_experiment(experiment, parameters or [], name=other_name)
+    loaded, piece = load_experiment(experiment, parameters or [], name=other_name), parse_only(only) if only else None
     if rehearse:
         loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
     where, table, options = Store(store), read_table(throughputs), RayOptions(address, max_cpus, max_gpus, max_failures, debug)
@@ -130,7 +134,7 @@ def run(
     # One machine holds all the GPUs that the run may use, however few its largest step asks for.
     num_gpus = max_gpus if max_gpus is not None or address is not None else local_capacity(options).gpus or None
     if dry_run:
-        show_plan(loaded, where, table, find_gpu, num_gpus)
+        show_plan(loaded, where, table, find_gpu, num_gpus, only=piece)
         return
     from sweep.index.address import check_address, mask
     from sweep.plan.plan import OVER_BUDGET, check_budget, check_memory, plan_study
@@ -143,7 +147,9 @@ def run(
     tracking_uri = tracking_uri or default_uri
     check_address(tracking_uri)
     name = loaded.experiment.name
-    plan = plan_study(loaded.experiment, where, table, find_gpu, num_gpus, reasons=False, keep_dependents=keep_dependents)
+    plan = plan_study(
+        loaded.experiment, where, table, find_gpu, num_gpus, reasons=False, keep_dependents=keep_dependents, only=piece
+    )
     check_memory(plan)
     if budget is not None and plan.missing:
         print(check_budget(plan, budget, read_spending(where, name)))
@@ -156,9 +162,10 @@ def run(
     )
     database = kept_database(where, tracking_uri)
     with Stop(notice_time) as stop, database.open() if database else contextlib.nullcontext():
-        result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents)
+        result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece)
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
-    print(f"{name}: {result.num_steps} artifacts, {result.num_cached} were there, {result.num_built} built{losses}")
+    of_piece = f" of the piece {piece}" if piece else ""
+    print(f"{name}: {result.num_steps} artifacts{of_piece}, {result.num_cached} were there, {result.num_built} built{losses}")
     for note in result.notes:
         print(f"Warning: {note}", file=sys.stderr)
     if result.tracking_errors:
@@ -175,7 +182,7 @@ def run(
         )
     if rehearse:
         _show_rehearsal(where, name)
-    is_partial = bool(result.failures or result.hold)
+    is_partial = bool(result.failures or result.hold or piece)
     said = None
     if report:
         try:

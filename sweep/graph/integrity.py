@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pipelines.errors import DamagedError
+from pipelines.errors import DamagedError, UserError
 from pipelines.hashing import remembered_sha256
 from pipelines.storage import RECORD_FILE, files_below, filesystem, is_plain_name, join, read_text, write_text
 from sweep.graph.identity import SHORT
@@ -31,9 +31,15 @@ HOLDING = (".lock", ".lease")
 STALE = "stale: built from inputs that were built again since, with other content"
 """The mark of what `run --keep-dependents` kept, and of what is built from it."""
 
+WEIGHTS = ".safetensors"
+"""How the names of files end that hold weights, and nothing but weights."""
+
 How = Literal["sizes", "remembered", "anew"]
 """How files are compared: by their sizes; by hashes too, which on this machine may be remembered and in a remote store are not
 taken; by hashes of every file as it is now, which reads a remote store's files over the network."""
+
+
+MISSING = "is missing"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.artifact.name}-{self.artifact.fingerprint[:SHORT]}/{self.file} {self.found}"
+
+    @property
+    def is_lost_weights(self) -> bool:
+        """Whether it is a file of weights that is not there, as after a bundle: nothing of what was measured is lost."""
+        return self.found == MISSING and self.file.endswith(WEIGHTS)
 
 
 def inspect(store: Store, artifact: ArtifactId, how: How) -> tuple[Record | None, list[Damage]]:
@@ -70,7 +81,7 @@ def check(store: Store, record: Record, how: How) -> list[Damage]:
     found = {}
     for path, file in record.files.items():
         if sizes.get(path) is None:
-            found[path] = "is missing"
+            found[path] = MISSING
         elif sizes[path] != file["bytes"]:
             found[path] = f"has {sizes[path]:,} bytes, {file['bytes']:,} in its record"
     paths = [path for path in record.files if path not in found]
@@ -99,8 +110,14 @@ def _sha256(path: Path, *, anew: bool) -> str | None:
 
 
 def whole_folder(store: Store, record: Record) -> str:
-    """The folder of an artifact to read from. Raises DamagedError, naming the first damaged file, if it is not whole."""
+    """The folder of an artifact to read from. Raises DamagedError, naming the first damaged file, if it is not whole,
+    UserError if it only lacks weights."""
     if damages := check(store, record, "remembered"):
+        if all(damage.is_lost_weights for damage in damages):
+            raise UserError(
+                f"{damages[0]}: its weights are not here, as after a bundle; copy them from where they were built, or "
+                "`blindsweep verify --weights --set-aside` has the next run build them again"
+            )
         raise DamagedError(f"{damages[0]}; `blindsweep verify --set-aside` sets it aside, and the next run builds it again")
     return store.folder(record.id)
 

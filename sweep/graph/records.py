@@ -386,8 +386,11 @@ class Study:
         """What its last run was to build, without any record; None if it was never run. Raises UserError if it is damaged."""
         where = cls.path(store, name)
         text = store._read(where)
-        if text is None:
-            return None
+        return None if text is None else cls.from_json(text, where)
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> "Study":
+        """A manifest that was written by `to_json`, without records. Raises UserError naming `where` if it is none."""
         try:
             values = unseal(text)
             steps = tuple(StudyStep(**step) for step in values["steps"])
@@ -412,8 +415,8 @@ class Study:
             self, steps=tuple(dataclasses.replace(step, **read.get(step.fingerprint, {})) for step in self.steps)
         )
 
-    def save(self, store: Store) -> None:
-        """Write the manifest, if it is not there as it is; records are not part of it."""
+    def to_json(self) -> str:
+        """The manifest as it is kept; records are not part of it."""
         steps = [
             {**dataclasses.asdict(step.id), "coordinates": dict(step.coordinates), "inputs": dict(step.inputs)}
             for step in self.steps
@@ -426,7 +429,11 @@ class Study:
             "steps": steps,
             "failures": [dict(failure) for failure in self.failures],
         }
-        content = seal(values).encode()
+        return seal(values)
+
+    def save(self, store: Store) -> None:
+        """Write the manifest, if it is not there as it is."""
+        content = self.to_json().encode()
         if store._read(self.path(store, self.experiment)) != content:
             store.write_bytes(self.path(store, self.experiment), content)
 

@@ -12,7 +12,8 @@ from typing import Any
 from pipelines.errors import DamagedError, UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.integrity import changed_inputs, why_stale
+from sweep.graph.integrity import WEIGHTS, changed_inputs, check, why_stale
+from sweep.graph.pieces import Only, check_apart, piece_of
 from sweep.graph.records import ArtifactId, Record, Store, Study
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
 from sweep.graph.step import Step
@@ -44,6 +45,7 @@ class Planned:
     `is_stale`: there is an artifact, and it was built from inputs that have other content by now. `is_uncertain`: it was built,
     directly or not, from what is to be built again, and is kept if that comes out as before. `damage` is a damaged record's.
     `causes` are the changes behind the reason, each as `stage.field old → new`, the same words for all that one change touches.
+    `lost_weights`: there is an artifact, whose weights are not here.
     """
 
     step: Step
@@ -53,6 +55,7 @@ class Planned:
     is_uncertain: bool = False
     damage: str = ""
     causes: tuple[str, ...] = ()
+    lost_weights: bool = False
 
     @property
     def is_cached(self) -> bool:
@@ -72,7 +75,8 @@ def make_plan(
     What is missing is compared with the artifact in its place in the `earlier` build of the same study (its manifest), and with
     no other study's in the store; without one, all that is missing is new.
     A damaged record counts as none. What was built from other content than its inputs have now is to be built again, unless
-    `keep_dependents`. Only records are compared: no file is read.
+    `keep_dependents`. Only records are compared: no file is read. An artifact whose weights are not here (`WEIGHTS`) is to be
+    built again where something that is to be built needs it, and stays as it is where nothing does.
     """
     planned: dict[str, Planned] = {}
     built: dict[str, Record] = {}
@@ -95,11 +99,42 @@ def make_plan(
             planned[step.fingerprint] = Planned(step, None, why_stale(record, changed), is_stale=True)
         else:
             built[step.fingerprint] = record
-            # An older record does not say what it was built from.
-            sources = [planned[source.fingerprint] for source in step.inputs.values() if record.input_contents]
-            is_uncertain = not keep_dependents and any(source.is_uncertain or not source.is_cached for source in sources)
-            planned[step.fingerprint] = Planned(step, record, is_uncertain=is_uncertain)
+            planned[step.fingerprint] = Planned(step, record)
+    # Each after what is built from it.
+    for step in reversed(steps):
+        if planned[step.fingerprint].is_cached:
+            continue
+        for source in step.inputs.values():
+            record = planned[source.fingerprint].record
+            has_weights = record is not None and any(path.endswith(WEIGHTS) for path in record.files)
+            if record is not None and has_weights and any(damage.is_lost_weights for damage in check(store, record, "sizes")):
+                reason = f"its weights are not here, and {step.name} needs them"
+                planned[source.fingerprint] = Planned(source, None, reason, lost_weights=True)
+    for step in [] if keep_dependents else steps:
+        member = planned[step.fingerprint]
+        # An older record does not say what it was built from.
+        if member.record is not None and member.record.input_contents:
+            sources = [planned[source.fingerprint] for source in step.inputs.values()]
+            if any(source.is_uncertain or not source.is_cached for source in sources):
+                planned[step.fingerprint] = replace(member, is_uncertain=True)
     return list(planned.values())
+
+
+def plan_piece(
+    grid: Sequence[Step],
+    store: Store,
+    only: Only | None,
+    *,
+    earlier: Study | None = None,
+    reasons: bool = True,
+    keep_dependents: bool = False,
+) -> list[Planned]:
+    """`make_plan` of the whole `grid`, or `only` of a piece of it. Raises UserError for one that cannot be built apart."""
+    piece = grid if only is None else piece_of(grid, only)
+    planned = make_plan(piece, store, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
+    if only is not None:
+        check_apart(grid, piece, {member.step.fingerprint for member in planned if member.is_cached}, only)
+    return planned
 
 
 @dataclass(frozen=True)
@@ -190,7 +225,9 @@ def cost_plan(
         }
     steps = [member.step for member in planned]
     settings, assumed = _model_settings(base_model, store)
-    task_base = next(member for member in planned if member.step is by_stage["starting_point"].step.inputs["base_model"])
+    # What seeds share has no task model.
+    starts = by_stage.get("starting_point")
+    task_base = next((m for m in planned if starts is not None and m.step is starts.step.inputs["base_model"]), base_model)
     task_settings, _ = _model_settings(task_base, store)
     estimate = estimate_costs(steps, table, gpu, settings=settings, task_settings=task_settings, num_examples=counts)
     if assumed:
@@ -265,11 +302,13 @@ def plan_study(
     others: Iterable[float] = (),
     reasons: bool = True,
     keep_dependents: bool = False,
+    only: Only | None = None,
 ) -> Plan:
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
     `find_gpu` says which GPU they are for, or raises NoEstimate. Raises UserError for data that is too small (`check_sizes`) or
-    in which no blindspot can be seen (`check_blindspot`), and for a pool that is too small (`check_pools`).
+    in which no blindspot can be seen (`check_blindspot`), for a pool that is too small (`check_pools`), and, of a piece, `only`
+    some of the steps, for what cannot be built apart (`check_apart`).
     """
     check_sizes(experiment)
     check_prompts(experiment)
@@ -281,7 +320,7 @@ def plan_study(
         # One that cannot be read is written anew by the run.
         with contextlib.suppress(UserError):
             earlier = Study.manifest(store, experiment.name)
-    steps = make_plan(grid, store, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
+    steps = plan_piece(grid, store, only, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
     endpoint = endpoint_costs([planned.step for planned in steps if not planned.is_cached], table)
     try:
         costs = cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others)

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.storage import check_store
 from sweep.graph.integrity import How, check, with_stale_marks
+from sweep.graph.pieces import Only
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.step import Step
 from sweep.index.address import absolute_uri, mask, sqlite_path, sqlite_uri
@@ -20,7 +21,7 @@ from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, ex
 from sweep.index.database import replace as replace_database
 from sweep.live.heartbeat import Heartbeat, Pulse
 from sweep.plan.page import plan_json
-from sweep.plan.plan import Plan, Planned, make_plan
+from sweep.plan.plan import Plan, Planned, plan_piece
 from sweep.plan.replaced import replaced_line
 from sweep.run.budget import BudgetReached, Meter, look_at
 from sweep.run.ends import Stop, tell_all_nodes
@@ -109,8 +110,10 @@ def run_study(
     meter: Meter | None = None,
     *,
     keep_dependents: bool = False,
+    only: Only | None = None,
 ) -> Result:
-    """Build every artifact of the study that the store does not have. Failed steps are in the result.
+    """Build every artifact of the study, or `only` of a piece of it, that the store does not have. Failed steps are in the
+    result.
 
     A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
     fetched first. Damaged artifacts are set aside and built again, and so is what was built from other content than its inputs
@@ -124,15 +127,17 @@ def run_study(
     if plan is not None and plan.experiment is loaded.experiment:
         planned = plan.steps
     else:
-        planned = make_plan(build_grid(loaded.experiment), store, reasons=False, keep_dependents=keep_dependents)
+        planned = plan_piece(build_grid(loaded.experiment), store, only, reasons=False, keep_dependents=keep_dependents)
     planned, notes = _set_damaged_aside(planned, store)
     cached = [member.record for member in planned if member.record is not None]
     marked = with_stale_marks(cached)
     cached = [marked.get(record.fingerprint, record) for record in cached]
     steps = [member.step for member in planned]
-    study = manifest(loaded, steps)
+    # The study is whole, also where a piece of it is built.
+    whole = steps if only is None else build_grid(loaded.experiment)
+    study = manifest(loaded, whole)
     try:
-        line = replaced_line(loaded, steps, Study.manifest(store, study.experiment))
+        line = replaced_line(loaded, whole, Study.manifest(store, study.experiment))
     except UserError as error:
         line = f"{one_line(error)}: this run does"
     if line:
@@ -217,7 +222,9 @@ def _set_damaged_aside(planned: Sequence[Planned], store: Store) -> tuple[list[P
             notes.append(member.damage)
         elif member.record is not None and store.is_local:
             how: How = "sizes" if member.step.fingerprint in inputs else "remembered"
-            if damages := check(store, member.record, how):
+            # The plan has looked for those that anything to be built needs.
+            damages = [damage for damage in check(store, member.record, how) if not damage.is_lost_weights]
+            if damages:
                 notes.append(set_damaged_aside(member.step, store, damages, how))
                 member = replace(member, record=None, damage=str(damages[0]))
         looked.append(member)

@@ -20,6 +20,9 @@ def verify(
     set_damaged_aside: Annotated[
         bool, typer.Option("--set-aside", help="Move damaged artifacts to STORE/set-aside: the next run builds them again.")
     ] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Count weights that are not here, as after a bundle, as damage.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read every file of every artifact and compare it with its record; exit code 1 if anything is damaged.
@@ -36,6 +39,7 @@ def verify(
     damaged: dict[ArtifactId, list[Damage]] = {}
     moved: dict[ArtifactId, str] = {}
     unreadable: dict[ArtifactId, str] = {}
+    without_weights: list[ArtifactId] = []
     for artifact in artifacts:
         try:
             record, damages = inspect(where, artifact, "anew")
@@ -50,6 +54,9 @@ def verify(
             num_files += len(record.files)
             num_bytes += sum(file["bytes"] for file in record.files.values())
         num_complete += record is not None or bool(damages)
+        if not weights and any(damage.is_lost_weights for damage in damages):
+            without_weights.append(artifact)
+            damages = [damage for damage in damages if not damage.is_lost_weights]
         if not damages:
             continue
         damaged[artifact] = damages
@@ -68,6 +75,7 @@ def verify(
             "files": num_files,
             "bytes": num_bytes,
             "not_built": len(artifacts) - num_complete - len(unreadable),
+            "without_weights": [artifact.name for artifact in without_weights],
             "unreadable": {artifact.name: error for artifact, error in unreadable.items()},
             "damaged": [
                 {
@@ -84,6 +92,8 @@ def verify(
         print(js.dumps(values, indent=1, ensure_ascii=False))
     else:
         print(_summary(num_complete, num_files, num_bytes, len(artifacts), len(damaged), len(moved), len(unreadable)))
+        if without_weights:
+            print(f"{len(without_weights)} of them have no weights here, as after a bundle; nothing that was measured is lost")
         if num_aside:
             held = f"{num_aside} artifacts, {bytes_aside / 1e6:,.1f} MB"
             print(f"{join(where.uri, SET_ASIDE)} holds {held}, that nothing reads: remove what you do not need")

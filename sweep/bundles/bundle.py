@@ -1,0 +1,107 @@
+"""A study written as a bundle: its records, results and small artifacts by fingerprint, without weights."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.storage import write_bytes
+from sweep.bundles.part import ENTRY_BYTES, Piece, bundled_files, packed_size, part_bytes
+from sweep.graph.records import Record, Store, Study
+
+LEAST_PART = 64 * 1024
+"""Bytes below which a part would hold little beside its header."""
+SUFFIX = ".zip"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written: `parts`, and the number of artifacts in them; `left_out` are the study's that are not built."""
+
+    parts: tuple[Path, ...]
+    num_artifacts: int
+    left_out: int
+
+
+@dataclass
+class _Box:
+    """What goes into one part."""
+
+    room: int
+    records: dict[str, Record] = field(default_factory=dict)
+    pieces: list[Piece] = field(default_factory=list)
+
+
+def write_bundle(store: Store, name: str, target: Path, *, part_size: int) -> Bundle:
+    """Write what is built of study `name` as `target`, a zip file, or in parts `target`-001.zip and so on.
+
+    None has more than `part_size` bytes, and a file that does not fit lies in several. Raises UserError for a part size that is
+    too small, for a file that is there already, and for a study that is not known or of which nothing is built; DamagedError
+    for an artifact that is damaged.
+    """
+    study = Study.load(store, name)
+    records = [step.record for step in study.steps if step.record is not None]
+    if not records:
+        raise UserError(f"nothing of {name} is built in {store.uri}; run it first, or give --store")
+    manifest = replace(study, steps=tuple(replace(step, record=None, damage="") for step in study.steps))
+    fixed = packed_size(manifest.to_json().encode()) + max(packed_size(record.to_json().encode()) for record in records)
+    least = max(LEAST_PART, 2 * (fixed + ENTRY_BYTES))
+    if part_size < least:
+        raise UserError(f"--part-size {part_size}: a part of this study needs {least} bytes at least; give more")
+    boxes = _pack(store, records, part_size - packed_size(manifest.to_json().encode()) - ENTRY_BYTES)
+    parts = _paths(target, len(boxes))
+    if there := [path for path in parts if path.exists()]:
+        raise UserError(f"{there[0]} is there already; remove it, or give another file")
+    for number, (path, box) in enumerate(zip(parts, boxes, strict=True), 1):
+        contents = {piece: _content(store, box.records[piece.artifact.fingerprint], piece) for piece in box.pieces}
+        write_bytes(path, part_bytes(manifest, number, len(boxes), box.records.values(), contents))
+    return Bundle(tuple(parts), len(records), len(study.steps) - len(records))
+
+
+def _paths(target: Path, number: int) -> list[Path]:
+    stem = target.with_suffix("") if target.suffix == SUFFIX else target
+    if number == 1:
+        return [stem.with_name(stem.name + SUFFIX)]
+    return [stem.with_name(f"{stem.name}-{place:03}{SUFFIX}") for place in range(1, number + 1)]
+
+
+def _content(store: Store, record: Record, piece: Piece) -> bytes:
+    return store.read_bytes(record, piece.path)[piece.offset : piece.offset + piece.num_bytes]
+
+
+def _pack(store: Store, records: Sequence[Record], room: int) -> list[_Box]:
+    """Deal records and their files into boxes of `room` bytes, in the study's order."""
+    boxes = [_Box(room)]
+
+    def enter(record: Record) -> None:
+        """Put a record into the last box, unless it is there."""
+        if record.fingerprint not in boxes[-1].records:
+            boxes[-1].records[record.fingerprint] = record
+            boxes[-1].room -= packed_size(record.to_json().encode()) + ENTRY_BYTES + 2 * len(record.slug)
+
+    for record in records:
+        if boxes[-1].room < packed_size(record.to_json().encode()) + 2 * ENTRY_BYTES:
+            boxes.append(_Box(room))
+        enter(record)
+        for path in bundled_files(record):
+            content = store.read_bytes(record, path)
+            for piece, num_packed in _pieces(record, path, content, room):
+                if boxes[-1].room < num_packed and boxes[-1].pieces:
+                    boxes.append(_Box(room))
+                    enter(record)
+                boxes[-1].pieces.append(piece)
+                boxes[-1].room -= num_packed
+    return boxes
+
+
+def _pieces(record: Record, path: str, content: bytes, room: int) -> Iterator[tuple[Piece, int]]:
+    """The pieces of a file, each with what it takes: one if it fits into a part of its own, else such as do at any rate."""
+    whole = packed_size(content) + ENTRY_BYTES + 4 * len(path)
+    # Beside its record.
+    most = room - packed_size(record.to_json().encode()) - 2 * ENTRY_BYTES - 4 * len(path)
+    step = max(1, len(content)) if whole <= most else most
+    for offset in range(0, max(1, len(content)), step):
+        block = content[offset : offset + step]
+        piece = Piece(record.id, path, offset, len(block), hashlib.sha256(block).hexdigest())
+        yield piece, packed_size(block) + ENTRY_BYTES + 4 * len(path)

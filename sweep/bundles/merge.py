@@ -1,0 +1,165 @@
+"""Bundles merged into a store: what they hold becomes complete there, once it is all there."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.errors import DamagedError, UserError
+from pipelines.storage import filesystem, join, remove
+from sweep.bundles.part import Part, Piece, bundled_files, read_part
+from sweep.graph.identity import SHORT
+from sweep.graph.integrity import check
+from sweep.graph.records import Record, Store, Study
+from sweep.live.lease import lease_if_free
+
+PIECES = ".unbundled"
+"""In an artifact's folder: pieces of files whose others have not come yet."""
+
+
+class ConflictError(UserError):
+    """Two builds of one artifact, or two studies of one name, that are not the same."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What merging did: artifacts that became complete, that were there already, and the names of those that lack parts."""
+
+    studies: tuple[str, ...]
+    num_new: int
+    num_there: int
+    unfinished: tuple[str, ...]
+
+
+def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
+    """Merge parts of bundles, in any order, into `store`; nothing is written before all of them are looked at.
+
+    An artifact that is there already stays. Raises DamagedError for a damaged part, ConflictError for an artifact of which the
+    store or another part has other content, for one that was built from another build of its input, and for a study of the same
+    name with other steps; UserError for a file that is no part of a bundle, and while a run is building one of the artifacts.
+    """
+    parts = [read_part(path) for path in paths]
+    there = _there(store, parts)
+    _check_records(store, parts, there)
+    studies = [_study(store, part) for part in {part.study.experiment: part for part in reversed(parts)}.values()]
+    records = {fingerprint: record for part in parts for fingerprint, record in part.records.items()}
+    new = [record for fingerprint, record in records.items() if there.get(fingerprint) is None]
+    unfinished = []
+    for record in new:
+        mine = [(part, piece) for part in parts for piece in part.pieces if piece.artifact == record.id]
+        if not _complete(store, record, mine):
+            unfinished.append(record.id.name)
+    for study in studies:
+        _save(store, study)
+    return Merged(
+        tuple(study.experiment for study in studies),
+        len(new) - len(unfinished),
+        len(records) - len(new),
+        tuple(unfinished),
+    )
+
+
+def _there(store: Store, parts: Sequence[Part]) -> dict[str, Record | None]:
+    """The store's records of what is in the parts, and of its inputs, by fingerprint; None for what is not built."""
+    artifacts = {
+        artifact.fingerprint: artifact
+        for part in parts
+        for record in part.records.values()
+        for artifact in (record.id, *record.inputs.values())
+    }
+    return {fingerprint: store.read_record(artifact) for fingerprint, artifact in artifacts.items()}
+
+
+def _check_records(store: Store, parts: Sequence[Part], there: Mapping[str, Record | None]) -> None:
+    """Raise ConflictError unless all builds of an artifact are alike, and each was built from the builds that there are."""
+    seen: dict[str, tuple[Record, str]] = {
+        fingerprint: (record, store.folder(record.id)) for fingerprint, record in there.items() if record is not None
+    }
+    for part in parts:
+        for fingerprint, record in part.records.items():
+            other, where = seen.setdefault(fingerprint, (record, str(part.path)))
+            if other.content != record.content:
+                raise ConflictError(
+                    f"{record.id.name}-{fingerprint[:SHORT]} has other content in {part.path} ({_build(record)}) than in "
+                    f"{where} ({_build(other)}): pieces of one study that were built apart must not build the same artifact; "
+                    "merge them into two stores, or build what they share first (`blindsweep run --only shared`)"
+                )
+    for part in parts:
+        for record in part.records.values():
+            for name, source in record.inputs.items():
+                of_input = seen.get(source.fingerprint)
+                content = record.input_contents.get(name)
+                if of_input is not None and content is not None and of_input[0].content != content:
+                    raise ConflictError(
+                        f"{record.id.name} in {part.path} was built from another {source.name} than that in {of_input[1]} "
+                        f"({_build(of_input[0])}); merge them into two stores"
+                    )
+
+
+def _build(record: Record) -> str:
+    return f"sha256 {record.content[:SHORT]}…, of {record.created or 'an unknown time'}"
+
+
+def _study(store: Store, part: Part) -> Study:
+    """The manifest that the store is to have: its own, if it is of the same steps."""
+    own = Study.manifest(store, part.study.experiment)
+    if own is None:
+        return part.study
+    if {step.fingerprint for step in own.steps} != {step.fingerprint for step in part.study.steps}:
+        raise ConflictError(
+            f"{part.path} is of a study {own.experiment} with {len(part.study.steps)} steps, and "
+            f"{Study.path(store, own.experiment)} has others ({len(own.steps)}): merge it into another store, or run the study "
+            "there with the same parameters first"
+        )
+    return own
+
+
+def _save(store: Store, study: Study) -> None:
+    """Write a manifest without the failures of what is complete by now."""
+    built = {step.fingerprint for step in study.with_records(store).steps if step.record is not None}
+    failures = tuple(failure for failure in study.failures if failure["fingerprint"] not in built)
+    replace(study, failures=failures).save(store)
+
+
+def _complete(store: Store, record: Record, pieces: Sequence[tuple[Part, Piece]]) -> bool:
+    """Write the pieces of an artifact that is not built, and complete it if that is all of it; whether it was."""
+    folder = store.folder(record.id)
+    with lease_if_free(folder) as held:
+        if held is None:
+            raise UserError(f"{folder} is being built by a run; merge the bundle when it has ended")
+        for part, piece in pieces:
+            size = bundled_files(record)[piece.path]
+            whole = piece.num_bytes == size
+            at = join(folder, piece.path) if whole else _piece_path(folder, piece.path, piece.offset)
+            store.write_bytes(at, part.content(piece))
+        for path, size in bundled_files(record).items():
+            if (content := _put_together(store, folder, path, size)) is not None:
+                if hashlib.sha256(content).hexdigest() != record.files[path]["sha256"]:
+                    raise DamagedError(
+                        f"{join(folder, path)}: its pieces make another file; merge all parts of its bundle again"
+                    )
+                store.write_bytes(join(folder, path), content)
+        if any(not damage.is_lost_weights for damage in check(store, record, "sizes")):
+            return False
+        held.check()
+        remove(join(folder, PIECES))
+        store.write_record(record)
+        return True
+
+
+def _piece_path(folder: str, path: str, offset: int) -> str:
+    return join(folder, PIECES, *path.split("/"), str(offset))
+
+
+def _put_together(store: Store, folder: str, path: str, size: int) -> bytes | None:
+    """The file whose pieces have all come; None if some have not, or there are none."""
+    at = join(folder, PIECES, *path.split("/"))
+    offsets = sorted(int(name) for name in store.names(at) if name.isdigit())
+    blocks = list(_blocks(at, offsets))
+    return b"".join(blocks) if sum(map(len, blocks)) == size and blocks else None
+
+
+def _blocks(folder: str, offsets: Sequence[int]) -> Iterator[bytes]:
+    for offset in offsets:
+        file_system, path = filesystem(join(folder, str(offset)))
+        yield bytes(file_system.cat_file(path))

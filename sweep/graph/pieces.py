@@ -1,0 +1,94 @@
+"""A part of a study's steps that is built apart from the others, on another machine or at another time. Pure."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pipelines.errors import UserError
+from sweep.graph.step import Step
+
+SHARED = "shared"
+AXES = ("seed", "generator")
+UNIQUE = ("starting_point", "generator", "synthetic_pool", "judgement", "task_model", "evaluation")
+"""Stages of which two machines would not write the same bytes; what the others write follows from their inputs."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which steps: those of some seeds or generators (`axis`, `values`), or, without an axis, what several seeds share."""
+
+    axis: str = ""
+    values: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        return f"{self.axis}={','.join(map(str, sorted(self.values)))}" if self.axis else SHARED
+
+
+def parse_only(text: str) -> Only:
+    """`seed=3,4`, `generator=1` or `shared`. Raises UserError for anything else."""
+    if text == SHARED:
+        return Only()
+    axis, _, values = text.partition("=")
+    numbers = [value.strip() for value in values.split(",")]
+    if axis not in AXES or not all(number.isdecimal() for number in numbers):
+        raise UserError(
+            f"--only {text}: a piece is some seeds, some generators or what seeds share; give seed=3,4, generator=1 or shared"
+        )
+    return Only(axis, frozenset(map(int, numbers)))
+
+
+def piece_of(steps: Sequence[Step], only: Only) -> list[Step]:
+    """The steps of a piece with all that they are built from, in the order of `steps`.
+
+    Raises UserError for a seed or generator that the study does not have, and for a study in which seeds share nothing.
+    """
+    if not only.axis:
+        shared = _shared(steps)
+        if not shared:
+            raise UserError("--only shared: seeds of this study share nothing that is trained; build them with --only seed=…")
+        return _with_inputs(steps, shared)
+    there = sorted({step.coordinates[only.axis] for step in steps if only.axis in step.coordinates})
+    if unknown := sorted(only.values.difference(there)):
+        have = ", ".join(map(str, there)) if there else f"no {only.axis}s of their own"
+        raise UserError(f"--only {only}: the study has no {only.axis} {unknown[0]}; its steps have {have}")
+    chosen = {step.fingerprint for step in steps if step.coordinates.get(only.axis) in only.values}
+    return _with_inputs(steps, chosen)
+
+
+def check_apart(steps: Sequence[Step], piece: Sequence[Step], built: Collection[str], only: Only) -> None:
+    """Raise UserError for a step that the piece would build and that steps outside of it need as well.
+
+    Built twice, it would not have the same content, and the pieces could not be merged. `built` are fingerprints.
+    """
+    if not only.axis:
+        return
+    inside = {step.fingerprint for step in piece}
+    for step in steps:
+        if step.fingerprint in inside:
+            continue
+        for source in step.inputs.values():
+            if source.fingerprint in inside and source.fingerprint not in built and source.stage in UNIQUE:
+                raise UserError(
+                    f"--only {only}: {source.name} would be built here, and {step.name}, which is of another piece, needs the "
+                    "same one; name all seeds that share it (--only generator=… does), or build it first (--only shared) and "
+                    "merge its bundle into the store of each piece"
+                )
+
+
+def _shared(steps: Sequence[Step]) -> set[str]:
+    """What is trained, or written by what is trained, and needed by several seeds."""
+    seeds: dict[str, set[int]] = {step.fingerprint: set() for step in steps}
+    for step in reversed(steps):
+        of_step = seeds[step.fingerprint]
+        if "seed" in step.coordinates:
+            of_step.add(step.coordinates["seed"])
+        for source in step.inputs.values():
+            seeds[source.fingerprint] |= of_step
+    return {step.fingerprint for step in steps if step.stage in UNIQUE and len(seeds[step.fingerprint]) > 1}
+
+
+def _with_inputs(steps: Sequence[Step], chosen: Collection[str]) -> list[Step]:
+    needed = set(chosen)
+    for step in reversed(steps):
+        if step.fingerprint in needed:
+            needed.update(source.fingerprint for source in step.inputs.values())
+    return [step for step in steps if step.fingerprint in needed]

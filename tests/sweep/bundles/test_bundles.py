@@ -1,0 +1,195 @@
+"""A study taken apart and put together: what comes back, what is refused, and what is never written."""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.errors import DamagedError, UserError
+from pipelines.storage import filesystem, join
+from sweep import cli
+from sweep.bundles.bundle import write_bundle
+from sweep.bundles.merge import ConflictError, merge_bundles
+from sweep.bundles.part import part_bytes, read_part
+from sweep.graph.pieces import parse_only, piece_of
+from sweep.graph.records import RECORD_FILE, Store, Study
+from sweep.live.lease import lease
+from sweep.plan.plan import make_plan
+from sweep.study.experiment import Experiment
+from sweep.study.grid import build_grid
+
+Build = Callable[..., Store]
+MIB = 2**20
+
+
+def contents(store: Store) -> dict[str, str]:
+    """Path below the store → sha256, of all that is no weights and no lock."""
+    file_system, root = filesystem(store.uri)
+    return {
+        path.removeprefix(root): hashlib.sha256(file_system.cat_file(path)).hexdigest()
+        for path in file_system.find(root)
+        if not path.endswith((".safetensors", ".lock", ".lease"))
+    }
+
+
+def test_a_bundle_brings_back_all_but_weights(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    store, other = build("here"), Store(tmp_path / "there")
+    written = write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB)
+    assert written.parts == (tmp_path / "small.zip",)
+    merged = merge_bundles(other, written.parts)
+    num = len(build_grid(two_seeds))
+    assert (merged.num_new, merged.num_there, merged.unfinished) == (num, 0, ())
+    assert contents(other) == contents(store)
+    assert Study.load(other, "small").num_built == num
+    assert all(planned.is_cached for planned in make_plan(build_grid(two_seeds), other))
+
+
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_parts_come_in_any_order_and_files_larger_than_one_are_put_together(
+    where: str, build: Build, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = build("here", size=120_000)
+    written = write_bundle(store, "small", tmp_path / "small.zip", part_size=100_000)
+    assert len(written.parts) > 10
+    assert all(part.stat().st_size <= 100_000 for part in written.parts)
+    assert written.parts[1] == tmp_path / "small-002.zip"
+    other = Store(tmp_path / "there" if where == "local" else request.getfixturevalue("bucket"))
+    parts = random.Random(0).sample(written.parts, len(written.parts))
+    some = merge_bundles(other, parts[:5])
+    assert some.unfinished
+    assert Study.load(other, "small").num_built == some.num_new
+    # The fifth once more, too.
+    assert merge_bundles(other, parts[4:]).unfinished == ()
+    assert contents(other) == contents(store)
+
+
+def test_pieces_built_apart_make_one_study(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    grid = build_grid(two_seeds)
+    parts = []
+    for seed in (0, 1):
+        piece = {step.fingerprint for step in piece_of(grid, parse_only(f"seed={seed}"))}
+        store = build(f"piece{seed}", piece, salt=f" of machine {seed}")
+        parts += write_bundle(store, "small", tmp_path / f"{seed}.zip", part_size=MIB).parts
+    together = Store(tmp_path / "together")
+    merged = merge_bundles(together, parts)
+    assert (merged.num_new, merged.unfinished) == (len(grid), ())
+    assert all(planned.is_cached for planned in make_plan(grid, together))
+
+
+def test_two_builds_of_one_artifact_are_refused_by_both_names(build: Build, tmp_path: Path) -> None:
+    one, two = build("one", salt="a"), build("two", salt="b")
+    write_bundle(one, "small", tmp_path / "one.zip", part_size=MIB)
+    write_bundle(two, "small", tmp_path / "two.zip", part_size=MIB)
+    together = Store(tmp_path / "together")
+    with pytest.raises(ConflictError, match=r"has other content in .*two\.zip .* than in .*one\.zip"):
+        merge_bundles(together, [tmp_path / "one.zip", tmp_path / "two.zip"])
+    assert not Path(together.uri).exists()
+    before = contents(one)
+    with pytest.raises(ConflictError, match=rf"two\.zip .* than in {one.uri}"):
+        merge_bundles(one, [tmp_path / "two.zip"])
+    assert contents(one) == before
+
+
+def test_what_was_built_from_another_build_is_refused(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    grid = build_grid(two_seeds)
+    evaluation = next(step for step in grid if step.stage == "evaluation")
+    one = build("one", {step.fingerprint for step in grid if step.stage != "evaluation"}, salt="a")
+    two = build("two", salt="b")
+    manifest = Study.listed(two, "small")
+    part = write_bundle(two, "small", tmp_path / "two.zip", part_size=MIB).parts[0]
+    read = read_part(part)
+    # A part that holds an evaluation, and not the model that it is of.
+    record = read.records[evaluation.fingerprint]
+    own = {piece: read.content(piece) for piece in read.pieces if piece.artifact == record.id}
+    part.write_bytes(part_bytes(manifest, 1, 1, [record], own))
+    with pytest.raises(ConflictError, match=rf"{record.id.name} in .*two\.zip was built from another starting_point/"):
+        merge_bundles(one, [part])
+    assert not Path(one.folder(record.id), RECORD_FILE).exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_damaged_part_is_refused_before_anything_is_written(share: float, build: Build, tmp_path: Path) -> None:
+    (part,) = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
+    content = bytearray(part.read_bytes())
+    content[int(len(content) * share)] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.raises((DamagedError, UserError), match=r"small\.zip"):
+        merge_bundles(Store(tmp_path / "there"), [part])
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_cut_off_part_or_another_file_is_refused(build: Build, tmp_path: Path) -> None:
+    (part,) = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
+    part.write_bytes(part.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"small\.zip is no part of a bundle, or is cut off"):
+        merge_bundles(Store(tmp_path / "there"), [part])
+    with pytest.raises(UserError, match="there is no such file"):
+        merge_bundles(Store(tmp_path / "there"), [tmp_path / "none.zip"])
+
+
+def test_a_study_of_the_same_name_with_other_steps_is_refused(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    parts = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
+    other = Store(tmp_path / "there")
+    listed = Study.listed(build("more"), "small")
+    dataclasses.replace(listed, steps=listed.steps[:-1]).save(other)
+    with pytest.raises(ConflictError, match=r"is of a study small with \d+ steps"):
+        merge_bundles(other, parts)
+
+
+def test_what_a_run_is_building_is_left_alone(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    parts = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
+    other, step = Store(tmp_path / "there"), build_grid(two_seeds)[0]
+    with lease(other.folder(step.id)), pytest.raises(UserError, match="is being built by a run"):
+        merge_bundles(other, parts)
+
+
+def test_parts_that_are_there_or_too_small_are_refused(build: Build, tmp_path: Path) -> None:
+    store = build("here")
+    write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB)
+    with pytest.raises(UserError, match=r"small\.zip is there already"):
+        write_bundle(store, "small", tmp_path / "small", part_size=MIB)
+    with pytest.raises(UserError, match=r"--part-size 2000: a part of this study needs \d+ bytes"):
+        write_bundle(store, "small", tmp_path / "other.zip", part_size=2000)
+    with pytest.raises(UserError, match=r"nothing of small is built"):
+        write_bundle(build("empty", ()), "small", tmp_path / "other.zip", part_size=MIB)
+
+
+def test_what_is_new_has_lost_weights_built_again_and_nothing_else(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    store, other, grid = build("here"), Store(tmp_path / "there"), build_grid(two_seeds)
+    merge_bundles(other, write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB).parts)
+    evaluation = next(step for step in grid if step.stage == "evaluation")
+    Path(join(other.folder(evaluation.id), RECORD_FILE)).unlink()
+    planned = {member.step.fingerprint: member for member in make_plan(grid, other)}
+    model = evaluation.inputs["task_model"]
+    rebuilt = {member.step.name for member in planned.values() if member.lost_weights}
+    # The model that is to be evaluated, what it is trained from, and no other.
+    wanted = {model.name, evaluation.inputs["base_model"].name}
+    wanted |= {source.name for source in model.inputs.values() if source.stage in ("base_model", "starting_point")}
+    assert rebuilt == wanted
+    assert planned[model.fingerprint].reason == f"its weights are not here, and {evaluation.name} needs them"
+    # Complete already, and kept if what it was built from comes out as before.
+    others = [member for member in planned.values() if member.step.stage == "evaluation" and member.is_cached]
+    assert others and all(member.is_uncertain for member in others)
+
+
+def test_the_commands_of_the_page(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = build("piece0")
+    said = CliRunner().invoke(cli.app, ["bundle", "small", "piece0.zip", "--store", "piece0", "--part-size", "1MiB"])
+    assert said.exit_code == 0, said.output
+    assert "artifacts without weights in 1 file" in said.stdout
+    said = CliRunner().invoke(cli.app, ["unbundle", "piece0.zip", "--store", "together"])
+    assert said.exit_code == 0, said.output
+    assert "artifacts of small merged, 0 were there" in said.stdout
+    assert contents(Store("together")) == contents(store)
+    said = CliRunner().invoke(cli.app, ["verify", "--store", "together"])
+    assert said.exit_code == 0, said.output
+    assert "of them have no weights here" in said.stdout
+    said = CliRunner().invoke(cli.app, ["verify", "--store", "together", "--weights"])
+    assert said.exit_code == 1 and "model/model.safetensors is missing" in said.stdout
+    said = CliRunner().invoke(cli.app, ["bundle", "small", "other.zip", "--store", "piece0", "--part-size", "16 elephants"])
+    assert said.exit_code == 1 and "--part-size 16 elephants: give a number of bytes" in said.stderr

@@ -1,0 +1,72 @@
+"""Pieces of a study: what belongs to one, and what two of them must not build apart."""
+
+import dataclasses
+
+import pytest
+
+from pipelines.errors import UserError
+from sweep.graph.pieces import Only, check_apart, parse_only, piece_of
+from sweep.study.experiment import Experiment
+from sweep.study.grid import build_grid
+
+
+@pytest.mark.parametrize(
+    ("text", "only"),
+    [
+        ("seed=3", Only("seed", frozenset({3}))),
+        ("seed=3,4", Only("seed", frozenset({3, 4}))),
+        ("generator=1", Only("generator", frozenset({1}))),
+        ("shared", Only()),
+    ],
+)
+def test_an_only_is_read(text: str, only: Only) -> None:
+    assert parse_only(text) == only
+    assert str(only) == text
+
+
+@pytest.mark.parametrize("text", ["", "seed", "seed=", "seed=a", "seed=1;2", "kind=original", "seed=-1", "generator=1,"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"--only {text}: "):
+        parse_only(text)
+
+
+def test_a_piece_is_its_seeds_with_all_that_they_need(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2), generators=3))
+    piece = piece_of(grid, parse_only("seed=1"))
+    assert {step.coordinates.get("seed", 1) for step in piece} == {1}
+    assert {step.coordinates.get("generator", 1) for step in piece} == {1}
+    assert {step.stage for step in piece} == {step.stage for step in grid}
+    there = {step.fingerprint for step in piece}
+    assert all(source.fingerprint in there for step in piece for source in step.inputs.values())
+    assert piece == piece_of(grid, parse_only("generator=1"))
+    check_apart(grid, piece, (), parse_only("seed=1"))
+
+
+def test_seeds_of_one_generator_are_not_built_apart(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2, 3), generators=2))
+    only = parse_only("seed=1")
+    with pytest.raises(UserError, match=r"--only seed=1: .*(generator|pool).* would be built here, and .* of another piece"):
+        check_apart(grid, piece_of(grid, only), (), only)
+    for text in ("seed=1,3", "generator=1"):
+        check_apart(grid, piece_of(grid, parse_only(text)), (), parse_only(text))
+
+
+def test_what_seeds_share_is_a_piece_that_comes_first(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, seeds=(0, 1)))
+    only = parse_only("seed=1")
+    shared = piece_of(grid, parse_only("shared"))
+    assert {step.stage for step in shared} == {"sources", "base_model", "generator", "synthetic_pool"}
+    check_apart(grid, shared, (), parse_only("shared"))
+    with pytest.raises(UserError, match=r"--only shared"):
+        check_apart(grid, piece_of(grid, only), (), only)
+    check_apart(grid, piece_of(grid, only), {step.fingerprint for step in shared}, only)
+
+
+def test_an_unknown_seed_and_a_study_that_shares_nothing_are_refused(experiment: Experiment) -> None:
+    one_each = build_grid(dataclasses.replace(experiment, seeds=(0, 1), generators=2))
+    with pytest.raises(UserError, match=r"the study has no seed 7; its steps have 0, 1"):
+        piece_of(one_each, parse_only("seed=1,7"))
+    with pytest.raises(UserError, match="share nothing that is trained"):
+        piece_of(one_each, parse_only("shared"))
+    with pytest.raises(UserError, match="the study has no generator 0; its steps have no generators of their own"):
+        piece_of(build_grid(experiment), parse_only("generator=0"))
