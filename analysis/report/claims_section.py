@@ -178,7 +178,7 @@ def _settings(judgements: Sequence[Judgement]) -> Fold:
 def _notes(judgements: Sequence[Judgement]) -> Fold:
     has_paper = any(judgement.paper for judgement in judgements)
     whose = ("The paper",) if has_paper else ()
-    columns = text_columns("Claim", *whose, "Test", "Equivalent from", "Notes", css="wrap")
+    columns = text_columns("Claim", *whose, "Test", "Equivalent from", "Notes", css="note")
     rows = [
         [
             judgement.name,

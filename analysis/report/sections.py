@@ -341,7 +341,7 @@ def provenance_block(study: Study) -> Block:
         ]
         for step in study.steps
     ]
-    columns = text_columns("Stage", "Artifact", "Created (UTC)", "Fingerprint")
+    columns = [*text_columns("Stage", "Artifact", "Created (UTC)"), Column("Fingerprint", "wrap")]
     plain = {name: value for name, value in study.parameters.items() if name not in NOTES}
     parameters = [[name, value] for name, value in _flatten(plain)]
     return Block(
