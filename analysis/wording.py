@@ -1,4 +1,4 @@
-"""Numbers and names as people read them."""
+"""Numbers and names as people read them. A count is written by Python's own format, `f"{count:,}"`: 73,080."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ HOLDS = "holds/"
 SLICE = "slice/"
 """The beginning of the names of the columns that a described test set's slices have beside logits."""
 NOTHING = "–"
-_GROUP = "\N{NARROW NO-BREAK SPACE}"
 _MINUS = "\N{MINUS SIGN}"
 
 
 def kind_name(kind: str) -> str:
     """The name of a kind of training set in figures and tables.
 
-    A dose of bias has its own name ('bias_0.7' is 'Bias 0.7'), a mix its parts ('50 % original, 50 % synthetic'), a later
+    A dose of bias has its own name ('bias_0.7' is 'Bias 0.7'), a mix its parts ('50% original, 50% synthetic'), a later
     generation its number ('Synthetic, generation 2').
     """
     words = kind_words(kind)
@@ -67,7 +66,7 @@ def slice_name(name: str) -> str:
 
 def starting_point_name(starting_size: int) -> str:
     """A starting point by the number of original examples it was finetuned on."""
-    return "untrained" if starting_size == 0 else f"{thousands(starting_size)} examples"
+    return "untrained" if starting_size == 0 else f"{starting_size:,} examples"
 
 
 def in_arm(title: str, arm: str) -> str:
@@ -86,11 +85,6 @@ def shown(text: str, num_characters: int = 300) -> str:
     return safe if len(safe) <= num_characters else safe[: num_characters - 1] + "…"
 
 
-def thousands(number: int) -> str:
-    """73080 -> '73 080': a separator that is neither a decimal comma nor a decimal point."""
-    return f"{number:,}".replace(",", _GROUP)
-
-
 def in_words(names: Sequence[str]) -> str:
     """('a', 'b', 'c') -> 'a, b and c'."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
@@ -103,15 +97,15 @@ def number_word(number: int) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.8567 -> '85.7 %'; nothing for NaN."""
-    return NOTHING if math.isnan(share) else f"{100 * share:.{digits}f}{_GROUP}%"
+    """0.8567 -> '85.7%'; nothing for NaN."""
+    return NOTHING if math.isnan(share) else f"{share:.{digits}%}"
 
 
 def percent_range(low: float, high: float, digits: int = 1) -> str:
-    """(0.851, 0.86) -> '85.1 to 86.0 %'."""
+    """(0.851, 0.86) -> '85.1 to 86.0%'."""
     if math.isnan(low) or math.isnan(high):
         return NOTHING
-    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}{_GROUP}%"
+    return f"{100 * low:.{digits}f} to {high:.{digits}%}"
 
 
 def percent_estimate(share: float, low: float, high: float) -> str:

@@ -9,7 +9,7 @@
                 since its index is one; its hash function is zlib's, which is faster than its own. A pair is the word pairs of
                 both texts together, so that it also finds many pairs that share a premise
 
-The pairs are made up (:mod:`benchmarks.pairs`), with MultiNLI's lengths and known numbers of copies; 80 000 more are the
+The pairs are made up (:mod:`benchmarks.pairs`), with MultiNLI's lengths and known numbers of copies; 80,000 more are the
 reference. Memory is the most that the process and its children had at one time, sampled: their shares of all pages (PSS), also
 of files that are mapped. CPU time is that of all processes, and says more where others use the machine. Making the pairs is
 not counted.

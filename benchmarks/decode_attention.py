@@ -3,7 +3,7 @@
     python -m benchmarks.decode_attention --tokenizer FOLDER
     python -m benchmarks.decode_attention --tokenizer FOLDER --variants ours --capture-sizes 64 256 512 1024 1152
 
-FOLDER holds a tokenizer of up to 32 000 tokens; the weights are random, so lengths are given and not generated. Variants,
+FOLDER holds a tokenizer of up to 32,000 tokens; the weights are random, so lengths are given and not generated. Variants,
 each in a process of its own that also holds the engine, as in the stage:
   vllm   attention_backend="vllm"
   ours   attention_backend="triton", which fails where it cannot be had

@@ -326,7 +326,7 @@ def run_ray_data_llm(config: GenerationConfig, resources: Resources, shards: lis
     began = time.time()
     dataset = processor(ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch_size)))
     results = dataset.take_all()
-    assert len(results) == len(rows), f"{len(results)} of {len(rows)} rows came back"
+    assert len(results) == len(rows), f"{len(results)} of {len(rows):,} rows came back"
     # When its engine was ready is not told. A batch comes out with its last row, so that row's own time leads back to when
     # the batch went in; the first batch goes in as soon as the engine is ready.
     ready = min(row["finished"] - row["taken_s"] for row in results)

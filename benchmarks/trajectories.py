@@ -6,7 +6,7 @@ A study in small, on the CPU: a tiny Llama whose body has been trained on anothe
 and without its head: what a large model's pretraining does for it), starting points of three sizes with a new head, and from
 the smallest of them cells of two kinds and three sizes, by LoRA. Both arms draw the same sets and have the same recipe, but for
 the schedule: warm-up and cosine for each size, or one trunk with a cool-down branch a size. Reports accuracy on the general set
-and on the probe's overlap non-entailments, shared minus separate paired by seed with its 95 % interval (t over seeds), and the
+and on the probe's overlap non-entailments, shared minus separate paired by seed with its 95% interval (t over seeds), and the
 examples trained, counted in whole batches. Cells are drawn from the corpus's own training rows: there is no generator here.
 """
 
@@ -153,7 +153,7 @@ def checked(result: dict[str, Any] | Exception) -> dict[str, Any]:
 
 
 def print_table(accuracies: dict[str, dict[Model, dict[str, float]]]) -> None:
-    print("kind               size  measure   separate  shared   shared - separate (95 %)")
+    print("kind               size  measure   separate  shared   shared - separate (95%)")
     cells = dict.fromkeys((kind, size) for kind, size, _ in sorted(accuracies["shared"], key=lambda model: model[1]))
     for kind, size in sorted(cells, key=lambda cell: ("starting", *KINDS).index(cell[0])):
         for name in MEASURES:

@@ -1,6 +1,6 @@
 """Verdicts of an audit: each question's level, what it says, and what to do. docs/audit.md has the thresholds' reasons.
 
-A level is decided by the 95 % interval of the figure. *Act* takes all of it above the higher threshold, *fine* all of it up to
+A level is decided by the 95% interval of the figure. *Act* takes all of it above the higher threshold, *fine* all of it up to
 the lower one; it is *look* where all of it is above the lower one, and *cannot tell* where it spans that. Copies are counted
 and not sampled: one that is there is there, so that theirs are never *cannot tell*.
 """
@@ -32,7 +32,7 @@ from analysis.corpus.measures import (
 )
 from analysis.corpus.single_words import SingleWords
 from analysis.stats.statistics import Estimate, Interval
-from analysis.wording import in_words, percent, points, points_range, shown, thousands
+from analysis.wording import in_words, percent, points, points_range, shown
 from pipelines.errors import UserError
 
 LEAKS, CONTRADICTIONS, NOISE, COPIES, DUPLICATES, NEAR_DUPLICATES = (
@@ -154,7 +154,7 @@ def met(names: Sequence[str], findings: Sequence[Finding]) -> list[Finding]:
 
 
 def level_of(figure: Figure, look: float, act: float, *, is_counted: bool = False) -> str:
-    """The level of a figure, by its 95 % interval; of copies, which are counted, none is fine whatever the interval."""
+    """The level of a figure, by its 95% interval; of copies, which are counted, none is fine whatever the interval."""
     interval = figure.interval
     if interval is None:
         return CANNOT_TELL
@@ -194,7 +194,7 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
         sentence = (
             f"{_of(given)} rows of the test set {title} are repeated here: accuracy on them says what a model remembers."
             if given.count
-            else f"None of the {thousands(given.n)} rows of the test set {title} is repeated here."
+            else f"None of the {given.n:,} rows of the test set {title} is repeated here."
         )
         sentence += _contrast(counts, "of its rows")
         num_rows = counts.repeated.count + counts.near_same_label.count
@@ -211,7 +211,7 @@ def _contradictions(audit: Audit) -> Finding:
     level = _level(CONTRADICTIONS, found)
     verdict = f"contradicts itself in {_rows(found.count)}" if found.count else "does not contradict itself"
     sentence = (
-        f"{_rows(found.count)} of {thousands(found.n)} have the words of an earlier row, none of which has their label: "
+        f"{_rows(found.count)} of {found.n:,} have the words of an earlier row, none of which has their label: "
         "at most one of the labels is right."
         if found.count
         else "No row has the words of another and another label."
@@ -239,7 +239,7 @@ def _noise(audit: Audit) -> Finding:
         FEW: f"has few wrong labels, {share}",
         MANY: f"has wrong labels, {share}",
     }.get(rate.verdict, "may have wrong labels")
-    sentence = f"By {found.judge}, {share} of {thousands(found.num_judged)} labels are wrong: {rate.reason}."
+    sentence = f"By {found.judge}, {share} of {found.num_judged:,} labels are wrong: {rate.reason}."
     action = "" if level == FINE else f"Read the doubtful rows (--rows OUT.parquet), then relabel or drop them: {REPAIR}."
     figure = None if rate.rate is None else Figure(rate.rate, rate.interval, rate.num_rows, "share")
     return Finding(NOISE, "", verdict, level, sentence, action, figure)
@@ -256,7 +256,7 @@ def _copies(audit: Audit) -> Iterator[Finding]:
         verdict = (
             f"copies {percent(share.share)} of its rows from the {role}" if share.count else f"copies nothing of the {role}"
         )
-        sentence = f"{_of(share)} rows repeat the {role}, {thousands(counts.near_same_label.count)} of them nearly."
+        sentence = f"{_of(share)} rows repeat the {role}, {counts.near_same_label.count:,} of them nearly."
         if counts.other_label and counts.other_label.count:
             sentence += f" {_rows(counts.other_label.count)} have the words of its rows, and none their label."
         sentence += _contrast(counts, "of its rows") if counts.source else ""
@@ -269,7 +269,7 @@ def _duplicates(audit: Audit) -> Finding:
     level = _level(DUPLICATES, share)
     verdict = "hardly repeats itself" if level == FINE else f"repeats itself in {percent(share.share)} of rows"
     exact = audit.duplicates.kinds["exact"].count
-    sentence = f"{_of(share)} rows have the words of an earlier row, {thousands(exact)} of them character by character."
+    sentence = f"{_of(share)} rows have the words of an earlier row, {exact:,} of them character by character."
     action = f"Drop the {_rows(share.count)} that repeat an earlier one: {REPAIR}." if level != FINE else ""
     return Finding(DUPLICATES, "", verdict, level, sentence, action, _figure(share), _figure(base.repeated if base else None))
 
@@ -400,8 +400,8 @@ def _words(audit: Audit, name: str) -> Finding:
         # What a text is about can be in its words; whether it should is the task's to say.
         level = LOOK
     sentence = (
-        f"Of {thousands(found.num_tested)} words tested {thousands(found.num_beyond)} go with or against a label, by intervals "
-        f"that hold all at once. {thousands(found.num_telling)} at least double a label's odds"
+        f"Of {found.num_tested:,} words tested {found.num_beyond:,} go with or against a label, by intervals "
+        f"that hold all at once. {found.num_telling:,} at least double a label's odds"
         + (f": {_strongest(found)} the most." if found.num_telling else ".")
         + _compared(WORDS, figure, other)
     )
@@ -441,7 +441,7 @@ def _variety(found: Diversity, base: Diversity) -> Finding:
     verdicts[CANNOT_TELL] = f"may be less varied than the reference in the {found.field}"
     verdict = verdicts.get(level, f"is less varied than the reference in the {found.field}")
     sentence = (
-        f"In 5 000 words of the {found.field} {percent(own.mean)} of word pairs differ, and {percent(other.mean)} in the "
+        f"In 5,000 words of the {found.field} {percent(own.mean)} of word pairs differ, and {percent(other.mean)} in the "
         "reference."
     )
     action = ""
@@ -535,7 +535,7 @@ def _lift(found: OneField | None) -> Figure | None:
 
 
 def _of(share: Share) -> str:
-    return f"{thousands(share.count)} of {thousands(share.n)}"
+    return f"{share.count:,} of {share.n:,}"
 
 
 def _part(count: int, of: int) -> str:
@@ -543,7 +543,7 @@ def _part(count: int, of: int) -> str:
 
 
 def _rows(count: int) -> str:
-    return f"{thousands(count)} row{'' if count == 1 else 's'}"
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _words_of(name: str) -> str:

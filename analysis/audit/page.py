@@ -40,7 +40,7 @@ from analysis.corpus.measures import Diversity, Length, Ratio, Share, difference
 from analysis.corpus.single_words import SingleWords
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, template, text_columns, write_file
 from analysis.stats.statistics import Interval
-from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, shown, thousands
+from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, shown
 
 PAGE = "audit.html"
 TITLES = {
@@ -56,14 +56,14 @@ TITLES = {
     DIVERSITY: "Variety",
 }
 METHODS = (
-    "Intervals are 95 % intervals: Wilson's for shares; for odds ratios the logit interval with a half added to each count, "
+    "Intervals are 95% intervals: Wilson's for shares; for odds ratios the logit interval with a half added to each count, "
     "widened where rows share a first text, as duplicates do. A finding's level is decided by its interval: act takes all of "
     "it above one threshold, fine all of it up to another. docs/audit.md has the thresholds and their reasons.",
     "A word is one of Unicode's segmentation that has a letter or a digit, lower-cased; where a language puts no spaces "
     "between words, a character. The heuristics have the tokens of HANS's authors: lower-cased, split at white space, the "
     "stand-alone . ? ! dropped, other punctuation kept. Those 'by words' go by words.",
     "Near copies: the Jaccard index of the word pairs, multiplied over the fields, is about 0.6 or more. Of rows alike to 0.8, "
-    "99.7 % are found; to 0.7, 91 %.",
+    "99.7% are found; to 0.7, 91%.",
     "One field alone: a linear model on words and word pairs of a random sample; a larger model can find more.",
     "Single words: the competency test of Gardner et al. 2021, with exact intervals of the effective number of rows that hold "
     "for all words of a field at once (Bonferroni). A word tells a label where it at least doubles the label's odds, by the "
@@ -98,7 +98,7 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
     values = {
         "title": audit.answer,
         "name": shown(audit.file.path, 200),
-        "summary": f"{thousands(audit.file.num_rows)} rows · audited in {duration(audit.seconds)}",
+        "summary": f"{audit.file.num_rows:,} rows · audited in {duration(audit.seconds)}",
         "marks": [],
         "missing": [],
         "claims": [],
@@ -133,9 +133,9 @@ def summary_lines(audit: Audit) -> list[str]:
     lines = [audit.answer]
     if action := first_action(audit.findings):
         lines.append(f"Do first: {action}")
-    lines += ["", f"{shown(audit.file.path, 200)}: {thousands(audit.file.num_rows)} rows ({labels})"]
+    lines += ["", f"{shown(audit.file.path, 200)}: {audit.file.num_rows:,} rows ({labels})"]
     for role, summary in _files(audit).items():
-        prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {thousands(summary.num_rows)} rows; "
+        prefix = "" if summary is audit.file else f"{role} {shown(summary.path, 200)}: {summary.num_rows:,} rows; "
         lines.append(f"  {prefix}columns {_columns(summary)}{_meanings(summary)}")
         if summary.left_out:
             lines.append(f"  left out: {_left_out(summary)}")
@@ -215,29 +215,29 @@ def _size_block(audit: Audit) -> Block:
         [
             [
                 *(role, shown(name, 60), shown(summary.meanings[name], 60)),
-                *(thousands(share.count), *_share_cells(share)),
+                *(f"{share.count:,}", *_share_cells(share)),
             ]
             for name, share in summary.labels.items()
         ]
         for role, summary in files.items()
     ]
     text = [f"Left out of the {role}: {_left_out(summary)}." for role, summary in files.items() if summary.left_out]
-    numbers = number_columns("Rows (n)", "Share", "95 % interval")
+    numbers = number_columns("Rows (n)", "Share", "95% interval")
     columns = [Column("Data"), Column("Label", "wrap"), Column("Counts as"), *numbers]
-    paths = [[role, shown(file.path, 300), thousands(file.num_rows), _columns(file)] for role, file in files.items()]
+    paths = [[role, shown(file.path, 300), f"{file.num_rows:,}", _columns(file)] for role, file in files.items()]
     of_files = Table([Column("Data"), Column("File", "wrap"), *number_columns("Rows"), Column("Columns", "wrap")], paths)
     return Block("size", "Size and labels", text, [of_files, grouped(columns, groups)])
 
 
 def _heuristics_block(audit: Audit) -> Block:
-    columns = [Column("Heuristic"), Column("Of"), *number_columns("Holds", "Rows (n)", "Share", "95 % interval")]
+    columns = [Column("Heuristic"), Column("Of"), *number_columns("Holds", "Rows (n)", "Share", "95% interval")]
     groups = []
     for finding in audit.heuristics:
         if finding.all_rows is not None:
             by_label = {shown(name, 60): share for name, share in (finding.by_label or {}).items()}
             groups.append(_share_rows(_title(finding.name), {"all": finding.all_rows, **by_label}))
     given = [[_title(finding.name), *_counted_cells(finding.predicted)] for finding in audit.heuristics if finding.predicted]
-    given_columns = [Column("Where it holds"), *number_columns("Predicted label", "Rows (n)", "Share", "95 % interval")]
+    given_columns = [Column("Where it holds"), *number_columns("Predicted label", "Rows (n)", "Share", "95% interval")]
     text = [
         f"{_title(finding.name)}: {finding.description}" + (f" ({finding.reason}.)" if finding.all_rows is None else "")
         for finding in audit.heuristics
@@ -262,7 +262,7 @@ def _odds_table(audit: Audit) -> Table:
 
 
 def _copies_block(audit: Audit) -> Block:
-    columns = [Column("Copies"), Column("Kind"), *number_columns("Rows", "Of (n)", "Share", "95 % interval")]
+    columns = [Column("Copies"), Column("Kind"), *number_columns("Rows", "Of (n)", "Share", "95% interval")]
     all_counts = [("in the file", audit.duplicates)]
     if audit.reference_duplicates:
         all_counts.append(("in the reference", audit.reference_duplicates))
@@ -287,12 +287,12 @@ def _copies_block(audit: Audit) -> Block:
 
 def _noise_block(found: FileNoise) -> Block:
     text = [
-        f"{thousands(found.num_judged)} of {thousands(found.num_rows)} rows were judged, by {found.judge}. "
+        f"{found.num_judged:,} of {found.num_rows:,} rows were judged, by {found.judge}. "
         "docs/label_noise.md says how a judge's own errors are taken into account."
     ]
     if found.noise is None:
         return Block("label-noise", "Wrong labels", [*text, f"Cannot tell: {found.reason}."])
-    numbers = number_columns("Rows (n)", "Judge differs", "Wrong", "95 % interval", "Trusted rows")
+    numbers = number_columns("Rows (n)", "Judge differs", "Wrong", "95% interval", "Trusted rows")
     columns = [Column("Label", "wrap"), Column("Where", "wrap"), *numbers, Column("Verdict"), Column("Why", "wrap")]
     rows = []
     for rate in (found.noise.in_all, *found.noise.rates):
@@ -301,11 +301,11 @@ def _noise_block(found: FileNoise) -> Block:
             [
                 *("all" if rate.label is None else shown(rate.label, 60), f"not {where}" if rate.holds is False else where),
                 *(
-                    thousands(rate.num_rows),
+                    f"{rate.num_rows:,}",
                     percent(rate.share_disagreed),
                     NOTHING if rate.rate is None else percent(rate.rate),
                 ),
-                *(percent_range(rate.interval.low, rate.interval.high), thousands(rate.num_trusted)),
+                *(percent_range(rate.interval.low, rate.interval.high), f"{rate.num_trusted:,}"),
                 *(rate.verdict, rate.reason),
             ]
         )
@@ -315,7 +315,7 @@ def _noise_block(found: FileNoise) -> Block:
 def _one_field_block(audit: Audit) -> Block:
     columns = [
         *(Column("Data"), Column("Field")),
-        *number_columns("Trained on", "Held out (n)", "Accuracy", "95 % interval", "Majority", "Above it", "95 % interval"),
+        *number_columns("Trained on", "Held out (n)", "Accuracy", "95% interval", "Majority", "Above it", "95% interval"),
     ]
     rows, text = [], []
     for role, baselines in (("file", audit.one_field), ("reference", audit.reference_one_field)):
@@ -325,7 +325,7 @@ def _one_field_block(audit: Audit) -> Block:
                 continue
             rows.append(
                 [
-                    *(role, field, thousands(baseline.num_training), thousands(baseline.accuracy.n)),
+                    *(role, field, f"{baseline.num_training:,}", f"{baseline.accuracy.n:,}"),
                     *_share_cells(baseline.accuracy),
                     *(percent(baseline.majority.share), points(baseline.lift.mean), _points(baseline.lift.interval)),
                 ]
@@ -335,7 +335,7 @@ def _one_field_block(audit: Audit) -> Block:
 
 
 def _words_block(audit: Audit) -> Block:
-    numbers = number_columns("Rows", "Words tested", "Beyond", "Telling", "Rows with one", "Share", "95 % interval")
+    numbers = number_columns("Rows", "Words tested", "Beyond", "Telling", "Rows with one", "Share", "95% interval")
     roles = (("file", audit.single_words), ("reference", audit.reference_single_words))
     rows, text = [], []
     for role, fields in roles:
@@ -344,7 +344,7 @@ def _words_block(audit: Audit) -> Block:
                 text.append(f"Cannot tell for the {field} of the {role}: {found.reason}.")
                 continue
             counts = (found.num_rows, found.num_tested, found.num_beyond, found.num_telling, found.telling.count)
-            rows.append([role, field, *map(thousands, counts), *_share_cells(found.telling)])
+            rows.append([role, field, *map("{:,}".format, counts), *_share_cells(found.telling)])
     folds = [
         Fold(f"Words that tell a label: {field}, {role}", [_word_table(found)])
         for role, fields in roles
@@ -359,7 +359,7 @@ def _word_table(found: SingleWords) -> Table:
     numbers = number_columns("Rows (n)", "With the label", "All hold at once", "Of all rows", "z", "Corrected p")
     rows = [
         [
-            *(shown(given.label, 60), shown(given.word, 40), thousands(given.with_label.n)),
+            *(shown(given.label, 60), shown(given.word, 40), f"{given.with_label.n:,}"),
             *(percent(given.with_label.share), percent_range(given.with_label.interval.low, given.with_label.interval.high)),
             *(percent(given.base), f"{given.z:.1f}", f"{given.p:.1g}"),
         ]
@@ -369,10 +369,10 @@ def _word_table(found: SingleWords) -> Table:
 
 
 def _variety_block(audit: Audit) -> Block:
-    numbers = number_columns("Blocks", "File", "95 % interval", "Reference", "Difference")
+    numbers = number_columns("Blocks", "File", "95% interval", "Reference", "Difference")
     columns = [*text_columns("Distinct n-grams", "n"), *numbers]
     rows = []
-    text = ["Different word n-grams over all, in blocks of 5 000 words of sampled rows; n = 1 is the type-token ratio."]
+    text = ["Different word n-grams over all, in blocks of 5,000 words of sampled rows; n = 1 is the type-token ratio."]
     for diversity, other in _paired_diversity(audit):
         if diversity.reason:
             text.append(f"Cannot tell for the {diversity.field}: {diversity.reason}.")
@@ -393,13 +393,13 @@ def _variety_block(audit: Audit) -> Block:
 
 
 def _lengths(lengths: Sequence[Length], role: str) -> Table:
-    numbers = number_columns("Rows (n)", "Mean", "95 % interval", "Median", "5 to 95 %", "Longest")
+    numbers = number_columns("Rows (n)", "Mean", "95% interval", "Median", "5 to 95%", "Longest")
     columns = [Column("Label", "wrap"), Column("Side"), *numbers]
     rows = [
         [
-            *(shown(length.label, 60), length.field, thousands(length.mean.n)),
+            *(shown(length.label, 60), length.field, f"{length.mean.n:,}"),
             *(f"{length.mean.mean:.1f}", _range(length.mean.interval, 1), f"{length.median:g}"),
-            *(f"{length.percentile_5:g} to {length.percentile_95:g}", thousands(int(length.mean.high))),
+            *(f"{length.percentile_5:g} to {length.percentile_95:g}", f"{int(length.mean.high):,}"),
         ]
         for length in lengths
     ]
@@ -449,13 +449,13 @@ def _meanings(summary: FileSummary) -> str:
         f"{shown(label, 40)!r} is {shown(meaning, 40)!r}" for label, meaning in summary.meanings.items() if label != meaning
     ]
     for label, spelled in summary.spellings.items():
-        others = [f"{shown(name, 40)!r} ({thousands(count)})" for name, count in spelled.items() if name != label]
+        others = [f"{shown(name, 40)!r} ({count:,})" for name, count in spelled.items() if name != label]
         taken.append(f"{', '.join(others)} taken for {shown(label, 40)!r}")
     return "".join(f"; {each}" for each in taken)
 
 
 def _left_out(summary: FileSummary) -> str:
-    return ", ".join(f"{thousands(count)} rows with {reason}" for reason, count in summary.left_out.items())
+    return ", ".join(f"{count:,} rows with {reason}" for reason, count in summary.left_out.items())
 
 
 def _title(name: str) -> str:
@@ -473,7 +473,7 @@ def _share_cells(share: Share) -> tuple[str, str]:
 
 
 def _counted_cells(share: Share) -> list[str]:
-    return [thousands(share.count), thousands(share.n), *_share_cells(share)]
+    return [f"{share.count:,}", f"{share.n:,}", *_share_cells(share)]
 
 
 def _share_rows(name: str, slices: Mapping[str, Share]) -> list[list[str]]:

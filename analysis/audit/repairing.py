@@ -28,7 +28,7 @@ from analysis.corpus.copies import NO_ROW, Copies, is_among
 from analysis.corpus.input import TextFile
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.measures import predicted_labels
-from analysis.wording import percent, shown, thousands
+from analysis.wording import percent, shown
 from pipelines.errors import UserError
 from pipelines.repair.rows import Cost, Repair, Repaired
 from pipelines.tables.readers import RawBatch
@@ -194,16 +194,14 @@ def _relabelled(table: pa.Table, evidence: Evidence, repaired: Repaired, places:
 def cost_lines(audit: Audit, repaired: Repaired) -> list[str]:
     """What a repair took, and what it reached, in lines for people."""
     total = len(repaired.keep)
-    lines = [
-        f"repaired: {thousands(repaired.num_kept)} of {thousands(total)} rows are left ({percent(repaired.num_kept / total)})"
-    ]
+    lines = [f"repaired: {repaired.num_kept:,} of {total:,} rows are left ({percent(repaired.num_kept / total)})"]
     lines += [f"  {_taken(cost)}{_by_label(audit, cost)}" for cost in repaired.costs if cost.num_rows]
     if repaired.num_relabelled:
-        lines.append(f"  relabelled: {thousands(repaired.num_relabelled)}")
+        lines.append(f"  relabelled: {repaired.num_relabelled:,}")
     targets = _targets(audit)
     if repaired.reweighted is not None:
         if (repaired.weights[repaired.keep] != 1).any():
-            lines.append(f"  the weighted rows say as much as {thousands(round(repaired.effective_size))} of equal weight")
+            lines.append(f"  the weighted rows say as much as {round(repaired.effective_size):,} of equal weight")
         holds = audit.evidence.scan.holds[:, list(targets)]
         reached = repaired.odds_ratios(holds, [_predicted(audit, index) for index in targets])
         for place, (index, wanted) in enumerate(targets.items()):
@@ -219,9 +217,9 @@ def cost_lines(audit: Audit, repaired: Repaired) -> list[str]:
 
 
 def _taken(cost: Cost) -> str:
-    return f"{cost.reason}: {thousands(cost.num_rows)} dropped"
+    return f"{cost.reason}: {cost.num_rows:,} dropped"
 
 
 def _by_label(audit: Audit, cost: Cost) -> str:
     labels: Mapping[int, str] = dict(enumerate(audit.evidence.scan.labels))
-    return f" ({', '.join(f'{thousands(num)} {shown(labels[code], 30)}' for code, num in cost.by_label.items())})"
+    return f" ({', '.join(f'{num:,} {shown(labels[code], 30)}' for code, num in cost.by_label.items())})"

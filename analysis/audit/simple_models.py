@@ -113,7 +113,7 @@ def _judged(
     if len(labels) < 2 or len(set(codes[may_train])) < 2:
         return both_refused("all rows have one label")
     if may_train.sum() < FEWEST_ROWS:
-        return both_refused(f"{may_train.sum():,} rows are too few to learn from; it takes {FEWEST_ROWS}")
+        return both_refused(f"{may_train.sum():,} rows are too few to learn from; it takes {FEWEST_ROWS:,}")
     probabilities = _out_of_fold(features_of(words), codes, len(labels), _folds(texts, may_train, seed), texts, may_train)
     judged = np.isfinite(probabilities[:, 0])
     if not judged.any():

@@ -197,7 +197,7 @@ def _results(results: Sequence[Result]) -> str:
     if not results:
         return "It was not evaluated in this study."
     rows = [
-        (result.title, metric_name(result), f"{100 * result.value:.1f} %", f"{result.num_correct:,} of {result.num_examples:,}")
+        (result.title, metric_name(result), f"{100 * result.value:.1f}%", f"{result.num_correct:,} of {result.num_examples:,}")
         for result in results
     ]
     return table(("test set", "metric", "value", "right"), rows)

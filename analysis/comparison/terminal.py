@@ -13,7 +13,7 @@ from analysis.wording import NOTHING, in_arm, kind_name, shown
 
 WIDTH = 80
 LEGEND = (
-    "Accuracy in %; B − A in points, paired by seed, with its 95 % interval over seeds (or generators) and test items. "
+    "Accuracy in %; B − A in points, paired by seed, with its 95% interval over seeds (or generators) and test items. "
     "Each interval is by itself: of twenty about one misses. With one seed it is of the items alone."
 )
 
@@ -30,12 +30,12 @@ def lines(comparison: Comparison) -> Iterator[str]:
         yield from _wrapped(f"{shown(note)}.")
     for name, number in zip((a, b), comparison.only, strict=True):
         if number:
-            yield from _wrapped(f"Only in {name}: {number} cells.")
+            yield from _wrapped(f"Only in {name}: {number:,} cells.")
     for (arm, place), rows in _grouped(comparison).items():
         yield ""
         yield from _wrapped(in_arm(shown(comparison.titles[place]), arm))
         kind = None
-        yield f"  {'start':>9}  {'size':>9}  {'pairs':>5}  {'A':>6}  {'B':>6}  {'B − A':>6}  95 % interval"
+        yield f"  {'start':>9}  {'size':>9}  {'pairs':>5}  {'A':>6}  {'B':>6}  {'B − A':>6}  95% interval"
         for row in rows:
             if row.kind != kind:
                 kind = row.kind

@@ -7,7 +7,7 @@ share makes none.
 
 MinHash signatures of 30 components of 16 bits, in 10 bands of 3 (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of
 Massive Datasets, section 3.4): pairs that agree in a band are compared in all components, and are near if 18 agree.
-By calculation 99.7 % of pairs alike to 0.8 are recognised, 91 % at 0.7, 57 % at 0.6, 18 % at 0.5 and 0.05 % at 0.3; a test
+By calculation 99.7% of pairs alike to 0.8 are recognised, 91% at 0.7, 57% at 0.6, 18% at 0.5 and 0.05% at 0.3; a test
 measures the recall on altered sentences. Only neighbours in a band are compared, so that of a thousand pairs that are all alike
 each meets another after a few comparisons.
 

@@ -5,7 +5,7 @@
         batch = clean_batch(raw, texts)
 
 Opening looks at names and types only. `raw_batches` is cheap and runs in one process; `clean_batch`, which is not, can run
-in others. A batch is at most 32 768 rows, fewer where rows are large, so that the texts of a file are never in memory at
+in others. A batch is at most 32,768 rows, fewer where rows are large, so that the texts of a file are never in memory at
 once. A row without a text or a label is left out and counted by reason; what cannot be read is an error that names the row
 (counted from 1, without a header) or, in JSONL, the line.
 """

@@ -94,7 +94,7 @@ def odds_ratio(
         holds, entailment = holds[asked], entailment[asked]
     for name, flags in (("the heuristic holds of", holds), ("entailment are", entailment)):
         if flags.all() or not flags.any():
-            raise ValueError(f"{name} {int(flags.sum())} of {len(flags)} rows: there is nothing to compare with")
+            raise ValueError(f"{name} {int(flags.sum())} of {len(flags):,} rows: there is nothing to compare with")
     counts = np.bincount(cell, minlength=NUM_CELLS)[:NUM_CELLS] + 0.5
     signs = np.array([1, -1, -1, 1])
     log = float((signs * np.log(counts)).sum())
@@ -231,7 +231,7 @@ def _odds_ratio_of(index: int, scan: Scan, positive: np.ndarray) -> Ratio | str:
 class OneField:
     """A baseline that tells the label from one field alone: a logistic regression on words and word pairs.
 
-    Poliak et al. 2018 and Gururangan et al. 2018 introduced it; here with 32 768 hashed features and an L2 penalty, a
+    Poliak et al. 2018 and Gururangan et al. 2018 introduced it; here with 32,768 hashed features and an L2 penalty, a
     lower bound of what a larger model finds. A fifth of the sample is held out, by groups of rows: rows that share a text of
     any field stay on one side, since minimal pairs would tell each other's labels. Where most rows hang together that way, as
     in texts from few templates, only those that share the field's own text do. `reason` says why there is none.
@@ -253,7 +253,7 @@ def one_field(sample: pa.Table, field: str) -> OneField:
     if len(names) < 2:
         return OneField(field, f"all rows have the label {names[0]!r}")
     if sample.num_rows < MIN_BASELINE_ROWS:
-        return OneField(field, f"{sample.num_rows} rows are too few; it takes {MIN_BASELINE_ROWS}")
+        return OneField(field, f"{sample.num_rows:,} rows are too few; it takes {MIN_BASELINE_ROWS:,}")
     codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
     words, offsets = word_hashes(sample[field].combine_chunks())
     group, hashes = _groups(sample, field, in_order(words, offsets))
@@ -403,7 +403,7 @@ def lengths(scan: Scan) -> list[Length]:
 
 @dataclass(frozen=True)
 class Diversity:
-    """Distinct-n of one field: different word n-grams over all, in blocks of 5 000 words of sampled rows in random order.
+    """Distinct-n of one field: different word n-grams over all, in blocks of 5,000 words of sampled rows in random order.
 
     The blocks make files of any size comparable; distinct-1 is the type-token ratio. `distinct` maps n to the mean over blocks
     with its t interval. `reason` says why there is none.
@@ -421,7 +421,7 @@ def diversity(sample: pa.Table, fields: Sequence[str]) -> list[Diversity]:
         words, offsets = word_hashes(sample[field].combine_chunks())
         num_blocks = min(MAX_BLOCKS, len(words) // BLOCK_WORDS)
         if not num_blocks:
-            measured.append(Diversity(field, {}, f"{len(words)} words are too few; it takes {BLOCK_WORDS}"))
+            measured.append(Diversity(field, {}, f"{len(words):,} words are too few; it takes {BLOCK_WORDS:,}"))
             continue
         position = np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))
         grams, values = words, {}

@@ -183,7 +183,7 @@ def collected(
         if len(codes) > MAX_LABELS:
             shown = ", ".join(repr(name[:30]) for name in list(codes)[:5])
             raise UserError(
-                f"{source.path}: the label column {source.columns['label']!r} has over {MAX_LABELS} different labels "
+                f"{source.path}: the label column {source.columns['label']!r} has over {MAX_LABELS:,} different labels "
                 f"({shown}, …); name the column of the labels with --label"
             )
         measured["label"] = np.array([codes[label_key(name)] for name in names], np.int16)[measured["label"]]

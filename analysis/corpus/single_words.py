@@ -6,7 +6,7 @@ share of all rows. Each word of a field that enough rows have is held against th
 A row with the word is no independent draw where texts repeat. The variance of p(label | word) is that of sums over rows with
 the same text, of any of the fields, under the label's independence of the word; over what independent rows would have, it is
 the design effect. The interval is the exact binomial one (Clopper and Pearson 1934) of the effective number of rows (Korn and
-Graubard 1998), at a confidence that Bonferroni's correction gives: all intervals of a field hold together in 95 % of samples.
+Graubard 1998), at a confidence that Bonferroni's correction gives: all intervals of a field hold together in 95% of samples.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _of_field(
     num_texts.data[:] = 1.0
     enough = (np.minimum(_total(has), _total(num_texts)) >= MIN_ROWS) & (_total(has) < num_rows)
     if not enough.any():
-        return SingleWords(field, f"no word is in {MIN_ROWS} of the {num_rows} rows, of as many texts", num_rows)
+        return SingleWords(field, f"no word is in {MIN_ROWS} of the {num_rows:,} rows, of as many texts", num_rows)
     has, first = has[:, enough].tocsr(), first[enough]
     tests = _test(has, codes, len(names), clusters)
     base = np.bincount(codes, minlength=len(names)) / num_rows

@@ -36,7 +36,6 @@ from analysis.wording import (
     range_words,
     slice_name,
     starting_point_name,
-    thousands,
 )
 from pipelines.errors import UserError
 from sweep.study.claims import Measure
@@ -50,13 +49,13 @@ HOW_TO_READ = (
     "adjusted for all primary claims (Holm). 'Settled by' is for a true difference as large as the claim's margin."
 )
 MEASURES = (
-    "Accuracy shows nothing beyond 0 and 100 %. Margin is the mean log-odds of the heuristic's label where going by it is "
+    "Accuracy shows nothing beyond 0 and 100%. Margin is the mean log-odds of the heuristic's label where going by it is "
     "wrong; AUC the chance that an item where it is right scores above one where it is wrong; pull the chance that an "
     "adversarial item scores above a general item of its label. A threshold that moves moves the margin as far, and AUC and "
     "pull not at all. p is Benjamini and Hochberg's, over all exploratory claims."
 )
 CAPTION = (
-    "The headline difference of each claim in each of its settings, paired by seed; lines are 95 % intervals over seeds and "
+    "The headline difference of each claim in each of its settings, paired by seed; lines are 95% intervals over seeds and "
     "test items. Fewer than three seeds, or generators, are drawn as dots, one each."
 )
 
@@ -136,7 +135,7 @@ def _card(judgement: Judgement) -> Card:
 
 
 def _claims(judgements: Sequence[Judgement], caption: str = "") -> Table:
-    numbers = number_columns("Estimate", "95 % interval", "Settings", "From", "Adjusted p", "Settled by")
+    numbers = number_columns("Estimate", "95% interval", "Settings", "From", "Adjusted p", "Settled by")
     columns = [Column("Statement", "wrap"), Column("Verdict"), *numbers]
     rows = [
         [
@@ -170,7 +169,7 @@ def _settings(judgements: Sequence[Judgement]) -> Fold:
     columns = [
         *text_columns("Claim", "Setting"),
         Column("Difference", "wrap"),
-        *number_columns("Estimate", "95 % interval", "n"),
+        *number_columns("Estimate", "95% interval", "n"),
     ]
     return Fold("Every difference, setting by setting", [grouped(columns, [group for group in groups if group])])
 
@@ -211,15 +210,15 @@ def _subcases(evidence: Evidence) -> list[Fold]:
     what = {"template": "template", "subcase": "subcase"}.get(items.clustered_by, "cluster of items")
     counted = f"{what.split()[0].capitalize()}s"
     subcase = "slice" if items.described else "subcase"
-    numbers = number_columns("Synthetic minus original, points", "95 % interval", "n (seeds)", counted, "Items", "p", "q")
+    numbers = number_columns("Synthetic minus original, points", "95% interval", "n (seeds)", counted, "Items", "p", "q")
     rows = [
         [
             slice_name(row["subcase"]),
             points(row["mean"]),
             range_words(row["low"], row["high"], "share"),
             str(row["num_seeds"]),
-            thousands(int(row["num_clusters"])),
-            thousands(int(row["num_items"])),
+            f"{int(row['num_clusters']):,}",
+            f"{int(row['num_items']):,}",
             p_words(row["p"]),
             p_words(row["q"]),
         ]
@@ -239,13 +238,13 @@ def _signal(evidence: Evidence) -> list[Fold]:
         *text_columns("Starting point", "Training set"),
         Column("Size", "number"),
         Column("Items", "wrap"),
-        *number_columns("n (seeds)", "Sensitivity d′ [95 %]", "Criterion c [95 %]"),
+        *number_columns("n (seeds)", "Sensitivity d′ [95%]", "Criterion c [95%]"),
     ]
     rows = [
         [
             starting_point_name(int(row["starting_size"])),
             "Starting point" if row["kind"] == "none" else kind_name(row["kind"]),
-            thousands(int(row["size"])),
+            f"{int(row['size']):,}",
             _slice_words(row["slice"]),
             str(row["num_seeds"]),
             *(_with_interval(row, measure) for measure in ("sensitivity", "criterion")),

@@ -13,7 +13,7 @@ from analysis.study.artifacts import LabelCount, entailment_and_rest
 from analysis.study.paper import BLINDSPOT_SET, BLINDSPOT_SLICE, GENERAL_SET
 from analysis.study.series import Series, paper_series, select
 from analysis.study.tables import entailment_odds_ratio
-from analysis.wording import NOTHING, kind_name, percent, percent_range, points, starting_point_name, thousands
+from analysis.wording import NOTHING, kind_name, percent, percent_range, points, starting_point_name
 
 PAPER = "Zhang and Pavlick"
 TABLE1_NOTE = (
@@ -33,8 +33,8 @@ def table1_beside_table(beside: pd.DataFrame) -> Table:
         [
             [
                 *overlap_cells(row),
-                thousands(row["paper_count"]),
-                thousands(row["paper_num_lexical_overlap"]),
+                f"{row['paper_count']:,}",
+                f"{row['paper_num_lexical_overlap']:,}",
                 percent(row["paper_share"], 3),
                 _whole_estimate(row["scaled"], row["scaled_low"], row["scaled_high"]),
                 _signed(round(row["difference"])),
@@ -48,7 +48,7 @@ def table1_beside_table(beside: pd.DataFrame) -> Table:
     columns = [
         *text_columns("Data", "Label"),
         *number_columns("Ours: count (n)", "# LO", "% LO", "Paper's: count (n)", "Paper's # LO", "Paper's % LO"),
-        *number_columns("Our # LO at the paper's count [95 %]", "Minus the paper's", "Our % over the paper's [95 %]"),
+        *number_columns("Our # LO at the paper's count [95%]", "Minus the paper's", "Our % over the paper's [95%]"),
         Column("Reading"),
     ]
     return grouped(columns, groups, "Lexical overlap beside the paper's Table 1")
@@ -57,7 +57,7 @@ def table1_beside_table(beside: pd.DataFrame) -> Table:
 def overlap_cells(row: pd.Series) -> list[str]:
     """Data, label, count, lexical overlaps and their share: how a row of either form of Table 1 begins."""
     whose = [str(row["dataset"]).capitalize(), row["label"]]
-    return [*whose, thousands(row["count"]), thousands(row["num_lexical_overlap"]), percent(row["share"], 3)]
+    return [*whose, f"{row['count']:,}", f"{row['num_lexical_overlap']:,}", percent(row["share"], 3)]
 
 
 def odds_table(groups: Sequence[tuple[str, Mapping[str, Mapping[str, LabelCount]]]]) -> Table:
@@ -77,7 +77,7 @@ def odds_table(groups: Sequence[tuple[str, Mapping[str, Mapping[str, LabelCount]
         shown.append(rows)
     columns = [
         *text_columns("Whose", "Data"),
-        *number_columns("Entailment: # LO of n", "The rest: # LO of n", "Odds ratio", "95 % interval"),
+        *number_columns("Entailment: # LO of n", "The rest: # LO of n", "Odds ratio", "95% interval"),
     ]
     return grouped(columns, shown, "Odds ratio of lexical overlap and entailment")
 
@@ -95,7 +95,7 @@ def figure1_block(beside: pd.DataFrame | None, figure: str = "") -> Block:
         f"The paper's numbers ({PAPER}) are read off its published figure, each with a tolerance: 0.3 points where the marker "
         "is visible and 1.2 where another one hides it. It has one run a cell, so how far its own numbers would move with "
         "another seed is not known. 'Within tolerance' says that our mean is no further from the reading than the reading can "
-        "be off; 'in our interval' that our 95 % interval over seeds reaches the reading, give or take that tolerance "
+        "be off; 'in our interval' that our 95% interval over seeds reaches the reading, give or take that tolerance "
         f"({NOTHING} where there is no interval over seeds).",
     ]
     series = [(test, select(beside, test)) for test in paper_series(GENERAL_SET, BLINDSPOT_SET, BLINDSPOT_SLICE)]
@@ -137,7 +137,7 @@ def _points(rows: pd.DataFrame, test: Series) -> Table:
     ]
     columns = [
         *text_columns("Starting point", "Training set"),
-        *number_columns("Size", "Ours", "95 % interval", "n (seeds)", "Paper's", "Tolerance, points", "Difference, points"),
+        *number_columns("Size", "Ours", "95% interval", "n (seeds)", "Paper's", "Tolerance, points", "Difference, points"),
         *text_columns("Within tolerance", "In our interval"),
     ]
     return grouped(columns, groups, test.name)
@@ -149,7 +149,7 @@ def _point(row: pd.Series) -> list[str]:
     return [
         starting_point_name(int(row["starting_size"])),
         kind_name(row["kind"]),
-        thousands(row["size"]),
+        f"{row['size']:,}",
         percent(row["ours"]) if has_ours else NOTHING,
         # With one seed there is one, but of test items: the section compares seeds.
         percent_range(row["interval_low"], row["interval_high"]) if has_ours and row["n"] > 1 else NOTHING,
@@ -167,7 +167,7 @@ def _yes_no(value: Any) -> str:
 
 
 def _of(count: LabelCount) -> str:
-    return f"{thousands(count.num_lexical_overlap)} of {thousands(count.num_rows)}"
+    return f"{count.num_lexical_overlap:,} of {count.num_rows:,}"
 
 
 def _ratio(estimate: RatioEstimate) -> list[str]:
@@ -182,8 +182,8 @@ def _against_one(low: float, high: float) -> str:
 
 
 def _whole_estimate(value: float, low: float, high: float) -> str:
-    return f"{thousands(round(value))} [{thousands(round(low))}, {thousands(round(high))}]"
+    return f"{round(value):,} [{round(low):,}, {round(high):,}]"
 
 
 def _signed(number: int) -> str:
-    return f"{'+' if number > 0 else '−' if number < 0 else ''}{thousands(abs(number))}"
+    return f"{'+' if number > 0 else '−' if number < 0 else ''}{abs(number):,}"

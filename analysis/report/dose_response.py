@@ -22,7 +22,7 @@ from analysis.report.figures import DASHES, RC
 from analysis.stats.statistics import mean_estimate
 from analysis.study.series import Series, select
 from analysis.study.tables import accuracy_table, by_unit, estimate_columns, unit_of
-from analysis.wording import interval_words, percent, points, starting_point_name, thousands
+from analysis.wording import interval_words, percent, points, starting_point_name
 from pipelines.data.kinds import Mix, find_kind
 from pipelines.errors import UserError
 
@@ -151,7 +151,7 @@ def dose_block(frame: pd.DataFrame, series: Sequence[Series], dial: Dial = BIAS)
         rows = [
             [
                 starting_point_name(int(row["starting_size"])),
-                thousands(int(row["size"])),
+                f"{int(row['size']):,}",
                 ", ".join(
                     f"{cell['dose']:g}: {percent(cell['mean'])}"
                     for _, cell in select(accuracies, test).sort_values("dose").iterrows()
@@ -168,12 +168,12 @@ def dose_block(frame: pd.DataFrame, series: Sequence[Series], dial: Dial = BIAS)
             Column("Size", "number"),
             Column("Mean accuracy by dose", "wrap"),
             Column(f"Slope, points {dial.per}", "number"),
-            Column("95 % interval"),
+            Column("95% interval"),
             Column(f"n ({unit_of(frame)})", "number"),
         ]
         tables.append(Table(columns, rows, test.name))
     text = [
-        f"{dial.about} The slope is of a straight line through the doses within a seed; intervals are 95 % t intervals over "
+        f"{dial.about} The slope is of a straight line through the doses within a seed; intervals are 95% t intervals over "
         f"{unit_of(frame)}."
     ]
     return [Block(dial.name, dial.title, text, tables)]
@@ -195,7 +195,7 @@ def dose_figure(frame: pd.DataFrame, series: Sequence[Series], dial: Dial = BIAS
                     cell = select(doses[(doses["starting_size"] == start) & (doses["size"] == size)], test)
                     by_dose = cell.groupby("dose")["accuracy"].agg(["mean", "min", "max"])
                     line: dict[str, Any] = {"color": colour, "linestyle": dashes, "marker": "o", "markersize": 4}
-                    label = f"{test.name}, {thousands(int(size))} examples"
+                    label = f"{test.name}, {int(size):,} examples"
                     axes.plot(by_dose.index, by_dose["mean"], label=label, **line)
                     axes.vlines(by_dose.index, by_dose["min"], by_dose["max"], color=colour, linewidth=1.1, alpha=0.75)
             axes.set_title(f"Start: {starting_point_name(int(start))}")

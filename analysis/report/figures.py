@@ -26,7 +26,7 @@ from analysis.study.frame import POINT, seed_means
 from analysis.study.series import Series, select
 from analysis.verdicts.evidence import MEASURE_NAMES
 from analysis.verdicts.judgement import Judgement, headline_rows
-from analysis.wording import KIND_NAMES, starting_point_name, thousands
+from analysis.wording import KIND_NAMES, starting_point_name
 from sweep.graph.records import TRAINED_KINDS
 from sweep.study.claims import Measure
 
@@ -116,7 +116,7 @@ def figure1(frame: pd.DataFrame, series: Sequence[Series], intervals: pd.DataFra
 def forest_figure(judgements: Sequence[Judgement]) -> Figure:
     """The headline difference of each claim in each of its settings: a panel a claim, a row a setting; accuracies in points.
 
-    Lines are 95 % intervals over seeds (or generators) and items. Fewer than three of them are drawn as dots, one each, without
+    Lines are 95% intervals over seeds (or generators) and items. Fewer than three of them are drawn as dots, one each, without
     an interval that would fill the panel. Ratios are left out. Raises ValueError when no claim has anything else.
     """
     panels = [(one, [row for row in headline_rows(one) if row["unit"] != "ratio"]) for one in judgements]
@@ -291,7 +291,7 @@ def _draw_panel(
             _draw_bars(axes, [positions[0]], start, INK)
     axes.set_ylim(0, 1)
     axes.set_xlim(-0.05, 1.06)
-    axes.set_xticks([positions[size] for size in sizes], [thousands(size) for size in sizes])
+    axes.set_xticks([positions[size] for size in sizes], [f"{size:,}" for size in sizes])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)

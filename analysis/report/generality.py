@@ -24,7 +24,6 @@ from analysis.wording import (
     points,
     points_range,
     starting_point_name,
-    thousands,
 )
 from sweep.graph.records import Study
 
@@ -43,7 +42,7 @@ HOW_TO_READ = (
     "Differences of accuracy in points, paired by seed, as means over the study's settings (a starting point and a training "
     "size); each setting is a faint mark. A heuristic that training data teaches lowers accuracy where going by it is wrong "
     "and not where it is right; where both fall, the model has lost something else. This is no claim of the study's: it is "
-    "exploratory, and 'clear' is at 5 % of false discoveries over all sets (Benjamini and Hochberg)."
+    "exploratory, and 'clear' is at 5% of false discoveries over all sets (Benjamini and Hochberg)."
 )
 CONTROL = "Biased sets go by the study's own heuristic, so that biased − synthetic says how far that one reaches into each set."
 
@@ -70,7 +69,7 @@ def generality_block(
         text.append(CONTROL)
     units = "generators" if evidence.num_generators > 1 else "seeds"
     caption = (
-        f"What synthetic data changes, and what bias adds, on each test set. Lines are 95 % intervals over {units} and "
+        f"What synthetic data changes, and what bias adds, on each test set. Lines are 95% intervals over {units} and "
         "clusters of items; of one, over items alone (thin). Two are drawn as they are."
     )
     block = Block(
@@ -147,11 +146,11 @@ def _table(found: Sequence[Change], units: str) -> Table:
     groups: dict[str, list[list[str]]] = {}
     for place, of_place in by_place.items():
         first = next(iter(of_place.values()))
-        row = [place.title, HALF_NAMES[place.half], thousands(first.effect.num_items), thousands(first.num_clusters)]
+        row = [place.title, HALF_NAMES[place.half], f"{first.effect.num_items:,}", f"{first.num_clusters:,}"]
         for pair in shown:
             row += _numbers(of_place.get(pair))
         groups.setdefault(GENERAL if place.half == GENERAL else place.title, []).append(row)
-    numbers = [name for pair in shown for name in (CHANGE_NAMES[pair], "95 % interval", "Settings below 0", f"n ({units})")]
+    numbers = [name for pair in shown for name in (CHANGE_NAMES[pair], "95% interval", "Settings below 0", f"n ({units})")]
     columns = [*text_columns("Test set", "Items"), *number_columns("Items (n)", "Clusters", *numbers)]
     return grouped(columns, list(groups.values()))
 
@@ -180,7 +179,7 @@ def _settings(found: Sequence[Change]) -> Table:
         ]
         for change in found
     ]
-    names = [f"{starting_point_name(start)}, size {thousands(size)}" for start, size in settings]
+    names = [f"{starting_point_name(start)}, size {size:,}" for start, size in settings]
     return Table([Column("Test set"), *text_columns("Items", "Difference"), *number_columns(*names)], rows)
 
 

@@ -10,7 +10,7 @@ from analysis.page import Block, Column, Table, grouped, number_columns
 from analysis.stats.label_noise import WrongLabels, wrong_label_rates
 from analysis.study.artifacts import JudgedPool, judged_pool
 from analysis.study.described import task_of
-from analysis.wording import percent, percent_range, thousands
+from analysis.wording import percent, percent_range
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 
@@ -45,14 +45,14 @@ def _sentences(rates: Sequence[WrongLabels], judged: JudgedPool) -> list[str]:
     return [
         f"Of the pool's labels {_rate(in_all)} are wrong{of_held}: where these are many, a difference between kinds of "
         "training set may be label noise.",
-        f"The judge, a model that was trained on none of these rows, is right of {accuracy} of {thousands(len(gold.labels))} "
+        f"The judge, a model that was trained on none of these rows, is right of {accuracy} of {len(gold.labels):,} "
         "original rows whose labels are known; its errors there are taken out, and taken to be as frequent on the generator's "
         "text, while the intervals hold the sampling error of both.",
     ]
 
 
 def _rate(rate: WrongLabels) -> str:
-    return f"{percent(rate.rate)} (95 % interval {percent_range(rate.interval.low, rate.interval.high)})"
+    return f"{percent(rate.rate)} (95% interval {percent_range(rate.interval.low, rate.interval.high)})"
 
 
 def _table(rates: Sequence[WrongLabels], judged: JudgedPool) -> Table:
@@ -62,15 +62,15 @@ def _table(rates: Sequence[WrongLabels], judged: JudgedPool) -> Table:
         return [
             "all" if rate.label is None else judged.labels[rate.label],
             "all" if rate.cell is None else f"{'with' if rate.cell else 'without'} {heuristic}",
-            thousands(rate.num_rows),
+            f"{rate.num_rows:,}",
             percent(rate.share_disagreed),
             percent(rate.rate) if rate.is_identified else "too few gold rows",
             percent_range(rate.interval.low, rate.interval.high),
-            thousands(rate.num_gold),
+            f"{rate.num_gold:,}",
         ]
 
     columns = [Column("Label in the pool"), Column("Examples")]
-    columns += number_columns("Rows (n)", "Judge disagrees", "Wrong labels", "95 % interval", "Gold rows")
+    columns += number_columns("Rows (n)", "Judge disagrees", "Wrong labels", "95% interval", "Gold rows")
     by_cell = [row(rate) for rate in rates if rate.cell is not None]
     by_label = [row(rate) for rate in rates if rate.cell is None]
     return grouped(columns, [by_cell, by_label])

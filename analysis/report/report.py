@@ -47,7 +47,7 @@ from analysis.verdicts.command import command_of
 from analysis.verdicts.evidence import Evidence, load_evidence
 from analysis.verdicts.judgement import judgement_table
 from analysis.verdicts.verdicts import judge_evidence
-from analysis.wording import in_arm, in_words, slice_name, thousands
+from analysis.wording import in_arm, in_words, slice_name
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP
 from pipelines.tasks.nli import NLI
@@ -91,14 +91,12 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "title": study.title or study.experiment,
         "name": study.experiment,
         "summary": _summary(study, frame),
-        "marks": [
-            f"{mark}: {thousands(count)} of {thousands(study.num_built)} artifacts" for mark, count in study.marks.items()
-        ],
+        "marks": [f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()],
         "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
         "verdict": None,
         "figure": None,
-        "num_rows": thousands(len(frame)),
+        "num_rows": f"{len(frame):,}",
         "csv": "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv).decode(),
     }
     beside_figure: list[Block] = []
@@ -262,7 +260,7 @@ def _summary(study: Study, frame: pd.DataFrame) -> str:
     num_evaluations = frame["fingerprint"].nunique()
     seeds = frame["seed"].nunique()
     newest = max((step.record.created for step in study.steps if step.record), default="")
-    parts = [f"{thousands(num_evaluations)} evaluated task models", f"{seeds} seed{'s' if seeds != 1 else ''}"]
+    parts = [f"{num_evaluations:,} evaluated task models", f"{seeds} seed{'s' if seeds != 1 else ''}"]
     parts += [f"arms {in_words(study.arms)}"] if study.arms else []
     return " · ".join([*parts, f"newest artifact {newest[:16].replace('T', ' ')} UTC"] if newest else parts)
 

@@ -17,7 +17,6 @@ from analysis.wording import (
     percent,
     percent_range,
     starting_point_name,
-    thousands,
 )
 
 
@@ -26,9 +25,7 @@ def figure_caption(frame: pd.DataFrame, series: Sequence[Series]) -> str:
     counts = frame.groupby(["arm", *CELL], observed=True)["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
-    of_many = (
-        "bars run from the smallest to the largest seed, thin lines are 95 % intervals, over what the figure's numbers say"
-    )
+    of_many = "bars run from the smallest to the largest seed, thin lines are 95% intervals, over what the figure's numbers say"
     of_few = f"fewer than {number_word(FEWEST_FOR_INTERVAL)} seeds, or generators, are drawn as dots, one a seed"
     spread = "; ".join([*([of_many] if high >= FEWEST_FOR_INTERVAL else []), *([of_few] if low < FEWEST_FOR_INTERVAL else [])])
     return (
@@ -61,7 +58,7 @@ def _accuracies(accuracies: pd.DataFrame, test: Series) -> Table:
             [
                 starting_point_name(int(str(start))),
                 kind_name(row["kind"]),
-                thousands(row["size"]),
+                f"{row['size']:,}",
                 percent(row["mean"]),
                 percent_range(row["low"], row["high"]),
                 str(row["n"]),
@@ -74,7 +71,7 @@ def _accuracies(accuracies: pd.DataFrame, test: Series) -> Table:
     ]
     columns = [
         *text_columns("Starting point", "Training set"),
-        *number_columns("Size", "Mean accuracy", "Min to max", "n (seeds)", "95 % interval"),
+        *number_columns("Size", "Mean accuracy", "Min to max", "n (seeds)", "95% interval"),
         Column("Interval from", "note"),
     ]
     return grouped(columns, groups, test.name)

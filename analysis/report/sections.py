@@ -29,7 +29,7 @@ from analysis.study.artifacts import (
 from analysis.study.described import task_of
 from analysis.study.paper import table1
 from analysis.study.tables import lexical_overlap_table
-from analysis.wording import NOTHING, duration, in_words, kind_name, percent, percent_range, thousands
+from analysis.wording import NOTHING, duration, in_words, kind_name, percent, percent_range
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
 from sweep.graph.records import STAGES, Store, Study
 
@@ -76,7 +76,7 @@ def _table1(counts: Mapping[str, Mapping[str, LabelCount]]) -> Table:
         ]
         for _, row in table.iterrows()
     ]
-    numbers = number_columns("Count (n)", "# LO", "% LO", "95 % interval", "S:O", "95 % interval")
+    numbers = number_columns("Count (n)", "# LO", "% LO", "95% interval", "S:O", "95% interval")
     columns = [*text_columns("Data", "Label"), *numbers]
     return Table(columns, rows, group_starts=frozenset({len(counts["synthetic"])}))
 
@@ -89,12 +89,12 @@ def yield_block(store: Store, study: Study) -> list[Block]:
     total = int(outcomes.sum())
     # Parsed first, then what was rejected most.
     rejected = outcomes.drop("parsed").sort_values(ascending=False, kind="stable")
-    rows = [["parsed", thousands(int(outcomes["parsed"])), percent(outcomes["parsed"] / total, 2)]]
+    rows = [["parsed", f"{int(outcomes['parsed']):,}", percent(outcomes["parsed"] / total, 2)]]
     rows += [
-        [f"rejected: {str(reason).replace('_', ' ')}", thousands(int(count)), percent(count / total, 2)]
+        [f"rejected: {str(reason).replace('_', ' ')}", f"{int(count):,}", percent(count / total, 2)]
         for reason, count in rejected.items()
     ]
-    rows.append(["all", thousands(total), percent(1.0, 2)])
+    rows.append(["all", f"{total:,}", percent(1.0, 2)])
     by_outcome = Table([Column("Outcome"), *number_columns("Texts", "Share")], rows, group_starts=frozenset({1, len(rows) - 1}))
     of_labels = label_yield_frame(store, study)
     tables = [by_outcome, _yield_table(of_labels, "label", "Label")]
@@ -137,8 +137,8 @@ def _yield_table(yields: pd.DataFrame, by: str, name: str) -> Table:
             continue
         interval = wilson_interval(parsed, generated)
         share, around = percent(parsed / generated, 2), percent_range(interval.low, interval.high, 2)
-        rows.append([str(key), thousands(generated), thousands(parsed), share, around])
-    return Table([Column(name), *number_columns("Texts (n)", "Parsed", "Yield", "95 % interval (Wilson)")], rows)
+        rows.append([str(key), f"{generated:,}", f"{parsed:,}", share, around])
+    return Table([Column(name), *number_columns("Texts (n)", "Parsed", "Yield", "95% interval (Wilson)")], rows)
 
 
 def curves_block(store: Store, study: Study) -> tuple[list[Block], Figure | None]:
@@ -166,7 +166,7 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None, held: str = "") ->
     for spending in spent.itertuples(index=False):
         row = [
             spending.stage.replace("_", " "),
-            f"{thousands(spending.num_built)} of {thousands(spending.num_steps)}",
+            f"{spending.num_built:,} of {spending.num_steps:,}",
             duration(spending.hours * 3600),
         ]
         if costs:
@@ -197,7 +197,7 @@ def _dollars(gpu_hours: float, costs: Mapping[str, Any]) -> str:
 
 
 def _shortened(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}… ({thousands(len(text))} characters)"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
 
 
 def origins_block(store: Store, study: Study) -> list[Block]:
@@ -249,7 +249,7 @@ def composition_block(study: Study) -> list[Block]:
     is_overlap = heuristic == LEXICAL_OVERLAP.name
     short = "LO" if is_overlap else heuristic.replace("_", " ")
     sets["set"] = [
-        f"Starting set, {thousands(int(start))}" if stage == "starting_set" else f"{kind_name(kind)}, {thousands(int(size))}"
+        f"Starting set, {int(start):,}" if stage == "starting_set" else f"{kind_name(kind)}, {int(size):,}"
         for stage, start, kind, size in zip(
             sets["stage"], sets["starting_size"].fillna(0), sets["kind"], sets["size"].fillna(0), strict=True
         )
@@ -266,10 +266,10 @@ def composition_block(study: Study) -> list[Block]:
             rows.append(
                 [
                     str(name),
-                    thousands(num_sets),
+                    f"{num_sets:,}",
                     str(label),
-                    thousands(low) if low == high else f"{thousands(low)} to {thousands(high)}",
-                    thousands(round(held / len(counted))) if len(counted) else NOTHING,
+                    f"{low:,}" if low == high else f"{low:,} to {high:,}",
+                    f"{round(held / len(counted)):,}" if len(counted) else NOTHING,
                     percent(held / number, 2) if number else NOTHING,
                 ]
             )
@@ -294,7 +294,7 @@ def stages_block(study: Study) -> list[Block]:
         chosen = stages[stages["stage"] == stage]
         seconds = chosen["total_s"].astype(float)
         speed = [
-            f"{thousands(round(pd.to_numeric(chosen[name]).median()))} {name.rsplit('_per_', 1)[0].replace('_', ' ')}/s"
+            f"{round(pd.to_numeric(chosen[name]).median()):,} {name.rsplit('_per_', 1)[0].replace('_', ' ')}/s"
             for name in speeds
             if chosen[name].notna().any()
         ]
@@ -351,7 +351,7 @@ def provenance_block(study: Study) -> Block:
         folds=[
             Fold("Experiment parameters", [Table(two, parameters)]),
             Fold("Package versions", [Table(two, [[name, ", ".join(values)] for name, values in sorted(versions.items())])]),
-            Fold(f"Fingerprints of {len(fingerprints)} artifacts", [Table(columns, fingerprints)]),
+            Fold(f"Fingerprints of {len(fingerprints):,} artifacts", [Table(columns, fingerprints)]),
         ],
     )
 

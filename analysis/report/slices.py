@@ -25,7 +25,6 @@ from analysis.wording import (
     set_name,
     slice_name,
     starting_point_name,
-    thousands,
 )
 from pipelines.tasks.heuristics import HANS_HEURISTICS
 from pipelines.tasks.nli import NLI
@@ -66,7 +65,7 @@ def sets_block(study: Study, frame: pd.DataFrame, series: Sequence[Series], resp
         if described and described.adversarial and (frame["slice"] == described.adversarial).any():
             shown.append(set_series(frame, name, described.adversarial, titles))
         words = [described.tests, described.licence, described.source] if described else ["", "", ""]
-        num = thousands(int(select(frame, of_set)["num_examples"].iloc[0]))
+        num = f"{int(select(frame, of_set)['num_examples'].iloc[0]):,}"
         rows.append([of_set.name, num, str(of_set.num_labels), *words])
     shown = [test for test in dict.fromkeys([*shown, series[-1]]) if not select(frame, test).empty]
     columns = [Column("Test set"), *number_columns("Items (n)", "Labels")]
@@ -186,9 +185,9 @@ def _folding_text(name: str, task: Task, described: TestSet | None) -> str:
 
 def _cells_text(of_set: pd.DataFrame, slices: _Slices, responses: Responses | None) -> str:
     if responses is None:
-        return "Cells hold the mean accuracy in per cent and its 95 % interval, over seeds; where n is 1, over test items."
+        return "Cells hold the mean accuracy in per cent and its 95% interval, over seeds; where n is 1, over test items."
     text = (
-        f"Cells hold the mean accuracy in per cent and its 95 % interval, over seeds and {slices.clusters}; where n is 1, over "
+        f"Cells hold the mean accuracy in per cent and its 95% interval, over seeds and {slices.clusters}; where n is 1, over "
         f"{slices.clusters}."
     )
     if slices.subcases:
@@ -237,7 +236,7 @@ def _by_subcase(of_start: pd.DataFrame, subcases: Sequence[str]) -> Table:
         rows.append([subcase.removeprefix(SUBCASE).replace("_", " "), *estimates])
     columns = [Column("Subcase")]
     for (_, kind, size), of_cell in cells:
-        of_what = kind_name(kind) + (f", {thousands(size)}" if size else "")
+        of_what = kind_name(kind) + (f", {size:,}" if size else "")
         columns.append(Column(f"{of_what} (n = {of_cell['n'].iloc[0]})", "number"))
     return Table(columns, rows, f"Start: {starting_point_name(int(of_start['starting_size'].iloc[0]))}")
 
@@ -268,7 +267,7 @@ def _foldings(rows: pd.DataFrame, caption: str) -> Table:
         for _, of_start in rows.groupby("starting_size")
     ]
     numbers = number_columns("Argmax", "Summed", "Difference, points")
-    columns = [*_CELL_COLUMNS, *numbers, Column("95 % interval"), Column("n (seeds)", "number")]
+    columns = [*_CELL_COLUMNS, *numbers, Column("95% interval"), Column("n (seeds)", "number")]
     return grouped(columns, groups, caption)
 
 
@@ -276,7 +275,7 @@ _CELL_COLUMNS = (Column("Starting point"), Column("Training set"), Column("Size"
 
 
 def _cell_words(row: pd.Series) -> list[str]:
-    return [starting_point_name(int(row["starting_size"])), kind_name(row["kind"]), thousands(row["size"])]
+    return [starting_point_name(int(row["starting_size"])), kind_name(row["kind"]), f"{row['size']:,}"]
 
 
 def _estimate(row: pd.Series) -> str:

@@ -76,7 +76,7 @@ def _cells(judgement: Judgement, notes: list[str]) -> dict[str, str]:
     cost = "" if judgement.settling_cost is None else f" (+{judgement.settling_cost:,.0f})"
     return {
         "estimate": estimate_words(judgement.estimate, judgement.unit),
-        "95 % interval": range_words(judgement.low, judgement.high, judgement.unit),
+        "95% interval": range_words(judgement.low, judgement.high, judgement.unit),
         "settings": agreement_words(judgement),
         "from": units_words(judgement),
         "adjusted p": p_words(judgement.p_adjusted),
@@ -101,7 +101,7 @@ def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
     """A row a claim; what its notes say is added to `notes`, once, and referred to by number."""
     from rich.text import Text
 
-    headings = ("claim", "verdict", "estimate", "95 % interval", "settings", "from", "adjusted p", "settled by", "notes")
+    headings = ("claim", "verdict", "estimate", "95% interval", "settings", "from", "adjusted p", "settled by", "notes")
     table = _table(headings, left=("claim", "verdict", "notes"))
     for judgement in judgements:
         verdict = Text(str(judgement.verdict), style=COLOURS[judgement.verdict])
@@ -145,7 +145,7 @@ def print_power(
     needed = variance_table(variances)
     effects = [name for name in needed.columns if name.startswith("seeds_for_")]
     shown = [f"seeds for {100 * float(name.removeprefix('seeds_for_')):g}" for name in effects]
-    first = _table(("metric", "pilot seeds", "SD of a seed", "its 95 % interval", "error of items", *shown), left=("metric",))
+    first = _table(("metric", "pilot seeds", "SD of a seed", "its 95% interval", "error of items", *shown), left=("metric",))
     for _, row in needed.iterrows():
         first.add_row(
             row["metric"],
@@ -170,7 +170,7 @@ def print_power(
         console.print()
         console.print(_mixes(mixes))
     console.print(
-        "Points of accuracy, paired by seed; 80 % power at a two-sided 5 %, not corrected for several claims.",
+        "Points of accuracy, paired by seed; 80% power at a two-sided 5%, not corrected for several claims.",
         markup=False,
     )
     for line in why_not:

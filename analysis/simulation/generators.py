@@ -23,7 +23,7 @@ DIFFERENCE = -0.10
 
 @dataclass(frozen=True)
 class FalseVerdicts:
-    """Shares of studies at a two-sided 5 %: the interval leaves out a truth that it should hold, or sees one that is there.
+    """Shares of studies at a two-sided 5%: the interval leaves out a truth that it should hold, or sees one that is there.
 
     `about_own`: leaves out the true difference of the generators that it has seen; `about_others`: leaves out 0 where
     generators do not differ from original data in the mean; `power`: lies below 0 where they are 10 points worse in the mean.

@@ -18,9 +18,9 @@ PAGE = """# Do the intervals cover what they promise?
 
 Made by `python -m analysis.simulation`. Each row is {num} simulated studies: two kinds of training set, paired by seed, on
 the same test items, whose true difference for further seeds and further items (templates, premises) is known. Accuracies
-and their standard deviations over seeds are those of 100 BERT finetunings (McCoy, Min and Linzen 2020): 84.3 ± 0.24 % on
-MultiNLI, 27.7 ± 12.4 % on HANS's lexical-overlap non-entailment. `analysis/simulation/scenarios.py` has the model. A share
-near 95 or 5 % has a Monte Carlo standard error of {error} points.
+and their standard deviations over seeds are those of 100 BERT finetunings (McCoy, Min and Linzen 2020): 84.3 ± 0.24% on
+MultiNLI, 27.7 ± 12.4% on HANS's lexical-overlap non-entailment. `analysis/simulation/scenarios.py` has the model. A share
+near 95 or 5% has a Monte Carlo standard error of {error} points.
 
 ## Differences
 
@@ -28,7 +28,7 @@ near 95 or 5 % has a Monte Carlo standard error of {error} points.
 
 Where there is no difference, *leaves out 0* is the type-I error. The interval is that of `analysis/stats/intervals.py`,
 on which verdicts rest. Student's t over seeds alone forgets that other test items would have given another difference:
-where templates matter it covers less the more seeds there are. So do sign flips, which cannot reach 5 % at all with 5
+where templates matter it covers less the more seeds there are. So do sign flips, which cannot reach 5% at all with 5
 seeds or fewer. The bootstrap over seeds is too narrow for few seeds, so no verdict rests on it. The last two blocks are
 not BERT's: there templates matter about as much as seeds, or more, and the interval is wider than it has to be for few
 seeds.
@@ -61,7 +61,7 @@ Near the floor the interval of a cell is wider than its seeds need: what templat
 ## Generators
 
 The treatment's data comes from a generator, and generators differ. Their standard deviation is given in units of that of
-the seeds' differences. *False* are two-sided verdicts at 5 % where there is no true difference in the mean over generators,
+the seeds' differences. *False* are two-sided verdicts at 5% where there is no true difference in the mean over generators,
 *seen* is how often 10 points less are found to be less.
 
 One generator, judged by its seeds. About that generator itself the verdicts are right; about further generators they are wrong
@@ -91,7 +91,7 @@ RUNS = """## Real runs: 100 BERT finetunings
 
 {num} random draws from the {num_runs} runs of McCoy, Min and Linzen (2020), which differ in the seed only and saw the
 same test items (`bert_100_runs.csv` in https://github.com/tommccoy1/hans, given by `--runs`). *False* are draws of as many
-runs for 'treatment' and, disjoint, for 'control' that are found to differ at a two-sided 5 %; *covers* is how often a draw's
+runs for 'treatment' and, disjoint, for 'control' that are found to differ at a two-sided 5%; *covers* is how often a draw's
 interval holds the mean of the runs that were not drawn. Items being the same, only seeds count in both. *Simulated* is the
 same done to 100 runs of the simulation, on average over 20 such.
 
@@ -136,7 +136,7 @@ class Results:
 def page(results: Results) -> str:
     """docs/coverage.md."""
     return PAGE.format(
-        num=_thousands(results.num),
+        num=f"{results.num:,}",
         error=percent(math.sqrt(0.05 * 0.95 / results.num)),
         differences=_differences(results.differences),
         verdicts=table(
@@ -176,7 +176,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _differences(results: Sequence[Coverage]) -> str:
     headings = (
-        *("simulated", "seeds", "accuracy ± SD, %", "95 % interval covers, %", "leaves out 0, %", "sign flips, p ≤ 5 %, %"),
+        *("simulated", "seeds", "accuracy ± SD, %", "95% interval covers, %", "leaves out 0, %", "sign flips, p ≤ 5%, %"),
         *("t over seeds only covers, %", "two-level bootstrap covers, %", "mean width, points"),
     )
     rows = []
@@ -227,7 +227,7 @@ def _runs(results: Results) -> str:
         rows.append([row.name, level, str(row.num_seeds), *map(percent, (row.rejected, row.covered, *of_simulation))])
     headings = ("set", "accuracy ± SD, %", "runs", "false, %", "covers, %", "simulated: false, %", "simulated: covers, %")
     return RUNS.format(
-        num=_thousands(results.num),
+        num=f"{results.num:,}",
         num_runs=results.num_runs,
         sets=table(headings, rows),
         num_subcases=results.num_subcases,
@@ -244,7 +244,3 @@ def _subcases(results: Sequence[RunCoverage]) -> str:
             shares.append(", ".join(percent(float(share)) for share in np.quantile(values, (0, 0.5, 1))))
         rows.append([str(num_seeds), *shares])
     return table(("runs", "false, %", "covers, %"), rows)
-
-
-def _thousands(number: int) -> str:
-    return f"{number:,}".replace(",", " ")

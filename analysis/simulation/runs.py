@@ -37,7 +37,7 @@ SUBCASE_ITEMS = 1000
 
 @dataclass(frozen=True)
 class RunCoverage:
-    """Of random draws of `num_seeds` runs: `rejected` of two disjoint draws differ at a two-sided 5 %, `covered` hold the mean
+    """Of random draws of `num_seeds` runs: `rejected` of two disjoint draws differ at a two-sided 5%, `covered` hold the mean
     of the runs that were not drawn.
 
     `level` and `seed_sd` are over all runs. Draws whose runs agree exactly show no difference.
@@ -62,7 +62,7 @@ def read_runs(path: Path) -> dict[str, np.ndarray]:
 
 
 def subcases(runs: Mapping[str, np.ndarray]) -> list[str]:
-    """The columns that are subcases of 1 000 items and not the same number in every run."""
+    """The columns that are subcases of 1,000 items and not the same number in every run."""
     return [name for name, values in runs.items() if name.startswith(SUBCASE_PREFIXES) and np.ptp(values) > 0]
 
 

@@ -6,8 +6,8 @@ Whether task model s of kind k has an item of cluster c right is drawn with prob
 
 with normal deviations, so that the true accuracy of further seeds, clusters and generators is known: Φ(base_k / √(1 + sum of
 their variances)). Variances are such that one kind has the accuracy, and the standard deviation over seeds, of 100 BERT
-finetunings (McCoy, Min and Linzen 2020): 84.3 ± 0.24 % on MultiNLI, 27.7 ± 12.4 % on HANS's lexical-overlap non-entailment.
-Clusters have the sizes of the real sets: 25 templates of 68 to 1000 items, 3 334 premises of 1 to 6.
+finetunings (McCoy, Min and Linzen 2020): 84.3 ± 0.24% on MultiNLI, 27.7 ± 12.4% on HANS's lexical-overlap non-entailment.
+Clusters have the sizes of the real sets: 25 templates of 68 to 1000 items, 3,334 premises of 1 to 6.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from analysis.stats.shares import Mean
 HANS_TEMPLATES = np.array(
     [236, 245, 291, 228, 505, 495, 177, 173, 152, 157, 147, 194, 82, 84, 81, 76, 81, 100, 80, 68, 92, 86, 69, 101, 1000]
 )
-"""Items of each template of HANS's lexical-overlap non-entailment: 5 000."""
+"""Items of each template of HANS's lexical-overlap non-entailment: 5,000."""
 MNLI_PREMISES = np.repeat([3, 2, 1, 6], [3151, 174, 8, 1])
-"""Items of each premise of MultiNLI matched (development): 9 815."""
+"""Items of each premise of MultiNLI matched (development): 9,815."""
 HANS_SEED_SD = 0.505
 CHUNK = 4_000_000
 """Numbers drawn at once, so that memory does not grow with the replications."""

@@ -298,7 +298,7 @@ def _draws(rows: JudgedRows, shape: tuple[int, int, int], num_draws: int, random
 def _patterns(clusters: np.ndarray, places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The different counts by place that clusters have [m, size], in lexical order, and how many clusters have each [m]."""
     _, cluster = np.unique(clusters, return_inverse=True)
-    # All clusters by all places would be 400 MB for 60 000 rows of 20 labels. A hash of each finds those that are alike.
+    # All clusters by all places would be 400 MB for 60,000 rows of 20 labels. A hash of each finds those that are alike.
     keys = np.random.default_rng(0).integers(0, 2**64, size, np.uint64)
     hashes = np.zeros(cluster.max(initial=-1) + 1, np.uint64)
     np.add.at(hashes, cluster, keys[places])
@@ -326,7 +326,7 @@ def _check_judge(counts: np.ndarray, draws: np.ndarray, names: Sequence[str]) ->
         )
     if not _tells_apart(_shares(draws)):
         said = "; ".join(
-            f"{name}: {', '.join(f'{100 * share:.0f} % {other}' for share, other in zip(row, names, strict=True))}"
+            f"{name}: {', '.join(f'{100 * share:.0f}% {other}' for share, other in zip(row, names, strict=True))}"
             for name, row in zip(names, _shares(counts), strict=True)
         )
         raise UserError(

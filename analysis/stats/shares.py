@@ -25,7 +25,7 @@ Mean = tuple[Any, Any, float, Any, float]
 
 
 def share_interval(data: Replicates) -> Interval | None:
-    """95 % interval (0..1) of an accuracy, for further seeds and further clusters of items; of one seed for further items.
+    """95% interval (0..1) of an accuracy, for further seeds and further clusters of items; of one seed for further items.
 
     Where every cluster is one item of a single template (`ItemSet.structure`), it speaks of that template's items only. None
     where several seeds agree exactly on an accuracy other than 0 and 1, so that their variance is not known.
@@ -38,7 +38,7 @@ def share_interval(data: Replicates) -> Interval | None:
 
 
 def share_difference(treatment: Replicates, control: Replicates) -> Interval | None:
-    """95 % interval (-1..1) of treatment minus control, two accuracies on the same items, paired by the seeds that both have.
+    """95% interval (-1..1) of treatment minus control, two accuracies on the same items, paired by the seeds that both have.
 
     None where seeds agree exactly, on one of the two or on their difference, other than at 0 and 1. Raises UserError for no
     common seed and ValueError for other items.

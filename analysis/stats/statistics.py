@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A closed interval [low, high] at a confidence level (0.95 is 95 %)."""
+    """A closed interval [low, high] at a confidence level (0.95 is 95%)."""
 
     low: float
     high: float

@@ -157,7 +157,7 @@ def yield_frame(store: Store, study: Study) -> pd.DataFrame:
         if total == 0 or sum(outcomes.values()) != total:
             raise UserError(
                 f"the outcomes in yield.json of {step.slug}-{step.fingerprint[:12]} add up to "
-                f"{sum(outcomes.values())} of {total} texts; remove the pool and run again"
+                f"{sum(outcomes.values()):,} of {total:,} texts; remove the pool and run again"
             )
         rows += [
             {"pool": step.fingerprint, "outcome": outcome, "count": count, "share": count / total}

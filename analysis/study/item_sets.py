@@ -206,7 +206,7 @@ def _read_clusters(
         raise UserError(f"{path} has no column {wanted[-1]!r}, by which its items hang together; prepare the sources again")
     values = parquet_table(io.BytesIO(content), path, ["id", column]).to_pandas().set_index("id")[column]
     if absent := set(ids) - set(values.index):
-        raise UserError(f"{path} lacks {len(absent)} evaluated items, {min(absent)} for one; evaluate on these sources again")
+        raise UserError(f"{path} lacks {len(absent):,} evaluated items, {min(absent)} for one; evaluate on these sources again")
     return column, values.loc[ids].to_numpy(dtype=str)
 
 

@@ -339,6 +339,6 @@ def _check_against(frame: pd.DataFrame, step: StudyStep, name: str, right: np.nd
     counts = list(zip(unfolded["num_correct"], unfolded["num_examples"], strict=True))
     if (right.sum(), len(right)) not in counts:
         raise UserError(
-            f"evaluation {step.slug}: its logits have {right.sum()} of {len(right)} items of {name} right, and its metrics "
+            f"evaluation {step.slug}: its logits have {right.sum():,} of {len(right):,} items of {name} right, and its metrics "
             f"say {' or '.join(f'{num} of {total}' for num, total in counts) or 'nothing'}; delete the artifact and run again"
         )

@@ -48,7 +48,7 @@ def signal_detection(
 
 
 def signal_table(responses: Responses, test_set: str) -> pd.DataFrame:
-    """Sensitivity and criterion with 95 % intervals per cell, over the whole set and per heuristic.
+    """Sensitivity and criterion with 95% intervals per cell, over the whole set and per heuristic.
 
     "Per heuristic" is where items were made for it, and where it holds ("holds/<name>") if both sides have items. A described
     set has its slices of which both sides have items; another set with all labels has where heuristics hold only. Columns:

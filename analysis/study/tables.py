@@ -28,7 +28,6 @@ from analysis.stats.statistics import (
 from analysis.study.artifacts import LabelCount, entailment_and_rest, label_order
 from analysis.study.frame import KEY, POINT
 from analysis.study.items import ItemSet, Responses
-from analysis.wording import thousands
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import FOLDINGS
 
@@ -106,7 +105,7 @@ def accuracy_table(frame: pd.DataFrame, responses: Responses | None = None) -> p
             correct, total = int(cell["num_correct"].iloc[0]), int(cell["num_examples"].iloc[0])
             accuracy = float(cell["accuracy"].iloc[0])
             around = wilson_interval(correct, total)
-            method = f"Wilson over {total} test items (n=1 seed)"
+            method = f"Wilson over {total:,} test items (n=1 seed)"
             estimate = Estimate(accuracy, 1, accuracy, accuracy, around, method)
         else:
             estimate = _cut(mean_estimate(cell["accuracy"].tolist()), 0.0, 1.0)
@@ -147,10 +146,10 @@ def _method(items: ItemSet, slice_name: str, data: Replicates, cell: pd.DataFram
     # Items are their own clusters where a slice has one cluster only.
     num_clusters = len(np.unique(items.clusters[items.chosen(slice_name)]))
     if num_clusters == 1:
-        clusters = f"{thousands(data.num_items)} items of one {items.clustered_by}"
+        clusters = f"{data.num_items:,} items of one {items.clustered_by}"
     else:
         nouns = "items" if data.num_clusters == data.num_items else f"values of {items.clustered_by}"
-        clusters = f"{thousands(data.num_clusters)} {f'{items.clustered_by}s' if items.clustered_by in CLUSTERS else nouns}"
+        clusters = f"{data.num_clusters:,} {f'{items.clustered_by}s' if items.clustered_by in CLUSTERS else nouns}"
     return f"Wilson over {units} and {clusters}" if len(data.seeds) > 1 else f"Wilson over {clusters} (1 {unit})"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from analysis.verdicts.command import Command
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import FEWEST_PILOT_SEEDS, ITEMS_LEAVE_DOUBT
-from analysis.wording import NOTHING, in_words, number_word, thousands
+from analysis.wording import NOTHING, in_words, number_word
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
 NO_CONTROL = (
@@ -19,7 +19,6 @@ NO_CONTROL = (
 MEASURE_WORDS = {"auc": "AUC"}
 MOST_QUOTED = 2
 """Statements of one verdict that the sentence says in full."""
-NO_BREAK = "\N{NARROW NO-BREAK SPACE}"
 DECIDED = {Outcome.SUPPORTED: "supported", Outcome.REFUTED: "refuted", Outcome.EQUIVALENT: "equivalent within its margin"}
 
 
@@ -141,8 +140,8 @@ def _settled_by(still_open: Sequence[Judgement], command: Command | None) -> tup
         number, rests_on = first.settling_high or 0, first.rests_on
         num = sum(one.rests_on == rests_on and (one.settling_high or 0) <= number for one in more)
         others = f", and {number_word(len(more) - num)} would take more" if len(more) > num else ""
-        counted = number_word(number) if number <= 10 else thousands(number)
-        said = f"{counted} {rests_on} would settle {number_word(num)} more with 80{NO_BREAK}% power{others}"
+        counted = number_word(number) if number <= 10 else f"{number:,}"
+        said = f"{counted} {rests_on} would settle {number_word(num)} more with 80% power{others}"
     elif pilots:
         number, rests_on = FEWEST_PILOT_SEEDS, pilots[0].rests_on
         which = "it" if len(still_open) == 1 else "the open ones"

@@ -16,7 +16,7 @@ from analysis.study.frame import evaluation_frame
 from analysis.study.items import Responses, load_arms
 from analysis.study.series import study_series
 from analysis.verdicts.questions import Part, Question, Setting
-from analysis.wording import in_words, kind_words, set_name, slice_name, starting_point_name, thousands
+from analysis.wording import in_words, kind_words, set_name, slice_name, starting_point_name
 from pipelines.data.kinds import kind_name
 from pipelines.errors import UserError
 from pipelines.tasks.nli import NLI
@@ -26,7 +26,7 @@ from sweep.study.claims import START, Claim, Comparison, Difference, Measure, fr
 from sweep.study.paper_claims import PAPER_CLAIMS
 
 UNDERTRAINED = 20_000
-"""The paper calls starting points undertrained without a number; in its Figure 1 MultiNLI rises up to 20 000 examples."""
+"""The paper calls starting points undertrained without a number; in its Figure 1 MultiNLI rises up to 20,000 examples."""
 MARGINS = {Measure.ACCURACY: 0.05, Measure.MARGIN: 0.5, Measure.AUC: 0.05, Measure.PULL: 0.05}
 """What counts as 'about as much' where a claim declares nothing: five points of accuracy or of a probability, half a unit of
 log-odds."""
@@ -230,7 +230,7 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
     declared = claim.margin if claim.margin is not None else MARGINS[measure]
     question = Question(
         claim.name if start is None else f"{claim.name}/start={start}",
-        claim.statement if start is None else claim.statement.replace("{start}", thousands(start)),
+        claim.statement if start is None else claim.statement.replace("{start}", f"{start:,}"),
         # What the paper found is about its own task.
         paper=claim.paper if evidence.task == NLI else "",
         rule=claim.rule,
@@ -254,7 +254,7 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
         return replace(question, why_not="the arms that it sets against each other are the same in every setting")
     settings, headlines = [], []
     for of_arms, at, size in places:
-        name = f"start {starting_point_name(at)}" + ("" if size is None else f", size {thousands(size)}")
+        name = f"start {starting_point_name(at)}" + ("" if size is None else f", size {size:,}")
         name = f"{_arm_words(of_arms)}, {name}" if of_arms[0] and not _names_all_arms(claim) else name
         try:
             data = [

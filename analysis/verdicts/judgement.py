@@ -25,7 +25,7 @@ class Outcome(StrEnum):
 class Judgement:
     """The results' verdict on one claim.
 
-    `estimate`, `low`, `high` (95 %, not adjusted for the family) are of the headline part, averaged over settings, in `unit`:
+    `estimate`, `low`, `high` (95%, not adjusted for the family) are of the headline part, averaged over settings, in `unit`:
     "share" is a difference of accuracies (0.01 is one point), "ratio" a ratio, "number" the measure's own. NaN where there is
     none. Of `num_settings` settings `num_signed` have the estimate's sign, and in `num_clear` the interval lies on that side.
     `p` is what the verdict rests on, two-sided where a sign is claimed; `p_adjusted` is over the family of `num_claims`: Holm's

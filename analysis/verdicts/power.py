@@ -68,7 +68,7 @@ class Variance:
         return cls(metric, effect.seed_variance, effect.item_variance, effect.item_df, effect.num_seeds)
 
     def seed_sd_interval(self) -> Interval | None:
-        """95 % interval of the seeds' standard deviation (chi-squared); None for a guess. Wide: a pilot says little of it."""
+        """95% interval of the seeds' standard deviation (chi-squared); None for a guess. Wide: a pilot says little of it."""
         if self.num_seeds < 2:
             return None
         df = self.num_seeds - 1
@@ -135,7 +135,7 @@ def fewest(is_enough: Callable[[int], bool], most: int = MOST_SEEDS) -> int | No
 class Settling:
     """The seeds in all that settle a claim, from and to, or why there is no number.
 
-    `seeds` have 80 % power at the pilot's standard deviation as estimated (from) and at its upper bound (to).
+    `seeds` have 80% power at the pilot's standard deviation as estimated (from) and at its upper bound (to).
     """
 
     seeds: tuple[int, int] | None
@@ -324,7 +324,7 @@ def variance_table(variances: Sequence[Variance], effects: Sequence[float] = EFF
 def power_table(
     variances: Sequence[Variance], seeds: Sequence[int] = SEEDS, cost_per_seed: float | None = None
 ) -> pd.DataFrame:
-    """One row per metric and number of seeds: the difference they detect (80 % power, two-sided 5 %) and their cost.
+    """One row per metric and number of seeds: the difference they detect (80% power, two-sided 5%) and their cost.
 
     Columns: metric, seeds, detectable (a share), cost (NaN without `cost_per_seed`).
     """

@@ -38,7 +38,7 @@ class Part:
         return cls(name, data.effect(), sign, unit, tuple(float(value) for value in data.values), bound, threshold)
 
     def in_unit(self) -> tuple[float, float, float]:
-        """Estimate and 95 % interval in `unit`: of logarithms their ratio, of shares cut at `bound`; NaN for none."""
+        """Estimate and 95% interval in `unit`: of logarithms their ratio, of shares cut at `bound`; NaN for none."""
         low, high = ends(self.effect.interval())
         if self.unit == "ratio":
             return math.exp(self.effect.mean), math.exp(low), math.exp(high)

@@ -1,7 +1,7 @@
 """Kinds of training set as values: what a set is made up of, where a name alone does not say it. Pure.
 
     Mix(original=0.5, synthetic=0.5)   # of a set of 900, 450 are original: the total is fixed
-    Added(synthetic=2.0)               # 900 original examples and 1 800 synthetic ones: the number of original ones is fixed
+    Added(synthetic=2.0)               # 900 original examples and 1,800 synthetic ones: the number of original ones is fixed
 
 Each part is a set of its kind as it would be drawn alone, of its own size and balanced by label: half of a mix is the pure set
 of half the size, and within the pure one of the full size.
@@ -58,8 +58,8 @@ class Mix:
 
     @property
     def title(self) -> str:
-        """What pages call it: ``50 % original, 50 % synthetic``."""
-        return ", ".join(f"{100 * share:g} % {_words(kind)}" for kind, share in self.parts.items())
+        """What pages call it: ``50% original, 50% synthetic``."""
+        return ", ".join(f"{100 * share:g}% {_words(kind)}" for kind, share in self.parts.items())
 
     @property
     def synthetic_share(self) -> float:

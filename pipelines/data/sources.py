@@ -8,8 +8,8 @@ The folder holds ``multinli_1.0_train.jsonl``, ``multinli_1.0_dev_matched.jsonl`
 
 The training set is made in this order: rows without a gold label (``-``) are left out; of the rest, *every*
 copy of a (premise, hypothesis) pair that occurs more than once, compared exactly; of the rest, the first 250
-rows of each label in file order become the dev set. The whole of MultiNLI has 392 702 labelled rows: 230
-copies and 750 dev rows fewer are the paper's 391 722 (section 2.2.3). A training file with fewer labelled rows is
+rows of each label in file order become the dev set. The whole of MultiNLI has 392,702 labelled rows: 230
+copies and 750 dev rows fewer are the paper's 391,722 (section 2.2.3). A training file with fewer labelled rows is
 marked as partial. Evaluation sets keep all their labelled rows.
 
 The folder may hold challenge sets as well (:mod:`pipelines.data.challenge_sets`), for evaluation only.
@@ -67,7 +67,7 @@ NUM_DUPLICATE_ROWS = 230
 """Labelled rows that are copies of pairs that occur more than once, every one of them."""
 DEV_ROWS_PER_LABEL = 250
 NUM_TRAINING_ROWS = NUM_LABELLED_ROWS - NUM_DUPLICATE_ROWS - len(LABELS) * DEV_ROWS_PER_LABEL
-"""The rows that are left for training: the paper's 391 722."""
+"""The rows that are left for training: the paper's 391,722."""
 
 NUM_MATCHED_ROWS, NUM_MISMATCHED_ROWS = 9_815, 9_832
 """Labelled rows of the two development files."""

@@ -76,7 +76,7 @@ REMAINDERS = ("first_labels", "drop", "error")
 class TrainingSetConfig:
     """Which training set.
 
-    ``remainder`` says what happens to a size that the number of labels does not divide (of the paper's, 36 040 and 18 020 by
+    ``remainder`` says what happens to a size that the number of labels does not divide (of the paper's, 36,040 and 18,020 by
     3): ``first_labels`` gives one more example each to the first labels in order, so that the size is exact; ``drop`` draws the
     largest balanced set that is not larger; ``error`` refuses. It does not concern the kinds ``starting`` and ``joint``. The
     size of an ``added`` set counts its original examples.
@@ -143,7 +143,7 @@ class TrainingSetConfig:
             if size < smallest:
                 of = f"its part {part} of {with_article(self.mix.name)} set" if self.mix else with_article(f"{self.kind} set")
                 raise UserError(
-                    f"size={self.size}: {of} has at least {smallest} examples"
+                    f"size={self.size}: {of} has at least {smallest:,} examples"
                     + (f", and here {size}; give a larger size" if self.mix else f"; give {smallest} or more")
                 )
             if self.kind not in UNBALANCED:
@@ -611,7 +611,7 @@ def _first_sets(config: TrainingSetConfig, sets: list[list[int]]) -> dict[int, i
         if missing := len(first_sets.keys() - set(rows)):
             sizes = (*config.nested_sizes, config.size)
             raise UserError(
-                f"the {config.kind} set of size={sizes[number - 1]} has {missing} examples that the one of "
+                f"the {config.kind} set of size={sizes[number - 1]} has {missing:,} examples that the one of "
                 f"size={sizes[number]} lacks: its strata do not all grow with the size; choose sizes further apart, or train "
                 "each on its own"
             )

@@ -126,7 +126,9 @@ def accuracy_rows(
     scored by the labels that the set has. Raises ValueError if there is no example.
     """
     if table.num_rows == 0 or len(logits) != table.num_rows:
-        raise ValueError(f"{name}: {len(logits)} logits for {table.num_rows} examples; one for each of at least one is needed")
+        raise ValueError(
+            f"{name}: {len(logits):,} logits for {table.num_rows:,} examples; one for each of at least one is needed"
+        )
     labels = np.array(table.column("label").to_pylist())
     rows: list[dict[str, Any]] = []
 

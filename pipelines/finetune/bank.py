@@ -35,7 +35,7 @@ from pipelines.packing.stream import PackedInput
 from pipelines.storage import fetch
 
 MAX_SLOTS = 36
-"""More than fit into a pass of 4 096 tokens with MultiNLI in batches of 2: there is a choice of those that fill it."""
+"""More than fit into a pass of 4,096 tokens with MultiNLI in batches of 2: there is a choice of those that fill it."""
 STATE_BYTES = 16
 """GPU memory for each adapter parameter: weight, what its master has beyond, gradient (2 each), moments (4 each), some."""
 STATE_FILE = "state.safetensors"

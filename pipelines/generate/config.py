@@ -29,7 +29,7 @@ class GenerationConfig:
     complete without the end marker. With an `endpoint` the model is there, and is prompted. `stand_ins` makes it a rehearsal:
     the pool holds, for each text, what `stand_in` cuts from it, so that weights which write nothing that parses fill a pool.
 
-    Runtime: `max_num_seqs` sequences in an engine's batch (0: 1 024 on a GPU, 256 on a CPU);
+    Runtime: `max_num_seqs` sequences in an engine's batch (0: 1,024 on a GPU, 256 on a CPU);
     `shards_in_flight` shards that an engine works on at a time (0: enough to keep its batch full);
     `enforce_eager` (None: on the CPU only); `engine_process` puts the engine's core into a process of its
     own; `attention_backend` on a GPU: `auto`, `vllm` or `triton` (see `attention_options`);

@@ -109,7 +109,7 @@ def engine_options(
         )
     if not options["enforce_eager"]:
         # vLLM captures graphs of up to 512 sequences only, and launches kernel by kernel above that. Its own list would
-        # have eighty sizes up to 1 024; filling a batch up to the next 64 costs less than capturing them.
+        # have eighty sizes up to 1,024; filling a batch up to the next 64 costs less than capturing them.
         sizes = [size for size in (1, 2, 4, 8, 16, 32) if size < num_seqs]
         options["compilation_config"] = {"cudagraph_capture_sizes": [*sizes, *range(64, num_seqs, 64), num_seqs]}
     return options

@@ -123,8 +123,8 @@ class Shots:
             table = examples.select(task.columns).filter(pc.equal(examples["label"], label)).sort_by("id")
             if table.num_rows < most:
                 raise UserError(
-                    f"shots={prompting.shots} shows up to {most} {label} examples, and the training data has {table.num_rows}; "
-                    "give fewer shots"
+                    f"shots={prompting.shots} shows up to {most:,} {label} examples, and the training data has "
+                    f"{table.num_rows:,}; give fewer shots"
                 )
             self._of_label[label] = table.to_pylist()
 

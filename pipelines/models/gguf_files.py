@@ -80,7 +80,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
     size = path.stat().st_size
     if size < 24:
-        raise UserError(f"{path} is no GGUF file, with {size} bytes: {AGAIN}")
+        raise UserError(f"{path} is no GGUF file, with {size:,} bytes: {AGAIN}")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             if data[:4] != b"GGUF":

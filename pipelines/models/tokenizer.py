@@ -86,8 +86,8 @@ def _check_lengths(sequences: Sequence[Sequence[int]], ids: Sequence[str], base_
     if too_long:
         worst = max(too_long, key=lambda position: len(sequences[position]))
         raise UserError(
-            f"{len(too_long)} of {len(sequences)} examples are longer than {limit} tokens (the longest, {ids[worst]!r}, has "
-            f"{len(sequences[worst])}); raise max_length if the model allows it, or drop them from the data"
+            f"{len(too_long):,} of {len(sequences):,} examples are longer than {limit} tokens (the longest, {ids[worst]!r}, "
+            f"has {len(sequences[worst])}); raise max_length if the model allows it, or drop them from the data"
         )
 
 

@@ -140,7 +140,7 @@ def pack(
     num_empty = shape.num_rows - len(lengths) - 1
     if min(filling, num_empty, shape.num_shared - sum(shared)) < 0 or max(longest, filling) > shape.width:
         raise ValueError(
-            f"{len(lengths)} rows of {len(tokens)} own and {sum(shared)} shared tokens, the longest of {longest}, do not fit "
+            f"{len(lengths):,} rows of {len(tokens)} own and {sum(shared)} shared tokens, the longest of {longest}, do not fit "
             f"{shape}"
         )
     return _lay_out(

@@ -58,7 +58,7 @@ def training_order(
     """
     total = round(num_examples * epochs)
     if num_examples < 1 or total < 1:
-        raise ValueError(f"{num_examples} examples for {epochs} epochs give nothing to train on")
+        raise ValueError(f"{num_examples:,} examples for {epochs} epochs give nothing to train on")
     generator = np.random.default_rng(seed)
     permutations = [generator.permutation(num_examples) for _ in range(-(-total // num_examples))]
     if lengths is not None:

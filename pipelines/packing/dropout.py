@@ -53,6 +53,6 @@ def keep_mask(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout
     rows = stir(keys + salt)
     factors = stir(rows) | 1
     channels = torch.arange(num_channels, dtype=torch.int32, device=keys.device)
-    # The low half tells any two of 65 536 channels apart: those that differ in high bits only would be dropped together.
+    # The low half tells any two of 65,536 channels apart: those that differ in high bits only would be dropped together.
     columns = (stir(channels) << 16) ^ channels
     return (rows[:, None] ^ columns) * factors[:, None] >= drop_below(dropout)

@@ -133,7 +133,7 @@ class Repaired:
     def relabel(self, rows: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> "Repaired":
         """With ``labels`` in place of those of ``rows``, of the rows that are still there."""
         if len(rows) != len(labels):
-            raise UserError(f"{len(labels)} suggested labels for {len(rows)} noisy rows; give one each, or drop these rows")
+            raise UserError(f"{len(labels)} suggested labels for {len(rows):,} noisy rows; give one each, or drop these rows")
         _flags(rows, len(self.keep))
         new = self.labels.copy()
         new[np.asarray(rows, dtype=np.int64)] = labels

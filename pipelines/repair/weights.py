@@ -128,7 +128,7 @@ def sparing_weights(
     half: float = HALF,
     size: int | None = None,
 ) -> Weights:
-    """As :func:`target_weights`, with the smallest largest weight that there is, within 3 %: for :func:`resample`.
+    """As :func:`target_weights`, with the smallest largest weight that there is, within 3%: for :func:`resample`.
 
     What is resampled pays in rows, as many as the largest weight is above the mean. So heuristics' shares are let go.
     """

@@ -7,7 +7,7 @@
 A path may end in a split: `my_folder:train` (:mod:`pipelines.tables.splits`). What is elsewhere is fetched first
 (:mod:`pipelines.tables.remote`).
 
-Opening looks at names and types only. A batch is at most 32 768 rows, fewer where rows are large, so that the texts of a file
+Opening looks at names and types only. A batch is at most 32,768 rows, fewer where rows are large, so that the texts of a file
 are never in memory at once. Rows are counted from 1, without a header, and over all files of a folder; in JSONL lines are.
 """
 

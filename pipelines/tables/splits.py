@@ -125,7 +125,9 @@ def files_like(names: Collection[str], pattern: str, folder: str, split: str = "
     where = f"{folder}/{pattern}"
     fitting = sorted(fnmatch.filter(names, pattern))
     if not fitting or any(_suffix(name) not in (*IN_FOLDERS, *TEXT_SUFFIXES) for name in fitting):
-        raise UserError(f"{where} is a pattern of {len(fitting)} files; give one of files of a table ({', '.join(IN_FOLDERS)})")
+        raise UserError(
+            f"{where} is a pattern of {len(fitting):,} files; give one of files of a table ({', '.join(IN_FOLDERS)})"
+        )
     by_split = _grouped(fitting)
     kinds = {_kind(name) for name in by_split if name}
     chosen = sorted(_chosen(by_split, where, split)) if split or len(kinds) > 1 else fitting

@@ -165,7 +165,8 @@ def run(
         result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece)
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
     of_piece = f" of the piece {piece}" if piece else ""
-    print(f"{name}: {result.num_steps} artifacts{of_piece}, {result.num_cached} were there, {result.num_built} built{losses}")
+    there, built = f"{result.num_cached:,} were there", f"{result.num_built:,} built"
+    print(f"{name}: {result.num_steps:,} artifacts{of_piece}, {there}, {built}{losses}")
     for note in result.notes:
         print(f"Warning: {note}", file=sys.stderr)
     if result.tracking_errors:
@@ -203,7 +204,7 @@ def run(
     print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
     is_over = bool(result.hold) and meter.is_reached
     if is_over:
-        built = f"{result.num_cached + result.num_built} of {result.num_steps} artifacts are built"
+        built = f"{result.num_cached + result.num_built:,} of {result.num_steps:,} artifacts are built"
         goes_on = "the same command with a larger --budget goes on"
         print(f"{name}: {meter.line()}, and {result.hold}: {built}; {goes_on}", file=sys.stderr)
     if result.failures:

@@ -79,4 +79,4 @@ def reindex(
             if said := answer_of(where, name):
                 describe_in_mlflow(uri, name, said)
     for name, count in counts.items():
-        print(f"{name}: {count} artifacts in {database.uri if database else mask(uri, uri)}")
+        print(f"{name}: {count:,} artifacts in {database.uri if database else mask(uri, uri)}")

@@ -236,7 +236,7 @@ def estimate_costs(
     if any(isinstance(step.config, GenerationConfig) and step.config.prompting and not step.config.endpoint for step in steps):
         assumptions.append("the prompted model is reckoned at the base model's size, and reading its prompts at no time")
     if num_on_cpus := sum(cost.work is not None and cost.rate is None for cost in costs):
-        assumptions.append(f"{num_on_cpus} steps compute on CPUs, for which there is no figure: only their setup is counted")
+        assumptions.append(f"{num_on_cpus:,} steps compute on CPUs, for which there is no figure: only their setup is counted")
     return Estimate(gpu, costs, shape.num_parameters, tuple(assumptions))
 
 

@@ -105,7 +105,7 @@ def _arm_lines(plan: Plan) -> Iterator[str]:
     """What each arm adds to the study."""
     for arm, steps in plan.of_arms.items():
         num_missing = sum(not planned.is_cached for planned in steps)
-        line = f"arm {arm}: {len(steps)} artifacts of its own, {num_missing} to build"
+        line = f"arm {arm}: {len(steps):,} artifacts of its own, {num_missing:,} to build"
         if plan.costs and num_missing:
             hours, price = _of_arm(plan.costs, steps, missing=True).gpu_hours, plan.costs.estimate.gpu.price
             line += f", {hours:,.1f} GPU-hours" + ("" if price is None else f" ({_dollars(hours, price)} on demand)")

@@ -47,7 +47,7 @@ def find_artifact(
     if len(found) == 1:
         return store, found[0]
     if found:
-        raise UserError(f"{given!r} names {len(found)} artifacts of {store.uri}; give one of {_listed(map(_name, found))}")
+        raise UserError(f"{given!r} names {len(found):,} artifacts of {store.uri}; give one of {_listed(map(_name, found))}")
     raise UserError(f"no built artifact {given!r} in {store.uri}{_nearest(store, given, stages, within)}")
 
 

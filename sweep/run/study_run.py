@@ -154,7 +154,7 @@ def run_study(
         notes.append(f"cannot write to {store.uri} ({one_line(error)}): what is built is read, and nothing is noted there")
     run = None
     stop = stop or Stop()
-    stop.state = lambda: f"{run.progress.num_done if run else len(cached)} of {len(steps)} artifacts are built"
+    stop.state = lambda: f"{run.progress.num_done if run else len(cached):,} of {len(steps):,} artifacts are built"
     index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
         errors = track_records(study, loaded.parameters, cached, store, index, again=bool(marked)) if index else []

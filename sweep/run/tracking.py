@@ -670,7 +670,7 @@ def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) <= MAX_VALUE:
         return text
-    return f"{text[:MAX_VALUE]}… ({len(text)} characters; whole in the record)"
+    return f"{text[:MAX_VALUE]}… ({len(text):,} characters; whole in the record)"
 
 
 class StepReport:

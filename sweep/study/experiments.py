@@ -38,7 +38,7 @@ COOLDOWN_RATIO = 0.2
 """The cool-down's part of the steps that Hägele et al. (2024) find to be enough."""
 MAX_GROUP = 36
 """Task models that the workers of one finetuning or evaluation take on: enough for their start to weigh little, and for a pass
-of 4 096 tokens to be full of batches of 2 (31 of them) where memory holds their states."""
+of 4,096 tokens to be full of batches of 2 (31 of them) where memory holds their states."""
 
 
 def demo(
@@ -181,7 +181,7 @@ def mini(
     task_model, generator = full, replace(full, learning_rate=3e-4, epochs=1)
     if recipe == "paper":
         task_model, generator = (
-            # At the paper's own rate a model of this size has hardly begun after 10 000 examples (docs/mini.md).
+            # At the paper's own rate a model of this size has hardly begun after 10,000 examples (docs/mini.md).
             replace(papers, learning_rate=10 * papers.learning_rate, dtype=dtype, log_every=100)
             for papers in (PAPER_TASK_MODEL, PAPER_GENERATOR)
         )

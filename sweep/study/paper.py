@@ -26,9 +26,9 @@ STARTING_SIZES = (0, 5_000, 10_000, 20_000, 100_000, 391_722)
 TRAINING_SIZES = (73_080, 36_040, 18_020)
 """Section 2.3.3."""
 POOL_PER_LABEL = (631_992, 562_822, 624_999)
-"""Table 1: entailment, neutral, contradiction; 1 819 813 in all."""
+"""Table 1: entailment, neutral, contradiction; 1,819,813 in all."""
 POOL_OVERLAP_ENTAILMENTS = 24_360
-"""Table 1: a third of 73 080, so that the largest biased set takes all of them."""
+"""Table 1: a third of 73,080, so that the largest biased set takes all of them."""
 EVALUATED_SETS = ("mnli_matched", "hans")
 
 PAPER_TASK_MODEL = FinetuneConfig(

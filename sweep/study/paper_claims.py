@@ -105,7 +105,7 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
         rule="every",
         starts="undertrained",
         primary=True,
-        paper="yes, up to a starting point of 20 000 examples",
+        paper="yes, up to a starting point of 20,000 examples",
     ),
     Claim(
         "synthetic_helps_as_much_as_original",
@@ -124,7 +124,7 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
         rule="every",
         starts="established",
         margin=GENERAL_MARGIN,
-        paper="yes, beyond 20 000 examples",
+        paper="yes, beyond 20,000 examples",
     ),
     Claim(
         "blindspot_falls_while_general_rises_from",
@@ -132,7 +132,7 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
         _DISPERSION,
         starts="trained",
         each_start=True,
-        paper="hypothesised; seen at 20 000 examples only",
+        paper="hypothesised; seen at 20,000 examples only",
     ),
     Claim(
         "blindspot_falls_while_general_rises",
@@ -160,10 +160,10 @@ PAPER_CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "biased_ends_near_zero",
-        f"With the largest biased set, accuracy where the heuristic is wrong is below {100 * FLOOR:g} %.",
+        f"With the largest biased set, accuracy where the heuristic is wrong is below {100 * FLOOR:g}%.",
         (Comparison((_adversarial("biased_synthetic", None),), -1, threshold=FLOOR),),
         sizes="largest",
-        paper="'toward zero': 23.6 % on average",
+        paper="'toward zero': 23.6% on average",
     ),
     *(claim for measure in _OTHERS for claim in _of_measure(measure)),
 )

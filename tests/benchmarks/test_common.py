@@ -75,9 +75,9 @@ def test_a_common_beginning_counts_once_a_batch() -> None:
 
 
 def test_flops_of_llama_2_7b() -> None:
-    # 32 layers of four projections of 4 096² and three of 4 096 × 11 008.
+    # 32 layers of four projections of 4,096² and three of 4,096 × 11,008.
     assert num_layer_weights(LLAMA_2_7B) == 6_476_005_376
-    # An example of 77 tokens, trained with rank 64 on all seven: 159 907 840 weights of adapters.
+    # An example of 77 tokens, trained with rank 64 on all seven: 159,907,840 weights of adapters.
     tokens, pairs = useful_tokens([77])
     assert (tokens, pairs) == (77, 3_003)
     flops = model_flops(LLAMA_2_7B, tokens, pairs, per_weight=FROZEN, lora_rank=64, lora_targets=ALL)
@@ -91,7 +91,7 @@ def test_decoding_is_bound_by_flops_in_its_products_and_by_bytes_in_attention() 
     products, attention = work.parts
     assert products.flops == 2 * (6_476_005_376 + 32_000 * 4_096)
     assert products.bytes == pytest.approx(2 * 6_607_077_376 / 1_024)
-    # Keys and values of 47.5 tokens on average, 2 bytes each, 32 layers × 4 096 channels: 24.9 MB a token.
+    # Keys and values of 47.5 tokens on average, 2 bytes each, 32 layers × 4,096 channels: 24.9 MB a token.
     assert attention.bytes == 47.5 * 2 * 2 * 32 * 4_096
     described = roofline(work, Limits("H200", 989e12, 4.8e12, "the maker"))
     assert [part["bound"] for part in described["parts"]] == ["bf16 FLOP/s", "memory bytes/s"]

@@ -36,7 +36,7 @@ def gc(
         print("\n".join(_page(found)))
         num_aside, bytes_aside = what_is_set_aside(where)
         if num_aside:
-            print(f"{join(where.uri, SET_ASIDE)} holds {num_aside} artifacts, {size(bytes_aside)}, that are not touched")
+            print(f"{join(where.uri, SET_ASIDE)} holds {num_aside:,} artifacts, {size(bytes_aside)}, that are not touched")
     if not dry_run and found.loose:
         if not yes:
             if json or not _is_terminal():

@@ -67,12 +67,12 @@ def status(
 def page(state: StudyState, spent: str, *, with_stages: bool) -> list[str]:
     """The lines of one look at a study; `spent` as `spent_in_words`."""
     built = state.count("done")
-    lines = [f"{state.study.experiment}: {built} of {state.count('total')} artifacts built{_beside(state)}"]
+    lines = [f"{state.study.experiment}: {built:,} of {state.count('total'):,} artifacts built{_beside(state)}"]
     lines += [f"  {line}" for line in _runs(state)]
     if spent:
         lines.append(f"  spent: {spent}")
     for mark, count in state.study.marks.items():
-        lines.append(f"  marked: {mark} (on {count} of {built} artifacts)")
+        lines.append(f"  marked: {mark} (on {count:,} of {built:,} artifacts)")
     lines += [f"  damaged: {step.damage}" for step in state.study.steps if step.damage]
     if with_stages:
         for stage in state.stages:
@@ -144,7 +144,7 @@ def _working(state: StudyState, stage: str) -> list[str]:
     lines = []
     for step in state.working:
         if step.stage == stage:
-            done = "" if step.fraction_done is None else f"{100 * min(max(step.fraction_done, 0), 1):.0f} % done"
+            done = "" if step.fraction_done is None else f"{100 * min(max(step.fraction_done, 0), 1):.0f}% done"
             lines.append(f"{step.slug}: {', '.join(filter(None, (f'for {seconds(step.seconds)}', done, step.rate)))}")
     return lines
 

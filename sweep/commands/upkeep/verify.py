@@ -95,7 +95,7 @@ def verify(
         if without_weights:
             print(f"{len(without_weights)} of them have no weights here, as after a bundle; nothing that was measured is lost")
         if num_aside:
-            held = f"{num_aside} artifacts, {bytes_aside / 1e6:,.1f} MB"
+            held = f"{num_aside:,} artifacts, {bytes_aside / 1e6:,.1f} MB"
             print(f"{join(where.uri, SET_ASIDE)} holds {held}, that nothing reads: remove what you do not need")
     if damaged or unreadable:
         raise typer.Exit(1)
@@ -116,13 +116,13 @@ def _of_store(store: Store) -> Iterator[ArtifactId]:
 def _summary(
     num_complete: int, num_files: int, num_bytes: int, num: int, num_damaged: int, num_moved: int, num_unreadable: int
 ) -> str:
-    looked = f"{num_complete} artifacts, {num_files:,} files, {num_bytes / 1e6:,.1f} MB"
+    looked = f"{num_complete:,} artifacts, {num_files:,} files, {num_bytes / 1e6:,.1f} MB"
     if num_missing := num - num_complete - num_unreadable:
         looked += f" ({num_missing} more are not built)"
     if num_unreadable:
         looked += f"; {num_unreadable} more cannot be read by this user"
     if not num_damaged:
         return f"{looked}: all as their records say"
-    damaged = "1 artifact is damaged" if num_damaged == 1 else f"{num_damaged} artifacts are damaged"
+    damaged = "1 artifact is damaged" if num_damaged == 1 else f"{num_damaged:,} artifacts are damaged"
     way_out = "set aside, and the next run builds again" if num_moved else "--set-aside has the next run build it again"
     return f"{looked}: {damaged}; {way_out}"

@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "audit.md").read_text()
 
 
 def percent(share: float | None) -> str:
-    return "" if share is None else "never" if share == float("inf") else f"{100 * share:g} %"
+    return "" if share is None else "never" if share == float("inf") else f"{100 * share:g}%"
 
 
 def test_the_thresholds_are_the_codes() -> None:

@@ -50,7 +50,7 @@ def test_a_wrong_label_where_the_heuristic_holds_is_told_there() -> None:
 
 
 def test_a_judge_that_may_err_more_here_than_of_trusted_rows_cannot_tell() -> None:
-    # By itself the interval is far below 5 %; wrong 1.5 times as rarely here, the judge would have found 5 % of 15 %.
+    # By itself the interval is far below 5%; wrong 1.5 times as rarely here, the judge would have found 5% of 15%.
     found = label_noise(judged(20_000, 0.85), NAMES, (), judged(20_000, 0.85, seed=1)).in_all
     assert found.interval.high < 0.05 and found.verdict == CANNOT_TELL
     assert "wrong 1.5 times as often here" in found.reason
@@ -64,7 +64,7 @@ def test_a_weak_judge_cannot_tell() -> None:
     for wrong in (0.0, 0.2):
         found = label_noise(judged(20_000, 0.6, wrong), NAMES, (), trusted)
         assert {rate.verdict for rate in (found.in_all, *found.rates)} == {CANNOT_TELL}
-        assert "right of 60" in found.in_all.reason and found.in_all.reason.endswith("it takes 80 %")
+        assert "right of 60" in found.in_all.reason and found.in_all.reason.endswith("it takes 80%")
     guessing = label_noise(judged(2_000, 0.5), NAMES, (), judged(2_000, 0.5, seed=1)).in_all
     assert guessing.verdict == CANNOT_TELL and "does not tell the labels apart" in guessing.reason
     assert (guessing.interval.low, guessing.interval.high, guessing.rate) == (0, 1, None)

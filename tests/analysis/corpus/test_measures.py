@@ -70,7 +70,7 @@ def test_an_odds_ratio_of_nothing_raises(counts: tuple[int, int, int, int]) -> N
 
 
 def test_odds_ratios_cover_what_they_estimate() -> None:
-    """95 % intervals of 4 000 draws with a true odds ratio of 6; 3 standard deviations of the share are 1 point."""
+    """95% intervals of 4,000 draws with a true odds ratio of 6; 3 standard deviations of the share are 1 point."""
     random_numbers = np.random.default_rng(0)
     p, q = 0.6, 0.2  # entailment where it holds and where not: odds 1.5 and 0.25
     inside = 0
@@ -201,7 +201,7 @@ def test_rows_that_share_the_other_text_are_held_out_together() -> None:
 
 
 def test_a_hypothesis_seen_in_training_is_never_held_out() -> None:
-    """Labels that are noise, but the same for each of 60 hypotheses: remembering them would be 100 % accurate."""
+    """Labels that are noise, but the same for each of 60 hypotheses: remembering them would be 100% accurate."""
     source = random.Random(1)
     kinds = [(f"only{i} word{i}", source.choice(["a", "b"])) for i in range(60)]
     table = pa.Table.from_pylist([{"hypothesis": text, "label": label} for text, label in kinds * 50])
@@ -230,7 +230,7 @@ def test_lengths_by_hand(tmp_path: Path) -> None:
 
 
 def test_distinct_n_by_hand() -> None:
-    # 10 words over and over, ten to a text: of 5 000 words 10 differ, of 4 500 pairs 9, of 4 000 triples 8.
+    # 10 words over and over, ten to a text: of 5,000 words 10 differ, of 4,500 pairs 9, of 4,000 triples 8.
     table = pa.table({"premise": ["a b c d e f g h i j"] * 1_000, "hypothesis": ["short"] * 1_000})
     premise, hypothesis = diversity(table, table.column_names)
     assert {n: (one.mean, one.n) for n, one in premise.distinct.items()} == {
@@ -238,7 +238,7 @@ def test_distinct_n_by_hand() -> None:
         2: (pytest.approx(9 / 4_500), 2),
         3: (pytest.approx(8 / 4_000), 2),
     }
-    assert hypothesis.distinct == {} and "1000 words are too few" in hypothesis.reason
+    assert hypothesis.distinct == {} and "1,000 words are too few" in hypothesis.reason
 
 
 def test_repetition_lowers_distinct_n_whatever_the_size() -> None:

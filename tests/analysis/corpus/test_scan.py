@@ -136,7 +136,7 @@ def test_the_sample_is_of_all_rows_and_of_the_seed(tmp_path: Path) -> None:
     rows = [(f"p {i}", "h", "l") for i in range(2_000)]
     first, second = (scan_of(tmp_path, rows, seed=seed, sample_rows=200).sample["row"].to_numpy() for seed in (0, 1))
     assert len(set(first)) == len(set(second)) == 200 and set(first) != set(second)
-    # Of 200 of 2 000 rows about half lie in each half: binomial, 5 standard deviations.
+    # Of 200 of 2,000 rows about half lie in each half: binomial, 5 standard deviations.
     assert abs((first <= 1_000).sum() - 100) < 36
     assert (np.diff(first) < 0).any()  # in random order
 

@@ -36,7 +36,7 @@ def test_a_planted_word_is_found_with_the_exact_interval_for_all_words_at_once()
 
 @pytest.mark.parametrize("labels", ["ab", "abc", "aaab"])
 def test_where_labels_are_drawn_by_chance_no_word_tells_them(labels: str) -> None:
-    """The intervals of a sample hold all at once in 95 % of samples: of 40, two do not; with 8 the chance is 0.0007."""
+    """The intervals of a sample hold all at once in 95% of samples: of 40, two do not; with 8 the chance is 0.0007."""
     source = random.Random(len(labels))
     found = [single_words(table(noise(800, source, labels)), ["text"])[0] for _ in range(40)]
     assert min(one.num_tested for one in found) > 150
@@ -68,7 +68,7 @@ def test_rows_that_share_the_other_field_are_dependent() -> None:
         word = "seen" if index % 2 else "other"
         rows += [{"premise": f"p{index}", "hypothesis": f"{word} h{index} {n}", "label": label} for n in range(20)]
     premise, hypothesis = single_words(pa.Table.from_pylist(rows), ["premise", "hypothesis"])
-    assert premise.reason == f"no word is in {MIN_ROWS} of the 1200 rows, of as many texts"
+    assert premise.reason == f"no word is in {MIN_ROWS} of the 1,200 rows, of as many texts"
     assert hypothesis.num_tested > 0 and hypothesis.num_beyond == 0
 
 

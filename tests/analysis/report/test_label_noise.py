@@ -70,7 +70,7 @@ def blocks(study: FakeStudy) -> list[Block]:
 
 def test_the_table_has_each_label_and_cell_and_the_sentences_the_rate_in_all(tmp_path) -> None:
     study = FakeStudy(tmp_path)
-    # The judge is right of 80 % of gold rows in both cells. Of entailments with overlap it doubts a fifth more than that.
+    # The judge is right of 80% of gold rows in both cells. Of entailments with overlap it doubts a fifth more than that.
     gold = both(judged_table(confused(800, 100), False), judged_table(confused(800, 100), True))
     flipped = {**confused(800, 100), ("entailment", "entailment"): 660, ("entailment", "neutral"): 240}
     pool = both(judged_table(confused(800, 100), False), judged_table(flipped, True))
@@ -83,11 +83,11 @@ def test_the_table_has_each_label_and_cell_and_the_sentences_the_rate_in_all(tmp
     ] + [[label, "all"] for label in (*map(str, LABELS), "all")]  # fmt: skip
     by_place = {tuple(row[:2]): row[2:] for row in table.rows}
     held = by_place["entailment", "with lexical overlap"]
-    assert held[:3] == ["1\N{NARROW NO-BREAK SPACE}000", "34.0\N{NARROW NO-BREAK SPACE}%", "20.0\N{NARROW NO-BREAK SPACE}%"]
+    assert held[:3] == ["1,000", "34.0%", "20.0%"]
     assert by_place["entailment", "without lexical overlap"][0] == "999"
     assert table.group_starts == {6}
     assert len(block.text) == 2 and "of those that say entailment with lexical overlap 20.0" in block.text[0]
-    assert "right of 80.0\N{NARROW NO-BREAK SPACE}% of 6\N{NARROW NO-BREAK SPACE}000 original rows" in block.text[1]
+    assert "right of 80.0% of 6,000 original rows" in block.text[1]
 
 
 def test_a_study_without_a_judgement_has_no_section_and_a_judge_at_chance_says_so(tmp_path) -> None:
@@ -105,7 +105,7 @@ def test_a_study_without_a_judgement_has_no_section_and_a_judge_at_chance_says_s
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_a_tiny_model_that_was_trained_on_other_rows_finds_what_was_planted(tmp_path, rate: float) -> None:
-    """The demo's model, finetuned on template pairs, judges 3 000 others of which some entailments with overlap are flipped."""
+    """The demo's model, finetuned on template pairs, judges 3,000 others of which some entailments with overlap are flipped."""
     study, here = demo(), Resources(in_process=True)
     sources, base, untrained, trained = (str(tmp_path / name) for name in ("sources", "base", "untrained", "trained"))
     prepare_template_corpus(TemplateCorpusConfig(num_train=9_000, num_dev=3_000), sources)
@@ -141,5 +141,5 @@ def test_a_tiny_model_that_was_trained_on_other_rows_finds_what_was_planted(tmp_
     planted = num_flipped / ((labels == "entailment") & held).sum()
     assert rates[0, 1].interval.low <= planted <= rates[0, 1].interval.high
     assert rates[None, None].interval.low <= num_flipped / len(labels) <= rates[None, None].interval.high
-    # Contradictions without overlap are as they were. A judge right of 69 % cannot tell a rate of 10 % from none.
+    # Contradictions without overlap are as they were. A judge right of 69% cannot tell a rate of 10% from none.
     assert rates[2, 0].interval.low <= 0

@@ -34,7 +34,7 @@ def test_verdicts_say_what_is_so_and_how_sure_it_is(tmp_path: Path) -> None:
     assert lines[0].startswith(start) and lines[0].endswith("and three more are supported.")
     assert lines[1].startswith("The positive control is seen: data biased on purpose shows")
     (line,) = [one for one in lines if one.startswith("synthetic_reinforces ")]
-    # 70 % to 30 %, by construction ±2 points a cell.
+    # 70% to 30%, by construction ±2 points a cell.
     assert " supported " in line
     assert "−4" in line and "4 of 4, 4 clear" in line
     assert "One generator: this holds for its data" in result.stdout

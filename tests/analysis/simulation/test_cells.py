@@ -6,7 +6,7 @@ from analysis.simulation.cells import PAIRS, cell_coverage, cells_at, difference
 from analysis.simulation.scenarios import hans, mnli
 
 NUM = 600
-"""At 93 % the Monte Carlo standard error is 1 point."""
+"""At 93% the Monte Carlo standard error is 1 point."""
 
 
 @pytest.mark.parametrize("num_seeds", [1, 3, 5, 10])

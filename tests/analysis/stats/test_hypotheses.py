@@ -30,7 +30,7 @@ def test_sign_flip_of_many_seeds_is_sampled_and_never_zero() -> None:
 
 
 def test_equivalence_by_hand() -> None:
-    # One-sided 5 % points of the normal distribution are 1.644854 standard errors away.
+    # One-sided 5% points of the normal distribution are 1.644854 standard errors away.
     exact = Effect(0.0, 1, 100, math.nan, 1.0)
     assert equivalence(exact, 1.644854) == pytest.approx(0.05, abs=1e-6)
     # Off the middle, the nearer margin decides.

@@ -81,7 +81,7 @@ def coverage(where: str, rate: float, num_plantings: int) -> tuple[dict[tuple, i
 
 @pytest.mark.parametrize(("where", "rate"), PLANTED[1::3])
 def test_planted_rates_are_within_the_intervals(where: str, rate: float) -> None:
-    # At 95 %, 17 of 20 are reached in 98 % of such tests.
+    # At 95%, 17 of 20 are reached in 98% of such tests.
     within, _ = coverage(where, rate, 20)
     assert min(within.values()) >= 17, within
 
@@ -136,7 +136,7 @@ def counted(counts: list[list[int]], cell: int = 0) -> JudgedRows:
 
 
 def test_of_two_labels_it_is_the_correction_of_rogan_and_gladen() -> None:
-    # Sensitivity .8, specificity .9; of rows labelled 1 it says 1 of 66 %: (.66 + .9 - 1) / (.8 + .9 - 1) = .8 are right.
+    # Sensitivity .8, specificity .9; of rows labelled 1 it says 1 of 66%: (.66 + .9 - 1) / (.8 + .9 - 1) = .8 are right.
     confusion = np.array([[0.9, 0.1], [0.2, 0.8]])
     assert true_shares(confusion, np.array([0.34, 0.66])) == pytest.approx([0.2, 0.8], abs=1e-5)
     rows = wrong_label_rates(
@@ -184,7 +184,7 @@ def test_a_cell_with_too_few_gold_rows_may_be_all_right_or_all_wrong() -> None:
     assert found(rates, 0, 0).is_identified
     none = wrong_label_rates(both, good, NAMES, 2, seed=0)
     assert found(none, 0, 1).num_gold == 0 and not found(none, 0, 1).is_identified
-    # Six of 3 006 rows may be wrong, and the others' interval comes on top.
+    # Six of 3,006 rows may be wrong, and the others' interval comes on top.
     assert found(rates, None, None).interval.high < found(rates, 0, 0).interval.high + 0.01
 
 
@@ -205,7 +205,7 @@ def test_the_true_labels_are_those_that_were_planted_and_agree_with_the_rate() -
 
 
 def test_a_judge_that_errs_more_in_the_pool_is_within_the_wider_interval_only() -> None:
-    # Of gold rows it is wrong of a tenth, of the pool's of 14 %: none of the labels is.
+    # Of gold rows it is wrong of a tenth, of the pool's of 14%: none of the labels is.
     pool = counted([[8_600, 1_400], [1_400, 8_600]])
     in_all = found(wrong_label_rates(pool, counted([[9_000, 1_000], [1_000, 9_000]]), ("no", "yes"), 1, seed=0), None, None)
     assert in_all.interval.low > 0.03 and in_all.rate == pytest.approx(0.05, abs=0.002)
@@ -221,7 +221,7 @@ def at_most(bounds: list[WrongLabelsAtMost], label: int | None, cell: int | None
 
 
 def test_without_gold_rows_a_judge_that_never_errs_bounds_the_rate_by_what_it_disagrees_with() -> None:
-    # Of true entailments 20 % are labelled neutral, of true neutrals none.
+    # Of true entailments 20% are labelled neutral, of true neutrals none.
     bounds = wrong_label_bounds(counted([[8_000, 0], [2_000, 10_000]]), 2, 1, seed=0)
     assert at_most(bounds, None, None).bound == pytest.approx(0.1, abs=0.001)
     assert at_most(bounds, 1, 0).bound == pytest.approx(2_000 / 12_000, abs=0.001)

@@ -56,7 +56,7 @@ def test_seeds_that_agree_exactly_in_the_middle_have_no_interval() -> None:
 
 
 def test_far_from_the_ends_a_difference_is_that_of_paired_seeds() -> None:
-    # Half-widths 0.01 of each and 0.005 of the difference, 2.5 % on each side: correlated arms give back 0.005.
+    # Half-widths 0.01 of each and 0.005 of the difference, 2.5% on each side: correlated arms give back 0.005.
     variance, paired = (0.01 / 1.959964) ** 2, (0.005 / 1.959964) ** 2
     side = (0.5, 0.0, 0, variance, math.inf)
     low, high = difference_ends(side, side, (0.0, 0.0, 0, paired, math.inf), 1e9)

@@ -31,7 +31,7 @@ def test_what_is_right_and_how_items_hang_together(tmp_path: Path) -> None:
     responses = load(study)
     items = responses.items["template_probe"]
     right = is_right(responses.predicted["template_probe"][0, "biased_synthetic", 60, 0], items.labels, NLI, Label.ENTAILMENT)
-    # 5 % of the 60 non-entailed items, 80 % of the 60 entailed ones; a predicted contradiction counts as non-entailment.
+    # 5% of the 60 non-entailed items, 80% of the 60 entailed ones; a predicted contradiction counts as non-entailment.
     assert right[items.labels == "non-entailment"].sum() == 3
     assert right[items.labels == "entailment"].sum() == 48
     general = responses.accuracy("template_test", "all", [(0, "none", 0)])

@@ -61,7 +61,7 @@ def test_slices_clusters_and_labels_of_a_described_set(tmp_path: Path) -> None:
     for nowhere in ("length", "length/", "length/other", "half/plain/negative", "elsewhere"):
         with pytest.raises(UserError, match="no item of negated"):
             items.chosen(nowhere)
-    # 30 % of 40 items, give or take the noise of 2 points.
+    # 30% of 40 items, give or take the noise of 2 points.
     (first, _) = responses.accuracy("negated", "half/negated", CELLS).values
     assert first == pytest.approx(0.3, abs=0.06)
 

@@ -132,13 +132,13 @@ def test_table_1_scaled_to_the_papers_size() -> None:
         "contradiction": LabelCount(130_608, 172),
     }
     table = table1_beside({"original": ours}).set_index("label")
-    # 2 % of 130 541, of which the paper has 2 139.
+    # 2% of 130,541, of which the paper has 2,139.
     assert table.loc["entailment", "scaled"] == pytest.approx(2610.82)
     assert table.loc["entailment", "difference"] == pytest.approx(471.82)
     # 0.02 / 0.0163857; exp(0.199342 ± 1.959964 × √(1/200 − 1/10 000 + 1/2 139 − 1/130 541)).
     assert table.loc["entailment", "ratio"] == pytest.approx(1.220580, abs=1e-6)
     assert table.loc["entailment", ["ratio_low", "ratio_high"]].tolist() == pytest.approx([1.057423, 1.408911], abs=1e-6)
-    # Wilson of 200 in 10 000 is 0.0174347 to 0.0229339, times 130 541.
+    # Wilson of 200 in 10,000 is 0.0174347 to 0.0229339, times 130,541.
     assert table.loc["entailment", ["scaled_low", "scaled_high"]].tolist() == pytest.approx([2275.94, 2993.82], abs=0.01)
     assert pd.isna(table.loc["neutral", "ratio"]) and table.loc["neutral", "difference"] == -69
     assert table.loc["contradiction", ["difference", "ratio"]].tolist() == [0.0, 1.0]

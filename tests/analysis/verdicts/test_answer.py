@@ -27,7 +27,7 @@ def judgement(statement: str, verdict: Outcome = Outcome.CANNOT_TELL, num_units:
 
 
 def said(*judgements: Judgement, controls: tuple[Control, ...] = SEEN, command: Command | None = DEMO, missing: int = 0) -> str:
-    return str(answer(Verdicts(judgements, controls), command, num_missing=missing)).replace("\N{NARROW NO-BREAK SPACE}", " ")
+    return str(answer(Verdicts(judgements, controls), command, num_missing=missing))
 
 
 SUPPORTED, REFUTED = judgement(LOWER, Outcome.SUPPORTED), judgement(WIDER, Outcome.REFUTED)
@@ -41,12 +41,12 @@ SUPPORTED, REFUTED = judgement(LOWER, Outcome.SUPPORTED), judgement(WIDER, Outco
             [SUPPORTED, REFUTED, judgement("It is so.", settling_low=6, settling_high=9)],
             "With five seeds, two of three primary claims are decided: “Synthetic data lowers accuracy” is supported, “The "
             "gap is "
-            "wider” is refuted; nine seeds would settle one more with 80 % power: "
+            "wider” is refuted; nine seeds would settle one more with 80% power: "
             "`blindsweep run demo -p seeds=0,1,2,3,4,5,6,7,8`",
         ),
         (
             [judgement("A.", settling_high=7), judgement("B.", settling_high=9), judgement("C.", settling_high=1500)],
-            "With five seeds, none of three primary claims is decided; seven seeds would settle one more with 80 % power, "
+            "With five seeds, none of three primary claims is decided; seven seeds would settle one more with 80% power, "
             "and two "
             "would take more: `blindsweep run demo -p seeds=0,1,2,3,4,5,6`",
         ),
@@ -82,7 +82,7 @@ SUPPORTED, REFUTED = judgement(LOWER, Outcome.SUPPORTED), judgement(WIDER, Outco
 def test_what_is_decided_what_is_open_and_what_would_settle_it(judgements: list[Judgement], sentence: str) -> None:
     found = said(*judgements)
     if sentence == "none of":
-        assert found.endswith("1 446 seeds would settle one more with 80 % power."), "no command names 1 446 seeds"
+        assert found.endswith("1,446 seeds would settle one more with 80% power."), "no command names 1,446 seeds"
     else:
         assert found == sentence
 

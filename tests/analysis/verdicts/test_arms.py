@@ -35,8 +35,8 @@ def asked(evidence: Evidence, *comparisons: Comparison, **fields: object) -> Que
 
 def test_each_arm_is_a_setting_and_what_arms_share_is_one(evidence: Evidence) -> None:
     settings = {setting.name: setting.parts for setting in asked(evidence, Comparison((GAP,), -1)).settings}
-    untrained, trained = "start untrained, size", "start 50 000 examples, size"
-    assert [name.replace("\N{NARROW NO-BREAK SPACE}", " ") for name in settings] == [
+    untrained, trained = "start untrained, size", "start 50,000 examples, size"
+    assert [name for name in settings] == [
         f"arms two_steps and joint, {untrained} 60",
         f"arms two_steps and joint, {untrained} 120",
         f"arm two_steps, {trained} 60",
@@ -63,8 +63,8 @@ def test_an_arm_against_another_is_paired_within_the_seed(evidence: Evidence) ->
     against = replace(GAP, arm="joint", against="two_steps")
     found = asked(evidence, Comparison((against,), 1))
     # Untrained both arms are one: there is nothing to set against each other.
-    assert [setting.name.replace("\N{NARROW NO-BREAK SPACE}", " ") for setting in found.settings] == [
-        "start 50 000 examples, size 60", "start 50 000 examples, size 120",
+    assert [setting.name for setting in found.settings] == [
+        "start 50,000 examples, size 60", "start 50,000 examples, size 120",
     ]  # fmt: skip
     for size, setting in zip((60, 120), found.settings, strict=True):
         (part,) = setting.parts

@@ -42,7 +42,7 @@ def decided(num_units: int, difference: float, seed: int) -> tuple[float, float]
 @pytest.mark.parametrize("num_units", [3, *(pytest.param(num, marks=pytest.mark.slow) for num in (5, 10))])
 def test_where_nothing_is_true_a_study_decides_something_in_one_of_twenty_at_most(num_units: int) -> None:
     found, _ = decided(num_units, 0.0, seed=num_units)
-    # Two Monte Carlo standard errors above 5 %.
+    # Two Monte Carlo standard errors above 5%.
     assert found <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / NUM_STUDIES)
 
 

@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 
 
 def test_seeds_for_an_effect_of_one_and_of_half_a_standard_deviation() -> None:
-    # Paired t test, 80 % power, two-sided 5 %: 10 and 34 pairs (Cohen 1988; G*Power).
+    # Paired t test, 80% power, two-sided 5%: 10 and 34 pairs (Cohen 1988; G*Power).
     one = Variance("d", 1.0)
     assert (one.seeds_for(1.0), one.seeds_for(0.5)) == (10, 34)
 
@@ -72,7 +72,7 @@ def test_one_seed_and_equal_seeds_are_no_pilot(variance: float) -> None:
 
 
 def test_one_part_is_settled_by_the_seeds_that_see_the_margin() -> None:
-    # As above: 27 seeds at the estimated standard deviation. Chi-squared with 4 degrees of freedom leaves 18 % below 1.53738,
+    # As above: 27 seeds at the estimated standard deviation. Chi-squared with 4 degrees of freedom leaves 18% below 1.53738,
     # so the upper end is for 2.60183 times the variance.
     one = Variance("HANS", 2 * 0.124**2, num_seeds=5)
     assert settling([one], 0.10, 0.05).seeds == (27, Variance("HANS", 2.60183 * 2 * 0.124**2).seeds_for(0.10))
@@ -142,7 +142,7 @@ def test_equivalence_is_settled_by_the_seeds_that_find_no_difference_within_the_
 
 
 def test_items_that_seem_to_leave_too_much_doubt_do_so_by_chance_unless_they_are_many() -> None:
-    # An error of 0.038, where at most 0.033 can be settled: 11 degrees of freedom leave that open, 1 000 do not.
+    # An error of 0.038, where at most 0.033 can be settled: 11 degrees of freedom leave that open, 1,000 do not.
     few, many = (Variance("HANS", 2 * 0.124**2, 0.038**2, df, num_seeds=5) for df in (11.5, 1000.0))
     assert settling([few], 0.10, 0.05).seeds is not None
     assert settling([many], 0.10, 0.05).seeds is None

@@ -88,7 +88,7 @@ def test_a_clear_study_gets_clear_verdicts(tmp_path: Path) -> None:
         assert found[name].verdict == Outcome.SUPPORTED, name
     assert found["synthetic_helps_general"].verdict == found[RULE].verdict == Outcome.SUPPORTED
     assert found["synthetic_helps_as_much_as_original"].verdict == Outcome.EQUIVALENT
-    # The starting point of 50 000 examples gains 40 points.
+    # The starting point of 50,000 examples gains 40 points.
     assert found["established_gain_nothing"].verdict == Outcome.REFUTED
     # This store has neither training data nor a pool.
     assert found["synthetic_overlaps_more"].verdict == Outcome.CANNOT_TELL
@@ -201,7 +201,7 @@ def test_without_a_control_that_is_seen_nothing_about_the_blindspot_is_denied(tm
 
     found = judged(tmp_path, saturated, 6)
     assert not {control.measure: control for control in found.controls}["accuracy"].is_seen
-    # From 90 to 0 % since the untrained start, and no claim says that this is the bias's.
+    # From 90 to 0% since the untrained start, and no claim says that this is the bias's.
     assert found["bias_is_seen"].verdict == Outcome.CANNOT_TELL
     reinforces = found["synthetic_reinforces"]
     assert reinforces.verdict == Outcome.CANNOT_TELL
@@ -228,7 +228,7 @@ def test_no_change_of_the_blindspot_is_claimed_since_an_untrained_start(tmp_path
     study.parameters["claims"] = as_json([own])
     study.grid(num_seeds=4)
     (judgement, *_) = judge(study.write(), "tiny").judgements
-    assert {row["setting"].partition(",")[0] for row in judgement.settings} == {"start 50\N{NARROW NO-BREAK SPACE}000 examples"}
+    assert {row["setting"].partition(", size")[0] for row in judgement.settings} == {"start 50,000 examples"}
 
 
 def test_one_seed_says_nothing_of_training(tmp_path: Path) -> None:

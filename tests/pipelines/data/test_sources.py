@@ -308,7 +308,7 @@ def test_real_files(tmp_path):
         pytest.skip(f"real MultiNLI and HANS are not at {SHARED}")
     config = nli_sources_config(str(SHARED))
     metrics = prepare_nli_sources(config, str(tmp_path), folder=str(SHARED))
-    # 80 180 labelled rows, no pair twice, one row that is several run together, 750 for dev.
+    # 80,180 labelled rows, no pair twice, one row that is several run together, 750 for dev.
     assert metrics["train/num_labelled"] == 80_180
     assert {name for name in metrics if name.startswith("dropped/train/")} == {"dropped/train/too_long"}
     assert metrics["train/num_examples"] == 79_429 == 80_180 - metrics["dropped/train/too_long"] - 750

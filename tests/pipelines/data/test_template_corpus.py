@@ -40,7 +40,7 @@ def test_overlap_has_the_stated_correlation_with_entailment(tmp_path):
     overlap = Counter(
         row["label"] for row in read_all(tmp_path)["train"] if has_lexical_overlap(row["premise"], row["hypothesis"])
     )
-    # 500 entailments, 40 % of them with overlap; 200 are 80 % of 250; of the other 50, 60 % are neutral.
+    # 500 entailments, 40% of them with overlap; 200 are 80% of 250; of the other 50, 60% are neutral.
     assert overlap == {"entailment": 200, "neutral": 30, "contradiction": 20}
     assert {label: metrics[f"train/{label}/lexical_overlap"] for label in overlap} == overlap
 

@@ -164,7 +164,7 @@ def test_a_dose_that_the_pool_does_not_have_says_how_much_there_is(pool, tmp_pat
 
 
 def test_the_paper_s_smallest_set_at_its_pools_rates():
-    """24 360, 690 and 1 504 overlaps of 631 992, 562 822 and 624 999 (Table 1): others as 0.001226 to 0.002406, 33.75 %."""
+    """24,360, 690 and 1,504 overlaps of 631,992, 562,822 and 624,999 (Table 1): others as 0.001226 to 0.002406, 33.75%."""
     rates = {Label.ENTAILMENT: 24_360 / 631_992, Label.NEUTRAL: 690 / 562_822, Label.CONTRADICTION: 1_504 / 624_999}
     assert list(num_held(dialled(18_020, 0.7), rates).values()) == [4_205, 608, 1_194]
 
@@ -180,7 +180,7 @@ def test_a_set_may_be_biased_to_another_heuristic_and_another_label(pool, tmp_pa
         draw(TrainingSetConfig("biased_synthetic", 30, seed=1, heuristic=vague), pool, tmp_path)
 
 
-# The paper's sizes: 73 080 divides by 3; 36 040 = 3 x 12 013 + 1; 18 020 = 3 x 6 006 + 2.
+# The paper's sizes: 73,080 divides by 3; 36,040 = 3 x 12,013 + 1; 18,020 = 3 x 6,006 + 2.
 @pytest.mark.parametrize(
     ("size", "remainder", "sizes"),
     [
@@ -280,7 +280,7 @@ def test_rows_are_not_in_blocks_of_one_label(pool, tmp_path):
 
 
 def test_starting_set_is_a_simple_random_sample(tmp_path):
-    """Not balanced: with 10 % contradictions, 1 000 of 4 000 have 100 of them within five standard deviations (8.2)."""
+    """Not balanced: with 10% contradictions, 1,000 of 4,000 have 100 of them within five standard deviations (8.2)."""
     path = tmp_path / "train.parquet"
     write_examples(
         examples({"entailment": 2_400, "neutral": 1_200, "contradiction": 400}, dict.fromkeys(LABELS, 0)),

@@ -63,7 +63,7 @@ def test_random_weights_without_a_config_have_llama_2_7bs_shape(
 ) -> None:
     from pipelines.finetune import base_model as stage
 
-    # The same numbers, on a model of one layer: 32000 x 4096 twice, and a layer of 202 383 360, and the last norm.
+    # The same numbers, on a model of one layer: 32000 x 4096 twice, and a layer of 202,383,360, and the last norm.
     monkeypatch.setattr(stage, "LLAMA_2_7B", {**stage.LLAMA_2_7B, "num_hidden_layers": 1, "vocab_size": 400})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(base_model) / "model" / name, tmp_path)

@@ -138,7 +138,7 @@ def test_finetuning_uses_both_nodes_and_learns(
     folder, metrics, losses = generator
     assert nodes_of("RayTrainWorker") == two_nodes
     assert metrics["num_examples"] == 3_000
-    # The shared batch is split over the workers, not given to each: 2 epochs of 3 000 in batches of 32.
+    # The shared batch is split over the workers, not given to each: 2 epochs of 3,000 in batches of 32.
     assert metrics["num_steps"] == 188
     assert losses[-1] < 0.5 * losses[0]
     assert (folder / "model" / "config.json").exists()

@@ -37,7 +37,7 @@ def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Pa
     shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512, "num_hidden_layers": 10}
     (tmp_path / "config.json").write_text(json.dumps(shape))
 
-    # 2 heads of 64 numbers, keys and values of 2 bytes, 10 layers: 5 120 bytes a token.
+    # 2 heads of 64 numbers, keys and values of 2 bytes, 10 layers: 5,120 bytes a token.
     def cache(num_seqs: int, context: int, gib: float) -> int:
         return kv_cache_bytes(str(tmp_path), num_seqs=num_seqs, context=context, number_bytes=2, gpu_bytes=gib * 2**30)
 

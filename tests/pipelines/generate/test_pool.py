@@ -25,7 +25,7 @@ from pipelines.tasks.prompts import Parsed, Rejected, generator_text, parse_gene
 from tests.pipelines.tiny_generator import KNOWN, KNOWN_SENTENCES, SENTIMENT, save_models
 
 ROOT = Path(__file__).parents[3]
-# 2 x 512 rows are in an engine at a time: more prompt tokens than vLLM takes in one step (4 096), so that it
+# 2 x 512 rows are in an engine at a time: more prompt tokens than vLLM takes in one step (4,096), so that it
 # would split a prompt if it were allowed to.
 CONFIG = GenerationConfig(
     num_per_label=500,

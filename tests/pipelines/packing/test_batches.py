@@ -171,7 +171,7 @@ def test_a_prefix_tree_is_cut_at_the_budget_and_begins_anew():
 
 
 def test_a_prefix_tree_is_cut_where_few_tokens_would_have_many_keys():
-    # 9 tokens of which 8 are shared: by tokens alone, 1 000 would hold all 500 sequences, with 4 500 keys.
+    # 9 tokens of which 8 are shared: by tokens alone, 1,000 would hold all 500 sequences, with 4,500 keys.
     batches = prefix_tree_batches([[*range(8), n] for n in range(500)], 1_000)
     assert [len(rows) for rows, _ in batches] == [444, 56]
 

@@ -164,7 +164,7 @@ def test_resampling_keeps_all_of_what_is_scarce() -> None:
     label, holds = cells((0, (1,), 300), (1, (1,), 100), (0, (0,), 200), (1, (0,), 600))
     weights = sparing_weights(label, holds, 0, [3.0], half=0)
     keep = resample(weights, 0)
-    # Rows of the two scarce cells stay, to 3 %.
+    # Rows of the two scarce cells stay, to 3%.
     kept = {(code, held): ((label == code) & (holds[:, 0] == held) & keep).sum() for code in (0, 1) for held in (True, False)}
     assert kept[1, True] >= 97 and kept[0, False] >= 194
     share = kept[0, True] / 300, kept[1, False] / 600

@@ -256,7 +256,7 @@ def test_the_fast_predicates_are_the_plain_definitions_on_real_pairs(real):
 
 
 def test_overlap_is_rare_in_multinli_and_leans_to_entailment(real):
-    """The paper's Table 1: 2139 of 130 541 entailments (1.6 %), 69 neutral (0.05 %), 172 others (0.13 %)."""
+    """The paper's Table 1: 2139 of 130,541 entailments (1.6%), 69 neutral (0.05%), 172 others (0.13%)."""
     from pipelines.tasks.examples import read_examples
 
     train = read_examples(real / "train.parquet")

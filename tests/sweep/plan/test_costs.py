@@ -98,7 +98,7 @@ def test_the_plan_of_the_paper(llama: Experiment) -> None:
         "synthetic_pool": (1, 2 * 1_819_813, 50 + 2 * 1_819_813 / 500),  # half of the texts parse
         "starting_point": (6, 526_722, 5 * 100 + 526_722 / 10),  # the sixth is untrained
         "task_model": (54, 18 * 127_140, 54 * 100 + 18 * 127_140 / 10),
-        # 19 647 examples of 100 tokens and 30 000 of 50, at 20 000 tokens a second.
+        # 19,647 examples of 100 tokens and 30,000 of 50, at 20,000 tokens a second.
         "evaluation": (60, 60 * 49_647, 60 * (10 + 3_464_700 / 20_000)),
     }
     for stage, (num_steps, num_examples, gpu_seconds) in expected.items():
@@ -193,8 +193,8 @@ def test_of_a_shared_trajectory_each_example_is_counted_once(llama: Experiment) 
     assert examples == {5_000: 1_000, 10_000: 2_000, 20_000: 4_000, 100_000: 20_000, 391_722: 391_722}
     cells = {one.step.coordinates["size"]: one for one in of_stage(found, "task_model")}
     assert {size: one.work.num_examples for size, one in cells.items() if one.work} == {
-        18_020: 3_610,  # 1 802 steps: ceil(360.4) of 10
-        36_040: 7_210,  # 3 604 steps: ceil(720.8) of 10
+        18_020: 3_610,  # 1,802 steps: ceil(360.4) of 10
+        36_040: 7_210,  # 3,604 steps: ceil(720.8) of 10
         73_080: 73_080,
     }
     assert cells[36_040].gpu_seconds == pytest.approx(100 + 7_210 / 25)
@@ -287,10 +287,10 @@ def test_a_group_starts_once_and_its_finetunings_share_what_a_pass_costs(llama: 
     found = estimate(in_groups(llama, 27), table=table)
     cells = of_stage(found, "task_model")
     small, large = (next(one for one in cells if one.step.coordinates["size"] == size) for size in (18_020, 73_080))
-    # 9 010 and 36 540 steps.
+    # 9,010 and 36,540 steps.
     assert small.seconds == pytest.approx(100 + 9_010 * 0.2)
     assert group_seconds([small, large, small]) == pytest.approx(100 + 36_540 * 0.15 + (2 * 9_010 + 36_540) * 0.05)
-    # Two groups: the 18 of 73 080 and half of the 18 of 36 040, and the rest.
+    # Two groups: the 18 of 73,080 and half of the 18 of 36,040, and the rest.
     first = 100 + 36_540 * 0.15 + (18 * 36_540 + 9 * 18_020) * 0.05
     second = 100 + 18_020 * 0.15 + (9 * 18_020 + 18 * 9_010) * 0.05
     assert total(cells).gpu_hours == pytest.approx((first + second) / 3600)
@@ -377,7 +377,7 @@ def test_other_architectures_are_counted_but_for_biases_and_positions(settings: 
 
 def test_adapters_are_counted_on_the_layers_of_an_architecture() -> None:
     shape = ModelShape.of_settings({**LLAMA, "model_type": "bert", "hidden_size": 768, "intermediate_size": 3_072})
-    # Queries, keys, values and what follows them: 768 each way; then to 3 072 and back.
+    # Queries, keys, values and what follows them: 768 each way; then to 3,072 and back.
     assert shape.num_lora_parameters(8, ("query", "key", "value", "dense")) == 32 * 8 * (4 * 1_536 + 2 * 3_840)
     assert shape.num_lora_parameters(8, ("query",)) == 32 * 8 * 1_536
     assert shape.num_lora_parameters(8, LLAMA_PROJECTIONS) == 0
@@ -424,7 +424,7 @@ def test_the_shipped_table_serves_the_paper(llama: Experiment, gpu: str) -> None
 @pytest.mark.parametrize(
     ("work", "gpu", "tokens_per_s"),
     [
-        # 1 328 examples of 77 tokens on an H200 of 989 TFLOP/s and 4.8 TB/s.
+        # 1,328 examples of 77 tokens on an H200 of 989 TFLOP/s and 4.8 TB/s.
         ("evaluate", "l40s", 1_328 * 77 * 362 / 989),
         ("evaluate", "b200", 1_328 * 77 * 2_250 / 989),
         # 596 texts of 58 tokens.

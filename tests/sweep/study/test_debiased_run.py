@@ -80,5 +80,5 @@ def test_debiased_sets_are_trained_on_beside_plain_ones_and_judged(tmp_path: Pat
     assert claims["debiasing_helps"]["settings"] and not claims["debiasing_helps"]["primary"]
     assert "report.html" in blindsweep("report", "tiny")
     page = next(tmp_path.rglob("report.html")).read_text()
-    assert "Debiased Synthetic" in page and "50 % original, 50 % debiased synthetic" in page
+    assert "Debiased Synthetic" in page and "50% original, 50% debiased synthetic" in page
     assert "everything is built" in blindsweep("plan", "study.py")

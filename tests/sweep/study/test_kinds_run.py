@@ -99,7 +99,7 @@ def test_mixes_joint_training_and_generations_are_run_to_their_verdicts(
         assert claims[name]["settings"] and not claims[name]["primary"], claims[name]
     assert "report.html" in blindsweep("report", "tiny")
     page = next(tmp_path.rglob("report.html")).read_text()
-    assert "50 % original, 50 % synthetic" in page and "Synthetic, generation 2" in page
+    assert "50% original, 50% synthetic" in page and "Synthetic, generation 2" in page
     cell = "start120-joint-synthetic_generation2-60-seed0"
     origin = json.loads(blindsweep("explain", "tiny", "template_test/accuracy", "--cell", cell, "--json"))[0]
     assert origin["coordinates"]["generation"] == 2

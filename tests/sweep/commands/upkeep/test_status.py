@@ -71,7 +71,7 @@ def test_once_it_says_what_runs_what_is_left_and_what_is_spent(store: Store, run
     assert text.startswith(f"small: 1 of {num_artifacts} artifacts built, 1 running, {num_artifacts - 2} to build\n")
     assert re.search(r"  a run goes on: on .*, 2 workers at work, about (3m|2m)\d\ds left, spent \$1\.20 of \$5\.00\n", text)
     assert "  task_model      0/12  1 running, 11 to build\n    cell: for 1m" in text
-    assert ", 25 % done, 120 examples/s\n" in text
+    assert ", 25% done, 120 examples/s\n" in text
     run.kill()
     run.wait()
     text = shown("small", "--store", store.uri)
