@@ -85,6 +85,11 @@ def shown(text: str, num_characters: int = 300) -> str:
     return safe if len(safe) <= num_characters else safe[: num_characters - 1] + "…"
 
 
+def measure_word(measure: str) -> str:
+    """'auc' -> 'AUC', as a sentence has it; other measures are called by their own names."""
+    return {"auc": "AUC"}.get(measure, measure)
+
+
 def in_words(names: Sequence[str]) -> str:
     """('a', 'b', 'c') -> 'a, b and c'."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

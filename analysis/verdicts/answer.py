@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from analysis.verdicts.command import Command
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import FEWEST_PILOT_SEEDS, ITEMS_LEAVE_DOUBT
-from analysis.wording import NOTHING, in_words, number_word
+from analysis.wording import NOTHING, in_words, measure_word, number_word
 
 ONE_SEED = "One seed: nothing is said about training, and every interval is over test items only."
 NO_CONTROL = (
     "No claim is a positive control: whether this study could have seen a blindspot grow is not known, so nothing about the "
     "blindspot is called refuted or equivalent."
 )
-MEASURE_WORDS = {"auc": "AUC"}
+NONE_BY_ACCURACY = (
+    "By accuracy no claim is a positive control, so nothing about the blindspot is called refuted or equivalent by accuracy."
+)
 MOST_QUOTED = 2
 """Statements of one verdict that the sentence says in full."""
 DECIDED = {Outcome.SUPPORTED: "supported", Outcome.REFUTED: "refuted", Outcome.EQUIVALENT: "equivalent within its margin"}
@@ -174,10 +176,6 @@ def units_name(judgement: Judgement) -> str:
     return judgement.rests_on[:-1] if judgement.num_units == 1 else judgement.rests_on
 
 
-def measure_word(measure: str) -> str:
-    return MEASURE_WORDS.get(measure, measure)
-
-
 def agreement_words(judgement: Judgement) -> str:
     """'5 of 6, 3 clear': settings with the estimate's sign, and those with an interval on that side; a dash for one."""
     if judgement.num_settings < 2 or math.isnan(judgement.estimate):
@@ -194,13 +192,13 @@ def settling_words(judgement: Judgement) -> str:
 
 
 def control_sentences(controls: Sequence[Control]) -> list[str]:
-    """Whether the study could have seen anything: by accuracy, and by each measure that says otherwise."""
-    main = next((control for control in controls if control.measure == "accuracy"), None)
-    if main is None:
+    """Whether the study could have seen anything: by accuracy, and by each measure that says otherwise or stands alone."""
+    if not controls:
         return [NO_CONTROL]
-    others = [control for control in controls if control.is_seen != main.is_seen]
+    main = next((control for control in controls if control.measure == "accuracy"), None)
+    others = [control for control in controls if main is None or control.is_seen != main.is_seen]
     said = [control.sentence for control in others if not control.why_not]
     for why_not in dict.fromkeys(control.why_not for control in others if control.why_not):
         names = [measure_word(control.measure) for control in others if control.why_not == why_not]
         said.append(f"By {in_words(names)} there is no positive control, and nothing is refuted or equivalent: {why_not}.")
-    return [main.sentence, *said]
+    return [main.sentence, *said] if main else [*said, NONE_BY_ACCURACY]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from analysis.verdicts.answer import answer
+from analysis.verdicts.answer import NO_CONTROL, NONE_BY_ACCURACY, answer, control_sentences
 from analysis.verdicts.command import Command, command_of
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import ITEMS_LEAVE_DOUBT
@@ -105,6 +106,27 @@ def test_a_control_that_is_not_seen_comes_first() -> None:
     assert said(SUPPORTED, controls=()).startswith(
         "Whether this study could have seen a blindspot grow is not known, for no claim"
     )
+
+
+@pytest.mark.parametrize(
+    ("controls", "sentences"),
+    [
+        ((), [NO_CONTROL]),
+        ((Control("auc", True, "It is seen by AUC."),), ["It is seen by AUC.", NONE_BY_ACCURACY]),
+        (
+            (Control("auc", False, "", "no pairs"), Control("pull", False, "It is not seen by pull.")),
+            [
+                "It is not seen by pull.",
+                "By AUC there is no positive control, and nothing is refuted or equivalent: no pairs.",
+                NONE_BY_ACCURACY,
+            ],
+        ),
+        ((*SEEN, Control("auc", True, "")), [SEEN[0].sentence]),
+        ((*SEEN, Control("auc", False, "It is not seen by AUC.")), [SEEN[0].sentence, "It is not seen by AUC."]),
+    ],
+)
+def test_a_control_of_another_measure_than_accuracy_is_one(controls: Sequence[Control], sentences: list[str]) -> None:
+    assert control_sentences(controls) == sentences
 
 
 def test_what_is_missing_and_exploratory_claims_are_named() -> None:
