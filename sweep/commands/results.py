@@ -3,8 +3,10 @@
 import hashlib
 import json as js
 import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import join as join_words
 from shlex import quote
@@ -38,7 +40,7 @@ def report(
     study: StudyName,
     store: StoreUri = DEFAULT_STORE,
     partial: Annotated[bool, typer.Option(help="Report what is there and name what is missing.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder to write into. [default: reports/STUDY in the store]")] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder for it. [default: reports/STUDY in the store]")] = None,
 ) -> None:
     """Write the report of a study: figures, tables, and the numbers behind them."""
     write_report(Store(store), study_name(study), output, partial=partial)
@@ -49,18 +51,21 @@ def write_report(store: Store, name: str, output: Path | None, *, partial: bool)
     where it is.
 
     One that lies in its place in the store and is of other artifacts, as after a run with other parameters, is kept beside it.
+    Raises UserError where `output` holds anything but an earlier report of the same artifacts.
     """
     from analysis.report.report import write_report as write
 
+    of = report_of(Study.load(store, name))
     if output:
-        written = write(store, name, output, partial=partial)
-        print(f"{written.answer}\nreport: {written.path}")
-        return written.answer
+        _check_output(output, of)
     target = join(store.uri, "reports", name)
     with tempfile.TemporaryDirectory(prefix="blindsweep-") as folder:
         written = write(store, name, folder, partial=partial)
-        of = report_of(Study.load(store, name))
         (Path(folder) / REPORT_OF).write_text(js.dumps(of, indent=1, ensure_ascii=False))
+        if output:
+            shutil.copytree(folder, output, dirs_exist_ok=True)
+            print(f"{written.answer}\nreport: {output / written.path.name}")
+            return written.answer
         if kept := _keep_other(target, str(of["id"])):
             print(f"kept: the report of other parameters is {join(kept, written.path.name)} now")
         publish(folder, target)
@@ -84,12 +89,31 @@ def report_of(study: Study) -> dict[str, object]:
     }
 
 
+def _check_output(output: Path, of: Mapping[str, object]) -> None:
+    """Raise UserError unless a report of `of` replaces nothing in the folder `output` but its own earlier one."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output} is a file; name a folder for the report")
+    before = _read_report_of(str(output))
+    if not any(output.iterdir()) or (before.get("study"), before.get("id")) == (of["study"], of["id"]):
+        return
+    what = f"holds a report of {before['study']} with other artifacts" if before.get("study") == of["study"] else "is not empty"
+    raise UserError(f"{output} {what}; name a folder that is not there, so that nothing is replaced")
+
+
+def _read_report_of(folder: str) -> Mapping[str, object]:
+    """What the report in a folder says that it is of; nothing where it does not."""
+    try:
+        found = js.loads(read_text(join(folder, REPORT_OF)) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _keep_other(target: str, own: str) -> str:
     """Move a report that is of other artifacts than those of `own` out of the way; returns where it is, "" if there is none."""
-    try:
-        before = str(js.loads(read_text(join(target, REPORT_OF)) or "{}").get("id", ""))
-    except (ValueError, AttributeError):
-        before = ""
+    before = str(_read_report_of(target).get("id", ""))
     if before == own or not exists(join(target, "report.html")):
         return ""
     # No study has such a name. One of an earlier version does not say what it is of.

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from analysis.study.frame import IncompleteSweepError
 from pipelines.data.sources import nli_sources_config
+from pipelines.errors import UserError
 from sweep import cli
 from sweep.commands.results import write_report
 from sweep.graph.records import Store, Study
@@ -171,6 +172,27 @@ def test_a_report_of_other_parameters_is_kept_beside_the_new_one(tmp_path: Path,
     with pytest.raises(IncompleteSweepError):
         write_report(Store(study.write()), "tiny", None, partial=False)
     assert page.is_file() and len(list(page.parents[1].iterdir())) == 2
+
+
+def test_a_report_for_a_folder_replaces_nothing_but_itself(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path / "store")
+    study.add_grid((0,), (60,), (0,))
+    store, output = Store(study.write()), tmp_path / "out"
+    write_report(store, "tiny", output, partial=False)
+    first = (output / "report.html").read_text()
+    write_report(store, "tiny", output, partial=False)
+    study.add_grid((0,), (60,), (1,))
+    study.write()
+    with pytest.raises(UserError, match="out holds a report of tiny with other artifacts; name a folder that is not there"):
+        write_report(store, "tiny", output, partial=False)
+    assert (output / "report.html").read_text() == first
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "frame.csv").write_text("mine")
+    with pytest.raises(UserError, match="full is not empty"):
+        write_report(store, "tiny", tmp_path / "full", partial=False)
+    with pytest.raises(UserError, match="is a file"):
+        write_report(store, "tiny", tmp_path / "full" / "frame.csv", partial=False)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["frame.csv"]
 
 
 def test_a_run_that_evaluated_nothing_writes_no_report_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
