@@ -14,25 +14,29 @@ from analysis.study.frame import evaluation_frame
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Responses, load_arms
 from analysis.study.series import study_series
-from analysis.wording import in_words, set_name, slice_name
+from analysis.wording import in_words, measure_word, set_name, slice_name
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
-from sweep.study.claims import NOT_FROM_POOL
+from sweep.study.claims import NOT_FROM_POOL, Measure
 
 Cell = tuple[int, str, int]
 """starting_size, kind, size."""
+OF_SCORES = (Measure.MARGIN, Measure.AUC, Measure.PULL)
+"""What is measured beside accuracy, on the slice where going by the heuristic is wrong."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell on one slice: both accuracies over the seeds (or generators) that both have, and B minus A, shares of 1.
+    """A measure of one cell on one slice: both levels over the seeds (or generators) that both have, and B minus A.
 
-    `low` and `high` are the 95 % interval of the difference, NaN where there is none; `units` says what was paired.
+    Levels are shares of 1, of the margin log-odds. `low` and `high` are the 95% interval of the difference, NaN where there is
+    none; `units` says what was paired.
     """
 
     arm: str
     set: str
     slice: str
+    measure: Measure
     starting_size: int
     kind: str
     size: int
@@ -48,8 +52,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`rows` by place (set and slice) and cell; `not_comparable` says what has none and why; `differs` what else is other in
-    the two, of which a difference may be; `only` counts the cells that one alone has.
+    """`rows` by place (set and slice), measure and cell; `not_comparable` says what has none and why; `differs` what else is
+    other in the two, of which a difference may be; `only` counts the cells that one alone has.
     """
 
     names: tuple[str, str]
@@ -62,7 +66,8 @@ class Comparison:
 
 
 def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comparison:
-    """B's accuracy minus A's, `second` being B, in each cell that both have, on the sets that both are read on.
+    """B minus A, `second` being B, in each cell that both have: accuracy on the sets that both are read on, and margin, AUC and
+    pull where going by the heuristic is wrong.
 
     What is not built is left out and said. Raises UserError where a study cannot be read, or has no evaluation yet.
     """
@@ -102,20 +107,35 @@ def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comp
         not_comparable += [
             f"arm {arm}: only {names[side]} has it" for side in (0, 1) for arm in arms[side] if arm not in arms[1 - side]
         ]
+    asked = [(place, Measure.ACCURACY) for place in common]
+    if arms and all(of_study[-1] == places[0][-1] for of_study in places) and places[0][-1] in common:
+        labels = [next(iter(of_study.values())).label for of_study in arms]
+        if labels[0] == labels[1]:
+            asked += [(places[0][-1], measure) for measure in OF_SCORES]
+        else:
+            not_comparable.append(f"{_words(OF_SCORES)}: scores are of {labels[0]} in A and of {labels[1]} in B")
+    general = places[0][0] if places[0][0] == places[1][0] and places[0][0] in common else None
+    without: dict[str, list[Measure]] = {}
     only = [0, 0]
     for arm in (arm for arm in (arms[0] if sets else ()) if arm in arms[1]):
         both = arms[0][arm], arms[1][arm]
         cells = [_cells(one) for one in both]
         only[0] += len(set(cells[0]) - set(cells[1]))
         only[1] += len(set(cells[1]) - set(cells[0]))
-        for place in common:
+        for place, measure in asked:
             for cell in cells[0]:
                 if cell in cells[1]:
-                    row = _row(both, arm, place, cell)
+                    try:
+                        row = _row(both, arm, place, measure, cell, general)
+                    except UserError as error:
+                        if measure not in (measures := without.setdefault(str(error), [])):
+                            measures.append(measure)
+                        continue
                     if isinstance(row, Row):
                         rows.append(row)
                     elif row not in not_comparable:
                         not_comparable.append(row)
+    not_comparable += [f"{_words(measures)}: {why}" for why, measures in without.items()]
     titles = {place: _title(place, arms[0]) for place in common}
     missing = [len(frame.attrs["missing"]) for frame in frames]
     notes = tuple(
@@ -124,11 +144,23 @@ def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comp
     return Comparison(names, tuple(rows), titles, tuple(not_comparable), _differs(studies), (only[0], only[1]), notes)
 
 
-def _row(both: tuple[Responses, Responses], arm: str, place: tuple[str, str], cell: Cell) -> Row | str:
-    """The paired difference of one cell, or why there is none."""
+def _row(
+    both: tuple[Responses, Responses],
+    arm: str,
+    place: tuple[str, str],
+    measure: Measure,
+    cell: Cell,
+    general: tuple[str, str] | None,
+) -> Row | str:
+    """The paired difference of one cell, or why nothing is paired. `general` is the general set of both.
+
+    Raises UserError where a measure cannot be had.
+    """
     name, slice_ = place
     start, kind, size = cell
-    data = [one.accuracy(name, slice_, [cell]) for one in both]
+    if measure == Measure.PULL and general is None:
+        raise UserError("it is against the items of a general set, and the two have none in common")
+    data = [one.measured(measure, name, slice_, [cell], general[0] if general else None) for one in both]
     seeds = sorted(set(data[0].seeds) & set(data[1].seeds))
     if not seeds:
         return f"{kind}, start {start}, size {size}: the two have no seed in common"
@@ -145,11 +177,14 @@ def _row(both: tuple[Responses, Responses], arm: str, place: tuple[str, str], ce
     effect = difference.effect()
     interval = effect.interval()
     low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    # No difference of shares is larger.
+    bound = math.inf if measure == Measure.MARGIN else 1.0
     levels = [float(one.values.mean()) for one in data]
     return Row(
         arm=arm,
         set=name,
         slice=slice_,
+        measure=measure,
         starting_size=start,
         kind=kind,
         size=size,
@@ -158,11 +193,14 @@ def _row(both: tuple[Responses, Responses], arm: str, place: tuple[str, str], ce
         a=levels[0],
         b=levels[1],
         difference=effect.mean,
-        # No difference of accuracies is larger.
-        low=max(low, -1.0) if interval else math.nan,
-        high=min(high, 1.0) if interval else math.nan,
+        low=max(low, -bound) if interval else math.nan,
+        high=min(high, bound) if interval else math.nan,
         num_items=difference.num_items,
     )
+
+
+def _words(measures: Sequence[Measure]) -> str:
+    return in_words([measure_word(measure) for measure in measures])
 
 
 def _cells(responses: Responses) -> list[Cell]:

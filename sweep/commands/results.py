@@ -220,8 +220,9 @@ def compare(
 ) -> None:
     """Set two studies against each other: B minus A where both have the cell, paired by seed, with intervals.
 
-    It says first what cannot be compared (another task, other test sets) and in what else the two differ (base model, training
-    data, parameters), of which a difference may be.
+    By accuracy, and by margin, AUC and pull where going by the heuristic is wrong. It says first what cannot be compared
+    (another task, other test sets) and in what else the two differ (base model, training data, parameters), of which a
+    difference may be.
 
         blindsweep compare demo demo_long
         blindsweep compare demo demo --other-store s3://bucket/studies --json

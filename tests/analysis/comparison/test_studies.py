@@ -15,8 +15,10 @@ from analysis.comparison.studies import Comparison, compare_studies
 from analysis.comparison.terminal import as_json, lines
 from analysis.study.frame import evaluation_frame
 from analysis.study.items import load_responses
+from pipelines.errors import UserError
 from sweep import cli
 from sweep.graph.records import Store, Study
+from sweep.study.claims import Measure
 from tests.analysis.item_study import ItemStudy, clear
 
 Make = Callable[..., ItemStudy]
@@ -49,8 +51,8 @@ def test_b_minus_a_where_both_have_the_cell_by_the_seeds_that_both_have(make: Ma
     first, second = make("first", num_seeds=3, starts=(0, 50_000)), make("second", better, num_seeds=5)
     comparison = compared(first, second)
     assert comparison.not_comparable == () and comparison.only == (4, 0)
-    # Three places, and four cells of one starting point: the starting point itself, too.
-    assert len(comparison.rows) == 3 * 4
+    # Three places, the last by four measures, and four cells of one starting point: the starting point itself, too.
+    assert len(comparison.rows) == (3 + 3) * 4
     assert {row.num_pairs for row in comparison.rows} == {3}
     (row,) = [row for row in comparison.rows if (row.set, row.kind) == ("template_test", "synthetic")]
     assert (row.starting_size, row.size, row.num_items) == (0, 60, 90)
@@ -74,6 +76,43 @@ def test_the_interval_is_that_of_a_study_s_own_differences(make: Make) -> None:
     interval = levels[1].minus(levels[0]).effect().interval()
     assert interval is not None and (row.low, row.high) == (interval.low, interval.high)
     assert row.low < row.difference < row.high
+
+
+@pytest.mark.parametrize("measure", [Measure.MARGIN, Measure.AUC, Measure.PULL])
+def test_what_accuracy_does_not_show_is_compared_as_a_study_measures_it(make: Make, measure: Measure) -> None:
+    def biased(start: int, kind: str, size: int, part: str) -> float:
+        return clear(start, kind, size, part) - (0.3 if (kind, part) == ("synthetic", "adversarial") else 0)
+
+    studies = make("first", noise=0.05), make("second", biased, noise=0.08)
+    found = [row for row in compared(*studies).rows if (row.measure, row.kind) == (measure, "synthetic")]
+    (row,) = found
+    assert (row.set, row.slice, row.num_pairs) == ("template_probe", "lexical_overlap/non-entailment", 3)
+    levels = []
+    for study in studies:
+        store = Store(study.root)
+        loaded = Study.load(store, study.name)
+        responses = load_responses(store, loaded, ["template_test", row.set], evaluation_frame(store, loaded))
+        levels.append(responses.measured(measure, row.set, row.slice, [(0, "synthetic", 60)], "template_test"))
+    difference = levels[1].minus(levels[0])
+    interval = difference.effect().interval()
+    assert interval is not None and (row.difference, row.low, row.high) == (
+        difference.effect().mean,
+        interval.low,
+        interval.high,
+    )
+    assert (row.a, row.b) == pytest.approx([float(one.values.mean()) for one in levels])
+    # It goes more by the heuristic: its label is likelier where that is wrong.
+    assert row.difference < 0 if measure == Measure.AUC else row.difference > 0
+
+
+def test_a_measure_that_cannot_be_had_is_named_once_and_accuracy_stands(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: object, *_: object) -> str:
+        raise UserError("no label is always predicted")
+
+    monkeypatch.setattr("analysis.study.items.Responses._scored_label", refused)
+    comparison = compared(make("first"), make("second"))
+    assert comparison.not_comparable == ("margin, AUC and pull: no label is always predicted",)
+    assert {row.measure for row in comparison.rows} == {Measure.ACCURACY}
 
 
 def test_the_same_study_differs_from_itself_in_nothing(make: Make) -> None:
@@ -109,7 +148,8 @@ def texts(table: pa.Table) -> pa.Table:
 def test_another_test_set_is_not_compared_and_the_rest_is(make: Make, change: Any, said: str) -> None:
     other = type("Changed", (Other,), {"change": staticmethod(change)})
     comparison = compared(make("first"), make("second", study=other))
-    (why,) = comparison.not_comparable
+    why, of_pull = comparison.not_comparable
+    assert of_pull == "pull: it is against the items of a general set, and the two have none in common"
     assert why.startswith("Template test set: they are ") and said in why
     assert {row.set for row in comparison.rows} == {"template_probe"}
 
@@ -189,7 +229,7 @@ def test_the_command_prints_80_columns_or_json(make: Make) -> None:
     assert shown[0] == "A is a-study-with-a-rather-long-name, B is second."
     assert any(line.split()[:6] == ["0", "60", "3", "80.0", "90.0", "+10.0"] for line in shown)
     values = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
-    assert values["b"] == "second" and len(values["rows"]) == 12 and "NaN" not in json.dumps(values)
+    assert values["b"] == "second" and len(values["rows"]) == 24 and "NaN" not in json.dumps(values)
     assert values == json.loads(json.dumps(as_json(compared(first, second))))
 
 
