@@ -80,7 +80,8 @@ class Pulse:
 class Beat:
     """A heartbeat as it is read. `started` is ISO 8601 in UTC by the run's clock; `age_s` the seconds since it was written.
 
-    `quiet_s` is for how many seconds the run had not looked at its steps when it was written.
+    `quiet_s` is for how many seconds the run had not looked at its steps when it was written; `nothing_new_s` for how many
+    seconds no step of it has begun, ended or reported anything.
     """
 
     run: str
@@ -91,6 +92,7 @@ class Beat:
     pulse: Pulse
     age_s: float
     quiet_s: float = 0.0
+    nothing_new_s: float = 0.0
 
     @cached_property
     def is_live(self) -> bool:
@@ -126,6 +128,7 @@ def _parsed(text: bytes, age_s: float) -> Beat | None:
         pulse["done"] = {stage: int(count) for stage, count in pulse["done"].items()}
         pulse["blocked"] = {name: {stage: int(count) for stage, count in of.items()} for name, of in pulse["blocked"].items()}
         # Its times are those of its writing.
+        values["nothing_new_s"] = values.get("nothing_new_s", 0.0) + age_s
         return Beat(**values, pulse=Pulse(**pulse).later(age_s), age_s=age_s)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -151,6 +154,8 @@ class Heartbeat:
             "process": name_of_process(os.getpid()),
         }
         self._pulse, self._shown_at = pulse, clock()
+        self._reports: object = None
+        self._new_at = self._shown_at
         self._is_news, self._ended = threading.Event(), threading.Event()
         self._has_warned = False
         self._thread = threading.Thread(target=self._keep, name="heartbeat", daemon=True)
@@ -178,11 +183,17 @@ class Heartbeat:
         """Whether it is time to `show` again: a run looks at itself many times a second."""
         return self._clock() - self._shown_at >= SHOW_S
 
-    def show(self, pulse: Pulse) -> None:
-        """Have `pulse` written down; quick, and nothing of it is written here."""
+    def show(self, pulse: Pulse, reports: object = None) -> None:
+        """Have `pulse` written down; quick, and nothing of it is written here.
+
+        `reports` are the steps' last ones: something is new while they change.
+        """
         before, self._pulse, self._shown_at = self._pulse, pulse, self._clock()
-        if _lasting(before) != _lasting(pulse):
+        is_news = _lasting(before) != _lasting(pulse)
+        if is_news:
             self._is_news.set()
+        if is_news or reports != self._reports:
+            self._reports, self._new_at = reports, self._shown_at
 
     def _keep(self) -> None:
         while not self._ended.wait(SOON_S):
@@ -198,6 +209,7 @@ class Heartbeat:
         values: dict[str, Any] = {
             **self._fixed,
             "quiet_s": round(quiet_s, 1),
+            "nothing_new_s": round(self._clock() - self._new_at, 1),
             "pulse": _plain(pulse.later(quiet_s)),
         }
         try:

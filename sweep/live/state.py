@@ -210,6 +210,7 @@ def as_json(state: StudyState) -> dict[str, Any]:
                 "host": beat.host,
                 "started": beat.started,
                 "heard_of_s_ago": round(beat.age_s, 1),
+                "nothing_new_s": round(beat.nothing_new_s, 1),
                 "spent": beat.pulse.spent,
                 "hold": beat.pulse.hold,
                 "tried_again": dict(beat.pulse.again),

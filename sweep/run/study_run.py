@@ -271,7 +271,7 @@ def _run_on_ray(
             def tick(progress: Progress) -> None:
                 display.on_tick(progress)
                 if heartbeat.is_due:
-                    heartbeat.show(pulse_of(progress, display.seconds_left(progress), run.hold))
+                    heartbeat.show(pulse_of(progress, display.seconds_left(progress), run.hold), progress.throughput)
                 for step, silent_s in silences.look(progress):
                     display.say(f"silent  {step.name}: nothing heard for {seconds(silent_s)}; its worker waits, or hangs")
                 stop.hold(run)

@@ -15,8 +15,11 @@ from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUr
 from sweep.graph.records import Store
 from sweep.graph.spending import as_json as as_json_spending
 from sweep.graph.spending import read_spending, spent_in_words
+from sweep.live.heartbeat import Beat
 from sweep.live.state import StudyState, Watch, as_json, blocked_lines, look
 
+STILL_S = 600.0
+"""For how long nothing may be new of a run before it is said: engines start, weights load."""
 AGAIN_S = 30.0
 """How often a look that goes on reads what a study has spent: a file a run."""
 
@@ -125,6 +128,7 @@ def _runs(state: StudyState) -> list[str]:
         parts = [f"a run goes on: on {beat.host} since {beat.started}", _left(beat.pulse.seconds_left), beat.pulse.spent]
         if workers := sum(step.num_workers for step in beat.pulse.working):
             parts.insert(1, f"{workers} worker{'s' if workers > 1 else ''} at work")
+        parts.append(_still(beat))
         if beat.pulse.hold:
             parts.append(f"nothing new starts: {beat.pulse.hold}")
         if beat.quiet_s > 60:
@@ -136,6 +140,13 @@ def _runs(state: StudyState) -> list[str]:
             "the same command goes on"
         )
     return lines
+
+
+def _still(beat: Beat) -> str:
+    """That a run which goes on has long had nothing to say; "" if it has."""
+    from sweep.run.progress import seconds
+
+    return f"nothing new for {seconds(beat.nothing_new_s)}" if beat.nothing_new_s > STILL_S else ""
 
 
 def _working(state: StudyState, stage: str) -> list[str]:
@@ -160,7 +171,8 @@ def line(state: StudyState, spent: str) -> str:
     money = ", ".join(filter(None, (beat.pulse.spent for beat in state.live))) or (f"spent {spent}" if spent else "")
     failed = [f"{failure['stage']}/{failure['slug']}: {failure['error']}" for failure in state.failures]
     built = f"{state.study.experiment}: {state.count('done')} of {state.count('total')} built{_beside(state)}"
-    text = "; ".join(filter(None, (built, workers, whose, _left(state.seconds_left), money, *failed)))
+    still = [_still(beat) for beat in state.live]
+    text = "; ".join(filter(None, (built, workers, whose, *still, _left(state.seconds_left), money, *failed)))
     return " ".join(text.split())
 
 
@@ -239,6 +251,7 @@ class _Screen:
         for line in lines:
             bold = line[:1].isdigit()
             colour = "red" if line.startswith("  not built") else "green" if "a run goes on" in line else ""
+            colour = "yellow" if colour == "green" and "nothing new for" in line else colour
             text.append(line + "\n", style="bold" if bold else colour)
         self._live.update(text, refresh=True)
 

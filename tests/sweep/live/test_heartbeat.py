@@ -107,6 +107,27 @@ def test_a_run_that_has_not_looked_at_its_steps_says_for_how_long(tmp_path: Path
         assert beat.quiet_s == 300 and beat.pulse.working[0].seconds == pytest.approx(305, abs=20)
 
 
+def test_a_run_says_for_how_long_no_step_has_begun_ended_or_reported(tmp_path: Path) -> None:
+    now = 0.0
+
+    def nothing_new_s() -> float:
+        own._write()
+        (beat,) = read_beats(Store(tmp_path), "study")
+        return beat.nothing_new_s
+
+    with Heartbeat(Store(tmp_path), "study", Pulse(), clock=lambda: now) as own:
+        own.show(Pulse(working=(WORKING,)), {"a": {"loss": 1.0}})
+        now = 900.0
+        # It looks, and sees what it has seen.
+        own.show(Pulse(working=(replace(WORKING, seconds=905.0),), seconds_left=1.0), {"a": {"loss": 1.0}})
+        assert nothing_new_s() == pytest.approx(900, abs=20)
+        own.show(Pulse(working=(WORKING,)), {"a": {"loss": 0.9}})
+        assert nothing_new_s() < 20
+        now = 1800.0
+        own.show(Pulse({"task_model": 1}), {"a": {"loss": 0.9}})
+        assert nothing_new_s() < 20
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "pulse": {"working": 3}}', '{"format": 2}'])
 def test_what_is_no_heartbeat_is_left_out(tmp_path: Path, text: str) -> None:
     write_text(join(str(tmp_path), "live", "study", "a.json"), text)

@@ -87,6 +87,20 @@ def test_for_programs_the_same(store: Store, run: Any) -> None:
     assert (values["workers"], values["runs"][0]["state"], values["spent"]["dollars"]) == (2, "running", 0)
 
 
+def test_a_run_of_which_nothing_is_new_for_long_says_so(tmp_path: Path, experiment: Experiment) -> None:
+    store, steps, now = Store(tmp_path), build_grid(experiment), [0.0]
+    manifest(Loaded(experiment, {}), steps).save(store)
+    for seconds, said in ((500.0, ""), (2820.0, "nothing new for 47m")):
+        now[0] = 0.0
+        with Heartbeat(store, "small", Pulse(), clock=lambda: now[0]) as own:
+            now[0] = seconds
+            own._write()
+            text, state = shown("small", "--store", store.uri), look(store, "small")
+        assert "a run goes on" in text and "a run is starting" in status.line(state, "")
+        for words in (text, status.line(state, "")):
+            assert (said in words) if said else ("nothing new" not in words)
+
+
 def watching(store: Store, stream: Any, *, as_objects: bool = False) -> int:
     with pytest.raises(typer.Exit) as ended:
         status._watch(store, ["small"], 0.1, as_objects=as_objects, stream=stream)
