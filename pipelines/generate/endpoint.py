@@ -56,6 +56,11 @@ def spent_on(folder: ShardFolder) -> Spent:
     return sum((Spent(**json.loads(folder.read(path))) for path in folder.paths(SPENT, ".json")), Spent())
 
 
+def dollars_of(config: GenerationConfig, used: Spent) -> float:
+    """What the endpoint of a pool is paid for what was used; 0 for one without an endpoint."""
+    return config.endpoint.dollars(used.prompt_tokens, used.completion_tokens) if config.endpoint else 0.0
+
+
 def run_endpoint(config: GenerationConfig, output: str, shards: list[Shard], request: str) -> Iterator[dict[str, Any]]:
     """Have the endpoint write `shards`, in order; yield one row of counts for each, as `run_engines` does.
 
@@ -79,12 +84,14 @@ def run_endpoint(config: GenerationConfig, output: str, shards: list[Shard], req
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    if (commit := future.result()) is not None:
+                    if (written := future.result()) is not None:
+                        commit, spent = written
                         yield {
                             "label": commit.label,
                             "num_parsed": commit.num_parsed,
                             "num_rejected": sum(commit.rejected.values()),
                             "num_tokens": commit.num_tokens,
+                            "dollars": dollars_of(config, spent),
                             "engine_start_s": 0.0,
                             "since_ready_s": time.perf_counter() - started,
                             "peak_gpu_memory_gib": 0.0,
@@ -115,7 +122,8 @@ class _Writer:
         examples = read_examples(config.examples, config.task) if config.prompting.shots else None
         self._shots = Shots(config.prompting, config.task, examples)
 
-    def write(self, shard: Shard) -> Commit | None:
+    def write(self, shard: Shard) -> tuple[Commit, Spent] | None:
+        """The shard, and what its requests used; None if it is not needed."""
         config = self._config
         if self.stopped.is_set() or not is_needed(shard, config, self._folder, self._lock):
             return None
@@ -137,7 +145,7 @@ class _Writer:
             if shard.index == 0:
                 shown = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
                 self._folder.write(f"{PROMPTS}/{shard.label}.txt", shown.encode())
-            return self._folder.commit(shard, self._request, parsed, rejects, spent.completion_tokens)
+            return self._folder.commit(shard, self._request, parsed, rejects, spent.completion_tokens), spent
 
     def _ask(self, turns: list[dict[str, str]], label: str, seed: int) -> tuple[str, Spent]:
         """One answer as a generated text: from behind the label on, and up to the end marker if the model ended it."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.endpoint import run_endpoint, spent_on
+from pipelines.generate.endpoint import dollars_of, run_endpoint, spent_on
 from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, plan_shards
 from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
@@ -66,7 +66,8 @@ def generate(
     folder.drop_damaged()
 
     planned = plan_shards(num_per_label, shard_size=config.shard_size, min_yield=config.min_yield, seed=config.seed)
-    progress = _Progress(report, num_committed=len(folder.commits()))
+    paid = dollars_of(config, spent_on(folder)) if config.endpoint is not None else None
+    progress = _Progress(report, num_committed=len(folder.commits()), paid=paid)
     missing = _missing(planned, folder, num_per_label, config.min_yield)
     while missing:
         num_before = len(folder.commits())
@@ -142,11 +143,14 @@ def _missing(planned: list[Shard], folder: ShardFolder, num_per_label: Mapping[s
 
 
 class _Progress:
-    """Counts of what this call generates, reported as each shard is committed."""
+    """Counts of what this call generates, reported as each shard is committed; with an endpoint also the dollars for the
+    whole pool, of which `paid` were for what earlier calls committed.
+    """
 
-    def __init__(self, report: Report, num_committed: int) -> None:
+    def __init__(self, report: Report, num_committed: int, paid: float | None) -> None:
         self._report = report
         self._num_committed = num_committed
+        self._paid = paid
         self.parsed: Counter[str] = Counter()
         self.num_rejected = 0
         self.num_tokens = 0
@@ -163,6 +167,9 @@ class _Progress:
         self.generate_s = max(self.generate_s, row["since_ready_s"])
         self.peak_gpu_memory_gib = max(self.peak_gpu_memory_gib, row["peak_gpu_memory_gib"])
         counts = {f"parsed/{label}": float(num) for label, num in self.parsed.items()}
+        if self._paid is not None:
+            self._paid += row["dollars"]
+            counts["dollars"] = self._paid
         self._report({"parsed": self.num_parsed, "rejected": self.num_rejected, **counts, **self.rates()}, self._num_committed)
 
     @property
@@ -209,7 +216,7 @@ def _finish(config: GenerationConfig, folder: ShardFolder, progress: _Progress, 
     spent: dict[str, float] = {}
     if config.endpoint is not None:
         used = spent_on(folder)
-        spent = {**asdict(used), "dollars": config.endpoint.dollars(used.prompt_tokens, used.completion_tokens)}
+        spent = {**asdict(used), "dollars": dollars_of(config, used)}
     rejected: Counter[str] = sum((Counter(commit.rejected) for commit in pool), Counter())
     generated = {label: sum(commit.count for commit in of_label) for label, of_label in kept.items()}
     summary = {

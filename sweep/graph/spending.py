@@ -1,11 +1,13 @@
-"""What the runs of a study have spent in its store: GPU-seconds held, by GPU and market, at the price that was paid. Light.
+"""What the runs of a study have spent in its store: GPU-seconds held, by GPU and market, at the price that was paid, and what
+endpoints were paid for its pools. Light.
 
 Each run keeps a file of its own under `{store}/spend/{study}/` and writes it anew about once a minute, so that two runs at a
 time lose nothing of each other's and a killed one loses a minute. The study's spending is the sum over them.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipelines.errors import UserError
 from pipelines.storage import join
@@ -15,6 +17,8 @@ from sweep.graph.sealed import seal, unseal
 FORMAT = 1
 ON_DEMAND, SPOT = "on demand", "spot"
 """The markets that a GPU's hour is bought on."""
+ENDPOINT = "endpoint"
+"""Stands beside the markets for what a model behind an endpoint was paid."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,17 @@ class Held:
 
 @dataclass(frozen=True)
 class RunSpending:
-    """One run's part: `started` and `updated` are ISO 8601 in UTC, `budget` the dollars that its command allowed the study."""
+    """One run's part: `started` and `updated` are ISO 8601 in UTC, `budget` the dollars that its command allowed the study.
+
+    `asked` are a pool's fingerprint → the dollars that its endpoint was paid so far, those of earlier runs included.
+    """
 
     run: str
     started: str
     updated: str
     budget: float | None
     held: tuple[Held, ...] = ()
+    asked: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,15 @@ class Spending:
     @property
     def held(self) -> tuple[Held, ...]:
         return tuple(held for run in self.runs for held in run.held)
+
+    @property
+    def asked(self) -> float:
+        """Dollars that endpoints were paid: of each pool what the run says that has seen most of it."""
+        most: dict[str, float] = {}
+        for run in self.runs:
+            for pool, amount in run.asked.items():
+                most[pool] = max(most.get(pool, 0.0), amount)
+        return sum(most.values())
 
     def priced(self, price: float | None) -> "Spending":
         """The same, with GPU-hours whose price was not known then reckoned at `price`."""
@@ -71,12 +88,12 @@ class Spending:
 
     @property
     def by_market(self) -> dict[str, float]:
-        """Market → dollars; a market on which nothing was paid is left out."""
+        """Market → dollars, and what endpoints were paid as `ENDPOINT`; one on which nothing was paid is left out."""
         sums: dict[str, float] = {}
         for held in self.held:
             if held.dollars is not None:
                 sums[held.market] = sums.get(held.market, 0.0) + held.dollars
-        return sums
+        return sums | ({ENDPOINT: self.asked} if self.asked else {})
 
     @property
     def dollars(self) -> float:
@@ -108,6 +125,7 @@ def read_spending(store: Store, study: str) -> Spending:
             if values.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             values["held"] = tuple(Held(**held) for held in values["held"])
+            values["asked"] = {str(pool): float(amount) for pool, amount in values.get("asked", {}).items()}
             runs.append(RunSpending(**values))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
@@ -132,20 +150,23 @@ def describe(spending: Spending) -> str:
     """What is spent, in words: in all, by market, and the GPU-hours."""
     by_market = spending.by_market
     parts = [f"{dollars(amount)} {market}" for market, amount in by_market.items()] if len(by_market) > 1 else list(by_market)
-    text = f"{dollars(spending.dollars)} ({', '.join([*parts, _hours(spending.gpu_hours)])})"
+    hours = [_hours(spending.gpu_hours)] if spending.gpu_hours or not spending.asked else []
+    text = f"{dollars(spending.dollars)} ({', '.join([*parts, *hours])})"
     if spending.unpriced_gpu_hours:
         text += f", of which {_hours(spending.unpriced_gpu_hours)} have no price"
     return text
 
 
 def spent_in_words(store: Store, study: str) -> str:
-    """What a study has cost; "" if it has held no GPU. A damaged account is named and does not hide the rest of a page."""
+    """What a study has cost; "" if it has held no GPU and paid no endpoint. A damaged account is named and does not hide the
+    rest of a page.
+    """
     try:
         spending = read_spending(store, study)
     except UserError as error:
         return f"an unknown sum: {error}"
     of = "" if spending.budget is None else f" of {dollars(spending.budget)}, the last run's budget"
-    return f"{describe(spending)}{of}" if spending.gpu_hours else ""
+    return f"{describe(spending)}{of}" if spending.gpu_hours or spending.asked else ""
 
 
 def _hours(hours: float) -> str:
@@ -161,6 +182,7 @@ def as_json(spending: Spending) -> dict[str, object]:
     return {
         "dollars": spending.dollars,
         "by_market": spending.by_market,
+        "endpoint_dollars": spending.asked,
         "gpu_hours": spending.gpu_hours,
         "unpriced_gpu_hours": spending.unpriced_gpu_hours,
         "budget": spending.budget,

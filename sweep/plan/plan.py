@@ -389,7 +389,7 @@ def check_budget(plan: Plan, budget: float, spent: Spending = NOTHING) -> str:
     spent = spent.priced(gpu.price)
     asked = plan.endpoint.dollars if plan.endpoint else 0.0
     basis = f"; {costs.unmeasured}" if costs.unmeasured else ""
-    already = f"{describe(spent)} spent on it already and " if spent.gpu_hours else ""
+    already = f"{describe(spent)} spent on it already and " if spent.gpu_hours or spent.asked else ""
     cost = (
         f"{already}what is missing of {plan.experiment.name} would cost about {dollars(hours * gpu.price)} ({hours:,.1f} "
         f"GPU-hours of {gpu.name} at ${gpu.price:g}, with num_gpus={costs.num_gpus:g} held to the end{basis})"

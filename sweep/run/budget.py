@@ -1,7 +1,8 @@
 """What a run has spent and is going to spend, against the study's budget.
 
 A GPU costs while it is held, idle or not: on one machine those that the run may use, on a cluster those of every node that is
-up, whoever uses them. What is spent is kept with the store (`sweep.graph.spending`) and counts for the study, over its runs.
+up, whoever uses them. A model behind an endpoint costs by the text, as the pool that it writes reports. What is spent is kept
+with the store (`sweep.graph.spending`) and counts for the study, over its runs.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.generate.prompting import Endpoint
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Store
 from sweep.graph.spending import (
@@ -28,7 +30,7 @@ from sweep.graph.spending import (
     write_run,
 )
 from sweep.graph.step import Step
-from sweep.plan.costs import StepCost, group_seconds
+from sweep.plan.costs import StepCost, endpoint_costs, group_seconds
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.run.machine import live_nodes
 from sweep.run.progress import Progress, seconds_left
@@ -127,6 +129,23 @@ def to_come(
     return num_held * max((left for left, _ in times), default=0.0)
 
 
+def pools_paid_for(progress: Progress) -> dict[str, float]:
+    """Fingerprint → dollars of each pool that this run has had an endpoint write, as far as it is."""
+    paid = {}
+    for step in progress.steps:
+        built = progress.built.get(step.fingerprint)
+        reported = built.metrics if built else progress.throughput.get(step.fingerprint, {})
+        if is_asked(step) and (amount := reported.get("dollars")) is not None:
+            paid[step.fingerprint] = float(amount)
+    return paid
+
+
+def is_asked(step: Step) -> bool:
+    """Whether a step has a model behind an endpoint write, at a price."""
+    endpoint = getattr(step.config, "endpoint", None)
+    return isinstance(endpoint, Endpoint) and endpoint.dollars(1, 1) > 0
+
+
 @dataclass
 class Meter:
     """A run's account: counts what is held, writes it down, and says when nothing more may start.
@@ -148,6 +167,7 @@ class Meter:
     def __post_init__(self) -> None:
         self._cost_of = {cost.step.name: cost for cost in self.costs}
         self._seconds: dict[tuple[str, str], float] = {}
+        self._asked: dict[str, float] = {}
         self._held: Mapping[tuple[str, str], float] = {}
         self._look: Look | None = None
         self._run = self._started = ""
@@ -188,6 +208,11 @@ class Meter:
         if now - self._wrote_at >= WRITE_EVERY_S:
             self.write()
 
+    def see(self, progress: Progress) -> None:
+        """Take up what endpoints were paid in this run; nothing if it was not begun."""
+        if self._look is not None:
+            self._asked |= pools_paid_for(progress)
+
     def write(self) -> None:
         """Write down what is counted, and tell it; nothing if it was not begun."""
         if self._look is not None:
@@ -209,6 +234,7 @@ class Meter:
         """
         groups = list(groups)
         self.count()
+        self.see(progress)
         self._committed = self._dollars(groups, progress)
         if self.budget is not None and groups and self.spending.dollars > self.budget:
             self.is_reached = True
@@ -223,6 +249,7 @@ class Meter:
         if self.budget is None:
             return ""
         self.count()
+        self.see(progress)
         spent = self.spending.dollars
         whole = spent + self._dollars([*groups, group], progress)
         if whole <= self.budget:
@@ -237,8 +264,8 @@ class Meter:
 
     @property
     def is_of_use(self) -> bool:
-        """Whether there is anything to say: nothing is reckoned where no GPU is held."""
-        return self.budget is not None or bool(self.spending.gpu_hours)
+        """Whether there is anything to say: nothing is reckoned where no GPU is held and no endpoint paid."""
+        return self.budget is not None or bool(self.spending.gpu_hours or self.spending.asked)
 
     def line(self) -> str:
         """`spent $12.40 of $500.00, $3.10 committed`."""
@@ -255,17 +282,27 @@ class Meter:
         return values if self.budget is None else {**values, "spent/budget": self.budget}
 
     def _dollars(self, groups: Iterable[Sequence[Step]], progress: Progress) -> float:
-        """What `groups` are still going to cost, at the mean price of what is held; before anything is, that on demand."""
+        """What `groups` are still going to cost: GPUs at the mean price of what is held (before anything is, that on demand),
+        and what endpoints are still to be paid.
+        """
+        groups = list(groups)
         num_held = sum(self._held.values())
         paid = sum(number * (self.prices.of(*key) or 0.0) for key, number in self._held.items())
         price = paid / num_held if num_held else self.prices.usual or 0.0
-        return to_come(groups, progress, self._cost_of, num_held if self._keeps_all else None) / 3600 * price
+        gpus = to_come(groups, progress, self._cost_of, num_held if self._keeps_all else None) / 3600 * price
+        return gpus + sum(self._still_asked(step) for group in groups for step in group if is_asked(step))
+
+    def _still_asked(self, step: Step) -> float:
+        cost = endpoint_costs([step], self.prices.table)
+        return max(cost.dollars - self._asked.get(step.fingerprint, 0.0), 0.0) if cost else 0.0
 
     def _own(self) -> RunSpending:
         held = tuple(
             Held(gpu, market, seconds, self.prices.of(gpu, market)) for (gpu, market), seconds in self._seconds.items()
         )
-        return RunSpending(self._run, self._started, datetime.now(UTC).isoformat(timespec="seconds"), self.budget, held)
+        return RunSpending(
+            self._run, self._started, datetime.now(UTC).isoformat(timespec="seconds"), self.budget, held, dict(self._asked)
+        )
 
     def _save(self) -> None:
         self._wrote_at = self.clock()

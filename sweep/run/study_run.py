@@ -23,7 +23,7 @@ from sweep.live.heartbeat import Heartbeat, Pulse
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, plan_piece
 from sweep.plan.replaced import replaced_line
-from sweep.run.budget import BudgetReached, Meter, look_at
+from sweep.run.budget import BudgetReached, Meter, is_asked, look_at
 from sweep.run.ends import Stop, tell_all_nodes
 from sweep.run.failures import is_read_only, one_line
 from sweep.run.progress import Display, Progress, mean_durations, pulse_of, seconds
@@ -177,8 +177,8 @@ def run_study(
             )
             if options.address is not None:
                 run.look = partial(cluster_capacity, options)
-            # A study on CPUs costs nothing that there is a price for.
-            if meter is not None and any(step.resources.total_gpus for step in missing):
+            # A study on CPUs that asks no endpoint costs nothing that there is a price for.
+            if meter is not None and any(step.resources.total_gpus or is_asked(step) for step in missing):
                 meter.begin(look_at(options, capacity, meter.prices), keeps_all=options.address is None)
             errors = _run_on_ray(run, study, loaded.parameters, cached, index, stop, heartbeat, meter, again=marked.keys())
     except KeyboardInterrupt:
@@ -281,6 +281,7 @@ def _run_on_ray(
                 _watch(run, meter, stop.notice_s)
             progress = run_steps(run)
             if meter is not None:
+                meter.see(progress)
                 meter.write()
         stop.check(run)
         built = [run.records[step.fingerprint] for step in run.steps if step.fingerprint in run.records]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -109,6 +109,10 @@ def config(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> G
     )  # fmt: skip
 
 
+TEXT_COSTS = (100 * 2.0 + 10 * 8.0) / 1e6
+"""Dollars for one request of the test's server."""
+
+
 def test_a_pool_is_written_with_its_rejects_and_what_it_cost(config: GenerationConfig, server: Server, tmp_path: Path) -> None:
     metrics = generate(config, "", str(tmp_path / "out"))
     examples = read_examples(tmp_path / "out" / "pool", SENTIMENT)
@@ -155,14 +159,23 @@ def test_a_server_that_keeps_failing_is_told_and_committed_shards_are_kept(
         return written(body)
 
     server.answer = answer
+    paid: list[float] = []
+
+    def report(metrics: Mapping[str, float], step: int) -> None:
+        paid.append(metrics["dollars"])
+
     with pytest.raises(UserError, match=r"gave no answer in 4 attempts, the last with 503: overloaded; run again later"):
-        generate(one_by_one, "", str(tmp_path / "out"))
+        generate(one_by_one, "", str(tmp_path / "out"), report=report)
+    # Two shards of eight were whole.
+    assert paid == pytest.approx([8 * TEXT_COSTS, 16 * TEXT_COSTS])
     kept = sorted(path.name for path in (tmp_path / "out" / "shards").iterdir())
     assert kept
     before = {path: path.read_bytes() for path in (tmp_path / "out" / "pool").iterdir()}
     server.faults, server.answer = [], written
     server.requests.clear()
-    generate(config, "", str(tmp_path / "out"))
+    metrics = generate(config, "", str(tmp_path / "out"), report=report)
+    assert paid == sorted(paid) and paid[2] == pytest.approx(24 * TEXT_COSTS), "what was paid before counts"
+    assert paid[-1] == pytest.approx(metrics["dollars"])
     assert {path: path.read_bytes() for path in before} == before, "what is committed is not asked for again"
     seeds = {request["seed"] for request in server.requests}
     committed = {json.loads((tmp_path / "out" / "shards" / name).read_text())["label"] for name in kept}

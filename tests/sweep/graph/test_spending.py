@@ -1,5 +1,6 @@
 """What a study has spent, kept with its store: sums worked out by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pipelines.errors import UserError
 from sweep.graph.records import Store
 from sweep.graph.spending import (
+    ENDPOINT,
     ON_DEMAND,
     SPOT,
     Held,
@@ -16,6 +18,7 @@ from sweep.graph.spending import (
     describe,
     dollars,
     read_spending,
+    spent_in_words,
     write_run,
 )
 
@@ -44,6 +47,21 @@ def test_the_runs_of_a_study_add_up_whoever_wrote_them_and_another_studys_do_not
     shown = as_json(found)
     assert shown["by_market"] == {ON_DEMAND: 3.0, SPOT: 0.5} and shown["runs"] == 2
     assert {"gpu": "t4", "market": ON_DEMAND, "gpu_hours": 0.5, "price": None} in shown["held"]  # type: ignore[operator]
+
+
+def test_what_endpoints_were_paid_for_a_pool_is_counted_once_over_its_runs(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stamps = FIRST.started, FIRST.updated
+    write_run(store, "study", RunSpending("a", *stamps, None, asked={"pool": 2.0, "other": 1.0}))
+    # The second run went on with the first pool, and says what both have paid for it.
+    write_run(store, "study", RunSpending("b", *stamps, None, asked={"pool": 3.5}))
+    found = read_spending(store, "study")
+    assert found.asked == 4.5 == found.dollars == found.priced(2.0).dollars and found.by_market == {ENDPOINT: 4.5}
+    assert describe(found) == "$4.50 (endpoint)" == spent_in_words(store, "study")
+    assert as_json(found)["endpoint_dollars"] == 4.5
+    write_run(store, "study", dataclasses.replace(FIRST, run="c"))
+    both = "$7.50 ($3.00 on demand, $4.50 endpoint, 2.00 GPU-hours)"
+    assert describe(read_spending(store, "study")) == both
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1, "run": "a"}', '{"format": 1, "held": [1]}'])

@@ -16,14 +16,26 @@ import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
 from pipelines.errors import UserError
+from pipelines.generate.config import GenerationConfig
+from pipelines.generate.prompting import Endpoint, Prompting
 from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
-from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, read_spending, write_run
+from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, dollars, read_spending, write_run
 from sweep.graph.step import Step
-from sweep.plan.costs import StepCost
+from sweep.plan.costs import StepCost, endpoint_costs
 from sweep.plan.throughputs import TABLE_FILE, read_table
-from sweep.run.budget import LOOK_EVERY_S, WRITE_EVERY_S, BudgetReached, Meter, Prices, gpus_of_nodes, look_at, to_come
+from sweep.run.budget import (
+    LOOK_EVERY_S,
+    WRITE_EVERY_S,
+    BudgetReached,
+    Meter,
+    Prices,
+    gpus_of_nodes,
+    is_asked,
+    look_at,
+    to_come,
+)
 from sweep.run.progress import Progress
 from sweep.run.session import RayOptions
 from sweep.run.trial import Outcome
@@ -299,6 +311,52 @@ def test_steps_are_stopped_when_the_budget_itself_is_spent(tmp_path: Path) -> No
     with pytest.raises(BudgetReached):
         counter.watch([[one]], progress)
     assert counter.is_reached
+
+
+# --- endpoints ---
+
+
+def pool(name: str, price: float = 1_000.0) -> Step:
+    """A pool of 3,000 texts, a dollar for a thousand tokens that are written."""
+    endpoint = Endpoint("a-model", "http://127.0.0.1:1/v1", price_per_million_output_tokens=price)
+    config = GenerationConfig(num_per_label=1_000, seed=len(name), prompting=Prompting(shots=0), endpoint=endpoint)
+    return Step("synthetic_pool", name, config)
+
+
+def test_what_an_endpoint_is_paid_counts_as_it_is_reported_and_at_the_end(tmp_path: Path) -> None:
+    asked, free = pool("asked"), pool("free", price=0.0)
+    assert is_asked(asked) and not is_asked(free) and not is_asked(step(1))
+    (written,) = [found.dollars for found in [endpoint_costs([asked], read_table())] if found]
+    progress = Progress([asked, free], set(), running={asked.fingerprint: time.monotonic()})
+    counter = meter(Store(tmp_path), Clock(), budget=written + 10)
+    counter.begin(dict, keeps_all=True)
+    assert counter.watch([[asked]], progress).endswith(f"{dollars(written)} committed")
+    progress.throughput = {asked.fingerprint: {"dollars": 5.0}, free.fingerprint: {"dollars": 0.0}}
+    assert counter.watch([[asked]], progress) == (f"spent $5.00 of {dollars(written + 10)}, {dollars(written - 5)} committed")
+    # The other run of the study has gone on with the same pool: what is paid for it stands once.
+    write_run(counter.store, "study", RunSpending("earlier", "2026", "2026", None, asked={asked.fingerprint: 4.0}))
+    counter.write()
+    assert read_spending(counter.store, "study").dollars == 5 == counter.metrics()["spent/endpoint"]
+    record = Record(asked.stage, asked.slug, asked.fingerprint, asked.payload, metrics={"dollars": 6.25})
+    progress.running, progress.built = {}, {asked.fingerprint: record}
+    counter.see(progress)
+    counter.end()
+    assert read_spending(counter.store, "study").dollars == 6.25
+
+
+def test_a_pool_for_which_the_budget_has_no_room_is_not_asked_for_and_one_over_it_is_stopped(tmp_path: Path) -> None:
+    first, second = pool("first"), pool("second")
+    (written,) = [found.dollars for found in [endpoint_costs([first], read_table())] if found]
+    counter = meter(Store(tmp_path), Clock(), budget=1.5 * written)
+    counter.begin(dict, keeps_all=True)
+    progress = Progress([first, second], set(), running={first.fingerprint: time.monotonic()})
+    assert counter.why_not([first], [], progress) == ""
+    assert counter.why_not([second], [[first]], progress) == (
+        f"with synthetic_pool/second it would be {dollars(2 * written)}, over the budget"
+    )
+    progress.throughput = {first.fingerprint: {"dollars": 1.6 * written}}
+    with pytest.raises(BudgetReached):
+        counter.watch([[first]], progress)
 
 
 # --- the command ---
