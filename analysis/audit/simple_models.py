@@ -19,7 +19,8 @@ from scipy import sparse, special
 from threadpoolctl import threadpool_limits
 
 from analysis.corpus.measures import fit_logistic
-from analysis.corpus.words import GOLDEN, in_order, mixed, text_hashes, word_hashes, word_pairs
+from analysis.corpus.words import in_order, text_hashes, word_hashes, word_pairs
+from pipelines.splitmix import GOLDEN, mixed
 
 MOST_ROWS = 60_000
 FEWEST_ROWS = 500

@@ -34,7 +34,7 @@ from analysis.corpus.columns import ColumnNames
 from analysis.corpus.input import TextFile, open_texts
 from analysis.corpus.scan import NUM_COMPONENTS, Report, Scan, scan_texts, silent
 from analysis.corpus.spill import CHUNK_ROWS, Keyed, by_key, chunks, forget, part_of, parts_of, taken
-from analysis.corpus.words import GOLDEN, mixed
+from pipelines.splitmix import GOLDEN, mixed
 
 BAND = 3
 NUM_BANDS = NUM_COMPONENTS // BAND

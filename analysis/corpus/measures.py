@@ -23,8 +23,9 @@ from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, clusters_of
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.scan import Scan
 from analysis.corpus.spill import forget
-from analysis.corpus.words import in_order, mixed, word_hashes, word_pairs
+from analysis.corpus.words import in_order, word_hashes, word_pairs
 from analysis.stats.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
+from pipelines.splitmix import mixed
 
 MARGIN = 1.25
 """By default, ratios of odds ratios between 1/1.25 and 1.25 count as no difference."""

@@ -30,17 +30,16 @@ from analysis.corpus.input import TableInMemory, TextBatch, TextFile, clean_batc
 from analysis.corpus.labels import label_key
 from analysis.corpus.spill import Columns, chunks
 from analysis.corpus.words import (
-    GOLDEN,
     Hashed,
     are_words_within,
     in_order,
-    mixed,
     text_hashes,
     token_hashes,
     word_hashes,
     word_pairs,
 )
 from pipelines.errors import UserError
+from pipelines.splitmix import GOLDEN, mixed
 from pipelines.tables.files import TableFile
 from pipelines.tables.readers import RawBatch
 from pipelines.tasks.heuristics import DROPPED_TOKENS

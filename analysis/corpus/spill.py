@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from analysis.corpus.words import mixed
 from pipelines.errors import UserError
+from pipelines.splitmix import mixed
 
 MEMORY_BYTES = 64 << 20
 """Columns of a scan that are kept in memory; more lie in files."""

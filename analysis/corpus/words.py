@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import regex
 
-# Odd 64-bit constants without structure (the golden ratio, and Stafford's mix 13 of splitmix64).
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+from pipelines.splitmix import GOLDEN, mixed
+
 _START = np.uint64(0x5851F42D4C957F2D)
 
 _SEGMENTS = regex.compile(r"(?:\b|(?<=['’]))\w(?:\B.)*+", regex.WORD | regex.DOTALL)
@@ -201,16 +200,6 @@ def hash_slices(content: bytes, starts: np.ndarray, lengths: np.ndarray) -> np.n
         hashes = mixed((eights[at] & _LOW_BYTES[left]) + piece.astype(np.uint64) * GOLDEN)
         sums[long] += np.add.reduceat(hashes, _begins(num_pieces)[:-1])
     return mixed(sums + lengths.astype(np.uint64) * GOLDEN)
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """uint64 to uint64, one to one and without a pattern (splitmix64's last step)."""
-    values = values ^ (values >> np.uint64(30))
-    values *= _MIX[0]
-    values ^= values >> np.uint64(27)
-    values *= _MIX[1]
-    values ^= values >> np.uint64(31)
-    return values
 
 
 def word_pairs(words: np.ndarray, offsets: np.ndarray) -> np.ndarray:

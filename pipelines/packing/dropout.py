@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from pipelines.splitmix import GOLDEN, mixed
+
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
 """The factors of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
 
@@ -22,11 +24,8 @@ def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: Arr
     """
     state = np.zeros(1, dtype=np.uint64)
     for value in (seed, step, place, position):
-        # splitmix64 (Steele, Lea and Flood 2014). 64 bits, so that only single tokens and never whole examples can meet.
-        state = state + np.asarray(value, dtype=np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        # 64 bits, so that only single tokens and never whole examples can meet.
+        state = mixed(state + np.asarray(value, dtype=np.int64).astype(np.uint64) + GOLDEN)
     return (state >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 

@@ -28,6 +28,7 @@ from heapq import heapify, heapreplace
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.splitmix import GOLDEN, mixed
 
 HALF = 0.5
 CLOSE = 1e-5
@@ -199,19 +200,9 @@ def _largest_remainder(wanted: np.ndarray, total: int) -> np.ndarray:
 
 
 def _hashes(num: int, seed: int) -> np.ndarray:
-    """A hash of each place and the seed, uint64 [num]: splitmix64 (Steele, Lea and Flood 2014), which no library can change."""
-    with np.errstate(over="ignore"):
-        mixed = np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        for shifts in (_mixed(np.array([seed % 2**64], np.uint64)), np.uint64(0)):
-            mixed = _mixed(mixed + shifts)
-    return mixed
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+    """A hash of each place and the seed, uint64 [num]."""
+    places = np.arange(1, num + 1, dtype=np.uint64) * GOLDEN
+    return mixed(mixed(places + mixed(np.array([seed % 2**64], np.uint64))))
 
 
 def _checked(
