@@ -45,9 +45,11 @@ def repair_of(audit: Audit, how: Repair) -> Repaired:
     """
     evidence, scan, noise = audit.evidence, audit.evidence.scan, audit.label_noise
     repaired = Repaired.of(scan.label)
-    if how.leaks == "drop":
-        for name, copies in evidence.leaks.items():
-            repaired = repaired.drop(np.flatnonzero(_same(copies)), f"leaks into the test set {name}")
+    for name, copies in evidence.leaks.items():
+        if how.leaks == "drop":
+            repaired = repaired.drop(_same_words(copies), f"leaks into the test set {name}")
+        if how.near_leaks == "drop":
+            repaired = repaired.drop(_near(copies), f"nearly leaks into the test set {name}")
     if how.noisy != "keep" and noise is not None and noise.noise is not None:
         rows = np.searchsorted(scan.row, noise.rows)
         if how.noisy == "drop":
@@ -57,12 +59,14 @@ def repair_of(audit: Audit, how: Repair) -> Repaired:
             suggested = [noise.classes[code] for code in noise.noise.suspects.suggested]
             known = np.array([label in own for label in suggested], bool)
             repaired = repaired.relabel(rows[known], np.array([own[label] for label in suggested if label in own], np.int64))
+    within = evidence.within
     if how.copies == "drop":
-        within = evidence.within
         if within.other_label_rows is not None and len(within.other_label_rows):
             disputed = is_among(scan.words, np.unique(scan.words[within.other_label_rows]))
             repaired = repaired.drop(np.flatnonzero(disputed), "the same words with different labels")
-        repaired = repaired.drop(np.flatnonzero(_same(within)), "copies of other rows")
+        repaired = repaired.drop(_same_words(within), "copies of other rows")
+    if how.near_copies == "drop":
+        repaired = repaired.drop(_near(within), "near copies of other rows")
     targets = _targets(audit)
     if how.heuristics != "keep" and targets:
         holds = scan.holds[:, list(targets)]
@@ -81,10 +85,15 @@ def repair_of(audit: Audit, how: Repair) -> Repaired:
     return repaired
 
 
-def _same(copies: Copies) -> np.ndarray:
-    """The rows that repeat another, but for near ones with another label: bool [num_rows]."""
-    found = copies.any != NO_ROW
-    return found if copies.near_other_label is None else found & ~copies.near_other_label
+def _same_words(copies: Copies) -> np.ndarray:
+    """The rows with the words of another: int64 [num]."""
+    return np.flatnonzero((copies.exact != NO_ROW) | (copies.same_words != NO_ROW))
+
+
+def _near(copies: Copies) -> np.ndarray:
+    """The rows that nearly repeat another with their label: int64 [num]."""
+    found = copies.near != NO_ROW
+    return np.flatnonzero(found if copies.near_other_label is None else found & ~copies.near_other_label)
 
 
 def _targets(audit: Audit) -> dict[int, float]:
@@ -160,7 +169,7 @@ def _with_all_columns(source: TextFile) -> TextFile:
 
 def _whole(raw: RawBatch, source: TextFile) -> tuple[pa.Table, np.ndarray]:
     """A raw batch with all its columns, and its rows' numbers."""
-    names = list(dict.fromkeys(source.table.columns.values()))
+    names = [name for name in source.table.present if name in source.table.columns.values()]
     if not isinstance(raw.content, bytes):
         table = pa.Table.from_batches([raw.content]).select(names)
         return table, np.arange(raw.first, raw.first + table.num_rows)

@@ -1,16 +1,10 @@
-"""Repairing a labelled set by what an audit found: leaks, noisy labels, copies, heuristics' odds ratios. Pure numpy.
+"""A labelled set's rows dropped, relabelled, weighted or resampled, and what each step took. Pure numpy.
 
-    findings = Findings(leaks=[4, 9], noisy=[7], suggested=[2], copies=[(3, 1), (5, 1)])
-    repaired = repair(label, findings, Repair(noisy="relabel", seed=0), holds, predicted=0, odds_ratios=[4.0])
+    repaired = Repaired.of(label).drop(leaks, "leaks").relabel(noisy, suggested)
+    repaired = repaired.reweigh(holds, 0, odds_ratios=[4.0], how="resample", seed=0)
     kept = table.filter(repaired.keep)
 
-What is asked for is applied in this order, and each row is counted under the first reason that took it:
-
-1. ``leaks`` are dropped;
-2. ``noisy`` labels are dropped, or get the suggested label;
-3. ``copies``: of rows that are copies of each other the first that is left is kept;
-4. ``heuristics``: what is left is weighted or resampled so that each heuristic has the odds ratio asked for
-   (:mod:`pipelines.repair.weights`).
+Each row is counted under the first reason that took it. `analysis.audit.repairing` has the steps in the order of `CHOICES`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +17,10 @@ from pipelines.repair.weights import Weights, odds_ratios, resample, sparing_wei
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "leaks": ("drop", "keep"),
+    "near_leaks": ("drop", "keep"),
     "noisy": ("drop", "relabel", "keep"),
     "copies": ("drop", "keep"),
+    "near_copies": ("drop", "keep"),
     "heuristics": ("resample", "weight", "keep"),
 }
 """What a repair can do about each kind of finding, in the order in which it does."""
@@ -35,8 +31,10 @@ class Repair:
     """What is done about each kind of finding (`CHOICES`). Raises :class:`UserError` for anything else."""
 
     leaks: str = "drop"
+    near_leaks: str = "drop"
     noisy: str = "drop"
     copies: str = "drop"
+    near_copies: str = "drop"
     heuristics: str = "resample"
     seed: int = 0
     """Of the choice of rows among equals, when resampling."""
@@ -45,20 +43,6 @@ class Repair:
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise UserError(f"repair of {name}={value!r} is none of {', '.join(choices)}; give one of these")
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Rows by number, from 0: what an audit found. A row may be in several."""
-
-    leaks: Sequence[int] = ()
-    """Rows that are also in a test set."""
-    noisy: Sequence[int] = ()
-    """Rows whose label is likely wrong."""
-    suggested: Sequence[int] = ()
-    """The label's code that each of ``noisy`` should have; only to relabel them."""
-    copies: Sequence[tuple[int, int]] = ()
-    """Pairs of rows that are copies of each other; a row may be in several."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +102,6 @@ class Repaired:
             self, keep=keep, weights=np.where(keep, self.weights, 0.0), costs=(*self.costs, _cost(reason, self.original, lost))
         )
 
-    def drop_copies(self, pairs: Sequence[tuple[int, int]] | np.ndarray, reason: str = "copies") -> "Repaired":
-        """Without rows that are copies of an earlier one that is kept."""
-        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-        _flags(pairs.ravel(), len(self.keep))
-        pairs = np.sort(pairs[self.keep[pairs].all(1) & (pairs[:, 0] != pairs[:, 1])], axis=1)
-        lost: set[int] = set()
-        # By the later row of a pair: what happens to the earlier one is decided by then.
-        for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
-            if earlier not in lost:
-                lost.add(later)
-        return self.drop(sorted(lost), reason)
-
     def relabel(self, rows: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray) -> "Repaired":
         """With ``labels`` in place of those of ``rows``, of the rows that are still there."""
         if len(rows) != len(labels):
@@ -179,35 +151,6 @@ class Repaired:
     def odds_ratios(self, holds: np.ndarray, predicted: int | Sequence[int] | np.ndarray) -> np.ndarray:
         """Each heuristic's odds ratio, float64 [num_heuristics], as an audit of the repaired set says."""
         return odds_ratios(self.labels[self.keep], np.asarray(holds)[self.keep], predicted, self.weights[self.keep])
-
-
-def repair(
-    label: np.ndarray,
-    findings: Findings,
-    how: Repair,
-    holds: np.ndarray | None = None,
-    predicted: int | Sequence[int] | np.ndarray = 0,
-    odds_ratios: Sequence[float] | np.ndarray = (),
-) -> Repaired:
-    """The set with codes ``label``, int [num_rows], repaired as ``how`` says.
-
-    ``holds``, booleans [num_rows, num_heuristics], says of which rows each heuristic holds, ``predicted`` the code of the label
-    that all of them predict, or one each, and ``odds_ratios`` the targets, the reference's. Without any, heuristics are left as
-    they are. Raises :class:`UserError` for a row that is not there, for noisy rows that have no suggested label to get, and if
-    no row is left to weight.
-    """
-    repaired = Repaired.of(label)
-    if how.leaks == "drop":
-        repaired = repaired.drop(findings.leaks, "leaks")
-    if how.noisy == "drop":
-        repaired = repaired.drop(findings.noisy, "noisy labels")
-    elif how.noisy == "relabel":
-        repaired = repaired.relabel(findings.noisy, findings.suggested)
-    if how.copies == "drop":
-        repaired = repaired.drop_copies(findings.copies)
-    if holds is not None and how.heuristics != "keep" and np.shape(holds)[1]:
-        repaired = repaired.reweigh(holds, predicted, odds_ratios, how=how.heuristics, seed=how.seed)
-    return repaired
 
 
 def _flags(rows: Sequence[int] | np.ndarray, num_rows: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from analysis.audit.audit import Audit, AuditSettings, audit
 from analysis.audit.repairing import cost_lines, repair_of, write_repaired
+from analysis.corpus.columns import ColumnNames
 from pipelines.repair.rows import Repair
 from sweep import cli
 from tests.analysis.audit.planted import planted
@@ -106,7 +107,38 @@ def test_contrast_pairs_stay_and_disputed_labels_go(tmp_path: Path) -> None:
     assert [(cost.reason, cost.num_rows) for cost in repaired.costs] == [
         ("the same words with different labels", 2),
         ("copies of other rows", 1),
+        ("near copies of other rows", 0),
     ]
+
+
+def test_near_copies_are_a_choice_of_their_own() -> None:
+    long = "the committee met on a cold monday morning to discuss the new budget for roads and schools"
+    texts = [f"{long} in the town", f"{long} in the city", "a short one", "A short one!"]
+    rows = [*({"text": text, "label": "news"} for text in texts), {"text": "no", "label": "other"}]
+    found = audit(pa.Table.from_pylist(rows))
+    assert found.duplicates.kinds["near"].count == 1
+    kept = {
+        (copies, near): repair_of(found, Repair(copies=copies, near_copies=near)).keep.tolist()
+        for copies in ("drop", "keep")
+        for near in ("drop", "keep")
+    }
+    assert kept["drop", "drop"] == [True, False, True, False, True]
+    assert kept["drop", "keep"] == [True, True, True, False, True]
+    assert kept["keep", "drop"] == [True, False, True, True, True]
+    assert all(kept["keep", "keep"])
+    test = pa.Table.from_pylist([{"text": f"{long} in the shire", "label": "news"}, {"text": "a short one", "label": "news"}])
+    leaky = audit(pa.Table.from_pylist(rows), AuditSettings(tests={"held_out": test}))
+    for near, left in (("drop", [False, False, False, False, True]), ("keep", [True, True, False, False, True])):
+        assert repair_of(leaky, Repair(near_leaks=near, copies="keep", near_copies="keep")).keep.tolist() == left
+
+
+def test_columns_stay_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("ticket,label,message\n1,x,one\n2,y,two\n3,x,one\n")
+    found = audit(tmp_path / "a.csv", AuditSettings(columns=ColumnNames({"text": "message"})))
+    write_repaired(found.evidence, repair_of(found, Repair()), tmp_path / "b.parquet")
+    table = pq.read_table(tmp_path / "b.parquet")
+    assert table.column_names == ["ticket", "label", "message", "original_row"]
+    assert table.to_pylist()[1] == {"ticket": "2", "label": "y", "message": "two", "original_row": 2}
 
 
 def run(*arguments: object) -> Result:
@@ -129,7 +161,10 @@ def test_the_command_writes_the_set_and_says_what_it_cost(folder: Path, tmp_path
     [
         (("--repair", "out.csv"), "give a name that ends in .parquet"),
         (("--repair-as", "noisy=drop"), "without --repair OUT.parquet"),
-        (("--repair", "o.parquet", "--repair-as", "noise=drop"), "it is none of leaks, noisy, copies, heuristics"),
+        (
+            ("--repair", "o.parquet", "--repair-as", "noise=drop"),
+            "it is none of leaks, near_leaks, noisy, copies, near_copies, heuristics",
+        ),
         (("--repair", "o.parquet", "--repair-as", "noisy=forget"), "'forget' is none of drop, relabel, keep"),
     ],
 )
