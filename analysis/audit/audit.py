@@ -30,6 +30,7 @@ from analysis.corpus.measures import diversity, heuristic_findings, lengths, one
 from analysis.corpus.scan import Report, Scan, silent
 from analysis.corpus.single_words import single_words
 from analysis.wording import shown
+from pipelines.tables.values import label_warning
 
 # Whoever audits takes these from here, wherever they live.
 __all__ = [
@@ -46,8 +47,6 @@ __all__ = [
     "shown",
 ]
 NUM_SAMPLES = 5
-NO_GOLD_WARNING = 0.05
-"""From this share of rows without a gold label on, the mark may be a label."""
 
 
 def audit(
@@ -164,11 +163,9 @@ def _warnings(scans: Sequence[Scan]) -> Iterable[str]:
     for scan in {id(scan): scan for scan in scans}.values():
         unlabelled = scan.left_out.get("no gold label", 0)
         num_read = scan.num_rows + sum(scan.left_out.values())
-        if unlabelled > NO_GOLD_WARNING * num_read and scan.source.marks_may_be_labels(scan.labels):
-            yield (
-                f"{scan.path}: {unlabelled:,} of {num_read:,} rows have the label -1, the usual mark of a row without one, and "
-                "are left out; if it is a label here, keep it with --keep-label=-1"
-            )
+        warning = label_warning({"-1": unlabelled}, num_read, "keep it: --keep-label={mark}")
+        if warning and scan.source.marks_may_be_labels(scan.labels):
+            yield f"{scan.path}: {warning}"
 
 
 def _summary(scan: Scan, named: Mapping[str, str]) -> FileSummary:

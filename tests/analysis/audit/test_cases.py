@@ -73,7 +73,7 @@ def test_near_copies_are_found_where_there_are_no_spaces() -> None:
 
 def test_minus_one_among_numbers_is_warned_of_and_can_be_kept() -> None:
     (warning,) = of("minus.jsonl", entailment=("1",)).warnings
-    assert "1 of 4 rows have the label -1" in warning and "--keep-label=-1" in warning
+    assert "1 of 4 rows (25%) are labelled '-1', which is taken for 'no label'" in warning and "--keep-label=-1" in warning
     kept = of("minus.jsonl", entailment=("1",), columns=ColumnNames(kept_labels=("-1",)))
     assert kept.file.num_rows == 4 and not kept.warnings
 
