@@ -234,6 +234,8 @@ _CELL = rf'(?:{_QUOTED}|(?:[^\t\r\n"][^\t\r\n]*)?)'
 _RECORD = re.compile(rf"{_CELL}(?:\t{_CELL})*")
 _OPEN_RECORD = re.compile(rf'(?:{_CELL}\t)*"(?:[^"]|"")*')
 _QUOTED_CELLS = re.compile(rf"(?:^|(?<=\t)){_QUOTED}(?=\t|$)")
+MOST_LINES = 8
+"""Lines that an error names."""
 MAX_QUOTED_LINES = 1_000
 """A cell with more lines is no cell, but an unpaired quotation mark that is text."""
 
@@ -338,17 +340,27 @@ def _explain_table(file: Path, delimiter: str, has_quotes: bool) -> str:
         reader = _cells(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), delimiter, has_quotes)
         header: list[str] = []
         begins = 1
+        ragged: list[tuple[int, int]] = []
         for row in reader:
             header = header or row
             if len(row) != len(header) and row:
-                return (
-                    f"line {begins} has {len(row)} cells and the header {len(header)}; quote cells that contain "
-                    f"{delimiter!r} or a line break, or mend the row"
-                )
-            if sum(map(len, row)) > MAX_ROW_BYTES // 4:
+                ragged.append((begins, len(row)))
+            if not ragged and sum(map(len, row)) > MAX_ROW_BYTES // 4:
                 return f"the row at line {begins} is over {MAX_ROW_BYTES >> 22} MB; close its quotation mark or shorten it"
             begins = reader.line_num + 1
-    return ""
+    if not ragged:
+        return ""
+    (first, num_cells), *others = ragged
+    more = f" ({_lines(others)}, too, {'have' if len(others) > 1 else 'has'} another number)" if others else ""
+    return (
+        f"line {first} has {num_cells} cells and the header {len(header)}{more}; quote cells that contain {delimiter!r} or a "
+        f"line break, or mend the row{'s' if others else ''}"
+    )
+
+
+def _lines(rows: list[tuple[int, int]]) -> str:
+    listed = ", ".join(str(line) for line, _ in rows[:MOST_LINES])
+    return f"line{'s' if len(rows) > 1 else ''} {listed}{', …' if len(rows) > MOST_LINES else ''}"
 
 
 # JSONL.

@@ -230,6 +230,11 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("premise,hypothesis,label\na,b,c\n\na,b\n", "line 4 has 2 cells and the header 3"),
         ('premise,hypothesis,label\n"a\nb",b,c\na,b,c,d\n', "line 4 has 4 cells and the header 3"),
+        (
+            "premise,hypothesis,label\na,b,c,d\na,b,c\na,b\n,\n",
+            "line 2 has 4 cells and the header 3 (lines 4, 5, too, have another number); quote cells",
+        ),
+        ("premise,hypothesis,label\n" + "a\n" * 12, "(lines 3, 4, 5, 6, 7, 8, 9, 10, …, too, have another number)"),
         (b"premise,hypothesis,label\na,b,c\ncaf\xe9,b,c\n", "line 3 is not UTF-8"),
         ("premise,hypothesis,label\na,b,c\n".encode("utf-16"), "line 1 is not UTF-8"),
         ("", "is empty (0 bytes)"),
