@@ -35,7 +35,8 @@ def check(
 ) -> None:
     """Say what would be read of a table, or of each set of a study: rows, columns, labels, and what is left out and why.
 
-    Without --column, texts and labels are looked for under their usual names; without --label, each value is a label.
+    Without --column, texts and labels are looked for under their usual names;
+    without --label, each value is a label.
 
         blindsweep data check reviews.tsv
         blindsweep data check my_folder:validation

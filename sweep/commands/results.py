@@ -188,10 +188,11 @@ def verdicts(
 ) -> None:
     """Judge a study's claims: supported, refuted, equivalent, or cannot tell and how many seeds it would take.
 
-    The claims are those that the study's file declares; the paper's, where it declares none.
+    The claims are those that the study's file declares;
+    the paper's, where it declares none.
 
-    blindsweep verdicts demo
-    blindsweep verdicts mini --partial --cost-per-seed 12.5
+        blindsweep verdicts demo
+        blindsweep verdicts mini --partial --cost-per-seed 12.5
     """
     from analysis.report.terminal import print_verdicts, verdicts_json
     from analysis.verdicts.answer import answer
@@ -273,11 +274,12 @@ def power(
 ) -> None:
     """Say how many seeds a difference needs, how small a one some seeds detect, and what they cost.
 
-    With --generator-sd, also the cheapest generators with seeds each that see it, generators being what is judged by.
+    With --generator-sd, also the cheapest generators with seeds each that see it,
+    generators being what is judged by.
 
-    blindsweep power demo --cost-per-seed 12.5
-    blindsweep power --seed-sd 17.5
-    blindsweep power mini --generator-sd 5 --cost-per-generator 40 --cost-per-seed 12.5
+        blindsweep power demo --cost-per-seed 12.5
+        blindsweep power --seed-sd 17.5
+        blindsweep power mini --generator-sd 5 --cost-per-generator 40 --cost-per-seed 12.5
     """
     if (study is None) == (seed_sd is None):
         raise UserError("give a STUDY to take variances from, or --seed-sd, and not both")

@@ -34,7 +34,8 @@ def export(
 ) -> None:
     """Write a task model as transformers loads it, or peft where it is an adapter, with the logits that it has here.
 
-    With tokenizer, labels, and a card that has its prompt, its results and what it was built from.
+    With tokenizer, labels, and a card that has its prompt, its results and
+    what it was built from.
 
         blindsweep export start0-original-900-seed0 my-model
         blindsweep export start5000-synthetic-1800-seed0 my-model --merge
@@ -77,7 +78,8 @@ def publish(
 ) -> None:
     """Write a study's pool, generator and models as repositories of a hub, with cards; bring them there only when asked.
 
-    A card has counts, results or the audit, licences and lineage. What a licence asks, and what is not known, is said.
+    A card has counts, results or the audit, licences and lineage.
+    What a licence asks, and what is not known, is said.
 
         blindsweep publish demo my-repositories --model start0-synthetic-900-seed0
         blindsweep publish demo my-repositories --training-sets --license cc-by-4.0 --push my-name/demo

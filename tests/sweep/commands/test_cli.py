@@ -84,6 +84,23 @@ def test_every_command_has_help(command: str) -> None:
     assert blindsweep(command, "--help").exit_code == 0
 
 
+def test_each_example_in_a_command_s_help_has_a_line_of_its_own() -> None:
+    """A help's indented lines are joined where what stands before them is a paragraph of one line: the margin is cut off."""
+    groups = [(cli.app, []), *((group.typer_instance, [group.name]) for group in cli.app.registered_groups)]
+    commands = [
+        ([*names, command.name or command.callback.__name__], inspect.getdoc(command.callback) or "")
+        for app, names in groups
+        for command in app.registered_commands
+    ]
+    examples = {
+        tuple(names): [line.strip() for line in text.splitlines() if line.startswith("    ")] for names, text in commands
+    }
+    assert sum(map(bool, examples.values())) > 10
+    for names, lines in examples.items():
+        shown = CliRunner().invoke(cli.app, [*names, "--help"], env={"COLUMNS": "200"}).output
+        assert set(lines) <= {line.strip() for line in shown.splitlines()}, names
+
+
 def test_data_fetch_has_help_and_names_what_it_cannot_read(tmp_path: Path) -> None:
     assert blindsweep("data", "fetch", "--help").exit_code == 0
     result = blindsweep("data", "fetch", "--to", str(tmp_path / "data"), "--from", str(tmp_path / "none"))
