@@ -1,6 +1,7 @@
 # make demo     install, run the demo study on this machine, say where its report is
 # make test     install, run the tests that take under a minute each
 # make check    install, lint, format and type checks
+# make docs     build the pages of docs/ as a site, check every link of it
 #
 # EXTRA=cuda    install the GPU packages (default: cpu)
 # PYTHON=...    the Python to build .venv with (default: the first of python3.12, python3.11, python3 that fits)
@@ -10,10 +11,11 @@ EXTRA ?= cpu
 PYTHON ?=
 ARGS ?=
 VENV := .venv
+DOCS_VENV := .venv-docs
 STAMP := $(VENV)/.installed-$(EXTRA)
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-all check format lock clean help
+.PHONY: setup demo test test-all check format lock docs clean help
 
 setup: $(STAMP)
 
@@ -49,10 +51,26 @@ format: setup
 lock: setup
 	$(VENV)/bin/python scripts/setup.py --lock
 
+# The site needs few packages and no torch, so it has an environment of its own: docstrings are read and not imported.
+docs: $(DOCS_VENV)/.installed
+	$(DOCS_VENV)/bin/python -m mkdocs build --quiet
+	$(DOCS_VENV)/bin/python scripts/check_site.py site
+
+$(DOCS_VENV)/.installed: pyproject.toml
+	@for python in $(PYTHON) python3.12 python3.11 python3; do \
+		if $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			$$python -m venv --clear $(DOCS_VENV) && break; \
+		fi; \
+	done; \
+	test -x $(DOCS_VENV)/bin/python || { echo "docs: no Python 3.11 or newer found; name one: make docs PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(DOCS_VENV)/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' \
+		| xargs $(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+	@touch $@
+
 # The studies' results are kept: only what can be made again in minutes goes.
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find pipelines sweep analysis tests scripts -name __pycache__ -type d -exec rm -rf {} +
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
