@@ -46,36 +46,54 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links to the repository's files into links to their pages."""
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Turn links to the repository's files into links to their pages; a link called by a page's file name gets its title."""
     uri = page.file.src_uri
     here = next((source for source, name in ELSEWHERE.items() if name == uri and name != "index.md"), None)
     here = here or (uri if uri.startswith("benchmarks/") else f"docs/{uri}")
+    names = titles(config.nav)
 
     def on_the_site(match: re.Match[str]) -> str:
-        before, target, anchor = match.groups()
+        text, target, anchor = match.groups()
         if ":" in target:
             return match[0]
         found = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
         found = ELSEWHERE.get(found, found.removeprefix("docs/"))
-        if found.startswith("notebooks/") and not before.startswith("[Download"):
-            found = found.removesuffix(".ipynb") + ".md" if found.endswith(".ipynb") else found
-        return f"{before}{posixpath.relpath(found, posixpath.dirname(uri) or '.')}{anchor}"
+        if found.endswith(".ipynb") and "Download" not in text:
+            found = found.removesuffix(".ipynb") + ".md"
+        if re.fullmatch(r"\[[\w/]+\.md\]\(", text):
+            text = f"[{names.get(found, found)}]("
+        return f"{text}{posixpath.relpath(found, posixpath.dirname(uri) or '.')}{anchor}"
 
     inline = re.sub(r"(\[[^\[\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?(?=\)))", on_the_site, markdown)
     return re.sub(r"(?m)^(\[[^\]]+\]: )([^\s#]+)((?:#\S*)?)$", on_the_site, inline)
 
 
-def on_page_content(html: str, page: Any, files: Files, **_: Any) -> str:
-    """In help texts and docstrings, which name pages as `docs/PAGE.md` and code by roles, make links and code of both."""
-    if not page.file.src_uri.startswith("reference/"):
-        return html
-    html = re.sub(r":(?:class|func|mod|meth|data):<code>~?", "<code>", html)
-    return re.sub(
-        r"(?<![\w/])docs/([\w/]+)\.md",
-        lambda match: f'<a href="../{match[1]}.html">{match[1]}</a>' if f"{match[1]}.md" in files.src_uris else match[0],
-        html,
-    )
+def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:
+    """Link pages that are named as `docs/PAGE.md`; take roles out of docstrings, backslashes of pipes out of tables."""
+    uri, names = page.file.src_uri, titles(config.nav)
+
+    def to_page(match: re.Match[str]) -> str:
+        name = f"{match[1]}.md"
+        if name not in names or name == uri:
+            return match[0]
+        address = posixpath.relpath(f"{match[1]}.html", posixpath.dirname(uri) or ".")
+        return f'<a href="{address}">{names[name]}</a>'
+
+    html = re.sub(r"<code>docs/(\w+)\.md</code>", to_page, html)
+    if uri.startswith("reference/"):
+        html = re.sub(r":(?:class|func|mod|meth|data):<code>~?", "<code>", html)
+        html = re.sub(r"(?<![\w/])docs/(\w+)\.md", to_page, html)
+    return re.sub(r"<td.*?</td>", lambda cell: cell[0].replace("\\|", "|"), html)
+
+
+def titles(nav: Any) -> dict[str, str]:
+    """Each page's name in the navigation."""
+    found: dict[str, str] = {}
+    for entry in nav:
+        for title, inner in entry.items():
+            found |= {inner: title} if isinstance(inner, str) else titles(inner)
+    return found
 
 
 def commands_page() -> str:
@@ -113,5 +131,5 @@ def notebook_page(notebook: dict[str, Any], name: str) -> str:
             if html := "".join(data.get("text/html", ())):
                 parts.append(f'<div class="output">\n{html}\n</div>')
             elif text := "".join(output.get("text", data.get("text/plain", ()))):
-                parts.append(f"```text\n{text.rstrip()}\n```")
+                parts.append(f'<div class="output" markdown="1">\n\n```text\n{text.rstrip()}\n```\n\n</div>')
     return "\n\n".join([*parts, f"[Download the notebook]({name})"]) + "\n"
