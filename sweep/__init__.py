@@ -6,6 +6,10 @@ first asked for, so that reading a store's records does not import what only an 
 
 from typing import TYPE_CHECKING, Any
 
+from sweep.own_packages import keep_ours
+
+keep_ours()
+
 if TYPE_CHECKING:
     from sweep.study.public import *  # noqa: F403
 else:

@@ -9,6 +9,7 @@ What is kept of a row is about a hundred bytes, whatever its length (:class:`Sca
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -265,7 +266,8 @@ def _measure_all(
     sent = replace(source, table=_without_content(source.table))
     # Spawned, since arrow has threads and these do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, MAX_PROCESSES), context) as pool:
+    # What is imported first keeps `analysis` ours in the new processes, too, beside a user's folder of that name.
+    with ProcessPoolExecutor(min(processes, MAX_PROCESSES), context, importlib.import_module, ("sweep",)) as pool:
         waiting: deque[Future[dict[str, Any]]] = deque()
         try:
             for raw in batches:

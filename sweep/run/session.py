@@ -27,6 +27,8 @@ ACCELERATOR_TYPE = "accelerator_type:"
 """A node with GPUs has a resource of this name and their type's."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Ray Train's own, a process a finetuning: at a notice it tears the workers down, which ours let commit and end."""
+OUR_PACKAGES = {"worker_process_setup_hook": "sweep.own_packages.keep_ours"}
+"""For a runtime environment: Ray puts the driver's folders first on a worker's path, where a user may have an `analysis`."""
 WITHOUT_CLUSTER = (
     "start a cluster (ray up cluster.yaml) and run this on its head node, or leave --address out to use this machine"
 )
@@ -174,7 +176,14 @@ def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, int(capacity.cpus))))
     # "local", or a cluster named in the environment or left behind by a killed run would be joined. Ray's dashboard is
     # for people; only *stopped* trials need it (to give their placement groups back), and a step is never stopped here.
-    ray.init(address="local", num_cpus=int(capacity.cpus), num_gpus=int(capacity.gpus), include_dashboard=False, **logs)
+    ray.init(
+        address="local",
+        num_cpus=int(capacity.cpus),
+        num_gpus=int(capacity.gpus),
+        include_dashboard=False,
+        runtime_env=OUR_PACKAGES,
+        **logs,
+    )
 
 
 @contextlib.contextmanager
@@ -204,7 +213,9 @@ def _join(address: str, logs: Mapping[str, Any], modules: Sequence[Any] = ()) ->
     # No keys: Ray prints runtime environments. The nodes have a role, or credentials of their own.
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
     variables = {"RAY_TRAIN_V2_ENABLED": "1", PREEMPTION_WATCHER: "0", STALL_AFTER: str(stall_after())} | shared
-    environment = {"py_modules": [pipelines, sweep, *modules], "env_vars": variables}
+    # Folders: a user's package of the same name may have put its own on the package's path, behind ours.
+    folders = [module.__path__[0] for module in (pipelines, sweep, *modules)]
+    environment = {"py_modules": folders, "env_vars": variables, **OUR_PACKAGES}
     try:
         ray.init(address=address, runtime_env=environment, **logs)
     except (ConnectionError, RuntimeError, ValueError) as error:
