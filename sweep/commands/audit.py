@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.errors import UserError
+from pipelines.extras import check_installed
 
 if TYPE_CHECKING:
     from analysis.audit.audit import Audit, AuditSettings
@@ -120,6 +121,10 @@ def audit(
 
     conditions = [name.strip() for name in (fail_on or "").split(",") if name.strip()]
     # What cannot be done is said before the files are read.
+    if judge:
+        check_installed("--judge", "torch", "transformers")
+    if address:
+        check_installed("--address", "ray")
     check_conditions(conditions)
     if rows:
         check_rows_path(rows)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipelines.errors import UserError
+from pipelines.extras import of_missing_package
 from sweep.run.failures import in_lines, is_disk_full, one_line, whole_traceback
 
 ExperimentName = Annotated[
@@ -109,7 +110,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if os.environ.get("BLINDSWEEP_DEBUG"):
                 raise
-            fail(_explain(error), code=getattr(error, "exit_code", 1))
+            fail(_explain(of_missing_package(error) or error), code=getattr(error, "exit_code", 1))
 
     return wrapped
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.errors import UserError
+from pipelines.extras import check_installed
 from pipelines.storage import join
 from pipelines.terminal import console as new_console
 from sweep.commands.options import (
@@ -107,6 +108,8 @@ def run(
         blindsweep run paper --rehearse
         blindsweep run my_study.py --only seed=3,4
     """
+    if not dry_run:
+        check_installed("blindsweep run")
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
     from sweep.graph.pieces import parse_only

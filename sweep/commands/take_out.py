@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
+from pipelines.extras import check_installed
 from sweep.commands.options import DEFAULT_STORE, StoreUri, StudyName, study_name
 from sweep.graph.records import Store, Study
 
@@ -40,6 +41,7 @@ def export(
         blindsweep export start0-original-900-seed0 my-model
         blindsweep export start5000-synthetic-1800-seed0 my-model --merge
     """
+    check_installed("blindsweep export", "torch", "transformers")
     from pipelines.models.process import without_gpus
     from sweep.publish.models import TASK_MODELS, export_model
     from sweep.publish.naming import find_artifact
@@ -89,6 +91,8 @@ def publish(
     from sweep.publish.study import publish_study
     from sweep.publish.upload import check_upload, upload
 
+    if model and not no_weights:
+        check_installed("publish --model without --no-weights", "torch", "transformers")
     said = Said(license, base_license, source_license, language)
     if push:
         check_upload(push)

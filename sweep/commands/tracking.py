@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
+from pipelines.extras import check_installed
 from sweep.commands.options import DEFAULT_STORE, OneOrAllStudies, StoreUri, TrackingUri, study_name
 from sweep.commands.results import answer_of, describe_in_mlflow
 from sweep.graph.records import Store
@@ -19,6 +20,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow on the studies of a store, for this machine only."""
+    check_installed("blindsweep ui", "mlflow")
     from sweep.index.address import check_address, mask, sqlite_path
     from sweep.index.database import Unusable
     from sweep.run.study_run import mended_index, rebuild
@@ -59,6 +61,7 @@ def reindex(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Rebuild MLflow's runs from the records in the store; where an artifact has several, one is kept."""
+    check_installed("blindsweep reindex", "mlflow")
     from sweep.index.address import check_address, mask
     from sweep.index.database import Unusable
     from sweep.run.study_run import mended_index

