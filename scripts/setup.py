@@ -6,27 +6,21 @@
 
 Standard library only, and any Python from 3.8 may run it: it looks for the right one itself.
 
-uv does the installing: it can leave packages out (constraints/cpu-excludes.txt), pip cannot. uv does not read
-pip's settings and gives up on an index that it cannot reach, so this script reads them (find-links, index-url,
-extra-index-url, cert, trusted-host, proxy), hands them on and drops indexes that do not answer.
+pip does the installing, of all pins and of nothing else (`--no-deps`), so that constraints/cpu-excludes.txt stays out; its own
+settings say where packages come from. uv is for `--lock` alone: it resolves for another Python than the one that runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import configparser
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +37,6 @@ NEEDED_GB = {"cpu": 6, "cuda": 20}
 # itself runs on, and a GPU's driver. tests/test_setup.py reads the installed packages for what they need.
 COMPILER_LIBRARIES = {"libgcc_s.so.1": "libgcc-s1", "libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"}
 LIBRARIES = {"cpu": {**COMPILER_LIBRARIES, "libnuma.so.1": "libnuma1"}, "cuda": COMPILER_LIBRARIES}
-PYPI = "https://pypi.org/simple"
 # torch's CPU builds (the `+cpu` versions) are not on PyPI. A mirror of this page may be named instead.
 TORCH_CPU_PAGE = os.environ.get("TORCH_CPU_PAGE", "https://download.pytorch.org/whl/cpu/torch/")
 
@@ -115,153 +108,41 @@ def constraints_for(extra: str, version: tuple[int, int]) -> Path:
 # --- where packages come from ----------------------------------------------------------------------
 
 
-def pip_settings(python: str) -> dict[str, list[str]]:
-    """pip's settings from its files and environment, each a list of words. Debian's Python has no pip to ask for them."""
-    home = Path(os.path.expanduser("~"))
-    chosen = os.environ.get("PIP_CONFIG_FILE", "")
-    system = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
-    files = [*(Path(folder, "pip/pip.conf") for folder in system.split(os.pathsep)), Path("/etc/pip.conf")]
-    if not os.path.exists(chosen):
-        files += [home / ".pip/pip.conf", Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config", "pip/pip.conf")]
-    files += [Path(python).parents[1] / "pip.conf", Path(chosen)]
-
-    # pip's own order: a later file overrides the same section of an earlier one, then [install] overrides [global],
-    # then the environment overrides both.
-    parser = configparser.RawConfigParser()
-    for file in files if chosen != os.devnull else []:
-        try:
-            parser.read(file, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError) as error:
-            say(f"leaving out pip's settings in {file}: {error}")
-    given = [item for section in ("global", "install") if parser.has_section(section) for item in parser.items(section)]
-    given += [(name[len("PIP_") :], value) for name, value in os.environ.items() if name.startswith("PIP_")]
-    return {name.lower().replace("_", "-"): value.split() for name, value in given if value.split()}
+def pip(*arguments: str) -> list[str]:
+    """The command of `.venv`'s own pip."""
+    return [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def read_page(url: str) -> tuple[bytes, str | None]:
-    """A page's bytes, or why it could not be read."""
-    try:
-        with urllib.request.urlopen(url, timeout=15) as page:
-            return page.read(), None
-    except (OSError, ValueError) as error:
-        return b"", str(getattr(error, "reason", error))
+def make_with_torch(pythons: list[dict], is_kept: bool, extra: str) -> dict:
+    """Makes `.venv` with the first of these Pythons for which the pinned torch is to be had, and installs that; which it is.
 
-
-def unreachable(index: str) -> str | None:
-    """The reason why a package index cannot be used, or None. A missing page is an answer: the index is there."""
-    parts = urllib.parse.urlsplit(index)
-    if parts.scheme == "file" or not parts.scheme:
-        path = Path(urllib.parse.unquote(parts.path))
-        return None if path.is_dir() else "no such folder"
-    if parts.scheme not in ("http", "https"):
-        return f"{parts.scheme} is not looked at"
-    try:
-        request = urllib.request.Request(index.rstrip("/") + "/setuptools/", method="HEAD")
-        with urllib.request.urlopen(request, timeout=15):
-            return None
-    except urllib.error.HTTPError as error:
-        return None if error.code in (401, 403, 404, 405) else f"answers {error.code}"
-    except OSError as error:
-        return str(getattr(error, "reason", error))
-
-
-def package_sources(python: str, extra: str) -> dict[str, str]:
-    """uv's environment variables for where packages come from. Those that the user has set are left alone.
-
-    Raises:
-        SetupError: no package index can be reached.
-    """
-    pip = pip_settings(python)
-    # These count for the look-ups here, too. What the user has set has the last word, here and below.
-    if "cert" in pip:
-        os.environ.setdefault("SSL_CERT_FILE", pip["cert"][0])
-    if "proxy" in pip:
-        os.environ.setdefault("HTTPS_PROXY", pip["proxy"][0])
-        os.environ.setdefault("HTTP_PROXY", pip["proxy"][0])
-    variables = {"UV_HTTP_TIMEOUT": "180"}
-    if "trusted-host" in pip:
-        variables["UV_INSECURE_HOST"] = " ".join(pip["trusted-host"])
-
-    find_links = []
-    for place in pip.get("find-links", []):
-        names, why = file_names(place)
-        if why:
-            say(f"leaving out pip's find-links {place}: {why}")
-        elif extra == "cuda" and any(re.match(r"torch-[^-]*\+cpu-", name) for name in names):
-            say(f"leaving out pip's find-links {place}: it has a CPU build of torch, which would be taken")
-        else:
-            find_links.append(place)
-    if find_links:
-        variables["UV_FIND_LINKS"] = ",".join(find_links)
-
-    if not any(os.environ.get(name) for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_NO_INDEX")):
-        answering = []
-        for index in [*pip.get("index-url", [PYPI]), *pip.get("extra-index-url", [])]:
-            why = unreachable(index)
-            if why:
-                say(f"leaving out the package index {index}: {why}")
-            else:
-                answering.append(index)
-        if not answering:
-            raise SetupError(
-                "no package index can be reached. Connect to the network, or name one that can be: "
-                "`pip config set global.index-url URL` or UV_DEFAULT_INDEX=URL"
-            )
-        variables["UV_DEFAULT_INDEX"] = answering[0]
-        if answering[1:]:
-            variables["UV_INDEX"] = " ".join(answering[1:])
-            # pip takes the best version from all of its indexes; uv stops at the first that has the name.
-            variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    return {name: value for name, value in variables.items() if name not in os.environ}
-
-
-def file_names(place: str) -> tuple[list[str], str | None]:
-    """The files that a find-links place offers, or why it cannot be read."""
-    parts = urllib.parse.urlsplit(place)
-    if parts.scheme in ("http", "https"):
-        page, why = read_page(place)
-        links = re.findall(r"""href=["']([^"'#]+)""", page.decode("utf-8", "replace"))
-        return [urllib.parse.unquote(link.rsplit("/", 1)[-1]) for link in links], why
-    folder = Path(urllib.parse.unquote(parts.path))
-    if not folder.is_dir():
-        return [], "no such folder"
-    return os.listdir(folder), None
-
-
-def torch_wheel(python: dict) -> str:
-    """The beginning of the file name of the pinned CPU build for this Python."""
-    version = pinned("torch", constraints_for("cpu", python["version"]))
-    return "torch-{0}-cp{1}{2}-cp{1}{2}".format(version, *python["version"])
-
-
-def find_torch(pythons: list[dict], sources: dict[str, str]) -> dict:
-    """The first of these Pythons for which the pinned CPU build of torch is to be had.
-
-    Adds PyTorch's page to `sources` where that is what provides it.
+    PyPI has no CPU builds: pip's own places are asked first, then PyTorch's page.
 
     Raises:
         SetupError: it is nowhere; says what was looked for and where.
     """
-    configured = os.environ.get("UV_FIND_LINKS") or sources.get("UV_FIND_LINKS", "")
-    places = [place for place in configured.split(",") if place]
     looked = []
-    for place in [*places, TORCH_CPU_PAGE]:
-        names, why = file_names(place)
-        for python in pythons:
-            start = f"{torch_wheel(python)}-"
-            if any(name.startswith(start) and name.endswith("x86_64.whl") for name in names):
-                # The page is given as find-links, not as an index: an index would be asked for every package.
-                if place not in places:
-                    sources["UV_FIND_LINKS"] = ",".join([*places, place])
+    for python in pythons:
+        if not is_kept:
+            say("making .venv with Python {}.{} ({})".format(*python["version"], python["path"]))
+            subprocess.run([python["path"], "-m", "venv", "--clear", str(VENV)], check=True)
+        torch = "torch " + pinned("torch", constraints_for(extra, python["version"]))
+        for page in ["", TORCH_CPU_PAGE] if extra == "cpu" else [""]:
+            where = page or "the places that pip is set up for"
+            say(f"installing {torch} from {where}")
+            # `==2.13.0` would take 2.13.0+cpu as well, where pip sees both.
+            install = pip("install", "--quiet", "--no-deps", "--no-compile", torch.replace(" ", "==="))
+            done = subprocess.run([*install, *(["--find-links", page] if page else [])], stderr=subprocess.PIPE, text=True)
+            if done.returncode == 0:
                 return python
-        looked.append(f"{place}: {why or 'has no such file'}")
-    wanted = " or ".join(map(torch_wheel, pythons))
+            last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            looked.append("Python {}.{}, {}: {}".format(*python["version"], where, last))
     raise SetupError(
-        f"the CPU build of torch is missing: looked for {wanted} (Linux, x86_64) in\n  "
+        f"{torch} is not to be had (Linux, x86_64):\n  "
         + "\n  ".join(looked)
-        + "\nMake PyTorch's page reachable, or put that wheel into a folder and name it: "
-        "`pip config set global.find-links FOLDER`. PyPI does not carry it."
-    )
+        + ("\nMake PyTorch's page reachable, or put that wheel into a folder and name it: "
+           "`pip config set global.find-links FOLDER`. PyPI does not carry it." if extra == "cpu" else "")
+    )  # fmt: skip
 
 
 # --- shared libraries of the system ----------------------------------------------------------------
@@ -386,56 +267,54 @@ def install(extra: str, requested: str | None) -> None:
     pythons, refused = find_pythons(requested, extra)
     if not pythons:
         raise SetupError("no Python 3.11 or 3.12 that runs:\n  " + "\n  ".join(refused))
-    sources = package_sources(pythons[0]["path"], extra)
-
     other = [name for name in EXTRAS if name != extra and stamp(name).exists()]
     kept = None if other else usable_environment(requested, extra)
     if kept is not None:
         pythons = [kept]
-    python = find_torch(pythons, sources) if extra == "cpu" else pythons[0]
     with tempfile.TemporaryDirectory() as folder:
         # An environment that is kept may have them from an earlier time.
-        libraries = bring_libraries(str(VENV_PYTHON) if kept else python["path"], extra, Path(folder))
+        libraries = bring_libraries(str(VENV_PYTHON) if kept else pythons[0]["path"], extra, Path(folder))
         for name in EXTRAS:
             stamp(name).unlink(missing_ok=True)
-        if kept is None:
-            say("making .venv with Python {}.{} ({})".format(*python["version"], python["path"]))
-            subprocess.run([python["path"], "-m", "venv", "--clear", str(VENV)], check=True)
+        python = make_with_torch(pythons, kept is not None, extra)
         if libraries:
             load_first(libraries)
 
-    # Bytecode is compiled now: otherwise the first `import` of this many packages would compile it.
-    environment = {**os.environ, **sources, "VIRTUAL_ENV": str(VENV)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    subprocess.run(
-        [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
-        check=True,
-        env=environment,
-    )
-    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(VENV_PYTHON), "--compile-bytecode"]
-    command += ["--constraints", str(constraints_for(extra, python["version"]))]
-    if extra == "cpu":
-        command += ["--excludes", str(CONSTRAINTS / "cpu-excludes.txt")]
-    command += ["--editable", f"{ROOT}[{extra},dev]"]
     say(f"installing the pinned packages ({extra})")
     # DeepSpeed ships as source: nothing of it is compiled before it is used.
-    subprocess.run(command, check=True, cwd=ROOT, env={**environment, "DS_BUILD_OPS": "0"})
+    environment = {**os.environ, "DS_BUILD_OPS": "0"}
+    pins = str(constraints_for(extra, python["version"]))
+    subprocess.run(pip("install", "--no-deps", "--no-compile", "--requirement", pins), check=True, env=environment)
+    subprocess.run(pip("install", "--no-deps", "--no-build-isolation", "--quiet", "--editable", str(ROOT)), check=True)
+    # By all processors, and now: otherwise the first `import` of this many packages would do it.
+    subprocess.run([str(VENV_PYTHON), "-m", "compileall", "-qq", "-j", "0", str(VENV / "lib")], stdout=subprocess.DEVNULL)
     stamp(extra).write_text(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")
     say(f"done in {time.monotonic() - started:.0f} s; the command is .venv/bin/blindsweep")
 
 
+def lock_sources() -> dict[str, str]:
+    """uv's environment variables for where packages come from, by pip's settings; what the user has set is left alone."""
+    names = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS"}
+    variables = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    for setting, name in names.items():
+        done = subprocess.run(
+            pip("config", "get", f"global.{setting}"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        if done.stdout.split():
+            variables[name] = (" " if name == "UV_INDEX" else ",").join(done.stdout.split())
+    return {**variables, **os.environ}
+
+
 def lock() -> None:
     """Writes the constraints files anew, one for each extra and Python, for Linux on x86_64."""
-    sources = package_sources(sys.executable, "cpu")
-    configured = os.environ.get("UV_FIND_LINKS") or sources.get("UV_FIND_LINKS", "")
-    places = [*filter(None, configured.split(","))]
-    if read_page(TORCH_CPU_PAGE)[1] is None:
-        places.append(TORCH_CPU_PAGE)
+    subprocess.run(pip("install", "--quiet", UV), check=True)
+    sources = lock_sources()
+    places = [*filter(None, [sources.get("UV_FIND_LINKS")]), TORCH_CPU_PAGE]
     failed = []
     for extra in EXTRAS:
         for version in reversed(PYTHONS):
             target = constraints_for(extra, version)
-            environment = {**os.environ, **sources, "UV_CUSTOM_COMPILE_COMMAND": "make lock"}
+            environment = {**sources, "UV_CUSTOM_COMPILE_COMMAND": "make lock"}
             # With the CPU build in sight the CUDA extra would take it.
             environment["UV_FIND_LINKS"] = ",".join(places) if extra == "cpu" else ""
             command = [str(VENV / "bin" / "uv"), "pip", "compile", "pyproject.toml", "--quiet", "--no-annotate"]
