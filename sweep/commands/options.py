@@ -13,17 +13,29 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.extras import of_missing_package
+from sweep.commands import completion
 from sweep.run.failures import in_lines, is_disk_full, one_line, whole_traceback
 
 ExperimentName = Annotated[
     str,
-    typer.Argument(metavar="EXPERIMENT", help="A built-in experiment (see `experiments`) or file.py[:function]."),
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="A built-in experiment (see `experiments`) or file.py[:function].",
+        autocompletion=completion.experiments,
+    ),
 ]
 StudyName = Annotated[
     str,
-    typer.Argument(metavar="STUDY", help="A study's name (a built-in experiment's is its own) or file.py."),
+    typer.Argument(
+        metavar="STUDY",
+        help="A study's name (a built-in experiment's is its own) or file.py.",
+        autocompletion=completion.studies,
+    ),
 ]
-OneOrAllStudies = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, all in the store.")]
+OneOrAllStudies = Annotated[
+    str | None,
+    typer.Argument(metavar="[STUDY]", help="A study; without it, all in the store.", autocompletion=completion.studies),
+]
 Parameters = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter of the experiment; may be repeated."),
@@ -82,7 +94,7 @@ CostPerSeed = Annotated[
     typer.Option(callback=not_negative, help="What one seed of the whole grid costs, in your own currency."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="All the numbers, for programs.")]
-DEFAULT_STORE = "./blindsweep-store"
+DEFAULT_STORE = completion.DEFAULT_STORE
 DEFAULT_GPU = "h200"
 
 

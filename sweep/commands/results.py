@@ -16,6 +16,7 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.storage import exists, join, move, publish, read_text
+from sweep.commands.completion import studies
 from sweep.commands.options import (
     DEFAULT_STORE,
     CostPerSeed,
@@ -213,8 +214,13 @@ def verdicts(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A study's name or file.py.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The study that it is set against: differences are B minus A.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A study's name or file.py.", autocompletion=studies)],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B", help="The study that it is set against: differences are B minus A.", autocompletion=studies
+        ),
+    ],
     store: StoreUri = DEFAULT_STORE,
     other_store: Annotated[str | None, typer.Option(help="The store of B. [default: that of A]")] = None,
     json: Json = False,
@@ -239,7 +245,9 @@ def compare(
 
 
 def power(
-    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A pilot: a study of two seeds or more.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A pilot: a study of two seeds or more.", autocompletion=studies)
+    ] = None,
     store: StoreUri = DEFAULT_STORE,
     partial: Annotated[bool, typer.Option(help="Use what is there of the pilot.")] = False,
     seed_sd: Annotated[

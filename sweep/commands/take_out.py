@@ -7,6 +7,7 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.extras import check_installed
+from sweep.commands.completion import cells
 from sweep.commands.options import DEFAULT_STORE, StoreUri, StudyName, study_name
 from sweep.graph.records import Store, Study
 
@@ -20,7 +21,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def export(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="A task model: its slug, fingerprint, folder or URI.")],
+    cell: Annotated[
+        str, typer.Argument(metavar="CELL", help="A task model: its slug, fingerprint, folder or URI.", autocompletion=cells)
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; not there yet.")],
     store: StoreUri = DEFAULT_STORE,
     merge: Annotated[bool, typer.Option("--merge", help="Fold an adapter into the weights: one model, and no peft.")] = False,
@@ -64,7 +67,8 @@ def publish(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; not there yet.")],
     store: StoreUri = DEFAULT_STORE,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="CELL", help="A task model as well, as `export` names it; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="CELL", help="A task model as well, as `export` names it; may be repeated.", autocompletion=cells),
     ] = None,
     training_sets: Annotated[bool, typer.Option("--training-sets", help="The training sets as well.")] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Of models the cards alone.")] = False,

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from sweep.commands.completion import experiments
 from sweep.commands.options import DEFAULT_STORE, Json, Parameters, StoreUri, TrackingUri
 
 
 def doctor(
     study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="An experiment, built in or file.py[:function].")
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="An experiment, built in or file.py[:function].", autocompletion=experiments),
     ] = None,
     parameters: Parameters = None,
     store: StoreUri = DEFAULT_STORE,
