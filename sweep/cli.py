@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.telemetry import turn_off
 from sweep.commands.audit import audit
 from sweep.commands.data import experiments, fetch
 from sweep.commands.data_check import check as check_data
@@ -78,6 +79,7 @@ for command in (check, end):
 
 def main() -> None:
     """Entry point of the `blindsweep` command."""
+    turn_off()
     if os.environ.get("NO_COLOR"):
         from typer import rich_utils
 

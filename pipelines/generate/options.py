@@ -11,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.decode_attention import attention_options, head_size
 from pipelines.resources import Resources
+from pipelines.telemetry import OFF
 
 
 def max_num_seqs(config: GenerationConfig, *, on_gpu: bool) -> int:
@@ -30,7 +31,7 @@ def engine_environment(config: GenerationConfig, resources: Resources) -> dict[s
         # the actor.
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(config.engine_process)),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_NO_USAGE_STATS": "1",
+        **OFF,
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }

@@ -43,7 +43,6 @@ def ui(
         uri = mended_index(where, uri, to_write=False)
     except Unusable as error:
         raise UserError(mask(f"MLflow's database {uri} cannot be shown: {error}", uri)) from error
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Else there are ten large processes more, for evaluating chat applications.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     # Not as an option: whoever lists processes would read a password.
@@ -52,7 +51,9 @@ def ui(
     for name, link in comparisons(uri).items():
         print(f"  compare kinds of {name}: http://127.0.0.1:{port}/{link}")
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)])
+    # MLflow's four take 300 MB each, and on a small machine they fail each other's health checks.
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *options])
 
 
 def reindex(

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pipelines.telemetry import turn_off
+
 OPEN_S = 120.0
 """Seconds to open a database: its tables are made the first time, and an upgrade takes as long."""
 
@@ -57,7 +59,7 @@ def mlflow_client(uri: str) -> Any:
 def load_mlflow() -> None:
     """Import MLflow, quiet and with limits of its requests."""
     # Nothing is sent anywhere but to the tracking store.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    turn_off()
     # Two lines for every run that ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name, value in HTTP.items():

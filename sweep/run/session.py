@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.object_store import SHARED
+from pipelines.telemetry import OFF, turn_off
 from pipelines.workers.watchdog import STALL_AFTER, stall_after
 from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step
@@ -47,11 +48,11 @@ class RayOptions:
 
 def _set_environment(*, debug: bool, is_local: bool) -> None:
     """Settings that must stand before Ray is imported; local workers inherit them."""
+    turn_off()
     defaults = {
         # What a worker raised, and how it died, is in the failure that the run shows.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "" if debug else ".",
         "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }
     if is_local and "ray" not in sys.modules:
@@ -212,7 +213,8 @@ def _join(address: str, logs: Mapping[str, Any], modules: Sequence[Any] = ()) ->
     _check_address(address)
     # No keys: Ray prints runtime environments. The nodes have a role, or credentials of their own.
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-    variables = {"RAY_TRAIN_V2_ENABLED": "1", PREEMPTION_WATCHER: "0", STALL_AFTER: str(stall_after())} | shared
+    settings = {"RAY_TRAIN_V2_ENABLED": "1", PREEMPTION_WATCHER: "0", STALL_AFTER: str(stall_after())}
+    variables = {name: os.environ[name] for name in OFF} | settings | shared
     # Folders: a user's package of the same name may have put its own on the package's path, behind ours.
     folders = [module.__path__[0] for module in (pipelines, sweep, *modules)]
     environment = {"py_modules": folders, "env_vars": variables, **OUR_PACKAGES}

@@ -1,4 +1,6 @@
-"""What listens during a whole run, and from where it can be reached. `test_ends.py` looks at a run until it is stopped."""
+"""What listens during a whole run, from where it can be reached, and whether anything is sent elsewhere.
+
+`test_ends.py` looks at a run until it is stopped."""
 
 import contextlib
 import os
@@ -7,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from pipelines.telemetry import OFF
 from sweep.graph.records import Store, Study
 from tests.sweep.run.listening import Seen, check, is_loopback, listeners
 
@@ -22,9 +26,24 @@ STAND_IN = (sys.executable, str(SCRIPT), "run", "demo", *SMALL)
 
 
 def seen_during(command: tuple[str, ...], **environment: str) -> Seen:
+    """What listens while a command runs, which asks nothing of any server elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        seen = _seen_beside(proxy, command, environment)
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+    return seen
+
+
+def _seen_beside(proxy: socket.socket, command: tuple[str, ...], environment: Mapping[str, str]) -> Seen:
+    address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+    # Whatever is not on this machine would be asked for there, telemetry too. The tests' own settings against it are left out.
+    elsewhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), address)
+    here = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost")
+    inherited = {name: value for name, value in os.environ.items() if name not in {*OFF, "CI", "PYTEST_CURRENT_TEST"}}
     run = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**inherited, **elsewhere, **here, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -71,11 +90,11 @@ def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_of_our_own_listens_on_loopback_only(tmp_path: Path) -> None:
+def test_ray_of_our_own_listens_on_loopback_only_and_reports_to_nobody(tmp_path: Path) -> None:
     check(seen_during((*STAND_IN, "--store", str(tmp_path)), SECONDS="0.1"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_stage_listens_elsewhere(tmp_path: Path) -> None:
+def test_no_stage_listens_elsewhere_or_reports_to_anybody(tmp_path: Path) -> None:
     check(seen_during((*REAL, "--store", str(tmp_path))))
