@@ -1,12 +1,12 @@
 """Results of a study: `blindsweep report`, `explain`, `verdicts`, `compare` and `power`."""
 
-import hashlib
 import json as js
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from shlex import join as join_words
 from shlex import quote
@@ -30,8 +30,8 @@ from sweep.commands.options import (
 )
 from sweep.graph.explain import as_json, as_text
 from sweep.graph.explain import explain as origins_of
-from sweep.graph.identity import SHORT
 from sweep.graph.records import Store, Study
+from sweep.graph.reports import REPORT_OF, report_folder, report_of
 
 if TYPE_CHECKING:
     from analysis.verdicts.answer import Answer
@@ -59,9 +59,10 @@ def write_report(store: Store, name: str, output: Path | None, *, partial: bool)
     of = report_of(Study.load(store, name))
     if output:
         _check_output(output, of)
-    target = join(store.uri, "reports", name)
+    target = report_folder(store, name)
     with tempfile.TemporaryDirectory(prefix="blindsweep-") as folder:
         written = write(store, name, folder, partial=partial)
+        of = of | {"answer": asdict(written.answer)}
         (Path(folder) / REPORT_OF).write_text(js.dumps(of, indent=1, ensure_ascii=False))
         if output:
             shutil.copytree(folder, output, dirs_exist_ok=True)
@@ -74,20 +75,6 @@ def write_report(store: Store, name: str, output: Path | None, *, partial: bool)
     if not store.is_local:
         print(f"  to read it here: blindsweep report {quote(name)} --store {quote(store.uri)} --output FOLDER")
     return written.answer
-
-
-REPORT_OF = "study.json"
-"""The file beside a report that says what it is of."""
-
-
-def report_of(study: Study) -> dict[str, object]:
-    """What a report is of: its artifacts, built or not, as an id, and the parameters that led to them."""
-    fingerprints = "\n".join(sorted(step.fingerprint for step in study.steps))
-    return {
-        "study": study.experiment,
-        "id": hashlib.sha256(fingerprints.encode()).hexdigest()[:SHORT],
-        "parameters": dict(study.parameters),
-    }
 
 
 def _check_output(output: Path, of: Mapping[str, object]) -> None:
@@ -138,15 +125,17 @@ def answer_of(store: Store, name: str) -> "Answer | None":
         return None
 
 
-def describe_in_mlflow(uri: str, name: str, said: "Answer") -> None:
-    """Put a study's answer into MLflow's notes, or say that it could not be."""
+def describe_in_mlflow(uri: str, store: Store, name: str, said: "Answer", *, is_reported: bool) -> None:
+    """Put a study's answer into MLflow, with the report that was just written of it; or say that it could not be."""
     from sweep.index.address import mask
-    from sweep.run.tracking import describe_study
+    from sweep.index.study_page import describe_study
+    from sweep.run.study_run import describe
 
     try:
-        describe_study(uri, name, said.said, said.command)
+        if not (is_reported and describe(store, name, uri)):
+            describe_study(uri, name, said.said, said.command)
     except Exception as error:  # an index that is down must not stop anything
-        print(mask(f"Warning: MLflow's note of {name} lacks the answer: {type(error).__name__}: {error}", uri), file=sys.stderr)
+        print(mask(f"Warning: MLflow lacks the answer of {name}: {type(error).__name__}: {error}", uri), file=sys.stderr)
 
 
 def explain(

@@ -202,7 +202,7 @@ def run(
         print(said)
     if said and result.index:
         with database.open() if database else contextlib.nullcontext():
-            describe_in_mlflow(result.index, name, said)
+            describe_in_mlflow(result.index, where, name, said, is_reported=report)
     elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
     print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
     is_over = bool(result.hold) and meter.is_reached

@@ -11,7 +11,8 @@ from pipelines.errors import UserError
 from pipelines.extras import check_installed
 from sweep.commands.options import DEFAULT_STORE, OneOrAllStudies, StoreUri, TrackingUri, study_name
 from sweep.commands.results import answer_of, describe_in_mlflow
-from sweep.graph.records import Store
+from sweep.graph.records import Store, Study
+from sweep.graph.reports import stored_report
 
 
 def ui(
@@ -23,8 +24,9 @@ def ui(
     check_installed("blindsweep ui", "mlflow")
     from sweep.index.address import check_address, mask, sqlite_path
     from sweep.index.database import Unusable
+    from sweep.index.views import EXPERIMENTS, comparisons
     from sweep.run.study_run import mended_index, rebuild
-    from sweep.run.tracking import comparisons, default_tracking_uri, kept_database
+    from sweep.run.tracking import default_tracking_uri, kept_database
 
     where = Store(store)
     uri = tracking_uri or default_tracking_uri(where)
@@ -32,7 +34,7 @@ def ui(
     if database := kept_database(where, uri):
         database.fetch()
     if uri.startswith(("http://", "https://")):
-        print(f"MLflow already runs at {mask(uri, uri)}")
+        print(f"MLflow already runs at {mask(uri, uri).rstrip('/')}/{EXPERIMENTS}")
         return
     path = sqlite_path(uri)
     if path is not None and not (path.exists() and path.stat().st_size):
@@ -47,7 +49,7 @@ def ui(
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     # Not as an option: whoever lists processes would read a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
-    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    print(f"MLflow at http://127.0.0.1:{port}/{EXPERIMENTS} (Ctrl-C ends it)")
     for name, link in comparisons(uri).items():
         print(f"  compare kinds of {name}: http://127.0.0.1:{port}/{link}")
     sys.stdout.flush()
@@ -80,7 +82,9 @@ def reindex(
             raise UserError(mask(f"cannot write to MLflow at {uri}: {error}", uri)) from error
         counts = rebuild(where, [study_name(study)] if study else where.studies(), uri)
         for name in counts:
-            if said := answer_of(where, name):
-                describe_in_mlflow(uri, name, said)
+            # The answer of a study that has a report is in MLflow with it.
+            report = stored_report(where, Study.listed(where, name))
+            if not (report and report.said) and (said := answer_of(where, name)):
+                describe_in_mlflow(uri, where, name, said, is_reported=False)
     for name, count in counts.items():
         print(f"{name}: {count:,} artifacts in {database.uri if database else mask(uri, uri)}")

@@ -1,1 +1,3 @@
-"""MLflow's database or server as an index of the store: how it is named, whether it can be used, how it is mended."""
+"""MLflow as an index of the store: its database or server, and how measures, views, models, data sets and a study are shown.
+
+What of a study is logged when is `sweep.run.tracking`'s."""

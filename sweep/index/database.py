@@ -44,6 +44,10 @@ class OlderSchema(Unusable):
     """A SQLite database that MLflow can upgrade."""
 
 
+class Moved(Unusable):
+    """A SQLite database of a store that was somewhere else when it was written, as are all the paths in it."""
+
+
 def look(uri: str, *, to_write: bool = True) -> None:
     """Raise Unusable, or a kind of it, if MLflow's database or server cannot be used now. Takes `LOOK_S` at most."""
     path = sqlite_path(uri)
@@ -129,6 +133,31 @@ def _check_schema(tables: set[str], version: str | None) -> None:
         raise OlderSchema("it is of an older MLflow")
     elif missing := {"experiments", "runs", "metrics", "params", "tags", "latest_metrics"} - tables:
         raise Damaged(f"it is damaged (no table {min(missing)!r})")
+
+
+def artifact_locations(path: Path) -> dict[str, str]:
+    """Experiment → where its artifacts are, as a SQLite database has it that `look` has found sound; none of an empty file."""
+    return dict(_rows(path, "SELECT name, artifact_location FROM experiments"))
+
+
+def experiments_with_tag(path: Path, tag: str) -> dict[str, str]:
+    """Experiment → its id, of those of a SQLite database that have a tag and are not deleted; the newest first."""
+    found = _rows(
+        path,
+        "SELECT name, experiment_id FROM experiments JOIN experiment_tags USING (experiment_id) "
+        "WHERE key = ? AND lifecycle_stage = 'active' ORDER BY last_update_time DESC",
+        tag,
+    )
+    return {name: str(number) for name, number in found}
+
+
+def _rows(path: Path, query: str, *values: str) -> list[tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCK_S)) as database:
+        try:
+            return list(database.execute(query, values))
+        except sqlite3.OperationalError:
+            # Of a file that is still empty.
+            return []
 
 
 def _schemas() -> dict[str, str]:

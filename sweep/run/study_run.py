@@ -8,17 +8,31 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pipelines.errors import UserError
-from pipelines.storage import check_store
+from pipelines.storage import check_store, is_local, local_path
 from sweep.graph.integrity import How, check, with_stale_marks
 from sweep.graph.pieces import Only
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
+from sweep.graph.reports import stored_report
 from sweep.graph.step import Step
 from sweep.index.address import absolute_uri, mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
-from sweep.index.database import Damaged, NewerSchema, OlderSchema, Unusable, exclusive, is_sqlite, look, upgraded_copy
+from sweep.index.database import (
+    Damaged,
+    Moved,
+    NewerSchema,
+    OlderSchema,
+    Unusable,
+    artifact_locations,
+    exclusive,
+    is_sqlite,
+    look,
+    upgraded_copy,
+)
 from sweep.index.database import replace as replace_database
+from sweep.index.study_page import SHOWN, describe_study
 from sweep.live.heartbeat import Heartbeat, Pulse
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, plan_piece
@@ -28,7 +42,7 @@ from sweep.run.ends import Stop, tell_all_nodes
 from sweep.run.failures import is_read_only, one_line
 from sweep.run.progress import Display, Progress, mean_durations, pulse_of, seconds
 from sweep.run.session import RayOptions, cluster_capacity, ray_session
-from sweep.run.tracking import Tracker, default_tracking_uri, end_runs
+from sweep.run.tracking import Tracker, artifact_location, default_tracking_uri, end_runs
 from sweep.run.trial import set_damaged_aside
 from sweep.run.tune import Run, run_steps
 from sweep.run.watchdog import Silences
@@ -157,7 +171,7 @@ def run_study(
     stop.state = lambda: f"{run.progress.num_done if run else len(cached):,} of {len(steps):,} artifacts are built"
     index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
-        errors = track_records(study, loaded.parameters, cached, store, index, again=bool(marked)) if index else []
+        errors = track_records(study, cached, store, index, again=bool(marked)) if index else []
         return Result(len(steps), len(cached), 0, (), tuple(errors), notes=tuple(notes), index=index)
     if plan is not None:
         write_plan(store, loaded.experiment.name, plan_json(plan))
@@ -180,7 +194,7 @@ def run_study(
             # A study on CPUs that asks no endpoint costs nothing that there is a price for.
             if meter is not None and any(step.resources.total_gpus or is_asked(step) for step in missing):
                 meter.begin(look_at(options, capacity, meter.prices), keeps_all=options.address is None)
-            errors = _run_on_ray(run, study, loaded.parameters, cached, index, stop, heartbeat, meter, again=marked.keys())
+            errors = _run_on_ray(run, study, cached, index, stop, heartbeat, meter, again=marked.keys())
     except KeyboardInterrupt:
         if run is not None and index is not None:
             progress = run.progress
@@ -234,7 +248,6 @@ def _set_damaged_aside(planned: Sequence[Planned], store: Store) -> tuple[list[P
 def _run_on_ray(
     run: Run,
     study: Study,
-    parameters: Mapping[str, Any],
     cached: Sequence[Record],
     tracking_uri: str | None,
     stop: Stop,
@@ -258,7 +271,7 @@ def _run_on_ray(
         tracker = (
             ray.remote(Tracker)
             .options(num_cpus=0, scheduling_strategy=here)
-            .remote(tracking_uri, run.store.uri, study.experiment, study.title, parameters, study.blindspot)
+            .remote(tracking_uri, run.store.uri, replace(study, steps=()))
         )
         # Nobody waits for it: MLflow takes seconds to make a database.
         tracker.declare.remote([step.fingerprint for step in run.steps])
@@ -359,15 +372,42 @@ def usable_index(store: Store, tracking_uri: str) -> str | None:
 def mended_index(store: Store, tracking_uri: str, *, to_write: bool = True) -> str:
     """The tracking URI for all processes, after a look at it of some seconds.
 
-    A SQLite database that is damaged is moved aside and rebuilt from all records in the store, the store's own is upgraded if
-    it is of an older MLflow, and stderr says so. Raises `sweep.index.database.Unusable` where MLflow cannot be used.
+    A SQLite database that is damaged is moved aside and rebuilt from all records in the store; so is the store's own if the
+    store was somewhere else when it was written. Of an older MLflow, the store's own is upgraded. stderr says so. Raises
+    `sweep.index.database.Unusable` where MLflow cannot be used.
     """
     uri = absolute_uri(tracking_uri)
     try:
         look(uri, to_write=to_write)
+        _look_where_it_was(store, uri)
     except (Damaged, OlderSchema) as problem:
         _mend(store, uri, problem)
+    except Moved as problem:
+        try:
+            _mend(store, uri, problem)
+        except OSError as error:
+            # As of a copy that may only be read.
+            _say(f"{sqlite_path(uri)}: {problem}; it cannot be rebuilt ({one_line(error)}), and shows what it was")
     return uri
+
+
+def _look_where_it_was(store: Store, uri: str) -> None:
+    """Raise Moved for a store's own database whose studies have their artifacts elsewhere than the store's would be."""
+    path = sqlite_path(uri)
+    if path is None or path != sqlite_path(default_tracking_uri(store)) or not path.exists():
+        return
+    here = artifact_location(store, uri)
+    names = set(store.studies())
+    for name, place in artifact_locations(path).items():
+        if name in names and not _is_same_place(place, str(here)):
+            raise Moved(f"it is of a store at {place.rpartition('/')[0]}")
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    if one == other or not (is_local(one) and is_local(other)):
+        return one == other
+    # A link to a store is no other store.
+    return Path(unquote(str(local_path(one)))).resolve() == Path(unquote(str(local_path(other)))).resolve()
 
 
 def _mend(store: Store, uri: str, problem: Unusable) -> None:
@@ -384,8 +424,9 @@ def _mend(store: Store, uri: str, problem: Unusable) -> None:
         try:
             # Another driver may have mended it just now.
             look(uri)
+            _look_where_it_was(store, uri)
             return
-        except (Damaged, OlderSchema) as still:
+        except (Damaged, OlderSchema, Moved) as still:
             problem = still
         if isinstance(problem, OlderSchema):
             try:
@@ -394,7 +435,8 @@ def _mend(store: Store, uri: str, problem: Unusable) -> None:
                 return
             except Exception:
                 problem = Damaged("it could not be upgraded to this MLflow's schema")
-        aside = replace_database(path, "damaged", partial(rebuild, store))
+        why = "moved" if isinstance(problem, Moved) else "damaged"
+        aside = replace_database(path, why, partial(rebuild, store))
         number = len(store.studies())
         studies = "1 study" if number == 1 else f"{number} studies"
         _say(f"{path}: {problem}; it is moved aside to {aside.name} and rebuilt from the records of {studies}")
@@ -417,7 +459,6 @@ def rebuild(store: Store, path: Path) -> None:
 
 def track_records(
     study: Study,
-    parameters: Mapping[str, Any],
     records: Sequence[Record],
     store: Store,
     tracking_uri: str,
@@ -428,7 +469,7 @@ def track_records(
 
     Artifacts that MLflow has in full are skipped, unless `again`.
     """
-    tracker = Tracker(tracking_uri, store.uri, study.experiment, study.title, parameters, study.blindspot)
+    tracker = Tracker(tracking_uri, store.uri, study)
     tracker.declare(record.fingerprint for record in records)
     for record in records:
         tracker.finish(record, is_new=again)
@@ -436,16 +477,29 @@ def track_records(
 
 
 def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, int]:
-    """Rebuild MLflow's runs of studies from their records; returns the number of artifacts by study."""
+    """Rebuild MLflow's runs of studies from their records and reports; returns the number of artifacts by study."""
     counts = {}
     for name in names:
         study = Study.load(store, name)
         records = [step.record for step in study.steps if step.record is not None]
-        errors = track_records(study, study.parameters, records, store, tracking_uri, again=True)
+        errors = track_records(study, records, store, tracking_uri, again=True)
         if errors:
             raise UserError(f"MLflow at {mask(tracking_uri, tracking_uri)} did not take everything: {errors[0]}")
+        describe(store, name, tracking_uri)
         counts[name] = len(records)
     return counts
+
+
+def describe(store: Store, name: str, tracking_uri: str) -> bool:
+    """Show the report and the answer of a study in MLflow; False if its place in the store has none of the study as it is.
+
+    Raises what MLflow raises.
+    """
+    if (report := stored_report(store, Study.listed(store, name))) is None:
+        return False
+    with report.files(store, SHOWN) as folder:
+        describe_study(tracking_uri, name, report.said, report.command, folder)
+    return True
 
 
 def _failures(progress: Progress) -> list[dict[str, str]]:

@@ -7,15 +7,14 @@ logged again from its record and its metrics.jsonl, so what was lost on the way 
 """
 
 import contextlib
+import getpass
 import hashlib
 import json
-import re
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +22,49 @@ from pipelines.finetune.checkpoints import METRICS_FILE
 from pipelines.hashing import user_cache
 from pipelines.storage import join
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.records import BLINDSPOT_SLICE, COORDINATES, DIALS, KINDS, ArtifactId, Record, Store, shown
+from sweep.graph.records import COORDINATES, DIALS, KINDS, ArtifactId, Record, Store, Study, shown
 from sweep.graph.step import Step
 from sweep.index.address import mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
 from sweep.index.database import exclusive
 from sweep.index.kept_database import KeptDatabase
+from sweep.index.lineage import MODEL_STAGES, URI, dataset_input, log_inputs, log_model
+from sweep.index.measures import Compared, as_curves, as_total, as_totals, is_number
+from sweep.index.study_page import NOTE_TAG, as_markdown
+from sweep.index.views import CELL, COLOURS, PLACES, view_link, view_tags
 
-NOTE_TAG = "mlflow.note.content"
 MAX_VALUE = 500
 """Characters of a parameter's value that MLflow is sent; the record has the whole."""
+FORM = "2"
+"""Of what is logged of an artifact: a run that says another is completed from the record, though nothing was built."""
+SETTINGS_FILE = "study.json"
+"""Artifact of a study's run: its parameters in full, claims and test sets included."""
 
 NOTE = """\
 **Compare kinds across cells** with a saved view (the *Views* button above the table of runs):
 
 - [Kinds, mean over seeds]({kinds}): a group a starting size × size × kind, its runs inside; the chart tab then
   shows a bar a group.
-- [Cells]({cells}): a row a task model, baselines (`kind` none) included, in the order of the grid.
+- [Cells]({cells}): a row a task model, baselines (`kind` none) included, in the order of the grid, coloured by kind.
 
-Each task model and starting point carries the accuracies of its own evaluation. Everything else that was
-built is below the study's run; filter by `tags.stage = "generator"`, for one. `tags.current = "no"` marks
-artifacts of earlier settings.
+`general` is the accuracy on {general}, `blindspot` on {blindspot}, `adversarial` on its slice {slice}, where going by
+the heuristic is wrong; `margin`, `auc` and `pull` are of the heuristic there. The study's own run, {study}, has its
+parameters, verdicts and report. Everything else that was built is below it; filter by `tags.stage = "generator"`, for
+one. `tags.current = "no"` marks artifacts of earlier settings. *Models* has the task models and generators, with their
+place in the store.
 """
+
+MOST_METRICS = 900
+"""In one request; MLflow takes 1 000 values, tags included."""
+
+HALF_MEASURES = ("accuracy", "accuracy_2way", "margin", "auc")
+"""What is shown of a described set's adversarial half."""
+
+MODEL_TAG = "model_id"
+"""Tag of an artifact's run: the model that is logged of it."""
 
 COMPARED = ("starting_point", "task_model")
 """Stages whose runs are compared."""
-
-# Kinds of one size stand side by side.
-COLUMNS = ("starting_size", "size", "kind", "seed")
-
-# What a step reports for the display, and says nothing afterwards.
-NOT_LOGGED = ("fraction_done",)
 
 
 @dataclass(frozen=True)
@@ -117,31 +128,26 @@ class Tracker:
     PATIENCE_S = 60.0
     """Seconds to wait for another tracker that makes the database."""
 
-    def __init__(
-        self,
-        uri: str,
-        store_uri: str,
-        study: str,
-        title: str,
-        parameters: Mapping[str, Any],
-        blindspot: str = BLINDSPOT_SLICE,
-    ):
-        """Open the database or server and the study's parent run.
-
-        `blindspot` is the slice, or `set/slice`, that the saved views show (`sweep.graph.records.Study.blindspot`).
-        """
+    def __init__(self, uri: str, store_uri: str, study: Study):
+        """Open the database or server and the study's parent run. Of `study` the steps are not looked at."""
         self.store = Store(store_uri)
         self.errors: list[str] = []
         self.latest: dict[str, dict[str, float]] = {}
         self.runs: dict[str, Any] = {}
         self._uri = uri
+        self._study = study
         self._pending: dict[str, list[Any]] = defaultdict(list)
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
-        self._blindspot = blindspot
+        named = {name: str(study.parameters.get(name) or "") for name in ("general_set", "blindspot_set")}
+        self._compared = Compared(**named, adversarial=study.blindspot_slice)
+        self._user = _user()
         self._columns: list[str] = []
-        self._places: tuple[str, ...] = COLUMNS
+        self._places: tuple[str, ...] = PLACES
         self._marks: set[str] = set()
+        self._num_rows: dict[str, int] = {}
+        self._made: set[str] = set()
+        self._newest: tuple[str, str] = ("", "")
         self._parent: Any = None
         self._client: Client | None = None
         with self._collecting("open"):
@@ -149,7 +155,7 @@ class Tracker:
                 path.parent.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 self._client = Client(uri)
-                self._open_study(uri, study, title, parameters)
+                self._open_study()
 
     @property
     def client(self) -> Client:
@@ -173,17 +179,15 @@ class Tracker:
                     stack.enter_context(exclusive(path, self.PATIENCE_S))
             yield
 
-    def _open_study(self, uri: str, study: str, title: str, parameters: Mapping[str, Any]) -> None:
+    def _open_study(self) -> None:
+        study = self._study.experiment
         experiment = self.client.get_experiment_by_name(study)
         if experiment is None:
-            # Without a location of its own, MLflow would put a folder into the current directory.
-            location = None
-            if path := sqlite_path(uri):
-                # A remote store's database moves between machines.
-                here = (path.absolute().parent / "mlflow-artifacts").as_uri()
-                location = here if self.store.is_local else join(self.store.uri, "mlflow-artifacts")
+            self._remove_empty_default()
             try:
-                self.experiment_id = self.client.create_experiment(study, artifact_location=location)
+                self.experiment_id = self.client.create_experiment(
+                    study, artifact_location=artifact_location(self.store, self._uri)
+                )
             except Exception:
                 # Another driver was quicker.
                 if (experiment := self.client.get_experiment_by_name(study)) is None:
@@ -192,25 +196,63 @@ class Tracker:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment_id)
-        links = {view: view_link(self.experiment_id, view) for view in ("kinds", "cells")}
-        note = f"{as_markdown(title)}\n\n{NOTE.format(**links)}"
+        note = self._note()
         self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, note)
         # MLflow would show its pages for chat applications instead.
         self.client.set_experiment_tag(self.experiment_id, "mlflow.experimentKind", "custom_model_development")
         self._find_runs()
+        settings = _settings(self._study)
+        before = self._parent.data.params if self._parent is not None else {}
+        if before and before != settings:
+            # A parameter cannot be changed once logged, and this is another study of the same name.
+            self.client.delete_run(self.parent_id)
+            self._parent = None
         if self._parent is None:
-            tags = {"study": study, "stage": "study", NOTE_TAG: note}
+            tags = {"study": study, "stage": "study", NOTE_TAG: note, **self._source()}
             self._parent = self.client.create_run(self.experiment_id, tags=tags, run_name=study)
+            self._adopt(self.runs.values())
         elif self._parent.data.tags.get(NOTE_TAG) != note:
             # An answer of the last run is none of this one's.
             self.client.set_tag(self.parent_id, NOTE_TAG, note)
         self.client.update_run(self.parent_id, status="RUNNING")
-        # The artifacts that the study consists of now say it again.
-        if "marks" in self._parent.data.tags:
-            self.client.delete_tag(self.parent_id, "marks")
-        for name, value in parameters.items():
-            # A parameter cannot be changed once logged, and a study is run again with other settings.
-            self.client.set_tag(self.parent_id, f"parameter.{name}", str(value))
+        for name in self._parent.data.tags:
+            # The artifacts that the study consists of now say its marks again. Parameters were tags once.
+            if name == "marks" or name.startswith("parameter."):
+                self.client.delete_tag(self.parent_id, name)
+        if before != settings:
+            from mlflow.entities import Param
+
+            self.client.log_batch(self.parent_id, params=[Param(name, value) for name, value in settings.items()])
+            with self._collecting("parameters in full"):
+                self.client.log_dict(self.parent_id, dict(self._study.parameters), SETTINGS_FILE)
+
+    def _note(self) -> str:
+        def name(text: str, otherwise: str) -> str:
+            return f"`{text}`" if text else otherwise
+
+        values = {
+            "general": name(self._compared.general_set, "the general set"),
+            "blindspot": name(self._compared.blindspot_set, "the blindspot's set"),
+            "slice": name(self._compared.adversarial, "of the heuristic"),
+            "study": name(self._study.experiment, ""),
+        }
+        links = {view: view_link(self.experiment_id, view) for view in ("kinds", "cells")}
+        return f"{as_markdown(self._study.title)}\n\n{NOTE.format(**links, **values)}"
+
+    def _source(self) -> dict[str, str]:
+        """Tags of whoever logs a run, and of the command that it is of."""
+        command = self._study.parameters.get("command") or {}
+        name = f"blindsweep run {command.get('experiment') or self._study.experiment}"
+        return {"mlflow.user": self._user, "mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
+
+    def _remove_empty_default(self) -> None:
+        """MLflow makes an experiment of this name with every database; in the store's own, nothing is logged there."""
+        path, own = sqlite_path(self._uri), sqlite_path(default_tracking_uri(self.store))
+        # A database that is rebuilt lies beside the one that it replaces.
+        if path is not None and own is not None and path.absolute().parent == own.parent:
+            with contextlib.suppress(Exception):
+                if not self.client.search_runs(["0"], max_results=1):
+                    self.client.delete_experiment("0")
 
     def _find_runs(self) -> None:
         """Learn which run is the study's and which is each artifact's; where there are several, all but one are deleted."""
@@ -228,15 +270,28 @@ class Tracker:
             for run in others:
                 # Another tracker may be at it, too; what is left is left to the next one.
                 with contextlib.suppress(Exception):
-                    self.client.delete_run(run.info.run_id)
+                    self._delete(run)
         if parent := runs.pop("", None):
             self._parent = parent
+        if parent:
+            self._adopt(runs.values())
         for fingerprint, run in runs.items():
-            if parent and run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
-                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
             if fingerprint in self.runs and self.runs[fingerprint].info.run_id != run.info.run_id:
                 self._logged.pop(fingerprint, None)
             self.runs[fingerprint] = run
+
+    def _adopt(self, runs: Iterable[Any]) -> None:
+        """Put runs below the study's."""
+        for run in runs:
+            if run.data.tags.get("mlflow.parentRunId") != self.parent_id:
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", self.parent_id)
+                run.data.tags["mlflow.parentRunId"] = self.parent_id
+
+    def _delete(self, run: Any) -> None:
+        """Delete a run, and the model that was logged as its output."""
+        if model_id := run.data.tags.get(MODEL_TAG):
+            self.client.delete_logged_model(model_id)
+        self.client.delete_run(run.info.run_id)
 
     def _all_runs(self, having: str = "") -> Iterator[Any]:
         token = None
@@ -275,7 +330,7 @@ class Tracker:
         """
         self.latest[fingerprint] = dict(metrics)
         with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
-            self._add_metrics(fingerprint, _as_curves(metrics), step, time_ms)
+            self._add_metrics(fingerprint, as_curves(metrics), step, time_ms)
             if time.monotonic() - self._last_write > self.WRITE_EVERY_S:
                 self._write()
 
@@ -286,7 +341,9 @@ class Tracker:
         if record.stage == "evaluation":
             self._save_views(record)
         self._mark_study(record)
-        if not is_new and run is not None and run.data.tags.get("complete") == record.created:
+        self._num_rows[record.fingerprint] = sum(record.num_rows.values())
+        self._newest = max(self._newest, (record.created, str(record.git.get("commit", ""))))
+        if not is_new and run is not None and _is_logged(run, record):
             return
         with self._collecting(f"finish {record.id.name}"):
             try:
@@ -297,24 +354,55 @@ class Tracker:
                 self._finish(record)
 
     def _finish(self, record: Record) -> None:
+        from mlflow.entities import RunTag
+
         card = Card.of_record(record)
         end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
         start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
         run_id = self._run_of(card, start_ms)
+        if record.fingerprint not in self._made:
+            # Another tracker's: what it has logged since is looked at, so that no model is logged twice.
+            run = self.runs[record.fingerprint] = self.client.get_run(run_id)
+            if run.data.tags.get("form") != FORM:
+                self.client.update_run(run_id, name=_run_name(card))
+                self._describe(run_id, card)
+                # What is there already is left by MLflow, but it is told of which model and data set a metric is.
+                self._logged[record.fingerprint] = set()
         for line in self._series(record):
             step = int(line.pop("step"))
-            self._add_metrics(record.fingerprint, _as_curves(line), step, end_ms)
+            self._add_metrics(record.fingerprint, as_curves(line), step, end_ms)
         rows = {f"rows_of_{name}": value for name, value in record.num_rows.items()}
-        final = _as_totals({**dict(flatten(record.metrics)), **rows, **record.durations})
-        self._add_metrics(record.fingerprint, final, 0, end_ms)
+        final = {**dict(flatten(record.metrics)), **rows, **record.durations}
         if record.stage == "evaluation":
-            self._log_on_task_model(record, final, end_ms)
-        self._write_of(record.fingerprint)
+            self._log_evaluation(record, final, end_ms)
+        else:
+            self._add_metrics(record.fingerprint, as_totals(final), 0, end_ms)
+        tags = {"complete": record.created, "form": FORM}
+        run = self.runs[record.fingerprint]
+        if record.stage in MODEL_STAGES and MODEL_TAG not in run.data.tags:
+            outputs = run.outputs.model_outputs if run.outputs else []
+            tags[MODEL_TAG] = outputs[0].model_id if outputs else self._log_model(run_id, record)
         if record.marks:
-            self.client.set_tag(run_id, "marks", "; ".join(record.marks))
-        self.client.set_tag(run_id, "complete", record.created)
-        self.runs[record.fingerprint].data.tags["complete"] = record.created
+            tags["marks"] = "; ".join(record.marks)
+        if commit := record.git.get("commit"):
+            tags |= {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(record.git.get("dirty"))).lower()}
+        # With the last metrics, so that what is complete has all of them.
+        self._write_of(record.fingerprint, [RunTag(name, value) for name, value in tags.items()])
+        self.runs[record.fingerprint].data.tags.update(tags)
         self.client.set_terminated(run_id, "FINISHED", end_ms)
+
+    def _log_model(self, run_id: str, record: Record) -> str:
+        tags = {URI: self.store.folder(record.id), "fingerprint": record.fingerprint, "slug": record.slug}
+        return log_model(
+            self.client,
+            self.experiment_id,
+            run_id,
+            name=record.slug,
+            stage=record.stage,
+            tags=tags,
+            # Its configuration is on the run that it is from.
+            params=_coordinates(Card.of_record(record)),
+        )
 
     def fail(self, fingerprint: str, message: str) -> None:
         """A step failed."""
@@ -341,6 +429,8 @@ class Tracker:
                 self._write()
                 if sqlite_path(self._uri) is None:
                     self._find_runs()
+                if commit := self._newest[1]:
+                    self.client.set_tag(self.parent_id, "mlflow.source.git.commit", commit)
                 self.client.set_terminated(self.parent_id, status)
         return self.errors
 
@@ -359,7 +449,7 @@ class Tracker:
     def _retire_run_of_removed_artifact(self, fingerprint: str) -> None:
         run = self.runs.get(fingerprint)
         if run is not None and "complete" in run.data.tags:
-            self.client.delete_run(run.info.run_id)
+            self._delete(run)
             del self.runs[fingerprint]
 
     def _was_deleted(self, fingerprint: str) -> bool:
@@ -368,6 +458,7 @@ class Tracker:
         if run is None or self.client.get_run(run.info.run_id).info.lifecycle_stage != "deleted":
             return False
         del self.runs[fingerprint]
+        self._made.discard(fingerprint)
         return True
 
     def _run_of(self, card: Card, start_ms: int | None) -> str:
@@ -384,81 +475,96 @@ class Tracker:
             return self._make_run(card, start_ms)
 
     def _make_run(self, card: Card, start_ms: int | None) -> str:
-        from mlflow.entities import Param
-
         tags = {
             "mlflow.parentRunId": self.parent_id,
             "fingerprint": card.id.fingerprint,
             "stage": card.id.stage,
             "slug": card.id.slug,
             "current": "yes",
+            **self._source(),
         }
         for name, value in card.coordinates.items():
             if value is not None:
                 tags["starting_point" if name == "starting_size" else name] = shown(value)
-        if card.id.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys():
+        if _is_compared(card):
             tags |= {"compare": "yes", "order": _place(card.coordinates)}
-        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=card.id.name)
+        run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=_run_name(card))
         self.runs[card.id.fingerprint] = run
+        self._made.add(card.id.fingerprint)
         # It is running and has no metrics yet: asking MLflow would cost as much as making it.
         self._logged[card.id.fingerprint] = set()
-        run_id = run.info.run_id
-        values = {name: shown(value) for name, value in card.coordinates.items() if value is not None}
-        # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
-        values |= {f"config.{name}": value for name, value in flatten(card.config)}
-        self.client.log_batch(run_id, params=[Param(name, _shorten(value)) for name, value in values.items()])
-        self._log_inputs(run_id, card)
-        return str(run_id)
+        self._describe(run.info.run_id, card)
+        return str(run.info.run_id)
 
-    def _log_inputs(self, run_id: str, card: Card) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+    def _describe(self, run_id: str, card: Card) -> None:
+        """Log an artifact's parameters and lineage on its run."""
+        from mlflow.entities import Param, RunTag
 
-        inputs = []
+        tags = {}
+        if _is_compared(card) and (colour := COLOURS.get(str(card.coordinates["kind"]))):
+            tags["mlflow.runColor"] = colour
+        params = [Param(name, value) for name, value in _parameters(card).items()]
+        self.client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
+        datasets, models = [], []
         for name, artifact in card.inputs.items():
-            source = json.dumps({"uri": self.store.folder(artifact)})
-            kind = "local" if self.store.is_local else "uri"
-            dataset = Dataset(artifact.name, artifact.fingerprint[:SHORT], kind, source)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
-        if inputs:
-            self.client.log_inputs(run_id, inputs)
+            run = self.runs.get(artifact.fingerprint)
+            if run is not None and MODEL_TAG in run.data.tags:
+                models.append(run.data.tags[MODEL_TAG])
+            elif card.id.stage != "evaluation" or artifact.stage != "sources":
+                datasets.append(self._dataset(artifact.name, artifact, name))
+        for set_ in _test_sets(card):
+            datasets.append(self._dataset(set_, card.inputs["sources"], "evaluation", f"{set_}.parquet"))
+        log_inputs(self.client, run_id, datasets, models)
+
+    def _dataset(self, name: str, artifact: ArtifactId, context: str, file: str = "") -> Any:
+        folder = self.store.folder(artifact)
+        num_rows = None if file else self._num_rows.get(artifact.fingerprint)
+        uri = join(folder, file) if file else folder
+        digest = artifact.fingerprint[:SHORT]
+        return dataset_input(name, digest, uri, context, is_local=self.store.is_local, num_rows=num_rows)
 
     def _save_views(self, record: Record) -> None:
         """Saved views of MLflow's page of runs, with the coordinates and the measures that matter as columns.
 
-        These are the accuracy on each test set, and all that is measured of the blindspot and of described sets' adversarial
-        halves.
+        Those have short names; then come the accuracies on other test sets, and all that is measured of described sets'
+        adversarial halves.
         """
-        names = list(_as_totals(dict(flatten(record.metrics))))
-        blindspots = _blindspots(names, self._blindspot)
-        measured = _measured(names, self._blindspot)
-        wanted = {*blindspots, *measured}
-        for half in _adversarial_halves(record):
-            wanted |= {*_blindspots(names, half), *_measured(names, half)}
-        columns = [name for name in names if name.endswith("/accuracy") or name in wanted]
-        # The first, of the general set, and the blindspot side by side; then what else is measured of it.
-        columns[1:] = sorted(columns[1:], key=lambda name: (name not in blindspots, name not in measured))
-        # Kinds are compared within an arm, so that no mean is over several.
-        places = ("arms", *COLUMNS) if "arms" in record.coordinates else self._places
+        names = list(dict(flatten(record.metrics)))
+        short = self._compared.short_names(names)
+        halves = {f"{half}/{measure}" for half in _adversarial_halves(record) for measure in HALF_MEASURES}
+        others = [name for name in names if name not in short.values() and (_is_of_a_set(name) or name in halves)]
+        columns = [*short, *(as_total(name) for name in others)]
+        places = ("arms", *PLACES) if "arms" in record.coordinates else self._places
         if (columns, places) == (self._columns, self._places):
             return
         self._columns, self._places = columns, places
         with self._collecting("saved views"):
-            for view, (name, state) in _views(self.parent_id, columns, blindspots, self._places).items():
-                now = int(time.time() * 1000)
-                envelope = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
-                tag = f"mlflow.sharedViewState.{view}"
-                self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(envelope))
+            for tag, view in view_tags(self.parent_id, columns, self._places).items():
+                self.client.set_experiment_tag(self.experiment_id, tag, view)
 
-    def _log_on_task_model(self, record: Record, final: Mapping[str, Any], end_ms: int) -> None:
-        """Put the accuracies, margins, AUCs and pulls beside the task model's parameters, where kinds are compared."""
-        fingerprint = record.inputs["task_model"].fingerprint
-        if fingerprint in self.runs:
-            measured = {
-                name: value
-                for name, value in final.items()
-                if "accuracy" in name or name.endswith((".margin", ".auc", ".pull"))
-            }
-            self._add_metrics(fingerprint, measured, 0, end_ms)
+    def _log_evaluation(self, record: Record, final: Mapping[str, Any], end_ms: int) -> None:
+        """Log an evaluation's results on its run, as its task model's on each test set, and beside the task model's parameters.
+
+        There kinds are compared: what they are compared by has short names.
+        """
+        fingerprint = record.inputs["task_model"].fingerprint if "task_model" in record.inputs else ""
+        run = self.runs.get(fingerprint)
+        model_id = run.data.tags.get(MODEL_TAG) if run is not None else None
+        card = Card.of_record(record)
+        digests = {set_: card.inputs["sources"].fingerprint[:SHORT] for set_ in _test_sets(card)}
+        # To be read in a narrow column; under its own name a measure has all its digits.
+        names = self._compared.short_names(final).items()
+        short = {short: round(final[name], 4) for short, name in names if is_number(final[name])}
+        measured = {name: value for name, value in final.items() if _is_measured(name)}
+        for name, value in final.items():
+            set_ = name.partition("/")[0]
+            of = (set_, digests[set_]) if set_ in digests else None
+            self._add_metrics(
+                record.fingerprint, {as_total(name): value}, 0, end_ms, model_id if name in measured else None, of
+            )
+        if run is not None:
+            self._add_metrics(fingerprint, as_totals(measured) | short, 0, end_ms)
+            self._write_of(fingerprint)
 
     def _series(self, record: Record) -> list[dict[str, Any]]:
         """Lines of the artifact's metrics.jsonl, each with `step`."""
@@ -470,17 +576,29 @@ class Tracker:
         names = self.client.get_run(run_id).data.metrics
         return {(metric.key, metric.step) for name in names for metric in self.client.get_metric_history(run_id, name)}
 
-    def _add_metrics(self, fingerprint: str, metrics: Mapping[str, Any], step: int, time_ms: int) -> None:
+    def _add_metrics(
+        self,
+        fingerprint: str,
+        metrics: Mapping[str, Any],
+        step: int,
+        time_ms: int,
+        model_id: str | None = None,
+        dataset: tuple[str, str] | None = None,
+    ) -> None:
+        """Have metrics written soon: of a logged model, too, and of a data set (name, digest), where they are given."""
         from mlflow.entities import Metric
+
+        name_of_set, digest = dataset or (None, None)
 
         if fingerprint not in self._logged:
             run = self.runs.get(fingerprint)
             self._logged[fingerprint] = self._history(run.info.run_id) if run else set()
         logged = self._logged[fingerprint]
         for name, value in metrics.items():
-            if _is_number(value) and (name, step) not in logged:
+            if is_number(value) and (name, step) not in logged:
                 logged.add((name, step))
-                self._pending[fingerprint].append(Metric(name, float(value), time_ms, step))
+                metric = Metric(name, float(value), time_ms, step, model_id, name_of_set, digest)
+                self._pending[fingerprint].append(metric)
 
     def _write(self) -> None:
         self._last_write = time.monotonic()
@@ -493,13 +611,16 @@ class Tracker:
                     if not self._was_deleted(fingerprint):
                         raise
 
-    def _write_of(self, fingerprint: str) -> None:
-        metrics = self._pending[fingerprint]
+    def _write_of(self, fingerprint: str, tags: Collection[Any] = ()) -> None:
+        """Write an artifact's pending metrics, and tags with the last of them."""
+        metrics, run_id = self._pending[fingerprint], self.runs[fingerprint].info.run_id
         try:
-            while metrics:
-                # MLflow's limit of one request.
-                self.client.log_batch(self.runs[fingerprint].info.run_id, metrics=metrics[:1000])
-                del metrics[:1000]
+            while len(metrics) > MOST_METRICS:
+                self.client.log_batch(run_id, metrics=metrics[:MOST_METRICS])
+                del metrics[:MOST_METRICS]
+            if metrics or tags:
+                self.client.log_batch(run_id, metrics=metrics, tags=tags)
+            metrics.clear()
         except Exception:
             # MLflow is asked anew what it has when the artifact is complete, and sent the rest.
             metrics.clear()
@@ -521,118 +642,88 @@ def _preference(run: Any) -> tuple[bool, int, str]:
     return "complete" not in run.data.tags, run.info.start_time, run.info.run_id
 
 
-def describe_study(uri: str, study: str, said: str, command: str = "") -> None:
-    """Put a study's answer before the notes of its own run and of its experiment in MLflow; `command` is shown as code.
-
-    To be called after a tracker has opened the study, which writes the notes anew. Raises what MLflow raises.
-    """
-    client = Client(uri)
-    experiment = client.get_experiment_by_name(study)
-    if experiment is None:
-        return
-    stop = ":" if command else "."
-    first = "\n\n".join([f"**{as_markdown(said)}{stop}**", *([f"    {command}"] if command else [])])
-    note = f"{first}\n\n{experiment.tags.get(NOTE_TAG, '')}"
-    client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, note)
-    for run in client.search_runs([experiment.experiment_id], "tags.stage = 'study'"):
-        client.set_tag(run.info.run_id, NOTE_TAG, note)
+def artifact_location(store: Store, uri: str) -> str | None:
+    """Where MLflow keeps the artifacts of a store's studies; None where a server says it."""
+    path = sqlite_path(uri)
+    if path is None:
+        return None
+    # Without a location of its own, MLflow would put a folder into the current directory. A remote store's database moves
+    # between machines.
+    return (path.absolute().parent / "mlflow-artifacts").as_uri() if store.is_local else join(store.uri, "mlflow-artifacts")
 
 
-def as_markdown(text: str) -> str:
-    """A text that Markdown shows as it stands, in one line: no tags and no links of its own in MLflow's notes."""
-    return re.sub(r"([\\`*_\[\]~|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # One without a name, as containers have it.
+        return "unknown"
 
 
-def comparisons(uri: str) -> dict[str, str]:
-    """Study → path of its view of kinds, for all in an MLflow database."""
-    experiments = Client(uri).search_experiments()
-    with_views = [experiment for experiment in experiments if "mlflow.sharedViewState.kinds" in experiment.tags]
-    return {experiment.name: view_link(experiment.experiment_id, "kinds") for experiment in with_views}
+def _settings(study: Study) -> dict[str, str]:
+    """A study's parameters as MLflow's: short ones. Claims, notes and test sets are in the artifact that has all in full."""
+    return {
+        name: _shorten(value)
+        for name, value in study.parameters.items()
+        if isinstance(value, str | int | float | bool | None)
+        or (isinstance(value, list | tuple) and not any(isinstance(member, Mapping | list | tuple) for member in value))
+    }
 
 
-def view_link(experiment_id: str, view: str) -> str:
-    """Path of a saved view ("kinds" or "cells") on an MLflow server."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view}"
+def _coordinates(card: Card) -> dict[str, str]:
+    """Where an artifact is in the grid."""
+    values = {name: shown(value) for name, value in card.coordinates.items() if value is not None}
+    return values | ({CELL: _cell(card.coordinates)} if _is_compared(card) else {})
 
 
-def _blindspots(metrics: Iterable[str], blindspot: str) -> list[str]:
-    """The accuracies of a slice in every set, or of a `set/slice`, among metrics as MLflow names them.
-
-    A slice that is asked for two of more labels is named for that.
-    """
-    endings = tuple(f".{blindspot}/{accuracy}".replace("/", ".") for accuracy in ("accuracy", "accuracy_2way"))
-    return [name for name in metrics if f".{name}".replace("/", ".").endswith(endings)]
+def _parameters(card: Card) -> dict[str, str]:
+    # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
+    values = _coordinates(card) | {f"config.{name}": value for name, value in flatten(card.config)}
+    return {name: _shorten(value) for name, value in values.items()}
 
 
-def _measured(metrics: Iterable[str], blindspot: str) -> list[str]:
-    """The margin and AUC of a `set/slice`, or of a slice in every set, among metrics as MLflow names them.
+def _run_name(card: Card) -> str:
+    """What is compared is named by its place in the grid alone, as in `blindsweep export`."""
+    return card.id.slug if _is_compared(card) else card.id.name
 
-    Of a slice that ends in a label they are named without it: they are of the heuristic's items of both sides.
-    """
-    places = {blindspot, blindspot.rpartition("/")[0]} - {""}
-    endings = tuple(f".{place}/{measure}".replace("/", ".") for place in places for measure in ("margin", "auc"))
-    return [name for name in metrics if f".{name}".replace("/", ".").endswith(endings)]
+
+def _is_compared(card: Card) -> bool:
+    return card.id.stage in COMPARED and set(COORDINATES) <= card.coordinates.keys()
+
+
+def _cell(coordinates: Mapping[str, Any]) -> str:
+    """Where in the grid a task model is, whatever its seed: what MLflow takes the mean over is of one arm, kind and size."""
+    arms = "".join(f"{arm}: " for arm in coordinates.get("arms", ()))
+    if not coordinates["size"]:
+        return f"{arms}start {coordinates['starting_size']}"
+    return f"{arms}{coordinates['kind']} {coordinates['size']}, start {coordinates['starting_size']}"
+
+
+def _test_sets(card: Card) -> tuple[str, ...]:
+    """The names of the sets that an evaluation is of, which lie with the sources; none of another stage."""
+    is_evaluation = card.id.stage == "evaluation" and "sources" in card.inputs
+    return tuple(card.config.get("sets") or ()) if is_evaluation else ()
+
+
+def _is_logged(run: Any, record: Record) -> bool:
+    """Whether MLflow has all of an artifact, as it is logged now."""
+    return bool(run.data.tags.get("complete") == record.created and run.data.tags.get("form") == FORM)
+
+
+def _is_of_a_set(name: str) -> bool:
+    """Whether it is the accuracy on a whole test set."""
+    return name.endswith("/accuracy") and name.count("/") == 1
+
+
+def _is_measured(name: str) -> bool:
+    """Whether kinds are compared by it: accuracies, margins, AUCs and pulls."""
+    return "accuracy" in name or name.endswith(("/margin", "/auc", "/pull"))
 
 
 def _adversarial_halves(record: Record) -> list[str]:
     """`set/slice` of the adversarial half of each described set of an evaluation that has one."""
     described = record.payload.get("config", {}).get("test_sets") or ()
     return [f"{test_set['name']}/{test_set['adversarial']}" for test_set in described if test_set.get("adversarial")]
-
-
-def _views(
-    parent_id: str, metrics: Sequence[str], blindspots: Sequence[str], places: Sequence[str]
-) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Key → name and state of a saved view, in the form of MLflow's own page.
-
-    `metrics` are what is compared, `blindspots` those of them that are of the blindspot's slice, and `places` the parameters
-    that place a run in the grid.
-    """
-    columns = [f"params.`{name}`" for name in places] + [f"metrics.`{name}`" for name in metrics]
-    accuracies = [name for name in metrics if "accuracy" in name.rpartition("/")[2].rpartition(".")[2]]
-    bars = [{"type": "BAR", "metricKey": name, "uuid": name} for name in accuracies]
-    others = [name for name in accuracies if name not in blindspots]
-    # Of another set where there is one: a blindspot can be a slice of the general set itself.
-    blindspot_sets = {name.split("/")[0] for name in blindspots}
-    general = min(others, key=lambda name: name.split("/")[0] in blindspot_sets, default=None)
-    scatters = [
-        {
-            "type": "SCATTER",
-            "uuid": f"{general} × {name}",
-            "xaxis": {"key": general, "type": "METRIC"},
-            "yaxis": {"key": name, "type": "METRIC"},
-        }
-        for name in blindspots
-        if general
-    ]
-    chart = {"deleted": False, "isGenerated": False, "metricSectionId": "accuracy", "runsCountToCompare": 100}
-    cells = {
-        "searchFilter": 'tags.compare = "yes" and tags.current = "yes"',
-        "orderByKey": "tags.`order`",
-        "orderByAsc": True,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": columns,
-        "columnOrder": ["attributes.`Run Name`", *columns],
-        "columnWidths": {"attributes.`Run Name`": 410, "params.`kind`": 130} | dict.fromkeys(columns[len(places) :], 215),
-        "runsExpanded": {parent_id: True},
-        "runsHiddenMode": "SHOW_ALL",
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "compareRunCharts": [chart | kind for kind in bars + scatters],
-        "compareRunSections": [{"uuid": "accuracy", "name": "Accuracy", "display": True, "isReordered": False}],
-        "isAccordionReordered": True,
-        "groupBy": None,
-    }
-    keys = [{"mode": "param", "groupByData": name} for name in places if name != "seed"]
-    kinds = cells | {
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys},
-        # The mean of seeds would be shown as a seed.
-        "selectedColumns": [name for name in columns if name != "params.`seed`"],
-    }
-    return {"kinds": ("Kinds, mean over seeds", kinds), "cells": ("Cells", cells)}
 
 
 def _place(coordinates: Mapping[str, Any]) -> str:
@@ -642,28 +733,6 @@ def _place(coordinates: Mapping[str, Any]) -> str:
     rank += "".join(f"-{coordinates[dial]:.9f}" for dial in DIALS if dial in coordinates)
     of_arms = "".join(f"{arm}-" for arm in coordinates.get("arms", ()))
     return f"{of_arms}{coordinates['starting_size']:09d}-{coordinates['size']:09d}-{rank}-{coordinates['seed']:06d}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _as_curves(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Step metrics as MLflow names them: in a section of charts that comes first."""
-    return {name if "/" in name else f"curve/{name}": value for name, value in metrics.items() if name not in NOT_LOGGED}
-
-
-def _as_totals(final: Mapping[str, Any]) -> dict[str, Any]:
-    """Final values as MLflow names them; it sorts its sections of charts, one for each text before a `/`.
-
-    A test set is a section: `hans/lexical_overlap.non-entailment.accuracy`. What is of no section is of
-    `totals`, which comes last, and has no name in common with a curve.
-    """
-    named = {}
-    for name, value in final.items():
-        section, separator, rest = name.partition("/")
-        named[f"{section}/{rest.replace('/', '.')}" if separator else f"totals/{name}"] = value
-    return named
 
 
 def _shorten(value: Any) -> str:

@@ -6,10 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from analysis.report.figures import figure1, forest_figure, to_png, to_svg
+from analysis.report.figures import KIND_STYLES, figure1, forest_figure, to_png, to_svg
 from analysis.study.series import paper_series
 from analysis.study.tables import accuracy_table
 from analysis.verdicts.judgement import Judgement
+from sweep.index.views import COLOURS
 from tests.analysis.fake_store import FakeStudy
 
 SERIES = paper_series("template_test", "template_probe", "lexical_overlap/non-entailment")
@@ -159,3 +160,7 @@ def test_below_three_seeds_there_are_dots_and_no_intervals(tmp_path: Path, num_s
     else:
         # The seeds of each of three series.
         assert dots == sorted(3 * [(80 + 20 * seed) / 200 for seed in range(num_seeds)]) and not num_bars
+
+
+def test_colours_of_kinds_are_those_of_mlflow_s_pages() -> None:
+    assert {kind: COLOURS[kind] for kind in KIND_STYLES} == {kind: colour for kind, (colour, _) in KIND_STYLES.items()}

@@ -15,7 +15,9 @@ from analysis.audit.audit import audit as audit_texts
 from analysis.audit.page import write_page
 from analysis.page import csv_bytes
 from analysis.report.report import build_report
-from sweep.run.tracking import Tracker, as_markdown, describe_study
+from sweep.graph.records import Study
+from sweep.index.study_page import as_markdown, describe_study
+from sweep.run.tracking import Tracker
 from tests.analysis.fake_store import FakeStudy, parquet
 
 HOSTILE = '"><script>alert(1)</script></style><img src=x onerror=alert(2)><a href="javascript:alert(3)">'
@@ -75,7 +77,7 @@ def test_an_audit_shows_texts_labels_and_the_file_s_name_as_text(tmp_path: Path)
 def test_mlflow_s_notes_show_the_title_as_text(tmp_path: Path) -> None:
     """MLflow draws a note as Markdown."""
     title = f"{HOSTILE}\n# big [here](javascript:alert(4)) ![x](http://a/b.png) `code`"
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "store"), "mine", title, {})
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "store"), Study("mine", title, {}, ()))
     assert tracker.errors == []
     notes = [
         tracker.client.get_experiment_by_name("mine").tags["mlflow.note.content"],

@@ -272,7 +272,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_mlflow_s_artifacts_are_kept_with_the_store(bucket: str, tmp_path: Path) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", join(bucket, "studies"), "tiny", "A tiny study", {})
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", join(bucket, "studies"), Study("tiny", "A tiny study", {}, ()))
     tracker.client.log_text(tracker.parent_id, "text", "note.txt")
     files, root = filesystem(join(bucket, "studies", "mlflow-artifacts"))
     assert [path.rsplit("/", 1)[-1] for path in files.find(root)] == ["note.txt"]
@@ -286,7 +286,7 @@ def test_a_database_that_is_kept_can_be_tracked_in(bucket: str, tmp_path: Path, 
     database = kept_database(store, uri)
     assert database is not None and kept_database(store, f"sqlite:///{tmp_path}/mlflow.db") is None
     with database.open():
-        assert Tracker(uri, bucket, "tiny", "A tiny study", {}).close("FINISHED") == []
+        assert Tracker(uri, bucket, Study("tiny", "A tiny study", {}, ())).close("FINISHED") == []
     with sqlite3.connect(bring_database(bucket, tmp_path)) as connection:
         assert connection.execute("select status from runs").fetchall() == [("FINISHED",)]
 

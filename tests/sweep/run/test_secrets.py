@@ -74,8 +74,8 @@ def test_a_failure_s_secrets_are_kept_nowhere(kind: type[Exception], tmp_path: P
     if kind is UserError:
         assert leaks(outcome.error + log) == []
         return
-    Tracker(uri, store.uri, "mine", "", {}).start(Card.of(step))
-    tracker = Tracker(uri, store.uri, "mine", "", {})
+    Tracker(uri, store.uri, Study("mine", "", {}, ())).start(Card.of(step))
+    tracker = Tracker(uri, store.uri, Study("mine", "", {}, ()))
     tracker.fail(step.fingerprint, outcome.error)
     assert tracker.errors == [] and tracker.client.get_run(tracker.runs[step.fingerprint].info.run_id).data.tags["error"]
     failure = {"stage": step.stage, "slug": step.slug, "fingerprint": step.fingerprint, "error": outcome.error}

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from sweep.graph.records import Record, Store, Study, StudyStep
+from sweep.index.measures import Compared
 from sweep.run.study_run import reindex
-from sweep.run.tracking import Tracker
+from sweep.run.tracking import Tracker, _cell
 
 # As an evaluation names them: what is asked of a set with three labels is folded to two.
 ACCURACIES = {
@@ -59,21 +60,30 @@ def view_of(
     ("parameters", "blindspot", "general"),
     [
         # A manifest that names neither.
-        ({}, "hans/lexical_overlap.non-entailment.accuracy", "mnli_matched/accuracy"),
+        ({}, "hans/lexical_overlap/non-entailment/accuracy", "mnli_matched/accuracy"),
         (
             {"blindspot_set": "hans", "blindspot_slice": "subsequence/non-entailment"},
-            "hans/subsequence.non-entailment.accuracy",
+            "hans/subsequence/non-entailment/accuracy",
             "mnli_matched/accuracy",
         ),
         (
             {"blindspot_set": "hans", "blindspot_slice": "holds/my_own/non-entailment"},
-            "hans/holds.my_own.non-entailment.accuracy",
+            "hans/holds/my_own/non-entailment/accuracy",
             "mnli_matched/accuracy",
         ),
         (
             {"blindspot_set": "mnli_matched", "blindspot_slice": "holds/my_own/non-entailment"},
-            "mnli_matched/holds.my_own.non-entailment.accuracy_2way",
+            "mnli_matched/holds/my_own/non-entailment/accuracy_2way",
             "hans/accuracy",
+        ),
+        (
+            {
+                "general_set": "mnli_matched",
+                "blindspot_set": "mnli_matched",
+                "blindspot_slice": "holds/my_own/non-entailment",
+            },
+            "mnli_matched/holds/my_own/non-entailment/accuracy_2way",
+            "mnli_matched/accuracy",
         ),
     ],
 )
@@ -81,10 +91,21 @@ def test_the_view_shows_the_slice_of_the_study(
     tmp_path: Path, empty_database: Path, parameters: dict[str, str], blindspot: str, general: str
 ) -> None:
     view = view_of(tmp_path, empty_database, parameters)
-    metrics = [name for name in view["selectedColumns"] if name.startswith("metrics.")]
-    assert sorted(metrics) == sorted(f"metrics.`{name}`" for name in ("mnli_matched/accuracy", blindspot, "hans/accuracy"))
+    metrics = [name.removeprefix("metrics.").strip("`") for name in view["selectedColumns"] if name.startswith("metrics.")]
+    compared = Compared(parameters.get("general_set", ""), parameters.get("blindspot_set", ""), slice_of(parameters))
+    short = compared.short_names(ACCURACIES)
+    assert (short["adversarial"], short["general"]) == (blindspot, general)
+    # A blindspot that is a slice of the general set has no set of its own.
+    of_set = f"{blindspot.partition('/')[0]}/accuracy"
+    assert short.get("blindspot") == (None if of_set == general else of_set)
+    others = {"mnli_matched/accuracy", "hans/accuracy"} - set(short.values())
+    assert metrics == [*short, *others]
     (scatter,) = (chart for chart in view["compareRunCharts"] if chart["type"] == "SCATTER")
-    assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == (general, blindspot)
+    assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("general", "adversarial")
+
+
+def slice_of(parameters: dict[str, str]) -> str:
+    return Study("tiny", "", parameters, ()).blindspot_slice
 
 
 def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_described_halves(
@@ -94,25 +115,25 @@ def test_the_view_has_what_else_is_measured_where_the_blindspot_is_and_on_descri
     parameters = {"blindspot_set": "hans", "blindspot_slice": "lexical_overlap/non-entailment"}
     view = view_of(tmp_path, empty_database, parameters, MEASURES | OF_SUBSEQUENCE | OF_DESCRIBED, described)
     metrics = [name.removeprefix("metrics.").strip("`") for name in view["selectedColumns"] if name.startswith("metrics.")]
-    # The general set, the blindspot, what else is measured of it; then the others.
-    assert metrics[:2] == ["mnli_matched/accuracy", "hans/lexical_overlap.non-entailment.accuracy"]
-    assert set(metrics[2:4]) == {"hans/lexical_overlap.margin", "hans/lexical_overlap.auc"}
-    assert set(metrics[4:]) == {"hans/accuracy", "med/accuracy", "med/half.down.accuracy", "med/half.down.margin"}
-    # Bars of accuracies alone: the others have other units.
-    bars = {chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"}
-    assert bars == {name for name in metrics if name.endswith("accuracy")}
+    # What is compared by short names, which show whole; then the others.
+    assert metrics[:6] == ["general", "blindspot", "adversarial", "margin", "auc", "pull"]
+    assert metrics[6:] == ["med/accuracy", "med/half.down.accuracy", "med/half.down.margin"]
+    widths = view["columnWidths"]
+    assert sum(widths[f"metrics.`{name}`"] for name in metrics[:4]) < 400
+    # A chart of each, but for what is measured of a half beside its accuracy.
+    bars = [chart["metricKey"] for chart in view["compareRunCharts"] if chart["type"] == "BAR"]
+    assert bars == [name for name in metrics if name != "med/half.down.margin"]
 
 
-def test_kinds_of_several_arms_have_no_common_mean(tmp_path: Path, empty_database: Path) -> None:
-    keys = [{"mode": "param", "groupByData": name} for name in ("starting_size", "size", "kind")]
-    assert view_of(tmp_path / "one", empty_database, {}, view="kinds")["groupBy"]["groupByKeys"] == keys
-    view = view_of(tmp_path / "several", empty_database, {}, view="kinds", arms=("two_steps", "joint"))
-    assert view["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "arms"}, *keys]
-    assert view["selectedColumns"][:2] == ["params.`arms`", "params.`starting_size`"]
+def test_kinds_of_several_arms_have_no_common_mean() -> None:
+    cell = {"starting_size": 500, "kind": "original", "size": 900, "seed": 0}
+    cells = [_cell(cell), _cell({**cell, "arms": ("two_steps", "joint")}), _cell({**cell, "kind": "none", "size": 0})]
+    assert cells == ["original 900, start 500", "two_steps: joint: original 900, start 500", "start 500"]
 
 
 def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path, empty_database: Path) -> None:
-    tracker = Tracker(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}", str(tmp_path), "tiny", "", {})
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    tracker = Tracker(uri, str(tmp_path), Study("tiny", "", {}, ()))
     tracker.annotate({"spent_dollars": 1.0})
     tracker.annotate({"spent_dollars": 2.0})
     assert tracker.close("FINISHED") == []

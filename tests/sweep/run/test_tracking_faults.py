@@ -82,7 +82,7 @@ def test_trackers_of_several_drivers_make_one_run_of_an_artifact(store: Store) -
 
 
 def test_of_several_runs_the_complete_one_is_kept_or_the_oldest(store: Store, uri: str) -> None:
-    tracker = Tracker(uri, store.uri, "tiny", "", {})
+    tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
     client, experiment = tracker.client, tracker.experiment_id
     second = client.create_run(experiment, tags={"study": "tiny"}, start_time=int(time.time() * 1000) + 10).info.run_id
 
@@ -104,13 +104,13 @@ def test_of_several_runs_the_complete_one_is_kept_or_the_oldest(store: Store, ur
 
 
 def test_a_tracker_goes_on_with_the_run_that_another_one_kept(store: Store, uri: str) -> None:
-    tracker = Tracker(uri, store.uri, "tiny", "", {})
+    tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
     record = Study.load(store, "tiny").steps[0].record
     assert record is not None
     tracker.start(Card.of_record(record))
     # What happens on another machine, where the lock does not count.
     older = tracker.client.create_run(tracker.experiment_id, tags={"fingerprint": record.fingerprint}, start_time=1)
-    Tracker(uri, store.uri, "tiny", "", {})
+    Tracker(uri, store.uri, Study("tiny", "", {}, ()))
     tracker.log(record.fingerprint, {"loss": 0.5}, 1, 1)
     tracker.finish(record)
     assert tracker.close("FINISHED") == []
@@ -161,12 +161,12 @@ def test_a_password_is_not_shown(store: Store, capfd: pytest.CaptureFixture[str]
     said = capfd.readouterr()
     assert f"http://user:***@127.0.0.1:{port}: " in said.err
     assert "s3cret" not in said.err + said.out
-    tracker = Tracker(f"http://user:s3cret@127.0.0.1:{port}", store.uri, "tiny", "", {})
+    tracker = Tracker(f"http://user:s3cret@127.0.0.1:{port}", store.uri, Study("tiny", "", {}, ()))
     assert tracker.errors and "s3cret" not in "".join(tracker.errors)
 
 
 def test_a_database_that_is_lost_on_the_way_is_one_error_a_write_and_no_exception(store: Store, uri: str) -> None:
-    tracker = Tracker(uri, store.uri, "tiny", "", {})
+    tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
     record = Study.load(store, "tiny").steps[0].record
     assert record is not None
     Path(store.uri, "mlflow.db").unlink()
@@ -304,3 +304,30 @@ def test_ui_shows_a_store_whose_database_is_missing_or_damaged(state: str, tmp_p
         output, _ = ui.communicate()
     assert ("moved aside to mlflow.db.damaged-1" in output) == (state == "damaged")
     assert [path.name for path in tmp_path.iterdir()] == [Path(store.uri).name], "nothing beside the store"
+
+
+def test_a_store_that_was_moved_is_indexed_again_by_itself(store: Store, uri: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert reindex(store, ["tiny"], uri) == {"tiny": 3}
+    elsewhere = Path(store.uri).with_name("else where, 100%")
+    shutil.copytree(store.uri, elsewhere)
+    link = elsewhere.with_name("link")
+    link.symlink_to(store.uri)
+    capfd.readouterr()
+    # Where it was, and by a link to it, it is as it was.
+    for same in (store, Store(link)):
+        assert usable_index(same, default_tracking_uri(same)) and capfd.readouterr().err == ""
+    moved = Store(elsewhere)
+    there = default_tracking_uri(moved)
+    assert usable_index(moved, there) == there
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and f"it is of a store at file://{store.uri}; it is moved aside to mlflow.db.moved-1" in said
+    client = Client(there)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment.artifact_location == (elsewhere / "mlflow-artifacts").as_uri()
+    assert runs(there) == ONE_OF_EACH
+    folders = {model.tags["uri"] for model in client.search_logged_models([experiment.experiment_id])}
+    assert len(folders) == 3 and all(Path(folder, "record.json").exists() for folder in folders)
+    assert all(folder.startswith(str(elsewhere)) for folder in folders)
+    # No experiment without runs beside it.
+    assert [found.name for found in client.search_experiments()] == ["tiny"]
+    assert usable_index(moved, there) == there and capfd.readouterr().err == ""

@@ -26,7 +26,7 @@ from pipelines.workers import notice
 from sweep.graph import stages
 from sweep.graph.integrity import set_aside
 from sweep.graph.queue import Capacity
-from sweep.graph.records import ArtifactId, Record, Store
+from sweep.graph.records import ArtifactId, Record, Store, Study
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
 from sweep.run.ends import NOTICE, Stop
@@ -270,7 +270,7 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
 
     def track() -> None:
-        tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, store.uri, "fake", "Fake", {"p": 1})
+        tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, store.uri, Study("fake", "Fake", {"p": 1}, ()))
         ray.get(tracker.declare.remote([step.fingerprint for step in steps]))
         progress = run(steps, store, capacity, tracker=tracker)
         for fingerprint in progress.cached:
@@ -319,7 +319,7 @@ def test_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, empty_
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
-    tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, str(tmp_path), "hammer", "", {})
+    tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, str(tmp_path), Study("hammer", "", {}, ()))
     cards = [Card(ArtifactId("task_model", f"cell{i}", str(i) * 64), {}, {}) for i in range(4)]
     ray.get([tracker.start.remote(card) for card in cards])
 

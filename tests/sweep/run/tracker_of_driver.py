@@ -12,7 +12,7 @@ if __name__ == "__main__":
     uri, store = sys.argv[1:]
     study = Study.load(Store(store), "tiny")
     records = [step.record for step in study.steps if step.record is not None]
-    tracker = Tracker(uri, store, "tiny", "", {})
+    tracker = Tracker(uri, store, study)
     for record in records:
         tracker.start(Card.of_record(record))
         tracker.log(record.fingerprint, {"loss": 0.5}, 1, 1)
