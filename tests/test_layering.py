@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = ("pipelines", "sweep", "analysis")
 MOST_FILES = 12
-"""In a room, its `__init__.py` aside. With more it holds several kinds of thing."""
+"""In a room, its `__init__.py` and names from before the rooms aside. With more it holds several kinds of thing."""
 
 TASKS, TABLES, DATA, REPAIR = "pipelines.tasks", "pipelines.tables", "pipelines.data", "pipelines.repair"
 PACKING, ADAPTERS = "pipelines.packing", "pipelines.adapters"
@@ -215,7 +215,8 @@ def test_every_room_is_known_says_what_lives_there_and_is_not_crowded() -> None:
     assert {room_of(path) for path in sources()} == set(ARROWS)
     for room in ARROWS:
         folder = room.replace(".", "/")
-        files = [path for path in sources() if room_of(path) == room and not path.endswith("__init__.py")]
+        named_only = {path for path in sources() if path.endswith("__init__.py")}.union(SHIMS)
+        files = [path for path in sources() if room_of(path) == room and path not in named_only]
         assert ast.get_docstring(ast.parse(sources()[f"{folder}/__init__.py"])), f"{folder} does not say what lives there"
         assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files"
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SPACE = "[ \u00a0\u2009\u202f]"
 OTHER_WAYS = {
     "thousands apart by a space": rf"(?<![\d.,\w:/-])\d{{1,3}}(?:{SPACE}\d{{3}})+(?![\d:]| \d)",
-    "a space before the per cent": rf"[\d}}\]]{SPACE}%(?! ?\d|\w)",
+    "a space before the per cent": rf"[\d}}\]]{SPACE}%(?! ?\d|\w|\}})",
     "a space of its own between digits": r"\\N\{(?:NARROW )?NO-BREAK SPACE\}|\\u(?:00a0|2009|202f)",
     "commas replaced": r":,[^}]*\}[\"']\.replace\(",
 }

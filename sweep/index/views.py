@@ -26,7 +26,7 @@ COLOURS = {
 }
 """Of a kind's runs, as in the report's figures: Okabe and Ito's."""
 NAME_WIDTH, KIND_WIDTH, SHORT_WIDTH, LONG_WIDTH = 280, 130, 92, 215
-"""Pixels: with all of them a table of 1 500 pixels shows the measures whole, an open side panel of MLflow's or none."""
+"""Pixels: with all of them a table of 1,500 pixels shows the measures whole, an open side panel of MLflow's or none."""
 
 
 def view_link(experiment_id: str, view: str) -> str:

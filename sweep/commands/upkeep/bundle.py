@@ -24,7 +24,8 @@ def bundle(
 ) -> None:
     """Write what is built of a study into files that travel: records, results, pool and sets, without weights.
 
-    Each file can be checked and merged alone, by `unbundle`, into any store.
+    Each file can be checked and merged alone,
+    by `unbundle`, into any store.
 
         blindsweep bundle mini mini.zip
         blindsweep bundle mini piece.zip --part-size 16MiB --store s3://bucket/studies
@@ -34,8 +35,8 @@ def bundle(
     written = write_bundle(Store(store), study_name(study), file, part_size=_bytes(part_size))
     for part in written.parts:
         print(f"{part}  {size(part.stat().st_size)}")
-    left = f"; {written.left_out} are not built" if written.left_out else ""
-    print(f"{written.num_artifacts} artifacts without weights in {_files(len(written.parts))}{left}")
+    left = f"; {written.left_out:,} are not built" if written.left_out else ""
+    print(f"{written.num_artifacts:,} artifacts without weights in {_files(len(written.parts))}{left}")
 
 
 def unbundle(
@@ -53,15 +54,15 @@ def unbundle(
 
     where = Store(store)
     merged = merge_bundles(where, files)
-    print(f"{where.uri}: {merged.num_new} artifacts of {', '.join(merged.studies)} merged, {merged.num_there} were there")
+    print(f"{where.uri}: {merged.num_new:,} artifacts of {', '.join(merged.studies)} merged, {merged.num_there:,} were there")
     if merged.unfinished:
         names = ", ".join(merged.unfinished[:3]) + (", …" if len(merged.unfinished) > 3 else "")
-        print(f"{len(merged.unfinished)} more wait for other parts of their bundle: {names}")
+        print(f"{len(merged.unfinished):,} more wait for other parts of their bundle: {names}")
     print("`blindsweep report` reads them; `blindsweep reindex` puts them into MLflow")
 
 
 def _files(number: int) -> str:
-    return "1 file" if number == 1 else f"{number} files"
+    return "1 file" if number == 1 else f"{number:,} files"
 
 
 def _bytes(text: str) -> int:
