@@ -153,7 +153,7 @@ def print_power(
             f"{100 * row['seed_sd']:.2f}",
             NOTHING if math.isnan(row["seed_sd_low"]) else f"{100 * row['seed_sd_low']:.2f} to {100 * row['seed_sd_high']:.2f}",
             f"{100 * row['item_error']:.2f}",
-            *(f">{MOST_SEEDS}" if pd.isna(row[name]) else str(row[name]) for name in effects),
+            *(f">{MOST_SEEDS:,}" if pd.isna(row[name]) else str(row[name]) for name in effects),
         )
     console.print(first)
     table = power_table(variances, cost_per_seed=cost_per_seed)
@@ -220,7 +220,9 @@ def _table(headings: Sequence[str], left: Sequence[str]) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+        # What is too wide breaks words into lines, and never cuts a number.
+        is_text = heading in left
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     return table
 
 

@@ -90,6 +90,8 @@ def test_power_from_a_pilot_and_from_a_given_deviation(tmp_path: Path) -> None:
     pilot = json.loads(blindsweep("power", "tiny", "--store", where, "--json", "--cost-per-seed", "2").stdout)
     assert len(pilot["variances"]) == 9
     assert {one["cost"] for one in pilot["power"] if one["seeds"] == 10} == {20.0}
+    shown = blindsweep("power", "tiny", "--store", where).stdout
+    assert "…" not in shown and "seeds for 2" in shown and "seeds for 10" in shown, "nothing is cut"
     given = blindsweep("power", "--seed-sd", "17.5")
     # As tests/analysis/study/test_power.py has it: 10 points take 27 seeds.
     assert "given" in given.stdout
