@@ -197,8 +197,9 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
             else f"None of the {given.n:,} rows of the test set {title} is repeated here."
         )
         sentence += _contrast(counts, "of its rows")
-        num_rows = counts.repeated.count + counts.near_same_label.count
-        action = f"Drop the {_rows(num_rows)} that repeat {title}: {REPAIR}; or score it without its {_rows(given.count)}."
+        near = counts.near_same_label.count
+        what = f"{_rows(counts.repeated.count + near)} that repeat {title}" + (f", {near:,} of them nearly" if near else "")
+        action = f"Drop the {what}: {REPAIR}; or score it without its {_rows(given.count)}."
         verdict = (
             f"gives away {percent(given.share)} of the test set {title}" if given.count else f"gives nothing of {title} away"
         )
@@ -283,7 +284,10 @@ def _near_duplicates(audit: Audit) -> Finding:
     sentence = f"{_of(share)} rows nearly repeat an earlier one with their label."
     sentence += _compared(NEAR_DUPLICATES, figure, other) + _contrast(counts, "of the file")
     action = (
-        "" if level == FINE else f"Look at some near copies (under Samples), and drop them where they add nothing: {REPAIR}."
+        ""
+        if level == FINE
+        else f"Look at some near copies (under Samples), and drop them where they add nothing: {REPAIR}, which takes them with "
+        "the others; --repair-as near_copies=keep leaves them."
     )
     return Finding(NEAR_DUPLICATES, "", verdict, level, sentence, action, figure, other)
 

@@ -128,6 +128,8 @@ def test_near_copies_are_a_choice_of_their_own() -> None:
     assert all(kept["keep", "keep"])
     test = pa.Table.from_pylist([{"text": f"{long} in the shire", "label": "news"}, {"text": "a short one", "label": "news"}])
     leaky = audit(pa.Table.from_pylist(rows), AuditSettings(tests={"held_out": test}))
+    (leak,) = [finding for finding in leaky.findings if finding.kind == "leaks"]
+    assert leak.action.startswith("Drop the 4 rows that repeat held_out, 2 of them nearly: ")
     for near, left in (("drop", [False, False, False, False, True]), ("keep", [True, True, False, False, True])):
         assert repair_of(leaky, Repair(near_leaks=near, copies="keep", near_copies="keep")).keep.tolist() == left
 
