@@ -55,7 +55,7 @@ place in the store.
 """
 
 MOST_METRICS = 900
-"""In one request; MLflow takes 1 000 values, tags included."""
+"""In one request; MLflow takes 1,000 values, tags included."""
 
 HALF_MEASURES = ("accuracy", "accuracy_2way", "margin", "auc")
 """What is shown of a described set's adversarial half."""
