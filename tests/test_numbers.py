@@ -44,7 +44,8 @@ def files(*patterns: str) -> list[Path]:
 
 SOURCES = files(*(f"{top}/**/*.py" for top in ("analysis", "sweep", "pipelines", "benchmarks", "scripts", "docs")))
 PAGES = files(
-    "README.md", "CONTRIBUTING.md", "docs/**/*.md", "analysis/templates/*", "benchmarks/results/*.md", "sweep/**/*.toml"
+    *("README.md", "CONTRIBUTING.md", "docs/**/*.md", "docs/notebooks/*.ipynb"),
+    *("analysis/templates/*", "benchmarks/results/*.md", "sweep/**/*.toml"),
 )
 
 
