@@ -12,7 +12,10 @@ ENGINE = (
     *("accelerate", "gguf", "safetensors", "tokenizers"),
 )
 """As they are imported."""
-WAY_OUT = 'for NVIDIA GPUs pip install "blindsweep[cuda]"; for CPUs run make in a checkout, which installs the extra cpu'
+WAY_OUT = (
+    "the extra cuda or cpu brings it; in a checkout: `make EXTRA=cuda` where there is an NVIDIA GPU, or `pip install "
+    "'.[cuda]'` into this environment, and `make` elsewhere"
+)
 
 
 def check_installed(what: str, *packages: str) -> None:

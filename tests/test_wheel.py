@@ -105,7 +105,7 @@ for words in ("audit pairs.csv", "plan demo", "power --seed-sd 17.5", "run --hel
         "audit pairs.csv -> 0", "plan demo -> 0", "power --seed-sd 17.5 -> 0", "run --help -> 0"
     ]  # fmt: skip
     assert "-> 1 Error: --judge needs torch, transformers, which are not installed: " in ends[4]
-    assert "-> 1 Error: blindsweep run needs ray, torch" in ends[5] and "blindsweep[cuda]" in ends[5]
+    assert "-> 1 Error: blindsweep run needs ray, torch" in ends[5] and "`make EXTRA=cuda`" in ends[5]
     assert not (tmp_path / "blindsweep-store").exists()
 
 

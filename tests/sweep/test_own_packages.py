@@ -46,7 +46,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in `folder`, which comes before ours on its path, as it does for a script that lies there and for `-c`."""
     environment = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
     )
 
 
@@ -126,9 +126,9 @@ import sweep
 from sweep.run.session import RayOptions, ray_session
 with ray_session(RayOptions(max_cpus=1), []):
     import ray
-    from pipelines.resources import Resources
-    print(ray.get(ray.remote(Resources).remote()))
+    from pipelines.storage import join
+    print(ray.get(ray.remote(join).remote("of", "ours")))
 """
     (folder / "on_ray.py").write_text(program)
-    assert printed(folder, "on_ray.py")[-1].startswith("Resources(")
+    assert printed(folder, "on_ray.py")[-1] == "of/ours"
     assert not (folder / "was_run").exists()

