@@ -7,6 +7,7 @@ seed. Fewer than three seeds are dots, one each.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
@@ -21,6 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from analysis.study.frame import POINT, seed_means
 from analysis.study.series import Series, select
@@ -72,6 +74,8 @@ RC: dict[Any, Any] = {
 
 TICK_WIDTH = 30
 """Characters of a line beside a row."""
+BESIDE = 4.0
+"""Points of room around a panel that is shown by itself."""
 FEWEST_FOR_INTERVAL = 3
 """Seeds, or generators, from which an interval is drawn: that of two would fill the panel."""
 DOT: dict[str, Any] = {"color": KIND_STYLES["synthetic"][0], "marker": "o", "markersize": 4, "linestyle": "none", "alpha": 0.8}
@@ -205,15 +209,40 @@ def to_svg(figure: Figure) -> str:
     return _save(figure, "svg", metadata={"Date": None, "Creator": None}).decode()
 
 
-def inline_svg(svg: str, label: str) -> str:
-    """A figure's SVG as part of a page, in the page's own colours (light or dark); `label` is read aloud for it."""
+def inline_svg(svg: str, label: str, boxes: Sequence[Bbox] = ()) -> str:
+    """A figure's SVG as part of a page, in the page's own colours (light or dark); `label` is read aloud for it.
+
+    With several `boxes` (`panel_boxes`) these parts of it follow, one below the other, for a page that is narrower.
+    """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card"}
     variables |= {colour: f"--{kind.split('_')[0]}" for kind, (colour, _) in KIND_STYLES.items()}
     for colour, variable in variables.items():
         body = body.replace(colour, f"var({variable})")
-    return body.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    if len(boxes) < 2:
+        return body.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    # A page has several figures, each of which is its file's first.
+    name = f"figure-{hashlib.sha256(svg.encode()).hexdigest()[:12]}"
+    body = body.replace('id="figure_1"', f'id="{name}"', 1)
+    places = [f"{box.x0:.1f} {box.y0:.1f} {box.width:.1f} {box.height:.1f}" for box in boxes]
+    parts = "".join(f'<svg viewBox="{place}" aria-hidden="true"><use href="#{name}"/></svg>' for place in places)
+    whole = body.replace("<svg ", f'<svg class="whole" role="img" aria-label="{label}" ', 1)
+    return f'{whole}<div class="panels">{parts}</div>'
+
+
+def panel_boxes(figure: Figure) -> list[Bbox]:
+    """Where the figure's legends, all together, and its panels lie in its SVG: points from the left and from the top."""
+    figure.draw_without_rendering()
+    shown = [box for axes in figure.axes if axes.axison and (box := axes.get_tightbbox())]
+    legends = [box for legend in figure.legends if (box := legend.get_tightbbox())]
+    height, scale = figure.get_figheight() * 72, 72 / figure.dpi
+    return [
+        Bbox.from_extents(
+            box.x0 * scale - BESIDE, height - box.y1 * scale - BESIDE, box.x1 * scale + BESIDE, height - box.y0 * scale + BESIDE
+        )
+        for box in [*([Bbox.union(legends)] if legends else []), *shown]
+    ]
 
 
 def _save(figure: Figure, file_format: str, **options: Any) -> bytes:

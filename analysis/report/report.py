@@ -20,7 +20,7 @@ from analysis.page import Block, csv_bytes, template, write_file
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import DIALS, dose_block, dose_figure
-from analysis.report.figures import figure1, inline_svg, to_pdf, to_png, to_svg
+from analysis.report.figures import figure1, inline_svg, panel_boxes, to_pdf, to_png, to_svg
 from analysis.report.generality import generality_block, sets_needed
 from analysis.report.label_noise import label_noise_blocks
 from analysis.report.results import figure_caption, numbers
@@ -236,7 +236,7 @@ def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
     write_file(target.with_name(f"{name}.svg"), svg.encode())
     write_file(target.with_name(f"{name}.png"), to_png(figure))
     write_file(target.with_name(f"{name}.pdf"), to_pdf(figure))
-    return inline_svg(svg, label)
+    return inline_svg(svg, label, panel_boxes(figure))
 
 
 def _paper_figure1_blocks(study: Study, frame: pd.DataFrame, target: Path, arm: str) -> list[Block]:

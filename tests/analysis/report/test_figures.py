@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from analysis.report.figures import KIND_STYLES, figure1, forest_figure, to_png, to_svg
+from analysis.report.figures import KIND_STYLES, figure1, forest_figure, inline_svg, panel_boxes, to_png, to_svg
 from analysis.study.series import paper_series
 from analysis.study.tables import accuracy_table
 from analysis.verdicts.judgement import Judgement
@@ -124,6 +125,35 @@ def test_a_claim_is_drawn_in_each_of_its_settings() -> None:
     assert list(points.get_xdata()) == pytest.approx([9.0, 11.0])
     with pytest.raises(ValueError, match="nothing to draw"):
         forest_figure([other_unit])
+
+
+def test_a_narrow_page_shows_each_panel_by_itself(tmp_path: Path) -> None:
+    claims = [Judgement(name, "", "", settings=(row("start 0, size 60", 0.1, 0.05, 5),)) for name in ("a", "b", "c")]
+    figure = forest_figure(claims)
+    boxes = panel_boxes(figure)
+    assert len(boxes) == 3, "the fourth place of the grid is empty"
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    left, right, below = boxes
+    assert left.x0 < right.x0 and left.y0 == pytest.approx(right.y0, abs=2) and left.y1 < below.y1
+    assert all(-5 < box.x0 < box.x1 < width + 5 and -5 < box.y0 < box.y1 < height + 5 for box in boxes)
+    # The axes' titles and labels are in them, and nothing of a neighbour's axes.
+    for box, axes, other in ((left, figure.axes[0], figure.axes[1]), (right, figure.axes[1], figure.axes[0])):
+        own, beside = (one.get_position() for one in (axes, other))
+        assert box.x0 <= own.x0 * width and own.x1 * width <= box.x1
+        assert beside.x1 * width < box.x0 or box.x1 < beside.x0 * width
+
+    page = inline_svg(to_svg(figure), "claims", boxes)
+    names = re.findall(r'<use href="#([^"]+)"', page)
+    assert len(names) == 3 and len(set(names)) == 1
+    assert page.count(f'id="{names[0]}"') == 1, "each figure of a page has a name of its own"
+    assert names[0] not in inline_svg(to_svg(forest_figure(claims[:2])), "others", panel_boxes(forest_figure(claims[:2])))
+    alone = forest_figure(claims[:1])
+    assert "<use href" not in inline_svg(to_svg(alone), "one", panel_boxes(alone))
+
+    study = FakeStudy(tmp_path)
+    study.add_grid((0, 200), (60,), (0, 1))
+    legends, *panels = panel_boxes(figure1(study.frame(), SERIES))
+    assert len(panels) == 2 and all(legends.y1 < panel.y0 + 10 for panel in panels)
 
 
 def test_a_thin_line_shows_a_point_s_interval(tmp_path: Path) -> None:
