@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.telemetry import OFF
+
 ROOT = Path(__file__).parents[1]
 START_COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")
 TOKEN_FILE = ".ray/auth_token"
@@ -33,6 +35,9 @@ def faults(config: dict[str, Any]) -> list[str]:
     head = ray_start(config, "head_start_ray_commands")
     if re.findall(r"--dashboard-host[= ](\S+)", head) not in (["127.0.0.1"], ["localhost"]):
         found.append("the dashboard does not listen on loopback")
+    # With the first alone, Ray reports that it is disabled.
+    if "--disable-usage-stats" not in head or f"RAY_USAGE_STATS_REPORT_URL={OFF['RAY_USAGE_STATS_REPORT_URL']} " not in head:
+        found.append("the head reports to Ray's makers")
     for section in START_COMMANDS:
         if not re.search(r"\bRAY_AUTH_MODE=token\b", ray_start(config, section)):
             found.append(f"{section}: no token authentication")
@@ -116,6 +121,7 @@ def edited(old: str, new: str) -> dict[str, Any]:
         ("--dashboard-host=127.0.0.1", "", "dashboard"),
         ("        RAY_AUTH_MODE=token\n", "        RAY_AUTH_MODE=disabled\n", "no token authentication"),
         ("'export RAY_AUTH_MODE=token'", "''", "drivers"),
+        (" RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9", "", "makers"),
         ("cluster_synced_files: [~/.ray/auth_token]", "cluster_synced_files: []", "workers do not get the token"),
         ("get-auth-token --generate", "get-auth-token", "does not make the token"),
         (" --generate > /dev/null", " --generate", "shows it"),

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,14 +27,28 @@ REAL = (sys.executable, "-c", "from sweep.cli import main; main()", "run", "demo
 STAND_IN = (sys.executable, str(SCRIPT), "run", "demo", *SMALL)
 
 
+CLOUD = {"169.254.169.254", "metadata.google.internal"}
+"""What a cloud's machine is told of itself by. Ray asks there whose it is, which with its reports turned off goes nowhere."""
+
+
 def seen_during(command: tuple[str, ...], **environment: str) -> Seen:
     """What listens while a command runs, which asks nothing of any server elsewhere."""
+    asked: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=refuse_all, args=(proxy, asked), daemon=True).start()
         seen = _seen_beside(proxy, command, environment)
-        proxy.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            proxy.accept()
+    assert [line for line in asked if urlsplit(line.split()[1]).hostname not in CLOUD] == []
     return seen
+
+
+def refuse_all(proxy: socket.socket, asked: list[str]) -> None:
+    """Note the first line of each request until the socket is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = proxy.accept()
+            with connection, contextlib.suppress(TimeoutError):
+                connection.settimeout(2)
+                asked.append(connection.recv(4096).decode(errors="replace").partition("\r")[0])
 
 
 def _seen_beside(proxy: socket.socket, command: tuple[str, ...], environment: Mapping[str, str]) -> Seen:
