@@ -143,7 +143,7 @@ def _kept_batches(evidence: Evidence, repaired: Repaired) -> Iterator[pa.Table]:
     source = _with_all_columns(scan.source)
     is_weighted = bool((repaired.weights[repaired.keep] != 1).any())
     is_relabelled = repaired.num_relabelled > 0
-    for raw in source.table.raw_batches():
+    for raw in source.raw_batches():
         table, rows = _whole(raw, source)
         places = np.minimum(np.searchsorted(scan.row, rows), scan.num_rows - 1)
         kept = (scan.row[places] == rows) & repaired.keep[places]
@@ -172,7 +172,7 @@ def _whole(raw: RawBatch, source: TextFile) -> tuple[pa.Table, np.ndarray]:
     names = [name for name in source.table.present if name in source.table.columns.values()]
     if not isinstance(raw.content, bytes):
         table = pa.Table.from_batches([raw.content]).select(names)
-        return table, np.arange(raw.first, raw.first + table.num_rows)
+        return table, raw.numbers(table.num_rows)
     rows, numbers = [], []
     for number, line in enumerate(raw.content.split(b"\n"), start=raw.first):
         if line.strip():

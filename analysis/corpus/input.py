@@ -51,9 +51,12 @@ class TextFile:
     def columns(self) -> Mapping[str, str]:
         return self.table.columns
 
-    def raw_batches(self) -> Iterator[RawBatch]:
-        """The rows in order. Raises :class:`UserError` where they cannot be read."""
-        return self.table.raw_batches()
+    def raw_batches(self, malformed: list[MalformedRow] | None = None) -> Iterator[RawBatch]:
+        """The rows in order; those of a CSV file that do not fit its header are left out, and put into `malformed`.
+
+        Raises :class:`UserError` where they cannot be read.
+        """
+        return self.table.raw_batches([] if malformed is None else malformed)
 
     @property
     def is_pair(self) -> bool:
@@ -148,7 +151,11 @@ def clean_batch(raw: RawBatch, texts: TextFile) -> TextBatch:
     return TextBatch(rows, {name: columns[name] for name in texts.fields}, columns["label"], columns.get("parse"), left_out)
 
 
-def packed(raw: RawBatch) -> RawBatch | tuple[bytes, int]:
+Packed = tuple[bytes, int, tuple[int, ...]]
+"""A record batch in Arrow's form, and the batch's `first` and `malformed`."""
+
+
+def packed(raw: RawBatch) -> RawBatch | Packed:
     """The batch in a form that is cheap to send to another process; :func:`unpacked` undoes it.
 
     Pickling a slice of a record batch would send all that it is a slice of.
@@ -158,15 +165,15 @@ def packed(raw: RawBatch) -> RawBatch | tuple[bytes, int]:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, raw.content.schema) as stream:
         stream.write_batch(raw.content)
-    return sink.getvalue().to_pybytes(), raw.first
+    return sink.getvalue().to_pybytes(), raw.first, raw.malformed
 
 
-def unpacked(sent: RawBatch | tuple[bytes, int]) -> RawBatch:
+def unpacked(sent: RawBatch | Packed) -> RawBatch:
     """The batch that :func:`packed` was given."""
     if isinstance(sent, RawBatch):
         return sent
-    content, first = sent
-    return RawBatch(next(iter(pa.ipc.open_stream(content))), first)
+    content, first, malformed = sent
+    return RawBatch(next(iter(pa.ipc.open_stream(content))), first, malformed=malformed)
 
 
 def read_rows(texts: TextFile, wanted: Iterable[int]) -> dict[int, dict[str, str]]:
@@ -174,10 +181,10 @@ def read_rows(texts: TextFile, wanted: Iterable[int]) -> dict[int, dict[str, str
     left, found = sorted(set(wanted), reverse=True), {}
     for raw in texts.raw_batches() if left else ():
         rows: Any = raw.content.removesuffix(b"\n").split(b"\n") if isinstance(raw.content, bytes) else raw.content
-        end = raw.first + (len(rows) if isinstance(rows, list) else rows.num_rows)
-        while left and left[-1] < end:
+        numbers = raw.numbers(len(rows) if isinstance(rows, list) else rows.num_rows)
+        while left and len(numbers) and left[-1] <= numbers[-1]:
             number = left.pop()
-            at = number - raw.first
+            at = int(np.searchsorted(numbers, number))
             content = rows[at] if isinstance(raw.content, bytes) else rows.slice(at, 1)
             batch = clean_batch(RawBatch(content, number), texts)
             found[number] = {name: batch.texts[name][0].as_py() for name in texts.fields} | {"label": batch.label[0].as_py()}

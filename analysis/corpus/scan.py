@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from analysis.corpus.audited import BY_TOKENS, BY_WORDS, AuditedHeuristic, audited
 from analysis.corpus.clusters import Clusters, clusters_of
 from analysis.corpus.columns import PAIR
-from analysis.corpus.input import TableInMemory, TextBatch, TextFile, clean_batch, packed, unpacked
+from analysis.corpus.input import Packed, TableInMemory, TextBatch, TextFile, clean_batch, packed, unpacked
 from analysis.corpus.labels import label_key
 from analysis.corpus.spill import Columns, chunks
 from analysis.corpus.words import (
@@ -42,7 +42,7 @@ from analysis.corpus.words import (
 from pipelines.errors import UserError
 from pipelines.splitmix import GOLDEN, mixed
 from pipelines.tables.files import TableFile
-from pipelines.tables.readers import RawBatch
+from pipelines.tables.readers import MalformedRow, RawBatch, check_malformed
 from pipelines.tasks.heuristics import DROPPED_TOKENS
 
 SAMPLE_ROWS = 60_000
@@ -156,7 +156,9 @@ def scan_texts(
     label column must be another.
     """
     sample = Sample(sample_rows)
-    return collected(source, _measure_all(source, seed, processes, sample, references), sample, references, report)
+    malformed: list[MalformedRow] = []
+    measured = _measure_all(source, seed, processes, sample, references, malformed)
+    return collected(source, measured, sample, references, report, malformed)
 
 
 def collected(
@@ -165,8 +167,12 @@ def collected(
     sample: Sample,
     references: tuple[str, ...] = (),
     report: Report = silent,
+    malformed: Sequence[MalformedRow] = (),
 ) -> Scan:
-    """The scan of a file's measured batches (:func:`measure`), which come in its order; raises as :func:`scan_texts`."""
+    """The scan of a file's measured batches (:func:`measure`), which come in its order; raises as :func:`scan_texts`.
+
+    `malformed` has the rows that reading has left out once all batches have come.
+    """
     left_out: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}
     codes: dict[str, int] = {}
@@ -190,6 +196,9 @@ def collected(
         if "sample" in measured:
             sample.add(measured.pop("sample"))
         rows.add(measured)
+    check_malformed(source.path, malformed, has_rows=num_read > 0)
+    if malformed:
+        left_out["another number of cells"] = len(malformed)
     if not rows.num_rows:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "it has no rows"
         raise UserError(f"{source.path} has no complete row ({why}); each needs a {', a '.join((*source.fields, 'label'))}")
@@ -255,9 +264,14 @@ class Sample:
 
 
 def _measure_all(
-    source: TextFile, seed: int, processes: int, sample: Sample, references: tuple[str, ...]
+    source: TextFile,
+    seed: int,
+    processes: int,
+    sample: Sample,
+    references: tuple[str, ...],
+    malformed: list[MalformedRow],
 ) -> Iterator[dict[str, Any]]:
-    batches = source.raw_batches()
+    batches = source.raw_batches(malformed)
     if processes < 2 or source.table.num_bytes < SMALL_FILE_BYTES:
         for raw in batches:
             yield measure(clean_batch(raw, source), seed, sample.limit, references)
@@ -287,7 +301,7 @@ def _without_content(table: TableFile) -> TableFile:
 
 
 def _measure_packed(
-    sent: RawBatch | tuple[bytes, int], source: TextFile, seed: int, limit: int, references: tuple[str, ...]
+    sent: RawBatch | Packed, source: TextFile, seed: int, limit: int, references: tuple[str, ...]
 ) -> dict[str, Any]:
     pa.set_cpu_count(1)
     return measure(clean_batch(unpacked(sent), source), seed, limit, references)

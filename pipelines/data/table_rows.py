@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 from pipelines.tables.files import TableFile
-from pipelines.tables.readers import MalformedRow
+from pipelines.tables.readers import MalformedRow, check_malformed
 from pipelines.tables.values import NO_GOLD_LABEL, is_blank, label_warning, text_columns
 
 MAP_IT = "map it: labels={{'{mark}': '…'}}"
@@ -88,28 +88,17 @@ def read_rows(
         }
         parts.append(pa.table(cells))
         numbers.append(rows[~out])
-    if unclosed := next((row for row in malformed if row.text.count('"') % 2 and "\n" in row.text), None):
-        raise UserError(
-            f"{table.path}: row {unclosed.row} has a quotation mark that is not closed, and goes on for the "
-            f"{unclosed.text.count(chr(10)):,} lines behind it; close it, or, if it is text, write it twice in an enclosed cell"
-        )
-    if not parts and malformed:
-        first = malformed[0]
-        raise UserError(
-            f"{table.path}: none of its {len(malformed):,} rows has as many cells as the header, {first.num_columns}: row "
-            f"{first.row} has {first.num_cells}; enclose cells that contain what is between cells in quotation marks"
-        )
+    check_malformed(table.path, malformed, has_rows=bool(parts))
     if not parts:
         raise UserError(f"{table.path} has no rows; give a file of labelled examples")
     _check_mapping(table, values, labels, allowed)
-    counted = _renumbered(np.concatenate(numbers), malformed)
-    for row, number in zip(dropped, _renumbered(np.array([row["row"] for row in dropped], np.int64), malformed), strict=True):
-        row["row"] = int(number)
     dropped += [
         dict.fromkeys((*fields, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "raw": row.text}
         for row in malformed
     ]
-    return TableRows(table, pa.concat_tables(parts), counted, sorted(dropped, key=lambda row: row["row"]), values)
+    return TableRows(
+        table, pa.concat_tables(parts), np.concatenate(numbers), sorted(dropped, key=lambda row: row["row"]), values
+    )
 
 
 def _of_values(encoded: pa.DictionaryArray, holds: list[bool]) -> np.ndarray:
@@ -126,12 +115,6 @@ def _dropped(
         {"row": int(rows[row]), "reason": str(reason[row]), "raw": None, **{name: cells[name][place] for name in names}}
         for place, row in enumerate(out)
     ]
-
-
-def _renumbered(numbers: np.ndarray, malformed: list[MalformedRow]) -> np.ndarray:
-    """The numbers in the file, from those that do not count malformed rows."""
-    before = np.array([row.row - 1 - place for place, row in enumerate(malformed)], np.int64)
-    return numbers + np.searchsorted(before, numbers, side="left")
 
 
 def _check_mapping(table: TableFile, values: Counter[str], labels: Mapping[str, str], allowed: Sequence[str] | None) -> None:

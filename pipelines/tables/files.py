@@ -37,6 +37,7 @@ from pipelines.tables.readers import (
     read_arrow,
     read_lines,
     read_parquet,
+    read_past_malformed,
     read_tables,
     renumbered,
     renumbered_lines,
@@ -94,8 +95,8 @@ class TableFile:
     def raw_batches(self, malformed: list[MalformedRow] | None = None) -> Iterator[RawBatch]:
         """The rows in order. Raises :class:`UserError` where they cannot be read.
 
-        CSV rows with another number of cells than the header are put into `malformed` where it is given, and are not counted
-        by the batches' numbers; else they are an error.
+        CSV rows with another number of cells than the header are put into `malformed` where it is given, and left out; else
+        they are an error.
         """
         names = list(dict.fromkeys(self.columns.values()))
         if self.kind == "lines":
@@ -103,7 +104,9 @@ class TableFile:
         if self.kind == "array":
             return renumbered_lines((file, read_array(file)) for file in self.files)
         if self.kind == "table":
-            return renumbered([read_tables(self.files, names, malformed)])
+            if malformed is not None:
+                return read_past_malformed(self.files, names, malformed)
+            return renumbered([read_tables(self.files, names, None)])
         return renumbered(self._batches(index, names) for index in range(len(self.files)))
 
     def _batches(self, index: int, names: list[str]) -> Iterator[pa.RecordBatch]:

@@ -12,11 +12,12 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
@@ -101,6 +102,14 @@ class RawBatch:
     file: str = ""
     """The file that lines are from, where a table has several; `before` lines are in those before it."""
     before: int = 0
+    malformed: tuple[int, ...] = ()
+    """Numbers of the table's rows that are left out, up to this batch's end and maybe beyond; `first` does not count them."""
+
+    def numbers(self, num_rows: int) -> np.ndarray:
+        """The numbers of the batch's rows in the table, int64 [num_rows], those that are left out being counted."""
+        rows = np.arange(self.first, self.first + num_rows)
+        before = np.array([number - 1 - place for place, number in enumerate(self.malformed)], np.int64)
+        return rows + np.searchsorted(before, rows, side="left")
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,21 @@ class MalformedRow:
     num_cells: int
     num_columns: int
     text: str
+
+
+def check_malformed(path: str, malformed: Sequence[MalformedRow], *, has_rows: bool) -> None:
+    """Raise :class:`UserError` where rows that do not fit the header come of a fault of the whole file."""
+    if unclosed := next((row for row in malformed if row.text.count('"') % 2 and "\n" in row.text), None):
+        raise UserError(
+            f"{path}: row {unclosed.row} has a quotation mark that is not closed, and goes on for the "
+            f"{unclosed.text.count(chr(10)):,} lines behind it; close it, or, if it is text, write it twice in an enclosed cell"
+        )
+    if malformed and not has_rows:
+        first = malformed[0]
+        raise UserError(
+            f"{path}: none of its {len(malformed):,} rows has as many cells as the header, {first.num_columns}: row "
+            f"{first.row} has {first.num_cells}; enclose cells that contain what is between cells in quotation marks"
+        )
 
 
 # Parquet and Arrow.
@@ -143,14 +167,17 @@ def read_tables(files: Iterable[Path], columns: list[str], malformed: list[Malfo
     """Rows of CSV or TSV files as :func:`read_table` reads them; malformed ones are numbered on from file to file."""
     before = 0
     for file in files:
-        put_aside = None if malformed is None else list[MalformedRow]()
-        num_rows = 0
-        for batch in read_table(file, columns, put_aside):
-            num_rows += batch.num_rows
+        num_malformed = len(malformed or ())
+        for batch in read_table(file, columns, malformed, before):
+            before += batch.num_rows
             yield batch
-        if malformed is not None and put_aside is not None:
-            malformed += [replace(row, row=before + row.row) for row in put_aside]
-        before += num_rows + len(put_aside or ())
+        before += len(malformed or ()) - num_malformed
+
+
+def read_past_malformed(files: Iterable[Path], columns: list[str], malformed: list[MalformedRow]) -> Iterator[RawBatch]:
+    """The rows of :func:`read_tables` in batches that know which rows of the files are left out."""
+    for raw in renumbered([read_tables(files, columns, malformed)]):
+        yield replace(raw, malformed=tuple(row.row for row in malformed)) if malformed else raw
 
 
 def renumbered(parts: Iterable[Iterable[pa.RecordBatch]]) -> Iterator[RawBatch]:
@@ -278,14 +305,20 @@ def _cells(lines: Iterable[str], delimiter: str, has_quotes: bool) -> Any:
     return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE)
 
 
-def read_table(file: Path, columns: list[str], malformed: list[MalformedRow] | None = None) -> Iterator[pa.RecordBatch]:
-    """Rows of a CSV or TSV file, all cells as text. Those that do not fit the header go into `malformed`, or are an error."""
+def read_table(
+    file: Path, columns: list[str], malformed: list[MalformedRow] | None = None, before: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a CSV or TSV file, all cells as text. Those that do not fit the header go into `malformed`, or are an error.
+
+    They are there before a row behind them is yielded. `before` rows of other files are counted by their numbers.
+    """
     delimiter, quote, _ = table_dialect(file)
 
     def put_aside(row: pyarrow.csv.InvalidRow) -> str:
         assert malformed is not None
-        if not malformed or malformed[-1].row < row.number - 1:
-            malformed.append(MalformedRow(row.number - 1, row.actual_columns, row.expected_columns, row.text))
+        number = before + row.number - 1
+        if not malformed or malformed[-1].row < number:
+            malformed.append(MalformedRow(number, row.actual_columns, row.expected_columns, row.text))
         return "skip"
 
     parse = pyarrow.csv.ParseOptions(

@@ -31,7 +31,7 @@ def text_columns(raw: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringAr
     if isinstance(raw.content, bytes):
         columns, rows = _columns_of_lines(raw, table)
     else:
-        rows = np.arange(raw.first, raw.first + raw.content.num_rows)
+        rows = raw.numbers(raw.content.num_rows)
         columns = {name: _text_column(raw.content[column], name, rows, table) for name, column in table.columns.items()}
     if table.label_names:
         unique = columns["label"].dictionary_encode()

@@ -134,13 +134,14 @@ def test_near_copies_are_a_choice_of_their_own() -> None:
         assert repair_of(leaky, Repair(near_leaks=near, copies="keep", near_copies="keep")).keep.tolist() == left
 
 
-def test_columns_stay_in_their_order(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("ticket,label,message\n1,x,one\n2,y,two\n3,x,one\n")
+def test_columns_stay_in_their_order_and_rows_have_the_files_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("ticket,label,message\n1,x,one\n1a,x,one,ragged\n2,y,two\n3,x,one\n")
     found = audit(tmp_path / "a.csv", AuditSettings(columns=ColumnNames({"text": "message"})))
     write_repaired(found.evidence, repair_of(found, Repair()), tmp_path / "b.parquet")
     table = pq.read_table(tmp_path / "b.parquet")
     assert table.column_names == ["ticket", "label", "message", "original_row"]
-    assert table.to_pylist()[1] == {"ticket": "2", "label": "y", "message": "two", "original_row": 2}
+    assert table.to_pylist()[1] == {"ticket": "2", "label": "y", "message": "two", "original_row": 3}
+    assert found.file.left_out == {"another number of cells": 1}
 
 
 def run(*arguments: object) -> Result:

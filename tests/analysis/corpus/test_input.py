@@ -1,8 +1,8 @@
 """Anyone's file: read as it is meant, or refused with the row, the rule and the way out."""
 
 import json
-import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pytest
 
 from analysis.corpus.columns import ColumnNames
 from analysis.corpus.input import clean_batch, open_texts, packed, read_rows, unpacked
+from analysis.corpus.scan import scan_texts
 from pipelines.errors import UserError
 from pipelines.tables import readers
 from pipelines.tables.files import TableFile
@@ -194,7 +195,8 @@ def test_a_cell_of_ten_megabytes_is_read(suffix: str, tmp_path: Path, monkeypatc
 def test_an_unclosed_quotation_mark_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_ROW_BYTES", 4096)
     path = write(tmp_path / "a.csv", 'premise,hypothesis,label\np,h,l\np,"h,l\n' + "p,h,l\n" * 5000)
-    assert re.search(r"line 3 has 2 cells and the header 3|row at line 3 is over", refused(path))
+    with pytest.raises(UserError, match=r"row 2 has a quotation mark that is not closed, .* 5,000 lines behind it"):
+        scan_texts(open_texts(path), processes=1)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +230,6 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("premise,hypothesis,label\na,b,c\n\na,b\n", "line 4 has 2 cells and the header 3"),
-        ('premise,hypothesis,label\n"a\nb",b,c\na,b,c,d\n', "line 4 has 4 cells and the header 3"),
-        (
-            "premise,hypothesis,label\na,b,c,d\na,b,c\na,b\n,\n",
-            "line 2 has 4 cells and the header 3 (lines 4, 5, too, have another number); quote cells",
-        ),
-        ("premise,hypothesis,label\n" + "a\n" * 12, "(lines 3, 4, 5, 6, 7, 8, 9, 10, …, too, have another number)"),
         (b"premise,hypothesis,label\na,b,c\ncaf\xe9,b,c\n", "line 3 is not UTF-8"),
         ("premise,hypothesis,label\na,b,c\n".encode("utf-16"), "line 1 is not UTF-8"),
         ("", "is empty (0 bytes)"),
@@ -242,6 +237,46 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_a_bad_row_of_a_table_is_named(content: str | bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(write(tmp_path / "a.csv", content))
+
+
+RAGGED = (
+    ("premise,hypothesis,label\na,b,c\n\na,b\n", "line 4 has 2 cells and the header 3"),
+    ('premise,hypothesis,label\n"a\nb",b,c\na,b,c,d\n', "line 4 has 4 cells and the header 3"),
+    (
+        "premise,hypothesis,label\na,b,c,d\na,b,c\na,b\n,\n",
+        "line 2 has 4 cells and the header 3 (lines 4, 5, too, have another number); quote cells",
+    ),
+    ("premise,hypothesis,label\n" + "a\n" * 12, "(lines 3, 4, 5, 6, 7, 8, 9, 10, …, too, have another number)"),
+)
+
+
+@pytest.mark.parametrize(("content", "message"), RAGGED)
+def test_where_ragged_rows_are_an_error_it_names_them(content: str, message: str, tmp_path: Path) -> None:
+    texts = open_texts(write(tmp_path / "a.csv", content))
+    with pytest.raises(UserError) as error:
+        list(texts.table.raw_batches())
+    assert message in str(error.value)
+
+
+def test_ragged_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+    rows = ["p,h,entailment", "p,h,entailment,x", "q,h,neutral", "q", "r,h,neutral"]
+    rows += [*["s,h,neutral"] * 40_000, "t", "u,h,neutral"]
+    path = write(tmp_path / "a.csv", "\n".join(["premise,hypothesis,label", *rows]))
+    texts = open_texts(path)
+    _, left_out, numbers = everything(texts)
+    assert left_out == {} and numbers == [1, 3, *range(5, 40_006), 40_007]
+    scan = scan_texts(texts, processes=1)
+    assert scan.left_out == {"another number of cells": 3} and scan.row.tolist() == numbers
+    found = read_rows(texts, [3, 40_007])
+    assert [found[number]["premise"] for number in (3, 40_007)] == ["q", "u"]
+    raw = replace(next(texts.raw_batches()), malformed=(2, 4))
+    assert isinstance(sent := packed(raw), tuple) and unpacked(sent).numbers(3).tolist() == [1, 3, 5]
+
+
+def test_a_file_of_ragged_rows_is_refused(tmp_path: Path) -> None:
+    texts = open_texts(write(tmp_path / "a.csv", "premise,hypothesis,label\na,b\nc,d\n"))
+    with pytest.raises(UserError, match="none of its 2 rows has as many cells as the header, 3: row 1 has 2"):
+        scan_texts(texts, processes=1)
 
 
 def test_text_in_parquet_that_is_not_utf_8_is_named(tmp_path: Path) -> None:

@@ -63,6 +63,12 @@ def scan_in_pieces(path: Path) -> ScanOnRay:
     return ScanOnRay(**{field.name: getattr(scan, field.name) for field in fields(Scan)}, batches=batches, begins=begins)
 
 
+def test_ragged_rows_of_a_piece_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("premise,hypothesis,label\na,b,c\na,b\n")
+    with pytest.raises(UserError, match="line 3 has 2 cells and the header 3"):
+        scan_in_pieces(tmp_path / "a.csv")
+
+
 def test_pieces_and_parts_have_the_numbers_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "GROUPS_AT_ONCE", 600)
     monkeypatch.setattr(pieces, "MAX_BATCH_ROWS", 130)
