@@ -37,7 +37,7 @@ NEEDED_GB = {"cpu": 6, "cuda": 20}
 # itself runs on, and a GPU's driver. tests/test_setup.py reads the installed packages for what they need.
 COMPILER_LIBRARIES = {"libgcc_s.so.1": "libgcc-s1", "libstdc++.so.6": "libstdc++6", "libz.so.1": "zlib1g"}
 LIBRARIES = {"cpu": {**COMPILER_LIBRARIES, "libnuma.so.1": "libnuma1"}, "cuda": COMPILER_LIBRARIES}
-# torch's CPU builds (the `+cpu` versions) are not on PyPI. A mirror of this page may be named instead.
+# torch's CPU builds (the `+cpu` versions) are not on PyPI. A mirror of this page may be named instead, or "" for none.
 TORCH_CPU_PAGE = os.environ.get("TORCH_CPU_PAGE", "https://download.pytorch.org/whl/cpu/torch/")
 
 
@@ -116,27 +116,28 @@ def pip(*arguments: str) -> list[str]:
 def make_with_torch(pythons: list[dict], is_kept: bool, extra: str) -> dict:
     """Makes `.venv` with the first of these Pythons for which the pinned torch is to be had, and installs that; which it is.
 
-    PyPI has no CPU builds: pip's own places are asked first, then PyTorch's page.
+    PyPI has no CPU builds: pip's own places are asked first, for each Python, and only then PyTorch's page.
 
     Raises:
         SetupError: it is nowhere; says what was looked for and where.
     """
     looked = []
-    for python in pythons:
-        if not is_kept:
-            say("making .venv with Python {}.{} ({})".format(*python["version"], python["path"]))
-            subprocess.run([python["path"], "-m", "venv", "--clear", str(VENV)], check=True)
-        torch = "torch " + pinned("torch", constraints_for(extra, python["version"]))
-        for page in ["", TORCH_CPU_PAGE] if extra == "cpu" else [""]:
+    for page in ["", TORCH_CPU_PAGE] if extra == "cpu" else [""]:
+        for python in pythons:
+            name = "Python {}.{}".format(*python["version"])
             where = page or "the places that pip is set up for"
-            say(f"installing {torch} from {where}")
+            torch = "torch " + pinned("torch", constraints_for(extra, python["version"]))
+            say(f"making .venv with {name} ({python['path']}), and {torch} from {where}")
+            if not is_kept:
+                subprocess.run([python["path"], "-m", "venv", "--clear", str(VENV)], check=True)
             # `==2.13.0` would take 2.13.0+cpu as well, where pip sees both.
             install = pip("install", "--quiet", "--no-deps", "--no-compile", torch.replace(" ", "==="))
-            done = subprocess.run([*install, *(["--find-links", page] if page else [])], stderr=subprocess.PIPE, text=True)
+            extra_place = ["--retries", "1", "--find-links", page] if page else []
+            done = subprocess.run([*install, *extra_place], stderr=subprocess.PIPE, text=True)
             if done.returncode == 0:
                 return python
             last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            looked.append("Python {}.{}, {}: {}".format(*python["version"], where, last))
+            looked.append(f"{name}, {where}: {last}")
     raise SetupError(
         f"{torch} is not to be had (Linux, x86_64):\n  "
         + "\n  ".join(looked)
@@ -309,7 +310,7 @@ def lock() -> None:
     """Writes the constraints files anew, one for each extra and Python, for Linux on x86_64."""
     subprocess.run(pip("install", "--quiet", UV), check=True)
     sources = lock_sources()
-    places = [*filter(None, [sources.get("UV_FIND_LINKS")]), TORCH_CPU_PAGE]
+    places = [*filter(None, [sources.get("UV_FIND_LINKS"), TORCH_CPU_PAGE])]
     failed = []
     for extra in EXTRAS:
         for version in reversed(PYTHONS):

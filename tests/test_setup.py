@@ -39,17 +39,17 @@ def test_torch_is_taken_from_pips_own_places_before_pytorchs_page(asked):
 
 
 def test_the_python_that_torch_is_to_be_had_for_is_taken(asked, tmp_path):
-    lines = asked(f"test $(wc -l < {tmp_path}/pip.log) = 3 && exit 0")
+    lines = asked(f"test $(wc -l < {tmp_path}/pip.log) = 2 && exit 0")
     assert setup.make_with_torch(TWO, False, "cpu") is TWO[1]
-    assert len(lines()) == 3
+    assert lines() == ["torch===2.13.0+cpu"] * 2
 
 
 def test_without_torch_the_line_says_where_it_was_looked_for_and_why_not(asked):
     lines = asked("true")
     with pytest.raises(setup.SetupError) as raised:
         setup.make_with_torch(TWO, False, "cpu")
-    page = f"torch===2.13.0+cpu --find-links {setup.TORCH_CPU_PAGE}"
-    assert lines() == ["torch===2.13.0+cpu", page] * 2
+    page = f"torch===2.13.0+cpu --retries 1 --find-links {setup.TORCH_CPU_PAGE}"
+    assert lines() == ["torch===2.13.0+cpu"] * 2 + [page] * 2
     assert f"Python 3.11, {setup.TORCH_CPU_PAGE}: ERROR: no torch here" in str(raised.value)
     assert "WARNING" not in str(raised.value) and "pip config set global.find-links FOLDER" in str(raised.value)
 
