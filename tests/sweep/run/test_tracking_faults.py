@@ -1,5 +1,6 @@
 """MLflow never stops a study, and has one run of each artifact: real databases, servers and trackers, broken on purpose."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -299,6 +301,11 @@ def test_ui_shows_a_store_whose_database_is_missing_or_damaged(state: str, tmp_p
         wait_until_it_listens(ui, port)
         experiment = MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("tiny")
         assert len(MlflowClient(f"http://127.0.0.1:{port}").search_runs([experiment.experiment_id])) == 2
+        # Its pages are told to report nothing, and one worker serves them.
+        with urlopen(f"http://127.0.0.1:{port}/ajax-api/3.0/mlflow/ui-telemetry") as answer:
+            assert json.load(answer)["disable_ui_telemetry"] is True
+        children = Path(f"/proc/{ui.pid}/task/{ui.pid}/children").read_text().split()
+        assert len(children) == 1 and not Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text()
     finally:
         os.killpg(ui.pid, signal.SIGKILL)
         output, _ = ui.communicate()

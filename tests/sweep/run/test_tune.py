@@ -304,7 +304,8 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
     assert cell.data.metrics["hans/lexical_overlap.margin"] == 1.5
     tags = client.get_experiment_by_name("fake").tags
     view = json.loads(json.loads(tags["mlflow.sharedViewState.cells"])["state"])
-    assert "metrics.`hans/accuracy`" in view["selectedColumns"]
+    assert view["selectedColumns"][:2] == ["metrics.`general`", "metrics.`margin`"]
+    assert (cell.data.metrics["general"], cell.data.metrics["margin"]) == (0.25, 1.5)
     order = [f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"]
     compared = client.search_runs([parent.info.experiment_id], view["searchFilter"], order_by=order)
     assert [run.data.tags["slug"] for run in compared] == sorted(children)
