@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.telemetry import turn_off
+from pipelines.workers.telemetry import turn_off
 from sweep.commands.audit import audit
 from sweep.commands.data import experiments, fetch
 from sweep.commands.data_check import check as check_data

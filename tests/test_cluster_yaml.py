@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.telemetry import OFF
+from pipelines.workers.telemetry import OFF
 
 ROOT = Path(__file__).parents[1]
 START_COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")

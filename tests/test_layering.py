@@ -57,7 +57,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     GRAPH: PIPELINES,
     STUDY: (*PIPELINES, GRAPH),
     PLAN: (*PIPELINES, GRAPH, STUDY),
-    INDEX: ("pipelines",),
+    INDEX: ("pipelines", WORKERS),
     LIVE: ("pipelines", GRAPH),
     BUNDLES: ("pipelines", GRAPH, LIVE),
     RUN: (*PIPELINES, GRAPH, STUDY, PLAN, INDEX, LIVE),

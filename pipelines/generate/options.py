@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.decode_attention import attention_options, head_size
 from pipelines.resources import Resources
-from pipelines.telemetry import OFF
+from pipelines.workers.telemetry import OFF
 
 
 def max_num_seqs(config: GenerationConfig, *, on_gpu: bool) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pipelines.telemetry import turn_off
+from pipelines.workers.telemetry import turn_off
 
 OPEN_S = 120.0
 """Seconds to open a database: its tables are made the first time, and an upgrade takes as long."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.object_store import SHARED
-from pipelines.telemetry import OFF, turn_off
+from pipelines.workers.telemetry import OFF, turn_off
 from pipelines.workers.watchdog import STALL_AFTER, stall_after
 from sweep.graph.queue import Capacity, check_resources
 from sweep.graph.step import Step

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipelines.telemetry import OFF
+from pipelines.workers.telemetry import OFF
 from sweep.graph.records import Store, Study
 from tests.sweep.run.listening import Seen, check, is_loopback, listeners
 

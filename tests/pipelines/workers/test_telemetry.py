@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.telemetry import OFF
+from pipelines.workers.telemetry import OFF
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Of each library the name of what reports, and whether it does; run in a process, and in one that this starts.
 ASK = """
 import json
