@@ -110,12 +110,10 @@ def demo(
         heuristic_share=heuristic_share,
         general_set="template_test",
         blindspot_set="template_probe",
-        resources={
-            "base_model": Resources(num_workers=2),
-            "generator": Resources(num_workers=2),
-            "starting_point": Resources(in_process=True),
-            "task_model": Resources(in_process=True),
-        },
+        # A tiny model's step is too short to share: one worker takes as long as two, and leaves a CPU to the cells.
+        resources=dict.fromkeys(
+            ("base_model", "generator", "starting_point", "task_model", "evaluation"), Resources(in_process=True)
+        ),
     )
 
 
