@@ -53,8 +53,8 @@ lock: setup
 
 # The site needs few packages and no torch, so it has an environment of its own: docstrings are read and not imported.
 docs: $(DOCS_VENV)/.installed
-	$(DOCS_VENV)/bin/python -m mkdocs build --quiet
-	$(DOCS_VENV)/bin/python scripts/check_site.py site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet
+	@$(DOCS_VENV)/bin/python scripts/check_site.py site
 
 $(DOCS_VENV)/.installed: pyproject.toml
 	@for python in $(PYTHON) python3.12 python3.11 python3; do \

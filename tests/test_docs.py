@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,20 @@ def test_the_reference_has_each_public_name_once(page: str, home: str, names: li
     listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference" / page).read_text(), re.MULTILINE)
     assert {name.rpartition(".")[0].removesuffix(".audit.audit") for name in listed} <= {home, "analysis"}
     assert sorted(name.rpartition(".")[2] for name in listed) == sorted(names)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_and_checked() -> None:
+    done = subprocess.run(["make", "docs"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every link leads somewhere, and nothing is loaded from another host" in done.stdout
+    python, commands = ((ROOT / "site" / "reference" / f"{name}.html").read_text() for name in ("python", "commands"))
+    # Fields and their defaults are read from the source, without the marks for fingerprints.
+    signature = re.sub(r"<[^>]+>", "", python.partition('id="sweep.Experiment"')[2].partition("starting_sizes</code>")[0])
+    assert "generators: int = 1," in signature and "added(" not in signature
+    group = typer.main.get_command(cli.app)
+    assert [name for name in group.commands if f'id="blindsweep-{name}"' not in commands] == []
+    assert '<a href="../audit.html">Audit labelled texts</a>' in commands
 
 
 GOOD = '<html><body><h2 id="there">x</h2><a href="other.html#there">y</a><img src="a.png"></body></html>'

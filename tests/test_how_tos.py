@@ -72,7 +72,7 @@ def test_a_heuristic_of_ones_own_is_audited_and_planned(tmp_path: Path, monkeypa
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    made, original = planted("english", 900), planted("english", 900, seed=2, is_clean=True)
+    made, original = planted("english", 600), planted("english", 600, seed=2, is_clean=True)
     for name, table in (("pool", made.table), ("test", made.test), ("original", original.table), ("clean", original.table)):
         pq.write_table(table, tmp_path / "data" / f"{name}.parquet")
     return tmp_path
@@ -101,22 +101,11 @@ def test_an_audit_in_ci_ends_as_the_page_says(data: Path) -> None:
         "--fail-on plants",
     }
     assert (data / "audit" / "audit.html").is_file()
-    numbers = (data / "audit" / "audit.json").read_text()
-    assert "format_version" in json.loads(numbers)
-    # The same files, the same result: but for how long it took.
-    again = run(command)
-    assert again.exit_code == 3
-    assert without_seconds((data / "audit" / "audit.json").read_text()) == without_seconds(numbers)
-
+    assert "format_version" in json.loads((data / "audit" / "audit.json").read_text())
     assert run(command.replace("data/pool.parquet", "data/clean.parquet")).exit_code == 0
     assert run(command.replace("data/pool.parquet", "data/gone.parquet")).exit_code == 1
     assert run(command.replace("--test data/test.parquet", "")).exit_code == 1
     assert run(f"{command} --no-such-option").exit_code == 2
-    assert run(re.sub(r"--fail-on \S+", "", command)).exit_code == 0
-
-
-def without_seconds(text: str) -> Any:
-    return {name: value for name, value in json.loads(text).items() if name != "seconds"}
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)

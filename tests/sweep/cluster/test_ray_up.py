@@ -116,7 +116,7 @@ def s3(cluster: Machines) -> Iterator[str]:
 
 
 def ray(cluster: Machines, checkout: Path, command: str, timeout: float) -> str:
-    """`ray COMMAND` as README has it, from the laptop; what it printed. It must end well."""
+    """`ray COMMAND` as docs/cluster.md has it, from the laptop; what it printed. It must end well."""
     started = time.monotonic()
     done = cluster.run(f"ray {command}", timeout=timeout, cwd=checkout, environment=LAUNCHER)
     print(f"$ ray {command}\n{done.stdout}\n({time.monotonic() - started:.0f} s, {done.returncode})", flush=True)
