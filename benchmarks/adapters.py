@@ -200,13 +200,13 @@ def errors(num_adapters: int, rank: int, dropout: float) -> dict[str, float]:
     """Norm of the difference to the reference in float32, relative to the reference's, of everything computed."""
     # The longest sums there are, and outputs that differ in width.
     shapes = [(4_096, 11_008), (1_024, 11_008), (1_024, 11_008)]
-    arguments: Any = (*operands(4_096, num_adapters, shapes, rank), dropout, 0.25)
+    arguments: Any = (*operands(4_096, num_adapters, shapes, rank), dropout, 0.25, None, None)
     x, *unpacked = floats(arguments)
     rest = Operands(*unpacked)
     outputs, z = adapted_linears(*arguments)
     exact_outputs, exact_z = reference_forward(x, rest)
     grads = [torch.randn_like(y) for y in outputs]
-    ours = (outputs, z, *adapted_linears_backward(grads, arguments[0], z, *arguments[1:], True))
+    ours = (outputs, z, *adapted_linears_backward(grads, arguments[0], z, True, *arguments[1:]))
     theirs = (exact_outputs, exact_z, *reference_backward(floats(grads), x, exact_z, rest, True))
     names = ("y", "z", "grad_x", "grad_a", "grad_b")
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from pipelines.adapters.fp8 import Fp8Linear, transposed
 from pipelines.adapters.linears import adapted_linears
 from pipelines.errors import UserError
 from pipelines.packing.dropout import stir
@@ -37,17 +38,21 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class AdaptedLinear(torch.nn.Module):
     """Stands in for `linear`: its weight and bias, frozen, and N adapters `a` [N, rank, in] and `b` [N, out, rank].
 
-    It is computed by its `shared_input`, of which it is number `place`; `add_adapters` sets both.
+    `scales` are those of a weight in FP8, else None. It is computed by its `shared_input`, of which it is number `place`;
+    `add_adapters` sets both.
     """
 
     shared_input: SharedInput
     place: int
+    scales: torch.Tensor | None
 
     def __init__(self, linear: torch.nn.Linear, num_adapters: int, *, rank: int, index: int) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.a = torch.nn.Parameter(self.weight.new_zeros(num_adapters, rank, linear.in_features))
-        self.b = torch.nn.Parameter(self.weight.new_zeros(num_adapters, linear.out_features, rank))
+        self.register_buffer("scales", linear.scales if isinstance(linear, Fp8Linear) else None)
+        dtype = linear.dtype if isinstance(linear, Fp8Linear) else self.weight.dtype
+        self.a = torch.nn.Parameter(self.weight.new_zeros(num_adapters, rank, linear.in_features, dtype=dtype))
+        self.b = torch.nn.Parameter(self.weight.new_zeros(num_adapters, linear.out_features, rank, dtype=dtype))
         # A tensor and not a number, which torch.compile would compile each layer anew for.
         salt = stir(torch.tensor([index + 1], dtype=torch.int32, device=self.weight.device))
         self.salt: torch.Tensor
@@ -68,10 +73,20 @@ class SharedInput:
 
     at_last_tokens = False
 
-    def __init__(self, layers: Sequence[AdaptedLinear], adapters: Adapters, *, scale: float, dropout: float) -> None:
+    def __init__(
+        self, layers: Sequence[AdaptedLinear], adapters: Adapters, *, scale: float, dropout: float, trained: bool = True
+    ) -> None:
         self.layers, self.adapters, self.scale, self.dropout = list(layers), adapters, scale, dropout
         for place, layer in enumerate(self.layers):
             layer.shared_input, layer.place = self, place
+        self._scales: torch.Tensor | None = None
+        self._transposed: torch.Tensor | None = None
+        scales = [layer.scales for layer in self.layers if layer.scales is not None]
+        if scales:
+            assert len(scales) == len(self.layers), "a base has all its projections in FP8, or none"
+            self._scales = torch.cat(scales)
+            if trained:
+                self._transposed = transposed([layer.weight for layer in self.layers])
         self.forget()
 
     def forget(self) -> None:
@@ -97,6 +112,10 @@ class SharedInput:
         if segments is None:
             raise ValueError("an adapted model computes under `with adapters.over(segments)`, its backward pass as well")
         chosen = {(place, training): layer for place, layer in enumerate(self.layers) if layer.training == training}
+        scales, side_by_side = self._scales, self._transposed
+        if scales is not None and len(chosen) < len(self.layers):
+            scales = torch.cat([layer.scales for layer in chosen.values() if layer.scales is not None])
+            side_by_side = None if side_by_side is None else transposed([layer.weight for layer in chosen.values()])
         outputs, _ = adapted_linears(
             x.reshape(-1, x.shape[-1]),
             [layer.weight for layer in chosen.values()],
@@ -108,6 +127,8 @@ class SharedInput:
             segments.tiles,
             self.dropout if training else 0.0,
             self.scale,
+            scales,
+            side_by_side,
         )
         return {key: y.view(*x.shape[:-1], y.shape[-1]) for key, y in zip(chosen, outputs, strict=True)}
 
@@ -152,12 +173,20 @@ class Adapters:
 
 
 def add_adapters(
-    model: torch.nn.Module, targets: Sequence[str], *, rank: int, alpha: float, dropout: float, seeds: Sequence[int | None]
+    model: torch.nn.Module,
+    targets: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seeds: Sequence[int | None],
+    trained: bool = True,
 ) -> Adapters:
     """Freeze `model` and give its linear layers named `targets` adapters in their own dtype, one for each of `seeds`.
 
     As in peft, A is drawn from Kaiming's uniform distribution (a = √5), here by the adapter's own seed, and B is zero, so that
-    the model is unchanged. The adapter of a seed None is zero, to be filled later.
+    the model is unchanged. The adapter of a seed None is zero, to be filled later. Projections in FP8 are on their device
+    before, and have no gradients unless they are `trained`.
     Raises UserError for a target that names no linear layer and for values that no adapter can have.
     """
     if rank < 1 or not 0 <= dropout < 1:
@@ -174,7 +203,8 @@ def add_adapters(
         setattr(model.get_submodule(parent), attribute, layer)
         adapters.layers[name] = layer
     adapters.shared_inputs = [
-        SharedInput(layers, adapters, scale=alpha / rank, dropout=dropout) for layers in _by_input(adapters.layers)
+        SharedInput(layers, adapters, scale=alpha / rank, dropout=dropout, trained=trained)
+        for layers in _by_input(adapters.layers)
     ]
     for adapter, seed in enumerate(seeds):
         if seed is not None:

@@ -49,6 +49,8 @@ GRADIENT: dict[bool, Settings] = {
     False: {"PROGRAMS": 256, "TILE": 32, "BLOCK": 128, "num_stages": 4, "num_warps": 4},
     True: {"PROGRAMS": 256, "TILE": 64, "BLOCK": 64, "num_stages": 4, "num_warps": 4},
 }
+# What is added to waits for memory: more programs have more of it under way.
+EXPAND_ADDED: dict[bool, Settings] = {is_wide: {**settings, "PROGRAMS": 1_024} for is_wide, settings in EXPAND.items()}
 # Of several projections at once, which takes accumulators and factors for each.
 EXPAND_SUM: dict[bool, Settings] = {
     False: {"PROGRAMS": 512, "TILE": 64, "BLOCK": 64, "num_stages": 1, "num_warps": 4},
@@ -165,7 +167,7 @@ def _shrink_kernel(
 def _expand_kernel(
     narrow,  # [m, T, rank]
     weights,  # m of [N, rank, channels] by their strides
-    wides,  # out: m / TERMS of [T, channels]
+    wides,  # out: m / TERMS of [T, channels]; read before if ADDS
     starts,
     keys,
     salts,
@@ -182,11 +184,13 @@ def _expand_kernel(
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
+    ADDS: tl.constexpr,
 ):
     """wide = scale · Σ dropout(narrow @ weight[adapter]) over one part of one adapter's tokens, for one block of channels.
 
     The sum has TERMS projections: all of them, for the one output there is then, or one. Tokens without an adapter come after
-    the last one's, as if they were one more adapter's, and get zeros. Blocks and outputs are one dimension of the grid.
+    the last one's, as if they were one more adapter's, and get zeros. Blocks and outputs are one dimension of the grid. With
+    ADDS it is added to what is there, and there is no program for those tokens.
     """
     output, block = tl.program_id(0) % len(wides), tl.program_id(0) // len(wides)
     # In 64 bits: adapters of a large model may lie more than 2^31 elements apart.
@@ -197,7 +201,7 @@ def _expand_kernel(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
     ranks = tl.arange(0, RANK)
-    adapted = adapter < tl.num_programs(1) - 1
+    adapted = adapter < (tl.num_programs(1) if ADDS else tl.num_programs(1) - 1)
     first = tl.load(starts + adapter)
     end = tl.load(starts + adapter + 1, mask=adapted, other=num_tokens)
     per_part = tl.cdiv(tl.cdiv(end - first, tl.num_programs(2)), TILE) * TILE
@@ -235,11 +239,12 @@ def _expand_kernel(
             if DROP:
                 values = tl.where(_keep(words, column_words, threshold), values, 0.0)
             total += values
-        tl.store(
-            wide + rows.to(tl.int64)[:, None] * channels + columns[None, :],
-            (total * scale).to(wide.dtype.element_ty),
-            mask=valid[:, None] & inside[None, :],
-        )
+        places = wide + rows.to(tl.int64)[:, None] * channels + columns[None, :]
+        inside_both = valid[:, None] & inside[None, :]
+        total *= scale
+        if ADDS:
+            total += tl.load(places, mask=inside_both, other=0.0)
+        tl.store(places, total.to(wide.dtype.element_ty), mask=inside_both)
 
 
 @triton.jit(do_not_specialize=["threshold", "num_tokens"])
@@ -405,25 +410,29 @@ def expand(
     dropout: float,
     scale: float,
     summed: bool = False,
+    before: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """scale · dropout(narrow weight_n) [T, C], zero without an adapter, of m projections, or the one sum of all if `summed`.
 
-    `narrow` [m, T, rank]; of each `weights` [N, rank, C], of which C may differ unless it is `summed`.
+    `narrow` [m, T, rank]; of each `weights` [N, rank, C], of which C may differ unless it is `summed`. It is added to `before`,
+    in place, if that is given.
     """
     rank = narrow.shape[2]
     widths = tuple(weight.shape[2] for weight in weights[: 1 if summed else None])
-    settings = (EXPAND_SUM if len(weights) > len(widths) else EXPAND)[rank > 64]
-    wides = tuple(narrow.new_empty(len(segments.keys), width) for width in widths)
+    of_one = EXPAND if before is None else EXPAND_ADDED
+    settings = (EXPAND_SUM if len(weights) > len(widths) else of_one)[rank > 64]
+    wides = tuple(before or (narrow.new_empty(len(segments.keys), width) for width in widths))
     num_adapters = len(segments.starts) - 1
     blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
     num_tiles = triton.cdiv(len(segments.keys), num_adapters * settings["TILE"])
     # Nothing is summed over tokens, so that parts cost no more than reading the factors again.
     num_parts = max(1, min(num_tiles // 2, round(settings["PROGRAMS"] / (num_adapters * sum(blocks)))))
     # One more than adapters, for the tokens without one.
-    _expand_kernel[len(wides) * max(blocks), num_adapters + 1, num_parts](
+    num_owners = num_adapters + (before is None)
+    _expand_kernel[len(wides) * max(blocks), num_owners, num_parts](
         narrow, tuple(weights), wides, segments.starts, segments.keys, tuple(salts), drop_below(dropout), scale,
         len(segments.keys), widths, rank, *_strides(weights),
-        TERMS=len(weights) // len(wides), RANK=_padded(rank), DROP=dropout > 0, **_options(settings),
+        TERMS=len(weights) // len(wides), RANK=_padded(rank), DROP=dropout > 0, ADDS=before is not None, **_options(settings),
     )  # fmt: skip
     return list(wides)
 

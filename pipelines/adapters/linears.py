@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipelines.adapters.fp8 import product, to_fp8
 from pipelines.packing.dropout import keep_mask
 from pipelines.packing.segments import Segments
 
@@ -25,6 +26,9 @@ class Operands(NamedTuple):
 
     Shapes: of each projection `weights` [out, in] (frozen), `a` [N, rank, in], `b` [N, out, rank], of which `out` may differ,
     and `salts` int32 [1]; `starts`, `keys` and `tiles` are those of `segments`.
+
+    Of projections in FP8 (`fp8.py`) `weights` are e4m3, `scales` float32 [Σout] and, where a gradient of the input is asked
+    for, `transposed` e4m3 [in, Σout]: all projections' side by side. Both are None where weights are ordinary numbers.
     """
 
     weights: Sequence[torch.Tensor]
@@ -36,10 +40,28 @@ class Operands(NamedTuple):
     tiles: torch.Tensor
     dropout: float
     scale: float
+    scales: torch.Tensor | None
+    transposed: torch.Tensor | None
 
     @property
     def segments(self) -> Segments:
         return Segments(self.starts, self.keys, self.tiles)
+
+
+def _frozen(x: torch.Tensor, operands: Operands) -> list[torch.Tensor]:
+    """x Wᵀ of each projection."""
+    weights, scales = operands.weights, operands.scales
+    if scales is None:
+        return [x @ weight.t() for weight in weights]
+    rows = to_fp8([x])
+    of_each = scales.split([len(weight) for weight in weights])
+    return [product(rows, weight, own, x.dtype) for weight, own in zip(weights, of_each, strict=True)]
+
+
+def _frozen_gradient(grads: Sequence[torch.Tensor], operands: Operands) -> torch.Tensor:
+    """The gradient of x through projections in FP8: one product of all."""
+    assert operands.transposed is not None, "these projections were made for forward passes alone"
+    return product(to_fp8(grads, operands.scales), operands.transposed, None, grads[0].dtype)
 
 
 def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
@@ -55,8 +77,8 @@ def _dropped(x: torch.Tensor, keys: torch.Tensor, salt: torch.Tensor, dropout: f
 
 def reference_forward(x: torch.Tensor, operands: Operands) -> Outputs:
     """`adapted_linears` in plain PyTorch, any dtype and device."""
-    weights, a, b, salts, starts, keys, _, dropout, scale = operands
-    outputs = [x @ weight.t() for weight in weights]
+    _, a, b, salts, starts, keys, _, dropout, scale, *_ = operands
+    outputs = _frozen(x, operands)
     z = x.new_zeros(len(a), len(x), a[0].shape[1])
     for place, y in enumerate(outputs):
         dropped = _dropped(x, keys, salts[place], dropout)
@@ -70,11 +92,13 @@ def reference_backward(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
 ) -> Gradients:
     """`adapted_linears_backward` in plain PyTorch, any dtype and device."""
-    weights, a, b, salts, starts, keys, _, dropout, scale = operands
+    weights, a, b, salts, starts, keys, _, dropout, scale, scales, _ = operands
     grad_x = torch.zeros_like(x) if needs_grad_x else x.new_empty(0)
+    if needs_grad_x and scales is not None:
+        grad_x = _frozen_gradient(grads, operands)
     grads_a, grads_b = [torch.zeros_like(factor) for factor in a], [torch.zeros_like(factor) for factor in b]
     for place, grad in enumerate(grads):
-        if needs_grad_x:
+        if needs_grad_x and scales is None:
             grad_x += grad @ weights[place]
         dropped = _dropped(x, keys, salts[place], dropout)
         for n, piece in _pieces(starts):
@@ -90,12 +114,16 @@ def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
     """`adapted_linears` of contiguous tensors."""
     from pipelines.adapters.kernels import add_product, expand, shrink
 
-    weights, a, b, salts, *_, dropout, scale = operands
+    weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
     segments = operands.segments
     z = shrink([x] * len(a), a, segments, salts, dropout=dropout, scale=1 / (1 - dropout))
-    outputs = expand(z, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
-    for y, weight in zip(outputs, weights, strict=True):
-        add_product(y, x, weight.t())
+    # A product in FP8 takes no accumulator to begin with: there the adapters add to it.
+    before = None if scales is None else _frozen(x, operands)
+    by_rank = [factor.transpose(1, 2) for factor in b]
+    outputs = expand(z, by_rank, segments, salts, dropout=0.0, scale=scale, before=before)
+    if scales is None:
+        for y, weight in zip(outputs, weights, strict=True):
+            add_product(y, x, weight.t())
     return outputs, z
 
 
@@ -105,7 +133,7 @@ def backward_by_kernels(
     """`adapted_linears_backward` of contiguous tensors."""
     from pipelines.adapters.kernels import add_product, expand, gradients, shrink
 
-    weights, a, b, salts, *_, dropout, scale = operands
+    weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
     segments = operands.segments
     kept = 1 / (1 - dropout)
     grad_z = shrink(grads, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
@@ -113,9 +141,11 @@ def backward_by_kernels(
     grads_a = gradients(grad_z, [x] * len(a), segments, salts, dropout=dropout, scale=kept)
     if not needs_grad_x:
         return x.new_empty(0), grads_a, grads_b
-    grad_x = expand(grad_z, a, segments, salts, dropout=dropout, scale=kept, summed=True)[0]
-    for grad, weight in zip(grads, weights, strict=True):
-        add_product(grad_x, grad, weight)
+    before = None if scales is None else [_frozen_gradient(grads, operands)]
+    grad_x = expand(grad_z, a, segments, salts, dropout=dropout, scale=kept, summed=True, before=before)[0]
+    if scales is None:
+        for grad, weight in zip(grads, weights, strict=True):
+            add_product(grad_x, grad, weight)
     return grad_x, grads_a, grads_b
 
 
@@ -127,7 +157,7 @@ def _has_kernels(x: torch.Tensor) -> bool:
 # take no values of our own, so that `Operands` are unpacked where they are called and packed again inside.
 _OPERANDS = (
     "Tensor[] weights, Tensor[] a, Tensor[] b, Tensor[] salts, Tensor starts, Tensor keys, Tensor tiles, "
-    "float dropout, float scale"
+    "float dropout, float scale, Tensor? scales, Tensor? transposed"
 )
 
 
@@ -154,13 +184,12 @@ def adapted_linears(x: torch.Tensor, *unpacked: Any) -> Outputs:
 @torch.library.custom_op(
     "blindsweep::adapted_linears_backward",
     mutates_args=(),
-    schema=f"(Tensor[] grads, Tensor x, Tensor z, {_OPERANDS}, bool needs_grad_x) -> (Tensor, Tensor[], Tensor[])",
+    schema=f"(Tensor[] grads, Tensor x, Tensor z, bool needs_grad_x, {_OPERANDS}) -> (Tensor, Tensor[], Tensor[])",
 )
 def adapted_linears_backward(
-    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, *unpacked_and_needs_grad_x: Any
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, needs_grad_x: bool, *unpacked: Any
 ) -> Gradients:
     """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linears`, from `grads` [T, out] of its y."""
-    *unpacked, needs_grad_x = unpacked_and_needs_grad_x
     backward = backward_by_kernels if _has_kernels(x) else reference_backward
     return backward([grad.contiguous() for grad in grads], x.contiguous(), z, Operands(*unpacked), needs_grad_x)
 
@@ -172,34 +201,33 @@ def _(x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor
 
 
 @adapted_linears_backward.register_fake
-def _(grads: Any, x: torch.Tensor, z: Any, *unpacked_and_needs_grad_x: Any) -> Gradients:
-    _, a, b, *_, needs_grad_x = unpacked_and_needs_grad_x
+def _(grads: Any, x: torch.Tensor, z: Any, needs_grad_x: bool, weights: Any, a: Any, b: Any, *_: Any) -> Gradients:
     grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
     return x.new_empty(x.shape if needs_grad_x else 0), grads_a, grads_b
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:
-    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale = inputs
+    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed = inputs
     ctx.num_projections = len(weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], *segments, *weights, *a, *b, *salts)
+    ctx.save_for_backward(x, output[1], *segments, scales, transposed, *weights, *a, *b, *salts)
 
 
 def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[Any, ...]:
     num = ctx.num_projections
     none = [None] * num
     if all(grad is None for grad in grads):
-        return None, none, none, none, none, *(None,) * 5
-    x, z, starts, keys, tiles, *lists = ctx.saved_tensors
+        return None, none, none, none, none, *(None,) * 7
+    x, z, starts, keys, tiles, scales, transposed, *lists = ctx.saved_tensors
     weights, a, b, salts = (lists[first : first + num] for first in range(0, 4 * num, num))
     each_grad = [
         x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad for grad, weight in zip(grads, weights, strict=True)
     ]
     needs_grad_x = ctx.needs_input_grad[0]
     grad_x, grads_a, grads_b = adapted_linears_backward(
-        each_grad, x, z, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, needs_grad_x
+        each_grad, x, z, needs_grad_x, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, scales, transposed
     )
-    return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *(None,) * 5
+    return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *(None,) * 7
 
 
 adapted_linears.register_autograd(_backward, setup_context=_save_for_backward)

@@ -29,14 +29,15 @@ def operator_arguments(dtype=torch.float64, device="cpu", *, starts=(0, 5, 5, 17
     weights = [draw(out, wide).detach() / wide**0.5 for out in outs]
     a, b = [draw(num, rank, wide) for _ in outs], [draw(num, out, rank) for out in outs]
     salts = [torch.tensor([99 + place], dtype=torch.int32, device=device) for place in range(len(outs))]
-    return draw(num_tokens, wide), weights, a, b, salts, *segments.tensors(), 0.25, 0.5
+    return draw(num_tokens, wide), weights, a, b, salts, *segments.tensors(), 0.25, 0.5, None, None
 
 
 def test_filling_computes_without_an_adapter():
     weight, a, b = torch.randn(5, 4), torch.randn(1, 2, 4), torch.randn(1, 5, 2)
     x = torch.randn(7, 4, requires_grad=True)
     segments = Segments.from_arrays([0, 3], np.zeros(7, dtype=np.int32), "cpu")
-    (y,), _ = adapted_linears(x, [weight], [a], [b], [torch.zeros(1, dtype=torch.int32)], *segments.tensors(), 0.0, 1.0)
+    salts = [torch.zeros(1, dtype=torch.int32)]
+    (y,), _ = adapted_linears(x, [weight], [a], [b], salts, *segments.tensors(), 0.0, 1.0, None, None)
     torch.testing.assert_close(y[3:], x[3:] @ weight.t())
     assert not torch.allclose(y[:3], x[:3] @ weight.t())
     y.backward(torch.ones_like(y))
