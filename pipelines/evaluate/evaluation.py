@@ -284,8 +284,9 @@ class Bodies:
         if self._kept == (weights, shape) and not self.config.merge_adapter:
             return
         self._kept = self._body = self._adapters = None
-        self._body = load_classifier_body(weights, getattr(torch, self.config.dtype)).to(self.device)
-        if settings and not self.config.merge_adapter:
+        merged = bool(settings) and self.config.merge_adapter
+        self._body = load_classifier_body(weights, getattr(torch, self.config.dtype), self.device, as_numbers=merged)
+        if settings and not merged:
             self._adapters = add_adapters(
                 self._body,
                 settings["target_modules"],
@@ -293,6 +294,7 @@ class Bodies:
                 alpha=settings["lora_alpha"],
                 dropout=0.0,
                 seeds=[None],
+                trained=False,
             )
         compute_last_layer_where_read(self._body)
         if self.compiled and not architecture_in(weights).is_encoder:

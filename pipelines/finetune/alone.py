@@ -266,13 +266,15 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
         # While this object lives, from_pretrained hands each weight to DeepSpeed as it is read, already partitioned.
         zero3 = HfDeepSpeedConfig(deepspeed_config(config))
     weights = weights_of(job.starting_point, job.base_model)
+    where = device if config.zero_stage != 3 else None
     try:
-        backbone = load_classifier_body(weights, dtype) if classify else load_packed(AutoModelForCausalLM, weights, dtype)
+        if classify:
+            backbone = load_classifier_body(weights, dtype, where)
+        else:
+            backbone = load_packed(AutoModelForCausalLM, weights, dtype, where)
     finally:
         # An error's frames must not keep it for the next job of this process.
         del zero3
-    if config.zero_stage != 3:
-        backbone.to(device)
     if config.gradient_checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         backbone.enable_input_require_grads()

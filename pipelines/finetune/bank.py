@@ -21,6 +21,7 @@ from pipelines.adapters import adamw
 from pipelines.adapters.adamw_settings import NUM_SETTINGS, STAYS, settings_row
 from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import adapter_tensors, load_adapter
+from pipelines.adapters.fp8 import Fp8Linear
 from pipelines.finetune.checkpoints import FIRST, KINDS, MASTER, SECOND, Part, Piece
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
@@ -59,7 +60,7 @@ class Bank:
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         weights = weights_of(members[0].job.starting_point, members[0].job.base_model)
-        self.body = load_packed(AutoModel, weights, self.dtype).to(self.device)
+        self.body = load_packed(AutoModel, weights, self.dtype, self.device)
         if config.gradient_checkpointing:
             self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Counted on one adapter, then made for as many as fit.
@@ -68,7 +69,9 @@ class Bank:
         num_in_adapter = config.lora_rank * sum(layer.in_features + layer.out_features for layer in adapted)
         num_labels = len(members[0].job.task.labels)
         self.num_parameters = num_in_adapter + num_labels * shape.hidden_size
-        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape))
+        # A base in FP8 gets its weights in a second order, a byte each.
+        still_to_come = sum(layer.weight.nbytes for layer in adapted if isinstance(layer, Fp8Linear))
+        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape, still_to_come))
         self.batch_size = max(member.job.config.batch_size for member in members)
         # A slot's examples have one prefix, if any.
         self.rows_per_slot = self.batch_size + any(member.job.config.share_prefix for member in members)
@@ -100,15 +103,15 @@ class Bank:
         if self.on_gpu and self.dtype == torch.bfloat16:
             self._step = CapturedStep(self._compute_and_update, rehearse=self._compute_and_keep)
 
-    def _num_fitting(self, gpu_share: float, shape: Any) -> int:
-        """How many members' state fits beside the body and the activations of a pass."""
+    def _num_fitting(self, gpu_share: float, shape: Any, still_to_come: int) -> int:
+        """How many members' state fits beside the body, the bytes that it gets yet, and the activations of a pass."""
         if not self.on_gpu:
             return MAX_SLOTS
         free, total = torch.cuda.mem_get_info()
         # Values a token that a decoder layer keeps for the backward pass: its inputs, norms, projections and their products.
         kept = 12 * shape.hidden_size + 5 * shape.intermediate_size
         activations = 2 * self.token_budget * shape.num_hidden_layers * kept
-        room = min(free, total * gpu_share - torch.cuda.memory_allocated()) * 0.92 - activations
+        room = min(free, total * gpu_share - torch.cuda.memory_allocated()) * 0.92 - activations - still_to_come
         return max(1, int(room / (STATE_BYTES * self.num_parameters)))
 
     # --- a slot's content ---

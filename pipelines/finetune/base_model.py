@@ -110,7 +110,9 @@ class PretrainedModelConfig:
 
     A GGUF file is dequantised and kept as `dtype`. `quantization` is "none", or "nf4" for the base of QLoRA: the decoder's
     projections (not embeddings and heads) are quantised to 4 bits and kept as the `dtype` values that this computes with;
-    "nf4_double" quantises the constants, too. It is stated here only, so that everything built on the base model agrees.
+    "nf4_double" quantises the constants, too. With "fp8" the projections have 8 bits, and what meets them is cast to 8 bits as
+    well wherever the base is computed with (`adapters/fp8.py`); a generator's merged weights are not. It is stated here only,
+    so that everything built on the base model agrees.
     `adds_bos`: a GGUF file says that its tokenizer begins texts with the beginning-of-sequence token, and so does the one that
     is kept. `path` is where the files are and not part of what they are, and `model_type` follows from them; it is "" while
     they are not here.
@@ -359,7 +361,7 @@ def _quantize(model: Path, config: PretrainedModelConfig) -> int:
     from pipelines.models.model_files import quantize
 
     projections = architecture_in(model).projections
-    count = quantize(model, projections, dtype=config.dtype, double=config.quantization == "nf4_double")
+    count = quantize(model, projections, dtype=config.dtype, quantization=config.quantization)
     assert count, "a whole checkpoint has its architecture's projections"
     return count
 

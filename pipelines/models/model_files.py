@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.models.architectures import architecture_in
 from pipelines.models.checkpoint_files import reading
 from pipelines.models.gguf_files import GgufHeader
-from pipelines.models.quantization import nf4_round_trip
+from pipelines.models.quantization import FP8, fp8_round_trip, nf4_round_trip, say_fp8
 from pipelines.models.weights import load_body, load_weights
 
 SHARD_BYTES = 4 << 30
@@ -94,19 +94,27 @@ def _shards(sizes: list[int]) -> list[list[int]]:
     return runs
 
 
-def quantize(folder: Path, projections: Sequence[str], *, dtype: str, double: bool) -> int:
-    """Give the weights named `projections` in `folder` the values of their NF4 form; returns how many values those are."""
+def quantize(folder: Path, projections: Sequence[str], *, dtype: str, quantization: str) -> int:
+    """Give the weights named `projections` in `folder` the values of their quantised form; returns how many they are."""
+
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        if quantization == FP8:
+            return fp8_round_trip(weight)
+        return nf4_round_trip(weight, double_quantization=quantization == "nf4_double")
+
     count = 0
     for path in sorted(folder.glob("*.safetensors")):
         tensors = load_file(path)
         for name, tensor in tensors.items():
             if name.endswith(tuple(f".{projection}.weight" for projection in projections)):
-                tensors[name] = nf4_round_trip(tensor, double_quantization=double).to(getattr(torch, dtype))
+                tensors[name] = rounded(tensor).to(getattr(torch, dtype))
                 count += tensor.numel()
         # Never in place: the file may be a hard link to the user's own.
         fresh = path.with_name(f".{path.name}")
         save_file(tensors, fresh, metadata={"format": "pt"})
         fresh.replace(path)
+    if quantization == FP8:
+        say_fp8(folder)
     return count
 
 

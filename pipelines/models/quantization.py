@@ -1,19 +1,29 @@
-"""NF4 (Dettmers et al. 2023, QLoRA): what a frozen 4-bit base computes with, as ordinary weights.
+"""What a frozen quantised base computes with, as ordinary weights: NF4 (Dettmers et al. 2023, QLoRA) and FP8.
 
 QLoRA stores the linear layers in 4 bits and multiplies by the weights *dequantised*. Quantising and dequantising them once
 therefore gives the same numbers, in the memory of the dequantised weights, and every reader of the base model (finetuning,
 evaluation, merging) sees the same ones without knowing of it.
+
+The weights of FP8 are kept so, too: as values that become the same e4m3 numbers again. What computes with the base has to know
+of it all the same, because activations and gradients are cast as well (`adapters/fp8.py`): a file beside the weights says so.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-QUANTIZATIONS = ("none", "nf4", "nf4_double")
+FP8 = "fp8"
+QUANTIZATIONS = ("none", "nf4", "nf4_double", FP8)
+LEAST_FOR_FP8 = 8.9
+"""The compute capability from which on NVIDIA's GPUs have matrix units for it: Ada, Hopper, and later ones."""
+QUANTIZATION_FILE = "quantization.json"
+"""Beside the weights of a base that computes in FP8; not in its config.json, where transformers would act on it."""
 BLOCK_SIZE = 64
 CONSTANTS_BLOCK_SIZE = 256
 # QLoRA, appendix E: quantiles of a normal distribution scaled to [-1, 1], with an exact zero.
@@ -37,6 +47,25 @@ def nf4_round_trip(weight: torch.Tensor, *, double_quantization: bool = False) -
         levels_of_scales, largest = _by_blocks(scales - mean, CONSTANTS_BLOCK_SIZE, dynamic_levels())
         scales = (levels_of_scales * largest[:, None]).flatten()[: len(scales)] + mean
     return (levels * scales[:, None]).flatten()[: len(values)].view(weight.shape)
+
+
+def fp8_round_trip(weight: torch.Tensor) -> torch.Tensor:
+    """`weight` [out, in] in FP8 with a scale for each output channel, and back: float32, exact in bfloat16 as well."""
+    from pipelines.adapters.fp8 import reference_to_fp8
+
+    numbers, scales = reference_to_fp8([weight.detach()])
+    return numbers.float() * scales[:, None]
+
+
+def say_fp8(folder: Path) -> None:
+    """Have whoever computes with the weights in `folder` do so in FP8."""
+    (folder / QUANTIZATION_FILE).write_text(json.dumps({"quantization": FP8}))
+
+
+def computes_in_fp8(folder: Path) -> bool:
+    """Whether the projections of the weights in `folder` are computed in FP8."""
+    file = folder / QUANTIZATION_FILE
+    return file.exists() and bool(json.loads(file.read_text())["quantization"] == FP8)
 
 
 def _by_blocks(values: torch.Tensor, block_size: int, levels: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipelines.adapters.adapters import target_layers
 from pipelines.adapters.files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
+from pipelines.adapters.fp8 import check_capability, fp8_projections
 from pipelines.errors import UserError
 from pipelines.models.architectures import architecture_in
+from pipelines.models.quantization import computes_in_fp8
 from pipelines.packing.attention import PACKED, register_packed_attention
 from pipelines.storage import fetch
 
@@ -37,10 +40,39 @@ def load_weights(auto_class: Any, folder: Path | str, *, source: Path | None = N
     return model
 
 
-def load_packed(auto_class: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """`load_weights` of a decoder whose attention reads packed batches."""
+def load_packed(
+    auto_class: Any, folder: Path, dtype: torch.dtype, device: torch.device | None, *, as_numbers: bool = False
+) -> Any:
+    """`load_weights` of a decoder whose attention reads packed batches, on `device`, or left where it is.
+
+    Projections of a base quantised to FP8 compute in it unless they are wanted `as_numbers`, for an adapter to be added to.
+    Raises UserError for a GPU that cannot.
+    """
     register_packed_attention()
-    return load_weights(auto_class, folder, dtype=dtype, attn_implementation=PACKED)
+    return _placed(folder, device, as_numbers, auto_class, dtype=dtype, attn_implementation=PACKED)
+
+
+def _placed(folder: Path, device: torch.device | None, as_numbers: bool, auto_class: Any, **options: Any) -> Any:
+    in_fp8 = computes_in_fp8(folder) and not as_numbers
+    if in_fp8 and device is None:
+        raise UserError(
+            "the base model is quantised to fp8, and ZeRO-3 partitions weights of one type only: use zero_stage 0 to 2, or a "
+            "base that is not quantised"
+        )
+    if in_fp8 and device is not None:
+        # Before minutes of reading.
+        check_capability(device)
+    load = load_body if auto_class is AutoModel else functools.partial(load_weights, auto_class)
+    model = load(folder, **options)
+    if device is None:
+        return model
+    model.to(device)
+    if in_fp8:
+        fp8_projections(model, architecture_in(folder).projections)
+        if device.type == "cuda":
+            # The wider weights' memory, which is another process's as long as this one keeps it.
+            torch.cuda.empty_cache()
+    return model
 
 
 def load_body(folder: Path, **options: Any) -> Any:
@@ -50,11 +82,11 @@ def load_body(folder: Path, **options: Any) -> Any:
     return load_weights(AutoModel, folder, **options)
 
 
-def load_classifier_body(folder: Path, dtype: torch.dtype) -> Any:
-    """`load_body` as T computes with it: a decoder's attention reads packed batches, an encoder's is transformers' own."""
+def load_classifier_body(folder: Path, dtype: torch.dtype, device: torch.device | None, *, as_numbers: bool = False) -> Any:
+    """`load_body` as T computes with it: a decoder's is `load_packed`, an encoder's attention is transformers' own."""
     if architecture_in(folder).is_encoder:
-        return load_body(folder, dtype=dtype)
-    return load_packed(AutoModel, folder, dtype)
+        return _placed(folder, device, as_numbers, AutoModel, dtype=dtype)
+    return load_packed(AutoModel, folder, dtype, device, as_numbers=as_numbers)
 
 
 def weights_of(task_model: str | None, base_model: str) -> Path:

@@ -140,5 +140,5 @@ def test_a_model_without_such_projections_and_an_unknown_quantization_are_refuse
         UserError, match="quantization='nf4': there is a deberta, none of whose projections can have an adapter"
     ):
         PretrainedModelConfig((), quantization="nf4", path="there", model_type="deberta")
-    with pytest.raises(UserError, match="quantization='int8' is not one of 'none', 'nf4', 'nf4_double'"):
+    with pytest.raises(UserError, match="quantization='int8' is not one of 'none', 'nf4', 'nf4_double', 'fp8'"):
         dataclasses.replace(PretrainedModelConfig(()), quantization="int8")
