@@ -102,7 +102,10 @@ def base_lines(bases: Iterable[Base]) -> list[str]:
         else:
             line = "The base model is of a folder of the user's; its name on the hub, if it has one, is unknown."
         if base.quantized:
-            line += f" Its projections have the values of their 4-bit form ({base.quantized})."
+            bits = 8 if base.quantized == "fp8" else 4
+            line += f" Its projections have the values of their {bits}-bit form ({base.quantized})."
+            if bits == 8:
+                line += " What meets them was cast to 8 bits as well, and is not where these files are used."
         lines.append(line)
     return lines
 

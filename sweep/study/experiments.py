@@ -240,7 +240,7 @@ def paper(
     starting_sizes: tuple[int, ...] = STARTING_SIZES,
     training_sizes: tuple[int, ...] = TRAINING_SIZES,
     pool_per_label: tuple[int, ...] = POOL_PER_LABEL,
-    base_precision: Literal["bfloat16", "nf4", "nf4_double"] = "bfloat16",
+    base_precision: Literal["bfloat16", "nf4", "nf4_double", "fp8"] = "bfloat16",
     remainder: Literal["first_labels", "drop", "error"] = "first_labels",
     disjoint_from_starting: bool = False,
     starting_set_seed: int | None = None,
@@ -259,7 +259,8 @@ def paper(
     `data` is the folder of the official MultiNLI jsonl and HANS txt files; `model` a transformers checkpoint folder, a .gguf
     file, or `org/name[@revision]` on the Hugging Face hub (meta-llama/Llama-2-7b-hf is gated: set HF_TOKEN, or HF_ENDPOINT for
     a mirror). A plan needs neither. The plan lists where the study departs from the paper's, by default only in the frozen
-    weights' precision (`base_precision`), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
+    weights' precision (`base_precision`; "fp8" computes faster, on GPUs from Ada on, and is not shown to find the same yet:
+    docs/speed.md), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
     do not divide by 3, `disjoint_from_starting`, `starting_set_seed` (none: each seed draws its own), `end_marker`, and the
     sampling. `pool_per_label` counts entailments, neutrals and contradictions. Each of `generators` writes such a pool, and the
     seeds are dealt over them. `challenges` are as in `mini`. `weights=random` is for a rehearsal: `model` then only needs a
@@ -333,7 +334,7 @@ def paper_fast(
     starting_sizes: tuple[int, ...] = STARTING_SIZES,
     training_sizes: tuple[int, ...] = TRAINING_SIZES,
     pool_per_label: tuple[int, ...] = POOL_PER_LABEL,
-    base_precision: Literal["bfloat16", "nf4", "nf4_double"] = "bfloat16",
+    base_precision: Literal["bfloat16", "nf4", "nf4_double", "fp8"] = "bfloat16",
     batch_factor: int = 16,
     trajectories: Literal["separate", "shared"] = "separate",
     weights: Literal["files", "random"] = "files",

@@ -15,6 +15,7 @@ from pipelines.data.training_set import sizes_per_label
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
+from pipelines.models.quantization import FP8
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
 from pipelines.tasks.prompts import EN_DASH
 from sweep.graph.records import TRAINED_KINDS
@@ -113,10 +114,13 @@ def _compared(experiment: Experiment) -> Iterator[Note]:
     named = f"{getattr(experiment.base_model, 'revision', '')} {getattr(experiment.base_model, 'path', '')}"
     ours = MODEL if MODEL.lower() in named.lower() else named.strip() or type(experiment.base_model).__name__
     yield Note("base model", MODEL, ours, "by the name that was given; the record has the files' hashes")
-    ours = {"nf4": "4-bit NF4", "nf4_double": "4-bit NF4"}.get(
-        getattr(experiment.base_model, "quantization", "none"), f"not quantised, {experiment.task_model.dtype}"
+    quantization = getattr(experiment.base_model, "quantization", "none")
+    ours = {"nf4": "4-bit NF4", "nf4_double": "4-bit NF4", FP8: "8-bit FP8, and what meets them is cast to it"}.get(
+        quantization, f"not quantised, {experiment.task_model.dtype}"
     )
     why = "4 bits save memory that is there, and are less exact; -p base_precision=nf4 has the paper's"
+    if quantization == FP8:
+        why = "matrix units are twice as fast in 8 bits, and a product is nearer to the exact one than with 4-bit weights"
     yield Note("frozen weights of the base model", "4-bit NF4", ours, why)
     for topic, paper, value in (
         ("starting points", STARTING_SIZES, experiment.starting_sizes),
@@ -217,7 +221,7 @@ def unsettled(experiment: Experiment) -> tuple[Note, ...]:
             + ("; one seed gives no interval" if len(seeds) == 1 else ""),
         ),
     ]
-    if (quantization := getattr(experiment.base_model, "quantization", "none")) != "none":
+    if (quantization := getattr(experiment.base_model, "quantization", "none")) in ("nf4", "nf4_double"):
         ours = "in 8 bits" if quantization == "nf4_double" else "in 32 bits"
         notes.append(Note("NF4's constants", "not stated", ours, f"base_precision={quantization!r}"))
     return tuple(notes)

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from analysis.cards.card import Result, check_card, fenced, model_card_text, plain, size_category
 from analysis.cards.dataset_cards import AuditWords, Split, pool_card, training_sets_card
 from analysis.cards.licences import HANS, LLAMA_2, MULTINLI, UNKNOWN_LICENCE, given_licence, licence_of_base, sources_of
-from analysis.cards.lineage import Base, Lineage, model_licence, restrictions
+from analysis.cards.lineage import Base, Lineage, base_lines, model_licence, restrictions
 from analysis.cards.model_cards import BESIDE, ModelFiles, generator_card, task_model_card
 from pipelines.errors import UserError
 from pipelines.tasks.nli import NLI
@@ -40,7 +40,9 @@ def test_a_task_models_card_is_read_back_with_its_results_base_and_data() -> Non
         ("nyu-mll/multi_nli", "accuracy (3 labels)", 0.8125),
         ("jhu-cogsci/hans", "accuracy on lexical_overlap/non-entailment (2 labels)", 0.05),
     ]
-    assert NLI.classifier_prompt in text and "250 of 5,000" in text and "4-bit form (nf4)" in text
+    assert NLI.classifier_prompt in text and "250 of 5,000" in text and "4-bit form (nf4)." in text
+    (line,) = base_lines([dataclasses.replace(LLAMA, quantized="fp8")])
+    assert "8-bit form (fp8). What meets them was cast to 8 bits as well" in line
     assert "finetuned on 1,800 examples of the kind *biased synthetic*" in text
     assert "finetuned on 5,000 original examples. Seed 3" in text
 

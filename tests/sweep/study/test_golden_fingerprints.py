@@ -36,6 +36,7 @@ STUDIES: Mapping[str, Callable[[], Experiment]] = {
     "paper without data": lambda: paper(data="nowhere", model="nowhere"),
     "paper with random weights": lambda: paper(data="nowhere", weights="random"),
     "paper on a 4-bit base": lambda: paper(data="nowhere", model="nowhere", base_precision="nf4_double", seeds=(0, 1)),
+    "paper on an 8-bit base": lambda: paper(data="nowhere", model="nowhere", base_precision="fp8", seeds=(0, 1)),
     "paper_fast": lambda: paper_fast(**SMALL),
     "paper_fast without data": lambda: paper_fast(data="nowhere", model="nowhere"),
     "paper_fast with shared trajectories": lambda: paper_fast(data="nowhere", model="nowhere", trajectories="shared"),

@@ -89,6 +89,9 @@ def test_the_default_departs_in_the_frozen_weights_precision_only() -> None:
     assert topics(paper()) == ["frozen weights of the base model"]
     assert topics(paper(base_precision="nf4")) == []
     assert topics(paper(model="meta-llama/Llama-2-7b-hf", base_precision="nf4_double")) == []
+    (note,) = departures(paper(base_precision="fp8"))
+    assert note.ours == "8-bit FP8, and what meets them is cast to it" and "twice as fast" in note.why
+    assert "NF4's constants" not in [note.topic for note in unsettled(paper(base_precision="fp8"))]
 
 
 def test_paper_fast_departs_in_batch_learning_rate_shared_prefix_and_early_stop() -> None:
