@@ -151,6 +151,18 @@ def _gpus() -> list[list[str]]:
     return [[part.strip() for part in line.split(",")] for line in text.splitlines() if line.count(",") == 2]
 
 
+def compute_capabilities() -> list[float]:
+    """NVIDIA's number for what each visible GPU can do, 8.9 and such; empty if it cannot be told."""
+    if not local_resources()["GPU"]:
+        return []
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return [float(line) for line in text.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
 def _gpu(gpus: list[list[str]]) -> Iterator[Finding]:
     cuda = cuda_of_torch()
     if not gpus:

@@ -1,13 +1,15 @@
 """What a study needs that this machine may lack: data, weights, GPUs and CPUs, tokens. Nothing is fetched."""
 
+import math
 import os
 from collections.abc import Iterator
 
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig
 from pipelines.models.hub import hub_repository
+from pipelines.models.quantization import FP8, LEAST_FOR_FP8
 from sweep.doctor.findings import Finding
-from sweep.doctor.machine import token
+from sweep.doctor.machine import compute_capabilities, token
 from sweep.graph.queue import check_resources
 from sweep.run.session import RayOptions, local_capacity
 from sweep.study.experiment import Experiment
@@ -36,7 +38,23 @@ def look_at_study(experiment: Experiment) -> Iterator[Finding]:
     except UserError as error:
         found, _, way_out = str(error).rpartition(": ")
         yield Finding("resources", "fault", found or str(error), way_out or "see docs/cluster.md")
+    yield from _precision(experiment)
     yield from _tokens(experiment)
+
+
+def _precision(experiment: Experiment) -> Iterator[Finding]:
+    """Whether this machine's GPUs compute as a base model in FP8 asks; without a GPU a CPU does, slowly."""
+    if not any(base.quantization == FP8 for base in checkpoints(experiment)):
+        return
+    if (least := min(compute_capabilities(), default=math.inf)) < LEAST_FOR_FP8:
+        yield Finding(
+            "precision",
+            "fault",
+            f"the base model computes in fp8, and a GPU here has compute capability {least}, without matrix units for it",
+            f"take one of {LEAST_FOR_FP8} or above, or -p base_precision=bfloat16",
+        )
+    else:
+        yield Finding("precision", "ok", "what there is computes in fp8")
 
 
 def _of_missing(what: str, text: str) -> Finding:

@@ -25,10 +25,11 @@ from pipelines.finetune.recipe import FinetuneConfig, cooldown_start, nested_end
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.prompting import instruction
+from pipelines.models.quantization import FP8
 from sweep.graph.queue import in_common
 from sweep.graph.step import Step
 from sweep.plan.model_shape import ModelShape
-from sweep.plan.throughputs import CostTable, Gpu, NoEstimate, Rate
+from sweep.plan.throughputs import BFLOAT16, CostTable, Gpu, NoEstimate, Rate
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE_BYTES = 12
@@ -264,6 +265,12 @@ def _expected_counts(sources: Step) -> tuple[dict[str, int], bool]:
     return sets, any(name.startswith("train/") and name != "train/num_examples" for name in counts)
 
 
+def _base_precision(step: Step) -> str:
+    """What the base that a step stands on is multiplied in: a 4-bit one as the numbers that its weights are."""
+    base = step.inputs.get("base_model")
+    return FP8 if base is not None and getattr(base.config, "quantization", "none") == FP8 else BFLOAT16
+
+
 class _Estimator:
     def __init__(
         self, table: CostTable, gpu: Gpu, shape: ModelShape, shapes: Mapping[str, ModelShape], num_examples: Mapping[str, int]
@@ -280,7 +287,10 @@ class _Estimator:
         if work is None:
             seconds = self.table[f"seconds.{step.stage}"]
             return StepCost(step, None, None, seconds, self.num_bytes(step))
-        rate = self.table.rate(work.kind, work.batch_size, self.gpu, self.shape(step).num_parameters) if num_gpus else None
+        rate = None
+        if num_gpus:
+            parameters, precision = self.shape(step).num_parameters, _base_precision(step)
+            rate = self.table.rate(work.kind, work.batch_size, self.gpu, parameters, precision)
         setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
         work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
         # One worker trains several at once; what several workers take on, they train one after another.

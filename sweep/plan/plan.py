@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.errors import DamagedError, UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
+from pipelines.models.quantization import FP8, LEAST_FOR_FP8
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.integrity import WEIGHTS, changed_inputs, check, why_stale
 from sweep.graph.pieces import Only, check_apart, piece_of
@@ -307,8 +308,9 @@ def plan_study(
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
     `find_gpu` says which GPU they are for, or raises NoEstimate. Raises UserError for data that is too small (`check_sizes`) or
-    in which no blindspot can be seen (`check_blindspot`), for a pool that is too small (`check_pools`), and, of a piece, `only`
-    some of the steps, for what cannot be built apart (`check_apart`).
+    in which no blindspot can be seen (`check_blindspot`), for a pool that is too small (`check_pools`), for a GPU that does not
+    compute as the base model asks (`check_quantization`) and, of a piece, `only` some of the steps, for what cannot be built
+    apart (`check_apart`).
     """
     check_sizes(experiment)
     check_prompts(experiment)
@@ -323,7 +325,9 @@ def plan_study(
     steps = plan_piece(grid, store, only, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
     endpoint = endpoint_costs([planned.step for planned in steps if not planned.is_cached], table)
     try:
-        costs = cost_plan(steps, store, table, find_gpu(steps), num_gpus, others=others)
+        gpu = find_gpu(steps)
+        check_quantization(steps, gpu)
+        costs = cost_plan(steps, store, table, gpu, num_gpus, others=others)
         return Plan(experiment, steps, costs, endpoint=endpoint, earlier=earlier)
     except NoEstimate as error:
         return Plan(experiment, steps, None, str(error), endpoint, earlier)
@@ -349,6 +353,22 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     if Path(step.config.path.partition("@")[0]).name.lower() == MODEL.lower():
         return LLAMA_2_7B, f"the shape of Llama-2-7B, by the name {step.config.path}: its config.json is not at hand"
     return None, ""
+
+
+def check_quantization(steps: Sequence[Planned], gpu: Gpu) -> None:
+    """Raise UserError if `gpu` is known to have no matrix units for FP8, and a step that is not built computes in it."""
+    capability = gpu.compute_capability
+    if not 0 < capability < LEAST_FOR_FP8:
+        return
+    for planned in steps:
+        base = planned.step.inputs.get("base_model")
+        uses_gpu = planned.step.resources.total_gpus and not planned.is_cached
+        if uses_gpu and base is not None and getattr(base.config, "quantization", "none") == FP8:
+            raise UserError(
+                f"base_precision='fp8' and the {gpu.name} has compute capability {capability}, without matrix units for it, "
+                f"which {planned.step.name} needs: take a GPU of {LEAST_FOR_FP8} or above (--gpu, if this is not what there "
+                "is), or -p base_precision=bfloat16"
+            )
 
 
 def check_memory(plan: Plan) -> None:

@@ -18,6 +18,7 @@ FLOPS_PER_PARAMETER = {"finetune_full": 6, "finetune_lora": 4, "generate": 2, "e
 the weights, which an adapter hardly has."""
 
 
+BFLOAT16 = "bfloat16"
 ADD_ROWS = "add its row to a file of your own and give that with --throughputs"
 
 
@@ -30,7 +31,8 @@ class Gpu:
     """Dense bf16 peak, memory bandwidth, and the price in US dollars of one hour of one GPU, on demand and spot.
 
     A price is None where no source for it is at hand: then money is not reckoned. `accelerator_type` is what Ray calls the
-    GPU, "" if that is the name in capitals. `memory_gb` is the card's memory, 0 if unknown.
+    GPU, "" if that is the name in capitals. `memory_gb` is the card's memory, `compute_capability` NVIDIA's number for what it
+    can do, 0 if unknown.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Gpu:
     spot_price: float | None = None
     accelerator_type: str = ""
     memory_gb: float = 0
+    compute_capability: float = 0
 
     @property
     def memory_bytes(self) -> float:
@@ -52,7 +55,8 @@ class Gpu:
 class Throughput:
     """Examples a second of one whole GPU; `batch_size` is its part of an optimizer step, 0 where there is none.
 
-    Where `together` models are finetuned at once, each with its own batch, the examples of all are counted.
+    Where `together` models are finetuned at once, each with its own batch, the examples of all are counted. `base_precision` is
+    what the frozen base is multiplied in.
     """
 
     gpu: str
@@ -64,6 +68,7 @@ class Throughput:
     source: str
     batch_size: int = 0
     together: int = 1
+    base_precision: str = BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Constant:
 
 
 SECTIONS: Mapping[str, Any] = {"gpu": Gpu, "throughput": Throughput, "constant": Constant}
-MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size", "accelerator_type", "memory_gb")
+MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size", "accelerator_type", "memory_gb", "compute_capability")
 """Keys whose number may be 0 and whose text may be empty."""
 
 
@@ -140,14 +145,16 @@ class CostTable:
                 return gpu.name
         raise NoEstimate(f"the GPUs are {found}, which has no row; {ADD_ROWS}, or name with --gpu what is like it")
 
-    def rate(self, work: str, batch_size: float, gpu: Gpu, num_parameters: int) -> Rate:
+    def rate(self, work: str, batch_size: float, gpu: Gpu, num_parameters: int, base_precision: str = BFLOAT16) -> Rate:
         """The rate of `work` by one whole `gpu` on a model of `num_parameters`, with `batch_size` examples an optimizer step.
 
-        The rows of the nearest number of parameters tell it, of the same GPU if it has any. Between two batch
-        sizes, the seconds of a step are interpolated; below the smallest a step takes as long as at the
-        smallest, above the largest an example takes as long as at the largest.
+        What was not measured with a base in `base_precision` is reckoned as with one in bfloat16, and said to be. The rows of
+        the nearest number of parameters tell it, of the same GPU if it has any. Between two batch sizes, the seconds of a step
+        are interpolated; below the smallest a step takes as long as at the smallest, above the largest an example takes as long
+        as at the largest.
         """
-        alone = [row for row in self.throughputs if row.together == 1]
+        throughputs = _of_precision(self.throughputs, base_precision)
+        alone = [row for row in throughputs if row.together == 1]
         rows = [row for row in alone if row.work == work]
         if not rows:
             rows = [row for row in alone if row.work.split("_")[0] == work.split("_")[0]]
@@ -165,7 +172,7 @@ class CostTable:
         row, notes = used[0], [f"interpolated to batch {batch_size:g}"] if len(used) > 1 else []
         at_once = [
             several
-            for several in self.throughputs
+            for several in throughputs
             if (several.together > 1 and several.work == row.work and several.gpu == row.gpu)
             and several.parameters == row.parameters
         ]
@@ -175,6 +182,8 @@ class CostTable:
             step_s = batch_size * row.tokens_per_example / tokens_per_s
             shared = min(1.0, _shared_seconds(rows, nearest_batch) / step_s)
             used = [*used, nearest_batch]
+        if any(each.base_precision != base_precision for each in used):
+            notes.append(f"not measured in {base_precision}: in part or wholly as in {BFLOAT16}")
         measured_on = row.gpu if row.gpu != gpu.name else ""
         if measured_on:
             factor, how = by_data_sheet(work, gpu, self.gpus[measured_on])
@@ -199,6 +208,20 @@ def by_data_sheet(work: str, gpu: Gpu, measured: Gpu) -> tuple[float, str]:
     else:
         bound, unit, ours, theirs = "bf16 peak", "TFLOP/s", gpu.bf16_tflops, measured.bf16_tflops
     return ours / theirs, f"scaled from {measured.name} by {bound} (data sheets: {ours:g} against {theirs:g} {unit})"
+
+
+def _of_precision(rows: Sequence[Throughput], base_precision: str) -> list[Throughput]:
+    """The rows of that precision and, of what has none in it, those of bfloat16."""
+
+    def place(row: Throughput) -> tuple[Any, ...]:
+        return row.gpu, row.work, row.parameters, row.batch_size, row.together
+
+    own = {place(row) for row in rows if row.base_precision == base_precision}
+    return [
+        row
+        for row in rows
+        if row.base_precision == base_precision or (row.base_precision == BFLOAT16 and place(row) not in own)
+    ]
 
 
 def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float, list[Throughput]]:
@@ -271,7 +294,8 @@ def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 def _key(row: Gpu | Throughput | Constant) -> str:
     if isinstance(row, Throughput):
-        return f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together"
+        precision = "" if row.base_precision == BFLOAT16 else f", {row.base_precision}"
+        return f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together{precision}"
     return row.name
 
 

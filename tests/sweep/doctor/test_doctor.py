@@ -26,6 +26,7 @@ from sweep.doctor.findings import Finding, lines
 from sweep.doctor.machine import GB, GIB, look_at_machine, token
 from sweep.doctor.needs import look_at_study
 from sweep.study.experiment import Experiment
+from sweep.study.experiments import paper
 from sweep.study.generators import EndpointGenerator
 
 H200 = ["NVIDIA H200", "580.65.06", "143771 MiB"]
@@ -233,3 +234,18 @@ def test_it_ends_with_1_at_a_fault_and_is_json_for_programs(
     assert done.exit_code == 1
     findings = json.loads(done.stdout)
     assert [one["what"] for one in findings if one["verdict"] == "fault"] == ["memory"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "verdict"), [([9.0, 8.0], "fault"), ([8.9], "ok"), ([], "ok")], ids=["an A100 too", "Ada", "a CPU"]
+)
+def test_a_base_in_fp8_needs_gpus_that_compute_in_it(
+    capabilities: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.doctor.needs.compute_capabilities", lambda: capabilities)
+    study = paper(data="nowhere", model="nowhere", base_precision="fp8")
+    (found,) = [finding for finding in look_at_study(study) if finding.what == "precision"]
+    assert found.verdict == verdict
+    if verdict == "fault":
+        assert "capability 8.0" in found.found and "-p base_precision=bfloat16" in found.way_out
+    assert not [finding for finding in look_at_study(paper(data="nowhere", model="nowhere")) if finding.what == "precision"]

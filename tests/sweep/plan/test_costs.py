@@ -257,6 +257,44 @@ def test_the_nearest_model_comes_first_then_the_same_gpu() -> None:
     assert table.rate("evaluate", 0, SLOW, 2 * 10**8).rows == (small,)
 
 
+def test_what_was_not_measured_with_a_base_in_fp8_is_reckoned_in_bfloat16_and_said_to_be() -> None:
+    in_fp8 = dataclasses.replace(row("finetune_lora", 40, 100, batch_size=10), base_precision="fp8")
+    table = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, in_fp8))
+
+    def rate(batch_size: int, precision: str) -> tuple[float, str]:
+        found = table.rate("finetune_lora", batch_size, FAST, PARAMETERS, precision)
+        return found.tokens_per_s, found.scaled
+
+    assert rate(10, "fp8") == (4_000, "")
+    assert rate(10, "bfloat16") == (2_500, "")
+    reckoned = "not measured in fp8: in part or wholly as in bfloat16"
+    assert rate(2, "fp8") == (1_000, reckoned)
+    # Between 0.2 s in bfloat16 and 0.25 s in FP8.
+    assert rate(6, "fp8") == (pytest.approx(6 / 0.225 * 100), f"interpolated to batch 6; {reckoned}")
+
+
+def test_a_study_on_a_base_in_fp8_is_priced_by_its_rows(llama: Experiment) -> None:
+    table = read_table()
+
+    def found(quantization: str) -> dict[str, set[str]]:
+        base_model = dataclasses.replace(llama.base_model, quantization=quantization)
+        costs = estimate(dataclasses.replace(llama, base_model=base_model), table.gpu("h200"), table)
+        return {
+            stage: {
+                f"{row.base_precision} {row.examples_per_s:g}"
+                for cost in of_stage(costs, stage)
+                if cost.rate
+                for row in cost.rate.rows
+            }
+            for stage in ("task_model", "evaluation", "synthetic_pool")
+        }
+
+    # Batches of 2 were not measured in it. What writes texts is merged, and no base any more.
+    in_bfloat16 = {"task_model": {"bfloat16 73", "bfloat16 254"}, "synthetic_pool": {"bfloat16 596"}}
+    assert found("fp8") == {**in_bfloat16, "evaluation": {"fp8 2044"}}
+    assert found("nf4") == found("none") == {**in_bfloat16, "evaluation": {"bfloat16 1328"}}
+
+
 def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
     four = {**llama.resources, "task_model": Resources(num_workers=4, gpus_per_worker=1)}
     wide = dataclasses.replace(llama, cell=dataclasses.replace(llama.task_model, batch_size=8), resources=four)

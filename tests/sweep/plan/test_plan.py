@@ -367,3 +367,23 @@ def test_the_papers_model_has_a_price_before_its_weights_are_here(tmp_path: Path
     assert any("shape of Llama-2-7B, by the name models/Llama-2-7b-hf" in line for line in costs.estimate.assumptions)
     with pytest.raises(NoEstimate, match=r"config\.json is not at hand"):
         cost("models/another-model")
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpu", "refused"),
+    [("fp8", "a100", True), ("fp8", "l40s", False), ("fp8", "h200", False), ("bfloat16", "a100", False)],
+)
+def test_a_gpu_without_fp8_is_refused_before_it_is_taken(precision: str, gpu: str, refused: bool, tmp_path: Path) -> None:
+    study = paper(data="nowhere", model="nowhere/Llama-2-7b-hf", base_precision=precision)
+    table = read_table()
+
+    def planned() -> Plan:
+        return plan_study(study, Store(tmp_path), table, lambda _: table.gpu(gpu), 8)
+
+    if not refused:
+        assert planned().steps
+        return
+    with pytest.raises(
+        UserError, match=r"base_precision='fp8' and the a100 has compute capability 8\.0, .*or -p base_precision=bfloat16"
+    ):
+        planned()
