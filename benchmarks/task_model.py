@@ -10,11 +10,12 @@
   ours  the stage itself, through Ray Train and DeepSpeed, at the same batch size, precision and learning rate
   ours-gpus  that in a process for each of the machine's GPUs at the same time; their rates are added
 
-With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer
-trains one. Without --evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation that
-is not the first. Ours is that of the median window of 16 steps: a window in which a shape of batch is met for the first time
-takes seconds longer, which a study's thousands of steps do not notice and a benchmark's hundreds do. With --profile, the
-details say which kernels the last steps of ours and a further evaluation spent their time in; those are in no rate.
+A base in FP8 is one whose artifact says so (`base_precision="fp8"`); its frozen products count as half. With --together N,
+ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer trains one. Without
+--evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation that is not the first.
+Ours is that of the median window of 16 steps: a window in which a shape of batch is met for the first time takes seconds
+longer, which a study's thousands of steps do not notice and a benchmark's hundreds do. With --profile, the details say which
+kernels the last steps of ours and a further evaluation spent their time in; those are in no rate.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from benchmarks.common import (
     limits_here,
     make_parser,
     model_flops,
+    num_layer_weights,
     useful_tokens,
     values_of,
     visible_gpus,
@@ -55,6 +57,7 @@ from pipelines.finetune.checkpoints import read_metrics
 from pipelines.finetune.driver import finetune_group
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
+from pipelines.models.quantization import computes_in_fp8
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.batches import common_prefix_length
 from pipelines.resources import Resources, no_report
@@ -67,6 +70,8 @@ VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16
 PROFILE, EVALUATION_PROFILE = "profile", "evaluation_profile"
 COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
+
+IN_FP8 = ", products in FP8 as half of what they are, because matrix units compute them at twice the rate"
 
 
 def main() -> None:
@@ -140,20 +145,24 @@ def work_of(arguments: argparse.Namespace, folder: Path) -> tuple[Work, Work | N
     recipe = FinetuneConfig()
     lora: dict[str, Any] = {"lora_rank": recipe.lora_rank, "lora_targets": recipe.lora_targets} if is_lora else {}
     tokenizer = load_tokenizer(str(arguments.base))
+    in_fp8 = computes_in_fp8(arguments.base / "model")
 
     def part(names: Sequence[str], per_weight: int, prefix: int, batch_size: int | None) -> Part:
         lengths = [len(sequence) for name in names for sequence in tokenizer(texts_of(folder, name)[0])["input_ids"]]
         batch_size = batch_size or len(lengths)
         tokens, pairs = useful_tokens(lengths, prefix=prefix, num_batches=-(-len(lengths) // batch_size))
-        return Part("model", model_flops(shape, tokens, pairs, per_weight=per_weight, **lora) / len(lengths))
+        flops: float = model_flops(shape, tokens, pairs, per_weight=per_weight, **lora)
+        if in_fp8:
+            flops -= per_weight * num_layer_weights(shape) * tokens / 2
+        return Part("model", flops / len(lengths))
 
     prefix = common_prefix_length(tokenizer(texts_of(folder, "train")[0])["input_ids"])
     shared = prefix if arguments.share_prefix else 0
     trained = part(["train"], FROZEN if is_lora else TRAINED, shared, arguments.batch_size)
     evaluated = part(arguments.evaluation_sets, FORWARD, prefix, None) if arguments.evaluation_sets else None
-    once = ", the prompts' common beginning once a {}"
+    once = (IN_FP8 if in_fp8 else "") + ", the prompts' common beginning once a {}"
     return (
-        Work((trained,), COUNTED.format(once.format("batch") if shared else "")),
+        Work((trained,), COUNTED.format(once.format("batch") if shared else IN_FP8 if in_fp8 else "")),
         Work((evaluated,), COUNTED.format(once.format("run"))) if evaluated else None,
     )
 
