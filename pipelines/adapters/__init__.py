@@ -1,1 +1,1 @@
-"""Many models over one frozen base: LoRA adapters, their arithmetic, files and optimizer. No batches are made here."""
+"""Many models over one frozen base, also in FP8: LoRA adapters, arithmetic, files and optimizer. No batches are made here."""

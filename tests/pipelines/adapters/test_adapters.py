@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Qwen2Conf
 
 from pipelines.adapters.adapters import SharedInput, add_adapters
 from pipelines.adapters.files import adapter_tensors, load_adapter
+from pipelines.adapters.fp8 import fp8_projections
 from pipelines.errors import UserError
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS
 from pipelines.models.classifier import Classifier, compute_last_layer_where_read
@@ -55,9 +56,11 @@ def base_classifier(dtype=torch.float64, config_class=LlamaConfig, attention=PAC
     return Classifier(body, torch.nn.Linear(64, 3, bias=False)).to(dtype).train()
 
 
-def adapted(seeds, *, dropout=0.0, dtype=torch.float64, targets=LLAMA_PROJECTIONS, **options):
+def adapted(seeds, *, dropout=0.0, dtype=torch.float64, targets=LLAMA_PROJECTIONS, in_fp8=False, **options):
     """A classifier whose adapters' B is not zero any more, so that A has a gradient too."""
     model = base_classifier(dtype, **options)
+    if in_fp8:
+        fp8_projections(model.body, LLAMA_PROJECTIONS)
     adapters = add_adapters(model.body, targets, rank=8, alpha=16, dropout=dropout, seeds=seeds)
     for number, layer in enumerate(adapters.layers.values()):
         for adapter, seed in enumerate(seeds):
@@ -389,11 +392,11 @@ def test_projections_of_partitioned_weights_stay_alone():
 # Compiled.
 
 
-def assert_compiles_to_the_same(compile_it, dtype=torch.float64, tolerance=1e-6):
+def assert_compiles_to_the_same(compile_it, dtype=torch.float64, tolerance=1e-6, **options):
     """Once for all layers, lengths and segments, with the loss and gradients of the eager model."""
     sequences, labels = random_sequences(6), [0, 1, 2, 0, 1, 2]
-    plain, adapters = adapted([5], dropout=0.3, dtype=dtype)
-    compiled, same = adapted([5], dropout=0.3, dtype=dtype)
+    plain, adapters = adapted([5], dropout=0.3, dtype=dtype, **options)
+    compiled, same = adapted([5], dropout=0.3, dtype=dtype, **options)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compile_it(compiled.body)
@@ -408,12 +411,13 @@ def assert_compiles_to_the_same(compile_it, dtype=torch.float64, tolerance=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
-def test_compiled_projections_are_one_graph():
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_compiled_projections_are_one_graph(in_fp8):
     def compile_it(body):
         for layer in body.layers:
             layer.mlp.compile(dynamic=True, fullgraph=True, backend="aot_eager")
 
-    assert_compiles_to_the_same(compile_it)
+    assert_compiles_to_the_same(compile_it, in_fp8=in_fp8)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
