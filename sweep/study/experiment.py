@@ -23,6 +23,7 @@ from pipelines.finetune.task_model import UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.identity import added, runtime
 from pipelines.models.architectures import ARCHITECTURES, check_targets
+from pipelines.models.quantization import FP8
 from pipelines.models.tokenizer import check_encoder_reads
 from pipelines.resources import Resources
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
@@ -400,6 +401,11 @@ class Experiment:
                 raise UserError(
                     f"the base model has quantization={quantization!r} and {name} has method={recipe.method!r}: only a frozen "
                     "base can be quantised; use method='lora' or quantization='none'"
+                )
+            if quantization == FP8 and recipe.zero_stage == 3:
+                raise UserError(
+                    f"the base model has quantization={quantization!r} and {name} has zero_stage=3, which partitions weights "
+                    "of one type only: use zero_stage 0 to 2, or a base that is not quantised"
                 )
         # Those that begin with the untrained head.
         begin = [self.task_model] if any(self.starting_sizes) else []

@@ -402,6 +402,10 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
             {"base_model": PretrainedModelConfig((), quantization="nf4"), "cell": FinetuneConfig(method="full")},
             r"quantization='nf4' and cell has method='full'.*method='lora'",
         ),
+        (
+            {"base_model": PretrainedModelConfig((), quantization="fp8"), "cell": FinetuneConfig(zero_stage=3)},
+            r"quantization='fp8' and cell has zero_stage=3, .*use zero_stage 0 to 2",
+        ),
     ],
 )
 def test_a_wrong_experiment_is_refused(experiment: Experiment, change: dict, message: str) -> None:
