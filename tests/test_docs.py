@@ -77,8 +77,9 @@ def headings(page: Path) -> set[str]:
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
-    """The words of each `blindsweep …` line in a page's blocks, with the lines that it goes on in; comments are left out."""
-    for block in re.findall(r"(?ms)^```(?:console)?\n(.*?)^```", page.read_text()):
+    """The words of each `blindsweep …` line in a page's blocks and of each in a table's first column; comments are left out."""
+    text = page.read_text()
+    for block in [*re.findall(r"(?ms)^```(?:console)?\n(.*?)^```", text), *re.findall(r"(?m)^\| `([^`]+)`", text)]:
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             # What follows a quotation mark or a semicolon is the shell's.
             for found in re.findall(r"(?:^|')\s*(?:TMPDIR=\S+ )?blindsweep ([^'#;]*)", line):
@@ -105,10 +106,9 @@ def test_commands_and_options_that_a_page_gives_are_there(page: Path) -> None:
 
 def test_a_command_that_is_none_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(
-        "```\nblindsweep plan demo --cheap  # no\nblindsweep dat fetch\nray exec 'blindsweep run x --no-report'\n```\n"
-    )
-    assert [unknown_of(words) for words in commands_of(page)] == [["--cheap"], ["dat"], []]
+    lines = ["blindsweep plan demo --cheap  # no", "blindsweep dat fetch", "ray exec 'blindsweep run x --no-report'"]
+    page.write_text("\n".join(["```", *lines, "```", "| `blindsweep u` | |"]))
+    assert [unknown_of(words) for words in commands_of(page)] == [["--cheap"], ["dat"], [], ["u"]]
 
 
 def test_readme_is_two_screens_with_both_commands_and_a_picture_first() -> None:
