@@ -1,5 +1,6 @@
 """`blindsweep data check`: what would be read of a table, or of a study's data, before anything is built."""
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,7 +77,7 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
 
     name, path = path, str(local_copy(path))
     present = column_names(*find_files(path))
-    fields = [name for name in columns if name not in ("label", "id")] or _guessed_fields(path, present)
+    fields = [name for name in columns if name not in ("label", "id")] or _guessed_fields(path, present, columns)
     wanted = [Wanted(name, columns.get(name), is_strict=True) for name in fields]
     wanted.append(Wanted("label", columns.get("label"), is_strict=True, is_text=False))
     if "id" in columns:
@@ -90,10 +91,11 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
     _print_rows(rows.examples, fields, rows.dropped, table.unit, stand_for)
     if warning := rows.label_warning("map it: --label {mark}=LABEL"):
         print(f"marked: {warning}")
+    print(f"in an audit: {_as_audit(name, rows, columns, labels)}")
     print(f"in a study: {_as_value(name, rows, columns, labels)}")
 
 
-def _guessed_fields(path: str, present: Sequence[str]) -> list[str]:
+def _guessed_fields(path: str, present: Sequence[str], columns: Mapping[str, str]) -> list[str]:
     """The texts of a pair, or the one text, by the usual names of their columns. Raises UserError where there is none."""
     from pipelines.errors import UserError
     from pipelines.tables.columns import Wanted, listed
@@ -101,7 +103,23 @@ def _guessed_fields(path: str, present: Sequence[str]) -> list[str]:
     for fields in (["premise", "hypothesis"], ["sentence"]):
         if all(Wanted(name).find(present) for name in fields):
             return fields
-    raise UserError(f"{path}: no column has a usual name of a text; it has {listed(present)}: name one, --column text=COLUMN")
+    has_label = "label" in columns or Wanted("label", None, is_text=False).find(present)
+    what, way_out = ("a text", "") if has_label else ("a text, or of a label", " and --column label=COLUMN")
+    raise UserError(
+        f"{path}: no column has a usual name of {what}; it has {listed(present)}: name one, --column text=COLUMN{way_out}"
+    )
+
+
+def _as_audit(path: str, rows: "TableRows", columns: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    words = ["blindsweep", "audit", path]
+    for name, column in rows.table.columns.items():
+        if name in ("premise", "hypothesis", "text", "label"):
+            words += [f"--{name}", column] if name in columns else []
+        elif name in columns and name != "id":
+            words += ["--field", f"{name}={column}"]
+    for value, label in labels.items():
+        words += ["--label-name", f"{value}={label}"] if value != label else []
+    return shlex.join(words)
 
 
 def _as_value(path: str, rows: "TableRows", columns: Mapping[str, str], labels: Mapping[str, str]) -> str:

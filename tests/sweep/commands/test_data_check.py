@@ -1,5 +1,6 @@
 """`blindsweep data check` says what would be read, and refuses what a study would."""
 
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,12 +67,35 @@ def test_a_table_is_said_as_it_would_be_read(tmp_path: Path) -> None:
         "longest: 12 characters, 'good \"stuff\"'",
         "marked: 1 of 5 rows (20%) are labelled '-', which is taken for 'no label', and are left out; if it is a label, "
         "map it: --label -=LABEL",
+        f"in an audit: blindsweep audit {path}",
         f"in a study: Table({str(path)!r}, columns={{}}, labels={{'0': '…', '1': '…'}})",
     ]
     mapped = check(str(path), "--label", "1=positive", "--label", "0=negative", "--column", "review=sentence")
     assert "columns: review is 'sentence', label is 'label'; not read: 'id'" in mapped
     assert "labels: positive 1 ('1'), negative 1 ('0')" in mapped
     assert mapped[-1].endswith("columns={'review': 'sentence'}, labels={'1': 'positive', '0': 'negative'})")
+
+
+@pytest.mark.parametrize(
+    ("header", "arguments", "options"),
+    [
+        ("id,message,verdict", ("--column", "text=message", "--column", "label=verdict"), "--text message --label verdict"),
+        ("id,my words,stars",
+         ("--column", "review=my words", "--column", "label=stars", "--label", "1=bad", "--label", "2=good"),
+         "--field 'review=my words' --label stars --label-name 1=bad --label-name 2=good"),
+        ("id,sentence,label", (), ""),
+    ],
+)  # fmt: skip
+def test_the_audit_that_it_names_reads_the_table(
+    header: str, arguments: tuple[str, ...], options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{number},some text of {number},{1 + number % 2}" for number in range(30)]
+    Path("a.csv").write_text("\n".join([header, *rows]))
+    (line,) = [line for line in check("a.csv", *arguments) if line.startswith("in an audit: ")]
+    assert line == f"in an audit: blindsweep audit a.csv {options}".rstrip()
+    done = CliRunner().invoke(cli.app, shlex.split(line.removeprefix("in an audit: blindsweep ")))
+    assert done.exit_code == 0 and "a.csv: 30 rows" in done.stdout, done.output
 
 
 def test_a_pair_is_found_by_its_usual_names(tmp_path: Path) -> None:
@@ -128,7 +152,15 @@ def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no column has a usual name of a text; it has 'review', 'stars': name one, --column text=COLUMN"),
+        (
+            [],
+            "no column has a usual name of a text, or of a label; it has 'review', 'stars': name one, --column text=COLUMN and "
+            "--column label=COLUMN",
+        ),
+        (
+            ["--column", "label=stars"],
+            "no column has a usual name of a text; it has 'review', 'stars': name one, --column text=",
+        ),
         (["--column", "text=reviews"], "no text column ('reviews')"),
         (["--column", "text=review"], "no label column (label, gold_label"),
         (
