@@ -15,6 +15,7 @@ from typing import Any
 
 OURS = {"pipelines": "identity.py", "analysis": "wording.py"}
 """Our packages beside `sweep`, each with a file of its own by which it is told from another of its name."""
+_ours: dict[str, Path] = {}
 _theirs: dict[str, ModuleType] = {}
 
 
@@ -25,9 +26,12 @@ def keep_ours() -> None:
     """
     for name in OURS:
         folder = _folder(name)
+        if folder is None:
+            continue
+        _ours[name] = folder
         module = sys.modules.get(name) or _load(name, folder)
         places = list(getattr(module, "__path__", ()))
-        if Path(getattr(module, "__file__", None) or "").parent == folder:
+        if Path(getattr(module, "__file__", None) or "/").resolve().parent == folder.resolve():
             module.__dict__.setdefault("__getattr__", functools.partial(_name_of_theirs, name))
         elif str(folder) not in places:
             # Theirs was first, and keeps its names. Ours has none, only modules, which are now found in it.
@@ -37,12 +41,15 @@ def keep_ours() -> None:
         sys.meta_path.append(_ModulesOfTheirs)
 
 
-def _folder(name: str) -> Path:
-    """Our package's folder: beside `sweep` or, in a cluster's workers, where each lies in one of its own, on the path."""
+def _folder(name: str) -> Path | None:
+    """Our package's folder: beside `sweep` or, in a cluster's workers, where each lies in one of its own, on the path.
+
+    None where it was not brought: a run's workers have no use for `analysis`.
+    """
     for place in (Path(__file__).parents[1], *map(Path, sys.path)):
         if (place / name / OURS[name]).is_file():
             return (place / name).absolute()
-    raise ImportError(f"blindsweep's {name} is not beside its sweep, {Path(__file__).parent}: install blindsweep again")
+    return None
 
 
 def _load(name: str, folder: Path) -> ModuleType:
@@ -65,7 +72,7 @@ def _check_free(name: str, folder: Path) -> None:
 
 def _find_theirs(name: str) -> ModuleSpec | None:
     """The user's own package or module of this name, by the path as it is now."""
-    ours = _folder(name).parent
+    ours = _ours[name].parent
     return PathFinder.find_spec(name, [place for place in sys.path if Path(place).absolute() != ours])
 
 
@@ -84,8 +91,7 @@ def _run_theirs(name: str, found: ModuleSpec) -> ModuleType:
 
 def _name_of_theirs(name: str, wanted: str) -> Any:
     """`__getattr__` of our package."""
-    folder = _folder(name)
-    is_ours = any((folder / each).exists() for each in (wanted, f"{wanted}.py"))
+    is_ours = any((_ours[name] / each).exists() for each in (wanted, f"{wanted}.py"))
     if not is_ours and not wanted.startswith("__") and (found := _find_theirs(name)):
         module = _run_theirs(name, found)
         if wanted in vars(module):
@@ -99,7 +105,7 @@ class _ModulesOfTheirs:
     @staticmethod
     def find_spec(full_name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         name, _, child = full_name.partition(".")
-        theirs = _find_theirs(name) if name in OURS and child and "." not in child else None
+        theirs = _find_theirs(name) if name in _ours and child and "." not in child else None
         found = theirs and PathFinder.find_spec(full_name, theirs.submodule_search_locations or [])
         if theirs and found:
             _run_theirs(name, theirs)

@@ -119,6 +119,25 @@ if __name__ == "__main__":
     assert printed(folder, "audit_here.py") == ["9"]
 
 
+def test_packages_that_lie_apart_are_ours_too_and_one_that_is_not_there_is_nobodys(folder: Path) -> None:
+    """As on a cluster, to whose workers Ray brings each package in a folder of its own, and `analysis` not for a run."""
+    for name in ("pipelines", "sweep"):
+        (folder / f"brought_{name}").mkdir()
+        (folder / f"brought_{name}" / name).symlink_to(ROOT / name)
+    program = f"""
+import sys
+sys.path[:] = [{str(folder)!r}, *(f"{folder}/brought_{{name}}" for name in ("pipelines", "sweep")), *sys.path[2:]]
+sys.path.remove({str(ROOT)!r})
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+from sweep.own_packages import keep_ours
+keep_ours()
+import analysis.plots, pipelines.errors, sweep
+print(sweep.__file__, pipelines.errors.__file__, analysis.plots.line())
+"""
+    ours = f"{folder}/brought_sweep/sweep/__init__.py {folder}/brought_pipelines/pipelines/errors.py their line"
+    assert printed(folder, "-c", program) == [ours]
+
+
 @pytest.mark.slow
 def test_workers_of_ray_have_ours_though_the_users_folder_comes_first_on_their_path(folder: Path) -> None:
     program = """
