@@ -214,7 +214,7 @@ def _join(address: str, logs: Mapping[str, Any], modules: Sequence[Any] = ()) ->
     # No keys: Ray prints runtime environments. The nodes have a role, or credentials of their own.
     shared = {name: os.environ[name] for name in SHARED if name in os.environ}
     settings = {"RAY_TRAIN_V2_ENABLED": "1", PREEMPTION_WATCHER: "0", STALL_AFTER: str(stall_after())}
-    variables = {name: os.environ[name] for name in OFF} | settings | shared
+    variables = {name: os.environ.get(name, off) for name, off in OFF.items()} | settings | shared
     # Folders: a user's package of the same name may have put its own on the package's path, behind ours.
     folders = [module.__path__[0] for module in (pipelines, sweep, *modules)]
     environment = {"py_modules": folders, "env_vars": variables, **OUR_PACKAGES}
