@@ -485,7 +485,13 @@ def reindex(store: Store, names: Sequence[str], tracking_uri: str) -> dict[str, 
         errors = track_records(study, records, store, tracking_uri, again=True)
         if errors:
             raise UserError(f"MLflow at {mask(tracking_uri, tracking_uri)} did not take everything: {errors[0]}")
-        describe(store, name, tracking_uri)
+        try:
+            describe(store, name, tracking_uri)
+        except Exception as error:
+            where = mask(tracking_uri, tracking_uri)
+            raise UserError(
+                f"MLflow at {where} did not take the report of {name}: {mask(one_line(error), tracking_uri)}"
+            ) from error
         counts[name] = len(records)
     return counts
 
