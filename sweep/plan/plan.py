@@ -395,11 +395,18 @@ def check_budget(plan: Plan, budget: float, spent: Spending = NOTHING) -> str:
 
     The budget is of the whole study in its store. Raises OverBudgetError if it is too small, UserError if that is unknown.
     """
-    costs = plan.costs
-    if costs is None:
-        raise UserError(f"--budget cannot be checked: {plan.why_no_costs}; leave it out to run all the same")
     if not (math.isfinite(budget) and budget >= 0):
         raise UserError(f"budget={budget}: it is the dollars that the study may cost in all, in its store; give 0 or more")
+    costs = plan.costs
+    if costs is None:
+        if plan.endpoint is None or any(one.step.resources.total_gpus for one in plan.missing):
+            raise UserError(f"--budget cannot be checked: {plan.why_no_costs}; leave it out to run all the same")
+        # On CPUs an endpoint is all that has a price.
+        already = f"{describe(spent)} spent on it already and " if spent.asked else ""
+        cost = f"{already}an endpoint's tokens for {plan.experiment.name} would cost about {dollars(plan.endpoint.dollars)}"
+        if spent.dollars + plan.endpoint.dollars > budget:
+            raise OverBudgetError(f"{cost}, over the budget of {dollars(budget)}: raise --budget, or ask for fewer texts")
+        return f"{cost}, within the budget of {dollars(budget)}"
     gpu, hours = costs.estimate.gpu, costs.held_gpu_hours
     if gpu.price is None:
         raise UserError(

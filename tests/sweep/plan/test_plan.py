@@ -13,7 +13,7 @@ from pipelines.finetune.recipe import FinetuneConfig
 from sweep.graph import stages
 from sweep.graph.records import Record, Store, Study
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, Spending
-from sweep.plan.costs import total
+from sweep.plan.costs import EndpointCost, total
 from sweep.plan.page import plan_json, print_plan
 from sweep.plan.plan import OverBudgetError, Plan, PlanCosts, check_budget, cost_plan, make_plan, plan_study
 from sweep.plan.throughputs import Gpu, NoEstimate, read_table
@@ -334,6 +334,21 @@ def test_a_budget_is_kept(llama: Experiment, checkpoint: Path, tmp_path: Path) -
     assert "$15.00" in check_budget(plan, dollars + 15.01, spent)
     with pytest.raises(OverBudgetError, match=r"\$15\.00 .* spent on it already"):
         check_budget(plan, dollars + 14.99, spent)
+
+
+def test_a_budget_is_kept_for_an_endpoint_where_nothing_asks_for_a_gpu(llama: Experiment, tmp_path: Path) -> None:
+    asked = EndpointCost(num_texts=100, prompt_tokens=1e6, completion_tokens=1e5, dollars=4.0)
+    plan = Plan(llama, (), None, "no step asks for a GPU", asked)
+    assert check_budget(plan, 4) == (
+        f"an endpoint's tokens for {llama.name} would cost about $4.00, within the budget of $4.00"
+    )
+    spent = Spending((RunSpending("a", "", "", None, asked={"pool": 1.5}),))
+    with pytest.raises(OverBudgetError, match=r"\$1\.50 \(endpoint\) spent on it already and .* over the budget of \$5\.00"):
+        check_budget(plan, 5, spent)
+    on_gpus = [planned for planned in make_plan(build_grid(llama), Store(tmp_path)) if planned.step.resources.total_gpus]
+    for unknown in (dataclasses.replace(plan, endpoint=None), dataclasses.replace(plan, steps=on_gpus)):
+        with pytest.raises(UserError, match="--budget cannot be checked: no step asks for a GPU"):
+            check_budget(unknown, 100)
 
 
 def test_a_budget_for_a_gpu_that_was_not_measured_says_so(llama: Experiment, checkpoint: Path, tmp_path: Path) -> None:
