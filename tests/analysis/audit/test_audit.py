@@ -259,7 +259,7 @@ def test_the_file_is_not_its_own_reference(files: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"premise,hypothesis,label\na,b,c\na,b\n", "line 3 has 2 cells"),
+        ("a.csv", b"premise,hypothesis,label\na,b\n", "none of its 1 rows has as many cells as the header, 3: row 1 has 2"),
         ("a.jsonl", b'{"premise": "p", "hypothesis": "h", "label": "l"}\nno\n', "line 2 is no JSON"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"premise,hypothesis,label\n", "has no complete row (it has no rows)"),
