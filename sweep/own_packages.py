@@ -20,7 +20,7 @@ _theirs: dict[str, ModuleType] = {}
 
 
 def keep_ours() -> None:
-    """Make ours what their names mean in this process: when `sweep` is imported, and in each of Ray's workers.
+    """Make ours what their names mean in this process: when `sweep` is imported, and so in each of Ray's workers.
 
     Raises ImportError where a user's module of the name of one of ours was imported before.
     """

@@ -28,8 +28,10 @@ ACCELERATOR_TYPE = "accelerator_type:"
 """A node with GPUs has a resource of this name and their type's."""
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Ray Train's own, a process a finetuning: at a notice it tears the workers down, which ours let commit and end."""
-OUR_PACKAGES = {"worker_process_setup_hook": "sweep.own_packages.keep_ours"}
-"""For a runtime environment: Ray puts the driver's folders first on a worker's path, where a user may have an `analysis`."""
+IMPORTED_FIRST = "RAY_preload_python_modules"
+"""Ray's setting for modules that its workers import as they start. It puts the driver's folders first on their path, where a
+user may have an `analysis`: `sweep` keeps ours. A runtime environment's hook does the same where Ray is joined; in a Ray of our
+own it would cost processes that are started and not used."""
 WITHOUT_CLUSTER = (
     "start a cluster (ray up cluster.yaml) and run this on its head node, or leave --address out to use this machine"
 )
@@ -170,6 +172,7 @@ def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
     import ray
 
     os.environ.setdefault(PREEMPTION_WATCHER, "0")
+    os.environ.setdefault(IMPORTED_FIRST, "sweep")
     if not capacity.gpus:
         # DeepSpeed looks for an accelerator when it is first imported, in whichever worker that is.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -182,7 +185,6 @@ def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
         num_cpus=int(capacity.cpus),
         num_gpus=int(capacity.gpus),
         include_dashboard=False,
-        runtime_env=OUR_PACKAGES,
         **logs,
     )
 
@@ -217,7 +219,7 @@ def _join(address: str, logs: Mapping[str, Any], modules: Sequence[Any] = ()) ->
     variables = {name: os.environ.get(name, off) for name, off in OFF.items()} | settings | shared
     # Folders: a user's package of the same name may have put its own on the package's path, behind ours.
     folders = [module.__path__[0] for module in (pipelines, sweep, *modules)]
-    environment = {"py_modules": folders, "env_vars": variables, **OUR_PACKAGES}
+    environment = {"py_modules": folders, "env_vars": variables, "worker_process_setup_hook": "sweep.own_packages.keep_ours"}
     try:
         ray.init(address=address, runtime_env=environment, **logs)
     except (ConnectionError, RuntimeError, ValueError) as error:
