@@ -4,6 +4,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from pipelines.workers.telemetry import OFF
 from sweep.graph.records import Store, Study
+from sweep.index.views import EXPERIMENTS
 from tests.sweep.run.listening import Seen, check, is_loopback, listeners
 
 SCRIPT = Path(__file__).with_name("fake_command.py")
@@ -84,9 +86,28 @@ def _seen_beside(proxy: socket.socket, command: tuple[str, ...], environment: Ma
     return seen
 
 
+def check_pages(address: str, folder: Path) -> None:
+    """Raise AssertionError if a page that is shown asks for anything elsewhere; without Chromium nothing is shown."""
+    if (chromium := shutil.which("chromium")) is None:
+        return
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=refuse_all, args=(proxy, asked), daemon=True).start()
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        options += [f"--proxy-server=127.0.0.1:{proxy.getsockname()[1]}", f"--user-data-dir={folder / 'chromium'}"]
+        page = subprocess.run(
+            [chromium, *options, "--virtual-time-budget=20000", "--dump-dom", address],
+            capture_output=True, text=True, check=True, timeout=120,
+        ).stdout  # fmt: skip
+    assert "Search experiments" in page
+    # The browser's own look-ups aside.
+    hosts = {line.split()[1].removeprefix("http://").partition("/")[0].partition(":")[0] for line in asked}
+    assert {host for host in hosts if not host.endswith((".google.com", ".googleapis.com", ".gvt1.com"))} == set()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
+def test_the_ui_listens_on_loopback_only_and_its_pages_ask_for_nothing_elsewhere(tmp_path: Path) -> None:
     Study("mine", "A title", {}, ()).save(Store(tmp_path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -110,6 +131,7 @@ def test_the_ui_listens_on_loopback_only(tmp_path: Path) -> None:
                 answers = True
             time.sleep(0.2)
         seen |= listeners(ui.pid)
+        check_pages(f"http://127.0.0.1:{port}/{EXPERIMENTS}", tmp_path)
     finally:
         os.killpg(ui.pid, signal.SIGKILL)
         ui.wait()
