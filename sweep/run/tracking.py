@@ -182,8 +182,8 @@ class Tracker:
     def _open_study(self) -> None:
         study = self._study.experiment
         experiment = self.client.get_experiment_by_name(study)
+        self._remove_empty_default()
         if experiment is None:
-            self._remove_empty_default()
             try:
                 self.experiment_id = self.client.create_experiment(
                     study, artifact_location=artifact_location(self.store, self._uri)
@@ -251,7 +251,8 @@ class Tracker:
         # A database that is rebuilt lies beside the one that it replaces.
         if path is not None and own is not None and path.absolute().parent == own.parent:
             with contextlib.suppress(Exception):
-                if not self.client.search_runs(["0"], max_results=1):
+                is_shown = self.client.get_experiment("0").lifecycle_stage == "active"
+                if is_shown and not self.client.search_runs(["0"], max_results=1):
                     self.client.delete_experiment("0")
 
     def _find_runs(self) -> None:
