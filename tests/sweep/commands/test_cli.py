@@ -145,8 +145,8 @@ def test_plan_shows_what_a_change_rebuilds(tmp_path: Path, record_all: Callable)
         "    return dataclasses.replace(one, evaluation=evaluation)\n"
     )
     shown = blindsweep("run", str(file), "--store", str(tmp_path), "--dry-run").stdout
-    assert "20 of 59 to build" in shown
-    assert "  evaluation.dtype 'float32' → 'bfloat16': 20 evaluation\n" in shown
+    assert "28 of 81 to build" in shown
+    assert "  evaluation.dtype 'float32' → 'bfloat16': 28 evaluation\n" in shown
 
 
 def test_a_run_that_takes_another_ones_name_says_what_it_replaces(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_experiments_show_choices_and_no_types_of_pythons_own() -> None:
 
 def test_experiments_are_listed_with_their_parameters() -> None:
     shown = blindsweep("experiments").stdout
-    assert "demo: " in shown and "-p seeds=...  tuple[int, ...], default (0, 1, 2, 3, 4)" in shown
+    assert "demo: " in shown and "-p seeds=...  tuple[int, ...], default (0, 1, 2, 3, 4, 5, 6)" in shown
 
 
 def test_a_typo_in_the_experiment_file(tmp_path: Path) -> None:
