@@ -188,7 +188,7 @@ def settling_words(judgement: Judgement) -> str:
     low, high = judgement.settling_low, judgement.settling_high
     if low is None or high is None:
         return NOTHING
-    return f"{high} {judgement.rests_on}" if low == high else f"{low} to {high} {judgement.rests_on}"
+    return f"{high:,} {judgement.rests_on}" if low == high else f"{low:,} to {high:,} {judgement.rests_on}"
 
 
 def control_sentences(controls: Sequence[Control]) -> list[str]:

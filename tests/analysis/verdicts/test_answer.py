@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.verdicts.answer import NO_CONTROL, NONE_BY_ACCURACY, answer, control_sentences
+from analysis.verdicts.answer import NO_CONTROL, NONE_BY_ACCURACY, answer, control_sentences, settling_words
 from analysis.verdicts.command import Command, command_of
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import ITEMS_LEAVE_DOUBT
@@ -135,6 +135,13 @@ def test_what_is_missing_and_exploratory_claims_are_named() -> None:
         "With five seeds and 3 results missing, the one claim is decided: “Synthetic data lowers accuracy” is supported."
     )
     assert "Synthetic data lowers" not in said(exploratory, REFUTED), "primary claims are what the answer is about"
+
+
+def test_how_many_seeds_would_settle_a_claim_is_a_range() -> None:
+    open_claim = judgement("A.", settling_low=556, settling_high=2_782)
+    assert settling_words(open_claim) == "556 to 2,782 seeds"
+    assert settling_words(dataclasses.replace(open_claim, settling_low=2_782)) == "2,782 seeds"
+    assert settling_words(SUPPORTED) == "\N{EN DASH}"
 
 
 def test_the_control_is_no_finding_of_its_own() -> None:
