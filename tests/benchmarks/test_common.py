@@ -1,5 +1,6 @@
 """FLOPs by hand, limits, ratios and the form of a result."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.common import (
     Limits,
     Part,
     Work,
+    command_line,
     decoding_work,
     describe,
     describe_figure,
@@ -154,3 +156,12 @@ def test_a_result_fits_the_schema_and_names_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_results_that_are_kept_fit_the_schema(path: Path) -> None:
     jsonschema.validate(json.loads(path.read_text()), SCHEMA)
+
+
+def test_the_command_says_no_where_an_option_was_said_no_to() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--share-prefix", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--num", type=int, default=3)
+    for given, words in (([], ""), (["--share-prefix"], " --share-prefix"), (["--no-share-prefix", "--num", "4"], None)):
+        wanted = " --no-share-prefix --num 4" if words is None else words
+        assert command_line("task_model", parser, parser.parse_args(given)) == f"python -m benchmarks.task_model{wanted}"
