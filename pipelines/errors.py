@@ -31,6 +31,10 @@ class NeighbourFailedError(Exception):
     """A job of a group was cut off with the others; it is not known to be at fault, and may be tried alone."""
 
 
+class NotBegunError(Exception):
+    """A job whose workers were lost before it had begun, while others had: it is not at fault."""
+
+
 class NoticeError(Exception):
     """A job that was stopped at a notice (`notice.py`), what it had done committed: neither a failure nor a loss."""
 

@@ -32,7 +32,8 @@ class Resources:
     models that train in seconds; with a GPU, for a process that has one to itself, which a study's steps have not.
     """
     max_group: int = 1
-    """Finetunings, or evaluations, over one base model that one group of workers may take on together, and so start once."""
+    """Finetunings that may be trained at once in a lane; from 2 on finetunings, or evaluations, over one base model are done by
+    workers that start once (docs/lanes.md)."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:

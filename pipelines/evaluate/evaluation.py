@@ -29,11 +29,14 @@ from pipelines.tasks.heuristics import Heuristic
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
+from pipelines.workers.lane import Intake, Lane
 from pipelines.workers.printed import note_worker
-from pipelines.workers.watchdog import beat, naming_stalls, watched
+from pipelines.workers.watchdog import beat, watched
 
 if TYPE_CHECKING:
     import torch
+
+WORKER = "the worker of an evaluation"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class EvaluationConfig:
     `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
     above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
     the examples of which it holds (`accuracy_rows`). `task` and `test_sets`, those of `sets` that the sources describe, are the
-    study's, which sets them. On a GPU, a group of at least `compile_from_examples` examples in all
+    study's, which sets them. On a GPU, a lane of at least `compile_from_examples` examples in all
     compiles the decoder's layers first (0: never), which takes a while to repay.
     """
 
@@ -108,15 +111,42 @@ def evaluate_group(
     resources: Resources,
     reports: Sequence[Report],
 ) -> list[dict[str, Any] | Exception]:
-    """Evaluate several task models, one after another in one Ray task that tokenizes and reads frozen weights once.
+    """Evaluate several task models in one lane. Returns each one's metrics, or what it failed with."""
+    lane = evaluation_lane(config, sources, base_model, resources, expected=len(outputs))
+    numbers = [lane.put(Evaluee(*values)) for values in zip(task_models, outputs, reports, strict=True)]
+    lane.close()
+    results: list[dict[str, Any] | Exception] = []
+    for number in numbers:
+        try:
+            results.append(lane.result(number)[0])
+        except Exception as error:
+            results.append(error)
+    return results
 
-    Returns each one's metrics, or what it failed with.
+
+@dataclass(frozen=True)
+class Evaluee:
+    """A task model's folder, the output of its evaluation (folder or URI) and where its throughput goes."""
+
+    task_model: str
+    output: str
+    report: Report
+
+
+def evaluation_lane(config: EvaluationConfig, sources: str, base_model: str, resources: Resources, *, expected: int) -> Lane:
+    """A lane that evaluates: its jobs are `Evaluee`s, which end with their metrics.
+
+    They are evaluated one after another in one Ray task, which tokenizes and reads frozen weights once. About so many jobs are
+    `expected` in all.
     """
-    members = list(zip(task_models, outputs, reports, strict=True))
-    return in_one_task(_evaluate_worker, resources, outputs, config, sources, base_model, members)
+
+    def serve(desk: Any) -> None:
+        in_one_task(_evaluate_worker, resources, desk, config, sources, base_model, expected)
+
+    return Lane(serve, lambda evaluee: str(evaluee.output), in_process=resources.in_process)
 
 
-def in_one_task(function: Callable[..., Any], resources: Resources, outputs: Sequence[str], *arguments: Any) -> Any:
+def in_one_task(function: Callable[..., Any], resources: Resources, *arguments: Any) -> Any:
     """`function(*arguments, use_gpu)`, in one Ray task with `resources` of one worker, or in this process if they say so."""
     use_gpu = resources.gpus_per_worker > 0
     if resources.in_process:
@@ -124,37 +154,34 @@ def in_one_task(function: Callable[..., Any], resources: Resources, outputs: Seq
     import ray
 
     task = ray.remote(function).options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0)
-    with naming_stalls(outputs):
-        return ray.get(task.remote(*arguments, use_gpu))
+    return ray.get(task.remote(*arguments, use_gpu))
 
 
 # What follows runs in a Ray worker.
 
 
-def _evaluate_worker(
-    config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
-) -> list[dict[str, Any] | Exception]:
-    outputs = [output for _, output, _ in members]
-    note_worker("the worker of an evaluation", outputs)
-    with watched("the worker of an evaluation", outputs[0]):
-        return _evaluate(config, sources, base_model, members, use_gpu)
-
-
-def _evaluate(
-    config: EvaluationConfig, sources: str, base_model: str, members: Sequence[tuple[str, str, Report]], use_gpu: bool
-) -> list[dict[str, Any] | Exception]:
-    device = worker_device(use_gpu)
-    sets = [_read_set(config, sources, base_model, name) for name in config.sets]
-    num_examples = len(members) * sum(test_set.table.num_rows for test_set in sets)
+def _evaluate_worker(desk: Any, config: EvaluationConfig, sources: str, base_model: str, expected: int, use_gpu: bool) -> None:
+    """Evaluate what is at the desk until no more comes."""
+    intake = Intake(desk)
+    if not intake.wait():
+        return
+    with watched(WORKER, next(iter(intake.waiting.values())).output):
+        device = worker_device(use_gpu)
+        sets = [_read_set(config, sources, base_model, name) for name in config.sets]
+    num_examples = expected * sum(test_set.table.num_rows for test_set in sets)
     bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
-    results: list[dict[str, Any] | Exception] = []
-    for task_model, output, report in members:
-        try:
-            results.append(_evaluate_task_model(config, sets, bodies, task_model, output, report))
-        except Exception as error:
-            results.append(portable(error))
-        gc.collect()
-    return results
+    while intake.wait():
+        number, evaluee = intake.begin()
+        note_worker(WORKER, [evaluee.output])
+        with watched(WORKER, evaluee.output):
+            try:
+                result: dict[str, Any] | Exception = _evaluate_task_model(
+                    config, sets, bodies, evaluee.task_model, evaluee.output, evaluee.report
+                )
+            except Exception as error:
+                result = portable(error)
+            gc.collect()
+        intake.end(number, result)
 
 
 def worker_device(use_gpu: bool) -> torch.device:

@@ -37,7 +37,7 @@ from pipelines.tasks.examples import read_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
 from pipelines.workers.printed import note_worker
-from pipelines.workers.watchdog import watched
+from pipelines.workers.watchdog import naming_stalls, watched
 
 JUDGEMENTS_FILE, GOLD_FILE = "judgements.parquet", "gold.parquet"
 NO_JUDGE = -1
@@ -88,7 +88,8 @@ def judge(
     if not judges:
         raise UserError("no judge is given, and rows do not judge themselves; give a task model, or a classifier's checkpoint")
     arguments = (config, examples, sources, base_model, tuple(judges), output, report)
-    result: dict[str, Any] = in_one_task(_judge_worker, resources or Resources(), [output], *arguments)
+    with naming_stalls(lambda: [output]):
+        result: dict[str, Any] = in_one_task(_judge_worker, resources or Resources(), *arguments)
     return result
 
 

@@ -40,13 +40,14 @@ AGREE_EVERY_S = 5.0
 """How often workers that step together ask each other whether one of them was given notice."""
 
 
-def train_alone(member: Member, device: torch.device, *, rank: int, num_workers: int) -> Trained:
+def train_alone(member: Member, device: torch.device, *, rank: int, num_workers: int, keeps_weights: bool = False) -> Trained:
     """Train one job as worker number `rank` of those that run this together.
 
+    With `keeps_weights`, the weights that it starts from stay in memory for the next job over the same ones.
     Raises UserError for an example that is too long, a starting point that does not fit, and a loss that is no number;
     NoticeError, in all workers after the same step, when it was stopped at a notice.
     """
-    training = _Training(member, _Worker(device, rank, num_workers))
+    training = _Training(member, _Worker(device, rank, num_workers), keeps_weights)
     upcoming = next(training.microbatches, None)
     while upcoming is not None:
         now = upcoming
@@ -112,14 +113,14 @@ class Notices:
 class _Training:
     """A job under way on this worker: its course, model, engine and checkpoints."""
 
-    def __init__(self, member: Member, worker: _Worker) -> None:
+    def __init__(self, member: Member, worker: _Worker, keeps_weights: bool) -> None:
         assert not member.job.is_on_trajectory, "together.py keeps and reads the states of trajectories"
         # The first worker reports for all.
         self.course = Course(replace(member, report=no_report) if worker.rank else member)
         self.worker, self.config = worker, member.job.config
         if worker.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        self.model, self.adapters = build_model(member.job, worker.device)
+        self.model, self.adapters = build_model(member.job, worker.device, keeps_weights=keeps_weights)
         is_encoder = member.job.reads_whole_texts
         if worker.on_gpu and not is_encoder and 0 < self.config.compile_from_steps <= len(self.course.batches):
             compile_layers(self.model)
@@ -251,10 +252,12 @@ def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: boo
 # --- model and engine ---
 
 
-def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module, Adapters | None]:
+def build_model(
+    job: FinetuneJob, device: torch.device, *, keeps_weights: bool = False
+) -> tuple[torch.nn.Module, Adapters | None]:
     """The module that maps (PackedInput, label indices) to the batch's summed loss, and its adapters, if it trains any.
 
-    Only what is trained requires gradients.
+    Only what is trained requires gradients. `keeps_weights` is as in `train_alone`; what ZeRO-3 partitions is not kept.
     """
     config = job.config
     dtype = getattr(torch, config.dtype)
@@ -269,7 +272,8 @@ def build_model(job: FinetuneJob, device: torch.device) -> tuple[torch.nn.Module
     where = device if config.zero_stage != 3 else None
     try:
         if classify:
-            backbone = load_classifier_body(weights, dtype, where)
+            is_kept = keeps_weights and where is not None
+            backbone = load_classifier_body(weights, dtype, where, is_kept=is_kept)
         else:
             backbone = load_packed(AutoModelForCausalLM, weights, dtype, where)
     finally:

@@ -50,16 +50,21 @@ class Bank:
     Parameters and state of slot n are row n of matrices [N, P].
     """
 
-    def __init__(self, members: Sequence[Member], gpu_share: float, most: int, *, num_passes: float) -> None:
-        config = members[0].job.config
+    def __init__(self, member: Member, gpu_share: float, most: int, *, num_passes: float) -> None:
+        """Of `most` slots, fewer if they do not fit, for members of the shape of this one (`together.shape_together`).
+
+        Layers are compiled if that pays over so many passes.
+        """
+        config = member.job.config
         self.on_gpu = gpu_share > 0
         self.device = torch.device("cuda" if self.on_gpu else "cpu")
         self.dtype = getattr(torch, config.dtype)
         self.max_norm, self.token_budget = config.max_grad_norm, config.tokens_per_microbatch
-        self.freezes_heads = any(member.job.config.head_frozen_share for member in members)
+        self.freezes_heads = False
+        self.batch_size = self.rows_per_slot = 0
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        weights = weights_of(members[0].job.starting_point, members[0].job.base_model)
+        weights = weights_of(member.job.starting_point, member.job.base_model)
         self.body = load_packed(AutoModel, weights, self.dtype, self.device)
         if config.gradient_checkpointing:
             self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -67,14 +72,11 @@ class Bank:
         shape = self.body.config
         adapted = target_layers(self.body, config.lora_targets).values()
         num_in_adapter = config.lora_rank * sum(layer.in_features + layer.out_features for layer in adapted)
-        num_labels = len(members[0].job.task.labels)
+        num_labels = len(member.job.task.labels)
         self.num_parameters = num_in_adapter + num_labels * shape.hidden_size
         # A base in FP8 gets its weights in a second order, a byte each.
         still_to_come = sum(layer.weight.nbytes for layer in adapted if isinstance(layer, Fp8Linear))
-        self.num_slots = min(len(members), most, self._num_fitting(gpu_share, shape, still_to_come))
-        self.batch_size = max(member.job.config.batch_size for member in members)
-        # A slot's examples have one prefix, if any.
-        self.rows_per_slot = self.batch_size + any(member.job.config.share_prefix for member in members)
+        self.num_slots = min(most, self._num_fitting(gpu_share, shape, still_to_come))
         self.adapters = adapters_of(self.body, config, seeds=[None] * self.num_slots)
         compute_last_layer_where_read(self.body)
         self.body.train()
@@ -115,6 +117,14 @@ class Bank:
         return max(1, int(room / (STATE_BYTES * self.num_parameters)))
 
     # --- a slot's content ---
+
+    def widen(self, member: Member) -> None:
+        """Have room in each slot for a batch of `member`."""
+        config = member.job.config
+        self.freezes_heads = self.freezes_heads or bool(config.head_frozen_share)
+        self.batch_size = max(self.batch_size, config.batch_size)
+        # A slot's examples have one prefix, if any.
+        self.rows_per_slot = max(self.rows_per_slot, self.batch_size + config.share_prefix)
 
     def fill(self, slot: int, job: FinetuneJob) -> None:
         """Put the beginning of `job` into `slot`: a fresh adapter or its starting point's, its head, no moments."""

@@ -7,23 +7,30 @@ An interrupted run goes on from its last checkpoint when it is started again wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pipelines.errors import NeighbourFailedError, NoticeError, UserError, portable
-from pipelines.finetune.checkpoints import TOGETHER, checkpointing_engine, keep_result, read_result, save_result
+from pipelines.errors import NoticeError, UserError, portable
+from pipelines.finetune.checkpoints import keep_result, read_result, save_result
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import check_trajectory
 from pipelines.models.process import free_memory, quiet_libraries, without_gpus
 from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
+from pipelines.workers.lane import Intake, Lane
+from pipelines.workers.notice import notice_given
 from pipelines.workers.printed import note_worker
-from pipelines.workers.watchdog import naming_stalls, patiently, watched
+from pipelines.workers.watchdog import patiently, watched
 
 RAY_TRAIN = ".ray_train"
 FOR_EVER_S = "1e9"
+WORKER = "a worker of a finetuning"
+NO_MORE = -1
+"""In the place of a job's number: the lane ends."""
 
 
 def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Report) -> dict[str, Any]:
@@ -42,18 +49,48 @@ def finetune(job: FinetuneJob, output: str, *, resources: Resources, report: Rep
 def finetune_group(
     jobs: Sequence[FinetuneJob], outputs: Sequence[str], *, resources: Resources, reports: Sequence[Report]
 ) -> list[dict[str, Any] | Exception]:
-    """Run several jobs in one group of workers, whose start they share: at once where they can be, else one after another.
+    """Run several jobs in one lane, at once where they can be, else one after another.
 
     Each has its own output, checkpoints and report, and ends as it would alone. Returns each one's metrics, or what it failed
-    with: `NeighbourFailedError`, with its cause, if the workers were lost before it had ended. Jobs that ended in an earlier
-    call are not run again. Nothing is tried again in here, and workers are waited for as long as they do not fit.
-    Raises UserError for a job on a trajectory that cannot be on one.
+    with (`Lane.result`). Raises UserError for a job on a trajectory that cannot be on one.
     """
-    for job in jobs:
-        if job.is_on_trajectory:
-            check_trajectory(job.config, resources.num_workers)
-            if job.config.rehearse_steps:
-                raise UserError(f"rehearse_steps={job.config.rehearse_steps}: a rehearsal has no nested sets; leave them out")
+    members = [Member(job, absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)]
+    for member in members:
+        check_member(member, resources)
+    lane = finetuning_lane(absolute(outputs[0]), resources, expected=len(jobs))
+    numbers = [lane.put(member) for member in members]
+    lane.close()
+    results: list[dict[str, Any] | Exception] = []
+    for number in numbers:
+        try:
+            results.append(lane.result(number)[0])
+        except Exception as error:
+            results.append(error)
+    return results
+
+
+def check_member(member: Member, resources: Resources) -> None:
+    """Raise UserError for a job on a trajectory that cannot be on one."""
+    job = member.job
+    if job.is_on_trajectory:
+        check_trajectory(job.config, resources.num_workers)
+        if job.config.rehearse_steps:
+            raise UserError(f"rehearse_steps={job.config.rehearse_steps}: a rehearsal has no nested sets; leave them out")
+
+
+def finetuning_lane(output: str, resources: Resources, *, expected: int) -> Lane:
+    """A lane that finetunes: its jobs are `Member`s that `check_member` passes, and end with their metrics.
+
+    They are trained at once where they can be, else one after another. A member that had ended in an earlier call, and of which
+    no record was written, is not trained again. About so many jobs are `expected` in all. Ray Train's own folder is in
+    `output`, the first job's. Workers are waited for as long as they do not fit, and nothing is tried again in here.
+    """
+    serve = partial(_serve, absolute(output), resources, expected)
+    return Lane(serve, lambda member: str(member.output), in_process=resources.in_process)
+
+
+def _serve(output: str, resources: Resources, expected: int, desk: Any) -> None:
+    """Have Ray Train's workers take on what is at the `desk`, until they end."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -61,13 +98,12 @@ def finetune_group(
     # A wait for a machine is none of Ray Train's failures, which it would begin anew every minute.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", FOR_EVER_S)
     use_gpu = resources.gpus_per_worker > 0
-    file_system, path = arrow_filesystem(join(outputs[0], RAY_TRAIN))
+    file_system, path = arrow_filesystem(join(output, RAY_TRAIN))
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
-            "members": [
-                Member(job, absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)
-            ],
+            "desk": desk,
+            "expected": expected,
             "gpu_share": min(1.0, resources.gpus_per_worker),
             "num_threads": max(1, int(resources.cpus_per_worker)),
         },
@@ -86,23 +122,13 @@ def finetune_group(
         ),
     )
     try:
-        with naming_stalls(outputs):
-            return list(trainer.fit().return_value)
+        trainer.fit()
     except TrainingFailedError as error:
         # The cause, not Ray's report of it: a user's mistake stays one, whichever worker found it.
         cause: Exception = next(iter(error.worker_failures.values())) if isinstance(error, WorkerGroupError) else error
-        if len(jobs) == 1 and cause is error:
+        if cause is error:
             raise
-        if len(jobs) == 1:
-            raise cause from error
-        ended = [read_result(output) for output in outputs]
-        return [result if result is not None else _neighbour_failed(cause, error) for result in ended]
-
-
-def _neighbour_failed(cause: Exception, error: Exception) -> NeighbourFailedError:
-    failed = NeighbourFailedError(str(cause))
-    failed.__cause__ = error
-    return failed
+        raise cause from error
 
 
 def _backend(use_gpu: bool) -> str:
@@ -163,23 +189,132 @@ def _meeting_file() -> str:
     return os.path.join(global_worker.node.get_session_dir_path(), f"process-group-{uuid.uuid4().hex}")
 
 
-def _train_worker(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
-    """Train the members of a group. Returns the metrics of each or its failure; an only member's failure is raised."""
-    outputs = [member.output for member in loop["members"]]
-    note_worker("a worker of a finetuning", outputs)
-    with watched("a worker of a finetuning", outputs[0]):
-        return _train(loop)
+class _UnderWay:
+    """The jobs of the lane that this worker has under way: where it says so if it stands still."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[int, str] = {}
+
+    def __call__(self) -> str:
+        return next(iter(self.outputs.values()))
 
 
-def _train(loop: Mapping[str, Any]) -> list[dict[str, Any] | Exception]:
-    members, gpu_share = loop["members"], loop["gpu_share"]
-    _set_up(use_gpu=gpu_share > 0, num_threads=loop["num_threads"])
-    if len(members) == 1 and checkpointing_engine(members[0].output) != TOGETHER and not members[0].job.is_on_trajectory:
-        return [_train_alone(members[0], use_gpu=gpu_share > 0)]
-    results = _train_group(members, gpu_share)
-    if len(members) == 1 and isinstance(only := results[0], Exception):
-        raise only
-    return results
+def _train_worker(loop: Mapping[str, Any]) -> None:
+    """Train what is at the desk until no more comes."""
+    import ray.train
+
+    from pipelines.finetune.together import is_trained_together
+
+    context = ray.train.get_context()
+    use_gpu = loop["gpu_share"] > 0
+    if context.get_world_rank() > 0:
+        _follow(loop["desk"], loop["expected"], use_gpu=use_gpu, num_threads=loop["num_threads"])
+        return
+    intake = Intake(loop["desk"])
+    if not intake.wait():
+        return
+    with watched(WORKER, next(iter(intake.waiting.values())).output):
+        _set_up(use_gpu=use_gpu, num_threads=loop["num_threads"])
+    several = context.get_world_size() > 1
+    while intake.wait():
+        member = next(iter(intake.waiting.values()))
+        if (ended := read_result(member.output)) is not None:
+            intake.end(intake.begin()[0], ended)
+        elif not several and is_trained_together(member, loop["expected"]):
+            _train_together(intake, loop["gpu_share"], loop["expected"])
+        else:
+            _train_next_alone(intake, loop["expected"], use_gpu=use_gpu, several=several)
+    if several:
+        _tell(NO_MORE, use_gpu=use_gpu)
+
+
+def _follow(desk: Any, expected: int, *, use_gpu: bool, num_threads: int) -> None:
+    """Train, as one of several workers, what the first one of them begins."""
+    _set_up(use_gpu=use_gpu, num_threads=num_threads)
+    intake = Intake(desk)
+    while (number := _tell(NO_MORE, use_gpu=use_gpu)) != NO_MORE:
+        member = intake.job(number)
+        note_worker(WORKER, [member.output])
+        with watched(WORKER, member.output):
+            with contextlib.suppress(NoticeError):  # the first worker hands it back
+                _train_alone(member, expected, use_gpu=use_gpu)
+            free_memory()
+
+
+def _tell(number: int, *, use_gpu: bool) -> int:
+    """The first worker's `number`, in all of them. Collective."""
+    import torch
+
+    told = torch.tensor(number, device=_device(use_gpu))
+    torch.distributed.broadcast(told, src=0)
+    return int(told.item())
+
+
+def _device(use_gpu: bool) -> Any:
+    import ray.train
+    import torch
+
+    # In the driving process Ray Train names the machine's first GPU, whoever has it.
+    return ray.train.torch.get_device() if use_gpu else torch.device("cpu")
+
+
+def _train_together(intake: Intake, gpu_share: float, expected: int) -> None:
+    """Train the first job that waits, and at once with it those that can be, as long as any come."""
+    from pipelines.finetune.bank import MAX_SLOTS
+    from pipelines.finetune.together import shape_together, train_together
+
+    shape = shape_together(next(iter(intake.waiting.values())))
+    numbers: list[int] = []
+    under_way = _UnderWay()
+    is_alike: dict[int, bool] = {}
+
+    def joining(most: int, *, is_idle: bool = False) -> Iterator[Member]:
+        intake.look()
+        if is_idle and not intake.wait():
+            return
+        for number, member in intake.waiting.items():
+            # Once: it is looked at before every step, and a store may be far.
+            if number not in is_alike:
+                is_alike[number] = read_result(member.output) is None and shape_together(member) == shape
+        for number in [number for number in intake.waiting if is_alike[number]][:most]:
+            _, member = intake.begin(number)
+            numbers.append(number)
+            under_way.outputs[number] = member.output
+            note_worker(WORKER, [member.output])
+            yield member
+
+    first = list(joining(min(MAX_SLOTS, expected)))
+    with watched(WORKER, under_way):
+        for place, result in train_together(first, gpu_share, joining=joining, expected=expected):
+            if not isinstance(result, Exception):
+                keep_result(under_way.outputs[numbers[place]], result)
+            del under_way.outputs[numbers[place]]
+            intake.end(numbers[place], result)
+
+
+def _train_next_alone(intake: Intake, expected: int, *, use_gpu: bool, several: bool) -> None:
+    """Train the first job that waits by itself, on all workers."""
+    number, member = intake.begin()
+    note_worker(WORKER, [member.output])
+    if notice_given():
+        intake.end(number, NoticeError("a notice came before it began"))
+        return
+    if several:
+        _tell(number, use_gpu=use_gpu)
+    with watched(WORKER, member.output):
+        result: dict[str, Any] | Exception
+        try:
+            result = metrics = _train_alone(member, expected, use_gpu=use_gpu)
+        except Exception as error:
+            # All workers stop at a notice.
+            if several and not isinstance(error, NoticeError):
+                # The other workers are in the midst of this job, and would wait for this one.
+                raise
+            result = portable(error)
+        else:
+            keep_result(member.output, metrics)
+        free_memory()
+    intake.end(number, result)
 
 
 def _set_up(*, use_gpu: bool, num_threads: int) -> None:
@@ -215,47 +350,7 @@ def _forget_process_groups() -> None:
         setattr(groups, name, None)
 
 
-def _train_group(members: Sequence[Member], gpu_share: float) -> list[dict[str, Any] | Exception]:
-    """Train those that can be at once, then the others one by one; those that ended in an earlier call are left alone."""
-    import ray.train
-
-    context = ray.train.get_context()
-    results: dict[int, dict[str, Any] | Exception] = {}
-
-    def end(place: int, result: dict[str, Any] | Exception) -> None:
-        results[place] = result
-        if not isinstance(result, Exception) and context.get_world_rank() == 0:
-            keep_result(members[place].output, result)
-
-    for place, member in enumerate(members):
-        if (ended := read_result(member.output)) is not None:
-            results[place] = ended
-    if context.get_world_size() == 1:
-        from pipelines.finetune.together import compatible, train_together
-
-        for places in compatible(members, [place for place in range(len(members)) if place not in results]):
-            for number, result in train_together([members[place] for place in places], gpu_share):
-                end(places[number], result)
-    for place, member in enumerate(members):
-        if place in results:
-            continue
-        if any(isinstance(result, NoticeError) for result in results.values()):
-            end(place, NoticeError("a notice came before it began"))
-            continue
-        try:
-            result = _train_alone(member, use_gpu=gpu_share > 0)
-        except Exception as error:
-            # All workers stop at a notice.
-            if context.get_world_size() > 1 and not isinstance(error, NoticeError):
-                # The other workers are in the midst of this job, and would wait for this one.
-                raise
-            result = portable(error)
-        end(place, result)
-        free_memory()
-    return [results[place] for place in range(len(members))]
-
-
-def _train_alone(member: Member, *, use_gpu: bool) -> dict[str, Any]:
+def _train_alone(member: Member, expected: int, *, use_gpu: bool) -> dict[str, Any]:
     """Train and save one job, on all workers of the group; its metrics."""
     import ray.train
     import torch
@@ -264,9 +359,8 @@ def _train_alone(member: Member, *, use_gpu: bool) -> dict[str, Any]:
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    # In the driving process Ray Train names the machine's first GPU, whoever has it.
-    device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
-    trained = train_alone(member, device, rank=rank, num_workers=context.get_world_size())
+    num_workers = context.get_world_size()
+    trained = train_alone(member, _device(use_gpu), rank=rank, num_workers=num_workers, keeps_weights=expected > 1)
     # What is saved may have to be put together on the device again, and the next job needs the room.
     free_memory()
     with patiently():

@@ -10,11 +10,11 @@ step.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -29,36 +29,53 @@ from pipelines.storage import fetch, working_folder
 from pipelines.workers.notice import notice_given
 
 
-def compatible(members: Sequence[Member], places: Sequence[int]) -> list[list[int]]:
-    """Groups of `places` that can be trained at once: adapters of one shape for a classifier over the same weights.
+def shape_together(member: Member) -> Any:
+    """What members agree in that can be trained at once: adapters of one shape for a classifier over the same weights.
 
-    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. One that another
-    engine has begun is left out, and so is an encoder's.
+    Hashable; None for one that cannot be: another engine has begun it, or its model is an encoder.
     """
-    groups: dict[Any, list[int]] = defaultdict(list)
-    bound = set()
-    for place in places:
-        job, config = members[place].job, members[place].job.config
-        engine = checkpointing_engine(members[place].output)
-        if engine == TOGETHER or job.is_on_trajectory:
-            bound.add(place)
-        if job.objective != "classification" or config.method != "lora" or engine not in (None, TOGETHER):
-            continue
-        if job.reads_whole_texts:
-            continue
-        weights = weights_of(job.starting_point, job.base_model)
-        shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)
-        limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing)
-        groups[weights, shape, limits].append(place)
-    return [group for group in groups.values() if len(group) > 1 or bound.intersection(group)]
+    job, config = member.job, member.job.config
+    if job.objective != "classification" or config.method != "lora" or job.reads_whole_texts:
+        return None
+    if checkpointing_engine(member.output) not in (None, TOGETHER):
+        return None
+    weights = weights_of(job.starting_point, job.base_model)
+    shape = (config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout, config.dtype)
+    limits = (config.max_grad_norm, config.tokens_per_microbatch, config.gradient_checkpointing)
+    return weights, shape, limits
 
 
-def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
-    """Train `members`, which `compatible` has put together; yields the place and the metrics (or failure) of each as it ends.
+def is_trained_together(member: Member, expected: int) -> bool:
+    """Whether `member` is trained here, in a lane that expects so many jobs in all.
 
-    `gpu_share` is the part of a GPU that is this worker's, 0 for the CPU. At a notice all are saved and end with a NoticeError.
+    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only.
     """
+    is_bound = member.job.is_on_trajectory or checkpointing_engine(member.output) == TOGETHER
+    return (is_bound or expected > 1) and shape_together(member) is not None
+
+
+class Joining(Protocol):
+    """Gives members that can be trained with those that are, `most` at once; with none under way it may wait for them."""
+
+    def __call__(self, most: int, *, is_idle: bool = False) -> Iterable[Member]: ...
+
+
+def _nobody(most: int, *, is_idle: bool = False) -> Iterable[Member]:
+    return ()
+
+
+def train_together(
+    members: Sequence[Member], gpu_share: float, *, joining: Joining = _nobody, expected: int = 0
+) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Train `members`, which have one `shape_together`; yields the place and the metrics (or failure) of each as it ends.
+
+    `gpu_share` is the part of a GPU that is this worker's, 0 for the CPU. Whenever there is room, those that are `joining` are
+    asked for, and have the next places; at least as many as `members` are `expected` in all. At a notice all are saved and end
+    with a NoticeError.
+    """
+    expected = max(expected, len(members))
     waiting = deque(enumerate(members))
+    num_members = len(members)
     most = MAX_SLOTS
     bank: Bank | None = None
     courses: dict[int, tuple[int, Course]] = {}  # slot → place, course
@@ -73,23 +90,34 @@ def train_together(members: Sequence[Member], gpu_share: float) -> Iterator[tupl
                 for place, _ in waiting:
                     yield place, NoticeError("a notice came before it began")
                 return
+            num_slots = bank.num_slots if bank else min(most, expected)
+            is_idle = not courses and not waiting
+            if (room := num_slots - len(courses) - len(waiting)) > 0:
+                for member in joining(room, is_idle=is_idle):
+                    waiting.append((num_members, member))
+                    num_members += 1
+            if is_idle and not waiting:
+                return
             while waiting and (bank is None or len(courses) < bank.num_slots):
                 place, member = waiting.popleft()
                 try:
                     course = Course(member)
                     if bank is None:
-                        bank = Bank(members, gpu_share, most, num_passes=course.num_passes(len(members)))
+                        bank = Bank(member, gpu_share, min(most, expected), num_passes=course.num_passes(expected))
+                    bank.widen(member)
                     slot = next(slot for slot in range(bank.num_slots) if slot not in courses)
                     _begin(course, bank, slot)
                 except Exception as error:
                     yield place, portable(error)
                 else:
                     courses[slot] = place, course
-            if bank is None or not courses:
-                return
+            if not courses:
+                continue
             try:
+                assert bank is not None
                 bank.step({slot: course for slot, (_, course) in courses.items()})
             except torch.OutOfMemoryError as error:
+                assert bank is not None
                 if bank.num_slots == 1:
                     raise
                 # Fewer at a time, from where each was last saved.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from pipelines.models.architectures import architecture_in
 from pipelines.models.quantization import computes_in_fp8
 from pipelines.packing.attention import PACKED, register_packed_attention
 from pipelines.storage import fetch
+
+KEPT_SHARE = 0.1
+"""The part of the free memory that weights may take which are kept beside those that are trained: GPUs' workers share it."""
 
 
 def load_weights(auto_class: Any, folder: Path | str, *, source: Path | None = None, **options: Any) -> Any:
@@ -41,18 +47,25 @@ def load_weights(auto_class: Any, folder: Path | str, *, source: Path | None = N
 
 
 def load_packed(
-    auto_class: Any, folder: Path, dtype: torch.dtype, device: torch.device | None, *, as_numbers: bool = False
+    auto_class: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    *,
+    as_numbers: bool = False,
+    is_kept: bool = False,
 ) -> Any:
     """`load_weights` of a decoder whose attention reads packed batches, on `device`, or left where it is.
 
+    If it `is_kept`, a copy stays in memory for the next call, unless that would take much of what is free.
     Projections of a base quantised to FP8 compute in it unless they are wanted `as_numbers`, for an adapter to be added to.
     Raises UserError for a GPU that cannot.
     """
     register_packed_attention()
-    return _placed(folder, device, as_numbers, auto_class, dtype=dtype, attn_implementation=PACKED)
+    return _placed(folder, device, as_numbers, is_kept, auto_class, dtype=dtype, attn_implementation=PACKED)
 
 
-def _placed(folder: Path, device: torch.device | None, as_numbers: bool, auto_class: Any, **options: Any) -> Any:
+def _placed(folder: Path, device: torch.device | None, as_numbers: bool, is_kept: bool, auto_class: Any, **options: Any) -> Any:
     in_fp8 = computes_in_fp8(folder) and not as_numbers
     if in_fp8 and device is None:
         raise UserError(
@@ -63,7 +76,7 @@ def _placed(folder: Path, device: torch.device | None, as_numbers: bool, auto_cl
         # Before minutes of reading.
         check_capability(device)
     load = load_body if auto_class is AutoModel else functools.partial(load_weights, auto_class)
-    model = load(folder, **options)
+    model = _copy_of_kept(load, folder, **options) if is_kept else load(folder, **options)
     if device is None:
         return model
     model.to(device)
@@ -75,6 +88,23 @@ def _placed(folder: Path, device: torch.device | None, as_numbers: bool, auto_cl
     return model
 
 
+def _copy_of_kept(load: Callable[..., Any], folder: Path, **options: Any) -> Any:
+    """What `load` gives, of which a copy is kept. Of one folder at a time: what was kept before is forgotten."""
+    files = sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir())
+    key = (*files, str(options))
+    if key not in _kept:
+        _kept.clear()
+        model = load(folder, **options)
+        num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        if num_bytes > KEPT_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            return model
+        _kept[key] = model
+    return copy.deepcopy(_kept[key])
+
+
+_kept: dict[Any, Any] = {}
+
+
 def load_body(folder: Path, **options: Any) -> Any:
     """`load_weights` of a checkpoint's body: a decoder without its output layer, an encoder without a pooler."""
     if architecture_in(folder).has_pooler:
@@ -82,11 +112,13 @@ def load_body(folder: Path, **options: Any) -> Any:
     return load_weights(AutoModel, folder, **options)
 
 
-def load_classifier_body(folder: Path, dtype: torch.dtype, device: torch.device | None, *, as_numbers: bool = False) -> Any:
+def load_classifier_body(
+    folder: Path, dtype: torch.dtype, device: torch.device | None, *, as_numbers: bool = False, is_kept: bool = False
+) -> Any:
     """`load_body` as T computes with it: a decoder's is `load_packed`, an encoder's attention is transformers' own."""
     if architecture_in(folder).is_encoder:
-        return _placed(folder, device, as_numbers, AutoModel, dtype=dtype)
-    return load_packed(AutoModel, folder, dtype, device, as_numbers=as_numbers)
+        return _placed(folder, device, as_numbers, is_kept, AutoModel, dtype=dtype)
+    return load_packed(AutoModel, folder, dtype, device, as_numbers=as_numbers, is_kept=is_kept)
 
 
 def weights_of(task_model: str | None, base_model: str) -> Path:

@@ -1,2 +1,2 @@
-"""What goes on beside a worker's work: a notice of its end, its own watchdog, what it prints, what its libraries
-would report. Nothing here knows the work."""
+"""What goes on beside a worker's work: lanes, notices, its watchdog, what it prints, what its libraries would report.
+Nothing here knows the work."""

@@ -4,7 +4,7 @@
     with patiently():                        # what is written in here may be large
     wait_for(future, "a vLLM engine")        # its result, or StalledError
     with watched("a finetuning", output):    # or the process ends, and
-    with naming_stalls([output]):            # in the process that waits for it, StalledError says so
+    with naming_stalls(lambda: [output]):    # in the process that waits for it, StalledError says so
 
 The time without a beat is counted in ticks of the process itself: there are none while a machine is suspended or the process
 stopped, and the clock can be set. Where a step takes long, twenty times its own time is waited.
@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -80,8 +80,11 @@ def wait_for(future: "Future[Result]", what: str) -> Result:
 
 
 @contextlib.contextmanager
-def watched(what: str, output: str) -> Iterator[None]:
-    """End this process if nothing beats for too long in here, after a file in `output` that says so."""
+def watched(what: str, output: str | Callable[[], str]) -> Iterator[None]:
+    """End this process if nothing beats for too long in here, after a file in `output` that says so.
+
+    A function says which output that is by then.
+    """
     over = threading.Event()
     thread = threading.Thread(target=_watch, args=(what, output, over), daemon=True, name="watchdog")
     thread.start()
@@ -93,12 +96,15 @@ def watched(what: str, output: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming_stalls(outputs: Iterable[str]) -> Iterator[None]:
-    """Raise StalledError instead of an error in here that came of the end of a process that was `watched`."""
+def naming_stalls(outputs: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Raise StalledError instead of an error in here that came of the end of a process that was `watched`.
+
+    `outputs` gives those that it may have been working on.
+    """
     try:
         yield
     except Exception as error:
-        for output in outputs:
+        for output in outputs():
             path = join(output, STALLED_FILE)
             if text := read_text(path):
                 remove(path)
@@ -158,12 +164,13 @@ class _Watch:
         return f"{what} stood still for {self.limit_s:g} s ({STALL_AFTER} sets how long it may)"
 
 
-def _watch(what: str, output: str, over: threading.Event) -> None:
+def _watch(what: str, output: str | Callable[[], str], over: threading.Event) -> None:
     watch = _Watch()
     while not over.wait(min(TICK_S, watch.limit_s / 4)):
         if watch.tick() and not over.is_set():
             with contextlib.suppress(Exception):
-                write_text(join(output, STALLED_FILE), f"{watch.message(what)}\n\n{_stacks()}")
+                where = output if isinstance(output, str) else output()
+                write_text(join(where, STALLED_FILE), f"{watch.message(what)}\n\n{_stacks()}")
             os._exit(1)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import GPTNeoXConfig, MistralConfig, Qwen2Config, RobertaConfig
 
 from pipelines.adapters.files import adapter_tensors
-from pipelines.errors import NeighbourFailedError, UserError
+from pipelines.errors import NotBegunError, UserError
 from pipelines.finetune.alone import deepspeed_config
 from pipelines.finetune.checkpoints import read_metrics
 from pipelines.finetune.driver import finetune_group
@@ -245,8 +245,12 @@ def test_members_of_a_group_end_as_they_would_alone(ray_two_cpus, sources, base_
         assert (results["lora"]["num_steps"], results["full"]["num_steps"]) == (6, 3)
         for name, files in (("lora", ("adapter/adapter_model.safetensors",)), ("full", ("model/model.safetensors",))):
             for file in ("head.safetensors", *files):
-                ours = tmp_path / "group" / name / file
-                assert ours.read_bytes() == (tmp_path / "alone" / name / file).read_bytes()
+                ours, alone = (tmp_path / company / name / file for company in ("group", "alone"))
+                if name == "full":
+                    assert ours.read_bytes() == alone.read_bytes()
+                for key, tensor in load_file(alone).items():
+                    # Where others could have been trained at once with it, to rounding.
+                    torch.testing.assert_close(load_file(ours)[key], tensor, rtol=1e-3, atol=2e-6)
                 # The second time, nothing is done again.
                 assert ours.stat().st_mtime_ns == written.setdefault(ours, ours.stat().st_mtime_ns)
 
@@ -259,8 +263,9 @@ def test_a_group_that_loses_its_worker_keeps_what_had_ended(ray_two_cpus, source
     outputs = [str(tmp_path / str(place)) for place in range(3)]
     ended, lost, unmet = finetune_group(jobs, outputs, resources=Resources(), reports=[no_report, _exit, no_report])
     assert ended["num_steps"] == 6
-    assert isinstance(lost, NeighbourFailedError) and isinstance(unmet, NeighbourFailedError)
+    # It had begun and the last one had not, so that it is at fault.
     assert type(lost.__cause__).__name__ == "WorkerGroupError"  # from which it is told what was lost
+    assert isinstance(unmet, NotBegunError)
 
 
 def _exit(metrics, step):

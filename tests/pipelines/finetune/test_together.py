@@ -18,7 +18,7 @@ from pipelines.finetune.driver import finetune, finetune_group
 from pipelines.finetune.job import Member
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, finetuning_job
-from pipelines.finetune.together import compatible, train_together
+from pipelines.finetune.together import is_trained_together, shape_together, train_together
 from pipelines.resources import Resources, no_report
 from pipelines.tasks.examples import read_examples, write_examples
 
@@ -135,6 +135,30 @@ def test_members_end_where_they_end_alone(training_sets, base_model, untrained, 
     assert not torch.equal(learnt(tmp_path / "a")["weight"], learnt(tmp_path / "again")["weight"])
 
 
+def test_members_that_join_end_where_they_end_alone(training_sets, base_model, untrained, begun, alone, tmp_path):
+    """One while another is in the midst of its steps, one that is refused, and one when nothing is left to do."""
+    named = jobs(training_sets, base_model, untrained, begun)
+    refused = dataclasses.replace(named["a"], config=dataclasses.replace(named["a"].config, max_length=9))
+    members = {name: Member(job, str(tmp_path / name), no_report) for name, job in (named | {"refused": refused}).items()}
+    asked = []
+
+    def joining(most, *, is_idle=False):
+        asked.append(is_idle)
+        assert most == 2 if is_idle else most == 1
+        if len(asked) == 5:
+            yield members["b"]
+        elif is_idle and asked.count(True) < 3:
+            yield members[("refused", "again")[asked.count(True) - 1]]
+
+    results = [result for _, result in train_together([members["a"]], gpu_share=0, joining=joining, expected=2)]
+    ended = ["b", "a", "refused", "again"]
+    assert [isinstance(result, UserError) for result in results] == [name == "refused" for name in ended]
+    for name in ("a", "b", "again"):
+        for key, tensor in learnt(alone[0] / name).items():
+            torch.testing.assert_close(learnt(tmp_path / name)[key], tensor, rtol=1e-3, atol=2e-6)
+    assert results[0]["mean_trained_together"] == 2 and results[-1]["mean_trained_together"] == 1
+
+
 def test_an_interrupted_member_goes_on_by_itself(ray_two_cpus, training_sets, base_model, untrained, begun, tmp_path):
     """In other company, and in the end alone: it ends where it would have without interruption."""
     named = {
@@ -208,8 +232,10 @@ def test_only_adapters_of_one_shape_over_one_base_are_put_together(training_sets
         )
         for place, change in enumerate(changes)
     ]
-    assert compatible(members, range(6)) == [[0, 2, 4], [1, 5]]
-    assert compatible(members, [0, 1, 3]) == []
+    shapes = [shape_together(member) for member in members]
+    assert [[shapes.index(shape) for shape in shapes], shapes[3]] == [[0, 1, 0, 3, 0, 1], None]
+    assert [is_trained_together(member, 2) for member in members] == [True, True, True, False, True, True]
+    assert not any(is_trained_together(member, 1) for member in members)
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from pipelines.finetune.driver import finetune_group
 from pipelines.finetune.job import Member, planned_batches
 from pipelines.finetune.recipe import FinetuneConfig, adapters_of, cooldown_start, learning_rate_at, nested_ends
 from pipelines.finetune.task_model import TaskModelConfig, finetune_task_model, finetuning_job
-from pipelines.finetune.together import compatible
+from pipelines.finetune.together import is_trained_together, shape_together
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.packing.dealing import training_order
 from pipelines.resources import Resources, no_report
@@ -243,7 +243,8 @@ def test_trunks_are_trained_together_and_so_are_branches(trunk, sets, base_model
     def run(name, group):
         outputs = [str(tmp_path / name / str(place)) for place in range(len(group))]
         members = [Member(job, output, no_report) for job, output in zip(group, outputs, strict=True)]
-        assert compatible(members, range(len(group))) == [list(range(len(group)))]
+        assert len({shape_together(member) for member in members}) == 1
+        assert all(is_trained_together(member, 1) for member in members)
         results = finetune_group(group, outputs, resources=HERE, reports=[no_report] * len(group))
         assert not any(isinstance(result, Exception) for result in results)
         return outputs

@@ -71,11 +71,11 @@ def start(output: Path, *arguments: str) -> "subprocess.Popen[str]":
 def test_a_process_that_stands_still_ends_and_says_where_it_stood(tmp_path: Path) -> None:
     process = start(tmp_path, "3", "100")
     assert process.wait(30) == 1
-    with pytest.raises(StalledError, match="a finetuning stood still") as caught, naming_stalls([str(tmp_path)]):
+    with pytest.raises(StalledError, match="a finetuning stood still") as caught, naming_stalls(lambda: [str(tmp_path)]):
         raise ConnectionError("a worker is gone")
     assert 'File "<string>", line 9' in caught.value.__notes__[0]
     assert not (tmp_path / STALLED_FILE).exists()
-    with pytest.raises(ConnectionError), naming_stalls([str(tmp_path)]):
+    with pytest.raises(ConnectionError), naming_stalls(lambda: [str(tmp_path)]):
         raise ConnectionError("of another cause")
 
 

@@ -1,0 +1,102 @@
+"""A lane's jobs: each one's own result as it ends, whatever becomes of the others."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from pipelines.errors import NeighbourFailedError, NotBegunError
+from pipelines.workers.lane import Desk, Intake, Lane
+
+
+def squares(desk):
+    """One job after another, until no more comes."""
+    intake = Intake(desk)
+    while intake.wait():
+        number, job = intake.begin()
+        intake.end(number, ValueError(f"{job}: give a number from 0 on") if job < 0 else {"square": job * job})
+
+
+def test_jobs_in_the_process_itself_are_done_when_the_lane_is_closed():
+    lane = Lane(squares, str, in_process=True)
+    numbers = [lane.put(job) for job in (2, -1, 3)]
+    lane.close()
+    assert lane.result(numbers[0])[0] == {"square": 4} and lane.result(numbers[2])[0] == {"square": 9}
+    with pytest.raises(ValueError, match="-1: give a number"):
+        lane.result(numbers[1])
+
+
+def test_jobs_that_are_under_way_at_once_share_the_lane_s_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("pipelines.workers.lane.time.monotonic", lambda: now)
+    desk = Desk()
+    one, two = desk.put("one"), desk.put("two")
+    now += 4  # the start, of both
+    desk.take(0)
+    desk.begin(one)
+    now += 3  # of the first alone
+    desk.begin(two)
+    now += 10
+    desk.end(one, {})
+    now += 1
+    desk.end(two, {})
+    now += 50  # nothing is there
+    three = desk.put("three")
+    now += 2
+    desk.begin(three)
+    desk.end(three, {})
+    assert [desk.result(number)[1].share_s for number in (one, two, three)] == [2 + 3 + 5, 2 + 5 + 1, 2]
+
+
+def loses(*, begun: int, put: int):
+    """What each of `put` jobs ends with, the first `begun` of which were taken on when the workers were lost."""
+
+    def serve(desk):
+        intake = Intake(desk)
+        intake.look()
+        for _ in range(begun):
+            intake.begin()
+        raise ConnectionError("a machine went away")
+
+    lane = Lane(serve, str, in_process=True)
+    numbers = [lane.put(job) for job in range(put)]
+    lane.close()
+    errors = []
+    for number in numbers:
+        with pytest.raises(Exception, match="a machine went away") as caught:
+            lane.result(number)
+        errors.append(type(caught.value))
+    return errors
+
+
+def test_who_is_at_fault_when_workers_are_lost():
+    assert loses(begun=1, put=1) == loses(begun=0, put=1) == [ConnectionError]
+    assert loses(begun=1, put=3) == [ConnectionError, NotBegunError, NotBegunError]
+    assert loses(begun=2, put=3) == [NeighbourFailedError, NeighbourFailedError, NotBegunError]
+    # Whatever killed them before they had begun may be any one's doing.
+    assert loses(begun=0, put=2) == [NeighbourFailedError, NeighbourFailedError]
+
+
+def test_jobs_join_workers_in_another_process_and_what_has_ended_stays(ray_two_cpus):
+    import ray
+
+    def work(desk):
+        intake = Intake(desk)
+        while intake.wait():
+            number, job = intake.begin()
+            if job == "die":
+                os._exit(1)
+            intake.end(number, {"by": os.getpid(), "at": time.time()})
+
+    lane = Lane(lambda desk: ray.get(ray.remote(work).options(max_retries=0).remote(desk)), str, in_process=False)
+    first, times = lane.run("one")
+    second, _ = lane.run("two")
+    assert first["by"] == second["by"] != os.getpid()
+    assert 0 < times.up <= times.began <= times.ended and times.share_s > 0
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        lane.run("die")
+    with pytest.raises(NotBegunError):
+        lane.run("too late")
+    lane.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "lane" and thread.is_alive()]
