@@ -1,10 +1,18 @@
-"""The order in which the steps of a graph are built, and the refusal of steps that never could be. Pure: no Ray."""
+"""The order in which the steps of a graph are built, and the refusal of steps that never could be. Pure: no Ray.
+
+Steps run in lanes: workers that start once and take on ready steps of one kind (`in_common`). What there is of CPUs and GPUs is
+shared out to lanes, the most urgent ready step first: the one with the longest path of steps behind it. A lane takes on further
+steps of its kind, unless a ready step waits for room that has a longer path, or is overdue. Where paths are as long, the lane
+that is up goes on, since a start costs. So none that much depends on waits for a lane's end, and none waits for ever.
+A ready step for which there is room starts a lane of its own, unless a lane of its kind has nothing to do. A lane with nothing
+to do ends, unless a step of its kind lacks only inputs that are being built and nothing waits for room (`may_wait`).
+"""
 
 import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.errors import UserError
@@ -61,13 +69,41 @@ def _fits_on(need: Resources, nodes: Sequence[Mapping[str, float]]) -> bool:
     return room >= need.num_workers
 
 
+AHEAD = 2
+"""Steps that a lane has which does one after another: one is ready when the other ends."""
+
+
 def in_common(step: Step) -> Any:
-    """The settings that all members of a group share with `step`, hashable; None if it is to be run alone."""
+    """The settings that all steps of a lane share with `step`, hashable; None if it is to be run alone."""
     stage = REGISTRY[step.stage]
-    if stage.run_group is None or step.resources.max_group == 1:
+    if stage.open is None or step.resources.max_group == 1:
         return None
     common = stage.in_common(step.config, {name: source.fingerprint for name, source in step.inputs.items()})
     return None if common is None else (step.stage, step.resources, tuple(sorted(step.options.items())), common)
+
+
+def num_at_once(step: Step) -> int:
+    """How many steps like this one a lane has at once: as many as may be together where they are trained so."""
+    resources = step.resources
+    if resources.in_process or in_common(step) is None:
+        return 1
+    is_together = resources.num_workers == 1 and REGISTRY[step.stage].is_together(step.config)
+    return resources.max_group if is_together else min(AHEAD, resources.max_group)
+
+
+@dataclass(eq=False)
+class Lane:
+    """Workers that take on steps which have `kind` in common, None for one that has a single step, and what they hold.
+
+    `steps` are those under way, by fingerprint. `expected` is about how many it takes on in all. One that `is_ending` takes on
+    no more.
+    """
+
+    kind: Any
+    need: tuple[float, float]
+    steps: dict[str, Step] = field(default_factory=dict)
+    expected: int = 1
+    is_ending: bool = False
 
 
 class StepQueue:
@@ -80,12 +116,15 @@ class StepQueue:
         self.done = set(done)
         self.waiting = {step.fingerprint: step for step in steps if step.fingerprint not in self.done}
         self.running: dict[str, Step] = {}
+        self.lanes: list[Lane] = []
+        self._lane_of: dict[str, Lane] = {}
         self._need = {step.fingerprint: (step.resources.total_cpus, step.resources.total_gpus) for step in steps}
         self._rank = self._ranks(steps)
         self._unbuilt = {fingerprint: self._num_unbuilt(step) for fingerprint, step in self.waiting.items()}
         self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
         self._ready_needs = Counter(self._need[step.fingerprint] for step in self._ready)
         self._overtaken: dict[str, int] = {}
+        self._kinds: dict[str, Any] = {}
 
     def _ranks(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
         """(minus the steps on the longest path that begins here, place in the grid): smaller comes first.
@@ -104,8 +143,79 @@ class StepQueue:
     def _rank_of(self, step: Step) -> tuple[int, int]:
         return self._rank[step.fingerprint]
 
-    def next(self) -> Step | None:
-        """The most urgent ready step that fits into what is free, moved to running; None if there is none."""
+    def open(self) -> Lane | None:
+        """A lane for the most urgent ready step that fits into what is free, with others that it takes on; None if none fits.
+
+        It has no more of them than leaves work for all the lanes that fit side by side. Steps of the first one's size come
+        first, so that those that are trained at once end together.
+        """
+        first = self._next()
+        if first is None:
+            return None
+        lane = Lane(in_common(first), self._need[first.fingerprint])
+        alike = [step for step in self._ready_of(lane) if step is not first]
+        # Before it is among the lanes that share them.
+        most = min(num_at_once(first), self._fair_share(lane, 1 + len(alike)))
+        if lane.kind is not None:
+            num_to_come = sum(self._kind(step) == lane.kind for step in self._not_ready())
+            lane.expected = self._fair_share(lane, 1 + len(alike) + num_to_come)
+        self.lanes.append(lane)
+        self._start(first, lane)
+        size = first.coordinates.get("size")
+        for step in sorted(alike, key=lambda step: step.coordinates.get("size") != size)[: most - 1]:
+            self._start(step, lane)
+        return lane
+
+    def join(self, lane: Lane, is_overdue: Callable[[Step], bool] = lambda step: False) -> list[Step]:
+        """Further ready steps that `lane` takes on now, moved to running. None while one that `is_overdue` waits for room."""
+        joined: list[Step] = []
+        while not lane.is_ending and (step := self._next_of(lane, is_overdue)):
+            self._start(step, lane)
+            joined.append(step)
+        return joined
+
+    def _next_of(self, lane: Lane, is_overdue: Callable[[Step], bool]) -> Step | None:
+        ready = self._ready_of(lane)
+        if not ready or len(lane.steps) >= num_at_once(ready[0]):
+            return None
+        fits = self._fits()
+        # It is to start a lane of its own.
+        if lane.steps and fits(lane.need):
+            return None
+        (length, _) = self._rank_of(ready[0])
+        first = (step for step in self._ready if self._rank_of(step)[0] < length or is_overdue(step))
+        if any(self._waits_for(step, lane, fits) for step in first):
+            return None
+        # One that has fewer goes first.
+        return None if any(len(other.steps) < len(lane.steps) for other in self._others(lane)) else ready[0]
+
+    def _waits_for(self, step: Step, lane: Lane, fits: Callable[[tuple[float, float]], bool]) -> bool:
+        """Whether a ready step waits for room of which `lane` holds some."""
+        need = self._need[step.fingerprint]
+        has_lane = any(other.kind == self._kind(step) and not other.is_ending for other in self.lanes if other.kind is not None)
+        return not fits(need) and not has_lane and any(map(min, need, lane.need))
+
+    def may_wait(self, lane: Lane) -> bool:
+        """Whether `lane`, which has no step, is worth keeping: one of its kind lacks only inputs that are being built, and no
+        ready step waits for room that it holds."""
+        if lane.is_ending or lane.kind is None:
+            return False
+        fits = self._fits()
+        if any(self._waits_for(step, lane, fits) for step in self._ready):
+            return False
+        under_way = self.done.union(self.running, (step.fingerprint for step in self._ready))
+        return any(
+            all(source.fingerprint in under_way for source in step.inputs.values())
+            for step in self._not_ready()
+            if self._kind(step) == lane.kind
+        )
+
+    def close(self, lane: Lane) -> None:
+        """Give back what `lane` holds, which has no step any more."""
+        assert not lane.steps
+        self.lanes.remove(lane)
+
+    def _next(self) -> Step | None:
         fits = self._fits()
         # Few kinds of need and many steps: most often nothing fits, and no step has to be looked at to know it.
         if not any(map(fits, self._ready_needs)):
@@ -114,7 +224,6 @@ class StepQueue:
             if fits(self._need[step.fingerprint]):
                 for other in self._ready[:place]:
                     self._overtaken[other.fingerprint] = self._overtaken.get(other.fingerprint, 0) + 1
-                self._start(place)
                 return step
             if self._overtaken.get(step.fingerprint, 0) >= MAX_OVERTAKES:
                 return None
@@ -122,78 +231,69 @@ class StepQueue:
 
     def _fits(self) -> Callable[[tuple[float, float]], bool]:
         """A test of whether CPUs and GPUs are free, for as long as nothing starts or ends."""
-        taken = [self._need[fingerprint] for fingerprint in self.running]
-        free_cpus = self.capacity.cpus - sum(cpus for cpus, _ in taken) + 1e-9
-        free_gpus = self.capacity.gpus - sum(gpus for _, gpus in taken) + 1e-9
+        free_cpus = self.capacity.cpus - sum(lane.need[0] for lane in self.lanes) + 1e-9
+        free_gpus = self.capacity.gpus - sum(lane.need[1] for lane in self.lanes) + 1e-9
         return lambda need: need[0] <= free_cpus and need[1] <= free_gpus
 
-    def next_group(self) -> list[Step]:
-        """As `next`, with ready steps that the same workers can take on; empty if there is none.
+    def _kind(self, step: Step) -> Any:
+        if step.fingerprint not in self._kinds:
+            self._kinds[step.fingerprint] = in_common(step)
+        return self._kinds[step.fingerprint]
 
-        A group is no larger than leaves work for all the groups that fit side by side. Steps of the first one's size come
-        first, so that a group's members end together.
-        """
-        first = self.next()
-        if first is None:
-            return []
-        common = in_common(first)
-        if common is None:
-            return [first]
-        alike = [step for step in self._ready if in_common(step) == common]
-        size = first.coordinates.get("size")
-        num_members = min(first.resources.max_group, self._fair_share(first, 1 + len(alike)))
-        members = sorted(alike, key=lambda step: step.coordinates.get("size") != size)[: num_members - 1]
-        for member in members:
-            self._start(self._ready.index(member))
-            # The workers are the first member's; the others bring none.
-            self._need[member.fingerprint] = (0.0, 0.0)
-        return [first, *members]
+    def _ready_of(self, lane: Lane) -> list[Step]:
+        return [] if lane.kind is None else [step for step in self._ready if self._kind(step) == lane.kind]
 
-    def _fair_share(self, first: Step, num_alike: int) -> int:
-        """The part of `num_alike` steps that leaves as much to each of the groups that fit beside that of `first`."""
-        cpus, gpus = self._need[first.fingerprint]
+    def _not_ready(self) -> list[Step]:
+        return [step for fingerprint, step in self.waiting.items() if self._unbuilt[fingerprint]]
+
+    def _others(self, lane: Lane) -> list[Lane]:
+        return [other for other in self.lanes if other is not lane and other.kind == lane.kind and not other.is_ending]
+
+    def _fair_share(self, lane: Lane, num_alike: int) -> int:
+        """The part of `num_alike` steps that leaves as much to each of the lanes that fit beside `lane`."""
+        num_others = 0 if lane.kind is None else len(self._others(lane))
+        cpus, gpus = lane.need
         num_fitting = min(there / need for there, need in ((self.capacity.cpus, cpus), (self.capacity.gpus, gpus)) if need)
         if math.isinf(num_fitting):
             return 1  # all of them at once
-        common = in_common(first)
-        num_running = sum(
-            any(self._need[step.fingerprint]) and in_common(step) == common
-            for step in self.running.values()
-            if step is not first
-        )
-        return math.ceil(num_alike / max(1, int(num_fitting + 1e-9) - num_running))
+        return math.ceil(num_alike / max(1, int(num_fitting + 1e-9) - num_others))
 
     def without_room(self, cpus: float, gpus: float) -> Step | None:
         """The first running step that does not fit into so much any more; with none running, the first such ready one."""
         taken_cpus = taken_gpus = 0.0
-        for step in self.running.values() or self._ready:
-            need = self._need[step.fingerprint]
-            if self.running:
-                taken_cpus, taken_gpus = taken_cpus + need[0], taken_gpus + need[1]
-            else:
-                taken_cpus, taken_gpus = need
+        under_way = [lane for lane in self.lanes if lane.steps]
+        for lane in under_way:
+            taken_cpus, taken_gpus = taken_cpus + lane.need[0], taken_gpus + lane.need[1]
             if taken_cpus > cpus + 1e-9 or taken_gpus > gpus + 1e-9:
+                return next(iter(lane.steps.values()))
+        for step in () if under_way else self._ready:
+            need = self._need[step.fingerprint]
+            if need[0] > cpus + 1e-9 or need[1] > gpus + 1e-9:
                 return step
         return None
 
-    def _start(self, place: int) -> None:
-        step = self._withdraw(place)
-        self.running[step.fingerprint] = self.waiting.pop(step.fingerprint)
+    def _start(self, step: Step, lane: Lane) -> None:
+        self._withdraw(step)
+        self.running[step.fingerprint] = lane.steps[step.fingerprint] = self.waiting.pop(step.fingerprint)
+        self._lane_of[step.fingerprint] = lane
 
-    def _withdraw(self, place: int) -> Step:
-        step = self._ready.pop(place)
+    def _stop(self, fingerprint: str) -> Step:
+        del self._lane_of.pop(fingerprint).steps[fingerprint]
+        return self.running.pop(fingerprint)
+
+    def _withdraw(self, step: Step) -> None:
+        self._ready.remove(step)
         need = self._need[step.fingerprint]
         self._ready_needs[need] -= 1
         if not self._ready_needs[need]:
             del self._ready_needs[need]
-        return step
 
     def _make_ready(self, step: Step) -> None:
         self._ready_needs[self._need[step.fingerprint]] += 1
         insort(self._ready, step, key=self._rank_of)
 
     def succeeded(self, fingerprint: str) -> None:
-        del self.running[fingerprint]
+        self._stop(fingerprint)
         self.done.add(fingerprint)
         for user in {user.fingerprint: user for user in self.users[fingerprint]}.values():
             if user.fingerprint in self.waiting:
@@ -203,22 +303,20 @@ class StepQueue:
 
     def again(self, fingerprint: str, *, alone: bool = False) -> None:
         """Put a running step back, from now on to be run `alone` if that is asked; it is ready when its inputs are built."""
-        step = self.running.pop(fingerprint)
+        step = self._stop(fingerprint)
         if alone:
             step = replace(step, resources=replace(step.resources, max_group=1))
-        self._need[fingerprint] = (step.resources.total_cpus, step.resources.total_gpus)
+            self._kinds.pop(fingerprint, None)
         self._wait(step)
 
     def rebuild(self, fingerprints: Iterable[str]) -> None:
         """Take built steps back: they are to be built again, and steps that wait for their inputs wait for them."""
         for fingerprint in self.done.intersection(fingerprints):
             self.done.discard(fingerprint)
-            step = self._steps[fingerprint]
-            self._need[fingerprint] = (step.resources.total_cpus, step.resources.total_gpus)
-            self._wait(step)
+            self._wait(self._steps[fingerprint])
             for user in {user.fingerprint for user in self.users[fingerprint]} & self.waiting.keys():
                 if not self._unbuilt[user]:
-                    self._withdraw(next(place for place, ready in enumerate(self._ready) if ready.fingerprint == user))
+                    self._withdraw(next(ready for ready in self._ready if ready.fingerprint == user))
                 self._unbuilt[user] += 1
 
     def is_possible(self, step: Step) -> bool:
@@ -234,7 +332,7 @@ class StepQueue:
 
     def failed(self, fingerprint: str) -> list[Step]:
         """Give up a step; returns the steps that can no longer be built."""
-        step = self.running.pop(fingerprint)
+        step = self._stop(fingerprint)
         blocked: list[Step] = []
         todo = [step]
         while todo:

@@ -98,7 +98,9 @@ class Record:
     folder to {"sha256", "bytes"}; `num_rows` maps a Parquet file, or the folder of several, to its rows;
     `durations` are in seconds; `created` is ISO 8601 in UTC. `marks` say in what the artifact is not the real
     thing ("rehearsal", for one): its own stage's and those of all that it was built from, sorted. `input_contents`
-    maps an input's name to the `content` that it had then. Records older than these fields have none.
+    maps an input's name to the `content` that it had then. `timeline` says when it was built, in seconds since 1970: its inputs
+    were `ready`, it was `given` to its `lane`, which was `opened` and had workers `up`, where it `began` and `ended`; the last
+    of its inputs was that of the name `waited_for`. Records older than these fields have none.
     """
 
     stage: str
@@ -117,6 +119,7 @@ class Record:
     created: str = ""
     marks: tuple[str, ...] = ()
     input_contents: Mapping[str, str] = field(default_factory=dict)
+    timeline: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> ArtifactId:

@@ -5,13 +5,14 @@ writes for the same config and inputs.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.data.protocol import Sources
 from pipelines.resources import Report, Resources, no_report
-from pipelines.storage import join
+from pipelines.storage import absolute, join
+from pipelines.workers.lane import Lane, Times
 from sweep.graph.identity import SHORT
 
 
@@ -30,21 +31,42 @@ class Job:
     report: Report = no_report
     options: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)  # of the inputs
+    expected: int = 1
+    """About how many jobs its workers take on in all."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers of a stage that take on jobs until they are closed. `of` makes the lane's own job of one."""
+
+    lane: Lane
+    of: Callable[[Job], Any]
+
+    def run(self, job: Job) -> tuple[Mapping[str, Any], Times]:
+        """The metrics of a job, and when its workers did it; from any thread. Raises what it failed with (`Lane.result`)."""
+        metrics, times = self.lane.run(self.of(job))
+        return metrics, times
+
+    def close(self) -> None:
+        """Wait for all jobs, and end the workers."""
+        self.lane.close()
 
 
 @dataclass(frozen=True)
 class Stage:
     """`run` writes the artifact and returns its metrics, JSON values.
 
-    `run_group` does several jobs of the stage in workers that start once, and returns each one's metrics or what it failed
-    with. `in_common` says, of a config and its inputs' fingerprints, what jobs of a group must agree in; None: it stays alone.
-    `last_commit` is another value, of an unfinished output, whenever a later call would go on from a later place.
+    `open` starts workers that do jobs like the given one, one after another, or at once where `is_together` says so of a
+    config. `in_common` says, of a config and its inputs' fingerprints, what jobs agree in that the same workers can do; None: a
+    step stays alone. `last_commit` is another value, of an unfinished output, whenever a later call would go on from a later
+    place.
     """
 
     version: int
     run: Callable[[Job], Mapping[str, Any]]
-    run_group: Callable[[Sequence[Job]], Sequence[Mapping[str, Any] | Exception]] | None = None
+    open: Callable[[Job], Workers] | None = None
     in_common: Callable[[Any, Mapping[str, str]], Any] = lambda config, inputs: None
+    is_together: Callable[[Any], bool] = lambda config: False
     last_commit: Callable[[str], Any] = lambda output: None
 
 
@@ -140,25 +162,28 @@ def _task_model(job: Job) -> Mapping[str, Any]:
     )
 
 
-def _task_models(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
-    from pipelines.finetune.driver import finetune_group
+def _finetuning_workers(first: Job) -> Workers:
+    from pipelines.finetune.driver import check_member, finetuning_lane
+    from pipelines.finetune.job import Member
     from pipelines.finetune.task_model import finetuning_job
 
-    return finetune_group(
-        [
-            finetuning_job(
-                job.config,
-                join(job.inputs["training_set"], "examples.parquet"),
-                job.inputs["base_model"],
-                job.inputs["starting_point"],
-                job.inputs.get("trunk"),
-            )
-            for job in jobs
-        ],
-        [job.output for job in jobs],
-        resources=jobs[0].resources,
-        reports=[job.report for job in jobs],
-    )
+    def member(job: Job) -> Member:
+        finetuning = finetuning_job(
+            job.config,
+            join(job.inputs["training_set"], "examples.parquet"),
+            job.inputs["base_model"],
+            job.inputs["starting_point"],
+            job.inputs.get("trunk"),
+        )
+        made = Member(finetuning, absolute(job.output), job.report)
+        check_member(made, job.resources)
+        return made
+
+    return Workers(finetuning_lane(first.output, first.resources, expected=first.expected), member)
+
+
+def _is_together(config: Any) -> bool:
+    return bool(config.finetune.method == "lora")
 
 
 def _checkpoint(output: str) -> int | None:
@@ -174,25 +199,26 @@ def _same_base(config: Any, inputs: Mapping[str, str]) -> Any:
 
 
 def _evaluation(job: Job) -> Mapping[str, Any]:
-    (result,) = _evaluations([job])
-    if isinstance(result, Exception):
-        raise result
-    return result
+    from pipelines.evaluate.evaluation import evaluate
 
-
-def _evaluations(jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
-    from pipelines.evaluate.evaluation import evaluate_group
-
-    first = jobs[0]
-    return evaluate_group(
-        first.config,
-        first.inputs["sources"],
-        first.inputs["base_model"],
-        [job.inputs["task_model"] for job in jobs],
-        [job.output for job in jobs],
-        resources=first.resources,
-        reports=[job.report for job in jobs],
+    return evaluate(
+        job.config,
+        job.inputs["sources"],
+        job.inputs["base_model"],
+        job.inputs["task_model"],
+        job.output,
+        resources=job.resources,
+        report=job.report,
     )
+
+
+def _evaluating_workers(first: Job) -> Workers:
+    from pipelines.evaluate.evaluation import Evaluee, evaluation_lane
+
+    lane = evaluation_lane(
+        first.config, first.inputs["sources"], first.inputs["base_model"], first.resources, expected=first.expected
+    )
+    return Workers(lane, lambda job: Evaluee(job.inputs["task_model"], job.output, job.report))
 
 
 def _same_sets_and_base(config: Any, inputs: Mapping[str, str]) -> Any:
@@ -224,12 +250,12 @@ REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
     "base_model": Stage(1, _base_model),
     "starting_set": Stage(1, _training_set),
-    "starting_point": Stage(2, _task_model, _task_models, _same_base, _checkpoint),
+    "starting_point": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _checkpoint),
     "generator": Stage(3, _generator, last_commit=_checkpoint),
     "synthetic_pool": Stage(1, _synthetic_pool, last_commit=_num_shards),
     "judgement": Stage(1, _judgement),
     "training_set": Stage(1, _training_set),
-    "task_model": Stage(2, _task_model, _task_models, _same_base, _checkpoint),
-    "evaluation": Stage(2, _evaluation, _evaluations, _same_sets_and_base),
+    "task_model": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _checkpoint),
+    "evaluation": Stage(2, _evaluation, _evaluating_workers, _same_sets_and_base),
 }
 """In the order of the pipeline, which pages follow."""

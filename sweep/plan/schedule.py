@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
-from sweep.graph.queue import Capacity, StepQueue
+from sweep.graph.queue import Capacity, Lane, StepQueue
 from sweep.graph.step import Step
 
 
@@ -37,11 +37,11 @@ def simulate(
     group_s: Callable[[Sequence[Step]], float] | None = None,
     checkpoint_bytes: Mapping[str, float] | None = None,
 ) -> Schedule:
-    """Play the steps that are not `done`, in the order, the groups and with the admission rule of a run.
+    """Play the steps that are not `done`, in the order, the lanes and with the admission rule of a run.
 
-    `seconds` of a step alone, and `checkpoint_bytes`, are by fingerprint; `group_s` says how long several take on the same
-    workers, by default one after another. CPUs are taken to be plenty. Raises UserError if a
-    step asks for more GPUs than there are.
+    `seconds` of a step alone, and `checkpoint_bytes`, are by fingerprint; `group_s` says how long several take in the same
+    lane, by default one after another. What a lane takes on at once ends at once, and no lane waits. CPUs are taken to be
+    plenty. Raises UserError if a step asks for more GPUs than there are.
     """
     done = set(done)
     missing = [step for step in steps if step.fingerprint not in done]
@@ -67,23 +67,34 @@ def _play(
     queue: StepQueue, taken_s: Callable[[Sequence[Step]], float], checkpoint_bytes: Mapping[str, float]
 ) -> tuple[float, float, float]:
     """Seconds until all is built, seconds in which GPUs work (of each), and the most bytes of checkpoints at once."""
-    running: list[tuple[float, int, list[Step]]] = []
+    running: list[tuple[float, int, Lane, list[Step]]] = []
+    before: dict[int, list[Step]] = {}  # what a lane has taken on so far, by the number of its start
     now = busy_s = peak_bytes = 0.0
-    started = 0
+
+    def begin(number: int, lane: Lane, members: list[Step]) -> None:
+        nonlocal busy_s
+        earlier = before.setdefault(number, [])
+        # It has started, and what its steps share is done.
+        own_s = taken_s([*earlier, *members]) - (taken_s(earlier) if earlier else 0.0)
+        earlier += members
+        busy_s += own_s * lane.need[1]
+        # The number of the start: lanes themselves cannot be compared where two end together.
+        heapq.heappush(running, (now + own_s, number, lane, members))
+
     while True:
-        while members := queue.next_group():
-            started += 1
-            group_s = taken_s(members)
-            busy_s += group_s * members[0].resources.total_gpus
-            # The number of the start: steps themselves cannot be compared where two end together.
-            heapq.heappush(running, (now + group_s, started, members))
+        while lane := queue.open():
+            begin(len(before), lane, list(lane.steps.values()))
         if not running:
             return now, busy_s, peak_bytes
-        held = sum(checkpoint_bytes.get(step.fingerprint, 0) for _, _, members in running for step in members)
+        held = sum(checkpoint_bytes.get(step.fingerprint, 0) for *_, members in running for step in members)
         peak_bytes = max(peak_bytes, held)
-        now, _, ended = heapq.heappop(running)
+        now, number, lane, ended = heapq.heappop(running)
         for step in ended:
             queue.succeeded(step.fingerprint)
+        if members := queue.join(lane):
+            begin(number, lane, members)
+        else:
+            queue.close(lane)
 
 
 def critical_path(steps: Sequence[Step], seconds: Mapping[str, float]) -> tuple[Step, ...]:

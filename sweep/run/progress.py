@@ -30,6 +30,7 @@ class Progress:
     losses: Counter[str] = field(default_factory=Counter)  # how often a step lost its machine or a process, by fingerprint
     waits: dict[str, str] = field(default_factory=dict)  # fingerprint → what a step has been waiting for
     spent: str = ""  # a line of what the study has cost, if that is reckoned
+    num_lanes: int = 0  # that have steps under way
 
     @property
     def num_done(self) -> int:
@@ -93,7 +94,7 @@ def time_left(progress: Progress, known: Mapping[str, float], parallel: float) -
     """Estimated seconds until the end; None while a stage is left of which no step has ended.
 
     `known` is the mean duration of earlier steps by stage; this run's own are added. A running step that says
-    how far it is speaks for itself. `parallel` is how many steps have run side by side.
+    how far it is speaks for itself. `parallel` is how many lanes have run side by side, whose steps have shares of their time.
     """
     means = mean_durations(progress.built.values(), known)
     over = {*progress.cached, *progress.built, *progress.failed, *progress.blocked}
@@ -148,7 +149,7 @@ class Display:
     def on_tick(self, progress: Progress) -> None:
         self._progress = progress
         if progress.running:
-            self._parallel = 0.98 * self._parallel + 0.02 * len(progress.running)
+            self._parallel = 0.98 * self._parallel + 0.02 * (progress.num_lanes or len(progress.running))
         if progress.spent and not self.is_live and time.monotonic() - self._said_spent_at >= SAY_SPENT_EVERY_S:
             self._said_spent_at = time.monotonic()
             print(f"{seconds(self._elapsed):>6}  {self._position(progress)}  {progress.spent}", file=self.stream, flush=True)

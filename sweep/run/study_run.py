@@ -337,7 +337,7 @@ def _watch(run: Run, meter: Meter, notice_s: float) -> None:
         show(progress)
 
     run.tick = tick
-    run.why_not = lambda group: meter.why_not(group, run.groups, run.progress)
+    run.why_not = lambda steps, beside: meter.why_not(steps, beside, run.progress)
     if run.tracker is not None:
         meter.tell = lambda metrics: run.tracker.annotate.remote(dict(metrics))
 

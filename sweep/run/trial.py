@@ -1,15 +1,16 @@
-"""The work inside one Tune trial: one step of the graph, or a group of them, from looking at the store to the record."""
+"""The work on one step of the graph in its lane: from looking at the store to the record."""
 
 import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DamagedError, NeighbourFailedError, NoticeError, UserError
+from pipelines.errors import DamagedError, NeighbourFailedError, NotBegunError, NoticeError, UserError
 from pipelines.identity import MARKS
 from pipelines.resources import no_report
 from pipelines.storage import (
@@ -23,6 +24,7 @@ from pipelines.storage import (
     write_if_absent,
     write_text,
 )
+from pipelines.workers.lane import Times
 from pipelines.workers.printed import last_lines, note_worker
 from sweep.graph.identity import SHORT
 from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_aside, inspect, set_aside, why_stale
@@ -49,22 +51,30 @@ INPUTS_FILE = ".inputs.json"
 
 @dataclass(frozen=True)
 class Order:
-    """All that a trial needs to build one artifact; picklable. `runner` is the stage, by value or by reference."""
+    """All that a lane needs to build one artifact; picklable. `runner` is the stage, by value or by reference.
+
+    One of `kind` None is built by itself; others of the same kind share workers, which take on about `expected` in all.
+    `timeline` is what the record says of when it came to be built (`Record.timeline`), as far as that is known.
+    """
 
     step: Step
     runner: Stage
     store_uri: str
     tracker: Any = None
     git: Mapping[str, Any] = field(default_factory=dict)
+    kind: Any = None
+    expected: int = 1
+    timeline: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a step ended: its record, or one line of what went wrong and where the whole traceback is.
 
-    `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with its group, and
-    may do well alone; one that `was_stopped` at a notice has committed what it had done, and goes on elsewhere or later. `kind`
-    says who is at fault. `unusable` are the fingerprints of inputs that are gone or damaged: built again, the step may do well.
+    `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with others of its
+    lane, and may do well alone; one that `was_stopped`, at a notice or before it had begun, has committed what it had done, and
+    goes on elsewhere or later. `kind` says who is at fault. `unusable` are the fingerprints of inputs that are gone or damaged:
+    built again, the step may do well.
     """
 
     record: Record | None
@@ -86,49 +96,38 @@ class UnusableInputsError(Exception):
         self.fingerprints = fingerprints
 
 
-def carry_out(orders: Sequence[Order], when_lost: Callable[[], None] = lambda: None) -> list[Outcome]:
-    """Build the missing artifacts of `orders`, one or a group of one stage. Never raises for a failure of the stage.
+Run = Callable[[Job], tuple[Mapping[str, Any], Times]]
+"""Does a job: its metrics, and when its workers did it."""
+
+
+def carry_out(order: Order, run: Run | None = None, when_lost: Callable[[], None] = lambda: None) -> Outcome:
+    """Build the artifact of `order` if it is missing: with `run`, or by itself. Never raises for a failure of the stage.
 
     One driver at a time builds an artifact; the next one finds the record. `when_lost` is called from another thread if
     another driver takes over, since this process was stopped for long or cut off from the store: it had better write no more.
     """
-    store = Store(orders[0].store_uri)
-    outcomes: dict[str, Outcome] = {}
+    step, store = order.step, Store(order.store_uri)
     try:
-        with contextlib.ExitStack() as leases:
-            held = {}
-            # In one order everywhere, so that two groups that share members cannot wait for each other.
-            for step in sorted((order.step for order in orders), key=lambda step: step.fingerprint):
-                held[step.fingerprint] = leases.enter_context(lease(store.folder(step.id), when_lost=when_lost))
-            missing = []
-            for order in orders:
-                if record := _usable_record(order.step, store):
-                    outcomes[order.step.fingerprint] = Outcome(record)
-                else:
-                    missing.append(order)
-            outcomes |= _build(missing, store, held)
+        while True:
+            # One that was taken over is waited for: there is a record then.
+            with contextlib.suppress(LeaseLostError), lease(store.folder(step.id), when_lost=when_lost) as held:
+                if record := _usable_record(step, store):
+                    return Outcome(record)
+                return Outcome(_build(order, store, held, run or partial(_by_itself, order.runner)))
     except Exception as error:
-        unfinished = [order.step for order in orders if order.step.fingerprint not in outcomes]
-        for step in unfinished:
-            outcome = _failure(error, step, store)
-            if len(unfinished) > 1 and outcome.kind is Kind.DEATH:
-                outcome = replace(outcome, was_neighbour=True)
-            outcomes[step.fingerprint] = outcome
-    if taken_over := [order for order in orders if order.step.fingerprint not in outcomes]:
-        # Waits for the other driver, and finds its record.
-        again = carry_out(taken_over, when_lost)
-        outcomes |= {order.step.fingerprint: outcome for order, outcome in zip(taken_over, again, strict=True)}
-    return [outcomes[order.step.fingerprint] for order in orders]
+        return _failure(error, step, store)
 
 
-def is_taken_over(orders: Sequence[Order]) -> bool:
-    """Whether another driver holds one of the artifacts of `orders`, which this one builds and whose process has just ended."""
-    store = Store(orders[0].store_uri)
-    for order in orders:
-        with lease_if_free(store.folder(order.step.id)) as held:
-            if held is None:
-                return True
-    return False
+def _by_itself(stage: Stage, job: Job) -> tuple[Mapping[str, Any], Times]:
+    started, began = time.monotonic(), time.time()
+    metrics = stage.run(job)
+    return metrics, Times(began, began, time.time(), time.monotonic() - started)
+
+
+def is_taken_over(store: Store, step: Step) -> bool:
+    """Whether another driver holds the artifact of `step`, which this one builds and whose process has just ended."""
+    with lease_if_free(store.folder(step.id)) as held:
+        return held is None
 
 
 def _usable_record(step: Step, store: Store) -> Record | None:
@@ -162,11 +161,13 @@ def _lines(damages: Sequence[Damage]) -> str:
 def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     if isinstance(noticed := root_cause(error), NoticeError):
         return Outcome(None, one_line(noticed), was_stopped=True)
+    if isinstance(error, NotBegunError):
+        return Outcome(None, "its workers were lost before it had begun", was_stopped=True, kind=kind(error))
     if not isinstance(error, UnusableInputsError):
         # A stage that reads a damaged input fails in its own words.
         try:
             how: How = "anew" if not store.is_local and "DamagedError" in repr(root_cause(error)) else "remembered"
-            _inputs(step, store, how, {})
+            _inputs(step, store, how)
         except UnusableInputsError as unusable:
             error = unusable
         except Exception as unreadable:
@@ -183,48 +184,17 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     return Outcome(None, text, log, is_final=is_final, was_neighbour=was_neighbour, kind=of)
 
 
-def _build(orders: Sequence[Order], store: Store, held: Mapping[str, Held]) -> dict[str, Outcome]:
-    """Outcomes by fingerprint; none of a member that another driver has taken over.
-
-    A member's failure is its own; what goes wrong for all of them is raised.
-    """
+def _build(order: Order, store: Store, held: Held, run: Run) -> Record:
     started = time.monotonic()
-    outcomes: dict[str, Outcome] = {}
-    ready: list[tuple[Order, dict[str, Record], Job]] = []
-    looked: dict[str, Looked] = {}
-    for order in orders:
-        try:
-            inputs = _inputs(order.step, store, "remembered", looked)
-            job = _job(order, store)
-            _begin(job, {name: record.content for name, record in inputs.items()})
-            ready.append((order, inputs, job))
-        except Exception as error:
-            outcomes[order.step.fingerprint] = _failure(error, order.step, store)
-    if not ready:
-        return outcomes
-    jobs = [job for _, _, job in ready]
-    note_worker("the process that drove it", [job.output for job in jobs])
-    results = _results(orders[0].runner, jobs)
-    stage_s = time.monotonic() - started
-    for (order, inputs, _), result in zip(ready, results, strict=True):
-        try:
-            if isinstance(result, Exception):
-                raise result
-            own = held[order.step.fingerprint]
-            outcome = Outcome(_record(order, store, own, dict(result), inputs, started, stage_s, len(ready)))
-        except LeaseLostError:
-            continue
-        except Exception as error:
-            outcome = _failure(error, order.step, store)
-        outcomes[order.step.fingerprint] = outcome
-    return outcomes
-
-
-def _results(stage: Stage, jobs: Sequence[Job]) -> Sequence[Mapping[str, Any] | Exception]:
-    if len(jobs) == 1:
-        return [stage.run(jobs[0])]
-    assert stage.run_group is not None
-    return stage.run_group(jobs)
+    inputs = _inputs(order.step, store, "remembered")
+    job = _job(order, store)
+    _begin(job, {name: record.content for name, record in inputs.items()})
+    note_worker("the process that drove it", [job.output])
+    at_lane = time.monotonic()
+    metrics, times = run(job)
+    # With others in the lane, its own share of their time; what is done here goes on beside them.
+    not_own_s = time.monotonic() - at_lane - times.share_s
+    return _record(order, store, held, dict(metrics), inputs, started + not_own_s, times)
 
 
 def _job(order: Order, store: Store) -> Job:
@@ -242,6 +212,7 @@ def _job(order: Order, store: Store) -> Job:
         StepReport(order.tracker, step.fingerprint) if order.tracker else no_report,
         step.options,
         {name: source.fingerprint for name, source in step.inputs.items()},
+        order.expected,
     )
 
 
@@ -252,8 +223,7 @@ def _record(
     metrics: dict[str, Any],
     inputs: Mapping[str, Record],
     started: float,
-    stage_s: float,
-    group_size: int,
+    times: Times,
 ) -> Record:
     """Describe the artifact that a stage has written, and thereby complete it."""
     step = order.step
@@ -267,11 +237,9 @@ def _record(
     files = store.files(folder)
     if not files:
         raise RuntimeError(f"stage {step.stage} wrote no file into {folder}")
-    durations = {
-        # In a group, each one's share: what they took in all is their sum.
-        "total_s": round((time.monotonic() - started) / group_size, 3),
-        "stage_s": round(stage_s / group_size, 3),
-    }
+    # In a lane, each one's share: what they took in all is their sum.
+    durations = {"total_s": round(time.monotonic() - started, 3), "stage_s": round(times.share_s, 3)}
+    when = {"up": times.up, "began": times.began, "ended": times.ended}
     record = Record(
         stage=step.stage,
         slug=step.slug,
@@ -284,11 +252,12 @@ def _record(
         files=files,
         versions=versions(),
         git=order.git,
-        durations=durations | ({"group_s": round(stage_s, 3)} if group_size > 1 else {}),
+        durations=durations,
         hardware=hardware(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         marks=tuple(sorted({*own, *(mark for source in inputs.values() for mark in source.marks)})),
         input_contents={name: source.content for name, source in inputs.items()},
+        timeline={**order.timeline, **{name: round(value, 3) for name, value in when.items()}},
     )
     # The last look: what has been hashed is ours.
     held.check()
@@ -312,21 +281,15 @@ def _write_record(record: Record, store: Store) -> None:
             raise LeaseLostError(f"{path} is being written by another driver")
 
 
-Looked = tuple[Record | None, list[Damage]]
-
-
-def _inputs(step: Step, store: Store, how: How, looked: dict[str, Looked]) -> dict[str, Record]:
+def _inputs(step: Step, store: Store, how: How) -> dict[str, Record]:
     """The records of a step's inputs, by their names in the stage, whose files are what they say.
 
-    What members of a group share is looked at once: `looked` is by fingerprint. Damaged inputs are set aside. Raises
-    UnusableInputsError for these, and for inputs that have no record.
+    Damaged inputs are set aside. Raises UnusableInputsError for these, and for inputs that have no record.
     """
     records: dict[str, Record] = {}
     wrong: dict[str, str] = {}
     for name, source in step.inputs.items():
-        if source.fingerprint not in looked:
-            looked[source.fingerprint] = inspect(store, source.id, how)
-        record, damages = looked[source.fingerprint]
+        record, damages = inspect(store, source.id, how)
         if damages:
             wrong[source.fingerprint] = set_damaged_aside(source, store, damages, how)
         elif record is None:

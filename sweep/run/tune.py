@@ -1,13 +1,12 @@
 """One Ray Tune experiment over the step graph. All that is peculiar to Tune is in this file.
 
-Every missing step is a trial, or is in one with others that the same workers take on. The searcher withholds a trial
-until its inputs are built, and until the resources that it needs are free: a trial that Tune starts never waits for
-another's, so it cannot deadlock. Trials are drivers and take no resources of their own; Ray Train, Ray Data and tasks
-inside them do.
+A trial is a lane (`sweep.graph.queue`): it stands for workers that take on steps, from its first one until it has none. The
+searcher withholds a trial until a step's inputs are built, and until the resources that it needs are free: a trial that Tune
+starts never waits for another's, so it cannot deadlock. Trials take no resources of their own; Ray Train, Ray Data and tasks
+of their lanes do.
 """
 
 import contextlib
-import functools
 import math
 import os
 import signal
@@ -16,20 +15,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.errors import UserError
 from sweep.graph.integrity import changed_inputs, why_stale
-from sweep.graph.queue import Capacity, StepQueue
+from sweep.graph.queue import Capacity, Lane, StepQueue
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
-from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
-from sweep.run.machine import git_state, live_nodes, temporary_folder
+from sweep.run.failures import Kind, one_line
+from sweep.run.lanes import Hosts, judged, machines_up
+from sweep.run.machine import git_state, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
-from sweep.run.trial import Order, Outcome, carry_out, is_taken_over, keep_log
+from sweep.run.trial import Order, Outcome, is_taken_over, keep_log
 
 TUNE_SETTINGS = {
     # A run has its own display.
@@ -56,8 +57,13 @@ SHORT_STEP_S, PROCESS_START_S = 1.0, 5.0
 """A step that takes less than the first is over before a process is up; within the second, one surely is."""
 MAX_LOSSES = 8
 """How often in a row a step may be lost without having committed anything; then it is given up."""
-DETECTION_S = 30.0
-"""How long Ray may take to find that a machine is gone, of which the processes on others know at once."""
+LINGER_S = 30.0
+"""How long a lane waits for a step that lacks only what is being built: about as long as workers take to start. So it costs no
+more than twice what knowing the future would."""
+OVERDUE_S = 300.0
+"""How long a ready step waits for room while lanes of others go on: so long that starts take no more than about a tenth."""
+ARRIVAL_S = 30.0
+"""How long an outcome may be on its way from a host that lives."""
 LEFTOVERS_S = 60.0
 """How long after a failure placement groups are looked for that nobody owns any more."""
 LOOK_S, WAIT_S = 5.0, 60.0
@@ -144,6 +150,25 @@ def _remove_orphaned_placement_groups() -> None:
 
 
 @dataclass
+class _Lane:
+    """A lane of the queue, its host, and what was sent there: step by what `Hosts.arrived` knows its outcome by."""
+
+    name: str
+    lane: Lane
+    host: Any
+    opened: float = field(default_factory=lambda: round(time.time(), 3))
+    sent: dict[Any, Step] = field(default_factory=dict)
+    num_built: int = 0
+    built_before: dict[str, int] = field(default_factory=dict)
+    """By fingerprint: how many the lane had built when it was given a step."""
+    idle_since: float | None = None
+    has_failed: bool = False
+    got_on: bool | None = None
+    """Whether its steps had got on when they were cut off; None before that."""
+    is_closed: bool = False
+
+
+@dataclass
 class Run:
     """The steps to build, of which at least one is not `cached`, and what the searcher and the callback of their Tune
     experiment share, in the driver.
@@ -151,8 +176,8 @@ class Run:
     `tracker` is an actor handle of `sweep.run.tracking.Tracker`, or None. `look` says what may be used by now of a cluster
     whose machines come and go. `records` are those of what is built, by fingerprint: a built step whose input came out
     otherwise in this run is built again, unless `keep_dependents`. `hold` is the reason for which nothing new starts; with
-    one, the experiment ends when nothing runs any more. `why_not` says, of steps that are about to start, why they may not
-    beside what runs, "" if they may; where nothing runs, that is a hold.
+    one, the experiment ends when nothing runs any more. `why_not` says, of a lane's steps, why they may not run beside those of
+    the others, "" if they may; where nothing runs, that is a hold.
     """
 
     steps: Sequence[Step]
@@ -166,14 +191,18 @@ class Run:
     look: Callable[[], Capacity] | None = None
     records: dict[str, Record] = field(default_factory=dict)
     keep_dependents: bool = False
-    why_not: Callable[[Sequence[Step]], str] = lambda group: ""
+    why_not: Callable[[Sequence[Step], Sequence[Sequence[Step]]], str] = lambda steps, beside: ""
     hold: str = ""
+    hosts: Hosts = field(default_factory=Hosts)
 
     def __post_init__(self) -> None:
         self.queue = StepQueue(self.steps, self.cached, self.capacity)
         self.progress = Progress(self.steps, self.cached)
         self.git = git_state()
-        self.trials: dict[str, list[Step]] = {}
+        self.lanes: dict[str, _Lane] = {}  # by the trial's id
+        self._started = time.time()
+        self._built_at: dict[str, float] = {}
+        self._num_lanes = 0
         self.attempts: Counter[str] = Counter()
         self.rebuilds: Counter[str] = Counter()
         self.seconds: dict[tuple[str, type], float] = {}  # stage and type of config → of the last trial that built one
@@ -193,33 +222,49 @@ class Run:
             return None
         if self._one_ends_soon():
             return None
-        group = self.queue.next_group()
-        if not group:
+        lane = self.queue.open()
+        if lane is None:
             return None
-        if reason := self.why_not(group):
-            for step in group:
+        steps = list(lane.steps.values())
+        if reason := self.why_not(steps, self.groups):
+            for step in steps:
                 self.queue.again(step.fingerprint)
+            self.queue.close(lane)
             # What runs may take less than was thought, and leave room.
             if self.queue.running:
                 return None
             self.hold = reason
             return "FINISHED"
-        self.trials[trial_id] = group
-        for step in group:
+        self._num_lanes += 1
+        name = f"{datetime.fromtimestamp(self._started, UTC):%Y%m%dT%H%M%S}-{self._num_lanes}"
+        opened = self.lanes[trial_id] = _Lane(name, lane, self.hosts.take())
+        self._give(opened, steps)
+        return {"lane": _Sealed((name, opened.host))}
+
+    @property
+    def groups(self) -> list[list[Step]]:
+        """The steps that run, those together that are in one lane."""
+        return [list(lane.lane.steps.values()) for lane in self.lanes.values() if lane.lane.steps]
+
+    def _give(self, lane: "_Lane", steps: Sequence[Step]) -> None:
+        for step in steps:
             self.progress.running[step.fingerprint] = time.monotonic()
             if self.tracker:
                 self.tracker.start.remote(Card.of(step))
             self.listener("start", step, self.progress)
-        return {
-            "orders": _Sealed([Order(step, REGISTRY[step.stage], self.store.uri, self.tracker, self.git) for step in group])
-        }
+            lane.built_before[step.fingerprint] = lane.num_built
+            timeline = {"lane": lane.name, "opened": lane.opened, **self._readiness(step), "given": round(time.time(), 3)}
+            stage, kind, expected = REGISTRY[step.stage], lane.lane.kind, lane.lane.expected
+            order = Order(step, stage, self.store.uri, self.tracker, self.git, kind, expected, timeline)
+            lane.sent[self.hosts.send(lane.host, lane.name, order)] = step
 
-    @property
-    def groups(self) -> list[list[Step]]:
-        """The steps that run, those together that the same workers have taken on."""
-        # A step that is tried again is of its last trial.
-        trial_of = {step.fingerprint: trial for trial, group in self.trials.items() for step in group}
-        return [self.trials[trial] for trial in dict.fromkeys(trial_of[fingerprint] for fingerprint in self.progress.running)]
+    def _readiness(self, step: Step) -> dict[str, Any]:
+        """When the inputs of a step were built, and the name of the last one, if that was in this run."""
+        built = {source.name: self._built_at.get(source.fingerprint, 0.0) for source in step.inputs.values()}
+        last = max(built, key=built.__getitem__, default="")
+        if not built or not built[last]:
+            return {"ready": round(self._started, 3), "waited_for": ""}
+        return {"ready": round(built[last], 3), "waited_for": last}
 
     def _one_ends_soon(self) -> bool:
         """Whether a step is running that leaves its process to the next one sooner than another would start.
@@ -235,27 +280,90 @@ class Run:
         )
 
     def complete(self, trial_id: str, result: Mapping[str, Any] | None, error: bool) -> None:
-        group = self.trials[trial_id]
-        outcomes: list[Outcome] = (result or {}).get("outcomes") or []
-        if error or not outcomes:
-            outcomes = [_lost(group, "the process that drove it was lost")] * len(group)
-        unfinished = [step for step, outcome in zip(group, outcomes, strict=True) if outcome.record is None]
-        has_progress = self._has_progress(unfinished) or len(unfinished) < len(group)
-        for step, outcome in zip(group, outcomes, strict=True):
-            self.progress.running.pop(step.fingerprint, None)
-            if outcome.record is None:
-                self._failed(step, outcome, has_progress)
+        """A trial has ended: its lane has, or one of its processes was lost, and with it the steps that were under way."""
+        lane = self.lanes.pop(trial_id)
+        said = (result or {}).get("lost")
+        # Of a lane that has ended, the last outcome may still be on its way: another process has said so.
+        self._collect(lane, wait_s=0.0 if error or said else ARRIVAL_S)
+        lost = said or Outcome(None, "the process that drove it was lost", kind=Kind.DEATH)
+        left = list(lane.lane.steps.values())
+        for step in left:
+            self._ended(lane, step, replace(self._with_log(lost, step), was_neighbour=len(left) > 1))
+        self.hosts.give_back(lane.host, is_sound=not (error or left or lane.has_failed))
+        self.queue.close(lane.lane)
+
+    def _with_log(self, lost: Outcome, step: Step) -> Outcome:
+        """The outcome of a step whose host has died, and of which nothing was written yet."""
+        # A store that is away says so when the step is tried again.
+        with contextlib.suppress(Exception):
+            if is_taken_over(self.store, step):
+                # A process ends itself when its lease is another driver's, which Ray does not pass on.
+                lost = replace(lost, error="another driver has taken its artifact over")
+        return replace(lost, log=keep_log(RuntimeError(lost.error), step, self.store))
+
+    def _collect(self, lane: "_Lane", *, wait_s: float = 0.0) -> None:
+        """Take in what has become of the steps of a lane."""
+        for sent, outcome in list(self.hosts.arrived(lane.sent, wait_s=wait_s)):
+            step = lane.sent.pop(sent)
+            # Of a host that has died, the trial says more.
+            if outcome is not None:
+                self._ended(lane, step, outcome)
+
+    def attend(self) -> None:
+        """Take in outcomes, have lanes take on what is ready for them, and end those that are of no more use."""
+        for lane in list(self.lanes.values()):
+            self._collect(lane)
+        for lane in [lane for lane in self.lanes.values() if not lane.is_closed]:
+            if not self.hold and (steps := self.queue.join(lane.lane, self._is_overdue)):
+                if self.why_not(list(lane.lane.steps.values()), [group for group in self.groups if steps[0] not in group]):
+                    for step in steps:
+                        self.queue.again(step.fingerprint)
+                else:
+                    self._give(lane, steps)
+            if lane.lane.steps:
+                lane.idle_since = None
                 continue
-            self.queue.succeeded(step.fingerprint)
-            durations = outcome.record.durations
-            self.seconds[_kind(step)] = durations.get("group_s", durations["total_s"])
-            self.progress.built[step.fingerprint] = outcome.record
-            if self.tracker:
-                self.tracker.finish.remote(outcome.record)
-            self.listener("done", step, self.progress)
-            self.records[step.fingerprint] = outcome.record
-            for user in {user.fingerprint: user for user in (step, *self.queue.users[step.fingerprint])}.values():
-                self._rebuild_if_stale(user)
+            lane.idle_since = lane.idle_since or time.monotonic()
+            is_over = self.hold or time.monotonic() - lane.idle_since > LINGER_S
+            if is_over or not self.queue.may_wait(lane.lane):
+                lane.is_closed = lane.lane.is_ending = True
+                self.hosts.close(lane.host, lane.name)
+        self.progress.num_lanes = len(self.groups)
+
+    def _is_overdue(self, step: Step) -> bool:
+        return bool(time.time() - self._readiness(step)["ready"] > OVERDUE_S)
+
+    def _ended(self, lane: "_Lane", step: Step, outcome: Outcome) -> None:
+        if outcome.record is None:
+            lane.has_failed = True
+            lane.lane.is_ending |= outcome.kind is not Kind.FAILURE or outcome.was_neighbour or outcome.was_stopped
+            has_progress = self._got_on(lane, step, outcome)
+            self.progress.running.pop(step.fingerprint, None)
+            self._failed(step, outcome, has_progress)
+            return
+        self.progress.running.pop(step.fingerprint, None)
+        lane.num_built += 1
+        self._built_at[step.fingerprint] = time.time()
+        self.queue.succeeded(step.fingerprint)
+        self.seconds[_kind(step)] = outcome.record.durations["total_s"]
+        self.progress.built[step.fingerprint] = outcome.record
+        if self.tracker:
+            self.tracker.finish.remote(outcome.record)
+        self.listener("done", step, self.progress)
+        self.records[step.fingerprint] = outcome.record
+        for user in {user.fingerprint: user for user in (step, *self.queue.users[step.fingerprint])}.values():
+            self._rebuild_if_stale(user)
+
+    def _got_on(self, lane: "_Lane", step: Step, outcome: Outcome) -> bool:
+        """Whether a step that was cut off had got on: it has a newer commit.
+
+        Or, fallen with others of its lane, one of these has, or the lane has built another since it was given this one.
+        """
+        if not outcome.was_neighbour:
+            return self._has_progress([step])
+        if lane.got_on is None:
+            lane.got_on = self._has_progress(list(lane.lane.steps.values()))
+        return lane.got_on or lane.num_built > lane.built_before[step.fingerprint]
 
     def _rebuild_if_stale(self, step: Step) -> None:
         record = self.records.get(step.fingerprint)
@@ -280,7 +388,7 @@ class Run:
         return True
 
     def _has_progress(self, unfinished: Sequence[Step]) -> bool:
-        """Whether one of a group's unfinished steps would go on from a later place than after the last time it was cut off."""
+        """Whether one of these would go on from a later place than after the last time it was cut off."""
         before, now = self._last_commits, {}
         for step in unfinished:
             # What is wrong with a store or a checkpoint, the step itself says.
@@ -346,6 +454,7 @@ class Run:
                 with contextlib.suppress(Exception):
                     self.progress.throughput = ray.get(self._asked)
                 self._asked = None
+        self.attend()
         self._look_around()
         self.tick(self.progress)
 
@@ -402,95 +511,27 @@ class _Sealed:
         self.value = value
 
     def __repr__(self) -> str:
-        return ", ".join(order.step.name for order in self.value)
+        return str(self.value)
 
     def __deepcopy__(self, memo: Any) -> "_Sealed":
         return self
 
 
 def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
-    """One step, or a group of them, run in an actor outside the trial's placement group.
+    """Wait for a lane's end. Its host lies outside the trial's placement group, which has no CPU for what it starts.
 
-    Inside it, Ray would place the stage's own tasks into the trial's group, which has no CPU. The actor stays
-    for the following trials of this process, so that torch is imported once.
+    If the host dies, the trial says in `lost` what of.
     """
     import ray
 
-    orders: list[Order] = config["orders"].value
-    machines = _machines()
-    host = _stage_host()
+    name, host = config["lane"].value
+    machines = machines_up()
     try:
-        outcomes: list[Outcome] = ray.get(host.carry_out.remote(orders))
+        ray.get(host.serve.remote(name))
     except ray.exceptions.RayError as error:
-        # A step's own failure is an outcome: this one is of the process, or of what came back from it.
-        lost = _lost(orders, _why_it_ended(error, orders))
-        outcomes = [replace(lost, log=keep_log(error, order.step, Store(order.store_uri))) for order in orders]
-    if any(outcome.record is None for outcome in outcomes):
-        # The actors and tasks that a failed stage left behind go with the process that owns them.
-        ray.kill(host)
-        _stage_host.cache_clear()
-    return {"outcomes": _judged(outcomes, machines)}
-
-
-def _why_it_ended(error: Exception, orders: Sequence[Order]) -> str:
-    """The line of a process that is gone: it ends itself when its lease is another driver's, which Ray does not pass on."""
-    # A store that is away says so when the step is tried again.
-    with contextlib.suppress(Exception):
-        if is_taken_over(orders):
-            return "another driver has taken its artifact over"
-    return one_line(error)
-
-
-def _lost(group: Sequence[Any], error: str) -> Outcome:
-    """The outcome of each of `group` when the process that drove them was lost."""
-    return Outcome(None, error, was_neighbour=len(group) > 1, kind=Kind.DEATH)
-
-
-def _judged(outcomes: Sequence[Outcome], machines: set[str]) -> list[Outcome]:
-    """`outcomes` with what became of the cluster's `machines`, which the processes that are left do not always know."""
-    kinds = {outcome.kind for outcome in outcomes if outcome.record is None}
-    if len(machines) == 1:
-        # There is no other one to lose: what cannot be reached any more has died.
-        known = {Kind.LOSS: (Kind.DEATH, PROCESS_DIED)}
-    elif Kind.DEATH in kinds and _one_is_lost(machines):
-        known = {Kind.DEATH: (Kind.LOSS, MACHINE_LOST)}
-    else:
-        known = {}
-    judged = []
-    for outcome in outcomes:
-        kind, error = known.get(outcome.kind, (outcome.kind, outcome.error))
-        judged.append(outcome if outcome.record else replace(outcome, kind=kind, error=error))
-    return judged
-
-
-def _machines() -> set[str]:
-    """Ray's ids of the machines that are up."""
-    return {node["NodeID"] for node in live_nodes()}
-
-
-def _one_is_lost(machines: set[str]) -> bool:
-    """Whether one of `machines` is gone; the answer is no only when Ray has had the time to find out."""
-    deadline = time.monotonic() + DETECTION_S
-    while machines <= _machines():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(1)
-    return True
-
-
-@functools.cache
-def _stage_host() -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_StageHost).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-class _StageHost:
-    def carry_out(self, orders: list[Order]) -> list[Outcome]:
-        # What the stage has started ends with this process.
-        return carry_out(orders, when_lost=functools.partial(os._exit, 1))
+        return {"lost": judged(Outcome(None, one_line(error), kind=Kind.DEATH), machines)}
+    # Of a trial without any result Tune prints a line.
+    return {"lost": False}
 
 
 def _searcher(run: Run) -> Any:

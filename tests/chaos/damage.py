@@ -38,6 +38,7 @@ from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
 from sweep.run.study_run import _set_damaged_aside
 from sweep.run.tune import Run
+from tests.sweep.run.stand_in_hosts import StandInHosts, end, orders_of
 
 
 def cut(path: Path) -> None:
@@ -87,13 +88,13 @@ def run_again(steps: Sequence[Step], store: Store) -> list[str]:
         if event in ("retry", "failed"):
             lines.append(f"{event} {step.name}: {(progress.retried | progress.failed)[step.fingerprint].error}")
 
-    run = Run(list(steps), set(records), store, Capacity(1, 0), None, listen, records=records, max_failures=1)
+    given: dict[str, Any] = {"listener": listen, "records": records, "hosts": StandInHosts()}
+    run = Run(list(steps), set(records), store, Capacity(1, 0), **given)
     for trial in range(100):
         suggestion = run.suggest(str(trial))
         if not isinstance(suggestion, dict):
             break
-        outcomes = [build(order.step, store) for order in suggestion["orders"].value]
-        run.complete(str(trial), {"outcomes": outcomes}, error=False)
+        end(run, str(trial), *(build(order.step, store) for order in orders_of(run, str(trial))))
     return lines
 
 

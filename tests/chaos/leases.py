@@ -150,7 +150,7 @@ class Case:
 
             def work() -> str:
                 order = Order(self._step, replace(stage, run=slowly), self.store.uri)
-                (outcome,) = carry_out([order], when_lost=partial(os._exit, LOST_CODE))
+                outcome = carry_out(order, when_lost=partial(os._exit, LOST_CODE))
                 return outcome.error
 
             child = Child(work)

@@ -97,7 +97,7 @@ def warm_up() -> None:
 
 def build(step: Step, store: Store) -> Outcome:
     """As a trial does."""
-    (outcome,) = carry_out([Order(step, REGISTRY[step.stage], store.uri)])
+    outcome = carry_out(Order(step, REGISTRY[step.stage], store.uri))
     return outcome
 
 

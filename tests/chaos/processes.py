@@ -37,7 +37,7 @@ STUDY = ("run", "demo", "-p", "training_sizes=300", "-p", "starting_sizes=0", "-
 PROCESSES = {
     "the driver": "stand_ins.py",
     "a trial's process": "ImplicitFunc",
-    "a stage's process": "_StageHost",
+    "a stage's process": "ray::LaneHost",
     "MLflow's tracker": "ray::Tracker",
     "the raylet": "raylet/raylet",
     "Ray's control store": "gcs_server",

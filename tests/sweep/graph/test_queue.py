@@ -1,5 +1,8 @@
 """The queue says which step runs next: pure bookkeeping, no Ray."""
 
+import itertools
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.resources import Resources
-from sweep.graph.queue import MAX_OVERTAKES, Capacity, StepQueue, check_resources
+from sweep.graph.queue import MAX_OVERTAKES, Capacity, Lane, StepQueue, check_resources
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -22,10 +25,31 @@ def step(slug: str, *inputs: Step, cpus: float = 1, gpus: float = 0) -> Step:
 
 
 def names(queue: StepQueue) -> list[str]:
+    """The steps of all the lanes that can be opened when those that have none have ended."""
     found = []
-    while one := queue.next():
-        found.append(one.slug)
+    for lane in [lane for lane in queue.lanes if not lane.steps]:
+        queue.close(lane)
+    while lane := queue.open():
+        found += [one.slug for one in lane.steps.values()]
     return found
+
+
+def opened(queue: StepQueue) -> Lane:
+    lane = queue.open()
+    assert lane is not None
+    return lane
+
+
+def first(queue: StepQueue) -> Step:
+    """The step of the next lane, when those that have none have ended."""
+    for lane in [lane for lane in queue.lanes if not lane.steps]:
+        queue.close(lane)
+    (one,) = opened(queue).steps.values()
+    return one
+
+
+def slugs(steps: Iterable[Step]) -> list[str]:
+    return [one.slug for one in steps]
 
 
 def test_a_step_waits_for_all_its_inputs() -> None:
@@ -52,9 +76,9 @@ def test_a_model_is_evaluated_before_the_next_is_trained(experiment: Experiment)
     done = [one.fingerprint for one in steps if one.stage not in ("task_model", "evaluation")]
     queue = StepQueue(steps, done, Capacity(1, 0))
     order = []
-    while one := queue.next():
-        order.append(one)
-        queue.succeeded(one.fingerprint)
+    while not queue.is_exhausted:
+        order.append(first(queue))
+        queue.succeeded(order[-1].fingerprint)
     for model, evaluation in pairwise(order):
         if model.stage == "task_model":
             assert model in evaluation.inputs.values()
@@ -63,7 +87,7 @@ def test_a_model_is_evaluated_before_the_next_is_trained(experiment: Experiment)
 def test_the_generator_goes_before_starting_points(experiment: Experiment) -> None:
     steps = build_grid(experiment)
     done = [one.fingerprint for one in steps if one.stage in ("sources", "base_model")]
-    assert StepQueue(steps, done, Capacity(1, 0)).next().stage == "generator"  # type: ignore[union-attr]
+    assert first(StepQueue(steps, done, Capacity(1, 0))).stage == "generator"
 
 
 def test_running_steps_never_need_more_than_there_is() -> None:
@@ -124,12 +148,12 @@ def test_a_step_without_room_is_found_among_those_that_run_and_else_among_the_re
     assert queue.without_room(2, 1) is gpu and queue.without_room(1, 1) is large
 
 
-def grouped(num: int, capacity: Capacity, *, most: int, sizes: tuple[int, ...] = (100,)) -> list[list[int]]:
-    """Sizes of the cells in each group that is given out, one after another, of `num` cells over one base model."""
+def cells(num: int, *, most: int = 9, sizes: tuple[int, ...] = (100,), method: str = "lora", gpus: float = 1) -> list[Step]:
+    """A base model, and `num` cells over it."""
     base = step("base")
-    resources = Resources(gpus_per_worker=1, max_group=most)
-    recipe = FinetuneConfig()
-    cells = [
+    resources = Resources(gpus_per_worker=gpus, max_group=most)
+    recipe = FinetuneConfig(method=method)
+    made = [
         Step(
             "task_model",
             f"cell{i}",
@@ -140,28 +164,121 @@ def grouped(num: int, capacity: Capacity, *, most: int, sizes: tuple[int, ...] =
         )
         for i in range(num)
     ]
-    queue = StepQueue([base, *cells], [base.fingerprint], capacity)
-    given = []
-    while not (queue.is_exhausted and not queue.running):
-        while group := queue.next_group():
-            given.append(group)
-        for one in list(queue.running.values()):
-            queue.succeeded(one.fingerprint)
-    assert sorted(one.slug for group in given for one in group) == sorted(one.slug for one in cells)
-    return [[one.coordinates["size"] for one in group] for group in given]
+    return [base, *made]
 
 
-def test_groups_are_full_and_of_one_size_where_one_gpu_does_all() -> None:
-    assert grouped(12, Capacity(99, 1), most=4, sizes=(30, 20, 10)) == [[30] * 4, [20] * 4, [10] * 4]
-    assert [len(group) for group in grouped(7, Capacity(99, 1), most=3)] == [3, 3, 1]
+def sizes_given(num: int, capacity: Capacity, *, most: int, sizes: tuple[int, ...] = (100,)) -> list[list[list[int]]]:
+    """Sizes of the cells that each lane has at once, from its start to its end."""
+    steps = cells(num, most=most, sizes=sizes)
+    queue = StepQueue(steps, [steps[0].fingerprint], capacity)
+    given: dict[Lane, list[list[int]]] = {}
+    while not queue.is_exhausted or queue.running:
+        while lane := queue.open():
+            given[lane] = [[one.coordinates["size"] for one in lane.steps.values()]]
+        for lane in list(queue.lanes):
+            for one in list(lane.steps.values()):
+                queue.succeeded(one.fingerprint)
+            if joined := queue.join(lane):
+                given[lane].append([one.coordinates["size"] for one in joined])
+            else:
+                queue.close(lane)
+    assert sum(map(len, itertools.chain(*given.values()))) == num
+    return list(given.values())
 
 
-def test_groups_leave_work_for_every_gpu() -> None:
-    assert [len(group) for group in grouped(12, Capacity(99, 8), most=24)] == [2, 2, 2, 2, 1, 1, 1, 1]
+def test_a_lane_is_full_of_one_size_and_takes_on_all_where_one_gpu_does_all() -> None:
+    assert sizes_given(12, Capacity(99, 1), most=4, sizes=(30, 20, 10)) == [[[30] * 4, [20, 10, 20, 10], [20, 10, 20, 10]]]
+    assert [[len(had) for had in lane] for lane in sizes_given(7, Capacity(99, 1), most=3)] == [[3, 3, 1]]
 
 
-def test_without_leave_there_are_no_groups() -> None:
-    assert [len(group) for group in grouped(3, Capacity(99, 1), most=1)] == [1, 1, 1]
+def test_lanes_leave_work_for_every_gpu() -> None:
+    assert [[len(had) for had in lane] for lane in sizes_given(12, Capacity(99, 8), most=24)] == [[2]] * 4 + [[1]] * 4
+
+
+def test_without_leave_each_step_has_a_lane_of_its_own() -> None:
+    assert sizes_given(3, Capacity(99, 1), most=1) == [[[100]]] * 3
+
+
+def test_what_is_trained_one_after_another_waits_in_no_lane_but_for_the_next_one() -> None:
+    steps = cells(5, method="full")
+    queue = StepQueue(steps, [steps[0].fingerprint], Capacity(99, 2))
+    left, right = opened(queue), opened(queue)
+    assert (slugs(left.steps.values()), slugs(right.steps.values())) == (["cell0", "cell1"], ["cell2", "cell3"])
+    assert queue.open() is None and queue.join(left) == []
+    queue.succeeded(steps[3].fingerprint)
+    # Whichever is asked, the one that has fewer goes first.
+    assert queue.join(left) == [] and slugs(queue.join(right)) == ["cell4"]
+    assert [lane.expected for lane in (left, right)] == [3, 3]
+
+
+def test_a_cell_that_becomes_ready_joins_a_lane_of_its_kind_unless_it_has_room_of_its_own() -> None:
+    base, one, two = cells(2)
+    late = replace(two, inputs={**two.inputs, "training_set": (drawn := step("drawn"))})
+    queue = StepQueue([base, drawn, one, late], [base.fingerprint], Capacity(99, 2))
+    assert names(queue) == ["drawn", "cell0"]
+    lane = queue.lanes[1]
+    assert lane.expected == 1, "one on each GPU"
+    queue.succeeded(drawn.fingerprint)
+    assert queue.join(lane) == [] and names(queue) == ["cell1"]
+    queue = StepQueue([base, drawn, one, late], [base.fingerprint], Capacity(99, 1))
+    assert names(queue) == ["drawn", "cell0"]
+    (_, lane) = queue.lanes
+    assert queue.join(lane) == []
+    queue.succeeded(drawn.fingerprint)
+    assert slugs(queue.join(lane)) == ["cell1"] and queue.is_exhausted
+
+
+def test_a_lane_takes_on_no_more_while_a_step_that_more_depends_on_waits_for_room() -> None:
+    base, *some = cells(4, most=2)
+    root = step("root")
+    urgent = step("urgent", root, gpus=1)
+    steps = [base, root, *some, urgent, step("then", urgent), step("last", step("then", urgent))]
+    queue = StepQueue(steps, [base.fingerprint, root.fingerprint], Capacity(99, 1))
+    assert names(queue) == ["urgent"], "the longest path first"
+    queue = StepQueue(steps, [base.fingerprint], Capacity(99, 1))
+    assert names(queue) == ["root", "cell0", "cell1"]
+    lane = queue.lanes[1]
+    queue.succeeded(some[0].fingerprint)
+    assert slugs(queue.join(lane)) == ["cell2"]
+    queue.succeeded(root.fingerprint)
+    for one in (some[1], some[2]):
+        queue.succeeded(one.fingerprint)
+    assert queue.join(lane) == [] and not queue.may_wait(lane) and queue.open() is None
+    queue.close(lane)
+    assert names(queue) == ["urgent"]
+
+
+def test_a_lane_that_is_up_goes_on_before_what_is_as_urgent_until_that_is_overdue() -> None:
+    base, *some = cells(4, most=2)
+    other = step("other", gpus=1)
+    queue = StepQueue([base, *some[:1], other, *some[1:]], [base.fingerprint], Capacity(99, 1))
+    lane = opened(queue)
+    queue.succeeded(some[0].fingerprint)
+    assert queue.join(lane, lambda step: step is other) == []
+    assert slugs(queue.join(lane, lambda step: step is some[3])) == ["cell2"], "its own kind does not wait for it"
+
+
+def test_an_idle_lane_waits_only_for_what_is_about_to_be_ready_and_in_nobody_s_way() -> None:
+    base, one, two = cells(2)
+    root, other = step("root"), step("other", gpus=1)
+    drawn, drawn_later = step("drawn"), step("drawn_later", root)
+    late, later = (replace(two, inputs={**two.inputs, "training_set": source}) for source in (drawn, drawn_later))
+
+    def lane_after_its_step(*steps: Step) -> tuple[StepQueue, Lane]:
+        queue = StepQueue([base, *steps], [base.fingerprint], Capacity(9, 1))
+        lane = next(lane for lane in iter(queue.open, None) if one.fingerprint in lane.steps)
+        queue.succeeded(one.fingerprint)
+        assert queue.join(lane) == []
+        return queue, lane
+
+    queue, lane = lane_after_its_step(drawn, one, late)
+    assert queue.may_wait(lane)
+    queue.failed(drawn.fingerprint)
+    assert not queue.may_wait(lane), "nothing of its kind is left"
+    queue, lane = lane_after_its_step(root, drawn_later, one, later)
+    assert not queue.may_wait(lane), "what it would wait for waits itself"
+    queue, lane = lane_after_its_step(drawn, one, late, other)
+    assert not queue.may_wait(lane), "another one waits for its GPU"
 
 
 def test_other_base_models_and_untrained_ones_stay_apart() -> None:
@@ -172,30 +289,30 @@ def test_other_base_models_and_untrained_ones_stay_apart() -> None:
         made = UntrainedConfig(seed) if config is UntrainedConfig else TaskModelConfig(FinetuneConfig(), seed)
         return Step("starting_point", f"cell{seed}{base.slug}", made, {"base_model": base}, {}, resources)
 
-    cells = [cell(0, first), cell(1, second), cell(2, first), cell(3, first, UntrainedConfig), cell(4, second)]
-    queue = StepQueue([first, second, *cells], [first.fingerprint, second.fingerprint], Capacity(9, 1))
+    given = [cell(0, first), cell(1, second), cell(2, first), cell(3, first, UntrainedConfig), cell(4, second)]
+    queue = StepQueue([first, second, *given], [first.fingerprint, second.fingerprint], Capacity(9, 1))
     found = []
-    while group := queue.next_group():
-        found.append([one.slug for one in group])
-        for one in group:
+    while lane := queue.open():
+        found.append(slugs(lane.steps.values()))
+        for one in list(lane.steps.values()):
             queue.succeeded(one.fingerprint)
+        assert queue.join(lane) == []
+        queue.close(lane)
     assert found == [["cell0first", "cell2first"], ["cell1second", "cell4second"], ["cell3first"]]
 
 
-def test_a_member_that_is_put_back_alone_comes_alone() -> None:
-    base = step("base")
-    resources = Resources(gpus_per_worker=1, max_group=9)
-    cells = [Step("task_model", f"c{i}", TaskModelConfig(FinetuneConfig(), i), {"b": base, "base_model": base}, {}, resources)
-             for i in range(3)]  # fmt: skip
-    queue = StepQueue([base, *cells], [base.fingerprint], Capacity(9, 1))
-    assert len(queue.next_group()) == 3
-    assert queue.next_group() == []
-    for one in cells:
+def test_a_step_that_is_put_back_alone_comes_alone() -> None:
+    base, *three = cells(3)
+    queue = StepQueue([base, *three], [base.fingerprint], Capacity(9, 1))
+    lane = opened(queue)
+    assert len(lane.steps) == 3
+    for one in three:
         queue.again(one.fingerprint, alone=True)
-    assert [one.slug for one in queue.next_group()] == ["c0"]
-    assert queue.next_group() == []
-    assert len(queue.failed(cells[0].fingerprint)) == 0
-    assert [one.slug for one in queue.next_group()] == ["c1"]
+    assert queue.join(lane) == [] and queue.open() is None
+    queue.close(lane)
+    assert names(queue) == ["cell0"]
+    assert len(queue.failed(three[0].fingerprint)) == 0
+    assert names(queue) == ["cell1"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +339,7 @@ def test_what_is_taken_back_is_built_before_what_waits_for_it() -> None:
     c, d = step("c", a, b), step("d", a)
     e = step("e", c)
     queue = StepQueue([a, b, c, d, e], [a.fingerprint, b.fingerprint], Capacity(9, 0))
-    assert queue.next() is c
+    assert first(queue) is c
     # c fails on its input while d is ready and e waits.
     queue.rebuild([a.fingerprint])
     queue.again(c.fingerprint)
@@ -245,10 +362,10 @@ def test_a_step_is_possible_while_none_of_its_inputs_is_given_up() -> None:
     a = step("a")
     b, c = step("b", a), step("c", a)
     queue = StepQueue([a, b, c], [a.fingerprint], Capacity(1, 0))
-    assert queue.next() is b and queue.is_possible(b)
+    assert first(queue) is b and queue.is_possible(b)
     queue.rebuild([a.fingerprint])
-    assert queue.is_possible(b) and queue.next() is None
+    assert queue.is_possible(b) and queue.open() is None
     queue.succeeded(b.fingerprint)
-    assert queue.next() is a and queue.is_possible(b)
+    assert first(queue) is a and queue.is_possible(b)
     assert queue.failed(a.fingerprint) == [c]
     assert not queue.is_possible(b)

@@ -55,7 +55,7 @@ def build(store: str, name: str) -> None:
         return {"value": name}
 
     step = Step("task_model", "cell", Config())
-    (outcome,) = carry_out([Order(step, Stage(1, run), store)])
+    outcome = carry_out(Order(step, Stage(1, run), store))
     say(json.dumps({"value": outcome.record and outcome.record.metrics["value"], "error": outcome.error}))
 
 

@@ -12,20 +12,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
 from pipelines.storage import join, read_text, replace_if_unchanged, write_text
 from sweep.graph import stages
+from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
 from sweep.live import lease as leases
 from sweep.live.lease import LEASE_FILE, LOCK_FILE, Lease, LeaseLostError, lease
-from sweep.run import tune
-from sweep.run.trial import Order, carry_out
+from sweep.run.failures import Kind
+from sweep.run.trial import Order, Outcome, carry_out
+from sweep.run.tune import Run
 from tests.sweep.run.fake_study import Config
+from tests.sweep.run.stand_in_hosts import StandInHosts
 
 SCRIPT = Path(__file__).with_name("lease_holder.py")
 ROOT = Path(__file__).parents[3]
@@ -150,27 +152,18 @@ def test_a_driver_that_was_stopped_for_long_leaves_a_whole_artifact(bucket: str,
     assert store.read_bytes(record, "value.txt").decode() == record.metrics["value"]
 
 
-def test_a_step_whose_process_ended_for_its_lease_says_that_another_driver_has_it(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    def ended(_: object) -> None:
-        raise ray.exceptions.RayActorError()
-
-    host = MagicMock()
-    monkeypatch.setattr(tune, "_stage_host", host)
-    monkeypatch.setattr(tune, "_machines", lambda: {"this one"})
-    monkeypatch.setattr(ray, "get", ended)
-    monkeypatch.setattr(ray, "kill", lambda _: None)
+def test_a_step_whose_process_ended_for_its_lease_says_that_another_driver_has_it(bucket: str) -> None:
     step = Step("task_model", "cell", Config())
-    config = {"orders": tune._Sealed([Order(step, Stage(1, lambda job: {}), bucket)])}
-    write_text(join(Store(bucket).folder(step.id), LEASE_FILE), json.dumps(ELSEWHERE))
-    (outcome,) = tune._trial(config)["outcomes"]
-    assert outcome.error == "another driver has taken its artifact over"
-    write_text(join(Store(bucket).folder(step.id), LEASE_FILE), json.dumps(ELSEWHERE | {"free": True}))
-    (outcome,) = tune._trial(config)["outcomes"]
-    assert outcome.error.startswith("its process died")
+
+    def said(content: dict[str, Any]) -> str:
+        run = Run([step], set(), Store(bucket), Capacity(1, 0), hosts=StandInHosts())
+        assert run.suggest("trial")
+        write_text(join(Store(bucket).folder(step.id), LEASE_FILE), json.dumps(content))
+        run.complete("trial", {"lost": Outcome(None, "its process died", kind=Kind.DEATH)}, error=False)
+        return run.progress.retried[step.fingerprint].error
+
+    assert said(ELSEWHERE) == "another driver has taken its artifact over"
+    assert said(ELSEWHERE | {"free": True}) == "its process died"
 
 
 @pytest.mark.slow
@@ -213,7 +206,7 @@ def test_a_store_that_is_removed_under_a_step_takes_no_half_of_it_for_the_whole(
 
     monkeypatch.setitem(stages.REGISTRY, "sources", Stage(1, run))
     step = Step("sources", "data", Config())
-    (outcome,) = carry_out([Order(step, stages.REGISTRY["sources"], str(tmp_path / "store"))])
+    outcome = carry_out(Order(step, stages.REGISTRY["sources"], str(tmp_path / "store")))
     assert outcome.record is not None
     assert set(outcome.record.files) == {"first.txt", "second.txt"}
     assert len(calls) == 2

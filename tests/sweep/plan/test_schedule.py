@@ -58,16 +58,17 @@ def test_shares_of_a_gpu_run_together() -> None:
     assert simulate(steps, dict.fromkeys((one.fingerprint for one in steps), 6.0), [], 1).seconds == 12
 
 
-def test_a_group_ends_together_and_takes_as_long_as_it_is_said_to(llama: Experiment) -> None:
+def test_a_lane_starts_once_and_its_steps_take_as_long_as_they_are_said_to(llama: Experiment) -> None:
     resources = {**llama.resources, "evaluation": Resources(gpus_per_worker=1, max_group=24)}
     steps = build_grid(dataclasses.replace(llama, resources=resources))
     evaluations = {one.fingerprint for one in steps if one.stage == "evaluation"}
     done = [one.fingerprint for one in steps if one.fingerprint not in evaluations]
     seconds = dict.fromkeys((one.fingerprint for one in steps), 5.0)
-    # 60 on two GPUs, of which the second group is shared out before the first is over: 24, 24 and then 12.
-    found = simulate(steps, seconds, done, 2, group_s=lambda members: 10 + len(members), checkpoint_bytes=seconds)
-    assert (found.seconds, found.idle_share, found.peak_bytes) == (34 + 22, pytest.approx(1 - 90 / 112), 48 * 5)
-    assert simulate(steps, seconds, done, 2).seconds == 36 * 5
+    # 60 on two GPUs: a start on each, and 30 steps one after another, of which the next one is always there.
+    found = simulate(steps, seconds, done, 2, group_s=lambda members: (10 if members else 0) + len(members))
+    assert (found.seconds, found.idle_share) == (10 + 30, 0)
+    found = simulate(steps, seconds, done, 2, checkpoint_bytes=seconds)
+    assert (found.seconds, found.peak_bytes) == (30 * 5, 2 * 2 * 5)
 
 
 def test_what_is_done_takes_no_time() -> None:

@@ -7,19 +7,21 @@ import errno
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pipelines.errors import NoticeError, UserError, portable
+from pipelines.errors import NoticeError, UserError
 from pipelines.identity import runtime
 from pipelines.resources import Resources
+from pipelines.workers.lane import Lane, Times
 from pipelines.workers.notice import notice_given
 from sweep.graph import stages
 from sweep.graph.records import Store
-from sweep.graph.stages import Job, Stage
+from sweep.graph.stages import Job, Stage, Workers
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
 from sweep.run.progress import Display
@@ -77,17 +79,30 @@ def run(job: Job) -> dict[str, float]:
     return {"value": job.config.value, "hans/accuracy": 0.25, "hans/lexical_overlap/margin": 1.5}
 
 
-def run_group(jobs: Sequence[Job]) -> list[Mapping[str, Any] | Exception]:
-    """One after another; a lost process is lost for all of them."""
-    with (Path(jobs[0].output).parents[1] / "groups.txt").open("a") as groups:
-        groups.write(" ".join(str(job.config.value) for job in jobs) + "\n")
-    results: list[Mapping[str, Any] | Exception] = []
-    for job in jobs:
-        try:
-            results.append(run(job))
-        except Exception as error:
-            results.append(portable(error))
-    return results
+class FakeLane:
+    """Does one job after another in its host; a lost process is lost for all that it has."""
+
+    def __init__(self, first: Job) -> None:
+        self.log = Path(first.output).parents[1] / "lanes.txt"
+        self.lock = threading.Lock()
+        with self.log.open("a") as lanes:
+            lanes.write("\n")
+
+    def run(self, job: Job) -> tuple[Mapping[str, Any], Times]:
+        with self.lock:
+            with self.log.open("a") as lanes:
+                lanes.write(f"{job.config.value} ")
+            began, started = time.time(), time.monotonic()
+            metrics = run(job)
+            return metrics, Times(began, began, time.time(), time.monotonic() - started)
+
+    def close(self) -> None:
+        with self.log.open("a") as lanes:
+            lanes.write("closed")
+
+
+def open_lane(job: Job) -> Workers:
+    return Workers(cast(Lane, FakeLane(job)), lambda job: job)
 
 
 def _use_workers(resources: Resources, *, keep: bool = False) -> None:
@@ -147,7 +162,7 @@ def failing_steps() -> list[Step]:
     return [*steps, Step("task_model", "sound", Config(value=9), resources=two)]
 
 
-def group_steps(fails: str = "") -> list[Step]:
+def lane_steps(fails: str = "") -> list[Step]:
     """Seven alike of which the fourth fails, and one of another base."""
     steps = []
     for value in range(7):
@@ -160,7 +175,7 @@ def group_steps(fails: str = "") -> list[Step]:
 def register() -> None:
     """Put the fake stages in the place of the real ones, in this process."""
     for name in ("sources", "task_model", "evaluation"):
-        stages.REGISTRY[name] = Stage(1, run, run_group, lambda config, inputs: config.base)
+        stages.REGISTRY[name] = Stage(1, run, open_lane, lambda config, inputs: config.base)
 
 
 if __name__ == "__main__":

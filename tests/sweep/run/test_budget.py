@@ -40,6 +40,8 @@ from sweep.run.progress import Progress
 from sweep.run.session import RayOptions
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
+from tests.sweep.run.stand_in_hosts import StandInHosts, orders_of
+from tests.sweep.run.stand_in_hosts import end as end_lane
 
 SCRIPT = Path(__file__).with_name("fake_command.py")
 ROOT = Path(__file__).parents[3]
@@ -252,15 +254,16 @@ def test_what_is_committed_is_what_runs_is_still_going_to_take() -> None:
 
 
 def run_of(steps: list[Step], counter: Meter, num_gpus: float = 1) -> Run:
-    run = Run(steps, set(), counter.store, Capacity(8, num_gpus))
-    run.why_not = lambda group: counter.why_not(group, run.groups, run.progress)
+    run = Run(steps, set(), counter.store, Capacity(8, num_gpus), hosts=StandInHosts())
+    run.why_not = lambda steps, beside: counter.why_not(steps, beside, run.progress)
     return run
 
 
 def end(run: Run, trial: str) -> None:
-    (done,) = run.trials[trial]
+    (order,) = orders_of(run, trial)
+    done = order.step
     record = Record(done.stage, done.slug, done.fingerprint, done.payload, durations={"total_s": 1.0})
-    run.complete(trial, {"outcomes": [Outcome(record)]}, error=False)
+    end_lane(run, trial, Outcome(record))
 
 
 @pytest.mark.parametrize("is_quick", [True, False])

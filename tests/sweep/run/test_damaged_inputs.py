@@ -26,6 +26,7 @@ from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
 from sweep.run.trial import INPUTS_FILE, Order, carry_out
 from sweep.run.tune import MOST_REBUILDS, Run
+from tests.sweep.run.stand_in_hosts import StandInHosts, end, orders_of
 
 SALT = {"pool": "", "speed": "1"}
 """What a GPU adds to a pool, and a clock to a finetuning's metrics."""
@@ -90,14 +91,15 @@ def drive(store: Store, steps: list[Step] = STEPS, **options: Any) -> Run:
         if event in ("retry", "failed"):
             events.append(f"{event} {step.stage}: {(progress.retried | progress.failed)[step.fingerprint].error}")
 
-    run = Run(steps, set(records), store, Capacity(1, 0), None, listen, records=records, **{"max_failures": 0, **options})
+    given: dict[str, Any] = {"listener": listen, "records": records, "hosts": StandInHosts(), "max_failures": 0, **options}
+    run = Run(steps, set(records), store, Capacity(1, 0), **given)
     for trial in range(100):
         suggestion = run.suggest(str(trial))
         if suggestion == "FINISHED":
             run.events = events  # type: ignore[attr-defined]
             return run
         assert isinstance(suggestion, dict), "the run waits for something that never comes"
-        run.complete(str(trial), {"outcomes": carry_out(suggestion["orders"].value)}, error=False)
+        end(run, str(trial), *map(carry_out, orders_of(run, str(trial))))
     raise AssertionError("the run goes round in circles")
 
 
@@ -269,7 +271,7 @@ def rebuild_pool(store: Store) -> None:
     """The pool alone, as a GPU writes it the second time."""
     set_aside(store, POOL.id, "to be built again")
     SALT["pool"] = "other bytes"
-    (outcome,) = carry_out([Order(POOL, stages.REGISTRY["synthetic_pool"], store.uri)])
+    outcome = carry_out(Order(POOL, stages.REGISTRY["synthetic_pool"], store.uri))
     assert outcome.record is not None
     CALLS.clear()
 

@@ -21,9 +21,11 @@ from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY, Job, Stage
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind
+from sweep.run.lanes import judged
 from sweep.run.progress import Progress
 from sweep.run.trial import Order, Outcome, carry_out
-from sweep.run.tune import MAX_LOSSES, Run, _judged
+from sweep.run.tune import MAX_LOSSES, Run
+from tests.sweep.run.stand_in_hosts import StandInHosts, end
 
 FAILED = Outcome(None, "TypeError: unexpected")
 FINAL = Outcome(None, "size=0; give 1", is_final=True)
@@ -94,10 +96,10 @@ def test_a_cause_says_who_is_at_fault(error: Exception, expected: Kind) -> None:
 def test_a_death_is_a_loss_if_a_machine_is_gone(
     monkeypatch: pytest.MonkeyPatch, before: set[str], now: set[str], given: Outcome, expected: Outcome
 ) -> None:
-    monkeypatch.setattr("sweep.run.tune._machines", lambda: now)
-    monkeypatch.setattr("sweep.run.tune.DETECTION_S", 0.0)
-    monkeypatch.setattr("sweep.run.tune.time.sleep", lambda seconds: None)
-    assert _judged([given], before) == [expected]
+    monkeypatch.setattr("sweep.run.lanes.machines_up", lambda: now)
+    monkeypatch.setattr("sweep.run.lanes.DETECTION_S", 0.0)
+    monkeypatch.setattr("sweep.run.lanes.time.sleep", lambda seconds: None)
+    assert judged(given, before) == expected
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ class Attempts:
 
     def __init__(self, steps: Sequence[Step], cached: set[str], path: Path, **options: Any) -> None:
         self.events: list[tuple[str, str]] = []
-        self.run = Run(steps, cached, Store(path), Capacity(1, 0), listener=self._listen, **options)
+        self.run = Run(steps, cached, Store(path), Capacity(1, 0), listener=self._listen, hosts=StandInHosts(), **options)
         self.num = 0
 
     def _listen(self, event: str, step: Step, progress: Progress) -> None:
@@ -129,8 +131,7 @@ class Attempts:
         self.num += 1
         self.events.clear()
         assert self.run.suggest(str(self.num))
-        assert len(self.run.trials[str(self.num)]) == len(outcomes)
-        self.run.complete(str(self.num), {"outcomes": list(outcomes)}, error=False)
+        end(self.run, str(self.num), *outcomes)
         return [event for event, _ in self.events if event != "start"]
 
 
@@ -246,5 +247,5 @@ def test_what_a_stage_raises_is_the_outcome_s_kind_and_no_notice(
 
     monkeypatch.setitem(REGISTRY, "sources", Stage(1, fail))
     step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
-    (outcome,) = carry_out([Order(step, REGISTRY["sources"], str(tmp_path))])
+    outcome = carry_out(Order(step, REGISTRY["sources"], str(tmp_path)))
     assert outcome.record is None and outcome.kind is kind and outcome.was_stopped is False

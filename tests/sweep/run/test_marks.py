@@ -31,7 +31,7 @@ def order_of(store: Store, step: Step, metrics: Mapping[str, Any]) -> Order:
 
 
 def build(store: Store, step: Step, metrics: Mapping[str, Any]) -> Record:
-    (outcome,) = carry_out([order_of(store, step, metrics)])
+    outcome = carry_out(order_of(store, step, metrics))
     assert outcome.record is not None, outcome.error
     # What is returned is what is kept.
     assert store.read_record(step.id) == outcome.record
@@ -66,13 +66,13 @@ def test_marks_are_the_stage_s_own_and_those_of_all_inputs(records: list[Record]
 
 def test_a_step_whose_input_has_no_record_does_not_run(records: list[Record], tmp_path: Path) -> None:
     missing = step_of("sources", "other")
-    (outcome,) = carry_out([order_of(Store(tmp_path), step_of("task_model", "next", sources=missing), {})])
+    outcome = carry_out(order_of(Store(tmp_path), step_of("task_model", "next", sources=missing), {}))
     assert outcome.record is None and not outcome.is_final and outcome.unusable == (missing.fingerprint,)
     assert "task_model/next is built from" in outcome.error and "sources/other-" in outcome.error
 
 
 def test_one_mark_as_a_text_is_a_mistake_of_ours(tmp_path: Path) -> None:
-    (outcome,) = carry_out([order_of(Store(tmp_path), step_of("sources", "data"), {"marks": "rehearsal"})])
+    outcome = carry_out(order_of(Store(tmp_path), step_of("sources", "data"), {"marks": "rehearsal"}))
     assert outcome.record is None and "not a list of texts" in outcome.error
 
 

@@ -19,6 +19,8 @@ from sweep.run.failures import MACHINE_LOST, Kind
 from sweep.run.progress import Display, Progress, Transfers, Work, time_left
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
+from tests.sweep.run.stand_in_hosts import StandInHosts, orders_of
+from tests.sweep.run.stand_in_hosts import end as end_lane
 
 
 def step(stage: str, number: int) -> Step:
@@ -108,7 +110,7 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
 
     def end(trial: str, **outcomes: Outcome) -> None:
         assert run.suggest(trial)
-        run.complete(trial, {"outcomes": [outcomes[member.slug] for member in run.trials[trial]]}, error=False)
+        end_lane(run, trial, *(outcomes[order.step.slug] for order in orders_of(run, trial)))
 
     def built(done: Step) -> Outcome:
         return Outcome(Record(done.stage, done.slug, done.fingerprint, done.payload, durations={"total_s": 1.0}))
@@ -117,7 +119,8 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
     lost = Outcome(None, "its process was lost", was_neighbour=True)
     machine = Outcome(None, MACHINE_LOST, "log.txt", was_neighbour=True, kind=Kind.LOSS)
     with display:
-        run = Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), None, listen, display.on_tick, max_failures=1)
+        given: dict[str, Any] = {"listener": listen, "tick": display.on_tick, "hosts": StandInHosts()}
+        run = Run(steps, {base.fingerprint}, Store(tmp_path), Capacity(1, 0), max_failures=1, **given)
         end("both", lucky=machine, doomed=machine)
         end("both again", lucky=lost, doomed=lost)
         end("lucky alone", lucky=built(lucky))

@@ -68,7 +68,7 @@ def leaks(text: str) -> list[str]:
 def test_a_failure_s_secrets_are_kept_nowhere(kind: type[Exception], tmp_path: Path) -> None:
     store, uri = Store(tmp_path / "store"), f"sqlite:///{tmp_path}/mlflow.db"
     step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
-    (outcome,) = carry_out([Order(step, Stage(1, functools.partial(leaking, kind)), store.uri)])
+    outcome = carry_out(Order(step, Stage(1, functools.partial(leaking, kind)), store.uri))
     log = Path(outcome.log).read_text()
     assert "all said" in log and "ValueError: xxx" in log and outcome.record is None
     if kind is UserError:

@@ -1,0 +1,149 @@
+"""The processes of lanes: each takes on steps, in a thread each, and starts the workers that they share.
+
+A lane's host is an actor of the driver's, on its machine. Orders are its calls, and an order's outcome is what the call gives.
+A host is kept for the next lane, so that torch is imported once.
+"""
+
+import contextlib
+import functools
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from sweep.graph.stages import Job, Workers
+from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
+from sweep.run.machine import live_nodes
+from sweep.run.trial import Order, Outcome, carry_out
+
+MOST_AT_ONCE = 128
+"""Threads of a host: one for each step that it has, and for whoever waits for the lane's end."""
+DETECTION_S = 30.0
+"""How long Ray may take to find that a machine is gone, of which the processes on others know at once."""
+
+
+class LaneHost:
+    """Takes on the steps of one lane after another. Its methods are called in threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._workers: dict[str, Workers] = {}
+        self._ended: set[str] = set()
+
+    def carry_out(self, lane: str, order: Order) -> Outcome:
+        """Build the artifact of `order`, with the workers that `lane` shares."""
+        machines = machines_up()
+        shares = order.kind is not None and not order.step.resources.in_process
+        run = functools.partial(self._run, lane, order) if shares else None
+        try:
+            # What has been started for it ends with this process.
+            return judged(carry_out(order, run, when_lost=functools.partial(os._exit, 1)), machines)
+        finally:
+            if order.kind is None:
+                self.close(lane)
+
+    def _run(self, lane: str, order: Order, job: Job) -> Any:
+        with self._changed:
+            if lane not in self._workers:
+                assert order.runner.open is not None
+                self._workers[lane] = order.runner.open(job)
+        return self._workers[lane].run(job)
+
+    def close(self, lane: str) -> None:
+        """End the workers of a lane that has no step any more, and will have none. One of a single step does so by itself."""
+        workers = self._workers.pop(lane, None)
+        try:
+            if workers is not None:
+                workers.close()
+        finally:
+            with self._changed:
+                self._ended.add(lane)
+                self._changed.notify_all()
+
+    def serve(self, lane: str) -> None:
+        """Wait until a lane has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: lane in self._ended)
+
+
+class Hosts:
+    """The hosts of a run, as its driver has them."""
+
+    def __init__(self) -> None:
+        self._idle: list[Any] = []
+
+    def take(self) -> Any:
+        """A host that is idle, else a new one, which need not be up yet."""
+        if self._idle:
+            return self._idle.pop()
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(LaneHost).options(num_cpus=0, max_concurrency=MOST_AT_ONCE, scheduling_strategy=here).remote()
+
+    def send(self, host: Any, lane: str, order: Order) -> Any:
+        """Have a host take on a step; what `arrived` knows it by."""
+        return host.carry_out.remote(lane, order)
+
+    def arrived(self, sent: Iterable[Any], *, wait_s: float = 0.0) -> Iterator[tuple[Any, Outcome | None]]:
+        """Those of `sent` whose outcome is there, and it; None where the host has died. All are waited for so long at most."""
+        import ray
+
+        waiting = list(sent)
+        if not waiting:
+            return
+        for ref in ray.wait(waiting, num_returns=len(waiting), timeout=wait_s)[0]:
+            try:
+                yield ref, ray.get(ref)
+            except ray.exceptions.ActorDiedError:
+                yield ref, None
+            except ray.exceptions.RayError as error:
+                # A step's own failure is an outcome: this one is of what came back from it.
+                yield ref, Outcome(None, one_line(error), kind=Kind.DEATH)
+
+    def close(self, host: Any, lane: str) -> None:
+        """Have a host end a lane that has no step."""
+        host.close.remote(lane)
+
+    def give_back(self, host: Any, *, is_sound: bool) -> None:
+        """A host is free for another lane. With one that is not sound goes all that failed steps have left behind."""
+        if is_sound:
+            self._idle.append(host)
+            return
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(host)
+
+
+def judged(outcome: Outcome, machines: set[str]) -> Outcome:
+    """`outcome` with what became of the cluster's `machines`, which the processes that are left do not always know."""
+    if outcome.record is not None:
+        return outcome
+    if len(machines) == 1:
+        # There is no other one to lose: what cannot be reached any more has died.
+        known = {Kind.LOSS: (Kind.DEATH, PROCESS_DIED)}
+    elif outcome.kind is Kind.DEATH and _one_is_lost(machines):
+        known = {Kind.DEATH: (Kind.LOSS, MACHINE_LOST)}
+    else:
+        known = {}
+    kind, error = known.get(outcome.kind, (outcome.kind, outcome.error))
+    return replace(outcome, kind=kind, error=error)
+
+
+def machines_up() -> set[str]:
+    """Ray's ids of the machines that are up."""
+    return {node["NodeID"] for node in live_nodes()}
+
+
+def _one_is_lost(machines: set[str]) -> bool:
+    """Whether one of `machines` is gone; the answer is no only when Ray has had the time to find out."""
+    deadline = time.monotonic() + DETECTION_S
+    while machines <= machines_up():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True

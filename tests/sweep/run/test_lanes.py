@@ -1,0 +1,191 @@
+"""Lanes as the driver has them: what joins, when they end, and what a lost one costs."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.data.training_set import TrainingSetConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig
+from pipelines.resources import Resources
+from sweep.graph.queue import Capacity
+from sweep.graph.records import Record, Store
+from sweep.graph.step import Step
+from sweep.run.failures import Kind
+from sweep.run.progress import Progress
+from sweep.run.session import RayOptions, ray_session
+from sweep.run.trial import Outcome
+from sweep.run.tune import LINGER_S, Run, run_steps
+from sweep.study.grid import build_grid
+from tests.sweep.run.stand_in_hosts import StandInHosts, end, orders_of
+from tests.sweep.run.tiny_study import tiny
+
+
+def built(step: Step) -> Outcome:
+    return Outcome(Record(step.stage, step.slug, step.fingerprint, step.payload, durations={"total_s": 1.0}))
+
+
+def drawn(slug: str, *inputs: Step) -> Step:
+    """A step on a CPU; of 3 examples times its place in the alphabet."""
+    config = TrainingSetConfig("starting", size=3 * (ord(slug[0]) - 96), seed=0)
+    return Step("starting_set", slug, config, {one.slug: one for one in inputs})
+
+
+BASE = drawn("base")
+SET = drawn("set")
+ONE, TWO, LATE = (
+    Step(
+        "task_model",
+        slug,
+        TaskModelConfig(FinetuneConfig(method="full"), seed),
+        {"base_model": BASE, **inputs},
+        resources=Resources(gpus_per_worker=1, max_group=9),
+    )
+    for seed, (slug, inputs) in enumerate({"one": {}, "two": {}, "late": {"training_set": SET}}.items())
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Two cells in a lane on the only GPU, a set beside them, and a cell that waits for it."""
+    run = Run([BASE, SET, ONE, TWO, LATE], {BASE.fingerprint}, Store(tmp_path), Capacity(9, 1), hosts=StandInHosts())
+    assert run.suggest("set") and run.suggest("cells") and run.suggest("none") is None
+    return run
+
+
+def under_way(run: Run) -> list[str]:
+    return [order.step.slug for order in orders_of(run, "cells")]
+
+
+def hosts(run: Run) -> StandInHosts:
+    assert isinstance(run.hosts, StandInHosts)
+    return run.hosts
+
+
+def end_one(run: Run, step: Step, outcome: Outcome | None = None) -> None:
+    (place,) = [place for place, sent in run.lanes["cells"].sent.items() if sent is step]
+    hosts(run).outcomes[place] = outcome or built(step)
+    run.attend()
+
+
+def test_a_step_is_built_when_it_ends_and_what_becomes_ready_joins_the_lane(run: Run) -> None:
+    assert under_way(run) == ["one", "two"]
+    end_one(run, ONE)
+    assert ONE.fingerprint in run.progress.built and TWO.fingerprint in run.progress.running
+    end(run, "set", built(SET))
+    assert under_way(run) == ["two", "late"]
+    assert {order.timeline["lane"] for order in orders_of(run, "cells")} == {run.lanes["cells"].name}
+    assert orders_of(run, "cells")[1].timeline["waited_for"] == "starting_set/set"
+    end(run, "cells", built(TWO), built(LATE))
+    assert not run.lanes and run.suggest("none") == "FINISHED" and len(run.progress.built) == 4
+
+
+def test_an_idle_lane_waits_for_what_is_about_to_be_ready_and_no_longer_than_a_start_takes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
+    end(run, "cells", built(ONE), built(TWO))
+    lane = run.lanes["cells"]
+    assert not lane.is_closed and run.groups == [[SET]]
+    now += LINGER_S - 1
+    run.attend()
+    assert not lane.is_closed
+    now += 2
+    run.attend()
+    assert lane.is_closed
+    end(run, "set", built(SET))
+    assert under_way(run) == [], "it has ended"
+    run.complete("cells", {"lost": None}, error=False)
+    assert run.suggest("another")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "joins"),
+    [
+        (Outcome(None, "TypeError: unexpected"), True),
+        (Outcome(None, "its process died", kind=Kind.DEATH), False),
+        (Outcome(None, "a notice stopped it", was_stopped=True), False),
+        (Outcome(None, "its process died", was_neighbour=True, kind=Kind.DEATH), False),
+    ],
+)
+def test_a_lane_that_has_lost_its_workers_takes_on_no_more(run: Run, outcome: Outcome, joins: bool) -> None:
+    end(run, "set", built(SET))
+    end_one(run, ONE, outcome)
+    # The one that failed comes before the one that has become ready, and both are not to be under way at once.
+    assert under_way(run) == (["two", "one"] if joins else ["two"])
+    end_one(run, TWO)
+    assert run.lanes["cells"].is_closed is not joins and TWO.fingerprint in run.progress.built
+
+
+def test_steps_that_a_lost_host_had_under_way_are_neighbours_and_what_it_built_stays(run: Run) -> None:
+    end_one(run, ONE)
+    end(run, "set", built(SET))
+    run.complete("cells", {"lost": Outcome(None, "its process died", kind=Kind.DEATH)}, error=False)
+    assert run.progress.built.keys() == {ONE.fingerprint, SET.fingerprint} and not run.progress.failed
+    # The lane had got on since it was given the first of the two.
+    assert [outcome.was_neighbour for outcome in run.progress.retried.values()] == [True, True]
+    assert run.progress.losses == {TWO.fingerprint: 1}
+    assert run.suggest("alone") and len(orders_of(run, "alone")) == 1
+
+
+def test_an_outcome_that_comes_after_its_trial_s_end_is_waited_for(run: Run) -> None:
+    (place,) = run.lanes["set"].sent
+    hosts(run).late = {place: built(SET)}
+    run.complete("set", {"lost": False}, error=False)
+    assert SET.fingerprint in run.progress.built and not run.progress.retried
+
+
+def test_nothing_joins_what_the_budget_has_no_room_for(run: Run) -> None:
+    asked: list[tuple[list[Step], Any]] = []
+
+    def why_not(steps: Any, beside: Any) -> str:
+        asked.append((list(steps), list(beside)))
+        return "over the budget"
+
+    run.why_not = why_not
+    end(run, "set", built(SET))
+    end_one(run, ONE)
+    assert under_way(run) == ["two"] and asked[0] == ([TWO, LATE], [])
+    end_one(run, TWO)
+    assert run.lanes["cells"].is_closed
+    run.complete("cells", {"lost": None}, error=False)
+    assert run.suggest("last") == "FINISHED" and run.hold == "over the budget"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_lane_whose_worker_is_killed_costs_what_was_under_way(method: str, tmp_path: Path) -> None:
+    """Ray Train's worker of a real lane of finetunings is killed when it has built one of its four cells."""
+    experiment = tiny(kinds=("original",), seeds=tuple(range(4)))
+    recipe = replace(experiment.task_model, method=method, lora_rank=2, epochs=8)
+    here, shared = Resources(in_process=True), Resources(max_group=2)
+    stages = {"base_model": here, "starting_point": here, "task_model": shared, "evaluation": here}
+    steps = build_grid(replace(experiment, task_model=recipe, resources=stages))
+    store, events, killed = Store(tmp_path), list[tuple[str, str]](), list[int]()
+
+    def listen(event: str, step: Step, progress: Progress) -> None:
+        events.append((event, step.name))
+        if event == "done" and step.stage == "task_model" and not killed:
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+
+    # One lane at a time.
+    with ray_session(RayOptions(max_cpus=1), steps) as capacity:
+        progress = run_steps(Run(steps, set(), store, capacity, listener=listen))
+    assert killed and not progress.failed and len(progress.built) == len(steps)
+    done = [name for event, name in events if event == "done"]
+    assert len(done) == len(set(done)), "what had ended was not built again"
+    records = [progress.built[step.fingerprint] for step in steps if step.stage == "task_model"]
+    lanes = Counter(record.timeline["lane"] for record in sorted(records, key=lambda record: record.timeline["ended"]))
+    first, *others = lanes.values()
+    # Two that are trained at once end together. Those that fell at once without having got on are tried one by one.
+    assert (first, others) == (1, [3]) if method == "full" else (first in (1, 2) and len(others) in (1, 2))
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"], "nothing is left of Ray Train's"
