@@ -14,6 +14,7 @@ from sweep.commands.plan import plan
 from sweep.commands.results import compare, explain, power, report, verdicts
 from sweep.commands.run import run
 from sweep.commands.take_out import export, publish
+from sweep.commands.timeline import timeline
 from sweep.commands.tracking import reindex, ui
 from sweep.commands.upkeep.bundle import bundle, unbundle
 from sweep.commands.upkeep.cluster import check, end
@@ -68,7 +69,7 @@ data = typer.Typer(no_args_is_help=True, help="Data of your own, looked at; Mult
 app.add_typer(data, name="data")
 cluster = typer.Typer(no_args_is_help=True, help="The machines of a cluster, before and after its runs.")
 app.add_typer(cluster, name="cluster")
-of_studies = (run, plan, status, report, explain, verdicts, compare, power)
+of_studies = (run, plan, status, timeline, report, explain, verdicts, compare, power)
 for command in (*of_studies, audit, export, publish, bundle, unbundle, verify, gc, doctor, ui, reindex, experiments):
     app.command()(one_clear_error(command))
 data.command()(one_clear_error(fetch))

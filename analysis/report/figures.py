@@ -30,6 +30,7 @@ from analysis.verdicts.evidence import MEASURE_NAMES
 from analysis.verdicts.judgement import Judgement, headline_rows
 from analysis.wording import KIND_NAMES, starting_point_name
 from sweep.graph.records import TRAINED_KINDS
+from sweep.graph.timeline import Timeline
 from sweep.study.claims import Measure
 
 # Okabe and Ito's blue, vermilion and bluish green: told apart with any colour vision, and by marker in grey.
@@ -41,6 +42,19 @@ KIND_STYLES = {
 DASHES: tuple[Any, ...] = ("solid", (0, (5.0, 1.8)), (0, (1.2, 1.6)), "dashdot")
 """Line styles of the series, in their order."""
 CURVE_STAGES = {"generator": "Generator", "starting_point": "Starting points"}
+# Okabe and Ito's, and greys for what takes no GPU.
+STAGE_COLOURS = {
+    "sources": "#9aa0a8",
+    "base_model": "#5c6068",
+    "starting_set": "#c3c8cf",
+    "starting_point": "#0072b2",
+    "generator": "#d55e00",
+    "synthetic_pool": "#e69f00",
+    "judgement": "#cc79a7",
+    "training_set": "#c3c8cf",
+    "task_model": "#009e73",
+    "evaluation": "#56b4e9",
+}
 CURVE_POINTS = 200
 """Points drawn of a curve, about: more cannot be told apart."""
 INK, MUTED, GRID, PAPER = "#1a1c20", "#5c6068", "#e3e5e9", "#fefefe"
@@ -191,6 +205,48 @@ def training_curves(curves: pd.DataFrame) -> Figure:
             axes.grid(linewidth=0.6)
             axes.set_xlim(0, 1)
             axes.set_ylim(bottom=0)
+    return figure
+
+
+def timeline_figure(timeline: Timeline) -> Figure:
+    """A run's lanes by time (`Timeline.rows`): their steps by the colour of their stage, pale until the first one begins.
+
+    A thin line leads from where a step's inputs were ready to where it began. Of steps that are trained at once, each has its
+    part of the row's height.
+    """
+    rows = timeline.rows
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(9.2, 0.9 + 0.2 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for row, lane in [(row, lane) for row, lanes in enumerate(rows) for lane in lanes]:
+            axes.barh(row, lane.start_s, left=lane.opened, height=0.8, color=GRID)
+            tracks: list[float] = []
+            placed = []
+            for span in lane.spans:
+                # The first track that is free again.
+                track = next((place for place, until in enumerate(tracks) if until <= span.began), len(tracks))
+                tracks[track : track + 1] = [span.ended]
+                placed.append((span, track))
+            height = 0.8 / len(tracks)
+            for span, track in placed:
+                middle = row - 0.4 + height * (track + 0.5)
+                axes.barh(
+                    middle,
+                    max(span.ended - span.began, timeline.seconds / 1000),
+                    left=span.began,
+                    height=height,
+                    color=STAGE_COLOURS[span.stage],
+                    edgecolor=PAPER,
+                    linewidth=0.3,
+                )
+                axes.plot((span.ready, span.began), (middle, middle), color=MUTED, linewidth=0.4, zorder=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), [", ".join(name.replace("_", " ") for name in row[0].stages) for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0, timeline.seconds)
+        axes.set_xlabel("seconds since the run began")
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
     return figure
 
 

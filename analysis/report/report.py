@@ -20,7 +20,7 @@ from analysis.page import Block, csv_bytes, template, write_file
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.comparison import figure1_block
 from analysis.report.dose_response import DIALS, dose_block, dose_figure
-from analysis.report.figures import figure1, inline_svg, panel_boxes, to_pdf, to_png, to_svg
+from analysis.report.figures import figure1, inline_svg, panel_boxes, timeline_figure, to_pdf, to_png, to_svg
 from analysis.report.generality import generality_block, sets_needed
 from analysis.report.label_noise import label_noise_blocks
 from analysis.report.results import figure_caption, numbers
@@ -33,6 +33,7 @@ from analysis.report.sections import (
     spent_block,
     stages_block,
     table1_block,
+    timeline_block,
     yield_block,
 )
 from analysis.report.slices import sets_block, slices_blocks
@@ -74,7 +75,8 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
     `output` is a folder (the report is `report.html` in it) or the path of an .html file; `figure1.*` (PNG, SVG and PDF),
     `frame.csv` and `frame.parquet` are written beside it; `differences.*` and `measures.*` where claims can be drawn;
     `generality.*` where several test sets test a heuristic; `doses.*`, `mixtures.*` and `generations.*` where there are such
-    kinds; `training_curves.*` where steps were logged; `verdicts.csv` and `verdicts.parquet` where the claims can be judged;
+    kinds; `training_curves.*` where steps were logged; `timeline.*` where
+    records say when they were built; `verdicts.csv` and `verdicts.parquet` where the claims can be judged;
     and `figure1_vs_paper.csv` and `table1_vs_paper.csv` (`analysis.study.paper`) for a study with cells of the paper's and one
     on MultiNLI. Of several arms, a file that is about one says which: `doses-joint.png`. The HTML loads nothing: styles,
     figures and the frame are inside.
@@ -134,6 +136,10 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
     if curves_figure is not None:
         label = "Training curves: loss by share of the steps"
         curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
+    when, run = timeline_block(study)
+    if run is not None:
+        label = "Lanes by time, coloured by stage"
+        when = [replace(when[0], figure=_write_figure(target, "timeline", timeline_figure(run), label))]
     verdicts = judge_evidence(evidence) if evidence else None
     said = Answer(why_not.removesuffix("."))
     if verdicts is not None and evidence is not None:
@@ -164,6 +170,7 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
         *composition_block(study),
         *paper_block(study),
         *stages_block(study),
+        *when,
         *spent_block(study, read_plan(store, study.experiment), spent_in_words(store, study.experiment)),
         *origins_block(store, study),
         provenance_block(study),

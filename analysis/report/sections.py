@@ -32,6 +32,7 @@ from analysis.study.tables import lexical_overlap_table
 from analysis.wording import NOTHING, duration, in_words, kind_name, percent, percent_range
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
 from sweep.graph.records import STAGES, Store, Study
+from sweep.graph.timeline import Timeline, timelines
 
 # The manifest's lists of a replication's notes, and what the report calls them.
 NOTES = {"departures": "Departures from the paper", "unsettled": "Unsettled in the paper, chosen here"}
@@ -310,10 +311,45 @@ def stages_block(study: Study) -> list[Block]:
         )
     columns = [Column("Stage"), *number_columns("Artifacts", "Total", "Median", "Longest"), Column("Median throughput")]
     text = [
-        "Time each artifact took when it was built, whenever that was; of those that were built as a group, each one's share. "
-        "Artifacts are built side by side, so the totals can be more than the time the study took."
+        "Time each artifact took when it was built, whenever that was; of those that were under way at once in a lane, each "
+        "one's share. Artifacts are built side by side, so the totals can be more than the time the study took."
     ]
     return [Block("stages", "Durations and throughput", text, [Table(columns, rows)])]
+
+
+def timeline_block(study: Study) -> tuple[list[Block], Timeline | None]:
+    """The run that built most of the study, and what is drawn of it; nothing of artifacts that do not say when."""
+    runs = timelines(study)
+    if not runs:
+        return [], None
+    run = max(runs, key=lambda run: len(run.spans))
+    rows = []
+    for stage in sorted({span.stage for span in run.spans}, key=_stage_order):
+        spans = [span for span in run.spans if span.stage == stage]
+        num_lanes = sum(stage in lane.stages for lane in run.lanes)
+        work, room, turn = (
+            pd.Series(values).median()
+            for values in (
+                [span.ended - span.began for span in spans],
+                [span.room_s for span in spans],
+                [span.turn_s for span in spans],
+            )
+        )
+        rows.append([stage.replace("_", " "), str(len(spans)), str(num_lanes), duration(work), duration(room), duration(turn)])
+    columns = [
+        Column("Stage"),
+        *number_columns("Artifacts", "Lanes", "Under way, median", "Waited for room, median", "Waited in the lane, median"),
+    ]
+    lanes_s = sum(lane.ended - lane.opened for lane in run.lanes)
+    shares = [sum(getattr(lane, name) for lane in run.lanes) / (lanes_s or 1) for name in ("work_s", "start_s", "idle_s")]
+    others = "" if len(runs) == 1 else f" {len(runs) - 1} other runs have built the rest."
+    text = [
+        f"A lane is workers that start once and take on the steps of one kind. This run built {len(run.spans)} artifacts in "
+        f"{len(run.lanes)} lanes and {duration(run.seconds)}; of the lanes' time {shares[0]:.0%} was work, {shares[1]:.0%} "
+        f"starts and {shares[2]:.0%} waits for a step.{others} Colours are stages, and pale is a start. A thin line is the "
+        "time from when a step's inputs were there until it began."
+    ]
+    return [Block("timeline", "When it was built", text, [Table(columns, rows)])], run
 
 
 def provenance_block(study: Study) -> Block:

@@ -6,11 +6,26 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from analysis.report.figures import KIND_STYLES, figure1, forest_figure, inline_svg, panel_boxes, to_png, to_svg
+from analysis.report.figures import (
+    GRID,
+    KIND_STYLES,
+    STAGE_COLOURS,
+    figure1,
+    forest_figure,
+    inline_svg,
+    panel_boxes,
+    timeline_figure,
+    to_png,
+    to_svg,
+)
+from analysis.report.sections import timeline_block
 from analysis.study.series import paper_series
 from analysis.study.tables import accuracy_table
 from analysis.verdicts.judgement import Judgement
+from sweep.graph.records import Store, Study
+from sweep.graph.timeline import LaneTime, Span, Timeline
 from sweep.index.views import COLOURS
 from tests.analysis.fake_store import FakeStudy
 
@@ -194,3 +209,38 @@ def test_below_three_seeds_there_are_dots_and_no_intervals(tmp_path: Path, num_s
 
 def test_colours_of_kinds_are_those_of_mlflow_s_pages() -> None:
     assert {kind: COLOURS[kind] for kind in KIND_STYLES} == {kind: colour for kind, (colour, _) in KIND_STYLES.items()}
+
+
+def span(stage: str, slug: str, *moments: float) -> Span:
+    return Span(stage, slug, *moments, waited_for="sources/data")
+
+
+TIMELINE = Timeline(
+    0.0,
+    (
+        LaneTime("1", 0, 4, (span("task_model", "a", 0, 0, 5, 9), span("task_model", "b", 1, 2, 6, 10))),
+        LaneTime("2", 3, 3, (span("evaluation", "a", 9, 9, 9, 12),)),
+    ),
+)
+
+
+def test_a_lane_s_steps_are_bars_of_their_stage_s_colour_side_by_side_where_they_were_at_once() -> None:
+    (axes,) = timeline_figure(TIMELINE).axes
+    bars = {
+        (round(bar.get_x(), 3), round(bar.get_width(), 3), round(bar.get_height(), 3), to_hex(bar.get_facecolor()))
+        for bar in axes.patches
+        if isinstance(bar, Rectangle)
+    }
+    models, evaluations = STAGE_COLOURS["task_model"], STAGE_COLOURS["evaluation"]
+    starts = {(0, 5, 0.8, GRID), (3, 6, 0.8, GRID)}
+    assert bars == {(5, 4, 0.4, models), (6, 4, 0.4, models), (9, 3, 0.8, evaluations)} | starts
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["task model", "evaluation"]
+    # From ready to begun, in the row of each.
+    assert sorted(tuple(line.get_xdata()) for line in axes.lines) == [(0, 5), (1, 6), (9, 9)]
+
+
+def test_stages_without_a_timeline_are_drawn_in_no_chart(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid()
+    study.write()
+    assert timeline_block(Study.load(Store(tmp_path), study.name)) == ([], None)
