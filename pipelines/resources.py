@@ -33,7 +33,7 @@ class Resources:
     """
     max_group: int = 1
     """Finetunings that may be trained at once in a lane; from 2 on finetunings, or evaluations, over one base model are done by
-    workers that start once (docs/lanes.md)."""
+    workers that start once (docs/scheduling.md)."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
