@@ -344,7 +344,7 @@ def timeline_block(study: Study) -> tuple[list[Block], Timeline | None]:
     shares = [sum(getattr(lane, name) for lane in run.lanes) / (lanes_s or 1) for name in ("work_s", "start_s", "idle_s")]
     others = "" if len(runs) == 1 else f" {len(runs) - 1} other runs have built the rest."
     text = [
-        f"A lane is workers that start once and take on the steps of one kind. This run built {len(run.spans)} artifacts in "
+        f"A lane is workers that start once and take on the steps of one kind. This run built {len(run.spans):,} artifacts in "
         f"{len(run.lanes)} lanes and {duration(run.seconds)}; of the lanes' time {shares[0]:.0%} was work, {shares[1]:.0%} "
         f"starts and {shares[2]:.0%} waits for a step.{others} Colours are stages, and pale is a start. A thin line is the "
         "time from when a step's inputs were there until it began."

@@ -57,7 +57,7 @@ def timeline(
 def _lines(run: "Timeline", *, steps: bool) -> list[str]:
     from sweep.run.progress import seconds
 
-    lines = [f"{len(run.spans)} artifacts in {len(run.lanes)} lanes, {seconds(run.seconds)}"]
+    lines = [f"{len(run.spans):,} artifacts in {len(run.lanes)} lanes, {seconds(run.seconds)}"]
     width = max(len(", ".join(lane.stages)) for lane in run.lanes)
     for row in run.rows:
         stages, spans = ", ".join(row[0].stages), [span for lane in row for span in lane.spans]
