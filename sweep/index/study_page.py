@@ -48,7 +48,7 @@ def _attach(client: Client, run_id: str, report: Path) -> None:
     verdicts = _verdicts(report / VERDICTS_FILE)
     now = int(time.time() * 1000)
     numbers = {
-        f"{claim['name']}/{bound}": claim[bound]
+        f"{_key(claim['name'])}/{bound}": claim[bound]
         for claim in verdicts
         for bound in ("estimate", "low", "high")
         if _is_finite(claim[bound])
@@ -56,11 +56,16 @@ def _attach(client: Client, run_id: str, report: Path) -> None:
     decided = sum(claim["verdict"] != "cannot tell" for claim in verdicts)
     totals = {"claims": len(verdicts), "claims_decided": decided} if verdicts else {}
     metrics = [Metric(name, float(value), now, 0) for name, value in (totals | numbers).items()]
-    tags = [RunTag(f"verdict.{claim['name']}", claim["verdict"]) for claim in verdicts]
+    tags = [RunTag(f"verdict.{_key(claim['name'])}", claim["verdict"]) for claim in verdicts]
     client.log_batch(run_id, metrics=metrics, tags=tags)
     for file in sorted(report.iterdir()):
         if file.suffix in SHOWN:
             client.log_artifact(run_id, str(file), REPORT_FOLDER)
+
+
+def _key(name: str) -> str:
+    """A claim's name with what MLflow takes in the name of a tag or metric: that of one setting has an equals sign."""
+    return re.sub(r"[^\w\-. :/]", "-", name, flags=re.ASCII)
 
 
 def _verdicts(path: Path) -> Sequence[Mapping[str, Any]]:

@@ -30,6 +30,7 @@ GIT = {"commit": "c" * 40, "dirty": False}
 VERDICTS = """name,statement,verdict,estimate,low,high
 bias_is_seen,"One, with a comma.",supported,-0.25,-0.5,-0.125
 synthetic_reinforces,Another.,cannot tell,0.01,,
+bias_is_seen/start=600,Of a setting.,refuted,0.02,0.01,0.03
 """
 SQLITE, SERVER = "sqlite", pytest.param("server", marks=pytest.mark.slow)
 
@@ -116,8 +117,15 @@ def test_a_study_is_in_mlflow_with_all_that_it_left(store: Store, uri: str, find
     assert not [name for name in study.data.tags if name.startswith("parameter.")]
     assert study.data.tags["verdict.bias_is_seen"] == "supported"
     assert study.data.tags["verdict.synthetic_reinforces"] == "cannot tell"
-    numbers = {"claims": 2, "claims_decided": 1, "bias_is_seen/estimate": -0.25, "bias_is_seen/low": -0.5}
+    # MLflow takes no equals sign.
+    assert study.data.tags["verdict.bias_is_seen/start-600"] == "refuted"
+    numbers = {"claims": 3, "claims_decided": 2, "bias_is_seen/estimate": -0.25, "bias_is_seen/low": -0.5}
     numbers |= {"bias_is_seen/high": -0.125, "synthetic_reinforces/estimate": 0.01}
+    numbers |= {
+        "bias_is_seen/start-600/estimate": 0.02,
+        "bias_is_seen/start-600/low": 0.01,
+        "bias_is_seen/start-600/high": 0.03,
+    }
     assert study.data.metrics == numbers
     kept = {file.path for file in client.list_artifacts(study.info.run_id, "report")}
     assert kept == {"report/report.html", "report/figure1.png", "report/verdicts.csv"}
