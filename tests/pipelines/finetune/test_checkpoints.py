@@ -362,7 +362,7 @@ def test_what_was_trained_among_many_goes_on_alone(job_of, tmp_path, monkeypatch
     assert metrics["num_steps"] == 6 and checkpointing_engine(str(tmp_path / "begun")) == TOGETHER
     shutil.copytree(tmp_path / "begun" / ".checkpoints", tmp_path / "resumed" / ".checkpoints")
     # Where it can, it goes on as it began.
-    monkeypatch.setattr("pipelines.finetune.driver.checkpointing_engine", lambda output: None)
+    monkeypatch.setattr("pipelines.finetune.together.checkpointing_engine", lambda output: None)
     metrics = finetune(job, str(tmp_path / "resumed"), resources=Resources(in_process=True), report=no_report)
     assert metrics["resumed_at_step"] == 4 and "mean_trained_together" not in metrics
     np.testing.assert_allclose(losses(tmp_path / "resumed"), losses(tmp_path / "begun"), rtol=ROUNDING["float32"])

@@ -1,5 +1,6 @@
 """`ray up` for real: machines in namespaces, cluster.yaml but for what `derived` lists, and one that is lost."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.setup import pip_settings
 from tests.sweep.cluster.derived import CUDA_EXTRA, ROOT, SECTIONS, derived, differences
 from tests.sweep.cluster.machines import HEAD, LAPTOP, UV, WORKERS, Machines, machines, missing
 
@@ -44,9 +44,21 @@ def test_nothing_differs_but_provider_auth_node_types_and_the_cuda_extra(tmp_pat
     assert set(written) == set(CONFIG) - {"available_node_types", "head_node_type"}
 
 
+def pip_settings() -> dict[str, list[str]]:
+    """pip's settings by name, each a list of words: [install] overrides [global], and the environment both."""
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    settings = {}
+    for place in ("global.", "install.", ":env:."):
+        for line in done.stdout.splitlines():
+            name, _, value = line.partition("=")
+            if name.startswith(place):
+                settings[name.removeprefix(place)] = str(ast.literal_eval(value)).split()
+    return settings
+
+
 def uv_settings() -> str:
     """This machine's settings of pip in uv's words, without its network."""
-    pip = pip_settings(sys.executable)
+    pip = pip_settings()
     lines = ["offline = true", 'python-downloads = "never"', 'index-strategy = "unsafe-best-match"']
     lines.append(f"find-links = {[place for place in pip.get('find-links', []) if Path(place).exists()]}")
     for index in pip.get("extra-index-url", []):
