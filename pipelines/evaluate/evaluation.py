@@ -113,15 +113,7 @@ def evaluate_group(
 ) -> list[dict[str, Any] | Exception]:
     """Evaluate several task models in one lane. Returns each one's metrics, or what it failed with."""
     lane = evaluation_lane(config, sources, base_model, resources, expected=len(outputs))
-    numbers = [lane.put(Evaluee(*values)) for values in zip(task_models, outputs, reports, strict=True)]
-    lane.close()
-    results: list[dict[str, Any] | Exception] = []
-    for number in numbers:
-        try:
-            results.append(lane.result(number)[0])
-        except Exception as error:
-            results.append(error)
-    return results
+    return lane.run_all([Evaluee(*values) for values in zip(task_models, outputs, reports, strict=True)])
 
 
 @dataclass(frozen=True)

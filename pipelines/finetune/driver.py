@@ -57,16 +57,7 @@ def finetune_group(
     members = [Member(job, absolute(output), report) for job, output, report in zip(jobs, outputs, reports, strict=True)]
     for member in members:
         check_member(member, resources)
-    lane = finetuning_lane(absolute(outputs[0]), resources, expected=len(jobs))
-    numbers = [lane.put(member) for member in members]
-    lane.close()
-    results: list[dict[str, Any] | Exception] = []
-    for number in numbers:
-        try:
-            results.append(lane.result(number)[0])
-        except Exception as error:
-            results.append(error)
-    return results
+    return finetuning_lane(absolute(outputs[0]), resources, expected=len(jobs)).run_all(members)
 
 
 def check_member(member: Member, resources: Resources) -> None:

@@ -17,7 +17,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,6 +188,18 @@ class Lane:
     def run(self, job: Any) -> tuple[Any, Times]:
         """Have a job done, and wait for it; its result and times. Raises what it failed with, as `result` does."""
         return self.result(self.put(job))
+
+    def run_all(self, jobs: Sequence[Any]) -> list[Any]:
+        """Have these jobs done and no others: the lane is closed. Each one's result, or what it failed with (`result`)."""
+        numbers = [self.put(job) for job in jobs]
+        self.close()
+        results: list[Any] = []
+        for number in numbers:
+            try:
+                results.append(self.result(number)[0])
+            except Exception as error:
+                results.append(error)
+        return results
 
     def put(self, job: Any) -> int:
         return int(_ask(self._desk, "put", job))
