@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.errors import UserError
-from pipelines.storage import exists, join, move, publish, read_text
+from pipelines.storage import exists, join, move, publish
 from sweep.commands.completion import studies
 from sweep.commands.options import (
     DEFAULT_STORE,
@@ -31,7 +31,7 @@ from sweep.commands.options import (
 from sweep.graph.explain import as_json, as_text
 from sweep.graph.explain import explain as origins_of
 from sweep.graph.records import Store, Study
-from sweep.graph.reports import REPORT_OF, report_folder, report_of
+from sweep.graph.reports import REPORT_OF, read_report_of, report_folder, report_of
 
 if TYPE_CHECKING:
     from analysis.verdicts.answer import Answer
@@ -83,25 +83,16 @@ def _check_output(output: Path, of: Mapping[str, object]) -> None:
         return
     if not output.is_dir():
         raise UserError(f"{output} is a file; name a folder for the report")
-    before = _read_report_of(str(output))
+    before = read_report_of(str(output))
     if not any(output.iterdir()) or (before.get("study"), before.get("id")) == (of["study"], of["id"]):
         return
     what = f"holds a report of {before['study']} with other artifacts" if before.get("study") == of["study"] else "is not empty"
     raise UserError(f"{output} {what}; name a folder that is not there, so that nothing is replaced")
 
 
-def _read_report_of(folder: str) -> Mapping[str, object]:
-    """What the report in a folder says that it is of; nothing where it does not."""
-    try:
-        found = js.loads(read_text(join(folder, REPORT_OF)) or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _keep_other(target: str, own: str) -> str:
     """Move a report that is of other artifacts than those of `own` out of the way; returns where it is, "" if there is none."""
-    before = str(_read_report_of(target).get("id", ""))
+    before = str(read_report_of(target).get("id", ""))
     if before == own or not exists(join(target, "report.html")):
         return ""
     # No study has such a name. One of an earlier version does not say what it is of.

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.storage import fetch, join, read_text
 from sweep.graph.identity import SHORT
@@ -52,14 +53,20 @@ def report_of(study: Study) -> dict[str, object]:
     }
 
 
+def read_report_of(folder: str) -> Mapping[str, Any]:
+    """What the report in a folder says that it is of; nothing where it does not."""
+    try:
+        found = json.loads(read_text(join(folder, REPORT_OF)) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def stored_report(store: Store, study: Study) -> StoredReport | None:
     """The report in a study's place if it is of the study as it is now, None otherwise."""
     folder = report_folder(store, study.experiment)
-    try:
-        values = json.loads(read_text(join(folder, REPORT_OF)) or "{}")
-        if values.get("id") != report_of(study)["id"]:
-            return None
-        answer = values.get("answer", {})
-        return StoredReport(folder, str(answer.get("said", "")), str(answer.get("command", "")))
-    except (ValueError, AttributeError):
+    values = read_report_of(folder)
+    answer = values.get("answer", {})
+    if values.get("id") != report_of(study)["id"] or not isinstance(answer, dict):
         return None
+    return StoredReport(folder, str(answer.get("said", "")), str(answer.get("command", "")))
