@@ -41,7 +41,7 @@ def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
     parts = [read_part(path) for path in paths]
     there = _there(store, parts)
     _check_records(store, parts, there)
-    studies = [_study(store, part) for part in {part.study.experiment: part for part in reversed(parts)}.values()]
+    studies = _studies(store, parts)
     records = {fingerprint: record for part in parts for fingerprint, record in part.records.items()}
     new = [record for fingerprint, record in records.items() if there.get(fingerprint) is None]
     unfinished = []
@@ -100,18 +100,20 @@ def _build(record: Record) -> str:
     return f"sha256 {record.content[:SHORT]}…, of {record.created or 'an unknown time'}"
 
 
-def _study(store: Store, part: Part) -> Study:
-    """The manifest that the store is to have: its own, if it is of the same steps."""
-    own = Study.manifest(store, part.study.experiment)
-    if own is None:
-        return part.study
-    if {step.fingerprint for step in own.steps} != {step.fingerprint for step in part.study.steps}:
-        raise ConflictError(
-            f"{part.path} is of a study {own.experiment} with {len(part.study.steps)} steps, and "
-            f"{Study.path(store, own.experiment)} has others ({len(own.steps)}): merge it into another store, or run the study "
-            "there with the same parameters first"
-        )
-    return own
+def _studies(store: Store, parts: Sequence[Part]) -> list[Study]:
+    """The manifests that the store is to have, its own before those of the parts. Raises ConflictError for other steps."""
+    seen: dict[str, tuple[Study, str]] = {}
+    for part in parts:
+        name = part.study.experiment
+        if name not in seen and (own := Study.manifest(store, name)) is not None:
+            seen[name] = own, Study.path(store, name)
+        study, where = seen.setdefault(name, (part.study, str(part.path)))
+        if {step.fingerprint for step in study.steps} != {step.fingerprint for step in part.study.steps}:
+            raise ConflictError(
+                f"{part.path} is of a study {name} with {len(part.study.steps):,} steps, and {where} has others "
+                f"({len(study.steps):,}): merge it into another store, or run the study there with the same parameters first"
+            )
+    return [study for study, _ in seen.values()]
 
 
 def _save(store: Store, study: Study) -> None:

@@ -160,6 +160,18 @@ def test_a_study_of_the_same_name_with_other_steps_is_refused(build: Build, two_
         merge_bundles(other, parts)
 
 
+def test_parts_of_two_studies_of_one_name_are_refused_on_the_command_line(build: Build, tmp_path: Path) -> None:
+    store = build("here")
+    write_bundle(store, "small", tmp_path / "one.zip", part_size=MIB)
+    listed = Study.listed(store, "small")
+    dataclasses.replace(listed, steps=listed.steps[:-1]).save(store)
+    write_bundle(store, "small", tmp_path / "two.zip", part_size=MIB)
+    files = [str(tmp_path / "one.zip"), str(tmp_path / "two.zip")]
+    said = CliRunner().invoke(cli.app, ["unbundle", *files, "--store", str(tmp_path / "there")])
+    assert said.exit_code == 1 and "two.zip is of a study small with" in said.stderr and "one.zip has others" in said.stderr
+    assert not (tmp_path / "there").exists()
+
+
 def test_what_a_run_is_building_is_left_alone(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
     parts = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
     other, step = Store(tmp_path / "there"), build_grid(two_seeds)[0]
