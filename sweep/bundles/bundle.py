@@ -1,7 +1,7 @@
 """A study written as a bundle: its records, results and small artifacts by fingerprint, without weights."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,17 +45,18 @@ def write_bundle(store: Store, name: str, target: Path, *, part_size: int) -> Bu
     if not records:
         raise UserError(f"nothing of {name} is built in {store.uri}; run it first, or give --store")
     manifest = replace(study, steps=tuple(replace(step, record=None, damage="") for step in study.steps))
-    fixed = packed_size(manifest.to_json().encode()) + max(packed_size(record.to_json().encode()) for record in records)
-    least = max(LEAST_PART, 2 * (fixed + ENTRY_BYTES))
+    of_manifest = packed_size(manifest.to_json().encode())
+    of_records = {record.fingerprint: packed_size(record.to_json().encode()) for record in records}
+    least = max(LEAST_PART, 2 * (of_manifest + max(of_records.values()) + ENTRY_BYTES))
     if part_size < least:
         raise UserError(f"--part-size {part_size}: a part of this study needs {least} bytes at least; give more")
-    boxes = _pack(store, records, part_size - packed_size(manifest.to_json().encode()) - ENTRY_BYTES)
+    boxes = _pack(store, records, of_records, part_size - of_manifest - ENTRY_BYTES)
     parts = _paths(target, len(boxes))
     if there := [path for path in parts if path.exists()]:
         raise UserError(f"{there[0]} is there already; remove it, or give another file")
-    for number, (path, box) in enumerate(zip(parts, boxes, strict=True), 1):
+    for path, box in zip(parts, boxes, strict=True):
         contents = {piece: _content(store, box.records[piece.artifact.fingerprint], piece) for piece in box.pieces}
-        write_bytes(path, part_bytes(manifest, number, len(boxes), box.records.values(), contents))
+        write_bytes(path, part_bytes(manifest, box.records.values(), contents))
     return Bundle(tuple(parts), len(records), len(study.steps) - len(records))
 
 
@@ -70,23 +71,24 @@ def _content(store: Store, record: Record, piece: Piece) -> bytes:
     return store.read_bytes(record, piece.path)[piece.offset : piece.offset + piece.num_bytes]
 
 
-def _pack(store: Store, records: Sequence[Record], room: int) -> list[_Box]:
-    """Deal records and their files into boxes of `room` bytes, in the study's order."""
+def _pack(store: Store, records: Sequence[Record], of_records: Mapping[str, int], room: int) -> list[_Box]:
+    """Deal records, of which each takes its part of `of_records`, and their files into boxes of `room` bytes."""
     boxes = [_Box(room)]
 
     def enter(record: Record) -> None:
         """Put a record into the last box, unless it is there."""
         if record.fingerprint not in boxes[-1].records:
             boxes[-1].records[record.fingerprint] = record
-            boxes[-1].room -= packed_size(record.to_json().encode()) + ENTRY_BYTES + 2 * len(record.slug)
+            boxes[-1].room -= of_records[record.fingerprint] + ENTRY_BYTES + 2 * len(record.slug)
 
     for record in records:
-        if boxes[-1].room < packed_size(record.to_json().encode()) + 2 * ENTRY_BYTES:
+        of_record = of_records[record.fingerprint]
+        if boxes[-1].room < of_record + 2 * ENTRY_BYTES:
             boxes.append(_Box(room))
         enter(record)
         for path in bundled_files(record):
             content = store.read_bytes(record, path)
-            for piece, num_packed in _pieces(record, path, content, room):
+            for piece, num_packed in _pieces(record, path, content, room - of_record):
                 if boxes[-1].room < num_packed and boxes[-1].pieces:
                     boxes.append(_Box(room))
                     enter(record)
@@ -96,10 +98,9 @@ def _pack(store: Store, records: Sequence[Record], room: int) -> list[_Box]:
 
 
 def _pieces(record: Record, path: str, content: bytes, room: int) -> Iterator[tuple[Piece, int]]:
-    """The pieces of a file, each with what it takes: one if it fits into a part of its own, else such as do at any rate."""
+    """The pieces of a file, each with what it takes: one if it fits into `room` bytes, else such as do at any rate."""
     whole = packed_size(content) + ENTRY_BYTES + 4 * len(path)
-    # Beside its record.
-    most = room - packed_size(record.to_json().encode()) - 2 * ENTRY_BYTES - 4 * len(path)
+    most = room - 2 * ENTRY_BYTES - 4 * len(path)
     step = max(1, len(content)) if whole <= most else most
     for offset in range(0, max(1, len(content)), step):
         block = content[offset : offset + step]

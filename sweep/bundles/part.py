@@ -44,12 +44,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """A part that was read: number `number`, from 1, `of` so many. `records`, by fingerprint, are of all artifacts in it."""
+    """A part that was read. `records`, by fingerprint, are of all artifacts in it."""
 
     path: Path
     study: Study
-    number: int
-    of: int
     records: Mapping[str, Record]
     pieces: tuple[Piece, ...]
 
@@ -73,14 +71,12 @@ def packed_size(content: bytes) -> int:
     return min(len(content), len(zlib.compress(content, LEVEL)))
 
 
-def part_bytes(study: Study, number: int, of: int, records: Iterable[Record], pieces: Mapping[Piece, bytes]) -> bytes:
+def part_bytes(study: Study, records: Iterable[Record], pieces: Mapping[Piece, bytes]) -> bytes:
     """The file that a part is."""
     records = list(records)
     header = {
         "format": FORMAT,
         "study": study.experiment,
-        "number": number,
-        "of": of,
         "artifacts": [_named(record.id) for record in records],
         "pieces": [
             {
@@ -141,8 +137,9 @@ def read_part(path: Path) -> Part:
             pieces = tuple(_piece(named) for named in values["pieces"])
             for piece in pieces:
                 _check(piece, file.read(piece.member), records[piece.artifact.fingerprint])
-            return Part(path, study, int(values["number"]), int(values["of"]), records, pieces)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, zipfile.BadZipFile, zlib.error, RecursionError) as error:
+            return Part(path, study, records, pieces)
+    # zipfile raises RuntimeError for a method or an encryption that a damaged byte tells of.
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedError(f"{path} is damaged ({error}); copy it again, or write the bundle anew") from error
 
 
