@@ -22,6 +22,8 @@ LEVEL = 6
 """Of zlib's compression."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every member, so that equal content makes equal files."""
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged part ends in: zipfile has a RuntimeError for a method or an encryption that there is not."""
 ENTRY_BYTES = 500
 """What a piece takes in a part beside its content and its name: its entries in the zip file and in the header, at most."""
 
@@ -138,8 +140,7 @@ def read_part(path: Path) -> Part:
             for piece in pieces:
                 _check(piece, file.read(piece.member), records[piece.artifact.fingerprint])
             return Part(path, study, records, pieces)
-    # zipfile raises RuntimeError for a method or an encryption that a damaged byte tells of.
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DamagedError(f"{path} is damaged ({error}); copy it again, or write the bundle anew") from error
 
 
