@@ -437,16 +437,19 @@ def test_groups_on_a_gpu_learn_what_they_do_on_the_cpu(config, labelled, filled,
     sequences, prefixes = labelled
     packed = pack(sequences, prefixes=prefixes, shape=Shape(128, 16, 128, 128) if filled else None)
     targets = torch.from_numpy(next_token_targets(packed))
-    decoder = twins(AutoModelForCausalLM, config)[1].bfloat16()
-    model = LanguageModel(decoder)
-    half = copy.deepcopy(model).cuda()
-    expected = model.double()(PackedInput.from_batch(packed, "cpu"), targets)
-    expected.backward()
-    loss = half(PackedInput.from_batch(packed, "cuda"), targets.cuda())
-    loss.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
-    for (name, theirs), ours in zip(model.named_parameters(), half.parameters(), strict=True):
-        assert ((ours.grad.cpu().double() - theirs.grad).norm() / theirs.grad.norm()).item() < 0.05, name
+    model = LanguageModel(twins(AutoModelForCausalLM, config)[1].bfloat16())
+    on_cpu, on_gpu = copy.deepcopy(model), copy.deepcopy(model).cuda()
+    losses = [
+        each(PackedInput.from_batch(packed, device), targets.to(device))
+        for each, device in ((model.double(), "cpu"), (on_cpu, "cpu"), (on_gpu, "cuda"))
+    ]
+    for loss in losses:
+        loss.backward()
+    assert losses[2].item() == pytest.approx(losses[0].item(), rel=1e-2)
+    for (name, exact), *rounded in zip(model.named_parameters(), on_cpu.parameters(), on_gpu.parameters(), strict=True):
+        cpus, gpus = (((p.grad.cpu().double() - exact.grad).norm() / exact.grad.norm()).item() for p in rounded)
+        # Where values are clipped, rounding decides which: there the CPU's gradients are as far off.
+        assert gpus < max(0.05, 1.5 * cpus), name
 
 
 @pytest.mark.parametrize("ignored", ["sliding_window", "softcap"])
