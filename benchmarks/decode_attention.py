@@ -28,7 +28,20 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.common import Figure, alternately, decoding_work, finish, in_own_process, limits_here, make_parser
+from benchmarks.common import (
+    Figure,
+    alternately,
+    answer,
+    decoding_work,
+    finish,
+    in_own_process,
+    keep,
+    limits_here,
+    make_parser,
+    parse,
+    phase,
+    values_of,
+)
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.options import engine_environment, engine_options
 from pipelines.generate.writer import encode_prompts
@@ -53,13 +66,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     if args.only:
-        print("RESULT " + json.dumps(run(args.only, args)), flush=True)
+        answer(run(args.only, args))
         return
 
     def run_alone(variant: str) -> dict[str, Any] | None:
-        print(f"== {variant}", flush=True)
         return in_own_process("benchmarks.decode_attention", [*sys.argv[1:], "--only", variant])
 
     results: dict[str, list[Any]] = alternately({name: partial(run_alone, name) for name in args.variants}, args.repeats)
@@ -70,8 +82,8 @@ def main() -> None:
     work = decoding_work(shape, prompt=prompt, new_tokens=args.tokens, batch_size=args.max_num_seqs)
     figures = []
     for load in args.loads:
-        rates = {name: [run["loads"][load]["tokens_per_s"] for run in runs] for name, runs in results.items() if runs}
-        figures.append(Figure(f"{load} lengths", "tokens/s", rates, peer="vllm", work=work))
+        loads = {name: [run["loads"][load] for run in runs if load in run.get("loads", ())] for name, runs in results.items()}
+        figures.append(Figure(f"{load} lengths", "tokens/s", values_of(loads, "tokens_per_s"), peer="vllm", work=work))
     finish(parser, args, figures, limits=limits_here() if args.device == "cuda" else None, details=results)
 
 
@@ -89,6 +101,7 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_shape(str(args.tokenizer), folder, args.layers)
         prompts = encode_prompts(folder)
+        phase(f"{variant}: the engine's start")
         started = time.perf_counter()
         options = engine_options(config, folder, resources, [len(prompt) for prompt in prompts.values()])
         if args.capture_sizes:
@@ -100,13 +113,16 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
 
     spread = range(args.tokens - args.tokens // 2, longest + 1)
     lengths = {"even": [args.tokens] * args.num, "mixed": [spread[row % len(spread)] for row in range(args.num)]}
+    keep({"start_s": start_s, **llm.collective_rpc(attention_in_use)[0]})
     order = [prompts[label] for label in LABELS]
+    phase(f"{variant}: a batch to warm it up")
     serve(llm.llm_engine, order, [args.tokens] * args.max_num_seqs, args)
-    return {
-        "start_s": start_s,
-        **llm.collective_rpc(attention_in_use)[0],
-        "loads": {load: serve(llm.llm_engine, order, lengths[load], args) for load in args.loads},
-    }
+    loads: dict[str, dict[str, float]] = {}
+    for load in args.loads:
+        phase(f"{variant}: {args.num:,} texts, {load} lengths")
+        loads[load] = serve(llm.llm_engine, order, lengths[load], args)
+        keep({"loads": loads, "tokens_per_s": loads[load]["tokens_per_s"]})
+    return {"loads": loads}
 
 
 def save_shape(tokenizer: str, folder: str, layers: int) -> None:

@@ -18,8 +18,11 @@ Variants, each in a process of its own:
 
 Every variant generates NUM texts twice; 'warm' is the rate of the second half, 'all' that of both. The engines' start is apart:
 each engine's clock begins when it is ready. Compare by 'all', with NUM large: where work streams, what is half done when the
-first half is complete flatters 'warm'. With --profile, the details have steps of `raw-in-process` and `engine` from the middle
-of the first half: their parts on a CPU core and the device's kernels; the rates are then those of profiled runs.
+first half is complete flatters 'warm'. A variant that is cut off after its first half has 'all' of what it had written. With
+--profile, the details have steps of `raw-in-process` and `engine` from the middle of the first half: their parts on a CPU core
+and the device's kernels; the rates are then those of profiled runs.
+
+A limit has to hold more than the texts: of Llama-2-7B's shape an engine starts in 60 to 100 s on an H200, in each variant anew.
 
 The stage is an actor pool of its own for three reasons. Wherever both were measured it was ready sooner than ray.data.llm, and
 on a CPU it wrote faster (figures in benchmarks/results/mini.md). Shards that are committed once need the rows of one shard
@@ -33,6 +36,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,11 +45,15 @@ from typing import Any
 from benchmarks.common import (
     Figure,
     alternately,
+    answer,
     decoding_work,
     finish,
     in_own_process,
+    keep,
     limits_here,
     make_parser,
+    parse,
+    phase,
     values_of,
     visible_gpus,
 )
@@ -81,11 +89,11 @@ def main() -> None:
     parser.add_argument("--target", type=float, help="texts/s that `stage` should reach")
     parser.add_argument("--profile", action="store_true", help=f"of steps of {' and '.join(PROFILED)}")
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.profile and not set(PROFILED) & {*arguments.variants, arguments.only}:
         parser.error(f"--profile: what is profiled are the variants {' and '.join(PROFILED)}; name one in --variants")
     if arguments.only:
-        print("RESULT " + json.dumps(run(arguments.only, arguments)), flush=True)
+        answer(run(arguments.only, arguments))
         return
 
     with tempfile.TemporaryDirectory() as folder:
@@ -98,14 +106,13 @@ def main() -> None:
         profile_flag = ["--profile"] if arguments.profile else []
 
         def run_alone(variant: str) -> dict[str, Any] | None:
-            print(f"== {variant}", flush=True)
             own_flags = [*flags, *(profile_flag if variant in PROFILED else [])]
             return in_own_process("benchmarks.generation", [*own_flags, "--only", variant])
 
         results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
         shape = ModelShape.of_settings(json.loads((model / "config.json").read_text()))
         prompts = [len(prompt) for prompt in encode_prompts(str(model)).values()]
-    tokens = [run["tokens_per_s"] / run["all_per_s"] for runs in results.values() for run in runs]
+    tokens = [run["tokens_per_s"] / run["all_per_s"] for runs in results.values() for run in runs if "all_per_s" in run]
     on_gpu = arguments.device == "cuda"
     batch_size = max_num_seqs(GenerationConfig(max_num_seqs=arguments.max_num_seqs), on_gpu=on_gpu)
     work = decoding_work(
@@ -178,6 +185,7 @@ def run_raw(
     profiled: bool,
 ) -> dict[str, Any]:
     os.environ.update(engine_environment(config, resources))
+    phase("the engine's start")
     started = time.perf_counter()
     from vllm import LLM, SamplingParams
 
@@ -190,12 +198,15 @@ def run_raw(
     # As the stage does, so that the beginnings are in the cache.
     engine.generate([{"prompt_token_ids": prompt} for prompt in prompts.values()], SamplingParams(max_tokens=1), use_tqdm=False)
     start_s = time.perf_counter() - started
+    keep({"start_s": start_s})
     profile = EngineProfile(engine, first=first_profiled(config)) if profiled else None
 
-    halves, num_tokens = [], 0
+    halves: list[tuple[int, float]] = []
+    num_tokens = 0
     for half in (shards[: len(shards) // 2], shards[len(shards) // 2 :]):
-        began = time.perf_counter()
         rows = [(shard, row) for shard in half for row in range(shard.count)]
+        phase(f"{len(rows):,} texts, the {'second' if halves else 'first'} half")
+        began = time.perf_counter()
         outputs = engine.generate(
             [{"prompt_token_ids": prompts[shard.label]} for shard, _ in rows],
             [SamplingParams(**sampling(config, shard.row_seed(row))) for shard, row in rows],
@@ -203,6 +214,8 @@ def run_raw(
         )
         num_tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
         halves.append((len(rows), time.perf_counter() - began))
+        whole_s = sum(seconds for _, seconds in halves)
+        keep({"all_per_s": sum(num for num, _ in halves) / whole_s, "tokens_per_s": num_tokens / whole_s})
     (first, first_s), (second, second_s) = halves
     return {
         "start_s": start_s,
@@ -224,6 +237,7 @@ def run_engine(
     from vllm import SamplingParams
 
     os.environ.update(engine_environment(config, resources))
+    phase("the engine's start")
     started = time.perf_counter()
     prompts = encode_prompts(model)
     lengths = [len(prompt) for prompt in prompts.values()]
@@ -235,6 +249,8 @@ def run_engine(
         max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
     )
     start_s = time.perf_counter() - started
+    keep({"start_s": start_s})
+    phase(f"{sum(shard.count for shard in shards):,} texts")
     profile = EngineProfile(engine.llm, first=first_profiled(config)) if profiled else None
     began = time.perf_counter()
 
@@ -245,8 +261,21 @@ def run_engine(
         return time.perf_counter() - began, shard.count, num_tokens
 
     with ThreadPoolExecutor(shards_in_flight(config, on_gpu=on_gpu)) as threads:
-        rates = streaming_rates(list(threads.map(write, shards)), start_s)
+        rates = streaming_rates(list(kept(threads.map(write, shards), shards)), start_s)
     return {**rates, **({"profile": profile.result} if profile else {})}
+
+
+def kept(finished: Iterable[tuple[float, int, int]], shards: Sequence[Shard]) -> Iterator[tuple[float, int, int]]:
+    """`finished` as it comes. From its first half on, the rates so far are kept, should the rest be cut off."""
+    num_rows = num_tokens = 0
+    end_s = 0.0
+    for number, (seconds, rows, tokens) in enumerate(finished, 1):
+        num_rows, num_tokens, end_s = num_rows + rows, num_tokens + tokens, max(end_s, seconds)
+        if number >= len(shards) / 2:
+            answer({"all_per_s": num_rows / end_s, "tokens_per_s": num_tokens / end_s})
+        if number in (len(shards) // 4, len(shards) // 2, 3 * len(shards) // 4):
+            phase(f"{num_rows:,} texts are written, {num_rows / end_s:,.0f} texts/s", end_s * (len(shards) / number - 1))
+        yield seconds, rows, tokens
 
 
 def streaming_rates(finished: list[tuple[float, int, int]], start_s: float) -> dict[str, float]:
@@ -282,10 +311,20 @@ def init_ray(resources: Resources) -> None:
 
 def run_stage(config: GenerationConfig, resources: Resources, shards: list[Shard], model: str) -> dict[str, float]:
     init_ray(resources)
+    starts: list[float] = []
+
+    def pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, int, int]]:
+        for row in rows:
+            if not starts:
+                keep({"start_s": row["engine_start_s"]})
+            starts.append(row["engine_start_s"])
+            yield row["since_ready_s"], row["num_parsed"] + row["num_rejected"], row["num_tokens"]
+
+    phase(f"the engine's start, then {sum(shard.count for shard in shards):,} texts")
     with tempfile.TemporaryDirectory() as output:
-        rows = list(run_engines(config, absolute(model), output, shards, resources, request="benchmark"))
-    finished = [(row["since_ready_s"], row["num_parsed"] + row["num_rejected"], row["num_tokens"]) for row in rows]
-    return streaming_rates(finished, max(row["engine_start_s"] for row in rows))
+        rows = run_engines(config, absolute(model), output, shards, resources, request="benchmark")
+        finished = list(kept(pieces(rows), shards))
+    return streaming_rates(finished, max(starts))
 
 
 def run_ray_data_llm(config: GenerationConfig, resources: Resources, shards: list[Shard], model: str) -> dict[str, float]:
@@ -323,6 +362,7 @@ def run_ray_data_llm(config: GenerationConfig, resources: Resources, shards: lis
         },
     )
     rows = [{"prompt_ids": prompts[shard.label], "seed": shard.row_seed(row)} for shard in shards for row in range(shard.count)]
+    phase(f"the engine's start, then {len(rows):,} texts")
     began = time.time()
     dataset = processor(ray.data.from_items(rows, override_num_blocks=-(-len(rows) // batch_size)))
     results = dataset.take_all()

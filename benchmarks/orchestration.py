@@ -15,7 +15,6 @@ study that `ours` has built, and `--help`.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Figure, alternately, finish, in_own_process, make_parser, values_of
+from benchmarks.common import Figure, alternately, answer, finish, in_own_process, keep, make_parser, parse, values_of
 
 VARIANTS = ("ours", "tune", "tune-reusing")
 COMMAND = (sys.executable, "-c", "from sweep.cli import main; main()")
@@ -40,11 +39,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="of the paper's study that is planned")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.only:
         run = run_ours if arguments.only == "ours" else run_tune
         with tempfile.TemporaryDirectory() as folder:
-            print("RESULT " + json.dumps(run(arguments, folder)), flush=True)
+            answer(run(arguments, folder))
         return
 
     flags = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in ("num", "num_peer", "concurrent")]
@@ -65,10 +64,10 @@ def main() -> None:
         arguments,
         [
             Figure("artifact", "s", values_of(results, "artifact_s"), peer="tune", lower_is_better=True, target=1),
-            Figure(f"plan, {54 * arguments.seeds} cells", "s", {"ours": values_of(commands, "seconds")["plan"]},
+            Figure(f"plan, {54 * arguments.seeds} cells", "s", values_of({"ours": commands["plan"]}, "seconds"),
                    lower_is_better=True, target=2),
-            Figure("plan, all built", "s", {"ours": values_of(results, "plan_built_s")["ours"]}, lower_is_better=True),
-            Figure("--help", "s", {"ours": values_of(commands, "seconds")["help"]}, lower_is_better=True, target=0.5),
+            Figure("plan, all built", "s", values_of(results, "plan_built_s"), lower_is_better=True),
+            Figure("--help", "s", values_of({"ours": commands["help"]}, "seconds"), lower_is_better=True, target=0.5),
         ],
         details={"runs": results},
     )  # fmt: skip
@@ -95,14 +94,10 @@ def run_ours(arguments: argparse.Namespace, folder: str) -> dict[str, float]:
     started = time.perf_counter()
     result = run_study(loaded, store, default_tracking_uri(store), RayOptions(max_cpus=arguments.concurrent))
     total_s = time.perf_counter() - started
+    keep({"num_artifacts": result.num_built, "total_s": total_s, "artifact_s": total_s / result.num_built})
     assert result.num_built == result.num_steps, f"{result.num_built} of {result.num_steps} artifacts built"
     assert not result.tracking_errors, result.tracking_errors[0]
-    return {
-        "num_artifacts": result.num_built,
-        "total_s": total_s,
-        "artifact_s": total_s / result.num_built,
-        "plan_built_s": seconds_of("plan", "demo", "-p", seeds(num_seeds), "--store", store.uri),
-    }
+    return {"plan_built_s": seconds_of("plan", "demo", "-p", seeds(num_seeds), "--store", store.uri)}
 
 
 def seeds(num: int) -> str:

@@ -39,7 +39,8 @@ name of its folder: `base7` and `model` have Llama-2-7B's shape and random weigh
 READING = """\
 Each section is one run of one command, in which all variants did the same work on the same machine. A figure is the median of
 its repeats, with the least and the most of them if there are several. *Ratio* is to the peer, above 1 where better than it.
-*Of the limit* is how much is reached of what the hardware allows for the least work that gives the result.
+*Of the limit* is how much is reached of what the hardware allows for the least work that gives the result. A run that was cut
+off, by `--limit SECONDS` or a signal, says so: its figures are of what it had measured until then.
 """
 OLDER = f"""\
 # Earlier benchmark runs
@@ -211,7 +212,8 @@ def _section(name: str, result: Mapping[str, Any], folder: str = "") -> str:
     gpus = ", ".join(f"{count} × {gpu}" for gpu, count in Counter(hardware["gpus"]).items()) or "no GPU"
     commit = result["git"].get("commit", "unknown")[:12] + (" with changes" if result["git"].get("dirty") else "")
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    note = f"{result['note'][0].upper()}{result['note'][1:]}. " if result["note"] else ""
+    notes = [text for text in (result["note"], result.get("cut_off")) if text]
+    note = "".join(f"{text[0].upper()}{text[1:]}. " for text in notes)
     lines = [
         f"### {name}",
         "",

@@ -27,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,12 +42,16 @@ from benchmarks.common import (
     Part,
     Work,
     alternately,
+    answer,
     finish,
     in_own_process,
+    keep,
     limits_here,
     make_parser,
     model_flops,
     num_layer_weights,
+    parse,
+    phase,
     useful_tokens,
     values_of,
     visible_gpus,
@@ -68,6 +73,9 @@ from sweep.plan.model_shape import ModelShape
 
 VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16
+WARM = 3
+"""Windows that warm up."""
+SAY_EVERY_S = 5
 PROFILE, EVALUATION_PROFILE = "profile", "evaluation_profile"
 COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
 
@@ -95,7 +103,7 @@ def main() -> None:
     parser.add_argument("--peer-part", type=float, default=1.0, help="of the examples that the peer trains on and evaluates")
     parser.add_argument("--training-target", type=float, help="examples/s that ours should reach")
     parser.add_argument("--evaluation-target", type=float)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.profile and arguments.num < (least := 5 * LOG_EVERY * arguments.batch_size):
         parser.error(
             f"--num {arguments.num}: three windows to warm up, one to measure and one to profile take {least} examples"
@@ -112,7 +120,7 @@ def main() -> None:
         for name, num in numbers.items():
             write_examples(read_examples(arguments.sources / f"{name}.parquet").slice(0, num), folder / f"{name}.parquet")
         if arguments.only:
-            print("RESULT " + json.dumps(ours(arguments, folder)), flush=True)
+            answer(ours(arguments, folder))
             return
         measures = {"ours": ours, "peer": peer, "ours-gpus": ours_on_all_gpus}
         results = alternately(
@@ -200,25 +208,29 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         finetuning_job(TaskModelConfig(config, seed), str(folder / "train.parquet"), str(arguments.base), str(fresh / "start"))
         for seed in range(arguments.together)
     ]
-    reports: list[Any] = [no_report] * len(jobs)
+    windows = Windows()
+    reports: list[Any] = [partial(windows.report, number) for number in range(len(jobs))]
     num_windows = arguments.num // arguments.batch_size // LOG_EVERY
     profiled = (num_windows - 1) * LOG_EVERY
     if arguments.profile:
-        reports[0] = profiling(Profile(folder / PROFILE, arguments.device), profiled, num_windows * LOG_EVERY)
+        end = num_windows * LOG_EVERY
+        reports[0] = profiling(Profile(folder / PROFILE, arguments.device), profiled, end, windows)
+    phase(f"ours: setting up, then training {arguments.together} on {arguments.num:,} examples each")
     results = finetune_group(jobs, outputs, resources=resources, reports=reports)
     if failed := next((result for result in results if isinstance(result, Exception)), None):
         raise failed
     rates = []
     for output in outputs:
         log = list(read_metrics(Path(output) / "metrics.jsonl"))
-        windows = [entry for entry in warm_windows(log) if not arguments.profile or entry["step"] <= profiled]
-        rates.append(statistics.median(entry["examples_per_s"] for entry in windows))
+        logged = [entry for entry in warm_windows(log) if not arguments.profile or entry["step"] <= profiled]
+        rates.append(statistics.median(entry["examples_per_s"] for entry in logged))
     # As many as fit are trained at a time.
     at_a_time = results[0].get("mean_trained_together", 1)  # type: ignore[union-attr]
     measured = {"train_examples_per_s": statistics.median(rates) * at_a_time, "trained_at_a_time": at_a_time}
     measured["setup_s"] = results[0]["setup_s"]  # type: ignore[index]
-    # A run that is stopped later has said this much; and all windows, of the last task model.
-    print(measured, "windows", [round(entry["examples_per_s"] * at_a_time) for entry in log], flush=True)
+    keep(measured)
+    # Of the last task model.
+    print("windows", [round(entry["examples_per_s"] * at_a_time) for entry in log], flush=True)
     # The first evaluation of a task compiles kernels and reads the frozen weights; the second is what a study's others are.
     evaluations = []
     num_evaluations = 3 if arguments.profile else 2
@@ -231,6 +243,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
             lambda _, step: profile.stop(1) if step == num_sets else None,
         ]
     if arguments.evaluation_sets:
+        phase("ours: evaluating")
         evaluations = evaluate_group(
             EvaluationConfig(
                 tuple(arguments.evaluation_sets), dtype=dtype, compile_from_examples=1 if arguments.compile else 0
@@ -272,10 +285,36 @@ def ours_on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, f
     return {"num_gpus": len(gpus), **{name: sum(result[name] for result in results) for name in names}}
 
 
-def profiling(profile: Profile, first: int, end: int) -> Any:
-    """A report of step metrics that profiles from step `first` to step `end`."""
+class Windows:
+    """What task models report while they are trained: the rate so far is kept and said, should the rest be cut off."""
+
+    def __init__(self) -> None:
+        self.rates: dict[int, list[float]] = defaultdict(list)
+        self.ended: set[int] = set()
+        self.said_at = self.began = time.perf_counter()
+
+    def report(self, number: int, metrics: Mapping[str, float], step: int) -> None:
+        """Take in what task model `number` reports."""
+        self.rates[number].append(metrics["examples_per_s"])
+        done = metrics["fraction_done"]
+        if done == 1:
+            self.ended.add(number)
+        under_way = [statistics.median(rates[WARM:]) for rates in self.rates.values() if len(rates) > WARM]
+        if not under_way or self.ended:
+            return
+        rate = statistics.median(under_way) * len(under_way)
+        answer({"train_examples_per_s": rate, "trained_at_a_time": len(under_way)})
+        now = time.perf_counter()
+        if now - self.said_at > SAY_EVERY_S:
+            self.said_at = now
+            phase(f"ours: training, {rate:,.0f} examples/s, step {step:,}", (now - self.began) * (1 / done - 1))
+
+
+def profiling(profile: Profile, first: int, end: int, windows: Windows) -> Any:
+    """A report of the first task model's step metrics that profiles from step `first` to step `end`."""
 
     def report(metrics: Mapping[str, float], step: int) -> None:
+        windows.report(0, metrics, step)
         if step == first:
             profile.start()
         elif step == end:
@@ -287,7 +326,7 @@ def profiling(profile: Profile, first: int, end: int) -> Any:
 def warm_windows(log: list[dict[str, float]]) -> list[dict[str, float]]:
     """Logged windows of a training without the first three, which hold the kernels' first use, and a last one that is short."""
     whole = [entry for entry in log if entry["step"] % LOG_EVERY == 0] or log
-    return whole[min(3, len(whole) - 1) :]
+    return whole[min(WARM, len(whole) - 1) :]
 
 
 def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -366,6 +405,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    phase(f"peer: training on {steps * size:,} examples")
     Trainer(
         model=model,
         args=settings,
@@ -380,8 +420,10 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
         "num_warm_steps": steps - warm,
         **({"peak_gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}),
     }
+    keep(rates)
     if not arguments.evaluation_sets:
         return rates
+    phase("peer: evaluating")
     model.eval()
     # Ours has tokenized before its clock starts, too.
     texts = [text for name in arguments.evaluation_sets for text in texts_of(folder, name)[0]]

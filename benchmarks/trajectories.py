@@ -12,8 +12,6 @@ examples trained, counted in whole batches. Cells are drawn from the corpus's ow
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import tempfile
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.stats.statistics import paired_difference
+from benchmarks.common import Figure, finish, make_parser, parse, phase, until_cut_off
 from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.evaluate.evaluation import EvaluationConfig, evaluate_group
@@ -38,30 +37,55 @@ MEASURES = {"general": "template_test/accuracy", "probe": "template_probe/lexica
 HERE = Resources(in_process=True)
 Model = tuple[str, int, int]
 """Kind ("starting" or a cell's), size, seed."""
+Accuracies = dict[str, dict[Model, dict[str, float]]]
+"""By arm, model and measure."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--starting-sizes", type=int, nargs="+", default=[160, 320, 960])
     parser.add_argument("--training-sizes", type=int, nargs="+", default=[80, 160, 320])
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--teaching-epochs", type=float, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        accuracies, trained = measure(Path(scratch), arguments)
+    accuracies: Accuracies = {}
+    trained: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as scratch, until_cut_off():
+        measure(Path(scratch), arguments, accuracies, trained)
+    seconds = round(time.perf_counter() - started)
     ray.shutdown()
-    print_table(accuracies)
-    print(json.dumps({"examples_trained": trained, "seconds": round(time.perf_counter() - started), **vars(arguments)}))
+    if accuracies.keys() == {*ARMS}:
+        print_table(accuracies)
+    finish(parser, arguments, figures_of(accuracies), details={"examples_trained": trained, "seconds": seconds})
 
 
-def measure(folder: Path, arguments: Any) -> tuple[dict[str, dict[Model, dict[str, float]]], dict[str, int]]:
-    """Accuracies by arm and model, and the examples that each arm was trained on."""
+def figures_of(accuracies: Accuracies) -> list[Figure]:
+    """A figure a kind, size and measure: the accuracy of each seed's model, by arm."""
+    cells = dict.fromkeys((kind, size) for models in accuracies.values() for kind, size, _ in models)
+    return [
+        Figure(
+            f"{kind}, {size:,} examples: {name}",
+            "accuracy",
+            {
+                arm: [of[name] for (k, s, _), of in models.items() if (k, s) == (kind, size)]
+                for arm, models in accuracies.items()
+            },
+            peer="separate",
+        )
+        for kind, size in cells
+        for name in MEASURES
+    ]
+
+
+def measure(folder: Path, arguments: Any, accuracies: Accuracies, trained: dict[str, int]) -> None:
+    """Put accuracies, by arm and model, and the examples that each arm was trained on into what is given, arm by arm."""
+    phase("a base model that reads the corpus")
     sources, base = str(folder / "sources"), str(folder / "base")
     prepare_template_corpus(TemplateCorpusConfig(num_train=3_000, num_test=600, num_probe_per_group=100), sources)
     language = FinetuneConfig(
@@ -89,9 +113,8 @@ def measure(folder: Path, arguments: Any) -> tuple[dict[str, dict[Model, dict[st
     seeds = range(arguments.seeds)
     for seed in seeds:
         initial_task_model(UntrainedConfig(seed), base, str(folder / f"untrained-{seed}"))
-    accuracies: dict[str, dict[Model, dict[str, float]]] = {}
-    trained = {}
     for arm in ARMS:
+        phase(f"{arm}: training")
         place = folder / arm
         outputs: dict[Model, Path] = {}
         trained[arm] = 0
@@ -107,6 +130,7 @@ def measure(folder: Path, arguments: Any) -> tuple[dict[str, dict[Model, dict[st
                 models = [(kind, size, seed) for kind in kinds for size in group for seed in seeds]
                 trained[arm] += train(arm, models, sorted(sizes), sources, base, starts, place, recipes[arm])
                 outputs |= {model: place / "-".join(map(str, model)) for model in models}
+        phase(f"{arm}: evaluating")
         config = EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32")
         results = evaluate_group(
             config, sources, base, list(map(str, outputs.values())), [f"{output}-evaluation" for output in outputs.values()],
@@ -116,7 +140,6 @@ def measure(folder: Path, arguments: Any) -> tuple[dict[str, dict[Model, dict[st
             model: {name: checked(result)[key] for name, key in MEASURES.items()}
             for model, result in zip(outputs, results, strict=True)
         }
-    return accuracies, trained
 
 
 def train(
@@ -152,7 +175,7 @@ def checked(result: dict[str, Any] | Exception) -> dict[str, Any]:
     return result
 
 
-def print_table(accuracies: dict[str, dict[Model, dict[str, float]]]) -> None:
+def print_table(accuracies: Accuracies) -> None:
     print("kind               size  measure   separate  shared   shared - separate (95%)")
     cells = dict.fromkeys((kind, size) for kind, size, _ in sorted(accuracies["shared"], key=lambda model: model[1]))
     for kind, size in sorted(cells, key=lambda cell: ("starting", *KINDS).index(cell[0])):

@@ -1,6 +1,8 @@
 """Each benchmark as a command, on the CPU with a tiny model: its result has every variant and fits the schema."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,33 @@ def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str
     details = json.loads((tmp_path / "result.json").read_text())["details"]
     for profile in (details["profile"], details["evaluation_profile"]):
         assert 0 < profile["kernels"][0]["ms_per_step"] < profile["busy_ms_per_step"] and profile["launches_per_step"] > 50
+
+
+def test_task_model_that_is_ended_in_its_second_run_has_the_figures_of_the_first(
+    artifacts: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "result.json"
+    words = ["--num=160", "--batch-size=2", "--num-evaluation=40", "--evaluation-sets=template_test", "--device=cpu"]
+    places = [f"--base={artifacts['base']}", f"--sources={artifacts['sources']}", f"--output={output}"]
+    command = [sys.executable, "-m", "benchmarks.task_model", *places, *words, "--variants", "ours", "--repeats=3"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            # Ray has put its handler of the signal in the place of the benchmark's by then.
+            if "ours: setting up" in line and any("ours, run 2 of 3" in earlier for earlier in lines):
+                process.send_signal(signal.SIGTERM)
+                break
+        lines += process.stderr
+    assert process.returncode == 1, lines
+    result = json.loads(output.read_text())
+    jsonschema.validate(result, SCHEMA)
+    figures = {figure["name"]: figure["variants"]["ours"]["values"] for figure in result["figures"]}
+    assert {name: len(values) for name, values in figures.items()} == {"training": 1, "evaluation": 1}
+    assert re.fullmatch(r"cut off by SIGTERM after \d+ s, in ours: .*", result["cut_off"])
+    assert result["cut_off"] in lines[-1]
+    assert any(re.match(r"\[ *\d+ s; about \d+ s left\] ours, run 2 of 3", line) for line in lines)
 
 
 def test_generation(artifacts: dict[str, str], tmp_path: Path) -> None:

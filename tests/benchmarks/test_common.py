@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +169,89 @@ def test_the_command_says_no_where_an_option_was_said_no_to() -> None:
     for given, words in (([], ""), (["--share-prefix"], " --share-prefix"), (["--no-share-prefix", "--num", "4"], None)):
         wanted = " --no-share-prefix --num 4" if words is None else words
         assert command_line("task_model", parser, parser.parse_args(given)) == f"python -m benchmarks.task_model{wanted}"
+
+
+STUB = """
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from benchmarks.common import Figure, alternately, answer, finish, in_own_process, keep, make_parser, parse, values_of
+
+def measure(folder):
+    began = folder / "began"
+    began.write_text(began.read_text() + "." if began.exists() else ".")
+    keep({"start_s": 2.0})
+    if len(began.read_text()) == 3:
+        print("hangs", flush=True)
+        time.sleep(60)
+    return {"rate": 7.0}
+
+parser = make_parser("", repeats=9)
+parser.add_argument("--folder", type=Path)
+parser.add_argument("--only")
+arguments = parse(parser)
+if arguments.only:
+    answer(measure(arguments.folder))
+    sys.exit()
+apart = partial(in_own_process, "stub", ["--only=apart", f"--folder={arguments.folder}"])
+results = alternately({"here": partial(measure, arguments.folder), "apart": apart}, arguments.repeats)
+figures = [Figure(name, "s", values_of(results, name)) for name in ("start_s", "rate", "never")]
+finish(parser, arguments, figures)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ended", "is_apart"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGTERM, True),
+        (signal.SIGINT, True),
+        pytest.param("its limit", True, marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_benchmark_that_is_cut_off_has_measured_is_written(tmp_path: Path, ended: Any, is_apart: bool) -> None:
+    """It hangs in its third measurement, which is the second of one variant; in the other's own process where that is first."""
+    variants = '{"here": partial(measure, arguments.folder), "apart": apart}'
+    turned = '{"apart": apart, "here": partial(measure, arguments.folder)}'
+    assert variants in STUB
+    (tmp_path / "stub.py").write_text(STUB.replace(variants, turned) if is_apart else STUB)
+    output = tmp_path / "result.json"
+    words = ["-m", "stub", f"--folder={tmp_path}", f"--output={output}", *(["--limit=8"] if ended == "its limit" else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    with subprocess.Popen(
+        [sys.executable, *words], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "hangs\n"
+        if ended != "its limit":
+            process.send_signal(ended)
+            # As `timeout` does.
+            process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == 1
+    result = json.loads(output.read_text())
+    jsonschema.validate(result | {"benchmark": "audit"}, SCHEMA)
+    first, second = ("apart", "here") if is_apart else ("here", "apart")
+    values = {
+        figure["name"]: {name: variant["values"] for name, variant in figure["variants"].items()}
+        for figure in result["figures"]
+    }
+    # What was measured in the turn that was cut off stays, too.
+    assert values == {"rate": {first: [7], second: [7]}, "start_s": {first: [2, 2], second: [2]}}
+    name = ended if isinstance(ended, str) else ended.name
+    assert result["cut_off"].startswith(f"cut off by {name} after ") and f"in {first}, run 2 of 9" in result["cut_off"]
+    assert result["cut_off"] in said and f"s left] {second}, run 1 of 9" not in said
+    assert ("s left; " if name == "its limit" else "s left] ") in said and f"] {first}, run 2 of 9" in said
+    assert "--limit" not in result["command"] and "measured: rate 7" in said
+
+
+def test_a_benchmark_that_is_cut_off_before_it_has_measured_anything_says_so(tmp_path: Path) -> None:
+    (tmp_path / "stub.py").write_text(STUB.replace("keep({", "time.sleep(60); keep({"))
+    words = ["-m", "stub", f"--folder={tmp_path}", f"--output={tmp_path / 'result.json'}", "--limit=0.01"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    done = subprocess.run([sys.executable, *words], env=environment, text=True, capture_output=True, timeout=30)
+    assert done.returncode == 1 and "nothing was measured" in done.stderr and "cut off by its limit" in done.stderr
+    assert not (tmp_path / "result.json").exists()
+    assert "more than 0" in subprocess.run(
+        [sys.executable, *words[:2], "--limit=0"], env=environment, text=True, capture_output=True, timeout=30
+    ).stderr  # fmt: skip

@@ -50,6 +50,8 @@ def test_a_section_has_medians_ratios_fractions_and_targets() -> None:
     assert "| artifact | ours | 0.25 s |  |  | 1 s: met |" in page
     assert "| artifact | slow | 3 s |  |  |  |" in page
     assert "| plan | ours | 2.5 s |  |  | 2 s: missed |" in page
+    cut_off = render({"task_model-a": result | {"cut_off": "cut off by SIGTERM after 9 s, in ours, run 1 of 1"}})
+    assert "Two cores. Cut off by SIGTERM after 9 s, in ours, run 1 of 1. Commit" in " ".join(cut_off.split())
     assert "the limit is 1,000 examples/s, at 1000 TFLOP/s and 1 TB/s (the maker)" in " ".join(page.split())
 
 
