@@ -22,7 +22,8 @@ first half is complete flatters 'warm'. A variant that is cut off after its firs
 --profile, the details have steps of `raw-in-process` and `engine` from the middle of the first half: their parts on a CPU core
 and the device's kernels; the rates are then those of profiled runs.
 
-A limit has to hold more than the texts: of Llama-2-7B's shape an engine starts in 60 to 100 s on an H200, in each variant anew.
+A limit has to hold more than the texts: of Llama-2-7B's shape an engine starts in 60 to 100 s on an H200, in each variant anew,
+and with --load-format dummy 13.5 GB of weights are written before the first.
 
 The stage is an actor pool of its own for three reasons. Wherever both were measured it was ready sooner than ray.data.llm, and
 on a CPU it wrote faster (figures in benchmarks/results/mini.md). Shards that are committed once need the rows of one shard
@@ -375,14 +376,33 @@ def run_ray_data_llm(config: GenerationConfig, resources: Resources, shards: lis
 
 
 def save_random(model: str, folder: str, dtype: str) -> None:
-    """A model of the same shape and tokenizer with random weights."""
+    """A model of the same shape and tokenizer with random weights.
+
+    They are one draw of some millions of numbers again and again: a CPU takes minutes to draw as many as a large model has.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(derive_seed("benchmark") % 2**31)
-    AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(model, trust_remote_code=False), dtype=getattr(torch, dtype)
-    ).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in empty.parameters())
+    phase(f"writing {num_bytes / 1e9:,.1f} GB of random weights, without which no engine starts")
+    random = torch.Generator().manual_seed(derive_seed("benchmark") % 2**31)
+    # No row of a matrix is as long, nor are several: rows and layers differ.
+    drawn = torch.empty(2**24 + 43, dtype=getattr(torch, dtype)).normal_(0, 0.02, generator=random)
+    random_model = empty.to_empty(device="cpu")
+    random_model.tie_weights()
+    at = 0
+    for weight in random_model.parameters():
+        numbers = weight.data.view(-1)
+        if weight.dim() == 1:
+            numbers = numbers.fill_(1)[:0]  # a norm's
+        while len(numbers):
+            part = drawn[at : at + len(numbers)]
+            numbers[: len(part)] = part
+            numbers, at = numbers[len(part) :], (at + len(part)) % len(drawn)
+    random_model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model, trust_remote_code=False).save_pretrained(folder)
 
 
