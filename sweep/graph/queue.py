@@ -11,7 +11,7 @@ to do ends, unless a step of its kind lacks only inputs that are being built and
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -183,25 +183,30 @@ class StepQueue:
         if lane.steps and fits(lane.need):
             return None
         (length, _) = self._rank_of(ready[0])
-        first = (step for step in self._ready if self._rank_of(step)[0] < length or is_overdue(step))
-        if any(self._waits_for(step, lane, fits) for step in first):
+        if any(self._rank_of(step)[0] < length or is_overdue(step) for step in self._waiting_for_room(lane, fits)):
             return None
         # One that has fewer goes first.
         return None if any(len(other.steps) < len(lane.steps) for other in self._others(lane)) else ready[0]
 
-    def _waits_for(self, step: Step, lane: Lane, fits: Callable[[tuple[float, float]], bool]) -> bool:
-        """Whether a ready step waits for room of which `lane` holds some."""
-        need = self._need[step.fingerprint]
-        has_lane = any(other.kind == self._kind(step) and not other.is_ending for other in self.lanes if other.kind is not None)
-        return not fits(need) and not has_lane and any(map(min, need, lane.need))
+    def _waiting_for_room(self, lane: Lane, fits: Callable[[tuple[float, float]], bool]) -> Iterator[Step]:
+        """The ready steps that wait for room of which `lane` holds some: no lane that is up takes them on."""
+        up: list[Any] = []
+        for other in self.lanes:
+            if other.kind is not None and not other.is_ending and other.kind not in up:
+                up.append(other.kind)
+        for step in self._ready:
+            # Most of what is ready is of a kind that has lanes.
+            if self._kind(step) not in up:
+                need = self._need[step.fingerprint]
+                if not fits(need) and any(map(min, need, lane.need)):
+                    yield step
 
     def may_wait(self, lane: Lane) -> bool:
         """Whether `lane`, which has no step, is worth keeping: one of its kind lacks only inputs that are being built, and no
         ready step waits for room that it holds."""
         if lane.is_ending or lane.kind is None:
             return False
-        fits = self._fits()
-        if any(self._waits_for(step, lane, fits) for step in self._ready):
+        if any(True for _ in self._waiting_for_room(lane, self._fits())):
             return False
         under_way = self.done.union(self.running, (step.fingerprint for step in self._ready))
         return any(
