@@ -26,12 +26,11 @@ from sweep.plan.costs import (
     Total,
     endpoint_costs,
     estimate_costs,
-    group_seconds,
     replication,
     total,
     unmeasured,
 )
-from sweep.plan.schedule import Schedule, simulate
+from sweep.plan.schedule import Schedule, StepTime, simulate
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -241,15 +240,12 @@ def cost_plan(
         raise UserError(f"num_gpus={num_gpus:g}: the wall time is that on some GPUs; give 1 or more")
     numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
     by_step = {cost.step.fingerprint: cost for cost in estimate.steps}
-    seconds = {fingerprint: cost.seconds for fingerprint, cost in by_step.items()}
+    times = {
+        fingerprint: StepTime(cost.setup_s, cost.once_s, cost.seconds - cost.setup_s - cost.once_s)
+        for fingerprint, cost in by_step.items()
+    }
     checkpoints = {fingerprint: cost.checkpoint_bytes for fingerprint, cost in by_step.items()}
-
-    def group_s(members: Sequence[Step]) -> float:
-        return group_seconds([by_step[step.fingerprint] for step in members])
-
-    schedules = tuple(
-        simulate(steps, seconds, done, number, group_s=group_s, checkpoint_bytes=checkpoints) for number in numbers
-    )
+    schedules = tuple(simulate(steps, times, done, number, checkpoint_bytes=checkpoints) for number in numbers)
     return PlanCosts(estimate, missing, schedules, num_gpus)
 
 

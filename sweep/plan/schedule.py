@@ -1,13 +1,43 @@
-"""The time that a study would take on so many GPUs: its step graph, played through by the run's own queue. Pure."""
+"""The time that a study would take on so many GPUs: its step graph, played through by the run's own queue. Pure.
+
+What a run does all the time (`sweep.run.tune.Run.attend`, then `suggest`) is done here whenever something ends: lanes take on
+what is ready for them, those of no more use end, others are opened. Only the time is reckoned.
+"""
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pipelines.errors import UserError
-from sweep.graph.queue import Capacity, Lane, StepQueue
+from sweep.graph.queue import Capacity, Lane, StepQueue, num_at_once
+from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
+from sweep.graph.timeline import LaneTime, Span, Timeline
+
+LINGER_S = 30.0
+"""How long a lane waits for a step whose inputs are being built, and"""
+OVERDUE_S = 300.0
+"""how long a ready step waits for room while lanes of others go on: as `sweep.run.tune` has both."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long a step takes: `setup_s` until the workers of its lane are up, once a lane; then `once_s`, which those that are
+    trained at once take together, and `own_s`.
+    """
+
+    setup_s: float = 0.0
+    once_s: float = 0.0
+    own_s: float = 0.0
+
+    @property
+    def alone_s(self) -> float:
+        return self.setup_s + self.work_s
+
+    @property
+    def work_s(self) -> float:
+        return self.once_s + self.own_s
 
 
 @dataclass(frozen=True)
@@ -15,9 +45,10 @@ class Schedule:
     """A study played through on `num_gpus` that are there all the time.
 
     `seconds` are those from the first step's start to the last one's end. `idle_share` is the part of the GPUs' time in
-    which they do nothing, 0.0 if there is nothing to do.
+    which they do nothing, 0.0 if there is nothing to do, and `start_share` that in which workers start.
     `critical_path` is the chain of steps that takes longest, and `critical_s` how long: no number of GPUs is
-    quicker. `peak_bytes` is the most that the checkpoints of the steps running together take.
+    quicker. `peak_bytes` is the most that the checkpoints of the steps running together take. `timeline` says which lane built
+    what when, as a run's records do; None if there was nothing to build.
     """
 
     num_gpus: float
@@ -26,22 +57,22 @@ class Schedule:
     critical_path: tuple[Step, ...]
     critical_s: float
     peak_bytes: float = 0.0
+    start_share: float = 0.0
+    timeline: Timeline | None = None
 
 
 def simulate(
     steps: Sequence[Step],
-    seconds: Mapping[str, float],
+    times: Mapping[str, StepTime],
     done: Iterable[str],
     num_gpus: float,
     *,
-    group_s: Callable[[Sequence[Step]], float] | None = None,
     checkpoint_bytes: Mapping[str, float] | None = None,
 ) -> Schedule:
     """Play the steps that are not `done`, in the order, the lanes and with the admission rule of a run.
 
-    `seconds` of a step alone, and `checkpoint_bytes`, are by fingerprint; `group_s` says how long several take in the same
-    lane, by default one after another. What a lane takes on at once ends at once, and no lane waits. CPUs are taken to be
-    plenty. Raises UserError if a step asks for more GPUs than there are.
+    `times` and `checkpoint_bytes` are by fingerprint. CPUs are taken to be plenty. Raises UserError if a step asks for more
+    GPUs than there are.
     """
     done = set(done)
     missing = [step for step in steps if step.fingerprint not in done]
@@ -50,51 +81,214 @@ def simulate(
             raise UserError(
                 f"{step.name} asks for {step.resources.total_gpus:g} GPUs and num_gpus={num_gpus:g}; give at least as many"
             )
-
-    def taken_s(members: Sequence[Step]) -> float:
-        if group_s and len(members) > 1:
-            return group_s(members)
-        return sum(seconds[step.fingerprint] for step in members)
-
-    queue = StepQueue(steps, done, Capacity(math.inf, num_gpus))
-    wall_s, busy_s, peak_bytes = _play(queue, taken_s, checkpoint_bytes or {})
+    play = _Play(StepQueue(steps, done, Capacity(math.inf, num_gpus)), times, checkpoint_bytes or {})
+    wall_s = play.run()
+    seconds = {fingerprint: time.alone_s for fingerprint, time in times.items()}
     path = critical_path(missing, seconds)
-    idle = 1 - busy_s / (wall_s * num_gpus) if wall_s and num_gpus else 0.0
-    return Schedule(num_gpus, wall_s, idle, path, sum(seconds[step.fingerprint] for step in path), peak_bytes)
+    there = wall_s * num_gpus
+    return Schedule(
+        num_gpus,
+        wall_s,
+        1 - play.busy_s / there if there else 0.0,
+        path,
+        sum(seconds[step.fingerprint] for step in path),
+        play.peak_bytes,
+        play.start_s / there if there else 0.0,
+        Timeline(0.0, tuple(lane.time for lane in play.lanes)) if play.lanes else None,
+    )
 
 
-def _play(
-    queue: StepQueue, taken_s: Callable[[Sequence[Step]], float], checkpoint_bytes: Mapping[str, float]
-) -> tuple[float, float, float]:
-    """Seconds until all is built, seconds in which GPUs work (of each), and the most bytes of checkpoints at once."""
-    running: list[tuple[float, int, Lane, list[Step]]] = []
-    before: dict[int, list[Step]] = {}  # what a lane has taken on so far, by the number of its start
-    now = busy_s = peak_bytes = 0.0
+@dataclass
+class _Under:
+    """A step under way in a lane; `left_s` is what is left of its work if it went on alone."""
 
-    def begin(number: int, lane: Lane, members: list[Step]) -> None:
-        nonlocal busy_s
-        earlier = before.setdefault(number, [])
-        # It has started, and what its steps share is done.
-        own_s = taken_s([*earlier, *members]) - (taken_s(earlier) if earlier else 0.0)
-        earlier += members
-        busy_s += own_s * lane.need[1]
-        # The number of the start: lanes themselves cannot be compared where two end together.
-        heapq.heappush(running, (now + own_s, number, lane, members))
+    step: Step
+    ready: float
+    given: float
+    waited_for: str
+    left_s: float
+    began: float | None = None
 
-    while True:
-        while lane := queue.open():
-            begin(len(before), lane, list(lane.steps.values()))
-        if not running:
-            return now, busy_s, peak_bytes
-        held = sum(checkpoint_bytes.get(step.fingerprint, 0) for *_, members in running for step in members)
-        peak_bytes = max(peak_bytes, held)
-        now, number, lane, ended = heapq.heappop(running)
-        for step in ended:
-            queue.succeeded(step.fingerprint)
-        if members := queue.join(lane):
-            begin(number, lane, members)
-        else:
-            queue.close(lane)
+
+@dataclass(eq=False)
+class _Lane:
+    """A lane of the queue in simulated time, with `most` steps. `share` is, of a step's work alone, what those at once take
+    once."""
+
+    number: int
+    lane: Lane
+    opened: float
+    up: float
+    most: int
+    at_once: bool
+    share: float
+    under_way: dict[str, _Under] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    seen: float = 0.0
+    idle_since: float | None = None
+    version: int = 0
+
+    @property
+    def active(self) -> list[_Under]:
+        """Those that are worked on: all that are trained at once, else the first."""
+        steps = list(self.under_way.values())
+        return steps if self.at_once else steps[:1]
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer a second of a step's work takes than it would alone."""
+        return self.share + (1 - self.share) * len(self.active)
+
+    def advance(self, now: float) -> None:
+        """Work until `now`."""
+        since = max(self.seen, self.up)
+        if now >= self.up:
+            for under in self.active:
+                under.began = since if under.began is None else under.began
+                under.left_s -= (now - since) / self.slowdown
+        self.seen = now
+
+    @property
+    def next_end(self) -> float:
+        """When the next step ends if nothing joins; infinite without one."""
+        least = min((under.left_s for under in self.active), default=math.inf)
+        return max(self.seen, self.up) + max(least, 0.0) * self.slowdown if self.under_way else math.inf
+
+    def end(self, now: float) -> list[Step]:
+        """The steps that end `now`, which is `next_end` or a moment at which the lane has none."""
+        self.advance(now)
+        least = min((under.left_s for under in self.active), default=0.0)
+        # What rounding leaves of the others' last second is none.
+        ended = [under for under in self.active if under.left_s <= least + 1e-6]
+        for under in ended:
+            del self.under_way[under.step.fingerprint]
+            began = now if under.began is None else under.began
+            self.spans.append(Span(under.step.stage, under.step.slug, under.ready, under.given, began, now, under.waited_for))
+        return [under.step for under in ended]
+
+    @property
+    def time(self) -> LaneTime:
+        return LaneTime(str(self.number), self.opened, self.up, tuple(sorted(self.spans, key=lambda span: span.began)))
+
+
+class _Play:
+    """A run in simulated time: `lanes` with all that they built, and the GPU-seconds in which GPUs work and workers start."""
+
+    def __init__(self, queue: StepQueue, times: Mapping[str, StepTime], checkpoint_bytes: Mapping[str, float]) -> None:
+        self.queue, self._times, self._checkpoint_bytes = queue, times, checkpoint_bytes
+        self.lanes: list[_Lane] = []
+        self.busy_s = self.start_s = self.peak_bytes = 0.0
+        self._open: dict[Lane, _Lane] = {}
+        self._built: dict[str, float] = {}
+        self._ready: dict[str, tuple[float, str]] = {}
+        self._events: list[tuple[float, int, int]] = []
+        self._now = 0.0
+
+    def run(self) -> float:
+        """Build everything; the seconds until the last step has ended."""
+        wall_s = 0.0
+        self._attend()
+        while self._events:
+            now, number, version = heapq.heappop(self._events)
+            lane = self.lanes[number]
+            if version != lane.version or lane.lane not in self._open:
+                continue
+            self._now = now
+            if ended := lane.end(now):
+                wall_s = now
+            for step in ended:
+                self._built[step.fingerprint] = now
+                self.queue.succeeded(step.fingerprint)
+            self._expect(lane)
+            # What ends at the same moment ends before anything is made of it.
+            if not (self._events and self._events[0][0] == now):
+                self._attend()
+        return wall_s
+
+    def _attend(self) -> None:
+        """Have lanes take on what is ready, end those of no more use, and open others, until nothing changes."""
+        while True:
+            is_changed = False
+            ending: list[_Lane] = []
+            for lane in list(self._open.values()):
+                # To ask for a lane that is full costs as much, and gives nothing.
+                if len(lane.lane.steps) < lane.most and (joined := self.queue.join(lane.lane, self._is_overdue)):
+                    self._give(lane, joined)
+                    is_changed = True
+                if lane.lane.steps:
+                    lane.idle_since = None
+                    continue
+                lane.idle_since = self._now if lane.idle_since is None else lane.idle_since
+                if self._now >= lane.idle_since + LINGER_S or not self.queue.may_wait(lane.lane):
+                    lane.lane.is_ending = True
+                    ending.append(lane)
+                else:
+                    heapq.heappush(self._events, (lane.idle_since + LINGER_S, lane.number, lane.version))
+            for lane in ending:
+                self.queue.close(lane.lane)
+                del self._open[lane.lane]
+                self._account(lane)
+                is_changed = True
+            while opened := self.queue.open():
+                self._begin(opened)
+                is_changed = True
+            if not is_changed:
+                break
+        held = sum(self._checkpoint_bytes.get(fingerprint, 0) for fingerprint in self.queue.running)
+        self.peak_bytes = max(self.peak_bytes, held)
+
+    def _begin(self, opened: Lane) -> None:
+        first, *_ = steps = list(opened.steps.values())
+        time = self._times[first.fingerprint]
+        is_shared = opened.kind is not None and first.resources.num_workers == 1
+        at_once = is_shared and REGISTRY[first.stage].is_together(first.config)
+        share = time.once_s / time.work_s if time.work_s else 0.0
+        up = self._now + time.setup_s
+        lane = _Lane(len(self.lanes), opened, self._now, up, num_at_once(first), at_once, share, seen=self._now)
+        self.lanes.append(lane)
+        self._open[opened] = lane
+        self._give(lane, steps)
+
+    def _give(self, lane: _Lane, steps: Sequence[Step]) -> None:
+        lane.advance(self._now)
+        for step in steps:
+            ready, waited_for = self._readiness(step)
+            work_s = self._times[step.fingerprint].work_s
+            lane.under_way[step.fingerprint] = _Under(step, ready, self._now, waited_for, work_s)
+        self._expect(lane)
+
+    def _expect(self, lane: _Lane) -> None:
+        lane.version += 1
+        if lane.under_way:
+            heapq.heappush(self._events, (lane.next_end, lane.number, lane.version))
+
+    def _readiness(self, step: Step) -> tuple[float, str]:
+        """When the inputs of a ready step were built, and the name of the last one, "" if all were there before."""
+        if step.fingerprint not in self._ready:
+            built = {source.name: self._built.get(source.fingerprint, 0.0) for source in step.inputs.values()}
+            last = max(built, key=built.__getitem__, default="")
+            self._ready[step.fingerprint] = (built[last], last) if last and built[last] else (0.0, "")
+        return self._ready[step.fingerprint]
+
+    def _is_overdue(self, step: Step) -> bool:
+        return self._now - self._readiness(step)[0] > OVERDUE_S
+
+    def _account(self, lane: _Lane) -> None:
+        gpus, time = lane.lane.need[1], lane.time
+        self.start_s += gpus * (lane.up - lane.opened)
+        self.busy_s += gpus * (lane.up - lane.opened + time.work_s)
+
+
+def last_chain(timeline: Timeline) -> tuple[Span, ...]:
+    """How the last step came to end when it did: the last input that each one waited for, from the first.
+
+    Their waits for room (`room_s`), for their turn (`turn_s`) and their work add up to the wall time.
+    """
+    by_name = {span.name: span for span in timeline.spans}
+    chain = [max(timeline.spans, key=lambda span: span.ended)]
+    while chain[-1].waited_for:
+        chain.append(by_name[chain[-1].waited_for])
+    return tuple(reversed(chain))
 
 
 def critical_path(steps: Sequence[Step], seconds: Mapping[str, float]) -> tuple[Step, ...]:

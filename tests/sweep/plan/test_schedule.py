@@ -2,18 +2,24 @@
 
 import dataclasses
 import itertools
+from typing import Literal
 
 import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
 from pipelines.errors import UserError
+from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig
 from pipelines.resources import Resources
 from sweep.graph.step import Step
-from sweep.plan.schedule import simulate
+from sweep.plan.schedule import LINGER_S, OVERDUE_S, Schedule, StepTime, last_chain, simulate
+from sweep.run import tune
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 
 GPU = Resources(gpus_per_worker=1)
+BASE = Step("base_model", "base", ScratchModelConfig())
 
 
 def step(slug: str, *inputs: Step, resources: Resources = GPU) -> Step:
@@ -25,11 +31,28 @@ def by_step(values: dict[Step, float]) -> dict[str, float]:
     return {one.fingerprint: value for one, value in values.items()}
 
 
+def times(seconds: dict[Step, float]) -> dict[str, StepTime]:
+    return {one.fingerprint: StepTime(own_s=value) for one, value in seconds.items()}
+
+
+def model(slug: str, *inputs: Step, method: Literal["full", "lora"] = "full", max_group: int = 2) -> Step:
+    """A task model that has a lane with others of its kind."""
+    config = TaskModelConfig(FinetuneConfig(method=method), seed=ord(slug))
+    named = {"base_model": BASE, **{one.slug: one for one in inputs}}
+    return Step("task_model", slug, config, named, resources=Resources(gpus_per_worker=1, max_group=max_group))
+
+
+def with_base(steps: list[Step], times: dict[Step, StepTime]) -> Schedule:
+    """Played through on one GPU, where the base model is there."""
+    given = {BASE.fingerprint: StepTime()} | {one.fingerprint: time for one, time in times.items()}
+    return simulate([BASE, *steps], given, [BASE.fingerprint], 1)
+
+
 def test_three_steps_on_two_gpus() -> None:
     a, b = step("a"), step("b")
     c = step("c", a)
     # 0 to 10: a, and beside it b until 4; 10 to 15: c. 19 of 30 GPU-seconds are used.
-    found = simulate([a, b, c], by_step({a: 10, b: 4, c: 5}), [], 2, checkpoint_bytes=by_step({a: 7, b: 2, c: 8}))
+    found = simulate([a, b, c], times({a: 10, b: 4, c: 5}), [], 2, checkpoint_bytes=by_step({a: 7, b: 2, c: 8}))
     assert found.seconds == 15
     assert found.idle_share == pytest.approx(11 / 30)
     assert found.critical_path == (a, c) and found.critical_s == 15
@@ -39,7 +62,7 @@ def test_three_steps_on_two_gpus() -> None:
 def test_on_one_gpu_steps_follow_each_other() -> None:
     a, b = step("a"), step("b")
     c = step("c", a)
-    found = simulate([a, b, c], by_step({a: 10, b: 4, c: 5}), [], 1, checkpoint_bytes=by_step({a: 7, b: 2, c: 8}))
+    found = simulate([a, b, c], times({a: 10, b: 4, c: 5}), [], 1, checkpoint_bytes=by_step({a: 7, b: 2, c: 8}))
     assert (found.seconds, found.idle_share, found.critical_s, found.peak_bytes) == (19, 0, 15, 8)
 
 
@@ -47,15 +70,15 @@ def test_steps_without_a_gpu_keep_none_from_the_others() -> None:
     a, b = step("a", resources=Resources()), step("b")
     c = step("c", a)
     # b runs beside a; c waits for a.
-    found = simulate([a, b, c], by_step({a: 3, b: 4, c: 5}), [], 1)
+    found = simulate([a, b, c], times({a: 3, b: 4, c: 5}), [], 1)
     assert found.seconds == 9 and found.idle_share == 0
-    assert simulate([a, c], by_step({a: 3, c: 5}), [], 1).idle_share == pytest.approx(3 / 8)
+    assert simulate([a, c], times({a: 3, c: 5}), [], 1).idle_share == pytest.approx(3 / 8)
 
 
 def test_shares_of_a_gpu_run_together() -> None:
     third = Resources(gpus_per_worker=0.3333)
     steps = [step(slug, resources=third) for slug in "abcd"]
-    assert simulate(steps, dict.fromkeys((one.fingerprint for one in steps), 6.0), [], 1).seconds == 12
+    assert simulate(steps, times(dict.fromkeys(steps, 6.0)), [], 1).seconds == 12
 
 
 def test_a_lane_starts_once_and_its_steps_take_as_long_as_they_are_said_to(llama: Experiment) -> None:
@@ -63,18 +86,18 @@ def test_a_lane_starts_once_and_its_steps_take_as_long_as_they_are_said_to(llama
     steps = build_grid(dataclasses.replace(llama, resources=resources))
     evaluations = {one.fingerprint for one in steps if one.stage == "evaluation"}
     done = [one.fingerprint for one in steps if one.fingerprint not in evaluations]
-    seconds = dict.fromkeys((one.fingerprint for one in steps), 5.0)
+    of_each = dict.fromkeys((one.fingerprint for one in steps), StepTime(setup_s=10, own_s=1))
     # 60 on two GPUs: a start on each, and 30 steps one after another, of which the next one is always there.
-    found = simulate(steps, seconds, done, 2, group_s=lambda members: (10 if members else 0) + len(members))
-    assert (found.seconds, found.idle_share) == (10 + 30, 0)
-    found = simulate(steps, seconds, done, 2, checkpoint_bytes=seconds)
-    assert (found.seconds, found.peak_bytes) == (30 * 5, 2 * 2 * 5)
+    found = simulate(steps, of_each, done, 2, checkpoint_bytes=dict.fromkeys(of_each, 5.0))
+    assert (found.seconds, found.idle_share, found.start_share) == (10 + 30, 0, 1 / 4)
+    assert found.peak_bytes == 2 * 2 * 5
+    assert found.timeline is not None and [len(lane.spans) for lane in found.timeline.lanes] == [30, 30]
 
 
 def test_what_is_done_takes_no_time() -> None:
     a = step("a")
     b = step("b", a)
-    seconds = by_step({a: 10, b: 4})
+    seconds = times({a: 10, b: 4})
     assert simulate([a, b], seconds, [a.fingerprint], 1).seconds == 4
     nothing = simulate([a, b], seconds, [a.fingerprint, b.fingerprint], 1)
     assert (nothing.seconds, nothing.idle_share, nothing.critical_path, nothing.critical_s) == (0, 0, (), 0)
@@ -84,7 +107,7 @@ def test_more_gpus_are_never_slower_here_and_never_beat_the_longest_chain(llama:
     steps = build_grid(llama)
     # Longer for larger sets, as if an example took a second.
     sizes = ("size", "starting_size")
-    seconds = {one.fingerprint: 10.0 + sum(one.coordinates.get(size) or 0 for size in sizes) for one in steps}
+    seconds = times({one: 10.0 + sum(one.coordinates.get(size) or 0 for size in sizes) for one in steps})
     schedules = [simulate(steps, seconds, [], number) for number in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)]
     for fewer, more in itertools.pairwise(schedules):
         assert more.seconds <= fewer.seconds
@@ -94,4 +117,55 @@ def test_more_gpus_are_never_slower_here_and_never_beat_the_longest_chain(llama:
 def test_a_step_that_is_too_large_is_named() -> None:
     large = step("l", resources=Resources(num_workers=4, gpus_per_worker=1))
     with pytest.raises(UserError, match=r"starting_set/l asks for 4 GPUs and num_gpus=2"):
-        simulate([large], by_step({large: 1}), [], 2)
+        simulate([large], times({large: 1}), [], 2)
+
+
+def test_those_trained_at_once_slow_each_other_and_one_that_ends_lets_the_others_on() -> None:
+    a, b = (model(slug, method="lora") for slug in "ab")
+    # Alone, b's 10 s are 6 of its own and 4 that a pass takes whoever is in it; a is half as long.
+    found = with_base([a, b], {a: StepTime(7, 2, 3), b: StepTime(7, 4, 6)})
+    # Up after 7; for a's 5 s both go at 0.4 + 0.6 + 0.6 = 1.6 times the time, 8 s; then b alone for the other half, 5 s.
+    assert found.timeline is not None
+    (lane,) = found.timeline.lanes
+    assert [(span.slug, span.began, round(span.ended, 6)) for span in lane.spans] == [("a", 7, 15), ("b", 7, 20)]
+    # As `group_seconds` has it: the start, once the longest of what is taken once, and each one's own.
+    assert found.seconds == pytest.approx(7 + 4 + 3 + 6)
+    assert found.start_share == pytest.approx(7 / 20)
+
+
+def test_a_step_joins_a_lane_while_others_are_under_way() -> None:
+    early = step("e", resources=Resources())
+    a, b = (model(slug, method="lora", max_group=3) for slug in "ab")
+    c = model("c", early, method="lora", max_group=3)
+    found = with_base([early, a, b, c], {early: StepTime(0, 0, 4), **dict.fromkeys((a, b, c), StepTime(0, 0, 10))})
+    assert found.timeline is not None
+    ends = {span.slug: (span.began, span.ended) for span in found.timeline.spans}
+    # a and b have done 2 s each when c comes at 4; then each second takes three, until both end at 4 + 8 x 3; c has 2 s left.
+    assert ends == {"e": (0, 4), "a": (0, 28), "b": (0, 28), "c": (4, 30)}
+
+
+def test_a_lane_waits_for_what_is_being_built_no_longer_than_a_run_does() -> None:
+    assert (LINGER_S, OVERDUE_S) == (tune.LINGER_S, tune.OVERDUE_S)
+    for wait_s, num_lanes in ((LINGER_S - 1, 1), (LINGER_S + 1, 2)):
+        a, early = model("a"), step("e", resources=Resources())
+        b = model("b", early)
+        found = with_base([early, a, b], {early: StepTime(0, 0, 15 + wait_s), **dict.fromkeys((a, b), StepTime(5, 0, 10))})
+        assert found.timeline is not None
+        assert sum("task_model" in lane.stages for lane in found.timeline.lanes) == num_lanes
+        # A lane that is up has no start.
+        assert found.seconds == 15 + wait_s + (10 if num_lanes == 1 else 15)
+
+
+def test_the_last_chain_adds_up_to_the_wall_time() -> None:
+    a, b = step("a"), step("b")
+    c, d = step("c", a), step("d", a)
+    found = simulate([a, b, c, d], times({a: 10, b: 4, c: 5, d: 6}), [], 1)
+    assert found.timeline is not None
+    chain = last_chain(found.timeline)
+    assert chain[-1].ended == found.seconds == 25
+    waited_s = sum(span.room_s + span.turn_s for span in chain)
+    assert waited_s + sum(span.ended - span.began for span in chain) == found.seconds
+    # On three GPUs nothing waits: the chain is the critical path.
+    found = simulate([a, b, c, d], times({a: 10, b: 4, c: 5, d: 6}), [], 3)
+    assert found.timeline is not None
+    assert [span.slug for span in last_chain(found.timeline)] == [one.slug for one in found.critical_path] == ["a", "d"]
