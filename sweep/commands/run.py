@@ -113,9 +113,9 @@ def run(
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
     from sweep.graph.pieces import parse_only
+    from sweep.plan.rehearsal import FOLDER, rehearsal
     from sweep.run.session import RayOptions, accelerator_types, local_capacity
     from sweep.study.loading import load_experiment
-    from sweep.study.rehearsal import FOLDER, rehearsal
 
     loaded, piece = load_experiment(experiment, parameters or [], name=other_name), parse_only(only) if only else None
     if rehearse:
@@ -223,7 +223,7 @@ def _is_evaluated(store: Store, name: str) -> bool:
 def _show_rehearsal(store: Store, name: str) -> None:
     from rich.table import Table
 
-    from sweep.study.rehearsal import summarize
+    from sweep.plan.rehearsal import summarize
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("stage", "ran", "seconds", "peak GPU GiB", "examples/s"):

@@ -13,6 +13,7 @@ from sweep.graph.step import Step
 from sweep.plan.costs import estimate_costs
 from sweep.plan.page import _arm_lines, plan_json
 from sweep.plan.plan import Plan, PlanCosts, make_plan
+from sweep.plan.rehearsal import rehearsal
 from sweep.plan.schedule import Schedule
 from sweep.plan.throughputs import read_table
 from sweep.run.study_run import manifest
@@ -23,7 +24,6 @@ from sweep.study.experiments import demo, mini
 from sweep.study.grid import build_grid
 from sweep.study.loading import Loaded, load_experiment
 from sweep.study.paper_claims import PAPER_CLAIMS
-from sweep.study.rehearsal import rehearsal
 
 JOINT, LM, FROZEN = Arm(training="joint"), Arm(head="lm"), Arm(head_frozen_share=0.1)
 SETTINGS = {

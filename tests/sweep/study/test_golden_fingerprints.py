@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.sources import FILES, HANS_COLUMNS
+from sweep.plan.rehearsal import rehearsal
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo, mini, paper, paper_fast
 from sweep.study.grid import build_grid
-from sweep.study.rehearsal import rehearsal
 
 GOLDEN = Path(__file__).with_name("golden_fingerprints.json")
 

@@ -14,6 +14,7 @@ from pipelines.tasks.heuristics import HEURISTICS
 from pipelines.tasks.nli import NLI
 from sweep.graph.step import Step
 from sweep.plan.costs import estimate_costs, replication
+from sweep.plan.rehearsal import rehearsal
 from sweep.plan.throughputs import read_table
 from sweep.study.claims import Claim, Comparison, Difference, as_json, from_json
 from sweep.study.experiment import Experiment
@@ -22,7 +23,6 @@ from sweep.study.grid import build_grid
 from sweep.study.inputs import check_pools
 from sweep.study.loading import load_experiment
 from sweep.study.paper_claims import PAPER_CLAIMS
-from sweep.study.rehearsal import rehearsal
 
 HALF = Mix(original=0.5, synthetic=0.5)
 

@@ -13,11 +13,11 @@ from pipelines.errors import UserError
 from pipelines.resources import Resources
 from sweep.graph.records import Store
 from sweep.plan.plan import plan_study
+from sweep.plan.rehearsal import rehearsal
 from sweep.plan.throughputs import read_table
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.inputs import missing_inputs, with_inputs
-from sweep.study.rehearsal import rehearsal
 
 
 def write_pool(path: Path, num_per_label: int, name: str = "", overlap: bool = True) -> str:

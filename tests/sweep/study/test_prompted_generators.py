@@ -14,12 +14,12 @@ from sweep.graph.records import Store
 from sweep.plan.costs import endpoint_costs
 from sweep.plan.page import plan_json, print_plan
 from sweep.plan.plan import Plan, check_budget, plan_study
+from sweep.plan.rehearsal import rehearsal
 from sweep.plan.throughputs import read_table
 from sweep.study.experiment import Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
 from sweep.study.grid import build_grid
 from sweep.study.inputs import missing_inputs, with_inputs
-from sweep.study.rehearsal import rehearsal
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from pipelines.generate.writer import tables
 from pipelines.tasks.examples import read_examples
 from sweep import cli
 from sweep.graph.records import Store, Study
+from sweep.plan.rehearsal import _is_no_stand_in, rehearsal, summarize
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo, paper, paper_fast
 from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
-from sweep.study.rehearsal import _is_no_stand_in, rehearsal, summarize
 from tests.pipelines.tiny_generator import SENTIMENT
 
 ROOT = Path(__file__).parents[3]
