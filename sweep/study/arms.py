@@ -3,6 +3,7 @@
     Arm()                                      # as the study itself says
     Arm(training="joint")                      # a cell on its starting set and its own together
     Arm(head="lm", head_frozen_share=0.25)     # the language model's rows, frozen for a quarter of the steps
+    Arm(rate_factor=0.5)                       # at half the learning rate
 
 Kinds of training set are compared within an arm, and arms at the same kind, starting point, size and seed.
 """
@@ -17,7 +18,7 @@ from pipelines.finetune.task_model import HEADS
 TRAININGS = ("two_steps", "joint")
 PLAIN = "plain"
 """The name of the arm that is as the study itself says."""
-FROZEN = "frozen"
+FROZEN, RATE = "frozen", "rate"
 
 
 @dataclass(frozen=True)
@@ -25,41 +26,51 @@ class Arm:
     """What one arm has that the study itself has otherwise; None leaves it as the study says.
 
     `training` and `head` are those of `Experiment`. `head_frozen_share` is that of both recipes, of starting points and of
-    cells: the share of the steps (0 to 1) for which the head stays as it starts. Raises UserError for what is none of these.
+    cells: the share of the steps (0 to 1) for which the head stays as it starts. Both their learning rates are multiplied by
+    `rate_factor`. Raises UserError for what is none of these.
     """
 
     training: str | None = None
     head: str | None = None
     head_frozen_share: float | None = None
+    rate_factor: float | None = None
 
     def __post_init__(self) -> None:
         if self.training is not None:
             check_one_of("training", self.training, TRAININGS)
         if self.head is not None:
             check_one_of("head", self.head, HEADS)
-        share = self.head_frozen_share
-        if share is None:
-            return
-        if isinstance(share, bool) or not isinstance(share, int | float):
-            raise UserError(f"head_frozen_share={share!r} is no number; give a share of the steps such as 0.25")
-        if not (math.isfinite(share) and 0 <= share <= 1):
+        self._check_number("head_frozen_share", "a share of the steps such as 0.25")
+        self._check_number("rate_factor", "what learning rates are multiplied by, such as 0.5")
+        share, factor = self.head_frozen_share, self.rate_factor
+        if share is not None and not (math.isfinite(share) and 0 <= share <= 1):
             raise UserError(f"head_frozen_share={share}: it is a share of the steps; give 0 to 1")
+        if factor is not None and not (math.isfinite(factor) and factor > 0):
+            raise UserError(f"rate_factor={factor}: learning rates are multiplied by it; give a number above 0")
+
+    def _check_number(self, name: str, what: str) -> None:
+        if (value := getattr(self, name)) is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{name}={value!r} is no number; give {what}")
         # 0 and 0.0 are one arm, and its recipe one fingerprint.
-        object.__setattr__(self, "head_frozen_share", float(share))
+        object.__setattr__(self, name, float(value))
 
     @property
     def name(self) -> str:
         """What tables, slugs and claims call it: what it says, as in `joint+lm+frozen0.25`; `plain` if it says nothing."""
-        return "+".join(filter(None, (self.training, self.head, self.frozen))) or PLAIN
+        return "+".join(filter(None, (self.training, self.head, *self.of_recipe))) or PLAIN
 
     @property
-    def frozen(self) -> str:
-        """What its name says of the share for which a head is frozen; "" if it says nothing."""
-        return "" if self.head_frozen_share is None else f"{FROZEN}{repr(self.head_frozen_share).removesuffix('.0')}"
+    def of_recipe(self) -> tuple[str, ...]:
+        """What its name says of recipes: the share for which a head is frozen, and the factor of learning rates."""
+        said = ((FROZEN, self.head_frozen_share), (RATE, self.rate_factor))
+        return tuple(f"{word}{repr(value).removesuffix('.0')}" for word, value in said if value is not None)
 
 
 def find_arm(arm: Arm | str) -> Arm:
-    """The arm of a name: parts joined by +, each a training, a head, or `frozen` and a share; `plain` for none.
+    """The arm of a name: parts joined by +, each a training, a head, `frozen` and a share, or `rate` and a factor; `plain` for
+    none.
 
     Raises UserError for a name that no arm has.
     """
@@ -86,10 +97,11 @@ def _parse(part: str, arm: str) -> tuple[str, str | float]:
         return "training", part
     if part in HEADS:
         return "head", part
-    if part.startswith(FROZEN):
-        try:
-            return "head_frozen_share", float(part.removeprefix(FROZEN))
-        except ValueError:
-            pass
+    for word, field in ((FROZEN, "head_frozen_share"), (RATE, "rate_factor")):
+        if part.startswith(word):
+            try:
+                return field, float(part.removeprefix(word))
+            except ValueError:
+                pass
     valid = ", ".join((PLAIN, *TRAININGS, *HEADS))
-    raise UserError(f"arm {arm!r}: {part!r} is none of {valid}, or {FROZEN}0.25 and the like, joined by +")
+    raise UserError(f"arm {arm!r}: {part!r} is none of {valid}, or {FROZEN}0.25, {RATE}0.5 and the like, joined by +")

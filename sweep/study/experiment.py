@@ -209,6 +209,9 @@ class Experiment:
         if (share := arm.head_frozen_share) is not None:
             task_model = replace(task_model, head_frozen_share=share)
             cell = cell and replace(cell, head_frozen_share=share)
+        if (factor := arm.rate_factor) is not None:
+            task_model = replace(task_model, learning_rate=factor * task_model.learning_rate)
+            cell = cell and replace(cell, learning_rate=factor * cell.learning_rate)
         return replace(
             self,
             arms=(),

@@ -195,12 +195,12 @@ class _Grid:
         """What names have before the rest where the arm's head is not the study's own."""
         return f"{self.experiment.head}-" if self.experiment.head != self.whole.head else ""
 
-    def _frozen_mark(self, *, of_start: bool = False, of_cell: bool = False) -> str:
-        """The same of the share for which a head is frozen, in the recipe of a starting point, a cell, or either."""
+    def _recipe_mark(self, *, of_start: bool = False, of_cell: bool = False) -> str:
+        """The same of what the arm changes in the recipe of a starting point, a cell, or either."""
         one, whole = self.experiment, self.whole
         starts_differ = of_start and one.task_model != whole.task_model
         cells_differ = of_cell and (one.cell or one.task_model) != (whole.cell or whole.task_model)
-        return f"{self.arm.frozen}-" if starts_differ or cells_differ else ""
+        return "".join(f"{said}-" for said in self.arm.of_recipe) if starts_differ or cells_differ else ""
 
     def _add_trained_start(self, starting_size: int, seed: int, untrained: Step) -> tuple[Step, Step]:
         """The starting set and the starting point of a size above 0, after the trunk that it branches off, if it does."""
@@ -223,7 +223,7 @@ class _Grid:
             {"source": self.sources},
             coordinates,
         )
-        slug = f"start{starting_size}-{self._head_mark}{self._frozen_mark(of_start=True)}seed{seed}"
+        slug = f"start{starting_size}-{self._head_mark}{self._recipe_mark(of_start=True)}seed{seed}"
         return starting_set, self._add_trained(
             "starting_point", slug, experiment.task_model, starting_set, untrained, trunk, coordinates
         )
@@ -285,8 +285,8 @@ class _Grid:
             {**cell, **shared},
         )
         is_joint = experiment.training == "joint" and starting_set is not None
-        frozen = self._frozen_mark(of_start=starting_set is not None and not is_joint, of_cell=True)
-        marked = f"{self._head_mark}{frozen}{slug}"
+        recipe_mark = self._recipe_mark(of_start=starting_set is not None and not is_joint, of_cell=True)
+        marked = f"{self._head_mark}{recipe_mark}{slug}"
         if is_joint:
             assert starting_set is not None
             slug, marked, starting_point = f"joint-{slug}", f"joint-{marked}", untrained

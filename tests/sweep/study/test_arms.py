@@ -57,6 +57,8 @@ def by_name(experiment: Experiment) -> dict[str, Step]:
         # Two shares have two names, however close they are.
         (Arm(head_frozen_share=0.1234567), "frozen0.1234567"),
         (Arm(head_frozen_share=1e-5), "frozen1e-05"),
+        (Arm(rate_factor=2), "rate2"),
+        (Arm(head="lm", head_frozen_share=0.25, rate_factor=0.5), "lm+frozen0.25+rate0.5"),
     ],
 )
 def test_an_arm_has_a_name_that_finds_it(arm: Arm, name: str) -> None:
@@ -74,6 +76,7 @@ def test_the_parts_of_a_name_may_be_in_any_order() -> None:
         (lambda: Arm(head="ones"), "head='ones' is not one of 'random', 'zero', 'lm'"),
         (lambda: Arm(head_frozen_share=1.5), r"head_frozen_share=1\.5: it is a share of the steps"),
         (lambda: Arm(head_frozen_share="all"), "head_frozen_share='all' is no number"),  # type: ignore[arg-type]
+        (lambda: Arm(rate_factor=0), r"rate_factor=0\.0: learning rates are multiplied by it; give a number above 0"),
         (lambda: find_arm("joined"), "arm 'joined': 'joined' is none of plain, two_steps, joint, random, zero, lm, or frozen"),
         (lambda: find_arm("lm+"), r"arm 'lm\+': '' is none of"),
         (lambda: find_arm("frozenhalf"), "'frozenhalf' is none of"),
@@ -128,6 +131,21 @@ def test_models_say_which_arms_they_are_of_and_sets_do_not(experiment: Experimen
     # Inputs are the steps of the grid, with their arms.
     cell = steps["task_model/start500-joint-original-60-seed0"]
     assert cell.inputs["starting_point"] is steps["starting_point/start0-seed0"]
+
+
+def test_an_arm_may_multiply_both_learning_rates(experiment: Experiment) -> None:
+    cell = dataclasses.replace(experiment.task_model, learning_rate=3e-4)
+    study = with_arms(experiment, Arm(), "rate0.5", cell=cell)
+    steps = by_name(study)
+    for name, rate in (
+        ("starting_point/start500-seed0", experiment.task_model.learning_rate),
+        ("starting_point/start500-rate0.5-seed0", experiment.task_model.learning_rate / 2),
+        ("task_model/start500-original-60-seed0", 3e-4),
+        ("task_model/start500-rate0.5-original-60-seed0", 1.5e-4),
+    ):
+        assert steps[name].config.finetune.learning_rate == rate
+    # The untrained start has no rate.
+    assert steps["evaluation/start0-seed0"].coordinates["arms"] == ("plain", "rate0.5")
 
 
 def test_names_say_how_an_arm_differs_from_the_study(experiment: Experiment) -> None:
