@@ -113,3 +113,20 @@ def test_audit(tmp_path: Path) -> None:
     details = json.loads((tmp_path / "result.json").read_text())["details"]
     assert details["audits"]["ours"][0]["copies"]["exact"] >= details["planted"]["exact"] > 0
     assert details["audits"]["ours"][0]["peak_mb"] > 50
+
+
+def test_precision(artifacts: dict[str, str], tmp_path: Path) -> None:
+    words = ["--repeats=2", "--num=96", "--num-evaluation=120", "--num-untrained=60", "--rank=4", "--learning-rate=3e-3"]
+    sets = ["--general=template_test", "--blindspot=template_probe", f"--work={tmp_path / 'work'}", "--device=cpu"]
+    places = [f"--model={artifacts['base']}/model", f"--sources={artifacts['sources']}"]
+    variants = result_of("precision", tmp_path / "result.json", *places, *words, *sets)
+    of_others = {"nf4_double", "fp8"}
+    assert variants == dict.fromkeys(("logits, untrained", "logits, finetuned", "loss"), of_others) | dict.fromkeys(
+        ("accuracy", "AUC"), of_others | {"bfloat16"}
+    )
+    joined = result_of("precision", tmp_path / "joined.json", f"--join={tmp_path / 'work'}")
+    assert joined == variants
+    first, second = (json.loads((tmp_path / name).read_text())["details"] for name in ("result.json", "joined.json"))
+    assert first == second
+    assert first["differences"]["logits, finetuned"]["fp8"]["mean"] > 0
+    assert first["ratios"]["logits, untrained"]["fp8/nf4_double"]["interval"][1] < 1
