@@ -7,7 +7,9 @@ fill its tokens. A member that shares its prompts' prefix within its batches com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,23 @@ STATE_BYTES = 16
 STATE_FILE = "state.safetensors"
 TRUNK_NAMES = {"masters": MASTER, "first": FIRST, "second": SECOND}
 """Tensors of that file, each a slot's whole row."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step made ready: of which courses, each at its step; the slots that take it; what gives the inputs of each pass."""
+
+    courses: dict[int, tuple[Course, int]]
+    chosen: list[int]
+    passes: list[Callable[[], tuple[Any, ...]]]
+    sizes: torch.Tensor
+    settings: torch.Tensor
+
+    def is_of(self, courses: dict[int, Course]) -> bool:
+        """Whether `courses` are those it was made for, where they were then."""
+        return courses.keys() == self.courses.keys() and all(
+            self.courses[slot][0] is course and self.courses[slot][1] == course.next_step for slot, course in courses.items()
+        )
 
 
 class Bank:
@@ -101,6 +120,7 @@ class Bank:
         self.moments = torch.zeros_like(self.weights, dtype=torch.float32), torch.zeros_like(self.weights, dtype=torch.float32)
         self.losses = torch.zeros(self.num_slots, dtype=torch.float64, device=self.device)
         self.longest = 0
+        self._upcoming: _Step | None = None
         self._step = self._compute_and_update
         if self.on_gpu and self.dtype == torch.bfloat16:
             self._step = CapturedStep(self._compute_and_update, rehearse=self._compute_and_keep)
@@ -189,6 +209,25 @@ class Bank:
 
     def step(self, courses: dict[int, Course]) -> None:
         """One optimizer step of those that `_chosen` takes. A batch that does not fit into a pass is computed in several."""
+        ready, self._upcoming = self._upcoming, None
+        if ready is None or not ready.is_of(courses):
+            ready = self._prepare(courses)
+        if len(ready.passes) == 1:
+            self.losses += self._step(*ready.passes[0](), ready.settings) * ready.sizes
+        else:
+            total: list[torch.Tensor] = []
+            for inputs in ready.passes:
+                losses, gradients = self._compute(*inputs())
+                self.losses += losses * ready.sizes
+                total = [kept.add_(gradient) for kept, gradient in zip(total, gradients, strict=True)] if total else gradients
+            self._update(total, ready.settings)
+        for slot in ready.chosen:
+            courses[slot].advance()
+        # While the device computes: a loss that is read waits for it, and what comes then is ready.
+        if not any(course.is_over for course in courses.values()):
+            self._upcoming = self._prepare(courses)
+
+    def _prepare(self, courses: dict[int, Course]) -> _Step:
         chosen = self._chosen(courses)
         self.longest = max(self.longest, *(course.longest for course in courses.values()))
         if len(chosen) > 1:
@@ -200,19 +239,18 @@ class Bank:
             runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
             passes = [[(chosen[0], run)] for run in runs]
         of_slots = [len(courses[slot].next_batch) if slot in chosen else 0 for slot in range(self.num_slots)]
-        sizes = to_device(np.array(of_slots), self.device)
-        settings = self._settings(courses, chosen)
-        if len(passes) == 1:
-            self.losses += self._step(*self._inputs(courses, passes[0]), settings) * sizes
-        else:
-            total: list[torch.Tensor] = []
-            for places in passes:
-                losses, gradients = self._compute(*self._inputs(courses, places))
-                self.losses += losses * sizes
-                total = [kept.add_(gradient) for kept, gradient in zip(total, gradients, strict=True)] if total else gradients
-            self._update(total, settings)
-        for slot in chosen:
-            courses[slot].advance()
+        inputs = [functools.partial(self._inputs, courses, places) for places in passes]
+        if len(inputs) == 1:
+            # Of several passes one at a time has room.
+            made = inputs[0]()
+            inputs = [lambda: made]
+        return _Step(
+            courses={slot: (course, course.next_step) for slot, course in courses.items()},
+            chosen=chosen,
+            passes=inputs,
+            sizes=to_device(np.array(of_slots), self.device),
+            settings=self._settings(courses, chosen),
+        )
 
     def _chosen(self, courses: dict[int, Course]) -> list[int]:
         """Slots of the next pass, ascending: of the half that is furthest behind those that fit, then others that fill it.

@@ -211,7 +211,7 @@ def _train_worker(loop: Mapping[str, Any]) -> None:
         member = next(iter(intake.waiting.values()))
         if (ended := read_result(member.output)) is not None:
             intake.end(intake.begin()[0], ended)
-        elif not several and is_trained_together(member, loop["expected"]):
+        elif not several and is_trained_together(member, loop["expected"], on_gpu=use_gpu):
             _train_together(intake, loop["gpu_share"], loop["expected"])
         else:
             _train_next_alone(intake, loop["expected"], use_gpu=use_gpu, several=several)

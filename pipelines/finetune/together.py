@@ -45,13 +45,16 @@ def shape_together(member: Member) -> Any:
     return weights, shape, limits
 
 
-def is_trained_together(member: Member, expected: int) -> bool:
-    """Whether `member` is trained here, in a lane that expects so many jobs in all.
+def is_trained_together(member: Member, expected: int, *, on_gpu: bool = False) -> bool:
+    """Whether `member` is trained here, in a lane of one worker that expects so many jobs in all.
 
-    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only.
+    A job that was checkpointed here goes on here, if need be alone, and one on a trajectory is for here only. On a GPU one
+    in bfloat16 is trained here even if it is alone: its whole step is one captured graph.
     """
+    config = member.job.config
+    is_captured = on_gpu and config.dtype == "bfloat16" and config.zero_stage < 3
     is_bound = member.job.is_on_trajectory or checkpointing_engine(member.output) == TOGETHER
-    return (is_bound or expected > 1) and shape_together(member) is not None
+    return (is_bound or is_captured or expected > 1) and shape_together(member) is not None
 
 
 class Joining(Protocol):

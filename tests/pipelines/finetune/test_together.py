@@ -236,6 +236,12 @@ def test_only_adapters_of_one_shape_over_one_base_are_put_together(training_sets
     assert [[shapes.index(shape) for shape in shapes], shapes[3]] == [[0, 1, 0, 3, 0, 1], None]
     assert [is_trained_together(member, 2) for member in members] == [True, True, True, False, True, True]
     assert not any(is_trained_together(member, 1) for member in members)
+    # Alone on a GPU, what the recipe has in bfloat16 and not partitioned.
+    assert not any(is_trained_together(member, 1, on_gpu=True) for member in members)
+    for stage, expected in ((1, True), (3, False)):
+        config = dataclasses.replace(RECIPE, dtype="bfloat16", zero_stage=stage)
+        job = finetuning_job(TaskModelConfig(config, 0), training_sets["a"], base_model, untrained)
+        assert is_trained_together(Member(job, str(tmp_path / "alone"), no_report), 1, on_gpu=True) == expected
 
 
 @pytest.mark.gpu
