@@ -239,7 +239,7 @@ class Bank:
             runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
             passes = [[(chosen[0], run)] for run in runs]
         of_slots = [len(courses[slot].next_batch) if slot in chosen else 0 for slot in range(self.num_slots)]
-        inputs = [functools.partial(self._inputs, courses, places) for places in passes]
+        inputs: list[Callable[[], tuple[Any, ...]]] = [functools.partial(self._inputs, courses, places) for places in passes]
         if len(inputs) == 1:
             # Of several passes one at a time has room.
             made = inputs[0]()

@@ -273,8 +273,8 @@ def shape_for(num_tokens: int, *, num_rows: int, width: int, num_shared: int = 0
     """The shape that batches of about `num_tokens` are packed to, so that few shapes are met.
 
     Filling costs little where a batch is so small that its step waits for launches or for the weights; from 512 tokens on it is
-    at most a fifth, and a twentieth on average. `num_rows` counts sequences and prefixes, `width` is the longest sequence's length; room
-    for the filling is added to both. What rows share is copied only, and rounded up as tokens are.
+    at most a fifth, and a twentieth on average. `num_rows` counts sequences and prefixes, `width` is the longest sequence's
+    length; room for the filling is added to both. What rows share is copied only, and rounded up as tokens are.
     """
     step = next(step for limit, step in ((512, 64), (2_048, 128), (4_096, 256), (math.inf, 512)) if num_tokens <= limit)
     return Shape(-(-num_tokens // step) * step, num_rows + 1, max(width, step), -(-num_shared // step) * step)
