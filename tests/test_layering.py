@@ -35,6 +35,7 @@ STATS, RESULTS, REPORT = "analysis.stats", "analysis.study", "analysis.report"
 CORPUS, AUDIT = "analysis.corpus", "analysis.audit"
 VERDICTS = "analysis.verdicts"
 COMPARISON = "analysis.comparison"
+PUBLICATION = "analysis.publication"
 SIMULATION = "analysis.simulation"
 SCAN = "sweep.scan"
 CARDS, PUBLISH = "analysis.cards", "sweep.publish"
@@ -67,6 +68,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
+    PUBLICATION: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS, REPORT),
     COMPARISON: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),

@@ -6,6 +6,23 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.models.gguf_files import GgufHeader
+
+
+def settings_of_gguf(header: GgufHeader) -> dict[str, Any]:
+    """What a `config.json` would say of the shape of a GGUF file's model; fields that the file lacks are None."""
+    of = {key.removeprefix(f"{header.name}."): value for key, value in header.metadata.items()}
+    return {
+        "model_type": header.model_type,
+        "hidden_size": of.get("embedding_length"),
+        "num_hidden_layers": of.get("block_count"),
+        "num_attention_heads": of.get("attention.head_count"),
+        "num_key_value_heads": of.get("attention.head_count_kv"),
+        "head_dim": of.get("attention.key_length"),
+        "intermediate_size": of.get("feed_forward_length"),
+        "vocab_size": max(header.shapes.get("token_embd.weight", [0])),
+        "tie_word_embeddings": not header.has_output,
+    }
 
 
 @dataclass(frozen=True)

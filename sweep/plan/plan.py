@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.errors import DamagedError, UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
+from pipelines.models.gguf_files import read_gguf
 from pipelines.models.quantization import FP8, LEAST_FOR_FP8
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.integrity import WEIGHTS, changed_inputs, check, why_stale
@@ -30,6 +31,7 @@ from sweep.plan.costs import (
     total,
     unmeasured,
 )
+from sweep.plan.model_shape import settings_of_gguf
 from sweep.plan.schedule import Schedule, StepTime, simulate
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.study.experiment import Experiment
@@ -344,6 +346,8 @@ def _model_settings(base_model: Planned, store: Store) -> tuple[Mapping[str, Any
     file = Path(step.config.path) / "config.json"
     if file.is_file():
         return dict(json.loads(file.read_text())), ""
+    if step.config.path.endswith(".gguf") and Path(step.config.path).is_file():
+        return settings_of_gguf(read_gguf(Path(step.config.path))), ""
     if isinstance(step.config, RandomModelConfig):
         return LLAMA_2_7B, ""
     if Path(step.config.path.partition("@")[0]).name.lower() == MODEL.lower():

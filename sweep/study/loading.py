@@ -34,10 +34,10 @@ class Loaded:
 
 
 def builtin_experiments() -> dict[str, Function]:
-    """The functions of sweep/study/experiments.py that return an Experiment, by name."""
-    from sweep.study import experiments
+    """The functions of sweep/study/experiments.py and real_study.py that return an Experiment, by name."""
+    from sweep.study import experiments, real_study
 
-    return _experiment_functions(experiments)
+    return _experiment_functions(experiments) | _experiment_functions(real_study)
 
 
 def load_experiment(experiment: str, assignments: Sequence[str] = (), *, name: str | None = None) -> Loaded:

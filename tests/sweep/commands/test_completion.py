@@ -27,6 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+PUBLISHED = ["study_qwen", "study_smollm", "rate_search"]
+
+
 def completed(*words: str) -> list[str]:
     environment = {"_BLINDSWEEP_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(("blindsweep", *words))}
     result = CliRunner().invoke(cli.app, env=environment | {"COMP_CWORD": str(len(words))}, prog_name="blindsweep")
@@ -37,10 +40,10 @@ def completed(*words: str) -> list[str]:
     ("words", "found"),
     [
         (["p"], ["plan", "power", "publish"]),
-        (["run", ""], ["demo", "mini", "paper", "paper_fast"]),
+        (["run", ""], ["demo", "mini", "paper", "paper_fast", *PUBLISHED]),
         # Files are the shell's.
         (["run", "my_"], []),
-        (["report", ""], ["gentle", "demo", "mini", "paper", "paper_fast"]),
+        (["report", ""], ["gentle", "demo", "mini", "paper", "paper_fast", *PUBLISHED]),
         (["report", "--store", "elsewhere", "g"], []),
         (["report", "--store", "s3://bucket/x", "p"], ["paper", "paper_fast"]),
         (["compare", "demo", "ge"], ["gentle"]),

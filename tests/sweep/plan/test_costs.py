@@ -13,9 +13,10 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.identity import FileHash
+from pipelines.models.gguf_files import GgufHeader
 from pipelines.resources import Resources
 from sweep.plan.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, replication, total, unmeasured
-from sweep.plan.model_shape import ModelShape
+from sweep.plan.model_shape import ModelShape, settings_of_gguf
 from sweep.plan.throughputs import (
     FLOPS_PER_PARAMETER,
     Constant,
@@ -640,3 +641,19 @@ def test_a_shipped_price_names_the_machine_and_the_year_and_a_card_its_memory() 
     # Dollars of the machine over its GPUs.
     per_gpu = {"l40s": 10.49264 / 4, "a10g": 5.672 / 4, "l4": 4.6016 / 4, "b200": 113.9328 / 8}
     assert {name: gpus[name].price for name in per_gpu} == {name: round(price, 2) for name, price in per_gpu.items()}
+
+
+def test_a_gguf_file_says_how_large_its_model_is() -> None:
+    metadata = {
+        "general.architecture": "qwen2",
+        "qwen2.embedding_length": 1_536,
+        "qwen2.block_count": 28,
+        "qwen2.attention.head_count": 12,
+        "qwen2.attention.head_count_kv": 2,
+        "qwen2.feed_forward_length": 8_960,
+    }
+    shape = ModelShape.of_settings(settings_of_gguf(GgufHeader(metadata, {"token_embd.weight": [1_536, 151_936]})))
+    # Qwen2.5-1.5B's 1,543,714,304 without its biases.
+    assert shape.num_parameters == 1_543_714_304 - 28 * (1_536 + 2 * 256)
+    with pytest.raises(UserError, match="no number for hidden_size"):
+        ModelShape.of_settings(settings_of_gguf(GgufHeader({"general.architecture": "qwen2"}, {})))
