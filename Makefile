@@ -1,6 +1,7 @@
 # make demo     install, run the demo study on this machine, say where its report is
 # make test     install, run the tests that take under a minute each
 # make check    install, lint, format and type checks
+# make study-report  the pages of docs/studies from the results in the repository, without a GPU
 # make docs     build the pages of docs/ as a site, check every link of it
 #
 # EXTRA=cuda    install the GPU packages (default: cpu)
@@ -15,7 +16,7 @@ DOCS_VENV := .venv-docs
 STAMP := $(VENV)/.installed-$(EXTRA)
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-all check format lock docs clean help
+.PHONY: setup demo test test-all check format lock study-report docs clean help
 
 setup: $(STAMP)
 
@@ -48,6 +49,9 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+study-report: setup
+	@$(VENV)/bin/python -m analysis.publication pages
+
 lock: setup
 	$(VENV)/bin/python scripts/setup.py --lock
 
@@ -73,4 +77,4 @@ clean:
 	find pipelines sweep analysis tests scripts -name __pycache__ -type d -exec rm -rf {} +
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9

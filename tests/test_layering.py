@@ -68,7 +68,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     STATS: ("pipelines", "analysis"),
     RESULTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS),
     VERDICTS: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
-    PUBLICATION: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS, REPORT),
+    PUBLICATION: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS, REPORT, CORPUS, AUDIT),
     COMPARISON: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS),
     REPORT: (*PIPELINES, GRAPH, STUDY, "analysis", STATS, RESULTS, VERDICTS),
     CORPUS: ("pipelines", TASKS, TABLES, "analysis", STATS),
@@ -113,7 +113,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "ray": (WORKERS, FINETUNE, EVALUATE, GENERATE, RUN, CLUSTER, SCAN),
     "ray.tune": (RUN,),
     "mlflow": (INDEX, RUN),
-    "pandas": ("analysis", RESULTS, VERDICTS, REPORT, CORPUS, AUDIT),
+    "pandas": ("analysis", RESULTS, VERDICTS, REPORT, CORPUS, AUDIT, PUBLICATION),
     "matplotlib": (REPORT,),
     "tests": (),
 }

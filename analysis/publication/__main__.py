@@ -1,25 +1,46 @@
 """Keep what is published of a study, and make its page:
 
 python -m analysis.publication rates --store STORE --output docs/studies/data/rate_search.json
+python -m analysis.publication keep study_qwen --store STORE
+python -m analysis.publication pages
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.publication.kept import keep
+from analysis.publication.page import fill
 from analysis.publication.rates import write_outcome
 from pipelines.errors import UserError
+from sweep.graph.records import Store
+
+STUDIES = Path("docs/studies")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.publication", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.publication", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     rates = commands.add_parser("rates", help="The outcome of the search for a learning rate.")
     rates.add_argument("--store", required=True)
-    rates.add_argument("--output", type=Path, required=True)
+    rates.add_argument("--output", type=Path, default=STUDIES / "data/rate_search.json")
+    kept = commands.add_parser("keep", help="What the repository keeps of a study, from its store.")
+    kept.add_argument("study")
+    kept.add_argument("--store", required=True)
+    kept.add_argument("--data", type=Path, default=STUDIES / "data")
+    kept.add_argument("--plan", type=Path, default=STUDIES / "qwen-plan.md")
+    pages = commands.add_parser("pages", help="The pages of docs/studies, from what is kept: no store, no GPU.")
+    pages.add_argument("--folder", type=Path, default=STUDIES)
     given = parser.parse_args(arguments)
     try:
-        print(write_outcome(given.store, given.output))
+        if given.command == "rates":
+            print(write_outcome(given.store, given.output))
+        elif given.command == "keep":
+            print(keep(Store(given.store), given.study, given.data / given.study, plan=given.plan))
+        else:
+            for page in sorted(given.folder.glob("*.md")):
+                print("\n".join(str(path) for path in fill(page, given.folder / "data")))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ GPU within minutes.
 """
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,8 @@ PRIMARY = (
     "gap_is_wider_on_blindspot",
 )
 """The claims that are declared before the seeds are built: one family, adjusted together."""
+PLAN = "5891765fc1e82670a149d05d1ed70aad91b9c21ebcfa4b364e892bd22a8d72cd"
+"""The sha256 of docs/studies/qwen-plan.md, which says before the seeds are built what is asked of them."""
 RATE = 2e-4
 """The learning rate for batches of 2, as the search on the dev rows has it (docs/studies/data/rate_search.json)."""
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -53,6 +56,7 @@ def study_qwen(
     generator_epochs: float = 0.25,
     challenges: tuple[str, ...] = CHALLENGES,
     judge: int = 0,
+    plan: str = PLAN,
 ) -> Experiment:
     """The paper's study with Qwen2.5-Coder-1.5B: MultiNLI, HANS and four more challenge sets, a generator for each seed.
 
@@ -61,8 +65,8 @@ def study_qwen(
     points in batches of 32 and generators, at ten times the paper's rate, in batches of 24, with rates that grow with the root
     of the factor. `pool_per_label` counts entailments, neutrals and contradictions: entailments with lexical overlap are rare,
     and the largest biased set takes a third of its size of them. `judge` above 0 has a model finetuned on so many original
-    examples judge the pools' labels; it is for all pools, so it comes last, when the seeds are merged. Design and reasons:
-    docs/studies/qwen-plan.md.
+    examples judge the pools' labels; it is for all pools, so it comes last, when the seeds are merged. `plan`, the
+    sha256 of docs/studies/qwen-plan.md, which has the design and its reasons, stays with the results.
     """
     return _study("study_qwen", "Qwen2.5-Coder-1.5B on MultiNLI, HANS and four challenge sets", **locals())
 
@@ -80,6 +84,7 @@ def study_smollm(
     generator_epochs: float = 0.25,
     challenges: tuple[str, ...] = CHALLENGES,
     judge: int = 0,
+    plan: str = PLAN,
 ) -> Experiment:
     """`study_qwen` with SmolLM2-135M and ten seeds: a model that is at the floor of HANS, where accuracy sees nothing.
 
@@ -133,6 +138,7 @@ def _study(
     rate: float,
     pool_per_label: tuple[int, ...],
     judge: int,
+    plan: str,
     kinds: tuple[str, ...],
     seeds: tuple[int, ...],
     **parameters: Any,
@@ -141,6 +147,8 @@ def _study(
         raise UserError(f"pool_per_label={pool_per_label}: give three numbers, for entailment, neutral and contradiction")
     if judge < 0:
         raise UserError(f"judge={judge}: it is finetuned on so many original examples; give 1 or more, or 0 for no judge")
+    if not re.fullmatch(r"[0-9a-f]{64}", plan):
+        raise UserError(f"plan={plan!r}: it is the sha256 of the file that declares the claims, 64 digits of 0-9 and a-f")
     study = mini(device=device, recipe="paper", seeds=seeds, kinds=kinds, generators=len(seeds), **parameters)
     assert isinstance(study.generator, GeneratorConfig) and study.generation is not None, "mini finetunes its generator"
     # Generators are told apart by a number below that of seeds: other seeds are to have other generators, too.
@@ -156,6 +164,7 @@ def _study(
             num_per_label=(pool_per_label[0], pool_per_label[1], pool_per_label[2]),
             stop_early=True,
         ),
+        replicates_paper=True,
         claims=_claims(kinds),
         judge=judge or None,
         resources=_resources(device),

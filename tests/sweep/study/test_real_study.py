@@ -1,10 +1,13 @@
 """The studies on real data: their recipe, their pieces, and the search for a rate, which sees nothing they are judged by."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from analysis.verdicts.evidence import MARGINS
 from pipelines.data.sources import FILES, NLISourcesConfig
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig
@@ -12,10 +15,13 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.identity import UNKNOWN, FileHash
 from sweep.graph.pieces import UNIQUE, check_apart, parse_only, piece_of
 from sweep.study import experiments
+from sweep.study.claims import Measure
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.paper import PAPER_TASK_MODEL
-from sweep.study.real_study import PRIMARY, rate_search, study_qwen, study_smollm
+from sweep.study.real_study import PLAN, PRIMARY, rate_search, study_qwen, study_smollm
+
+PLAN_PAGE = Path(__file__).parents[3] / "docs/studies/qwen-plan.md"
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +77,25 @@ def test_the_declared_claims_alone_are_primary() -> None:
     assert "mix_original0_5_synthetic0_5_is_between" in {claim.name for claim in claims}
 
 
+def test_the_plan_declares_the_primary_claims_as_they_are() -> None:
+    assert hashlib.sha256(PLAN_PAGE.read_bytes()).hexdigest() == PLAN, "the plan was changed: give PLAN its new sha256"
+    assert study_qwen().declared_claims == study_smollm().declared_claims
+    rows = []
+    for claim in study_qwen().declared_claims:
+        measure = claim.comparisons[0].measure
+        margin = claim.margin if claim.margin is not None else MARGINS[measure]
+        shown = f"{100 * margin:g} points" if measure == Measure.ACCURACY else f"{margin:g}"
+        rows += [f"| {claim.name} | {claim.statement} | {measure} | {shown} |"] if claim.primary else []
+    page = PLAN_PAGE.read_text()
+    assert [
+        line for line in page.partition("## Primary claims")[2].splitlines() if line.startswith(("| b", "| s", "| g"))
+    ] == rows
+    study = study_qwen()
+    assert f"| {len(study.seeds)}, each with a generator and a pool of its own |" in page
+    sizes = (" and ".join(f"{size:,}" for size in of) for of in (study.training_sizes, study.starting_sizes))
+    assert all(f"| {text}" in page for text in sizes)
+
+
 def test_the_search_reads_no_row_that_the_study_is_judged_by() -> None:
     steps = build_grid(rate_search())
     assert {step.config.sets for step in steps if step.stage == "evaluation"} == {("dev",)}
@@ -95,6 +120,7 @@ def test_the_search_trains_both_recipes_of_the_study_at_each_rate() -> None:
     [
         (lambda: study_qwen(pool_per_label=(9, 9)), r"pool_per_label=\(9, 9\): give three numbers"),
         (lambda: study_qwen(judge=-1), "judge=-1: it is finetuned on so many original examples"),
+        (lambda: study_qwen(plan="none"), "plan='none': it is the sha256 of the file that declares the claims"),
         (lambda: rate_search(factors=(1.0,)), r"factors=\(1\.0,\): a search compares rates; give two factors or more"),
     ],
 )

@@ -1,0 +1,328 @@
+"""A study's results as the repository keeps them: a few Parquet files that its verdicts, tables and figures are made from.
+
+    keep(Store("together"), "study_qwen", Path("docs/studies/data/study_qwen"), plan=Path("docs/studies/qwen-plan.md"))
+    published = load(Path("docs/studies/data/study_qwen"))
+    judge_evidence(published.evidence)
+
+| file | what |
+|---|---|
+| `study.json` | the manifest, as the store has it |
+| `kept.json` | what else is needed: claims' places, the plan's hash, lexical overlaps, how scores are rounded |
+| `records.parquet` | the artifacts' records: configs, metrics, durations, versions |
+| `cells.parquet` | accuracies by cell, set and slice (`evaluation_frame`) |
+| `measures.parquet` | margin, AUC and pull of each cell where going by the heuristic is wrong, from scores as they were |
+| `pools.parquet` | what is known of each generator's pool (`pools_frame`) |
+| `items.parquet` | the test items without their texts: label, slices, clusters |
+| `answers.parquet` | each task model's predicted class for each item, and its score, rounded, where a measure reads it |
+
+Verdicts are the project's own, from these files as from the store. What rounding changes is measured when they are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.publication.pools import pools_frame
+from analysis.report.generality import sets_needed
+from analysis.study.artifacts import LabelCount
+from analysis.study.described import described_sets, task_of
+from analysis.study.frame import evaluation_frame
+from analysis.study.item_sets import ItemSet
+from analysis.study.items import Cell, Responses
+from analysis.verdicts.evidence import Evidence, load_evidence
+from analysis.verdicts.verdicts import judge_evidence
+from analysis.wording import HOLDS, SLICE
+from pipelines.errors import UserError
+from sweep.graph.records import Record, Store, Study, read_plan
+from sweep.study.claims import Measure, as_json, from_json
+
+STEPS = 16
+"""Scores, in log-odds, are kept as multiples of 1 / STEPS."""
+LARGEST = np.iinfo(np.int16).max
+MOST_BYTES = 5_000_000
+"""Of all studies that are kept, together."""
+MEASURES = (Measure.MARGIN, Measure.AUC, Measure.PULL)
+PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A study as it is kept: `study` has its records, and no store; `plan` is the pre-registration's path and sha256."""
+
+    study: Study
+    frame: pd.DataFrame
+    evidence: Evidence
+    measures: pd.DataFrame
+    pools: pd.DataFrame
+    plan: Mapping[str, str]
+    estimate: Mapping[str, Any] | None
+    largest_change: float
+
+
+def keep(store: Store, study_name: str, folder: Path, *, plan: Path | None = None) -> str:
+    """Write what is published of a study to `folder`, anew; a sentence on its size and on what rounding changes.
+
+    Raises IncompleteSweepError for a study that is not whole, and UserError for one with several arms, for scores whose
+    rounding would change a verdict, and for more than MOST_BYTES of all studies beside each other.
+    """
+    study = Study.load(store, study_name)
+    if study.arms:
+        raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
+    frame = evaluation_frame(store, study)
+    evidence = load_evidence(store, study, frame=frame, also=sets_needed(study, frame))
+    fresh = folder.with_name(f".{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        _write(fresh, store, study, frame, evidence, plan)
+        changed = _change(evidence, load(fresh).evidence)
+        values = json.loads((fresh / "kept.json").read_text())
+        (fresh / "kept.json").write_text(json.dumps(values | {"largest_change": changed}, indent=1) + "\n")
+        num_bytes = sum(path.stat().st_size for path in fresh.iterdir())
+        others = [path for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents]
+        in_all = num_bytes + sum(path.stat().st_size for path in others if fresh not in path.parents)
+        if in_all > MOST_BYTES:
+            raise UserError(
+                f"{folder.parent} would have {in_all:,} bytes, more than {MOST_BYTES:,}: keep fewer sets or studies"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    rounding = f"rounding scores to 1/{STEPS} changes no verdict and no estimate by more than {changed:.2g}"
+    return f"{folder}: {num_bytes:,} bytes; {rounding}"
+
+
+def load(folder: Path) -> Published:
+    """A study that `keep` has written. Raises UserError for a folder that has none."""
+    if not (folder / "kept.json").is_file():
+        raise UserError(f"{folder} holds no published study; write one with `python -m analysis.publication keep`")
+    kept = json.loads((folder / "kept.json").read_text())
+    study = Study.from_json((folder / "study.json").read_bytes(), str(folder / "study.json"))
+    records = pq.read_table(folder / "records.parquet").to_pylist()
+    read = {row["fingerprint"]: Record.from_json(row["record"].encode(), row["fingerprint"]) for row in records}
+    study = replace(study, steps=tuple(replace(step, record=read.get(step.fingerprint)) for step in study.steps))
+    frame = pd.read_parquet(folder / "cells.parquet")
+    frame.attrs["missing"] = []
+    items = _items(folder, study, kept)
+    places = (kept["general_set"], kept["blindspot_set"], kept["blindspot_slice"])
+    predicted, scores = _answers(folder, items, places)
+    responses = Responses(
+        items,
+        predicted,
+        notes=tuple(kept["notes"]),
+        scores=scores,
+        label=kept["label"],
+        generator_of={int(seed): number for seed, number in kept["generator_of"].items()},
+    )
+    evidence = Evidence(
+        responses,
+        *places,
+        tuple(kept["starting_sizes"]),
+        tuple(kept["sizes"]),
+        from_json(kept["claims"]),
+        {data: {label: LabelCount(**count) for label, count in of.items()} for data, of in kept["counts"].items()},
+    )
+    return Published(
+        study,
+        frame,
+        evidence,
+        pd.read_parquet(folder / "measures.parquet"),
+        pd.read_parquet(folder / "pools.parquet"),
+        kept["plan"],
+        kept["estimate"],
+        kept.get("largest_change", math.nan),
+    )
+
+
+def _declared(study: Study, plan: Path | None) -> dict[str, str]:
+    """The plan's path, and its hash as the study's pieces carry it. Raises UserError where these are of another plan."""
+    carried = study.parameters.get("plan")
+    if plan is None or not carried:
+        return {}
+    if carried != (found := sha256_of_text(plan)):
+        raise UserError(
+            f"{study.experiment} was built under a plan with sha256 {str(carried)[:12]}…, and {plan} has {found[:12]}…: "
+            "restore the file as it was, and say on the page what departed from it"
+        )
+    return {"path": plan.name, "sha256": found}
+
+
+def sha256_of_text(path: Path) -> str:
+    """The sha256 of a text file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(folder: Path, store: Store, study: Study, frame: pd.DataFrame, evidence: Evidence, plan: Path | None) -> None:
+    responses = evidence.responses
+    (folder / "study.json").write_text(study.to_json())
+    kept = {
+        **{name: getattr(evidence, name) for name in ("general_set", "blindspot_set", "blindspot_slice")},
+        "starting_sizes": evidence.starting_sizes,
+        "sizes": evidence.sizes,
+        "claims": as_json(evidence.claims),
+        "counts": {data: {label: asdict(count) for label, count in of.items()} for data, of in evidence.counts.items()},
+        "label": responses.label,
+        "generator_of": responses.generator_of,
+        "notes": responses.notes,
+        "sets": {
+            name: {"clustered_by": items.clustered_by, "predicts": dict(items.predicts)}
+            for name, items in responses.items.items()
+        },
+        "plan": _declared(study, plan),
+        "estimate": read_plan(store, study.experiment),
+    }
+    (folder / "kept.json").write_text(json.dumps(kept, indent=1) + "\n")
+    records = [(step.fingerprint, step.record.to_json()) for step in study.steps if step.record is not None]
+    table = pa.table({"fingerprint": [mark for mark, _ in records], "record": [text for _, text in records]})
+    pq.write_table(table, folder / "records.parquet", **PARQUET)
+    frame.to_parquet(folder / "cells.parquet", index=False, **PARQUET)
+    _measures(evidence).to_parquet(folder / "measures.parquet", index=False, **PARQUET)
+    pools_frame(store, study).to_parquet(folder / "pools.parquet", index=False, **PARQUET)
+    pq.write_table(pa.concat_tables(_item_tables(responses), promote_options="default"), folder / "items.parquet", **PARQUET)
+    rows = list(_answer_rows(evidence))
+    answers = pa.Table.from_pylist(rows)
+    # Each value is a whole column of numbers: a dictionary of them would only be a copy.
+    pq.write_table(answers, folder / "answers.parquet", use_dictionary=["set", "kind"], row_group_size=len(rows), **PARQUET)
+
+
+def _measures(evidence: Evidence) -> pd.DataFrame:
+    """Margin, AUC and pull of each cell, mean and item standard error, on the blindspot's adversarial slice."""
+    rows = []
+    responses = evidence.responses
+    for start, kind, size, seed in sorted(responses.predicted[evidence.blindspot_set]):
+        row: dict[str, Any] = {"starting_size": start, "kind": kind, "size": size, "seed": seed}
+        for measure in MEASURES:
+            try:
+                found = responses.measured(
+                    measure, evidence.blindspot_set, evidence.blindspot_slice, [(start, kind, size)], evidence.general_set
+                )
+                row[str(measure)] = float(dict(zip(found.seeds, found.values, strict=True))[seed])
+            except UserError:
+                row[str(measure)] = math.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _item_tables(responses: Responses) -> Iterator[pa.Table]:
+    for name, items in responses.items.items():
+        num = len(items.ids)
+        yield pa.table(
+            {
+                "set": pa.repeat(name, num),
+                **{column: getattr(items, f"{column}s") for column in ("label", "heuristic", "subcase")},
+                "cluster": items.clusters.astype(np.int32),
+                "stratum": items.strata.astype(np.int32),
+                **{f"{HOLDS}{heuristic}": where.astype(bool) for heuristic, where in items.holds.items()},
+                **{f"{SLICE}{column}": values for column, values in items.columns.items()},
+            }
+        )
+
+
+def _items(folder: Path, study: Study, kept: Mapping[str, Any]) -> dict[str, ItemSet]:
+    table = pd.read_parquet(folder / "items.parquet")
+    task, described = task_of(study), described_sets(study)
+    found = {}
+    for name, of_set in kept["sets"].items():
+        rows = table[table["set"] == name]
+        there = [column for column in rows.columns if rows[column].notna().all()]
+        texts = {column: rows[column].to_numpy(dtype=str) for column in ("label", "heuristic", "subcase")}
+        found[name] = ItemSet(
+            name,
+            np.arange(len(rows)).astype(str),
+            texts["label"],
+            texts["heuristic"],
+            texts["subcase"],
+            rows["cluster"].to_numpy(dtype=np.int64),
+            rows["stratum"].to_numpy(dtype=np.int64),
+            of_set["clustered_by"],
+            {column.removeprefix(HOLDS): rows[column].to_numpy(dtype=bool) for column in there if column.startswith(HOLDS)},
+            of_set["predicts"],
+            task,
+            described.get(name),
+            {column.removeprefix(SLICE): rows[column].to_numpy(dtype=str) for column in there if column.startswith(SLICE)},
+        )
+    return found
+
+
+def _answer_rows(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    responses = evidence.responses
+    for name, of_set in responses.predicted.items():
+        where = _scored(responses.items[name], _places(evidence))
+        for cell in sorted(of_set):
+            row = {"set": name, **dict(zip(("starting_size", "kind", "size", "seed"), cell, strict=True))}
+            row["classes"] = of_set[cell].astype(np.int8).tobytes()
+            row["scores"] = b""
+            if where.any() and cell in responses.scores.get(name, {}):
+                rounded = np.rint(responses.scores[name][cell][where].astype(float) * STEPS)
+                row["scores"] = _planes(np.clip(rounded, -LARGEST, LARGEST).astype(np.int16))
+            yield row
+
+
+def _places(evidence: Evidence) -> tuple[str, str, str]:
+    return evidence.general_set, evidence.blindspot_set, evidence.blindspot_slice
+
+
+def _scored(items: ItemSet, places: tuple[str, str, str]) -> np.ndarray:
+    """The items of a set that margin, AUC or pull may read, bool [num_items]."""
+    general_set, blindspot_set, blindspot_slice = places
+    everything = np.ones(len(items.ids), dtype=bool)
+    if items.name not in (general_set, blindspot_set):
+        return ~everything
+    # Both halves of the heuristic's own items.
+    head = blindspot_slice.rpartition("/")[0]
+    if items.name == general_set or not head or items.described is not None:
+        return everything
+    try:
+        return items.chosen(head)
+    except UserError:
+        return everything
+
+
+def _planes(numbers: np.ndarray) -> bytes:
+    """16-bit numbers as all low bytes and then all high ones, which compress better apart."""
+    return numbers.astype("<i2").view(np.uint8).reshape(-1, 2).T.tobytes()
+
+
+def _numbers(planes: bytes) -> np.ndarray:
+    return np.ascontiguousarray(np.frombuffer(planes, dtype=np.uint8).reshape(2, -1).T).view("<i2").ravel()
+
+
+def _answers(
+    folder: Path, items: Mapping[str, ItemSet], places: tuple[str, str, str]
+) -> tuple[dict[str, dict[Cell, np.ndarray]], dict[str, dict[Cell, np.ndarray]]]:
+    predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in items}
+    scores: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in items}
+    for row in pq.read_table(folder / "answers.parquet").to_pylist():
+        name, cell = row["set"], (row["starting_size"], row["kind"], row["size"], row["seed"])
+        predicted[name][cell] = np.frombuffer(row["classes"], dtype=np.int8)
+        if row["scores"]:
+            of_items = np.full(len(items[name].ids), np.nan, dtype=np.float32)
+            of_items[_scored(items[name], places)] = _numbers(row["scores"]) / STEPS
+            scores[name][cell] = of_items
+    return predicted, scores
+
+
+def _change(from_store: Evidence, from_files: Evidence) -> float:
+    """The largest difference of a claim's estimate. Raises UserError where a verdict is another."""
+    largest = 0.0
+    for one, other in zip(judge_evidence(from_store).judgements, judge_evidence(from_files).judgements, strict=True):
+        if (one.name, one.verdict) != (other.name, other.verdict):
+            raise UserError(
+                f"with scores rounded to 1/{STEPS}, {one.name} is {other.verdict} and not {one.verdict}; keep finer scores"
+            )
+        if not math.isnan(one.estimate):
+            largest = max(largest, abs(one.estimate - other.estimate))
+    return largest

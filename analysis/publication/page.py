@@ -1,0 +1,281 @@
+"""A published study's page: what people wrote, with tables, figures and sentences between its marks that are made from files.
+
+A mark is a comment, `<!-- study_qwen: claims -->`, and what is made stands between it and `<!-- end -->`. So every number of a
+page is made again by one command, and the words around it are its author's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.page import Block, Column, Table, number_columns, write_file
+from analysis.publication.kept import STEPS, Published, load, sha256_of_text
+from analysis.report.claims_section import claims_block, measures_block
+from analysis.report.figures import figure1, to_png
+from analysis.report.generality import generality_block
+from analysis.report.lexical_overlap import markdown
+from analysis.report.results import figure_caption, numbers
+from analysis.report.sections import (
+    composition_block,
+    paper_block,
+    provenance_block,
+    spent_block,
+    stages_block,
+    table1_block,
+)
+from analysis.study import paper
+from analysis.study.series import study_series
+from analysis.study.tables import accuracy_table
+from analysis.verdicts.answer import Answer, answer, control_sentences
+from analysis.verdicts.evidence import MARGINS
+from analysis.verdicts.judgement import Verdicts
+from analysis.verdicts.verdicts import judge_evidence
+from analysis.wording import (
+    NOTHING,
+    estimate_words,
+    kind_name,
+    percent,
+    percent_range,
+    starting_point_name,
+)
+from pipelines.errors import UserError
+from sweep.study.claims import Measure
+
+MARK = re.compile(r"(<!-- (?P<study>[a-z0-9_]+): (?P<part>[a-z0-9_]+) -->\n)(?P<made>.*?)(<!-- end -->)", re.DOTALL)
+NOT_BUILT = "*Not built yet.*\n"
+
+
+@dataclass
+class Made:
+    """What a page is made of: a study, its verdicts, and the figures that were drawn, by their file's name."""
+
+    published: Published
+    folder: Path
+    verdicts: Verdicts = field(init=False)
+    figures: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.verdicts = judge_evidence(self.published.evidence)
+
+    def figure(self, name: str, figure: Any, label: str) -> list[str]:
+        """The line of a figure (matplotlib's, or None) in the page."""
+        if figure is None:
+            return []
+        file = f"{self.published.study.experiment.replace('_', '-')}-{name}.png"
+        self.figures[file] = to_png(figure, dpi=120)
+        return [f"![{label}]({file})"]
+
+
+def fill(page: Path, data: Path) -> list[Path]:
+    """Make what is between the marks of `page` anew from the studies below `data`, with figures beside it; the files written.
+
+    A study that is not there yet is said not to be built. Raises UserError for a part that there is not.
+    """
+    made: dict[str, Made | None] = {}
+
+    def part(found: re.Match[str]) -> str:
+        name = found["study"]
+        if name not in made:
+            there = (data / name / "kept.json").is_file()
+            made[name] = Made(load(data / name), page.parent) if there else None
+        if found["part"] not in PARTS:
+            raise UserError(f"{page} asks for {found['part']!r} of {name}; parts are {', '.join(PARTS)}")
+        of_study = made[name]
+        text = NOT_BUILT if of_study is None else "\n\n".join(PARTS[found["part"]](of_study)).rstrip() + "\n"
+        return f"{found[1]}{text}{found[5]}"
+
+    written = MARK.sub(part, page.read_text())
+    figures = {file: content for of_study in made.values() if of_study for file, content in of_study.figures.items()}
+    for file, content in figures.items():
+        write_file(page.with_name(file), content)
+    write_file(page, written.encode())
+    return [page, *(page.with_name(file) for file in figures)]
+
+
+def of_block(block: Block, *, folds: bool = True) -> list[str]:
+    """A section of the report as Markdown, without its title and figure."""
+    text = [*block.text]
+    if block.cards:
+        columns = [Column("Verdict"), Column("Claim"), *number_columns("Estimate", "95% interval"), Column("From")]
+        rows = [
+            [card.level + (f" ({card.kind})" if card.kind else ""), card.statement, card.figure, card.interval, card.facts]
+            for card in block.cards
+        ]
+        text.append(_table(Table(columns, rows)))
+    text += [_table(table) for table in block.tables]
+    for fold in block.folds if folds else ():
+        text += [f"**{fold.title}**", *(_table(table) for table in fold.tables)]
+    return text
+
+
+def _table(table: Table) -> str:
+    """A table as Markdown, under its caption."""
+    plain = Table(table.columns, [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table.rows])
+    return f"{table.caption}\n\n{markdown(plain)}" if table.caption else markdown(plain)
+
+
+def _answer(made: Made) -> list[str]:
+    said = answer(made.verdicts, num_missing=len(made.published.evidence.responses.missing))
+    return [f"**{Answer(said.said)}**", " ".join(control_sentences(made.verdicts.controls))]
+
+
+def _plan(made: Made) -> list[str]:
+    """The pre-registration by its hash, and the primary claims that the study was built with."""
+    plan = made.published.plan
+    if not plan:
+        return ["No plan was declared before this study's seeds were built, so nothing in it is confirmatory."]
+    path = made.folder / plan["path"]
+    is_same = path.is_file() and sha256_of_text(path) == plan["sha256"]
+    state = "the file is as it was then" if is_same else "**the file has been changed since**"
+    declared = [claim for claim in made.published.evidence.claims if claim.primary]
+    rows = []
+    for claim in declared:
+        measure = claim.comparisons[0].measure
+        margin = claim.margin if claim.margin is not None else MARGINS[measure]
+        shown = f"{100 * margin:g} points" if measure == Measure.ACCURACY else f"{margin:g}"
+        rows.append([claim.name, claim.statement, str(measure), shown, "yes" if claim.control else ""])
+    columns = [Column("Claim"), Column("Statement"), Column("Measure"), Column("Margin", "number"), Column("Control")]
+    return [
+        f"Declared before the seeds were built: [{path.name}]({path.name}), sha256 `{plan['sha256']}`; {state}. The manifest "
+        "of every piece carries this hash.",
+        _table(Table(columns, rows)),
+    ]
+
+
+def _claims(made: Made) -> list[str]:
+    block, figure = claims_block(made.verdicts, made.published.evidence, "")
+    return [*of_block(block), *made.figure("differences", figure, "Each primary claim's difference in each setting")]
+
+
+def _measures(made: Made) -> list[str]:
+    blocks, figure = measures_block(made.verdicts)
+    text = [line for block in blocks for line in of_block(block)]
+    return [*text, *made.figure("measures", figure, "Differences of margin, AUC and pull in each setting")]
+
+
+def _figure1(made: Made) -> list[str]:
+    published = made.published
+    series = study_series(published.study, published.frame)
+    table = accuracy_table(published.frame, published.evidence.responses)
+    drawn = made.figure("figure1", figure1(published.frame, series, table), "Accuracy by training size")
+    return [*drawn, figure_caption(published.frame, series)]
+
+
+def _accuracies(made: Made) -> list[str]:
+    published = made.published
+    series = study_series(published.study, published.frame)
+    tables = [
+        table
+        for fold in numbers(series, accuracy_table(published.frame, published.evidence.responses))
+        for table in fold.tables
+    ]
+    return [_table(table) for table in tables]
+
+
+def _generality(made: Made) -> list[str]:
+    blocks, figure, _ = generality_block(made.published.study, made.published.frame, made.published.evidence)
+    if not blocks:
+        return ["Fewer than two test sets test a heuristic here."]
+    drawn = made.figure("generality", figure, "Differences on each test set where its heuristic is right and where it is wrong")
+    return [*drawn, blocks[0].figure_caption, *of_block(blocks[0])]
+
+
+def _cells(made: Made) -> list[str]:
+    """Margin, AUC and pull by cell: means over seeds and their range."""
+    measures = made.published.measures
+    rows = []
+    for (start, kind, size), of_cell in measures.groupby(["starting_size", "kind", "size"], sort=False):
+        values = [of_cell[str(measure)] for measure in (Measure.MARGIN, Measure.AUC, Measure.PULL)]
+        place = [starting_point_name(int(start)), kind_name(kind), f"{size:,}", f"{len(of_cell):,}"]
+        rows.append([*place, *map(_with_range, values)])
+    columns = [Column("Starting point"), Column("Training set"), *number_columns("Size", "Seeds", "Margin", "AUC", "Pull")]
+    how = "Means over seeds, with the smallest and the largest in brackets, where going by the heuristic is wrong."
+    return [how, _table(Table(columns, rows))]
+
+
+def _with_range(values: pd.Series) -> str:
+    if values.isna().all():
+        return NOTHING
+    mean, low, high = (estimate_words(value, "number") for value in (values.mean(), values.min(), values.max()))
+    return f"{mean} ({low} to {high})"
+
+
+def _pools(made: Made) -> list[str]:
+    """The audit of each generator's pool, and lexical overlap beside Table 1."""
+    published = made.published
+    pools = published.pools
+    if pools.empty:
+        return ["No pool was written."]
+    rows = []
+    for generator, of_pool in pools.groupby("generator", sort=True):
+        labels, whole = of_pool[of_pool["label"] != "all"], of_pool[of_pool["label"] == "all"].iloc[0]
+        overlaps = " / ".join(_share(row["num_lexical_overlap"], row["num_rows"], 2) for _, row in labels.iterrows())
+        wrong = percent(whole["wrong"])
+        if not math.isnan(whole["wrong"]):
+            wrong += f" [{percent_range(whole['wrong_low'], whole['wrong_high'])}]"
+        rows.append(
+            [
+                str(generator),
+                f"{int(whole['generated']):,}",
+                _share(whole["parsed"], whole["generated"], 1),
+                overlaps,
+                *(_share(whole[name], whole["num_rows"], 2) for name in ("copies", "near_copies", "training_copies")),
+                wrong,
+            ]
+        )
+    labels = " / ".join(published.evidence.task.labels)
+    columns = [
+        Column("Generator"),
+        *number_columns(
+            *("Texts", "Yield", f"Lexical overlap ({labels})", "Copies in the pool", "Near copies", "Copies of training rows"),
+            "Wrong labels, by the judge",
+        ),
+    ]
+    counts = published.evidence.counts
+    beside = paper.table1_beside(counts) if len(counts) > 1 and paper.is_on_multinli(published.study) else None
+    num_pools = int(pools["generator"].nunique())
+    table1 = [line for block in table1_block(counts, beside, num_pools) for line in of_block(block)]
+    return [_table(Table(columns, rows)), *table1]
+
+
+def _share(num: float, of: float, digits: int) -> str:
+    return NOTHING if pd.isna(num) or not of or pd.isna(of) else percent(num / of, digits)
+
+
+def _time(made: Made) -> list[str]:
+    published = made.published
+    blocks = [*spent_block(published.study, published.estimate), *stages_block(published.study)]
+    return [line for block in blocks for line in of_block(block)]
+
+
+def _made_of(made: Made) -> list[str]:
+    published = made.published
+    kept = (
+        f"Scores are kept as multiples of 1/{STEPS}, which changes no verdict here and no estimate by more than "
+        f"{published.largest_change:.2g}."
+    )
+    blocks = [*paper_block(published.study), *composition_block(published.study), provenance_block(published.study)]
+    return [kept, *(line for block in blocks for line in of_block(block))]
+
+
+PARTS: Mapping[str, Callable[[Made], Sequence[str]]] = {
+    "answer": _answer,
+    "plan": _plan,
+    "figure1": _figure1,
+    "claims": _claims,
+    "measures": _measures,
+    "cells": _cells,
+    "accuracies": _accuracies,
+    "generality": _generality,
+    "pools": _pools,
+    "time": _time,
+    "made_of": _made_of,
+}
+"""What a mark may ask for."""

@@ -1,0 +1,115 @@
+"""A study as the repository keeps it: the same verdicts without its store, in few bytes, and what is refused."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.publication import kept
+from analysis.publication.kept import keep, load, sha256_of_text
+from analysis.study.frame import IncompleteSweepError, evaluation_frame
+from analysis.verdicts.judgement import judgement_table
+from analysis.verdicts.verdicts import judge
+from pipelines.errors import UserError
+from sweep.graph.records import Store, Study
+from tests.analysis.item_study import ItemStudy, clear, joint_study
+
+
+def published_study(root: Path, **parameters: str) -> Store:
+    study = ItemStudy(
+        root, clear, jitter=64, shift=lambda kind: 0.4 * (kind == "synthetic") + 2.0 * (kind == "biased_synthetic")
+    )
+    study.grid()
+    study.parameters |= parameters
+    return Store(study.write())
+
+
+def test_verdicts_are_the_stores_without_the_store(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.md"
+    plan.write_text("We shall see.\n")
+    store = published_study(tmp_path / "store", plan=sha256_of_text(plan))
+    said = keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
+    before, frame = judge(store, "tiny"), evaluation_frame(store, Study.load(store, "tiny"))
+    shutil.rmtree(tmp_path / "store")
+    published = load(tmp_path / "data/tiny")
+    after = kept.judge_evidence(published.evidence)
+    assert [(control.measure, control.is_seen) for control in after.controls] == [
+        (control.measure, control.is_seen) for control in before.controls
+    ]
+    one, other = (judgement_table(verdicts.judgements) for verdicts in (before, after))
+    by_scores = one["measure"] != "accuracy"
+    assert by_scores.any() and {"supported", "cannot tell"} <= set(one["verdict"])
+    pd.testing.assert_frame_equal(one[~by_scores], other[~by_scores])
+    numbers = ["name", "verdict", "estimate", "low", "high", "num_units", "num_items", "margin"]
+    pd.testing.assert_frame_equal(one.loc[by_scores, numbers], other.loc[by_scores, numbers], atol=0.03, rtol=0)
+    pd.testing.assert_frame_equal(published.frame, frame)
+    assert published.plan == {"path": "plan.md", "sha256": sha256_of_text(plan)}
+    assert "changes no verdict" in said and 0 < published.largest_change < 1 / kept.STEPS
+    # By cell, as the scores were: not rounded.
+    assert len(published.measures) == 3 * 2 * 7 and not published.measures["margin"].isna().any()
+
+
+def test_a_plan_that_was_changed_after_the_seeds_is_refused(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.md"
+    plan.write_text("We shall see.\n")
+    store = published_study(tmp_path / "store", plan=sha256_of_text(plan))
+    plan.write_text("We always knew.\n")
+    with pytest.raises(UserError, match=r"tiny was built under a plan with sha256 .*: restore the file as it was"):
+        keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
+
+
+def test_what_is_kept_can_be_written_anew(tmp_path: Path) -> None:
+    store = published_study(tmp_path / "store")
+    keep(store, "tiny", tmp_path / "data/tiny")
+    (tmp_path / "data/tiny/stale").write_text("")
+    first = {path.name: path.read_bytes() for path in (tmp_path / "data/tiny").iterdir() if path.name != "stale"}
+    keep(store, "tiny", tmp_path / "data/tiny")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data/tiny").iterdir()} == first
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
+
+
+def test_rounding_that_changes_a_verdict_is_refused_and_leaves_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = published_study(tmp_path / "store")
+    keep(store, "tiny", tmp_path / "data/tiny")
+    before = (tmp_path / "data/tiny/kept.json").read_bytes()
+    monkeypatch.setattr(kept, "STEPS", 0.1)
+    with pytest.raises(UserError, match=r"with scores rounded to 1/0\.1, .* is .* and not supported; keep finer scores"):
+        keep(store, "tiny", tmp_path / "data/tiny")
+    assert (tmp_path / "data/tiny/kept.json").read_bytes() == before
+
+
+def test_all_studies_together_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = published_study(tmp_path / "store")
+    (tmp_path / "data/other").mkdir(parents=True)
+    (tmp_path / "data/other/answers.parquet").write_bytes(bytes(1_000))
+    keep(store, "tiny", tmp_path / "data/tiny")
+    num_bytes = sum(path.stat().st_size for path in (tmp_path / "data/tiny").iterdir())
+    monkeypatch.setattr(kept, "MOST_BYTES", num_bytes + 900)
+    with pytest.raises(UserError, match=r"data would have .* bytes, more than .*: keep fewer sets or studies"):
+        keep(store, "tiny", tmp_path / "data/tiny")
+
+
+def test_a_study_that_is_not_whole_or_has_arms_is_not_published(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path / "part", clear)
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
+    study.add_evaluation(0, "original", 120, 0, built=False)
+    with pytest.raises(IncompleteSweepError):
+        keep(Store(study.write()), "tiny", tmp_path / "data/tiny")
+    arms = joint_study(tmp_path / "arms", clear, 1, (0,))
+    with pytest.raises(UserError, match="tiny has the arms two_steps, joint, and a study of one is published"):
+        keep(Store(arms.write()), "tiny", tmp_path / "data/tiny")
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(UserError, match="holds no published study"):
+        load(tmp_path / "data/tiny")
+
+
+def test_numbers_that_are_not_known_stay_so(tmp_path: Path) -> None:
+    keep(published_study(tmp_path / "store"), "tiny", tmp_path / "data/tiny")
+    values = json.loads((tmp_path / "data/tiny/kept.json").read_text())
+    assert values["plan"] == {} and values["estimate"] is None
+    assert math.isfinite(values["largest_change"]) and load(tmp_path / "data/tiny").pools.empty

@@ -1,0 +1,87 @@
+"""A published study's page: what is made stands between its marks, is the verdicts' own, and is made again from files."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis.publication.__main__ import main
+from analysis.publication.kept import keep, load, sha256_of_text
+from analysis.publication.page import NOT_BUILT, PARTS, fill
+from analysis.verdicts.verdicts import judge_evidence
+from pipelines.errors import UserError
+from tests.analysis.item_study import ItemStudy
+from tests.analysis.publication.test_kept import published_study
+
+STUDIES = Path(__file__).parents[3] / "docs/studies"
+
+
+def page_of(folder: Path, *parts: str, study: str = "tiny") -> Path:
+    page = folder / "tiny.md"
+    text = "".join(f"\n## {part}\n\nMy own words.\n\n<!-- {study}: {part} -->\nold\n<!-- end -->\n" for part in parts)
+    page.write_text(f"# Tiny\n{text}\nThe end.\n")
+    return page
+
+
+def test_all_parts_are_made_from_the_files_and_words_between_them_stay(tmp_path: Path) -> None:
+    plan = tmp_path / "qwen-plan.md"
+    plan.write_text("We shall see.\n")
+    store = published_study(tmp_path / "store", plan=sha256_of_text(plan))
+    keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
+    page = page_of(tmp_path, *PARTS)
+    written = fill(page, tmp_path / "data")
+    text = page.read_text()
+    assert text.count("My own words.") == len(PARTS) and text.endswith("The end.\n") and "\nold\n" not in text
+    assert [path.name for path in written] == ["tiny.md", "tiny-figure1.png", "tiny-differences.png", "tiny-measures.png"]
+    assert all(f"]({path.name})" in text and path.stat().st_size > 5_000 for path in written[1:])
+    judged = judge_evidence(load(tmp_path / "data/tiny").evidence)
+    for name in ("bias_is_seen", "synthetic_reinforces"):
+        judgement = judged[name]
+        assert f"| {judgement.verdict}{' (positive control)' if judgement.is_control else ''} | {judgement.statement} |" in text
+    assert f"sha256 `{sha256_of_text(plan)}`; the file is as it was then" in text
+    # Made again, it is the same.
+    fill(page, tmp_path / "data")
+    assert page.read_text() == text
+
+
+def test_a_study_that_could_not_have_seen_it_says_so_first(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path / "store", lambda start, kind, size, part: 0.9 if part == "general" else 0.5)
+    study.grid()
+    from sweep.graph.records import Store
+
+    keep(Store(study.write()), "tiny", tmp_path / "data/tiny")
+    page = page_of(tmp_path, "answer", "plan")
+    fill(page, tmp_path / "data")
+    made = page.read_text().partition("<!-- tiny: answer -->\n")[2]
+    assert made.startswith("**The positive control is not seen, so this study could not have seen a blindspot grow")
+    assert "nothing in it is confirmatory" in made
+
+
+def test_a_plan_that_is_another_now_is_said_to_be(tmp_path: Path) -> None:
+    plan = tmp_path / "qwen-plan.md"
+    plan.write_text("We shall see.\n")
+    keep(published_study(tmp_path / "store", plan=sha256_of_text(plan)), "tiny", tmp_path / "data/tiny", plan=plan)
+    plan.write_text("We always knew.\n")
+    page = page_of(tmp_path, "plan")
+    fill(page, tmp_path / "data")
+    assert "**the file has been changed since**" in page.read_text()
+
+
+def test_a_study_that_is_not_there_is_said_not_to_be_built(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "answer", study="other")
+    fill(page, tmp_path / "data")
+    assert f"<!-- other: answer -->\n{NOT_BUILT}<!-- end -->" in page.read_text()
+    page_of(tmp_path, "verdict")
+    with pytest.raises(UserError, match=r"asks for 'verdict' of tiny; parts are answer, plan"):
+        fill(page, tmp_path / "data")
+    assert main(["pages", "--folder", str(tmp_path)]) == 1
+
+
+def test_the_repositorys_pages_are_as_their_files_make_them(tmp_path: Path) -> None:
+    pages = sorted(STUDIES.glob("*.md"))
+    assert pages
+    for page in pages:
+        copy = tmp_path / page.name
+        copy.write_text(page.read_text())
+    for page in pages:
+        fill(tmp_path / page.name, STUDIES / "data")
+        assert (tmp_path / page.name).read_text() == page.read_text(), f"{page}: make study-report makes it anew"
