@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,20 +21,17 @@ STUDY = "rate_search"
 class Rate:
     """What one learning rate gave on the dev rows: accuracy of starting points and of cells, with 95% intervals over rows.
 
-    `rate` is the cells', for batches of 2. Several seeds are averaged; their rows count once in an interval.
+    `rate` is that of batches of 2, from which others grow with the root of the factor. Several seeds are averaged; their rows
+    count once in an interval. None for cells that are not evaluated.
     """
 
     rate: float
     start: float
     start_low: float
     start_high: float
-    cell: float
-    cell_low: float
-    cell_high: float
-
-    @property
-    def mean(self) -> float:
-        return (self.start + self.cell) / 2
+    cell: float | None = None
+    cell_low: float | None = None
+    cell_high: float | None = None
 
 
 def outcome(store: Store | str, study_name: str = STUDY) -> dict[str, Any]:
@@ -51,15 +49,10 @@ def outcome(store: Store | str, study_name: str = STUDY) -> dict[str, Any]:
     for arm, rows in whole.groupby("arm", observed=True, sort=True):
         trained = rows[rows["starting_size"] > 0]
         starts, cells = trained[trained["kind"] == "none"], trained[trained["kind"] == "original"]
-        recipes = {
-            step.record.payload["config"]["finetune"]["learning_rate"]
-            for step in study.steps
-            if step.stage == "task_model" and step.record is not None and arm in step.arms
-        }
-        if len(starts) and len(cells) and len(recipes) == 1:
-            rates.append(Rate(recipes.pop(), *_accuracy(starts), *_accuracy(cells)))
+        if len(starts):
+            rates.append(Rate(_rate_of(study, str(arm)), *_accuracy(starts), *(_accuracy(cells) if len(cells) else ())))
     if not rates:
-        raise UserError(f"{study_name}: no learning rate has a starting point and a cell that are evaluated; run it again")
+        raise UserError(f"{study_name}: no learning rate has a starting point that is evaluated; run it again")
     rates.sort(key=lambda rate: rate.rate)
     evaluations = [step for step in study.steps if step.stage == "evaluation" and step.record is not None]
     return {
@@ -78,8 +71,15 @@ def outcome(store: Store | str, study_name: str = STUDY) -> dict[str, Any]:
 
 
 def chosen(rates: Sequence[Rate]) -> Rate:
-    """The rate with the highest mean of both accuracies; of those that are alike the smallest."""
-    return max(rates, key=lambda rate: (rate.mean, -rate.rate))
+    """The rate with the highest mean of both accuracies; of those that are alike the smallest.
+
+    Where the cells of one are not there, starting points alone decide.
+    """
+
+    def accuracy(rate: Rate) -> float:
+        return rate.start if any(one.cell is None for one in rates) else (rate.start + (rate.cell or 0.0)) / 2
+
+    return max(rates, key=lambda rate: (accuracy(rate), -rate.rate))
 
 
 def write_outcome(store: Store | str, path: Path, study_name: str = STUDY) -> str:
@@ -87,8 +87,21 @@ def write_outcome(store: Store | str, path: Path, study_name: str = STUDY) -> st
     found = outcome(store, study_name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
-    lines = [f"{rate['rate']:g}: start {rate['start']:.1%}, cell {rate['cell']:.1%}" for rate in found["rates"]]
+    lines = [
+        f"{rate['rate']:g}: start {rate['start']:.1%}" + ("" if rate["cell"] is None else f", cell {rate['cell']:.1%}")
+        for rate in found["rates"]
+    ]
     return "; ".join([*lines, f"chosen {found['chosen']:g} on {found['num_dev_rows']:,} dev rows"])
+
+
+def _rate_of(study: Study, arm: str) -> float:
+    """An arm's rate in batches of 2, from the record of one of its finetunings."""
+    for step in study.steps:
+        is_model = step.stage in ("starting_point", "task_model") and arm in step.arms
+        config = step.record.payload["config"] if is_model and step.record is not None else {}
+        if recipe := config.get("finetune"):
+            return float(f"{recipe['learning_rate'] / math.sqrt(recipe['batch_size'] / 2):.6g}")
+    raise UserError(f"{study.experiment}: no record says the learning rate of the arm {arm}; run it again")
 
 
 def _accuracy(rows: Any) -> tuple[float, float, float]:
