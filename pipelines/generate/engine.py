@@ -46,15 +46,26 @@ class Engine:
     `stop`, which it keeps, or as its parameters say; `at_end` is put after one that the model itself ends. `options` are those
     of `vllm.LLM`; `prompts` are read before the engine is ready, so that its cache has their beginnings; `max_queued` requests
     are in the engine at a time, more than its batch holds.
+
+    With `weights` the engine starts with random ones of the model's shape, and then asks it for the folder of those to read,
+    which may take as long as it likes: all else is up by then.
     """
 
     def __init__(
-        self, options: dict[str, Any], *, stop: str, prompts: Sequence[list[int]], max_queued: int, at_end: str = ""
+        self,
+        options: dict[str, Any],
+        *,
+        stop: str,
+        prompts: Sequence[list[int]],
+        max_queued: int,
+        at_end: str = "",
+        weights: Callable[[], str] | None = None,
     ) -> None:
         self._stop = stop
         self._at_end = at_end
         self._prompts = prompts
         self._max_queued = max_queued
+        self._weights = weights
         self._submitted: queue.SimpleQueue[_Submission] = queue.SimpleQueue()
         started: Future[None] = Future()
         threading.Thread(target=self._run, args=(options, started), daemon=True, name="vllm-engine").start()
@@ -83,10 +94,18 @@ class Engine:
 
             allocate_by_the_block()
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            self.llm = llm = LLM(**options)
+            placeholder = {"load_format": "dummy"} if self._weights else {}
+            self.llm = llm = LLM(**options, **placeholder)
             decoder = Decoder(llm.get_tokenizer(), self._stop)
             prompts = [{"prompt_token_ids": prompt} for prompt in self._prompts]
-            llm.generate(prompts, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+
+            def read_prompts() -> None:
+                llm.generate(prompts, SamplingParams(max_tokens=2, detokenize=False), use_tqdm=False)
+
+            read_prompts()
+            if self._weights is not None:
+                read_weights(llm, self._weights())
+                read_prompts()
             started.set_result(None)
             self._serve(llm.llm_engine, decoder, pending, waiting)
         except BaseException as error:
@@ -126,6 +145,17 @@ class Engine:
                 if output.finished:
                     submission, row = pending.pop(output.request_id)
                     submission.finish(row, output.outputs[0])
+
+
+def read_weights(llm: Any, folder: str) -> None:
+    """Have vLLM's `llm` go on with the weights in `folder`, of the same shape, in the place of its own.
+
+    Nothing that it has read before counts any more: the cache of prompts is emptied.
+    """
+    llm.collective_rpc("update_config", args=({"load_config": {"load_format": "auto"}},))
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("vLLM kept what it had read with its placeholder weights")
 
 
 class Decoder:

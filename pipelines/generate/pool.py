@@ -2,28 +2,33 @@
 
     generate(GenerationConfig(num_per_label=20_000), generator="…/generator", output="…/pool",
              resources=Resources(num_workers=4, gpus_per_worker=1))
+    lane = pool_lane(config, base_model="…/base", output="…/pool", resources=…)    # while the generator is being trained
+    lane.run(PoolJob.of(config, "…/generator", "…/pool", no_report))
 
 Which shards are needed is decided from the shards committed so far (`shards.py`), so nothing is lost or done
 twice when a worker, a node or the driver dies. `writer.py` has the workers.
 """
 
 import hashlib
+import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.endpoint import dollars_of, run_endpoint, spent_on
-from pipelines.generate.shards import REJECTS, SHARDS, Shard, ShardFolder, is_hopeless, kept_shards, plan_shards
+from pipelines.generate.shards import REJECTS, SHARDS, Commits, Shard, ShardFolder, is_hopeless, kept_shards, plan_shards
 from pipelines.generate.writer import run_engines
 from pipelines.identity import identity
 from pipelines.resources import Report, Resources, no_report
 from pipelines.storage import absolute, is_local, join, local_path
+from pipelines.workers.lane import Intake, Lane
 from pipelines.workers.notice import run_notice_given
 
 MODEL = "model"
@@ -53,33 +58,89 @@ def generate(
     GPU, a missing vLLM, and for a yield under `min_yield`; what was generated stays and is used by the next
     call. Raises `NoticeError` when its run is to end: shards under way are finished, and no other is begun.
     """
-    started = time.perf_counter()
     resources = resources or Resources()
     model = ""
     if config.endpoint is None:
         _check_request(resources)
         model = _model_of(generator)
-    num_per_label = config.num_by_label
-    folder = ShardFolder(absolute(output))
-    request = _request_hash(config)
-    _check_output(folder, request)
-    folder.drop_damaged()
+    return _generate(config, model, absolute(output), resources, report)
 
-    planned = plan_shards(num_per_label, shard_size=config.shard_size, min_yield=config.min_yield, seed=config.seed)
+
+@dataclass(frozen=True)
+class PoolJob:
+    """What a lane of engines has to be told before they can write: the address of their model's weights."""
+
+    model: str
+    output: str
+    report: Report = no_report
+
+    @classmethod
+    def of(cls, config: GenerationConfig, generator: str, output: str, report: Report) -> "PoolJob":
+        """Raises UserError as `generate` does."""
+        folder = ShardFolder(absolute(output))
+        _check_output(folder, _request_hash(config))
+        folder.drop_damaged()
+        return cls(_model_of(generator), folder.output, report)
+
+
+def pool_lane(config: GenerationConfig, base_model: str, output: str, resources: Resources) -> Lane:
+    """A lane for one pool, whose engines start before their generator is there; `generate` otherwise.
+
+    Its job is a `PoolJob` of the same output. Until it comes, engines have random weights of the shape of `base_model`, which
+    the generator is finetuned from, and write nothing.
+    """
+    _check_request(resources)
+    serve = partial(_serve, config, _model_of(base_model), absolute(output), resources)
+    return Lane(serve, lambda job: str(job.output), in_process=False)
+
+
+def _serve(config: GenerationConfig, shape: str, output: str, resources: Resources, desk: Any) -> None:
+    folder = ShardFolder(output)
+    rows = run_engines(config, shape, output, _planned_and_missing(config, folder), resources, _request_hash(config), desk)
+    # Engines wait for the job, which has begun when the first shard is there, or nothing is to be written.
+    first = list(itertools.islice(rows, 1))
+    intake = Intake(desk)
+    if intake.wait():
+        number, job = intake.begin()
+        intake.end(number, _generate(config, job.model, output, resources, job.report, itertools.chain(first, rows)))
+
+
+def _planned_and_missing(config: GenerationConfig, folder: ShardFolder) -> list[Shard]:
+    planned = plan_shards(config.num_by_label, shard_size=config.shard_size, min_yield=config.min_yield, seed=config.seed)
+    return _missing(planned, folder, config.num_by_label, config.min_yield)
+
+
+def _generate(
+    config: GenerationConfig,
+    model: str,
+    output: str,
+    resources: Resources,
+    report: Report,
+    under_way: Iterator[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """`generate`, of which engines may be `under_way` that give the rows of all shards that are missing."""
+    started = time.perf_counter()
+    folder = ShardFolder(output)
+    request = _request_hash(config)
+    if under_way is None:
+        _check_output(folder, request)
+        folder.drop_damaged()
     paid = dollars_of(config, spent_on(folder)) if config.endpoint is not None else None
-    progress = _Progress(report, num_committed=len(folder.commits()), paid=paid)
-    missing = _missing(planned, folder, num_per_label, config.min_yield)
-    while missing:
+    progress = _Progress(report, config.num_by_label, folder.commits(), paid)
+    missing = _planned_and_missing(config, folder)
+    while missing or under_way is not None:
         num_before = len(folder.commits())
-        rows = (
-            run_endpoint(config, folder.output, missing, request)
-            if config.endpoint is not None
-            else run_engines(config, model, folder.output, missing, resources, request)
-        )
+        if under_way is not None:
+            # Their first shard may be there.
+            num_before, rows, under_way = -1, under_way, None
+        elif config.endpoint is not None:
+            rows = run_endpoint(config, folder.output, missing, request)
+        else:
+            rows = run_engines(config, model, folder.output, missing, resources, request)
         for row in rows:
             progress.add(row)
         # A second pass only if a worker skipped a shard on the strength of a commit that is gone since.
-        missing = _missing(planned, folder, num_per_label, config.min_yield)
+        missing = _planned_and_missing(config, folder)
         if missing and run_notice_given():
             raise NoticeError(f"a notice stopped it with {len(folder.commits())} shards committed")
         if missing and len(folder.commits()) == num_before:
@@ -147,10 +208,14 @@ class _Progress:
     whole pool, of which `paid` were for what earlier calls committed.
     """
 
-    def __init__(self, report: Report, num_committed: int, paid: float | None) -> None:
+    def __init__(self, report: Report, wanted: Mapping[str, int], commits: Commits, paid: float | None) -> None:
         self._report = report
-        self._num_committed = num_committed
+        self._wanted = wanted
+        self._num_committed = len(commits)
         self._paid = paid
+        self._before = Counter[str]()
+        for commit in commits.values():
+            self._before[commit.label] += commit.num_parsed
         self.parsed: Counter[str] = Counter()
         self.num_rejected = 0
         self.num_tokens = 0
@@ -167,6 +232,8 @@ class _Progress:
         self.generate_s = max(self.generate_s, row["since_ready_s"])
         self.peak_gpu_memory_gib = max(self.peak_gpu_memory_gib, row["peak_gpu_memory_gib"])
         counts = {f"parsed/{label}": float(num) for label, num in self.parsed.items()}
+        there = sum(min(self._before[label] + self.parsed[label], num) for label, num in self._wanted.items())
+        counts["fraction_done"] = there / sum(self._wanted.values())
         if self._paid is not None:
             self._paid += row["dollars"]
             counts["dollars"] = self._paid

@@ -34,6 +34,7 @@ from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
 from pipelines.tasks.task import Task
+from pipelines.workers.lane import shared_job
 from pipelines.workers.notice import run_notice_given
 from pipelines.workers.printed import note_worker
 
@@ -58,9 +59,19 @@ REJECTS_SCHEMA = pa.schema(
 
 
 def run_engines(
-    config: GenerationConfig, model: str, output: str, shards: list[Shard], resources: Resources, request: str
+    config: GenerationConfig,
+    model: str,
+    output: str,
+    shards: list[Shard],
+    resources: Resources,
+    request: str,
+    desk: Any = None,
 ) -> Iterator[dict[str, Any]]:
-    """Offer `shards` to a pool of engines of `model`, in order; yield one row of counts for each that was generated."""
+    """Offer `shards` to a pool of engines of `model`, in order; yield one row of counts for each that was generated.
+
+    With the `desk` of a lane, engines start with the shape of `model` alone, and with the weights of the model that the lane's
+    job is the address of, once that is there.
+    """
     import ray.data
 
     num_workers = min(resources.num_workers, len(shards))
@@ -76,6 +87,7 @@ def run_engines(
             "output": output,
             "request": request,
             "resources": resources,
+            "desk": desk,
         },
         compute=ray.data.ActorPoolStrategy(
             size=num_workers,
@@ -134,8 +146,11 @@ def _explained(error: Exception, output: str) -> UserError | None:
 class ShardWriter:
     """A Ray Data actor: one vLLM engine that writes the shards it is offered, several at a time."""
 
-    def __init__(self, config: GenerationConfig, model: str, output: str, request: str, resources: Resources) -> None:
-        started = time.perf_counter()
+    def __init__(
+        self, config: GenerationConfig, model: str, output: str, request: str, resources: Resources, desk: Any = None
+    ) -> None:
+        self._started = time.perf_counter()
+        self._waited_s = 0.0
         note_worker("a vLLM engine", [output])
         self._config = config
         self._request = request
@@ -143,6 +158,9 @@ class ShardWriter:
         self._lock = threading.Lock()
         on_gpu = resources.gpus_per_worker > 0
         warnings.filterwarnings("ignore", category=FutureWarning)
+        if desk is not None and (job := shared_job(desk, wait=False)) is not None:
+            # Nothing to wait for: the weights are there.
+            model, desk = job.model, None
         path = fetch(model)
         # Of a finetuned model by label, of a prompted one by shard.
         self._prompts = prompts_of_shards(path, config) if config.prompting else encode_prompts(path, config.task)
@@ -152,17 +170,33 @@ class ShardWriter:
             import torch
 
             gpu_bytes = torch.cuda.get_device_properties(0).total_memory
+        options = engine_options(config, path, resources, prompt_lengths, gpu_bytes)
+        if desk is not None and "quantization" in options:
+            # What vLLM makes of weights as it reads them, it makes once.
+            options["model"], desk = self._weights(desk), None
         self._engine = Engine(
-            engine_options(config, path, resources, prompt_lengths, gpu_bytes),
+            options,
             # The parser must see the marker: a text that ends in any other way may be cut off.
             stop=config.stop,
             prompts=list(self._prompts.values())[: len(config.task.labels)],
             # A finetuned model has learnt to write the marker; whatever else it ends with may be cut off.
             at_end=config.end_marker if config.prompting else "",
             max_queued=2 * max_num_seqs(config, on_gpu=on_gpu),
+            weights=None if desk is None else lambda: self._weights(desk),
         )
         self._ready = time.perf_counter()
-        self._engine_start_s = self._ready - started
+        self._engine_start_s = self._ready - self._started - self._waited_s
+        print(f"an engine is up after {self._engine_start_s:.1f} s and {self._waited_s:.1f} s of waiting", flush=True)
+
+    def _weights(self, desk: Any) -> str:
+        """The folder of the generator's weights, once it is trained."""
+        began = time.perf_counter()
+        print(f"an engine waits for its generator after {began - self._started:.1f} s", flush=True)
+        model = fetch(shared_job(desk).model)
+        self._waited_s = time.perf_counter() - began
+        if not self._config.prompting and encode_prompts(model, self._config.task) != self._prompts:
+            raise RuntimeError(f"{model} reads prompts otherwise than the base model that it was finetuned from")
+        return str(model)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         shards = [

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.errors import NeighbourFailedError, NotBegunError
-from pipelines.workers.watchdog import naming_stalls, patiently
+from pipelines.workers.watchdog import beat, naming_stalls, patiently
 
 LOOK_EVERY_S = 0.1
 """How often a worker that has work looks whether there is more."""
@@ -96,11 +96,20 @@ class Desk:
         return self._entries[number].job
 
     def begin(self, number: int) -> None:
+        """A job has begun; several workers that do it together may each say so."""
         with self._changed:
             self._count()
             # Calls of an actor with threads may overtake each other.
             times = self._entries[number].times
-            times.began = times.ended or time.time()
+            times.began = times.began or times.ended or time.time()
+
+    def wait_for(self, number: int, wait_s: float) -> tuple[Any, bool]:
+        """A job, None where it has not come after so long, and whether none will come any more."""
+        with self._changed:
+            self._up = self._up or (time.time() if wait_s else 0.0)
+            self._changed.wait_for(lambda: number in self._entries or self._is_closed, wait_s)
+            entry = self._entries.get(number)
+            return entry and entry.job, self._is_closed
 
     def end(self, number: int, result: Any) -> None:
         """Hand back a job's result, an exception if it failed."""
@@ -108,7 +117,7 @@ class Desk:
             self._count()
             entry, now = self._entries[number], time.time()
             entry.result, entry.has_ended = result, True
-            entry.times.up, entry.times.ended = self._up, now
+            entry.times.up, entry.times.ended = self._up or entry.times.began, now
             # What is kept of a lane that takes on thousands of jobs.
             entry.job = None
             self._changed.notify_all()
@@ -150,6 +159,22 @@ def _ask(desk: Any, name: str, *arguments: Any) -> Any:
     import ray
 
     return ray.get(getattr(desk, name).remote(*arguments))
+
+
+def shared_job(desk: Any, *, wait: bool = True) -> Any:
+    """The one job of a lane, which all its workers do together; it has begun then. None if it is not there and not to be
+    waited for. Raises NotBegunError if the lane ends without it.
+    """
+    while True:
+        job, is_closed = _ask(desk, "wait_for", 0, ASK_S if wait else 0.0)
+        beat()
+        if job is not None:
+            _ask(desk, "begin", 0)
+            return job
+        if is_closed:
+            raise NotBegunError("its lane ended before it had begun")
+        if not wait:
+            return None
 
 
 class Lane:

@@ -16,9 +16,9 @@ import pytest
 
 from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.pool import generate
+from pipelines.generate.pool import PoolJob, generate, pool_lane
 from pipelines.generate.shards import ShardFolder
-from pipelines.resources import Resources
+from pipelines.resources import Resources, no_report
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import Parsed, Rejected, generator_text, parse_generated, reject_reasons
@@ -124,6 +124,28 @@ def test_the_pool_is_the_first_shards_of_each_label(pool: tuple[Path, dict[str, 
     assert metrics["num_shards"] == len(committed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_engines_that_were_up_before_their_generator_write_the_same_pool(
+    models: Path, pool: tuple[Path, dict[str, Any], Reports], tmp_path: Path
+) -> None:
+    import ray
+
+    lane = pool_lane(CONFIG, str(models / "random"), str(tmp_path), ONE)
+    while not ray.get(lane._desk.__ray_call__.remote(lambda desk: desk._up)):
+        assert not lane._error
+        time.sleep(0.2)
+    assert not list(tmp_path.iterdir()), "nothing is written with placeholder weights"
+    began = time.time()
+    metrics, times = lane.run(PoolJob.of(CONFIG, str(models / "trained"), str(tmp_path), no_report))
+    lane.close()
+    assert times.up < began < times.began
+    same = ("parsed", "rejected", "generated_tokens", "num_shards")
+    assert {name: metrics[name] for name in same} == {name: pool[1][name] for name in same}
+    for path in pool[0].rglob("*.parquet"):
+        assert (tmp_path / path.relative_to(pool[0])).read_bytes() == path.read_bytes()
+
+
 def test_progress_is_reported_shard_by_shard(pool: tuple[Path, dict[str, Any], Reports]) -> None:
     _, metrics, reports = pool
     assert [step for step, _ in reports] == list(range(1, len(reports) + 1))
@@ -185,9 +207,9 @@ def test_an_output_of_another_request_is_refused(pool: tuple[Path, dict[str, Any
 
 SCRIPT = """
 import sys, ray
-from pipelines.resources import Resources
+from pipelines.resources import Resources, no_report
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.pool import generate
+from pipelines.generate.pool import PoolJob, generate, pool_lane
 from pipelines.tasks.task import Field, Task
 if __name__ == "__main__":
     address, config, generator, output = sys.argv[1:]

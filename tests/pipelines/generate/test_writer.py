@@ -91,7 +91,7 @@ def test_stand_ins_of_any_task_can_be_told_apart_by_their_last_text() -> None:
 class WritesWhatItIsAsked:
     """Stands in for the engine: a text for each prompt that it is given, which says how many those were."""
 
-    def __init__(self, options: Any, *, stop: str, prompts: list[list[int]], at_end: str, max_queued: int) -> None:
+    def __init__(self, options: Any, *, stop: str, prompts: list[list[int]], at_end: str, max_queued: int, **_: Any) -> None:
         self.options, self.stop, self.prompts, self.at_end = options, stop, prompts, at_end
         self.asked: list[list[int]] = []
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipelines.errors import NeighbourFailedError, NotBegunError
-from pipelines.workers.lane import Desk, Intake, Lane
+from pipelines.workers.lane import Desk, Intake, Lane, shared_job
 
 
 def squares(desk):
@@ -47,6 +47,26 @@ def test_jobs_that_are_under_way_at_once_share_the_lane_s_time(monkeypatch):
     desk.begin(three)
     desk.end(three, {})
     assert [desk.result(number)[1].share_s for number in (one, two, three)] == [2 + 3 + 5, 2 + 5 + 1, 2]
+
+
+def test_a_job_that_all_workers_do_together_is_waited_for_and_its_end_is_said():
+    desk = Desk()
+    assert shared_job(desk, wait=False) is None
+    seen = []
+    workers = [threading.Thread(target=lambda: seen.append(shared_job(desk))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    number = desk.put("the job")
+    for worker in workers:
+        worker.join(5)
+    assert seen == ["the job"] * 3 and shared_job(desk, wait=False) == "the job"
+    desk.end(number, {})
+    times = desk.result(number)[1]
+    assert 0 < times.up <= times.began <= times.ended
+    empty = Desk()
+    empty.close()
+    with pytest.raises(NotBegunError, match="ended before"):
+        shared_job(empty)
 
 
 def loses(*, begun: int, put: int):
