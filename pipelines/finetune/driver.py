@@ -94,6 +94,7 @@ def _serve(output: str, resources: Resources, expected: int, desk: Any) -> None:
         _train_worker,
         train_loop_config={
             "desk": desk,
+            "output": output,
             "expected": expected,
             "gpu_share": min(1.0, resources.gpus_per_worker),
             "num_threads": max(1, int(resources.cpus_per_worker)),
@@ -202,9 +203,8 @@ def _train_worker(loop: Mapping[str, Any]) -> None:
         _follow(loop["desk"], loop["expected"], use_gpu=use_gpu, num_threads=loop["num_threads"])
         return
     intake = Intake(loop["desk"])
-    if not intake.wait():
-        return
-    with watched(WORKER, next(iter(intake.waiting.values())).output):
+    # Before there is a job: a lane may be opened ahead of its first one.
+    with watched(WORKER, loop["output"]):
         _set_up(use_gpu=use_gpu, num_threads=loop["num_threads"])
     several = context.get_world_size() > 1
     while intake.wait():

@@ -43,7 +43,12 @@ def finetune_generator(
 
     Returns the training's metrics. Raises UserError for an example longer than the model or the config allows.
     """
-    job = FinetuneJob(
+    return finetune(generator_job(config, training_set, base_model), output, resources=resources or Resources(), report=report)
+
+
+def generator_job(config: GeneratorConfig, training_set: str | Sequence[str], base_model: str) -> FinetuneJob:
+    """What `finetune_generator` finetunes."""
+    return FinetuneJob(
         objective="language_modeling",
         config=config.finetune,
         seed=config.seed,
@@ -54,4 +59,3 @@ def finetune_generator(
         end_marker=config.end_marker,
         task=config.task,
     )
-    return finetune(job, output, resources=resources or Resources(), report=report)

@@ -4,10 +4,14 @@ Steps run in lanes: workers that start once and take on ready steps of one kind 
 shared out to lanes, the most urgent ready step first: the one with the longest path of steps behind it. A lane takes on further
 steps of its kind, unless a ready step waits for room that has a longer path, or is overdue. Where paths are as long, the lane
 that is up goes on, since a start costs. So none that much depends on waits for a lane's end, and none waits for ever.
-A ready step for which there is room starts a lane of its own, unless a lane of its kind has nothing to do. A lane with nothing
-to do ends, unless a step of its kind lacks only inputs that are being built and nothing waits for room (`may_wait`).
+A ready step for which there is room starts a lane of its own, unless a lane of its kind has nothing to do.
+
+A lane is opened ahead for a step that is not ready yet, where its workers need less than the step does (`Stage.starts_with`),
+what it lacks is about to be built, and no ready step that is as urgent has a use for the room (`open_ahead`). A lane with
+nothing to do waits as long as the same holds (`may_wait`); else it ends.
 """
 
+import itertools
 import math
 from bisect import insort
 from collections import Counter
@@ -22,6 +26,8 @@ from sweep.graph.step import Step, dependents
 
 MAX_OVERTAKES = 4
 """How often smaller steps may start before a ready one that does not fit yet, until it is waited for."""
+FORESIGHT = 2
+"""How many steps behind what is under way a lane may be opened ahead for: a pool's training sets, and the cells over them."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,12 @@ def in_common(step: Step) -> Any:
     return None if common is None else (step.stage, step.resources, tuple(sorted(step.options.items())), common)
 
 
+def starts_with(step: Step) -> Mapping[str, Step] | None:
+    """What has to be built before workers can be started ahead of `step`, by its name there; None if they cannot be."""
+    stage = REGISTRY[step.stage]
+    return None if stage.starts_with is None or step.resources.in_process else stage.starts_with(step)
+
+
 def num_at_once(step: Step) -> int:
     """How many steps like this one a lane has at once: as many as may be together where they are trained so."""
     resources = step.resources
@@ -96,7 +108,7 @@ class Lane:
     """Workers that take on steps which have `kind` in common, None for one that has a single step, and what they hold.
 
     `steps` are those under way, by fingerprint. `expected` is about how many it takes on in all. One that `is_ending` takes on
-    no more.
+    no more. `awaited` is the step for which it was opened ahead, until it has had one.
     """
 
     kind: Any
@@ -104,6 +116,17 @@ class Lane:
     steps: dict[str, Step] = field(default_factory=dict)
     expected: int = 1
     is_ending: bool = False
+    awaited: Step | None = None
+
+    @property
+    def takes_one(self) -> bool:
+        """Whether it is of one step alone, whose workers could be started ahead."""
+        return isinstance(self.kind, str)
+
+
+Near = Callable[[Step], bool]
+"""Whether a step that is not built will be before long."""
+Fits = Callable[[tuple[float, float]], bool]
 
 
 class StepQueue:
@@ -152,11 +175,11 @@ class StepQueue:
         first = self._next()
         if first is None:
             return None
-        lane = Lane(in_common(first), self._need[first.fingerprint])
+        lane = Lane(self._kind(first), self._need[first.fingerprint])
         alike = [step for step in self._ready_of(lane) if step is not first]
         # Before it is among the lanes that share them.
         most = min(num_at_once(first), self._fair_share(lane, 1 + len(alike)))
-        if lane.kind is not None:
+        if in_common(first) is not None:
             num_to_come = sum(self._kind(step) == lane.kind for step in self._not_ready())
             lane.expected = self._fair_share(lane, 1 + len(alike) + num_to_come)
         self.lanes.append(lane)
@@ -188,7 +211,7 @@ class StepQueue:
         # One that has fewer goes first.
         return None if any(len(other.steps) < len(lane.steps) for other in self._others(lane)) else ready[0]
 
-    def _waiting_for_room(self, lane: Lane, fits: Callable[[tuple[float, float]], bool]) -> Iterator[Step]:
+    def _waiting_for_room(self, lane: Lane, fits: Fits) -> Iterator[Step]:
         """The ready steps that wait for room of which `lane` holds some: no lane that is up takes them on."""
         up: list[Any] = []
         for other in self.lanes:
@@ -201,19 +224,68 @@ class StepQueue:
                 if not fits(need) and any(map(min, need, lane.need)):
                     yield step
 
-    def may_wait(self, lane: Lane) -> bool:
-        """Whether `lane`, which has no step, is worth keeping: one of its kind lacks only inputs that are being built, and no
-        ready step waits for room that it holds."""
+    def open_ahead(self, is_near: Near, may_start: Callable[[Step], bool] = lambda step: True) -> Lane | None:
+        """A lane without a step, for the most urgent one that is not ready, can be started ahead and lacks only what `is_near`.
+
+        None if there is no such step, or no room, or a ready step has a use for it that is as urgent; or any use where the lane
+        would hold no GPU, since a CPU that waits works for nobody.
+        """
+        fits = self._fits()
+        num_lanes = Counter(lane.kind for lane in self.lanes if not lane.is_ending)
+        for step in self._foreseen(is_near):
+            kind = self._kind(step)
+            num_lanes[kind] -= 1
+            needed = starts_with(step)
+            if num_lanes[kind] >= 0 or needed is None or any(source.fingerprint not in self.done for source in needed.values()):
+                continue
+            lane = Lane(kind, self._need[step.fingerprint], awaited=step)
+            if not fits(lane.need) or self._is_wanted(lane, step, fits) or not may_start(step):
+                continue
+            if in_common(step) is not None:
+                lane.expected = self._fair_share(lane, sum(self._kind(other) == kind for other in self.waiting.values()))
+            self.lanes.append(lane)
+            return lane
+        return None
+
+    def may_wait(self, lane: Lane, is_near: Near | None = None) -> bool:
+        """Whether `lane`, which has no step, is worth keeping.
+
+        A step of its kind lacks only what `is_near` (without that: what is ready or being built), and no ready step waits for
+        its room that would keep it from being opened ahead.
+        """
         if lane.is_ending or lane.kind is None:
             return False
-        if any(True for _ in self._waiting_for_room(lane, self._fits())):
-            return False
-        under_way = self.done.union(self.running, (step.fingerprint for step in self._ready))
-        return any(
-            all(source.fingerprint in under_way for source in step.inputs.values())
-            for step in self._not_ready()
-            if self._kind(step) == lane.kind
-        )
+        foreseen = (step for step in self._foreseen(is_near or self._is_under_way) if self._kind(step) == lane.kind)
+        step = next(foreseen, None)
+        # What lanes that end hold is on its way.
+        return step is not None and not self._is_wanted(lane, step, self._fits(but_ending=True))
+
+    def _is_under_way(self, step: Step) -> bool:
+        return step.fingerprint in self.running or self._unbuilt.get(step.fingerprint) == 0
+
+    def _is_wanted(self, lane: Lane, awaited: Step, fits: Fits) -> bool:
+        """Whether a ready step has a better use for the room that `lane` holds, or would hold, until `awaited` is ready."""
+        length = self._rank_of(awaited)[0] if lane.need[1] else 0
+        first = next(self._waiting_for_room(lane, fits), None)
+        if first is not None and self._rank_of(first)[0] <= length:
+            return True
+        as_urgent = itertools.takewhile(lambda step: self._rank_of(step)[0] <= length, self._ready)
+        return lane not in self.lanes and any(fits(self._need[step.fingerprint]) for step in as_urgent)
+
+    def _foreseen(self, is_near: Near) -> list[Step]:
+        """Steps of lanes that are not ready and lack only what `is_near`, the most urgent first."""
+        found: dict[str, Step] = {}
+        # Of thousands of steps, only those behind what is under way can be.
+        sources: Iterable[Step] = [*self.running.values(), *self._ready]
+        for _ in range(FORESIGHT):
+            behind = {user.fingerprint for source in sources for user in self.users[source.fingerprint]}
+            sources = [self.waiting[one] for one in behind if one in self.waiting and self._unbuilt[one]]
+            found |= {step.fingerprint: step for step in sources if self._kind(step) is not None}
+        near = {step for step in found.values() if self._lacks_only(step, is_near)}
+        return sorted(near, key=self._rank_of)
+
+    def _lacks_only(self, step: Step, is_near: Near) -> bool:
+        return all(source.fingerprint in self.done or is_near(source) for source in step.inputs.values())
 
     def close(self, lane: Lane) -> None:
         """Give back what `lane` holds, which has no step any more."""
@@ -225,7 +297,11 @@ class StepQueue:
         # Few kinds of need and many steps: most often nothing fits, and no step has to be looked at to know it.
         if not any(map(fits, self._ready_needs)):
             return None
+        awaited = {lane.awaited.fingerprint for lane in self.lanes if lane.awaited is not None and not lane.is_ending}
         for place, step in enumerate(self._ready):
+            if step.fingerprint in awaited:
+                # It joins that lane.
+                continue
             if fits(self._need[step.fingerprint]):
                 for other in self._ready[:place]:
                     self._overtaken[other.fingerprint] = self._overtaken.get(other.fingerprint, 0) + 1
@@ -234,15 +310,17 @@ class StepQueue:
                 return None
         return None
 
-    def _fits(self) -> Callable[[tuple[float, float]], bool]:
-        """A test of whether CPUs and GPUs are free, for as long as nothing starts or ends."""
-        free_cpus = self.capacity.cpus - sum(lane.need[0] for lane in self.lanes) + 1e-9
-        free_gpus = self.capacity.gpus - sum(lane.need[1] for lane in self.lanes) + 1e-9
+    def _fits(self, *, but_ending: bool = False) -> Fits:
+        """A test of whether CPUs and GPUs are free, or will be when lanes have ended; for as long as nothing starts or ends."""
+        lanes = [lane for lane in self.lanes if lane.steps or not (but_ending and lane.is_ending)]
+        free_cpus = self.capacity.cpus - sum(lane.need[0] for lane in lanes) + 1e-9
+        free_gpus = self.capacity.gpus - sum(lane.need[1] for lane in lanes) + 1e-9
         return lambda need: need[0] <= free_cpus and need[1] <= free_gpus
 
     def _kind(self, step: Step) -> Any:
         if step.fingerprint not in self._kinds:
-            self._kinds[step.fingerprint] = in_common(step)
+            alone = step.fingerprint if starts_with(step) is not None else None
+            self._kinds[step.fingerprint] = in_common(step) or alone
         return self._kinds[step.fingerprint]
 
     def _ready_of(self, lane: Lane) -> list[Step]:
@@ -279,6 +357,7 @@ class StepQueue:
 
     def _start(self, step: Step, lane: Lane) -> None:
         self._withdraw(step)
+        lane.awaited = None
         self.running[step.fingerprint] = lane.steps[step.fingerprint] = self.waiting.pop(step.fingerprint)
         self._lane_of[step.fingerprint] = lane
 

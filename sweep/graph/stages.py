@@ -33,6 +33,8 @@ class Job:
     fingerprints: Mapping[str, str] = field(default_factory=dict)  # of the inputs
     expected: int = 1
     """About how many jobs its workers take on in all."""
+    starts_with: Mapping[str, str] = field(default_factory=dict)
+    """The folders of `Stage.starts_with`: what is there of a job for which workers are started ahead."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Stage:
 
     `open` starts workers that do jobs like the given one, one after another, or at once where `is_together` says so of a
     config. `in_common` says, of a config and its inputs' fingerprints, what jobs agree in that the same workers can do; None: a
-    step stays alone. `last_commit` is another value, of an unfinished output, whenever a later call would go on from a later
-    place.
+    step stays alone. `starts_with` says, of a step, which others have to be built before workers can be started ahead of it,
+    and None if they cannot be. `last_commit` is another value, of an unfinished output, whenever a later call would go on from
+    a later place.
     """
 
     version: int
@@ -67,6 +70,7 @@ class Stage:
     open: Callable[[Job], Workers] | None = None
     in_common: Callable[[Any, Mapping[str, str]], Any] = lambda config, inputs: None
     is_together: Callable[[Any], bool] = lambda config: False
+    starts_with: Callable[[Any], Mapping[str, Any] | None] | None = None
     last_commit: Callable[[str], Any] = lambda output: None
 
 
@@ -90,17 +94,33 @@ def _base_model(job: Job) -> Mapping[str, Any]:
 def _generator(job: Job) -> Mapping[str, Any]:
     from pipelines.finetune.generator import finetune_generator
 
-    # A later generation has earlier ones' pools, with the original data or without it.
-    own = [join(job.inputs["sources"], "train.parquet")] if "sources" in job.inputs else []
-    pools = sorted((name for name in job.inputs if re.fullmatch(r"pool\d+", name)), key=lambda name: int(name[4:]))
     return finetune_generator(
         job.config,
-        [*own, *(join(job.inputs[name], "pool") for name in pools)],
+        _generator_texts(job),
         job.inputs["base_model"],
         job.output,
         resources=job.resources,
         report=job.report,
     )
+
+
+def _generator_texts(job: Job) -> list[str]:
+    # A later generation has earlier ones' pools, with the original data or without it.
+    own = [join(job.inputs["sources"], "train.parquet")] if "sources" in job.inputs else []
+    pools = sorted((name for name in job.inputs if re.fullmatch(r"pool\d+", name)), key=lambda name: int(name[4:]))
+    return [*own, *(join(job.inputs[name], "pool") for name in pools)]
+
+
+def _generator_worker(first: Job) -> Workers:
+    from pipelines.finetune.driver import finetuning_lane
+    from pipelines.finetune.generator import generator_job
+    from pipelines.finetune.job import Member
+
+    def member(job: Job) -> Member:
+        finetuning = generator_job(job.config, _generator_texts(job), job.inputs["base_model"])
+        return Member(finetuning, absolute(job.output), job.report)
+
+    return Workers(finetuning_lane(first.output, first.resources, expected=1), member)
 
 
 def _synthetic_pool(job: Job) -> Mapping[str, Any]:
@@ -109,13 +129,29 @@ def _synthetic_pool(job: Job) -> Mapping[str, Any]:
 
     if isinstance(job.config, OwnPoolConfig):
         return prepare_own_pool(job.config, job.output)
-    if (endpoint := job.config.endpoint) is not None:
-        config = replace(job.config, generator_id=endpoint.model)
-    else:
-        config = replace(job.config, generator_id=job.fingerprints["generator"][:SHORT])
-    if "sources" in job.inputs:
-        config = replace(config, examples=join(job.inputs["sources"], "train.parquet"))
-    return generate(config, job.inputs.get("generator", ""), job.output, resources=job.resources, report=job.report)
+    return generate(_generation(job), job.inputs.get("generator", ""), job.output, resources=job.resources, report=job.report)
+
+
+def _generation(job: Job) -> Any:
+    endpoint = job.config.endpoint
+    generator_id = job.fingerprints["generator"][:SHORT] if endpoint is None else endpoint.model
+    config = replace(job.config, generator_id=generator_id)
+    return replace(config, examples=join(job.inputs["sources"], "train.parquet")) if "sources" in job.inputs else config
+
+
+def _engines(first: Job) -> Workers:
+    from pipelines.generate.pool import PoolJob, pool_lane
+
+    base_model = first.starts_with["base_model"]
+    lane = pool_lane(_generation(first), base_model, first.output, first.resources)
+    return Workers(lane, lambda job: PoolJob.of(_generation(job), job.inputs["generator"], job.output, job.report))
+
+
+def _base_of_generator(step: Any) -> Mapping[str, Any] | None:
+    """The model that a pool's generator is finetuned from, whose shape it has; None if the pool has none of its own."""
+    generator = step.inputs.get("generator")
+    base_model = generator and generator.inputs.get("base_model")
+    return {"base_model": base_model} if base_model else None
 
 
 def _num_shards(output: str) -> int | None:
@@ -198,6 +234,12 @@ def _same_base(config: Any, inputs: Mapping[str, str]) -> Any:
     return None if isinstance(config, UntrainedConfig) else inputs["base_model"]
 
 
+def _nothing_if_trained(step: Any) -> Mapping[str, Any] | None:
+    from pipelines.finetune.task_model import UntrainedConfig
+
+    return None if isinstance(step.config, UntrainedConfig) else {}
+
+
 def _evaluation(job: Job) -> Mapping[str, Any]:
     from pipelines.evaluate.evaluation import evaluate
 
@@ -250,12 +292,12 @@ REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
     "base_model": Stage(1, _base_model),
     "starting_set": Stage(1, _training_set),
-    "starting_point": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _checkpoint),
-    "generator": Stage(3, _generator, last_commit=_checkpoint),
-    "synthetic_pool": Stage(1, _synthetic_pool, last_commit=_num_shards),
+    "starting_point": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _nothing_if_trained, _checkpoint),
+    "generator": Stage(3, _generator, _generator_worker, starts_with=lambda step: {}, last_commit=_checkpoint),
+    "synthetic_pool": Stage(1, _synthetic_pool, _engines, starts_with=_base_of_generator, last_commit=_num_shards),
     "judgement": Stage(1, _judgement),
     "training_set": Stage(1, _training_set),
-    "task_model": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _checkpoint),
+    "task_model": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _nothing_if_trained, _checkpoint),
     "evaluation": Stage(2, _evaluation, _evaluating_workers, _same_sets_and_base),
 }
 """In the order of the pipeline, which pages follow."""

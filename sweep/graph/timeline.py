@@ -57,8 +57,10 @@ class LaneTime:
 
     @property
     def start_s(self) -> float:
-        """From its opening until its first step began."""
-        return max(min(span.began for span in self.spans) - self.opened, 0.0)
+        """From its opening until its first step began, or until its workers were up if they waited for that step."""
+        began = min(span.began for span in self.spans)
+        waited = self.up < min(span.given for span in self.spans)
+        return max((self.up if waited else began) - self.opened, 0.0)
 
     @property
     def work_s(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from sweep.graph.stages import Job, Workers
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
 from sweep.run.machine import live_nodes
-from sweep.run.trial import Order, Outcome, carry_out
+from sweep.run.trial import Order, Outcome, carry_out, job_ahead
 
 MOST_AT_ONCE = 128
 """Threads of a host: one for each step that it has, and for whoever waits for the lane's end."""
@@ -32,6 +32,11 @@ class LaneHost:
         self._workers: dict[str, Workers] = {}
         self._ended: set[str] = set()
 
+    def open(self, lane: str, order: Order) -> None:
+        """Start the workers of `lane`, ahead of the step of `order`. What goes wrong is said when it is to be built."""
+        with contextlib.suppress(Exception):
+            self._open(lane, order, job_ahead(order))
+
     def carry_out(self, lane: str, order: Order) -> Outcome:
         """Build the artifact of `order`, with the workers that `lane` shares."""
         machines = machines_up()
@@ -45,11 +50,14 @@ class LaneHost:
                 self.close(lane)
 
     def _run(self, lane: str, order: Order, job: Job) -> Any:
+        self._open(lane, order, job)
+        return self._workers[lane].run(job)
+
+    def _open(self, lane: str, order: Order, job: Job) -> None:
         with self._changed:
-            if lane not in self._workers:
+            if lane not in self._workers and lane not in self._ended:
                 assert order.runner.open is not None
                 self._workers[lane] = order.runner.open(job)
-        return self._workers[lane].run(job)
 
     def close(self, lane: str) -> None:
         """End the workers of a lane that has no step any more, and will have none. One of a single step does so by itself."""
@@ -61,6 +69,12 @@ class LaneHost:
             with self._changed:
                 self._ended.add(lane)
                 self._changed.notify_all()
+
+    def give_up(self, lane: str) -> None:
+        """End a lane that was opened ahead for nothing: its workers end with this process."""
+        with self._changed:
+            self._ended.add(lane)
+            self._changed.notify_all()
 
     def serve(self, lane: str) -> None:
         """Wait until a lane has ended."""
@@ -83,6 +97,14 @@ class Hosts:
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return ray.remote(LaneHost).options(num_cpus=0, max_concurrency=MOST_AT_ONCE, scheduling_strategy=here).remote()
+
+    def open(self, host: Any, lane: str, order: Order) -> None:
+        """Have a host start the workers of a lane, ahead of a step."""
+        host.open.remote(lane, order)
+
+    def give_up(self, host: Any, lane: str) -> None:
+        """End a lane that never had a step; its host is not sound any more."""
+        host.give_up.remote(lane)
 
     def send(self, host: Any, lane: str, order: Order) -> Any:
         """Have a host take on a step; what `arrived` knows it by."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipelines.workers.lane import Times
 from pipelines.workers.printed import last_lines, note_worker
 from sweep.graph.identity import SHORT
 from sweep.graph.integrity import Damage, How, changed_inputs, finish_setting_aside, inspect, set_aside, why_stale
+from sweep.graph.queue import starts_with
 from sweep.graph.records import RECORD_FILE, Record, Store
 from sweep.graph.stages import Job, Stage
 from sweep.graph.step import Step
@@ -187,7 +188,9 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
 def _build(order: Order, store: Store, held: Held, run: Run) -> Record:
     started = time.monotonic()
     inputs = _inputs(order.step, store, "remembered")
-    job = _job(order, store)
+    job = job_ahead(order)
+    if store.is_local:
+        make_folder(Path(job.output))
     _begin(job, {name: record.content for name, record in inputs.items()})
     note_worker("the process that drove it", [job.output])
     at_lane = time.monotonic()
@@ -197,13 +200,18 @@ def _build(order: Order, store: Store, held: Held, run: Run) -> Record:
     return _record(order, store, held, dict(metrics), inputs, started + not_own_s, times)
 
 
+def job_ahead(order: Order) -> Job:
+    """What there is of the job of a step whose inputs are not all built; nothing is written for it yet."""
+    store = Store(order.store_uri)
+    there = {name: store.folder(source.id) for name, source in (starts_with(order.step) or {}).items()}
+    return replace(_job(order, store), starts_with=there)
+
+
 def _job(order: Order, store: Store) -> Job:
     from sweep.run.tracking import StepReport
 
     step = order.step
     folder = store.folder(step.id)
-    if store.is_local:
-        make_folder(Path(folder))
     return Job(
         step.config,
         {name: store.folder(source.id) for name, source in step.inputs.items()},

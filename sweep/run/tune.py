@@ -60,6 +60,12 @@ MAX_LOSSES = 8
 LINGER_S = 30.0
 """How long a lane waits for a step that lacks only what is being built: about as long as workers take to start. So it costs no
 more than twice what knowing the future would."""
+NEAR_S = 120.0
+"""How long before its inputs are there a lane is opened ahead of a step: an engine of 7 billion weights takes up to 100 s."""
+TREND_S, TREND = 10.0, 0.05
+"""After so long, or so much of its work, since it first said how far it is, the pace of a step is known."""
+AHEAD_EVERY_S = 1.0
+"""How often is looked for what can be started ahead."""
 OVERDUE_S = 300.0
 """How long a ready step waits for room while lanes of others go on: so long that starts take no more than about a tenth."""
 ARRIVAL_S = 30.0
@@ -167,6 +173,11 @@ class _Lane:
     """Whether its steps had got on when they were cut off; None before that."""
     is_closed: bool = False
 
+    @property
+    def steps(self) -> list[Step]:
+        """Its steps that are under way, else the one that it was opened ahead for."""
+        return list(self.lane.steps.values()) or [step for step in (self.lane.awaited,) if step is not None]
+
 
 @dataclass
 class Run:
@@ -211,7 +222,8 @@ class Run:
         self._leftovers_until = self._looked_at = 0.0
         self._waiting: tuple[str, float] | None = None  # a step without room, and since when
         self._asked: Any = None
-        self._asked_at = 0.0
+        self._asked_at = self._looked_ahead_at = 0.0
+        self._first_seen: dict[str, tuple[float, float]] = {}  # fingerprint → when it first said how far it was, and how far
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
@@ -222,6 +234,8 @@ class Run:
             return None
         if self._one_ends_soon():
             return None
+        if (ahead := self._open_ahead(trial_id)) is not None:
+            return ahead
         lane = self.queue.open()
         if lane is None:
             return None
@@ -235,16 +249,63 @@ class Run:
                 return None
             self.hold = reason
             return "FINISHED"
+        opened = self._opened(trial_id, lane)
+        self._give(opened, steps)
+        return {"lane": _Sealed((opened.name, opened.host))}
+
+    def _opened(self, trial_id: str, lane: Lane) -> "_Lane":
         self._num_lanes += 1
         name = f"{datetime.fromtimestamp(self._started, UTC):%Y%m%dT%H%M%S}-{self._num_lanes}"
-        opened = self.lanes[trial_id] = _Lane(name, lane, self.hosts.take())
-        self._give(opened, steps)
-        return {"lane": _Sealed((name, opened.host))}
+        self.lanes[trial_id] = opened = _Lane(name, lane, self.hosts.take())
+        return opened
+
+    def _open_ahead(self, trial_id: str) -> dict[str, Any] | None:
+        """A lane whose workers start before its first step is ready, if there is one to open now."""
+        if time.monotonic() - self._looked_ahead_at < AHEAD_EVERY_S:
+            return None
+        self._looked_ahead_at = time.monotonic()
+        lane = self.queue.open_ahead(self._may_be_near, lambda step: not self.why_not([step], self.groups))
+        if lane is None:
+            return None
+        assert lane.awaited is not None
+        opened = self._opened(trial_id, lane)
+        self.hosts.open(opened.host, opened.name, self._order(opened, lane.awaited))
+        return {"lane": _Sealed((opened.name, opened.host))}
+
+    def _is_near(self, step: Step) -> bool:
+        return self._seconds_until(step, unsaid_s=math.inf) <= NEAR_S
+
+    def _may_be_near(self, step: Step) -> bool:
+        """Also of a step that has begun not long ago, and of which nothing is known yet."""
+        return self._seconds_until(step, unsaid_s=0.0) <= NEAR_S
+
+    def _seconds_until(self, step: Step, unsaid_s: float) -> float:
+        """About how long it takes until a step is built; `unsaid_s` where it has just begun and nothing is known."""
+        if step.fingerprint in self.queue.done:
+            return 0.0
+        begun, known = self.progress.running.get(step.fingerprint), self.seconds.get(_kind(step))
+        now = time.monotonic()
+        if begun is None:
+            inputs = max((self._seconds_until(source, unsaid_s) for source in step.inputs.values()), default=0.0)
+            return math.inf if known is None else known + inputs
+        fraction = self.progress.throughput.get(step.fingerprint, {}).get("fraction_done")
+        if fraction is not None:
+            since, first = self._first_seen.setdefault(step.fingerprint, (now, fraction))
+            if fraction > first and (now - since > TREND_S or fraction - first > TREND):
+                return (now - since) * (1 - fraction) / (fraction - first)
+        if known is not None:
+            return max(known - (now - begun), 0.0)
+        return unsaid_s if now - begun < NEAR_S else math.inf
 
     @property
     def groups(self) -> list[list[Step]]:
-        """The steps that run, those together that are in one lane."""
-        return [list(lane.lane.steps.values()) for lane in self.lanes.values() if lane.lane.steps]
+        """The steps that run, or whose workers start ahead of them, those together that are in one lane."""
+        return [lane.steps for lane in self.lanes.values() if lane.steps]
+
+    def _order(self, lane: "_Lane", step: Step) -> Order:
+        timeline = {"lane": lane.name, "opened": lane.opened, **self._readiness(step), "given": round(time.time(), 3)}
+        stage, kind, expected = REGISTRY[step.stage], lane.lane.kind, lane.lane.expected
+        return Order(step, stage, self.store.uri, self.tracker, self.git, kind, expected, timeline)
 
     def _give(self, lane: "_Lane", steps: Sequence[Step]) -> None:
         for step in steps:
@@ -253,10 +314,8 @@ class Run:
                 self.tracker.start.remote(Card.of(step))
             self.listener("start", step, self.progress)
             lane.built_before[step.fingerprint] = lane.num_built
-            timeline = {"lane": lane.name, "opened": lane.opened, **self._readiness(step), "given": round(time.time(), 3)}
-            stage, kind, expected = REGISTRY[step.stage], lane.lane.kind, lane.lane.expected
-            order = Order(step, stage, self.store.uri, self.tracker, self.git, kind, expected, timeline)
-            lane.sent[self.hosts.send(lane.host, lane.name, order)] = step
+            self._first_seen.pop(step.fingerprint, None)
+            lane.sent[self.hosts.send(lane.host, lane.name, self._order(lane, step))] = step
 
     def _readiness(self, step: Step) -> dict[str, Any]:
         """When the inputs of a step were built, and the name of the last one, if that was in this run."""
@@ -324,11 +383,26 @@ class Run:
                 lane.idle_since = None
                 continue
             lane.idle_since = lane.idle_since or time.monotonic()
-            is_over = self.hold or time.monotonic() - lane.idle_since > LINGER_S
-            if is_over or not self.queue.may_wait(lane.lane):
-                lane.is_closed = lane.lane.is_ending = True
-                self.hosts.close(lane.host, lane.name)
+            if self.hold or not self._may_wait(lane):
+                self._close(lane)
         self.progress.num_lanes = len(self.groups)
+
+    def _may_wait(self, lane: "_Lane") -> bool:
+        """Whether a lane without a step may go on: a start takes no longer than it has waited, or its next step is near."""
+        assert lane.idle_since is not None
+        # First, so that paces are known early.
+        is_near = self.queue.may_wait(lane.lane, self._may_be_near if lane.lane.awaited else self._is_near)
+        return is_near or (time.monotonic() - lane.idle_since <= LINGER_S and self.queue.may_wait(lane.lane))
+
+    def _close(self, lane: "_Lane") -> None:
+        lane.is_closed = lane.lane.is_ending = True
+        if lane.lane.awaited is None:
+            self.hosts.close(lane.host, lane.name)
+            return
+        # Its workers may be in the midst of their start, for which nobody waits any more.
+        lane.lane.awaited, lane.has_failed = None, True
+        self._leftovers_until = time.monotonic() + LEFTOVERS_S
+        self.hosts.give_up(lane.host, lane.name)
 
     def _is_overdue(self, step: Step) -> bool:
         return bool(time.time() - self._readiness(step)["ready"] > OVERDUE_S)
@@ -337,6 +411,7 @@ class Run:
         if outcome.record is None:
             lane.has_failed = True
             lane.lane.is_ending |= outcome.kind is not Kind.FAILURE or outcome.was_neighbour or outcome.was_stopped
+            lane.lane.is_ending |= lane.lane.takes_one
             has_progress = self._got_on(lane, step, outcome)
             self.progress.running.pop(step.fingerprint, None)
             self._failed(step, outcome, has_progress)

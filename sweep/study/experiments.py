@@ -223,7 +223,8 @@ def mini(
         general_set="mnli_matched",
         blindspot_set="hans",
         resources={
-            # The pool and most cells wait for it, so that little is to slow it down.
+            # The pool and most cells wait for it, so that little is to slow it down: its engines, which start meanwhile, have
+            # the rest.
             "generator": replace(share, gpus_per_worker=max(0.5, share.gpus_per_worker)) if on_gpu else share,
             "synthetic_pool": engines,
             "starting_point": shared,

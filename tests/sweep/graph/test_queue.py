@@ -1,7 +1,7 @@
 """The queue says which step runs next: pure bookkeeping, no Ray."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,10 +9,12 @@ import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
 from pipelines.errors import UserError
+from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
+from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
-from sweep.graph.queue import MAX_OVERTAKES, Capacity, Lane, StepQueue, check_resources
+from sweep.graph.queue import MAX_OVERTAKES, Capacity, Lane, StepQueue, check_resources, starts_with
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -279,6 +281,109 @@ def test_an_idle_lane_waits_only_for_what_is_about_to_be_ready_and_in_nobody_s_w
     assert not queue.may_wait(lane), "what it would wait for waits itself"
     queue, lane = lane_after_its_step(drawn, one, late, other)
     assert not queue.may_wait(lane), "another one waits for its GPU"
+
+
+def chain(*, gpus: float = 1.0, generator_gpus: float = 1.0) -> tuple[Step, Step, Step, list[Step]]:
+    """A base model, a generator and its pool; and two cells over the base that need neither, and two steps behind the pool."""
+    base, *some = cells(2, gpus=0.5)
+    trained = GeneratorConfig(FinetuneConfig())
+    generator = Step("generator", "g", trained, {"base_model": base}, {}, Resources(gpus_per_worker=generator_gpus))
+    pool = Step("synthetic_pool", "p", GenerationConfig(), {"generator": generator}, {}, Resources(gpus_per_worker=gpus))
+    return base, generator, pool, [*some, set_ := step("set", pool), step("last", set_)]
+
+
+def near(*steps: Step) -> Callable[[Step], bool]:
+    return lambda step: step in steps
+
+
+def test_a_pool_s_lane_is_opened_ahead_while_its_generator_is_trained_and_before_what_is_less_urgent() -> None:
+    base, generator, pool, some = chain(gpus=0.5, generator_gpus=0.5)
+    queue = StepQueue([base, generator, pool, *some], [base.fingerprint], Capacity(9, 1))
+    assert queue.open_ahead(near(generator, base)) is None, "what is ready and as urgent comes first"
+    lane = opened(queue)
+    assert slugs(lane.steps.values()) == ["g"] and queue.open_ahead(near()) is None, "it takes long yet"
+    ahead = queue.open_ahead(near(generator))
+    assert ahead is not None and ahead.awaited is pool and not ahead.steps
+    assert queue.open() is None and queue.open_ahead(near(generator)) is None
+    # Cells wait for the room, and are less urgent; a generator that is not near any more, or given up, is waited for no longer.
+    assert queue.may_wait(ahead, near(generator)) and not queue.may_wait(ahead, near())
+    queue.succeeded(generator.fingerprint)
+    assert slugs(queue.join(ahead)) == ["p"] and ahead.awaited is None
+    queue.close(lane)
+    assert slugs(opened(queue).steps.values())[0] == "cell0"
+
+
+def test_one_gpu_is_the_generator_s_alone_and_whoever_is_as_urgent_gets_the_room_of_a_lane_ahead() -> None:
+    base, generator, pool, some = chain()
+    queue = StepQueue([base, generator, pool, *some], [base.fingerprint], Capacity(9, 1))
+    assert slugs(opened(queue).steps.values()) == ["g"]
+    assert queue.open_ahead(near(generator)) is None, "there is no room"
+    queue = StepQueue([base, generator, pool, *some], [base.fingerprint], Capacity(9, 2))
+    lane = opened(queue)
+    ahead = queue.open_ahead(near(generator))
+    assert ahead is not None and ahead.awaited is pool
+    # A generator that is put back has the room that the pool would hold.
+    queue.again(generator.fingerprint)
+    queue.close(lane)
+    assert slugs(opened(queue).steps.values()) == ["g"] and queue.may_wait(ahead, near(generator))
+    queue.failed(generator.fingerprint)
+    assert not queue.may_wait(ahead, near(generator)), "nothing is left to wait for"
+
+
+def test_a_ready_step_that_waits_for_its_room_ends_a_lane_ahead_where_it_is_as_urgent() -> None:
+    base, generator, pool, _ = chain(generator_gpus=0.5)
+    root = step("root")
+    urgent = step("urgent", root, gpus=1)
+    rest = [step("then", urgent), step("last", step("then", urgent))]
+    queue = StepQueue([base, root, generator, pool, urgent, *rest], [base.fingerprint], Capacity(9, 1.5))
+    while queue.open():
+        pass
+    assert sorted(one.slug for one in queue.running.values()) == ["g", "root"]
+    ahead = queue.open_ahead(near(generator))
+    assert ahead is not None and ahead.awaited is pool and queue.may_wait(ahead, near(generator))
+    queue.succeeded(root.fingerprint)
+    assert queue.open() is None and not queue.may_wait(ahead, near(generator))
+    queue.close(ahead)
+    assert slugs(opened(queue).steps.values()) == ["urgent"]
+
+
+def test_on_cpus_alone_a_lane_is_opened_ahead_only_where_nobody_has_a_use_for_them() -> None:
+    base, generator, pool, _ = chain(gpus=0, generator_gpus=0)
+    other = step("other")
+    queue = StepQueue([base, generator, pool, other, step("last", pool)], [base.fingerprint], Capacity(2, 0))
+    assert slugs(opened(queue).steps.values()) == ["g"]
+    assert queue.open_ahead(near(generator)) is None
+    assert slugs(opened(queue).steps.values()) == ["other"]
+    queue.succeeded(other.fingerprint)
+    for lane in [lane for lane in queue.lanes if not lane.steps]:
+        queue.close(lane)
+    ahead = queue.open_ahead(near(generator))
+    assert ahead is not None and ahead.awaited is pool
+
+
+def test_lanes_of_cells_are_opened_ahead_behind_a_pool_one_for_each_and_not_beside_those_that_are_there() -> None:
+    base, one, two = cells(2, method="full")
+    pool, drawn = step("pool"), step("drawn", step("pool"))
+    drawn = step("drawn", pool)
+    late = [replace(cell, inputs={**cell.inputs, "training_set": drawn}) for cell in (one, two)]
+    queue = StepQueue([base, pool, drawn, *late], [base.fingerprint], Capacity(9, 4))
+    assert names(queue) == ["pool"]
+    lanes = [queue.open_ahead(near(pool, drawn)) for _ in range(3)]
+    assert [lane and lane.awaited and lane.awaited.slug for lane in lanes] == ["cell0", "cell1", None]
+    queue.succeeded(pool.fingerprint)
+    assert queue.open_ahead(near(drawn)) is None and slugs(opened(queue).steps.values()) == ["drawn"]
+    queue.succeeded(drawn.fingerprint)
+    assert queue.open() is None, "what waits for them has lanes"
+    assert [slugs(queue.join(lane)) for lane in lanes if lane] == [["cell0"], ["cell1"]]
+
+
+def test_what_has_no_generator_of_its_own_or_no_worker_cannot_be_started_ahead() -> None:
+    base, generator, pool, _ = chain()
+    assert starts_with(pool) == {"base_model": base} and starts_with(generator) == {}
+    prompted = replace(pool, inputs={"generator": base})
+    here = replace(generator, resources=Resources(in_process=True))
+    untrained = Step("starting_point", "start", UntrainedConfig(0), {"base_model": base})
+    assert [starts_with(one) for one in (prompted, here, untrained, step("set"))] == [None] * 4
 
 
 def test_other_base_models_and_untrained_ones_stay_apart() -> None:

@@ -10,13 +10,15 @@ from sweep.run.tune import Run
 
 class StandInHosts(Hosts):
     """`orders` are all that were given to any lane; `outcomes`, by place, are those that are there and not fetched yet, and
-    `late` those that are only there if they are waited for."""
+    `late` those that are only there if they are waited for. `opened`, and `given_up` of them, are lanes ahead, by name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.orders: list[Order] = []
         self.outcomes: dict[int, Outcome] = {}
         self.late: dict[int, Outcome] = {}
+        self.opened: dict[str, Order] = {}
+        self.given_up: list[str] = []
 
     def take(self) -> Any:
         return self
@@ -29,6 +31,12 @@ class StandInHosts(Hosts):
         self.outcomes |= self.late if wait_s else {}
         for place in [place for place in sent if place in self.outcomes]:
             yield place, self.outcomes.pop(place)
+
+    def open(self, host: Any, lane: str, order: Order) -> None:
+        self.opened[lane] = order
+
+    def give_up(self, host: Any, lane: str) -> None:
+        self.given_up.append(lane)
 
     def close(self, host: Any, lane: str) -> None:
         pass

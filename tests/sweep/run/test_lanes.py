@@ -9,8 +9,10 @@ import psutil
 import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
+from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig
+from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
@@ -18,7 +20,7 @@ from sweep.graph.step import Step
 from sweep.run.failures import Kind
 from sweep.run.progress import Progress
 from sweep.run.session import RayOptions, ray_session
-from sweep.run.trial import Outcome
+from sweep.run.trial import Outcome, job_ahead
 from sweep.run.tune import LINGER_S, Run, run_steps
 from sweep.study.grid import build_grid
 from tests.sweep.run.stand_in_hosts import StandInHosts, end, orders_of
@@ -155,6 +157,82 @@ def test_nothing_joins_what_the_budget_has_no_room_for(run: Run) -> None:
     assert run.lanes["cells"].is_closed
     run.complete("cells", {"lost": None}, error=False)
     assert run.suggest("last") == "FINISHED" and run.hold == "over the budget"
+
+
+def early(tmp_path: Path) -> tuple[Run, Step, Step]:
+    """A run whose generator is under way on half of a GPU, and whose pool's lane is opened ahead on the other half."""
+    half = Resources(gpus_per_worker=0.5)
+    generator = Step("generator", "g", GeneratorConfig(FinetuneConfig()), {"base_model": BASE}, {}, half)
+    pool = Step("synthetic_pool", "p", GenerationConfig(), {"generator": generator}, {}, half)
+    run = Run([BASE, generator, pool], {BASE.fingerprint}, Store(tmp_path), Capacity(9, 1), hosts=StandInHosts())
+    assert run.suggest("generator") and run.suggest("none") is None
+    run._looked_ahead_at = 0.0
+    assert run.suggest("pool") and run.lanes["pool"].lane.awaited is pool and not run.lanes["pool"].sent
+    run.attend()
+    return run, generator, pool
+
+
+def test_engines_start_while_their_generator_is_trained_and_write_when_it_is_built(tmp_path: Path) -> None:
+    run, generator, pool = early(tmp_path)
+    (order,) = hosts(run).opened.values()
+    assert order.step is pool and job_ahead(order).starts_with == {"base_model": run.store.folder(BASE.id)}
+    assert run.groups == [[generator], [pool]], "both cost"
+    assert list(run.progress.running) == [generator.fingerprint] and not list(tmp_path.iterdir())
+    end(run, "generator", built(generator))
+    (given,) = orders_of(run, "pool")
+    assert given.step is pool and given.timeline["lane"] == order.timeline["lane"]
+    end(run, "pool", built(pool))
+    assert not run.lanes and not hosts(run).given_up and run.suggest("none") == "FINISHED"
+
+
+@pytest.mark.parametrize("why", ["it fails", "it takes long", "a notice"])
+def test_engines_that_wait_for_nothing_are_ended_and_that_is_no_failure_of_theirs(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
+    run, generator, pool = early(tmp_path)
+    if why == "it fails":
+        end(run, "generator", Outcome(None, "value=1 is bad; give 2", is_final=True))
+    elif why == "a notice":
+        run.hold = "a notice came"
+    else:
+        for passed, fraction in ((0, 0.01), (LINGER_S + 1, 0.02)):
+            now += passed
+            run.progress.throughput = {generator.fingerprint: {"fraction_done": fraction}}
+            assert not run.lanes["pool"].is_closed
+            run.attend()
+    run.attend()
+    assert hosts(run).given_up == [run.lanes["pool"].name] and run.lanes["pool"].has_failed
+    run.complete("pool", {"lost": False}, error=False)
+    assert pool.fingerprint not in run.progress.failed | run.progress.retried and not run.attempts
+    if why == "it takes long":
+        run.attend()
+        assert run.suggest("none") is None
+        now += 2 * LINGER_S
+        run.progress.throughput = {generator.fingerprint: {"fraction_done": 0.6}}
+        assert run.suggest("pool"), "it is near by now"
+        end(run, "generator", built(generator))
+        assert orders_of(run, "pool")[0].step is pool
+
+
+def test_engines_that_are_lost_while_they_wait_cost_nothing(tmp_path: Path) -> None:
+    run, generator, pool = early(tmp_path)
+    run.complete("pool", {"lost": Outcome(None, "its process died", kind=Kind.DEATH)}, error=False)
+    assert not run.progress.retried and not run.progress.losses and pool.fingerprint in run.queue.waiting
+    end(run, "generator", built(generator))
+    assert run.suggest("pool") and orders_of(run, "pool")[0].step is pool
+
+
+def test_nothing_is_started_ahead_that_the_budget_has_no_room_for(tmp_path: Path) -> None:
+    half = Resources(gpus_per_worker=0.5)
+    generator = Step("generator", "g", GeneratorConfig(FinetuneConfig()), {"base_model": BASE}, {}, half)
+    pool = Step("synthetic_pool", "p", GenerationConfig(), {"generator": generator}, {}, half)
+    run = Run([BASE, generator, pool], {BASE.fingerprint}, Store(tmp_path), Capacity(9, 1), hosts=StandInHosts())
+    run.why_not = lambda steps, beside: "over the budget" if pool in steps else ""
+    assert run.suggest("generator")
+    run._looked_ahead_at = 0.0
+    assert run.suggest("pool") is None and not run.hold, "what is spent until it is ready nobody knows yet"
 
 
 @pytest.mark.slow
