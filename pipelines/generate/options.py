@@ -13,6 +13,10 @@ from pipelines.generate.decode_attention import attention_options, head_size
 from pipelines.resources import Resources
 from pipelines.workers.telemetry import OFF
 
+INDUCTOR = False
+"""Whether vLLM compiles models. It takes half of a start, and a pool is written in minutes; decoding steps run from CUDA graphs
+of vLLM's own fused kernels either way."""
+
 
 def max_num_seqs(config: GenerationConfig, *, on_gpu: bool) -> int:
     return config.max_num_seqs or (1_024 if on_gpu else 256)
@@ -113,4 +117,8 @@ def engine_options(
         # have eighty sizes up to 1,024; filling a batch up to the next 64 costs less than capturing them.
         sizes = [size for size in (1, 2, 4, 8, 16, 32) if size < num_seqs]
         options["compilation_config"] = {"cudagraph_capture_sizes": [*sizes, *range(64, num_seqs, 64), num_seqs]}
+        if not INDUCTOR:
+            # Our kernel is for steps in which each text has one token, and so are all of them; elsewhere most have a prompt.
+            graphs = "FULL_DECODE_ONLY" if "attention_config" in options else "FULL"
+            options["compilation_config"] |= {"mode": 0, "cudagraph_mode": graphs}
     return options
