@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,19 @@ def engine_environment(config: GenerationConfig, resources: Resources) -> dict[s
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     return values
+
+
+def reads_in_place(options: Mapping[str, Any], *, on_gpu: bool) -> bool:
+    """Whether an engine with these options can be given other weights when it is up.
+
+    Not where vLLM keeps weights in another form than it reads them in, and makes that once: quantised ones, and on a CPU an
+    output matrix that is the embeddings'.
+    """
+    from transformers import AutoConfig
+
+    # Where a config.json says nothing, it goes by the architecture.
+    is_tied = AutoConfig.from_pretrained(options["model"], trust_remote_code=False).tie_word_embeddings
+    return "quantization" not in options and (on_gpu or not is_tied)
 
 
 def kv_cache_bytes(model: str, *, num_seqs: int, context: int, number_bytes: int, gpu_bytes: float) -> int:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pipelines.errors import UserError
 from pipelines.generate.config import STAND_IN, GenerationConfig
 from pipelines.generate.engine import Engine
-from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
+from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, reads_in_place, shards_in_flight
 from pipelines.generate.prompting import Shots, encode_prompted
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, plan_shards
 from pipelines.resources import Resources
@@ -171,8 +171,9 @@ class ShardWriter:
 
             gpu_bytes = torch.cuda.get_device_properties(0).total_memory
         options = engine_options(config, path, resources, prompt_lengths, gpu_bytes)
-        if desk is not None and "quantization" in options:
-            # What vLLM makes of weights as it reads them, it makes once.
+        if desk is not None and not reads_in_place(options, on_gpu=on_gpu):
+            import vllm  # noqa: F401 (a good part of a start)
+
             options["model"], desk = self._weights(desk), None
         self._engine = Engine(
             options,

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.options import engine_options, kv_cache_bytes, shards_in_flight
+from pipelines.generate.options import engine_options, kv_cache_bytes, reads_in_place, shards_in_flight
 from pipelines.resources import Resources
 
 CONFIG = GenerationConfig(max_new_tokens=64, dtype="float32")
@@ -45,6 +45,15 @@ def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Pa
     assert cache(4_096, 1_024, gib=7) == 5 * 2**30
     with pytest.raises(UserError, match=r"share of the GPU is 2\.1 GiB"):
         cache(4_096, 1_024, gib=2.1)
+
+
+def test_weights_are_read_in_place_only_where_vllm_keeps_them_as_it_reads_them(models: Path, tmp_path: Path) -> None:
+    options = {"model": str(models / "trained" / "model")}
+    settings = json.loads((models / "trained" / "model" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
+    tied = {"model": str(tmp_path)}
+    assert reads_in_place(options, on_gpu=False) and reads_in_place(tied, on_gpu=True)
+    assert not reads_in_place(tied, on_gpu=False) and not reads_in_place({**options, "quantization": "fp8"}, on_gpu=True)
 
 
 def test_graphs_are_captured_up_to_the_whole_batch(models: Path) -> None:
