@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipelines.errors import UserError
 from pipelines.models.architectures import GGUF_NAMES, architecture
@@ -54,6 +58,35 @@ class GgufHeader:
     def has_output(self) -> bool:
         """Whether it has an output matrix beside its embeddings."""
         return "output.weight" in self.shapes
+
+
+@contextlib.contextmanager
+def parsed_once() -> Iterator[None]:
+    """In here a GGUF file is parsed once, where transformers would for the config, the weights and the tokenizer each.
+
+    The library that does it takes slices of the file for every piece of a vocabulary, of which numpy makes memory maps of their
+    own; here they are arrays. Which tensor goes by which name is found once as well, not for each module.
+    """
+    import gguf
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = np.asarray(mapped)
+
+    ours = {"GGUFReader": functools.cache(Reader), "get_tensor_name_map": functools.cache(gguf.get_tensor_name_map)}
+    theirs = {name: getattr(gguf, name) for name in ours}
+    try:
+        for name, value in ours.items():
+            setattr(gguf, name, value)
+        yield
+    finally:
+        for name, value in theirs.items():
+            setattr(gguf, name, value)
 
 
 def check_gguf(path: Path) -> GgufHeader:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from pipelines.errors import UserError
 from pipelines.models.architectures import architecture_in
 from pipelines.models.checkpoint_files import reading
-from pipelines.models.gguf_files import GgufHeader
+from pipelines.models.gguf_files import GgufHeader, parsed_once
 from pipelines.models.quantization import FP8, fp8_round_trip, nf4_round_trip, say_fp8
 from pipelines.models.weights import load_body, load_weights
 
@@ -130,7 +130,7 @@ def convert_gguf(source: Path, header: GgufHeader, folder: Path, *, dtype: str) 
     options = {"quantization_config": packed(dequantize=True)} if packed else {}
     kind = getattr(torch, dtype)
     # Alone in a folder: a tokenizer.json that lies beside the file would be taken for its own.
-    with tempfile.TemporaryDirectory(prefix="blindsweep-") as alone:
+    with tempfile.TemporaryDirectory(prefix="blindsweep-") as alone, parsed_once():
         Path(alone, source.name).symlink_to(source.resolve())
         with reading(source, "weights"):
             model = load_weights(AutoModelForCausalLM, alone, source=source, gguf_file=source.name, dtype=kind, **options)

@@ -1,5 +1,6 @@
 """A checkpoint that lacks a tensor is refused by whoever reads it; one whose output layer is its embeddings lacks none."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -93,6 +94,26 @@ def test_converting_a_gguf_file_refuses_it(tmp_path, lacked):
         return
     with pytest.raises(UserError, match=r"lacks 1 tensors that LlamaForCausalLM needs \(model\.layers\.0\.mlp\.down_proj"):
         prepare_base_model(config, str(tmp_path / "base"))
+
+
+def test_a_gguf_file_is_parsed_once_and_gives_what_transformers_reads_by_itself(tmp_path, monkeypatch):
+    import gguf
+
+    write_gguf(tmp_path / "model.gguf", adds_bos=True)
+    config = pretrained_model_config(str(tmp_path / "model.gguf"), dtype="float32")
+    parsed = []
+    fields = gguf.GGUFReader._build_fields
+    monkeypatch.setattr(gguf.GGUFReader, "_build_fields", lambda reader, *a: parsed.append(1) or fields(reader, *a))
+    reader = gguf.GGUFReader
+    prepare_base_model(config, str(tmp_path / "ours"))
+    assert len(parsed) == 1 and gguf.GGUFReader is reader
+    monkeypatch.setattr("pipelines.models.model_files.parsed_once", contextlib.nullcontext)
+    prepare_base_model(config, str(tmp_path / "theirs"))
+    assert len(parsed) > 2
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "model").iterdir()} for name in ("ours", "theirs")
+    )
+    assert ours == theirs and "model.safetensors" in ours
 
 
 def write_gguf(path: Path, lacked: str | None = None, *, name: str = "llama", adds_bos: bool | None = None) -> None:
