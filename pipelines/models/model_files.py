@@ -21,6 +21,7 @@ from pipelines.errors import UserError
 from pipelines.models.architectures import architecture_in
 from pipelines.models.checkpoint_files import reading
 from pipelines.models.gguf_files import GgufHeader, parsed_once
+from pipelines.models.process import without_modules
 from pipelines.models.quantization import FP8, fp8_round_trip, nf4_round_trip, say_fp8
 from pipelines.models.weights import load_body, load_weights
 
@@ -138,7 +139,9 @@ def convert_gguf(source: Path, header: GgufHeader, folder: Path, *, dtype: str) 
             tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=source.name, trust_remote_code=False)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.to(kind).save_pretrained(folder)
+    # Accelerate looks whether it is one of DeepSpeed's, whose autotuner would import it.
+    with without_modules("mlflow"):
+        model.to(kind).save_pretrained(folder)
     # Transformers leaves this out, whatever the file says.
     tokenizer.add_bos_token = header.adds_bos
     tokenizer.save_pretrained(folder)
