@@ -333,13 +333,16 @@ class StepQueue:
         return [other for other in self.lanes if other is not lane and other.kind == lane.kind and not other.is_ending]
 
     def _fair_share(self, lane: Lane, num_alike: int) -> int:
-        """The part of `num_alike` steps that leaves as much to each of the lanes that fit beside `lane`."""
-        num_others = 0 if lane.kind is None else len(self._others(lane))
+        """The part of `num_alike` steps that leaves as much to each of the lanes that fit beside `lane`, to others of its kind
+        with what they have under way."""
+        others = [] if lane.kind is None else self._others(lane)
         cpus, gpus = lane.need
         num_fitting = min(there / need for there, need in ((self.capacity.cpus, cpus), (self.capacity.gpus, gpus)) if need)
         if math.isinf(num_fitting):
             return 1  # all of them at once
-        return math.ceil(num_alike / max(1, int(num_fitting + 1e-9) - num_others))
+        num_lanes, num_under_way = max(1, int(num_fitting + 1e-9)), sum(len(other.steps) for other in others)
+        # Others that are up take on more when they have room: what is ready is theirs as well.
+        return min(math.ceil(num_alike / max(1, num_lanes - len(others))), math.ceil((num_alike + num_under_way) / num_lanes))
 
     def without_room(self, cpus: float, gpus: float) -> Step | None:
         """The first running step that does not fit into so much any more; with none running, the first such ready one."""
