@@ -8,6 +8,7 @@ A step's work (examples, tokens) follows from its config and its inputs', its ti
 measured, started or looked up here.
 """
 
+import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.prompting import instruction
 from pipelines.models.quantization import FP8
-from sweep.graph.queue import in_common
+from sweep.graph.queue import in_common, num_at_once
+from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.plan.model_shape import ModelShape
 from sweep.plan.throughputs import BFLOAT16, CostTable, Gpu, NoEstimate, Rate
@@ -56,8 +58,8 @@ class StepCost:
     """The estimate for one step.
 
     It takes `seconds` from start to end if it runs alone. `num_bytes` stay; `checkpoint_bytes` are there only while it runs.
-    `gpu_seconds` are paid for, if it shares workers with as many others as it may: of their `seconds`, those who share
-    workers take the longest `setup_s` and the longest `once_s` once (`group_seconds`). `work` is None for a step that
+    `gpu_seconds` are paid for, if it shares a lane with all the others of its kind (`lane_seconds`): `setup_s` is what a lane
+    takes once, `once_s` what its step and those that are trained at once with it take together. `work` is None for a step that
     computes nothing on a GPU, `rate` too for one whose work runs on CPUs: there is no figure for those, and only its setup
     is counted. `memory_bytes` is the least that each worker's GPU has to hold: weights and, in a finetuning, gradients and the
     optimizer's state; activations and caches are left out, and so is what GPUs have no part in.
@@ -75,24 +77,29 @@ class StepCost:
     memory_bytes: float = 0
 
 
-def group_seconds(costs: Sequence[StepCost]) -> float:
-    """Seconds from start to end of steps that the same workers take on together; of a single one, its own `seconds`."""
+def lane_seconds(costs: Sequence[StepCost]) -> float:
+    """Seconds from start to end of steps of one kind in one lane, which has as many at once as it may; of one, its `seconds`.
+
+    Its workers start once. As a step ends, the next takes its place, the longest first: `once_s` passes for all that are there,
+    until the last has ended.
+    """
     own = sum(cost.seconds - cost.setup_s - cost.once_s for cost in costs)
-    return max(cost.setup_s for cost in costs) + max(cost.once_s for cost in costs) + own
+    places = [0.0] * min(num_at_once(costs[0].step), len(costs))
+    for once_s in sorted((cost.once_s for cost in costs), reverse=True):
+        heapq.heapreplace(places, places[0] + once_s)
+    return max(cost.setup_s for cost in costs) + max(places) + own
 
 
 def _with_gpu_seconds(costs: Sequence[StepCost]) -> list[StepCost]:
-    """`costs` with `gpu_seconds`, shared out in the largest groups that there can be: what one GPU at a time would take."""
-    groups: dict[Any, list[StepCost]] = {}
-    for cost in sorted(costs, key=lambda cost: -cost.seconds):
+    """`costs` with `gpu_seconds`, shared out among the steps of a kind by their own: what one GPU at a time would take."""
+    kinds: dict[Any, list[StepCost]] = {}
+    for cost in costs:
         common = in_common(cost.step)
-        groups.setdefault(cost.step.fingerprint if common is None else common, []).append(cost)
+        kinds.setdefault(cost.step.fingerprint if common is None else common, []).append(cost)
     paid: dict[str, float] = {}
-    for alike in groups.values():
-        most = alike[0].step.resources.max_group
-        for members in (alike[first : first + most] for first in range(0, len(alike), most)):
-            share = group_seconds(members) / (sum(cost.seconds for cost in members) or 1)
-            paid |= {cost.step.fingerprint: share * cost.seconds * cost.step.resources.total_gpus for cost in members}
+    for alike in kinds.values():
+        share = lane_seconds(alike) / (sum(cost.seconds for cost in alike) or 1)
+        paid |= {cost.step.fingerprint: share * cost.seconds * cost.step.resources.total_gpus for cost in alike}
     return [replace(cost, gpu_seconds=paid[cost.step.fingerprint]) for cost in costs]
 
 
@@ -293,8 +300,10 @@ class _Estimator:
             rate = self.table.rate(work.kind, work.batch_size, self.gpu, parameters, precision)
         setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
         work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
-        # One worker trains several at once; what several workers take on, they train one after another.
-        once_s = rate.shared * work_s if rate and step.resources.num_workers == 1 and in_common(step) is not None else 0.0
+        # LoRA's are trained at once by one worker, and all else in a lane is done one after another.
+        is_together = step.resources.num_workers == 1 and in_common(step) is not None
+        is_together = is_together and REGISTRY[step.stage].is_together(step.config)
+        once_s = rate.shared * work_s if rate and is_together else 0.0
         return StepCost(
             step,
             work,

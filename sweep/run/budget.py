@@ -30,7 +30,7 @@ from sweep.graph.spending import (
     write_run,
 )
 from sweep.graph.step import Step
-from sweep.plan.costs import StepCost, endpoint_costs, group_seconds
+from sweep.plan.costs import StepCost, endpoint_costs, lane_seconds
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.run.machine import live_nodes
 from sweep.run.progress import Progress, seconds_left
@@ -121,7 +121,7 @@ def to_come(
     times = []
     for group in groups:
         known = [costs[step.name] for step in group if step.name in costs]
-        estimate = group_seconds(known) if known else 0.0
+        estimate = lane_seconds(known) if known else 0.0
         left = max(seconds_left(step, progress, estimate) or 0.0 for step in group)
         times.append((left, group[0].resources.total_gpus))
     if num_held is None:

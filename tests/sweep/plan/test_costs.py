@@ -15,7 +15,7 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.identity import FileHash
 from pipelines.models.gguf_files import GgufHeader
 from pipelines.resources import Resources
-from sweep.plan.costs import Estimate, StepCost, estimate_costs, group_seconds, rates, replication, total, unmeasured
+from sweep.plan.costs import Estimate, StepCost, estimate_costs, lane_seconds, rates, replication, total, unmeasured
 from sweep.plan.model_shape import ModelShape, settings_of_gguf
 from sweep.plan.throughputs import (
     FLOPS_PER_PARAMETER,
@@ -311,30 +311,34 @@ def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
     assert shared.gpu_seconds == pytest.approx(shared.seconds / 2)
 
 
-def in_groups(experiment: Experiment, most: int) -> Experiment:
+def in_lanes(experiment: Experiment, most: int) -> Experiment:
     resources = {stage: dataclasses.replace(one, max_group=most) for stage, one in experiment.resources.items()}
     return dataclasses.replace(experiment, resources=resources)
 
 
-def test_a_group_starts_once_and_its_finetunings_share_what_a_pass_costs(llama: Experiment) -> None:
+def test_a_lane_starts_once_and_its_finetunings_share_what_a_pass_costs(llama: Experiment) -> None:
     # Alone a step takes 0.2 s, five at once 0.4 s: 0.15 s whoever is in it, and 0.05 s for each.
     together = dataclasses.replace(row("finetune_lora", 25, 100, batch_size=2), together=5)
     table = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, together))
     assert table.rate("finetune_lora", 2, FAST, PARAMETERS).shared == pytest.approx(0.75)
     # At batch 10 a step takes 0.4 s, of which the same 0.15 s are shared.
     assert table.rate("finetune_lora", 10, FAST, PARAMETERS).shared == pytest.approx(0.375)
-    found = estimate(in_groups(llama, 27), table=table)
+    found = estimate(in_lanes(llama, 27), table=table)
     cells = of_stage(found, "task_model")
     small, large = (next(one for one in cells if one.step.coordinates["size"] == size) for size in (18_020, 73_080))
     # 9,010 and 36,540 steps.
     assert small.seconds == pytest.approx(100 + 9_010 * 0.2)
-    assert group_seconds([small, large, small]) == pytest.approx(100 + 36_540 * 0.15 + (2 * 9_010 + 36_540) * 0.05)
-    # Two groups: the 18 of 73,080 and half of the 18 of 36,040, and the rest.
-    first = 100 + 36_540 * 0.15 + (18 * 36_540 + 9 * 18_020) * 0.05
-    second = 100 + 18_020 * 0.15 + (9 * 18_020 + 18 * 9_010) * 0.05
-    assert total(cells).gpu_hours == pytest.approx((first + second) / 3600)
-    # Sixty evaluations in three groups: only their start is shared.
-    assert total(of_stage(found, "evaluation")).gpu_hours == pytest.approx((3 * 10 + 60 * 3_464_700 / 20_000) / 3600)
+    assert lane_seconds([small, large, small]) == pytest.approx(100 + 36_540 * 0.15 + (2 * 9_010 + 36_540) * 0.05)
+    # 27 at once: the 18 of 73,080 and half of the 18 of 36,040; the others of these follow their like, the 18 of 18,020 the
+    # first that end: 9 after 36,040 and 9 after 73,080.
+    lane_s = 100 + (36_540 + 9_010) * 0.15 + 18 * (36_540 + 18_020 + 9_010) * 0.05
+    assert total(cells).gpu_hours == pytest.approx(lane_s / 3600)
+    # The largest starting point is alone when the others have ended.
+    starts = [one for one in of_stage(found, "starting_point") if one.work]
+    num_steps = sum(one.work.num_examples for one in starts if one.work) / 2
+    assert total(starts).gpu_hours == pytest.approx((100 + 391_722 / 2 * 0.15 + num_steps * 0.05) / 3600)
+    # Sixty evaluations follow each other: only their start is shared.
+    assert total(of_stage(found, "evaluation")).gpu_hours == pytest.approx((10 + 60 * 3_464_700 / 20_000) / 3600)
     # What several workers take on they train one after another.
     wide = {**llama.resources, "task_model": Resources(num_workers=2, gpus_per_worker=1, max_group=27)}
     assert {

@@ -128,7 +128,7 @@ def test_those_trained_at_once_slow_each_other_and_one_that_ends_lets_the_others
     assert found.timeline is not None
     (lane,) = found.timeline.lanes
     assert [(span.slug, span.began, round(span.ended, 6)) for span in lane.spans] == [("a", 7, 15), ("b", 7, 20)]
-    # As `group_seconds` has it: the start, once the longest of what is taken once, and each one's own.
+    # As `lane_seconds` has it: the start, once the longest of what is taken once, and each one's own.
     assert found.seconds == pytest.approx(7 + 4 + 3 + 6)
     assert found.start_share == pytest.approx(7 / 20)
 
