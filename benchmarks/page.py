@@ -158,6 +158,7 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
                     f"batches of {arguments['batch_size']}",
                     "one alone" if arguments["together"] == 1 else "several at once",
                     f"passes of {arguments['tokens']:,} tokens",
+                    *([] if arguments["share_prefix"] else ["no shared prefix"]),
                 ]
         case "generation":
             common += [arguments["model"], arguments["dtype"], f"up to {arguments['max_new_tokens']} tokens a text"]

@@ -43,6 +43,20 @@ GENERATORS = ("generator", "synthetic_pool")
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a rate is of: a kind of work and, of a finetuning, what one GPU has of a batch and how it takes the prompts."""
+
+    work: str
+    batch_size: float = 0
+    share_prefix: bool | None = None
+
+    def __str__(self) -> str:
+        if self.share_prefix is None:
+            return self.work
+        return f"{self.work}, batch {self.batch_size:g}, {'shared' if self.share_prefix else 'no shared'} prefix"
+
+
+@dataclass(frozen=True)
 class Work:
     """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER, `finetune` the recipe of a finetuning."""
 
@@ -51,6 +65,11 @@ class Work:
     num_tokens: float
     batch_size: float = 0
     finetune: FinetuneConfig | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """What its rate is of."""
+        return Setting(self.kind, self.batch_size, None if self.finetune is None else self.finetune.share_prefix)
 
 
 @dataclass(frozen=True)
@@ -191,14 +210,14 @@ def endpoint_costs(steps: Iterable[Step], table: CostTable) -> EndpointCost | No
     return EndpointCost(*map(sum, zip(*costs, strict=True))) if costs else None
 
 
-def rates(costs: Iterable[StepCost]) -> dict[tuple[str, float], Rate]:
-    """(kind of work, batch size on one GPU) → how fast it is reckoned to be."""
-    return {(cost.work.kind, cost.work.batch_size): cost.rate for cost in costs if cost.work and cost.rate}
+def rates(costs: Iterable[StepCost]) -> dict[Setting, Rate]:
+    """How fast each kind of work is reckoned to be in its setting."""
+    return {cost.work.setting: cost.rate for cost in costs if cost.work and cost.rate}
 
 
 def unmeasured(costs: Iterable[StepCost], gpu: Gpu) -> str:
     """A sentence about the work whose rate was not measured on this `gpu` but reckoned from data sheets; "" if all was."""
-    others = {kind: rate.measured_on for (kind, _), rate in rates(costs).items() if rate.measured_on}
+    others = {setting.work: rate.measured_on for setting, rate in rates(costs).items() if rate.measured_on}
     if not others:
         return ""
     return (
@@ -297,7 +316,8 @@ class _Estimator:
         rate = None
         if num_gpus:
             parameters, precision = self.shape(step).num_parameters, _base_precision(step)
-            rate = self.table.rate(work.kind, work.batch_size, self.gpu, parameters, precision)
+            share = work.setting.share_prefix is not False
+            rate = self.table.rate(work.kind, work.batch_size, self.gpu, parameters, precision, share)
         setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
         work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
         # LoRA's are trained at once by one worker, and all else in a lane is done one after another.

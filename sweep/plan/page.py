@@ -10,7 +10,7 @@ from sweep.graph.identity import SHORT
 from sweep.graph.records import STAGES
 from sweep.plan.costs import EndpointCost, Total, rates, total, unmeasured
 from sweep.plan.plan import Plan, PlanCosts, Planned
-from sweep.plan.throughputs import CostTable, Gpu
+from sweep.plan.throughputs import BFLOAT16, CostTable, Gpu
 from sweep.study.experiment import Experiment
 from sweep.study.inputs import left_out, missing_inputs
 from sweep.study.paper import Note, departures, unsettled
@@ -72,9 +72,8 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
     """Print the rates that the estimate uses, and every row of the table with its source."""
     if costs:
         print(f"rates of one {costs.estimate.gpu.name} for {costs.estimate.num_parameters:,} parameters:")
-        for (kind, batch_size), rate in rates(costs.estimate.steps).items():
-            batch = f", batch {batch_size:g}" if batch_size else ""
-            print(f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s" + (f" ({rate.scaled})" if rate.scaled else ""))
+        for setting, rate in rates(costs.estimate.steps).items():
+            print(f"  {setting}: {rate.tokens_per_s:,.0f} tokens/s" + (f" ({rate.scaled})" if rate.scaled else ""))
         if note := unmeasured(costs.estimate.steps, costs.estimate.gpu):
             print(f"  {note}")
     measured = {row.gpu for row in table.throughputs}
@@ -86,6 +85,8 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
     for row in table.throughputs:
         batch = f", batch {row.batch_size}" if row.batch_size else ""
         batch += f", {row.together} at once" if row.together > 1 else ""
+        batch += f", {'shared' if row.share_prefix else 'no shared'} prefix" if row.batch_size else ""
+        batch += f", base in {row.base_precision}" if row.base_precision != BFLOAT16 else ""
         print(f"{row.gpu}, {row.work}{batch}, {row.model}: {row.examples_per_s:g} examples/s  {row.source}")
     for constant in table.constants.values():
         print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
@@ -183,15 +184,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             ],
             "rates": [
                 {
-                    "work": kind,
-                    "batch_size": batch_size,
+                    **asdict(setting),
                     "tokens_per_s": rate.tokens_per_s,
                     "scaled": rate.scaled,
                     "measured_on": rate.measured_on or gpu.name,
                     "shared": rate.shared,
                     "sources": [row.source for row in rate.rows],
                 }
-                for (kind, batch_size), rate in rates(estimate.steps).items()
+                for setting, rate in rates(estimate.steps).items()
             ],
             "assumptions": list(estimate.assumptions),
             "gpu_memory_gb": gpu.memory_gb or None,
@@ -338,11 +338,10 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     )
     if costs.unmeasured:
         yield f"  {costs.unmeasured}"
-    for (kind, batch_size), rate in rates(costs.missing_steps).items():
-        batch = f", batch {batch_size:g}" if batch_size else ""
+    for setting, rate in rates(costs.missing_steps).items():
         basis = rate.scaled or rate.rows[0].source.partition(":")[0]
         at_once = f"; of models finetuned at once, each adds {1 - rate.shared:.0%} of its time alone" if rate.shared else ""
-        yield f"  {kind}{batch}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){at_once}"
+        yield f"  {setting}: {rate.tokens_per_s:,.0f} tokens/s ({basis}){at_once}"
     for assumption in costs.estimate.assumptions:
         yield f"  assumed: {assumption}"
 

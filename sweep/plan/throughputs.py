@@ -56,7 +56,8 @@ class Throughput:
     """Examples a second of one whole GPU; `batch_size` is its part of an optimizer step, 0 where there is none.
 
     Where `together` models are finetuned at once, each with its own batch, the examples of all are counted. `base_precision` is
-    what the frozen base is multiplied in.
+    what the frozen base is multiplied in. `share_prefix`, of a finetuning: what all prompts begin with was computed once a
+    batch; `tokens_per_example` counts it in each example all the same.
     """
 
     gpu: str
@@ -69,6 +70,7 @@ class Throughput:
     batch_size: int = 0
     together: int = 1
     base_precision: str = BFLOAT16
+    share_prefix: bool = True
 
 
 @dataclass(frozen=True)
@@ -145,15 +147,26 @@ class CostTable:
                 return gpu.name
         raise NoEstimate(f"the GPUs are {found}, which has no row; {ADD_ROWS}, or name with --gpu what is like it")
 
-    def rate(self, work: str, batch_size: float, gpu: Gpu, num_parameters: int, base_precision: str = BFLOAT16) -> Rate:
+    def rate(
+        self,
+        work: str,
+        batch_size: float,
+        gpu: Gpu,
+        num_parameters: int,
+        base_precision: str = BFLOAT16,
+        share_prefix: bool = True,
+    ) -> Rate:
         """The rate of `work` by one whole `gpu` on a model of `num_parameters`, with `batch_size` examples an optimizer step.
 
-        What was not measured with a base in `base_precision` is reckoned as with one in bfloat16, and said to be. The rows of
-        the nearest number of parameters tell it, of the same GPU if it has any. Between two batch sizes, the seconds of a step
-        are interpolated; below the smallest a step takes as long as at the smallest, above the largest an example takes as long
-        as at the largest.
+        What was not measured with the prompts' beginning shared, or not, as `share_prefix` says, is scaled by the tokens that
+        are computed for an example. What was not with a base in `base_precision` is reckoned as with one in bfloat16, which is
+        no quicker. Of two such rows the quicker one counts, and the rate says what was done.
+
+        The rows of the nearest number of parameters tell it, of the same GPU if it has any. Between two batch sizes, a step's
+        seconds are interpolated; below the smallest a step takes as long as at the smallest, above the largest an example takes
+        as long as at the largest.
         """
-        throughputs = _of_precision(self.throughputs, base_precision)
+        throughputs = self._of_setting(base_precision, share_prefix)
         alone = [row for row in throughputs if row.together == 1]
         rows = [row for row in alone if row.work == work]
         if not rows:
@@ -182,6 +195,10 @@ class CostTable:
             step_s = batch_size * row.tokens_per_example / tokens_per_s
             shared = min(1.0, _shared_seconds(rows, nearest_batch) / step_s)
             used = [*used, nearest_batch]
+        if others := [each for each in used if _has_prefix(each) and each.share_prefix != share_prefix]:
+            times = ", ".join(f"{factor:.2f} times" for factor in dict.fromkeys(map(self._scale, others)))
+            setting = "with" if share_prefix else "without"
+            notes.append(f"not measured {setting} a shared prefix: scaled by the tokens of an example, {times}")
         if any(each.base_precision != base_precision for each in used):
             notes.append(f"not measured in {base_precision}: in part or wholly as in {BFLOAT16}")
         measured_on = row.gpu if row.gpu != gpu.name else ""
@@ -194,6 +211,34 @@ class CostTable:
             what = row.work if row.work != work else row.model
             notes.append(f"scaled from {what} ({row.parameters / 1e6:,.0f} M parameters) by operations a token")
         return Rate(tokens_per_s, tuple(used), "; ".join(notes), shared, measured_on)
+
+    def _of_setting(self, base_precision: str, share_prefix: bool) -> list[Throughput]:
+        """Of each thing the row of that setting; else the quickest of those that stand in for it, at the rate that it gives."""
+        best: dict[tuple[Any, ...], tuple[bool, float, Throughput]] = {}
+        for row in self.throughputs:
+            if row.base_precision not in (base_precision, BFLOAT16):
+                continue
+            is_scaled = _has_prefix(row) and row.share_prefix != share_prefix
+            examples_per_s = row.examples_per_s * (self._scale(row) if is_scaled else 1)
+            is_its_own = row.base_precision == base_precision and not is_scaled
+            thing = row.gpu, row.work, row.parameters, row.batch_size, row.together
+            if thing not in best or (is_its_own, examples_per_s) > best[thing][:2]:
+                best[thing] = is_its_own, examples_per_s, row
+        return [replace(row, examples_per_s=examples_per_s) for _, examples_per_s, row in best.values()]
+
+    def _scale(self, row: Throughput) -> float:
+        """The rate of `row` with the other `share_prefix`, as a multiple: by the tokens that are computed for an example.
+
+        Where the prompts' beginning is shared, a batch has it once.
+        """
+        whole = row.tokens_per_example
+        shared = whole - self["tokens.template"] * (row.batch_size - 1) / row.batch_size
+        return shared / whole if row.share_prefix else whole / shared
+
+
+def _has_prefix(row: Throughput) -> bool:
+    """Whether it is a setting of the row's work to share what prompts begin with; an evaluation always does."""
+    return row.work.startswith("finetune")
 
 
 def by_data_sheet(work: str, gpu: Gpu, measured: Gpu) -> tuple[float, str]:
@@ -208,20 +253,6 @@ def by_data_sheet(work: str, gpu: Gpu, measured: Gpu) -> tuple[float, str]:
     else:
         bound, unit, ours, theirs = "bf16 peak", "TFLOP/s", gpu.bf16_tflops, measured.bf16_tflops
     return ours / theirs, f"scaled from {measured.name} by {bound} (data sheets: {ours:g} against {theirs:g} {unit})"
-
-
-def _of_precision(rows: Sequence[Throughput], base_precision: str) -> list[Throughput]:
-    """The rows of that precision and, of what has none in it, those of bfloat16."""
-
-    def place(row: Throughput) -> tuple[Any, ...]:
-        return row.gpu, row.work, row.parameters, row.batch_size, row.together
-
-    own = {place(row) for row in rows if row.base_precision == base_precision}
-    return [
-        row
-        for row in rows
-        if row.base_precision == base_precision or (row.base_precision == BFLOAT16 and place(row) not in own)
-    ]
 
 
 def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float, list[Throughput]]:
@@ -295,7 +326,8 @@ def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
 def _key(row: Gpu | Throughput | Constant) -> str:
     if isinstance(row, Throughput):
         precision = "" if row.base_precision == BFLOAT16 else f", {row.base_precision}"
-        return f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together{precision}"
+        prefix = "" if row.share_prefix else ", no shared prefix"
+        return f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together{precision}{prefix}"
     return row.name
 
 
@@ -310,6 +342,10 @@ def _read_row(section: str, values: Mapping[str, Any], where: str) -> Any:
                 raise UserError(f"{where} has no {name}, which every {section} needs; add it")
             continue
         value = values[name]
+        if field.type is bool:
+            if not isinstance(value, bool):
+                raise UserError(f"{where}: {name}={value!r} has to be true or false; write one of them")
+            continue
         if field.type is str:
             if not isinstance(value, str) or not (value.strip() or name in MAY_BE_EMPTY):
                 raise UserError(f"{where}: {name}={value!r} has to be text that says something; write it in quotes")

@@ -14,6 +14,7 @@ H200 = {"gpus": ["NVIDIA H200, 143771 MiB"] * 2, "num_cpus": 32, "cpu": "Xeon", 
 SETTINGS = {
     "task_model": {
         "base": "base7", "method": "lora", "num": 512, "batch_size": 2, "together": 1, "tokens": 4_096,
+        "share_prefix": True,
         "evaluation_sets": ["mnli_matched", "hans"],
     },
     "generation": {"model": "llama", "dtype": "bfloat16", "num": 8_192, "max_new_tokens": 58, "max_num_seqs": 0},
@@ -70,10 +71,11 @@ def test_what_the_same_work_is() -> None:
         words("task_model", "training", base="other"),
         words("task_model", "training", tokens=8_192),
         words("task_model", "training", together=8),
+        words("task_model", "training", share_prefix=False),
         words("task_model", "training", "ours-gpus", together=8),
         words("task_model", "evaluation"),
     }
-    assert len(others) == 7 and training not in others
+    assert len(others) == 8 and training not in others
     # An evaluation is the same however the model was trained.
     evaluation = words("task_model", "evaluation")
     assert evaluation == ("Task model, base7, lora, NVIDIA H200", "mnli_matched and hans")

@@ -15,10 +15,11 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.identity import FileHash
 from pipelines.models.gguf_files import GgufHeader
 from pipelines.resources import Resources
-from sweep.plan.costs import Estimate, StepCost, estimate_costs, lane_seconds, rates, replication, total, unmeasured
+from sweep.plan.costs import Estimate, Setting, StepCost, estimate_costs, lane_seconds, rates, replication, total, unmeasured
 from sweep.plan.model_shape import ModelShape, settings_of_gguf
 from sweep.plan.throughputs import (
     FLOPS_PER_PARAMETER,
+    TABLE_FILE,
     Constant,
     CostTable,
     Gpu,
@@ -70,6 +71,7 @@ TABLE = CostTable(
             "seconds.starting_point": 5,
             "tokens.classifier": 100,
             "tokens.classifier_hans": 50,
+            "tokens.template": 40,
             "tokens.generator_text": 100,
             "tokens.generated": 50,
             "tokens.marker_rest": 10,
@@ -290,10 +292,12 @@ def test_a_study_on_a_base_in_fp8_is_priced_by_its_rows(llama: Experiment) -> No
             for stage in ("task_model", "evaluation", "synthetic_pool")
         }
 
-    # Batches of 2 were not measured in it. What writes texts is merged, and no base any more.
-    in_bfloat16 = {"task_model": {"bfloat16 73", "bfloat16 254"}, "synthetic_pool": {"bfloat16 596"}}
-    assert found("fp8") == {**in_bfloat16, "evaluation": {"fp8 2044"}}
-    assert found("nf4") == found("none") == {**in_bfloat16, "evaluation": {"bfloat16 1328"}}
+    # 36 at once were measured without a shared prefix: 300, of 77 tokens where 65 are shared. What writes texts is merged, and
+    # no base any more.
+    pool = {"synthetic_pool": {"bfloat16 596"}}
+    assert found("fp8") == {"task_model": {"fp8 83", "fp8 355.385"}, **pool, "evaluation": {"fp8 2044"}}
+    in_bfloat16 = {"task_model": {"bfloat16 73", "bfloat16 254"}, **pool, "evaluation": {"bfloat16 1328"}}
+    assert found("nf4") == found("none") == in_bfloat16
 
 
 def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
@@ -309,6 +313,52 @@ def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
     assert shared.work is not None
     assert shared.seconds == pytest.approx(100 + shared.work.num_examples / 5)
     assert shared.gpu_seconds == pytest.approx(shared.seconds / 2)
+
+
+def test_a_rate_is_of_rows_with_the_recipes_share_prefix_or_scaled_by_tokens_and_said_to_be(llama: Experiment) -> None:
+    # 40 of 100 tokens begin all prompts: a batch of 2 computes them twice, or once. 200 tokens or 160, 0.8 times.
+    whole = dataclasses.replace(row("finetune_lora", 9, 100, batch_size=2), share_prefix=False)
+    in_fp8 = dataclasses.replace(row("finetune_lora", 12, 100, batch_size=2), base_precision="fp8")
+
+    def with_rows(*rows: Throughput) -> CostTable:
+        return dataclasses.replace(TABLE, throughputs=rows)
+
+    measured, both = with_rows(*TABLE.throughputs, whole), with_rows(*TABLE.throughputs, whole, in_fp8)
+
+    def rate(table: CostTable, batch_size: float, share_prefix: bool, precision: str = "bfloat16") -> tuple[float, str]:
+        found = table.rate("finetune_lora", batch_size, FAST, PARAMETERS, precision, share_prefix)
+        return pytest.approx(found.tokens_per_s), found.scaled
+
+    note = "not measured without a shared prefix: scaled by the tokens of an example, {} times"
+    assert rate(TABLE, 2, True) == (1_000, "")
+    assert rate(TABLE, 2, False) == (800, note.format("0.80"))
+    # Of a batch of 10: 1,000 tokens or 640.
+    assert rate(TABLE, 10, False) == (2_500 * 0.64, note.format("0.64"))
+    assert rate(measured, 2, False) == (900, "")
+    assert rate(with_rows(whole), 2, True) == (900 / 0.8, note.replace("without", "with").format("1.25"))
+    # With a base in FP8: of what was measured shared, or in bfloat16, the quicker stands in.
+    assert rate(both, 2, False, "fp8") == (1_200 * 0.8, note.format("0.80"))
+    slow = with_rows(whole, dataclasses.replace(in_fp8, examples_per_s=11))
+    assert rate(slow, 2, False, "fp8") == (900, "not measured in fp8: in part or wholly as in bfloat16")
+    # Other work has no such setting.
+    assert TABLE.rate("evaluate", 0, FAST, PARAMETERS, share_prefix=False) == TABLE.rate("evaluate", 0, FAST, PARAMETERS)
+    # A plan takes it from each recipe.
+    plain = dataclasses.replace(llama, task_model=dataclasses.replace(llama.task_model, share_prefix=False))
+    found = rates(estimate(plain, table=measured).steps)
+    assert set(found) == {
+        Setting("finetune_lora", 2, False), Setting("finetune_lora", 6, True), Setting("generate"), Setting("evaluate"),
+    }  # fmt: skip
+    assert found[Setting("finetune_lora", 2, False)].tokens_per_s == 900
+    assert rates(estimate(llama, table=measured).steps)[Setting("finetune_lora", 2, True)].tokens_per_s == 1_000
+    assert [str(setting) for setting in (Setting("evaluate"), Setting("finetune_lora", 2, False))] == [
+        "evaluate", "finetune_lora, batch 2, no shared prefix",
+    ]  # fmt: skip
+
+
+def test_every_rate_of_the_papers_studies_names_whether_it_shares_the_prefix() -> None:
+    text = TABLE_FILE.read_text()
+    finetunings = [one for one in text.split("[[throughput]]") if 'work = "finetune' in one]
+    assert finetunings and all("share_prefix = " in one for one in finetunings)
 
 
 def in_lanes(experiment: Experiment, most: int) -> Experiment:
@@ -460,7 +510,7 @@ def test_the_shipped_table_serves_the_paper(llama: Experiment, gpu: str) -> None
     found = estimate(llama, table.gpu(gpu), table)
     note = "reckoned from the makers' data sheets: finetune_lora, generate, evaluate, from rates of h200"
     assert unmeasured(found.steps, found.gpu) == ("" if gpu == "h200" else f"not measured on {gpu}, {note}")
-    assert {kind for kind, _ in rates(found.steps)} == {"finetune_lora", "generate", "evaluate"}
+    assert {setting.work for setting in rates(found.steps)} == {"finetune_lora", "generate", "evaluate"}
     assert all(math.isfinite(one.seconds) and one.seconds > 0 and one.num_bytes > 0 for one in found.steps)
 
 
@@ -545,6 +595,7 @@ def test_a_table_of_ones_own_adds_rows_and_takes_the_place_of_others(tmp_path: P
         (OWN_RATE, ("gpu='mine', which has no row", "h200", "add a [[gpu]]")),
         (OWN_GPU + OWN_RATE.replace("evaluate", "dream"), ("[[throughput]] number 1", "work='dream'", "finetune_lora")),
         (OWN_GPU + OWN_RATE.replace("evaluate", "finetune_lora"), ("batch_size=0", "needs one above 0")),
+        (OWN_GPU + OWN_RATE + "share_prefix = 1\n", ("share_prefix=1", "true or false")),
         (OWN_GPU + OWN_RATE.replace("6_738_415_616", "6.7e9"), ("parameters=6700000000.0", "whole number")),
         (
             '[[constant]]\nname = "yeild"\nvalue = 1\nunit = ""\nsource = "x"\n',
