@@ -164,6 +164,9 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
             common += [arguments["model"], arguments["dtype"], f"up to {arguments['max_new_tokens']} tokens a text"]
             if arguments["max_num_seqs"]:
                 settings = [f"{arguments['max_num_seqs']:,} sequences at a time"]
+        case "finetunings":
+            common += [arguments["model"] or "a tiny Llama"]
+            settings = [f"each of {arguments['size']:,} examples"]
         case "orchestration":
             settings = [f"{arguments['concurrent']} at a time"]
         case "audit":

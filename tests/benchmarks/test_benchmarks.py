@@ -105,6 +105,18 @@ def test_orchestration(tmp_path: Path) -> None:
     assert variants["plan, 54 cells"] == variants["--help"] == {"ours"}
 
 
+def test_finetunings(tmp_path: Path) -> None:
+    variants = result_of("finetunings", tmp_path / "result.json", "--num=2", "--num-peer=1", "--size=60", "--peer-part=0.5")
+    assert variants == {"task model": {"ours", "tune"}}
+    ours, tune = (json.loads((tmp_path / "result.json").read_text())["details"]["runs"][name][0] for name in ("ours", "tune"))
+    assert (ours["num"], tune["num"]) == (2, 1)
+    # What half of the examples took is reckoned for all.
+    whole_s = tune["total_s"] + tune["train_s"] + tune["evaluate_s"]
+    assert tune["task_model_s"] == pytest.approx(whole_s) and ours["task_model_s"] == ours["total_s"] / 2
+    for name in ("template_test/accuracy", "template_probe/accuracy"):
+        assert 0 < ours[name] < 1 and 0 < tune[name] < 1
+
+
 def test_audit(tmp_path: Path) -> None:
     words = ["--rows=3000", "--reference-rows=600", "--repeats=1", "--variants", "ours"]
     variants = result_of("audit", tmp_path / "result.json", *words)
