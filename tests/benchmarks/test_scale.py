@@ -1,0 +1,104 @@
+"""How far a study scales: the schedule's parts by hand, and each part of the command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from benchmarks.scale import cause, described, knee, line, parts, plan_of
+from benchmarks.scale_pool import text_of
+from benchmarks.scale_requests import kind_of
+from pipelines.data.training_set import TrainingSetConfig
+from pipelines.resources import Resources
+from pipelines.tasks.nli import NLI
+from pipelines.tasks.prompts import Parsed, parse_generated
+from sweep.graph.step import Step
+from sweep.plan.schedule import Schedule, StepTime, simulate
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "benchmarks" / "schema.json").read_text())
+
+
+def step(slug: str, *inputs: Step) -> Step:
+    config = TrainingSetConfig("starting", size=ord(slug), seed=0)
+    return Step("starting_set", slug, config, {one.slug: one for one in inputs}, resources=Resources(gpus_per_worker=1))
+
+
+def played(num_gpus: int) -> tuple[Schedule, dict[str, float]]:
+    """a of 10 s, then b of 20; beside them c, d and e of 30 s each, all with 5 s of start."""
+    a = step("a")
+    seconds = {a: 10.0, step("b", a): 20.0, **{step(slug): 30.0 for slug in "cde"}}
+    times = {one.fingerprint: StepTime(setup_s=5, own_s=value) for one, value in seconds.items()}
+    return simulate(list(seconds), times, [], num_gpus), {one.name: value for one, value in seconds.items()}
+
+
+def test_the_knee_is_where_more_gpus_give_next_to_nothing() -> None:
+    schedules = [played(num_gpus)[0] for num_gpus in (1, 2, 3, 4, 5)]
+    # One GPU: 5 starts and 120 s. Two: a, b and e, beside c and d. Three: a, b; c, e; d. Four: c, d and e beside a and b.
+    assert [schedule.seconds for schedule in schedules] == [145, 75, 70, 40, 40]
+    assert [schedule.critical_s for schedule in schedules] == [40] * 5
+    assert knee(schedules).num_gpus == 4 and knee(schedules[:3]).num_gpus == 2
+
+
+def test_the_wall_time_is_made_of_work_starts_and_waits() -> None:
+    schedule, alone = played(4)
+    assert parts(schedule, alone) == {"work_s": 30, "beside_s": 0, "start_s": 10, "room_s": 0}
+    assert cause(schedule, alone) == "starting_set/b, 0.01 h"
+    schedule, alone = played(1)
+    of = parts(schedule, alone)
+    assert sum(of.values()) == schedule.seconds == 145 and of["room_s"] == 145 - of["work_s"] - of["start_s"] > 70
+    assert cause(schedule, alone).startswith("too few GPUs")
+    row = described(schedule, alone)
+    assert row["parts"] == of and row["num_lanes"] == 5 and line(row).startswith("| 1 | 0.04 | 0% | 17.2% | 5 |")
+    # What takes thrice its time since others are beside it is no work of its own.
+    beside = parts(schedule, {name: seconds / 3 for name, seconds in alone.items()})
+    assert beside["beside_s"] == pytest.approx(2 * beside["work_s"])
+
+
+def test_the_paper_is_bound_by_gpus_and_then_by_its_longest_chain() -> None:
+    costs = plan_of("paper", ["seeds=0"], "h200", [1, 256])
+    alone = {cost.step.name: cost.seconds - cost.setup_s for cost in costs.estimate.steps}
+    one, most = costs.schedules
+    assert cause(one, alone).startswith("too few GPUs")
+    assert most.seconds == pytest.approx(most.critical_s)
+    assert parts(most, alone)["room_s"] == 0 and described(most, alone)["chain"][1:3] == [
+        "generator/generator",
+        "synthetic_pool/pool",
+    ]
+
+
+def test_requests_are_told_apart_as_they_are_paid_for() -> None:
+    folder = "/scale/store/task_model/slug-012345678901"
+    assert kind_of("GET", f"{folder}/record.json", "") == "GET record.json"
+    assert kind_of("GET", "/scale", "list-type=2&prefix=store%2Flive") == "LIST other"
+    assert kind_of("PUT", "/scale/store/synthetic_pool/pool-0/shards/neutral-00001.json", "") == "PUT shards"
+    assert kind_of("HEAD", f"{folder}/head.safetensors", "") == "HEAD other"
+
+
+@pytest.mark.parametrize("label", NLI.labels)
+def test_the_stand_in_writes_texts_that_parse_and_differ(label: str) -> None:
+    texts = [text_of(label, seed) for seed in (1, 2**40)]
+    assert all(isinstance(parse_generated(text), Parsed) for text in texts) and texts[0] != texts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["schedule", "--studies", "1 seed", "--gpus", "1", "4"], {"1 GPUs", "4 GPUs"}),
+        (["driver", "--lanes", "2", "--seeds", "1", "--faster", "100000"], {"ours_2"}),
+        (["pool", "--engines", "1", "--shards", "6", "--stores", "local", "s3"], {"ours_1"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_each_part_has_a_result(words: list[str], names: set[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.scale", *words, "--output", str(tmp_path / "result.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    jsonschema.validate(result, SCHEMA)
+    assert {name for figure in result["figures"] for name in figure["variants"]} == names
