@@ -2,13 +2,15 @@
 
     python -m benchmarks.scale schedule   the paper on 1 to 256 GPUs, played through by the run's own queue in virtual time
     python -m benchmarks.scale driver     a real run whose stages only sleep, on so many lanes: driver, store and MLflow
+    python -m benchmarks.scale step       what a step of such a run takes of the store and of MLflow
     python -m benchmarks.scale pool       the real stage of the synthetic pool with engines that only sleep
 
-`schedule` is reckoned: the plan's rates (sweep/plan/throughputs.toml), its steps and lanes. The other two are measured on the
+`schedule` is reckoned: the plan's rates (sweep/plan/throughputs.toml), its steps and lanes. The others are measured on the
 machine at hand: CPU, memory and requests are what they would be on another. docs/scale.md has the figures.
 """
 
 import argparse
+import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,7 +24,7 @@ from sweep.plan.schedule import Schedule, last_chain
 from sweep.plan.throughputs import read_table
 from sweep.study.loading import load_experiment
 
-PARTS = ("schedule", "driver", "pool")
+PARTS = ("schedule", "driver", "step", "pool")
 STUDIES: Mapping[str, Sequence[str]] = {
     "1 seed": ("seeds=0",),
     "10 seeds": ("seeds=0,1,2,3,4,5,6,7,8,9",),
@@ -48,7 +50,8 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 4, 16], help="driver: so many at once")
     parser.add_argument("--seeds", type=int, default=4, help="driver: of a study like the paper's")
     parser.add_argument("--faster", type=float, default=400, help="driver: stages sleep for what they take, divided by this")
-    parser.add_argument("--stores", nargs="+", choices=("local", "s3"), default=["local"], help="driver and pool")
+    parser.add_argument("--stores", nargs="+", choices=("local", "s3"), default=["local"], help="all but schedule")
+    parser.add_argument("--steps", type=int, default=60, help="step: so many")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 4, 8], help="pool: so many workers")
     parser.add_argument("--shards", type=int, default=300, help="pool: shards of 1,024 texts")
     parser.add_argument("--shard-s", type=float, default=0.0, help="pool: seconds that an engine sleeps for a shard")
@@ -63,7 +66,7 @@ def main() -> None:
             measured = _measured(arguments, int(number), store, folder)
         answer({name: value for name, value in measured.items() if value is not None})
         return
-    numbers = arguments.lanes if arguments.part == "driver" else arguments.engines
+    numbers = {"driver": arguments.lanes, "step": [arguments.steps], "pool": arguments.engines}[arguments.part]
     flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("seeds", "faster", "shards", "shard-s")]
 
     def run_alone(only: str) -> dict[str, Any] | None:
@@ -71,17 +74,14 @@ def main() -> None:
 
     names = [f"{number}-{store}" for store in arguments.stores for number in numbers]
     results = alternately({name: partial(run_alone, name) for name in names}, arguments.repeats)
-    if arguments.part == "driver":
-        from benchmarks.scale_driver import FIGURES
-    else:
-        from benchmarks.scale_pool import FIGURES
+    titles = importlib.import_module(f"benchmarks.scale_{arguments.part}").FIGURES
     figures = []
     for store in arguments.stores:
         of_store = {f"ours_{name.removesuffix(f'-{store}')}": runs for name, runs in results.items() if name.endswith(store)}
         beside = "" if store == "local" else ", S3"
         figures += [
             Figure(f"{title}{beside}", unit, values_of(of_store, name), lower_is_better="/s" not in unit)
-            for name, (title, unit) in FIGURES.items()
+            for name, (title, unit) in titles.items()
         ]
     finish(parser, arguments, figures, details={"runs": results})
 
@@ -91,6 +91,10 @@ def _measured(arguments: argparse.Namespace, number: int, store: str, folder: st
         from benchmarks.scale_driver import measure_driver
 
         return measure_driver(number, store, folder, num_seeds=arguments.seeds, faster=arguments.faster)
+    if arguments.part == "step":
+        from benchmarks.scale_step import measure_step
+
+        return measure_step(number, store, folder)
     from benchmarks.scale_pool import measure_pool
 
     return measure_pool(number, store, folder, num_shards=arguments.shards, shard_s=arguments.shard_s)
