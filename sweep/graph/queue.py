@@ -11,6 +11,7 @@ what it lacks is about to be built, and no ready step that is as urgent has a us
 nothing to do waits as long as the same holds (`may_wait`); else it ends.
 """
 
+import functools
 import itertools
 import math
 from bisect import insort
@@ -142,6 +143,7 @@ class StepQueue:
         self.lanes: list[Lane] = []
         self._lane_of: dict[str, Lane] = {}
         self._need = {step.fingerprint: (step.resources.total_cpus, step.resources.total_gpus) for step in steps}
+        self._ahead_needs = {self._need[step.fingerprint] for step in steps if starts_with(step) is not None}
         self._rank = self._ranks(steps)
         self._unbuilt = {fingerprint: self._num_unbuilt(step) for fingerprint, step in self.waiting.items()}
         self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
@@ -231,7 +233,11 @@ class StepQueue:
         would hold no GPU, since a CPU that waits works for nobody.
         """
         fits = self._fits()
+        # Most often there is no room for any.
+        if not any(map(fits, self._ahead_needs)):
+            return None
         num_lanes = Counter(lane.kind for lane in self.lanes if not lane.is_ending)
+        wanted: dict[Any, bool] = {}
         for step in self._foreseen(is_near):
             kind = self._kind(step)
             num_lanes[kind] -= 1
@@ -239,7 +245,11 @@ class StepQueue:
             if num_lanes[kind] >= 0 or needed is None or any(source.fingerprint not in self.done for source in needed.values()):
                 continue
             lane = Lane(kind, self._need[step.fingerprint], awaited=step)
-            if not fits(lane.need) or self._is_wanted(lane, step, fits) or not may_start(step):
+            # Many steps are alike in both, and so is what is said of them.
+            of = lane.need, self._rank_of(step)[0]
+            if of not in wanted:
+                wanted[of] = not fits(lane.need) or self._is_wanted(lane, step, fits)
+            if wanted[of] or not may_start(step):
                 continue
             if in_common(step) is not None:
                 lane.expected = self._fair_share(lane, sum(self._kind(other) == kind for other in self.waiting.values()))
@@ -255,8 +265,7 @@ class StepQueue:
         """
         if lane.is_ending or lane.kind is None:
             return False
-        foreseen = (step for step in self._foreseen(is_near or self._is_under_way) if self._kind(step) == lane.kind)
-        step = next(foreseen, None)
+        step = next(self._foreseen(is_near or self._is_under_way, lane.kind), None)
         # What lanes that end hold is on its way.
         return step is not None and not self._is_wanted(lane, step, self._fits(but_ending=True))
 
@@ -272,17 +281,22 @@ class StepQueue:
         as_urgent = itertools.takewhile(lambda step: self._rank_of(step)[0] <= length, self._ready)
         return lane not in self.lanes and any(fits(self._need[step.fingerprint]) for step in as_urgent)
 
-    def _foreseen(self, is_near: Near) -> list[Step]:
-        """Steps of lanes that are not ready and lack only what `is_near`, the most urgent first."""
+    def _foreseen(self, is_near: Near, kind: Any = None) -> Iterator[Step]:
+        """Steps of lanes, or of one `kind`, that are not ready and lack only what `is_near`, the most urgent first."""
         found: dict[str, Step] = {}
-        # Of thousands of steps, only those behind what is under way can be.
+        # What many lack is asked for once.
+        is_near = functools.cache(is_near)
+        # Of thousands of steps, only those behind what is under way can be, and is near itself.
         sources: Iterable[Step] = [*self.running.values(), *self._ready]
         for _ in range(FORESIGHT):
-            behind = {user.fingerprint for source in sources for user in self.users[source.fingerprint]}
+            behind = {user.fingerprint for source in sources if is_near(source) for user in self.users[source.fingerprint]}
             sources = [self.waiting[one] for one in behind if one in self.waiting and self._unbuilt[one]]
-            found |= {step.fingerprint: step for step in sources if self._kind(step) is not None}
-        near = {step for step in found.values() if self._lacks_only(step, is_near)}
-        return sorted(near, key=self._rank_of)
+            found |= {
+                step.fingerprint: step
+                for step in sources
+                if (of := self._kind(step)) is not None and (kind is None or of == kind)
+            }
+        return (step for step in sorted(found.values(), key=self._rank_of) if self._lacks_only(step, is_near))
 
     def _lacks_only(self, step: Step, is_near: Near) -> bool:
         return all(source.fingerprint in self.done or is_near(source) for source in step.inputs.values())
