@@ -1,24 +1,27 @@
 """The time that a study would take on so many GPUs: its step graph, played through by the run's own queue. Pure.
 
 What a run does all the time (`sweep.run.tune.Run.attend`, then `suggest`) is done here whenever something ends: lanes take on
-what is ready for them, those of no more use end, others are opened. Only the time is reckoned.
+what is ready for them, those of no more use end, others are opened, also ahead of their steps. Only the time is reckoned.
 """
 
 import heapq
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.errors import UserError
-from sweep.graph.queue import Capacity, Lane, StepQueue, num_at_once
+from sweep.graph.queue import Capacity, Lane, StepQueue, in_common, num_at_once, starts_with
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.graph.timeline import LaneTime, Span, Timeline
 
 LINGER_S = 30.0
-"""How long a lane waits for a step whose inputs are being built, and"""
+"""How long a lane waits for a step whose inputs are being built,"""
+NEAR_S = 120.0
+"""how long before its inputs are there a lane is opened ahead of a step, and"""
 OVERDUE_S = 300.0
-"""how long a ready step waits for room while lanes of others go on: as `sweep.run.tune` has both."""
+"""how long a ready step waits for room while lanes of others go on: as `sweep.run.tune` has them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class Schedule:
 
     `seconds` are those from the first step's start to the last one's end. `idle_share` is the part of the GPUs' time in
     which they do nothing, 0.0 if there is nothing to do, and `start_share` that in which workers start.
-    `critical_path` is the chain of steps that takes longest, and `critical_s` how long: no number of GPUs is
-    quicker. `peak_bytes` is the most that the checkpoints of the steps running together take. `timeline` says which lane built
-    what when, as a run's records do; None if there was nothing to build.
+    `critical_path` is the chain of steps that takes longest, and `critical_s` how long if workers are up where they may be: no
+    number of GPUs is quicker. `peak_bytes` is the most that the checkpoints of the steps running together take. `timeline` says
+    which lane built what when, as a run's records do; None if there was nothing to build.
     """
 
     num_gpus: float
@@ -83,7 +86,13 @@ def simulate(
             )
     play = _Play(StepQueue(steps, done, Capacity(math.inf, num_gpus)), times, checkpoint_bytes or {})
     wall_s = play.run()
-    seconds = {fingerprint: time.alone_s for fingerprint, time in times.items()}
+    # Workers of a lane may be up before a step is ready, so that it waits for none.
+    seconds = {
+        step.fingerprint: times[step.fingerprint].work_s
+        if in_common(step) is not None or starts_with(step) is not None
+        else times[step.fingerprint].alone_s
+        for step in missing
+    }
     path = critical_path(missing, seconds)
     there = wall_s * num_gpus
     return Schedule(
@@ -94,7 +103,7 @@ def simulate(
         sum(seconds[step.fingerprint] for step in path),
         play.peak_bytes,
         play.start_s / there if there else 0.0,
-        Timeline(0.0, tuple(lane.time for lane in play.lanes)) if play.lanes else None,
+        Timeline(0.0, tuple(lane.time for lane in play.lanes if lane.spans)) if play.lanes else None,
     )
 
 
@@ -154,6 +163,14 @@ class _Lane:
         least = min((under.left_s for under in self.active), default=math.inf)
         return max(self.seen, self.up) + max(least, 0.0) * self.slowdown if self.under_way else math.inf
 
+    def end_of(self, step: Step) -> float:
+        """When `step`, which is under way, ends at the pace that it has now."""
+        before = 0.0 if self.at_once else sum(under.left_s for under in self._until(step))
+        return max(self.seen, self.up) + (before + self.under_way[step.fingerprint].left_s) * self.slowdown
+
+    def _until(self, step: Step) -> Iterator[_Under]:
+        return itertools.takewhile(lambda under: under.step is not step, self.under_way.values())
+
     def end(self, now: float) -> list[Step]:
         """The steps that end `now`, which is `next_end` or a moment at which the lane has none."""
         self.advance(now)
@@ -181,7 +198,10 @@ class _Play:
         self._open: dict[Lane, _Lane] = {}
         self._built: dict[str, float] = {}
         self._ready: dict[str, tuple[float, str]] = {}
-        self._events: list[tuple[float, int, int]] = []
+        self._kinds_built: set[tuple[str, type]] = set()
+        self._lane_of: dict[str, _Lane] = {}
+        # When, of which lane (its number, and its version then), and whether a step of it ends.
+        self._events: list[tuple[float, int, int, bool]] = []
         self._now = 0.0
 
     def run(self) -> float:
@@ -189,17 +209,18 @@ class _Play:
         wall_s = 0.0
         self._attend()
         while self._events:
-            now, number, version = heapq.heappop(self._events)
+            now, number, version, is_end = heapq.heappop(self._events)
             lane = self.lanes[number]
             if version != lane.version or lane.lane not in self._open:
                 continue
             self._now = now
-            if ended := lane.end(now):
+            if is_end:
                 wall_s = now
-            for step in ended:
-                self._built[step.fingerprint] = now
-                self.queue.succeeded(step.fingerprint)
-            self._expect(lane)
+                for step in lane.end(now):
+                    self._built[step.fingerprint] = now
+                    self._kinds_built.add((step.stage, type(step.config)))
+                    self.queue.succeeded(step.fingerprint)
+                self._expect(lane)
             # What ends at the same moment ends before anything is made of it.
             if not (self._events and self._events[0][0] == now):
                 self._attend()
@@ -219,17 +240,17 @@ class _Play:
                     lane.idle_since = None
                     continue
                 lane.idle_since = self._now if lane.idle_since is None else lane.idle_since
-                if self._now >= lane.idle_since + LINGER_S or not self.queue.may_wait(lane.lane):
-                    lane.lane.is_ending = True
+                if not self._may_wait(lane):
+                    lane.lane.is_ending, lane.lane.awaited = True, None
                     ending.append(lane)
-                else:
-                    heapq.heappush(self._events, (lane.idle_since + LINGER_S, lane.number, lane.version))
+                elif self._now < lane.idle_since + LINGER_S:
+                    heapq.heappush(self._events, (lane.idle_since + LINGER_S, lane.number, lane.version, False))
             for lane in ending:
                 self.queue.close(lane.lane)
                 del self._open[lane.lane]
                 self._account(lane)
                 is_changed = True
-            while opened := self.queue.open():
+            while opened := self.queue.open_ahead(self._is_near) or self.queue.open():
                 self._begin(opened)
                 is_changed = True
             if not is_changed:
@@ -238,7 +259,9 @@ class _Play:
         self.peak_bytes = max(self.peak_bytes, held)
 
     def _begin(self, opened: Lane) -> None:
-        first, *_ = steps = list(opened.steps.values())
+        steps = list(opened.steps.values())
+        first = steps[0] if steps else opened.awaited
+        assert first is not None
         time = self._times[first.fingerprint]
         is_shared = opened.kind is not None and first.resources.num_workers == 1
         at_once = is_shared and REGISTRY[first.stage].is_together(first.config)
@@ -247,7 +270,27 @@ class _Play:
         lane = _Lane(len(self.lanes), opened, self._now, up, num_at_once(first), at_once, share, seen=self._now)
         self.lanes.append(lane)
         self._open[opened] = lane
-        self._give(lane, steps)
+        if steps:
+            self._give(lane, steps)
+
+    def _may_wait(self, lane: _Lane) -> bool:
+        assert lane.idle_since is not None
+        lingers = self._now < lane.idle_since + LINGER_S
+        return self.queue.may_wait(lane.lane, self._is_near) or (lingers and self.queue.may_wait(lane.lane))
+
+    def _is_near(self, step: Step) -> bool:
+        return self._seconds_until(step) <= NEAR_S
+
+    def _seconds_until(self, step: Step) -> float:
+        """Until a step is built, as a run knows it: by what it says itself, or else by one of its kind before."""
+        if step.fingerprint in self.queue.done:
+            return 0.0
+        if step.fingerprint in self.queue.running:
+            return self._lane_of[step.fingerprint].end_of(step) - self._now
+        if (step.stage, type(step.config)) not in self._kinds_built:
+            return math.inf
+        inputs = max((self._seconds_until(source) for source in step.inputs.values()), default=0.0)
+        return self._times[step.fingerprint].alone_s + inputs
 
     def _give(self, lane: _Lane, steps: Sequence[Step]) -> None:
         lane.advance(self._now)
@@ -255,12 +298,15 @@ class _Play:
             ready, waited_for = self._readiness(step)
             work_s = self._times[step.fingerprint].work_s
             lane.under_way[step.fingerprint] = _Under(step, ready, self._now, waited_for, work_s)
+            self._lane_of[step.fingerprint] = lane
         self._expect(lane)
 
     def _expect(self, lane: _Lane) -> None:
         lane.version += 1
         if lane.under_way:
-            heapq.heappush(self._events, (lane.next_end, lane.number, lane.version))
+            heapq.heappush(self._events, (lane.next_end, lane.number, lane.version, True))
+            if (near := lane.next_end - NEAR_S) > self._now:
+                heapq.heappush(self._events, (near, lane.number, lane.version, False))
 
     def _readiness(self, step: Step) -> tuple[float, str]:
         """When the inputs of a ready step were built, and the name of the last one, "" if all were there before."""
@@ -274,9 +320,9 @@ class _Play:
         return self._now - self._readiness(step)[0] > OVERDUE_S
 
     def _account(self, lane: _Lane) -> None:
-        gpus, time = lane.lane.need[1], lane.time
-        self.start_s += gpus * (lane.up - lane.opened)
-        self.busy_s += gpus * (lane.up - lane.opened + time.work_s)
+        gpus, start_s = lane.lane.need[1], min(lane.up, self._now) - lane.opened
+        self.start_s += gpus * start_s
+        self.busy_s += gpus * (start_s + (lane.time.work_s if lane.spans else 0.0))
 
 
 def last_chain(timeline: Timeline) -> tuple[Span, ...]:

@@ -63,7 +63,8 @@ def test_the_paper_is_bound_by_gpus_and_then_by_its_longest_chain() -> None:
     alone = {cost.step.name: cost.seconds - cost.setup_s for cost in costs.estimate.steps}
     one, most = costs.schedules
     assert cause(one, alone).startswith("too few GPUs")
-    assert most.seconds == pytest.approx(most.critical_s)
+    # The first evaluation's workers are not up before it is ready.
+    assert most.critical_s < most.seconds < most.critical_s + 120
     assert parts(most, alone)["room_s"] == 0 and described(most, alone)["chain"][1:3] == [
         "generator/generator",
         "synthetic_pool/pool",

@@ -13,7 +13,7 @@ from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig
 from pipelines.resources import Resources
 from sweep.graph.step import Step
-from sweep.plan.schedule import LINGER_S, OVERDUE_S, Schedule, StepTime, last_chain, simulate
+from sweep.plan.schedule import LINGER_S, NEAR_S, OVERDUE_S, Schedule, StepTime, last_chain, simulate
 from sweep.run import tune
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -144,16 +144,19 @@ def test_a_step_joins_a_lane_while_others_are_under_way() -> None:
     assert ends == {"e": (0, 4), "a": (0, 28), "b": (0, 28), "c": (4, 30)}
 
 
-def test_a_lane_waits_for_what_is_being_built_no_longer_than_a_run_does() -> None:
-    assert (LINGER_S, OVERDUE_S) == (tune.LINGER_S, tune.OVERDUE_S)
-    for wait_s, num_lanes in ((LINGER_S - 1, 1), (LINGER_S + 1, 2)):
-        a, early = model("a"), step("e", resources=Resources())
+def test_a_lane_waits_for_what_is_near_and_else_ends_and_another_is_opened_ahead() -> None:
+    assert (LINGER_S, NEAR_S, OVERDUE_S) == (tune.LINGER_S, tune.NEAR_S, tune.OVERDUE_S)
+    for wait_s, opened in ((NEAR_S - 1, [0]), (NEAR_S + LINGER_S + 1, [0, 15 + LINGER_S + 1])):
+        early, a = step("e", resources=Resources()), model("a")
         b = model("b", early)
+        # a is built after 15 s, and wait_s later what b lacks.
         found = with_base([early, a, b], {early: StepTime(0, 0, 15 + wait_s), **dict.fromkeys((a, b), StepTime(5, 0, 10))})
         assert found.timeline is not None
-        assert sum("task_model" in lane.stages for lane in found.timeline.lanes) == num_lanes
-        # A lane that is up has no start.
-        assert found.seconds == 15 + wait_s + (10 if num_lanes == 1 else 15)
+        assert [lane.opened for lane in found.timeline.lanes if "task_model" in lane.stages] == opened
+        # In either case workers are up when b is ready.
+        assert found.seconds == 15 + wait_s + 10
+    # What waits ahead of time holds its GPU, and does nothing once it is up: of 176 s 20 are work, and 10 starts.
+    assert found.idle_share == pytest.approx(1 - 30 / 176) and found.start_share == pytest.approx(10 / 176)
 
 
 def test_the_last_chain_adds_up_to_the_wall_time() -> None:
