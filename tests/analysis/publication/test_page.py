@@ -1,14 +1,19 @@
 """A published study's page: what is made stands between its marks, is the verdicts' own, and is made again from files."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.publication.__main__ import main
 from analysis.publication.kept import keep, load, sha256_of_text
-from analysis.publication.page import NOT_BUILT, PARTS, fill
+from analysis.publication.page import NOT_BUILT, PARTS, Made, fill
+from analysis.publication.pools import COLUMNS
+from analysis.study.artifacts import LabelCount
 from analysis.verdicts.verdicts import judge_evidence
 from pipelines.errors import UserError
+from sweep.graph.records import Store
 from tests.analysis.item_study import ItemStudy
 from tests.analysis.publication.test_kept import published_study
 
@@ -46,8 +51,6 @@ def test_all_parts_are_made_from_the_files_and_words_between_them_stay(tmp_path:
 def test_a_study_that_could_not_have_seen_it_says_so_first(tmp_path: Path) -> None:
     study = ItemStudy(tmp_path / "store", lambda start, kind, size, part: 0.9 if part == "general" else 0.5)
     study.grid()
-    from sweep.graph.records import Store
-
     keep(Store(study.write()), "tiny", tmp_path / "data/tiny")
     page = page_of(tmp_path, "answer", "plan")
     fill(page, tmp_path / "data")
@@ -85,3 +88,24 @@ def test_the_repositorys_pages_are_as_their_files_make_them(tmp_path: Path) -> N
     for page in pages:
         fill(tmp_path / page.name, STUDIES / "data")
         assert (tmp_path / page.name).read_text() == page.read_text(), f"{page}: make study-report makes it anew"
+
+
+def test_the_pools_table_has_a_row_for_each_generator_and_table_1_beside_it(tmp_path: Path) -> None:
+    keep(published_study(tmp_path / "store"), "tiny", tmp_path / "data/tiny")
+    published = load(tmp_path / "data/tiny")
+    rows = [
+        {"generator": generator, "label": label, "generated": 1_000, "parsed": 990, "num_rows": 990, "num_lexical_overlap": num}
+        for generator in (0, 1)
+        for label, num in (("entailment", 17), ("neutral", 3), ("contradiction", 0))
+    ]
+    whole = {"generated": 3_000, "parsed": 2_970, "num_rows": 2_970, "copies": 30, "near_copies": 3, "training_copies": 297}
+    rows += [{"generator": 0, "label": "all"} | whole | {"wrong": 0.125, "wrong_low": 0.1, "wrong_high": 0.15}]
+    rows += [{"generator": 1, "label": "all"} | whole]
+    counts = {"entailment": LabelCount(990, 17), "neutral": LabelCount(990, 3), "contradiction": LabelCount(990, 1)}
+    both = {"original": counts, "synthetic": counts}
+    evidence = replace(published.evidence, counts=both)
+    made = Made(replace(published, pools=pd.DataFrame(rows, columns=list(COLUMNS)), evidence=evidence), tmp_path)
+    text = "\n\n".join(PARTS["pools"](made))
+    numbers = "| 3,000 | 99.0% | 1.72% / 0.30% / 0.00% | 1.01% | 0.10% | 10.00% |"
+    assert f"| 0 {numbers} 12.5% [10.0 to 15.0%] |" in text and f"| 1 {numbers} – |" in text
+    assert "the pools of 2 generators together" in text
