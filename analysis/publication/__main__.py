@@ -6,6 +6,7 @@ python -m analysis.publication pages
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept.add_argument("--store", required=True)
     kept.add_argument("--data", type=Path, default=STUDIES / "data")
     kept.add_argument("--plan", type=Path, default=STUDIES / "qwen-plan.md")
+    kept.add_argument("--estimate", type=Path, help="What `blindsweep plan STUDY --json` said.")
     pages = commands.add_parser("pages", help="The pages of docs/studies, from what is kept: no store, no GPU.")
     pages.add_argument("--folder", type=Path, default=STUDIES)
     given = parser.parse_args(arguments)
@@ -37,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "rates":
             print(write_outcome(given.store, given.output))
         elif given.command == "keep":
-            print(keep(Store(given.store), given.study, given.data / given.study, plan=given.plan))
+            estimate = json.loads(given.estimate.read_text()) if given.estimate else None
+            print(keep(Store(given.store), given.study, given.data / given.study, plan=given.plan, estimate=estimate))
         else:
             for page in sorted(given.folder.glob("*.md")):
                 print("\n".join(str(path) for path in fill(page, given.folder / "data")))
-    except UserError as error:
+    except (UserError, OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0

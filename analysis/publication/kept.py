@@ -71,8 +71,12 @@ class Published:
     largest_change: float
 
 
-def keep(store: Store, study_name: str, folder: Path, *, plan: Path | None = None) -> str:
+def keep(
+    store: Store, study_name: str, folder: Path, *, plan: Path | None = None, estimate: Mapping[str, Any] | None = None
+) -> str:
     """Write what is published of a study to `folder`, anew; a sentence on its size and on what rounding changes.
+
+    `estimate` is what it was estimated to cost (`blindsweep plan --json`), where its store has none: pieces' bundles do not.
 
     Raises IncompleteSweepError for a study that is not whole, and UserError for one with several arms, for scores whose
     rounding would change a verdict, and for more than MOST_BYTES of all studies beside each other.
@@ -86,7 +90,7 @@ def keep(store: Store, study_name: str, folder: Path, *, plan: Path | None = Non
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        _write(fresh, store, study, frame, evidence, plan)
+        _write(fresh, store, study, frame, evidence, plan, estimate)
         changed = _change(evidence, load(fresh).evidence)
         values = json.loads((fresh / "kept.json").read_text())
         (fresh / "kept.json").write_text(json.dumps(values | {"largest_change": changed}, indent=1) + "\n")
@@ -165,7 +169,15 @@ def sha256_of_text(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(folder: Path, store: Store, study: Study, frame: pd.DataFrame, evidence: Evidence, plan: Path | None) -> None:
+def _write(
+    folder: Path,
+    store: Store,
+    study: Study,
+    frame: pd.DataFrame,
+    evidence: Evidence,
+    plan: Path | None,
+    estimate: Mapping[str, Any] | None,
+) -> None:
     responses = evidence.responses
     (folder / "study.json").write_text(study.to_json())
     kept = {
@@ -182,7 +194,7 @@ def _write(folder: Path, store: Store, study: Study, frame: pd.DataFrame, eviden
             for name, items in responses.items.items()
         },
         "plan": _declared(study, plan),
-        "estimate": read_plan(store, study.experiment),
+        "estimate": estimate or read_plan(store, study.experiment),
     }
     (folder / "kept.json").write_text(json.dumps(kept, indent=1) + "\n")
     records = [(step.fingerprint, step.record.to_json()) for step in study.steps if step.record is not None]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.page import Block, Column, Table, number_columns, write_file
-from analysis.publication.kept import STEPS, Published, load, sha256_of_text
+from analysis.publication.kept import MEASURES, STEPS, Published, load, sha256_of_text
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.figures import figure1, to_png
 from analysis.report.generality import generality_block
@@ -41,8 +41,10 @@ from analysis.wording import (
     NOTHING,
     estimate_words,
     kind_name,
+    p_words,
     percent,
     percent_range,
+    range_words,
     starting_point_name,
 )
 from pipelines.errors import UserError
@@ -151,7 +153,36 @@ def _plan(made: Made) -> list[str]:
 
 def _claims(made: Made) -> list[str]:
     block, figure = claims_block(made.verdicts, made.published.evidence, "")
-    return [*of_block(block), *made.figure("differences", figure, "Each primary claim's difference in each setting")]
+    drawn = made.figure("differences", figure, "Each primary claim's difference in each setting")
+    return [*drawn, *of_block(block, folds=False)]
+
+
+def _paper(made: Made) -> list[str]:
+    """What the paper found, claim by claim, and what is found here."""
+    rows = [
+        [
+            judgement.statement,
+            judgement.paper,
+            str(judgement.verdict),
+            estimate_words(judgement.estimate, judgement.unit),
+            range_words(judgement.low, judgement.high, judgement.unit),
+            p_words(judgement.p_adjusted),
+        ]
+        for judgement in made.verdicts.judgements
+        if judgement.paper
+    ]
+    columns = [
+        Column("Statement"),
+        Column("The paper"),
+        Column("Here"),
+        *number_columns("Estimate", "95% interval", "Adjusted p"),
+    ]
+    return [_table(Table(columns, rows))]
+
+
+def _settings(made: Made) -> list[str]:
+    block, _ = claims_block(made.verdicts, made.published.evidence, "")
+    return of_block(replace(block, text=(), cards=()))
 
 
 def _measures(made: Made) -> list[str]:
@@ -191,19 +222,23 @@ def _cells(made: Made) -> list[str]:
     """Margin, AUC and pull by cell: means over seeds and their range."""
     measures = made.published.measures
     rows = []
-    for (start, kind, size), of_cell in measures.groupby(["starting_size", "kind", "size"], sort=False):
-        values = [of_cell[str(measure)] for measure in (Measure.MARGIN, Measure.AUC, Measure.PULL)]
+    kinds = made.published.frame["kind"].cat.categories
+    measures = measures.assign(kind=pd.Categorical(measures["kind"], kinds, ordered=True))
+    for (start, kind, size), of_cell in measures.groupby(["starting_size", "kind", "size"], observed=True):
+        values = [(of_cell[str(measure)], measure) for measure in MEASURES]
         place = [starting_point_name(int(start)), kind_name(kind), f"{size:,}", f"{len(of_cell):,}"]
-        rows.append([*place, *map(_with_range, values)])
+        rows.append([*place, *(_with_range(*value) for value in values)])
     columns = [Column("Starting point"), Column("Training set"), *number_columns("Size", "Seeds", "Margin", "AUC", "Pull")]
     how = "Means over seeds, with the smallest and the largest in brackets, where going by the heuristic is wrong."
     return [how, _table(Table(columns, rows))]
 
 
-def _with_range(values: pd.Series) -> str:
+def _with_range(values: pd.Series, measure: Measure) -> str:
     if values.isna().all():
         return NOTHING
-    mean, low, high = (estimate_words(value, "number") for value in (values.mean(), values.min(), values.max()))
+    three = values.mean(), values.min(), values.max()
+    # A chance has no sign.
+    mean, low, high = (estimate_words(one, "number") if measure == Measure.MARGIN else f"{one:.2f}" for one in three)
     return f"{mean} ({low} to {high})"
 
 
@@ -270,6 +305,8 @@ PARTS: Mapping[str, Callable[[Made], Sequence[str]]] = {
     "plan": _plan,
     "figure1": _figure1,
     "claims": _claims,
+    "paper": _paper,
+    "settings": _settings,
     "measures": _measures,
     "cells": _cells,
     "accuracies": _accuracies,

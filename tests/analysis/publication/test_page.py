@@ -41,11 +41,25 @@ def test_all_parts_are_made_from_the_files_and_words_between_them_stay(tmp_path:
     judged = judge_evidence(load(tmp_path / "data/tiny").evidence)
     for name in ("bias_is_seen", "synthetic_reinforces"):
         judgement = judged[name]
+        assert f"| {judgement.statement} | {judgement.paper} | {judgement.verdict} |" in text
         assert f"| {judgement.verdict}{' (positive control)' if judgement.is_control else ''} | {judgement.statement} |" in text
     assert f"sha256 `{sha256_of_text(plan)}`; the file is as it was then" in text
     # Made again, it is the same.
     fill(page, tmp_path / "data")
     assert page.read_text() == text
+
+
+def test_time_is_set_beside_what_was_estimated(tmp_path: Path) -> None:
+    stages = {"sources": {"gpus_per_step": 0}, "evaluation": {"gpus_per_step": 0.5}}
+    estimate = {
+        "stages": {name: stage | {"in_all": {"gpu_hours": 0.25}} for name, stage in stages.items()},
+        "costs": {"price": None, "gpu": "h200"},
+    }
+    keep(published_study(tmp_path / "store"), "tiny", tmp_path / "data/tiny", estimate=estimate)
+    page = page_of(tmp_path, "time")
+    fill(page, tmp_path / "data")
+    # 42 evaluations of 12.5 s on half a GPU.
+    assert "| evaluation | 42 of 42 | 8 min 45 s | 0.25 | 0.07 |" in page.read_text()
 
 
 def test_a_study_that_could_not_have_seen_it_says_so_first(tmp_path: Path) -> None:
