@@ -34,7 +34,7 @@ from pipelines.models.checkpoint_files import (
 )
 from pipelines.models.gguf_files import check_gguf
 from pipelines.models.hub import hub_snapshot
-from pipelines.models.process import has_gpu, quiet_libraries
+from pipelines.models.process import has_gpu, quiet_libraries, without_modules
 from pipelines.models.quantization import QUANTIZATIONS
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.resources import Report, Resources, no_report
@@ -330,7 +330,9 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
         for name in names:
             if name.endswith(".safetensors"):
                 check_finite(source / name, source / name)
-    from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
+    # Which transformers would import for what nobody uses here, a third of the wait for it.
+    with without_modules("sklearn"):
+        from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
 
     quiet_libraries()
     metrics: dict[str, Any] = {}

@@ -13,9 +13,8 @@ from pipelines.generate.decode_attention import attention_options, head_size
 from pipelines.resources import Resources
 from pipelines.workers.telemetry import OFF
 
-INDUCTOR = False
-"""Whether vLLM compiles models. It takes half of a start, and a pool is written in minutes; decoding steps run from CUDA graphs
-of vLLM's own fused kernels either way."""
+COMPILED_FROM_BYTES = 2 * 2**30
+"""Weights from which vLLM compiles a model: what it fuses does not repay half a minute for the pool of a small one."""
 
 
 def max_num_seqs(config: GenerationConfig, *, on_gpu: bool) -> int:
@@ -75,7 +74,7 @@ def kv_cache_bytes(model: str, *, num_seqs: int, context: int, number_bytes: int
     keys_and_values = 2
     token_bytes = settings["num_hidden_layers"] * num_kv_heads * head_size(settings) * keys_and_values * number_bytes
     needed = num_seqs * context * token_bytes
-    weights = sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+    weights = _weights_bytes(model)
     # The engine's own workspace: logits, activations, CUDA's context and graphs.
     left = int(gpu_bytes - weights - 2 * 2**30)
     if left < needed / 16:
@@ -84,6 +83,10 @@ def kv_cache_bytes(model: str, *, num_seqs: int, context: int, number_bytes: int
             "leaves too little to work with; give the synthetic pool fewer workers with a larger gpus_per_worker"
         )
     return min(needed, left)
+
+
+def _weights_bytes(model: str) -> int:
+    return sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
 
 
 def engine_options(
@@ -130,8 +133,7 @@ def engine_options(
         # have eighty sizes up to 1,024; filling a batch up to the next 64 costs less than capturing them.
         sizes = [size for size in (1, 2, 4, 8, 16, 32) if size < num_seqs]
         options["compilation_config"] = {"cudagraph_capture_sizes": [*sizes, *range(64, num_seqs, 64), num_seqs]}
-        if not INDUCTOR:
-            # Our kernel is for steps in which each text has one token, and so are all of them; elsewhere most have a prompt.
-            graphs = "FULL_DECODE_ONLY" if "attention_config" in options else "FULL"
-            options["compilation_config"] |= {"mode": 0, "cudagraph_mode": graphs}
+        if "attention_config" in options and _weights_bytes(model) < COMPILED_FROM_BYTES:
+            # With our kernel all steps are alike, and run from CUDA graphs of decoding alone.
+            options["compilation_config"] |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     return options

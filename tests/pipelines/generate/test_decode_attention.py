@@ -27,6 +27,7 @@ QWEN_1_5_7B = {
 MISTRAL_7B = {
     "model_type": "mistral", "hidden_size": 4_096, "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": 4_096,
 }  # fmt: skip
+QWEN_2_1_5B = {"model_type": "qwen2", "hidden_size": 1_536, "num_attention_heads": 12, "num_key_value_heads": 2}
 SMOLLM2_135M = {"model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
 
 without_triton = pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
@@ -41,6 +42,7 @@ without_triton = pytest.mark.skipif(find_spec("triton") is not None, reason="Tri
         # Llama 1 came before KV heads were shared.
         {"model_type": "llama", "hidden_size": 4_096, "num_attention_heads": 32},
         {**LLAMA_2_7B, "num_key_value_heads": 16},
+        SMOLLM2_135M,
         {**LLAMA_2_7B, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64},
     ],
 )
@@ -55,7 +57,7 @@ def test_models_with_few_query_heads_to_a_kv_head_decode_with_our_kernel(setting
         (MISTRAL_7B, "bfloat16", "window of 4096"),
         ({**QWEN_1_5_7B, "use_sliding_window": True}, "bfloat16", "window of 32768"),
         ({**MISTRAL_7B, "sliding_window": None}, "bfloat16", "32 query heads share 8 KV heads"),
-        (SMOLLM2_135M, "bfloat16", "9 query heads share 3 KV heads"),
+        (QWEN_2_1_5B, "bfloat16", "12 query heads share 2 KV heads"),
         ({**LLAMA_2_7B, "num_attention_heads": 40, "num_key_value_heads": 40}, "bfloat16", "heads have 102 numbers"),
         ({**LLAMA_2_7B, "model_type": "gemma2", "attn_logit_softcapping": 50.0}, "bfloat16", "'gemma2'"),
         ({**LLAMA_2_7B, "model_type": "deepseek_v3", "kv_lora_rank": 512}, "bfloat16", "'deepseek_v3'"),
@@ -87,7 +89,7 @@ def test_an_engine_goes_on_without_our_kernel_and_says_so_once(tmp_path: Path, c
 
 def test_a_model_that_does_not_fit_is_no_reason_to_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipelines"):
-        assert attention_options(save_config(tmp_path, SMOLLM2_135M), "bfloat16") == {}
+        assert attention_options(save_config(tmp_path, QWEN_2_1_5B), "bfloat16") == {}
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 

@@ -63,9 +63,10 @@ SHAPES = pytest.mark.parametrize(
         {"num_heads": 4, "num_kv_heads": 4, "num_channels": 128, "block_size": 15, "heads_first": False},
         {"num_heads": 4, "num_kv_heads": 4, "num_channels": 128, "block_size": 15, "heads_first": True},
         {"num_heads": 6, "num_kv_heads": 3, "num_channels": 64, "block_size": 16, "heads_first": False},
+        {"num_heads": 9, "num_kv_heads": 3, "num_channels": 64, "block_size": 11, "heads_first": True},
         {"num_heads": 3, "num_kv_heads": 3, "num_channels": 256, "block_size": 8, "heads_first": False},
     ],
-    ids=["Llama", "heads first", "two heads to a KV head", "wide heads"],
+    ids=["Llama", "heads first", "two heads to a KV head", "SmolLM2", "wide heads"],
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.generate import options
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.options import engine_options, kv_cache_bytes, reads_in_place, shards_in_flight
 from pipelines.resources import Resources
@@ -48,18 +49,30 @@ def test_an_engines_cache_is_what_it_needs_or_what_its_share_leaves(tmp_path: Pa
 
 
 def test_weights_are_read_in_place_only_where_vllm_keeps_them_as_it_reads_them(models: Path, tmp_path: Path) -> None:
-    options = {"model": str(models / "trained" / "model")}
+    untied = {"model": str(models / "trained" / "model")}
     settings = json.loads((models / "trained" / "model" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
     tied = {"model": str(tmp_path)}
-    assert reads_in_place(options, on_gpu=False) and reads_in_place(tied, on_gpu=True)
-    assert not reads_in_place(tied, on_gpu=False) and not reads_in_place({**options, "quantization": "fp8"}, on_gpu=True)
+    assert reads_in_place(untied, on_gpu=False) and reads_in_place(tied, on_gpu=True)
+    assert not reads_in_place(tied, on_gpu=False) and not reads_in_place({**untied, "quantization": "fp8"}, on_gpu=True)
 
 
 def test_graphs_are_captured_up_to_the_whole_batch(models: Path) -> None:
     config = replace(CONFIG, max_num_seqs=200, enforce_eager=False)
-    options = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_lengths=[20])
-    assert options["compilation_config"]["cudagraph_capture_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 192, 200]
+    found = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_lengths=[20])
+    assert found["compilation_config"]["cudagraph_capture_sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 192, 200]
+
+
+def test_a_small_model_is_not_compiled_where_all_steps_are_alike(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gpu = str(models / "trained" / "model"), Resources(gpus_per_worker=1)
+    compiled = engine_options(CONFIG, model, gpu, prompt_lengths=[20])["compilation_config"]
+    assert "mode" not in compiled, "vLLM's own kernels take steps of several tokens a text"
+    monkeypatch.setattr(options, "attention_options", lambda *_: {"attention_config": {"backend": "CUSTOM"}})
+    assert engine_options(CONFIG, model, gpu, prompt_lengths=[20])["compilation_config"] == {
+        **compiled, "mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"
+    }  # fmt: skip
+    monkeypatch.setattr(options, "COMPILED_FROM_BYTES", 1)
+    assert engine_options(CONFIG, model, gpu, prompt_lengths=[20])["compilation_config"] == compiled
 
 
 @pytest.mark.parametrize(
