@@ -93,6 +93,7 @@ class Engine:
             from vllm import LLM, SamplingParams
 
             allocate_by_the_block()
+            inspect_models_here()
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             placeholder = {"load_format": "dummy"} if self._weights else {}
             self.llm = llm = LLM(**options, **placeholder)
@@ -206,6 +207,19 @@ class Text:
     def get_next_output_text(self, finished: bool, delta: bool) -> str:
         """The whole text; vLLM asks for it when the request is over."""
         return self._decoder.text(self._prompt, self.output_token_ids) if self._ended is None else self._ended
+
+
+def inspect_models_here() -> None:
+    """Let vLLM look in this process at what a model's class can do.
+
+    It imports all of itself anew in another one for that, which takes as long as the rest of a small engine's start, so that this
+    one does not begin to use the GPU before it starts others. Here it starts none.
+    """
+    from vllm import envs
+    from vllm.model_executor.models import registry
+
+    if not envs.VLLM_ENABLE_V1_MULTIPROCESSING and hasattr(registry, "_run_in_subprocess"):
+        registry._run_in_subprocess = lambda function: function()
 
 
 @functools.cache
