@@ -112,8 +112,11 @@ def reference_backward(
 
 def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
     """`adapted_linears` of contiguous tensors."""
+    from pipelines.adapters import few_tokens
     from pipelines.adapters.kernels import add_product, expand, shrink
 
+    if few_tokens.takes(x, operands):
+        return few_tokens.forward(x, operands)
     weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
     segments = operands.segments
     z = shrink([x] * len(a), a, segments, salts, dropout=dropout, scale=1 / (1 - dropout))
@@ -131,8 +134,11 @@ def backward_by_kernels(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
 ) -> Gradients:
     """`adapted_linears_backward` of contiguous tensors."""
+    from pipelines.adapters import few_tokens
     from pipelines.adapters.kernels import add_product, expand, gradients, shrink
 
+    if few_tokens.takes(x, operands):
+        return few_tokens.backward(grads, x, z, operands, needs_grad_x)
     weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
     segments = operands.segments
     kept = 1 / (1 - dropout)

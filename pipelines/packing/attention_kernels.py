@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pipelines.packing import few_attention
 from pipelines.packing.stream import TOKENS_PER_SUM, TOKENS_PER_TILE, StreamIndex
 
 COPIES, BLOCK = 8, 1024
@@ -357,6 +358,9 @@ def attend_stream_backward(
     strides = [stride for states in (query, key, value, grad) for stride in states.stride()[:2]]
     scales = (scaling, scaling * math.log2(math.e))
     sizes = {"GROUP": heads // key_heads, "CHANNELS": channels}
+    if few_attention.takes(num_tokens, tiles):
+        few_attention.backward(query, key, value, out, grad, lse, tiles, *scales, (query_grad, key_grad, value_grad))
+        return query_grad.transpose(0, 1), key_grad.transpose(0, 1), value_grad.transpose(0, 1)
     _backward_kernel[grid](
         query, key, value, out, grad, lse, mean, query_grad, key_grad, value_grad, tiles,
         *scales, num_tokens, *strides, **sizes, TILE=TOKENS_PER_TILE, **BACKWARD[heads > key_heads],

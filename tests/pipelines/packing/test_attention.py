@@ -394,7 +394,14 @@ def test_the_operator_is_registered_as_pytorch_asks(case):
     torch.library.opcheck(attend_stream, (*states, index.tiles, index.keys, index.parts, index.sums, 0.25))
 
 
+@pytest.fixture(params=[0, 512])
+def in_one_launch(request, monkeypatch):
+    """Up to how many tokens the backward pass is one launch: by either way it is the same."""
+    monkeypatch.setattr("pipelines.packing.few_attention.MOST_TOKENS", request.param)
+
+
 @needs_interpreter
+@pytest.mark.usefixtures("in_one_launch")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 2e-2)])
 @pytest.mark.parametrize(("heads", "key_heads", "channels"), [(2, 2, 32), (4, 2, 16), (3, 1, 16)])
 @pytest.mark.parametrize("case", ATTENDED)
@@ -415,6 +422,7 @@ def test_interpreted_attention_over_a_tree_is_the_grids(families, key_heads):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("in_one_launch")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 8e-2), (torch.float16, 2e-2)])
 @pytest.mark.parametrize(("heads", "key_heads", "channels"), [(2, 2, 128), (4, 2, 64), (8, 1, 128), (3, 1, 16)])
 @pytest.mark.parametrize("case", [*ATTENDED, "tree"])

@@ -1,0 +1,617 @@
+"""Adapted projections of few tokens with one adapter, as a task model meets them that trains alone in batches of two.
+
+A product of a hundred tokens takes the time of reading its weights, and all else of a layer the time of its launches. So all
+multiprocessors read weights (cuBLAS gives such a product a tile each of a few), what adapters add is added by the kernel that
+has a product's sums at hand, and all gradients of an input's adapters are one launch:
+
+- `_shrink_kernel`: z, in parts of the channels; the last program of a tile to end adds them. Meanwhile it asks for the first of
+  the weights, which then come from the L2 cache;
+- `_product_kernel`: x Wᵀ, or the gradient's product with W, of ordinary numbers or in FP8. Where its tiles are too few for a
+  GPU its sums are cut into parts, in float32, which `_finish_kernel` adds;
+- `_gradients_kernel`: gradients of a and b of all projections.
+
+Sums run in a fixed order: how they are cut depends on shapes only, and programs that end in another order add in the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from pipelines.adapters.fp8 import Fp8Rows, to_fp8
+from pipelines.adapters.kernels import _column_words, _keep, _row_words, pick
+from pipelines.adapters.linears import Gradients, Operands, Outputs
+from pipelines.packing.dropout import drop_below
+
+MOST_TOKENS = 256
+"""Of more, products are bound by matrix units, and cuBLAS's are better."""
+WIDEST_RANK = 64
+DEPTH = 64
+"""What the channels of every sum must be a multiple of; in FP8 twice as many."""
+MOST_PARTS = 8
+HOPPER = (9, 0)
+FOLLOWS = True
+"""Whether kernels are made ready while the one before ends."""
+# Settings by whether numbers are of FP8. PROGRAMS: most that sums are cut for, one or two a multiprocessor of an H100 or H200;
+# never by the device, so that results do not depend on it. BM: most tokens of a program; BN, BK: columns of a tile, channels of
+# an iteration.
+PRODUCT: dict[bool, dict[str, int]] = {
+    False: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 64, "num_stages": 4, "num_warps": 8},
+    True: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 128, "num_stages": 4, "num_warps": 8},
+}
+SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
+SHRINK_PROGRAMS = 160
+FINISH = {"TILE": 32, "BLOCK": 128, "num_warps": 4}
+GRADIENT = {"TILE": 64, "BLOCK": 128, "num_stages": 2, "num_warps": 4}
+PREFETCHED = 16 * 2**20
+"""Bytes of an input's weights that are asked for ahead: about what memory gives in the time of `_shrink_kernel`."""
+CHUNK = 1_024
+"""Bytes that a thread asks for."""
+
+
+@triton.jit
+def _follow():
+    """Wait for the kernel before, from whose last programs on this one may be there, and let the next one come likewise."""
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _place_of(block, widths, BLOCK: tl.constexpr):
+    """Output, block of columns in it, and columns of the outputs before it, of a block of all outputs' columns."""
+    which, before = 0, 0
+    for place in tl.static_range(len(widths) - 1):
+        num_blocks = tl.cdiv(widths[place], BLOCK)
+        is_past = (which == place) & (block >= num_blocks)
+        block = tl.where(is_past, block - num_blocks, block)
+        before = tl.where(is_past, before + widths[place], before)
+        which = tl.where(is_past, place + 1, which)
+    return which, block, before
+
+
+@triton.jit(do_not_specialize=["num_tokens", "chunks"])
+def _shrink_kernel(
+    wides,  # one for all, or m, of [T, channels]
+    factors,  # m of [rank, channels] by their strides
+    narrow,  # out: [m, T, rank]
+    parts,  # [parts, m, T, rank], float32
+    counters,  # zeros, and left so
+    starts,
+    keys,
+    salts,
+    weights,  # m, to ask for
+    threshold,
+    scale,
+    num_tokens,
+    chunks,
+    spacing,
+    widths,
+    rank,
+    TILE: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    DROP: tl.constexpr,
+    RANK_FIRST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
+    FOLLOWS: tl.constexpr,
+):
+    """narrow = scale · dropout(wide) @ factorᵀ of one projection, one tile of tokens, one part of its channels."""
+    tile, which, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if CHUNK > 0:
+        number = (part * tl.num_programs(0) + tile) * THREADS + tl.arange(0, THREADS)
+        # In 64 bits. The last chunk again, where there are no more.
+        place = tl.minimum(number, chunks - 1).to(tl.int64) * spacing
+        address = pick(weights, which).to(tl.int64) + place
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], 1024; mov.u32 $0, 0;",
+            "=r,l",
+            [address],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    if FOLLOWS:
+        _follow()
+    wide, factor = pick(wides, which), pick(factors, which)
+    channels = pick(widths, which)
+    end = tl.load(starts + 1)
+    rows = tile * TILE + tl.arange(0, TILE)
+    valid = rows < end
+    ranks = tl.arange(0, RANK)
+    per_part = tl.cdiv(tl.cdiv(channels, PARTS), BLOCK) * BLOCK
+    begin = part * per_part
+    stop = tl.minimum(begin + per_part, channels)
+    if DROP:
+        row_words = _row_words(keys, rows, valid, pick(salts, which))
+    total = tl.zeros([RANK, TILE], dtype=tl.float32)
+    for start in range(begin, stop, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < stop
+        values = tl.load(wide + rows[:, None] * channels + columns[None, :], mask=valid[:, None] & inside[None, :], other=0.0)
+        places = ranks[:, None] * channels + columns[None, :] if RANK_FIRST else columns[None, :] * rank + ranks[:, None]
+        own = tl.load(factor + places, mask=(ranks < rank)[:, None] & inside[None, :], other=0.0)
+        if DROP:
+            values = tl.where(_keep(row_words, _column_words(columns), threshold), values, 0.0)
+        total = tl.dot(own, tl.trans(values), total)
+    at = (which * num_tokens + rows)[None, :] * rank + ranks[:, None]
+    there = (rows < num_tokens)[None, :] & (ranks < rank)[:, None]
+    if PARTS == 1:
+        tl.store(narrow + at, (total * scale).to(narrow.dtype.element_ty), mask=there)
+    else:
+        stride = tl.num_programs(1) * num_tokens * rank
+        tl.store(parts + part * stride + at, total, mask=there)
+        # Every thread's, before this program is counted.
+        tl.debug_barrier()
+        counter = counters + which * tl.num_programs(0) + tile
+        if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
+            total = tl.zeros([RANK, TILE], dtype=tl.float32)
+            for each in tl.static_range(PARTS):
+                total += tl.load(parts + each * stride + at, mask=there, other=0.0, cache_modifier=".cg")
+            tl.store(narrow + at, (total * scale).to(narrow.dtype.element_ty), mask=there)
+            tl.store(counter, 0)
+
+
+@triton.jit
+def _with_adapters(
+    total,
+    narrow,
+    factors,
+    keys,
+    salts,
+    threshold,
+    scale,
+    num_tokens,
+    rank,
+    width,
+    rows,
+    columns,
+    which,
+    TERMS: tl.constexpr,
+    RANK: tl.constexpr,
+    DROP: tl.constexpr,
+    RANK_FIRST: tl.constexpr,
+):
+    """total [rows, columns] + scale · Σ dropout(narrow @ factor), of one projection or of all."""
+    ranks = tl.arange(0, RANK)
+    inside = columns < width
+    valid = rows < num_tokens
+    if DROP:
+        column_words = _column_words(columns)
+    for term in tl.static_range(TERMS):
+        projection = which + term
+        states = tl.load(
+            narrow + (projection * num_tokens + rows)[:, None] * rank + ranks[None, :],
+            mask=valid[:, None] & (ranks < rank)[None, :],
+            other=0.0,
+        )
+        places = ranks[:, None] * width + columns[None, :] if RANK_FIRST else columns[None, :] * rank + ranks[:, None]
+        own = tl.load(pick(factors, projection) + places, mask=(ranks < rank)[:, None] & inside[None, :], other=0.0)
+        values = tl.dot(states, own)
+        if DROP:
+            kept = _keep(_row_words(keys, rows, valid, pick(salts, projection)), column_words, threshold)
+            values = tl.where(kept, values, 0.0)
+        total += values * scale
+    return total
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _product_kernel(
+    rows,  # TERMS of [T, depth]
+    weights,  # one an output, or one a term
+    outs,  # [T, width] each; or the one [parts, T, Σ width] in float32
+    row_scales,  # float32 [T]
+    scales,  # float32 [Σ width]
+    narrow,
+    factors,
+    keys,
+    salts,
+    threshold,
+    scale,
+    num_tokens,
+    total_width,
+    rank,
+    depths,
+    widths,
+    column_stride,
+    depth_stride,
+    TERMS: tl.constexpr,
+    ADDED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EVEN: tl.constexpr,
+    HAS_ROW_SCALES: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    RANK: tl.constexpr,
+    DROP: tl.constexpr,
+    RANK_FIRST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    FOLLOWS: tl.constexpr,
+):
+    """Σ rows @ weightᵀ of one tile, over one part of the terms' channels. Whole sums get what adapters add.
+
+    Where it FOLLOWS, its sums are computed beside the kernel before, which waited for what they are computed from.
+    """
+    num_row_tiles = tl.cdiv(num_tokens, BM)
+    which, block, before = _place_of(tl.program_id(0) // num_row_tiles, widths, BN)
+    part = tl.program_id(1)
+    width = pick(widths, which)
+    tokens = (tl.program_id(0) % num_row_tiles) * BM + tl.arange(0, BM)
+    valid = tokens < num_tokens
+    # What is read twice is not stored.
+    read = tl.minimum(tokens, num_tokens - 1)
+    columns = block * BN + tl.arange(0, BN)
+    channels = tl.arange(0, BK)
+    num_blocks = 0
+    for term in tl.static_range(TERMS):
+        num_blocks += depths[term] // BK
+    per_part = tl.cdiv(num_blocks, tl.num_programs(1))
+    begin, end = part * per_part, tl.minimum((part + 1) * per_part, num_blocks)
+    total = tl.zeros([BM, BN], dtype=tl.float32)
+    first = 0
+    for term in tl.static_range(TERMS):
+        depth = depths[term]
+        weight = pick(weights, which) if TERMS == 1 else weights[term]
+        low, high = tl.maximum(begin - first, 0), tl.minimum(end - first, depth // BK)
+        own_rows = rows[term] + read[:, None] * depth + (low * BK + channels)[None, :]
+        own_weights = weight + columns[None, :] * column_stride + (low * BK + channels)[:, None] * depth_stride
+        for _ in range(low, high):
+            values = tl.load(own_rows)
+            numbers = tl.load(own_weights) if EVEN else tl.load(own_weights, mask=(columns < width)[None, :], other=0.0)
+            total = tl.dot(values, numbers, total)
+            own_rows += BK
+            own_weights += BK * depth_stride
+        first += depth // BK
+    if FOLLOWS:
+        _follow()
+    inside = valid[:, None] & (columns < width)[None, :]
+    if not WHOLE:
+        place = (part * num_tokens + tokens)[:, None] * total_width + before + columns[None, :]
+        tl.store(outs[0] + place, total, mask=inside)
+    else:
+        if HAS_ROW_SCALES:
+            total *= tl.load(row_scales + read)[:, None]
+        if HAS_SCALES:
+            total *= tl.load(scales + before + columns, mask=columns < width, other=0.0)[None, :]
+        total = _with_adapters(
+            total, narrow, factors, keys, salts, threshold, scale, num_tokens, rank, width, tokens, columns, which,
+            ADDED, RANK, DROP, RANK_FIRST,
+        )  # fmt: skip
+        out = pick(outs, which)
+        tl.store(out + tokens[:, None] * width + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _finish_kernel(
+    parts,  # [parts, T, Σ width], float32
+    outs,
+    row_scales,
+    scales,
+    narrow,
+    factors,
+    keys,
+    salts,
+    threshold,
+    scale,
+    num_tokens,
+    total_width,
+    rank,
+    widths,
+    ADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    HAS_ROW_SCALES: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    RANK: tl.constexpr,
+    DROP: tl.constexpr,
+    RANK_FIRST: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FOLLOWS: tl.constexpr,
+):
+    """The sum of a tile's parts, the first part first, and what adapters add."""
+    if FOLLOWS:
+        _follow()
+    which, block, before = _place_of(tl.program_id(0), widths, BLOCK)
+    width = pick(widths, which)
+    tokens = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = (tokens < num_tokens)[:, None] & (columns < width)[None, :]
+    total = tl.zeros([TILE, BLOCK], dtype=tl.float32)
+    place = tokens[:, None] * total_width + before + columns[None, :]
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + part * num_tokens * total_width + place, mask=inside, other=0.0)
+    if HAS_ROW_SCALES:
+        total *= tl.load(row_scales + tokens, mask=tokens < num_tokens, other=0.0)[:, None]
+    if HAS_SCALES:
+        total *= tl.load(scales + before + columns, mask=columns < width, other=0.0)[None, :]
+    total = _with_adapters(
+        total, narrow, factors, keys, salts, threshold, scale, num_tokens, rank, width, tokens, columns, which,
+        ADDED, RANK, DROP, RANK_FIRST,
+    )  # fmt: skip
+    out = pick(outs, which)
+    tl.store(out + tokens[:, None] * width + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient_tile(
+    narrow,
+    wide,
+    out,
+    end,
+    keys,
+    salt,
+    threshold,
+    scale,
+    rank,
+    width,
+    block,
+    TILE: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROP: tl.constexpr,
+    RANK_FIRST: tl.constexpr,
+):
+    """out = scale · narrowᵀ @ dropout(wide), [rank, columns] or transposed, of one block of columns."""
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    ranks = tl.arange(0, RANK)
+    if DROP:
+        column_words = _column_words(columns)
+    total = tl.zeros([RANK, BLOCK], dtype=tl.float32)
+    for start in range(0, end, TILE):
+        rows = start + tl.arange(0, TILE)
+        valid = rows < end
+        values = tl.load(wide + rows[:, None] * width + columns[None, :], mask=valid[:, None] & inside[None, :], other=0.0)
+        states = tl.load(
+            narrow + rows[None, :] * rank + ranks[:, None], mask=(ranks < rank)[:, None] & valid[None, :], other=0.0
+        )
+        if DROP:
+            values = tl.where(_keep(_row_words(keys, rows, valid, salt), column_words, threshold), values, 0.0)
+        total = tl.dot(states, values, total)
+    result = (total * scale).to(out.dtype.element_ty)
+    there = (ranks < rank)[:, None] & inside[None, :]
+    if RANK_FIRST:
+        tl.store(out + ranks[:, None] * width + columns[None, :], result, mask=there)
+    else:
+        tl.store(out + columns[None, :] * rank + ranks[:, None], result, mask=there)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _gradients_kernel(
+    x,
+    grads,  # m of [T, width]
+    z,  # [m, T, rank], as the next
+    grad_z,
+    grads_a,  # out: m of [rank, channels]
+    grads_b,  # out: m of [width, rank]
+    starts,
+    keys,
+    salts,
+    threshold,
+    scale_a,
+    scale_b,
+    num_tokens,
+    channels,
+    widths,
+    rank,
+    TILE: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROP: tl.constexpr,
+    FOLLOWS: tl.constexpr,
+):
+    """Gradients of a or of b of one projection, for one block of columns."""
+    if FOLLOWS:
+        _follow()
+    number, block = tl.program_id(1), tl.program_id(0)
+    end = tl.load(starts + 1)
+    which = number // 2
+    before = which * num_tokens * rank
+    if number % 2 == 0:
+        if block * BLOCK < channels:
+            _gradient_tile(
+                grad_z + before, x, pick(grads_a, which), end, keys, pick(salts, which), threshold, scale_a, rank, channels,
+                block, TILE, RANK, BLOCK, DROP, True,
+            )  # fmt: skip
+    else:
+        width = pick(widths, which)
+        if block * BLOCK < width:
+            _gradient_tile(
+                z + before, pick(grads, which), pick(grads_b, which), end, keys, pick(salts, which), threshold, scale_b, rank,
+                width, block, TILE, RANK, BLOCK, False, False,
+            )  # fmt: skip
+
+
+def takes(x: torch.Tensor, operands: Operands) -> bool:
+    """Whether these kernels are made for projections of `x` [T, in]."""
+    depth = DEPTH if operands.scales is None else 2 * DEPTH
+    sizes = [x.shape[1], *(len(weight) for weight in operands.weights)]
+    return (
+        0 < len(x) <= MOST_TOKENS
+        and len(operands.starts) == 2
+        and operands.a[0].shape[1] <= WIDEST_RANK
+        and not any(size % depth for size in sizes)
+    )
+
+
+def forward(x: torch.Tensor, operands: Operands) -> Outputs:
+    """`linears.adapted_linears` of contiguous tensors that these kernels take."""
+    weights, a, b, _, _, _, _, dropout, scale, scales, _ = operands
+    # Before `shrink`, as which `product` waits for nothing else.
+    of_fp8 = None if scales is None else to_fp8([x])
+    z, _parts = shrink([x] * len(a), a, operands, dropout=dropout, scale=1 / (1 - dropout), ahead=weights)
+    outputs = [x.new_empty(len(x), len(weight)) for weight in weights]
+    product([x], weights, outputs, z, b, operands, of_fp8, scales, dropout=0.0, scale=scale)
+    return outputs, z
+
+
+def backward(
+    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
+) -> Gradients:
+    """`linears.adapted_linears_backward` of contiguous tensors that these kernels take."""
+    weights, a, b, _, _, _, _, dropout, scale, scales, transposed = operands
+    assert not needs_grad_x or scales is None or transposed is not None, "these projections were made for forward passes alone"
+    ahead: Sequence[torch.Tensor] = []
+    if needs_grad_x:
+        ahead = weights if transposed is None else [transposed]
+    kept = 1 / (1 - dropout)
+    of_fp8 = to_fp8(grads, scales) if needs_grad_x and scales is not None else None
+    grad_z, _parts = shrink(grads, b, operands, dropout=0.0, scale=scale, ahead=ahead)
+    grads_a, grads_b = gradients(grads, x, z, grad_z, operands, scale_a=kept, scale_b=scale)
+    if not needs_grad_x:
+        return x.new_empty(0), grads_a, grads_b
+    grad_x = torch.empty_like(x)
+    product(grads, ahead, [grad_x], grad_z, a, operands, of_fp8, None, dropout=dropout, scale=kept)
+    return grad_x, grads_a, grads_b
+
+
+def shrink(
+    wides: Sequence[torch.Tensor],
+    factors: Sequence[torch.Tensor],
+    operands: Operands,
+    *,
+    dropout: float,
+    scale: float,
+    ahead: Sequence[torch.Tensor] = (),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """scale · dropout(wide) factorᵀ [m, T, rank], zero for tokens without an adapter, and its parts, to be kept until a kernel
+    has waited for it.
+
+    Of each `wides` [T, C], `factors` [1, rank, C] or [1, C, rank]: those of `operands`. Meanwhile some of the weights `ahead`
+    come into the L2 cache.
+    """
+    num_tokens, num = len(wides[0]), len(factors)
+    rank = operands.a[0].shape[1]
+    widths = tuple(wide.shape[1] for wide in wides)
+    num_tiles = triton.cdiv(num_tokens, SHRINK["TILE"])
+    num_parts = min(round(SHRINK_PROGRAMS / (num_tiles * num)), max(widths) // (2 * SHRINK["BLOCK"]), 2 * MOST_PARTS)
+    num_parts = 2 ** int(math.log2(max(1, num_parts)))
+    narrow = wides[0].new_empty(num, num_tokens, rank)
+    parts = wides[0].new_empty(num_parts, num, num_tokens, rank, dtype=torch.float32) if num_parts > 1 else narrow
+    chunks = spacing = 0
+    if ahead and _is_hopper(narrow.device):
+        # Spread over all of a weight, so that each program of the product finds some.
+        threads = num_tiles * num_parts * 32 * SHRINK["num_warps"]
+        least = min(weight.nbytes for weight in ahead)
+        chunks = min(threads, PREFETCHED // (CHUNK * num), least // CHUNK)
+        spacing = least // max(chunks, 1) // 16 * 16
+    weights = tuple(ahead) * num if len(ahead) == 1 else tuple(ahead)
+    _shrink_kernel[num_tiles, num, num_parts](
+        tuple(wides), tuple(factors), narrow, parts, _counters(narrow.device), operands.starts, operands.keys,
+        tuple(operands.salts), weights if chunks else tuple(factors), drop_below(dropout), scale, num_tokens, chunks, spacing,
+        widths, rank,
+        RANK=_padded(rank), PARTS=num_parts, DROP=dropout > 0, RANK_FIRST=factors is operands.a,
+        CHUNK=CHUNK if chunks else 0, THREADS=32 * SHRINK["num_warps"], **_follows(narrow.device), **SHRINK,
+    )  # fmt: skip
+    return narrow, parts
+
+
+def product(
+    rows: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    outs: Sequence[torch.Tensor],
+    narrow: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    operands: Operands,
+    of_fp8: Fp8Rows | None,
+    scales: torch.Tensor | None,
+    *,
+    dropout: float,
+    scale: float,
+) -> None:
+    """Write into `outs` Σ rows @ weight and what adapters add, scale · dropout(narrow @ factor).
+
+    Either one of `rows` [T, C] meets `weights` [out, C], each with an output of its own, or each its own weight [C_i, out] and
+    there is one output; so do `factors` those of `operands`. Instead of `rows`, `of_fp8` meets `weights` e4m3 [out, C], with
+    `scales` by channel of all outputs, if any.
+    """
+    num_tokens, rank = len(rows[0]), operands.a[0].shape[1]
+    is_forward = factors is operands.b
+    settings = dict(PRODUCT[of_fp8 is not None])
+    by_depth = is_forward or of_fp8 is not None
+    if of_fp8 is not None:
+        rows = [of_fp8.numbers]
+    if num_tokens <= 64:
+        settings["BM"] = 64
+    widths = tuple(out.shape[1] for out in outs)
+    depths = tuple(row.shape[1] for row in rows)
+    num_tiles = triton.cdiv(num_tokens, settings["BM"]) * sum(triton.cdiv(width, settings["BN"]) for width in widths)
+    num_parts = max(1, min(MOST_PARTS, settings.pop("PROGRAMS") // num_tiles, sum(depths) // (4 * settings["BK"])))
+    parts = None
+    if num_parts > 1:
+        parts = outs[0].new_empty(num_parts, num_tokens, sum(widths), dtype=torch.float32)
+    common = {
+        "ADDED": 1 if is_forward else len(factors),
+        "HAS_ROW_SCALES": of_fp8 is not None,
+        "HAS_SCALES": scales is not None,
+        "RANK": _padded(rank),
+        "DROP": dropout > 0,
+        "RANK_FIRST": not is_forward,
+        **_follows(narrow.device),
+    }
+    row_scales = operands.starts if of_fp8 is None else of_fp8.scales
+    added = (
+        row_scales, row_scales if scales is None else scales, narrow, tuple(factors), operands.keys, tuple(operands.salts),
+        drop_below(dropout), scale, num_tokens, sum(widths), rank,
+    )  # fmt: skip
+    strides = (weights[0].shape[1], 1) if by_depth else (1, weights[0].shape[1])
+    _product_kernel[num_tiles, num_parts](
+        tuple(rows), tuple(weights), tuple(outs) if parts is None else (parts,), *added, depths, widths, *strides,
+        TERMS=len(rows), WHOLE=parts is None, EVEN=not any(width % settings["BN"] for width in widths), **common, **settings,
+    )  # fmt: skip
+    if parts is not None:
+        num_blocks = sum(triton.cdiv(width, FINISH["BLOCK"]) for width in widths)
+        _finish_kernel[num_blocks, triton.cdiv(num_tokens, FINISH["TILE"])](
+            parts, tuple(outs), *added, widths, PARTS=num_parts, **common, **FINISH
+        )
+
+
+def gradients(
+    grads: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    z: torch.Tensor,
+    grad_z: torch.Tensor,
+    operands: Operands,
+    *,
+    scale_a: float,
+    scale_b: float,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Gradients of each a, scale_a · grad_zᵀ dropout(x), and of each b, scale_b · gradᵀ z."""
+    a, b, dropout = operands.a, operands.b, operands.dropout
+    grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
+    widths = tuple(grad.shape[1] for grad in grads)
+    rank, channels = a[0].shape[1:]
+    _gradients_kernel[triton.cdiv(max(channels, *widths), GRADIENT["BLOCK"]), 2 * len(a)](
+        x, tuple(grads), z, grad_z, tuple(grads_a), tuple(grads_b), operands.starts, operands.keys, tuple(operands.salts),
+        drop_below(dropout), scale_a, scale_b, len(x), channels, widths, rank,
+        RANK=_padded(rank), DROP=dropout > 0, **_follows(x.device), **GRADIENT,
+    )  # fmt: skip
+    return grads_a, grads_b
+
+
+def _padded(rank: int) -> int:
+    return max(16, triton.next_power_of_2(rank))
+
+
+@functools.cache
+def _counters(device: torch.device) -> torch.Tensor:
+    """A counter for each tile of each projection. Kernels of one stream follow each other, and each leaves zeros."""
+    return torch.zeros(MOST_TOKENS, dtype=torch.int32, device=device)
+
+
+def _follows(device: torch.device) -> dict[str, bool]:
+    """Options of a kernel that is made ready while the one before ends (programmatic dependent launch)."""
+    return {"FOLLOWS": True, "launch_pdl": True} if FOLLOWS and _is_hopper(device) else {"FOLLOWS": False}
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    """Whether it is NVIDIA's Hopper or later, which has both of what kernels are sped up with here."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
