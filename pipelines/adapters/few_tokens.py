@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from pipelines.adapters.fp8 import Fp8Rows, to_fp8
-from pipelines.adapters.kernels import _column_words, _keep, _row_words, pick
+from pipelines.adapters.kernels import _column_words, _keep, _row_words, follow, following, is_hopper, pick
 from pipelines.adapters.linears import Gradients, Operands, Outputs
 from pipelines.packing.dropout import drop_below
 
@@ -34,9 +34,6 @@ WIDEST_RANK = 64
 DEPTH = 64
 """What the channels of every sum must be a multiple of; in FP8 twice as many."""
 MOST_PARTS = 8
-HOPPER = (9, 0)
-FOLLOWS = True
-"""Whether kernels are made ready while the one before ends."""
 # Settings by whether numbers are of FP8. PROGRAMS: most that sums are cut for, one or two a multiprocessor of an H100 or H200;
 # never by the device, so that results do not depend on it. BM: most tokens of a program; BN, BK: columns of a tile, channels of
 # an iteration.
@@ -52,13 +49,6 @@ PREFETCHED = 16 * 2**20
 """Bytes of an input's weights that are asked for ahead: about what memory gives in the time of `_shrink_kernel`."""
 CHUNK = 1_024
 """Bytes that a thread asks for."""
-
-
-@triton.jit
-def _follow():
-    """Wait for the kernel before, from whose last programs on this one may be there, and let the next one come likewise."""
-    tl.extra.cuda.gdc_wait()
-    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -118,7 +108,7 @@ def _shrink_kernel(
             pack=1,
         )
     if FOLLOWS:
-        _follow()
+        follow()
     wide, factor = pick(wides, which), pick(factors, which)
     channels = pick(widths, which)
     end = tl.load(starts + 1)
@@ -270,7 +260,7 @@ def _product_kernel(
             own_weights += BK * depth_stride
         first += depth // BK
     if FOLLOWS:
-        _follow()
+        follow()
     inside = valid[:, None] & (columns < width)[None, :]
     if not WHOLE:
         place = (part * num_tokens + tokens)[:, None] * total_width + before + columns[None, :]
@@ -317,7 +307,7 @@ def _finish_kernel(
 ):
     """The sum of a tile's parts, the first part first, and what adapters add."""
     if FOLLOWS:
-        _follow()
+        follow()
     which, block, before = _place_of(tl.program_id(0), widths, BLOCK)
     width = pick(widths, which)
     tokens = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -409,7 +399,7 @@ def _gradients_kernel(
 ):
     """Gradients of a or of b of one projection, for one block of columns."""
     if FOLLOWS:
-        _follow()
+        follow()
     number, block = tl.program_id(1), tl.program_id(0)
     end = tl.load(starts + 1)
     which = number // 2
@@ -496,7 +486,7 @@ def shrink(
     narrow = wides[0].new_empty(num, num_tokens, rank)
     parts = wides[0].new_empty(num_parts, num, num_tokens, rank, dtype=torch.float32) if num_parts > 1 else narrow
     chunks = spacing = 0
-    if ahead and _is_hopper(narrow.device):
+    if ahead and is_hopper(narrow.device):
         # Spread over all of a weight, so that each program of the product finds some.
         threads = num_tiles * num_parts * 32 * SHRINK["num_warps"]
         least = min(weight.nbytes for weight in ahead)
@@ -508,7 +498,7 @@ def shrink(
         tuple(operands.salts), weights if chunks else tuple(factors), drop_below(dropout), scale, num_tokens, chunks, spacing,
         widths, rank,
         RANK=_padded(rank), PARTS=num_parts, DROP=dropout > 0, RANK_FIRST=factors is operands.a,
-        CHUNK=CHUNK if chunks else 0, THREADS=32 * SHRINK["num_warps"], **_follows(narrow.device), **SHRINK,
+        CHUNK=CHUNK if chunks else 0, THREADS=32 * SHRINK["num_warps"], **following(narrow.device), **SHRINK,
     )  # fmt: skip
     return narrow, parts
 
@@ -554,7 +544,7 @@ def product(
         "RANK": _padded(rank),
         "DROP": dropout > 0,
         "RANK_FIRST": not is_forward,
-        **_follows(narrow.device),
+        **following(narrow.device),
     }
     row_scales = operands.starts if of_fp8 is None else of_fp8.scales
     added = (
@@ -591,7 +581,7 @@ def gradients(
     _gradients_kernel[triton.cdiv(max(channels, *widths), GRADIENT["BLOCK"]), 2 * len(a)](
         x, tuple(grads), z, grad_z, tuple(grads_a), tuple(grads_b), operands.starts, operands.keys, tuple(operands.salts),
         drop_below(dropout), scale_a, scale_b, len(x), channels, widths, rank,
-        RANK=_padded(rank), DROP=dropout > 0, **_follows(x.device), **GRADIENT,
+        RANK=_padded(rank), DROP=dropout > 0, **following(x.device), **GRADIENT,
     )  # fmt: skip
     return grads_a, grads_b
 
@@ -604,14 +594,3 @@ def _padded(rank: int) -> int:
 def _counters(device: torch.device) -> torch.Tensor:
     """A counter for each tile of each projection. Kernels of one stream follow each other, and each leaves zeros."""
     return torch.zeros(MOST_TOKENS, dtype=torch.int32, device=device)
-
-
-def _follows(device: torch.device) -> dict[str, bool]:
-    """Options of a kernel that is made ready while the one before ends (programmatic dependent launch)."""
-    return {"FOLLOWS": True, "launch_pdl": True} if FOLLOWS and _is_hopper(device) else {"FOLLOWS": False}
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    """Whether it is NVIDIA's Hopper or later, which has both of what kernels are sped up with here."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER

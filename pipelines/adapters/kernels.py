@@ -17,6 +17,7 @@ its sum is cut into parts that a second kernel adds; how many depends on shapes 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,9 @@ import triton.language as tl
 from pipelines.packing.dropout import MULTIPLIERS, drop_below
 from pipelines.packing.segments import TOKENS_PER_TILE, Segments
 
+HOPPER = (9, 0)
+FOLLOWS = True
+"""Whether kernels that can do so begin while the one before ends."""
 MAX_PARTS = 8
 # Below that a part saves less time than adding it takes.
 MIN_ITERATIONS = 4
@@ -91,6 +95,17 @@ def _keep(row_words, column_words, threshold):
     factors = _stir(row_words) | 1
     words = (row_words[:, None] ^ column_words[None, :]) * factors[:, None]
     return words.to(tl.int32, bitcast=True) >= threshold
+
+
+@triton.jit
+def follow():
+    """Wait for the kernel before, beside whose last programs this one may have begun, and let the next one begin likewise.
+
+    To be called by all programs of a kernel that is launched with `following`: that one has ended then means that all before
+    it have. What is computed before is of numbers that were there when the kernel before began.
+    """
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -326,6 +341,17 @@ def _sum_kernel(parts, outs, sizes, part_stride, num_parts, BLOCK: tl.constexpr)
     for part in range(num_parts):
         total += tl.load(first + part * part_stride + places, mask=inside, other=0.0)
     tl.store(out + places, total.to(out.dtype.element_ty), mask=inside)
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is an NVIDIA GPU of Hopper or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+
+
+def following(device: torch.device) -> dict[str, bool]:
+    """Options of a kernel that may begin while the one before ends (programmatic dependent launch), where a device has that."""
+    return {"FOLLOWS": True, "launch_pdl": True} if FOLLOWS and is_hopper(device) else {"FOLLOWS": False}
 
 
 def _num_parts(programs: int, num_programs: int, num_iterations: int) -> int:

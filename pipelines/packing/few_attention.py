@@ -14,7 +14,7 @@ import triton.language as tl
 
 MOST_TOKENS = 512
 MOST_TILES = 64
-SETTINGS = {"TILE": 64, "num_warps": 4, "num_stages": 1}
+SETTINGS = {"TILE": 64, "num_warps": 8, "num_stages": 1}
 
 
 @triton.jit
@@ -108,8 +108,8 @@ def _backward_kernel(
             seen = _seen(tokens, keys, first, shared_first, shared_end) & there[:, None]
             _, gradients = _weights(q, k, v, do, own_lse, mean, seen, log2_scale)
             dq = tl.dot(gradients, k, dq)
-        places = query_grad + head * num_tokens * CHANNELS + tokens[:, None] * CHANNELS + channels[None, :]
-        tl.store(places, (dq * scale).to(query_grad.dtype.element_ty), mask=there[:, None])
+        at = query_grad + head * num_tokens * CHANNELS + tokens[:, None] * CHANNELS + channels[None, :]
+        tl.store(at, (dq * scale).to(query_grad.dtype.element_ty), mask=there[:, None])
     else:
         number -= HEADS
         k = _states(key + number * key_head, tokens, key_token, there, CHANNELS)
