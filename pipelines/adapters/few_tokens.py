@@ -433,7 +433,7 @@ def takes(x: torch.Tensor, operands: Operands) -> bool:
 
 def forward(x: torch.Tensor, operands: Operands) -> Outputs:
     """`linears.adapted_linears` of contiguous tensors that these kernels take."""
-    weights, a, b, _, _, _, _, dropout, scale, scales, _ = operands
+    weights, a, b, _, _, _, _, dropout, scale, scales, *_ = operands
     # Before `shrink`, as which `product` waits for nothing else.
     of_fp8 = None if scales is None else to_fp8([x])
     z, _parts = shrink([x] * len(a), a, operands, dropout=dropout, scale=1 / (1 - dropout), ahead=weights)
@@ -446,7 +446,7 @@ def backward(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
 ) -> Gradients:
     """`linears.adapted_linears_backward` of contiguous tensors that these kernels take."""
-    weights, a, b, _, _, _, _, dropout, scale, scales, transposed = operands
+    weights, a, b, _, _, _, _, dropout, scale, scales, transposed, *_ = operands
     assert not needs_grad_x or scales is None or transposed is not None, "these projections were made for forward passes alone"
     ahead: Sequence[torch.Tensor] = []
     if needs_grad_x:
