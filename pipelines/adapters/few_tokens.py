@@ -18,10 +18,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pipelines.adapters.fp8 import Fp8Rows, to_fp8
 from pipelines.adapters.kernels import _column_words, _keep, _row_words, follow, following, is_hopper, pick
@@ -31,6 +33,7 @@ from pipelines.packing.dropout import drop_below
 MOST_TOKENS = 256
 """Of more, products are bound by matrix units, and cuBLAS's are better."""
 WIDEST_RANK = 64
+MOST_PROJECTIONS = 3
 DEPTH = 64
 """What the channels of every sum must be a multiple of; in FP8 twice as many."""
 MOST_PARTS = 8
@@ -38,8 +41,8 @@ MOST_PARTS = 8
 # never by the device, so that results do not depend on it. BM: most tokens of a program; BN, BK: columns of a tile, channels of
 # an iteration.
 PRODUCT: dict[bool, dict[str, int]] = {
-    False: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 64, "num_stages": 4, "num_warps": 8},
-    True: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 128, "num_stages": 4, "num_warps": 8},
+    False: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 64, "num_stages": 4, "num_warps": 8, "BY_TILES": False},
+    True: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 128, "num_stages": 4, "num_warps": 8, "BY_TILES": False},
 }
 SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
 SHRINK_PROGRAMS = 160
@@ -193,8 +196,12 @@ def _with_adapters(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _product_kernel(
-    rows,  # TERMS of [T, depth]
-    weights,  # one an output, or one a term
+    rows_0,  # TERMS of [T, depth], or descriptors of their tiles, which a tuple cannot hold
+    rows_1,
+    rows_2,
+    weight_0,  # WEIGHTS, one an output or one a term; likewise
+    weight_1,
+    weight_2,
     outs,  # [T, width] each; or the one [parts, T, Σ width] in float32
     row_scales,  # float32 [T]
     scales,  # float32 [Σ width]
@@ -212,6 +219,7 @@ def _product_kernel(
     column_stride,
     depth_stride,
     TERMS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     ADDED: tl.constexpr,
     WHOLE: tl.constexpr,
     EVEN: tl.constexpr,
@@ -223,6 +231,8 @@ def _product_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    BY_TILES: tl.constexpr,
+    DEPTH_LAST: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
     """Σ rows @ weightᵀ of one tile, over one part of the terms' channels. Whole sums get what adapters add.
@@ -233,7 +243,8 @@ def _product_kernel(
     which, block, before = _place_of(tl.program_id(0) // num_row_tiles, widths, BN)
     part = tl.program_id(1)
     width = pick(widths, which)
-    tokens = (tl.program_id(0) % num_row_tiles) * BM + tl.arange(0, BM)
+    first_token = (tl.program_id(0) % num_row_tiles) * BM
+    tokens = first_token + tl.arange(0, BM)
     valid = tokens < num_tokens
     # What is read twice is not stored.
     read = tl.minimum(tokens, num_tokens - 1)
@@ -246,19 +257,32 @@ def _product_kernel(
     begin, end = part * per_part, tl.minimum((part + 1) * per_part, num_blocks)
     total = tl.zeros([BM, BN], dtype=tl.float32)
     first = 0
-    for term in tl.static_range(TERMS):
-        depth = depths[term]
-        weight = pick(weights, which) if TERMS == 1 else weights[term]
+    rows = (rows_0, rows_1, rows_2)
+    weights = (weight_0, weight_1, weight_2)
+    for place in tl.static_range(WEIGHTS):
+        depth = depths[place % TERMS]
         low, high = tl.maximum(begin - first, 0), tl.minimum(end - first, depth // BK)
-        own_rows = rows[term] + read[:, None] * depth + (low * BK + channels)[None, :]
-        own_weights = weight + columns[None, :] * column_stride + (low * BK + channels)[:, None] * depth_stride
-        for _ in range(low, high):
-            values = tl.load(own_rows)
-            numbers = tl.load(own_weights) if EVEN else tl.load(own_weights, mask=(columns < width)[None, :], other=0.0)
-            total = tl.dot(values, numbers, total)
-            own_rows += BK
-            own_weights += BK * depth_stride
-        first += depth // BK
+        if TERMS == 1:
+            high = tl.where(which == place, high, low)
+        else:
+            first += depth // BK
+        if BY_TILES:
+            for number in range(low, high):
+                values = rows[place % TERMS].load([first_token, number * BK])
+                if DEPTH_LAST:
+                    numbers = weights[place].load([block * BN, number * BK]).T
+                else:
+                    numbers = weights[place].load([number * BK, block * BN])
+                total = tl.dot(values, numbers, total)
+        else:
+            own_rows = rows[place % TERMS] + read[:, None] * depth + (low * BK + channels)[None, :]
+            own_weights = weights[place] + columns[None, :] * column_stride + (low * BK + channels)[:, None] * depth_stride
+            for _ in range(low, high):
+                values = tl.load(own_rows)
+                numbers = tl.load(own_weights) if EVEN else tl.load(own_weights, mask=(columns < width)[None, :], other=0.0)
+                total = tl.dot(values, numbers, total)
+                own_rows += BK
+                own_weights += BK * depth_stride
     if FOLLOWS:
         follow()
     inside = valid[:, None] & (columns < width)[None, :]
@@ -427,6 +451,7 @@ def takes(x: torch.Tensor, operands: Operands) -> bool:
         0 < len(x) <= MOST_TOKENS
         and len(operands.starts) == 2
         and operands.a[0].shape[1] <= WIDEST_RANK
+        and len(operands.a) <= MOST_PROJECTIONS
         and not any(size % depth for size in sizes)
     )
 
@@ -552,9 +577,18 @@ def product(
         drop_below(dropout), scale, num_tokens, sum(widths), rank,
     )  # fmt: skip
     strides = (weights[0].shape[1], 1) if by_depth else (1, weights[0].shape[1])
+    operands_of_product: list[Any] = [*_three(rows), *_three(weights)]
+    if settings["BY_TILES"]:
+        of_rows, of_weight = [settings["BM"], settings["BK"]], [settings["BN"], settings["BK"]]
+        tiles = [*[of_rows] * MOST_PROJECTIONS, *[of_weight if by_depth else of_weight[::-1]] * MOST_PROJECTIONS]
+        operands_of_product = [
+            None if tensor is None else TensorDescriptor.from_tensor(tensor, tile)
+            for tensor, tile in zip(operands_of_product, tiles, strict=True)
+        ]
     _product_kernel[num_tiles, num_parts](
-        tuple(rows), tuple(weights), tuple(outs) if parts is None else (parts,), *added, depths, widths, *strides,
-        TERMS=len(rows), WHOLE=parts is None, EVEN=not any(width % settings["BN"] for width in widths), **common, **settings,
+        *operands_of_product, tuple(outs) if parts is None else (parts,), *added, depths, widths, *strides,
+        TERMS=len(rows), WEIGHTS=len(weights), WHOLE=parts is None, DEPTH_LAST=by_depth,
+        EVEN=not any(width % settings["BN"] for width in widths), **common, **settings,
     )  # fmt: skip
     if parts is not None:
         num_blocks = sum(triton.cdiv(width, FINISH["BLOCK"]) for width in widths)
@@ -584,6 +618,10 @@ def gradients(
         RANK=_padded(rank), DROP=dropout > 0, **following(x.device), **GRADIENT,
     )  # fmt: skip
     return grads_a, grads_b
+
+
+def _three(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    return [*tensors, *[None] * (MOST_PROJECTIONS - len(tensors))]
 
 
 def _padded(rank: int) -> int:

@@ -74,13 +74,14 @@ def assert_are_the_reference(case, dtype, tolerance, **options):
 
 
 @needs_interpreter
+@pytest.mark.parametrize("by_tiles", [False, True])
 @pytest.mark.parametrize(("programs", "dtype", "tolerance"), [(16, torch.float32, 1e-6), (1, torch.float16, 1e-3)])
 @pytest.mark.parametrize("name", CASES)
-def test_interpreted_kernels_are_the_reference(name, programs, dtype, tolerance, monkeypatch):
-    """With sums of products in parts, and with whole ones."""
+def test_interpreted_kernels_are_the_reference(name, programs, dtype, tolerance, by_tiles, monkeypatch):
+    """With sums of products in parts, and with whole ones; with weights read by pointers, and tile by tile."""
     from pipelines.adapters import few_tokens
 
-    monkeypatch.setitem(few_tokens.PRODUCT, False, {"PROGRAMS": programs, "BM": 64, "BN": 64, "BK": 32})
+    monkeypatch.setitem(few_tokens.PRODUCT, False, {"PROGRAMS": programs, "BM": 64, "BN": 64, "BK": 32, "BY_TILES": by_tiles})
     monkeypatch.setattr(few_tokens, "SHRINK_PROGRAMS", 24)
     assert_are_the_reference(CASES[name], dtype, tolerance)
 
