@@ -10,7 +10,7 @@ from pipelines.packing.dropout import token_keys
 from pipelines.packing.segments import Segments
 from tests.pipelines.interpreted import needs_interpreter
 
-# Tokens with an adapter and all; the widths of outputs; the input's. Outputs of several widths; sums of one part and of several.
+# Tokens with an adapter and all; the widths of outputs; that of the input. Sums of one part and of several.
 CASES = {
     "one": (50, 50, (192,), 128),
     "filled": (20, 33, (128, 64, 64), 64),
