@@ -122,10 +122,13 @@ def train_together(
             except torch.OutOfMemoryError as error:
                 assert bank is not None
                 if bank.num_slots == 1:
-                    raise
-                # Fewer at a time, from where each was last saved.
-                most = bank.num_slots * 3 // 4
-                waiting.extendleft((place, course.member) for place, course in reversed(courses.values()))
+                    # As it ends by itself; the next may be smaller.
+                    ((place, _),) = courses.values()
+                    yield place, portable(error)
+                else:
+                    # Fewer at a time, from where each was last saved.
+                    most = bank.num_slots * 3 // 4
+                    waiting.extendleft((place, course.member) for place, course in reversed(courses.values()))
                 courses.clear()
                 # The frames of the error hold the tensors of the step.
                 error.__traceback__ = bank = None

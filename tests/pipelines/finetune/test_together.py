@@ -213,6 +213,31 @@ def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_m
     assert set(seen) == {3, 2}
 
 
+def test_one_that_memory_is_too_small_for_fails_by_itself(training_sets, base_model, untrained, tmp_path, monkeypatch):
+    seen, step = [], Bank.step
+
+    def limited(slots, courses):
+        seen.append(next(iter(courses.values())).member.output)
+        if seen[-1].endswith("0"):
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return step(slots, courses)
+
+    monkeypatch.setattr(Bank, "step", limited)
+    monkeypatch.setattr(together, "MAX_SLOTS", 1)
+    config = dataclasses.replace(RECIPE, rehearse_steps=2)
+    members = [
+        Member(
+            finetuning_job(TaskModelConfig(config, seed), training_sets["c"], base_model, untrained),
+            str(tmp_path / str(seed)),
+            no_report,
+        )
+        for seed in range(2)
+    ]
+    results = dict(train_together(members, gpu_share=0))
+    assert isinstance(results[0], torch.OutOfMemoryError) and results[1]["num_steps"] == 2
+    assert len(seen) == 3
+
+
 def test_only_adapters_of_one_shape_over_one_base_are_put_together(training_sets, base_model, untrained, tmp_path):
     changes = [
         {},
