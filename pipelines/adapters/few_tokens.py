@@ -111,7 +111,7 @@ def _shrink_kernel(
             pack=1,
         )
     if FOLLOWS:
-        follow()
+        follow(True)
     wide, factor = pick(wides, which), pick(factors, which)
     channels = pick(widths, which)
     end = tl.load(starts + 1)
@@ -284,7 +284,7 @@ def _product_kernel(
                 own_rows += BK
                 own_weights += BK * depth_stride
     if FOLLOWS:
-        follow()
+        follow(True)
     inside = valid[:, None] & (columns < width)[None, :]
     if not WHOLE:
         place = (part * num_tokens + tokens)[:, None] * total_width + before + columns[None, :]
@@ -331,7 +331,7 @@ def _finish_kernel(
 ):
     """The sum of a tile's parts, the first part first, and what adapters add."""
     if FOLLOWS:
-        follow()
+        follow(False)
     which, block, before = _place_of(tl.program_id(0), widths, BLOCK)
     width = pick(widths, which)
     tokens = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -419,11 +419,12 @@ def _gradients_kernel(
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
+    LEADS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
     """Gradients of a or of b of one projection, for one block of columns."""
     if FOLLOWS:
-        follow()
+        follow(LEADS)
     number, block = tl.program_id(1), tl.program_id(0)
     end = tl.load(starts + 1)
     which = number // 2
@@ -479,7 +480,7 @@ def backward(
     kept = 1 / (1 - dropout)
     of_fp8 = to_fp8(grads, scales) if needs_grad_x and scales is not None else None
     grad_z, _parts = shrink(grads, b, operands, dropout=0.0, scale=scale, ahead=ahead)
-    grads_a, grads_b = gradients(grads, x, z, grad_z, operands, scale_a=kept, scale_b=scale)
+    grads_a, grads_b = gradients(grads, x, z, grad_z, operands, scale_a=kept, scale_b=scale, is_followed=needs_grad_x)
     if not needs_grad_x:
         return x.new_empty(0), grads_a, grads_b
     grad_x = torch.empty_like(x)
@@ -606,8 +607,12 @@ def gradients(
     *,
     scale_a: float,
     scale_b: float,
+    is_followed: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Gradients of each a, scale_a · grad_zᵀ dropout(x), and of each b, scale_b · gradᵀ z."""
+    """Gradients of each a, scale_a · grad_zᵀ dropout(x), and of each b, scale_b · gradᵀ z.
+
+    If it `is_followed`, another of these kernels comes next.
+    """
     a, b, dropout = operands.a, operands.b, operands.dropout
     grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
     widths = tuple(grad.shape[1] for grad in grads)
@@ -615,7 +620,7 @@ def gradients(
     _gradients_kernel[triton.cdiv(max(channels, *widths), GRADIENT["BLOCK"]), 2 * len(a)](
         x, tuple(grads), z, grad_z, tuple(grads_a), tuple(grads_b), operands.starts, operands.keys, tuple(operands.salts),
         drop_below(dropout), scale_a, scale_b, len(x), channels, widths, rank,
-        RANK=_padded(rank), DROP=dropout > 0, **following(x.device), **GRADIENT,
+        RANK=_padded(rank), DROP=dropout > 0, LEADS=is_followed, **following(x.device), **GRADIENT,
     )  # fmt: skip
     return grads_a, grads_b
 

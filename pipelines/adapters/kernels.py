@@ -98,14 +98,16 @@ def _keep(row_words, column_words, threshold):
 
 
 @triton.jit
-def follow():
-    """Wait for the kernel before, beside whose last programs this one may have begun, and let the next one begin likewise.
+def follow(LEADS: tl.constexpr):
+    """Wait for the kernel before, beside whose last programs this one may have begun; if it LEADS, let the next one do likewise.
 
     To be called by all programs of a kernel that is launched with `following`: that one has ended then means that all before
-    it have. What is computed before is of numbers that were there when the kernel before began.
+    it have. What is computed before is of numbers that were there when the kernel before began. None leads another operator's
+    kernel while it reads what is given back at the end of its own.
     """
     tl.extra.cuda.gdc_wait()
-    tl.extra.cuda.gdc_launch_dependents()
+    if LEADS:
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
