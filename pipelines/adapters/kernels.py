@@ -99,7 +99,7 @@ def _keep(row_words, column_words, threshold):
 
 @triton.jit
 def follow(LEADS: tl.constexpr):
-    """Wait for the kernel before, beside whose last programs this one may have begun; if it LEADS, let the next one do likewise.
+    """Wait for the kernel before, beside whose end this one may have begun; if it LEADS, let the next one begin likewise.
 
     To be called by all programs of a kernel that is launched with `following`: that one has ended then means that all before
     it have. What is computed before is of numbers that were there when the kernel before began. None leads another operator's
