@@ -6,7 +6,7 @@ On a GPU in half precision the kernels of `kernels.py` do the work, elsewhere pl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -112,11 +112,8 @@ def reference_backward(
 
 def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
     """`adapted_linears` of contiguous tensors."""
-    from pipelines.adapters import few_tokens
     from pipelines.adapters.kernels import add_product, expand, shrink
 
-    if few_tokens.takes(x, operands):
-        return few_tokens.forward(x, operands)
     weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
     segments = operands.segments
     z = shrink([x] * len(a), a, segments, salts, dropout=dropout, scale=1 / (1 - dropout))
@@ -134,11 +131,8 @@ def backward_by_kernels(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
 ) -> Gradients:
     """`adapted_linears_backward` of contiguous tensors."""
-    from pipelines.adapters import few_tokens
     from pipelines.adapters.kernels import add_product, expand, gradients, shrink
 
-    if few_tokens.takes(x, operands):
-        return few_tokens.backward(grads, x, z, operands, needs_grad_x)
     weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
     segments = operands.segments
     kept = 1 / (1 - dropout)
@@ -155,8 +149,15 @@ def backward_by_kernels(
     return grad_x, grads_a, grads_b
 
 
-def _has_kernels(x: torch.Tensor) -> bool:
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+def _ways(x: torch.Tensor, operands: Operands) -> tuple[Callable[..., Outputs], Callable[..., Gradients]]:
+    """What computes these projections of `x`, forward and backward."""
+    if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)):
+        return reference_forward, reference_backward
+    from pipelines.adapters import few_tokens
+
+    if few_tokens.takes(x, operands):
+        return few_tokens.forward, few_tokens.backward
+    return forward_by_kernels, backward_by_kernels
 
 
 # Custom operators, which torch.compile takes as they are: it neither looks inside nor breaks its graph there. Their schemas
@@ -183,7 +184,7 @@ def adapted_linears(x: torch.Tensor, *unpacked: Any) -> Outputs:
             f"segments of {len(operands.keys)} tokens and {len(operands.starts) - 1} adapters "
             f"for a stream of {len(x)} tokens and {num_adapters} adapters"
         )
-    forward = forward_by_kernels if _has_kernels(x) else reference_forward
+    forward, _ = _ways(x, operands)
     return forward(x.contiguous(), operands)
 
 
@@ -196,8 +197,9 @@ def adapted_linears_backward(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, needs_grad_x: bool, *unpacked: Any
 ) -> Gradients:
     """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linears`, from `grads` [T, out] of its y."""
-    backward = backward_by_kernels if _has_kernels(x) else reference_backward
-    return backward([grad.contiguous() for grad in grads], x.contiguous(), z, Operands(*unpacked), needs_grad_x)
+    operands = Operands(*unpacked)
+    _, backward = _ways(x, operands)
+    return backward([grad.contiguous() for grad in grads], x.contiguous(), z, operands, needs_grad_x)
 
 
 @adapted_linears.register_fake
