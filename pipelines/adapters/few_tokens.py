@@ -46,9 +46,9 @@ PRODUCT: dict[bool, dict[str, int]] = {
 }
 SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
 SHRINK_PROGRAMS = 160
-FINISH = {"TILE": 32, "BLOCK": 128, "num_warps": 4}
+FINISH = {"TILE": 64, "BLOCK": 64, "num_warps": 4}
 GRADIENT = {"TILE": 64, "BLOCK": 128, "num_stages": 2, "num_warps": 4}
-PREFETCHED = 16 * 2**20
+PREFETCHED = 0
 """Bytes of an input's weights that are asked for ahead: about what memory gives in the time of `_shrink_kernel`."""
 CHUNK = 1_024
 """Bytes that a thread asks for."""
