@@ -4,11 +4,12 @@ A product of a hundred tokens takes the time of reading its weights, and all els
 multiprocessors read weights (cuBLAS gives such a product a tile each of a few), what adapters add is added by the kernel that
 has a product's sums at hand, and all gradients of an input's adapters are one launch:
 
-- `_shrink_kernel`: z, in parts of the channels; the last program of a tile to end adds them. Meanwhile it asks for the first of
-  the weights, which then come from the L2 cache;
+- `_shrink_kernel`: z, in parts of the channels; the last program of a tile to end adds them;
 - `_product_kernel`: x Wᵀ, or the gradient's product with W, of ordinary numbers or in FP8. Where its tiles are too few for a
   GPU its sums are cut into parts, in float32, which `_finish_kernel` adds;
 - `_gradients_kernel`: gradients of a and b of all projections.
+
+Kernels of one operator that need nothing of each other run beside each other (`kernels.following`).
 
 Sums run in a fixed order: how they are cut depends on shapes only, and programs that end in another order add in the same.
 """
@@ -26,7 +27,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pipelines.adapters.fp8 import Fp8Rows, to_fp8
-from pipelines.adapters.kernels import _column_words, _keep, _row_words, follow, following, is_hopper, pick
+from pipelines.adapters.kernels import _column_words, _keep, _row_words, follow, following, pick
 from pipelines.adapters.linears import Gradients, Operands, Outputs
 from pipelines.packing.dropout import drop_below
 
@@ -48,10 +49,6 @@ SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
 SHRINK_PROGRAMS = 160
 FINISH = {"TILE": 64, "BLOCK": 64, "num_warps": 4}
 GRADIENT = {"TILE": 64, "BLOCK": 128, "num_stages": 2, "num_warps": 4}
-PREFETCHED = 0
-"""Bytes of an input's weights that are asked for ahead: about what memory gives in the time of `_shrink_kernel`."""
-CHUNK = 1_024
-"""Bytes that a thread asks for."""
 
 
 @triton.jit
@@ -67,7 +64,7 @@ def _place_of(block, widths, BLOCK: tl.constexpr):
     return which, block, before
 
 
-@triton.jit(do_not_specialize=["num_tokens", "chunks"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def _shrink_kernel(
     wides,  # one for all, or m, of [T, channels]
     factors,  # m of [rank, channels] by their strides
@@ -77,12 +74,9 @@ def _shrink_kernel(
     starts,
     keys,
     salts,
-    weights,  # m, to ask for
     threshold,
     scale,
     num_tokens,
-    chunks,
-    spacing,
     widths,
     rank,
     TILE: tl.constexpr,
@@ -91,27 +85,14 @@ def _shrink_kernel(
     PARTS: tl.constexpr,
     DROP: tl.constexpr,
     RANK_FIRST: tl.constexpr,
-    CHUNK: tl.constexpr,
-    THREADS: tl.constexpr,
+    WAITS: tl.constexpr,
+    LEADS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
     """narrow = scale · dropout(wide) @ factorᵀ of one projection, one tile of tokens, one part of its channels."""
     tile, which, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if CHUNK > 0:
-        number = (part * tl.num_programs(0) + tile) * THREADS + tl.arange(0, THREADS)
-        # In 64 bits. The last chunk again, where there are no more.
-        place = tl.minimum(number, chunks - 1).to(tl.int64) * spacing
-        address = pick(weights, which).to(tl.int64) + place
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], 1024; mov.u32 $0, 0;",
-            "=r,l",
-            [address],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
     if FOLLOWS:
-        follow(True)
+        follow(WAITS, LEADS)
     wide, factor = pick(wides, which), pick(factors, which)
     channels = pick(widths, which)
     end = tl.load(starts + 1)
@@ -149,6 +130,8 @@ def _shrink_kernel(
                 total += tl.load(parts + each * stride + at, mask=there, other=0.0, cache_modifier=".cg")
             tl.store(narrow + at, (total * scale).to(narrow.dtype.element_ty), mask=there)
             tl.store(counter, 0)
+    if FOLLOWS and not WAITS:
+        follow(True, False)
 
 
 @triton.jit
@@ -183,6 +166,7 @@ def _with_adapters(
             narrow + (projection * num_tokens + rows)[:, None] * rank + ranks[None, :],
             mask=valid[:, None] & (ranks < rank)[None, :],
             other=0.0,
+            cache_modifier=".cg",
         )
         places = ranks[:, None] * width + columns[None, :] if RANK_FIRST else columns[None, :] * rank + ranks[:, None]
         own = tl.load(pick(factors, projection) + places, mask=(ranks < rank)[:, None] & inside[None, :], other=0.0)
@@ -233,12 +217,13 @@ def _product_kernel(
     BK: tl.constexpr,
     BY_TILES: tl.constexpr,
     DEPTH_LAST: tl.constexpr,
+    WAITS: tl.constexpr,
+    LEADS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
-    """Σ rows @ weightᵀ of one tile, over one part of the terms' channels. Whole sums get what adapters add.
-
-    Where it FOLLOWS, its sums are computed beside the kernel before, which waited for what they are computed from.
-    """
+    """Σ rows @ weightᵀ of one tile, over one part of the terms' channels. Whole sums get what adapters add."""
+    if FOLLOWS:
+        follow(WAITS, LEADS)
     num_row_tiles = tl.cdiv(num_tokens, BM)
     which, block, before = _place_of(tl.program_id(0) // num_row_tiles, widths, BN)
     part = tl.program_id(1)
@@ -283,8 +268,8 @@ def _product_kernel(
                 total = tl.dot(values, numbers, total)
                 own_rows += BK
                 own_weights += BK * depth_stride
-    if FOLLOWS:
-        follow(True)
+    if FOLLOWS and not WAITS:
+        follow(True, False)
     inside = valid[:, None] & (columns < width)[None, :]
     if not WHOLE:
         place = (part * num_tokens + tokens)[:, None] * total_width + before + columns[None, :]
@@ -327,11 +312,13 @@ def _finish_kernel(
     RANK_FIRST: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
+    WAITS: tl.constexpr,
+    LEADS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
     """The sum of a tile's parts, the first part first, and what adapters add."""
     if FOLLOWS:
-        follow(False)
+        follow(WAITS, LEADS)
     which, block, before = _place_of(tl.program_id(0), widths, BLOCK)
     width = pick(widths, which)
     tokens = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -340,7 +327,8 @@ def _finish_kernel(
     total = tl.zeros([TILE, BLOCK], dtype=tl.float32)
     place = tokens[:, None] * total_width + before + columns[None, :]
     for part in tl.static_range(PARTS):
-        total += tl.load(parts + part * num_tokens * total_width + place, mask=inside, other=0.0)
+        # From the L2 cache: what another kernel has written may not be in a multiprocessor's own yet.
+        total += tl.load(parts + part * num_tokens * total_width + place, mask=inside, other=0.0, cache_modifier=".cg")
     if HAS_ROW_SCALES:
         total *= tl.load(row_scales + tokens, mask=tokens < num_tokens, other=0.0)[:, None]
     if HAS_SCALES:
@@ -351,6 +339,8 @@ def _finish_kernel(
     )  # fmt: skip
     out = pick(outs, which)
     tl.store(out + tokens[:, None] * width + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
+    if FOLLOWS and not WAITS:
+        follow(True, False)
 
 
 @triton.jit
@@ -419,12 +409,13 @@ def _gradients_kernel(
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
     DROP: tl.constexpr,
+    WAITS: tl.constexpr,
     LEADS: tl.constexpr,
     FOLLOWS: tl.constexpr,
 ):
     """Gradients of a or of b of one projection, for one block of columns."""
     if FOLLOWS:
-        follow(LEADS)
+        follow(WAITS, LEADS)
     number, block = tl.program_id(1), tl.program_id(0)
     end = tl.load(starts + 1)
     which = number // 2
@@ -460,11 +451,19 @@ def takes(x: torch.Tensor, operands: Operands) -> bool:
 def forward(x: torch.Tensor, operands: Operands) -> Outputs:
     """`linears.adapted_linears` of contiguous tensors that these kernels take."""
     weights, a, b, _, _, _, _, dropout, scale, scales, *_ = operands
-    # Before `shrink`, as which `product` waits for nothing else.
-    of_fp8 = None if scales is None else to_fp8([x])
-    z, _parts = shrink([x] * len(a), a, operands, dropout=dropout, scale=1 / (1 - dropout), ahead=weights)
+    z = x.new_empty(len(a), len(x), a[0].shape[1])
     outputs = [x.new_empty(len(x), len(weight)) for weight in weights]
-    product([x], weights, outputs, z, b, operands, of_fp8, scales, dropout=0.0, scale=scale)
+    of_fp8 = None if scales is None else to_fp8([x])
+    product = _Product([x], weights, outputs, z, b, operands, of_fp8, scales, dropout=0.0, scale=scale)
+    to_z = {"dropout": dropout, "scale": 1 / (1 - dropout)}
+    # What one of these kernels computes beside another may not lie in memory that the other one still uses.
+    if product.is_whole:
+        _in_use = shrink([x] * len(a), a, z, operands, **to_z, waits=True)
+        product.multiply()
+    else:
+        product.multiply()
+        _in_use = shrink([x] * len(a), a, z, operands, **to_z, waits=False)
+        product.finish(waits=True)
     return outputs, z
 
 
@@ -473,129 +472,138 @@ def backward(
 ) -> Gradients:
     """`linears.adapted_linears_backward` of contiguous tensors that these kernels take."""
     weights, a, b, _, _, _, _, dropout, scale, scales, transposed, *_ = operands
-    assert not needs_grad_x or scales is None or transposed is not None, "these projections were made for forward passes alone"
-    ahead: Sequence[torch.Tensor] = []
-    if needs_grad_x:
-        ahead = weights if transposed is None else [transposed]
-    kept = 1 / (1 - dropout)
-    of_fp8 = to_fp8(grads, scales) if needs_grad_x and scales is not None else None
-    grad_z, _parts = shrink(grads, b, operands, dropout=0.0, scale=scale, ahead=ahead)
-    grads_a, grads_b = gradients(grads, x, z, grad_z, operands, scale_a=kept, scale_b=scale, is_followed=needs_grad_x)
+    grad_z, kept = torch.empty_like(z), 1 / (1 - dropout)
+    scale_of = {"scale_a": kept, "scale_b": scale}
     if not needs_grad_x:
-        return x.new_empty(0), grads_a, grads_b
-    grad_x = torch.empty_like(x)
-    product(grads, ahead, [grad_x], grad_z, a, operands, of_fp8, None, dropout=dropout, scale=kept)
+        _in_use = shrink(grads, b, grad_z, operands, dropout=0.0, scale=scale, waits=True)
+        return x.new_empty(0), *gradients(grads, x, z, grad_z, operands, **scale_of, leads=False)
+    grad_x, of_fp8 = torch.empty_like(x), None
+    if scales is not None:
+        assert transposed is not None, "these projections were made for forward passes alone"
+        weights, of_fp8 = [transposed], to_fp8(grads, scales)
+    product = _Product(grads, weights, [grad_x], grad_z, a, operands, of_fp8, None, dropout=dropout, scale=kept)
+    if not product.is_whole:
+        product.multiply()
+    _in_use = shrink(grads, b, grad_z, operands, dropout=0.0, scale=scale, waits=product.is_whole)
+    grads_a, grads_b = gradients(grads, x, z, grad_z, operands, **scale_of, leads=True)
+    if product.is_whole:
+        product.multiply()
+    else:
+        product.finish(waits=False)
     return grad_x, grads_a, grads_b
 
 
 def shrink(
     wides: Sequence[torch.Tensor],
     factors: Sequence[torch.Tensor],
+    narrow: torch.Tensor,
     operands: Operands,
     *,
     dropout: float,
     scale: float,
-    ahead: Sequence[torch.Tensor] = (),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """scale · dropout(wide) factorᵀ [m, T, rank], zero for tokens without an adapter, and its parts, to be kept until a kernel
-    has waited for it.
+    waits: bool,
+) -> torch.Tensor:
+    """Write into `narrow` [m, T, rank] scale · dropout(wide) factorᵀ, zero for tokens without an adapter.
 
-    Of each `wides` [T, C], `factors` [1, rank, C] or [1, C, rank]: those of `operands`. Meanwhile some of the weights `ahead`
-    come into the L2 cache.
+    Of each `wides` [T, C], `factors` [1, rank, C] or [1, C, rank]: those of `operands`. Unless it `waits` it computes beside
+    the kernel before. Returns memory that it uses.
     """
-    num_tokens, num = len(wides[0]), len(factors)
-    rank = operands.a[0].shape[1]
+    num, num_tokens, rank = narrow.shape
     widths = tuple(wide.shape[1] for wide in wides)
     num_tiles = triton.cdiv(num_tokens, SHRINK["TILE"])
     num_parts = min(round(SHRINK_PROGRAMS / (num_tiles * num)), max(widths) // (2 * SHRINK["BLOCK"]), 2 * MOST_PARTS)
     num_parts = 2 ** int(math.log2(max(1, num_parts)))
-    narrow = wides[0].new_empty(num, num_tokens, rank)
-    parts = wides[0].new_empty(num_parts, num, num_tokens, rank, dtype=torch.float32) if num_parts > 1 else narrow
-    chunks = spacing = 0
-    if ahead and is_hopper(narrow.device):
-        # Spread over all of a weight, so that each program of the product finds some.
-        threads = num_tiles * num_parts * 32 * SHRINK["num_warps"]
-        least = min(weight.nbytes for weight in ahead)
-        chunks = min(threads, PREFETCHED // (CHUNK * num), least // CHUNK)
-        spacing = least // max(chunks, 1) // 16 * 16
-    weights = tuple(ahead) * num if len(ahead) == 1 else tuple(ahead)
+    parts = narrow.new_empty(num_parts, *narrow.shape, dtype=torch.float32) if num_parts > 1 else narrow
     _shrink_kernel[num_tiles, num, num_parts](
         tuple(wides), tuple(factors), narrow, parts, _counters(narrow.device), operands.starts, operands.keys,
-        tuple(operands.salts), weights if chunks else tuple(factors), drop_below(dropout), scale, num_tokens, chunks, spacing,
-        widths, rank,
+        tuple(operands.salts), drop_below(dropout), scale, num_tokens, widths, rank,
         RANK=_padded(rank), PARTS=num_parts, DROP=dropout > 0, RANK_FIRST=factors is operands.a,
-        CHUNK=CHUNK if chunks else 0, THREADS=32 * SHRINK["num_warps"], **following(narrow.device), **SHRINK,
+        WAITS=waits, LEADS=True, **following(narrow.device), **SHRINK,
     )  # fmt: skip
-    return narrow, parts
+    return parts
 
 
-def product(
-    rows: Sequence[torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    outs: Sequence[torch.Tensor],
-    narrow: torch.Tensor,
-    factors: Sequence[torch.Tensor],
-    operands: Operands,
-    of_fp8: Fp8Rows | None,
-    scales: torch.Tensor | None,
-    *,
-    dropout: float,
-    scale: float,
-) -> None:
-    """Write into `outs` Σ rows @ weight and what adapters add, scale · dropout(narrow @ factor).
+class _Product:
+    """What writes into `outs` Σ rows @ weight and what adapters add, scale · dropout(narrow @ factor).
 
     Either one of `rows` [T, C] meets `weights` [out, C], each with an output of its own, or each its own weight [C_i, out] and
     there is one output; so do `factors` those of `operands`. Instead of `rows`, `of_fp8` meets `weights` e4m3 [out, C], with
     `scales` by channel of all outputs, if any.
+
+    `multiply` computes it, and where that `is_whole` needs `narrow`; else `finish` does.
     """
-    num_tokens, rank = len(rows[0]), operands.a[0].shape[1]
-    is_forward = factors is operands.b
-    settings = dict(PRODUCT[of_fp8 is not None])
-    by_depth = is_forward or of_fp8 is not None
-    if of_fp8 is not None:
-        rows = [of_fp8.numbers]
-    if num_tokens <= 64:
-        settings["BM"] = 64
-    widths = tuple(out.shape[1] for out in outs)
-    depths = tuple(row.shape[1] for row in rows)
-    num_tiles = triton.cdiv(num_tokens, settings["BM"]) * sum(triton.cdiv(width, settings["BN"]) for width in widths)
-    num_parts = max(1, min(MOST_PARTS, settings.pop("PROGRAMS") // num_tiles, sum(depths) // (4 * settings["BK"])))
-    parts = None
-    if num_parts > 1:
-        parts = outs[0].new_empty(num_parts, num_tokens, sum(widths), dtype=torch.float32)
-    common = {
-        "ADDED": 1 if is_forward else len(factors),
-        "HAS_ROW_SCALES": of_fp8 is not None,
-        "HAS_SCALES": scales is not None,
-        "RANK": _padded(rank),
-        "DROP": dropout > 0,
-        "RANK_FIRST": not is_forward,
-        **following(narrow.device),
-    }
-    row_scales = operands.starts if of_fp8 is None else of_fp8.scales
-    added = (
-        row_scales, row_scales if scales is None else scales, narrow, tuple(factors), operands.keys, tuple(operands.salts),
-        drop_below(dropout), scale, num_tokens, sum(widths), rank,
-    )  # fmt: skip
-    strides = (weights[0].shape[1], 1) if by_depth else (1, weights[0].shape[1])
-    operands_of_product: list[Any] = [*_three(rows), *_three(weights)]
-    if settings["BY_TILES"]:
-        of_rows, of_weight = [settings["BM"], settings["BK"]], [settings["BN"], settings["BK"]]
-        tiles = [*[of_rows] * MOST_PROJECTIONS, *[of_weight if by_depth else of_weight[::-1]] * MOST_PROJECTIONS]
-        operands_of_product = [
-            None if tensor is None else TensorDescriptor.from_tensor(tensor, tile)
-            for tensor, tile in zip(operands_of_product, tiles, strict=True)
-        ]
-    _product_kernel[num_tiles, num_parts](
-        *operands_of_product, tuple(outs) if parts is None else (parts,), *added, depths, widths, *strides,
-        TERMS=len(rows), WEIGHTS=len(weights), WHOLE=parts is None, DEPTH_LAST=by_depth,
-        EVEN=not any(width % settings["BN"] for width in widths), **common, **settings,
-    )  # fmt: skip
-    if parts is not None:
-        num_blocks = sum(triton.cdiv(width, FINISH["BLOCK"]) for width in widths)
-        _finish_kernel[num_blocks, triton.cdiv(num_tokens, FINISH["TILE"])](
-            parts, tuple(outs), *added, widths, PARTS=num_parts, **common, **FINISH
-        )
+
+    def __init__(
+        self,
+        rows: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        narrow: torch.Tensor,
+        factors: Sequence[torch.Tensor],
+        operands: Operands,
+        of_fp8: Fp8Rows | None,
+        scales: torch.Tensor | None,
+        *,
+        dropout: float,
+        scale: float,
+    ) -> None:
+        _, num_tokens, rank = narrow.shape
+        is_forward = factors is operands.b
+        self._depth_last = is_forward or of_fp8 is not None
+        self._rows, self._weights, self._outs = rows if of_fp8 is None else [of_fp8.numbers], weights, outs
+        self._settings = dict(PRODUCT[of_fp8 is not None])
+        programs = self._settings.pop("PROGRAMS")
+        if num_tokens <= 64:
+            self._settings["BM"] = 64
+        self._num_tokens, self._widths = num_tokens, tuple(out.shape[1] for out in outs)
+        self._depths = tuple(row.shape[1] for row in self._rows)
+        num_blocks = sum(triton.cdiv(width, self._settings["BN"]) for width in self._widths)
+        self._num_tiles = triton.cdiv(num_tokens, self._settings["BM"]) * num_blocks
+        num_parts = min(MOST_PARTS, programs // self._num_tiles, sum(self._depths) // (4 * self._settings["BK"]))
+        self.is_whole = num_parts < 2
+        self._parts = [] if self.is_whole else [narrow.new_empty(num_parts, num_tokens, sum(self._widths), dtype=torch.float32)]
+        row_scales = operands.starts if of_fp8 is None else of_fp8.scales
+        self._added = (
+            row_scales, row_scales if scales is None else scales, narrow, tuple(factors), operands.keys, tuple(operands.salts),
+            drop_below(dropout), scale, num_tokens, sum(self._widths), rank,
+        )  # fmt: skip
+        self._options = {
+            "ADDED": 1 if is_forward else len(factors),
+            "HAS_ROW_SCALES": of_fp8 is not None,
+            "HAS_SCALES": scales is not None,
+            "RANK": _padded(rank),
+            "DROP": dropout > 0,
+            "RANK_FIRST": not is_forward,
+            **following(narrow.device),
+        }
+
+    def multiply(self) -> None:
+        """Compute it, or its parts. Whole sums wait for the kernel before when they get what adapters add."""
+        settings, width = self._settings, self._weights[0].shape[1]
+        tensors: list[Any] = [*_three(self._rows), *_three(self._weights)]
+        if settings["BY_TILES"]:
+            of_rows, of_weight = [settings["BM"], settings["BK"]], [settings["BN"], settings["BK"]]
+            tiles = [of_rows] * MOST_PROJECTIONS + [of_weight if self._depth_last else of_weight[::-1]] * MOST_PROJECTIONS
+            tensors = [
+                None if tensor is None else TensorDescriptor.from_tensor(tensor, tile)
+                for tensor, tile in zip(tensors, tiles, strict=True)
+            ]
+        _product_kernel[self._num_tiles, len(self._parts[0]) if self._parts else 1](
+            *tensors, tuple(self._parts or self._outs), *self._added, self._depths, self._widths,
+            *((width, 1) if self._depth_last else (1, width)),
+            TERMS=len(self._rows), WEIGHTS=len(self._weights), WHOLE=self.is_whole, DEPTH_LAST=self._depth_last,
+            EVEN=not any(width % settings["BN"] for width in self._widths),
+            WAITS=not self.is_whole, LEADS=not self.is_whole, **self._options, **settings,
+        )  # fmt: skip
+
+    def finish(self, *, waits: bool) -> None:
+        """Add the parts, and what adapters add. Unless it `waits` it computes beside the kernel before, which has waited."""
+        (parts,) = self._parts
+        num_blocks = sum(triton.cdiv(width, FINISH["BLOCK"]) for width in self._widths)
+        _finish_kernel[num_blocks, triton.cdiv(self._num_tokens, FINISH["TILE"])](
+            parts, tuple(self._outs), *self._added, self._widths,
+            PARTS=len(parts), WAITS=waits, LEADS=False, **self._options, **FINISH,
+        )  # fmt: skip
 
 
 def gradients(
@@ -607,11 +615,11 @@ def gradients(
     *,
     scale_a: float,
     scale_b: float,
-    is_followed: bool,
+    leads: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Gradients of each a, scale_a · grad_zᵀ dropout(x), and of each b, scale_b · gradᵀ z.
 
-    If it `is_followed`, another of these kernels comes next.
+    If it `leads`, another of these kernels comes next.
     """
     a, b, dropout = operands.a, operands.b, operands.dropout
     grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
@@ -620,7 +628,7 @@ def gradients(
     _gradients_kernel[triton.cdiv(max(channels, *widths), GRADIENT["BLOCK"]), 2 * len(a)](
         x, tuple(grads), z, grad_z, tuple(grads_a), tuple(grads_b), operands.starts, operands.keys, tuple(operands.salts),
         drop_below(dropout), scale_a, scale_b, len(x), channels, widths, rank,
-        RANK=_padded(rank), DROP=dropout > 0, LEADS=is_followed, **following(x.device), **GRADIENT,
+        RANK=_padded(rank), DROP=dropout > 0, WAITS=True, LEADS=leads, **following(x.device), **GRADIENT,
     )  # fmt: skip
     return grads_a, grads_b
 

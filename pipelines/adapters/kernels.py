@@ -98,14 +98,14 @@ def _keep(row_words, column_words, threshold):
 
 
 @triton.jit
-def follow(LEADS: tl.constexpr):
-    """Wait for the kernel before, beside whose end this one may have begun; if it LEADS, let the next one begin likewise.
+def follow(WAITS: tl.constexpr, LEADS: tl.constexpr):
+    """If it WAITS, until the kernel before has ended, beside which it may have begun; if it LEADS, let the next one begin.
 
-    To be called by all programs of a kernel that is launched with `following`: that one has ended then means that all before
-    it have. What is computed before is of numbers that were there when the kernel before began. None leads another operator's
-    kernel while it reads what is given back at the end of its own.
+    All programs of a kernel that is launched with `following` wait sooner or later, so that its end means the end of all before
+    it. What is computed earlier is of numbers that were there when the kernel before let this one begin.
     """
-    tl.extra.cuda.gdc_wait()
+    if WAITS:
+        tl.extra.cuda.gdc_wait()
     if LEADS:
         tl.extra.cuda.gdc_launch_dependents()
 
