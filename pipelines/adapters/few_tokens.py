@@ -38,12 +38,15 @@ MOST_PROJECTIONS = 3
 DEPTH = 64
 """What the channels of every sum must be a multiple of; in FP8 twice as many."""
 MOST_PARTS = 8
-# Settings by whether numbers are of FP8. PROGRAMS: most that sums are cut for, one or two a multiprocessor of an H100 or H200;
-# never by the device, so that results do not depend on it. BM: most tokens of a program; BN, BK: columns of a tile, channels of
-# an iteration.
-PRODUCT: dict[bool, dict[str, int]] = {
-    False: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 64, "num_stages": 4, "num_warps": 8, "BY_TILES": False},
-    True: {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 128, "num_stages": 4, "num_warps": 8, "BY_TILES": False},
+# Settings by whether numbers are of FP8, and whether it is the forward pass. PROGRAMS: most that sums are cut for, one or two a
+# multiprocessor of an H100 or H200; never by the device, so that results do not depend on it. BM: most tokens of a program; BN,
+# BK: columns of a tile, channels of an iteration. BY_TILES: read by the unit that fetches tiles of tensors (TMA).
+Settings = dict[str, int]
+PRODUCT: dict[tuple[bool, bool], Settings] = {
+    (False, False): {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 64, "num_stages": 4, "num_warps": 8, "BY_TILES": False},
+    (False, True): {"PROGRAMS": 264, "BM": 128, "BN": 64, "BK": 64, "num_stages": 4, "num_warps": 4, "BY_TILES": False},
+    (True, False): {"PROGRAMS": 264, "BM": 128, "BN": 64, "BK": 128, "num_stages": 4, "num_warps": 4, "BY_TILES": False},
+    (True, True): {"PROGRAMS": 132, "BM": 64, "BN": 128, "BK": 128, "num_stages": 4, "num_warps": 4, "BY_TILES": False},
 }
 SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
 SHRINK_PROGRAMS = 160
@@ -551,7 +554,7 @@ class _Product:
         is_forward = factors is operands.b
         self._depth_last = is_forward or of_fp8 is not None
         self._rows, self._weights, self._outs = rows if of_fp8 is None else [of_fp8.numbers], weights, outs
-        self._settings = dict(PRODUCT[of_fp8 is not None])
+        self._settings = dict(PRODUCT[of_fp8 is not None, is_forward])
         programs = self._settings.pop("PROGRAMS")
         if num_tokens <= 64:
             self._settings["BM"] = 64

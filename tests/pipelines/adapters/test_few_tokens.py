@@ -81,7 +81,9 @@ def test_interpreted_kernels_are_the_reference(name, programs, dtype, tolerance,
     """With sums of products in parts, and with whole ones; with weights read by pointers, and tile by tile."""
     from pipelines.adapters import few_tokens
 
-    monkeypatch.setitem(few_tokens.PRODUCT, False, {"PROGRAMS": programs, "BM": 64, "BN": 64, "BK": 32, "BY_TILES": by_tiles})
+    settings = {"PROGRAMS": programs, "BM": 64, "BN": 64, "BK": 32, "BY_TILES": by_tiles}
+    for is_forward in (False, True):
+        monkeypatch.setitem(few_tokens.PRODUCT, (False, is_forward), settings)
     monkeypatch.setattr(few_tokens, "SHRINK_PROGRAMS", 24)
     assert_are_the_reference(CASES[name], dtype, tolerance)
 
