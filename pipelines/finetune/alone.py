@@ -6,7 +6,6 @@ ZeRO 0 to 3 is a setting that moves where the weights lie and not what is comput
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from pipelines.finetune.checkpoints import DEEPSPEED, FIRST, MASTER, SECOND, Che
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import FinetuneConfig, adapters_of, check_saved_adapter
-from pipelines.finetune.stepping import HEAD, FlatModel
+from pipelines.finetune.stepping import HEAD, CapturedStep, FlatModel, over_segments
 from pipelines.models.classifier import compute_last_layer_where_read, load_head
 from pipelines.models.encoder import classifier
 from pipelines.models.language_model import LanguageModel
@@ -127,7 +126,7 @@ class _Training:
         # Kernels of the CPU and of fp32 grow with the longest row, so filling would cost what it saves. An encoder's grids are
         # of too many shapes.
         use_graphs = worker.on_gpu and self.config.dtype == "bfloat16" and self.config.zero_stage < 3 and not is_encoder
-        self.engine = _deepspeed_engine(self.model, self.config, capture=use_graphs)
+        self.engine = _deepspeed_engine(self.model, self.adapters, self.config, capture=use_graphs)
         self.checkpoints = Checkpoints(member.output, DEEPSPEED, worker.rank, worker.num_workers, worker.device)
         progress = self.checkpoints.load(optimizer_state(self.engine, worker.rank))
         if progress is not None:
@@ -150,7 +149,7 @@ class _Training:
         """Forward and backward pass; the summed loss."""
         packed = microbatch.packed
         self.engine.set_gradient_accumulation_boundary(microbatch.ends_step)
-        with self.adapters.over(packed.segments) if self.adapters and packed.segments else contextlib.nullcontext():
+        with over_segments(self.adapters, packed):
             loss = self.engine(packed, microbatch.targets)
             if not microbatch.has_examples:
                 # It takes part in the collectives all the same.
@@ -194,7 +193,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class _Microbatch:
-    """A worker's part of an optimizer step, or a piece of it, on the device. Without examples of its own it holds any one."""
+    """A worker's part of an optimizer step, or a piece of it. Without examples of its own it holds any one."""
 
     begins_step: bool
     ends_step: bool
@@ -209,6 +208,8 @@ def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: boo
     lengths, prefixes = examples.lengths, examples.prefixes
     num_rows = -(-config.batch_size // worker.num_workers) + len({prefix for prefix in prefixes if prefix.length})
     is_encoder = job.reads_whole_texts
+    # What is filled is the argument of a captured step.
+    where = CapturedStep.ARGUMENTS_ON if filled else worker.device
     for step in range(course.first_step, len(course.batches)):
         batch = course.batches[step]
         share = microbatches(
@@ -238,14 +239,14 @@ def _microbatches(course: Course, worker: _Worker, *, filled: bool, adapted: boo
             segments = None
             if adapted:
                 segments = Segments.from_batch(
-                    packed, worker.device, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken
+                    packed, where, counts=[len(chosen)], seeds=[job.seed], steps=[step], places=taken
                 )
             yield _Microbatch(
                 begins_step=number == 0,
                 ends_step=number == len(share) - 1,
                 has_examples=bool(places),
-                packed=PackedInput.from_batch(packed, worker.device, segments),
-                targets=torch.from_numpy(targets).to(worker.device, non_blocking=True),
+                packed=PackedInput.from_batch(packed, where, segments),
+                targets=torch.from_numpy(targets).to(where, non_blocking=True),
             )
 
 
@@ -318,11 +319,13 @@ def deepspeed_config(config: FinetuneConfig) -> dict[str, Any]:
     return settings
 
 
-def _deepspeed_engine(model: torch.nn.Module, config: FinetuneConfig, *, capture: bool) -> Any:
+def _deepspeed_engine(model: torch.nn.Module, adapters: Adapters | None, config: FinetuneConfig, *, capture: bool) -> Any:
     """DeepSpeed's engine over `model`, with flat parameters and, if `capture`, CUDA graphs at ZeRO 0 to 2."""
     import deepspeed
 
-    flat = FlatModel(model, capture=capture, own_head=config.head_frozen_share > 0) if config.zero_stage < 3 else None
+    flat = None
+    if config.zero_stage < 3:
+        flat = FlatModel(model, adapters, capture=capture, own_head=config.head_frozen_share > 0)
     engine, *_ = deepspeed.initialize(
         model=flat or model, optimizer=_optimizer(flat or model, config), config=deepspeed_config(config)
     )

@@ -239,7 +239,11 @@ class Bank:
             runs = split_by_tokens(lengths, self.token_budget, prefixes=prefixes)
             passes = [[(chosen[0], run)] for run in runs]
         of_slots = [len(courses[slot].next_batch) if slot in chosen else 0 for slot in range(self.num_slots)]
-        inputs: list[Callable[[], tuple[Any, ...]]] = [functools.partial(self._inputs, courses, places) for places in passes]
+        # A step of one pass may be captured.
+        where = getattr(self._step, "ARGUMENTS_ON", self.device) if len(passes) == 1 else self.device
+        inputs: list[Callable[[], tuple[Any, ...]]] = [
+            functools.partial(self._inputs, courses, places, where) for places in passes
+        ]
         if len(inputs) == 1:
             # Of several passes one at a time has room.
             made = inputs[0]()
@@ -249,7 +253,7 @@ class Bank:
             chosen=chosen,
             passes=inputs,
             sizes=to_device(np.array(of_slots), self.device),
-            settings=self._settings(courses, chosen),
+            settings=self._settings(courses, chosen, where),
         )
 
     def _chosen(self, courses: dict[int, Course]) -> list[int]:
@@ -270,7 +274,9 @@ class Bank:
         chosen += [behind[half + place] for place in fullest([sizes[slot] for slot in behind[half:]], room)]
         return sorted(chosen)
 
-    def _inputs(self, courses: dict[int, Course], taken: Sequence[tuple[int, Sequence[int]]]) -> tuple[Any, ...]:
+    def _inputs(
+        self, courses: dict[int, Course], taken: Sequence[tuple[int, Sequence[int]]], where: torch.device
+    ) -> tuple[Any, ...]:
         """The arguments of `_compute` for a pass over `taken`: slots in ascending order, each with places of its next batch."""
         rows = [(slot, place) for slot, run in taken for place in run]
         examples = [(slot, courses[slot], courses[slot].next_batch[place]) for slot, place in rows]
@@ -294,7 +300,7 @@ class Bank:
             shape = Shape(num_tokens, num_rows + 1, self.longest, num_shared)
         packed = pack(sequences, prefixes=prefixes, shape=shape)
         segments = Segments.from_batch(
-            packed, self.device, counts=counts, seeds=seeds, steps=steps, places=[place for _, place in rows]
+            packed, where, counts=counts, seeds=seeds, steps=steps, places=[place for _, place in rows]
         )
         # Slot by slot, so that a product of slots and heads has no term in common between slots.
         last = np.full((self.num_slots, self.batch_size), packed.num_tokens - 1, dtype=np.int64)
@@ -305,8 +311,8 @@ class Bank:
             last[slot, place] = packed.last_index[number]
             targets[slot, place] = course.examples.labels[course.next_batch[place]]
             weights[slot, place] = 1 / len(course.next_batch)
-        grid = [to_device(array, self.device) for array in (last, targets, weights)]
-        return PackedInput.from_batch(packed, self.device, segments), *grid
+        grid = [to_device(array, where) for array in (last, targets, weights)]
+        return PackedInput.from_batch(packed, where, segments), *grid
 
     def _compute(
         self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
@@ -352,7 +358,7 @@ class Bank:
         for rows, kept in zip(heads, before, strict=True):
             rows.copy_(torch.where(is_frozen, kept, rows))
 
-    def _settings(self, courses: dict[int, Course], chosen: Sequence[int]) -> torch.Tensor:
+    def _settings(self, courses: dict[int, Course], chosen: Sequence[int], where: torch.device) -> torch.Tensor:
         """The settings of the next step for `adamw.update`: slots that are not chosen stay as they are.
 
         If any head is ever frozen, a further column says which are in this step.
@@ -366,4 +372,4 @@ class Bank:
             frozen[slot] = course.head_is_frozen
         if self.freezes_heads:
             rows = np.concatenate([rows, frozen], axis=1)
-        return to_device(rows, self.device)
+        return to_device(rows, where)

@@ -9,15 +9,20 @@ layer, steps the model itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
+from pipelines.adapters.adapters import Adapters
 from pipelines.packing.stream import PackedInput
 
 HEAD = "head.weight"
 """The name of a classifier's head."""
+ALIGNED = 64
+"""Bytes that the beginnings of a step's arguments are multiples of."""
 
 
 class FlatModel(torch.nn.Module):
@@ -28,8 +33,11 @@ class FlatModel(torch.nn.Module):
     To be built before and bound after `deepspeed.initialize`, which moves the storage of the parameters that it is given.
     """
 
-    def __init__(self, model: torch.nn.Module, *, capture: bool, own_head: bool = False) -> None:
+    def __init__(
+        self, model: torch.nn.Module, adapters: Adapters | None = None, *, capture: bool, own_head: bool = False
+    ) -> None:
         super().__init__()
+        self._adapters = adapters
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         head = {HEAD: trained.pop(HEAD)} if own_head else {}
         groups = [{n: p for n, p in trained.items() if p.ndim > 1}, {n: p for n, p in trained.items() if p.ndim <= 1}, head]
@@ -64,12 +72,18 @@ class FlatModel(torch.nn.Module):
 
     def compute_eagerly(self, packed: PackedInput, targets: torch.Tensor) -> torch.Tensor:
         """The summed loss, kernel by kernel; the gradients are left where `compute` finds them."""
-        with torch.enable_grad():
+        # A captured step's segments are its own.
+        with torch.enable_grad(), over_segments(self._adapters, packed):
             loss = self._model(packed, targets)
             gradients = iter(torch.autograd.grad(loss, [p for group in self._groups for p in group]))
         for kept, group in zip(self._gradients, self._groups, strict=True):
             torch.cat([next(gradients).reshape(-1) for _ in group], out=kept)
         return loss.detach()
+
+
+def over_segments(adapters: Adapters | None, packed: PackedInput) -> AbstractContextManager[None]:
+    """Compute with `adapters` over the segments of `packed`, if it has any."""
+    return adapters.over(packed.segments) if adapters and packed.segments else nullcontext()
 
 
 class _LossWithGradients(torch.autograd.Function):
@@ -91,31 +105,33 @@ class CapturedStep:
 
     `compute(packed, *tensors)` must launch the same kernels for all arguments of one shape, and return one tensor; whatever
     else it computes it leaves in tensors that exist before. It is run before it is captured: if it changes what it reads,
-    `rehearse` must launch its kernels on the same arguments and change nothing.
+    `rehearse` must launch its kernels on the same arguments and change nothing. It computes on the GPU; its arguments are best
+    on the CPU, `ARGUMENTS_ON`.
     """
+
+    ARGUMENTS_ON = torch.device("cpu")
 
     def __init__(self, compute: Callable[..., torch.Tensor], *, rehearse: Callable[..., torch.Tensor] | None = None) -> None:
         self._compute = compute
         self._rehearse = rehearse or compute
         self._pool: Any = None
-        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, _Room, torch.Tensor]] = {}
 
     def __call__(self, packed: PackedInput, *tensors: torch.Tensor) -> torch.Tensor:
         arguments = [*packed.tensors(), *tensors]
         key = (packed.width, *(tensor.shape for tensor in arguments))
-        if key in self._captured:
-            for static, argument in zip(self._captured[key][1], arguments, strict=True):
-                static.copy_(argument, non_blocking=True)
-        else:
-            self._captured[key] = self._capture(packed, tensors, arguments)
-        graph, _, result = self._captured[key]
+        if key not in self._captured:
+            self._captured[key] = self._capture(packed, arguments)
+        graph, room, result = self._captured[key]
+        room.fill(arguments)
         graph.replay()
         return result.clone()
 
-    def _capture(
-        self, packed: PackedInput, tensors: tuple[torch.Tensor, ...], arguments: list[torch.Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
-        """Capture on the arguments themselves, which from here on are the graph's own: later ones are copied into them."""
+    def _capture(self, packed: PackedInput, arguments: list[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, _Room, torch.Tensor]:
+        room = _Room(arguments)
+        room.fill(arguments)
+        packed = packed.with_tensors(room.tensors)
+        tensors = room.tensors[len(packed.tensors()) :]
         is_first = self._pool is None
         if is_first:
             self._pool = torch.cuda.graph_pool_handle()
@@ -133,4 +149,29 @@ class CapturedStep:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = self._compute(packed, *tensors)
         torch.cuda.set_rng_state(random_state)
-        return graph, arguments, result
+        return graph, room, result
+
+
+class _Room:
+    """Memory of the GPU for tensors like those given, one after another, so that one copy fills it."""
+
+    def __init__(self, like: Sequence[torch.Tensor]) -> None:
+        # Each begins where any kernel may read it.
+        self._ends = list(itertools.accumulate(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in like))
+        self._memory = torch.empty(self._ends[-1], dtype=torch.uint8, device="cuda")
+        self.tensors = self._views(self._memory, like)
+
+    def _views(self, memory: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        starts = [0, *self._ends[:-1]]
+        return [
+            memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for start, tensor in zip(starts, like, strict=True)
+        ]
+
+    def fill(self, tensors: Sequence[torch.Tensor]) -> None:
+        """From tensors on the CPU, without waiting for the GPU; those on the GPU are waited for."""
+        # Its memory is given to nobody else before the copy has been made.
+        staged = torch.empty(self._ends[-1], dtype=torch.uint8, pin_memory=True)
+        for piece, tensor in zip(self._views(staged, tensors), tensors, strict=True):
+            piece.copy_(tensor)
+        self._memory.copy_(staged, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,3 +104,8 @@ class Segments:
     def tensors(self) -> list[torch.Tensor]:
         """Everything on the device, in a fixed order; two of one shape differ in nothing else."""
         return [self.starts, self.keys, self.tiles, *(self.last.tensors() if self.last else [])]
+
+    def with_tensors(self, tensors: Iterator[torch.Tensor]) -> Segments:
+        """This with other tensors, in the order of `tensors`."""
+        own = Segments(next(tensors), next(tensors), next(tensors))
+        return replace(own, last=self.last.with_tensors(tensors)) if self.last else own

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,6 +83,21 @@ class PackedInput:
         """Everything on the device, in a fixed order; two inputs of one shape differ in nothing else."""
         own = [self.input_ids, self.position_ids, self.last_index, *self.stream.tensors()]
         return own + (self.segments.tensors() if self.segments else [])
+
+    def with_tensors(self, tensors: Iterable[torch.Tensor]) -> PackedInput:
+        """This with other tensors, in the order of `tensors`."""
+        left = iter(tensors)
+        input_ids, position_ids, last_index = next(left), next(left), next(left)
+        of_stream = {name: next(left) for name, tensor in vars(self.stream).items() if tensor is not None}
+        segments = self.segments.with_tensors(left) if self.segments else None
+        return replace(
+            self,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            last_index=last_index,
+            stream=replace(self.stream, **of_stream),
+            segments=segments,
+        )
 
 
 def _stream_index(batch: PackedBatch, move: Callable[[np.ndarray], torch.Tensor]) -> StreamIndex:

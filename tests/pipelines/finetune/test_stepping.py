@@ -10,6 +10,7 @@ from pipelines.finetune.stepping import FlatModel
 from pipelines.models.classifier import Classifier
 from pipelines.packing.attention import PACKED, register_packed_attention
 from pipelines.packing.batches import Prefix, class_targets, pack, shape_for
+from pipelines.packing.segments import Segments
 from pipelines.packing.stream import PackedInput
 
 CONFIG = LlamaConfig(
@@ -62,6 +63,18 @@ def test_a_bound_model_follows_its_flat_parameters():
     assert flat(*batch(1, "cpu")).item() != pytest.approx(before, rel=1e-3)
 
 
+def test_a_batch_with_other_tensors_has_all_of_them_in_their_places():
+    sequences = [[1, 2, 3, 4], [1, 2, 5], [1, 2, 6, 7, 8]]
+    packed = pack(sequences, prefixes=[Prefix(2)] * 3, shape=shape_for(9, num_rows=4, width=6, num_shared=6))
+    segments = Segments.from_batch(packed, "cpu", counts=[3], seeds=[1], steps=[2], places=range(3))
+    for given in (PackedInput.from_batch(packed, "cpu", segments), PackedInput.from_batch(packed, "cpu")):
+        others = [tensor + 1 for tensor in given.tensors()]
+        found = given.with_tensors(others)
+        assert [tensor.data_ptr() for tensor in found.tensors()] == [tensor.data_ptr() for tensor in others]
+        assert (found.width, found.is_tree, found.segments is None) == (given.width, given.is_tree, given.segments is None)
+        assert torch.equal(found.stream.tiles, given.stream.tiles + 1)
+
+
 @pytest.mark.gpu
 def test_a_captured_step_equals_the_eager_one_for_every_batch_of_its_shape():
     model = classifier(torch.bfloat16, "cuda")
@@ -69,6 +82,9 @@ def test_a_captured_step_equals_the_eager_one_for_every_batch_of_its_shape():
     for seed in range(4):
         packed, targets = batch(seed, "cuda", shape=shape_for(40, num_rows=5, width=19, num_shared=8))
         expected_loss, expected = eager.compute(packed, targets)
+        # From the CPU, and as well from the GPU.
+        if seed % 2:
+            packed, targets = batch(seed, "cpu", shape=shape_for(40, num_rows=5, width=19, num_shared=8))
         loss, gradients = captured.compute(packed, targets)
         torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=1e-3)
         for ours, theirs in zip(gradients, expected, strict=True):
