@@ -43,10 +43,46 @@ MOST_PARTS = 8
 # BK: columns of a tile, channels of an iteration. BY_TILES: read by the unit that fetches tiles of tensors (TMA).
 Settings = dict[str, int]
 PRODUCT: dict[tuple[bool, bool], Settings] = {
-    (False, False): {"PROGRAMS": 132, "BM": 128, "BN": 128, "BK": 64, "num_stages": 4, "num_warps": 8, "BY_TILES": False},
-    (False, True): {"PROGRAMS": 264, "BM": 128, "BN": 64, "BK": 64, "num_stages": 4, "num_warps": 4, "BY_TILES": False},
-    (True, False): {"PROGRAMS": 264, "BM": 128, "BN": 64, "BK": 128, "num_stages": 4, "num_warps": 4, "BY_TILES": False},
-    (True, True): {"PROGRAMS": 132, "BM": 64, "BN": 128, "BK": 128, "num_stages": 4, "num_warps": 4, "BY_TILES": False},
+    (False, False): {
+        "PROGRAMS": 132,
+        "BM": 128,
+        "BN": 128,
+        "BK": 64,
+        "num_stages": 4,
+        "num_warps": 8,
+        "BY_TILES": False,
+        "MAY_BE_WHOLE": True,
+    },
+    (False, True): {
+        "PROGRAMS": 264,
+        "BM": 128,
+        "BN": 64,
+        "BK": 64,
+        "num_stages": 4,
+        "num_warps": 4,
+        "BY_TILES": False,
+        "MAY_BE_WHOLE": True,
+    },
+    (True, False): {
+        "PROGRAMS": 264,
+        "BM": 128,
+        "BN": 64,
+        "BK": 128,
+        "num_stages": 4,
+        "num_warps": 4,
+        "BY_TILES": False,
+        "MAY_BE_WHOLE": True,
+    },
+    (True, True): {
+        "PROGRAMS": 132,
+        "BM": 64,
+        "BN": 128,
+        "BK": 128,
+        "num_stages": 4,
+        "num_warps": 4,
+        "BY_TILES": False,
+        "MAY_BE_WHOLE": True,
+    },
 }
 SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
 SHRINK_PROGRAMS = 160
@@ -562,8 +598,8 @@ class _Product:
         self._depths = tuple(row.shape[1] for row in self._rows)
         num_blocks = sum(triton.cdiv(width, self._settings["BN"]) for width in self._widths)
         self._num_tiles = triton.cdiv(num_tokens, self._settings["BM"]) * num_blocks
-        num_parts = min(MOST_PARTS, programs // self._num_tiles, sum(self._depths) // (4 * self._settings["BK"]))
-        self.is_whole = num_parts < 2
+        num_parts = max(1, min(MOST_PARTS, programs // self._num_tiles, sum(self._depths) // (4 * self._settings["BK"])))
+        self.is_whole = self._settings.pop("MAY_BE_WHOLE") and num_parts == 1
         self._parts = [] if self.is_whole else [narrow.new_empty(num_parts, num_tokens, sum(self._widths), dtype=torch.float32)]
         row_scales = operands.starts if of_fp8 is None else of_fp8.scales
         self._added = (

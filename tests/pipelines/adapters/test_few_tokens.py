@@ -78,10 +78,11 @@ def assert_are_the_reference(case, dtype, tolerance, **options):
 @pytest.mark.parametrize(("programs", "dtype", "tolerance"), [(16, torch.float32, 1e-6), (1, torch.float16, 1e-3)])
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted_kernels_are_the_reference(name, programs, dtype, tolerance, by_tiles, monkeypatch):
-    """With sums of products in parts, and with whole ones; with weights read by pointers, and tile by tile."""
+    """With sums of products in parts, and with whole ones; with weights read by pointers, and tile by tile,
+    where even one part is added apart."""
     from pipelines.adapters import few_tokens
 
-    settings = {"PROGRAMS": programs, "BM": 64, "BN": 64, "BK": 32, "BY_TILES": by_tiles}
+    settings = {"PROGRAMS": programs, "BM": 64, "BN": 64, "BK": 32, "BY_TILES": by_tiles, "MAY_BE_WHOLE": not by_tiles}
     for is_forward in (False, True):
         monkeypatch.setitem(few_tokens.PRODUCT, (False, is_forward), settings)
     monkeypatch.setattr(few_tokens, "SHRINK_PROGRAMS", 24)
