@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pipelines.adapters.fp8 import Fp8Linear, transposed
+from pipelines.adapters.fp8 import Fp8Linear, to_fp8_where_compiled, transposed
 from pipelines.adapters.linears import adapted_linears
 from pipelines.errors import UserError
 from pipelines.packing.dropout import stir
@@ -116,8 +116,9 @@ class SharedInput:
         if scales is not None and len(chosen) < len(self.layers):
             scales = torch.cat([layer.scales for layer in chosen.values() if layer.scales is not None])
             side_by_side = None if side_by_side is None else transposed([layer.weight for layer in chosen.values()])
+        tokens = x.reshape(-1, x.shape[-1])
         outputs, _ = adapted_linears(
-            x.reshape(-1, x.shape[-1]),
+            tokens,
             [layer.weight for layer in chosen.values()],
             [layer.a for layer in chosen.values()],
             [layer.b for layer in chosen.values()],
@@ -129,6 +130,7 @@ class SharedInput:
             self.scale,
             scales,
             side_by_side,
+            *((None, None) if scales is None else to_fp8_where_compiled([tokens])),
         )
         return {key: y.view(*x.shape[:-1], y.shape[-1]) for key, y in zip(chosen, outputs, strict=True)}
 

@@ -18,6 +18,7 @@ them as ordinary weights; and kernels and this reference cast to the same bits. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,16 +55,35 @@ def to_fp8(wides: Sequence[torch.Tensor], factors: torch.Tensor | None = None) -
 
 def reference_to_fp8(wides: Sequence[torch.Tensor], factors: torch.Tensor | None = None) -> Fp8Rows:
     """`to_fp8` in plain PyTorch, on any device."""
-    values = torch.cat([wide.float() for wide in wides], dim=1)
+    # Put side by side only at the end, so that a compiler needs no room for wider numbers.
+    values = [wide.float() for wide in wides]
     if factors is not None:
-        values = values * factors.float()
-    scales = scales_of(values)
-    return Fp8Rows((values / scales[:, None]).to(E4M3), scales)
+        widths = [wide.shape[1] for wide in wides]
+        values = [wide * own.float() for wide, own in zip(values, factors.split(widths), strict=True)]
+    largest = functools.reduce(torch.maximum, [wide.abs().amax(dim=1) for wide in values])
+    scales = scales_of(largest)
+    # By their inverses, which are powers of two as well: a product takes less than a quotient.
+    inverses = ((2 * _EXPONENT_BIAS << _MANTISSA_BITS) - scales.view(torch.int32)).view(torch.float32)[:, None]
+    numbers = [(wide * inverses).to(E4M3) for wide in values]
+    return Fp8Rows(numbers[0] if len(numbers) == 1 else torch.cat(numbers, dim=1), scales)
 
 
-def scales_of(values: torch.Tensor) -> torch.Tensor:
-    """The scale of each row of float32 `values` [T, C], at least the smallest normal power of two: a row of zeros has it."""
-    bits = values.abs().amax(dim=1).view(torch.int32)
+def to_fp8_where_compiled(
+    wides: Sequence[torch.Tensor], factors: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """`to_fp8` in operations that torch.compile computes in the kernel which makes `wides`; None, None if it is not at work.
+
+    An operator of ours, into which it does not look, would read them again.
+    """
+    # Gradients are traced apart from what dynamo sees, as tensors of another type, which have no numbers.
+    if torch.compiler.is_compiling() or type(wides[0]) is not torch.Tensor:
+        return reference_to_fp8([wide.detach() for wide in wides], factors)
+    return None, None
+
+
+def scales_of(largest: torch.Tensor) -> torch.Tensor:
+    """The scales of rows with the `largest` magnitudes, float32 [T]; at least the smallest normal power of two, as of zeros."""
+    bits = largest.view(torch.int32)
     is_above = (bits & ((1 << _MANTISSA_BITS) - 1)) > _LARGEST_MANTISSA
     exponents = (bits >> _MANTISSA_BITS) - _LARGEST_EXPONENT + is_above.int()
     return (exponents.clamp(min=1) << _MANTISSA_BITS).view(torch.float32)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipelines.adapters.fp8 import product, to_fp8
+from pipelines.adapters.fp8 import Fp8Rows, product, to_fp8, to_fp8_where_compiled
 from pipelines.packing.dropout import keep_mask
 from pipelines.packing.segments import Segments
 
@@ -29,6 +29,7 @@ class Operands(NamedTuple):
 
     Of projections in FP8 (`fp8.py`) `weights` are e4m3, `scales` float32 [Σout] and, where a gradient of the input is asked
     for, `transposed` e4m3 [in, Σout]: all projections' side by side. Both are None where weights are ordinary numbers.
+    `numbers` and `row_scales` are the cast of the input, or backward of the gradients, if it was made before.
     """
 
     weights: Sequence[torch.Tensor]
@@ -42,6 +43,14 @@ class Operands(NamedTuple):
     scale: float
     scales: torch.Tensor | None
     transposed: torch.Tensor | None
+    numbers: torch.Tensor | None = None
+    row_scales: torch.Tensor | None = None
+
+    def cast(self, wides: Sequence[torch.Tensor], factors: torch.Tensor | None) -> Fp8Rows:
+        """`to_fp8`, if it is still to be done."""
+        if self.numbers is None or self.row_scales is None:
+            return to_fp8(wides, factors)
+        return Fp8Rows(self.numbers, self.row_scales)
 
     @property
     def segments(self) -> Segments:
@@ -53,7 +62,7 @@ def _frozen(x: torch.Tensor, operands: Operands) -> list[torch.Tensor]:
     weights, scales = operands.weights, operands.scales
     if scales is None:
         return [x @ weight.t() for weight in weights]
-    rows = to_fp8([x])
+    rows = operands.cast([x], None)
     of_each = scales.split([len(weight) for weight in weights])
     return [product(rows, weight, own, x.dtype) for weight, own in zip(weights, of_each, strict=True)]
 
@@ -61,7 +70,7 @@ def _frozen(x: torch.Tensor, operands: Operands) -> list[torch.Tensor]:
 def _frozen_gradient(grads: Sequence[torch.Tensor], operands: Operands) -> torch.Tensor:
     """The gradient of x through projections in FP8: one product of all."""
     assert operands.transposed is not None, "these projections were made for forward passes alone"
-    return product(to_fp8(grads, operands.scales), operands.transposed, None, grads[0].dtype)
+    return product(operands.cast(grads, operands.scales), operands.transposed, None, grads[0].dtype)
 
 
 def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
@@ -92,7 +101,7 @@ def reference_backward(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
 ) -> Gradients:
     """`adapted_linears_backward` in plain PyTorch, any dtype and device."""
-    weights, a, b, salts, starts, keys, _, dropout, scale, scales, _ = operands
+    weights, a, b, salts, starts, keys, _, dropout, scale, scales, *_ = operands
     grad_x = torch.zeros_like(x) if needs_grad_x else x.new_empty(0)
     if needs_grad_x and scales is not None:
         grad_x = _frozen_gradient(grads, operands)
@@ -114,7 +123,7 @@ def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
     """`adapted_linears` of contiguous tensors."""
     from pipelines.adapters.kernels import add_product, expand, shrink
 
-    weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
+    weights, a, b, salts, _, _, _, dropout, scale, scales, *_ = operands
     segments = operands.segments
     z = shrink([x] * len(a), a, segments, salts, dropout=dropout, scale=1 / (1 - dropout))
     # A product in FP8 takes no accumulator to begin with: there the adapters add to it.
@@ -133,7 +142,7 @@ def backward_by_kernels(
     """`adapted_linears_backward` of contiguous tensors."""
     from pipelines.adapters.kernels import add_product, expand, gradients, shrink
 
-    weights, a, b, salts, _, _, _, dropout, scale, scales, _ = operands
+    weights, a, b, salts, _, _, _, dropout, scale, scales, *_ = operands
     segments = operands.segments
     kept = 1 / (1 - dropout)
     grad_z = shrink(grads, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
@@ -164,7 +173,7 @@ def _ways(x: torch.Tensor, operands: Operands) -> tuple[Callable[..., Outputs], 
 # take no values of our own, so that `Operands` are unpacked where they are called and packed again inside.
 _OPERANDS = (
     "Tensor[] weights, Tensor[] a, Tensor[] b, Tensor[] salts, Tensor starts, Tensor keys, Tensor tiles, "
-    "float dropout, float scale, Tensor? scales, Tensor? transposed"
+    "float dropout, float scale, Tensor? scales, Tensor? transposed, Tensor? numbers=None, Tensor? row_scales=None"
 )
 
 
@@ -215,7 +224,7 @@ def _(grads: Any, x: torch.Tensor, z: Any, needs_grad_x: bool, weights: Any, a: 
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:
-    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed = inputs
+    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed, _, _ = inputs
     ctx.num_projections = len(weights)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, output[1], *segments, scales, transposed, *weights, *a, *b, *salts)
@@ -224,18 +233,22 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[tor
 def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[Any, ...]:
     num = ctx.num_projections
     none = [None] * num
+    # Arguments at the end that were left out have no place.
+    rest = [None] * (len(ctx.needs_input_grad) - 5)
     if all(grad is None for grad in grads):
-        return None, none, none, none, none, *(None,) * 7
+        return None, none, none, none, none, *rest
     x, z, starts, keys, tiles, scales, transposed, *lists = ctx.saved_tensors
     weights, a, b, salts = (lists[first : first + num] for first in range(0, 4 * num, num))
     each_grad = [
         x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad for grad, weight in zip(grads, weights, strict=True)
     ]
     needs_grad_x = ctx.needs_input_grad[0]
+    cast = to_fp8_where_compiled(each_grad, scales) if needs_grad_x and scales is not None else (None, None)
+    stream = starts, keys, tiles, ctx.dropout, ctx.scale
     grad_x, grads_a, grads_b = adapted_linears_backward(
-        each_grad, x, z, needs_grad_x, weights, a, b, salts, starts, keys, tiles, ctx.dropout, ctx.scale, scales, transposed
+        each_grad, x, z, needs_grad_x, weights, a, b, salts, *stream, scales, transposed, *cast
     )
-    return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *(None,) * 7
+    return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *rest
 
 
 adapted_linears.register_autograd(_backward, setup_context=_save_for_backward)

@@ -207,6 +207,28 @@ def test_a_tokens_outputs_and_gradients_do_not_depend_on_its_neighbours():
         torch.testing.assert_close(whole[2:3], alone)
 
 
+def test_what_is_compiled_casts_outside_of_the_operator_to_the_same(monkeypatch):
+    """Where torch.compile sees the cast, and can compute it in the kernel before: inputs and gradients."""
+    outcomes = []
+    for backend in (None, "aot_eager"):
+        torch.manual_seed(0)
+        model = Attention()
+        fp8_projections(model, ("q_proj", "k_proj"))
+        adapters = add_adapters(model, ["q_proj", "k_proj"], rank=2, alpha=4, dropout=0.0, seeds=[1])
+        if backend:
+            torch._dynamo.reset()
+            model.compile(dynamic=True, fullgraph=True, backend=backend)
+            monkeypatch.setattr("pipelines.adapters.linears.to_fp8", None)
+        for num_tokens in (7, 9):
+            x = draw(num_tokens, 32, seed=num_tokens).requires_grad_()
+            with adapters.over(over(num_tokens)):
+                y = model(x)
+                y.square().sum().backward()
+        outcomes.append((y.detach(), x.grad, model.q_proj.b.grad))
+    for eager, compiled in zip(*outcomes, strict=True):
+        assert torch.equal(eager, compiled)
+
+
 def test_projections_for_forward_passes_alone_keep_their_weights_once():
     model = Attention()
     fp8_projections(model, ("q_proj",))
