@@ -71,7 +71,7 @@ from sweep.study.paper import PAPER_TASK_MODEL
 REFERENCE, AGAIN = "bfloat16", "bfloat16_again"
 QUANTIZATIONS = {REFERENCE: "none", AGAIN: "none", "nf4": "nf4", "nf4_double": "nf4_double", "fp8": "fp8"}
 LAST_WINDOWS = 5
-DONE = "done.json"
+DONE, UNQUANTIZED = "done.json", "unquantised"
 LOGITS = [f"logit_{label}" for label in NLI.labels]
 SLICE = "lexical_overlap/non-entailment"
 
@@ -143,6 +143,10 @@ def compute(arguments: argparse.Namespace, work: Path) -> None:
     # For its metrics and settings; no worker of its is started.
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     sources = prepared_sources(arguments, work)
+    started = time.perf_counter()
+    # A .gguf file is dequantised once, for all.
+    prepare_base_model(pretrained_model_config(arguments.model), str(work / UNQUANTIZED))
+    print(f"the unquantised base after {time.perf_counter() - started:.0f} s", flush=True)
     for seed in range(arguments.repeats):
         config = TrainingSetConfig("original", arguments.num, seed)
         draw_training_set(config, f"{sources}/train.parquet", str(work / f"set-{seed}"))
@@ -173,7 +177,7 @@ def prepared_sources(arguments: argparse.Namespace, work: Path) -> Path:
 def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sources: Path) -> Finetuned:
     """Finetune a task model a seed on a base of `precision`, at once, and evaluate them."""
     folder, seeds = work / precision, range(arguments.repeats)
-    base, on_gpu = str(folder / "base"), arguments.device == "cuda"
+    base, on_gpu = str(work / UNQUANTIZED), arguments.device == "cuda"
     dtype = "bfloat16" if on_gpu else "float32"
     here = Resources(gpus_per_worker=1 if on_gpu else 0, in_process=True)
     seconds: dict[str, float] = {}
@@ -183,13 +187,16 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
         nonlocal started
         seconds[name], started = time.perf_counter() - started, time.perf_counter()
 
-    prepare_base_model(pretrained_model_config(arguments.model, quantization=QUANTIZATIONS[precision]), base)
+    if QUANTIZATIONS[precision] != "none":
+        config = pretrained_model_config(f"{base}/model", quantization=QUANTIZATIONS[precision])
+        base = str(folder / "base")
+        prepare_base_model(config, base)
     lap("base")
     starts, outputs = ([str(folder / f"{name}-{seed}") for seed in seeds] for name in ("start", "task-model"))
     for seed, start in zip(seeds, starts, strict=True):
         initial_task_model(UntrainedConfig(seed), base, start)
     # `paper_fast`'s, but for the rate.
-    config = replace(
+    recipe = replace(
         PAPER_TASK_MODEL,
         batch_size=32,
         learning_rate=arguments.learning_rate,
@@ -203,7 +210,7 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
         log_every=10,
     )
     jobs = [
-        finetuning_job(TaskModelConfig(config, seed), str(work / f"set-{seed}" / "examples.parquet"), base, start)
+        finetuning_job(TaskModelConfig(recipe, seed), str(work / f"set-{seed}" / "examples.parquet"), base, start)
         for seed, start in zip(seeds, starts, strict=True)
     ]
     finetunings = finetune_group(jobs, outputs, resources=here, reports=[no_report] * len(jobs))
@@ -223,7 +230,7 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
         )
         evaluated = [checked(result) for result in results]
         lap(name)
-    losses = {seed: final_loss(Path(output), config) for seed, output in zip(seeds, outputs, strict=True)}
+    losses = {seed: final_loss(Path(output), recipe) for seed, output in zip(seeds, outputs, strict=True)}
     return Finetuned(
         precision,
         arguments.general,
