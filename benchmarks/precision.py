@@ -186,6 +186,7 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
     def lap(name: str) -> None:
         nonlocal started
         seconds[name], started = time.perf_counter() - started, time.perf_counter()
+        print(f"{precision}, {name}: {seconds[name]:.0f} s", flush=True)
 
     if QUANTIZATIONS[precision] != "none":
         config = pretrained_model_config(f"{base}/model", quantization=QUANTIZATIONS[precision])
