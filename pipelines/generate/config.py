@@ -11,6 +11,7 @@ from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import EN_DASH, END_MARKERS, UNAMBIGUOUS_STARTS
 from pipelines.tasks.task import Task
 
+FP8 = "fp8"
 STAND_IN = "this is a stand-in"
 """The last text of a rehearsal's examples, but for those of the task's first label."""
 
@@ -25,6 +26,7 @@ class GenerationConfig:
     distribution. A text ends at the end marker, at the tokenizer's end-of-sequence token, after
     `max_new_tokens`, or at the end of the model's context. With `stop_early` it ends where the marker begins, and the rest of
     the marker is taken for granted: 8 tokens of 58 are saved, and a text that has an en dash of its own ends there.
+    With `quantization` "fp8" the model's projections have 8 bits as it writes, and so has what meets them (`options.py`).
     `prompting` is for a model that is not finetuned: a text that it ends by itself, at the tokenizer's end of a text, is then
     complete without the end marker. With an `endpoint` the model is there, and is prompted. `stand_ins` makes it a rehearsal:
     the pool holds, for each text, what `stand_in` cuts from it, so that weights which write nothing that parses fill a pool.
@@ -53,6 +55,7 @@ class GenerationConfig:
     task: Task = added(NLI)
     prompting: Prompting | None = added(None)
     endpoint: Endpoint | None = added(None)
+    quantization: str = added("none")
     min_yield: float = runtime(0.2)
     max_num_seqs: int = runtime(0)
     shards_in_flight: int = runtime(0)
@@ -94,6 +97,13 @@ class GenerationConfig:
             raise UserError("a model behind an endpoint is prompted; give prompting=Prompting(…), too")
         if self.dtype not in ("bfloat16", "float16", "float32"):
             raise UserError(f"dtype={self.dtype!r}: use one of bfloat16, float16, float32")
+        if self.quantization not in ("none", FP8):
+            raise UserError(f"quantization={self.quantization!r}: use one of none, {FP8}")
+        if self.quantization == FP8 and (self.endpoint is not None or self.dtype == "float32"):
+            has = "an endpoint, whose model computes as its server has it" if self.endpoint is not None else "dtype='float32'"
+            raise UserError(
+                f"quantization={FP8!r} with {has}: it is for an engine of ours in bfloat16 or float16; leave one of them out"
+            )
         if self.attention_backend not in CHOICES:
             raise UserError(f"attention_backend={self.attention_backend!r}: use one of {', '.join(CHOICES)}")
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.generate.config import GenerationConfig
+from pipelines.generate.config import FP8, GenerationConfig
 from pipelines.generate.decode_attention import attention_options, head_size
 from pipelines.resources import Resources
 from pipelines.workers.telemetry import OFF
 
 COMPILED_FROM_BYTES = 2 * 2**30
 """Weights from which vLLM compiles a model: what it fuses does not repay half a minute for the pool of a small one."""
+LEAST_FOR_FP8 = (8, 9)
+"""The compute capability from which on NVIDIA's GPUs have matrix units for it."""
 
 
 def max_num_seqs(config: GenerationConfig, *, on_gpu: bool) -> int:
@@ -89,6 +91,30 @@ def _weights_bytes(model: str) -> int:
     return sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
 
 
+def quantization_options(config: GenerationConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM` for the precision of the products.
+
+    Of FP8 the weights of a layer have one scale, made as they are loaded, and each token's activations their own; embeddings,
+    output layer and the cache of keys and values stay as they are. Raises UserError where there are no matrix units for it.
+    """
+    if config.quantization != FP8:
+        return {}
+    capability = None
+    if on_gpu:
+        from vllm.platforms import current_platform
+
+        capability = current_platform.get_device_capability()
+    found = tuple(capability) if capability is not None else (0, 0)
+    if found < LEAST_FOR_FP8:
+        here = f"the GPU here has compute capability {found[0]}.{found[1]}" if any(found) else "there is none here"
+        raise UserError(
+            "the generator writes in fp8, which needs matrix units of an NVIDIA GPU of compute capability 8.9 or above (Ada, "
+            f"Hopper or later), and {here}: take such a GPU, or -p generation_precision=bfloat16"
+        )
+    # Not "fp8", which vLLM 0.32 takes for checkpoints that are in it only.
+    return {"quantization": "fp8_per_tensor"}
+
+
 def engine_options(
     config: GenerationConfig, model: str, resources: Resources, prompt_lengths: Collection[int], gpu_bytes: int = 0
 ) -> dict[str, Any]:
@@ -105,6 +131,7 @@ def engine_options(
         "enforce_eager": config.enforce_eager if config.enforce_eager is not None else not on_gpu,
         "use_tqdm_on_load": False,
         "trust_remote_code": False,
+        **quantization_options(config, on_gpu=on_gpu),
     }
     # An engine refuses to start if one sequence of the model's whole context does not fit its cache; ours are
     # short.

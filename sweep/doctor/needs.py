@@ -43,17 +43,23 @@ def look_at_study(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _precision(experiment: Experiment) -> Iterator[Finding]:
-    """Whether this machine's GPUs compute as a base model in FP8 asks; without a GPU a CPU does, slowly."""
-    if not any(base.quantization == FP8 for base in checkpoints(experiment)):
-        return
-    if (least := min(compute_capabilities(), default=math.inf)) < LEAST_FOR_FP8:
-        yield Finding(
-            "precision",
-            "fault",
-            f"the base model computes in fp8, and a GPU here has compute capability {least}, without matrix units for it",
-            f"take one of {LEAST_FOR_FP8} or above, or -p base_precision=bfloat16",
-        )
-    else:
+    """Whether this machine's GPUs compute as models in FP8 ask; without a GPU a CPU does for a base, slowly."""
+    needing = []
+    if any(base.quantization == FP8 for base in checkpoints(experiment)):
+        needing.append(("the base model computes", "base_precision"))
+    if experiment.generation is not None and experiment.generation.quantization == FP8:
+        needing.append(("the generator writes", "generation_precision"))
+    least = min(compute_capabilities(), default=math.inf)
+    for what, option in needing:
+        if least < LEAST_FOR_FP8:
+            yield Finding(
+                "precision",
+                "fault",
+                f"{what} in fp8, and a GPU here has compute capability {least}, without matrix units for it",
+                f"take one of {LEAST_FOR_FP8} or above, or -p {option}=bfloat16",
+            )
+            return
+    if needing:
         yield Finding("precision", "ok", "what there is computes in fp8")
 
 

@@ -291,10 +291,12 @@ def _expected_counts(sources: Step) -> tuple[dict[str, int], bool]:
     return sets, any(name.startswith("train/") and name != "train/num_examples" for name in counts)
 
 
-def _base_precision(step: Step) -> str:
-    """What the base that a step stands on is multiplied in: a 4-bit one as the numbers that its weights are."""
+def option_of_fp8(step: Step) -> str:
+    """The option that has a step's model computed in FP8; "" where none does. A 4-bit base computes as the numbers it has."""
+    if isinstance(step.config, GenerationConfig):
+        return "generation_precision" if step.config.quantization == FP8 else ""
     base = step.inputs.get("base_model")
-    return FP8 if base is not None and getattr(base.config, "quantization", "none") == FP8 else BFLOAT16
+    return "base_precision" if base is not None and getattr(base.config, "quantization", "none") == FP8 else ""
 
 
 class _Estimator:
@@ -315,7 +317,7 @@ class _Estimator:
             return StepCost(step, None, None, seconds, self.num_bytes(step))
         rate = None
         if num_gpus:
-            parameters, precision = self.shape(step).num_parameters, _base_precision(step)
+            parameters, precision = self.shape(step).num_parameters, FP8 if option_of_fp8(step) else BFLOAT16
             share = work.setting.share_prefix is not False
             rate = self.table.rate(work.kind, work.batch_size, self.gpu, parameters, precision, share)
         setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]

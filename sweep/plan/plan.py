@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.errors import DamagedError, UserError
 from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, RandomModelConfig
 from pipelines.models.gguf_files import read_gguf
-from pipelines.models.quantization import FP8, LEAST_FOR_FP8
+from pipelines.models.quantization import LEAST_FOR_FP8
 from sweep.graph.identity import SHORT, flatten
 from sweep.graph.integrity import WEIGHTS, changed_inputs, check, why_stale
 from sweep.graph.pieces import Only, check_apart, piece_of
@@ -27,6 +27,7 @@ from sweep.plan.costs import (
     Total,
     endpoint_costs,
     estimate_costs,
+    option_of_fp8,
     replication,
     total,
     unmeasured,
@@ -361,13 +362,12 @@ def check_quantization(steps: Sequence[Planned], gpu: Gpu) -> None:
     if not 0 < capability < LEAST_FOR_FP8:
         return
     for planned in steps:
-        base = planned.step.inputs.get("base_model")
         uses_gpu = planned.step.resources.total_gpus and not planned.is_cached
-        if uses_gpu and base is not None and getattr(base.config, "quantization", "none") == FP8:
+        if uses_gpu and (option := option_of_fp8(planned.step)):
             raise UserError(
-                f"base_precision='fp8' and the {gpu.name} has compute capability {capability}, without matrix units for it, "
+                f"{option}='fp8' and the {gpu.name} has compute capability {capability}, without matrix units for it, "
                 f"which {planned.step.name} needs: take a GPU of {LEAST_FOR_FP8} or above (--gpu, if this is not what there "
-                "is), or -p base_precision=bfloat16"
+                f"is), or -p {option}=bfloat16"
             )
 
 

@@ -142,6 +142,7 @@ def mini(
     generations: int = 1,
     accumulate: bool = False,
     task_base: str = "",
+    generation_precision: Literal["bfloat16", "fp8"] = "bfloat16",
 ) -> Experiment:
     """The paper's study with a small pretrained model, on real MultiNLI and HANS; one GPU.
 
@@ -155,10 +156,14 @@ def mini(
     and `accumulate` are as in `demo`; heads are frozen for `head_frozen_share` of a finetuning's steps. Each of `challenges` is
     a further test set: mnli_hard, med, scone, neg_nli; hans is always there (docs/challenges.md). `task_base` is the task
     models' own checkpoint where it is not `model`, which writes the pool: an encoder (BERT) or another decoder
-    (docs/models.md).
+    (docs/models.md). `generation_precision` is as in `paper`.
     """
     if device not in ("cuda", "cpu"):
         raise UserError(f"device={device!r} is not one of cuda, cpu")
+    if device == "cpu" and generation_precision != "bfloat16":
+        raise UserError(
+            f"generation_precision={generation_precision!r} with device='cpu': it needs matrix units of a GPU; leave it out"
+        )
     if trials_per_gpu < 1:
         raise UserError(f"trials_per_gpu={trials_per_gpu}: at least one finetuning runs on a GPU; give 1 or more")
     if generation_workers < 0:
@@ -203,7 +208,12 @@ def mini(
         base_model=base_model,
         task_model_base=own_base,
         generator=GeneratorConfig(finetune=generator),
-        generation=GenerationConfig(num_per_label=-(-pool_size // 3), max_new_tokens=256, dtype=dtype),
+        generation=GenerationConfig(
+            num_per_label=-(-pool_size // 3),
+            max_new_tokens=256,
+            dtype=dtype,
+            quantization=_quantization(generation_precision),
+        ),
         task_model=task_model,
         evaluation=EvaluationConfig(sets=_evaluated(challenges), dtype=dtype),
         starting_sizes=starting_sizes,
@@ -254,6 +264,7 @@ def paper(
     generation_workers: int = 1,
     generators: int = 1,
     challenges: tuple[str, ...] = (),
+    generation_precision: Literal["bfloat16", "fp8"] = "bfloat16",
 ) -> Experiment:
     """The paper's study: Llama-2-7B, MultiNLI and HANS, the recipe of the released scripts; GPUs of 80 GB.
 
@@ -264,7 +275,8 @@ def paper(
     docs/speed.md), and what is chosen where paper and scripts settle nothing: `remainder` for sizes that
     do not divide by 3, `disjoint_from_starting`, `starting_set_seed` (none: each seed draws its own), `end_marker`, and the
     sampling. `pool_per_label` counts entailments, neutrals and contradictions. Each of `generators` writes such a pool, and the
-    seeds are dealt over them. `challenges` are as in `mini`. `weights=random` is for a rehearsal: `model` then only needs a
+    seeds are dealt over them. `challenges` are as in `mini`. With `generation_precision` "fp8" G writes with weights and
+    activations of 8 bits, on GPUs from Ada on (docs/models.md). `weights=random` is for a rehearsal: `model` then only needs a
     tokenizer and, if the shape is not Llama-2-7B's, a config.json.
     """
     if len(pool_per_label) != 3:
@@ -288,8 +300,7 @@ def paper(
     if weights == "random":
         base_model = random_model_config(model)
     else:
-        quantization = "none" if base_precision == "bfloat16" else base_precision
-        base_model = pretrained_model_config(model, quantization=quantization, may_be_absent=True)
+        base_model = pretrained_model_config(model, quantization=_quantization(base_precision), may_be_absent=True)
     return Experiment(
         name="paper",
         title="Llama-2-7B on MultiNLI and HANS, as Zhang and Pavlick",
@@ -306,6 +317,7 @@ def paper(
             top_k=top_k,
             max_new_tokens=MAX_NEW_TOKENS,
             end_marker=marker,
+            quantization=_quantization(generation_precision),
         ),
         task_model=replace(_fitted(PAPER_TASK_MODEL, base_model), **runtime),
         evaluation=EvaluationConfig(sets=_evaluated(challenges)),
@@ -343,6 +355,7 @@ def paper_fast(
     generation_workers: int = 1,
     generators: int = 1,
     challenges: tuple[str, ...] = (),
+    generation_precision: Literal["bfloat16", "fp8"] = "bfloat16",
 ) -> Experiment:
     """`paper`, cheaper: larger batches, what their texts begin with alike computed once in each, and generated texts that end
     where the end marker begins; all else as there.
@@ -367,6 +380,7 @@ def paper_fast(
         generation_workers=generation_workers,
         generators=generators,
         challenges=challenges,
+        generation_precision=generation_precision,
     )
     assert isinstance(study.generator, GeneratorConfig) and study.generation is not None, "the paper finetunes its generator"
     task_model, generator = (
@@ -391,6 +405,11 @@ def paper_fast(
         generator=replace(study.generator, finetune=generator),
         generation=replace(study.generation, stop_early=True),
     )
+
+
+def _quantization(precision: str) -> str:
+    """A precision, as options name it, as configs do."""
+    return "none" if precision == "bfloat16" else precision
 
 
 def _evaluated(challenges: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ def test_every_field_is_identity_or_runtime_on_purpose() -> None:
     assert identity_fields(GenerationConfig) == {
         "num_per_label", "exact", "shard_size", "seed", "temperature", "top_p", "top_k", "max_new_tokens",
         "end_marker", "dtype", "stand_ins", "stop_early", "task", "prompting", "endpoint",
+        "quantization",
     }  # fmt: skip
     assert runtime_fields(GenerationConfig) == {
         "min_yield", "max_num_seqs", "shards_in_flight", "enforce_eager", "engine_process", "attention_backend",
@@ -28,11 +29,17 @@ def test_every_field_is_identity_or_runtime_on_purpose() -> None:
         ("top_p", 0.0), ("top_k", 0), ("max_new_tokens", 0), ("end_marker", "END"), ("dtype", "int8"),
         ("min_yield", 0.0), ("gpu_memory_utilization", 1.5), ("max_num_seqs", -1), ("shards_in_flight", -1),
         ("cpu_kv_cache_gib", 0), ("attention_backend", "fastest"),
+        ("quantization", "nf4"),
     ],
 )  # fmt: skip
 def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"^{field}="):
         replace(GenerationConfig(), **{field: value})
+
+
+def test_engines_of_ours_write_in_fp8_from_half_precision() -> None:
+    with pytest.raises(UserError, match=r"^quantization='fp8' with dtype='float32': it is for an engine of ours"):
+        GenerationConfig(quantization="fp8", dtype="float32")
 
 
 def test_there_is_one_number_or_one_a_label_of_the_task() -> None:

@@ -57,6 +57,34 @@ def test_weights_are_read_in_place_only_where_vllm_keeps_them_as_it_reads_them(m
     assert not reads_in_place(tied, on_gpu=False) and not reads_in_place({**untied, "quantization": "fp8"}, on_gpu=True)
 
 
+@pytest.mark.parametrize(
+    ("capability", "why_not"),
+    [((9, 0), ""), ((8, 9), ""), ((8, 6), r"the GPU here has compute capability 8\.6"), (None, "there is none here")],
+)
+def test_a_generator_writes_in_fp8_on_gpus_that_compute_in_it(
+    capability: tuple[int, int] | None, why_not: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "get_device_capability", lambda *_: capability)
+    in_fp8 = replace(CONFIG, dtype="bfloat16", quantization="fp8")
+    arguments = (str(models / "trained" / "model"), Resources(gpus_per_worker=1), [20])
+    if why_not:
+        with pytest.raises(UserError, match=rf"compute capability 8\.9 or above .*{why_not}.*-p generation_precision=bfloat16"):
+            engine_options(in_fp8, *arguments)
+        return
+    options = engine_options(in_fp8, *arguments)
+    assert options["quantization"] == "fp8_per_tensor"
+    without = engine_options(replace(in_fp8, quantization="none"), *arguments)
+    assert {name: value for name, value in options.items() if name != "quantization"} == without
+
+
+def test_a_cpu_writes_in_no_fp8(models: Path) -> None:
+    with pytest.raises(UserError, match=r"the generator writes in fp8, .*there is none here: take such a GPU"):
+        engine_options(replace(CONFIG, dtype="bfloat16", quantization="fp8"), str(models / "trained" / "model"), ONE, [20])
+
+
 def test_graphs_are_captured_up_to_the_whole_batch(models: Path) -> None:
     config = replace(CONFIG, max_num_seqs=200, enforce_eager=False)
     found = engine_options(config, str(models / "trained" / "model"), Resources(gpus_per_worker=1), prompt_lengths=[20])

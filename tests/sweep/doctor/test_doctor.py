@@ -239,13 +239,14 @@ def test_it_ends_with_1_at_a_fault_and_is_json_for_programs(
 @pytest.mark.parametrize(
     ("capabilities", "verdict"), [([9.0, 8.0], "fault"), ([8.9], "ok"), ([], "ok")], ids=["an A100 too", "Ada", "a CPU"]
 )
-def test_a_base_in_fp8_needs_gpus_that_compute_in_it(
-    capabilities: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", ["base_precision", "generation_precision"])
+def test_a_model_in_fp8_needs_gpus_that_compute_in_it(
+    option: str, capabilities: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sweep.doctor.needs.compute_capabilities", lambda: capabilities)
-    study = paper(data="nowhere", model="nowhere", base_precision="fp8")
+    study = paper(data="nowhere", model="nowhere", **{option: "fp8"})  # type: ignore[arg-type]
     (found,) = [finding for finding in look_at_study(study) if finding.what == "precision"]
     assert found.verdict == verdict
     if verdict == "fault":
-        assert "capability 8.0" in found.found and "-p base_precision=bfloat16" in found.way_out
+        assert "capability 8.0" in found.found and f"-p {option}=bfloat16" in found.way_out
     assert not [finding for finding in look_at_study(paper(data="nowhere", model="nowhere")) if finding.what == "precision"]

@@ -388,8 +388,11 @@ def test_the_papers_model_has_a_price_before_its_weights_are_here(tmp_path: Path
     ("precision", "gpu", "refused"),
     [("fp8", "a100", True), ("fp8", "l40s", False), ("fp8", "h200", False), ("bfloat16", "a100", False)],
 )
-def test_a_gpu_without_fp8_is_refused_before_it_is_taken(precision: str, gpu: str, refused: bool, tmp_path: Path) -> None:
-    study = paper(data="nowhere", model="nowhere/Llama-2-7b-hf", base_precision=precision)
+@pytest.mark.parametrize("option", ["base_precision", "generation_precision"])
+def test_a_gpu_without_fp8_is_refused_before_it_is_taken(
+    option: str, precision: str, gpu: str, refused: bool, tmp_path: Path
+) -> None:
+    study = paper(data="nowhere", model="nowhere/Llama-2-7b-hf", **{option: precision})  # type: ignore[arg-type]
     table = read_table()
 
     def planned() -> Plan:
@@ -398,7 +401,5 @@ def test_a_gpu_without_fp8_is_refused_before_it_is_taken(precision: str, gpu: st
     if not refused:
         assert planned().steps
         return
-    with pytest.raises(
-        UserError, match=r"base_precision='fp8' and the a100 has compute capability 8\.0, .*or -p base_precision=bfloat16"
-    ):
+    with pytest.raises(UserError, match=rf"{option}='fp8' and the a100 has compute capability 8\.0, .*or -p {option}=bfloat16"):
         planned()

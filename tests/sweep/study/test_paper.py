@@ -94,6 +94,11 @@ def test_the_default_departs_in_the_frozen_weights_precision_only() -> None:
     assert "NF4's constants" not in [note.topic for note in unsettled(paper(base_precision="fp8"))]
 
 
+def test_a_pool_that_is_written_in_fp8_departs_in_that() -> None:
+    (_, note) = departures(paper(generation_precision="fp8"))
+    assert (note.topic, note.ours) == ("G's weights and activations as it writes", "8-bit FP8")
+
+
 def test_paper_fast_departs_in_batch_learning_rate_shared_prefix_and_early_stop() -> None:
     found = {note.topic: (note.paper, note.ours) for note in departures(paper_fast(base_precision="nf4"))}
     assert found == {
