@@ -27,7 +27,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pipelines.adapters.few_tokens_kernels import finish_kernel, gradients_kernel, product_kernel, shrink_kernel
-from pipelines.adapters.fp8 import Fp8Rows, to_fp8
+from pipelines.adapters.fp8 import Fp8Rows
 from pipelines.adapters.kernels import following
 from pipelines.packing.dropout import drop_below
 
@@ -108,7 +108,7 @@ def forward(x: torch.Tensor, operands: Any) -> tuple[list[torch.Tensor], torch.T
     weights, a, b, _, _, _, _, dropout, scale, scales, *_ = operands
     z = x.new_empty(len(a), len(x), a[0].shape[1])
     outputs = [x.new_empty(len(x), len(weight)) for weight in weights]
-    of_fp8 = None if scales is None else to_fp8([x])
+    of_fp8 = None if scales is None else operands.cast([x], None)
     product = _Product([x], weights, outputs, z, b, operands, of_fp8, scales, dropout=0.0, scale=scale)
     to_z = {"dropout": dropout, "scale": 1 / (1 - dropout)}
     # What one of these kernels computes beside another may not lie in memory that the other one still uses.
@@ -135,7 +135,7 @@ def backward(
     grad_x, of_fp8 = torch.empty_like(x), None
     if scales is not None:
         assert transposed is not None, "these projections were made for forward passes alone"
-        weights, of_fp8 = [transposed], to_fp8(grads, scales)
+        weights, of_fp8 = [transposed], operands.cast(grads, scales)
     product = _Product(grads, weights, [grad_x], grad_z, a, operands, of_fp8, None, dropout=dropout, scale=kept)
     if not product.is_whole:
         product.multiply()
