@@ -217,9 +217,14 @@ def draw(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         )
         axes.axhline(points[0]["critical_s"] / 3600, color=drawn.get_color(), lw=0.8, ls=":")
     axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="hours")
-    axes.set_xticks([point["num_gpus"] for points in rows.values() for point in points][: len(GPUS)])
-    axes.get_xaxis().set_major_formatter(mpl.ticker.ScalarFormatter())
-    axes.get_yaxis().set_major_formatter(mpl.ticker.ScalarFormatter())
+    hours = [point["seconds"] / 3600 for points in rows.values() for point in points]
+    axes.set_xticks(sorted({point["num_gpus"] for points in rows.values() for point in points}))
+    axes.set_yticks(
+        [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= 2 * max(hours) and tick >= min(hours) / 2]
+    )
+    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -77,7 +77,8 @@ def measure_driver(num_lanes: int, store_kind: str, folder: str, *, num_seeds: i
     hosts = [kind for kind in kinds if kind.startswith(("LaneHost", "ImplicitFunc"))]
     return {
         "num_steps": steps,
-        "tracking_errors": list(result.tracking_errors),
+        "num_tracking_errors": len(result.tracking_errors),
+        "first_tracking_error": "".join(result.tracking_errors[:1]),
         "wall_s": wall_s,
         "driver_cpu_ms": 1_000 * watch.own_s / steps,
         "driver_share": watch.own_s / watch.seconds,

@@ -92,6 +92,7 @@ def test_the_stand_in_writes_texts_that_parse_and_differ(label: str) -> None:
     [
         (["schedule", "--studies", "1 seed", "--gpus", "1", "4"], {"1 GPUs", "4 GPUs"}),
         (["driver", "--lanes", "2", "--seeds", "1", "--faster", "100000"], {"ours_2"}),
+        (["step", "--steps", "4"], {"ours_4"}),
         (["pool", "--engines", "1", "--shards", "6", "--stores", "local", "s3"], {"ours_1"}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
