@@ -175,7 +175,7 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
             settings = [f"{arguments['tokens']} tokens a text", f"{arguments['max_num_seqs']:,} sequences at a time"]
         case "scale":
             common += [arguments["part"]]
-            what = {"driver": "lanes", "pool": "engines"}.get(arguments["part"])
+            what = {"driver": "lanes", "step": "steps", "pool": "engines"}.get(arguments["part"])
             settings = [f"{what}: {variant.removeprefix('ours_')}"] if what else []
         case "adapters":
             settings = [f"rank {arguments['rank']}", f"adapters: {variant.removeprefix('ours_')}"]
