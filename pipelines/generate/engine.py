@@ -212,8 +212,8 @@ class Text:
 def inspect_models_here() -> None:
     """Let vLLM look in this process at what a model's class can do.
 
-    It imports all of itself anew in another one for that, so that this one does not begin to use the GPU before it starts
-    others. That takes as long as the rest of a small engine's start, and here it starts none.
+    It imports all of itself anew in another one for that, which takes as long as the rest of a small engine's start, so that
+    this one does not begin to use the GPU before it starts others. Here it starts none.
     """
     from vllm import envs
     from vllm.model_executor.models import registry
