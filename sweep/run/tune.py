@@ -348,7 +348,7 @@ class Run:
         left = list(lane.lane.steps.values())
         for step in left:
             self._ended(lane, step, replace(self._with_log(lost, step), was_neighbour=len(left) > 1))
-        self.hosts.give_back(lane.host, is_sound=not (error or left or lane.has_failed))
+        self.hosts.give_back(lane.host, is_sound=not (error or said or left or lane.has_failed))
         self.queue.close(lane.lane)
 
     def _with_log(self, lost: Outcome, step: Step) -> Outcome:

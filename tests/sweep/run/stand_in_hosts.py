@@ -10,7 +10,8 @@ from sweep.run.tune import Run
 
 class StandInHosts(Hosts):
     """`orders` are all that were given to any lane; `outcomes`, by place, are those that are there and not fetched yet, and
-    `late` those that are only there if they are waited for. `opened`, and `given_up` of them, are lanes ahead, by name."""
+    `late` those that are only there if they are waited for. `opened`, and `given_up` of them, are lanes ahead, by name; `sound` is said
+    of each host that was given back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,6 +20,7 @@ class StandInHosts(Hosts):
         self.late: dict[int, Outcome] = {}
         self.opened: dict[str, Order] = {}
         self.given_up: list[str] = []
+        self.sound: list[bool] = []
 
     def take(self) -> Any:
         return self
@@ -42,7 +44,7 @@ class StandInHosts(Hosts):
         pass
 
     def give_back(self, host: Any, *, is_sound: bool) -> None:
-        pass
+        self.sound.append(is_sound)
 
 
 def orders_of(run: Run, trial: str) -> list[Order]:

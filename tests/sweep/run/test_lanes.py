@@ -220,6 +220,7 @@ def test_engines_that_are_lost_while_they_wait_cost_nothing(tmp_path: Path) -> N
     run, generator, pool = early(tmp_path)
     run.complete("pool", {"lost": Outcome(None, "its process died", kind=Kind.DEATH)}, error=False)
     assert not run.progress.retried and not run.progress.losses and pool.fingerprint in run.queue.waiting
+    assert hosts(run).sound == [False], "nobody else is given a host that has died"
     end(run, "generator", built(generator))
     assert run.suggest("pool") and orders_of(run, "pool")[0].step is pool
 
