@@ -10,8 +10,9 @@ from sweep.run.tune import Run
 
 class StandInHosts(Hosts):
     """`orders` are all that were given to any lane; `outcomes`, by place, are those that are there and not fetched yet, and
-    `late` those that are only there if they are waited for. `opened`, and `given_up` of them, are lanes ahead, by name; `sound` is said
-    of each host that was given back."""
+    `late` those that are only there if they are waited for. `opened`, and `given_up` of them, are lanes ahead, by name; `sound`
+    is said of each host that was given back.
+    """
 
     def __init__(self) -> None:
         super().__init__()
