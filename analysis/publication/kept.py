@@ -48,7 +48,7 @@ from pipelines.errors import UserError
 from sweep.graph.records import Record, Store, Study, read_plan
 from sweep.study.claims import Measure, as_json, from_json
 
-STEPS = 16
+STEPS = 8
 """Scores, in log-odds, are kept as multiples of 1 / STEPS."""
 LARGEST = np.iinfo(np.int16).max
 MOST_BYTES = 5_000_000
@@ -122,7 +122,7 @@ def load(folder: Path) -> Published:
     frame.attrs["missing"] = []
     items = _items(folder, study, kept)
     places = (kept["general_set"], kept["blindspot_set"], kept["blindspot_slice"])
-    predicted, scores = _answers(folder, items, places)
+    predicted, scores = _answers(folder, items, _scored(items, places, kept["label"]))
     responses = Responses(
         items,
         predicted,
@@ -271,34 +271,31 @@ def _items(folder: Path, study: Study, kept: Mapping[str, Any]) -> dict[str, Ite
 
 def _answer_rows(evidence: Evidence) -> Iterator[dict[str, Any]]:
     responses = evidence.responses
+    places = (evidence.general_set, evidence.blindspot_set, evidence.blindspot_slice)
+    scored = _scored(responses.items, places, responses.label)
     for name, of_set in responses.predicted.items():
-        where = _scored(responses.items[name], _places(evidence))
         for cell in sorted(of_set):
             row = {"set": name, **dict(zip(("starting_size", "kind", "size", "seed"), cell, strict=True))}
             row["classes"] = of_set[cell].astype(np.int8).tobytes()
             row["scores"] = b""
-            if where.any() and cell in responses.scores.get(name, {}):
-                rounded = np.rint(responses.scores[name][cell][where].astype(float) * STEPS)
+            if name in scored and cell in responses.scores.get(name, {}):
+                rounded = np.rint(responses.scores[name][cell][scored[name]].astype(float) * STEPS)
                 row["scores"] = _planes(np.clip(rounded, -LARGEST, LARGEST).astype(np.int16))
             yield row
 
 
-def _places(evidence: Evidence) -> tuple[str, str, str]:
-    return evidence.general_set, evidence.blindspot_set, evidence.blindspot_slice
-
-
-def _scored(items: ItemSet, places: tuple[str, str, str]) -> np.ndarray:
-    """The items of a set that margin, AUC or pull may read, bool [num_items]."""
+def _scored(items: Mapping[str, ItemSet], places: tuple[str, str, str], label: str | None) -> dict[str, np.ndarray]:
+    """The items of each set that margin, AUC or pull may read, bool [num_items]; none of sets that are not here."""
     general_set, blindspot_set, blindspot_slice = places
-    everything = np.ones(len(items.ids), dtype=bool)
-    if items.name not in (general_set, blindspot_set):
-        return ~everything
-    # Both halves of the heuristic's own items.
+    everything = {name: np.ones(len(items[name].ids), dtype=bool) for name in (general_set, blindspot_set)}
+    blindspot, general = items[blindspot_set], items[general_set]
+    # Both halves of the heuristic's own items, and the general items that a pull sets its adversarial half against.
     head = blindspot_slice.rpartition("/")[0]
-    if items.name == general_set or not head or items.described is not None:
+    if label is None or not head or blindspot.described is not None or general_set == blindspot_set:
         return everything
     try:
-        return items.chosen(head)
+        own, is_label = blindspot.chosen(head), blindspot.is_of(label)[blindspot.chosen(blindspot_slice)]
+        return {blindspot_set: own, general_set: general.is_of(label) == is_label[0]} if len(set(is_label)) == 1 else everything
     except UserError:
         return everything
 
@@ -313,7 +310,7 @@ def _numbers(planes: bytes) -> np.ndarray:
 
 
 def _answers(
-    folder: Path, items: Mapping[str, ItemSet], places: tuple[str, str, str]
+    folder: Path, items: Mapping[str, ItemSet], scored: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, dict[Cell, np.ndarray]], dict[str, dict[Cell, np.ndarray]]]:
     predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in items}
     scores: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in items}
@@ -322,7 +319,7 @@ def _answers(
         predicted[name][cell] = np.frombuffer(row["classes"], dtype=np.int8)
         if row["scores"]:
             of_items = np.full(len(items[name].ids), np.nan, dtype=np.float32)
-            of_items[_scored(items[name], places)] = _numbers(row["scores"]) / STEPS
+            of_items[scored[name]] = _numbers(row["scores"]) / STEPS
             scores[name][cell] = of_items
     return predicted, scores
 
