@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept.add_argument("--store", required=True)
     kept.add_argument("--data", type=Path, default=STUDIES / "data")
     kept.add_argument("--plan", type=Path, default=STUDIES / "qwen-plan.md")
+    kept.add_argument("--partial", action="store_true", help="Keep what is there, and name what is missing.")
     kept.add_argument("--estimate", type=Path, help="What `blindsweep plan STUDY --json` said.")
     pages = commands.add_parser("pages", help="The pages of docs/studies, from what is kept: no store, no GPU.")
     pages.add_argument("--folder", type=Path, default=STUDIES)
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_outcome(given.store, given.output))
         elif given.command == "keep":
             estimate = json.loads(given.estimate.read_text()) if given.estimate else None
-            print(keep(Store(given.store), given.study, given.data / given.study, plan=given.plan, estimate=estimate))
+            folder, options = given.data / given.study, {"plan": given.plan, "estimate": estimate, "partial": given.partial}
+            print(keep(Store(given.store), given.study, folder, **options))
         else:
             for page in sorted(given.folder.glob("*.md")):
                 print("\n".join(str(path) for path in fill(page, given.folder / "data")))

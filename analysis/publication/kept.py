@@ -72,11 +72,18 @@ class Published:
 
 
 def keep(
-    store: Store, study_name: str, folder: Path, *, plan: Path | None = None, estimate: Mapping[str, Any] | None = None
+    store: Store,
+    study_name: str,
+    folder: Path,
+    *,
+    plan: Path | None = None,
+    estimate: Mapping[str, Any] | None = None,
+    partial: bool = False,
 ) -> str:
     """Write what is published of a study to `folder`, anew; a sentence on its size and on what rounding changes.
 
     `estimate` is what it was estimated to cost (`blindsweep plan --json`), where its store has none: pieces' bundles do not.
+    With `partial` what is missing of it is named, and a seed that lacks a cell is left out of what needs it.
 
     Raises IncompleteSweepError for a study that is not whole, and UserError for one with several arms, for scores whose
     rounding would change a verdict, and for more than MOST_BYTES of all studies beside each other.
@@ -84,8 +91,8 @@ def keep(
     study = Study.load(store, study_name)
     if study.arms:
         raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
-    frame = evaluation_frame(store, study)
-    evidence = load_evidence(store, study, frame=frame, also=sets_needed(study, frame))
+    frame = evaluation_frame(store, study, partial=partial)
+    evidence = load_evidence(store, study, partial=partial, frame=frame, also=sets_needed(study, frame))
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -119,13 +126,14 @@ def load(folder: Path) -> Published:
     read = {row["fingerprint"]: Record.from_json(row["record"].encode(), row["fingerprint"]) for row in records}
     study = replace(study, steps=tuple(replace(step, record=read.get(step.fingerprint)) for step in study.steps))
     frame = pd.read_parquet(folder / "cells.parquet")
-    frame.attrs["missing"] = []
+    frame.attrs["missing"] = kept["missing_cells"]
     items = _items(folder, study, kept)
     places = (kept["general_set"], kept["blindspot_set"], kept["blindspot_slice"])
     predicted, scores = _answers(folder, items, _scored(items, places, kept["label"]))
     responses = Responses(
         items,
         predicted,
+        missing=tuple(kept["missing"]),
         notes=tuple(kept["notes"]),
         scores=scores,
         label=kept["label"],
@@ -189,6 +197,8 @@ def _write(
         "label": responses.label,
         "generator_of": responses.generator_of,
         "notes": responses.notes,
+        "missing": responses.missing,
+        "missing_cells": frame.attrs["missing"],
         "sets": {
             name: {"clustered_by": items.clustered_by, "predicts": dict(items.predicts)}
             for name, items in responses.items.items()

@@ -124,8 +124,10 @@ def _table(table: Table) -> str:
 
 
 def _answer(made: Made) -> list[str]:
-    said = answer(made.verdicts, num_missing=len(made.published.evidence.responses.missing))
-    return [f"**{Answer(said.said)}**", " ".join(control_sentences(made.verdicts.controls))]
+    missing = made.published.evidence.responses.missing
+    said = answer(made.verdicts, num_missing=len(missing))
+    named = [f"Not built: {'; '.join(missing)}."] if missing else []
+    return [f"**{Answer(said.said)}**", " ".join(control_sentences(made.verdicts.controls)), *named]
 
 
 def _plan(made: Made) -> list[str]:
