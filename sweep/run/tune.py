@@ -385,7 +385,7 @@ class Run:
             lane.idle_since = lane.idle_since or time.monotonic()
             if self.hold or not self._may_wait(lane):
                 self._close(lane)
-        self.progress.num_lanes = len(self.groups)
+        self.progress.num_lanes = sum(bool(lane.lane.steps) for lane in self.lanes.values())
 
     def _may_wait(self, lane: "_Lane") -> bool:
         """Whether a lane without a step may go on: a start takes no longer than it has waited, or its next step is near."""
