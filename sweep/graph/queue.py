@@ -267,19 +267,33 @@ class StepQueue:
             return False
         step = next(self._foreseen(is_near or self._is_under_way, lane.kind), None)
         # What lanes that end hold is on its way.
-        return step is not None and not self._is_wanted(lane, step, self._fits(but_ending=True))
+        return step is not None and not self._is_wanted(lane, step, self._fits(but_ending=True), if_served=is_near is not None)
 
     def _is_under_way(self, step: Step) -> bool:
         return step.fingerprint in self.running or self._unbuilt.get(step.fingerprint) == 0
 
-    def _is_wanted(self, lane: Lane, awaited: Step, fits: Fits) -> bool:
-        """Whether a ready step has a better use for the room that `lane` holds, or would hold, until `awaited` is ready."""
+    def _is_wanted(self, lane: Lane, awaited: Step, fits: Fits, *, if_served: bool = True) -> bool:
+        """Whether a ready step has a better use for the room that `lane` holds, or would hold, until `awaited` is ready.
+
+        One whose kind has a lane may wait for that; not, `if_served`, where room is held for longer than a start takes and
+        those lanes have all that they take at once.
+        """
         length = self._rank_of(awaited)[0] if lane.need[1] else 0
         first = next(self._waiting_for_room(lane, fits), None)
         if first is not None and self._rank_of(first)[0] <= length:
             return True
-        as_urgent = itertools.takewhile(lambda step: self._rank_of(step)[0] <= length, self._ready)
-        return lane not in self.lanes and any(fits(self._need[step.fingerprint]) for step in as_urgent)
+        as_urgent = list(itertools.takewhile(lambda step: self._rank_of(step)[0] <= length, self._ready))
+        if lane not in self.lanes and any(fits(self._need[step.fingerprint]) for step in as_urgent):
+            return True
+        return if_served and any(self._lacks_lane(step, lane, fits) for step in as_urgent)
+
+    def _lacks_lane(self, step: Step, lane: Lane, fits: Fits) -> bool:
+        """Whether a ready step has no room but that of `lane`, and no lane of its kind has a place for it."""
+        need = self._need[step.fingerprint]
+        if fits(need) or not any(map(min, need, lane.need)):
+            return False
+        kind, most = self._kind(step), num_at_once(step)
+        return not any(other.kind == kind and len(other.steps) < most and not other.is_ending for other in self.lanes)
 
     def _foreseen(self, is_near: Near, kind: Any = None) -> Iterator[Step]:
         """Steps of lanes, or of one `kind`, that are not ready and lack only what `is_near`, the most urgent first."""

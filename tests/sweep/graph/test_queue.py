@@ -377,6 +377,27 @@ def test_lanes_of_cells_are_opened_ahead_behind_a_pool_one_for_each_and_not_besi
     assert [slugs(queue.join(lane)) for lane in lanes if lane] == [["cell0"], ["cell1"]]
 
 
+def test_room_is_not_held_for_long_while_ready_steps_of_other_lanes_have_a_use_for_it() -> None:
+    base, *some = cells(4, most=2, method="full")
+    drawn = step("drawn")
+    late = Step("task_model", "late", TaskModelConfig(FinetuneConfig(method="full"), 9), {"base_model": drawn, "set": base})
+    late = replace(late, resources=some[0].resources)
+    queue = StepQueue([base, drawn, *some, late], [base.fingerprint], Capacity(9, 2))
+    assert names(queue) == ["drawn", "cell0", "cell1", "cell2", "cell3"]
+    _, busy, idle = queue.lanes
+    for one in list(idle.steps.values()):
+        queue.succeeded(one.fingerprint)
+    # As if it had been one of the other base's.
+    idle.kind = queue._kind(late)
+    assert queue.may_wait(idle) and queue.may_wait(idle, near(drawn)), "nothing is ready"
+    put_back = next(iter(busy.steps.values()))
+    queue.again(put_back.fingerprint)
+    assert queue.may_wait(idle, near(drawn)), "its lane has a place for it"
+    busy.steps[put_back.fingerprint] = put_back
+    assert not queue.may_wait(idle, near(drawn)), "its lane is full, and this one would be idle for long"
+    assert queue.may_wait(idle), "but not for longer than a start takes"
+
+
 def test_what_has_no_generator_of_its_own_or_no_worker_cannot_be_started_ahead() -> None:
     base, generator, pool, _ = chain()
     assert starts_with(pool) == {"base_model": base} and starts_with(generator) == {}
