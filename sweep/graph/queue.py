@@ -171,8 +171,9 @@ class StepQueue:
     def open(self) -> Lane | None:
         """A lane for the most urgent ready step that fits into what is free, with others that it takes on; None if none fits.
 
-        It has no more of them than leaves work for all the lanes that fit side by side. Steps of the first one's size come
-        first, so that those that are trained at once end together.
+        It has no more of them than leaves work for all the lanes that fit side by side. In a lane that is full, steps of the
+        first one's size come first, so that those that are trained at once end together. One that has only its part of what is
+        ready takes it in order, which mixes sizes, so that all have about as much to do.
         """
         first = self._next()
         if first is None:
@@ -186,8 +187,10 @@ class StepQueue:
             lane.expected = self._fair_share(lane, 1 + len(alike) + num_to_come)
         self.lanes.append(lane)
         self._start(first, lane)
-        size = first.coordinates.get("size")
-        for step in sorted(alike, key=lambda step: step.coordinates.get("size") != size)[: most - 1]:
+        if most == num_at_once(first):
+            size = first.coordinates.get("size")
+            alike.sort(key=lambda step: step.coordinates.get("size") != size)
+        for step in alike[: most - 1]:
             self._start(step, lane)
         return lane
 

@@ -197,6 +197,10 @@ def test_lanes_leave_work_for_every_gpu() -> None:
     assert [[len(had) for had in lane] for lane in sizes_given(12, Capacity(99, 8), most=24)] == [[2]] * 4 + [[1]] * 4
 
 
+def test_lanes_that_have_only_their_part_have_all_sizes() -> None:
+    assert sizes_given(12, Capacity(99, 4), most=24, sizes=(30, 20, 10)) == [[[30, 20, 10]]] * 4
+
+
 def test_without_leave_each_step_has_a_lane_of_its_own() -> None:
     assert sizes_given(3, Capacity(99, 1), most=1) == [[[100]]] * 3
 
