@@ -287,7 +287,7 @@ def report(folders: Mapping[str, Path], accuracy_margin: float, auc_margin: floa
         "AUC": (auc_margin, blindspot, SLICE, Measure.AUC),
     }
     figures = [
-        Figure(name, "mean absolute difference from bfloat16", values, peer=nf4_of(values), lower_is_better=True)
+        Figure(name, "from bfloat16", values, peer=nf4_of(values), lower_is_better=True)
         for name, values in differences.items()
         if values
     ]
