@@ -42,47 +42,21 @@ MOST_PARTS = 8
 # multiprocessor of an H100 or H200; never by the device, so that results do not depend on it. BM: most tokens of a program; BN,
 # BK: columns of a tile, channels of an iteration. BY_TILES: read by the unit that fetches tiles of tensors (TMA).
 Settings = dict[str, int]
+_TILES: Settings = {
+    "PROGRAMS": 132,
+    "BM": 128,
+    "BN": 128,
+    "num_stages": 4,
+    "num_warps": 8,
+    "BY_TILES": True,
+    "MAY_BE_WHOLE": True,
+}
+_NARROW: Settings = {**_TILES, "BY_TILES": False, "num_warps": 4}
 PRODUCT: dict[tuple[bool, bool], Settings] = {
-    (False, False): {
-        "PROGRAMS": 132,
-        "BM": 128,
-        "BN": 128,
-        "BK": 64,
-        "num_stages": 4,
-        "num_warps": 8,
-        "BY_TILES": False,
-        "MAY_BE_WHOLE": True,
-    },
-    (False, True): {
-        "PROGRAMS": 264,
-        "BM": 128,
-        "BN": 64,
-        "BK": 64,
-        "num_stages": 4,
-        "num_warps": 4,
-        "BY_TILES": False,
-        "MAY_BE_WHOLE": True,
-    },
-    (True, False): {
-        "PROGRAMS": 264,
-        "BM": 128,
-        "BN": 64,
-        "BK": 128,
-        "num_stages": 4,
-        "num_warps": 4,
-        "BY_TILES": False,
-        "MAY_BE_WHOLE": True,
-    },
-    (True, True): {
-        "PROGRAMS": 132,
-        "BM": 64,
-        "BN": 128,
-        "BK": 128,
-        "num_stages": 4,
-        "num_warps": 4,
-        "BY_TILES": False,
-        "MAY_BE_WHOLE": True,
-    },
+    (False, False): {**_TILES, "BK": 64},
+    (False, True): {**_TILES, "BK": 64},
+    (True, False): {**_NARROW, "PROGRAMS": 264, "BN": 64, "BK": 128},
+    (True, True): {**_NARROW, "BM": 64, "BK": 128},
 }
 SHRINK = {"TILE": 16, "BLOCK": 128, "num_stages": 3, "num_warps": 4}
 SHRINK_PROGRAMS = 160
