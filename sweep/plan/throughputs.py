@@ -192,7 +192,7 @@ class CostTable:
         shared = 0.0
         if at_once:
             nearest_batch = min(at_once, key=lambda several: abs(several.batch_size - batch_size))
-            step_s = batch_size * row.tokens_per_example / tokens_per_s
+            step_s = batch_size * nearest_batch.tokens_per_example / tokens_per_s
             shared = min(1.0, _shared_seconds(rows, nearest_batch) / step_s)
             used = [*used, nearest_batch]
         if others := [each for each in used if _has_prefix(each) and each.share_prefix != share_prefix]:
@@ -269,18 +269,20 @@ def _at_batch_size(rows: Sequence[Throughput], batch_size: float) -> tuple[float
     if lower.batch_size == batch_size:
         return lower.examples_per_s * lower.tokens_per_example, [lower]
     share = (batch_size - lower.batch_size) / (upper.batch_size - lower.batch_size)
-    quick_step = lower.batch_size / lower.examples_per_s
+    # Of examples as long as the upper row's.
+    quick_step = lower.batch_size / lower.examples_per_s * upper.tokens_per_example / lower.tokens_per_example
     seconds = quick_step + share * (slow_step - quick_step)
-    return batch_size / seconds * lower.tokens_per_example, [lower, upper]
+    return batch_size / seconds * upper.tokens_per_example, [lower, upper]
 
 
 def _shared_seconds(rows: Sequence[Throughput], several: Throughput) -> float:
     """Seconds of an optimizer step that models finetuned at once pay once: a pass takes so much and the same for each model.
 
-    Reckoned from a step of one model, by its `rows`, and one of `several`, at the batch size of these; at least 0.
+    Reckoned from a step of one model, by its `rows`, and one of `several`, at the batch size and with the tokens of these; at
+    least 0.
     """
-    tokens_per_s, used = _at_batch_size(rows, several.batch_size)
-    one_s = several.batch_size * used[0].tokens_per_example / tokens_per_s
+    tokens_per_s, _ = _at_batch_size(rows, several.batch_size)
+    one_s = several.batch_size * several.tokens_per_example / tokens_per_s
     all_s = several.together * several.batch_size / several.examples_per_s
     return max(0.0, one_s - (all_s - one_s) / (several.together - 1))
 

@@ -396,6 +396,18 @@ def test_a_lane_starts_once_and_its_finetunings_share_what_a_pass_costs(llama: E
     } == {0}
 
 
+def test_examples_of_one_and_of_several_may_have_other_lengths() -> None:
+    # One alone takes 0.2 s for two examples of 100 tokens, and 0.25 s for two of 125; five at once 0.65 s for ten of these.
+    several = dataclasses.replace(row("finetune_lora", 10 / 0.65, 125, batch_size=2), together=5)
+    rate = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, several)).rate("finetune_lora", 2, FAST, PARAMETERS)
+    # 0.15 s for whoever is there and 0.1 s for each.
+    assert (rate.tokens_per_s, rate.shared) == (1_000, pytest.approx(0.15 / 0.25))
+    # Between 0.25 s for two of 125 tokens and 0.4 s for ten of them.
+    longer = dataclasses.replace(TABLE.throughputs[1], tokens_per_example=125)
+    between = dataclasses.replace(TABLE, throughputs=(TABLE.throughputs[0], longer)).rate("finetune_lora", 6, FAST, PARAMETERS)
+    assert between.tokens_per_s == pytest.approx(6 * 125 / 0.325)
+
+
 def test_a_gpu_that_gains_nothing_from_company_shares_nothing(llama: Experiment) -> None:
     slow = dataclasses.replace(row("finetune_lora", 9, 100, batch_size=2), together=5)
     rate = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, slow)).rate("finetune_lora", 2, FAST, PARAMETERS)
