@@ -50,7 +50,7 @@ from analysis.stats.statistics import Estimate, mean_estimate
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.power import ALPHA, Variance, settling
-from benchmarks.common import Figure, finish, make_parser
+from benchmarks.common import CutOff, Figure, finish, make_parser, parse, phase
 from pipelines.data.sources import nli_sources_config, prepare_nli_sources
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.errors import UserError
@@ -114,13 +114,17 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--work", type=Path, help="folder for what is made; default: one that is removed at the end")
     parser.add_argument("--join", type=Path, nargs="+", help="folders --work of other runs, to report on together")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.join is None and (arguments.model is None or arguments.sources is None):
         parser.error("give --model and --sources, or --join")
     with tempfile.TemporaryDirectory() as scratch:
         folders = arguments.join or [(arguments.work or Path(scratch)).absolute()]
         if arguments.join is None:
-            compute(arguments, folders[0])
+            try:
+                compute(arguments, folders[0])
+            except CutOff as cut:
+                # What is whole is reported on.
+                print(cut, flush=True)
         found = [path.parent for folder in folders for path in sorted(folder.glob(f"*/{DONE}"))]
         results = {path.name: path for path in found}
         if REFERENCE not in results:
@@ -151,6 +155,7 @@ def compute(arguments: argparse.Namespace, work: Path) -> None:
         config = TrainingSetConfig("original", arguments.num, seed)
         draw_training_set(config, f"{sources}/train.parquet", str(work / f"set-{seed}"))
     for precision in arguments.precisions:
+        phase(f"{precision}: finetuning {arguments.repeats} task models and evaluating them")
         done = of_precision(arguments, precision, work, sources)
         (work / precision / DONE).write_text(json.dumps(asdict(done)))
         print(
