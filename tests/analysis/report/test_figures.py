@@ -219,7 +219,7 @@ TIMELINE = Timeline(
     0.0,
     (
         LaneTime("1", 0, 4, (span("task_model", "a", 0, 0, 5, 9), span("task_model", "b", 1, 2, 6, 10))),
-        LaneTime("2", 3, 3, (span("evaluation", "a", 9, 9, 9, 12),)),
+        LaneTime("2", 3, 9, (span("evaluation", "a", 9, 9, 9, 12),)),
     ),
 )
 

@@ -102,8 +102,8 @@ CLASSES = {
         "",
     ),
     "pipelines.generate.config.GenerationConfig": (
-        "num_per_label exact shard_size seed temperature top_p top_k max_new_tokens end_marker dtype stand_ins stop_early task "
-        "prompting endpoint",
+        "num_per_label exact shard_size seed temperature top_p top_k max_new_tokens end_marker dtype quantization stand_ins "
+        "stop_early task prompting endpoint",
         "min_yield max_num_seqs shards_in_flight enforce_eager engine_process attention_backend gpu_memory_utilization "
         "cpu_kv_cache_gib progress_bars generator_id examples",
     ),

@@ -61,7 +61,7 @@ def test_a_wrong_parameter_is_explained(text: str, message: str) -> None:
 
 
 def test_the_built_in_experiments() -> None:
-    assert set(builtin_experiments()) == {"demo", "mini", "paper", "paper_fast"}
+    assert set(builtin_experiments()) == {"demo", "mini", "paper", "paper_fast", "study_qwen", "study_smollm", "rate_search"}
     loaded = load_experiment("demo", ["seeds=5"])
     assert loaded.experiment.seeds == (5,)
     assert loaded.parameters["seeds"] == [5] and "pool_size" in loaded.parameters
@@ -114,7 +114,9 @@ def test_an_unknown_function_or_file(tmp_path: Path) -> None:
         load_experiment(f"{tmp_path}/my_study.py:smal")
     with pytest.raises(UserError, match="does not exist"):
         load_experiment(f"{tmp_path}/other.py")
-    with pytest.raises(UserError, match=r"built in: demo, mini, paper, paper_fast \(did you mean 'demo'\?\)"):
+    with pytest.raises(
+        UserError, match=r"built in: demo, mini, paper, paper_fast, study_qwen, \w+, \w+ \(did you mean 'demo'\?\)"
+    ):
         load_experiment("demos")
 
 
