@@ -3,12 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, LlamaConfig
 
-from pipelines.adapters.fp8 import to_fp8, transposed
+from pipelines.adapters.adapters import add_adapters
+from pipelines.adapters.fp8 import fp8_projections, to_fp8, transposed
 from pipelines.adapters.linears import Operands, reference_backward, reference_forward
+from pipelines.models.architectures import LLAMA_PROJECTIONS
+from pipelines.models.classifier import Classifier
+from pipelines.packing.attention import PACKED, register_packed_attention
+from pipelines.packing.batches import Shape, class_targets, pack
 from pipelines.packing.dropout import token_keys
 from pipelines.packing.segments import Segments
+from pipelines.packing.stream import PackedInput
 from tests.pipelines.interpreted import needs_interpreter
+
+register_packed_attention()
 
 # Tokens with an adapter and all; the widths of outputs; that of the input. Sums of one part and of several.
 CASES = {
@@ -115,3 +124,42 @@ def test_what_they_are_not_made_for_is_left_to_others():
     x, _, operands = operands_of((3, 5, (64,), 64), torch.float32)
     several = Segments.from_arrays([0, 2, 3], np.zeros(5, dtype=np.int32), "cpu")
     assert not few_tokens.takes(x, operands._replace(starts=several.starts))
+
+
+def trained_gradients(device, dtype, *, in_fp8):
+    """Loss and gradients of all adapters of a small Llama over a batch of few tokens, float64 on the CPU."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 120}
+    torch.manual_seed(0)
+    body = AutoModel.from_config(LlamaConfig(**sizes), attn_implementation=PACKED).to(device, dtype)
+    if in_fp8:
+        fp8_projections(body, LLAMA_PROJECTIONS)
+    adapters = add_adapters(body, LLAMA_PROJECTIONS, rank=16, alpha=16, dropout=0.1, seeds=[5])
+    generator = torch.Generator().manual_seed(1)
+    for layer in adapters.layers.values():
+        layer.b.data.copy_(torch.randn(layer.b.shape, generator=generator) * 0.05)
+    head = torch.nn.Linear(512, 3, bias=False)
+    torch.nn.init.normal_(head.weight, std=0.05, generator=generator)
+    model = Classifier(body, head.to(device, dtype), adapters).train()
+    sequences = [torch.randint(0, 120, (length,), generator=generator).tolist() for length in (50, 61)]
+    batch = pack(sequences, shape=Shape(128, 4, 128))
+    segments = Segments.from_batch(batch, device, counts=[2], seeds=[5], steps=[7], places=[0, 1])
+    with adapters.over(segments):
+        loss = model(PackedInput.from_batch(batch, device), torch.from_numpy(class_targets(batch, [0, 2])).to(device))
+        loss.backward()
+    parameters = (parameter for layer in adapters.layers.values() for parameter in (layer.a, layer.b))
+    return loss.item(), torch.cat([parameter.grad.flatten().double().cpu() for parameter in parameters])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_a_whole_model_is_as_near_to_the_exact_one_as_with_the_kernels_of_many(in_fp8, monkeypatch):
+    from pipelines.adapters import few_tokens
+
+    exact_loss, exact = trained_gradients("cpu", torch.float32, in_fp8=in_fp8)
+    errors = {}
+    for name, most in (("few", few_tokens.MOST_TOKENS), ("many", 0)):
+        monkeypatch.setattr(few_tokens, "MOST_TOKENS", most)
+        loss, gradients = trained_gradients("cuda", torch.bfloat16, in_fp8=in_fp8)
+        assert loss == pytest.approx(exact_loss, rel=0.1)
+        errors[name] = ((gradients - exact).norm() / exact.norm()).item()
+    assert errors["few"] < 1.3 * errors["many"] < 0.4, errors
