@@ -358,7 +358,7 @@ def command_line(benchmark: str, parser: argparse.ArgumentParser, arguments: arg
         if action.dest in (*NOT_RECORDED, "note") or value == action.default or value is None:
             continue
         # An option that can be said no to has both ways of saying it.
-        words.append(next((name for name in action.option_strings if value is not False or name.startswith("--no-")), ""))
+        words += [name for name in action.option_strings if value is not False or name.startswith("--no-")][:1]
         if action.nargs != 0:
             plain = _plain(value)
             words += [str(item) for item in plain] if isinstance(plain, list) else [str(plain)]

@@ -171,6 +171,14 @@ def test_the_command_says_no_where_an_option_was_said_no_to() -> None:
         assert command_line("task_model", parser, parser.parse_args(given)) == f"python -m benchmarks.task_model{wanted}"
 
 
+def test_the_command_has_a_part_that_is_named_by_its_place() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part")
+    parser.add_argument("--num", type=int, default=3)
+    arguments = parser.parse_args(["driver", "--num", "4"])
+    assert command_line("scale", parser, arguments) == "python -m benchmarks.scale driver --num 4"
+
+
 STUB = """
 import sys
 import time
