@@ -40,6 +40,7 @@ from benchmarks.common import (
     values_of,
     visible_gpus,
 )
+from benchmarks.peer import peer_classifier
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.recipe import FinetuneConfig
@@ -244,7 +245,6 @@ def finetune_alone(setting: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     import pyarrow.parquet as pq
     import torch
     from transformers import (
-        AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
         Trainer,
@@ -259,24 +259,7 @@ def finetune_alone(setting: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     seed, device = config["seed"], torch.device(setting["device"])
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(setting["base"])
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        setting["base"], num_labels=len(LABELS), dtype=getattr(torch, recipe.dtype)
-    ).to(device)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if recipe.method == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(
-            r=recipe.lora_rank,
-            lora_alpha=recipe.lora_alpha,
-            lora_dropout=recipe.lora_dropout,
-            target_modules=list(recipe.lora_targets),
-            modules_to_save=["score"],
-        )
-        # In its own type, which is faster than its float32.
-        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    model = peer_classifier(setting["base"], tokenizer, recipe, getattr(torch, recipe.dtype), device)
 
     def rows_of(name: str) -> Any:
         return pq.read_table(Path(setting["sources"]) / f"{name}.parquet")

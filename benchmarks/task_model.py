@@ -56,6 +56,7 @@ from benchmarks.common import (
     values_of,
     visible_gpus,
 )
+from benchmarks.peer import peer_classifier
 from benchmarks.profiling import Profile
 from pipelines.evaluate.evaluation import EvaluationConfig, evaluate_group
 from pipelines.finetune.checkpoints import read_metrics
@@ -332,7 +333,6 @@ def warm_windows(log: list[dict[str, float]]) -> list[dict[str, float]]:
 def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     import torch
     from transformers import (
-        AutoModelForSequenceClassification,
         DataCollatorWithPadding,
         Trainer,
         TrainerCallback,
@@ -342,24 +342,8 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tokenizer = load_tokenizer(str(arguments.base))
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    model: Any = AutoModelForSequenceClassification.from_pretrained(arguments.base / "model", num_labels=3, dtype=dtype).to(
-        device
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    recipe = FinetuneConfig()
-    if arguments.method == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=recipe.lora_rank,
-            lora_alpha=recipe.lora_alpha,
-            lora_dropout=recipe.lora_dropout,
-            target_modules=list(recipe.lora_targets),
-            modules_to_save=["score"],
-        )
-        model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    recipe = FinetuneConfig(method=arguments.method)
+    model = peer_classifier(arguments.base / "model", tokenizer, recipe, dtype, device)
 
     def wait() -> float:
         if device.type == "cuda":
