@@ -39,6 +39,8 @@ TOLD = "BLINDSWEEP_BENCHMARK"
 """Environment variable of a variant's own process: the benchmark's clock, and the file in which it leaves what it measures."""
 GRACE_S = 5
 """Seconds in which the processes of a benchmark that is cut off have to end."""
+SAY_EVERY_S = 5
+"""Seconds after which work under way says again how far it is."""
 ROWS_OF_GPUS = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100"}
 """Device names to rows of sweep/plan/throughputs.toml. Whole names: an H100 PCIe is a slower GPU than an H100 SXM."""
 

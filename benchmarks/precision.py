@@ -50,7 +50,7 @@ from analysis.stats.statistics import Estimate, mean_estimate
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.power import ALPHA, Variance, settling
-from benchmarks.common import CutOff, Figure, finish, make_parser, parse, phase
+from benchmarks.common import SAY_EVERY_S, CutOff, Figure, finish, make_parser, parse, phase
 from pipelines.data.sources import nli_sources_config, prepare_nli_sources
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.errors import UserError
@@ -62,7 +62,7 @@ from pipelines.finetune.driver import finetune_group
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig, finetuning_job, initial_task_model
 from pipelines.models.architectures import saved_architecture
-from pipelines.resources import Resources, no_report
+from pipelines.resources import Report, Resources, no_report
 from pipelines.tasks.examples import read_examples, write_examples
 from pipelines.tasks.nli import NLI
 from sweep.study.claims import Measure
@@ -219,7 +219,8 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
         finetuning_job(TaskModelConfig(recipe, seed), str(work / f"set-{seed}" / "examples.parquet"), base, start)
         for seed, start in zip(seeds, starts, strict=True)
     ]
-    finetunings = finetune_group(jobs, outputs, resources=here, reports=[no_report] * len(jobs))
+    reports: list[Report] = [progress(precision), *[no_report] * (len(jobs) - 1)]
+    finetunings = finetune_group(jobs, outputs, resources=here, reports=reports)
     trained = [checked(result) for result in finetunings]
     lap("training")
     evaluation = EvaluationConfig((arguments.general, arguments.blindspot), dtype=dtype, compile_from_examples=0)
@@ -250,6 +251,21 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
         },
         {"model": Path(arguments.model).name, **{name: getattr(arguments, name) for name in SETTINGS}},
     )
+
+
+def progress(precision: str) -> Report:
+    """A report of the first task model's steps that says now and then how far they all are."""
+    said_at = began = time.perf_counter()
+
+    def report(metrics: Mapping[str, float], step: int) -> None:
+        nonlocal said_at
+        now = time.perf_counter()
+        if now - said_at > SAY_EVERY_S:
+            said_at = now
+            left_s = (now - began) * (1 / metrics["fraction_done"] - 1)
+            phase(f"{precision}: finetuning, step {step:,}, {metrics['examples_per_s']:,.0f} examples/s each", left_s)
+
+    return report
 
 
 def checked(result: dict[str, Any] | Exception) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from typing import Any
 from benchmarks.common import (
     FORWARD,
     FROZEN,
+    SAY_EVERY_S,
     TRAINED,
     Figure,
     Part,
@@ -76,7 +77,6 @@ VARIANTS = ("ours", "peer", "ours-gpus")
 LOG_EVERY = 16
 WARM = 3
 """Windows that warm up."""
-SAY_EVERY_S = 5
 PROFILE, EVALUATION_PROFILE = "profile", "evaluation_profile"
 COUNTED = "projections, attention and LoRA of tokens that are not padding{}; norms, embeddings, head and optimizer are left out"
 
