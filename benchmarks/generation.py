@@ -71,7 +71,7 @@ from sweep.plan.model_shape import ModelShape
 
 PROFILED = ("raw-in-process", "engine")
 VARIANTS = ("raw", "raw-tuned", *PROFILED, "stage", "stage-shared", "stage-gpus", "stage-process", "ray-data-llm")
-PASSED_ON = ("num", "device", "cpus", "engines", "max_num_seqs", "max_new_tokens", "shard_size", "dtype")
+PASSED_ON = ("num", "device", "cpus", "engines", "max_num_seqs", "max_new_tokens", "shard_size", "dtype", "quantization")
 
 
 def main() -> None:
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--shard-size", type=int, default=1_024)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", choices=("none", "fp8"), default="none", help="of the products, of all variants")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--target", type=float, help="texts/s that `stage` should reach")
     parser.add_argument("--profile", action="store_true", help=f"of steps of {' and '.join(PROFILED)}")
@@ -128,7 +129,8 @@ def main() -> None:
             Figure("tokens", "tokens/s", values_of(results, "tokens_per_s"), peer="raw", work=work),
             Figure("engine's start", "s", values_of(results, "start_s"), peer="raw", lower_is_better=True),
         ],
-        limits=limits_here() if on_gpu else None,
+        # The work is counted in 16 bits.
+        limits=limits_here() if on_gpu and arguments.quantization == "none" else None,
         details={
             "failed": [name for name, runs in results.items() if len(runs) < arguments.repeats],
             **{name: run["profile"] for name in PROFILED for run in results.get(name, []) if "profile" in run},
@@ -143,6 +145,7 @@ def run(variant: str, args: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens=args.max_new_tokens,
         max_num_seqs=args.max_num_seqs,
         dtype=args.dtype,
+        quantization=args.quantization,
         # Random weights parse to nothing, which must not end the measurement.
         min_yield=1e-6,
         engine_process=variant in ("raw", "raw-tuned", "stage-process"),
@@ -194,7 +197,8 @@ def run_raw(
     options = engine_options(config, model, resources, [len(prompt) for prompt in prompts.values()])
     if with_defaults and resources.gpus_per_worker:
         # A CPU's engine does not start with a model's whole context, nor with seeds and its own scheduling.
-        options = {name: options[name] for name in ("model", "dtype", "seed", "use_tqdm_on_load")}
+        defaults = ("model", "dtype", "seed", "use_tqdm_on_load", "quantization")
+        options = {name: value for name, value in options.items() if name in defaults}
     engine = LLM(**options)
     # As the stage does, so that the beginnings are in the cache.
     engine.generate([{"prompt_token_ids": prompt} for prompt in prompts.values()], SamplingParams(max_tokens=1), use_tqdm=False)

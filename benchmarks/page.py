@@ -161,7 +161,8 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
                     *([] if arguments["share_prefix"] else ["no shared prefix"]),
                 ]
         case "generation":
-            common += [arguments["model"], arguments["dtype"], f"up to {arguments['max_new_tokens']} tokens a text"]
+            precision = {"none": arguments["dtype"], "fp8": "FP8"}[arguments.get("quantization", "none")]
+            common += [arguments["model"], precision, f"up to {arguments['max_new_tokens']} tokens a text"]
             if arguments["max_num_seqs"]:
                 settings = [f"{arguments['max_num_seqs']:,} sequences at a time"]
         case "finetunings":
