@@ -6,7 +6,7 @@ import contextlib
 import gc
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +30,7 @@ from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
 from pipelines.tasks.test_sets import TestSet
 from pipelines.workers.lane import Intake, Lane
+from pipelines.workers.one_task import in_one_task
 from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import beat, watched
 
@@ -136,17 +137,6 @@ def evaluation_lane(config: EvaluationConfig, sources: str, base_model: str, res
         in_one_task(_evaluate_worker, resources, desk, config, sources, base_model, expected)
 
     return Lane(serve, lambda evaluee: str(evaluee.output), in_process=resources.in_process)
-
-
-def in_one_task(function: Callable[..., Any], resources: Resources, *arguments: Any) -> Any:
-    """`function(*arguments, use_gpu)`, in one Ray task with `resources` of one worker, or in this process if they say so."""
-    use_gpu = resources.gpus_per_worker > 0
-    if resources.in_process:
-        return function(*arguments, use_gpu)
-    import ray
-
-    task = ray.remote(function).options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_retries=0)
-    return ray.get(task.remote(*arguments, use_gpu))
 
 
 # What follows runs in a Ray worker.

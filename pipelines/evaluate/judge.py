@@ -26,7 +26,6 @@ from pipelines.evaluate.evaluation import (
     batches_for,
     classify,
     encoded_examples,
-    in_one_task,
     worker_device,
 )
 from pipelines.evaluate.scoring import where_held
@@ -36,6 +35,7 @@ from pipelines.storage import join
 from pipelines.tasks.examples import read_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task
+from pipelines.workers.one_task import in_one_task
 from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import naming_stalls, watched
 

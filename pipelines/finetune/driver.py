@@ -23,6 +23,7 @@ from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
 from pipelines.workers.lane import Intake, Lane
 from pipelines.workers.notice import notice_given
+from pipelines.workers.one_task import in_one_task
 from pipelines.workers.printed import note_worker
 from pipelines.workers.watchdog import patiently, watched
 
@@ -82,27 +83,34 @@ def finetuning_lane(output: str, resources: Resources, *, expected: int) -> Lane
 
 def _serve(output: str, resources: Resources, expected: int, desk: Any) -> None:
     """Have Ray Train's workers take on what is at the `desk`, until they end."""
+    loop = {
+        "desk": desk,
+        "output": output,
+        "expected": expected,
+        "gpu_share": min(1.0, resources.gpus_per_worker),
+        "num_threads": max(1, int(resources.cpus_per_worker)),
+    }
+    if resources.num_workers == 1:
+        # Without the four processes that Ray Train starts for a group, before and beside its workers.
+        in_one_task(finetuning, resources, loop)
+    else:
+        _train_in_group(loop, resources)
+
+
+def _train_in_group(loop: Mapping[str, Any], resources: Resources) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     # A wait for a machine is none of Ray Train's failures, which it would begin anew every minute.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", FOR_EVER_S)
-    use_gpu = resources.gpus_per_worker > 0
-    file_system, path = arrow_filesystem(join(output, RAY_TRAIN))
+    use_gpu = loop["gpu_share"] > 0
+    file_system, path = arrow_filesystem(join(loop["output"], RAY_TRAIN))
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={
-            "desk": desk,
-            "output": output,
-            "expected": expected,
-            "gpu_share": min(1.0, resources.gpus_per_worker),
-            "num_threads": max(1, int(resources.cpus_per_worker)),
-        },
+        train_loop_config=dict(loop),
         scaling_config=ScalingConfig(
-            num_workers=0 if resources.in_process else resources.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=resources.as_bundle(),
+            num_workers=resources.num_workers, use_gpu=use_gpu, resources_per_worker=resources.as_bundle()
         ),
         torch_config=_torch_config(_backend(use_gpu)),
         run_config=RunConfig(
@@ -121,6 +129,15 @@ def _serve(output: str, resources: Resources, expected: int, desk: Any) -> None:
         if cause is error:
             raise
         raise cause from error
+
+
+def finetuning(loop: Mapping[str, Any], use_gpu: bool) -> None:
+    """Train in this process, as the only worker: Ray Train's local mode. Its name is the process's."""
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    scaling = ScalingConfig(num_workers=0, use_gpu=use_gpu)
+    TorchTrainer(_train_worker, train_loop_config=dict(loop), scaling_config=scaling).fit()
 
 
 def _backend(use_gpu: bool) -> str:

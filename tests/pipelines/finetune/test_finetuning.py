@@ -264,7 +264,7 @@ def test_a_group_that_loses_its_worker_keeps_what_had_ended(ray_two_cpus, source
     ended, lost, unmet = finetune_group(jobs, outputs, resources=Resources(), reports=[no_report, _exit, no_report])
     assert ended["num_steps"] == 6
     # It had begun and the last one had not, so that it is at fault.
-    assert type(lost.__cause__).__name__ == "WorkerGroupError"  # from which it is told what was lost
+    assert type(lost).__name__ == "WorkerCrashedError"
     assert isinstance(unmet, NotBegunError)
 
 
@@ -279,7 +279,7 @@ def test_workers_that_die_while_they_start_are_not_started_again_and_again(
     killed = []
 
     def kill_as_they_appear():
-        while len(killed) < 3 and not ended.wait(0.02):
+        while len(killed) < 4 and not ended.wait(0.02):
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if process.pid not in killed and "RayTrainWorker" in " ".join(process.cmdline()):
@@ -297,12 +297,12 @@ def test_workers_that_die_while_they_start_are_not_started_again_and_again(
                 base_model,
                 untrained,
                 str(tmp_path),
-                resources=Resources(),
+                resources=Resources(num_workers=2),
             )
     finally:
         ended.set()
         killer.join()
-    assert len(killed) == 1
+    assert len(killed) in (1, 2)
 
 
 @pytest.mark.slow

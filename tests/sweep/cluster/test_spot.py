@@ -106,21 +106,20 @@ def test_it_ends_where_there_is_no_such_service() -> None:
 
 
 class Started:
-    """A report that leaves a file once training is under way, and slows it down."""
+    """A report that leaves a file named after its node once training is under way, and slows it down."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self, metrics: Any, step: int) -> None:
-        self.path.touch()
+        import ray
+
+        (self.folder / ray.get_runtime_context().get_node_id()).touch()
         time.sleep(0.1)
 
-
-def nodes_of_workers() -> set[str]:
-    """The nodes that Ray Train's workers were placed on, those that have ended included."""
-    from ray._private.state import actors
-
-    return {actor["Address"]["NodeID"] for actor in actors().values() if "RayTrainWorker" in actor["ActorClassName"]}
+    @property
+    def nodes(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()]
 
 
 @pytest.mark.slow
@@ -154,21 +153,22 @@ def test_a_finetuning_on_a_noticed_node_commits_and_goes_on_elsewhere(service: S
             cluster.add_node(**node)
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
-        started = tmp_path / "started"
+        started = Started(tmp_path / "started")
+        started.folder.mkdir()
         ended: list[Any] = []
 
         def run() -> None:
             try:
-                ended.append(finetune(job, output, resources=Resources(), report=Started(started)))
+                ended.append(finetune(job, output, resources=Resources(), report=started))
             except Exception as error:
                 ended.append(error)
 
         thread = threading.Thread(target=run)
         thread.start()
-        while not started.exists():
+        while not started.nodes:
             assert thread.is_alive(), ended
             time.sleep(0.1)
-        (taken,) = nodes_of_workers()
+        (taken,) = started.nodes
         service.notices[ACTION] = action(120)
         command = [sys.executable, "-m", "sweep.cluster.spot", "--metadata", service.address, "--address", cluster.address]
         watcher = subprocess.Popen([*command, "--node", taken], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -181,9 +181,9 @@ def test_a_finetuning_on_a_noticed_node_commits_and_goes_on_elsewhere(service: S
         is_drained = taken in state.get_draining_nodes()
         assert is_drained or not next(node["Alive"] for node in ray.nodes() if node["NodeID"] == taken)
 
-        metrics = finetune(job, output, resources=Resources(), report=Started(started))
+        metrics = finetune(job, output, resources=Resources(), report=started)
         assert str(ended[0]) == f"a notice stopped it at step {metrics['resumed_at_step']} of 300, which is committed"
-        assert len(nodes_of_workers()) == 2, "it went on elsewhere"
+        assert len(started.nodes) == 2, "it went on elsewhere"
     finally:
         if watcher is not None:
             watcher.kill()

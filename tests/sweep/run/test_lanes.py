@@ -240,7 +240,7 @@ def test_nothing_is_started_ahead_that_the_budget_has_no_room_for(tmp_path: Path
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_lane_whose_worker_is_killed_costs_what_was_under_way(method: str, tmp_path: Path) -> None:
-    """Ray Train's worker of a real lane of finetunings is killed when it has built one of its four cells."""
+    """The worker of a real lane of finetunings is killed when it has built one of its four cells."""
     experiment = tiny(kinds=("original",), seeds=tuple(range(4)))
     recipe = replace(experiment.task_model, method=method, lora_rank=2, epochs=8)
     here, shared = Resources(in_process=True), Resources(max_group=2)
@@ -252,7 +252,7 @@ def test_a_lane_whose_worker_is_killed_costs_what_was_under_way(method: str, tmp
         events.append((event, step.name))
         if event == "done" and step.stage == "task_model" and not killed:
             for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
+                if "ray::finetuning" in " ".join(process.cmdline()):
                     process.kill()
                     killed.append(process.pid)
 
@@ -267,4 +267,4 @@ def test_a_lane_whose_worker_is_killed_costs_what_was_under_way(method: str, tmp
     first, *others = lanes.values()
     # Two that are trained at once end together. Those that fell at once without having got on are tried one by one.
     assert (first, others) == (1, [3]) if method == "full" else (first in (1, 2) and len(others) in (1, 2))
-    assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"], "nothing is left of Ray Train's"
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"], "nothing is left of the worker's"
