@@ -81,12 +81,19 @@ AHEAD = 2
 
 
 def in_common(step: Step) -> Any:
-    """The settings that all steps of a lane share with `step`, hashable; None if it is to be run alone."""
+    """The settings that all steps of a lane share with `step`, hashable; None if it is to be run alone.
+
+    Workers that do one after another do those of all stages that open the same ones: starting points, then task models.
+    """
     stage = REGISTRY[step.stage]
     if stage.open is None or step.resources.max_group == 1:
         return None
     common = stage.in_common(step.config, {name: source.fingerprint for name, source in step.inputs.items()})
-    return None if common is None else (step.stage, step.resources, tuple(sorted(step.options.items())), common)
+    if common is None:
+        return None
+    # Of those that are trained at once, the urgent ones would be slowed by what can wait.
+    workers = step.stage if stage.is_together(step.config) else stage.open
+    return workers, step.resources, tuple(sorted(step.options.items())), common
 
 
 def starts_with(step: Step) -> Mapping[str, Step] | None:
@@ -118,6 +125,11 @@ class Lane:
     expected: int = 1
     is_ending: bool = False
     awaited: Step | None = None
+
+    @property
+    def stage(self) -> str:
+        """That of the steps under way, "" without any."""
+        return next((step.stage for step in self.steps.values()), "")
 
     @property
     def takes_one(self) -> bool:
@@ -179,7 +191,7 @@ class StepQueue:
         if first is None:
             return None
         lane = Lane(self._kind(first), self._need[first.fingerprint])
-        alike = [step for step in self._ready_of(lane) if step is not first]
+        alike = [step for step in self._ready_of(lane) if step is not first and step.stage == first.stage]
         # Before it is among the lanes that share them.
         most = min(num_at_once(first), self._fair_share(lane, 1 + len(alike)))
         if in_common(first) is not None:
@@ -218,13 +230,13 @@ class StepQueue:
 
     def _waiting_for_room(self, lane: Lane, fits: Fits) -> Iterator[Step]:
         """The ready steps that wait for room of which `lane` holds some: no lane that is up takes them on."""
-        up: list[Any] = []
+        up: list[tuple[Any, str]] = []
         for other in self.lanes:
-            if other.kind is not None and not other.is_ending and other.kind not in up:
-                up.append(other.kind)
+            if other.kind is not None and not other.is_ending and (serves := (other.kind, other.stage)) not in up:
+                up.append(serves)
         for step in self._ready:
             # Most of what is ready is of a kind that has lanes.
-            if self._kind(step) not in up:
+            if (kind := self._kind(step), step.stage) not in up and (kind, "") not in up:
                 need = self._need[step.fingerprint]
                 if not fits(need) and any(map(min, need, lane.need)):
                     yield step
@@ -296,7 +308,10 @@ class StepQueue:
         if fits(need) or not any(map(min, need, lane.need)):
             return False
         kind, most = self._kind(step), num_at_once(step)
-        return not any(other.kind == kind and len(other.steps) < most and not other.is_ending for other in self.lanes)
+        return not any(
+            other.kind == kind and other.stage in ("", step.stage) and len(other.steps) < most and not other.is_ending
+            for other in self.lanes
+        )
 
     def _foreseen(self, is_near: Near, kind: Any = None) -> Iterator[Step]:
         """Steps of lanes, or of one `kind`, that are not ready and lack only what `is_near`, the most urgent first."""
@@ -355,7 +370,10 @@ class StepQueue:
         return self._kinds[step.fingerprint]
 
     def _ready_of(self, lane: Lane) -> list[Step]:
-        return [] if lane.kind is None else [step for step in self._ready if self._kind(step) == lane.kind]
+        """Of one that has steps, those of their stage: where a starting point is trained, a task model would wait for long."""
+        if lane.kind is None:
+            return []
+        return [step for step in self._ready if self._kind(step) == lane.kind and lane.stage in ("", step.stage)]
 
     def _not_ready(self) -> list[Step]:
         return [step for fingerprint, step in self.waiting.items() if self._unbuilt[fingerprint]]

@@ -411,6 +411,42 @@ def test_what_has_no_generator_of_its_own_or_no_worker_cannot_be_started_ahead()
     assert [starts_with(one) for one in (prompted, here, untrained, step("set"))] == [None] * 4
 
 
+def start_and_cells(num: int, *, method: str = "full") -> tuple[Step, Step, list[Step]]:
+    """A base model, a starting point over it, and cells that wait for neither but their own sets."""
+    base, *some = cells(num, method=method)
+    start = replace(some[0], stage="starting_point", slug="start", config=TaskModelConfig(FinetuneConfig(method=method), 99))
+    return base, start, some
+
+
+def test_a_starting_point_s_workers_go_on_with_task_models_where_they_do_one_after_another() -> None:
+    base, start, some = start_and_cells(2)
+    late = [replace(cell, inputs={**cell.inputs, "starting_point": start}) for cell in some]
+    queue = StepQueue([base, start, *late], [base.fingerprint], Capacity(9, 1))
+    lane = opened(queue)
+    assert slugs(lane.steps.values()) == ["start"] and lane.expected == 3
+    queue.succeeded(start.fingerprint)
+    assert slugs(queue.join(lane)) == ["cell0", "cell1"], "two, so that the next one is ready when one ends"
+    base, start, some = start_and_cells(2, method="lora")
+    late = [replace(cell, inputs={**cell.inputs, "starting_point": start}) for cell in some]
+    queue = StepQueue([base, start, *late], [base.fingerprint], Capacity(9, 1))
+    lane = opened(queue)
+    queue.succeeded(start.fingerprint)
+    assert queue.join(lane) == [], "those that are trained at once have lanes of their own"
+
+
+def test_a_task_model_does_not_wait_behind_a_starting_point_where_another_lane_may_take_it() -> None:
+    base, start, (cell, *more) = start_and_cells(3)
+    behind = replace(more[0], slug="behind", inputs={**cell.inputs, "starting_point": start})
+    queue = StepQueue([base, start, cell, more[1], behind], [base.fingerprint], Capacity(9, 2))
+    of_start, of_cells = opened(queue), opened(queue)
+    assert [slugs(lane.steps.values()) for lane in (of_start, of_cells)] == [["start"], ["cell0", "cell2"]]
+    queue.succeeded(cell.fingerprint)
+    queue.succeeded(more[1].fingerprint)
+    queue.again(next(iter(of_start.steps)))
+    assert slugs(queue.join(of_cells)) == ["start"]
+    assert queue.join(of_start) == [], "it waits for the starting point"
+
+
 def test_other_base_models_and_untrained_ones_stay_apart() -> None:
     first, second = step("first"), step("second")
     resources = Resources(gpus_per_worker=1, max_group=9)
