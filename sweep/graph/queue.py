@@ -180,14 +180,15 @@ class StepQueue:
     def _rank_of(self, step: Step) -> tuple[int, int]:
         return self._rank[step.fingerprint]
 
-    def open(self) -> Lane | None:
+    def open(self, is_served: Callable[[Step], bool] = lambda step: False) -> Lane | None:
         """A lane for the most urgent ready step that fits into what is free, with others that it takes on; None if none fits.
 
-        It has no more of them than leaves work for all the lanes that fit side by side. In a lane that is full, steps of the
-        first one's size come first, so that those that are trained at once end together. One that has only its part of what is
-        ready takes it in order, which mixes sizes, so that all have about as much to do.
+        One that `is_served` gets to a lane that is up sooner than to another. It has no more of them than leaves work for all
+        the lanes that fit side by side. In a lane that is full, steps of the first one's size come first, so that those that
+        are trained at once end together. One that has only its part of what is ready takes it in order, which mixes sizes, so
+        that all have about as much to do.
         """
-        first = self._next()
+        first = self._next(is_served)
         if first is None:
             return None
         lane = Lane(self._kind(first), self._need[first.fingerprint])
@@ -206,21 +207,34 @@ class StepQueue:
             self._start(step, lane)
         return lane
 
-    def join(self, lane: Lane, is_overdue: Callable[[Step], bool] = lambda step: False) -> list[Step]:
+    def join(
+        self,
+        lane: Lane,
+        is_overdue: Callable[[Step], bool] = lambda step: False,
+        is_served: Callable[[Step], bool] = lambda step: False,
+    ) -> list[Step]:
         """Further ready steps that `lane` takes on now, moved to running. None while one that `is_overdue` waits for room."""
         joined: list[Step] = []
-        while not lane.is_ending and (step := self._next_of(lane, is_overdue)):
+        while not lane.is_ending and (step := self._next_of(lane, is_overdue, is_served)):
             self._start(step, lane)
             joined.append(step)
         return joined
 
-    def _next_of(self, lane: Lane, is_overdue: Callable[[Step], bool]) -> Step | None:
+    def load(self, step: Step) -> float:
+        """How many steps like `step` each lane that does them one after another has to do by now; infinite without a lane."""
+        kind = self._kind(step)
+        lanes = [lane for lane in self.lanes if lane.kind == kind and lane.stage in ("", step.stage) and not lane.is_ending]
+        if not lanes or kind is None or REGISTRY[step.stage].is_together(step.config):
+            return math.inf
+        return (len(self._ready_of(Lane(kind, (0, 0)))) + sum(len(lane.steps) for lane in lanes)) / len(lanes)
+
+    def _next_of(self, lane: Lane, is_overdue: Callable[[Step], bool], is_served: Callable[[Step], bool]) -> Step | None:
         ready = self._ready_of(lane)
         if not ready or len(lane.steps) >= num_at_once(ready[0]):
             return None
         fits = self._fits()
         # It is to start a lane of its own.
-        if lane.steps and fits(lane.need):
+        if lane.steps and fits(lane.need) and not is_served(ready[0]):
             return None
         (length, _) = self._rank_of(ready[0])
         if any(self._rank_of(step)[0] < length or is_overdue(step) for step in self._waiting_for_room(lane, fits)):
@@ -338,14 +352,14 @@ class StepQueue:
         assert not lane.steps
         self.lanes.remove(lane)
 
-    def _next(self) -> Step | None:
+    def _next(self, is_served: Callable[[Step], bool]) -> Step | None:
         fits = self._fits()
         # Few kinds of need and many steps: most often nothing fits, and no step has to be looked at to know it.
         if not any(map(fits, self._ready_needs)):
             return None
         awaited = {lane.awaited.fingerprint for lane in self.lanes if lane.awaited is not None and not lane.is_ending}
         for place, step in enumerate(self._ready):
-            if step.fingerprint in awaited:
+            if step.fingerprint in awaited or is_served(step):
                 # It joins that lane.
                 continue
             if fits(self._need[step.fingerprint]):

@@ -233,7 +233,7 @@ class _Play:
             ending: list[_Lane] = []
             for lane in list(self._open.values()):
                 # To ask for a lane that is full costs as much, and gives nothing.
-                if len(lane.lane.steps) < lane.most and (joined := self.queue.join(lane.lane, self._is_overdue)):
+                if len(lane.lane.steps) < lane.most and (joined := self._joined(lane)):
                     self._give(lane, joined)
                     is_changed = True
                 if lane.lane.steps:
@@ -250,7 +250,7 @@ class _Play:
                 del self._open[lane.lane]
                 self._account(lane)
                 is_changed = True
-            while opened := self.queue.open_ahead(self._is_near) or self.queue.open():
+            while opened := self.queue.open_ahead(self._is_near) or self.queue.open(self._is_served):
                 self._begin(opened)
                 is_changed = True
             if not is_changed:
@@ -315,6 +315,13 @@ class _Play:
             last = max(built, key=built.__getitem__, default="")
             self._ready[step.fingerprint] = (built[last], last) if last and built[last] else (0.0, "")
         return self._ready[step.fingerprint]
+
+    def _joined(self, lane: _Lane) -> list[Step]:
+        return self.queue.join(lane.lane, self._is_overdue, self._is_served)
+
+    def _is_served(self, step: Step) -> bool:
+        time = self._times[step.fingerprint]
+        return self.queue.load(step) * time.work_s < time.setup_s
 
     def _is_overdue(self, step: Step) -> bool:
         return self._now - self._readiness(step)[0] > OVERDUE_S

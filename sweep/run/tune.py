@@ -217,6 +217,9 @@ class Run:
         self.attempts: Counter[str] = Counter()
         self.rebuilds: Counter[str] = Counter()
         self.seconds: dict[tuple[str, type], float] = {}  # stage and type of config → of the last trial that built one
+        self._lane_times: dict[
+            tuple[str, type], tuple[float, float]
+        ] = {}  # the same → of a lane's start, of the last one's work
         self._losses_in_a_row: Counter[str] = Counter()
         self._last_commits: dict[str, Any] = {}
         self._leftovers_until = self._looked_at = 0.0
@@ -236,7 +239,7 @@ class Run:
             return None
         if (ahead := self._open_ahead(trial_id)) is not None:
             return ahead
-        lane = self.queue.open()
+        lane = self.queue.open(self._is_served)
         if lane is None:
             return None
         steps = list(lane.steps.values())
@@ -308,6 +311,8 @@ class Run:
         return Order(step, stage, self.store.uri, self.tracker, self.git, kind, expected, timeline)
 
     def _give(self, lane: "_Lane", steps: Sequence[Step]) -> None:
+        # What is behind these may be near now, and less urgent steps wait for its room.
+        self._looked_ahead_at = 0.0
         for step in steps:
             self.progress.running[step.fingerprint] = time.monotonic()
             if self.tracker:
@@ -373,7 +378,7 @@ class Run:
         for lane in list(self.lanes.values()):
             self._collect(lane)
         for lane in [lane for lane in self.lanes.values() if not lane.is_closed]:
-            if not self.hold and (steps := self.queue.join(lane.lane, self._is_overdue)):
+            if not self.hold and (steps := self.queue.join(lane.lane, self._is_overdue, self._is_served)):
                 if self.why_not(list(lane.lane.steps.values()), [group for group in self.groups if steps[0] not in group]):
                     for step in steps:
                         self.queue.again(step.fingerprint)
@@ -404,6 +409,11 @@ class Run:
         self._leftovers_until = time.monotonic() + LEFTOVERS_S
         self.hosts.give_up(lane.host, lane.name)
 
+    def _is_served(self, step: Step) -> bool:
+        """Whether lanes that do one after another get to a ready step sooner than another one would have started."""
+        takes = self._lane_times.get(_kind(step))
+        return takes is not None and self.queue.load(step) * takes[1] < takes[0]
+
     def _is_overdue(self, step: Step) -> bool:
         return bool(time.time() - self._readiness(step)["ready"] > OVERDUE_S)
 
@@ -421,6 +431,7 @@ class Run:
         self._built_at[step.fingerprint] = time.time()
         self.queue.succeeded(step.fingerprint)
         self.seconds[_kind(step)] = outcome.record.durations["total_s"]
+        self._note_times(lane, step, outcome.record.timeline)
         self.progress.built[step.fingerprint] = outcome.record
         if self.tracker:
             self.tracker.finish.remote(outcome.record)
@@ -428,6 +439,15 @@ class Run:
         self.records[step.fingerprint] = outcome.record
         for user in {user.fingerprint: user for user in (step, *self.queue.users[step.fingerprint])}.values():
             self._rebuild_if_stale(user)
+
+    def _note_times(self, lane: "_Lane", step: Step, times: Mapping[str, Any]) -> None:
+        """How long the start of a lane takes is known from one that was opened with its first step."""
+        if not {"began", "ended"} <= times.keys():
+            return
+        start_s, _ = self._lane_times.get(_kind(step), (0.0, 0.0))
+        if lane.num_built == 1 and times["given"] - times["opened"] < AHEAD_EVERY_S:
+            start_s = times["began"] - times["opened"]
+        self._lane_times[_kind(step)] = start_s, times["ended"] - times["began"]
 
     def _got_on(self, lane: "_Lane", step: Step, outcome: Outcome) -> bool:
         """Whether a step that was cut off had got on: it has a newer commit.

@@ -165,9 +165,8 @@ def early(tmp_path: Path) -> tuple[Run, Step, Step]:
     generator = Step("generator", "g", GeneratorConfig(FinetuneConfig()), {"base_model": BASE}, {}, half)
     pool = Step("synthetic_pool", "p", GenerationConfig(), {"generator": generator}, {}, half)
     run = Run([BASE, generator, pool], {BASE.fingerprint}, Store(tmp_path), Capacity(9, 1), hosts=StandInHosts())
-    assert run.suggest("generator") and run.suggest("none") is None
-    run._looked_ahead_at = 0.0
-    assert run.suggest("pool") and run.lanes["pool"].lane.awaited is pool and not run.lanes["pool"].sent
+    assert run.suggest("generator") and run.suggest("pool")
+    assert run.lanes["pool"].lane.awaited is pool and not run.lanes["pool"].sent
     run.attend()
     return run, generator, pool
 
@@ -225,6 +224,37 @@ def test_engines_that_are_lost_while_they_wait_cost_nothing(tmp_path: Path) -> N
     assert run.suggest("pool") and orders_of(run, "pool")[0].step is pool
 
 
+def test_a_lane_ahead_has_the_room_before_what_is_less_urgent_and_ready(tmp_path: Path) -> None:
+    half = Resources(gpus_per_worker=0.5)
+    generator = Step("generator", "g", GeneratorConfig(FinetuneConfig()), {"base_model": BASE}, {}, half)
+    pool = Step("synthetic_pool", "p", GenerationConfig(), {"generator": generator}, {}, half)
+    steps = [BASE, generator, pool, replace(ONE, resources=half), own := drawn("own", pool), drawn("then", own)]
+    run = Run(steps, {BASE.fingerprint}, Store(tmp_path), Capacity(9, 1), hosts=StandInHosts())
+    assert run.suggest("generator") and run.suggest("next")
+    assert run.lanes["next"].steps == [pool]
+
+
+@pytest.mark.parametrize(("start_s", "opens"), [(20, False), (10, True)])
+def test_a_lane_that_is_up_keeps_what_it_gets_to_before_another_would_have_started(
+    start_s: float, opens: bool, tmp_path: Path
+) -> None:
+    cells = [replace(ONE, slug=f"cell{seed}", config=replace(ONE.config, seed=seed)) for seed in range(5)]
+    first = drawn("first")
+    blocker = replace(first, resources=Resources(gpus_per_worker=1))
+    run = Run([BASE, blocker, *cells], {BASE.fingerprint}, Store(tmp_path), Capacity(9, 2), hosts=StandInHosts())
+    assert run.suggest("blocker") and run.suggest("cells") and run.suggest("none") is None
+    assert under_way(run) == ["cell0", "cell1"]
+    times = {"opened": 0.0, "given": 0.0, "began": start_s, "ended": start_s + 4.0}
+    record = built(cells[0]).record
+    assert record is not None
+    end_one(run, cells[0], Outcome(replace(record, timeline=times)))
+    end(run, "blocker", built(blocker))
+    # Four cells of four seconds are left.
+    assert (run.suggest("another") is not None) == opens
+    run.attend()
+    assert len(under_way(run)) == 2
+
+
 def test_nothing_is_started_ahead_that_the_budget_has_no_room_for(tmp_path: Path) -> None:
     half = Resources(gpus_per_worker=0.5)
     generator = Step("generator", "g", GeneratorConfig(FinetuneConfig()), {"base_model": BASE}, {}, half)
@@ -232,7 +262,6 @@ def test_nothing_is_started_ahead_that_the_budget_has_no_room_for(tmp_path: Path
     run = Run([BASE, generator, pool], {BASE.fingerprint}, Store(tmp_path), Capacity(9, 1), hosts=StandInHosts())
     run.why_not = lambda steps, beside: "over the budget" if pool in steps else ""
     assert run.suggest("generator")
-    run._looked_ahead_at = 0.0
     assert run.suggest("pool") is None and not run.hold, "what is spent until it is ready nobody knows yet"
 
 
