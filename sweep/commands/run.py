@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from shlex import quote
@@ -40,6 +41,9 @@ from sweep.run.failures import in_lines, is_read_only
 
 if TYPE_CHECKING:
     from sweep.plan.plan import Planned
+
+IMPORT_AFTER_S = 30.0
+"""When a run waits for its steps and imports nothing itself."""
 
 
 def run(
@@ -164,6 +168,8 @@ def run(
         where, name, Prices(table, found[0] if found else None), plan.costs.estimate.steps if plan.costs else (), budget
     )
     database = kept_database(where, tracking_uri)
+    if report:
+        _import_meanwhile()
     with Stop(notice_time) as stop, database.open() if database else contextlib.nullcontext():
         result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece)
     losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
@@ -247,3 +253,14 @@ def _describe_failures(name: str, failures: Sequence[Mapping[str, str]]) -> str:
         if failure.get("log"):
             lines.append(f"           full traceback: {failure['log']}")
     return "\n".join([*lines, *blocked_lines(blocked_by(blocked))])
+
+
+def _import_meanwhile() -> None:
+    """Import what the report is made with while the steps run, for which it would be waited at the end."""
+
+    def load() -> None:
+        import analysis.report.report  # noqa: F401
+
+    timer = threading.Timer(IMPORT_AFTER_S, load)
+    timer.daemon = True
+    timer.start()

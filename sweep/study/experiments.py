@@ -200,6 +200,7 @@ def mini(
     share = Resources(gpus_per_worker=math.floor(10_000 / trials_per_gpu) / 10_000) if on_gpu else Resources()
     shared = replace(share, max_group=MAX_GROUP)
     engines = replace(share, num_workers=generation_workers or max(1, trials_per_gpu // 2)) if on_gpu else Resources()
+    left = round(1 - engines.total_gpus, 4)
     return Experiment(
         name="mini",
         title=f"{Path(model.partition('@')[0]).name.removesuffix('.gguf')} on MultiNLI and HANS",
@@ -233,9 +234,8 @@ def mini(
         general_set="mnli_matched",
         blindspot_set="hans",
         resources={
-            # The pool and most cells wait for it, so that little is to slow it down: its engines, which start meanwhile, have
-            # the rest.
-            "generator": replace(share, gpus_per_worker=max(0.5, share.gpus_per_worker)) if on_gpu else share,
+            # The pool and most cells wait for it, so that nothing is to slow it down but its engines, which start meanwhile.
+            "generator": replace(share, gpus_per_worker=max(0.5, share.gpus_per_worker, left)) if on_gpu else share,
             "synthetic_pool": engines,
             "starting_point": shared,
             "task_model": shared,
