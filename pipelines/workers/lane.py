@@ -161,6 +161,24 @@ def _ask(desk: Any, name: str, *arguments: Any) -> Any:
     return ray.get(getattr(desk, name).remote(*arguments))
 
 
+def _sealed(desk: Any, job: Any) -> Any:
+    """`job` as it lies at `desk`, which imports nothing of what it is made of: whoever does it waits for that otherwise."""
+    if isinstance(desk, Desk):
+        return job
+    import ray
+
+    # In a list, where Ray passes a reference on as it is.
+    return [ray.put(job)]
+
+
+def _unsealed(desk: Any, sealed: Any) -> Any:
+    if isinstance(desk, Desk) or sealed is None:
+        return sealed
+    import ray
+
+    return ray.get(sealed[0])
+
+
 def shared_job(desk: Any, *, wait: bool = True) -> Any:
     """The one job of a lane, which all its workers do together; it has begun then. None if it is not there and not to be
     waited for. Raises NotBegunError if the lane ends without it.
@@ -170,7 +188,7 @@ def shared_job(desk: Any, *, wait: bool = True) -> Any:
         beat()
         if job is not None:
             _ask(desk, "begin", 0)
-            return job
+            return _unsealed(desk, job)
         if is_closed:
             raise NotBegunError("its lane ended before it had begun")
         if not wait:
@@ -202,13 +220,16 @@ class Lane:
 
     def _work(self) -> None:
         try:
-            with naming_stalls(lambda: map(self._output_of, _ask(self._desk, "unfinished"))):
+            with naming_stalls(lambda: map(self._output_of, self._unfinished())):
                 self._serve(self._desk)
         except Exception as error:
             self._error = error
         # Without a desk, nobody waits for a result any more.
         with contextlib.suppress(Exception):
             self._num_lost, self._num_begun = _ask(self._desk, "lose")
+
+    def _unfinished(self) -> list[Any]:
+        return [_unsealed(self._desk, job) for job in _ask(self._desk, "unfinished")]
 
     def run(self, job: Any) -> tuple[Any, Times]:
         """Have a job done, and wait for it; its result and times. Raises what it failed with, as `result` does."""
@@ -227,7 +248,7 @@ class Lane:
         return results
 
     def put(self, job: Any) -> int:
-        return int(_ask(self._desk, "put", job))
+        return int(_ask(self._desk, "put", _sealed(self._desk, job)))
 
     def result(self, number: int) -> tuple[Any, Times]:
         """Wait for the result of a job and its times.
@@ -294,7 +315,7 @@ class Intake:
                 return
             taken, self._asked = ray.get(self._asked), None
         jobs, self._is_closed = taken
-        self.waiting |= jobs
+        self.waiting |= {number: _unsealed(self._desk, job) for number, job in jobs.items()}
 
     def begin(self, number: int | None = None) -> tuple[int, Any]:
         """Take on a job that waits, the first if no number is given; its number and itself."""
@@ -307,7 +328,7 @@ class Intake:
 
     def job(self, number: int) -> Any:
         """A job that another worker has begun."""
-        return _ask(self._desk, "job", number)
+        return _unsealed(self._desk, _ask(self._desk, "job", number))
 
     def end(self, number: int, result: Any) -> None:
         """Hand back the result of a job, an exception if it failed."""

@@ -98,6 +98,13 @@ def test_who_is_at_fault_when_workers_are_lost():
     assert loses(begun=0, put=2) == [NeighbourFailedError, NeighbourFailedError]
 
 
+class Unpacked:
+    """Becomes the process that first looks into it."""
+
+    def __reduce__(self):
+        return os.getpid, ()
+
+
 def test_jobs_join_workers_in_another_process_and_what_has_ended_stays(ray_two_cpus):
     import ray
 
@@ -107,12 +114,12 @@ def test_jobs_join_workers_in_another_process_and_what_has_ended_stays(ray_two_c
             number, job = intake.begin()
             if job == "die":
                 os._exit(1)
-            intake.end(number, {"by": os.getpid(), "at": time.time()})
+            intake.end(number, {"by": os.getpid(), "at": time.time(), "job": job})
 
     lane = Lane(lambda desk: ray.get(ray.remote(work).options(max_retries=0).remote(desk)), str, in_process=False)
     first, times = lane.run("one")
-    second, _ = lane.run("two")
-    assert first["by"] == second["by"] != os.getpid()
+    second, _ = lane.run(Unpacked())
+    assert first["by"] == second["by"] == second["job"] != os.getpid()
     assert 0 < times.up <= times.began <= times.ended and times.share_s > 0
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         lane.run("die")
