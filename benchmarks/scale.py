@@ -1,6 +1,7 @@
 """How far a study scales, without a GPU:
 
     python -m benchmarks.scale schedule   the paper on 1 to 256 GPUs, played through by the run's own queue in virtual time
+    python -m benchmarks.scale played     a run's own timeline (--timeline), played through as `schedule` does it
     python -m benchmarks.scale driver     a real run whose stages only sleep, on so many lanes: driver, store and MLflow
     python -m benchmarks.scale step       what a step of such a run takes of the store and of MLflow
     python -m benchmarks.scale pool       the real stage of the synthetic pool with engines that only sleep
@@ -17,14 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scale_played
 from benchmarks.common import Figure, alternately, answer, finish, in_own_process, make_parser, parse, values_of
 from sweep.graph.records import Store
 from sweep.plan.plan import PlanCosts, plan_study
 from sweep.plan.schedule import Schedule, last_chain
 from sweep.plan.throughputs import read_table
+from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
 
-PARTS = ("schedule", "driver", "step", "pool")
+PARTS = ("schedule", "played", "driver", "step", "pool")
 STUDIES: Mapping[str, Sequence[str]] = {
     "1 seed": ("seeds=0",),
     "10 seeds": ("seeds=0,1,2,3,4,5,6,7,8,9",),
@@ -42,15 +45,17 @@ HEAD = """\
 def main() -> None:
     parser = make_parser(__doc__, repeats=1)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--experiment", default="paper", help="schedule: a study that has a plan's costs")
+    parser.add_argument("--experiment", default="paper", help="schedule, played: a study")
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES), help="schedule: what of it")
+    parser.add_argument("--parameters", nargs="+", default=[], help="played: the study's, as `-p` has them")
+    parser.add_argument("--timeline", type=Path, help="played: what `blindsweep timeline STUDY --json` printed")
     parser.add_argument("--gpu", default="h200", help="schedule: a row of the plan's table")
-    parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS), help="schedule: so many")
+    parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS), help="schedule, played (the first): so many")
     parser.add_argument("--figure", type=Path, help="schedule: a PNG of wall times by GPUs")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 4, 16], help="driver: so many at once")
     parser.add_argument("--seeds", type=int, default=4, help="driver: of a study like the paper's")
     parser.add_argument("--faster", type=float, default=400, help="driver: stages sleep for what they take, divided by this")
-    parser.add_argument("--stores", nargs="+", choices=("local", "s3"), default=["local"], help="all but schedule")
+    parser.add_argument("--stores", nargs="+", choices=("local", "s3"), default=["local"], help="all but schedule and played")
     parser.add_argument("--steps", type=int, default=60, help="step: so many")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 4, 8], help="pool: so many workers")
     parser.add_argument("--shards", type=int, default=300, help="pool: shards of 1,024 texts")
@@ -59,6 +64,9 @@ def main() -> None:
     arguments = parse(parser)
     if arguments.part == "schedule":
         _schedule(parser, arguments)
+        return
+    if arguments.part == "played":
+        _played(parser, arguments)
         return
     if arguments.only:
         number, store = arguments.only.split("-")
@@ -126,6 +134,15 @@ def _schedule(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         for study, runs in results.items()
     ]
     finish(parser, arguments, figures, details={"studies": rows})
+
+
+def _played(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    run = scale_played.last_run(arguments.timeline)
+    steps = build_grid(load_experiment(arguments.experiment, arguments.parameters).experiment)
+    said = scale_played.described(scale_played.played(steps, run, arguments.gpus[0]), run)
+    print(", ".join(f"{name}: {value:,.3f}" for name, value in said.items()))
+    values = {"the run": [said["seconds"]], "played": [said["played_s"]]}
+    finish(parser, arguments, [Figure(f"wall, {arguments.experiment}", "s", values, lower_is_better=True)], details=said)
 
 
 def plan_of(experiment: str, assignments: Sequence[str], gpu: str, gpus: Sequence[int]) -> PlanCosts:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from benchmarks import scale_played
 from benchmarks.scale import cause, described, knee, line, parts, plan_of
 from benchmarks.scale_pool import text_of
 from benchmarks.scale_requests import kind_of
@@ -16,6 +17,7 @@ from pipelines.resources import Resources
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import Parsed, parse_generated
 from sweep.graph.step import Step
+from sweep.graph.timeline import as_json
 from sweep.plan.schedule import Schedule, StepTime, simulate
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,21 @@ def played(num_gpus: int) -> tuple[Schedule, dict[str, float]]:
     seconds = {a: 10.0, step("b", a): 20.0, **{step(slug): 30.0 for slug in "cde"}}
     times = {one.fingerprint: StepTime(setup_s=5, own_s=value) for one, value in seconds.items()}
     return simulate(list(seconds), times, [], num_gpus), {one.name: value for one, value in seconds.items()}
+
+
+def test_a_schedule_s_own_timeline_played_through_is_that_schedule() -> None:
+    schedule, _ = played(2)
+    assert schedule.timeline is not None
+    run = as_json(schedule.timeline)
+    a = step("a")
+    again = scale_played.played([a, step("b", a), *map(step, "cde")], run, 2)
+    assert again.timeline == schedule.timeline
+    assert scale_played.described(again, run) == {
+        "seconds": 75.0, "played_s": 75.0, "lanes": 5, "played_lanes": 5, "apart": 0.0,
+    }  # fmt: skip
+    # A step that the run did not build was there before.
+    run["lanes"] = [lane for lane in run["lanes"] if lane["steps"][0]["slug"] != "a"]
+    assert scale_played.played([a, step("b", a), *map(step, "cde")], run, 4).seconds == 35.0
 
 
 def test_the_knee_is_where_more_gpus_give_next_to_nothing() -> None:
