@@ -3,17 +3,21 @@
     python -m benchmarks.finetunings --num 8 --note "two cores, shared with other work"
     python -m benchmarks.finetunings --model SMOLLM2.gguf --data DATA --device cuda --num 8 --num-peer 1 --peer-part 0.1
 
-  ours  a study of one kind of training set, from its heads on: `demo`'s corpus and a tiny Llama, or with --model `mini` on
-        MultiNLI and HANS. A task model for each of NUM seeds, finetuned on SIZE examples and evaluated, in lanes; graph, store,
-        Tune and MLflow are real. The heads' own evaluations are counted with them
+  ours  a study of one kind of training set: `demo`'s corpus and a tiny Llama, or with --model `mini` on MultiNLI and HANS. A
+        task model for each of NUM seeds, finetuned on SIZE examples and evaluated, in lanes; graph, store, Tune and MLflow are
+        real
   tune  NUM_PEER trials, one a GPU or CPU, each a process of its own that loads the base with transformers, finetunes it (LoRA
-        with peft) on as many examples drawn by its seed with the same recipe, evaluates it on the same sets in padded batches
-        sorted by length, and logs to MLflow
+        with peft, transformers' Trainer), evaluates it in padded batches sorted by length, and logs to MLflow
+  tune_without_masters  as `tune`, with an optimizer that steps bfloat16 weights: less work, and another recipe than ours
 
-Data and base model are prepared before, for both. Each starts a Ray of its own; all of ours is counted, Ray's start included,
-and of the peer what comes after that start. Seconds are of the wall, divided by the task models. With --peer-part the peer
-trains on and evaluates that part of the examples, and what those took is reckoned for all of them; processes, loading and
-logging are not.
+All finetune the same base on the same rows in the same order, from the same head, with one recipe, and are evaluated on the
+same items: a seed's models differ in the adapter's first draw and in dropout. The details have each one's mean loss and its
+accuracies, for the first NUM_PEER seeds, to compare.
+
+Data, base model, training sets and heads are prepared before, for both. Each starts a Ray of its own; all of ours is counted,
+Ray's start included, and of the peer what comes after that start. Seconds are of the wall, divided by the task models. With
+--peer-part the peer evaluates every so-manieth of the items, and what that took is reckoned for all of them; accuracies are of
+these items, ours as well.
 """
 
 import argparse
@@ -21,7 +25,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,11 +44,14 @@ from benchmarks.common import (
     values_of,
     visible_gpus,
 )
-from benchmarks.peer import peer_classifier
+from benchmarks.peer import ordered_rows, peer_classifier, peer_precision, peer_trainer
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig
+from pipelines.finetune.checkpoints import METRICS_FILE, read_metrics
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.resources import Resources
+from pipelines.tasks.nli import LABELS
+from pipelines.tasks.prompts import classifier_prompts
 from sweep.graph.records import Store
 from sweep.plan.plan import Plan, make_plan
 from sweep.run.session import RayOptions
@@ -55,8 +62,9 @@ from sweep.study.grid import build_grid
 from sweep.study.inputs import with_inputs
 from sweep.study.loading import Loaded, load_experiment
 
-VARIANTS = ("ours", "tune")
-PREPARED = ("sources", "base_model")
+WITHOUT_MASTERS = "tune_without_masters"
+VARIANTS = ("ours", "tune", WITHOUT_MASTERS)
+PREPARED = ("sources", "base_model", "training_set", "starting_point")
 LOOK_EVERY_S = 1.0
 EVALUATION_BATCH = 128
 
@@ -67,17 +75,17 @@ def main() -> None:
     parser.add_argument("--num-peer", type=int, default=2, help="task models of the peer")
     parser.add_argument("--size", type=int, default=900, help="examples that each is finetuned on")
     parser.add_argument("--concurrent", type=int, default=2, help="CPUs, where no GPU is used")
-    parser.add_argument("--peer-part", type=float, default=1.0, help="of the examples that the peer trains on and evaluates")
+    parser.add_argument("--peer-part", type=float, default=1.0, help="of the items that the peer evaluates")
     parser.add_argument("--model", type=Path, help="a checkpoint's folder or a .gguf file; default: a tiny Llama")
     parser.add_argument("--data", type=Path, help="folder of MultiNLI and HANS, with --model")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
     parser.add_argument("--parameters", nargs="*", default=[], metavar="NAME=VALUE", help="further ones of the study")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "tune"])
     parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)
     arguments = parse(parser)
     if not 0 < arguments.peer_part <= 1:
-        parser.error(f"--peer-part {arguments.peer_part}: give a part of the examples, above 0 and at most 1")
+        parser.error(f"--peer-part {arguments.peer_part}: give a part of the items, above 0 and at most 1")
     if (arguments.model is None) != (arguments.data is None):
         parser.error("--model and --data: a model of one's own is finetuned on MultiNLI and HANS; give both or neither")
     if arguments.only:
@@ -136,28 +144,33 @@ def options(arguments: argparse.Namespace) -> RayOptions:
     return RayOptions(max_cpus=arguments.concurrent if arguments.device == "cpu" else None)
 
 
+def planned(loaded: Loaded, store: Store) -> Plan:
+    """The study's steps but for the evaluations of its heads, which the peer does not have."""
+    steps = [step for step in build_grid(loaded.experiment) if step.stage != "evaluation" or step.coordinates["kind"] != "none"]
+    return Plan(loaded.experiment, make_plan(steps, store, reasons=False), None)
+
+
 def prepare(arguments: argparse.Namespace) -> None:
-    """Build the data and the base model of the study."""
+    """Build what the study's task models are made from."""
     store, loaded = Store(arguments.prepared / "store"), study(arguments)
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
-    steps = [step for step in build_grid(loaded.experiment) if step.stage in PREPARED]
-    plan = Plan(loaded.experiment, make_plan(steps, store, reasons=False), None)
+    plan = planned(loaded, store)
+    plan = replace(plan, steps=[member for member in plan.steps if member.step.stage in PREPARED])
     result = run_study(loaded, store, default_tracking_uri(store), options(arguments), plan)
-    assert result.num_built == len(steps), result
+    assert result.num_built == len(plan.steps), result
     answer({"num_built": result.num_built})
 
 
-def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     loaded = study(arguments)
+    loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     store = Store(folder / "store")
     for stage in PREPARED:
         shutil.copytree(arguments.prepared / "store" / stage, folder / "store" / stage)
-    steps = build_grid(loaded.experiment)
-    cells = {step.fingerprint for step in steps if step.stage == "task_model"}
-    wanted = [
-        step for step in steps if step.stage == "evaluation" and cells & {source.fingerprint for source in step.inputs.values()}
-    ]
+    plan = planned(loaded, store)
+    wanted = [member.step for member in plan.steps if member.step.stage == "evaluation"]
     assert len(wanted) == arguments.num, f"{len(wanted)} task models are evaluated, and not {arguments.num}"
+    assert sum(member.is_cached for member in plan.steps) == len(plan.steps) - 2 * arguments.num, plan.steps
     started = time.perf_counter()
 
     def look() -> None:
@@ -173,22 +186,56 @@ def run_ours(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     watch = threading.Thread(target=look, daemon=True)
     watch.start()
     phase(f"ours: {arguments.num} task models")
-    result = run_study(loaded, store, default_tracking_uri(store), options(arguments))
+    result = run_study(loaded, store, default_tracking_uri(store), options(arguments), plan)
     total_s = time.perf_counter() - started
     ended.set()
     watch.join()
     assert not result.failures and not result.tracking_errors, (result.failures, result.tracking_errors)
-    accuracies = accuracies_of([dict(record.metrics) for step in wanted if (record := store.read_record(step.id))])
-    return {"num": arguments.num, "total_s": total_s, "task_model_s": total_s / arguments.num, **accuracies}
+    metrics = []
+    for step in wanted[: arguments.num_peer]:
+        evaluation, task_model = (Path(store.folder(one.id)) for one in (step, step.inputs["task_model"]))
+        # Of the peer's items, of which it may have every so-manieth.
+        accuracies = accuracies_of(evaluation / "logits.parquet", every=round(1 / arguments.peer_part))
+        metrics.append({"train_loss": mean_loss(task_model / METRICS_FILE), **accuracies})
+    return {"num": arguments.num, "total_s": total_s, "task_model_s": total_s / arguments.num, **by_seed(metrics)}
 
 
-def accuracies_of(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean accuracy on each set: a check that both have done the same."""
-    names = [name for name in metrics[0] if name.endswith("/accuracy") and name.count("/") == 1]
-    return {name: mean(each[name] for each in metrics) for name in names}
+def mean_loss(metrics: Path) -> float:
+    """The mean of a finetuning's steps' losses, which are logged as means of so many steps each."""
+    logged = list(read_metrics(metrics))
+    steps = [entry["step"] for entry in logged]
+    return sum(entry["loss"] * (end - start) for entry, start, end in zip(logged, [0, *steps], steps, strict=False)) / steps[-1]
 
 
-def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+def accuracies_of(logits: Path, *, every: int) -> dict[str, float]:
+    """A task model's accuracy on each set, from what its evaluation has written of every so-manieth item."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(logits)
+    scores = table.select([f"logit_{label}" for label in LABELS]).to_pandas().to_numpy()
+    accuracies = {}
+    for name in pc.unique(table["set"]).to_pylist():
+        places = [place for place, of in enumerate(table["set"].to_pylist()) if of == name][::every]
+        num_right = num_right_of(scores[places].argmax(-1).tolist(), table["label"].take(places).to_pylist())
+        accuracies[f"{name}/accuracy"] = num_right / len(places)
+    return accuracies
+
+
+def num_right_of(predicted: Sequence[int], labels: Sequence[str]) -> int:
+    """How many labels are those of the predicted places; HANS and its like have two."""
+    names = [str(LABELS[place]) for place in predicted]
+    return sum(
+        name == label or (label == "non-entailment" and name != "entailment") for name, label in zip(names, labels, strict=True)
+    )
+
+
+def by_seed(metrics: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Loss and accuracies of each seed's model, in their order: a check that both have done the same."""
+    return {name: [each[name] for each in metrics] for name in metrics[0] if name == "train_loss" or name.endswith("/accuracy")}
+
+
+def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A trial a task model, as Ray's documentation has it; only Tune's table of trials is left out."""
     import mlflow
     import ray
@@ -196,26 +243,32 @@ def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     on_gpu = arguments.device == "cuda"
     concurrent = len(visible_gpus()) if on_gpu else arguments.concurrent
-    experiment = study(arguments).experiment
+    loaded = study(arguments)
+    loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
+    store = Store(arguments.prepared / "store")
+    steps = [member.step for member in planned(loaded, store).steps]
     tracking_uri = f"sqlite:///{folder}/mlflow.db"
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment("finetunings")
-    (sources,), (base,) = (list((arguments.prepared / "store" / stage).glob("*/")) for stage in PREPARED)
     setting = {
-        "recipe": experiment.cell or experiment.task_model,
-        "sets": experiment.evaluation.sets,
-        "size": arguments.size,
-        "part": arguments.peer_part,
+        "recipe": loaded.experiment.cell or loaded.experiment.task_model,
+        "sets": loaded.experiment.evaluation.sets,
+        "every": round(1 / arguments.peer_part),
         "device": arguments.device,
         "tracking_uri": tracking_uri,
-        "base": str(base / "model"),
-        "sources": str(sources),
         "folder": str(folder),
+        "masters": arguments.only != WITHOUT_MASTERS,
+        "inputs": {
+            step.coordinates["seed"]: {name: store.folder(source.id) for name, source in step.inputs.items()}
+            for step in steps
+            if step.stage == "task_model"
+        },
+        "sources": next(store.folder(step.inputs["sources"].id) for step in steps if step.stage == "evaluation"),
     }
     ray.init(
         include_dashboard=False, log_to_driver=False, logging_level="ERROR", **({} if on_gpu else {"num_cpus": concurrent})
     )
-    phase(f"tune: {arguments.num_peer} task models, {concurrent} at a time")
+    phase(f"{arguments.only}: {arguments.num_peer} task models, {concurrent} at a time")
     started = time.perf_counter()
     results = tune.Tuner(
         tune.with_resources(partial(finetune_alone, setting), {"GPU": 1} if on_gpu else {"CPU": 1}),
@@ -225,17 +278,17 @@ def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     total_s = time.perf_counter() - started
     ray.shutdown()
     assert not results.errors, results.errors
-    metrics = [dict(result.metrics or {}) for result in results]
+    metrics = sorted((dict(result.metrics or {}) for result in results), key=lambda each: each["seed"])
     # Of whole sets, as many at a time.
-    work_s = sum(each["train_s"] + each["evaluate_s"] for each in metrics)
-    whole_s = total_s + work_s * (1 / arguments.peer_part - 1) / min(concurrent, arguments.num_peer)
+    work_s = sum(each["evaluate_s"] for each in metrics)
+    whole_s = total_s + work_s * (setting["every"] - 1) / min(concurrent, arguments.num_peer)
     return {
         "num": arguments.num_peer,
         "total_s": total_s,
         "task_model_s": whole_s / arguments.num_peer,
         "train_s": mean(each["train_s"] for each in metrics),
         "evaluate_s": mean(each["evaluate_s"] for each in metrics),
-        **accuracies_of(metrics),
+        **by_seed(metrics),
     }
 
 
@@ -244,88 +297,53 @@ def finetune_alone(setting: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     import mlflow
     import pyarrow.parquet as pq
     import torch
-    from transformers import (
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, set_seed
 
-    from pipelines.tasks.nli import LABELS
-    from pipelines.tasks.prompts import classifier_prompts
+    from pipelines.models.classifier import HEAD_FILE
 
     recipe: FinetuneConfig = setting["recipe"]
     seed, device = config["seed"], torch.device(setting["device"])
+    inputs = {name: Path(folder) for name, folder in setting["inputs"][seed].items()}
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(setting["base"])
-    model = peer_classifier(setting["base"], tokenizer, recipe, getattr(torch, recipe.dtype), device)
-
-    def rows_of(name: str) -> Any:
-        return pq.read_table(Path(setting["sources"]) / f"{name}.parquet")
-
-    train = rows_of("train")
-    order = torch.randperm(train.num_rows).tolist()[: round(setting["size"] * setting["part"])]
-    train = train.take(order)
-    rows = [
-        {"input_ids": ids, "labels": LABELS.index(label)}
-        for ids, label in zip(tokenizer(classifier_prompts(train))["input_ids"], train["label"].to_pylist(), strict=True)
-    ]
-    settings = TrainingArguments(
-        output_dir=f"{setting['folder']}/peer-{seed}",
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        train_sampling_strategy="group_by_length",
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_ratio,  # below 1 it is a part
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch_fused",
-        use_cpu=device.type == "cpu",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
+    tokenizer = AutoTokenizer.from_pretrained(inputs["base_model"] / "model")
+    model = peer_classifier(
+        inputs["base_model"] / "model",
+        tokenizer,
+        recipe,
+        getattr(torch, recipe.dtype),
+        device,
+        head=load_file(inputs["starting_point"] / HEAD_FILE)["weight"],
+        masters=setting["masters"],
     )
+    rows = ordered_rows(tokenizer, pq.read_table(inputs["training_set"] / "examples.parquet"), recipe, seed=seed)
     began = time.perf_counter()
-    trainer = Trainer(
-        model=model,
-        args=settings,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-    )
-    trainer.train()
-    metrics = {"train_s": time.perf_counter() - began}
+    trainer = peer_trainer(model, tokenizer, rows, recipe, f"{setting['folder']}/peer-{seed}", seed=seed)
+    metrics = {"seed": seed, "train_loss": trainer.train().training_loss, "train_s": time.perf_counter() - began}
     trainer.save_model(f"{setting['folder']}/peer-{seed}/model")
 
     began = time.perf_counter()
     model.eval()
     for name in setting["sets"]:
-        table = rows_of(name)
-        table = table.take(list(range(0, table.num_rows, round(1 / setting["part"]))))
+        table = pq.read_table(Path(setting["sources"]) / f"{name}.parquet")
+        table = table.take(list(range(0, table.num_rows, setting["every"])))
         # The longest first, so that little is padded.
         texts = sorted(
             zip(tokenizer(classifier_prompts(table))["input_ids"], table["label"].to_pylist(), strict=True),
             key=lambda text: -len(text[0]),
         )
         num_right = 0
-        with torch.inference_mode():
+        with torch.inference_mode(), peer_precision(model, device):
             for start in range(0, len(texts), EVALUATION_BATCH):
                 ids, labels = zip(*texts[start : start + EVALUATION_BATCH], strict=True)
                 batch = tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt").to(device)
-                for place, label in zip(model(**batch).logits.argmax(-1).tolist(), labels, strict=True):
-                    predicted = str(LABELS[place])
-                    # HANS and its like have two labels.
-                    num_right += predicted == label or (label == "non-entailment" and predicted != "entailment")
+                num_right += num_right_of(model(**batch).logits.argmax(-1).tolist(), labels)
         metrics[f"{name}/accuracy"] = num_right / len(texts)
     metrics["evaluate_s"] = time.perf_counter() - began
     mlflow.set_tracking_uri(setting["tracking_uri"])
     mlflow.set_experiment("finetunings")
     with mlflow.start_run(run_name=f"seed{seed}"):
-        mlflow.log_params({"seed": seed, "size": setting["size"], "method": recipe.method, "batch_size": recipe.batch_size})
+        mlflow.log_params({"seed": seed, "size": len(rows), "method": recipe.method, "batch_size": recipe.batch_size})
         mlflow.log_metrics(metrics)
     return metrics
 
