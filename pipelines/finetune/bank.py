@@ -123,7 +123,7 @@ class Bank:
         self._upcoming: _Step | None = None
         self._step = self._compute_and_update
         if self.on_gpu and self.dtype == torch.bfloat16:
-            self._step = CapturedStep(self._compute_and_update, rehearse=self._compute_and_keep)
+            self._step = CapturedStep(self._compute_and_update)
 
     def _num_fitting(self, gpu_share: float, shape: Any, still_to_come: int) -> int:
         """How many members' state fits beside the body, the bytes that it gets yet, and the activations of a pass."""
@@ -339,11 +339,6 @@ class Bank:
         losses, gradients = self._compute(*inputs)
         self._update(gradients, settings)
         return losses
-
-    def _compute_and_keep(self, *arguments: Any) -> torch.Tensor:
-        """As `_compute_and_update`, kernel for kernel, with settings that keep all rows as they are."""
-        *inputs, settings = arguments
-        return self._compute_and_update(*inputs, torch.full_like(settings, -1.0))
 
     def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
         settings = adamw.clip(settings, gradients, self.max_norm)

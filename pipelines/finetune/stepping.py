@@ -3,8 +3,8 @@
 A small model's step is hundreds of short kernels. Launching them one by one, and handling hundreds of parameters in Python,
 takes several times as long as running them. So DeepSpeed is given the trained weights laid end to end, in at most three
 parameters (those that decay and those that do not, and a head that is frozen for a while), and forward and backward pass are
-captured once for each shape of batch, then replayed. Neither changes what is computed. ZeRO-3, which partitions weights by
-layer, steps the model itself.
+captured once for each shape of batch that comes again, then replayed. Neither changes what is computed. ZeRO-3, which
+partitions weights by layer, steps the model itself.
 """
 
 from __future__ import annotations
@@ -104,52 +104,47 @@ class CapturedStep:
     """`compute` from a CUDA graph, captured once for each shape of its arguments, all graphs in one memory pool.
 
     `compute(packed, *tensors)` must launch the same kernels for all arguments of one shape, and return one tensor; whatever
-    else it computes it leaves in tensors that exist before. It is run before it is captured: if it changes what it reads,
-    `rehearse` must launch its kernels on the same arguments and change nothing. It computes on the GPU; its arguments are best
-    on the CPU, `ARGUMENTS_ON`.
+    else it computes it leaves in tensors that exist before. It computes on the GPU; its arguments are best on the CPU,
+    `ARGUMENTS_ON`. The first arguments of a shape are computed with kernel by kernel: what runs for the first time may
+    allocate, compile and choose kernels, none of which can be captured, and a shape may come once only.
     """
 
     ARGUMENTS_ON = torch.device("cpu")
 
-    def __init__(self, compute: Callable[..., torch.Tensor], *, rehearse: Callable[..., torch.Tensor] | None = None) -> None:
+    def __init__(self, compute: Callable[..., torch.Tensor]) -> None:
         self._compute = compute
-        self._rehearse = rehearse or compute
         self._pool: Any = None
-        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, _Room, torch.Tensor]] = {}
+        self._rooms: dict[tuple[Any, ...], _Room] = {}
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     def __call__(self, packed: PackedInput, *tensors: torch.Tensor) -> torch.Tensor:
         arguments = [*packed.tensors(), *tensors]
         key = (packed.width, *(tensor.shape for tensor in arguments))
-        if key not in self._captured:
-            self._captured[key] = self._capture(packed, arguments)
-        graph, room, result = self._captured[key]
+        is_first = key not in self._rooms
+        if is_first:
+            self._rooms[key] = _Room(arguments)
+        room = self._rooms[key]
         room.fill(arguments)
+        inputs = packed.with_tensors(room.tensors), *room.tensors[len(packed.tensors()) :]
+        if is_first:
+            return self._compute(*inputs)
+        if key not in self._captured:
+            self._captured[key] = self._capture(*inputs)
+        graph, result = self._captured[key]
         graph.replay()
         return result.clone()
 
-    def _capture(self, packed: PackedInput, arguments: list[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, _Room, torch.Tensor]:
-        room = _Room(arguments)
-        room.fill(arguments)
-        packed = packed.with_tensors(room.tensors)
-        tensors = room.tensors[len(packed.tensors()) :]
-        is_first = self._pool is None
-        if is_first:
+    def _capture(self, *inputs: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         # The captured step is still to come, and must meet the masks that its seed gives a model with dropout of its own.
         random_state = torch.cuda.get_rng_state()
-        # What runs for the first time may allocate, compile and choose kernels, none of which can be captured.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2 if is_first else 1):
-                self._rehearse(packed, *tensors)
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process (NCCL's watchdog, DeepSpeed's) may call CUDA meanwhile; only this one is captured.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = self._compute(packed, *tensors)
+            result = self._compute(*inputs)
         torch.cuda.set_rng_state(random_state)
-        return graph, room, result
+        return graph, result
 
 
 class _Room:

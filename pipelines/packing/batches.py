@@ -9,7 +9,6 @@ sequence of the group (`pack`). Where order is free and nothing is backpropagate
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -274,10 +273,15 @@ def shape_for(num_tokens: int, *, num_rows: int, width: int, num_shared: int = 0
 
     Filling costs little where a batch is so small that its step waits for launches or for the weights; from 512 tokens on it is
     at most a fifth, and a twentieth on average. `num_rows` counts sequences and prefixes, `width` is the longest sequence's
-    length; room for the filling is added to both. What rows share is copied only, and rounded up as tokens are.
+    length; room for the filling is added to both. What rows share is copied only: where a pass holds much, it is rounded more.
     """
-    step = next(step for limit, step in ((512, 64), (2_048, 128), (4_096, 256), (math.inf, 512)) if num_tokens <= limit)
-    return Shape(-(-num_tokens // step) * step, num_rows + 1, max(width, step), -(-num_shared // step) * step)
+    step = next((step for limit, step in ((512, 64), (2_048, 128)) if num_tokens <= limit), 0)
+    shared_step = step
+    if not step:
+        # No wider than what attention has kernels for: the filling is one row.
+        step = min(1 << (num_tokens - 1).bit_length() - 4, 1_024)
+        shared_step = 4 * step
+    return Shape(-(-num_tokens // step) * step, num_rows + 1, max(width, step), -(-num_shared // shared_step) * shared_step)
 
 
 def class_targets(batch: PackedBatch, labels: Sequence[int]) -> np.ndarray:

@@ -125,10 +125,22 @@ def test_a_prefix_predicts_for_each_sequence_that_shares_it():
 
 
 def test_shapes_are_few_and_hold_what_they_are_made_for():
-    sizes = {1: 64, 128: 128, 129: 192, 512: 512, 513: 640, 2_048: 2_048, 2_049: 2_304, 4_097: 4_608}
+    sizes = {
+        1: 64,
+        128: 128,
+        129: 192,
+        512: 512,
+        513: 640,
+        2_048: 2_048,
+        2_049: 2_304,
+        4_097: 4_608,
+        9_000: 9_216,
+        16_384: 16_384,
+    }
     assert {n: shape_for(n, num_rows=2, width=50).num_tokens for n in sizes} == sizes
     assert shape_for(100, num_rows=2, width=50) == Shape(128, 3, 64, 0)
     assert shape_for(1_000, num_rows=40, width=150, num_shared=129) == Shape(1_024, 41, 150, 256)
+    assert shape_for(4_000, num_rows=40, width=300, num_shared=1_100) == Shape(4_096, 41, 300, 2_048)
 
 
 def test_pack_refuses_a_sequence_that_is_only_prefix():
