@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import math
 import os
 import secrets
@@ -179,8 +178,6 @@ def _start(capacity: Capacity, logs: Mapping[str, Any]) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Drivers and controllers take no CPU, so that a small machine has more processes than Ray expects and warns of.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, int(capacity.cpus))))
-    # While Ray's own processes start, for which it waits.
-    threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True).start()
     # "local", or a cluster named in the environment or left behind by a killed run would be joined. Ray's dashboard is
     # for people; only *stopped* trials need it (to give their placement groups back), and a step is never stopped here.
     ray.init(
