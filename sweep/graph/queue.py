@@ -99,7 +99,9 @@ def in_common(step: Step) -> Any:
 def starts_with(step: Step) -> Mapping[str, Step] | None:
     """What has to be built before workers can be started ahead of `step`, by its name there; None if they cannot be."""
     stage = REGISTRY[step.stage]
-    return None if stage.starts_with is None or step.resources.in_process else stage.starts_with(step)
+    if stage.open is None or stage.starts_with is None or step.resources.in_process:
+        return None
+    return stage.starts_with(step)
 
 
 def num_at_once(step: Step) -> int:

@@ -16,6 +16,7 @@ from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
 from sweep.graph.queue import MAX_OVERTAKES, Capacity, Lane, StepQueue, check_resources, starts_with
+from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -403,13 +404,15 @@ def test_room_is_not_held_for_long_while_ready_steps_of_other_lanes_have_a_use_f
     assert queue.may_wait(idle), "but not for longer than a start takes"
 
 
-def test_what_has_no_generator_of_its_own_or_no_worker_cannot_be_started_ahead() -> None:
+def test_what_has_no_generator_of_its_own_or_no_worker_cannot_be_started_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     base, generator, pool, _ = chain()
     assert starts_with(pool) == {"base_model": base} and starts_with(generator) == {}
     prompted = replace(pool, inputs={"generator": base})
     here = replace(generator, resources=Resources(in_process=True))
     untrained = Step("starting_point", "start", UntrainedConfig(0), {"base_model": base})
     assert [starts_with(one) for one in (prompted, here, untrained, step("set"))] == [None] * 4
+    monkeypatch.setitem(REGISTRY, "generator", replace(REGISTRY["generator"], open=None))
+    assert starts_with(generator) is None, "nothing opens its workers"
 
 
 def start_and_cells(num: int, *, method: str = "full") -> tuple[Step, Step, list[Step]]:
