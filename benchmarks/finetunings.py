@@ -266,7 +266,12 @@ def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "sources": next(store.folder(step.inputs["sources"].id) for step in steps if step.stage == "evaluation"),
     }
     ray.init(
-        include_dashboard=False, log_to_driver=False, logging_level="ERROR", **({} if on_gpu else {"num_cpus": concurrent})
+        # "local", or a cluster that is up here would be joined.
+        "local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **({} if on_gpu else {"num_cpus": concurrent}),
     )
     phase(f"{arguments.only}: {arguments.num_peer} task models, {concurrent} at a time")
     started = time.perf_counter()
