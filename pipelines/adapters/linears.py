@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.adapters.fp8 import Fp8Rows, product, to_fp8, to_fp8_where_compiled
-from pipelines.packing.dropout import keep_mask
+from pipelines.packing.dropout import keep, keep_bits
 from pipelines.packing.segments import Segments
 
 Outputs = tuple[list[torch.Tensor], torch.Tensor]
@@ -78,22 +78,18 @@ def _pieces(starts: torch.Tensor) -> Iterator[tuple[int, slice]]:
         yield adapter, slice(first, end)
 
 
-def _dropped(x: torch.Tensor, keys: torch.Tensor, salt: torch.Tensor, dropout: float) -> torch.Tensor:
-    if not dropout:
-        return x
-    return torch.where(keep_mask(keys, salt, x.shape[1], dropout), x, 0) / (1 - dropout)
-
-
 def reference_forward(x: torch.Tensor, operands: Operands) -> Outputs:
     """`adapted_linears` in plain PyTorch, any dtype and device."""
     _, a, b, salts, starts, keys, _, dropout, scale, *_ = operands
     outputs = _frozen(x, operands)
     z = x.new_zeros(len(a), len(x), a[0].shape[1])
+    dropped = scaled = x / (1 - dropout) if dropout else x
     for place, y in enumerate(outputs):
-        dropped = _dropped(x, keys, salts[place], dropout)
+        if dropout:
+            dropped = keep(scaled, keep_bits(keys, salts[place], x.shape[1], dropout))
         for n, piece in _pieces(starts):
-            z[place, piece] = dropped[piece] @ a[place][n].t()
-            y[piece] += scale * (z[place, piece] @ b[place][n].t())
+            own = torch.mm(dropped[piece], a[place][n].t(), out=z[place, piece])
+            y[piece].add_((own @ b[place][n].t()).mul_(scale))
     return outputs, z
 
 
@@ -105,17 +101,22 @@ def reference_backward(
     grad_x = torch.zeros_like(x) if needs_grad_x else x.new_empty(0)
     if needs_grad_x and scales is not None:
         grad_x = _frozen_gradient(grads, operands)
-    grads_a, grads_b = [torch.zeros_like(factor) for factor in a], [torch.zeros_like(factor) for factor in b]
+    grads_a, grads_b = [torch.empty_like(factor) for factor in a], [torch.empty_like(factor) for factor in b]
+    dropped = scaled = x / (1 - dropout) if dropout else x
     for place, grad in enumerate(grads):
         if needs_grad_x and scales is None:
             grad_x += grad @ weights[place]
-        dropped = _dropped(x, keys, salts[place], dropout)
+        if dropout:
+            bits = keep_bits(keys, salts[place], x.shape[1], dropout)
+            dropped = keep(scaled, bits)
         for n, piece in _pieces(starts):
-            grad_z = scale * (grad[piece] @ b[place][n])
-            grads_a[place][n] = grad_z.t() @ dropped[piece]
-            grads_b[place][n] = scale * (grad[piece].t() @ z[place, piece])
+            grad_z = (grad[piece] @ b[place][n]).mul_(scale)
+            torch.mm(grad_z.t(), dropped[piece], out=grads_a[place][n])
+            torch.mm(grad[piece].t(), z[place, piece], out=grads_b[place][n])
             if needs_grad_x:
-                grad_x[piece] += _dropped(grad_z @ a[place][n], keys[piece], salts[place], dropout)
+                through = grad_z @ a[place][n]
+                grad_x[piece].add_(keep(through.div_(1 - dropout), bits[piece]) if dropout else through)
+        grads_b[place].mul_(scale)
     return grad_x, grads_a, grads_b
 
 

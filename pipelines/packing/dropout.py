@@ -14,6 +14,9 @@ from pipelines.splitmix import GOLDEN, mixed
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B - 2**32)
 """The factors of the 32-bit hash lowbias32 (Chris Wellons, https://nullprogram.com/blog/2018/07/31/), as int32."""
 
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers of so many bytes."""
+
 
 def token_keys(seed: ArrayLike, step: ArrayLike, place: ArrayLike, position: ArrayLike) -> np.ndarray:
     """The dropout key of each token, int32 in the shape that the four integers (arrays) broadcast to.
@@ -49,9 +52,22 @@ def keep_mask(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout
     and the product's high bits decide. Only int32 operations that wrap around, so that CPU, GPU and Triton kernels agree in
     every bit, and few: a kernel does them in the time that it waits for memory.
     """
+    return keep_bits(keys, salt, num_channels, dropout).bool()
+
+
+def keep_bits(keys: torch.Tensor, salt: torch.Tensor, num_channels: int, dropout: float) -> torch.Tensor:
+    """`keep_mask` as int32 words, of which all bits are set where an element is kept, and none where it is dropped."""
     rows = stir(keys + salt)
     factors = stir(rows) | 1
     channels = torch.arange(num_channels, dtype=torch.int32, device=keys.device)
     # The low half tells any two of 65,536 channels apart: those that differ in high bits only would be dropped together.
     columns = (stir(channels) << 16) ^ channels
-    return (rows[:, None] ^ columns) * factors[:, None] >= drop_below(dropout)
+    hashes = (rows[:, None] ^ columns).mul_(factors[:, None])
+    # A comparison in place is 1 or 0 in the words' own type, which a CPU computes several at a time.
+    return hashes.ge_(drop_below(dropout)).neg_()
+
+
+def keep(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """`x` where `bits` (`keep_bits`) keep it, and 0 elsewhere: faster on a CPU than to choose by a mask of booleans."""
+    words = WORDS[x.element_size()]
+    return (x.view(words) & bits.to(words)).view(x.dtype)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.packing.dropout import keep_mask, token_keys
+from pipelines.packing.dropout import keep, keep_bits, keep_mask, token_keys
 
 # Worked out once from the definitions with Python's own integers: splitmix64 for each of the four values; then the hash.
 GOLDEN_KEYS = [-1501787943, -1313240806, -1417959539]
@@ -69,3 +69,15 @@ def test_masks_are_the_same_bits_on_a_gpu():
     keys, salt = torch.from_numpy(token_keys(1, 2, 3, np.arange(500))), torch.tensor([-77], dtype=torch.int32)
     expected = keep_mask(keys, salt, 300, 0.1)
     assert torch.equal(keep_mask(keys.cuda(), salt.cuda(), 300, 0.1).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_kept_is_as_it_was_and_the_rest_is_zero(dtype: torch.dtype) -> None:
+    keys, salt = torch.arange(50, dtype=torch.int32), torch.tensor([7], dtype=torch.int32)
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[3, :] = -torch.inf
+    kept = keep(x, keep_bits(keys, salt, 24, 0.25))
+    mask = keep_mask(keys, salt, 24, 0.25)
+    assert torch.equal(kept, torch.where(mask, x, 0)) and 0 < mask[3].sum() < 24
+    # No zero is a negative one: what sums of them give would differ in its bits.
+    assert not torch.signbit(kept[~mask]).any()
