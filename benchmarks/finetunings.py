@@ -15,17 +15,20 @@ same items: a seed's models differ in the adapter's first draw and in dropout. T
 accuracies, for the first NUM_PEER seeds, to compare.
 
 Data, base model, training sets and heads are prepared before, for both. Each starts a Ray of its own; all of ours is counted,
-Ray's start included, and of the peer what comes after that start. Seconds are of the wall, divided by the task models. With
---peer-part the peer evaluates every so-manieth of the items, and what that took is reckoned for all of them; accuracies are of
-these items, ours as well.
+Ray's start included, and of the peer what comes after that start. Seconds are of the wall, divided by the task models. The
+CPU's are of all processes with Ray's start, each one's last half second aside, and say more where a machine is shared.
+
+With --peer-part the peer evaluates every so-manieth of the items, and what that took is reckoned for all of them; accuracies
+are of these items, ours as well.
 """
 
 import argparse
+import contextlib
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +52,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.checkpoints import METRICS_FILE, read_metrics
 from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.models.process import without_modules
 from pipelines.resources import Resources
 from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import classifier_prompts
@@ -91,7 +95,8 @@ def main() -> None:
     if arguments.only:
         with tempfile.TemporaryDirectory() as folder:
             run = run_ours if arguments.only == "ours" else run_tune
-            answer(run(arguments, Path(folder)))
+            result, cpu_s = with_cpu_seconds(partial(run, arguments, Path(folder)))
+            answer({**result, "task_model_cpu_s": cpu_s / result["num"]})
         return
     if arguments.prepared:
         prepare(arguments)
@@ -110,10 +115,37 @@ def main() -> None:
             name: partial(in_own_process, "benchmarks.finetunings", [*own, "--only", name]) for name in arguments.variants
         }
         results = alternately(variants, arguments.repeats)
-    figure = Figure("task model", "s", values_of(results, "task_model_s"), peer="tune", lower_is_better=True)
+    measured = {"task model": "task_model_s"}
+    if arguments.peer_part == 1:
+        measured["task model, CPU"] = "task_model_cpu_s"
+    figures = [
+        Figure(name, "s", values_of(results, value), peer="tune", lower_is_better=True) for name, value in measured.items()
+    ]
     # Where they lie is no part of the command.
     arguments.prepared = None
-    finish(parser, arguments, [figure], details={"runs": results})
+    finish(parser, arguments, figures, details={"runs": results})
+
+
+def with_cpu_seconds(run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """What `run` gives, and the CPU seconds that this process and all that it has started have spent on it."""
+    import psutil
+
+    here, ended = psutil.Process(), threading.Event()
+    spent: dict[int, float] = {}
+
+    def look() -> None:
+        while not ended.wait(LOOK_EVERY_S / 2):
+            for process in here.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    spent[process.pid] = sum(process.cpu_times()[:2])
+
+    before = sum(here.cpu_times()[:2])
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    result = run()
+    ended.set()
+    watch.join()
+    return result, sum(spent.values()) + sum(here.cpu_times()[:2]) - before
 
 
 def study(arguments: argparse.Namespace) -> Loaded:
@@ -269,7 +301,6 @@ def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         # "local", or a cluster that is up here would be joined.
         "local",
         include_dashboard=False,
-        log_to_driver=False,
         logging_level="ERROR",
         **({} if on_gpu else {"num_cpus": concurrent}),
     )
@@ -299,6 +330,12 @@ def run_tune(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def finetune_alone(setting: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
     """One trial of the peer: its metrics."""
+    # Trainer would import it because it is installed, and makes no use of it.
+    with without_modules("deepspeed"):
+        return _finetune_alone(setting, config)
+
+
+def _finetune_alone(setting: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
     import mlflow
     import pyarrow.parquet as pq
     import torch
@@ -321,12 +358,14 @@ def finetune_alone(setting: Mapping[str, Any], config: Mapping[str, Any]) -> dic
         head=load_file(inputs["starting_point"] / HEAD_FILE)["weight"],
         masters=setting["masters"],
     )
+    phase(f"peer, seed {seed}: training")
     rows = ordered_rows(tokenizer, pq.read_table(inputs["training_set"] / "examples.parquet"), recipe, seed=seed)
     began = time.perf_counter()
     trainer = peer_trainer(model, tokenizer, rows, recipe, f"{setting['folder']}/peer-{seed}", seed=seed)
     metrics = {"seed": seed, "train_loss": trainer.train().training_loss, "train_s": time.perf_counter() - began}
     trainer.save_model(f"{setting['folder']}/peer-{seed}/model")
 
+    phase(f"peer, seed {seed}: evaluating")
     began = time.perf_counter()
     model.eval()
     for name in setting["sets"]:

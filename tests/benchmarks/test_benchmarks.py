@@ -107,12 +107,14 @@ def test_orchestration(tmp_path: Path) -> None:
 
 def test_finetunings(tmp_path: Path) -> None:
     variants = result_of("finetunings", tmp_path / "result.json", "--num=2", "--num-peer=1", "--size=60", "--peer-part=0.5")
+    # The CPU's seconds of half of the items are not those of all.
     assert variants == {"task model": {"ours", "tune"}}
     ours, tune = (json.loads((tmp_path / "result.json").read_text())["details"]["runs"][name][0] for name in ("ours", "tune"))
     assert (ours["num"], tune["num"]) == (2, 1)
     # What half of the items took is reckoned for all.
     assert tune["task_model_s"] == pytest.approx(tune["total_s"] + tune["evaluate_s"])
     assert ours["task_model_s"] == ours["total_s"] / 2
+    assert ours["task_model_cpu_s"] > 1 and tune["task_model_cpu_s"] > tune["train_s"] / 2
     # They differ in the adapter's first draw and in dropout alone.
     assert ours["train_loss"] == pytest.approx(tune["train_loss"], abs=0.02) and len(ours["train_loss"]) == 1
     for name in ("template_test/accuracy", "template_probe/accuracy"):
