@@ -85,7 +85,7 @@ def run_ours(arguments: argparse.Namespace, folder: str) -> dict[str, float]:
 
     for name, stage in stages.REGISTRY.items():
         # Under their own versions, so that `plan` finds what was built.
-        stages.REGISTRY[name] = replace(stage, run=write_file, open=None)
+        stages.REGISTRY[name] = replace(stage, run=write_file, open=None, prepare=None)
     num_seeds = 1
     while len(build_grid(load_experiment("demo", [seeds(num_seeds)]).experiment)) < arguments.num:
         num_seeds += 1

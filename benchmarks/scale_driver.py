@@ -57,7 +57,8 @@ def measure_driver(num_lanes: int, store_kind: str, folder: str, *, num_seeds: i
     os.environ |= {FASTER: str(faster), CALLS: str(Path(folder) / "calls.json"), "XDG_CACHE_HOME": str(Path(folder) / "cache")}
     for name, stage in stages.REGISTRY.items():
         is_shared = stage.open is not None
-        stages.REGISTRY[name] = replace(stage, run=sleep, open=_open if is_shared else None, is_together=_is_together)
+        opens = _open if is_shared else None
+        stages.REGISTRY[name] = replace(stage, run=sleep, open=opens, is_together=_is_together, prepare=None)
     study_run.Tracker = CountedTracker  # type: ignore[assignment, misc]
     loaded = small_study(num_seeds)
     with counted_s3() if store_kind == "s3" else own_store(folder) as (uri, requests):

@@ -36,7 +36,7 @@ FIGURES = {
 def measure_step(num_steps: int, store_kind: str, folder: str) -> dict[str, Any]:
     """Means over the first so many steps of a study; of a local store `requests` are operations on files."""
     for name, stage in stages.REGISTRY.items():
-        stages.REGISTRY[name] = replace(stage, run=write_file, open=None)
+        stages.REGISTRY[name] = replace(stage, run=write_file, open=None, prepare=None)
     os.environ |= {CALLS: str(Path(folder) / "calls.json"), "XDG_CACHE_HOME": str(Path(folder) / "cache")}
     loaded = small_study(1)
     steps = build_grid(loaded.experiment)[:num_steps]

@@ -288,6 +288,13 @@ def prepare_base_model(
     return metrics
 
 
+def import_libraries() -> None:
+    """Import what models are prepared with, which takes about as long as to prepare a small one."""
+    # Which transformers would import for what nobody uses here, a third of the wait for it.
+    with without_modules("sklearn"):
+        import pipelines.models.model_files  # noqa: F401
+
+
 def _check_files(config: PretrainedModelConfig | RandomModelConfig, folder_of: Path) -> None:
     for file in config.files:
         if not (folder_of / file.name).exists() or sha256_of(folder_of / file.name) != file.sha256:
@@ -330,9 +337,8 @@ def _copy_pretrained(config: PretrainedModelConfig, output: str) -> dict[str, An
         for name in names:
             if name.endswith(".safetensors"):
                 check_finite(source / name, source / name)
-    # Which transformers would import for what nobody uses here, a third of the wait for it.
-    with without_modules("sklearn"):
-        from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
+    import_libraries()
+    from pipelines.models.model_files import check_complete, convert_gguf, num_parameters
 
     quiet_libraries()
     metrics: dict[str, Any] = {}

@@ -179,6 +179,11 @@ class StepQueue:
     def _num_unbuilt(self, step: Step) -> int:
         return len({source.fingerprint for source in step.inputs.values()} - self.done)
 
+    @property
+    def ready(self) -> tuple[Step, ...]:
+        """The steps whose inputs are built and that no lane has, the most urgent first."""
+        return tuple(self._ready)
+
     def _rank_of(self, step: Step) -> tuple[int, int]:
         return self._rank[step.fingerprint]
 

@@ -62,7 +62,7 @@ class Stage:
     config. `in_common` says, of a config and its inputs' fingerprints, what jobs agree in that the same workers can do; None: a
     step stays alone. `starts_with` says, of a step, which others have to be built before workers can be started ahead of it,
     and None if they cannot be. `last_commit` is another value, of an unfinished output, whenever a later call would go on from
-    a later place.
+    a later place. `prepare` imports what the process that calls `run` needs, where that takes long.
     """
 
     version: int
@@ -72,6 +72,7 @@ class Stage:
     is_together: Callable[[Any], bool] = lambda config: False
     starts_with: Callable[[Any], Mapping[str, Any] | None] | None = None
     last_commit: Callable[[str], Any] = lambda output: None
+    prepare: Callable[[], None] | None = None
 
 
 def _sources(job: Job) -> Mapping[str, Any]:
@@ -89,6 +90,12 @@ def _base_model(job: Job) -> Mapping[str, Any]:
         resources=job.resources,
         report=job.report,
     )
+
+
+def _import_for_models() -> None:
+    from pipelines.finetune.base_model import import_libraries
+
+    import_libraries()
 
 
 def _generator(job: Job) -> Mapping[str, Any]:
@@ -290,7 +297,7 @@ def _judgement(job: Job) -> Mapping[str, Any]:
 
 REGISTRY: dict[str, Stage] = {
     "sources": Stage(1, _sources),
-    "base_model": Stage(1, _base_model),
+    "base_model": Stage(1, _base_model, prepare=_import_for_models),
     "starting_set": Stage(1, _training_set),
     "starting_point": Stage(2, _task_model, _finetuning_workers, _same_base, _is_together, _nothing_if_trained, _checkpoint),
     "generator": Stage(3, _generator, _generator_worker, starts_with=lambda step: {}, last_commit=_checkpoint),

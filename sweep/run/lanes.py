@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sweep.graph.stages import Job, Workers
+from sweep.graph.stages import REGISTRY, Job, Stage, Workers
+from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
 from sweep.run.machine import live_nodes
 from sweep.run.trial import Order, Outcome, carry_out, job_ahead
@@ -31,6 +32,13 @@ class LaneHost:
         self._changed = threading.Condition()
         self._workers: dict[str, Workers] = {}
         self._ended: set[str] = set()
+
+    def prepare(self, runner: Stage) -> None:
+        """Import what a step of a stage needs in this process."""
+        assert runner.prepare is not None
+        # What is missing is said when it is to be used.
+        with contextlib.suppress(Exception):
+            runner.prepare()
 
     def open(self, lane: str, order: Order) -> None:
         """Start the workers of `lane`, ahead of the step of `order`. What goes wrong is said when it is to be built."""
@@ -87,11 +95,23 @@ class Hosts:
 
     def __init__(self) -> None:
         self._idle: list[Any] = []
+        self._prepared: dict[str, Any] = {}  # by the fingerprint of the step that it is for
 
-    def take(self) -> Any:
-        """A host that is idle, else a new one, which need not be up yet."""
-        if self._idle:
-            return self._idle.pop()
+    def prepare(self, steps: Iterable[Step]) -> None:
+        """Start hosts for those of `steps` that need much imported, of which they import it."""
+        for step in steps:
+            if (stage := REGISTRY[step.stage]).prepare is not None:
+                self._prepared[step.fingerprint] = host = self._new()
+                host.prepare.remote(stage)
+
+    def take(self, step: Step) -> Any:
+        """A host for a lane that begins with `step`: the one that was prepared for it, one that is idle, or a new one, which
+        need not be up yet."""
+        if step.fingerprint in self._prepared:
+            return self._prepared.pop(step.fingerprint)
+        return self._idle.pop() if self._idle else self._new()
+
+    def _new(self) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

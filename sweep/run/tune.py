@@ -98,6 +98,8 @@ def run_steps(run: "Run") -> Progress:
     """Build every step of `run` that is not cached, inside a `sweep.run.session`; failures are in the returned progress."""
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
+    # While Tune starts.
+    run.hosts.prepare(run.queue.ready)
     from ray import tune
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
@@ -259,7 +261,9 @@ class Run:
     def _opened(self, trial_id: str, lane: Lane) -> "_Lane":
         self._num_lanes += 1
         name = f"{datetime.fromtimestamp(self._started, UTC):%Y%m%dT%H%M%S}-{self._num_lanes}"
-        self.lanes[trial_id] = opened = _Lane(name, lane, self.hosts.take())
+        first = next(iter(lane.steps.values()), lane.awaited)
+        assert first is not None
+        self.lanes[trial_id] = opened = _Lane(name, lane, self.hosts.take(first))
         return opened
 
     def _open_ahead(self, trial_id: str) -> dict[str, Any] | None:

@@ -35,5 +35,5 @@ def run(job: Job) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for name, stage in stages.REGISTRY.items():
-        stages.REGISTRY[name] = replace(stage, run=run, open=None)
+        stages.REGISTRY[name] = replace(stage, run=run, open=None, prepare=None)
     main()

@@ -51,5 +51,5 @@ def _node_of_a_worker(job: Job) -> str:
 
 if __name__ == "__main__":
     for name, stage in stages.REGISTRY.items():
-        stages.REGISTRY[name] = replace(stage, run=run, open=None)
+        stages.REGISTRY[name] = replace(stage, run=run, open=None, prepare=None)
     main()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sweep.graph.step import Step
 from sweep.run.lanes import Hosts
 from sweep.run.trial import Order, Outcome
 from sweep.run.tune import Run
@@ -23,7 +24,7 @@ class StandInHosts(Hosts):
         self.given_up: list[str] = []
         self.sound: list[bool] = []
 
-    def take(self) -> Any:
+    def take(self, step: Step) -> Any:
         return self
 
     def send(self, host: Any, lane: str, order: Order) -> int:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -16,8 +17,10 @@ from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
+from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.failures import Kind
+from sweep.run.lanes import Hosts
 from sweep.run.progress import Progress
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.trial import Outcome, job_ahead
@@ -140,6 +143,24 @@ def test_an_outcome_that_comes_after_its_trial_s_end_is_waited_for(run: Run) -> 
     hosts(run).late = {place: built(SET)}
     run.complete("set", {"lost": False}, error=False)
     assert SET.fingerprint in run.progress.built and not run.progress.retried
+
+
+def test_a_step_that_needs_much_imported_has_a_host_that_began_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Mock] = []
+
+    def new(hosts: Hosts) -> Mock:
+        made.append(Mock())
+        return made[-1]
+
+    monkeypatch.setattr(Hosts, "_new", new)
+    base = replace(BASE, stage="base_model")
+    hosts = Hosts()
+    hosts.prepare([SET, base])
+    (prepared,) = made
+    prepared.prepare.remote.assert_called_once_with(REGISTRY["base_model"])
+    assert hosts.take(SET) is made[1] and hosts.take(base) is prepared
+    hosts.give_back(prepared, is_sound=True)
+    assert hosts.take(base) is prepared and hosts.take(base) is made[2], "once"
 
 
 def test_nothing_joins_what_the_budget_has_no_room_for(run: Run) -> None:
