@@ -16,6 +16,7 @@ that input comes from memory once for all of them, and its gradient is one sum.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,17 +162,19 @@ class Adapters:
 
     def draw(self, adapter: int, seed: int) -> None:
         """Make adapter number `adapter` a fresh one: A from Kaiming's uniform distribution (a = √5) by `seed`, B zero."""
-
-        def drawn(place: int, layer: AdaptedLinear) -> torch.Tensor:
-            # On the CPU and in float32, so that a seed means one adapter whatever the device and the dtype.
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
-            return torch.nn.init.kaiming_uniform_(torch.empty(layer.a.shape[1:]), a=math.sqrt(5), generator=generator)
-
         layers = list(self.layers.values())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            for layer, a in zip(layers, threads.map(drawn, range(len(layers)), layers), strict=True):
+            drawn = threads.map(functools.partial(draw_a, seed), range(len(layers)), (layer.a.shape[1:] for layer in layers))
+            for layer, a in zip(layers, drawn, strict=True):
                 layer.a.data[adapter].copy_(a)
                 layer.b.data[adapter].zero_()
+
+
+def draw_a(seed: int, place: int, shape: Sequence[int]) -> torch.Tensor:
+    """A fresh A [rank, in] of the adapted projection number `place` of a model, float32 on the CPU."""
+    # There and so, whatever device and dtype it is for: a seed means one adapter.
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+    return torch.nn.init.kaiming_uniform_(torch.empty(*shape), a=math.sqrt(5), generator=generator)
 
 
 def add_adapters(

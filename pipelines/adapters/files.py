@@ -13,6 +13,7 @@ from pipelines.errors import UserError
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+A_SUFFIX = ".lora_A.weight"
 
 
 def adapter_tensors(adapters: Adapters, adapter: int) -> dict[str, torch.Tensor]:
@@ -29,19 +30,27 @@ def load_adapter(adapters: Adapters, adapter: int, folder: Path) -> None:
 
     Raises UserError unless it is on the same projections in the same shapes.
     """
-    saved, own = load_file(folder / ADAPTER_FILE), adapter_tensors(adapters, adapter)
-    if unmatched := sorted(saved.keys() ^ own.keys()):
+    own = adapter_tensors(adapters, adapter)
+    saved = read_adapter(folder, {name: tensor.shape for name, tensor in own.items()})
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
+
+
+def read_adapter(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """The adapter saved in `folder`, on the CPU. Raises UserError unless its tensors are those of `shapes`, by name."""
+    saved = load_file(folder / ADAPTER_FILE)
+    if unmatched := sorted(saved.keys() ^ shapes.keys()):
         raise UserError(
             f"the adapter in {folder} and this model's targets differ in {len(unmatched)} tensors, {unmatched[0]} "
             "the first: use the targets that it was trained with"
         )
-    for name, tensor in own.items():
-        if saved[name].shape != tensor.shape:
+    for name, shape in shapes.items():
+        if saved[name].shape != shape:
             raise UserError(
                 f"the adapter in {folder} has {name} of shape {list(saved[name].shape)}, this model of "
-                f"{list(tensor.shape)}: use its own rank and base model"
+                f"{list(shape)}: use its own rank and base model"
             )
-        tensor.copy_(saved[name])
+    return saved
 
 
 def peft_name(name: str) -> str:
@@ -62,8 +71,8 @@ def peft_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def merge_adapter(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, scale: float) -> None:
     """Add scale · B A to the weight of each linear layer of `model` that `tensors`, by peft's names, have an adapter for."""
     for name, a in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            layer = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
+        if name.endswith(A_SUFFIX):
+            layer = name.removeprefix(PEFT_PREFIX).removesuffix(A_SUFFIX)
             weight = model.get_parameter(f"{layer}.weight")
             b = tensors[name.replace(".lora_A.", ".lora_B.")]
             with torch.no_grad():

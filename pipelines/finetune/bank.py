@@ -8,6 +8,7 @@ fill its tokens. A member that shares its prompts' prefix within its batches com
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,14 @@ from transformers import AutoModel
 
 from pipelines.adapters import adamw
 from pipelines.adapters.adamw_settings import NUM_SETTINGS, STAYS, settings_row
-from pipelines.adapters.adapters import target_layers
-from pipelines.adapters.files import adapter_tensors, load_adapter
+from pipelines.adapters.adapters import draw_a, target_layers
+from pipelines.adapters.files import A_SUFFIX, adapter_tensors, read_adapter
 from pipelines.adapters.fp8 import Fp8Linear
 from pipelines.finetune.checkpoints import FIRST, KINDS, MASTER, SECOND, Part, Piece
 from pipelines.finetune.course import Course
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import adapters_of, check_saved_adapter
-from pipelines.finetune.stepping import CapturedStep
+from pipelines.finetune.stepping import HEAD, CapturedStep
 from pipelines.models.classifier import compute_last_layer_where_read, load_head
 from pipelines.models.weights import compile_layers, load_packed, weights_of
 from pipelines.packing.batches import IGNORED, Shape, pack, shape_for
@@ -61,6 +62,60 @@ class _Step:
         return courses.keys() == self.courses.keys() and all(
             self.courses[slot][0] is course and self.courses[slot][1] == course.next_step for slot, course in courses.items()
         )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a slot's trained tensors lie in its row, by the names that `alone.gather_trained` gives; and their dtype."""
+
+    shapes: dict[str, torch.Size]
+    dtype: torch.dtype
+
+    @functools.cached_property
+    def pieces(self) -> list[Piece]:
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        ends = itertools.accumulate(sizes)
+        return [Piece(name, 0, size, end - size) for name, size, end in zip(self.shapes, sizes, ends, strict=True)]
+
+    @property
+    def size(self) -> int:
+        return self.pieces[-1].place + self.pieces[-1].size
+
+    def tensors(self, row: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of a `row`."""
+        return {name: row[place : place + size].view(self.shapes[name]) for name, _, size, place in self.pieces}
+
+    def beginning(self, job: FinetuneJob) -> torch.Tensor:
+        """A row on the CPU with what `job` begins with: a fresh adapter or its starting point's, and its head."""
+        assert job.starting_point is not None, "a classifier starts from a saved head"
+        start = Path(fetch(job.starting_point))
+        row = torch.zeros(self.size, dtype=self.dtype)
+        own = self.tensors(row)
+        own.pop(HEAD).copy_(load_head(start, dtype=self.dtype, device=row.device).weight.detach())
+        if (start / "adapter").exists():
+            check_saved_adapter(start / "adapter", job.config)
+            saved = read_adapter(start / "adapter", {name: tensor.shape for name, tensor in own.items()})
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+            return row
+        # B stays zero.
+        for place, tensor in enumerate(tensor for name, tensor in own.items() if name.endswith(A_SUFFIX)):
+            tensor.copy_(draw_a(job.seed, place, tensor.shape))
+        return row
+
+    def blank_state(self) -> Part:
+        """A state for `Bank.set_state` that is still to be filled."""
+        return Part({kind: torch.empty(self.size) for kind in KINDS}, self.pieces)
+
+    def read_trunk_state(self, folder: Path) -> Part:
+        """A state that `write_trunk_state` kept in `folder`."""
+        saved = load_file(folder / STATE_FILE)
+        return Part({kind: saved[name] for name, kind in TRUNK_NAMES.items()}, self.pieces)
+
+
+def write_trunk_state(state: Part, folder: Path) -> None:
+    """Keep the `state` that branches leave, which is part of the trunk's output."""
+    save_file({name: state.tensors[kind] for name, kind in TRUNK_NAMES.items()}, folder / STATE_FILE)
 
 
 class Bank:
@@ -107,15 +162,13 @@ class Bank:
         self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]
         rows = {"device": self.device, "dtype": self.dtype}
         self.weights = torch.zeros(self.num_slots, self.num_parameters, **rows)
-        offset = 0
-        self.pieces = []
-        for name, parameter in zip([*adapter_tensors(self.adapters, 0), "head.weight"], self.parameters, strict=True):
-            size = parameter[0].numel()
-            self.pieces.append(Piece(name, 0, size, offset))
+        names = [*adapter_tensors(self.adapters, 0), HEAD]
+        self.layout = Layout({n: p.shape[1:] for n, p in zip(names, self.parameters, strict=True)}, self.dtype)
+        self.pieces = self.layout.pieces
+        for piece, parameter in zip(self.pieces, self.parameters, strict=True):
             # A view into the slots' rows: what the optimizer writes is what is computed with.
-            parameter.data = self.weights[:, offset : offset + size].view(parameter.shape)
-            offset += size
-        assert offset == self.num_parameters
+            parameter.data = self.weights[:, piece.place : piece.place + piece.size].view(parameter.shape)
+        assert self.layout.size == self.num_parameters
         self.rest = None if self.dtype == torch.float32 else torch.zeros_like(self.weights, dtype=torch.int16)
         self.moments = torch.zeros_like(self.weights, dtype=torch.float32), torch.zeros_like(self.weights, dtype=torch.float32)
         self.losses = torch.zeros(self.num_slots, dtype=torch.float64, device=self.device)
@@ -146,16 +199,9 @@ class Bank:
         # A slot's examples have one prefix, if any.
         self.rows_per_slot = max(self.rows_per_slot, self.batch_size + config.share_prefix)
 
-    def fill(self, slot: int, job: FinetuneJob) -> None:
-        """Put the beginning of `job` into `slot`: a fresh adapter or its starting point's, its head, no moments."""
-        assert job.starting_point is not None, "a classifier starts from a saved head"
-        start = Path(fetch(job.starting_point))
-        if (start / "adapter").exists():
-            check_saved_adapter(start / "adapter", job.config)
-            load_adapter(self.adapters, slot, start / "adapter")
-        else:
-            self.adapters.draw(slot, job.seed)
-        self.head.data[slot].copy_(load_head(start, dtype=self.dtype, device=self.device).weight)
+    def fill(self, slot: int, weights: torch.Tensor) -> None:
+        """Put a beginning's `weights` (`Layout.beginning`) into `slot`, with no moments."""
+        self.weights[slot].copy_(weights)
         if self.rest is not None:
             self.rest[slot].zero_()
         for moment in self.moments:
@@ -163,20 +209,21 @@ class Bank:
         self.losses[slot] = 0
 
     def tensors(self, slot: int) -> dict[str, torch.Tensor]:
-        """The trained tensors of `slot`, on the CPU, by the names that `alone.gather_trained` gives."""
-        adapter = {name: tensor.cpu().clone() for name, tensor in adapter_tensors(self.adapters, slot).items()}
-        return {"head.weight": self.head.detach()[slot].cpu().clone(), **adapter}
+        """The trained tensors of `slot`, a copy on the CPU, by the names that `alone.gather_trained` gives."""
+        return self.layout.tensors(self.weights[slot].to("cpu", copy=True))
 
-    def state(self, slot: int) -> Part:
-        """The optimizer's state of `slot`, on the CPU: its own or a copy. Names are those of `tensors`."""
-        # Joined on the CPU: the device may have no room for a master's four bytes.
-        weights, first, second = (rows[slot].cpu() for rows in (self.weights, *self.moments))
-        masters = weights if self.rest is None else adamw.join_masters(weights, self.rest[slot].cpu())
-        return Part({MASTER: masters, FIRST: first, SECOND: second}, self.pieces)
+    def state(self, slot: int) -> Callable[[], Part]:
+        """What gives the optimizer's state of `slot` as it is now, on the CPU. Names are those of `tensors`."""
+        rows = (self.weights, *self.moments, *([] if self.rest is None else [self.rest]))
+        weights, first, second, *rest = (each[slot].to("cpu", copy=True) for each in rows)
+        pieces = self.pieces
 
-    def blank_state(self) -> Part:
-        """A state for `set_state` that is still to be filled."""
-        return Part({kind: torch.empty(self.num_parameters) for kind in KINDS}, self.pieces)
+        def joined() -> Part:
+            # On the CPU, and not while the device waits: it may have no room for a master's four bytes.
+            masters = adamw.join_masters(weights, *rest) if rest else weights
+            return Part({MASTER: masters, FIRST: first, SECOND: second}, pieces)
+
+        return joined
 
     def set_state(self, slot: int, state: Part, *, loss: float = 0.0) -> None:
         """Put `state`, and the losses since the last logged step, into `slot`."""
@@ -189,15 +236,6 @@ class Bank:
         for kind, moment in zip((FIRST, SECOND), self.moments, strict=True):
             moment[slot].copy_(state.tensors[kind])
         self.losses[slot] = loss
-
-    def write_trunk_state(self, slot: int, folder: Path) -> None:
-        """Keep the state that branches leave `slot` with, which is part of the trunk's output."""
-        tensors = self.state(slot).tensors
-        save_file({name: tensors[kind] for name, kind in TRUNK_NAMES.items()}, folder / STATE_FILE)
-
-    def read_trunk_state(self, slot: int, folder: Path) -> None:
-        saved = load_file(folder / STATE_FILE)
-        self.set_state(slot, Part({kind: saved[name] for name, kind in TRUNK_NAMES.items()}, ()))
 
     def take_loss(self, slot: int) -> float:
         """The losses of the examples since it was last taken, added up."""

@@ -49,7 +49,7 @@ class Course:
 
     def progress(self, loss: float, *, num_updates: int) -> Progress:
         """What a checkpoint keeps of this; `loss` is summed since the last logged step."""
-        return Progress(self.next_step, self.log, self.window_step, loss, num_updates)
+        return Progress(self.next_step, list(self.log), self.window_step, loss, num_updates)
 
     @property
     def fraction(self) -> float:

@@ -56,11 +56,11 @@ def beat() -> None:
 @contextlib.contextmanager
 def patiently() -> Iterator[None]:
     """What is done in here has no beats, and may take as long as a start."""
-    _pulse.num_slow += 1
+    _pulse.slow(1)
     try:
         yield
     finally:
-        _pulse.num_slow -= 1
+        _pulse.slow(-1)
         _pulse.beat(counts=False)
 
 
@@ -123,6 +123,12 @@ class _Pulse:
         """How many things are done `patiently` now."""
         self.step_s = 0.0
         self._last = time.monotonic()
+        self._lock = threading.Lock()
+
+    def slow(self, number: int) -> None:
+        # By several threads at once.
+        with self._lock:
+            self.num_slow += number
 
     def beat(self, *, counts: bool = True) -> None:
         now = time.monotonic()

@@ -1,7 +1,10 @@
 """Task models trained at once end where each ends alone."""
 
 import dataclasses
+import errno
+import functools
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 from pipelines.errors import UserError
 from pipelines.finetune import bank, together
 from pipelines.finetune.bank import Bank
-from pipelines.finetune.checkpoints import TOGETHER, checkpointing_engine, read_metrics
+from pipelines.finetune.checkpoints import TOGETHER, Checkpoints, checkpointing_engine, read_metrics
 from pipelines.finetune.course import Course
 from pipelines.finetune.driver import finetune, finetune_group
 from pipelines.finetune.job import Member
@@ -194,6 +197,64 @@ def test_a_checkpoint_in_half_precision_is_the_whole_state(training_sets, base_m
     expected = learnt(tmp_path / "whole")
     for key, tensor in learnt(tmp_path / "broken").items():
         assert torch.equal(tensor, expected[key]), key
+
+
+def test_others_train_while_a_member_is_read_and_written(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
+    """And each is whole on the disk when it is said to have ended."""
+    named = jobs(training_sets, base_model, untrained, begun)
+    is_trained = threading.Event()
+    members = {
+        "a": Member(named["a"], str(tmp_path / "a"), lambda _, step: is_trained.set() if step == 20 else None),
+        "b": Member(named["b"], str(tmp_path / "b"), no_report),
+        "again": Member(named["again"], str(tmp_path / "again"), no_report),
+    }
+    save, read, waited = together.save_result, together._read, {}
+
+    def after_it(work, name, *arguments):
+        if arguments[0] is members[name]:
+            waited[name] = is_trained.wait(timeout=30)
+        return work(*arguments)
+
+    monkeypatch.setattr(together, "save_result", functools.partial(after_it, save, "b"))
+    monkeypatch.setattr(together, "_read", functools.partial(after_it, read, "again"))
+    asked, ended = [], []
+
+    def joining(most, *, is_idle=False):
+        # When two of four are in the midst of their steps.
+        asked.append(most)
+        return [members["again"]] if len(asked) == 3 else []
+
+    for place, result in train_together([members["a"], members["b"]], gpu_share=0, joining=joining, expected=4):
+        ended.append(place)
+        assert not isinstance(result, Exception)
+        assert learnt(tmp_path / list(members)[place])
+    assert sorted(ended) == [0, 1, 2]
+    assert waited == {"b": True, "again": True}
+
+
+@pytest.mark.parametrize("what", ["output", "checkpoint"])
+def test_a_write_that_fails_is_its_members_failure(training_sets, base_model, untrained, begun, tmp_path, monkeypatch, what):
+    named = {
+        name: dataclasses.replace(job, config=dataclasses.replace(job.config, checkpoint_every=4))
+        for name, job in jobs(training_sets, base_model, untrained, begun).items()
+        if name in ("a", "b")
+    }
+    owner, name = {"output": (together, "save_result"), "checkpoint": (Checkpoints, "save")}[what]
+    write = getattr(owner, name)
+
+    def failing(whose, *arguments):
+        if getattr(whose, "output", "").endswith("b"):
+            raise OSError(errno.ENOSPC, "no space left on the device")
+        write(whose, *arguments)
+
+    monkeypatch.setattr(owner, name, failing)
+    members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
+    results = list(train_together(members, gpu_share=0))
+    assert sorted(place for place, _ in results) == [0, 1], "each ends once"
+    results = dict(results)
+    assert isinstance(results[1], OSError) and results[1].errno == errno.ENOSPC
+    assert results[0]["num_steps"] == 20 and learnt(tmp_path / "a")
+    assert not (tmp_path / "b" / "adapter").exists()
 
 
 def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
