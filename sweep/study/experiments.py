@@ -126,7 +126,7 @@ def mini(
     training_sizes: tuple[int, ...] = (1_800, 3_600),
     pool_size: int = 210_000,
     generator_epochs: float = 1.0,
-    trials_per_gpu: int = 10,
+    trials_per_gpu: int = 8,
     generation_workers: int = 0,
     recipe: Literal["full", "paper"] = "full",
     heuristic: str = "lexical_overlap",
