@@ -219,9 +219,8 @@ class Run:
         self.attempts: Counter[str] = Counter()
         self.rebuilds: Counter[str] = Counter()
         self.seconds: dict[tuple[str, type], float] = {}  # stage and type of config → of the last trial that built one
-        self._lane_times: dict[
-            tuple[str, type], tuple[float, float]
-        ] = {}  # the same → of a lane's start, of the last one's work
+        # The same → of a lane's start, of the last one's work.
+        self._lane_times: dict[tuple[str, type], tuple[float, float]] = {}
         self._losses_in_a_row: Counter[str] = Counter()
         self._last_commits: dict[str, Any] = {}
         self._leftovers_until = self._looked_at = 0.0
