@@ -139,6 +139,16 @@ class Lane:
         return isinstance(self.kind, str)
 
 
+def delay_of(lane: Lane, until_up_s: float, overdue_s: float, start_s: float) -> float:
+    """How much longer than its steps' work `lane` takes: until it is up, or as long as what it is at is overdue by now.
+
+    Infinite where that is longer than another lane's start: nobody knows when it ends.
+    """
+    if not lane.steps:
+        return max(until_up_s, 0.0)
+    return max(until_up_s, overdue_s, 0.0) if overdue_s < start_s else math.inf
+
+
 Near = Callable[[Step], bool]
 """Whether a step that is not built will be before long."""
 Fits = Callable[[tuple[float, float]], bool]
@@ -227,13 +237,20 @@ class StepQueue:
             joined.append(step)
         return joined
 
-    def load(self, step: Step) -> float:
-        """How many steps like `step` each lane that does them one after another has to do by now; infinite without a lane."""
+    def wait_s(self, step: Step, each_s: float, delay_s: Callable[[Lane], float]) -> float:
+        """Seconds until the lanes that do steps like `step` one after another have done those that are ready or under way.
+
+        Each step takes them `each_s`, beside each lane's delay (`delay_of`). Infinite without a lane that is counted on.
+        """
         kind = self._kind(step)
-        lanes = [lane for lane in self.lanes if lane.kind == kind and lane.stage in ("", step.stage) and not lane.is_ending]
-        if not lanes or kind is None or REGISTRY[step.stage].is_together(step.config):
+        if kind is None or REGISTRY[step.stage].is_together(step.config):
             return math.inf
-        return (len(self._ready_of(Lane(kind, (0, 0)))) + sum(len(lane.steps) for lane in lanes)) / len(lanes)
+        lanes = [lane for lane in self.lanes if lane.kind == kind and lane.stage in ("", step.stage) and not lane.is_ending]
+        delays = {lane: delay for lane in lanes if math.isfinite(delay := delay_s(lane))}
+        if not delays:
+            return math.inf
+        num_steps = len(self._ready_of(Lane(kind, (0, 0)))) + sum(len(lane.steps) for lane in delays)
+        return (num_steps * each_s + sum(delays.values())) / len(delays)
 
     def _next_of(self, lane: Lane, is_overdue: Callable[[Step], bool], is_served: Callable[[Step], bool]) -> Step | None:
         ready = self._ready_of(lane)

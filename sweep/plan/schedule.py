@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.errors import UserError
-from sweep.graph.queue import Capacity, Lane, StepQueue, in_common, num_at_once, starts_with
+from sweep.graph.queue import Capacity, Lane, StepQueue, delay_of, in_common, num_at_once, starts_with
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.graph.timeline import LaneTime, Span, Timeline
@@ -135,6 +135,7 @@ class _Lane:
     spans: list[Span] = field(default_factory=list)
     seen: float = 0.0
     idle_since: float | None = None
+    moved: float = 0.0
     version: int = 0
 
     @property
@@ -202,6 +203,7 @@ class _Play:
         self._lane_of: dict[str, _Lane] = {}
         # When, of which lane (its number, and its version then), and whether a step of it ends.
         self._events: list[tuple[float, int, int, bool]] = []
+        self._late: set[tuple[float, int, int, bool]] = set()
         self._now = 0.0
 
     def run(self) -> float:
@@ -220,6 +222,7 @@ class _Play:
                     self._built[step.fingerprint] = now
                     self._kinds_built.add((step.stage, type(step.config)))
                     self.queue.succeeded(step.fingerprint)
+                lane.moved = now
                 self._expect(lane)
             # What ends at the same moment ends before anything is made of it.
             if not (self._events and self._events[0][0] == now):
@@ -294,6 +297,8 @@ class _Play:
 
     def _give(self, lane: _Lane, steps: Sequence[Step]) -> None:
         lane.advance(self._now)
+        if not lane.under_way:
+            lane.moved = self._now
         for step in steps:
             ready, waited_for = self._readiness(step)
             work_s = self._times[step.fingerprint].work_s
@@ -320,8 +325,24 @@ class _Play:
         return self.queue.join(lane.lane, self._is_overdue, self._is_served)
 
     def _is_served(self, step: Step) -> bool:
+        """As `sweep.run.tune` says it; asked again when a lane that it counts on is late."""
         time = self._times[step.fingerprint]
-        return self.queue.load(step) * time.work_s < time.setup_s
+        late: list[tuple[float, int, int, bool]] = []
+
+        def delay_s(lane: Lane) -> float:
+            own = self._open[lane]
+            due = max(own.moved, own.up) + time.work_s
+            # Most often it ends its step before.
+            if self._now < due + time.setup_s < own.next_end:
+                late.append((due + time.setup_s, own.number, own.version, False))
+            return delay_of(lane, own.up - self._now, self._now - due, time.setup_s)
+
+        is_served = self.queue.wait_s(step, time.work_s, delay_s) < time.setup_s
+        for event in late if is_served else ():
+            if event not in self._late:
+                self._late.add(event)
+                heapq.heappush(self._events, event)
+        return is_served
 
     def _is_overdue(self, step: Step) -> bool:
         return self._now - self._readiness(step)[0] > OVERDUE_S

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from sweep.graph.integrity import changed_inputs, why_stale
-from sweep.graph.queue import Capacity, Lane, StepQueue
+from sweep.graph.queue import Capacity, Lane, StepQueue, delay_of
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
@@ -170,6 +170,9 @@ class _Lane:
     built_before: dict[str, int] = field(default_factory=dict)
     """By fingerprint: how many the lane had built when it was given a step."""
     idle_since: float | None = None
+    moved: float = field(default_factory=time.monotonic)
+    """When it last ended a step, or was given one that it had to begin at once."""
+    has_ended_one: bool = False
     has_failed: bool = False
     got_on: bool | None = None
     """Whether its steps had got on when they were cut off; None before that."""
@@ -316,6 +319,8 @@ class Run:
     def _give(self, lane: "_Lane", steps: Sequence[Step]) -> None:
         # What is behind these may be near now, and less urgent steps wait for its room.
         self._looked_ahead_at = 0.0
+        if not lane.sent:
+            lane.moved = time.monotonic()
         for step in steps:
             self.progress.running[step.fingerprint] = time.monotonic()
             if self.tracker:
@@ -414,13 +419,23 @@ class Run:
 
     def _is_served(self, step: Step) -> bool:
         """Whether lanes that do one after another get to a ready step sooner than another one would have started."""
-        takes = self._lane_times.get(_kind(step))
-        return takes is not None and self.queue.load(step) * takes[1] < takes[0]
+        start_s, each_s = self._lane_times.get(_kind(step), (0.0, 0.0))
+        if not start_s:
+            return False
+        lanes = {lane.lane: lane for lane in self.lanes.values()}
+
+        def delay_s(lane: Lane) -> float:
+            own = lanes[lane]
+            up_s = math.inf if own.has_ended_one else time.time() - own.opened - start_s
+            return delay_of(lane, -up_s, min(time.monotonic() - own.moved, up_s) - each_s, start_s)
+
+        return self.queue.wait_s(step, each_s, delay_s) < start_s
 
     def _is_overdue(self, step: Step) -> bool:
         return bool(time.time() - self._readiness(step)["ready"] > OVERDUE_S)
 
     def _ended(self, lane: "_Lane", step: Step, outcome: Outcome) -> None:
+        lane.moved, lane.has_ended_one = time.monotonic(), True
         if outcome.record is None:
             lane.has_failed = True
             lane.lane.is_ending |= outcome.kind is not Kind.FAILURE or outcome.was_neighbour or outcome.was_stopped

@@ -454,15 +454,16 @@ def test_a_task_model_does_not_wait_behind_a_starting_point_where_another_lane_m
 def test_a_step_that_lanes_get_to_sooner_than_another_would_start_has_no_lane_of_its_own() -> None:
     base, *some = cells(3, method="full")
     queue = StepQueue([base, *some], [base.fingerprint], Capacity(9, 3))
-    assert queue.load(some[0]) == math.inf, "there is no lane yet"
+    assert queue.wait_s(some[0], 2, lambda lane: 0) == math.inf, "there is no lane yet"
     lane = opened(queue)
-    assert slugs(lane.steps.values()) == ["cell0"] and queue.load(some[1]) == 3
+    assert slugs(lane.steps.values()) == ["cell0"] and queue.wait_s(some[1], 2, lambda lane: 5) == 3 * 2 + 5
+    assert queue.wait_s(some[1], 2, lambda lane: math.inf) == math.inf, "it is not counted on"
     assert queue.open(lambda step: True) is None and queue.join(lane) == [], "for one of them there is room of its own"
     assert slugs(queue.join(lane, is_served=lambda step: True)) == ["cell1"]
     assert slugs(opened(queue).steps.values()) == ["cell2"]
     together = cells(2)
     queue = StepQueue(together, [together[0].fingerprint], Capacity(9, 1))
-    assert opened(queue) and queue.load(together[2]) == math.inf, "at once, it would slow the others"
+    assert opened(queue) and queue.wait_s(together[2], 2, lambda lane: 0) == math.inf, "at once, it would slow the others"
 
 
 def test_other_base_models_and_untrained_ones_stay_apart() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import random
 from typing import Literal
 
 import pytest
@@ -172,3 +173,44 @@ def test_the_last_chain_adds_up_to_the_wall_time() -> None:
     found = simulate([a, b, c, d], times({a: 10, b: 4, c: 5, d: 6}), [], 3)
     assert found.timeline is not None
     assert [span.slug for span in last_chain(found.timeline)] == [one.slug for one in found.critical_path] == ["a", "d"]
+
+
+def on(num_gpus: float, seconds: dict[Step, StepTime]) -> Schedule:
+    """Played through with the base model there."""
+    return simulate([BASE, *seconds], {BASE.fingerprint: StepTime()} | by_kind(seconds), [BASE.fingerprint], num_gpus)
+
+
+def by_kind(seconds: dict[Step, StepTime]) -> dict[str, StepTime]:
+    return {one.fingerprint: time for one, time in seconds.items()}
+
+
+def test_a_step_does_not_wait_for_a_lane_that_is_at_a_long_one() -> None:
+    long, short = model("a"), model("b")
+    # The short one is got to in no time, if the first took as long as it: after two starts it has a lane of its own.
+    found = on(2, {long: StepTime(10, 0, 1_000), short: StepTime(10, 0, 1)})
+    assert found.timeline is not None and len(found.timeline.lanes) == 2
+    assert max(span.ended for span in found.timeline.spans if span.name == short.name) <= 31
+
+
+def test_lanes_that_start_side_by_side_are_not_waited_for() -> None:
+    found = on(4, {model(slug): StepTime(40, 0, 5) for slug in "abcd"})
+    assert found.seconds == 45
+
+
+def test_whatever_steps_take_each_is_begun_soon_where_there_is_room() -> None:
+    for seed in range(60):
+        draw = random.Random(seed)
+        setup_s, num_gpus = draw.choice([5, 20, 40]), draw.choice([2, 3, 8])
+        seconds: dict[Step, StepTime] = {}
+        for place in range(draw.randint(2, 20)):
+            inputs = draw.sample(list(seconds), min(len(seconds), draw.choice([0, 0, 1, 2])))
+            seconds[model(chr(97 + place), *inputs)] = StepTime(setup_s, 0, draw.lognormvariate(2, 2.5))
+        found = on(num_gpus, seconds)
+        assert found.timeline is not None and {span.name for span in found.timeline.spans} == {one.name for one in seconds}
+        for span in found.timeline.spans:
+            # From when there was room: a lane fewer than GPUs, all the time until it was given to one.
+            num_lanes = [
+                sum(lane.opened <= at < max(one.ended for one in lane.spans) for lane in found.timeline.lanes)
+                for at in (span.ready + 1e-3, (span.ready + span.given) / 2, span.given - 1e-3)
+            ]
+            assert span.given - span.ready <= 4 * setup_s or max(num_lanes) == num_gpus, (seed, span)

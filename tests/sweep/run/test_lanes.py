@@ -1,5 +1,6 @@
 """Lanes as the driver has them: what joins, when they end, and what a lost one costs."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -255,9 +256,11 @@ def test_a_lane_ahead_has_the_room_before_what_is_less_urgent_and_ready(tmp_path
     assert run.lanes["next"].steps == [pool]
 
 
-@pytest.mark.parametrize(("start_s", "opens"), [(20, False), (10, True)])
+@pytest.mark.parametrize(
+    ("start_s", "quiet_s", "opens"), [(20, 0, False), (10, 0, True), (20, 6, False), (20, 9, True), (20, 25, True)]
+)
 def test_a_lane_that_is_up_keeps_what_it_gets_to_before_another_would_have_started(
-    start_s: float, opens: bool, tmp_path: Path
+    start_s: float, quiet_s: float, opens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = [replace(ONE, slug=f"cell{seed}", config=replace(ONE.config, seed=seed)) for seed in range(5)]
     first = drawn("first")
@@ -270,7 +273,9 @@ def test_a_lane_that_is_up_keeps_what_it_gets_to_before_another_would_have_start
     assert record is not None
     end_one(run, cells[0], Outcome(replace(record, timeline=times)))
     end(run, "blocker", built(blocker))
-    # Four cells of four seconds are left.
+    # Four cells of four seconds are left; what is under way may be overdue.
+    now = time.monotonic() + quiet_s
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     assert (run.suggest("another") is not None) == opens
     run.attend()
     assert len(under_way(run)) == 2
