@@ -163,7 +163,8 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
     if isinstance(noticed := root_cause(error), NoticeError):
         return Outcome(None, one_line(noticed), was_stopped=True)
     if isinstance(error, NotBegunError):
-        return Outcome(None, "its workers were lost before it had begun", was_stopped=True, kind=kind(error))
+        text = f"its workers were lost before it had begun: {one_line(root_cause(error))}"
+        return Outcome(None, text, keep_log(error, step, store), was_stopped=True, kind=kind(error))
     if not isinstance(error, UnusableInputsError):
         # A stage that reads a damaged input fails in its own words.
         try:

@@ -12,7 +12,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines.data.training_set import TrainingSetConfig
-from pipelines.errors import NeighbourFailedError, UserError
+from pipelines.errors import NeighbourFailedError, NotBegunError, UserError
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig
 from pipelines.resources import Resources
@@ -249,3 +249,17 @@ def test_what_a_stage_raises_is_the_outcome_s_kind_and_no_notice(
     step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
     outcome = carry_out(Order(step, REGISTRY["sources"], str(tmp_path)))
     assert outcome.record is None and outcome.kind is kind and outcome.was_stopped is False
+
+
+def test_workers_that_were_lost_before_a_step_had_begun_say_of_what_and_where_the_log_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(job: Job) -> Mapping[str, Any]:
+        raise NotBegunError("of workers") from RuntimeError("No CUDA GPUs are available")
+
+    monkeypatch.setitem(REGISTRY, "sources", Stage(1, lose))
+    step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
+    outcome = carry_out(Order(step, REGISTRY["sources"], str(tmp_path)))
+    assert outcome.was_stopped
+    assert outcome.error == "its workers were lost before it had begun: RuntimeError: No CUDA GPUs are available"
+    assert "No CUDA GPUs" in Path(outcome.log).read_text()
