@@ -226,9 +226,15 @@ def _train_worker(loop: Mapping[str, Any]) -> None:
     several = context.get_world_size() > 1
     while intake.wait():
         member = next(iter(intake.waiting.values()))
-        if (ended := read_result(member.output)) is not None:
+        try:
+            ended: Any = read_result(member.output)
+            is_together = not several and is_trained_together(member, loop["expected"], on_gpu=use_gpu)
+        except Exception as error:
+            # The store of one: others have theirs.
+            ended = portable(error)
+        if ended is not None:
             intake.end(intake.begin()[0], ended)
-        elif not several and is_trained_together(member, loop["expected"], on_gpu=use_gpu):
+        elif is_together:
             _train_together(intake, loop["gpu_share"], loop["expected"])
         else:
             _train_next_alone(intake, loop["expected"], use_gpu=use_gpu, several=several)
@@ -280,10 +286,15 @@ def _train_together(intake: Intake, gpu_share: float, expected: int) -> None:
         intake.look()
         if is_idle and not intake.wait():
             return
-        for number, member in intake.waiting.items():
+        for number, member in list(intake.waiting.items()):
             # Once: it is looked at before every step, and a store may be far.
-            if number not in is_alike:
+            if number in is_alike:
+                continue
+            try:
                 is_alike[number] = read_result(member.output) is None and shape_together(member) == shape
+            except Exception as error:
+                # Those under way have no part in it.
+                intake.end(intake.begin(number)[0], portable(error))
         for number in [number for number in intake.waiting if is_alike[number]][:most]:
             _, member = intake.begin(number)
             numbers.append(number)
@@ -295,9 +306,18 @@ def _train_together(intake: Intake, gpu_share: float, expected: int) -> None:
     with watched(WORKER, under_way):
         for place, result in train_together(first, gpu_share, joining=joining, expected=expected):
             if not isinstance(result, Exception):
-                keep_result(under_way.outputs[numbers[place]], result)
+                result = _kept(under_way.outputs[numbers[place]], result)
             del under_way.outputs[numbers[place]]
             intake.end(numbers[place], result)
+
+
+def _kept(output: str, metrics: dict[str, Any]) -> dict[str, Any] | Exception:
+    """`metrics` of a job that has ended well, noted for a later call; or why that cannot be noted, for which no other fails."""
+    try:
+        keep_result(output, metrics)
+    except Exception as error:
+        return portable(error)
+    return metrics
 
 
 def _train_next_alone(intake: Intake, expected: int, *, use_gpu: bool, several: bool) -> None:
@@ -312,7 +332,7 @@ def _train_next_alone(intake: Intake, expected: int, *, use_gpu: bool, several: 
     with watched(WORKER, member.output):
         result: dict[str, Any] | Exception
         try:
-            result = metrics = _train_alone(member, expected, use_gpu=use_gpu)
+            metrics = _train_alone(member, expected, use_gpu=use_gpu)
         except Exception as error:
             # All workers stop at a notice.
             if several and not isinstance(error, NoticeError):
@@ -320,7 +340,7 @@ def _train_next_alone(intake: Intake, expected: int, *, use_gpu: bool, several: 
                 raise
             result = portable(error)
         else:
-            keep_result(member.output, metrics)
+            result = _kept(member.output, metrics)
         free_memory()
     intake.end(number, result)
 

@@ -202,7 +202,8 @@ class _Group:
         if self.bank.num_slots == 1:
             ((place, _),) = self.courses.values()
             # The next may be smaller.
-            yield place, portable(error)
+            if place not in failed:
+                yield place, portable(error)
         else:
             self.most = self.bank.num_slots * 3 // 4
             again = [(place, course.member) for place, course in self.courses.values() if place not in failed]

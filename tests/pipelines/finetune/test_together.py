@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import UserError
-from pipelines.finetune import bank, together
+from pipelines.finetune import bank, driver, together
 from pipelines.finetune.bank import Bank
 from pipelines.finetune.checkpoints import TOGETHER, Checkpoints, checkpointing_engine, read_metrics
 from pipelines.finetune.course import Course
@@ -255,6 +255,50 @@ def test_a_write_that_fails_is_its_members_failure(training_sets, base_model, un
     assert isinstance(results[1], OSError) and results[1].errno == errno.ENOSPC
     assert results[0]["num_steps"] == 20 and learnt(tmp_path / "a")
     assert not (tmp_path / "b" / "adapter").exists()
+
+
+def test_one_whose_checkpoint_failed_while_memory_ran_out_ends_once(
+    training_sets, base_model, untrained, begun, tmp_path, monkeypatch
+):
+    job = jobs(training_sets, base_model, untrained, begun)["a"]
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, checkpoint_every=1))
+    computed, step = threading.Event(), Bank.step
+
+    def failing(*arguments):
+        assert computed.wait(10)
+        raise OSError(errno.ENOSPC, "no space left on the device")
+
+    def limited(slots, courses):
+        if next(iter(courses.values())).next_step:
+            computed.set()
+            raise torch.OutOfMemoryError("as a GPU says it")
+        step(slots, courses)
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    monkeypatch.setattr(Bank, "step", limited)
+    monkeypatch.setattr(together, "MAX_SLOTS", 1)
+    ((place, result),) = train_together([Member(job, str(tmp_path), no_report)], gpu_share=0)
+    assert place == 0 and isinstance(result, OSError)
+
+
+def test_a_job_that_cannot_be_looked_at_or_noted_as_ended_fails_by_itself(
+    training_sets, base_model, untrained, begun, tmp_path, monkeypatch
+):
+    def look(member):
+        if member.output.endswith("unread"):
+            raise ConnectionError("the store does not answer")
+        return shape_together(member)
+
+    def keep(output, metrics):
+        if output.endswith("full"):
+            raise OSError(errno.ENOSPC, "no space left on the device")
+
+    monkeypatch.setattr(together, "shape_together", look)
+    monkeypatch.setattr(driver, "keep_result", keep)
+    job = jobs(training_sets, base_model, untrained, begun)["a"]
+    outputs = [str(tmp_path / name) for name in ("unread", "well", "unread", "full", "also")]
+    results = finetune_group([job] * 5, outputs, resources=HERE, reports=[no_report] * 5)
+    assert [type(result) for result in results] == [ConnectionError, dict, ConnectionError, OSError, dict]
 
 
 def test_where_memory_runs_out_fewer_are_trained_at_a_time(training_sets, base_model, untrained, begun, tmp_path, monkeypatch):
