@@ -132,12 +132,18 @@ class SharedInput:
             scales,
             side_by_side,
             *((None, None) if scales is None else to_fp8_where_compiled([tokens])),
+            self.adapters.repeats,
         )
         return {key: y.view(*x.shape[:-1], y.shape[-1]) for key, y in zip(chosen, outputs, strict=True)}
 
 
 class Adapters:
-    """The N adapters of a model: `layers`, its adapted projections by name, and `segments`, the stream that they work on."""
+    """The N adapters of a model: `layers`, its adapted projections by name, and `segments`, the stream that they work on.
+
+    Where `repeats` is set, so many passes follow that kernels of their own are worth a minute's compilation.
+    """
+
+    repeats = False
 
     def __init__(self) -> None:
         self.layers: dict[str, AdaptedLinear] = {}

@@ -29,7 +29,8 @@ class Operands(NamedTuple):
 
     Of projections in FP8 (`fp8.py`) `weights` are e4m3, `scales` float32 [Σout] and, where a gradient of the input is asked
     for, `transposed` e4m3 [in, Σout]: all projections' side by side. Both are None where weights are ordinary numbers.
-    `numbers` and `row_scales` are the cast of the input, or backward of the gradients, if it was made before.
+    `numbers` and `row_scales` are the cast of the input, or backward of the gradients, if it was made before. `repeats` says
+    that this is computed so often that kernels of its own are worth their compilation.
     """
 
     weights: Sequence[torch.Tensor]
@@ -45,6 +46,7 @@ class Operands(NamedTuple):
     transposed: torch.Tensor | None
     numbers: torch.Tensor | None = None
     row_scales: torch.Tensor | None = None
+    repeats: bool = False
 
     def cast(self, wides: Sequence[torch.Tensor], factors: torch.Tensor | None) -> Fp8Rows:
         """`to_fp8`, if it is still to be done."""
@@ -163,12 +165,13 @@ def _ways(x: torch.Tensor, operands: Operands) -> tuple[Callable[..., Outputs], 
     """What computes these projections of `x`, forward and backward."""
     if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)):
         return reference_forward, reference_backward
-    from pipelines.adapters import few_tokens
-    from pipelines.adapters.kernels import is_hopper
+    if operands.repeats:
+        from pipelines.adapters import few_tokens
+        from pipelines.adapters.kernels import is_hopper
 
-    # Those for few tokens take more shared memory than earlier GPUs have.
-    if is_hopper(x.device) and few_tokens.takes(x, operands):
-        return few_tokens.forward, few_tokens.backward
+        # Those for few tokens take more shared memory than earlier GPUs have, and more than a minute to compile.
+        if is_hopper(x.device) and few_tokens.takes(x, operands):
+            return few_tokens.forward, few_tokens.backward
     return forward_by_kernels, backward_by_kernels
 
 
@@ -176,7 +179,8 @@ def _ways(x: torch.Tensor, operands: Operands) -> tuple[Callable[..., Outputs], 
 # take no values of our own, so that `Operands` are unpacked where they are called and packed again inside.
 _OPERANDS = (
     "Tensor[] weights, Tensor[] a, Tensor[] b, Tensor[] salts, Tensor starts, Tensor keys, Tensor tiles, "
-    "float dropout, float scale, Tensor? scales, Tensor? transposed, Tensor? numbers=None, Tensor? row_scales=None"
+    "float dropout, float scale, Tensor? scales, Tensor? transposed, Tensor? numbers=None, Tensor? row_scales=None, "
+    "bool repeats=False"
 )
 
 
@@ -227,7 +231,7 @@ def _(grads: Any, x: torch.Tensor, z: Any, needs_grad_x: bool, weights: Any, a: 
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:
-    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed, _, _ = inputs
+    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed, _, _, ctx.repeats = inputs
     ctx.num_projections = len(weights)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, output[1], *segments, scales, transposed, *weights, *a, *b, *salts)
@@ -249,7 +253,7 @@ def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[A
     cast = to_fp8_where_compiled(each_grad, scales) if needs_grad_x and scales is not None else (None, None)
     stream = starts, keys, tiles, ctx.dropout, ctx.scale
     grad_x, grads_a, grads_b = adapted_linears_backward(
-        each_grad, x, z, needs_grad_x, weights, a, b, salts, *stream, scales, transposed, *cast
+        each_grad, x, z, needs_grad_x, weights, a, b, salts, *stream, scales, transposed, *cast, ctx.repeats
     )
     return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *rest
 

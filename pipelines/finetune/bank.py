@@ -155,6 +155,7 @@ class Bank:
         compute_last_layer_where_read(self.body)
         self.body.train()
         if self.on_gpu and 0 < config.compile_from_steps <= num_passes:
+            self.adapters.repeats = True
             compile_layers(self.body)
         self.head = torch.nn.Parameter(
             torch.zeros(self.num_slots, num_labels, shape.hidden_size, device=self.device, dtype=self.dtype)

@@ -1,10 +1,15 @@
 """Kernels for few tokens compute what the reference does."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, LlamaConfig
 
+from pipelines import adapters
+from pipelines.adapters import linears
 from pipelines.adapters.adapters import add_adapters
 from pipelines.adapters.fp8 import fp8_projections, to_fp8, transposed
 from pipelines.adapters.linears import Operands, reference_backward, reference_forward
@@ -134,6 +139,7 @@ def trained_gradients(device, dtype, *, in_fp8, num_layers, width=512, lengths=(
     if in_fp8:
         fp8_projections(body, LLAMA_PROJECTIONS)
     adapters = add_adapters(body, LLAMA_PROJECTIONS, rank=16, alpha=16, dropout=0.1, seeds=[5])
+    adapters.repeats = True
     generator = torch.Generator().manual_seed(1)
     for layer in adapters.layers.values():
         layer.b.data.copy_(torch.randn(layer.b.shape, generator=generator) * 0.05)
@@ -148,6 +154,16 @@ def trained_gradients(device, dtype, *, in_fp8, num_layers, width=512, lengths=(
         loss.backward()
     parameters = (parameter for layer in adapters.layers.values() for parameter in (layer.a, layer.b))
     return loss.item(), torch.cat([parameter.grad.flatten().double().cpu() for parameter in parameters])
+
+
+def test_a_few_passes_are_not_worth_their_compilation(monkeypatch):
+    x, _, operands = operands_of(CASES["one"], torch.bfloat16)
+    on_a_gpu = SimpleNamespace(is_cuda=True, dtype=x.dtype, device=x.device, shape=x.shape)
+    assert linears._ways(on_a_gpu, operands) == (linears.forward_by_kernels, linears.backward_by_kernels)
+    asked = SimpleNamespace(takes=lambda *_: True, forward="few", backward="tokens")
+    monkeypatch.setattr(adapters, "few_tokens", asked, raising=False)
+    monkeypatch.setitem(sys.modules, "pipelines.adapters.kernels", SimpleNamespace(is_hopper=lambda _: True))
+    assert linears._ways(on_a_gpu, operands._replace(repeats=True)) == ("few", "tokens")
 
 
 @needs_interpreter
