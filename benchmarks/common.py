@@ -144,6 +144,20 @@ def phase(name: str, left_s: float | None = None) -> None:
     _say(name, left_s)
 
 
+class Pace:
+    """Says every few seconds how far work is that began with it."""
+
+    def __init__(self) -> None:
+        self._said_at = self._began = time.perf_counter()
+
+    def say(self, name: str, fraction_done: float) -> None:
+        """`phase` with the time left, if the last one is `SAY_EVERY_S` ago."""
+        now = time.perf_counter()
+        if now - self._said_at > SAY_EVERY_S:
+            self._said_at = now
+            phase(name, (now - self._began) * (1 / fraction_done - 1))
+
+
 def keep(values: Mapping[str, Any]) -> None:
     """Keep and say what the variant under way has measured, should it be cut off before it has measured the rest."""
     answer(values)

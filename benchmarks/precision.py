@@ -50,7 +50,7 @@ from analysis.stats.statistics import Estimate, mean_estimate
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.power import ALPHA, Variance, settling
-from benchmarks.common import SAY_EVERY_S, CutOff, Figure, finish, make_parser, parse, phase
+from benchmarks.common import CutOff, Figure, Pace, finish, make_parser, parse, phase
 from pipelines.data.sources import nli_sources_config, prepare_nli_sources
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.errors import UserError
@@ -255,15 +255,11 @@ def of_precision(arguments: argparse.Namespace, precision: str, work: Path, sour
 
 def progress(precision: str) -> Report:
     """A report of the first task model's steps that says now and then how far they all are."""
-    said_at = began = time.perf_counter()
+    pace = Pace()
 
     def report(metrics: Mapping[str, float], step: int) -> None:
-        nonlocal said_at
-        now = time.perf_counter()
-        if now - said_at > SAY_EVERY_S:
-            said_at = now
-            left_s = (now - began) * (1 / metrics["fraction_done"] - 1)
-            phase(f"{precision}: finetuning, step {step:,}, {metrics['examples_per_s']:,.0f} examples/s each", left_s)
+        rate = metrics["examples_per_s"]
+        pace.say(f"{precision}: finetuning, step {step:,}, {rate:,.0f} examples/s each", metrics["fraction_done"])
 
     return report
 

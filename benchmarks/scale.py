@@ -137,6 +137,8 @@ def _schedule(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
 
 def _played(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.timeline is None:
+        parser.error("played: give --timeline FILE, what `blindsweep timeline STUDY --json` printed")
     run = scale_played.last_run(arguments.timeline)
     steps = build_grid(load_experiment(arguments.experiment, arguments.parameters).experiment)
     said = scale_played.described(scale_played.played(steps, run, arguments.gpus[0]), run)

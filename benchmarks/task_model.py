@@ -37,9 +37,9 @@ from typing import Any
 from benchmarks.common import (
     FORWARD,
     FROZEN,
-    SAY_EVERY_S,
     TRAINED,
     Figure,
+    Pace,
     Part,
     Work,
     alternately,
@@ -292,7 +292,7 @@ class Windows:
     def __init__(self) -> None:
         self.rates: dict[int, list[float]] = defaultdict(list)
         self.ended: set[int] = set()
-        self.said_at = self.began = time.perf_counter()
+        self.pace = Pace()
 
     def report(self, number: int, metrics: Mapping[str, float], step: int) -> None:
         """Take in what task model `number` reports."""
@@ -305,10 +305,7 @@ class Windows:
             return
         rate = statistics.median(under_way) * len(under_way)
         answer({"train_examples_per_s": rate, "trained_at_a_time": len(under_way)})
-        now = time.perf_counter()
-        if now - self.said_at > SAY_EVERY_S:
-            self.said_at = now
-            phase(f"ours: training, {rate:,.0f} examples/s, step {step:,}", (now - self.began) * (1 / done - 1))
+        self.pace.say(f"ours: training, {rate:,.0f} examples/s, step {step:,}", done)
 
 
 def profiling(profile: Profile, first: int, end: int, windows: Windows) -> Any:
