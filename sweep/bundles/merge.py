@@ -15,6 +15,8 @@ from sweep.live.lease import lease_if_free
 
 PIECES = ".unbundled"
 """In an artifact's folder: pieces of files whose others have not come yet."""
+DECLARED = {"claims": "other claims", "plan": "another plan"}
+"""Parameters that no step has and that all seeds of a study are judged by, with how one that differs is called."""
 
 
 class ConflictError(UserError):
@@ -36,7 +38,8 @@ def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
 
     An artifact that is there already stays. Raises DamagedError for a damaged part, ConflictError for an artifact of which the
     store or another part has other content, for one that was built from another build of its input, and for a study of the same
-    name with other steps; UserError for a file that is no part of a bundle, and while a run is building one of the artifacts.
+    name with other claims, another plan, or other steps than those of further seeds; UserError for a file that is no part of a
+    bundle, and while a run is building one of the artifacts.
     """
     parts = [read_part(path) for path in paths]
     there = _there(store, parts)
@@ -101,19 +104,40 @@ def _build(record: Record) -> str:
 
 
 def _studies(store: Store, parts: Sequence[Part]) -> list[Study]:
-    """The manifests that the store is to have, its own before those of the parts. Raises ConflictError for other steps."""
+    """The manifests that the store is to have: of one with further seeds the longest, else its own before those of the parts.
+
+    Raises ConflictError for other steps, and for another plan or other claims.
+    """
     seen: dict[str, tuple[Study, str]] = {}
     for part in parts:
         name = part.study.experiment
         if name not in seen and (own := Study.manifest(store, name)) is not None:
             seen[name] = own, Study.path(store, name)
         study, where = seen.setdefault(name, (part.study, str(part.path)))
-        if {step.fingerprint for step in study.steps} != {step.fingerprint for step in part.study.steps}:
+        for declared, another in DECLARED.items():
+            one, other = part.study.parameters.get(declared), study.parameters.get(declared)
+            if one != other:
+                said = f": {one} and {other}" if isinstance(one, str) and isinstance(other, str) else ""
+                raise ConflictError(
+                    f"{part.path} was built under {another} than {where}{said}; all seeds of {name} are judged by one: "
+                    "merge it into another store"
+                )
+        if _has_further_seeds(part.study, study):
+            seen[name] = part.study, str(part.path)
+        elif not _has_further_seeds(study, part.study):
             raise ConflictError(
                 f"{part.path} is of a study {name} with {len(part.study.steps):,} steps, and {where} has others "
                 f"({len(study.steps):,}): merge it into another store, or run the study there with the same parameters first"
             )
     return [study for study, _ in seen.values()]
+
+
+def _has_further_seeds(larger: Study, smaller: Study) -> bool:
+    """Whether `larger` has all steps of `smaller`, and no others of its seeds."""
+    there = {step.fingerprint for step in smaller.steps}
+    seeds = {step.coordinates.get("seed") for step in smaller.steps} - {None}
+    added = [step for step in larger.steps if step.fingerprint not in there]
+    return len(larger.steps) - len(added) == len(there) and all(step.coordinates.get("seed") not in seeds for step in added)
 
 
 def _save(store: Store, study: Study) -> None:

@@ -204,7 +204,8 @@ def run(
             if not is_partial and not is_read_only(error):
                 raise
             print(f"no report: {in_lines(error)}", file=sys.stderr)
-    elif not rehearse and (said := answer_of(where, name)):
+    # A piece is not asked for its part of the answer: who builds further seeds may not want to know it yet.
+    elif not rehearse and not piece and (said := answer_of(where, name)):
         print(said)
     if said and result.index:
         with database.open() if database else contextlib.nullcontext():

@@ -19,8 +19,10 @@ from sweep.graph.pieces import parse_only, piece_of
 from sweep.graph.records import RECORD_FILE, Store, Study
 from sweep.live.lease import lease
 from sweep.plan.plan import make_plan
+from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
+from sweep.study.loading import Loaded
 
 Build = Callable[..., Store]
 MIB = 2**20
@@ -160,6 +162,43 @@ def test_a_study_of_the_same_name_with_other_steps_is_refused(build: Build, two_
     dataclasses.replace(listed, steps=listed.steps[:-1]).save(other)
     with pytest.raises(ConflictError, match=r"is of a study small with \d+ steps"):
         merge_bundles(other, parts)
+
+
+def test_pieces_of_a_study_that_has_more_seeds_since_make_the_larger_one(
+    build: Build, two_seeds: Experiment, tmp_path: Path
+) -> None:
+    larger = dataclasses.replace(two_seeds, seeds=(0, 1, 2), generators=3)
+    grid, parts = build_grid(larger), []
+    for name, steps in (("two", build_grid(two_seeds)), ("three", grid)):
+        store = build(name, {step.fingerprint for step in piece_of(build_grid(two_seeds), parse_only("seed=0"))})
+        manifest(Loaded(two_seeds if name == "two" else larger, {}), steps).save(store)
+        parts += write_bundle(store, "small", tmp_path / f"{name}.zip", part_size=MIB).parts
+    for number, order in enumerate((parts, parts[::-1])):
+        together = Store(tmp_path / f"together{number}")
+        merge_bundles(together, order)
+        study = Study.load(together, "small")
+        assert [step.fingerprint for step in study.steps] == [step.fingerprint for step in grid]
+        assert {step.coordinates.get("seed") for step in study.steps if step.record} == {0, None}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"plan": "b" * 64}, r"another plan than .*one\.zip: b{64} and a{64}"),
+        ({"claims": []}, r"other claims than .*one\.zip; all"),
+    ],
+)
+def test_pieces_that_were_built_under_another_plan_are_refused(
+    build: Build, tmp_path: Path, changed: dict[str, object], words: str
+) -> None:
+    store = build("here")
+    listed = Study.listed(store, "small")
+    for name, parameters in (("one", {"plan": "a" * 64}), ("two", {"plan": "a" * 64} | changed)):
+        dataclasses.replace(listed, parameters={**listed.parameters, **parameters}).save(store)
+        write_bundle(store, "small", tmp_path / f"{name}.zip", part_size=MIB)
+    with pytest.raises(ConflictError, match=words):
+        merge_bundles(Store(tmp_path / "there"), [tmp_path / "one.zip", tmp_path / "two.zip"])
+    assert not (tmp_path / "there").exists()
 
 
 def test_parts_of_two_studies_of_one_name_are_refused_on_the_command_line(build: Build, tmp_path: Path) -> None:

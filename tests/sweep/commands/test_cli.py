@@ -222,6 +222,15 @@ def test_a_run_that_evaluated_nothing_writes_no_report_and_says_so(tmp_path: Pat
     assert not (tmp_path / "reports").exists()
 
 
+def test_a_piece_without_a_report_says_nothing_of_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweep.run.study_run.run_study", lambda *_, **__: StudyResult(18, 0, 18, (), ()))
+    monkeypatch.setattr("sweep.commands.run.answer_of", lambda *_: "The answer.")
+    words = ("run", "demo", "-p", "seeds=0,1", "-p", "generators=2", "--no-report", "--store", str(tmp_path))
+    assert "The answer." in blindsweep(*words).stdout
+    piece = blindsweep(*words, "--only", "seed=0")
+    assert piece.exit_code == 0 and "The answer." not in piece.stdout
+
+
 def test_an_error_of_several_lines_keeps_them_on_the_terminal(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_grid((0,), (60,), (0, 1), skip=((0, "original", 60, 1), (0, "synthetic", 60, 1)))
