@@ -181,6 +181,20 @@ def test_pieces_of_a_study_that_has_more_seeds_since_make_the_larger_one(
         assert {step.coordinates.get("seed") for step in study.steps if step.record} == {0, None}
 
 
+def test_why_a_piece_lacks_a_step_is_known_where_it_is_merged(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
+    grid, parts, failures = build_grid(two_seeds), [], []
+    for seed in (0, 1):
+        piece = piece_of(grid, parse_only(f"seed={seed}"))
+        store = build(f"here{seed}", {step.fingerprint for step in piece[:-1]})
+        failures.append({**dataclasses.asdict(piece[-1].id), "error": f"seed {seed} broke", "log": ""})
+        dataclasses.replace(Study.listed(store, "small"), failures=(failures[-1],)).save(store)
+        parts += write_bundle(store, "small", tmp_path / f"{seed}.zip", part_size=MIB).parts
+    together = Store(tmp_path / "together")
+    merge_bundles(together, parts[:1])
+    merge_bundles(together, parts[1:])
+    assert list(Study.load(together, "small").failures) == failures
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
