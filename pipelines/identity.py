@@ -21,6 +21,11 @@ MARKS = "marks"
 built from it, such as ``["rehearsal"]``: that a result is not what its name promises.
 """
 
+RESULT_FILE = ".result.json"
+"""Working state in an artifact's folder that outlives all other until there is a record: the metrics of what is all written,
+with which a later attempt is done at once.
+"""
+
 UNKNOWN = "unknown"
 """Stands for the hash of a file that is not here, in the identity of what can be planned and not yet built."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.finetune.job import Member
-from pipelines.identity import sha256_of
+from pipelines.identity import RESULT_FILE, sha256_of
 from pipelines.storage import filesystem, is_local, join, local_path, read_text, remove, working_folder, write_text
 from pipelines.workers.watchdog import patiently
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 """A finetuning's logged steps, one JSON object a line."""
 CHECKPOINTS = ".checkpoints"
-RESULT_FILE = ".result.json"
-"""Metrics of a member of a group that has ended while others have not."""
 STATES = "states"
 DEEPSPEED, TOGETHER = "deepspeed", "together"
 """The engines that step a job: DeepSpeed alone, or `together.py` several at once."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DamagedError, NeighbourFailedError, NotBegunError, NoticeError, UserError
-from pipelines.identity import MARKS
+from pipelines.identity import MARKS, RESULT_FILE
 from pipelines.resources import no_report
 from pipelines.storage import (
     can_compare,
@@ -271,9 +271,10 @@ def _record(
     # The last look: what has been hashed is ours.
     held.check()
     _write_record(record, store)
-    # It is complete, whatever becomes of the note.
-    with contextlib.suppress(OSError):
-        filesystem(folder)[0].rm_file(filesystem(join(folder, INPUTS_FILE))[1])
+    # It is complete, whatever becomes of the notes.
+    for note in (RESULT_FILE, INPUTS_FILE):
+        with contextlib.suppress(OSError):
+            filesystem(folder)[0].rm_file(filesystem(join(folder, note))[1])
     return record
 
 
@@ -347,8 +348,10 @@ def _begin(job: Job, contents: Mapping[str, str]) -> None:
 
 
 def _remove_working_state(folder: str) -> None:
-    """Remove what is hidden, also what killed processes left in subfolders. The note of the inputs stays until there is a
-    record: without it, what is there would be taken for what these inputs gave, whatever they are by then.
+    """Remove what is hidden, also what killed processes left in subfolders. Two notes stay until there is a record.
+
+    Without that of the inputs, what is there would be taken for what these inputs gave, whatever they are by then. Without the
+    result, all the work would be done again: to describe what was written takes minutes where it is large and far away.
     """
     file_system, root = filesystem(folder)
     prefix = root.rstrip("/") + "/"
@@ -360,7 +363,7 @@ def _remove_working_state(folder: str) -> None:
             if part.startswith("."):
                 hidden.add("/".join(parts[: depth + 1]))
                 break
-    for path in sorted(hidden - {LOCK_FILE, LEASE_FILE, INPUTS_FILE}):
+    for path in sorted(hidden - {LOCK_FILE, LEASE_FILE, INPUTS_FILE, RESULT_FILE}):
         file_system.rm(prefix + path, recursive=True)
 
 

@@ -32,6 +32,7 @@ from pipelines.finetune.job import Member
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig, finetuning_job
 from pipelines.finetune.together import train_together
+from pipelines.identity import RESULT_FILE
 from pipelines.models.process import has_gpu
 from pipelines.resources import Resources, no_report
 from pipelines.storage import fetch, filesystem, join, read_text, write_bytes, write_text
@@ -424,7 +425,7 @@ def test_a_damaged_result_of_a_group_s_member_is_none(tmp_path: Path) -> None:
     output = str(tmp_path)
     checkpoints.keep_result(output, {"loss": 0.5})
     assert checkpoints.read_result(output) == {"loss": 0.5}
-    written = (tmp_path / checkpoints.RESULT_FILE).read_bytes()
+    written = (tmp_path / RESULT_FILE).read_bytes()
     for damaged in (b"", written[:5], b"\xff", b"3"):
-        (tmp_path / checkpoints.RESULT_FILE).write_bytes(damaged)
+        (tmp_path / RESULT_FILE).write_bytes(damaged)
         assert checkpoints.read_result(output) is None
