@@ -334,12 +334,14 @@ def _check_ends(path: Path) -> None:
         size = file.seek(0, 2)
         file.seek(max(0, size - 1_000_000))
         tail = file.read()
-    lines = tail.rstrip(b"\n").rsplit(b"\n", 1)
+    lines = tail.removesuffix(b"\n").rsplit(b"\n", 1)
     if len(lines) == 2:
         _multinli_row(lines[1], path, num_lines(path))
 
 
 def _multinli_row(raw: bytes, path: Path, line: int) -> dict[str, Any]:
+    if line > 1 and not raw.strip():
+        raise UserError(f"{path}:{line}: a blank line, and each is a row; remove it")
     try:
         row = json.loads(raw)
     except (ValueError, RecursionError) as error:

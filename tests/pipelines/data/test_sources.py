@@ -237,7 +237,7 @@ def test_an_unknown_option_is_answered_with_the_valid_ones(folder):
         (4, multinli_line("entailed", "P", "H", 3), ["'entailed'", "entailment, neutral, contradiction"]),
         (4, multinli_line("non-entailment", "P", "H", 3), ["'non-entailment'"]),
         (4, '{"gold_label": "neutral", "sentence1": "cut o', ["not a JSON object", "cut off"]),
-        (4, "", ["not a JSON object"]),
+        (4, "", ["a blank line", "remove it"]),
         (4, '["neutral"]', ["gold_label, sentence1, sentence2"]),
         (4, '{"gold_label": "neutral", "sentence1": "P"}', ["gold_label, sentence1, sentence2"]),
         (
@@ -256,6 +256,16 @@ def test_a_bad_multinli_row_is_named_by_file_and_line(folder, tmp_path, line, te
     for word in [f"{path}:{line}:", *words]:
         assert word in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\n\n\n"])
+def test_a_blank_line_at_the_end_is_named_before_anything_runs(folder, ending):
+    path = folder / "multinli_1.0" / TRAIN_FILE
+    num_lines = len(path.read_bytes().splitlines())
+    path.write_bytes(path.read_bytes() + ending)
+    line = num_lines + len(ending.splitlines())
+    with pytest.raises(UserError, match=rf"{TRAIN_FILE}:{line}: a blank line"):
+        config_of(folder)
 
 
 def test_a_cut_off_multinli_file_is_noticed_before_anything_runs(folder):
