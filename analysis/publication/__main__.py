@@ -1,6 +1,7 @@
 """Keep what is published of a study, and make its page:
 
 python -m analysis.publication rates --store STORE --output docs/studies/data/rate_search.json
+python -m analysis.publication seeds study_qwen --store STORE
 python -m analysis.publication keep study_qwen --store STORE
 python -m analysis.publication pages
 """
@@ -13,7 +14,9 @@ from pathlib import Path
 
 from analysis.publication.kept import keep
 from analysis.publication.page import fill
-from analysis.publication.rates import write_outcome
+from analysis.publication.pilot import SUFFIX
+from analysis.publication.pilot import write_outcome as write_pilot
+from analysis.publication.rates import write_outcome as write_rates
 from pipelines.errors import UserError
 from sweep.graph.records import Store
 
@@ -26,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates = commands.add_parser("rates", help="The outcome of the search for a learning rate.")
     rates.add_argument("--store", required=True)
     rates.add_argument("--output", type=Path, default=STUDIES / "data/rate_search.json")
+    seeds = commands.add_parser("seeds", help="How many seeds a study gets, by the plan's rule, from its pilot.")
+    seeds.add_argument("study")
+    seeds.add_argument("--store", required=True)
+    seeds.add_argument("--data", type=Path, default=STUDIES / "data")
+    seeds.add_argument("--partial", action="store_true", help="Use what is there of the pilot.")
     kept = commands.add_parser("keep", help="What the repository keeps of a study, from its store.")
     kept.add_argument("study")
     kept.add_argument("--store", required=True)
@@ -38,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "rates":
-            print(write_outcome(given.store, given.output))
+            print(write_rates(given.store, given.output))
+        elif given.command == "seeds":
+            pilot = given.study.removesuffix(SUFFIX) + SUFFIX
+            print(write_pilot(given.store, pilot, given.data / f"{pilot}.json", partial=given.partial))
         elif given.command == "keep":
             estimate = json.loads(given.estimate.read_text()) if given.estimate else None
             folder, options = given.data / given.study, {"plan": given.plan, "estimate": estimate, "partial": given.partial}

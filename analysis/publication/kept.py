@@ -15,6 +15,8 @@
 | `items.parquet` | the test items without their texts: label, slices, clusters |
 | `answers.parquet` | each task model's predicted class for each item, and its score, rounded, where a measure reads it |
 
+Beside the folder, `<study>_pilot.json` is what a pilot said of the number of seeds.
+
 Verdicts are the project's own, from these files as from the store. What rounding changes is measured when they are written.
 """
 
@@ -23,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +37,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.publication.pilot import SUFFIX
 from analysis.publication.pools import pools_frame
 from analysis.report.generality import sets_needed
 from analysis.study.artifacts import LabelCount
@@ -54,12 +58,17 @@ LARGEST = np.iinfo(np.int16).max
 MOST_BYTES = 5_000_000
 """Of all studies that are kept, together."""
 MEASURES = (Measure.MARGIN, Measure.AUC, Measure.PULL)
+PLACE = re.compile(r"(?<![\w/:.])/(?:[\w.@+-]+/)+")
+"""An absolute path but for its last part; no URL."""
 PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
 
 
 @dataclass(frozen=True)
 class Published:
-    """A study as it is kept: `study` has its records, and no store; `plan` is the pre-registration's path and sha256."""
+    """A study as it is kept: `study` has its records, and no store; `plan` is the pre-registration's path and sha256.
+
+    `earlier` are the seeds of each state that was published before this one, `pilot` what decided on their number.
+    """
 
     study: Study
     frame: pd.DataFrame
@@ -69,6 +78,20 @@ class Published:
     plan: Mapping[str, str]
     estimate: Mapping[str, Any] | None
     largest_change: float
+    earlier: tuple[tuple[int, ...], ...] = ()
+    pilot: Mapping[str, Any] | None = None
+
+    @property
+    def missing_of_seed(self) -> dict[int, tuple[Mapping[str, Any], ...]]:
+        """Each of the study's seeds, and what is missing of it: nothing of one that is whole."""
+        seeds = sorted({int(step.coordinates["seed"]) for step in self.study.steps if step.stage == "evaluation"})
+        missing = self.frame.attrs["missing"]
+        return {seed: tuple(result for result in missing if result["seed"] == seed) for seed in seeds}
+
+    @property
+    def seeds_there(self) -> tuple[int, ...]:
+        """Those of which anything is evaluated."""
+        return tuple(sorted({int(seed) for seed in self.frame["seed"]}))
 
 
 def keep(
@@ -83,7 +106,8 @@ def keep(
     """Write what is published of a study to `folder`, anew; a sentence on its size and on what rounding changes.
 
     `estimate` is what it was estimated to cost (`blindsweep plan --json`), where its store has none: pieces' bundles do not.
-    With `partial` what is missing of it is named, and a seed that lacks a cell is left out of what needs it.
+    With `partial` what is missing of it is named, and a seed that lacks a cell is left out of what needs it. That a study was
+    published before with other seeds stays with it: who built the later ones may have seen that.
 
     Raises IncompleteSweepError for a study that is not whole, and UserError for one with several arms, for scores whose
     rounding would change a verdict, and for more than MOST_BYTES of all studies beside each other.
@@ -93,6 +117,7 @@ def keep(
         raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
     frame = evaluation_frame(store, study, partial=partial)
     evidence = load_evidence(store, study, partial=partial, frame=frame, also=sets_needed(study, frame))
+    earlier = _earlier(folder, frame)
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -100,7 +125,7 @@ def keep(
         _write(fresh, store, study, frame, evidence, plan, estimate)
         changed = _change(evidence, load(fresh).evidence)
         values = json.loads((fresh / "kept.json").read_text())
-        (fresh / "kept.json").write_text(json.dumps(values | {"largest_change": changed}, indent=1) + "\n")
+        (fresh / "kept.json").write_text(json.dumps(values | {"largest_change": changed, "earlier": earlier}, indent=1) + "\n")
         num_bytes = sum(path.stat().st_size for path in fresh.iterdir())
         others = [path for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents]
         in_all = num_bytes + sum(path.stat().st_size for path in others if fresh not in path.parents)
@@ -125,6 +150,7 @@ def load(folder: Path) -> Published:
     records = pq.read_table(folder / "records.parquet").to_pylist()
     read = {row["fingerprint"]: Record.from_json(row["record"].encode(), row["fingerprint"]) for row in records}
     study = replace(study, steps=tuple(replace(step, record=read.get(step.fingerprint)) for step in study.steps))
+    pilot = folder.with_name(f"{folder.name}{SUFFIX}.json")
     frame = pd.read_parquet(folder / "cells.parquet")
     frame.attrs["missing"] = kept["missing_cells"]
     items = _items(folder, study, kept)
@@ -156,7 +182,19 @@ def load(folder: Path) -> Published:
         kept["plan"],
         kept["estimate"],
         kept.get("largest_change", math.nan),
+        tuple(map(tuple, kept.get("earlier", ()))),
+        json.loads(pilot.read_text()) if pilot.is_file() else None,
     )
+
+
+def _earlier(folder: Path, frame: pd.DataFrame) -> list[list[int]]:
+    """The seeds of each state of the study that was in `folder` before and had others than this one."""
+    if not (folder / "kept.json").is_file():
+        return []
+    before = load(folder)
+    states = [*map(list, before.earlier), list(before.seeds_there)]
+    now = sorted({int(seed) for seed in frame["seed"]})
+    return [seeds for seeds in states if seeds != now]
 
 
 def _declared(study: Study, plan: Path | None) -> dict[str, str]:
@@ -177,6 +215,15 @@ def sha256_of_text(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _without_places(value: Any) -> Any:
+    """`value` with texts that name a file by its place on some machine naming it alone."""
+    if isinstance(value, str):
+        return PLACE.sub("…/", value)
+    if isinstance(value, Mapping):
+        return {key: _without_places(of_key) for key, of_key in value.items()}
+    return [_without_places(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def _write(
     folder: Path,
     store: Store,
@@ -187,7 +234,8 @@ def _write(
     estimate: Mapping[str, Any] | None,
 ) -> None:
     responses = evidence.responses
-    (folder / "study.json").write_text(study.to_json())
+    places = _without_places({"parameters": study.parameters, "failures": study.failures})
+    (folder / "study.json").write_text(replace(study, **places).to_json())
     kept = {
         **{name: getattr(evidence, name) for name in ("general_set", "blindspot_set", "blindspot_slice")},
         "starting_sizes": evidence.starting_sizes,
@@ -206,7 +254,7 @@ def _write(
         "plan": _declared(study, plan),
         "estimate": estimate or read_plan(store, study.experiment),
     }
-    (folder / "kept.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (folder / "kept.json").write_text(json.dumps(_without_places(kept), indent=1) + "\n")
     records = [(step.fingerprint, step.record.to_json()) for step in study.steps if step.record is not None]
     table = pa.table({"fingerprint": [mark for mark, _ in records], "record": [text for _, text in records]})
     pq.write_table(table, folder / "records.parquet", **PARQUET)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis.page import Block, Column, Table, number_columns, write_file
 from analysis.publication.kept import MEASURES, STEPS, Published, load, sha256_of_text
+from analysis.publication.pilot import sentence
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.figures import figure1, to_png
 from analysis.report.generality import generality_block
@@ -40,6 +41,7 @@ from analysis.verdicts.verdicts import judge_evidence
 from analysis.wording import (
     NOTHING,
     estimate_words,
+    in_words,
     kind_name,
     p_words,
     percent,
@@ -52,6 +54,8 @@ from sweep.study.claims import Measure
 
 MARK = re.compile(r"(<!-- (?P<study>[a-z0-9_]+): (?P<part>[a-z0-9_]+) -->\n)(?P<made>.*?)(<!-- end -->)", re.DOTALL)
 NOT_BUILT = "*Not built yet.*\n"
+NO_DEPARTURE = ("data", "model", "device", "seeds", "generators", "plan", "judge")
+"""Parameters that say where things are, or that the plan itself speaks of."""
 
 
 @dataclass
@@ -124,10 +128,58 @@ def _table(table: Table) -> str:
 
 
 def _answer(made: Made) -> list[str]:
-    missing = made.published.evidence.responses.missing
-    said = answer(made.verdicts, num_missing=len(missing))
-    named = [f"Not built: {'; '.join(missing)}."] if missing else []
-    return [f"**{Answer(said.said)}**", " ".join(control_sentences(made.verdicts.controls)), *named]
+    said = answer(made.verdicts, num_missing=len(made.published.evidence.responses.missing))
+    return [f"**{Answer(said.said)}**", " ".join(control_sentences(made.verdicts.controls)), *_fewer(made.published)]
+
+
+def _fewer(published: Published) -> list[str]:
+    """That there are fewer seeds than the study was to have, and what is missing of which; nothing of a study that is whole."""
+    missing = published.missing_of_seed
+    whole = [seed for seed, results in missing.items() if not results]
+    if len(whole) == len(missing):
+        return []
+    absent = [seed for seed in missing if seed not in published.seeds_there]
+    are = "is" if len(whole) == 1 else "are"
+    said = [
+        f"**Of {len(missing):,} seeds that were planned {len(whole):,} {are} whole**{f': {_listed(whole)}' if whole else ''}."
+    ]
+    said += [f"Not built: {_listed(absent)}."] if absent else []
+    for seed, results in missing.items():
+        if results and seed not in absent:
+            said.append(f"Seed {seed} lacks {in_words([_missing_words(result) for result in results])}.")
+    return [" ".join(said)]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return in_words([str(seed) for seed in seeds])
+
+
+def _missing_words(result: Mapping[str, Any]) -> str:
+    cell = starting_point_name(int(result["starting_size"])) if result["kind"] == "none" else kind_name(str(result["kind"]))
+    size = f" {result['size']:,}" if result["size"] else ""
+    return f"{cell}{size} ({result['why']})"
+
+
+def _departed(made: Made) -> list[str]:
+    """What the files show of departures from the plan."""
+    published = made.published
+    given = published.study.parameters.get("command", {}).get("parameters", ())
+    others = [text for text in given if text.partition("=")[0].strip() not in NO_DEPARTURE]
+    lines = _fewer(published)
+    lines += [f"Built with {in_words([f'`-p {text}`' for text in others])}."] if others else []
+    lines += [
+        f"Results of {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} were published before all others were built: "
+        "with such a look between, a verdict is wrong more often than its interval and p-value say."
+        for seeds in published.earlier
+        if set(seeds) < set(published.seeds_there)
+    ]
+    return lines or ["The files show nothing that departs from it."]
+
+
+def _pilot(made: Made) -> list[str]:
+    """What the pilot said of the number of seeds."""
+    pilot = made.published.pilot
+    return [sentence(dict(pilot))] if pilot else ["No pilot is kept."]
 
 
 def _plan(made: Made) -> list[str]:
@@ -298,13 +350,16 @@ def _made_of(made: Made) -> list[str]:
         f"Scores are kept as multiples of 1/{STEPS}, which changes no verdict here and no estimate by more than "
         f"{published.largest_change:.2g}."
     )
-    blocks = [*paper_block(published.study), *composition_block(published.study), provenance_block(published.study)]
+    built = replace(published.study, steps=tuple(step for step in published.study.steps if step.record is not None))
+    blocks = [*paper_block(built), *composition_block(built), provenance_block(built)]
     return [kept, *(line for block in blocks for line in of_block(block))]
 
 
 PARTS: Mapping[str, Callable[[Made], Sequence[str]]] = {
     "answer": _answer,
     "plan": _plan,
+    "pilot": _pilot,
+    "departed": _departed,
     "figure1": _figure1,
     "claims": _claims,
     "paper": _paper,

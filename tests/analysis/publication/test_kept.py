@@ -61,6 +61,21 @@ def test_a_plan_that_was_changed_after_the_seeds_is_refused(tmp_path: Path) -> N
         keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
 
 
+def test_where_things_lay_on_the_machine_is_not_published(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path / "store", clear)
+    study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
+    study.add_evaluation(0, "original", 120, 0, built=False)
+    error = "/home/me/store/pool/pool-12ab/pool has 29; https://example.org/a/b has more"
+    study.failures.append({name: study.steps[-1][name] for name in ("stage", "slug", "fingerprint")} | {"error": error})
+    study.parameters |= {"data": "/home/me/data", "command": {"parameters": ["model=/home/me/models/base.gguf", "rate=1/2"]}}
+    keep(Store(study.write()), "tiny", tmp_path / "data/tiny", partial=True)
+    texts = [path.read_text() for path in (tmp_path / "data/tiny").glob("*.json")]
+    assert len(texts) == 2 and not any("home" in text or "12ab" in text for text in texts)
+    published = load(tmp_path / "data/tiny")
+    assert published.study.parameters["command"] == {"parameters": ["model=…/base.gguf", "rate=1/2"]}
+    assert "…/pool has 29; https://example.org/a/b has more" in published.frame.attrs["missing"][0]["why"]
+
+
 def test_what_is_kept_can_be_written_anew(tmp_path: Path) -> None:
     store = published_study(tmp_path / "store")
     keep(store, "tiny", tmp_path / "data/tiny")

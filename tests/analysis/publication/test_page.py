@@ -1,5 +1,6 @@
 """A published study's page: what is made stands between its marks, is the verdicts' own, and is made again from files."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 from analysis.publication.__main__ import main
 from analysis.publication.kept import keep, load, sha256_of_text
 from analysis.publication.page import NOT_BUILT, PARTS, Made, fill
+from analysis.publication.pilot import write_outcome
 from analysis.publication.pools import COLUMNS
 from analysis.study.artifacts import LabelCount
 from analysis.verdicts.verdicts import judge_evidence
 from pipelines.errors import UserError
 from sweep.graph.records import Store
-from tests.analysis.item_study import ItemStudy
+from tests.analysis.fake_store import KINDS
+from tests.analysis.item_study import ItemStudy, clear
 from tests.analysis.publication.test_kept import published_study
 
 STUDIES = Path(__file__).parents[3] / "docs/studies"
@@ -81,6 +84,57 @@ def test_a_plan_that_is_another_now_is_said_to_be(tmp_path: Path) -> None:
     page = page_of(tmp_path, "plan")
     fill(page, tmp_path / "data")
     assert "**the file has been changed since**" in page.read_text()
+
+
+def grown_study(root: Path, *built: int, parameters: Sequence[str] = ()) -> Store:
+    """A study of three seeds of which these are built; seed 0 lacks one cell."""
+    study = ItemStudy(root, clear, jitter=64)
+    for seed in range(3):
+        for kind, size in (("none", 0), *((kind, 60) for kind in KINDS)):
+            if seed not in built or (kind == "synthetic" and seed == 0):
+                study.add_evaluation(0, kind, size, seed, built=False)
+            else:
+                study.add_cell(0, kind, size, seed)
+    study.parameters["command"] = {"experiment": "tiny", "name": None, "parameters": ["data=here", *parameters]}
+    return Store(study.write())
+
+
+def test_seeds_that_are_not_there_are_named_and_said_to_be_fewer_than_planned(tmp_path: Path) -> None:
+    keep(grown_study(tmp_path / "store", 0, 2, parameters=["rate=0.1"]), "tiny", tmp_path / "data/tiny", partial=True)
+    page = page_of(tmp_path, "answer", "departed", "made_of")
+    fill(page, tmp_path / "data")
+    said = "**Of 3 seeds that were planned 1 is whole**: 2. Not built: 1. Seed 0 lacks Synthetic 60 (not built)."
+    text = page.read_text()
+    assert text.count(said) == 2 and "Built with `-p rate=0.1`." in text and "`-p data" not in text
+    assert "were published before" not in text
+    assert "| not built |" not in text
+
+
+def test_a_study_that_is_whole_departs_from_nothing(tmp_path: Path) -> None:
+    keep(published_study(tmp_path / "store"), "tiny", tmp_path / "data/tiny")
+    page = page_of(tmp_path, "answer", "departed", "pilot")
+    fill(page, tmp_path / "data")
+    text = page.read_text()
+    assert "planned" not in text and "The files show nothing that departs from it." in text and "No pilot is kept." in text
+
+
+def test_results_that_were_published_before_further_seeds_stay_with_the_study(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "departed")
+    for number, built in enumerate(((2,), (2,), (1, 2), (0, 1, 2))):
+        keep(grown_study(tmp_path / f"store{number}", *built), "tiny", tmp_path / "data/tiny", partial=True)
+        assert load(tmp_path / "data/tiny").earlier == ((), (), ((2,),), ((2,), (1, 2)))[number]
+        fill(page, tmp_path / "data")
+    text = page.read_text()
+    assert "Results of seed 2 were published before all others were built" in text
+    assert "Results of seeds 1 and 2 were published before all others were built" in text
+
+
+def test_what_the_pilot_said_is_quoted(tmp_path: Path) -> None:
+    keep(published_study(tmp_path / "store"), "tiny", tmp_path / "data/tiny")
+    said = write_outcome(Store(tmp_path / "store"), "tiny", tmp_path / "data/tiny_pilot.json")
+    page = page_of(tmp_path, "pilot")
+    fill(page, tmp_path / "data")
+    assert said in page.read_text()
 
 
 def test_a_study_that_is_not_there_is_said_not_to_be_built(tmp_path: Path) -> None:
