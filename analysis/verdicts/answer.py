@@ -92,9 +92,15 @@ def _decided(chosen: Sequence[Judgement], num_missing: int, *, is_first: bool = 
 
 
 def _start(chosen: Sequence[Judgement], num_missing: int) -> str:
-    """'With 5 seeds and one generator'; with missing results, that and how many are."""
+    """'With 5 seeds and one generator', of claims that rest on other numbers 'three to 5 seeds'; and how many are missing."""
     resting = next((judgement for judgement in chosen if judgement.num_units), None)
-    of = [f"{number_word(resting.num_units)} {units_name(resting)}"] if resting else []
+    of = []
+    if resting:
+        alike = [judgement for judgement in chosen if judgement.num_units and judgement.rests_on == resting.rests_on]
+        alike.sort(key=lambda judgement: judgement.num_units)
+        fewest, most = alike[0], alike[-1]
+        start = f"{number_word(fewest.num_units)} to " if fewest.num_units < most.num_units else ""
+        of = [f"{start}{number_word(most.num_units)} {units_name(most)}"]
     of += ["one generator"] if one_generator(chosen) else []
     of += [f"{num_missing} result{'' if num_missing == 1 else 's'} missing"] if num_missing else []
     return f"With {in_words(of)}," if of else "As it is,"

@@ -137,6 +137,14 @@ def test_what_is_missing_and_exploratory_claims_are_named() -> None:
     assert "Synthetic data lowers" not in said(exploratory, REFUTED), "primary claims are what the answer is about"
 
 
+def test_claims_that_rest_on_other_numbers_of_seeds_are_no_more_than_they_are() -> None:
+    fewer, untrained = judgement("B.", num_units=1), judgement("C.", num_units=0)
+    assert said(SUPPORTED, fewer, untrained, command=None).startswith("With one to five seeds, one of three primary claims")
+    assert said(fewer, SUPPORTED, missing=3).startswith("With one to five seeds and 3 results missing, one of two")
+    of_generators = judgement("B.", num_units=2, rests_on="generators")
+    assert said(SUPPORTED, of_generators).startswith("With five seeds, one of two")
+
+
 def test_how_many_seeds_would_settle_a_claim_is_a_range() -> None:
     open_claim = judgement("A.", settling_low=556, settling_high=2_782)
     assert settling_words(open_claim) == "556 to 2,782 seeds"

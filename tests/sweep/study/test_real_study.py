@@ -96,6 +96,14 @@ def test_the_plan_declares_the_primary_claims_as_they_are() -> None:
     assert all(f"| {text}" in page for text in sizes)
 
 
+def test_the_number_of_seeds_is_the_pilots() -> None:
+    kept = PLAN_PAGE.with_name("data") / "study_qwen_pilot.json"
+    if not kept.is_file():
+        pytest.skip("no pilot is kept yet")
+    pilot = json.loads(kept.read_text())
+    assert len(study_qwen().seeds) == pilot["chosen"] and not set(pilot["seeds"]) & set(study_qwen().seeds)
+
+
 def test_the_search_reads_no_row_that_the_study_is_judged_by() -> None:
     steps = build_grid(rate_search())
     assert {step.config.sets for step in steps if step.stage == "evaluation"} == {("dev",)}
