@@ -27,7 +27,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,17 @@ from analysis.study.frame import evaluation_frame
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.evidence import Evidence, load_evidence
+from analysis.verdicts.judgement import Judgement
 from analysis.verdicts.verdicts import judge_evidence
 from analysis.wording import HOLDS, SLICE
 from pipelines.errors import UserError
 from sweep.graph.records import Record, Store, Study, read_plan
 from sweep.study.claims import Measure, as_json, from_json
 
-STEPS = 8
-"""Scores, in log-odds, are kept as multiples of 1 / STEPS."""
+STEPS = (8, 32, 128)
+"""Scores, in log-odds, are kept as multiples of 1 / steps, of the first of these that changes no verdict and little else."""
+LITTLE = 0.02
+"""By how much rounding may change an estimate before finer scores are kept."""
 LARGEST = np.iinfo(np.int16).max
 MOST_BYTES = 5_000_000
 """Of all studies that are kept, together."""
@@ -78,6 +81,7 @@ class Published:
     plan: Mapping[str, str]
     estimate: Mapping[str, Any] | None
     largest_change: float
+    steps: float
     earlier: tuple[tuple[int, ...], ...] = ()
     pilot: Mapping[str, Any] | None = None
 
@@ -123,9 +127,8 @@ def keep(
     fresh.mkdir(parents=True)
     try:
         _write(fresh, store, study, frame, evidence, plan, estimate)
-        changed = _change(evidence, load(fresh).evidence)
-        values = json.loads((fresh / "kept.json").read_text())
-        (fresh / "kept.json").write_text(json.dumps(values | {"largest_change": changed, "earlier": earlier}, indent=1) + "\n")
+        values = json.loads((fresh / "kept.json").read_text()) | {"earlier": earlier}
+        values |= _write_rounded(fresh, evidence, values)
         num_bytes = sum(path.stat().st_size for path in fresh.iterdir())
         others = [path for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents]
         in_all = num_bytes + sum(path.stat().st_size for path in others if fresh not in path.parents)
@@ -137,7 +140,8 @@ def keep(
         fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    rounding = f"rounding scores to 1/{STEPS} changes no verdict and no estimate by more than {changed:.2g}"
+    steps, changed = values["steps"], values["largest_change"]
+    rounding = f"rounding scores to 1/{steps:g} changes no verdict and no estimate by more than {changed:.2g}"
     return f"{folder}: {num_bytes:,} bytes; {rounding}"
 
 
@@ -155,7 +159,7 @@ def load(folder: Path) -> Published:
     frame.attrs["missing"] = kept["missing_cells"]
     items = _items(folder, study, kept)
     places = (kept["general_set"], kept["blindspot_set"], kept["blindspot_slice"])
-    predicted, scores = _answers(folder, items, _scored(items, places, kept["label"]))
+    predicted, scores = _answers(folder, items, _scored(items, places, kept["label"]), kept["steps"])
     responses = Responses(
         items,
         predicted,
@@ -182,6 +186,7 @@ def load(folder: Path) -> Published:
         kept["plan"],
         kept["estimate"],
         kept.get("largest_change", math.nan),
+        kept["steps"],
         tuple(map(tuple, kept.get("earlier", ()))),
         json.loads(pilot.read_text()) if pilot.is_file() else None,
     )
@@ -262,10 +267,28 @@ def _write(
     _measures(evidence).to_parquet(folder / "measures.parquet", index=False, **PARQUET)
     pools_frame(store, study).to_parquet(folder / "pools.parquet", index=False, **PARQUET)
     pq.write_table(pa.concat_tables(_item_tables(responses), promote_options="default"), folder / "items.parquet", **PARQUET)
-    rows = list(_answer_rows(evidence))
-    answers = pa.Table.from_pylist(rows)
-    # Each value is a whole column of numbers: a dictionary of them would only be a copy.
-    pq.write_table(answers, folder / "answers.parquet", use_dictionary=["set", "kind"], row_group_size=len(rows), **PARQUET)
+
+
+def _write_rounded(folder: Path, evidence: Evidence, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the answers, with scores as coarse as they may be; what `kept.json` has of that, beside its other `values`."""
+    judgements = judge_evidence(evidence).judgements
+    for steps in STEPS:
+        rows = list(_answer_rows(evidence, steps))
+        answers = pa.Table.from_pylist(rows)
+        # Each value is a whole column of numbers: a dictionary of them would only be a copy.
+        pq.write_table(answers, folder / "answers.parquet", use_dictionary=["set", "kind"], row_group_size=len(rows), **PARQUET)
+        rounded: dict[str, Any] = {"steps": steps}
+        (folder / "kept.json").write_text(json.dumps({**values, **rounded}, indent=1) + "\n")
+        try:
+            rounded["largest_change"] = _change(judgements, load(folder).evidence, steps)
+        except UserError:
+            if steps == STEPS[-1]:
+                raise
+            continue
+        if rounded["largest_change"] <= LITTLE:
+            break
+    (folder / "kept.json").write_text(json.dumps({**values, **rounded}, indent=1) + "\n")
+    return rounded
 
 
 def _measures(evidence: Evidence) -> pd.DataFrame:
@@ -327,18 +350,23 @@ def _items(folder: Path, study: Study, kept: Mapping[str, Any]) -> dict[str, Ite
     return found
 
 
-def _answer_rows(evidence: Evidence) -> Iterator[dict[str, Any]]:
+def _answer_rows(evidence: Evidence, steps: float) -> Iterator[dict[str, Any]]:
+    """A row for each set and cell, of a seed's cells one after another; scores less those of the row of the set before."""
     responses = evidence.responses
     places = (evidence.general_set, evidence.blindspot_set, evidence.blindspot_slice)
     scored = _scored(responses.items, places, responses.label)
     for name, of_set in responses.predicted.items():
-        for cell in sorted(of_set):
+        before = np.int16(0)
+        for cell in sorted(of_set, key=lambda cell: (cell[-1], cell)):
             row = {"set": name, **dict(zip(("starting_size", "kind", "size", "seed"), cell, strict=True))}
             row["classes"] = of_set[cell].astype(np.int8).tobytes()
             row["scores"] = b""
             if name in scored and cell in responses.scores.get(name, {}):
-                rounded = np.rint(responses.scores[name][cell][scored[name]].astype(float) * STEPS)
-                row["scores"] = _planes(np.clip(rounded, -LARGEST, LARGEST).astype(np.int16))
+                rounded = np.rint(responses.scores[name][cell][scored[name]].astype(float) * steps)
+                numbers = np.clip(rounded, -LARGEST, LARGEST).astype(np.int16)
+                # Cells of a seed are alike. The difference may run over, and back where it is added.
+                row["scores"] = _planes(numbers - before)
+                before = numbers
             yield row
 
 
@@ -359,36 +387,40 @@ def _scored(items: Mapping[str, ItemSet], places: tuple[str, str, str], label: s
 
 
 def _planes(numbers: np.ndarray) -> bytes:
-    """16-bit numbers as all low bytes and then all high ones, which compress better apart."""
-    return numbers.astype("<i2").view(np.uint8).reshape(-1, 2).T.tobytes()
+    """16-bit numbers, counted as 0, −1, 1, −2 and so on, as all low bytes and then all high ones, which compress best."""
+    unsigned = (numbers << 1) ^ (numbers >> 15)
+    return unsigned.astype("<i2").view(np.uint8).reshape(-1, 2).T.tobytes()
 
 
 def _numbers(planes: bytes) -> np.ndarray:
-    return np.ascontiguousarray(np.frombuffer(planes, dtype=np.uint8).reshape(2, -1).T).view("<i2").ravel()
+    unsigned = np.ascontiguousarray(np.frombuffer(planes, dtype=np.uint8).reshape(2, -1).T).view("<u2").ravel()
+    return ((unsigned >> 1) ^ -(unsigned & 1)).astype(np.int16)
 
 
 def _answers(
-    folder: Path, items: Mapping[str, ItemSet], scored: Mapping[str, np.ndarray]
+    folder: Path, items: Mapping[str, ItemSet], scored: Mapping[str, np.ndarray], steps: float
 ) -> tuple[dict[str, dict[Cell, np.ndarray]], dict[str, dict[Cell, np.ndarray]]]:
     predicted: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in items}
     scores: dict[str, dict[Cell, np.ndarray]] = {name: {} for name in items}
+    before: dict[str, np.ndarray] = {}
     for row in pq.read_table(folder / "answers.parquet").to_pylist():
         name, cell = row["set"], (row["starting_size"], row["kind"], row["size"], row["seed"])
         predicted[name][cell] = np.frombuffer(row["classes"], dtype=np.int8)
         if row["scores"]:
             of_items = np.full(len(items[name].ids), np.nan, dtype=np.float32)
-            of_items[scored[name]] = _numbers(row["scores"]) / STEPS
+            before[name] = _numbers(row["scores"]) + before.get(name, np.int16(0))
+            of_items[scored[name]] = before[name] / steps
             scores[name][cell] = of_items
     return predicted, scores
 
 
-def _change(from_store: Evidence, from_files: Evidence) -> float:
+def _change(from_store: Sequence[Judgement], from_files: Evidence, steps: float) -> float:
     """The largest difference of a claim's estimate. Raises UserError where a verdict is another."""
     largest = 0.0
-    for one, other in zip(judge_evidence(from_store).judgements, judge_evidence(from_files).judgements, strict=True):
+    for one, other in zip(from_store, judge_evidence(from_files).judgements, strict=True):
         if (one.name, one.verdict) != (other.name, other.verdict):
             raise UserError(
-                f"with scores rounded to 1/{STEPS}, {one.name} is {other.verdict} and not {one.verdict}; keep finer scores"
+                f"with scores rounded to 1/{steps:g}, {one.name} is {other.verdict} and not {one.verdict}; keep finer scores"
             )
         if not math.isnan(one.estimate):
             largest = max(largest, abs(one.estimate - other.estimate))

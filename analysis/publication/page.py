@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.page import Block, Column, Table, number_columns, write_file
-from analysis.publication.kept import MEASURES, STEPS, Published, load, sha256_of_text
+from analysis.publication.kept import MEASURES, Published, load, sha256_of_text
 from analysis.publication.pilot import sentence
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.figures import figure1, to_png
@@ -347,7 +347,7 @@ def _time(made: Made) -> list[str]:
 def _made_of(made: Made) -> list[str]:
     published = made.published
     kept = (
-        f"Scores are kept as multiples of 1/{STEPS}, which changes no verdict here and no estimate by more than "
+        f"Scores are kept as multiples of 1/{published.steps:g}, which changes no verdict here and no estimate by more than "
         f"{published.largest_change:.2g}."
     )
     built = replace(published.study, steps=tuple(step for step in published.study.steps if step.record is not None))

@@ -5,12 +5,14 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.publication import kept
 from analysis.publication.kept import keep, load, sha256_of_text
 from analysis.study.frame import IncompleteSweepError, evaluation_frame
+from analysis.verdicts.evidence import load_evidence
 from analysis.verdicts.judgement import judgement_table
 from analysis.verdicts.verdicts import judge
 from pipelines.errors import UserError
@@ -47,7 +49,7 @@ def test_verdicts_are_the_stores_without_the_store(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(one.loc[by_scores, numbers], other.loc[by_scores, numbers], atol=0.03, rtol=0)
     pd.testing.assert_frame_equal(published.frame, frame)
     assert published.plan == {"path": "plan.md", "sha256": sha256_of_text(plan)}
-    assert "changes no verdict" in said and 0 < published.largest_change < 1 / kept.STEPS
+    assert "changes no verdict" in said and 0 < published.largest_change < 1 / published.steps
     # By cell, as the scores were: not rounded.
     assert len(published.measures) == 3 * 2 * 7 and not published.measures["margin"].isna().any()
 
@@ -92,10 +94,25 @@ def test_rounding_that_changes_a_verdict_is_refused_and_leaves_what_was_kept(
     store = published_study(tmp_path / "store")
     keep(store, "tiny", tmp_path / "data/tiny")
     before = (tmp_path / "data/tiny/kept.json").read_bytes()
-    monkeypatch.setattr(kept, "STEPS", 0.1)
+    monkeypatch.setattr(kept, "STEPS", (0.05, 0.1))
     with pytest.raises(UserError, match=r"with scores rounded to 1/0\.1, .* is .* and not supported; keep finer scores"):
         keep(store, "tiny", tmp_path / "data/tiny")
     assert (tmp_path / "data/tiny/kept.json").read_bytes() == before
+
+
+def test_scores_are_kept_as_coarse_as_they_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = published_study(tmp_path / "store")
+    # The first changes a verdict, the second an estimate by more than a little.
+    monkeypatch.setattr(kept, "STEPS", (0.1, 4, 256, 512))
+    monkeypatch.setattr(kept, "LITTLE", 3e-3)
+    assert "rounding scores to 1/256 changes no verdict" in keep(store, "tiny", tmp_path / "data/tiny")
+    published = load(tmp_path / "data/tiny")
+    assert published.steps == 256 and 0 < published.largest_change <= 3e-3
+    scores, before = published.evidence.responses.scores, load_evidence(store, "tiny").responses.scores
+    for name, of_set in scores.items():
+        for cell, rounded in of_set.items():
+            there = ~np.isnan(rounded)
+            assert there.any() and np.abs(rounded[there] - before[name][cell][there]).max() <= 0.5 / 256 + 1e-6
 
 
 def test_all_studies_together_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
