@@ -166,6 +166,9 @@ def _departed(made: Made) -> list[str]:
     given = published.study.parameters.get("command", {}).get("parameters", ())
     others = [text for text in given if text.partition("=")[0].strip() not in NO_DEPARTURE]
     lines = _fewer(published)
+    planned, pilot = len(published.missing_of_seed), published.pilot
+    if pilot and pilot["chosen"] != planned:
+        lines.append(f"The pilot asked for {pilot['chosen']:,} seeds, and {planned:,} were planned.")
     lines += [f"Built with {in_words([f'`-p {text}`' for text in others])}."] if others else []
     lines += [
         f"Results of {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} were published before all others were built: "

@@ -132,8 +132,10 @@ def test_results_that_were_published_before_further_seeds_stay_with_the_study(tm
 def test_what_the_pilot_said_is_quoted(tmp_path: Path) -> None:
     keep(published_study(tmp_path / "store"), "tiny", tmp_path / "data/tiny")
     said = write_outcome(Store(tmp_path / "store"), "tiny", tmp_path / "data/tiny_pilot.json")
-    page = page_of(tmp_path, "pilot")
+    page = page_of(tmp_path, "pilot", "departed")
     fill(page, tmp_path / "data")
+    asked = load(tmp_path / "data/tiny").pilot
+    assert asked and f"The pilot asked for {asked['chosen']} seeds, and 3 were planned." in page.read_text()
     assert said in page.read_text()
 
 
