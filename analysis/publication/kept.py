@@ -6,10 +6,10 @@
 
 | file | what |
 |---|---|
-| `study.json` | the manifest, as the store has it |
+| `study.json.gz` | the manifest, as the store has it |
 | `kept.json` | what else is needed: claims' places, the plan's hash, lexical overlaps, how scores are rounded |
 | `records.parquet` | the artifacts' records: configs, metrics, durations, versions |
-| `cells.parquet` | accuracies by cell, set and slice (`evaluation_frame`) |
+| `cells.parquet` | right items by cell, set and slice (`evaluation_frame`) |
 | `measures.parquet` | margin, AUC and pull of each cell where going by the heuristic is wrong, from scores as they were |
 | `pools.parquet` | what is known of each generator's pool (`pools_frame`) |
 | `items.parquet` | the test items without their texts: label, slices, clusters |
@@ -22,6 +22,7 @@ Verdicts are the project's own, from these files as from the store. What roundin
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
@@ -53,10 +54,10 @@ from pipelines.errors import UserError
 from sweep.graph.records import Record, Store, Study, read_plan
 from sweep.study.claims import Measure, as_json, from_json
 
-STEPS = (8, 32, 128)
+STEPS = (4, 16, 64)
 """Scores, in log-odds, are kept as multiples of 1 / steps, of the first of these that changes no verdict and little else."""
 LITTLE = 0.02
-"""By how much rounding may change an estimate before finer scores are kept."""
+"""By how much rounding may change an estimate, or an end of its interval, before finer scores are kept."""
 LARGEST = np.iinfo(np.int16).max
 MOST_BYTES = 5_000_000
 """Of all studies that are kept, together."""
@@ -121,13 +122,14 @@ def keep(
         raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
     frame = evaluation_frame(store, study, partial=partial)
     evidence = load_evidence(store, study, partial=partial, frame=frame, also=sets_needed(study, frame))
-    earlier = _earlier(folder, frame)
+    seeds = sorted({int(seed) for seed in frame["seed"]})
+    earlier = _earlier(folder, seeds)
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         _write(fresh, store, study, frame, evidence, plan, estimate)
-        values = json.loads((fresh / "kept.json").read_text()) | {"earlier": earlier}
+        values = json.loads((fresh / "kept.json").read_text()) | {"seeds": seeds, "earlier": earlier}
         values |= _write_rounded(fresh, evidence, values)
         num_bytes = sum(path.stat().st_size for path in fresh.iterdir())
         others = [path for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents]
@@ -141,7 +143,7 @@ def keep(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     steps, changed = values["steps"], values["largest_change"]
-    rounding = f"rounding scores to 1/{steps:g} changes no verdict and no estimate by more than {changed:.2g}"
+    rounding = f"rounding scores to 1/{steps:g} changes no verdict, and no estimate or interval by more than {changed:.2g}"
     return f"{folder}: {num_bytes:,} bytes; {rounding}"
 
 
@@ -150,12 +152,13 @@ def load(folder: Path) -> Published:
     if not (folder / "kept.json").is_file():
         raise UserError(f"{folder} holds no published study; write one with `python -m analysis.publication keep`")
     kept = json.loads((folder / "kept.json").read_text())
-    study = Study.from_json((folder / "study.json").read_bytes(), str(folder / "study.json"))
+    study = Study.from_json(gzip.decompress((folder / "study.json.gz").read_bytes()), str(folder / "study.json.gz"))
     records = pq.read_table(folder / "records.parquet").to_pylist()
     read = {row["fingerprint"]: Record.from_json(row["record"].encode(), row["fingerprint"]) for row in records}
     study = replace(study, steps=tuple(replace(step, record=read.get(step.fingerprint)) for step in study.steps))
     pilot = folder.with_name(f"{folder.name}{SUFFIX}.json")
     frame = pd.read_parquet(folder / "cells.parquet")
+    frame.insert(frame.columns.get_loc("num_correct"), "accuracy", frame["num_correct"] / frame["num_examples"])
     frame.attrs["missing"] = kept["missing_cells"]
     items = _items(folder, study, kept)
     places = (kept["general_set"], kept["blindspot_set"], kept["blindspot_slice"])
@@ -192,14 +195,12 @@ def load(folder: Path) -> Published:
     )
 
 
-def _earlier(folder: Path, frame: pd.DataFrame) -> list[list[int]]:
-    """The seeds of each state of the study that was in `folder` before and had others than this one."""
+def _earlier(folder: Path, seeds: Sequence[int]) -> list[list[int]]:
+    """The seeds of each state of the study that was in `folder` before and had others than `seeds`."""
     if not (folder / "kept.json").is_file():
         return []
-    before = load(folder)
-    states = [*map(list, before.earlier), list(before.seeds_there)]
-    now = sorted({int(seed) for seed in frame["seed"]})
-    return [seeds for seeds in states if seeds != now]
+    before = json.loads((folder / "kept.json").read_text())
+    return [state for state in (*before["earlier"], before["seeds"]) if state != list(seeds)]
 
 
 def _declared(study: Study, plan: Path | None) -> dict[str, str]:
@@ -240,7 +241,7 @@ def _write(
 ) -> None:
     responses = evidence.responses
     places = _without_places({"parameters": study.parameters, "failures": study.failures})
-    (folder / "study.json").write_text(replace(study, **places).to_json())
+    (folder / "study.json.gz").write_bytes(gzip.compress(replace(study, **places).to_json().encode(), mtime=0))
     kept = {
         **{name: getattr(evidence, name) for name in ("general_set", "blindspot_set", "blindspot_slice")},
         "starting_sizes": evidence.starting_sizes,
@@ -263,7 +264,7 @@ def _write(
     records = [(step.fingerprint, step.record.to_json()) for step in study.steps if step.record is not None]
     table = pa.table({"fingerprint": [mark for mark, _ in records], "record": [text for _, text in records]})
     pq.write_table(table, folder / "records.parquet", **PARQUET)
-    frame.to_parquet(folder / "cells.parquet", index=False, **PARQUET)
+    frame.drop(columns="accuracy").to_parquet(folder / "cells.parquet", index=False, **PARQUET)
     _measures(evidence).to_parquet(folder / "measures.parquet", index=False, **PARQUET)
     pools_frame(store, study).to_parquet(folder / "pools.parquet", index=False, **PARQUET)
     pq.write_table(pa.concat_tables(_item_tables(responses), promote_options="default"), folder / "items.parquet", **PARQUET)
@@ -415,13 +416,14 @@ def _answers(
 
 
 def _change(from_store: Sequence[Judgement], from_files: Evidence, steps: float) -> float:
-    """The largest difference of a claim's estimate. Raises UserError where a verdict is another."""
+    """The largest difference of a claim's estimate, or an end of its interval. Raises UserError where a verdict is another."""
     largest = 0.0
     for one, other in zip(from_store, judge_evidence(from_files).judgements, strict=True):
         if (one.name, one.verdict) != (other.name, other.verdict):
             raise UserError(
                 f"with scores rounded to 1/{steps:g}, {one.name} is {other.verdict} and not {one.verdict}; keep finer scores"
             )
-        if not math.isnan(one.estimate):
-            largest = max(largest, abs(one.estimate - other.estimate))
+        for ours, theirs in ((one.estimate, other.estimate), (one.low, other.low), (one.high, other.high)):
+            if not math.isnan(ours):
+                largest = max(largest, abs(ours - theirs))
     return largest

@@ -350,8 +350,8 @@ def _time(made: Made) -> list[str]:
 def _made_of(made: Made) -> list[str]:
     published = made.published
     kept = (
-        f"Scores are kept as multiples of 1/{published.steps:g}, which changes no verdict here and no estimate by more than "
-        f"{published.largest_change:.2g}."
+        f"Scores are kept as multiples of 1/{published.steps:g}, which changes no verdict here, and no estimate or interval by "
+        f"more than {published.largest_change:.2g}."
     )
     built = replace(published.study, steps=tuple(step for step in published.study.steps if step.record is not None))
     blocks = [*paper_block(built), *composition_block(built), provenance_block(built)]
