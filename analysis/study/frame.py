@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -46,7 +46,7 @@ class IncompleteSweepError(UserError):
     """The study lacks results that its manifest promises; `missing` lists them, one mapping each."""
 
     def __init__(self, study_name: str, missing: list[dict[str, Any]]) -> None:
-        lines = "\n".join(f"  {describe_missing(result)}" for result in missing)
+        lines = "\n".join(f"  {line}" for line in _described_together(missing))
         super().__init__(
             f"study {study_name!r} lacks {len(missing)} result(s):\n{lines}\n"
             "run the study again to build what is missing, or ask for a partial report (--partial)"
@@ -156,6 +156,17 @@ def describe_missing(result: Mapping[str, Any]) -> str:
     """One missing result in words."""
     cell = _named((in_words(result.get("arms", ())), *(result[name] for name in COORDINATES)))
     return f"{cell}: {result['what']} ({result['why']})"
+
+
+def _described_together(missing: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The missing results in words, one line for those that are alike but for their seeds."""
+    seeds: dict[tuple[Any, ...], list[int]] = {}
+    results: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for result in missing:
+        alike = tuple(str(value) for name, value in result.items() if name != "seed")
+        seeds.setdefault(alike, []).append(result["seed"])
+        results[alike] = result
+    return [describe_missing({**result, "seed": ", ".join(map(str, seeds[alike]))}) for alike, result in results.items()]
 
 
 def _missing(cell: tuple[Any, ...], arms: tuple[str, ...], what: str, why: str) -> dict[str, Any]:

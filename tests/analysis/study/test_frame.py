@@ -95,6 +95,21 @@ def test_every_missing_cell_is_named(tmp_path: Path) -> None:
     assert len(frame) == (28 - 2) * 3
 
 
+def test_what_several_seeds_lack_is_one_line(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    study.add_grid((0,), (60,), (0, 1, 2), skip=[(0, kind, 60, seed) for kind in ("original", "synthetic") for seed in (0, 2)])
+    study.add_evaluation(0, "original", 120, 1, built=False)
+    with pytest.raises(IncompleteSweepError) as caught:
+        study.frame()
+    assert str(caught.value).splitlines()[:-1] == [
+        f"study '{study.name}' lacks 5 result(s):",
+        "  starting_size=0, kind=original, size=60, seed=0, 2: evaluation (not built)",
+        "  starting_size=0, kind=original, size=120, seed=1: evaluation (not built)",
+        "  starting_size=0, kind=synthetic, size=60, seed=0, 2: evaluation (not built)",
+    ]
+    assert len(caught.value.missing) == 5
+
+
 def test_what_is_missing_because_something_before_it_failed_says_so(tmp_path: Path) -> None:
     study = FakeStudy(tmp_path)
     study.add_evaluation(0, "none", 0, 0)
