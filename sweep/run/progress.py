@@ -184,7 +184,8 @@ class Display:
             outcome = (progress.failed if event == "failed" else progress.retried)[step.fingerprint]
             detail = f": {outcome.error}" + (f" (traceback: {outcome.log})" if outcome.log else "")
             if blocked := sum(name == step.name for name in progress.blocked.values()):
-                detail += f"; {blocked:,} steps that need it are given up"
+                detail += f"; {blocked:,} steps that need it are" if blocked > 1 else "; 1 step that needs it is"
+                detail += " given up"
         return f"{seconds(self._elapsed):>6}  {self._position(progress)}  {event:<7} {step.name}{detail}"
 
     @property

@@ -141,7 +141,7 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
     assert shown.count("retry task_model/lucky: its process was lost") == 1
     assert shown.count("retry task_model/doomed: its process was lost") == 1
     assert shown.count("retry task_model/doomed: no room [here] (traceback: log.txt)") == 1
-    assert shown.count("failed task_model/doomed: no room at all (traceback: log.txt); 1 steps that need it are given up") == 1
+    assert shown.count("failed task_model/doomed: no room at all (traceback: log.txt); 1 step that needs it is given up") == 1
     assert run.progress.built.keys() == {lucky.fingerprint} and run.progress.failed.keys() == {doomed.fingerprint}
 
 
