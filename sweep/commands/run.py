@@ -170,57 +170,61 @@ def run(
     database = kept_database(where, tracking_uri)
     if report:
         _import_meanwhile()
-    with Stop(notice_time) as stop, database.open() if database else contextlib.nullcontext():
-        result = run_study(loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece)
-    losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
-    of_piece = f" of the piece {piece}" if piece else ""
-    there, built = f"{result.num_cached:,} were there", f"{result.num_built:,} built"
-    print(f"{name}: {result.num_steps:,} artifacts{of_piece}, {there}, {built}{losses}")
-    for note in result.notes:
-        print(f"Warning: {note}", file=sys.stderr)
-    if result.tracking_errors:
-        print(
-            f"Warning: MLflow has not everything ({result.tracking_errors[0]}); "
-            "nothing else is affected: `blindsweep reindex` fills it in",
-            file=sys.stderr,
-        )
-    if database and database.replaced_others:
-        print(
-            f"Warning: another run wrote {database.uri} meanwhile, and this one's has taken its place; "
-            f"nothing else is affected: `blindsweep reindex --store {quote(store)}` makes one of both from the records",
-            file=sys.stderr,
-        )
-    if rehearse:
-        _show_rehearsal(where, name)
-    is_partial = bool(result.failures or result.hold or piece)
-    said = None
-    if report:
-        try:
-            if _is_evaluated(where, name):
-                said = write_report(where, name, None, partial=is_partial)
-            else:
-                print("no report: no task model is evaluated yet", file=sys.stderr)
-        except (UserError, OSError) as error:
-            if not is_partial and not is_read_only(error):
-                raise
-            print(f"no report: {in_lines(error)}", file=sys.stderr)
-    # A piece is not asked for its part of the answer: who builds further seeds may not want to know it yet.
-    elif not rehearse and not piece and (said := answer_of(where, name)):
-        print(said)
-    if said and result.index:
+    # Its end as well: a notice must not break off the report, and a signal ends it as it ends the rest.
+    with Stop(notice_time) as stop:
         with database.open() if database else contextlib.nullcontext():
-            describe_in_mlflow(result.index, where, name, said, is_reported=report)
-    elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
-    print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
-    is_over = bool(result.hold) and meter.is_reached
-    if is_over:
-        built = f"{result.num_cached + result.num_built:,} of {result.num_steps:,} artifacts are built"
-        goes_on = "the same command with a larger --budget goes on"
-        print(f"{name}: {meter.line()}, and {result.hold}: {built}; {goes_on}", file=sys.stderr)
-    if result.failures:
-        fail(_describe_failures(name, result.failures))
-    if is_over:
-        raise typer.Exit(OVER_BUDGET)
+            result = run_study(
+                loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece
+            )
+        losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
+        of_piece = f" of the piece {piece}" if piece else ""
+        there, built = f"{result.num_cached:,} were there", f"{result.num_built:,} built"
+        print(f"{name}: {result.num_steps:,} artifacts{of_piece}, {there}, {built}{losses}")
+        for note in result.notes:
+            print(f"Warning: {note}", file=sys.stderr)
+        if result.tracking_errors:
+            print(
+                f"Warning: MLflow has not everything ({result.tracking_errors[0]}); "
+                "nothing else is affected: `blindsweep reindex` fills it in",
+                file=sys.stderr,
+            )
+        if database and database.replaced_others:
+            print(
+                f"Warning: another run wrote {database.uri} meanwhile, and this one's has taken its place; "
+                f"nothing else is affected: `blindsweep reindex --store {quote(store)}` makes one of both from the records",
+                file=sys.stderr,
+            )
+        if rehearse:
+            _show_rehearsal(where, name)
+        is_partial = bool(result.failures or result.hold or piece)
+        said = None
+        if report:
+            try:
+                if _is_evaluated(where, name):
+                    said = write_report(where, name, None, partial=is_partial)
+                else:
+                    print("no report: no task model is evaluated yet", file=sys.stderr)
+            except (UserError, OSError) as error:
+                if not is_partial and not is_read_only(error):
+                    raise
+                print(f"no report: {in_lines(error)}", file=sys.stderr)
+        # A piece is not asked for its part of the answer: who builds further seeds may not want to know it yet.
+        elif not rehearse and not piece and (said := answer_of(where, name)):
+            print(said)
+        if said and result.index:
+            with database.open() if database else contextlib.nullcontext():
+                describe_in_mlflow(result.index, where, name, said, is_reported=report)
+        elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
+        print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
+        is_over = bool(result.hold) and meter.is_reached
+        if is_over:
+            built = f"{result.num_cached + result.num_built:,} of {result.num_steps:,} artifacts are built"
+            goes_on = "the same command with a larger --budget goes on"
+            print(f"{name}: {meter.line()}, and {result.hold}: {built}; {goes_on}", file=sys.stderr)
+        if result.failures:
+            fail(_describe_failures(name, result.failures))
+        if is_over:
+            raise typer.Exit(OVER_BUDGET)
 
 
 def _is_evaluated(store: Store, name: str) -> bool:

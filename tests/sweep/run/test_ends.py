@@ -328,3 +328,34 @@ def test_rays_handler_of_sigterm_does_not_stay() -> None:
             _keeping_handler_of_sigterm(start_ray)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+AT_THE_END = """
+import os, signal, sys, time
+from sweep.cli import main
+from sweep.commands import run
+from sweep.run import study_run
+NUMBER = int(sys.argv.pop())
+
+def write_report(*of, **how):
+    os.kill(os.getpid(), NUMBER)
+    time.sleep(1)
+    print("the report is written")
+
+study_run.run_study = lambda *of, **how: study_run.Result(1, 1, 0, (), ())
+run._is_evaluated, run.write_report = lambda *of: True, write_report
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_the_report_is_written_ends_the_run_as_ever_and_a_notice_lets_it_be_written(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", AT_THE_END, "run", "demo", *CELL, "--store", str(tmp_path), str(int(number))]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    if number is signal.SIGUSR1:
+        assert ended.returncode == 0 and "the report is written" in ended.stdout
+    else:
+        assert ended.returncode == 128 + number and "the report" not in ended.stdout
+        assert ended.stderr == f"stopped by {number.name}: what is built is kept; the same command goes on\n"
