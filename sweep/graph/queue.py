@@ -475,13 +475,26 @@ class StepQueue:
                 if not self._unbuilt[user.fingerprint]:
                     self._make_ready(self.waiting[user.fingerprint])
 
-    def again(self, fingerprint: str, *, alone: bool = False) -> None:
-        """Put a running step back, from now on to be run `alone` if that is asked; it is ready when its inputs are built."""
+    def again(self, fingerprint: str, *, alone: bool = False, with_all: bool = False) -> None:
+        """Put a running step back; it is ready when its inputs are built.
+
+        From now on it has a lane `alone` if that is asked, or one `with_all` that there is, beside which nothing runs.
+        """
         step = self._stop(fingerprint)
-        if alone:
+        if alone or with_all:
             step = replace(step, resources=replace(step.resources, max_group=1))
             self._kinds.pop(fingerprint, None)
+        if with_all:
+            self._need[fingerprint] = self._all
         self._wait(step)
+
+    @property
+    def _all(self) -> tuple[float, float]:
+        return self.capacity.cpus, self.capacity.gpus
+
+    def has_all(self, step: Step) -> bool:
+        """Whether nothing else runs beside a step."""
+        return self._need[step.fingerprint] == self._all
 
     def rebuild(self, fingerprints: Iterable[str]) -> None:
         """Take built steps back: they are to be built again, and steps that wait for their inputs wait for them."""

@@ -12,6 +12,7 @@ from pipelines.errors import NoticeError, StalledError, StoreUnreachableError, U
 from sweep.index.address import secrets_of
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
+LOW_ON_MEMORY = "Ray ended its process because the machine ran low on memory"
 MACHINE_LOST = "the machine that it ran on was lost"
 # By name: whoever reads a failure need not have Ray, nor every library that a store is reached with.
 MACHINE_ERRORS = {
@@ -26,7 +27,6 @@ MACHINE_ERRORS = {
 PROCESS_ERRORS = {
     "RayActorError",
     "WorkerCrashedError",
-    "OutOfMemoryError",
     "RaySystemError",
     # Ray Train's: a worker was gone before it had begun; why, it does not pass on.
     "WorkerGroupStartupFailedError",
@@ -67,6 +67,8 @@ class Kind(StrEnum):
     """It raised: its own doing."""
     DEATH = "death"
     """A process of it died, or a connection broke, and its machine lives: in doubt."""
+    MEMORY = "memory"
+    """Ray ended a process of it since its machine ran low on memory, whoever took that: in doubt as well."""
     LOSS = "loss"
     """Its machine, or Ray on it, was lost."""
 
@@ -84,7 +86,7 @@ def kind(error: BaseException) -> Kind:
     workers that live on fail of the connection to one that is gone.
     """
     kinds = {_kind(cause) for cause in _causes(error)}
-    return next(kind for kind in (Kind.LOSS, Kind.DEATH, Kind.FAILURE) if kind in kinds)
+    return next(kind for kind in (Kind.LOSS, Kind.MEMORY, Kind.DEATH, Kind.FAILURE) if kind in kinds)
 
 
 def _kind(error: BaseException) -> Kind:
@@ -94,7 +96,9 @@ def _kind(error: BaseException) -> Kind:
         return Kind.FAILURE  # it was raised; what it wraps is looked at by itself
     if names & MACHINE_ERRORS or getattr(error, "preempted", False):
         return Kind.LOSS
-    if names & PROCESS_ERRORS or type(error).__module__.partition(".")[0] == "ray":
+    if _is_low_on_memory(error):
+        return Kind.MEMORY
+    if names & PROCESS_ERRORS or _is_ray_s(error):
         if re.search(r"node has died|node was terminated|raylet died", text):
             return Kind.LOSS
         return Kind.DEATH if names & PROCESS_ERRORS else Kind.FAILURE
@@ -118,7 +122,7 @@ def root_cause(error: BaseException) -> BaseException:
         if messages := re.findall(r"^(?:[\w.]*\.)?UserError: (.+)$", str(cause), flags=re.MULTILINE):
             return UserError(messages[-1])
     for cause in chain:
-        if type(cause).__module__.partition(".")[0] != "ray":
+        if not _is_ray_s(cause):
             return cause
         if text := _raised(str(cause)) or _death(cause):
             return ForeignError(text)
@@ -151,8 +155,9 @@ def _death(error: BaseException) -> str:
     """The end of a process that could raise nothing any more, in plain words; empty if `error` is of something else."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
-    if "OutOfMemoryError" in kinds or "running low on memory" in text:
-        return "Ray ended its process because the machine ran low on memory"
+    if _is_low_on_memory(error):
+        used = re.search(r"was ([\d.]+) ?GB used / ([\d.]+) ?GB", text)
+        return LOW_ON_MEMORY + (f" ({used[1]} of {used[2]} GB were used)" if used else "")
     if "NodeDiedError" in kinds or "node has died" in text or getattr(error, "preempted", False):
         return MACHINE_LOST
     if not kinds & {"RayActorError", "WorkerCrashedError"}:
@@ -160,6 +165,16 @@ def _death(error: BaseException) -> str:
     if code := re.search(r"exit code (\d+)", text):
         return f"its process ended with exit code {code[1]}"
     return PROCESS_DIED
+
+
+def _is_ray_s(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "ray"
+
+
+def _is_low_on_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor ended a process. torch's error of the same name is of a GPU's memory."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return _is_ray_s(error) and ("OutOfMemoryError" in kinds or "running low on memory" in str(error))
 
 
 def is_read_only(error: BaseException) -> bool:

@@ -10,12 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweep.graph.stages import REGISTRY, Job, Stage, Workers
 from sweep.graph.step import Step
-from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, one_line
+from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind, one_line
 from sweep.run.machine import live_nodes
 from sweep.run.trial import Order, Outcome, carry_out, job_ahead
 
@@ -23,6 +23,16 @@ MOST_AT_ONCE = 128
 """Threads of a host: one for each step that it has, and for whoever waits for the lane's end."""
 DETECTION_S = 30.0
 """How long Ray may take to find that a machine is gone, of which the processes on others know at once."""
+
+
+@dataclass(frozen=True)
+class HostLost(Outcome):
+    """The outcome of all that a host had, whose process has ended: who drives the lane says when."""
+
+
+def host_lost(error: Exception) -> HostLost:
+    """What the end of a host, on the machine of the run, means for its steps."""
+    return HostLost(None, one_line(error), kind=Kind.MEMORY if kind(error) is Kind.MEMORY else Kind.DEATH)
 
 
 class LaneHost:
@@ -130,8 +140,8 @@ class Hosts:
         """Have a host take on a step; what `arrived` knows it by."""
         return host.carry_out.remote(lane, order)
 
-    def arrived(self, sent: Iterable[Any], *, wait_s: float = 0.0) -> Iterator[tuple[Any, Outcome | None]]:
-        """Those of `sent` whose outcome is there, and it; None where the host has died. All are waited for so long at most."""
+    def arrived(self, sent: Iterable[Any], *, wait_s: float = 0.0) -> Iterator[tuple[Any, Outcome]]:
+        """Those of `sent` whose outcome is there, and it. All are waited for so long at most."""
         import ray
 
         waiting = list(sent)
@@ -140,8 +150,8 @@ class Hosts:
         for ref in ray.wait(waiting, num_returns=len(waiting), timeout=wait_s)[0]:
             try:
                 yield ref, ray.get(ref)
-            except ray.exceptions.ActorDiedError:
-                yield ref, None
+            except (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError) as error:
+                yield ref, host_lost(error)
             except ray.exceptions.RayError as error:
                 # A step's own failure is an outcome: this one is of what came back from it.
                 yield ref, Outcome(None, one_line(error), kind=Kind.DEATH)

@@ -7,6 +7,7 @@ of their lanes do.
 """
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -25,8 +26,8 @@ from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
-from sweep.run.failures import Kind, one_line
-from sweep.run.lanes import Hosts, judged, machines_up
+from sweep.run.failures import Kind
+from sweep.run.lanes import HostLost, Hosts, host_lost, judged, machines_up
 from sweep.run.machine import git_state, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
@@ -100,6 +101,7 @@ def run_steps(run: "Run") -> Progress:
         os.environ.setdefault(name, value)
     # While Tune starts.
     run.hosts.prepare(run.queue.ready)
+    have_tune_survive_low_memory()
     from ray import tune
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
@@ -127,6 +129,32 @@ def run_steps(run: "Run") -> Progress:
             ),
         ).fit()
     return run.progress
+
+
+@functools.cache
+def have_tune_survive_low_memory() -> None:
+    """Have Tune take a trial whose process Ray's memory monitor has ended for one that failed.
+
+    Ray says so by an error that is none of an actor's, of which Tune ends the whole experiment: when a trial's work has ended,
+    and when it is asked how it began.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.tune.experiment.trial import Trial
+
+    failed, began = RayActorManager._actor_task_failed, Trial._get_default_result_or_future
+
+    def actor_task_failed(manager: Any, task: Any, error: Exception) -> None:
+        failed(manager, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+
+    def default_result(trial: Any) -> Any:
+        try:
+            return began(trial)
+        except OutOfMemoryError:
+            trial._default_result_or_future = None
+            return None
+
+    RayActorManager._actor_task_failed, Trial._get_default_result_or_future = actor_task_failed, default_result
 
 
 def _check_own_ray() -> None:
@@ -177,6 +205,9 @@ class _Lane:
     got_on: bool | None = None
     """Whether its steps had got on when they were cut off; None before that."""
     is_closed: bool = False
+    num_trials: int = 1
+    lost: Outcome | None = None
+    """What became of the steps that it has, by what its host has left."""
 
     @property
     def steps(self) -> list[Step]:
@@ -216,6 +247,7 @@ class Run:
         self.progress = Progress(self.steps, self.cached)
         self.git = git_state()
         self.lanes: dict[str, _Lane] = {}  # by the trial's id
+        self._without_trial: list[_Lane] = []
         self._started = time.time()
         self._built_at: dict[str, float] = {}
         self._num_lanes = 0
@@ -235,6 +267,9 @@ class Run:
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
         self._look_around()
+        if self._without_trial:
+            self.lanes[trial_id] = taken_up = self._without_trial.pop()
+            return _handed(taken_up)
         if (self.hold or self.queue.is_exhausted) and not self.queue.running:
             return "FINISHED"
         if self.hold:
@@ -258,7 +293,7 @@ class Run:
             return "FINISHED"
         opened = self._opened(trial_id, lane)
         self._give(opened, steps)
-        return {"lane": _Sealed((opened.name, opened.host))}
+        return _handed(opened)
 
     def _opened(self, trial_id: str, lane: Lane) -> "_Lane":
         self._num_lanes += 1
@@ -279,7 +314,7 @@ class Run:
         assert lane.awaited is not None
         opened = self._opened(trial_id, lane)
         self.hosts.open(opened.host, opened.name, self._order(opened, lane.awaited))
-        return {"lane": _Sealed((opened.name, opened.host))}
+        return _handed(opened)
 
     def _is_near(self, step: Step) -> bool:
         return self._seconds_until(step, unsaid_s=math.inf) <= NEAR_S
@@ -357,7 +392,12 @@ class Run:
         said = (result or {}).get("lost")
         # Of a lane that has ended, the last outcome may still be on its way: another process has said so.
         self._collect(lane, wait_s=0.0 if error or said else ARRIVAL_S)
-        lost = said or Outcome(None, "the process that drove it was lost", kind=Kind.DEATH)
+        if error and lane.lost is None and lane.num_trials < MAX_LOSSES:
+            # Only what stood for it in Tune has ended. If its host has, too, the next one says so.
+            lane.num_trials += 1
+            self._without_trial.append(lane)
+            return
+        lost = said or lane.lost or Outcome(None, "the process that drove it was lost", kind=Kind.DEATH)
         left = list(lane.lane.steps.values())
         for step in left:
             self._ended(lane, step, replace(self._with_log(lost, step), was_neighbour=len(left) > 1))
@@ -368,7 +408,7 @@ class Run:
         """The outcome of a step whose host has died, and of which nothing was written yet."""
         # A store that is away says so when the step is tried again.
         with contextlib.suppress(Exception):
-            if is_taken_over(self.store, step):
+            if lost.kind is not Kind.MEMORY and is_taken_over(self.store, step):
                 # A process ends itself when its lease is another driver's, which Ray does not pass on.
                 lost = replace(lost, error="another driver has taken its artifact over")
         return replace(lost, log=keep_log(RuntimeError(lost.error), step, self.store))
@@ -377,8 +417,9 @@ class Run:
         """Take in what has become of the steps of a lane."""
         for sent, outcome in list(self.hosts.arrived(lane.sent, wait_s=wait_s)):
             step = lane.sent.pop(sent)
-            # Of a host that has died, the trial says more.
-            if outcome is not None:
+            if isinstance(outcome, HostLost):
+                lane.lost = outcome
+            else:
                 self._ended(lane, step, outcome)
 
     def attend(self) -> None:
@@ -520,7 +561,8 @@ class Run:
             return
         event, outcome = self._verdict(step, outcome, has_progress)
         if event != "failed" and self.queue.is_possible(step):
-            self.queue.again(step.fingerprint, alone=event == "retry" and outcome.was_neighbour)
+            alone = event == "retry" and outcome.was_neighbour
+            self.queue.again(step.fingerprint, alone=alone, with_all=self._is_to_have_all(outcome))
             self.progress.retried[step.fingerprint] = outcome
             self.listener(event, step, self.progress)
             return
@@ -544,8 +586,10 @@ class Run:
             return "failed", outcome
         if outcome.was_stopped:
             return "retry", outcome
+        if self._is_to_have_all(outcome) and not self.queue.has_all(step):
+            return "retry", replace(outcome, error=f"{outcome.error}: it is tried again with nothing of this run beside it")
         # A process that dies twice at one place dies of what it does there; one that had got on may have been killed.
-        if outcome.kind is Kind.LOSS or (outcome.kind is Kind.DEATH and has_progress):
+        if outcome.kind is Kind.LOSS or (outcome.kind in (Kind.DEATH, Kind.MEMORY) and has_progress):
             self.progress.losses[fingerprint] += 1
             self._losses_in_a_row[fingerprint] += 1
             if self._losses_in_a_row[fingerprint] < MAX_LOSSES:
@@ -554,7 +598,17 @@ class Run:
         if outcome.was_neighbour:
             return "retry", outcome
         self.attempts[fingerprint] += 1
-        return ("retry" if self.attempts[fingerprint] <= self.max_failures else "failed"), outcome
+        if self.attempts[fingerprint] <= self.max_failures:
+            return "retry", outcome
+        if outcome.kind is Kind.MEMORY:
+            beside = "with nothing of this run beside it" if self.queue.has_all(step) else "beside others"
+            outcome = replace(outcome, error=f"{outcome.error}, {beside}; free memory on it, or use one that has more")
+        return "failed", outcome
+
+    def _is_to_have_all(self, outcome: Outcome) -> bool:
+        """Whether a step may do well with the machine to itself. Of a cluster's machines it would wait for all."""
+        is_own = not (outcome.was_neighbour or outcome.was_stopped or outcome.is_final)
+        return outcome.kind is Kind.MEMORY and is_own and self.look is None
 
     def poll(self) -> None:
         """Fetch the latest throughput without waiting for it."""
@@ -612,6 +666,11 @@ class Run:
             self.listener("waits", step, self.progress)
 
 
+def _handed(lane: _Lane) -> dict[str, Any]:
+    """What a trial is told of the lane that it stands for."""
+    return {"lane": _Sealed((lane.name, lane.host))}
+
+
 def _kind(step: Step) -> tuple[str, type]:
     """Steps of one kind take about as long: an untrained starting point is written, the others are finetuned."""
     return step.stage, type(step.config)
@@ -642,7 +701,7 @@ def _trial(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         ray.get(host.serve.remote(name))
     except ray.exceptions.RayError as error:
-        return {"lost": judged(Outcome(None, one_line(error), kind=Kind.DEATH), machines)}
+        return {"lost": judged(host_lost(error), machines)}
     # Of a trial without any result Tune prints a line.
     return {"lost": False}
 

@@ -142,6 +142,35 @@ def test_a_step_that_is_put_back_keeps_its_place() -> None:
     assert names(queue) == ["b"]
 
 
+def test_a_step_that_is_put_back_with_all_waits_until_nothing_runs_and_nothing_starts_beside_it() -> None:
+    a, b, c = step("a"), step("b"), step("c")
+    queue = StepQueue([a, b, c], [], Capacity(2, 1))
+    assert names(queue) == ["a", "b"]
+    queue.again(a.fingerprint, with_all=True)
+    assert queue.has_all(a) and not queue.has_all(b)
+    # One that is smaller goes before it, as ever a few times.
+    assert names(queue) == ["c"]
+    queue.succeeded(b.fingerprint)
+    assert names(queue) == []
+    queue.succeeded(c.fingerprint)
+    assert names(queue) == ["a"]
+    queue.again(a.fingerprint)
+    assert names(queue) == ["a"] and queue.has_all(a), "from now on"
+
+
+def test_a_step_with_all_joins_no_lane_of_its_kind() -> None:
+    base, start, (cell, *more) = start_and_cells(3)
+    queue = StepQueue([base, start, cell, *more], [base.fingerprint, start.fingerprint], Capacity(9, 1))
+    lane = opened(queue)
+    assert slugs(lane.steps.values()) == ["cell0", "cell1"]
+    queue.again(cell.fingerprint, with_all=True)
+    assert slugs(queue.join(lane)) == ["cell2"]
+    queue.succeeded(more[0].fingerprint)
+    queue.succeeded(more[1].fingerprint)
+    assert queue.join(lane) == [] and not queue.may_wait(lane)
+    assert names(queue) == ["cell0"]
+
+
 def test_a_step_without_room_is_found_among_those_that_run_and_else_among_the_ready() -> None:
     large, gpu = step("large", cpus=2), step("gpu", gpus=1)
     queue = StepQueue([large, gpu], [], Capacity(4, 1))

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock
 
 import psutil
 import pytest
@@ -25,7 +25,7 @@ from sweep.run.lanes import Hosts
 from sweep.run.progress import Progress
 from sweep.run.session import RayOptions, ray_session
 from sweep.run.trial import Outcome, job_ahead
-from sweep.run.tune import LINGER_S, Run, run_steps
+from sweep.run.tune import LINGER_S, MAX_LOSSES, Run, run_steps
 from sweep.study.grid import build_grid
 from tests.sweep.run.stand_in_hosts import StandInHosts, end, orders_of
 from tests.sweep.run.tiny_study import tiny
@@ -137,6 +137,27 @@ def test_steps_that_a_lost_host_had_under_way_are_neighbours_and_what_it_built_s
     assert [outcome.was_neighbour for outcome in run.progress.retried.values()] == [True, True]
     assert run.progress.losses == {TWO.fingerprint: 1}
     assert run.suggest("alone") and len(orders_of(run, "alone")) == 1
+
+
+def test_a_lane_whose_trial_s_process_ends_has_another_and_goes_on(run: Run) -> None:
+    run.complete("cells", None, error=True)
+    assert not run.progress.retried and ONE.fingerprint in run.progress.running
+    end(run, "set", built(SET))
+    assert run.suggest("again") == {"lane": ANY} and run.suggest("none") is None
+    assert [order.step.slug for order in orders_of(run, "again")] == ["one", "two"] and hosts(run).sound == [True]
+    # Its host has ended as well.
+    run.complete("again", {"lost": Outcome(None, "its process died", kind=Kind.DEATH)}, error=False)
+    assert [outcome.error for outcome in run.progress.retried.values()] == ["its process died"] * 2
+
+
+def test_a_lane_whose_trial_s_processes_end_one_after_another_is_given_up(run: Run) -> None:
+    trial = "cells"
+    for number in range(MAX_LOSSES):
+        assert not run.progress.retried
+        run.complete(trial, None, error=True)
+        trial = f"cells{number}"
+        run.suggest(trial)
+    assert [outcome.error for outcome in run.progress.retried.values()] == ["the process that drove it was lost"] * 2
 
 
 def test_an_outcome_that_comes_after_its_trial_s_end_is_waited_for(run: Run) -> None:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray.exceptions
+from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.tune.experiment.trial import Trial
 
 from pipelines.data.training_set import TrainingSetConfig
 from pipelines.errors import NeighbourFailedError, NotBegunError, UserError
@@ -21,15 +24,16 @@ from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY, Job, Stage
 from sweep.graph.step import Step
 from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind
-from sweep.run.lanes import judged
+from sweep.run.lanes import host_lost, judged
 from sweep.run.progress import Progress
 from sweep.run.trial import Order, Outcome, carry_out
-from sweep.run.tune import MAX_LOSSES, Run
+from sweep.run.tune import MAX_LOSSES, Run, have_tune_survive_low_memory
 from tests.sweep.run.stand_in_hosts import StandInHosts, end
 
 FAILED = Outcome(None, "TypeError: unexpected")
 FINAL = Outcome(None, "size=0; give 1", is_final=True)
 DIED = Outcome(None, "its process died", kind=Kind.DEATH)
+KILLED = Outcome(None, "the machine ran low on memory", kind=Kind.MEMORY)
 LOST = Outcome(None, MACHINE_LOST, kind=Kind.LOSS)
 
 
@@ -44,6 +48,11 @@ NODE_DIED = actor_died(
     "The actor died because its node has died. Node Id: ab\n\tthe actor's node was terminated unexpectedly: "
 )
 ACTOR_DIED = actor_died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR")
+LOW_ON_MEMORY = ray.exceptions.OutOfMemoryError(
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 7284) was 7.32GB "
+    "used / 23.54GB limit (0.310949)"
+)
+LOW_ON_GPU_MEMORY = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")  # torch's
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
 
 
@@ -70,7 +79,10 @@ def from_train(*failures: Exception) -> Exception:
         (ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")), Kind.DEATH),
         (ACTOR_DIED, Kind.DEATH),
         (ray.exceptions.WorkerCrashedError(), Kind.DEATH),
-        (ray.exceptions.OutOfMemoryError("running low on memory"), Kind.DEATH),
+        (LOW_ON_MEMORY, Kind.MEMORY),
+        (from_train(GLOO, WorkerHealthCheckFailedError("rank 1", LOW_ON_MEMORY)), Kind.MEMORY),
+        (ray.exceptions.RayTaskError("run", "Traceback: …", LOW_ON_GPU_MEMORY).as_instanceof_cause(), Kind.FAILURE),
+        (LOW_ON_GPU_MEMORY, Kind.FAILURE),
         (ConnectionResetError("the store"), Kind.DEATH),
         (ray.exceptions.RayTaskError("run", "Traceback: connection closed", TypeError("unexpected")), Kind.FAILURE),
         (UserError("size=0; give 1"), Kind.FAILURE),
@@ -187,6 +199,66 @@ def test_a_process_that_dies_at_one_place_is_the_steps_own_failure(alone: Attemp
         commits["step"] = number
         assert alone.end(DIED) == ["lost"]
     assert alone.end(DIED) == ["retry"] and alone.end(DIED) == ["failed"]
+
+
+def one_of_two(path: Path, **options: Any) -> Attempts:
+    """A step on a machine that has room for two."""
+    attempts = Attempts([Step("starting_set", "step", TrainingSetConfig("starting", size=3, seed=0))], set(), path, **options)
+    attempts.run.queue.capacity = Capacity(2, 0)
+    return attempts
+
+
+def test_a_step_that_memory_was_short_for_has_the_machine_to_itself_before_that_counts(
+    commits: dict[str, int], tmp_path: Path
+) -> None:
+    two = one_of_two(tmp_path)
+    (step,) = two.run.steps
+    commits["step"] = 1  # progress or none
+    assert two.end(KILLED) == ["retry"]
+    assert two.run.queue.has_all(step) and not two.run.attempts and not two.run.progress.losses
+    (said,) = two.run.progress.retried.values()
+    assert said.error == "the machine ran low on memory: it is tried again with nothing of this run beside it"
+    assert two.end(KILLED) == ["retry"] and two.end(KILLED) == ["failed"]
+    (outcome,) = two.run.progress.failed.values()
+    assert "low on memory, with nothing of this run beside it; free memory" in outcome.error
+
+
+def test_what_memory_was_short_for_waits_for_no_whole_cluster_nor_what_was_no_cause(
+    alone: Attempts, commits: dict[str, int], tmp_path: Path
+) -> None:
+    assert alone.end(KILLED) == ["retry"] and alone.end(KILLED) == ["failed"], "it had all there was"
+    cluster = one_of_two(tmp_path, look=lambda: Capacity(2, 0))
+    assert cluster.end(KILLED) == ["retry"] and not cluster.run.queue.has_all(cluster.run.steps[0])
+    assert cluster.end(KILLED) == ["failed"]
+    neighbour = one_of_two(tmp_path)
+    for outcome in (replace(KILLED, was_neighbour=True), replace(KILLED, was_stopped=True)):
+        assert neighbour.end(outcome) == ["retry"] and not neighbour.run.queue.has_all(neighbour.run.steps[0])
+
+
+def test_a_host_that_was_ended_for_memory_is_known_by_its_outcome_where_the_trial_was_ended_too(two: Attempts) -> None:
+    assert two.run.suggest("trial")
+    assert isinstance(two.run.hosts, StandInHosts)
+    two.run.hosts.outcomes = dict.fromkeys(two.run.lanes["trial"].sent, host_lost(LOW_ON_MEMORY))
+    two.run.complete("trial", None, error=True)
+    outcomes = list(two.run.progress.retried.values())
+    assert [outcome.kind for outcome in outcomes] == [Kind.MEMORY] * 2
+    assert {outcome.error for outcome in outcomes} == {
+        "Ray ended its process because the machine ran low on memory (7.32 of 23.54 GB were used)"
+    }
+
+
+def test_tune_takes_a_trial_that_was_ended_for_memory_for_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        have_tune_survive_low_memory()
+    manager, task = Mock(_failed_actor_ids=set()), Mock()
+    RayActorManager._actor_task_failed(manager, task, LOW_ON_MEMORY)
+    (_, error), _ = task._on_error.call_args
+    assert isinstance(error, ray.exceptions.RayActorError) and "running low on memory" in str(error)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        RayActorManager._actor_task_failed(manager, task, TypeError("unexpected"))
+    monkeypatch.setattr(ray, "get", Mock(side_effect=LOW_ON_MEMORY))
+    trial = Mock(_default_result_or_future=ray.ObjectRef(b"1" * 28))
+    assert Trial._get_default_result_or_future(trial) is None and trial._default_result_or_future is None
 
 
 def test_a_group_whose_machine_is_lost_goes_on_together(two: Attempts) -> None:
