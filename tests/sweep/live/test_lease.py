@@ -166,6 +166,15 @@ def test_a_step_whose_process_ended_for_its_lease_says_that_another_driver_has_i
     assert said(ELSEWHERE | {"free": True}) == "its process died"
 
 
+def test_on_a_local_store_a_process_that_still_holds_its_lock_while_it_ends_is_no_other_driver_s(tmp_path: Path) -> None:
+    step = Step("task_model", "cell", Config())
+    run = Run([step], set(), Store(tmp_path), Capacity(1, 0), hosts=StandInHosts())
+    assert run.suggest("trial")
+    with lease(run.store.folder(step.id)):
+        run.complete("trial", {"lost": Outcome(None, "its process died", kind=Kind.DEATH)}, error=False)
+    assert run.progress.retried[step.fingerprint].error == "its process died"
+
+
 @pytest.mark.slow
 def test_two_drivers_at_once_build_one_artifact_once(bucket: str, start: Start) -> None:
     first = start("build", bucket, "first", first="building")
