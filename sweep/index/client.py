@@ -92,7 +92,13 @@ class Client:
             if began < self._rest_until:
                 raise TimeoutError("MLflow did not answer a moment ago")
             try:
-                return within(CALL_S, getattr(self._client, name), *arguments, **options)
+                try:
+                    return within(CALL_S, getattr(self._client, name), *arguments, **options)
+                except Exception as error:
+                    # Another tracker has set the same tag between the look for it and the writing. Now it is there.
+                    if not name.startswith("set_") or "IntegrityError" not in str(error):
+                        raise
+                    return within(CALL_S, getattr(self._client, name), *arguments, **options)
             except Exception:
                 if time.monotonic() - began > SLOW_S:
                     self._rest_until = time.monotonic() + REST_S
