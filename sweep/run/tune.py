@@ -144,8 +144,10 @@ def have_tune_survive_low_memory() -> None:
 
     failed, began = RayActorManager._actor_task_failed, Trial._get_default_result_or_future
 
-    def actor_task_failed(manager: Any, task: Any, error: Exception) -> None:
-        failed(manager, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+    def actor_task_failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        failed(manager, tracked_actor_task, exception)
 
     def default_result(trial: Any) -> Any:
         try:

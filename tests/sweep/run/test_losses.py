@@ -251,11 +251,12 @@ def test_tune_takes_a_trial_that_was_ended_for_memory_for_one_that_failed(monkey
     for _ in range(2):
         have_tune_survive_low_memory()
     manager, task = Mock(_failed_actor_ids=set()), Mock()
-    RayActorManager._actor_task_failed(manager, task, LOW_ON_MEMORY)
+    # As the manager itself calls it.
+    RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=LOW_ON_MEMORY)
     (_, error), _ = task._on_error.call_args
     assert isinstance(error, ray.exceptions.RayActorError) and "running low on memory" in str(error)
     with pytest.raises(RuntimeError, match="unexpected"):
-        RayActorManager._actor_task_failed(manager, task, TypeError("unexpected"))
+        RayActorManager._actor_task_failed(manager, tracked_actor_task=task, exception=TypeError("unexpected"))
     monkeypatch.setattr(ray, "get", Mock(side_effect=LOW_ON_MEMORY))
     trial = Mock(_default_result_or_future=ray.ObjectRef(b"1" * 28))
     assert Trial._get_default_result_or_future(trial) is None and trial._default_result_or_future is None
