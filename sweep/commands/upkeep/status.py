@@ -15,7 +15,7 @@ from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUr
 from sweep.graph.records import Store
 from sweep.graph.spending import as_json as as_json_spending
 from sweep.graph.spending import read_spending, spent_in_words
-from sweep.live.heartbeat import Beat
+from sweep.live.heartbeat import Beat, Working
 from sweep.live.state import StudyState, Watch, as_json, blocked_lines, look
 
 STILL_S = 600.0
@@ -152,11 +152,15 @@ def _still(beat: Beat) -> str:
 def _working(state: StudyState, stage: str) -> list[str]:
     from sweep.run.progress import seconds
 
-    lines = []
+    steps: dict[str, Working] = {}
     for step in state.working:
-        if step.stage == stage:
-            done = "" if step.fraction_done is None else f"{100 * min(max(step.fraction_done, 0), 1):.0f}% done"
-            lines.append(f"{step.slug}: {', '.join(filter(None, (f'for {seconds(step.seconds)}', done, step.rate)))}")
+        # Of two runs that have the same step, one waits for the other's artifact and has no more to say of it.
+        if step.stage == stage and (step.slug not in steps or step.fraction_done is not None):
+            steps[step.slug] = step
+    lines = []
+    for step in steps.values():
+        done = "" if step.fraction_done is None else f"{100 * min(max(step.fraction_done, 0), 1):.0f}% done"
+        lines.append(f"{step.slug}: {', '.join(filter(None, (f'for {seconds(step.seconds)}', done, step.rate)))}")
     return lines
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -288,3 +289,11 @@ def test_a_real_run_is_seen_while_it_goes_on_and_after_it_was_killed(tmp_path: P
     dead = look(store, "demo")
     assert dead.live == () and len(dead.dead) == 1 and dead.count("running") == 0
     assert dead.count("done") >= 2
+
+
+def test_a_step_that_two_runs_have_is_shown_once_by_the_one_that_builds_it() -> None:
+    waits = Working("task_model", "cell", "ab", 9.0)
+    builds = replace(waits, seconds=8.0, rate="90 examples/s", fraction_done=0.5)
+    for working in ((waits, builds), (builds, waits)):
+        assert status._working(Mock(working=working), "task_model") == ["cell: for 8s, 50% done, 90 examples/s"]
+    assert status._working(Mock(working=(waits, waits)), "task_model") == ["cell: for 9s"]
