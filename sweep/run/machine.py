@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -43,6 +44,13 @@ def hardware() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "gpus": gpus,
     }
+
+
+def memory_in_use() -> tuple[float, float]:
+    """GB of memory that are in use on this machine, and that it has, as Ray counts them where no container has a limit."""
+    found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    total, available = (int(found[name]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    return total - available, total
 
 
 def local_resources() -> dict[str, int]:

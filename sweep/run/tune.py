@@ -28,7 +28,7 @@ from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
 from sweep.run.failures import Kind
 from sweep.run.lanes import HostLost, Hosts, host_lost, judged, machines_up
-from sweep.run.machine import git_state, temporary_folder
+from sweep.run.machine import git_state, memory_in_use, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
 from sweep.run.trial import Order, Outcome, is_taken_over, keep_log
@@ -74,7 +74,9 @@ ARRIVAL_S = 30.0
 LEFTOVERS_S = 60.0
 """How long after a failure placement groups are looked for that nobody owns any more."""
 LOOK_S, WAIT_S = 5.0, 60.0
-"""How often the cluster is looked at, and how long a step waits for a machine until that is said."""
+"""How often the cluster is looked at, and how long a step waits for a machine, or for memory, until that is said."""
+MEMORY_LIMIT, USUAL_LIMIT, START_GB = "RAY_memory_usage_threshold", 0.95, 1.0
+"""Ray's setting for the part of the memory above which it ends processes, what it is by itself, and what one takes to start."""
 
 Listener = Callable[[str, Step, Progress], None]
 """Called with "start", "done", "lost", "retry", "failed", "blocked" or "waits"."""
@@ -262,6 +264,7 @@ class Run:
         self._last_commits: dict[str, Any] = {}
         self._leftovers_until = self._looked_at = 0.0
         self._waiting: tuple[str, float] | None = None  # a step without room, and since when
+        self._low_since: float | None = None  # when memory was short, and has been since
         self._asked: Any = None
         self._asked_at = self._looked_ahead_at = 0.0
         self._first_seen: dict[str, tuple[float, float]] = {}  # fingerprint → when it first said how far it was, and how far
@@ -269,11 +272,13 @@ class Run:
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
         self._look_around()
+        if (self.hold or self.queue.is_exhausted) and not self.queue.running:
+            return "FINISHED"
+        if self._lacks_memory():
+            return None
         if self._without_trial:
             self.lanes[trial_id] = taken_up = self._without_trial.pop()
             return _handed(taken_up)
-        if (self.hold or self.queue.is_exhausted) and not self.queue.running:
-            return "FINISHED"
         if self.hold:
             return None
         if self._one_ends_soon():
@@ -479,6 +484,8 @@ class Run:
 
     def _ended(self, lane: "_Lane", step: Step, outcome: Outcome) -> None:
         lane.moved, lane.has_ended_one = time.monotonic(), True
+        if outcome.kind is Kind.MEMORY and self.look is None:
+            self._low_since = self._low_since or time.monotonic()
         if outcome.record is None:
             lane.has_failed = True
             lane.lane.is_ending |= outcome.kind is not Kind.FAILURE or outcome.was_neighbour or outcome.was_stopped
@@ -643,6 +650,28 @@ class Run:
                 _remove_orphaned_placement_groups()
             self._look_at_cluster()
         _check_own_ray()
+
+    def _lacks_memory(self) -> bool:
+        """Whether memory has been short since Ray ended a process for it, so that it would end what starts now."""
+        if self._low_since is None:
+            return False
+        try:
+            used, total = memory_in_use()
+            limit = total * float(os.environ.get(MEMORY_LIMIT, USUAL_LIMIT))
+        except (OSError, ValueError, KeyError):
+            used, limit, total = 0.0, math.inf, math.inf
+        if used + START_GB < limit:
+            self._low_since = None
+            return False
+        step = next(iter(self.queue.ready), None)
+        has_lasted = time.monotonic() - self._low_since > WAIT_S
+        if has_lasted and step is not None and step.fingerprint not in self.progress.waits:
+            self.progress.waits[step.fingerprint] = (
+                f"{used:.1f} of this machine's {total:.1f} GB of memory are in use, and above {limit:.1f} GB Ray ends what "
+                "runs; it goes on when there is memory"
+            )
+            self.listener("waits", step, self.progress)
+        return True
 
     def _look_at_cluster(self) -> None:
         """Follow the machines that come and go, and say once what a step has been waiting for."""

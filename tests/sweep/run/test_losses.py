@@ -124,6 +124,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     for name, stage in REGISTRY.items():
         monkeypatch.setitem(REGISTRY, name, replace(stage, last_commit=last_commit))
+    monkeypatch.setattr("sweep.run.tune.memory_in_use", lambda: (1.0, 20.0))
     return found
 
 
@@ -221,6 +222,26 @@ def test_a_step_that_memory_was_short_for_has_the_machine_to_itself_before_that_
     assert two.end(KILLED) == ["retry"] and two.end(KILLED) == ["failed"]
     (outcome,) = two.run.progress.failed.values()
     assert "low on memory, with nothing of this run beside it; free memory" in outcome.error
+
+
+def test_nothing_starts_while_another_program_has_the_memory_and_that_is_said(
+    commits: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, used = 0.0, 19.5
+    monkeypatch.setattr("sweep.run.tune.time.monotonic", lambda: now)
+    monkeypatch.setattr("sweep.run.tune.memory_in_use", lambda: (used, 20.0))
+    two = one_of_two(tmp_path)
+    assert two.end(KILLED) == ["retry"], "nobody looks before memory was short"
+    for now in (10.0, 50.0, 70.0, 500.0):  # noqa: B007 - the run's clock
+        assert two.run.suggest("none") is None
+    assert [event for event, _ in two.events] == ["start", "retry", "waits"]
+    (said,) = two.run.progress.waits.values()
+    assert said.startswith("19.5 of this machine's 20.0 GB of memory are in use, and above 19.0 GB Ray ends what runs")
+    used = 5.0
+    assert two.run.suggest("again")
+    two.run.complete("again", {"lost": LOST}, error=False)
+    used = 19.5
+    assert two.run.suggest("another"), "it was no memory that ended it"
 
 
 def test_what_memory_was_short_for_waits_for_no_whole_cluster_nor_what_was_no_cause(
