@@ -607,13 +607,15 @@ class working_folder:  # in lower case: it is used like a function, `with workin
         make_folder(self.folder)
         return self.folder
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if is_local(self.output):
-            if kind is None:
-                sync_tree(self.folder)
-            return
+    def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
         try:
-            if kind is None:
+            if kind is None and is_local(self.output):
+                sync_tree(self.folder)
+            elif kind is None:
                 publish(str(self.folder), self.output)
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if not is_local(self.output):
+                shutil.rmtree(self.folder, ignore_errors=True)
+        if os.strerror(errno.ENOSPC) in str(error) and getattr(error, "filename", None) is None:
+            # Libraries that write weights do not say on which disk.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error

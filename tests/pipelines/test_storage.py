@@ -1,3 +1,4 @@
+import errno
 import os
 import tempfile
 
@@ -158,6 +159,25 @@ def test_a_working_folder_of_a_file_address_is_the_folder_that_it_names(tmp_path
     with working_folder(f"file://{tmp_path}/a") as folder:
         (folder / "text").write_text("1")
     assert (tmp_path / "a" / "text").read_text() == "1"
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_a_full_disk_is_named_where_the_library_that_wrote_does_not(where, tmp_path, remote, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    with (
+        pytest.raises(OSError, match="No space left on device") as error,
+        working_folder(str(tmp_path / "a") if where == "local" else join(remote, "a")) as folder,
+    ):
+        (folder / "weights").symlink_to("/dev/full")
+        (folder / "weights").write_text("1")
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(folder)
+    assert folder.parent == (tmp_path if where == "local" else tmp_path / "scratch")
+
+
+def test_what_else_goes_wrong_in_a_working_folder_is_raised_as_it_is(tmp_path):
+    with pytest.raises(UserError, match="size=0"), working_folder(str(tmp_path / "a")):
+        raise UserError("size=0; give 1")
 
 
 class DiskCalls:
