@@ -432,13 +432,26 @@ def _partial(target: Path, content: bytes) -> Iterator[Path]:
     # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            _name_full_disk(error, target)
+            raise
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _name_full_disk(error: BaseException, path: Path) -> None:
+    """Have an error say that the disk of `path` is full. Python does not when it writes, and libraries raise their own."""
+    if os.strerror(errno.ENOSPC) not in str(error):
+        return
+    if not isinstance(error, OSError):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    error.filename = error.filename or str(path)
 
 
 def write_text(uri: str | os.PathLike[str], text: str) -> None:
@@ -616,6 +629,5 @@ class working_folder:  # in lower case: it is used like a function, `with workin
         finally:
             if not is_local(self.output):
                 shutil.rmtree(self.folder, ignore_errors=True)
-        if os.strerror(errno.ENOSPC) in str(error) and getattr(error, "filename", None) is None:
-            # Libraries that write weights do not say on which disk.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
+        if error is not None:
+            _name_full_disk(error, self.folder)

@@ -207,7 +207,11 @@ def run_study(
     if run.hold and index is not None:
         end_runs(index, study.experiment, {*progress.running, *progress.retried})
     failures = _failures(progress)
-    replace(study, failures=tuple(failures)).save(store)
+    try:
+        replace(study, failures=tuple(failures)).save(store)
+    except OSError as error:
+        # What is built is built, and what failed is still to be said.
+        notes.append(f"{store.uri} has no note of this run's end: {one_line(error)}")
     num_losses = progress.losses.total()
     return Result(
         len(steps),

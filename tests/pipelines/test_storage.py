@@ -161,18 +161,34 @@ def test_a_working_folder_of_a_file_address_is_the_folder_that_it_names(tmp_path
     assert (tmp_path / "a" / "text").read_text() == "1"
 
 
+def by_python(path):
+    path.symlink_to("/dev/full")
+    path.write_text("1")
+
+
+def by_a_library(path):
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("write", [by_python, by_a_library])
 @pytest.mark.parametrize("where", ["local", "remote"])
-def test_a_full_disk_is_named_where_the_library_that_wrote_does_not(where, tmp_path, remote, monkeypatch):
+def test_a_full_disk_is_named_where_the_library_that_wrote_does_not(where, write, tmp_path, remote, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     with (
         pytest.raises(OSError, match="No space left on device") as error,
         working_folder(str(tmp_path / "a") if where == "local" else join(remote, "a")) as folder,
     ):
-        (folder / "weights").symlink_to("/dev/full")
-        (folder / "weights").write_text("1")
+        write(folder / "weights")
     assert error.value.errno == errno.ENOSPC and error.value.filename == str(folder)
     assert folder.parent == (tmp_path if where == "local" else tmp_path / "scratch")
+
+
+def test_a_full_disk_is_named_where_a_text_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_text(tmp_path / "record.json", "{}")
+    assert error.value.filename == str(tmp_path / "record.json") and not list(tmp_path.iterdir())
 
 
 def test_what_else_goes_wrong_in_a_working_folder_is_raised_as_it_is(tmp_path):

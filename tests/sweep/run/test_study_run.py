@@ -1,20 +1,27 @@
 """A whole run of a study: the steps that it takes around Ray."""
 
 import dataclasses
+import errno
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from sweep.graph.integrity import STALE
+from sweep.graph.queue import Capacity
 from sweep.graph.records import RECORD_FILE, Record, Store, Study
 from sweep.graph.step import Step
 from sweep.plan.plan import Plan, make_plan
+from sweep.run import study_run
 from sweep.run.session import RayOptions
 from sweep.run.study_run import _set_damaged_aside, run_study
+from sweep.run.trial import Outcome
+from sweep.run.tune import Run
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.loading import Loaded
@@ -100,3 +107,24 @@ def test_a_run_begins_with_a_look_at_what_is_there(experiment: Experiment, tmp_p
     assert [member.step for member in looked if not member.is_cached] == found
     assert len(notes) == len(found) and all(f"set aside as {store.uri}/set-aside/{stage}/" in note for note in notes)
     assert [store.read_record(step.id) for step in found] == [None] * len(found)
+
+
+def test_what_failed_is_said_where_the_disk_has_no_room_to_note_it(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(run: Run, *of: object, **how: object) -> list[str]:
+        run.progress.failed[run.steps[0].fingerprint] = Outcome(None, "the disk is full")
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        return []
+
+    monkeypatch.setattr(study_run, "ray_session", lambda options, steps: nullcontext(Capacity(1, 0)))
+    monkeypatch.setattr(study_run, "usable_index", lambda store, uri: None)
+    monkeypatch.setattr(study_run, "_run_on_ray", fill_disk)
+    result = run_study(Loaded(experiment, {}), Store(tmp_path), "sqlite:///none", RayOptions())
+    assert [failure["error"] for failure in result.failures] == ["the disk is full"]
+    (note,) = result.notes
+    manifest = tmp_path / "studies" / f"{experiment.name}.json"
+    assert note == (
+        f"{tmp_path} has no note of this run's end: the disk is full at {manifest}; free some space and run the same command "
+        "again to go on"
+    )
