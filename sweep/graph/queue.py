@@ -12,9 +12,9 @@ nothing to do waits as long as the same holds (`may_wait`); else it ends.
 """
 
 import functools
-import itertools
+import heapq
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,6 +151,7 @@ def delay_of(lane: Lane, until_up_s: float, overdue_s: float, start_s: float) ->
 
 Near = Callable[[Step], bool]
 """Whether a step that is not built will be before long."""
+FirstNear = Callable[[Any, Near], Step | None]
 Fits = Callable[[tuple[float, float]], bool]
 
 
@@ -170,10 +171,15 @@ class StepQueue:
         self._ahead_needs = {self._need[step.fingerprint] for step in steps if starts_with(step) is not None}
         self._rank = self._ranks(steps)
         self._unbuilt = {fingerprint: self._num_unbuilt(step) for fingerprint, step in self.waiting.items()}
-        self._ready = sorted((step for step in self.waiting.values() if not self._unbuilt[step.fingerprint]), key=self._rank_of)
-        self._ready_needs = Counter(self._need[step.fingerprint] for step in self._ready)
         self._overtaken: dict[str, int] = {}
         self._kinds: dict[str, Any] = {}
+        self._same_kind: dict[Any, Any] = {}
+        # The same steps as a whole and by kind, stage and need: lanes look for theirs again and again.
+        self._ready: list[Step] = []
+        self._ready_alike: dict[tuple[Any, str, tuple[float, float]], list[Step]] = {}
+        for step in self.waiting.values():
+            if not self._unbuilt[step.fingerprint]:
+                self._make_ready(step)
 
     def _ranks(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
         """(minus the steps on the longest path that begins here, place in the grid): smaller comes first.
@@ -268,16 +274,19 @@ class StepQueue:
 
     def _waiting_for_room(self, lane: Lane, fits: Fits) -> Iterator[Step]:
         """The ready steps that wait for room of which `lane` holds some: no lane that is up takes them on."""
-        up: list[tuple[Any, str]] = []
-        for other in self.lanes:
-            if other.kind is not None and not other.is_ending and (serves := (other.kind, other.stage)) not in up:
-                up.append(serves)
-        for step in self._ready:
-            # Most of what is ready is of a kind that has lanes.
-            if (kind := self._kind(step), step.stage) not in up and (kind, "") not in up:
-                need = self._need[step.fingerprint]
-                if not fits(need) and any(map(min, need, lane.need)):
-                    yield step
+        # Most of what is ready is of a kind that has lanes.
+        waiting = [
+            steps
+            for (kind, stage, need), steps in self._ready_alike.items()
+            if not fits(need) and any(map(min, need, lane.need)) and not self._has_lane(kind, stage)
+        ]
+        return heapq.merge(*waiting, key=self._rank_of)
+
+    def _has_lane(self, kind: Any, stage: str) -> bool:
+        """Whether a lane is up that takes on such steps."""
+        return kind is not None and any(
+            lane.kind is kind and not lane.is_ending and lane.stage in ("", stage) for lane in self.lanes
+        )
 
     def open_ahead(self, is_near: Near, may_start: Callable[[Step], bool] = lambda step: True) -> Lane | None:
         """A lane without a step, for the most urgent one that is not ready, can be started ahead and lacks only what `is_near`.
@@ -310,17 +319,21 @@ class StepQueue:
             return lane
         return None
 
-    def may_wait(self, lane: Lane, is_near: Near | None = None) -> bool:
+    def may_wait(self, lane: Lane, is_near: Near | None = None, first_near: FirstNear | None = None) -> bool:
         """Whether `lane`, which has no step, is worth keeping.
 
         A step of its kind lacks only what `is_near` (without that: what is ready or being built), and no ready step waits for
-        its room that would keep it from being opened ahead.
+        its room that would keep it from being opened ahead. `first_near` is the queue's own, unless that has a memory.
         """
         if lane.is_ending or lane.kind is None:
             return False
-        step = next(self._foreseen(is_near or self._is_under_way, lane.kind), None)
+        step = (first_near or self.first_near)(lane.kind, is_near or self._is_under_way)
         # What lanes that end hold is on its way.
         return step is not None and not self._is_wanted(lane, step, self._fits(but_ending=True), if_served=is_near is not None)
+
+    def first_near(self, kind: Any, is_near: Near) -> Step | None:
+        """The most urgent step of `kind` that is not ready and lacks only what `is_near`."""
+        return next(self._foreseen(is_near, kind), None)
 
     def _is_under_way(self, step: Step) -> bool:
         return step.fingerprint in self.running or self._unbuilt.get(step.fingerprint) == 0
@@ -335,7 +348,7 @@ class StepQueue:
         first = next(self._waiting_for_room(lane, fits), None)
         if first is not None and self._rank_of(first)[0] <= length:
             return True
-        as_urgent = list(itertools.takewhile(lambda step: self._rank_of(step)[0] <= length, self._ready))
+        as_urgent = [steps[0] for steps in self._ready_alike.values() if self._rank_of(steps[0])[0] <= length]
         if lane not in self.lanes and any(fits(self._need[step.fingerprint]) for step in as_urgent):
             return True
         return if_served and any(self._lacks_lane(step, lane, fits) for step in as_urgent)
@@ -378,8 +391,8 @@ class StepQueue:
 
     def _next(self, is_served: Callable[[Step], bool]) -> Step | None:
         fits = self._fits()
-        # Few kinds of need and many steps: most often nothing fits, and no step has to be looked at to know it.
-        if not any(map(fits, self._ready_needs)):
+        # Few kinds and many steps: most often nothing fits, and no step has to be looked at to know it.
+        if not any(fits(need) for _, _, need in self._ready_alike):
             return None
         awaited = {lane.awaited.fingerprint for lane in self.lanes if lane.awaited is not None and not lane.is_ending}
         for place, step in enumerate(self._ready):
@@ -402,16 +415,21 @@ class StepQueue:
         return lambda need: need[0] <= free_cpus and need[1] <= free_gpus
 
     def _kind(self, step: Step) -> Any:
+        """What it may share a lane by; equal ones are the same object."""
         if step.fingerprint not in self._kinds:
             alone = step.fingerprint if starts_with(step) is not None else None
-            self._kinds[step.fingerprint] = in_common(step) or alone
+            kind = in_common(step) or alone
+            self._kinds[step.fingerprint] = self._same_kind.setdefault(kind, kind)
         return self._kinds[step.fingerprint]
 
-    def _ready_of(self, lane: Lane) -> list[Step]:
+    def _ready_of(self, lane: Lane) -> Sequence[Step]:
         """Of one that has steps, those of their stage: where a starting point is trained, a task model would wait for long."""
         if lane.kind is None:
-            return []
-        return [step for step in self._ready if self._kind(step) == lane.kind and lane.stage in ("", step.stage)]
+            return ()
+        alike = [
+            steps for (kind, stage, _), steps in self._ready_alike.items() if kind is lane.kind and lane.stage in ("", stage)
+        ]
+        return alike[0] if len(alike) == 1 else list(heapq.merge(*alike, key=self._rank_of))
 
     def _not_ready(self) -> list[Step]:
         return [step for fingerprint, step in self.waiting.items() if self._unbuilt[fingerprint]]
@@ -456,15 +474,16 @@ class StepQueue:
         return self.running.pop(fingerprint)
 
     def _withdraw(self, step: Step) -> None:
-        self._ready.remove(step)
-        need = self._need[step.fingerprint]
-        self._ready_needs[need] -= 1
-        if not self._ready_needs[need]:
-            del self._ready_needs[need]
+        of = self._kind(step), step.stage, self._need[step.fingerprint]
+        for steps in (self._ready, self._ready_alike[of]):
+            del steps[bisect_left(steps, self._rank_of(step), key=self._rank_of)]
+        if not self._ready_alike[of]:
+            del self._ready_alike[of]
 
     def _make_ready(self, step: Step) -> None:
-        self._ready_needs[self._need[step.fingerprint]] += 1
-        insort(self._ready, step, key=self._rank_of)
+        of = self._kind(step), step.stage, self._need[step.fingerprint]
+        for steps in (self._ready, self._ready_alike.setdefault(of, [])):
+            insort(steps, step, key=self._rank_of)
 
     def succeeded(self, fingerprint: str) -> None:
         self._stop(fingerprint)

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from sweep.graph.integrity import changed_inputs, why_stale
-from sweep.graph.queue import Capacity, Lane, StepQueue, delay_of
+from sweep.graph.queue import Capacity, FirstNear, Lane, Near, StepQueue, delay_of
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
@@ -420,9 +420,11 @@ class Run:
                 lost = replace(lost, error="another driver has taken its artifact over")
         return replace(lost, log=keep_log(RuntimeError(lost.error), step, self.store))
 
-    def _collect(self, lane: "_Lane", *, wait_s: float = 0.0) -> None:
-        """Take in what has become of the steps of a lane."""
-        for sent, outcome in list(self.hosts.arrived(lane.sent, wait_s=wait_s)):
+    def _collect(self, *lanes: "_Lane", wait_s: float = 0.0) -> None:
+        """Take in what has become of the steps of lanes."""
+        lane_of = {sent: lane for lane in lanes for sent in lane.sent}
+        for sent, outcome in list(self.hosts.arrived(lane_of, wait_s=wait_s)):
+            lane = lane_of[sent]
             step = lane.sent.pop(sent)
             if isinstance(outcome, HostLost):
                 lane.lost = outcome
@@ -431,8 +433,9 @@ class Run:
 
     def attend(self) -> None:
         """Take in outcomes, have lanes take on what is ready for them, and end those that are of no more use."""
-        for lane in list(self.lanes.values()):
-            self._collect(lane)
+        self._collect(*self.lanes.values())
+        first_near = functools.cache(self.queue.first_near)
+        is_near, may_be_near = functools.cache(self._is_near), functools.cache(self._may_be_near)
         for lane in [lane for lane in self.lanes.values() if not lane.is_closed]:
             if not self.hold and (steps := self.queue.join(lane.lane, self._is_overdue, self._is_served)):
                 if self.why_not(list(lane.lane.steps.values()), [group for group in self.groups if steps[0] not in group]):
@@ -444,16 +447,17 @@ class Run:
                 lane.idle_since = None
                 continue
             lane.idle_since = lane.idle_since or time.monotonic()
-            if self.hold or not self._may_wait(lane):
+            if self.hold or not self._may_wait(lane, may_be_near if lane.lane.awaited else is_near, first_near):
                 self._close(lane)
         self.progress.num_lanes = sum(bool(lane.lane.steps) for lane in self.lanes.values())
 
-    def _may_wait(self, lane: "_Lane") -> bool:
+    def _may_wait(self, lane: "_Lane", is_near: Near, first_near: FirstNear) -> bool:
         """Whether a lane without a step may go on: a start takes no longer than it has waited, or its next step is near."""
         assert lane.idle_since is not None
         # First, so that paces are known early.
-        is_near = self.queue.may_wait(lane.lane, self._may_be_near if lane.lane.awaited else self._is_near)
-        return is_near or (time.monotonic() - lane.idle_since <= LINGER_S and self.queue.may_wait(lane.lane))
+        return self.queue.may_wait(lane.lane, is_near, first_near) or (
+            time.monotonic() - lane.idle_since <= LINGER_S and self.queue.may_wait(lane.lane, first_near=first_near)
+        )
 
     def _close(self, lane: "_Lane") -> None:
         lane.is_closed = lane.lane.is_ending = True
@@ -480,7 +484,8 @@ class Run:
         return self.queue.wait_s(step, each_s, delay_s) < start_s
 
     def _is_overdue(self, step: Step) -> bool:
-        return bool(time.time() - self._readiness(step)["ready"] > OVERDUE_S)
+        ready = max((self._built_at.get(source.fingerprint, 0.0) for source in step.inputs.values()), default=0.0)
+        return time.time() - (ready or self._started) > OVERDUE_S
 
     def _ended(self, lane: "_Lane", step: Step, outcome: Outcome) -> None:
         lane.moved, lane.has_ended_one = time.monotonic(), True

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -230,6 +232,20 @@ def test_lanes_leave_work_for_every_gpu() -> None:
 
 def test_lanes_that_have_only_their_part_have_all_sizes() -> None:
     assert sizes_given(12, Capacity(99, 4), most=24, sizes=(30, 20, 10)) == [[[30, 20, 10]]] * 4
+
+
+def test_what_joins_a_full_lane_is_asked_at_the_same_cost_however_many_are_ready() -> None:
+    def num_calls(num_cells: int) -> int:
+        base, *made = cells(num_cells, most=9)
+        queue = StepQueue([base, *made], [base.fingerprint], Capacity(99, 1))
+        lane, calls = opened(queue), Counter[str]()
+        assert len(lane.steps) == 9 and len(queue.ready) == num_cells - 9
+        sys.setprofile(lambda frame, event, argument: calls.update([event]))
+        queue.join(lane)
+        sys.setprofile(None)
+        return calls["call"] + calls["c_call"]
+
+    assert num_calls(300) == num_calls(30)
 
 
 def test_without_leave_each_step_has_a_lane_of_its_own() -> None:

@@ -90,6 +90,31 @@ def test_a_step_is_built_when_it_ends_and_what_becomes_ready_joins_the_lane(run:
     assert not run.lanes and run.suggest("none") == "FINISHED" and len(run.progress.built) == 4
 
 
+def test_a_look_asks_once_for_all_lanes_what_has_ended_and_what_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cell(number: int, **inputs: Step) -> Step:
+        config = TaskModelConfig(FinetuneConfig(method="full"), number)
+        return replace(ONE, slug=f"cell{number}", config=config, inputs={"base_model": BASE, **inputs})
+
+    def num_asked(num_lanes: int) -> tuple[int, int]:
+        """In a look at so many lanes whose cells have all ended; others wait for a set that is being drawn."""
+        steps = [BASE, SET, *map(cell, range(num_lanes)), *(cell(number, training_set=SET) for number in range(100, 120))]
+        run = Run(steps, {BASE.fingerprint}, Store(tmp_path), Capacity(99, num_lanes), hosts=StandInHosts())
+        assert all(run.suggest(str(number)) for number in range(num_lanes + 1))
+        hosts(run).outcomes |= {
+            place: built(order.step) for place, order in enumerate(hosts(run).orders) if order.step is not SET
+        }
+        arrived, is_near = Mock(wraps=run.hosts.arrived), Mock(return_value=False)
+        monkeypatch.setattr(run.hosts, "arrived", arrived)
+        monkeypatch.setattr(run, "_is_near", is_near)
+        run.attend()
+        assert len(run.progress.built) == num_lanes == sum(not lane.lane.steps for lane in run.lanes.values())
+        return arrived.call_count, is_near.call_count
+
+    assert num_asked(8) == num_asked(2) == (1, 1)
+
+
 def test_an_idle_lane_waits_for_what_is_about_to_be_ready_and_no_longer_than_a_start_takes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
