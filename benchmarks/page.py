@@ -178,6 +178,9 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
             common += [arguments["part"]]
             what = {"driver": "lanes", "step": "steps", "pool": "engines"}.get(arguments["part"])
             settings = [f"{what}: {variant.removeprefix('ours_')}"] if what else []
+            if arguments["part"] == "driver":
+                settings += [f"{arguments['faster']:,g} times as fast"]
+                settings += ["lanes are threads"] if arguments.get("processes") == "few" else []
         case "adapters":
             settings = [f"rank {arguments['rank']}", f"adapters: {variant.removeprefix('ours_')}"]
     return ", ".join([*common, device]), ", ".join([*settings, *on_gpus]) or "the stage's settings"

@@ -27,6 +27,8 @@ from sweep.plan.throughputs import read_table
 from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
 
+FLAGS = ("seeds", "faster", "seconds", "processes", "shards", "shard-s")
+"""Options that a part's own process is given."""
 PARTS = ("schedule", "played", "driver", "step", "pool")
 STUDIES: Mapping[str, Sequence[str]] = {
     "1 seed": ("seeds=0",),
@@ -52,9 +54,11 @@ def main() -> None:
     parser.add_argument("--gpu", default="h200", help="schedule: a row of the plan's table")
     parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS), help="schedule, played (the first): so many")
     parser.add_argument("--figure", type=Path, help="schedule: a PNG of wall times by GPUs")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 4, 16], help="driver: so many at once")
-    parser.add_argument("--seeds", type=int, default=4, help="driver: of a study like the paper's")
-    parser.add_argument("--faster", type=float, default=400, help="driver: stages sleep for what they take, divided by this")
+    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="driver: so many at once")
+    parser.add_argument("--seeds", type=int, default=10, help="driver: of a study like the paper's")
+    parser.add_argument("--faster", type=float, default=20, help="driver: stages sleep for what they take, divided by this")
+    parser.add_argument("--seconds", type=float, default=0.0, help="driver: cut a run short after so many (0: none)")
+    parser.add_argument("--processes", choices=("few", "own"), default="few", help="driver: a lane's, shared or its own")
     parser.add_argument("--stores", nargs="+", choices=("local", "s3"), default=["local"], help="all but schedule and played")
     parser.add_argument("--steps", type=int, default=60, help="step: so many")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 4, 8], help="pool: so many workers")
@@ -75,7 +79,7 @@ def main() -> None:
         answer({name: value for name, value in measured.items() if value is not None})
         return
     numbers = {"driver": arguments.lanes, "step": [arguments.steps], "pool": arguments.engines}[arguments.part]
-    flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("seeds", "faster", "shards", "shard-s")]
+    flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in FLAGS]
 
     def run_alone(only: str) -> dict[str, Any] | None:
         return in_own_process("benchmarks.scale", [arguments.part, *flags, f"--only={only}"])
@@ -98,7 +102,15 @@ def _measured(arguments: argparse.Namespace, number: int, store: str, folder: st
     if arguments.part == "driver":
         from benchmarks.scale_driver import measure_driver
 
-        return measure_driver(number, store, folder, num_seeds=arguments.seeds, faster=arguments.faster)
+        return measure_driver(
+            number,
+            store,
+            folder,
+            num_seeds=arguments.seeds,
+            faster=arguments.faster,
+            seconds=arguments.seconds,
+            has_own_processes=arguments.processes == "own",
+        )
     if arguments.part == "step":
         from benchmarks.scale_step import measure_step
 

@@ -1,8 +1,8 @@
 """A real run whose stages only sleep: what the driver, the store and MLflow take for each step, by the number of lanes.
 
 The graph is `demo`'s with the paper's axes, its resources those of `paper` with a CPU in a GPU's place, so that Ray's CPUs are
-lanes. A stage sleeps for what the plan says that it takes on average in `paper`, and writes a file. All else is what a run
-does: Ray Tune, hosts of lanes, leases, records, heartbeat, MLflow.
+lanes. What a step does is a stand-in, and so are the processes of lanes unless they are asked for (benchmarks/scale_lanes.py).
+All else is what a run does: the queue, Ray Tune, leases, records, heartbeat, MLflow.
 """
 
 import contextlib
@@ -12,19 +12,18 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from benchmarks.scale_lanes import FASTER, TAKES, use_stand_in_processes, use_stand_in_stages
 from benchmarks.scale_requests import counted_s3
 from pipelines.resources import Resources
-from pipelines.workers.lane import Lane, Times
-from sweep.graph import stages
 from sweep.graph.records import Store
-from sweep.graph.stages import Job, Workers
 from sweep.run import study_run
+from sweep.run.progress import Progress
 from sweep.run.session import RayOptions
 from sweep.run.tracking import Tracker, default_tracking_uri
 from sweep.run.tune import Run
@@ -32,62 +31,81 @@ from sweep.study.loading import Loaded, load_experiment
 
 AXES = ("starting_sizes=0,300,600,1200,2400,4800", "training_sizes=300,600,900")
 MAX_GROUP = 36
-SECONDS = {
-    "sources": 10.0, "base_model": 60, "starting_set": 5, "starting_point": 1_000, "generator": 2_500, "synthetic_pool": 3_100,
-    "training_set": 15, "task_model": 260, "evaluation": 72,
-}  # fmt: skip
-"""What a step takes in `paper` on an H200, to two digits: the plan's estimate, of a finetuning in a full lane."""
-FASTER, CALLS = "BLINDSWEEP_SCALE_FASTER", "BLINDSWEEP_SCALE_CALLS"
-"""Environment variables for the processes of a run: how much faster stages are, and where MLflow's calls are counted."""
+CALLS = "BLINDSWEEP_SCALE_CALLS"
+"""Environment variable for the processes of a run: where MLflow's calls are counted."""
 WATCH_S = 1.0
 FIGURES = {
+    "steps_per_s": ("steps", "steps/s"),
     "driver_cpu_ms": ("driver's CPU a step", "ms"),
-    "all_cpu_ms": ("CPU of all processes a step", "ms"),
+    "driver_share": ("driver's CPU", "of a core"),
     "attend_ms": ("a look at all lanes", "ms"),
     "driver_mib": ("driver's memory", "MiB"),
-    "lane_mib": ("memory of a lane's processes", "MiB"),
+    "host_cpu_ms": ("CPU a step in its lane's host", "ms"),
+    "mlflow_cpu_ms": ("MLflow's CPU a step", "ms"),
     "mlflow_calls": ("MLflow's calls a step", "calls"),
+    "mlflow_behind_s": ("MLflow behind at the end", "s"),
     "requests": ("store's requests a step", "requests"),
 }
 """Measured: title and unit."""
 
 
-def measure_driver(num_lanes: int, store_kind: str, folder: str, *, num_seeds: int, faster: float) -> dict[str, Any]:
-    """A whole study on so many lanes; figures by FIGURES' names and others, None for what is none."""
+def measure_driver(
+    num_lanes: int, store_kind: str, folder: str, *, num_seeds: int, faster: float, seconds: float, has_own_processes: bool
+) -> dict[str, Any]:
+    """A study on so many lanes, whole or for so many seconds; figures by FIGURES' names and others, None for what is none.
+
+    What comes before a first step is given to a lane is in none, nor is what comes after the last one's end but for MLflow's.
+    """
     os.environ |= {FASTER: str(faster), CALLS: str(Path(folder) / "calls.json"), "XDG_CACHE_HOME": str(Path(folder) / "cache")}
-    for name, stage in stages.REGISTRY.items():
-        is_shared = stage.open is not None
-        opens = _open if is_shared else None
-        stages.REGISTRY[name] = replace(stage, run=sleep, open=opens, is_together=_is_together, prepare=None)
+    use_stand_in_stages()
+    if not has_own_processes:
+        # Ray would start a process for each CPU, of which none would have anything to do.
+        os.environ |= {"RAY_prestart_worker_first_driver": "0"}
+        use_stand_in_processes()
     study_run.Tracker = CountedTracker  # type: ignore[assignment, misc]
-    loaded = small_study(num_seeds)
+    progress: list[Progress] = []
+    loaded, watch = small_study(num_seeds), Watch()
     with counted_s3() if store_kind == "s3" else own_store(folder) as (uri, requests):
-        store = Store(uri)
-        watch = Watch()
-        spent = _instrument(watch.mark)
-        began = time.perf_counter()
-        with watch:
+        store, before = Store(uri), Counter[str]()
+
+        def begin() -> None:
+            before.update(requests())
+            watch.mark()
+
+        spent = _instrument(begin, watch, seconds, progress)
+        result = None
+        # One that is cut short ends as at Ctrl-C.
+        with watch, contextlib.suppress(KeyboardInterrupt) if seconds else contextlib.nullcontext():
             result = study_run.run_study(loaded, store, default_tracking_uri(store), RayOptions(max_cpus=num_lanes))
-        wall_s, counts = time.perf_counter() - began, requests()
-    assert result.num_built == result.num_steps, f"{result.num_built} of {result.num_steps}: {result.failures[:1]}"
+            behind_s = time.perf_counter() - watch.ended
+        counts = requests() - before
+    assert result is None or result.num_built == result.num_steps, f"{result.num_built} of {result.num_steps}"
     # A run waits for MLflow no longer than a second a step: on a busy machine it may be behind then, and leaves no counts.
     written = Path(os.environ[CALLS])
     calls = json.loads(written.read_text()) if written.exists() else {"calls": {}, "seconds": None}
-    steps = result.num_built
+    steps = len(progress[0].built)
+    errors = result.tracking_errors if result else ()
     kinds = watch.kinds()
-    hosts = [kind for kind in kinds if kind.startswith(("LaneHost", "ImplicitFunc"))]
+    hosts = [kind for kind in kinds if kind.startswith("LaneHost")]
+    trials = [kind for kind in kinds if kind.startswith(("ImplicitFu", "Trials"))]
     return {
         "num_steps": steps,
-        "num_tracking_errors": len(result.tracking_errors),
-        "first_tracking_error": "".join(result.tracking_errors[:1]),
-        "wall_s": wall_s,
+        "is_whole": result is not None,
+        "seconds": watch.seconds,
+        "steps_per_s": steps / watch.seconds,
+        "num_tracking_errors": len(errors),
+        "first_tracking_error": "".join(errors[:1]),
         "driver_cpu_ms": 1_000 * watch.own_s / steps,
         "driver_share": watch.own_s / watch.seconds,
         "all_cpu_ms": 1_000 * (watch.own_s + sum(kind.cpu_s for kind in kinds.values())) / steps,
         "attend_ms": 1_000 * spent["attend"] / max(spent["num_attend"], 1),
         "attends_per_s": spent["num_attend"] / watch.seconds,
         "driver_mib": watch.driver_mib,
-        "lane_mib": sum(kinds[kind].mib * kinds[kind].most for kind in hosts) / num_lanes or None,
+        "host_cpu_ms": 1_000 * sum(kinds[kind].cpu_s for kind in hosts) / steps,
+        "host_mib": sum(kinds[kind].mib * kinds[kind].most for kind in hosts) / num_lanes if has_own_processes else None,
+        "trial_mib": sum(kinds[kind].mib * kinds[kind].most for kind in trials) / num_lanes if has_own_processes else None,
+        "mlflow_cpu_ms": 1_000 * kinds["CountedTracker"].cpu_s / steps if result else None,
+        "mlflow_behind_s": behind_s if result else None,
         "mlflow_calls": sum(calls["calls"].values()) / steps or None,
         "mlflow_s": calls["seconds"],
         "mlflow_by_call": calls["calls"],
@@ -102,40 +120,9 @@ def small_study(num_seeds: int) -> Loaded:
     """The demo with the axes of the paper and its resources, a CPU in a GPU's place."""
     loaded = load_experiment("demo", ["seeds=" + ",".join(map(str, range(num_seeds))), *AXES])
     one, shared = Resources(), Resources(max_group=MAX_GROUP)
-    resources = {name: shared if name in ("starting_point", "task_model", "evaluation") else one for name in SECONDS}
+    resources = {name: shared if name in ("starting_point", "task_model", "evaluation") else one for name in TAKES}
     known = loaded.experiment.resources.keys()
     return replace(loaded, experiment=replace(loaded.experiment, resources={name: resources[name] for name in known}))
-
-
-def _is_together(config: Any) -> bool:
-    return hasattr(config, "finetune")
-
-
-def sleep(job: Job) -> Mapping[str, Any]:
-    """Take as long as a step of its stage, report ten times, and write a file."""
-    stage = Path(job.output).parent.name
-    seconds = SECONDS[stage] / float(os.environ[FASTER])
-    for number in range(10):
-        time.sleep(seconds / 10)
-        job.report({"loss": 1.0, "examples_per_s": 10.0, "fraction_done": (number + 1) / 10}, number + 1)
-    Store(job.output).write_bytes(f"{job.output}/value.txt", b"0")
-    return {"value": 0}
-
-
-class _Lane:
-    """In the place of workers: each step in the thread that brings it, at once."""
-
-    def run(self, job: Job) -> tuple[Mapping[str, Any], Times]:
-        began, started = time.time(), time.monotonic()
-        metrics = sleep(job)
-        return metrics, Times(began, began, time.time(), time.monotonic() - started)
-
-    def close(self) -> None:
-        """There is nothing to end."""
-
-
-def _open(job: Job) -> Workers:
-    return Workers(cast(Lane, _Lane()), lambda job: job)
 
 
 class CountedTracker(Tracker):
@@ -180,24 +167,31 @@ def own_store(folder: str) -> Iterator[tuple[str, Any]]:
     yield str(Path(folder) / "store"), Counter
 
 
-def _instrument(mark: Callable[[], None]) -> dict[str, float]:
+def _instrument(begin: Callable[[], None], watch: "Watch", seconds: float, progress: list[Progress]) -> dict[str, float]:
     """Seconds of CPU, of the thread that runs them, in the run's own parts of the driver, and how often they were called.
 
-    `mark` is called when the first step is given to a lane: Ray is up.
+    `begin` is called when the first step is given to a lane: Ray is up. After so many `seconds`, 0.0 for none, the run is cut
+    short; what it has built is in the one `progress`.
     """
     spent: dict[str, float] = defaultdict(float)
     for name in ("suggest", "complete", "attend", "poll"):
         function = getattr(Run, name)
 
-        def timed(*arguments: Any, _name: str = name, _function: Any = function) -> Any:
+        def timed(run: Run, *arguments: Any, _name: str = name, _function: Any = function) -> Any:
             if not spent:
-                mark()
+                progress.append(run.progress)
+                begin()
             began = time.thread_time()
             try:
-                return _function(*arguments)
+                return _function(run, *arguments)
             finally:
                 spent[_name] += time.thread_time() - began
                 spent[f"num_{_name}"] += 1
+                is_cut_short = 0 < seconds < watch.age_s
+                if is_cut_short or not (run.queue.waiting or run.queue.running):
+                    watch.end()
+                if is_cut_short and _name == "poll":
+                    raise KeyboardInterrupt
 
         setattr(Run, name, timed)
     return spent
@@ -213,7 +207,10 @@ class Kind:
 
 
 class Watch(threading.Thread):
-    """Looks at this process and those below it. What they take is counted from `mark` on."""
+    """Looks at this process and those below it. What they take is counted from `mark` on, of this process until `end`.
+
+    What the looks themselves take is left out.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -224,7 +221,8 @@ class Watch(threading.Thread):
         self._most: Counter[str] = Counter()
         self._mib: dict[str, list[float]] = {}
         self._marked = time.perf_counter(), time.process_time()
-        self.driver_mib = self.seconds = self.own_s = 0.0
+        self._looks_s = 0.0
+        self.driver_mib = self.seconds = self.own_s = self.ended = 0.0
 
     def __enter__(self) -> "Watch":
         self.start()
@@ -237,13 +235,28 @@ class Watch(threading.Thread):
     def mark(self) -> None:
         """Count from now on."""
         self._look()
-        self._before = dict(self._cpu_s)
+        self._before, self._looks_s = dict(self._cpu_s), 0.0
         self._marked = time.perf_counter(), time.process_time()
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since the mark."""
+        return time.perf_counter() - self._marked[0]
+
+    def end(self) -> None:
+        """Take what this process has spent until now as its last word; the others are looked at until they end."""
+        if not self.ended:
+            self._read()
+            self.ended = time.perf_counter()
+
     def read(self) -> None:
-        """Take what has been spent until now as the last word of this process; the others are looked at until they end."""
+        """Look once more."""
         self._look()
-        self.seconds, self.own_s = time.perf_counter() - self._marked[0], time.process_time() - self._marked[1]
+        if not self.ended:
+            self._read()
+
+    def _read(self) -> None:
+        self.seconds, self.own_s = self.age_s, time.process_time() - self._marked[1] - self._looks_s
 
     def run(self) -> None:
         while not self._is_over.wait(WATCH_S):
@@ -253,16 +266,22 @@ class Watch(threading.Thread):
         import psutil
 
         with self._lock:
+            began = time.thread_time()
             here, there = psutil.Process(), Counter[str]()
-            self.driver_mib = max(self.driver_mib, here.memory_info().rss / 2**20)
+            if not self.ended:
+                self.driver_mib = max(self.driver_mib, here.memory_info().rss / 2**20)
             for process in here.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     times, memory = process.cpu_times(), process.memory_info()
-                    kind = _kind_of(process)
-                    self._cpu_s[process.pid], self._kind[process.pid] = times.user + times.system, kind
+                    self._cpu_s[process.pid] = times.user + times.system
+                    # One that is ending has lost its name.
+                    if not process.cmdline() and process.pid in self._kind:
+                        continue
+                    self._kind[process.pid] = kind = _kind_of(process)
                     there[kind] += 1
                     self._mib.setdefault(kind, []).append((memory.rss - memory.shared) / 2**20)
             self._most |= there
+            self._looks_s += time.thread_time() - began
 
     def kinds(self) -> dict[str, Kind]:
         """What was seen, by the processes' names."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,23 @@ def last_run(path: Path) -> dict[str, Any]:
 
 
 def played(steps: Sequence[Step], run: Mapping[str, Any], num_gpus: float) -> Schedule:
-    """The schedule of those of `steps` that `run` has built, each with the time that it took there, and a lane's start with
-    that of the lane which built it.
-
-    Steps that are trained at once, and so share their time, are reckoned as if one followed the other.
+    """The schedule of those of `steps` that `run` has built, each with its share of the time of the lane that built it, and a
+    lane's start with that of this lane.
     """
-    times = {
-        (of["stage"], of["slug"]): (lane["start_s"], of["ended"] - of["began"]) for lane in run["lanes"] for of in lane["steps"]
-    }
+    times = {name: (lane["start_s"], share_s) for lane in run["lanes"] for name, share_s in shares(lane["steps"]).items()}
     taken = {step.fingerprint: times[step.stage, step.slug] for step in steps if (step.stage, step.slug) in times}
     done = [step.fingerprint for step in steps if step.fingerprint not in taken]
     return simulate(steps, {name: StepTime(start_s, 0.0, took_s) for name, (start_s, took_s) in taken.items()}, done, num_gpus)
+
+
+def shares(steps: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Seconds of a lane's steps, by stage and slug: those that are under way at once share the time equally."""
+    found = {(of["stage"], of["slug"]): 0.0 for of in steps}
+    for began, ended in pairwise(sorted({of[moment] for of in steps for moment in ("began", "ended")})):
+        under_way = [of for of in steps if of["began"] <= began and of["ended"] >= ended]
+        for of in under_way:
+            found[of["stage"], of["slug"]] += (ended - began) / len(under_way)
+    return found
 
 
 def described(schedule: Schedule, run: Mapping[str, Any]) -> dict[str, float]:

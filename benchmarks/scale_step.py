@@ -5,23 +5,21 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.scale_driver import CALLS, CountedTracker, own_store, small_study
+from benchmarks.scale_lanes import REPORTS, reported, write
 from benchmarks.scale_requests import counted_s3
+from pipelines.finetune.checkpoints import METRICS_FILE
 from sweep.graph import stages
 from sweep.graph.records import Store
-from sweep.graph.stages import Job
 from sweep.run.study_run import manifest
 from sweep.run.tracking import Card, default_tracking_uri
 from sweep.run.trial import Order, carry_out
 from sweep.study.grid import build_grid
 
-REPORTS = 10
-"""Of a step to MLflow while it is under way."""
 FILE_EVENTS = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.link", "os.rmdir")
 """What Python's audit hooks tell of the work on files; looks at a path (`stat`) are not among it."""
 FIGURES = {
@@ -36,7 +34,7 @@ FIGURES = {
 def measure_step(num_steps: int, store_kind: str, folder: str) -> dict[str, Any]:
     """Means over the first so many steps of a study; of a local store `requests` are operations on files."""
     for name, stage in stages.REGISTRY.items():
-        stages.REGISTRY[name] = replace(stage, run=write_file, open=None, prepare=None)
+        stages.REGISTRY[name] = replace(stage, run=write, open=None, prepare=None)
     os.environ |= {CALLS: str(Path(folder) / "calls.json"), "XDG_CACHE_HOME": str(Path(folder) / "cache")}
     loaded = small_study(1)
     steps = build_grid(loaded.experiment)[:num_steps]
@@ -65,7 +63,7 @@ def measure_step(num_steps: int, store_kind: str, folder: str) -> dict[str, Any]
             assert record is not None, step.name
             tracker.start(Card.of(step))
             for number in range(REPORTS):
-                tracker.log(step.fingerprint, {"loss": 1.0, "examples_per_s": 10.0}, number, int(time.time() * 1_000))
+                tracker.log(step.fingerprint, reported(number), number + 1, int(time.time() * 1_000))
             tracker.finish(record)
         mlflow_s = time.process_time() - began
         errors = tracker.close("FINISHED")
@@ -85,9 +83,4 @@ def measure_step(num_steps: int, store_kind: str, folder: str) -> dict[str, Any]
 
 def _what(path: str) -> str:
     name = Path(path).name
-    return name if name in ("record.json", ".lease", ".lock", ".inputs.json", "value.txt") else "other"
-
-
-def write_file(job: Job) -> Mapping[str, Any]:
-    Store(job.output).write_bytes(f"{job.output}/value.txt", b"0")
-    return {"value": 0, "template_probe/accuracy": 0.5}
+    return name if name in ("record.json", ".lease", ".lock", ".inputs.json", "value.txt", METRICS_FILE) else "other"

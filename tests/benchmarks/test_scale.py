@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -10,12 +11,17 @@ import pytest
 
 from benchmarks import scale_played
 from benchmarks.scale import cause, described, knee, line, parts, plan_of
+from benchmarks.scale_lanes import FASTER, TAKES, StandInLane
 from benchmarks.scale_pool import text_of
 from benchmarks.scale_requests import kind_of
 from pipelines.data.training_set import TrainingSetConfig
+from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.finetune.recipe import FinetuneConfig
+from pipelines.finetune.task_model import TaskModelConfig
 from pipelines.resources import Resources
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import Parsed, parse_generated
+from sweep.graph.stages import Job
 from sweep.graph.step import Step
 from sweep.graph.timeline import as_json
 from sweep.plan.schedule import Schedule, StepTime, simulate
@@ -50,6 +56,23 @@ def test_a_schedule_s_own_timeline_played_through_is_that_schedule() -> None:
     # A step that the run did not build was there before.
     run["lanes"] = [lane for lane in run["lanes"] if lane["steps"][0]["slug"] != "a"]
     assert scale_played.played([a, step("b", a), *map(step, "cde")], run, 4).seconds == 35.0
+
+
+def test_steps_that_are_trained_at_once_are_played_through_as_they_went() -> None:
+    """Two cells at once, of which one ends first, and a third that takes its place."""
+    base = step("a")
+    resources = Resources(gpus_per_worker=1, max_group=2)
+    configs = [TaskModelConfig(FinetuneConfig(method="lora"), seed) for seed in range(3)]
+    cells = [Step("task_model", *of, {"base_model": base}, resources=resources) for of in zip("bcd", configs, strict=True)]
+    times = {one.fingerprint: StepTime(setup_s=5, own_s=own_s) for one, own_s in zip(cells, (10, 30, 15), strict=True)}
+    schedule = simulate([base, *cells], times, [base.fingerprint], 1)
+    assert schedule.timeline is not None
+    run = as_json(schedule.timeline)
+    (lane,) = run["lanes"]
+    assert [(of["slug"], of["began"], of["ended"]) for of in lane["steps"]] == [("b", 5, 25), ("c", 5, 60), ("d", 25, 55)]
+    assert scale_played.shares(lane["steps"]) == {("task_model", "b"): 10, ("task_model", "c"): 30, ("task_model", "d"): 15}
+    again = scale_played.played([base, *cells], run, 1)
+    assert again.timeline == schedule.timeline and scale_played.described(again, run)["apart"] == 0
 
 
 def test_the_knee_is_where_more_gpus_give_next_to_nothing() -> None:
@@ -102,13 +125,45 @@ def test_the_stand_in_writes_texts_that_parse_and_differ(label: str) -> None:
     assert all(isinstance(parse_generated(text), Parsed) for text in texts) and texts[0] != texts[1]
 
 
+def test_a_stand_in_takes_a_part_of_a_step_s_time_and_more_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    reported: list[int] = []
+    monkeypatch.setattr("benchmarks.scale_lanes.time.sleep", slept.append)
+    monkeypatch.setenv(FASTER, "10")
+    config = TaskModelConfig(FinetuneConfig(), 0)
+    job = Job(config, {}, f"{tmp_path}/task_model/slug", Resources(), report=lambda metrics, step: reported.append(step))
+    lane, takes = StandInLane(job), TAKES["task_model"]
+    metrics, _ = lane.run(job)
+    assert slept[0] == pytest.approx(takes.start_s / 10, abs=0.5) and reported == list(range(1, 11))
+    assert slept[1:] == pytest.approx([(takes.once_s + takes.own_s) / 100] * 10)
+    assert (tmp_path / "task_model/slug/metrics.jsonl").read_text().count("fraction_done") == 10 and metrics["num_examples"]
+    # Beside three others.
+    lane._num_under_way = 3
+    lane.run(job)
+    assert slept[12:] == pytest.approx([(takes.once_s + 4 * takes.own_s) / 100] * 10)
+
+
+def test_what_evaluates_does_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FASTER, "1000")
+    job = Job(EvaluationConfig(sets=("hans",)), {}, f"{tmp_path}/evaluation/slug", Resources())
+    lane = StandInLane(job)
+    with ThreadPoolExecutor() as pool:
+        (metrics, one), (_, other) = pool.map(lane.run, [job, job])
+    assert max(one.began, other.began) >= min(one.ended, other.ended)
+    assert metrics["hans/accuracy"] == 0.5 and len(metrics) == 13
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("words", "names"),
     [
         (["schedule", "--studies", "1 seed", "--gpus", "1", "4"], {"1 GPUs", "4 GPUs"}),
-        (["driver", "--lanes", "2", "--seeds", "1", "--faster", "100000"], {"ours_2"}),
+        (["driver", "--lanes", "2", "9", "--seeds", "1", "--faster", "100000"], {"ours_2", "ours_9"}),
+        (["driver", "--lanes", "2", "--seeds", "1", "--faster", "100000", "--processes", "own"], {"ours_2"}),
+        (["driver", "--lanes", "2", "--seeds", "1", "--seconds", "1"], {"ours_2"}),
         (["step", "--steps", "4"], {"ours_4"}),
         (["pool", "--engines", "1", "--shards", "6", "--stores", "local", "s3"], {"ours_1"}),
     ],
