@@ -1,6 +1,7 @@
 """Progress of a run and its display: a live table on a terminal, one plain line an event in a log."""
 
 import contextlib
+import math
 import sys
 import time
 from collections import Counter
@@ -117,6 +118,8 @@ def seconds_left(step: Step, progress: Progress, mean: float | None) -> float | 
 
 SAY_SPENT_EVERY_S = 600.0
 """How often a log says what is spent; a live table always does."""
+LEFT_EVERY_S = 1.0
+"""How often the time left is estimated anew: over thousands of steps that takes milliseconds, and each one's line has it."""
 
 
 class Display:
@@ -131,6 +134,8 @@ class Display:
         self._live: Any = None
         self._parallel = 1.0
         self._said_spent_at = self.started
+        self._left: float | None = None
+        self._left_at = -math.inf
 
     def __enter__(self) -> "Display":
         if self.is_live:
@@ -194,7 +199,9 @@ class Display:
 
     def seconds_left(self, progress: Progress) -> float | None:
         """The estimate that is shown of the seconds until the end; None where there is none yet."""
-        return time_left(progress, self.known, self._parallel)
+        if (now := time.monotonic()) - self._left_at >= LEFT_EVERY_S:
+            self._left, self._left_at = time_left(progress, self.known, self._parallel), now
+        return self._left
 
     def _position(self, progress: Progress) -> str:
         left = self.seconds_left(progress)

@@ -4,6 +4,7 @@ import io
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +17,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
 from sweep.run import progress as progress_module
 from sweep.run.failures import MACHINE_LOST, Kind
-from sweep.run.progress import Display, Progress, Transfers, Work, time_left
+from sweep.run.progress import LEFT_EVERY_S, Display, Progress, Transfers, Work, time_left
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
 from tests.sweep.run.stand_in_hosts import StandInHosts, orders_of
@@ -49,6 +50,16 @@ def test_a_running_step_that_says_how_far_it_is_needs_no_example() -> None:
 
 def test_side_by_side_steps_end_no_earlier_than_the_longest() -> None:
     assert time_left(progress(), {"task_model": 1, "generator": 60}, 8) == 60
+
+
+def test_the_time_left_is_not_estimated_anew_for_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, left = 1000.0, Mock(side_effect=[60.0, 40.0])
+    monkeypatch.setattr("sweep.run.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("sweep.run.progress.time_left", left)
+    display, under_way = Display({}, io.StringIO(), live=False), progress()
+    assert [display.seconds_left(under_way) for _ in range(9)] == [60.0] * 9 and left.call_count == 1
+    now += LEFT_EVERY_S
+    assert display.seconds_left(under_way) == 40.0
 
 
 def test_nothing_is_said_of_no_time_at_all() -> None:
