@@ -13,6 +13,7 @@ machine at hand: CPU, memory and requests are what they would be on another. doc
 import argparse
 import importlib
 import tempfile
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,11 +38,13 @@ STUDIES: Mapping[str, Sequence[str]] = {
     "10 seeds, 8 engines a pool": ("seeds=0,1,2,3,4,5,6,7,8,9", "generation_workers=8"),
 }
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BUSIEST_S = (10, 60, 300)
+"""Seconds of which the busiest are looked for."""
 NEAR = 1.1
 """A wall time is near the least if it is at most so many times that."""
 HEAD = """\
-| GPUs | wall, h | idle | starts | lanes | work, h | beside others | starts and turns | without room | most of it |
-|---|---|---|---|---|---|---|---|---|---|"""
+| GPUs | wall, h | idle | starts | lanes | steps/s | in a minute | work, h | beside | starts, turns | room | most of it |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -205,6 +208,13 @@ def cause(schedule: Schedule, alone: Mapping[str, float]) -> str:
     return f"{what}, {waits[what] / 3600:.2f} h"
 
 
+def most_ends(schedule: Schedule, within_s: float) -> int:
+    """The most steps that end within so many seconds: what a driver has to keep up with."""
+    assert schedule.timeline is not None
+    ends = sorted(span.ended for span in schedule.timeline.spans)
+    return max(place + 1 - bisect_left(ends, ended - within_s) for place, ended in enumerate(ends))
+
+
 def described(schedule: Schedule, alone: Mapping[str, float]) -> dict[str, Any]:
     """A row of the table, for programs. `chain` is how the last step came to end when it did."""
     assert schedule.timeline is not None
@@ -215,6 +225,8 @@ def described(schedule: Schedule, alone: Mapping[str, float]) -> dict[str, Any]:
         "idle_share": round(schedule.idle_share, 4),
         "start_share": round(schedule.start_share, 4),
         "num_lanes": len(schedule.timeline.lanes),
+        "steps_per_s": round(len(schedule.timeline.spans) / schedule.seconds, 4),
+        "busiest_steps_per_s": {f"{within_s} s": round(most_ends(schedule, within_s) / within_s, 2) for within_s in BUSIEST_S},
         "critical_s": round(schedule.critical_s, 1),
         "cause": cause(schedule, alone),
         "parts": {name: round(value, 1) for name, value in of.items()},
@@ -226,7 +238,9 @@ def line(row: Mapping[str, Any]) -> str:
     """The same, as a row of a table in Markdown."""
     hours = [f"{row['parts'][name] / 3600:.2f}" for name in ("work_s", "beside_s", "start_s", "room_s")]
     shares = [f"{row['idle_share']:.0%}", f"{row['start_share']:.1%}"]
-    cells = [f"{row['num_gpus']:g}", f"{row['seconds'] / 3600:.2f}", *shares, f"{row['num_lanes']:,}", *hours, row["cause"]]
+    rates = [f"{row['steps_per_s']:.3f}", f"{row['busiest_steps_per_s']['60 s']:.2f}"]
+    counts = [f"{row['num_lanes']:,}", *rates]
+    cells = [f"{row['num_gpus']:g}", f"{row['seconds'] / 3600:.2f}", *shares, *counts, *hours, row["cause"]]
     return "| " + " | ".join(cells) + " |"
 
 

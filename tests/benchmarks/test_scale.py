@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from benchmarks import scale_played
-from benchmarks.scale import cause, described, knee, line, parts, plan_of
+from benchmarks.scale import cause, described, knee, line, most_ends, parts, plan_of
 from benchmarks.scale_lanes import FASTER, TAKES, StandInLane
 from benchmarks.scale_pool import text_of
 from benchmarks.scale_requests import kind_of
@@ -92,7 +92,9 @@ def test_the_wall_time_is_made_of_work_starts_and_waits() -> None:
     assert sum(of.values()) == schedule.seconds == 145 and of["room_s"] == 145 - of["work_s"] - of["start_s"] > 70
     assert cause(schedule, alone).startswith("too few GPUs")
     row = described(schedule, alone)
-    assert row["parts"] == of and row["num_lanes"] == 5 and line(row).startswith("| 1 | 0.04 | 0% | 17.2% | 5 |")
+    assert row["parts"] == of and row["num_lanes"] == 5 and line(row).startswith("| 1 | 0.04 | 0% | 17.2% | 5 | 0.035 | 0.05 |")
+    # A, b, c, d and e end after 15, 40, 75, 110 and 145 s.
+    assert [most_ends(schedule, within_s) for within_s in (10, 30, 60, 1_000)] == [1, 2, 3, 5]
     # What takes thrice its time since others are beside it is no work of its own.
     beside = parts(schedule, {name: seconds / 3 for name, seconds in alone.items()})
     assert beside["beside_s"] == pytest.approx(2 * beside["work_s"])
