@@ -13,6 +13,7 @@ machine at hand: CPU, memory and requests are what they would be on another. doc
 import argparse
 import importlib
 import os
+import shutil
 import tempfile
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from sweep.graph.records import Store
 from sweep.plan.plan import PlanCosts, plan_study
 from sweep.plan.schedule import Schedule, last_chain
 from sweep.plan.throughputs import read_table
+from sweep.run.ends import kill_descendants
 from sweep.study.grid import build_grid
 from sweep.study.loading import load_experiment
 
@@ -80,10 +82,7 @@ def main() -> None:
         number, store = arguments.only.split("-")
         with tempfile.TemporaryDirectory() as folder:
             measured = _measured(arguments, int(number), store, folder)
-        answer({name: value for name, value in measured.items() if value is not None})
-        if arguments.part == "driver" and arguments.seconds:
-            # Ray's control store has ended, for which Ray would wait.
-            os._exit(0)
+        _answer(measured)
         return
     numbers = {"driver": arguments.lanes, "step": [arguments.steps], "pool": arguments.engines}[arguments.part]
     flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in FLAGS]
@@ -105,6 +104,18 @@ def main() -> None:
     finish(parser, arguments, figures, details={"runs": results})
 
 
+def _answer(measured: Mapping[str, Any]) -> None:
+    answer({name: value for name, value in measured.items() if value is not None})
+
+
+def _leave(folder: str, measured: Mapping[str, Any]) -> None:
+    """End this process in the midst of a run. Ray would wait for what is under way, and the run for MLflow."""
+    _answer(measured)
+    kill_descendants()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
 def _measured(arguments: argparse.Namespace, number: int, store: str, folder: str) -> dict[str, Any]:
     if arguments.part == "driver":
         from benchmarks.scale_driver import measure_driver
@@ -117,6 +128,7 @@ def _measured(arguments: argparse.Namespace, number: int, store: str, folder: st
             faster=arguments.faster,
             seconds=arguments.seconds,
             has_own_processes=arguments.processes == "own",
+            cut_short=partial(_leave, folder),
         )
     if arguments.part == "step":
         from benchmarks.scale_step import measure_step

@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from benchmarks.scale_requests import counted_s3
 from pipelines.resources import Resources
 from sweep.graph.records import Store
 from sweep.run import study_run
-from sweep.run.progress import Progress
 from sweep.run.session import RayOptions
 from sweep.run.tracking import Tracker, default_tracking_uri
 from sweep.run.tune import Run
@@ -50,11 +49,20 @@ FIGURES = {
 
 
 def measure_driver(
-    num_lanes: int, store_kind: str, folder: str, *, num_seeds: int, faster: float, seconds: float, has_own_processes: bool
+    num_lanes: int,
+    store_kind: str,
+    folder: str,
+    *,
+    num_seeds: int,
+    faster: float,
+    seconds: float,
+    has_own_processes: bool,
+    cut_short: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """A study on so many lanes, whole or for so many seconds; figures by FIGURES' names and others, None for what is none.
+    """A study on so many lanes; figures by FIGURES' names and others, None for what is none.
 
     What comes before a first step is given to a lane is in none, nor is what comes after the last one's end but for MLflow's.
+    A run that takes longer than so many `seconds`, 0.0 for any, is left there: `cut_short` is called with what was measured.
     """
     os.environ |= {FASTER: str(faster), CALLS: str(Path(folder) / "calls.json"), "XDG_CACHE_HOME": str(Path(folder) / "cache")}
     use_stand_in_stages()
@@ -63,10 +71,6 @@ def measure_driver(
         os.environ |= {"RAY_prestart_worker_first_driver": "0"}
         use_stand_in_processes()
     study_run.Tracker = CountedTracker  # type: ignore[assignment, misc]
-    if seconds:
-        # MLflow is behind where a run is cut short, and to end what it has would take longer than Ray lets a driver live.
-        study_run.end_runs = lambda *_: None  # type: ignore[assignment]
-    progress: list[Progress] = []
     loaded, watch = small_study(num_seeds), Watch()
     with counted_s3() if store_kind == "s3" else own_store(folder) as (uri, requests):
         store, before = Store(uri), Counter[str]()
@@ -75,29 +79,46 @@ def measure_driver(
             before.update(requests())
             watch.mark()
 
-        spent = _instrument(begin, watch, seconds, progress)
-        result = None
-        # One that is cut short ends as at Ctrl-C.
-        with watch, contextlib.suppress(KeyboardInterrupt) if seconds else contextlib.nullcontext():
+        def look(run: Run) -> None:
+            is_over = not (run.queue.waiting or run.queue.running)
+            if watch.ended or not (is_over or 0 < seconds < watch.age_s):
+                return
+            watch.end()
+            if not is_over:
+                counts = requests() - before
+                cut_short(_described(watch, spent, counts, len(run.progress.built), num_lanes, has_own_processes))
+
+        spent = _instrument(begin, look)
+        with watch:
             result = study_run.run_study(loaded, store, default_tracking_uri(store), RayOptions(max_cpus=num_lanes))
             behind_s = time.perf_counter() - watch.ended
         counts = requests() - before
-    assert result is None or result.num_built == result.num_steps, f"{result.num_built} of {result.num_steps}"
+    assert result.num_built == result.num_steps, f"{result.num_built} of {result.num_steps}: {result.failures[:1]}"
     # A run waits for MLflow no longer than a second a step: on a busy machine it may be behind then, and leaves no counts.
     written = Path(os.environ[CALLS])
     calls = json.loads(written.read_text()) if written.exists() else {"calls": {}, "seconds": None}
-    steps = len(progress[0].built)
-    errors = result.tracking_errors if result else ()
+    return {
+        **_described(watch, spent, counts, result.num_built, num_lanes, has_own_processes),
+        "num_tracking_errors": len(result.tracking_errors),
+        "first_tracking_error": "".join(result.tracking_errors[:1]),
+        "mlflow_cpu_ms": 1_000 * watch.kinds()["CountedTracker"].cpu_s / result.num_built,
+        "mlflow_behind_s": behind_s,
+        "mlflow_calls": sum(calls["calls"].values()) / result.num_built or None,
+        "mlflow_s": calls["seconds"],
+        "mlflow_by_call": calls["calls"],
+    }
+
+
+def _described(
+    watch: "Watch", spent: Mapping[str, float], counts: Mapping[str, int], steps: int, num_lanes: int, has_own_processes: bool
+) -> dict[str, Any]:
     kinds = watch.kinds()
     hosts = [kind for kind in kinds if kind.startswith("LaneHost")]
     trials = [kind for kind in kinds if kind.startswith(("ImplicitFu", "Trials"))]
     return {
         "num_steps": steps,
-        "is_whole": result is not None,
         "seconds": watch.seconds,
         "steps_per_s": steps / watch.seconds,
-        "num_tracking_errors": len(errors),
-        "first_tracking_error": "".join(errors[:1]),
         "driver_cpu_ms": 1_000 * watch.own_s / steps,
         "driver_share": watch.own_s / watch.seconds,
         "all_cpu_ms": 1_000 * (watch.own_s + sum(kind.cpu_s for kind in kinds.values())) / steps,
@@ -107,11 +128,6 @@ def measure_driver(
         "host_cpu_ms": 1_000 * sum(kinds[kind].cpu_s for kind in hosts) / steps,
         "host_mib": sum(kinds[kind].mib * kinds[kind].most for kind in hosts) / num_lanes if has_own_processes else None,
         "trial_mib": sum(kinds[kind].mib * kinds[kind].most for kind in trials) / num_lanes if has_own_processes else None,
-        "mlflow_cpu_ms": 1_000 * kinds["CountedTracker"].cpu_s / steps if result else None,
-        "mlflow_behind_s": behind_s if result else None,
-        "mlflow_calls": sum(calls["calls"].values()) / steps or None,
-        "mlflow_s": calls["seconds"],
-        "mlflow_by_call": calls["calls"],
         "requests": sum(counts.values()) / steps if counts else None,
         "requests_by_kind": {kind: number / steps for kind, number in sorted(counts.items())},
         "driver_parts_s": {name: round(value, 3) for name, value in spent.items()},
@@ -170,11 +186,10 @@ def own_store(folder: str) -> Iterator[tuple[str, Any]]:
     yield str(Path(folder) / "store"), Counter
 
 
-def _instrument(begin: Callable[[], None], watch: "Watch", seconds: float, progress: list[Progress]) -> dict[str, float]:
+def _instrument(begin: Callable[[], None], look: Callable[[Run], None]) -> dict[str, float]:
     """Seconds of CPU, of the thread that runs them, in the run's own parts of the driver, and how often they were called.
 
-    `begin` is called when the first step is given to a lane: Ray is up. After so many `seconds`, 0.0 for none, the run is cut
-    short; what it has built is in the one `progress`.
+    `begin` is called when the first step is given to a lane: Ray is up; `look` after each part.
     """
     spent: dict[str, float] = defaultdict(float)
     for name in ("suggest", "complete", "attend", "poll"):
@@ -182,7 +197,6 @@ def _instrument(begin: Callable[[], None], watch: "Watch", seconds: float, progr
 
         def timed(run: Run, *arguments: Any, _name: str = name, _function: Any = function) -> Any:
             if not spent:
-                progress.append(run.progress)
                 begin()
             began = time.thread_time()
             try:
@@ -190,11 +204,7 @@ def _instrument(begin: Callable[[], None], watch: "Watch", seconds: float, progr
             finally:
                 spent[_name] += time.thread_time() - began
                 spent[f"num_{_name}"] += 1
-                is_cut_short = 0 < seconds < watch.age_s
-                if is_cut_short or not (run.queue.waiting or run.queue.running):
-                    watch.end()
-                if is_cut_short and _name == "poll":
-                    raise KeyboardInterrupt
+                look(run)
 
         setattr(Run, name, timed)
     return spent
@@ -248,18 +258,14 @@ class Watch(threading.Thread):
 
     def end(self) -> None:
         """Take what this process has spent until now as its last word; the others are looked at until they end."""
-        if not self.ended:
-            self._read()
-            self.ended = time.perf_counter()
+        self.read()
+        self.ended = time.perf_counter()
 
     def read(self) -> None:
         """Look once more."""
         self._look()
         if not self.ended:
-            self._read()
-
-    def _read(self) -> None:
-        self.seconds, self.own_s = self.age_s, time.process_time() - self._marked[1] - self._looks_s
+            self.seconds, self.own_s = self.age_s, time.process_time() - self._marked[1] - self._looks_s
 
     def run(self) -> None:
         while not self._is_over.wait(WATCH_S):
