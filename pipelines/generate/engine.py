@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from types import ModuleType
 from typing import Any
 
 from pipelines.workers.watchdog import beat, wait_for
@@ -30,7 +31,13 @@ ADDED_A_STEP = 32
 # whenever it has waited for the GPU.
 SWITCH_INTERVAL_S = 5e-4
 
-# The vLLM versions whose cache manager was read, and the sha256 of the source of the two methods that are replaced there.
+# The vLLM versions whose scheduling was read, and the sha256 of the source of the modules that `Stride` goes by.
+READ = {
+    "0.26.0": "b84d769ccb513ccbd55fa76964b9f47a99236e1bb5229e309a3dba5ee0dadc00",
+    "0.32.0": "c005ee1f906b516bb72f177b7459c7ff22a8495f42eca9352b7ba952b6f6b5ea",
+}
+
+# Their cache manager, and the sha256 of the source of the two methods that are replaced there.
 REPLACED = {
     "0.26.0": "cb6066630a3121d1546ef7eab3045cbf44f854fe9e260efc7ad53aebf411723b",
     "0.32.0": "1c56ac14dc6cbad397857e8b9acd201b16dbe284fc469e6bf3d0c6d8df89d0f5",
@@ -107,6 +114,11 @@ class Engine:
             if self._weights is not None:
                 read_weights(llm, self._weights())
                 read_prompts()
+            core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+            if core is not None and (reason := Stride.objection(core.scheduler)):
+                logger.warning("vLLM schedules sequences one by one: %s", reason)
+            elif core is not None:
+                Stride(core.scheduler, decoder.may_end)
             started.set_result(None)
             self._serve(llm.llm_engine, decoder, pending, waiting)
         except BaseException as error:
@@ -262,12 +274,203 @@ def allocate_by_the_block() -> None:
     KVCacheManager.allocate_slots, KVCacheManager.cache_blocks = allocate_slots, cache_blocks
 
 
-def _source_hash(*functions: Callable[..., Any]) -> str | None:
+def _source_hash(*read: Callable[..., Any] | ModuleType) -> str | None:
     try:
-        source = "".join(map(inspect.getsource, functions))
+        source = "".join(map(inspect.getsource, read))
     except (OSError, TypeError):
         return None
     return hashlib.sha256(source.encode()).hexdigest()
+
+
+class Stride:
+    """The steps of vLLM's `scheduler`, in which sequences that just go on by one token are handled together.
+
+    vLLM handles each in some hundred lines of Python, for prompts read in parts, drafts, images and transfers as well. Here a
+    step first sets apart the sequences that need none of it: their last block has room and neither their length nor, when it
+    has come, their token ends them. The others, and waiting ones, are left to the scheduler's own methods. A token after
+    which nothing can end, which is one outside `may_end`, is reported with the next that is.
+
+    To be made when the scheduler has no requests, and has no `objection`.
+    """
+
+    def __init__(self, scheduler: Any, may_end: frozenset[int]) -> None:
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.request import RequestStatus
+
+        self._scheduler = scheduler
+        self._running = RequestStatus.RUNNING
+        self._may_end = may_end
+        self._block_size = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        # Tokens of a step that the scheduler counts before they are there.
+        self._num_ahead = int(isinstance(scheduler, AsyncScheduler))
+        limits = ("max_num_scheduled_tokens", "max_num_running_reqs", "max_num_active_reqs")
+        self._limits = [name for name in limits if hasattr(scheduler, name)]
+        self._watched: dict[tuple[Any, ...], frozenset[int]] = {}
+        self._add, self._schedule, self._update = scheduler.add_request, scheduler.schedule, scheduler.update_from_output
+        scheduler.add_request, scheduler.schedule = self.add_request, self.schedule
+        scheduler.update_from_output = self.update_from_output
+
+    @staticmethod
+    def objection(scheduler: Any) -> str | None:
+        """Why steps of this scheduler have to be its own, if so."""
+        import vllm
+        from vllm.v1 import request
+        from vllm.v1.core import kv_cache_manager
+        from vllm.v1.core.sched import async_scheduler, utils
+        from vllm.v1.core.sched import scheduler as synchronous
+
+        if _source_hash(synchronous, async_scheduler, utils, kv_cache_manager, request) not in READ.values():
+            return f"its version {vllm.__version__} schedules otherwise than {' and '.join(READ)}, which were read"
+        if type(scheduler) not in (synchronous.Scheduler, async_scheduler.AsyncScheduler):
+            return f"its scheduler is a {type(scheduler).__name__}"
+        config = scheduler.vllm_config
+        parallel = config.parallel_config
+        special = {
+            "more than one kind of cache": len(scheduler.kv_cache_config.kv_cache_groups) != 1,
+            "a recurrent state": scheduler.has_mamba_layers,
+            "drafts": config.speculative_config is not None,
+            "diffusion": scheduler.num_sampled_tokens_per_step != 1,
+            "an encoder": scheduler.is_encoder_decoder,
+            "adapters": config.lora_config is not None,
+            "transfers": config.kv_transfer_config is not None or config.ec_transfer_config is not None,
+            # A switch in one version, in the other what brings them.
+            "experts' choices": any(
+                getattr(scheduler, name, None) for name in ("enable_return_routed_experts", "aux_output_connector")
+            ),
+            "several parts of a model": parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1,
+            "priorities": scheduler.scheduler_config.policy != "fcfs",
+            "long prompts in parts": scheduler.scheduler_config.long_prefill_token_threshold > 0,
+            "statistics": scheduler.log_stats,
+            "requests": bool(scheduler.requests),
+        }
+        return next((f"it has to look after {what}" for what, is_there in special.items() if is_there), None)
+
+    def add_request(self, request: Any) -> None:
+        """Add vLLM's `request`, with what the steps here go by.
+
+        `most` is the number of tokens, or zero where vLLM has to look at each of them; `watched` are those that it has to see.
+        """
+        params = request.sampling_params
+        asks_for_more = params is None or (
+            params.logprobs is not None
+            or params.prompt_logprobs is not None
+            or params.structured_outputs is not None
+            or params.repetition_detection is not None
+            or params.min_tokens
+            or request.mm_features
+            or request.prompt_token_ids is None
+            or request.resumable
+        )
+        longest = self._scheduler.max_model_len - request.num_prompt_tokens
+        request.most = 0 if asks_for_more else min(request.max_tokens, longest)
+        request.num_reported = 0
+        if not asks_for_more:
+            ends = params.eos_token_id, *(params.stop_token_ids or ())
+            if ends not in self._watched:
+                self._watched[ends] = self._may_end | set(ends)
+            request.watched = self._watched[ends]
+        self._add(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        """vLLM's `SchedulerOutput` for the next step."""
+        scheduler, block_size = self._scheduler, self._block_size
+        running = scheduler.running
+        # The first is left to vLLM always: for what all have in common it asks one of those that it knows of.
+        others, going_on = running[:1], []
+        names, num_computed, num_output = [], [], []
+        known = None if scheduler.use_v2_model_runner else scheduler.prev_step_scheduled_req_ids
+        for request in running[1:]:
+            computed = request.num_computed_tokens
+            # The tokens there are, and those that steps under way will add.
+            output = len(request._output_token_ids) + request.num_output_placeholders
+            if (
+                computed % block_size
+                and output < request.most
+                and request.num_prompt_tokens + output == computed + 1
+                and (known is None or request.request_id in known)
+            ):
+                going_on.append(request)
+                names.append(request.request_id)
+                num_computed.append(computed)
+                num_output.append(output)
+            else:
+                others.append(request)
+        if (
+            throttle_prefills
+            or len(running) > scheduler.max_num_scheduled_tokens
+            or scheduler.pause_state
+            # So none of them is put back for others' sake, or read only in part.
+            or len(others) > scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+            or any(request.is_prefill_chunk for request in others)
+        ):
+            return self._schedule(throttle_prefills)
+
+        before = {name: getattr(scheduler, name) for name in self._limits}
+        num_others = len(others)
+        scheduler.running = others
+        try:
+            for name in self._limits:
+                setattr(scheduler, name, before[name] - len(going_on))
+            output = self._schedule()
+        finally:
+            for name in self._limits:
+                setattr(scheduler, name, before[name])
+            scheduler.running = [*running, *scheduler.running[num_others:]]
+
+        for request, computed in zip(going_on, num_computed, strict=True):
+            request.num_computed_tokens = computed + 1
+            request.num_in_flight_tokens += 1
+            request.num_output_placeholders += self._num_ahead
+        output.num_scheduled_tokens = dict.fromkeys(names, 1) | output.num_scheduled_tokens
+        output.total_num_scheduled_tokens += len(names)
+        if known is not None:
+            known.update(names)
+        cached = output.scheduled_cached_reqs
+        cached.req_ids = names + cached.req_ids
+        cached.new_block_ids = [None] * len(names) + cached.new_block_ids
+        cached.num_computed_tokens = num_computed + cached.num_computed_tokens
+        cached.num_output_tokens = num_output + cached.num_output_tokens
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Take what a step has brought. Returns vLLM's outputs of the requests whose tokens are reported."""
+        scheduler, block_size, num_ahead = self._scheduler, self._block_size, self._num_ahead
+        requests, running = scheduler.requests, self._running
+        sampled, rows = model_runner_output.sampled_token_ids, model_runner_output.req_id_to_index
+        others = {}
+        for name, num_tokens in scheduler_output.num_scheduled_tokens.items():
+            request = requests.get(name)
+            if request is not None and request.most and request.status == running and sampled:
+                tokens, output = sampled[rows[name]], request._output_token_ids
+                if (
+                    len(tokens) == num_tokens == 1
+                    and len(output) + 1 < request.most
+                    and tokens[0] not in request.watched
+                    # The first token is reported with what its prompt took; who was put back may have others under way.
+                    and request.prefill_stats is None
+                    and not request.num_preemptions
+                ):
+                    output.append(tokens[0])
+                    request._all_token_ids.append(tokens[0])
+                    if len(request._all_token_ids) % block_size == 0:
+                        request.update_block_hashes()
+                    request.num_in_flight_tokens -= 1
+                    request.num_output_placeholders -= num_ahead
+                    computed = request.num_computed_tokens - request.num_output_placeholders
+                    if computed % block_size == 0:
+                        scheduler.kv_cache_manager.cache_blocks(request, computed)
+                    continue
+            others[name] = num_tokens
+        seen = {name: requests.get(name) for name in others}
+        step = copy.copy(scheduler_output)
+        step.num_scheduled_tokens = others
+        outputs = self._update(step, model_runner_output)
+        for client in outputs.values():
+            for reported in client.outputs:
+                request = seen[reported.request_id]
+                reported.new_token_ids = request._output_token_ids[request.num_reported :]
+                request.num_reported = len(request._output_token_ids)
+        return outputs
 
 
 class _Submission:
