@@ -114,11 +114,6 @@ class Engine:
             if self._weights is not None:
                 read_weights(llm, self._weights())
                 read_prompts()
-            core = getattr(llm.llm_engine.engine_core, "engine_core", None)
-            if core is not None and (reason := Stride.objection(core.scheduler)):
-                logger.warning("vLLM schedules sequences one by one: %s", reason)
-            elif core is not None:
-                Stride(core.scheduler, decoder.may_end)
             started.set_result(None)
             self._serve(llm.llm_engine, decoder, pending, waiting)
         except BaseException as error:
@@ -137,6 +132,13 @@ class Engine:
         pending: dict[str, tuple[_Submission, int]],
         waiting: deque[tuple[_Submission, int]],
     ) -> None:
+        core = getattr(engine.engine_core, "engine_core", None)
+        # One in a process of its own is out of reach.
+        if core is not None:
+            if objection := Stride.objection(core.scheduler):
+                logger.warning("vLLM schedules each sequence by itself: %s", objection)
+            else:
+                Stride(core.scheduler, decoder.may_end)
         num_added = 0
         while True:
             while not self._submitted.empty() or not (pending or waiting):
