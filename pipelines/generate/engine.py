@@ -114,6 +114,7 @@ class Engine:
             if self._weights is not None:
                 read_weights(llm, self._weights())
                 read_prompts()
+            step_together(llm.llm_engine, decoder.may_end)
             started.set_result(None)
             self._serve(llm.llm_engine, decoder, pending, waiting)
         except BaseException as error:
@@ -132,13 +133,6 @@ class Engine:
         pending: dict[str, tuple[_Submission, int]],
         waiting: deque[tuple[_Submission, int]],
     ) -> None:
-        core = getattr(engine.engine_core, "engine_core", None)
-        # One in a process of its own is out of reach.
-        if core is not None:
-            if objection := Stride.objection(core.scheduler):
-                logger.warning("vLLM schedules each sequence by itself: %s", objection)
-            else:
-                Stride(core.scheduler, decoder.may_end)
         num_added = 0
         while True:
             while not self._submitted.empty() or not (pending or waiting):
@@ -282,6 +276,17 @@ def _source_hash(*read: Callable[..., Any] | ModuleType) -> str | None:
     except (OSError, TypeError):
         return None
     return hashlib.sha256(source.encode()).hexdigest()
+
+
+def step_together(engine: Any, may_end: frozenset[int]) -> None:
+    """Have vLLM's `engine`, which has no requests, step by `Stride` where that can be. Where not, the log says why."""
+    core = getattr(engine.engine_core, "engine_core", None)
+    if core is None:
+        return  # It is in a process of its own.
+    if objection := Stride.objection(core.scheduler):
+        logger.warning("vLLM schedules each sequence by itself: %s", objection)
+    else:
+        Stride(core.scheduler, may_end)
 
 
 class Stride:

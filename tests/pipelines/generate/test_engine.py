@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.generate import engine
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.engine import Decoder, Text, allocate_by_the_block
+from pipelines.generate.engine import Decoder, Stride, Text, allocate_by_the_block
 from pipelines.generate.options import engine_environment
 from pipelines.resources import Resources
 from pipelines.tasks.prompts import END_MARKERS, generator_prompt
@@ -91,7 +92,9 @@ theirs = [one.outputs[0].text for one in outputs], sum(len(one.outputs[0].token_
 asked_by_vllm, asked = asked, 0
 engine = Engine(options, stop=stop, prompts=[prompt], max_queued=96)
 ours = engine.complete(prompt, SamplingParams(max_tokens=64), seeds)
-print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by_vllm, asked]}))
+scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
+by = type(scheduler.schedule.__self__).__name__
+print("RESULT " + json.dumps({"theirs": theirs, "ours": ours, "asked": [asked_by_vllm, asked], "by": by}))
 """
 
 
@@ -104,11 +107,127 @@ def test_an_engine_writes_what_vllm_writes(models: Path, stop: str) -> None:
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     found = json.loads(line.removeprefix("RESULT "))
     assert found["ours"] == found["theirs"]
+    assert found["by"] == "Stride"
     texts, _ = found["ours"]
     num_ended = sum(text.endswith(stop) for text in texts)
     assert 20 < num_ended <= len(texts)
     by_vllm, by_us = found["asked"]
     assert by_us < by_vllm / 4
+
+
+MAY_END = frozenset(range(100, 130))
+ENDS_A_TEXT = 100
+ENDS_BY_ITSELF = 2
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_steps_are_those_of_vllms_scheduler(models: Path, asynchronous: bool) -> None:
+    allocate_by_the_block()
+    model = str(models / "trained" / "model")
+    (theirs, texts, vllm_reports), (ours, our_texts, our_reports) = (
+        steps_of(new_scheduler(model, asynchronous=asynchronous), by_us=by_us) for by_us in (False, True)
+    )
+    assert our_texts == texts
+    assert ours == theirs
+    assert any(preempted for *_, preempted, _ in theirs)
+    # Tokens of one with more to look at come one by one.
+    assert our_reports["3"] == vllm_reports["3"] == len(texts["3"])
+    assert sum(our_reports.values()) < sum(vllm_reports.values()) / 4
+
+
+def test_a_scheduler_with_more_to_look_after_is_left_alone(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = new_scheduler(str(models / "trained" / "model"), asynchronous=True)
+    assert Stride.objection(scheduler) is None
+    scheduler.requests["1"] = new_request("1", [1])
+    assert Stride.objection(scheduler) == "it has to look after requests"
+    scheduler.requests.clear()
+    scheduler.vllm_config.lora_config = SimpleNamespace()
+    assert Stride.objection(scheduler) == "it has to look after adapters"
+    monkeypatch.setattr(engine, "READ", {"0.25.0": "another"})
+    assert "schedules otherwise than 0.25.0, which were read" in str(Stride.objection(scheduler))
+
+
+def steps_of(scheduler: Any, *, by_us: bool) -> tuple[list[Any], dict[str, list[int]], dict[str, int]]:
+    """What a scheduler does for the same requests and tokens: its steps, the texts, and the number of reports of each."""
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import RequestStatus
+
+    if by_us:
+        Stride(scheduler, MAY_END)
+    texts: dict[str, list[int]] = {str(number): [] for number in range(60)}
+    num_reports = dict.fromkeys(texts, 0)
+    tables: dict[str, list[int]] = {}
+    steps: list[Any] = []
+    under_way: list[Any] = []
+    waiting, unfinished = list(texts), set(texts)
+    while unfinished:
+        for name in waiting[:4]:
+            request = new_request(name, [7] * (20 + int(name) % 3), block_size=16, logprobs=0 if name == "3" else None)
+            scheduler.add_request(request)
+        del waiting[:4]
+        step = scheduler.schedule()
+        sampled = []
+        for name in step.num_scheduled_tokens:
+            request = scheduler.requests[name]
+            sampled.append([] if request.is_prefill_chunk else [token(name, request.num_computed_tokens)])
+        cached = step.scheduled_cached_reqs
+        given = zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, cached.new_block_ids, strict=True)
+        # Which of the free blocks one is given goes by the order in which others ended in one step.
+        known = sorted((*numbers, blocks and len(blocks[0])) for *numbers, blocks in given)
+        new = [(one.req_id, one.num_computed_tokens, len(one.block_ids[0])) for one in step.scheduled_new_reqs]
+        tables |= {one.req_id: list(one.block_ids[0]) for one in step.scheduled_new_reqs}
+        for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            if blocks:
+                tables[name] = ([] if name in cached.resumed_req_ids else tables[name]) + blocks[0]
+        assert all(tables[name] == scheduler.kv_cache_manager.get_block_ids(name)[0] for name in step.num_scheduled_tokens)
+        scheduled = sorted(step.num_scheduled_tokens.items()), step.total_num_scheduled_tokens
+        steps.append((scheduled, known, new, step.finished_req_ids, step.preempted_req_ids, cached.resumed_req_ids))
+        rows = {name: row for row, name in enumerate(step.num_scheduled_tokens)}
+        brought = ModelRunnerOutput(list(rows), rows, sampled, logprobs=None, prompt_logprobs_dict={}, pooler_output=[])
+        under_way.append((step, brought))
+        if len(under_way) <= type(scheduler).__name__.startswith("Async"):
+            continue
+        outputs = scheduler.update_from_output(*under_way.pop(0)).get(0)
+        for output in outputs.outputs if outputs else ():
+            name = output.request_id
+            texts[name] += output.new_token_ids
+            num_reports[name] += 1
+            if output.new_token_ids[-1:] == [ENDS_A_TEXT] and not output.finished:
+                scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+                unfinished.discard(name)
+            elif output.finished:
+                unfinished.discard(name)
+    return steps, texts, num_reports
+
+
+def token(name: str, position: int) -> int:
+    drawn = random.Random(f"{name} {position}")
+    if drawn.random() < 0.02:
+        return drawn.choice([ENDS_BY_ITSELF, *MAY_END])
+    return drawn.randrange(200, 300)
+
+
+def new_scheduler(model: str, *, asynchronous: bool) -> Any:
+    """vLLM's own, for a dozen sequences and blocks that do not hold as many."""
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    config = EngineArgs(
+        model=model, max_model_len=90, max_num_seqs=12, max_num_batched_tokens=90, block_size=16
+    ).create_engine_config()
+    config.cache_config.num_gpu_blocks = num_blocks = 40
+    layers = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    blocks = KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layers)])
+    scheduler = (AsyncScheduler if asynchronous else Scheduler)(
+        config, blocks, StructuredOutputManager(config), block_size=16, hash_block_size=16
+    )
+    # As on a GPU, where steps are asynchronous.
+    scheduler.use_v2_model_runner = asynchronous
+    return scheduler
 
 
 def test_blocks_are_given_and_cached_as_vllm_does_it() -> None:
@@ -185,11 +304,13 @@ def kv_cache_manager() -> Any:
     return KVCacheManager(config, max_model_len=200, scheduler_block_size=4, hash_block_size=4)
 
 
-def new_request(name: str, prompt: list[int]) -> Any:
+def new_request(name: str, prompt: list[int], *, block_size: int = 4, **params: Any) -> Any:
     from vllm import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
     from vllm.v1.request import Request
 
     init_none_hash(sha256)
-    return Request(name, prompt, SamplingParams(max_tokens=60), None, block_hasher=get_request_block_hasher(4, sha256))
+    sampling = SamplingParams(max_tokens=60, **params)
+    sampling.update_from_generation_config({}, eos_token_id=ENDS_BY_ITSELF)
+    return Request(name, prompt, sampling, None, block_hasher=get_request_block_hasher(block_size, sha256))

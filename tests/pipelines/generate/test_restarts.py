@@ -97,9 +97,9 @@ def test_an_engine_that_stands_still_is_named(when: str, what: str, monkeypatch:
     vllm: Any = types.ModuleType("vllm")
     vllm.LLM, vllm.SamplingParams = HangingLLM, dict
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    for change in ("allocate_by_the_block", "inspect_models_here"):
-        monkeypatch.setattr(engine, change, lambda: None)
-    monkeypatch.setattr(engine, "Decoder", lambda *_: None)
+    for change in ("allocate_by_the_block", "inspect_models_here", "step_together"):
+        monkeypatch.setattr(engine, change, lambda *_: None)
+    monkeypatch.setattr(engine, "Decoder", lambda *_: types.SimpleNamespace(may_end=frozenset()))
     monkeypatch.setattr(engine._Submission, "request", lambda *_: None)
     monkeypatch.setenv(STALL_AFTER, "0.2")
     with pytest.raises(StalledError) as caught:
