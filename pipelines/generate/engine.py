@@ -1,8 +1,9 @@
 """A vLLM engine on a thread of its own, and what keeps its CPU core from setting the pace.
 
 In every decoding step vLLM handles each sequence of the batch in Python, while the GPU is at the step before. With a thousand
-sequences that takes longer than the GPU's step. Decoding each token's text and looking after its place in the cache are done
-here only where they can matter, and what is alike in requests is checked once for all of them. The tokens are the same.
+sequences that takes longer than the GPU's step. Here sequences that just go on are scheduled together, decoding each token's
+text and looking after its place in the cache are done only where they can matter, and what is alike in requests is checked once
+for all of them. The tokens are the same.
 """
 
 from __future__ import annotations
