@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -281,12 +281,13 @@ class Watch(threading.Thread):
                 self.driver_mib = max(self.driver_mib, here.memory_info().rss / 2**20)
             for process in here.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    times, memory = process.cpu_times(), process.memory_info()
-                    self._cpu_s[process.pid] = times.user + times.system
+                    times, memory, words = process.cpu_times(), process.memory_info(), process.cmdline()
                     # One that is ending has lost its name.
-                    if not process.cmdline() and process.pid in self._kind:
+                    kind = _kind_of(words, process.name()) if words or process.pid not in self._kind else ""
+                    self._cpu_s[process.pid] = times.user + times.system
+                    if not kind:
                         continue
-                    self._kind[process.pid] = kind = _kind_of(process)
+                    self._kind[process.pid] = kind
                     there[kind] += 1
                     self._mib.setdefault(kind, []).append((memory.rss - memory.shared) / 2**20)
             self._most |= there
@@ -300,10 +301,9 @@ class Watch(threading.Thread):
         return {kind: Kind(self._most[kind], cpu_s[kind], statistics.median(self._mib[kind])) for kind in self._most}
 
 
-def _kind_of(process: Any) -> str:
-    """The class of an actor, or else the program."""
-    words = process.cmdline()
-    title = words[0] if words else str(process.name())
+def _kind_of(words: Sequence[str], name: str) -> str:
+    """The class of an actor, or else the program, by the words of its command."""
+    title = words[0] if words else name
     if title.startswith("ray::"):
-        return str(title.removeprefix("ray::").split(".")[0])
+        return title.removeprefix("ray::").split(".")[0]
     return Path(words[1] if "python" in title and len(words) > 1 else title).name
