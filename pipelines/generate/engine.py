@@ -347,7 +347,8 @@ class Stride:
             ),
             "several parts of a model": parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1,
             "priorities": scheduler.scheduler_config.policy != "fcfs",
-            "long prompts in parts": scheduler.scheduler_config.long_prefill_token_threshold > 0,
+            "parts of prompts that go by the number of sequences": scheduler.scheduler_config.long_prefill_token_threshold > 0
+            and getattr(scheduler, "adaptive_long_prefill_threshold", False),
             "statistics": scheduler.log_stats,
             "requests": bool(scheduler.requests),
         }
@@ -383,11 +384,11 @@ class Stride:
         """vLLM's `SchedulerOutput` for the next step."""
         scheduler, block_size = self._scheduler, self._block_size
         running = scheduler.running
-        # The first is left to vLLM always: for what all have in common it asks one of those that it knows of.
-        others, going_on = running[:1], []
+        # Two are always left to vLLM: it asks one for what all have in common, and reads a prompt at once that is alone.
+        others, going_on = running[:2], []
         names, num_computed, num_output = [], [], []
         known = None if scheduler.use_v2_model_runner else scheduler.prev_step_scheduled_req_ids
-        for request in running[1:]:
+        for request in running[2:]:
             computed = request.num_computed_tokens
             # The tokens there are, and those that steps under way will add.
             output = len(request._output_token_ids) + request.num_output_placeholders
@@ -395,6 +396,7 @@ class Stride:
                 computed % block_size
                 and output < request.most
                 and request.num_prompt_tokens + output == computed + 1
+                and not request.is_prefill_chunk
                 and (known is None or request.request_id in known)
             ):
                 going_on.append(request)
@@ -407,9 +409,9 @@ class Stride:
             throttle_prefills
             or len(running) > scheduler.max_num_scheduled_tokens
             or scheduler.pause_state
-            # So none of them is put back for others' sake, or read only in part.
-            or len(others) > scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-            or any(request.is_prefill_chunk for request in others)
+            # With so many blocks none is put back for another's sake.
+            or sum(1 + max(0, request.num_tokens - request.num_computed_tokens) // block_size for request in others)
+            > scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         ):
             return self._schedule(throttle_prefills)
 

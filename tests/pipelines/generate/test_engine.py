@@ -120,12 +120,13 @@ ENDS_A_TEXT = 100
 ENDS_BY_ITSELF = 2
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_steps_are_those_of_vllms_scheduler(models: Path, asynchronous: bool) -> None:
+@pytest.mark.parametrize(("asynchronous", "most_of_a_prompt"), [(True, 0), (True, 1), (False, 0)])
+def test_steps_are_those_of_vllms_scheduler(models: Path, asynchronous: bool, most_of_a_prompt: int) -> None:
     allocate_by_the_block()
     model = str(models / "trained" / "model")
     (theirs, texts, vllm_reports), (ours, our_texts, our_reports) = (
-        steps_of(new_scheduler(model, asynchronous=asynchronous), by_us=by_us) for by_us in (False, True)
+        steps_of(new_scheduler(model, asynchronous=asynchronous, long_prefill_token_threshold=most_of_a_prompt), by_us=by_us)
+        for by_us in (False, True)
     )
     assert our_texts == texts
     assert ours == theirs
@@ -207,7 +208,7 @@ def token(name: str, position: int) -> int:
     return drawn.randrange(200, 300)
 
 
-def new_scheduler(model: str, *, asynchronous: bool) -> Any:
+def new_scheduler(model: str, *, asynchronous: bool, **options: Any) -> Any:
     """vLLM's own, for a dozen sequences and blocks that do not hold as many."""
     import torch
     from vllm.engine.arg_utils import EngineArgs
@@ -216,9 +217,8 @@ def new_scheduler(model: str, *, asynchronous: bool) -> Any:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    config = EngineArgs(
-        model=model, max_model_len=90, max_num_seqs=12, max_num_batched_tokens=90, block_size=16
-    ).create_engine_config()
+    limits = {"max_model_len": 90, "max_num_seqs": 12, "max_num_batched_tokens": 90}
+    config = EngineArgs(model=model, block_size=16, **limits, **options).create_engine_config()
     config.cache_config.num_gpu_blocks = num_blocks = 40
     layers = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
     blocks = KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], layers)])
