@@ -431,7 +431,11 @@ class Stride:
             request.num_computed_tokens = computed + 1
             request.num_in_flight_tokens += 1
             request.num_output_placeholders += self._num_ahead
-        output.num_scheduled_tokens = dict.fromkeys(names, 1) | output.num_scheduled_tokens
+        # In vLLM's order, which is that of the batch's rows.
+        theirs = output.num_scheduled_tokens
+        both = dict.fromkeys(names, 1) | theirs
+        in_order = {name: both[name] for request in running if (name := request.request_id) in both}
+        output.num_scheduled_tokens = in_order | theirs
         output.total_num_scheduled_tokens += len(names)
         if known is not None:
             known.update(names)

@@ -173,16 +173,14 @@ def steps_of(scheduler: Any, *, by_us: bool) -> tuple[list[Any], dict[str, list[
             sampled.append([] if request.is_prefill_chunk else [token(name, request.num_computed_tokens)])
         cached = step.scheduled_cached_reqs
         given = zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, cached.new_block_ids, strict=True)
-        # Which of the free blocks one is given goes by the order in which others ended in one step.
-        known = sorted((*numbers, blocks and len(blocks[0])) for *numbers, blocks in given)
-        new = [(one.req_id, one.num_computed_tokens, len(one.block_ids[0])) for one in step.scheduled_new_reqs]
+        new = [(one.req_id, one.num_computed_tokens, one.block_ids) for one in step.scheduled_new_reqs]
         tables |= {one.req_id: list(one.block_ids[0]) for one in step.scheduled_new_reqs}
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             if blocks:
                 tables[name] = ([] if name in cached.resumed_req_ids else tables[name]) + blocks[0]
         assert all(tables[name] == scheduler.kv_cache_manager.get_block_ids(name)[0] for name in step.num_scheduled_tokens)
-        scheduled = sorted(step.num_scheduled_tokens.items()), step.total_num_scheduled_tokens
-        steps.append((scheduled, known, new, step.finished_req_ids, step.preempted_req_ids, cached.resumed_req_ids))
+        scheduled = list(step.num_scheduled_tokens.items()), step.total_num_scheduled_tokens
+        steps.append((scheduled, sorted(given), new, step.finished_req_ids, step.preempted_req_ids, cached.resumed_req_ids))
         rows = {name: row for row, name in enumerate(step.num_scheduled_tokens)}
         brought = ModelRunnerOutput(list(rows), rows, sampled, logprobs=None, prompt_logprobs_dict={}, pooler_output=[])
         under_way.append((step, brought))
