@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.generate import engine
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.engine import Decoder, Stride, Text, allocate_by_the_block
+from pipelines.generate.engine import Decoder, Stride, Text, allocate_by_the_block, inspect_models_here
 from pipelines.generate.options import engine_environment
 from pipelines.resources import Resources
 from pipelines.tasks.prompts import END_MARKERS, generator_prompt
@@ -215,6 +215,9 @@ def new_scheduler(model: str, *, asynchronous: bool, **options: Any) -> Any:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        inspect_models_here()
     limits = {"max_model_len": 90, "max_num_seqs": 12, "max_num_batched_tokens": 90}
     config = EngineArgs(model=model, block_size=16, **limits, **options).create_engine_config()
     config.cache_config.num_gpu_blocks = num_blocks = 40
