@@ -46,11 +46,22 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def memory_in_use() -> tuple[float, float]:
-    """GB of memory that are in use on this machine, and that it has, as Ray counts them where no container has a limit."""
-    found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    total, available = (int(found[name]) / 2**20 for name in ("MemTotal", "MemAvailable"))
-    return total - available, total
+def memory_in_use(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
+    """GB of memory that are in use on this machine, and that it has, or those of a container with a limit, as Ray counts them.
+
+    `proc` is the kernel's file, `group` the folder of the control group (version 2).
+    """
+    found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", proc.read_text(), re.MULTILINE))
+    total, available = (int(found[name]) * 2**10 for name in ("MemTotal", "MemAvailable"))
+    used = total - available
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        if limit < total:
+            # Of the files that it has read, the kernel drops those that were not used lately.
+            dropped = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+            used = int((group / "memory.current").read_text()) - (int(dropped[1]) if dropped else 0)
+            total = limit
+    return used / 2**30, total / 2**30
 
 
 def local_resources() -> dict[str, int]:
