@@ -162,6 +162,7 @@ def steps_of(scheduler: Any, *, by_us: bool) -> tuple[list[Any], dict[str, list[
     under_way: list[Any] = []
     waiting, unfinished = list(texts), set(texts)
     while unfinished:
+        assert len(steps) < 3_000, "they do not come to an end"
         for name in waiting[:4]:
             request = new_request(name, [7] * (20 + int(name) % 3), block_size=16, logprobs=0 if name == "3" else None)
             scheduler.add_request(request)
