@@ -29,17 +29,22 @@ def join_masters(weights: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     return (weights.float().view(torch.int32) + rest).view(torch.float32)
 
 
-def clip(settings: torch.Tensor, gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+def clip(
+    settings: torch.Tensor, gradients: Sequence[torch.Tensor], max_norm: float, *, squares: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
     """`settings` with factors that also bring row n of all `gradients` [N, P_i] to a norm of at most `max_norm`.
 
-    A GPU does not read the gradients of rows that are to stay.
+    `squares` [N, S_i] are sums of squares, in parts, of further gradients, which need not be read for that. A GPU does not
+    read the gradients of rows that are to stay.
     """
     if gradients[0].is_cuda:
         from pipelines.adapters.adamw_kernels import sums_of_squares
 
-        norms = sums_of_squares(gradients, settings).sqrt()
+        sums = sums_of_squares(gradients, settings)
+        norms = (sums + torch.cat([*squares], dim=1).sum(1) if squares else sums).sqrt()
     else:
         of_each = [torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32) for gradient in gradients]
+        of_each += [parts.sum(1).sqrt() for parts in squares]
         norms = torch.linalg.vector_norm(torch.stack(of_each), dim=0)
     clipped = settings.clone()
     # As DeepSpeed computes it.

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from pipelines.adapters.fp8 import Fp8Linear, to_fp8_where_compiled, transposed
-from pipelines.adapters.linears import adapted_linears
+from pipelines.adapters.linears import adapted_linears, num_squares
 from pipelines.errors import UserError
 from pipelines.packing.dropout import stir
 from pipelines.packing.segments import Segments
@@ -88,6 +88,8 @@ class SharedInput:
             self._scales = torch.cat(scales)
             if trained:
                 self._transposed = transposed([layer.weight for layer in self.layers])
+        self.squares: torch.Tensor | None = None
+        """A leaf whose gradient is `Operands.squares`', if somebody asked for it."""
         self.forget()
 
     def forget(self) -> None:
@@ -133,6 +135,7 @@ class SharedInput:
             side_by_side,
             *((None, None) if scales is None else to_fp8_where_compiled([tokens])),
             self.adapters.repeats,
+            self.squares if len(chosen) == len(self.layers) else None,
         )
         return {key: y.view(*x.shape[:-1], y.shape[-1]) for key, y in zip(chosen, outputs, strict=True)}
 
@@ -159,6 +162,18 @@ class Adapters:
             yield
         finally:
             self._turn_to(previous)
+
+    def sum_squares(self) -> list[torch.Tensor]:
+        """Leaves [N, S_i] whose gradients are sums of squares of each adapter's gradients, in parts that are to be added up.
+
+        A pass that has these gradients must have all others, too. Where kernels have no such sums at hand, their
+        `SharedInput.squares` stays None.
+        """
+        for shared_input in self.shared_inputs:
+            a, b = [layer.a for layer in shared_input.layers], [layer.b for layer in shared_input.layers]
+            if num := num_squares(a, b):
+                shared_input.squares = torch.zeros(len(a[0]), num, device=a[0].device, requires_grad=True)
+        return [shared_input.squares for shared_input in self.shared_inputs if shared_input.squares is not None]
 
     def _turn_to(self, segments: Segments | None) -> None:
         self.segments = segments

@@ -269,6 +269,7 @@ def _gradient_kernel(
     narrow,  # [m, T, rank]
     wides,  # m of [T, channels]
     gradients,  # out: m of [parts, N, rank, channels] by their strides
+    squares,  # out: [N, m · blocks] by the stride of N, or None
     starts,
     keys,
     salts,
@@ -281,6 +282,7 @@ def _gradient_kernel(
     adapter_strides,
     rank_stride,
     channel_stride,
+    squares_stride,
     TILE: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -293,7 +295,11 @@ def _gradient_kernel(
     which, block = tl.program_id(0) % len(wides), tl.program_id(0) // len(wides)
     adapter, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
     wide, gradient, channels = pick(wides, which), pick(gradients, which), pick(widths, which)
+    if squares is not None:
+        squares += adapter * squares_stride + tl.program_id(0)
     if block * BLOCK >= channels:
+        if squares is not None:
+            tl.store(squares, 0.0)
         return
     columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < channels
@@ -321,13 +327,17 @@ def _gradient_kernel(
         if DROP:
             values = tl.where(_keep(_row_words(keys, rows, valid, salt), column_words, threshold), values, 0.0)
         total = tl.dot(states, values, total)
+    total *= scale
+    if squares is not None:
+        # What is filled up is zero.
+        tl.store(squares, tl.sum(total * total))
     tl.store(
         gradient
         + part * part_stride
         + adapter * pick(adapter_strides, which)
         + ranks[:, None] * rank_stride
         + columns[None, :] * channel_stride,
-        (total * scale).to(gradient.dtype.element_ty),
+        total.to(gradient.dtype.element_ty),
         mask=(ranks < rank)[:, None] & inside[None, :],
     )
 
@@ -474,10 +484,12 @@ def gradients(
     dropout: float,
     scale: float,
     transposed: bool = False,
+    squares: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """scale · narrowᵀ dropout(wide) of each adapter's tokens, [N, rank, C], or [N, C, rank] if `transposed`, of m projections.
 
-    `narrow` [m, T, rank]; of each `wides` [T, C], of which C may differ.
+    `narrow` [m, T, rank]; of each `wides` [T, C], of which C may differ. `squares` [N, `num_parts_of_squares`], if given, gets
+    the sums of squares of each adapter's, before they are rounded: all of it is written, zero for one without tokens.
     """
     _, num_tokens, rank = narrow.shape
     num_adapters = len(segments.starts) - 1
@@ -486,15 +498,25 @@ def gradients(
     blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
     num_iterations = num_tokens // (num_adapters * settings["TILE"])
     num_parts = _num_parts(settings["PROGRAMS"], num_adapters * sum(blocks), num_iterations)
+    assert squares is None or num_parts == 1, "squares of a sum's parts are not the sum's"
     shapes = [(num_adapters, width, rank) if transposed else (num_adapters, rank, width) for width in widths]
     parts = _parts(num_parts, shapes, like=wides[0])
     by_rank = [part.transpose(2, 3) if transposed else part for part in parts]
     _gradient_kernel[len(wides) * max(blocks), num_adapters, num_parts](
-        narrow, tuple(wides), tuple(by_rank), segments.starts, segments.keys, tuple(salts), drop_below(dropout), scale,
+        narrow, tuple(wides), tuple(by_rank), squares, segments.starts, segments.keys, tuple(salts), drop_below(dropout), scale,
         num_tokens, widths, rank, parts[0].stride(0), *_strides([part[0] for part in by_rank]),
+        0 if squares is None else squares.stride(0),
         RANK=_padded(rank), DROP=dropout > 0, **_options(settings),
     )  # fmt: skip
     return _summed(parts, wides[0].dtype)
+
+
+def num_parts_of_squares(num_adapters: int, widths: Sequence[int], rank: int) -> int:
+    """In how many parts `gradients` of projections so wide gives sums of squares; 0 where it may cut sums over tokens."""
+    settings = GRADIENT[rank > 64]
+    blocks = [triton.cdiv(width, settings["BLOCK"]) for width in widths]
+    most = _num_parts(settings["PROGRAMS"], num_adapters * sum(blocks), MAX_PARTS * MIN_ITERATIONS)
+    return len(widths) * max(blocks) if most == 1 else 0
 
 
 def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

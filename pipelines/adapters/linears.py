@@ -31,6 +31,10 @@ class Operands(NamedTuple):
     for, `transposed` e4m3 [in, Σout]: all projections' side by side. Both are None where weights are ordinary numbers.
     `numbers` and `row_scales` are the cast of the input, or backward of the gradients, if it was made before. `repeats` says
     that this is computed so often that kernels of its own are worth their compilation.
+
+    `squares` float32 [N, S], if given, has as its gradient the sum of squares of each adapter's gradients of a and b, in parts
+    that are to be added up: whoever clips them does not read them once more. S is `num_squares`, and a pass must compute with
+    an adapter once: squares of two sums are not the whole sum's.
     """
 
     weights: Sequence[torch.Tensor]
@@ -47,6 +51,7 @@ class Operands(NamedTuple):
     numbers: torch.Tensor | None = None
     row_scales: torch.Tensor | None = None
     repeats: bool = False
+    squares: torch.Tensor | None = None
 
     def cast(self, wides: Sequence[torch.Tensor], factors: torch.Tensor | None) -> Fp8Rows:
         """`to_fp8`, if it is still to be done."""
@@ -140,17 +145,23 @@ def forward_by_kernels(x: torch.Tensor, operands: Operands) -> Outputs:
 
 
 def backward_by_kernels(
-    grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, operands: Operands, needs_grad_x: bool
+    grads: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    z: torch.Tensor,
+    operands: Operands,
+    needs_grad_x: bool,
+    squares: torch.Tensor | None = None,
 ) -> Gradients:
-    """`adapted_linears_backward` of contiguous tensors."""
+    """`adapted_linears_backward` of contiguous tensors, which fills `squares` of `num_squares`."""
     from pipelines.adapters.kernels import add_product, expand, gradients, shrink
 
     weights, a, b, salts, _, _, _, dropout, scale, scales, *_ = operands
     segments = operands.segments
     kept = 1 / (1 - dropout)
     grad_z = shrink(grads, [factor.transpose(1, 2) for factor in b], segments, salts, dropout=0.0, scale=scale)
-    grads_b = gradients(z, grads, segments, salts, dropout=0.0, scale=scale, transposed=True)
-    grads_a = gradients(grad_z, [x] * len(a), segments, salts, dropout=dropout, scale=kept)
+    of_b, of_a = (None, None) if squares is None else squares.split(_squares_of_each(a, b), dim=1)
+    grads_b = gradients(z, grads, segments, salts, dropout=0.0, scale=scale, transposed=True, squares=of_b)
+    grads_a = gradients(grad_z, [x] * len(a), segments, salts, dropout=dropout, scale=kept, squares=of_a)
     if not needs_grad_x:
         return x.new_empty(0), grads_a, grads_b
     before = None if scales is None else [_frozen_gradient(grads, operands)]
@@ -161,9 +172,30 @@ def backward_by_kernels(
     return grad_x, grads_a, grads_b
 
 
+def num_squares(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> int:
+    """Columns of `Operands.squares` for such projections; 0 where kernels have no such sums at hand."""
+    if not _has_kernels(a[0]):
+        return 1
+    of_each = _squares_of_each(a, b)
+    return sum(of_each) if all(of_each) else 0
+
+
+def _squares_of_each(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> list[int]:
+    """In how many parts the kernels sum squares of gradients of b, and of a."""
+    from pipelines.adapters.kernels import num_parts_of_squares
+
+    num_adapters, rank, in_features = a[0].shape
+    of_b, of_a = [factor.shape[1] for factor in b], [in_features] * len(a)
+    return [num_parts_of_squares(num_adapters, widths, rank) for widths in (of_b, of_a)]
+
+
+def _has_kernels(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
+
+
 def _ways(x: torch.Tensor, operands: Operands) -> tuple[Callable[..., Outputs], Callable[..., Gradients]]:
     """What computes these projections of `x`, forward and backward."""
-    if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)):
+    if not _has_kernels(x):
         return reference_forward, reference_backward
     if operands.repeats:
         from pipelines.adapters import few_tokens
@@ -180,7 +212,7 @@ def _ways(x: torch.Tensor, operands: Operands) -> tuple[Callable[..., Outputs], 
 _OPERANDS = (
     "Tensor[] weights, Tensor[] a, Tensor[] b, Tensor[] salts, Tensor starts, Tensor keys, Tensor tiles, "
     "float dropout, float scale, Tensor? scales, Tensor? transposed, Tensor? numbers=None, Tensor? row_scales=None, "
-    "bool repeats=False"
+    "bool repeats=False, Tensor? squares=None"
 )
 
 
@@ -207,15 +239,25 @@ def adapted_linears(x: torch.Tensor, *unpacked: Any) -> Outputs:
 @torch.library.custom_op(
     "blindsweep::adapted_linears_backward",
     mutates_args=(),
-    schema=f"(Tensor[] grads, Tensor x, Tensor z, bool needs_grad_x, {_OPERANDS}) -> (Tensor, Tensor[], Tensor[])",
+    schema=f"(Tensor[] grads, Tensor x, Tensor z, bool needs_grad_x, {_OPERANDS}) -> (Tensor, Tensor[], Tensor[], Tensor)",
 )
 def adapted_linears_backward(
     grads: Sequence[torch.Tensor], x: torch.Tensor, z: torch.Tensor, needs_grad_x: bool, *unpacked: Any
-) -> Gradients:
-    """Gradients of x (empty unless `needs_grad_x`), a and b of `adapted_linears`, from `grads` [T, out] of its y."""
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """Gradients of x (empty unless `needs_grad_x`), a, b and `squares` of `adapted_linears`, from `grads` [T, out] of its y."""
     operands = Operands(*unpacked)
     _, backward = _ways(x, operands)
-    return backward([grad.contiguous() for grad in grads], x.contiguous(), z, operands, needs_grad_x)
+    arguments = [grad.contiguous() for grad in grads], x.contiguous(), z, operands, needs_grad_x
+    if operands.squares is None:
+        return *backward(*arguments), x.new_empty(0)
+    if backward is backward_by_kernels:
+        squares = torch.empty_like(operands.squares)
+        return *backward_by_kernels(*arguments, squares), squares
+    squares = torch.zeros_like(operands.squares)
+    grad_x, grads_a, grads_b = backward(*arguments)
+    for gradient in (*grads_a, *grads_b):
+        squares[:, 0] += gradient.float().square().sum((1, 2))
+    return grad_x, grads_a, grads_b, squares
 
 
 @adapted_linears.register_fake
@@ -225,26 +267,28 @@ def _(x: torch.Tensor, weights: Sequence[torch.Tensor], a: Sequence[torch.Tensor
 
 
 @adapted_linears_backward.register_fake
-def _(grads: Any, x: torch.Tensor, z: Any, needs_grad_x: bool, weights: Any, a: Any, b: Any, *_: Any) -> Gradients:
-    grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (a, b))
-    return x.new_empty(x.shape if needs_grad_x else 0), grads_a, grads_b
+def _(grads: Any, x: torch.Tensor, z: Any, needs_grad_x: bool, *unpacked: Any) -> Any:
+    operands = Operands(*unpacked)
+    grads_a, grads_b = ([factor.new_empty(factor.shape) for factor in factors] for factors in (operands.a, operands.b))
+    squares = x.new_empty(0) if operands.squares is None else torch.empty_like(operands.squares)
+    return x.new_empty(x.shape if needs_grad_x else 0), grads_a, grads_b, squares
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[torch.Tensor], torch.Tensor]) -> None:
-    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed, _, _, ctx.repeats = inputs
+    x, weights, a, b, salts, *segments, ctx.dropout, ctx.scale, scales, transposed, _, _, ctx.repeats, squares = inputs
     ctx.num_projections = len(weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], *segments, scales, transposed, *weights, *a, *b, *salts)
+    ctx.save_for_backward(x, output[1], *segments, scales, transposed, squares, *weights, *a, *b, *salts)
 
 
 def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[Any, ...]:
     num = ctx.num_projections
     none = [None] * num
     # Arguments at the end that were left out have no place.
-    rest = [None] * (len(ctx.needs_input_grad) - 5)
+    rest: list[Any] = [None] * (len(ctx.needs_input_grad) - 5)
     if all(grad is None for grad in grads):
         return None, none, none, none, none, *rest
-    x, z, starts, keys, tiles, scales, transposed, *lists = ctx.saved_tensors
+    x, z, starts, keys, tiles, scales, transposed, squares, *lists = ctx.saved_tensors
     weights, a, b, salts = (lists[first : first + num] for first in range(0, 4 * num, num))
     each_grad = [
         x.new_zeros(x.shape[0], weight.shape[0]) if grad is None else grad for grad, weight in zip(grads, weights, strict=True)
@@ -252,9 +296,11 @@ def _backward(ctx: Any, grads: Sequence[torch.Tensor | None], _: Any) -> tuple[A
     needs_grad_x = ctx.needs_input_grad[0]
     cast = to_fp8_where_compiled(each_grad, scales) if needs_grad_x and scales is not None else (None, None)
     stream = starts, keys, tiles, ctx.dropout, ctx.scale
-    grad_x, grads_a, grads_b = adapted_linears_backward(
-        each_grad, x, z, needs_grad_x, weights, a, b, salts, *stream, scales, transposed, *cast, ctx.repeats
+    grad_x, grads_a, grads_b, of_squares = adapted_linears_backward(
+        each_grad, x, z, needs_grad_x, weights, a, b, salts, *stream, scales, transposed, *cast, ctx.repeats, squares
     )
+    if squares is not None:
+        rest[-1] = of_squares
     return grad_x if needs_grad_x else None, none, grads_a, grads_b, none, *rest
 
 

@@ -160,7 +160,13 @@ class Bank:
         self.head = torch.nn.Parameter(
             torch.zeros(self.num_slots, num_labels, shape.hidden_size, device=self.device, dtype=self.dtype)
         )
-        self.parameters = [p for layer in self.adapters.layers.values() for p in (layer.a, layer.b)] + [self.head]
+        layers = self.adapters.layers.values()
+        self.parameters = [p for layer in layers for p in (layer.a, layer.b)] + [self.head]
+        # One alone has kernels that do not sum them, and its few gradients are read soon.
+        self.squares = self.adapters.sum_squares() if self.num_slots > 1 else []
+        has_squares = [layer.shared_input.squares is not None for layer in layers for _ in (layer.a, layer.b)]
+        self.without_squares = [place for place, has in enumerate([*has_squares, False]) if not has]
+        """Places of those `parameters` the squares of whose gradients are still to be summed; the head is always one."""
         rows = {"device": self.device, "dtype": self.dtype}
         self.weights = torch.zeros(self.num_slots, self.num_parameters, **rows)
         names = [*adapter_tensors(self.adapters, 0), HEAD]
@@ -256,7 +262,8 @@ class Bank:
         else:
             total: list[torch.Tensor] = []
             for inputs in ready.passes:
-                losses, gradients = self._compute(*inputs())
+                # Squares of gradients of several passes are not their sum's.
+                losses, gradients, _ = self._compute(*inputs())
                 self.losses += losses * ready.sizes
                 total = [kept.add_(gradient) for kept, gradient in zip(total, gradients, strict=True)] if total else gradients
             self._update(total, ready.settings)
@@ -355,8 +362,8 @@ class Bank:
 
     def _compute(
         self, packed: PackedInput, last: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Each slot's loss [N], and the gradients of `parameters`, [N, P_i] each.
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Each slot's loss [N], the gradients of `parameters`, [N, P_i] each, and of `squares`: sums of most of theirs.
 
         [N, batch_size] are `last`, the place in the stream of an example's last token, `targets`, `weights` in the slot's mean.
         """
@@ -369,18 +376,20 @@ class Bank:
             logits = torch.bmm(states, self.head.transpose(1, 2)).float()
             each = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
             losses = (each.view_as(weights) * weights).sum(1)
-            gradients = torch.autograd.grad(losses.sum(), self.parameters)
-        return losses.detach(), [gradient.reshape(len(gradient), -1) for gradient in gradients]
+            gradients = torch.autograd.grad(losses.sum(), [*self.parameters, *self.squares])
+        of_each = [gradient.reshape(len(gradient), -1) for gradient in gradients]
+        return losses.detach(), of_each[: len(self.parameters)], of_each[len(self.parameters) :]
 
     def _compute_and_update(self, *arguments: Any) -> torch.Tensor:
         """`_compute` of all arguments but the last and `_update` with that one; each slot's loss [N]."""
         *inputs, settings = arguments
-        losses, gradients = self._compute(*inputs)
-        self._update(gradients, settings)
+        losses, gradients, squares = self._compute(*inputs)
+        self._update(gradients, settings, squares)
         return losses
 
-    def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor) -> None:
-        settings = adamw.clip(settings, gradients, self.max_norm)
+    def _update(self, gradients: list[torch.Tensor], settings: torch.Tensor, squares: Sequence[torch.Tensor] = ()) -> None:
+        to_read = [gradients[place] for place in self.without_squares] if squares else gradients
+        settings = adamw.clip(settings, to_read, self.max_norm, squares=squares)
         if not self.freezes_heads:
             adamw.update(self.weights, self.rest, *self.moments, gradients, settings)
             return

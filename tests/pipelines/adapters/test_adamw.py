@@ -42,6 +42,16 @@ def steps(dtype, device, update=adamw.update, of=None):
     return weights, weights if rest is None else adamw.join_masters(weights, rest)
 
 
+def test_gradients_whose_squares_are_known_are_clipped_with_the_others():
+    gradient = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
+    settings = torch.tensor([settings_row(1, rate=0.1, weight_decay=0.0)] * 3)
+    squares = [part.square().split(4, dim=1) for part in gradient.split([7, 13, 10], dim=1)[:2]]
+    parts = [torch.stack([piece.sum(1) for piece in pieces], dim=1) for pieces in squares]
+    expected = adamw.clip(settings, gradient.split([7, 13, 10], dim=1), 0.5)
+    assert (expected < settings).any(dim=1).all()
+    torch.testing.assert_close(adamw.clip(settings, [gradient[:, 20:]], 0.5, squares=parts), expected)
+
+
 def test_each_row_is_an_optimizer_of_its_own():
     before, _, _, _, gradients = state(torch.float32, "cpu")
     weights, _ = steps(torch.float32, "cpu")

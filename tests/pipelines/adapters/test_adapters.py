@@ -400,6 +400,7 @@ def assert_compiles_to_the_same(compile_it, dtype=torch.float64, tolerance=1e-6,
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compile_it(compiled.body)
+    squares = adapters.sum_squares(), same.sum_squares()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(3):
             now = slice(step, step + 4)
@@ -408,6 +409,9 @@ def assert_compiles_to_the_same(compile_it, dtype=torch.float64, tolerance=1e-6,
             assert ours == pytest.approx(loss, rel=tolerance)
     for ours, theirs in zip(gradients(same).values(), gradients(adapters).values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=100 * tolerance, atol=tolerance)
+    for theirs, ours in zip(*squares, strict=True):
+        assert theirs.grad.max() > 0
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=max(1e-4, 100 * tolerance), atol=tolerance)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 

@@ -6,6 +6,7 @@ import torch
 
 from pipelines.adapters.linears import (
     Operands,
+    _squares_of_each,
     adapted_linears,
     backward_by_kernels,
     forward_by_kernels,
@@ -75,6 +76,18 @@ def test_an_output_without_a_gradient_has_a_gradient_of_zero():
 @pytest.mark.parametrize("outs", [(10,), (10, 6, 6)])
 def test_the_operator_is_registered_as_pytorch_asks(outs):
     torch.library.opcheck(adapted_linears, operator_arguments(outs=outs))
+    squares = torch.zeros(3, 1, requires_grad=True)
+    torch.library.opcheck(adapted_linears, (*operator_arguments(outs=outs, starts=(0, 3, 3, 5)), None, None, False, squares))
+
+
+def test_sums_of_squares_of_gradients_are_a_gradient():
+    x, weights, a, b, *rest = operator_arguments(outs=(10, 6), starts=(0, 3, 3, 5))
+    squares = torch.zeros(3, 2, requires_grad=True)
+    outputs, _ = adapted_linears(x, weights, a, b, *rest, None, None, False, squares)
+    *gradients, found = torch.autograd.grad(sum(y.square().sum() for y in outputs), (*a, *b, squares))
+    expected = sum(gradient.float().square().sum((1, 2)) for gradient in gradients)
+    assert (expected > 0).tolist() == [True, False, True]
+    torch.testing.assert_close(found.sum(1), expected)
 
 
 def test_the_operators_gradients_are_its_derivatives():
@@ -146,6 +159,69 @@ def test_interpreted_kernels_are_the_reference(case, dtype, tolerance):
 )
 def test_kernels_are_the_reference(case):
     assert_kernels_are_the_reference(operator_arguments(torch.bfloat16, "cuda", **case), 1e-2)
+
+
+def assert_squares_come_beside_the_same_gradients(arguments, tolerance):
+    """In a buffer with another pass's sums: an adapter without tokens in this one has none of them."""
+    x, *rest = arguments
+    operands = Operands(*rest)
+    outputs, z = forward_by_kernels(x, operands)
+    grads = [torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y) for y in outputs]
+    num = num_squares_of_kernels(operands)
+    assert num > 0
+    squares = torch.full((len(operands.a[0]), num + 2), 1e6, device=x.device)
+    with torch.no_grad():
+        plain = backward_by_kernels(grads, x, z, operands, True)
+        found = backward_by_kernels(grads, x, z, operands, True, squares[:, 1:-1])
+    assert (squares[:, [0, -1]] == 1e6).all()
+    assert torch.equal(found[0], plain[0])
+    expected = 0.0
+    for ours, theirs in zip([*found[1], *found[2]], [*plain[1], *plain[2]], strict=True):
+        assert torch.equal(ours, theirs)
+        expected = expected + ours.double().square().sum((1, 2))
+    torch.testing.assert_close(squares[:, 1:-1].sum(1).double(), expected, rtol=tolerance, atol=0)
+    assert ((expected == 0) == (operands.starts.diff() == 0)).all()
+
+
+def num_squares_of_kernels(operands):
+    of_each = _squares_of_each(operands.a, operands.b)
+    return sum(of_each) if all(of_each) else 0
+
+
+@pytest.fixture
+def whole_sums(monkeypatch):
+    """Gradients of few adapters are sums in one part, as those of many are."""
+    from pipelines.adapters import kernels
+
+    for is_wide, settings in kernels.GRADIENT.items():
+        monkeypatch.setitem(kernels.GRADIENT, is_wide, {**settings, "PROGRAMS": 1})
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("case", CASES)
+def test_squares_of_interpreted_kernels_come_beside_the_same_gradients(case, dtype, tolerance, whole_sums):
+    assert_squares_come_beside_the_same_gradients(operator_arguments(dtype, **CASES[case]), tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_squares_of_kernels_come_beside_the_same_gradients(case, whole_sums):
+    assert_squares_come_beside_the_same_gradients(operator_arguments(torch.bfloat16, "cuda", **CASES[case]), 1e-3)
+
+
+@needs_interpreter
+def test_squares_are_summed_where_no_sum_is_cut():
+    from pipelines.adapters.kernels import gradients, num_parts_of_squares
+
+    expected = {(36, (4_096, 1_024, 1_024), 64): 96, (36, (576,), 64): 5, (34, (576,), 64): 0, (4, (11_008, 11_008), 128): 344}
+    assert {key: num_parts_of_squares(*key) for key in expected} == expected
+    _, *rest = operator_arguments(torch.float32, **CASES["parts_of_tokens"])
+    operands = Operands(*rest)
+    assert num_squares_of_kernels(operands) == 0
+    wides, squares = [torch.ones(800, out) for out in (80, 72, 13)], torch.ones(1, 3)
+    with pytest.raises(AssertionError, match="squares of a sum's parts"):
+        gradients(torch.ones(3, 800, 24), wides, operands.segments, operands.salts, dropout=0.0, scale=1.0, squares=squares)
 
 
 def assert_kernels_drop_what_the_reference_drops(dtype, device):

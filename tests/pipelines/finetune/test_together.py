@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.adapters import adamw
+from pipelines.adapters.adamw_settings import FACTOR
 from pipelines.errors import UserError
 from pipelines.finetune import bank, driver, together
 from pipelines.finetune.bank import Bank
@@ -111,13 +113,37 @@ def alone(training_sets, base_model, untrained, begun, tmp_path_factory):
     return folder, metrics
 
 
+def watch_clipping(monkeypatch):
+    """Of each update: whether it was given sums of squares, the factors it goes by, and those by reading all gradients."""
+    clip, update, seen = adamw.clip, Bank._update, []
+
+    def watched_update(self, gradients, *arguments):
+        def watched_clip(settings, to_read, max_norm, *, squares=()):
+            clipped = clip(settings, to_read, max_norm, squares=squares)
+            by_reading = clip(settings, gradients, max_norm)
+            seen.append((len(squares) > 0, clipped[:, FACTOR], by_reading[:, FACTOR]))
+            return clipped
+
+        monkeypatch.setattr(adamw, "clip", watched_clip)
+        update(self, gradients, *arguments)
+
+    monkeypatch.setattr(Bank, "_update", watched_update)
+    return seen
+
+
 @pytest.mark.parametrize("num_slots", [2, 32])
 def test_members_end_where_they_end_alone(training_sets, base_model, untrained, begun, alone, tmp_path, monkeypatch, num_slots):
     monkeypatch.setattr(together, "MAX_SLOTS", num_slots)
+    clipping = watch_clipping(monkeypatch)
     named = jobs(training_sets, base_model, untrained, begun)
     members = [Member(job, str(tmp_path / name), no_report) for name, job in named.items()]
     results = dict(train_together(members, gpu_share=0))
     ended = {name: results[place] for place, name in enumerate(named)}
+    assert {by_squares for by_squares, _, _ in clipping} == {True, False}, "a step of several passes has no sums"
+    assert any((factors < 1).any() and (factors < 0).any() for _, factors, _ in clipping)
+    for _, factors, by_reading in clipping:
+        # The same for those without a step in a pass, whose sums are zero.
+        torch.testing.assert_close(factors, by_reading, equal_nan=True)
     assert isinstance(ended.pop("diverging"), UserError)
     for name, metrics in ended.items():
         of_alone = alone[1][name]
@@ -377,7 +403,11 @@ def test_only_adapters_of_one_shape_over_one_base_are_put_together(training_sets
 @pytest.mark.gpu
 def test_captured_passes_learn_what_eager_ones_do(training_sets, base_model, untrained, tmp_path, monkeypatch):
     """In bfloat16, kernels and all; one diverges, and the room of one that ends is taken by the next."""
+    from pipelines.adapters import kernels
+
     monkeypatch.setattr(together, "MAX_SLOTS", 2)
+    # No sum over tokens is cut, as with many adapters, so that kernels sum squares.
+    monkeypatch.setitem(kernels.GRADIENT, False, {**kernels.GRADIENT[False], "PROGRAMS": 1})
     recipe = dataclasses.replace(RECIPE, dtype="bfloat16", tokens_per_microbatch=2_000)
     recipes = {
         "a": dataclasses.replace(recipe, epochs=3),
@@ -401,7 +431,14 @@ def test_captured_passes_learn_what_eager_ones_do(training_sets, base_model, unt
 
     captured = train(tmp_path / "captured")
     monkeypatch.setattr(bank, "CapturedStep", lambda compute: compute)
+    clipping = watch_clipping(monkeypatch)
     eager = train(tmp_path / "eager")
+    assert any(by_squares for by_squares, _, _ in clipping)
+    for _, factors, by_reading in clipping:
+        # Squares are of sums that are not rounded yet. Of those that stay reading counts nothing.
+        takes_part = factors >= 0
+        torch.testing.assert_close(factors[takes_part], by_reading[takes_part], rtol=1e-2, atol=0)
+        assert torch.equal(factors[factors < 0], by_reading[factors < 0])
     for name, tensors in eager.items():
         for key, tensor in tensors.items():
             torch.testing.assert_close(captured[name][key], tensor, rtol=2e-2, atol=2e-3)
