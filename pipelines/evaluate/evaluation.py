@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ class EvaluationConfig:
     `merge_adapter` folds a LoRA adapter into the weights first: faster, and different in the last bits. `rehearse_examples`
     above 0 makes it a rehearsal: only so many examples of each set, the longest. Each of `heuristics` adds slices to each set:
     the examples of which it holds (`accuracy_rows`). `task` and `test_sets`, those of `sets` that the sources describe, are the
-    study's, which sets them. On a GPU, a lane of at least `compile_from_examples` examples in all
-    compiles the decoder's layers first (0: never), which takes a while to repay.
+    study's, which sets them. On a GPU, a lane that computes at least `compile_from_examples` examples in all, repeated
+    ones once, compiles the decoder's layers first (0: never), which takes a while to repay.
     """
 
     sets: tuple[str, ...]
@@ -91,8 +92,9 @@ def evaluate(
     Writes `logits.parquet` (set, id, label, `logit_<label>` for each label of the task, heuristic, subcase, for each
     heuristic of the config a boolean `holds/<name>`, null where it is not asked, and for each slice column of a described set
     `slice/<column>`) and `metrics.json` (`rows`: those of
-    `accuracy_rows`). Returns the main accuracies, flat, as fractions, and `score_metrics`, with the throughput in examples a
-    second.
+    `accuracy_rows`). Returns the main accuracies, flat, as fractions, and `score_metrics`, with counts and the throughput.
+    A prompt that stands in several rows, of one set or several, is computed once: `num_examples` counts rows, `num_computed`
+    what was computed, and `examples_per_s` is of the latter.
     """
     (result,) = evaluate_group(
         config, sources, base_model, [task_model], [output], resources=resources or Resources(), reports=[report]
@@ -149,9 +151,9 @@ def _evaluate_worker(desk: Any, config: EvaluationConfig, sources: str, base_mod
         return
     with watched(WORKER, next(iter(intake.waiting.values())).output):
         device = worker_device(use_gpu)
-        sets = [_read_set(config, sources, base_model, name) for name in config.sets]
-    num_examples = expected * sum(test_set.table.num_rows for test_set in sets)
-    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
+        sets = _read_sets(config, sources, base_model)
+    num_computed = expected * sum(test_set.num_computed for test_set in sets)
+    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_computed)
     while intake.wait():
         number, evaluee = intake.begin()
         note_worker(WORKER, [evaluee.output])
@@ -181,19 +183,51 @@ def worker_device(use_gpu: bool) -> torch.device:
 
 @dataclass(frozen=True)
 class _EncodedSet:
-    """A test set, where heuristics hold in it, and its prompts, packed: the rows of each batch and the batch."""
+    """A test set, where heuristics hold in it, the number of each row's prompt, and the prompts that no set before it has.
+
+    Those are packed: their places among themselves in each batch, and the batch.
+    """
 
     name: str
     table: pa.Table
     held: list[tuple[Heuristic, np.ndarray]]
+    prompts: np.ndarray
     batches: list[tuple[np.ndarray, PackedBatch]]
 
+    @property
+    def num_computed(self) -> int:
+        return sum(len(places) for places, _ in self.batches)
 
-def _read_set(config: EvaluationConfig, sources: str, base_model: str, name: str) -> _EncodedSet:
-    examples = read_examples(join(sources, f"{name}.parquet"), config.task)
-    table, sequences = encoded_examples(config, examples, base_model)
-    batches = batches_for(base_model, sequences, config.tokens_per_batch)
-    return _EncodedSet(name, table, where_held(table, config.heuristics, config.task), batches)
+
+def _read_sets(config: EvaluationConfig, sources: str, base_model: str) -> list[_EncodedSet]:
+    distinct, sets = DistinctPrompts(), []
+    for name in config.sets:
+        examples = read_examples(join(sources, f"{name}.parquet"), config.task)
+        table, sequences = encoded_examples(config, examples, base_model)
+        prompts, new = distinct.add(sequences)
+        batches = batches_for(base_model, new, config.tokens_per_batch)
+        sets.append(_EncodedSet(name, table, where_held(table, config.heuristics, config.task), prompts, batches))
+    return sets
+
+
+class DistinctPrompts:
+    """Numbers prompts by their token ids from 0 on, equal ones alike, so that each is computed once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, sequences: Sequence[list[int]]) -> tuple[np.ndarray, list[list[int]]]:
+        """The number of each of `sequences`, int64 [n], and those that were not there before, in the order of their numbers."""
+        numbers, new = np.empty(len(sequences), dtype=np.int64), []
+        for place, sequence in enumerate(sequences):
+            num_known = len(self)
+            numbers[place] = self._numbers.setdefault(array("i", sequence).tobytes(), num_known)
+            if len(self) > num_known:
+                new.append(sequence)
+        return numbers, new
 
 
 def encoded_examples(config: EvaluationConfig, table: pa.Table, base_model: str) -> tuple[pa.Table, list[list[int]]]:
@@ -221,27 +255,29 @@ def _evaluate_task_model(
         torch.cuda.reset_peak_memory_stats()
     rows: list[dict[str, Any]] = []
     tables, evaluated = [], []
-    num_done, evaluate_s = 0, 0.0
+    num_to_compute, evaluate_s = sum(test_set.num_computed for test_set in sets), 0.0
+    computed = np.empty((0, len(config.task.labels)), dtype=np.float32)
     classifier = bodies.classifier(task_model)
     load_s = time.perf_counter() - started
     for step, test_set in enumerate(sets):
         begun = time.perf_counter()
-        logits = classify(classifier, test_set.batches, bodies.device)
+        computed = classify_more(computed, classifier, test_set.batches, bodies.device)
         evaluate_s += time.perf_counter() - begun
-        num_done += test_set.table.num_rows
+        logits = computed[test_set.prompts]
         described = config.described(test_set.name)
         rows += accuracy_rows(test_set.name, test_set.table, logits, test_set.held, config.task, described)
         evaluated.append(Evaluated(test_set.name, test_set.table, logits, test_set.held, described))
         tables.append(logits_table(config, test_set.name, test_set.table, logits, test_set.held))
-        report({"examples_per_s": num_done / evaluate_s, "fraction_done": (step + 1) / len(sets)}, step + 1)
+        report({"examples_per_s": len(computed) / evaluate_s, "fraction_done": len(computed) / num_to_compute}, step + 1)
     with working_folder(output) as folder:
         pq.write_table(pa.concat_tables(tables), folder / "logits.parquet", compression="zstd")
         (folder / "metrics.json").write_text(json.dumps({"rows": rows}, indent=1))
     return {
         **flat_metrics(rows),
         **score_metrics(evaluated, config.task),
-        "num_examples": num_done,
-        "examples_per_s": num_done / evaluate_s,
+        "num_examples": sum(test_set.table.num_rows for test_set in sets),
+        "num_computed": len(computed),
+        "examples_per_s": len(computed) / evaluate_s,
         "load_s": load_s,
         "evaluate_s": evaluate_s,
         "peak_gpu_memory_gib": peak_gpu_memory_gib() if use_gpu else None,
@@ -334,6 +370,13 @@ def classify(classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]],
     logits = np.empty_like(in_batches, dtype=np.float32)
     logits[order] = in_batches
     return logits
+
+
+def classify_more(
+    computed: np.ndarray, classifier: Any, batches: Sequence[tuple[np.ndarray, PackedBatch]], device: torch.device
+) -> np.ndarray:
+    """Logits in the order of `DistinctPrompts`: `computed`, then those of `batches` of new prompts, if there are any."""
+    return np.concatenate([computed, classify(classifier, batches, device)]) if batches else computed
 
 
 def logits_table(

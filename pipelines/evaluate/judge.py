@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import (
     Bodies,
+    DistinctPrompts,
     EvaluationConfig,
     batches_for,
-    classify,
+    classify_more,
     encoded_examples,
     worker_device,
 )
@@ -81,7 +82,7 @@ def judge(
     heuristic of the config a boolean `holds/<name>`), a row for each example, and where there are gold sets `gold.parquet`, the
     same with `set`. `cluster` numbers the first texts, `judge` the judges. A row whose text, under another id, is one that
     every judge was trained on is not judged: what a judge says of it is null. Returns counts, the agreement with the given
-    labels (shares), and the throughput.
+    labels (shares), and the throughput, which counts what was computed, as `evaluate`'s does.
 
     Raises UserError for no judge, for rows whose ids every judge was trained on, and for gold rows without the task's labels.
     """
@@ -160,23 +161,34 @@ def _judge(
     trained_on = [
         pa.concat_tables([nothing, *(read_examples(path, task).select(keys) for path in judge.trained_on)]) for judge in judges
     ]
-    rows = {"": _encoded(config, examples, "the pool", base_model, trained_on)}
+    distinct = [DistinctPrompts() for _ in judges]
+    rows = {"": _encoded(config, examples, "the pool", base_model, trained_on, distinct)}
     for name in config.sets:
-        rows[name] = _encoded(config, join(sources, f"{name}.parquet"), f"gold set {name}", base_model, trained_on)
+        path = join(sources, f"{name}.parquet")
+        rows[name] = _encoded(config, path, f"gold set {name}", base_model, trained_on, distinct)
     for name in config.sets:
         if strange := sorted({*rows[name].table["label"].to_pylist()} - {*task.labels}):
             raise UserError(f"gold set {name} has rows labelled {', '.join(strange)}; gold rows have {', '.join(task.labels)}")
-    num_examples = sum(one.table.num_rows for one in rows.values())
+    num_to_compute = sum(map(len, distinct))
+    del distinct
     device = worker_device(use_gpu)
-    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_examples)
-    judge_s, num_judged = 0.0, 0
+    bodies = Bodies(config, base_model, device, compiled=use_gpu and 0 < config.compile_from_examples <= num_to_compute)
+    judge_s, num_judged, num_computed = 0.0, 0, 0
     for number, judge in enumerate(judges):
         classifier = bodies.classifier(judge.task_model)
+        computed = np.empty((0, len(task.labels)), dtype=np.float32)
         for one in rows.values():
             begun = time.perf_counter()
-            num_judged += one.judge(number, classifier, config.tokens_per_batch, device)
+            batches = batches_for(base_model, one.new[number], config.tokens_per_batch)
+            computed = classify_more(computed, classifier, batches, device)
+            chosen = np.flatnonzero(one.judges == number)
+            one.logits[chosen] = computed[one.prompts[chosen]]
             judge_s += time.perf_counter() - begun
-            report({"examples_per_s": num_judged / judge_s, "fraction_done": num_judged / num_examples}, number + 1)
+            num_judged += len(chosen)
+            num_computed += len(one.new[number])
+            # There is nothing to compute where every judge knows every row.
+            fraction_done = num_computed / max(num_to_compute, 1)
+            report({"examples_per_s": num_computed / judge_s, "fraction_done": fraction_done}, number + 1)
     tables = {name: _judged_table(config, one) for name, one in rows.items()}
     gold = [tables[name].add_column(0, "set", pa.repeat(name, tables[name].num_rows)) for name in config.sets]
     write_table(tables[""], join(output, JUDGEMENTS_FILE))
@@ -184,42 +196,51 @@ def _judge(
         write_table(pa.concat_tables(gold), join(output, GOLD_FILE))
     return {
         "num_examples": num_judged,
-        "num_not_judged": num_examples - num_judged,
+        "num_computed": num_computed,
+        "num_not_judged": sum(one.table.num_rows for one in rows.values()) - num_judged,
         **{
             f"{name or 'pool'}/{metric}": value
             for name, table in tables.items()
             for metric, value in _agreement(table, task).items()
         },
-        "examples_per_s": num_judged / judge_s,
+        "examples_per_s": num_computed / judge_s,
         "peak_gpu_memory_gib": peak_gpu_memory_gib() if use_gpu else None,
     }
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows to be judged: their prompts' tokens, the judge of each, and room for the logits."""
+    """Rows to be judged: the judge of each, the number of its prompt among that judge's, and room for the logits.
 
-    base_model: str
+    `new` has for each judge the tokens of its prompts that are in no rows before these.
+    """
+
     table: pa.Table
-    sequences: list[list[int]]
     judges: np.ndarray
+    prompts: np.ndarray
+    new: list[list[list[int]]]
     logits: np.ndarray
 
-    def judge(self, number: int, classifier: Any, tokens_per_batch: int, device: Any) -> int:
-        """Put in the logits of the rows of judge `number`, and return how many they are."""
-        chosen = np.flatnonzero(self.judges == number)
-        if len(chosen):
-            batches = batches_for(self.base_model, [self.sequences[row] for row in chosen], tokens_per_batch)
-            self.logits[chosen] = classify(classifier, batches, device)
-        return len(chosen)
 
-
-def _encoded(config: JudgementConfig, path: str, name: str, base_model: str, trained_on: Sequence[pa.Table]) -> _Rows:
+def _encoded(
+    config: JudgementConfig,
+    path: str,
+    name: str,
+    base_model: str,
+    trained_on: Sequence[pa.Table],
+    distinct: Sequence[DistinctPrompts],
+) -> _Rows:
     table = read_examples(path, config.task)
-    judges = assign_judges(table, trained_on, name, config.task)
-    table, sequences = encoded_examples(config, table.append_column("judge", pa.array(judges)), base_model)
+    assigned = assign_judges(table, trained_on, name, config.task)
+    table, sequences = encoded_examples(config, table.append_column("judge", pa.array(assigned)), base_model)
+    judges = table["judge"].to_numpy()
+    prompts, new = np.full(table.num_rows, -1), []
+    for number, of_judge in enumerate(distinct):
+        chosen = np.flatnonzero(judges == number)
+        prompts[chosen], unseen = of_judge.add([sequences[row] for row in chosen])
+        new.append(unseen)
     logits = np.full((table.num_rows, len(config.task.labels)), np.nan, dtype=np.float32)
-    return _Rows(base_model, table, sequences, table["judge"].to_numpy(), logits)
+    return _Rows(table, judges, prompts, new, logits)
 
 
 def _judged_table(config: JudgementConfig, rows: _Rows) -> pa.Table:
