@@ -32,6 +32,24 @@ class Progress:
     waits: dict[str, str] = field(default_factory=dict)  # fingerprint → what a step has been waiting for
     spent: str = ""  # a line of what the study has cost, if that is reckoned
     num_lanes: int = 0  # that have steps under way
+    first_seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Fingerprint → when a step first said how far it was, in monotonic seconds, and how far. Before, it waited in its lane."""
+
+    def begin(self, fingerprint: str) -> None:
+        """A step is given to a lane."""
+        self.running[fingerprint] = time.monotonic()
+        self.first_seen.pop(fingerprint, None)
+
+    def pace(self, fingerprint: str) -> tuple[float, float | None]:
+        """Seconds since a running step first said how far it was, and about how many are left by its pace since, if known."""
+        fraction = self.throughput.get(fingerprint, {}).get("fraction_done")
+        if fraction is None:
+            return 0.0, None
+        now = time.monotonic()
+        since, first = self.first_seen.setdefault(fingerprint, (now, fraction))
+        if fraction > first and (now - since > PACE_S or fraction - first > PACE_PART):
+            return now - since, (now - since) * (1 - fraction) / (fraction - first)
+        return now - since, None
 
     @property
     def num_done(self) -> int:
@@ -111,11 +129,18 @@ def seconds_left(step: Step, progress: Progress, mean: float | None) -> float | 
     if step.fingerprint not in progress.running:
         return mean
     elapsed = time.monotonic() - progress.running[step.fingerprint]
-    if fraction := progress.throughput.get(step.fingerprint, {}).get("fraction_done"):
-        return elapsed * (1 / fraction - 1)
-    return None if mean is None else max(mean - elapsed, 0)
+    since_seen, left = progress.pace(step.fingerprint)
+    if left is not None:
+        return left
+    fraction = progress.throughput.get(step.fingerprint, {}).get("fraction_done")
+    if mean is None:
+        return elapsed * (1 / fraction - 1) if fraction else None
+    # One that has said how far it is has begun since it was given to its lane, where it may have waited.
+    return max(mean * (1 - fraction) - since_seen, 0) if fraction else max(mean - elapsed, 0)
 
 
+PACE_S, PACE_PART = 10.0, 0.05
+"""A step's pace is gone by when it has been seen for so many seconds, or has done so much."""
 SAY_SPENT_EVERY_S = 600.0
 """How often a log says what is spent; a live table always does."""
 LEFT_EVERY_S = 1.0

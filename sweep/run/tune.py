@@ -63,8 +63,6 @@ LINGER_S = 30.0
 more than twice what knowing the future would."""
 NEAR_S = 120.0
 """How long before its inputs are there a lane is opened ahead of a step: an engine of 7 billion weights takes up to 100 s."""
-TREND_S, TREND = 10.0, 0.05
-"""After so long, or so much of its work, since it first said how far it is, the pace of a step is known."""
 AHEAD_EVERY_S = 1.0
 """How often is looked for what can be started ahead."""
 OVERDUE_S = 300.0
@@ -267,7 +265,6 @@ class Run:
         self._low_since: float | None = None  # when memory was short, and has been since
         self._asked: Any = None
         self._asked_at = self._looked_ahead_at = 0.0
-        self._first_seen: dict[str, tuple[float, float]] = {}  # fingerprint → when it first said how far it was, and how far
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
@@ -339,11 +336,9 @@ class Run:
         if begun is None:
             inputs = max((self._seconds_until(source, unsaid_s) for source in step.inputs.values()), default=0.0)
             return math.inf if known is None else known + inputs
-        fraction = self.progress.throughput.get(step.fingerprint, {}).get("fraction_done")
-        if fraction is not None:
-            since, first = self._first_seen.setdefault(step.fingerprint, (now, fraction))
-            if fraction > first and (now - since > TREND_S or fraction - first > TREND):
-                return (now - since) * (1 - fraction) / (fraction - first)
+        _, left = self.progress.pace(step.fingerprint)
+        if left is not None:
+            return left
         if known is not None:
             return max(known - (now - begun), 0.0)
         return unsaid_s if now - begun < NEAR_S else math.inf
@@ -364,12 +359,11 @@ class Run:
         if not lane.sent:
             lane.moved = time.monotonic()
         for step in steps:
-            self.progress.running[step.fingerprint] = time.monotonic()
+            self.progress.begin(step.fingerprint)
             if self.tracker:
                 self.tracker.start.remote(Card.of(step))
             self.listener("start", step, self.progress)
             lane.built_before[step.fingerprint] = lane.num_built
-            self._first_seen.pop(step.fingerprint, None)
             lane.sent[self.hosts.send(lane.host, lane.name, self._order(lane, step))] = step
 
     def _readiness(self, step: Step) -> dict[str, Any]:

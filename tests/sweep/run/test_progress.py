@@ -48,6 +48,23 @@ def test_a_running_step_that_says_how_far_it_is_needs_no_example() -> None:
     assert time_left(running, {"task_model": 10}, 2) == pytest.approx((10 + 40) / 2, abs=0.1)
 
 
+def test_a_step_that_waited_in_its_lane_is_timed_from_when_it_first_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("sweep.run.progress.time.monotonic", lambda: now)
+    one = STEPS[1]
+    state = Progress([one], set(), running={one.fingerprint: now - 200}, throughput={one.fingerprint: {"fraction_done": 0.1}})
+    # It has taken 200 s for a tenth, most of them without being at work.
+    assert time_left(state, {"task_model": 30}, 1) == pytest.approx(27)
+    now += 5
+    assert time_left(state, {"task_model": 30}, 1) == pytest.approx(22)
+    state.throughput = {one.fingerprint: {"fraction_done": 0.3}}
+    assert time_left(state, {"task_model": 30}, 1) == pytest.approx(5 / 0.2 * 0.7)
+    # Taken on anew it is timed anew.
+    state.begin(one.fingerprint)
+    state.throughput = {one.fingerprint: {"fraction_done": 0.1}}
+    assert time_left(state, {"task_model": 30}, 1) == pytest.approx(27)
+
+
 def test_side_by_side_steps_end_no_earlier_than_the_longest() -> None:
     assert time_left(progress(), {"task_model": 1, "generator": 60}, 8) == 60
 
