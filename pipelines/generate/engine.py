@@ -346,6 +346,7 @@ class Stride:
                 getattr(scheduler, name, None) for name in ("enable_return_routed_experts", "aux_output_connector")
             ),
             "several parts of a model": parallel.pipeline_parallel_size > 1 or parallel.decode_context_parallel_size > 1,
+            "what tokens were drawn from": getattr(scheduler, "return_sampling_mask", False),
             "priorities": scheduler.scheduler_config.policy != "fcfs",
             "parts of prompts that go by the number of sequences": scheduler.scheduler_config.long_prefill_token_threshold > 0
             and getattr(scheduler, "adaptive_long_prefill_threshold", False),
@@ -361,7 +362,7 @@ class Stride:
         """
         params = request.sampling_params
         asks_for_more = params is None or (
-            params.logprobs is not None
+            params.num_logprobs is not None
             or params.prompt_logprobs is not None
             or params.structured_outputs is not None
             or params.repetition_detection is not None
@@ -475,15 +476,16 @@ class Stride:
                         scheduler.kv_cache_manager.cache_blocks(request, computed)
                     continue
             others[name] = num_tokens
-        seen = {name: requests.get(name) for name in others}
+        seen = {name: request for name in others if (request := requests.get(name)) is not None and request.most}
         step = copy.copy(scheduler_output)
         step.num_scheduled_tokens = others
         outputs = self._update(step, model_runner_output)
         for client in outputs.values():
             for reported in client.outputs:
-                request = seen[reported.request_id]
-                reported.new_token_ids = request._output_token_ids[request.num_reported :]
-                request.num_reported = len(request._output_token_ids)
+                # Of one that vLLM looks after, or ends outside its steps, all are there.
+                if (request := seen.get(reported.request_id)) is not None:
+                    reported.new_token_ids = request._output_token_ids[request.num_reported :]
+                    request.num_reported = len(request._output_token_ids)
         return outputs
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.generate import engine
 from pipelines.generate.config import GenerationConfig
-from pipelines.generate.engine import Decoder, Stride, Text, allocate_by_the_block, inspect_models_here
+from pipelines.generate.engine import Decoder, Stride, Text, allocate_by_the_block, inspect_models_here, step_together
 from pipelines.generate.options import engine_environment
 from pipelines.resources import Resources
 from pipelines.tasks.prompts import END_MARKERS, generator_prompt
@@ -120,32 +120,66 @@ ENDS_A_TEXT = 100
 ENDS_BY_ITSELF = 2
 
 
-@pytest.mark.parametrize(("asynchronous", "most_of_a_prompt"), [(True, 0), (True, 1), (False, 0)])
-def test_steps_are_those_of_vllms_scheduler(models: Path, asynchronous: bool, most_of_a_prompt: int) -> None:
+# Models that vLLM's second runner does not take run in steps that are asynchronous, too.
+@pytest.mark.parametrize(
+    ("asynchronous", "second_runner", "most_of_a_prompt"),
+    [(True, True, 0), (True, True, 1), (True, False, 0), (True, False, 1), (False, False, 0)],
+)
+def test_steps_are_those_of_vllms_scheduler(
+    models: Path, asynchronous: bool, second_runner: bool, most_of_a_prompt: int
+) -> None:
     allocate_by_the_block()
     model = str(models / "trained" / "model")
-    (theirs, texts, vllm_reports), (ours, our_texts, our_reports) = (
-        steps_of(new_scheduler(model, asynchronous=asynchronous, long_prefill_token_threshold=most_of_a_prompt), by_us=by_us)
-        for by_us in (False, True)
-    )
+    found = []
+    for by_us in (False, True):
+        scheduler = new_scheduler(model, asynchronous=asynchronous, long_prefill_token_threshold=most_of_a_prompt)
+        scheduler.use_v2_model_runner = second_runner
+        found.append(steps_of(scheduler, by_us=by_us))
+    (theirs, texts, vllm_reports), (ours, our_texts, our_reports) = found
     assert our_texts == texts
     assert ours == theirs
     assert any(preempted for *_, preempted, _ in theirs)
     # Tokens of one with more to look at come one by one.
-    assert our_reports["3"] == vllm_reports["3"] == len(texts["3"])
+    for name in ("3", "4"):
+        assert our_reports[name] == vllm_reports[name] == len(texts[name])
     assert sum(our_reports.values()) < sum(vllm_reports.values()) / 4
 
 
-def test_a_scheduler_with_more_to_look_after_is_left_alone(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_with_more_to_look_after_is_left_alone(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     scheduler = new_scheduler(str(models / "trained" / "model"), asynchronous=True)
     assert Stride.objection(scheduler) is None
     scheduler.requests["1"] = new_request("1", [1])
     assert Stride.objection(scheduler) == "it has to look after requests"
     scheduler.requests.clear()
+    scheduler.return_sampling_mask = True
+    assert Stride.objection(scheduler) == "it has to look after what tokens were drawn from"
     scheduler.vllm_config.lora_config = SimpleNamespace()
     assert Stride.objection(scheduler) == "it has to look after adapters"
     monkeypatch.setattr(engine, "READ", {"0.25.0": "another"})
     assert "schedules otherwise than 0.25.0, which were read" in str(Stride.objection(scheduler))
+    caplog.clear()
+    step_together(SimpleNamespace(engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))), MAY_END)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["vLLM schedules each sequence by itself"]
+    assert scheduler.schedule.__self__ is scheduler
+
+
+def test_a_request_that_vllm_ends_outside_its_steps_is_reported(models: Path) -> None:
+    from vllm.v1.engine import FinishReason
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    scheduler = new_scheduler(str(models / "trained" / "model"), asynchronous=False)
+    Stride(scheduler, MAY_END)
+    for name in ("0", "1"):
+        scheduler.add_request(new_request(name, [7] * 20, block_size=16))
+    step = scheduler.schedule()
+    scheduler.add_request(new_request("2", [7] * 20, block_size=16))
+    # As where a grammar could not be compiled.
+    scheduler.grammar_compile_error_reqs.add("2")
+    brought = ModelRunnerOutput(["0", "1"], {"0": 0, "1": 1}, [[200], [201]], prompt_logprobs_dict={})
+    outputs = scheduler.update_from_output(step, brought)[0].outputs
+    assert {output.request_id: output.finish_reason for output in outputs} == {"0": None, "1": None, "2": FinishReason.ERROR}
 
 
 def steps_of(scheduler: Any, *, by_us: bool) -> tuple[list[Any], dict[str, list[int]], dict[str, int]]:
@@ -164,8 +198,8 @@ def steps_of(scheduler: Any, *, by_us: bool) -> tuple[list[Any], dict[str, list[
     while unfinished:
         assert len(steps) < 3_000, "they do not come to an end"
         for name in waiting[:4]:
-            request = new_request(name, [7] * (20 + int(name) % 3), block_size=16, logprobs=0 if name == "3" else None)
-            scheduler.add_request(request)
+            more: dict[str, Any] = {"3": {"logprobs": 0}, "4": {"logprob_token_ids": [5]}}.get(name, {})
+            scheduler.add_request(new_request(name, [7] * (20 + int(name) % 3), block_size=16, **more))
         del waiting[:4]
         step = scheduler.schedule()
         sampled = []
@@ -180,7 +214,7 @@ def steps_of(scheduler: Any, *, by_us: bool) -> tuple[list[Any], dict[str, list[
             if blocks:
                 tables[name] = ([] if name in cached.resumed_req_ids else tables[name]) + blocks[0]
         assert all(tables[name] == scheduler.kv_cache_manager.get_block_ids(name)[0] for name in step.num_scheduled_tokens)
-        scheduled = list(step.num_scheduled_tokens.items()), step.total_num_scheduled_tokens
+        scheduled = list(step.num_scheduled_tokens.items()), step.total_num_scheduled_tokens, sorted(cached.all_token_ids)
         steps.append((scheduled, sorted(given), new, step.finished_req_ids, step.preempted_req_ids, cached.resumed_req_ids))
         rows = {name: row for row, name in enumerate(step.num_scheduled_tokens)}
         brought = ModelRunnerOutput(list(rows), rows, sampled, logprobs=None, prompt_logprobs_dict={}, pooler_output=[])
