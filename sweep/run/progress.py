@@ -133,10 +133,11 @@ def seconds_left(step: Step, progress: Progress, mean: float | None) -> float | 
     if left is not None:
         return left
     fraction = progress.throughput.get(step.fingerprint, {}).get("fraction_done")
-    if mean is None:
-        return elapsed * (1 / fraction - 1) if fraction else None
-    # One that has said how far it is has begun since it was given to its lane, where it may have waited.
-    return max(mean * (1 - fraction) - since_seen, 0) if fraction else max(mean - elapsed, 0)
+    if not fraction:
+        return None if mean is None else max(mean - elapsed, 0)
+    # Since it was given to its lane, where it may have waited: at most so long.
+    at_most = elapsed * (1 / fraction - 1)
+    return at_most if mean is None else min(at_most, max(mean * (1 - fraction) - since_seen, 0))
 
 
 PACE_S, PACE_PART = 10.0, 0.05

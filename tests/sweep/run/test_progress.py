@@ -61,6 +61,7 @@ def test_a_step_that_waited_in_its_lane_is_timed_from_when_it_first_says_how_far
     assert time_left(state, {"task_model": 30}, 1) == pytest.approx(5 / 0.2 * 0.7)
     # Taken on anew it is timed anew.
     state.begin(one.fingerprint)
+    now += 60
     state.throughput = {one.fingerprint: {"fraction_done": 0.1}}
     assert time_left(state, {"task_model": 30}, 1) == pytest.approx(27)
 
