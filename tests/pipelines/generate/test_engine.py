@@ -1,5 +1,6 @@
 """The engine's texts are those that vLLM alone would give."""
 
+import functools
 import inspect
 import json
 import os
@@ -342,11 +343,19 @@ def kv_cache_manager() -> Any:
 
 def new_request(name: str, prompt: list[int], *, block_size: int = 4, **params: Any) -> Any:
     from vllm import SamplingParams
-    from vllm.utils.hashing import sha256
-    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
     from vllm.v1.request import Request
 
-    init_none_hash(sha256)
     sampling = SamplingParams(max_tokens=60, **params)
     sampling.update_from_generation_config({}, eos_token_id=ENDS_BY_ITSELF)
-    return Request(name, prompt, sampling, None, block_hasher=get_request_block_hasher(block_size, sha256))
+    return Request(name, prompt, sampling, None, block_hasher=block_hasher(block_size))
+
+
+@functools.cache
+def block_hasher(block_size: int) -> Any:
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core import kv_cache_utils
+
+    # Drawn anew, it is another in some versions, and no beginning is found again.
+    if not hasattr(kv_cache_utils, "NONE_HASH"):
+        kv_cache_utils.init_none_hash(sha256)
+    return kv_cache_utils.get_request_block_hasher(block_size, sha256)
