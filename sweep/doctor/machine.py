@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.extras import WAY_OUT
 from pipelines.storage import is_local, local_path
 from sweep.doctor.findings import Finding
-from sweep.run.machine import local_resources
+from sweep.run.machine import local_resources, memory
 
 GIB, GB = 2**30, 10**9
 LEAST_DRIVER = {"12": 525, "13": 580}
@@ -207,18 +207,6 @@ def _compiler(has_gpu: bool) -> Finding:
 
 
 # --- memory, disks, limits --------------------------------------------------------------------------------
-
-
-def memory() -> tuple[int, int]:
-    """Bytes of memory in all and available to this process, by the system and the container's limit."""
-    values = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), flags=re.MULTILINE))
-    whole, available = (int(values[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return whole, available
-    return min(whole, limit), min(available, max(limit - used, 0))
 
 
 def _memory() -> Finding:

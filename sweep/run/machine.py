@@ -46,22 +46,29 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def memory_in_use(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
-    """GB of memory that are in use on this machine, and that it has, or those of a container with a limit, as Ray counts them.
+MEMINFO, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
-    `proc` is the kernel's file, `group` the folder of the control group (version 2).
-    """
-    found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", proc.read_text(), re.MULTILINE))
-    total, available = (int(found[name]) * 2**10 for name in ("MemTotal", "MemAvailable"))
-    used = total - available
-    with contextlib.suppress(OSError, ValueError):
+
+def memory(meminfo: Path = MEMINFO, group: Path = CONTROL_GROUP) -> tuple[int, int]:
+    """Bytes of memory in all and available to this process, by the system and the container's limit (control groups v2)."""
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), flags=re.MULTILINE))
+    whole, available = (int(found[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    try:
         limit = int((group / "memory.max").read_text())
-        if limit < total:
-            # Of the files that it has read, the kernel drops those that were not used lately.
-            dropped = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-            used = int((group / "memory.current").read_text()) - (int(dropped[1]) if dropped else 0)
-            total = limit
-    return used / 2**30, total / 2**30
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return whole, available
+    # Of the files that it has read, the kernel drops those that were not used lately, and Ray does not count them.
+    with contextlib.suppress(OSError):
+        if dropped := re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), flags=re.MULTILINE):
+            used -= int(dropped[1])
+    return min(whole, limit), min(available, max(limit - used, 0))
+
+
+def memory_in_use(meminfo: Path = MEMINFO, group: Path = CONTROL_GROUP) -> tuple[float, float]:
+    """GB of memory that are in use on this machine, or in its container, and that there are, as Ray counts them."""
+    whole, available = memory(meminfo, group)
+    return (whole - available) / 2**30, whole / 2**30
 
 
 def local_resources() -> dict[str, int]:
