@@ -99,9 +99,8 @@ class Desk:
         """A job has begun; several workers that do it together may each say so."""
         with self._changed:
             self._count()
-            # Calls of an actor with threads may overtake each other.
             times = self._entries[number].times
-            times.began = times.began or times.ended or time.time()
+            times.began = times.began or time.time()
 
     def wait_for(self, number: int, wait_s: float) -> tuple[Any, bool]:
         """A job, None where it has not come after so long, and whether none will come any more."""
@@ -320,10 +319,8 @@ class Intake:
     def begin(self, number: int | None = None) -> tuple[int, Any]:
         """Take on a job that waits, the first if no number is given; its number and itself."""
         number = next(iter(self.waiting)) if number is None else number
-        if isinstance(self._desk, Desk):
-            self._desk.begin(number)
-        else:
-            self._desk.begin.remote(number)
+        # Waited for: its end could overtake it, and it would be lost with a worker that dies of the job at once.
+        _ask(self._desk, "begin", number)
         return number, self.waiting.pop(number)
 
     def job(self, number: int) -> Any:

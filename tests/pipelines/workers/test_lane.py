@@ -105,8 +105,17 @@ class Unpacked:
         return os.getpid, ()
 
 
-def test_jobs_join_workers_in_another_process_and_what_has_ended_stays(ray_two_cpus):
+class SlowToBegin(Desk):
+    def begin(self, number):
+        time.sleep(0.3)
+        super().begin(number)
+
+
+def test_jobs_join_workers_in_another_process_and_what_has_ended_stays(ray_two_cpus, monkeypatch):
     import ray
+
+    # Calls of an actor with threads may overtake each other.
+    monkeypatch.setattr("pipelines.workers.lane.Desk", SlowToBegin)
 
     def work(desk):
         intake = Intake(desk)
@@ -121,9 +130,12 @@ def test_jobs_join_workers_in_another_process_and_what_has_ended_stays(ray_two_c
     second, _ = lane.run(Unpacked())
     assert first["by"] == second["by"] == second["job"] != os.getpid()
     assert 0 < times.up <= times.began <= times.ended and times.share_s > 0
+    # What a worker dies of at once has begun, and what waits beside it has not.
+    deadly, waiting = lane.put("die"), lane.put("waits")
     with pytest.raises(ray.exceptions.WorkerCrashedError):
-        lane.run("die")
-    with pytest.raises(NotBegunError):
-        lane.run("too late")
+        lane.result(deadly)
+    for number in (waiting, lane.put("too late")):
+        with pytest.raises(NotBegunError):
+            lane.result(number)
     lane.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "lane" and thread.is_alive()]
