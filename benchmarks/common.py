@@ -292,6 +292,17 @@ def wait_for(process: subprocess.Popen[bytes]) -> int:
         _run.processes.discard(process)
 
 
+def sources_at(given: Path, folder: Path) -> Path:
+    """The sources artifact `given`, or one made below `folder` of MultiNLI and HANS as they lie in the folder `given`."""
+    if (given / "train.parquet").exists():
+        return given.absolute()
+    # Importing the data's readers takes as long as many a benchmark's start.
+    from pipelines.data.sources import nli_sources_config, prepare_nli_sources
+
+    prepare_nli_sources(nli_sources_config(str(given)), str(folder / "prepared"), folder=str(given))
+    return folder / "prepared"
+
+
 def visible_gpus() -> list[str]:
     """Names of this machine's GPUs as CUDA_VISIBLE_DEVICES takes them."""
     import torch

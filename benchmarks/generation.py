@@ -1,7 +1,7 @@
 """Generation beside its peers, on the same prompts, seeds and sampling settings:
 
     python -m benchmarks.generation --model FOLDER --num 8192
-    python -m benchmarks.generation --model FOLDER --load-format dummy --max-new-tokens 42 --variants raw stage
+    python -m benchmarks.generation --model base7/model --max-new-tokens 42 --variants raw stage
     python -m benchmarks.generation --model FOLDER --num 64 --shard-size 32 --dtype float32 --device cpu
 
 Variants, each in a process of its own:
@@ -22,8 +22,8 @@ first half is complete flatters 'warm'. A variant that is cut off after its firs
 --profile, the details have steps of `raw-in-process` and `engine` from the middle of the first half: their parts on a CPU core
 and the device's kernels; the rates are then those of profiled runs.
 
-A limit has to hold more than the texts: of Llama-2-7B's shape an engine starts in 60 to 100 s on an H200, in each variant anew,
-and with --load-format dummy 13.5 GB of weights are written before the first.
+FOLDER may have random weights (`benchmarks.base`). A limit has to hold more than the texts: of Llama-2-7B's shape an engine
+starts in 60 to 100 s on an H200, in each variant anew.
 
 The stage is an actor pool of its own for three reasons. Wherever both were measured it was ready sooner than ray.data.llm, and
 on a CPU it wrote faster (figures in benchmarks/results/mini.md). Shards that are committed once need the rows of one shard
@@ -62,7 +62,7 @@ from benchmarks.profiling import EngineProfile
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, shards_in_flight
-from pipelines.generate.shards import Shard, derive_seed, plan_shards
+from pipelines.generate.shards import Shard, plan_shards
 from pipelines.generate.writer import encode_prompts, run_engines
 from pipelines.resources import Resources
 from pipelines.storage import absolute
@@ -77,7 +77,6 @@ PASSED_ON = ("num", "device", "cpus", "engines", "max_num_seqs", "max_new_tokens
 def main() -> None:
     parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--model", type=Path, required=True, help="folder with config.json, weights and tokenizer")
-    parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     parser.add_argument("--num", type=int, default=8_192, help="texts of one half; rounded up to whole shards")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--cpus", type=float, default=1)
@@ -98,22 +97,18 @@ def main() -> None:
         answer(run(arguments.only, arguments))
         return
 
-    with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model.absolute()
-        if arguments.load_format == "dummy":
-            save_random(str(model), folder, arguments.dtype)
-            model = Path(folder)
-        own = {"model": model, **{name: getattr(arguments, name) for name in PASSED_ON}}
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
-        profile_flag = ["--profile"] if arguments.profile else []
+    model = arguments.model.absolute()
+    own = {"model": model, **{name: getattr(arguments, name) for name in PASSED_ON}}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+    profile_flag = ["--profile"] if arguments.profile else []
 
-        def run_alone(variant: str) -> dict[str, Any] | None:
-            own_flags = [*flags, *(profile_flag if variant in PROFILED else [])]
-            return in_own_process("benchmarks.generation", [*own_flags, "--only", variant])
+    def run_alone(variant: str) -> dict[str, Any] | None:
+        own_flags = [*flags, *(profile_flag if variant in PROFILED else [])]
+        return in_own_process("benchmarks.generation", [*own_flags, "--only", variant])
 
-        results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
-        shape = ModelShape.of_settings(json.loads((model / "config.json").read_text()))
-        prompts = [len(prompt) for prompt in encode_prompts(str(model)).values()]
+    results = alternately({name: partial(run_alone, name) for name in arguments.variants}, arguments.repeats)
+    shape = ModelShape.of_settings(json.loads((model / "config.json").read_text()))
+    prompts = [len(prompt) for prompt in encode_prompts(str(model)).values()]
     tokens = [run["tokens_per_s"] / run["all_per_s"] for runs in results.values() for run in runs if "all_per_s" in run]
     on_gpu = arguments.device == "cuda"
     batch_size = max_num_seqs(GenerationConfig(max_num_seqs=arguments.max_num_seqs), on_gpu=on_gpu)
@@ -377,37 +372,6 @@ def run_ray_data_llm(config: GenerationConfig, resources: Resources, shards: lis
     ready = min(row["finished"] - row["taken_s"] for row in results)
     finished = [(row["finished"] - ready, 1, row["num_tokens"]) for row in results]
     return streaming_rates(finished, ready - began)
-
-
-def save_random(model: str, folder: str, dtype: str) -> None:
-    """A model of the same shape and tokenizer with random weights.
-
-    They are one draw of some millions of numbers again and again: a CPU takes minutes to draw as many as a large model has.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    num_bytes = sum(weight.numel() * weight.element_size() for weight in empty.parameters())
-    phase(f"writing {num_bytes / 1e9:,.1f} GB of random weights, without which no engine starts")
-    random = torch.Generator().manual_seed(derive_seed("benchmark") % 2**31)
-    # No row of a matrix is as long, nor are several: rows and layers differ.
-    drawn = torch.empty(2**24 + 43, dtype=getattr(torch, dtype)).normal_(0, 0.02, generator=random)
-    random_model = empty.to_empty(device="cpu")
-    random_model.tie_weights()
-    at = 0
-    for weight in random_model.parameters():
-        numbers = weight.data.view(-1)
-        if weight.dim() == 1:
-            numbers = numbers.fill_(1)[:0]  # a norm's
-        while len(numbers):
-            part = drawn[at : at + len(numbers)]
-            numbers[: len(part)] = part
-            numbers, at = numbers[len(part) :], (at + len(part)) % len(drawn)
-    random_model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model, trust_remote_code=False).save_pretrained(folder)
 
 
 if __name__ == "__main__":

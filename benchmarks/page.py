@@ -34,7 +34,8 @@ a model of 135 M parameters are in [mini.md](mini.md).
 Two figures are of the same work where benchmark, model, settings and device are the same. The number of examples or texts may
 differ, which is how long a run measures, and so may the number of task models that are trained at once. *Beside the peer* is
 the newest run of that work in which the peer ran, too: how many times better ours is, and both figures. A model goes by the
-name of its folder: `base7` and `model` have Llama-2-7B's shape and random weights, `base7f` is `base7` in FP8.
+name of its folder: `base7` and `model` have Llama-2-7B's shape and random weights (`python -m benchmarks.base base7 --tokenizer
+FOLDER`), `base7f` the same in FP8 (`--precision fp8`). `sources` is the folder of MultiNLI and HANS, or what is made of it.
 """
 READING = """\
 Each section is one run of one command, in which all variants did the same work on the same machine. A figure is the median of

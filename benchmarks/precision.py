@@ -50,8 +50,7 @@ from analysis.stats.statistics import Estimate, mean_estimate
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.power import ALPHA, Variance, settling
-from benchmarks.common import CutOff, Figure, Pace, finish, make_parser, parse, phase
-from pipelines.data.sources import nli_sources_config, prepare_nli_sources
+from benchmarks.common import CutOff, Figure, Pace, finish, make_parser, parse, phase, sources_at
 from pipelines.data.training_set import TrainingSetConfig, draw_training_set
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig, evaluate_group
@@ -166,10 +165,7 @@ def compute(arguments: argparse.Namespace, work: Path) -> None:
 
 def prepared_sources(arguments: argparse.Namespace, work: Path) -> Path:
     """A folder with the training examples and the items that are evaluated; in `few` those for the untrained base."""
-    given, folder = arguments.sources.absolute(), work / "sources"
-    if not (given / "train.parquet").exists():
-        prepare_nli_sources(nli_sources_config(str(given)), str(work / "prepared"), folder=str(given))
-        given = work / "prepared"
+    given, folder = sources_at(arguments.sources, work), work / "sources"
     write_examples(read_examples(given / "train.parquet"), folder / "train.parquet")
     for name in (arguments.general, arguments.blindspot):
         table = read_examples(given / f"{name}.parquet")

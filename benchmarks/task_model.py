@@ -1,7 +1,7 @@
 """Training and evaluating a task model beside transformers + peft with padded batches, on the same examples:
 
-    python -m benchmarks.task_model --base STORE/base_model/... --sources STORE/sources/... --method full
-    python -m benchmarks.task_model --base ... --sources ... --batch-size 2 --together 24 --num 512
+    python -m benchmarks.task_model --base STORE/base_model/... --sources data --method full
+    python -m benchmarks.task_model --base base7 --sources data --batch-size 2 --together 24 --num 512
     python -m benchmarks.task_model --base ... --sources ... --num 512 --device cpu
 
   peer  what one would write with the libraries alone: AutoModelForSequenceClassification with PyTorch's own attention (and
@@ -10,12 +10,12 @@
   ours  the stage itself, through Ray Train and DeepSpeed, at the same batch size, precision and learning rate
   ours-gpus  that in a process for each of the machine's GPUs at the same time; their rates are added
 
-A base in FP8 is one whose artifact says so (`base_precision="fp8"`); its frozen products count as half. With --together N,
-ours trains N task models on NUM examples each at once in one worker, and their rates are added; the peer trains one. Without
---evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation that is not the first.
-Ours is that of the median window of 16 steps: a window in which a shape of batch is met for the first time takes seconds
-longer, which a study's thousands of steps do not notice and a benchmark's hundreds do. With --profile, the details say which
-kernels the last steps of ours and a further evaluation spent their time in; those are in no rate.
+--base is a base model's artifact, which `benchmarks.base` writes with random weights; of one in FP8 frozen products count as
+half. With --together N, ours trains N task models on NUM examples each at once in one worker, and their rates are added; the
+peer trains one. Without --evaluation-sets nothing is evaluated. Rates are warm: without the first steps, and of an evaluation
+that is not the first. Ours is that of the median window of 16 steps: a window in which a shape of batch is met for the first
+time takes seconds longer, which a study's thousands of steps do not notice and a benchmark's hundreds do. With --profile, the
+details say which kernels the last steps of ours and a further evaluation spent their time in; those are in no rate.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from benchmarks.common import (
     num_layer_weights,
     parse,
     phase,
+    sources_at,
     useful_tokens,
     values_of,
     visible_gpus,
@@ -86,7 +87,7 @@ IN_FP8 = ", products in FP8 as half of what they are, because matrix units compu
 def main() -> None:
     parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--base", type=Path, required=True, help="a base-model artifact (a folder with model/)")
-    parser.add_argument("--sources", type=Path, required=True, help="a sources artifact (a folder with train.parquet)")
+    parser.add_argument("--sources", type=Path, required=True, help="a sources artifact, or the folder of MultiNLI and HANS")
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--num", type=int, default=8_192, help="training examples")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -114,12 +115,13 @@ def main() -> None:
     if arguments.share_prefix is None:
         arguments.share_prefix = arguments.together == 1
     # Workers have another current directory.
-    arguments.base, arguments.sources = arguments.base.absolute(), arguments.sources.absolute()
+    arguments.base = arguments.base.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        sources = sources_at(arguments.sources, folder)
         numbers = {"train": arguments.num, **dict.fromkeys(arguments.evaluation_sets, arguments.num_evaluation)}
         for name, num in numbers.items():
-            write_examples(read_examples(arguments.sources / f"{name}.parquet").slice(0, num), folder / f"{name}.parquet")
+            write_examples(read_examples(sources / f"{name}.parquet").slice(0, num), folder / f"{name}.parquet")
         if arguments.only:
             answer(ours(arguments, folder))
             return

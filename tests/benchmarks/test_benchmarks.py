@@ -1,6 +1,7 @@
 """Each benchmark as a command, on the CPU with a tiny model: its result has every variant and fits the schema."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
 from pipelines.finetune.base_model import ScratchModelConfig, prepare_base_model
+from pipelines.models.quantization import computes_in_fp8
 
 ROOT = Path(__file__).parents[2]
+DATA = (ROOT / ".." / "shared" / "data").resolve()
 SCHEMA = json.loads((ROOT / "benchmarks" / "schema.json").read_text())
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,7 +28,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     sources, base = (str(tmp_path_factory.mktemp(name)) for name in ("sources", "base"))
     prepare_template_corpus(TemplateCorpusConfig(), sources)
     shape = ScratchModelConfig(
-        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=96, vocabulary_size=400
+        hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=96, vocabulary_size=400, max_length=1_024
     )
     prepare_base_model(shape, base, sources=sources)
     return {"sources": sources, "base": base}
@@ -49,6 +52,22 @@ def test_task_model(artifacts: dict[str, str], tmp_path: Path, method: tuple[str
     details = json.loads((tmp_path / "result.json").read_text())["details"]
     for profile in (details["profile"], details["evaluation_profile"]):
         assert 0 < profile["kernels"][0]["ms_per_step"] < profile["busy_ms_per_step"] and profile["launches_per_step"] > 50
+
+
+def test_a_base_with_random_weights_in_fp8_is_trained_on_rows_of_multinli_s_own_files(
+    artifacts: dict[str, str], tmp_path: Path
+) -> None:
+    base, model = tmp_path / "base", f"{artifacts['base']}/model"
+    command = [sys.executable, "-m", "benchmarks.base", str(base), "--precision=fp8"]
+    refused = subprocess.run([*command, "--tokenizer", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "has no tokenizer" in refused.stderr
+    subprocess.run([*command, "--tokenizer", model], cwd=ROOT, check=True)
+    assert computes_in_fp8(base / "model") and os.listdir(tmp_path) == ["base"]
+    if not DATA.is_dir():
+        pytest.skip("MultiNLI and HANS are not here")
+    words = ["--num=32", "--batch-size=2", "--evaluation-sets", "--device=cpu", "--variants=ours"]
+    variants = result_of("task_model", tmp_path / "result.json", f"--base={base}", f"--sources={DATA}", *words)
+    assert variants == {"training": {"ours"}}
 
 
 def test_task_model_that_is_ended_in_its_second_run_has_the_figures_of_the_first(
