@@ -40,7 +40,12 @@ from sweep.plan.throughputs import Gpu, read_table
 from sweep.run.failures import in_lines, is_read_only
 
 if TYPE_CHECKING:
+    from analysis.verdicts.answer import Answer
+    from sweep.graph.pieces import Only
+    from sweep.index.kept_database import KeptDatabase
     from sweep.plan.plan import Planned
+    from sweep.run.budget import Meter
+    from sweep.run.study_run import Result
 
 IMPORT_AFTER_S = 30.0
 """When a run waits for its steps and imports nothing itself."""
@@ -172,59 +177,84 @@ def run(
         _import_meanwhile()
     # Its end as well: a notice must not break off the report, and a signal ends it as it ends the rest.
     with Stop(notice_time) as stop:
-        with database.open() if database else contextlib.nullcontext():
+        with _opened(database):
             result = run_study(
                 loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece
             )
-        losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
-        of_piece = f" of the piece {piece}" if piece else ""
-        there, built = f"{result.num_cached:,} were there", f"{result.num_built:,} built"
-        print(f"{name}: {result.num_steps:,} artifacts{of_piece}, {there}, {built}{losses}")
-        for note in result.notes:
-            print(f"Warning: {note}", file=sys.stderr)
-        if result.tracking_errors:
-            print(
-                f"Warning: MLflow has not everything ({result.tracking_errors[0]}); "
-                "nothing else is affected: `blindsweep reindex` fills it in",
-                file=sys.stderr,
-            )
-        if database and database.replaced_others:
-            print(
-                f"Warning: another run wrote {database.uri} meanwhile, and this one's has taken its place; "
-                f"nothing else is affected: `blindsweep reindex --store {quote(store)}` makes one of both from the records",
-                file=sys.stderr,
-            )
+        _say_what_is_built(name, result, piece)
+        _warn(result, database, store)
         if rehearse:
             _show_rehearsal(where, name)
-        is_partial = bool(result.failures or result.hold or piece)
-        said = None
+        answer = None
         if report:
-            try:
-                if _is_evaluated(where, name):
-                    said = write_report(where, name, None, partial=is_partial)
-                else:
-                    print("no report: no task model is evaluated yet", file=sys.stderr)
-            except (UserError, OSError) as error:
-                if not is_partial and not is_read_only(error):
-                    raise
-                print(f"no report: {in_lines(error)}", file=sys.stderr)
+            answer = _report(where, name, is_partial=bool(result.failures or result.hold or piece))
         # A piece is not asked for its part of the answer: who builds further seeds may not want to know it yet.
-        elif not rehearse and not piece and (said := answer_of(where, name)):
-            print(said)
-        if said and result.index:
-            with database.open() if database else contextlib.nullcontext():
-                describe_in_mlflow(result.index, where, name, said, is_reported=report)
+        elif not rehearse and not piece and (answer := answer_of(where, name)):
+            print(answer)
+        if answer and result.index:
+            with _opened(database):
+                describe_in_mlflow(result.index, where, name, answer, is_reported=report)
         elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
         print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
-        is_over = bool(result.hold) and meter.is_reached
-        if is_over:
-            built = f"{result.num_cached + result.num_built:,} of {result.num_steps:,} artifacts are built"
-            goes_on = "the same command with a larger --budget goes on"
-            print(f"{name}: {meter.line()}, and {result.hold}: {built}; {goes_on}", file=sys.stderr)
+        is_over_budget = bool(result.hold) and meter.is_reached
+        if is_over_budget:
+            _say_budget_is_reached(name, result, meter)
         if result.failures:
             fail(_describe_failures(name, result.failures))
-        if is_over:
+        if is_over_budget:
             raise typer.Exit(OVER_BUDGET)
+
+
+def _opened(database: "KeptDatabase | None") -> "contextlib.AbstractContextManager[object]":
+    """MLflow's database while it is written, where it is kept with a remote store."""
+    return database.open() if database else contextlib.nullcontext()
+
+
+def _say_what_is_built(name: str, result: "Result", piece: "Only | None") -> None:
+    losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
+    of_piece = f" of the piece {piece}" if piece else ""
+    there, built = f"{result.num_cached:,} were there", f"{result.num_built:,} built"
+    print(f"{name}: {result.num_steps:,} artifacts{of_piece}, {there}, {built}{losses}")
+
+
+def _warn(result: "Result", database: "KeptDatabase | None", store: str) -> None:
+    """Say what was set aside or could not be written, and what MLflow lacks."""
+    warnings = list(result.notes)
+    if result.tracking_errors:
+        warnings.append(
+            f"MLflow has not everything ({result.tracking_errors[0]}); "
+            "nothing else is affected: `blindsweep reindex` fills it in"
+        )
+    if database and database.replaced_others:
+        warnings.append(
+            f"another run wrote {database.uri} meanwhile, and this one's has taken its place; "
+            f"nothing else is affected: `blindsweep reindex --store {quote(store)}` makes one of both from the records"
+        )
+    for warning in warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
+
+
+def _report(store: Store, name: str, *, is_partial: bool) -> "Answer | None":
+    """Write the report and return its answer; None, and the reason on stderr, where there is nothing to write it of.
+
+    Whatever keeps the report of a whole study from being written is raised, unless the store is only read.
+    """
+    reason = "no task model is evaluated yet"
+    try:
+        if _is_evaluated(store, name):
+            return write_report(store, name, None, partial=is_partial)
+    except (UserError, OSError) as error:
+        if not is_partial and not is_read_only(error):
+            raise
+        reason = in_lines(error)
+    print(f"no report: {reason}", file=sys.stderr)
+    return None
+
+
+def _say_budget_is_reached(name: str, result: "Result", meter: "Meter") -> None:
+    built = f"{result.num_cached + result.num_built:,} of {result.num_steps:,} artifacts are built"
+    goes_on = "the same command with a larger --budget goes on"
+    print(f"{name}: {meter.line()}, and {result.hold}: {built}; {goes_on}", file=sys.stderr)
 
 
 def _is_evaluated(store: Store, name: str) -> bool:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: one clear error, no traceback, and the store left readable."""
 
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -220,6 +221,54 @@ def test_a_run_that_evaluated_nothing_writes_no_report_and_says_so(tmp_path: Pat
     result = blindsweep("run", "demo", "-p", "seeds=0", "--store", str(tmp_path))
     assert "no report: no task model is evaluated yet" in result.stderr and result.exit_code == 1
     assert not (tmp_path / "reports").exists()
+
+
+def test_the_end_of_a_run_says_what_there_is_and_what_is_amiss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_experiment("demo", ["seeds=0"])
+    manifest(loaded, build_grid(loaded.experiment)).save(Store(tmp_path))
+    failures = (
+        {"stage": "sources", "slug": "data", "fingerprint": "0" * 64, "error": "it broke", "log": "log.txt"},
+        {"stage": "generator", "slug": "generator", "fingerprint": "1" * 64, "error": "blocked by sources/data"},
+    )
+    ended = StudyResult(18, 3, 13, failures, ("it is down",), num_losses=2, notes=("x was set aside",))
+    monkeypatch.setattr("sweep.run.study_run.run_study", lambda *_, **__: ended)
+    result = blindsweep("run", "demo", "-p", "seeds=0", "--store", str(tmp_path), "--tracking-uri", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "demo: 18 artifacts, 3 were there, 13 built; machines or processes were lost 2 times under way",
+        f"compare runs: blindsweep ui --store {tmp_path} --tracking-uri http://127.0.0.1:1",
+    ]
+    assert result.stderr.splitlines() == [
+        "Warning: x was set aside",
+        "Warning: MLflow has not everything (it is down); nothing else is affected: `blindsweep reindex` fills it in",
+        "no report: no task model is evaluated yet",
+        "Error: demo: 1 failed, 1 blocked by them; all others are complete",
+        "  failed   sources/data: it broke",
+        "           full traceback: log.txt",
+        "  blocked by sources/data: 1 generator",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hold", "error", "is_said"),
+    [
+        ("", UserError("a figure is missing"), False),
+        ("a notice came", UserError("a figure is missing"), True),
+        ("", OSError(errno.EROFS, "it is only read"), True),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_an_error_unless_the_study_is_not_whole_or_the_store_is_only_read(
+    hold: str, error: Exception, is_said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sweep.run.study_run.run_study", lambda *_, **__: StudyResult(18, 0, 18, (), (), hold=hold))
+    monkeypatch.setattr("sweep.commands.run._is_evaluated", lambda *_: True)
+    monkeypatch.setattr("sweep.commands.run.write_report", write)
+    result = blindsweep("run", "demo", "-p", "seeds=0", "--store", str(tmp_path))
+    assert result.exit_code == (0 if is_said else 1)
+    assert ("no report: " in result.stderr) is is_said and ("compare runs: " in result.stdout) is is_said
 
 
 def test_a_piece_without_a_report_says_nothing_of_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
