@@ -98,7 +98,7 @@ def titles(nav: Any) -> dict[str, str]:
 
 def commands_page() -> str:
     """Each command with its `--help`, as Typer writes it for a page; needs nothing but the command line's own imports."""
-    command = [sys.executable, "-m", "typer", "sweep.cli", "utils", "docs", "--name", "blindsweep", "--title", "Commands"]
+    command = [sys.executable, "-m", "typer", "sweep.app", "utils", "docs", "--name", "blindsweep", "--title", "Commands"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BLINDSWEEP_", "MLFLOW_"))}
     environment |= {"PYTHONPATH": str(ROOT), "TERM": "dumb", "_TYPER_STANDARD_TRACEBACK": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -279,7 +279,7 @@ def test_a_forbidden_import_is_seen(path: str, source: str, num_wrong: int) -> N
         ("sweep", ("torch", "transformers", "ray", "mlflow", "pandas", "pyarrow")),
         ("sweep.experiments", ("torch", "transformers", "ray", "mlflow", "pandas")),
         ("sweep.graph.records", ("torch", "transformers", "ray", "mlflow", "pandas")),
-        ("sweep.cli", ("torch", "transformers", "ray", "mlflow", "pandas", "matplotlib")),
+        ("sweep.app", ("torch", "transformers", "ray", "mlflow", "pandas", "matplotlib")),
         ("analysis.study.frame", ("torch", "transformers", "ray", "mlflow")),
     ],
 )

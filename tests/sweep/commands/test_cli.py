@@ -55,7 +55,7 @@ def assert_one_error(result: Result, *parts: str, code: int = 1) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "demo"]])
 def test_it_starts_without_anything_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from sweep.cli import app\n"
+        "import sys; from sweep.app import app\n"
         f"app({arguments!r}, standalone_mode=False)\n"
         "print(sorted({'ray', 'torch', 'mlflow', 'vllm', 'transformers', 'pandas'} & set(sys.modules)))"
     )
