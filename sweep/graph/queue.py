@@ -33,23 +33,28 @@ FORESIGHT = 2
 
 @dataclass(frozen=True)
 class Capacity:
-    """The CPUs and GPUs that may be used at once. `nodes` are the resources of each machine, empty if they may come and go."""
+    """The CPUs and GPUs that may be used at once. `nodes` are the resources of each machine, empty if they may come and go.
+
+    `there` is what `place` has of each, where the run's options say another number; only a refusal's words go by it.
+    """
 
     cpus: float
     gpus: float
     nodes: tuple[Mapping[str, float], ...] = ()
+    place: str = "this machine"
+    there: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_resources(steps: Iterable[Step], capacity: Capacity) -> None:
     """Raise UserError for the first step that could never run, however long it waited."""
     for step in steps:
         need = step.resources
-        for name, wanted, there in (
+        for name, wanted, may_use in (
             ("GPU", need.total_gpus, capacity.gpus),
             ("CPU", need.total_cpus, capacity.cpus),
         ):
-            if wanted > there:
-                raise UserError(_too_little(step, name, wanted, there))
+            if wanted > may_use:
+                raise UserError(_too_little(step, name, wanted, may_use, capacity))
         if capacity.nodes and not _fits_on(need, capacity.nodes):
             raise UserError(
                 f"{step.name} needs {need.num_workers} workers of {need.as_bundle()} each, and no machine "
@@ -57,14 +62,20 @@ def check_resources(steps: Iterable[Step], capacity: Capacity) -> None:
             )
 
 
-def _too_little(step: Step, name: str, wanted: float, there: float) -> str:
-    have = f"this run may use {there:g}" if there else "this machine has none"
-    cure = (
-        "choose the CPU if the experiment has a parameter for it (such as -p device=cpu), or join a cluster "
-        "with --address; if the cluster adds machines on demand, say how far it may grow with --max-gpus"
-        if name == "GPU"
-        else "lower the stage's resources in the experiment, raise --max-cpus, or join a cluster"
-    )
+def _too_little(step: Step, name: str, wanted: float, may_use: float, capacity: Capacity) -> str:
+    there, option = capacity.there.get(name, may_use), f"--max-{name.lower()}s"
+    have = f"{capacity.place} has {f'{there:g}' if there else 'none'}"
+    if there != may_use:
+        have = f"by {option} this run may use {f'{may_use:g}' if may_use else 'none'}, and {have}"
+    if name == "CPU":
+        cure = f"lower the stage's resources in the experiment, raise {option}, or join a cluster"
+    elif wanted <= there:
+        cure = f"raise {option}, or choose the CPU if the experiment has a parameter for it (such as -p device=cpu)"
+    else:
+        cure = (
+            "choose the CPU if the experiment has a parameter for it (such as -p device=cpu), or join a cluster "
+            f"with --address; if the cluster adds machines on demand, say how far it may grow with {option}"
+        )
     return f"{step.name} needs {wanted:g} {name}; {have}: {cure}"
 
 

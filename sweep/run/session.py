@@ -245,7 +245,7 @@ def local_capacity(options: RayOptions) -> Capacity:
     there = local_resources()
     cpus = there["CPU"] if options.max_cpus is None else max(1, int(options.max_cpus))
     gpus = there["GPU"] if options.max_gpus is None else min(int(options.max_gpus), there["GPU"])
-    return Capacity(cpus, gpus, ({"CPU": cpus, "GPU": gpus},))
+    return Capacity(cpus, gpus, ({"CPU": cpus, "GPU": gpus},), there=there)
 
 
 def cluster_capacity(options: RayOptions) -> Capacity:
@@ -260,8 +260,9 @@ def cluster_capacity(options: RayOptions) -> Capacity:
     gpus = there["GPU"] if options.max_gpus is None else options.max_gpus
     if cpus > there["CPU"] or gpus > there["GPU"]:
         # Machines that are not there yet bring CPUs as well; Ray's autoscaler knows how many.
-        return Capacity(math.inf if options.max_cpus is None else cpus, gpus)
-    return Capacity(cpus, gpus, nodes)
+        nodes = ()
+        cpus = math.inf if options.max_cpus is None else cpus
+    return Capacity(cpus, gpus, nodes, "the cluster", there)
 
 
 @dataclass(frozen=True)

@@ -549,7 +549,7 @@ def test_a_step_that_is_put_back_alone_comes_alone() -> None:
     ("resources", "message"),
     [
         (Resources(gpus_per_worker=1), "needs 1 GPU; this machine has none.*device=cpu.*--address"),
-        (Resources(num_workers=5), "needs 5 CPU; this run may use 4"),
+        (Resources(num_workers=5), "needs 5 CPU; this machine has 4: lower"),
         (Resources(cpus_per_worker=3), "no machine"),
         (Resources(num_workers=2, cpus_per_worker=2), ""),
     ],
