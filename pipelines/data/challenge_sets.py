@@ -50,7 +50,8 @@ class ChallengeSet:
     num_rows: int
     files: tuple[PublishedFile, ...]
     read: Callable[[Mapping[str, Path], Development], Read]
-    needs_development: bool = False
+    made_of: tuple[str, ...] = ()
+    """Sets all of whose rows it holds; its reader takes them from the development files."""
 
 
 def challenge_sets(names: Sequence[str]) -> tuple[ChallengeSet, ...]:
@@ -162,7 +163,7 @@ CHALLENGE_SETS: dict[str, ChallengeSet] = {
                 },
             ),
             read_mnli_hard,
-            needs_development=True,
+            made_of=("mnli_matched", "mnli_mismatched"),
         ),
         ChallengeSet(
             TestSet(

@@ -30,6 +30,11 @@ class Sources(Protocol):
         ...
 
     @property
+    def made_of(self) -> Mapping[str, tuple[str, ...]]:
+        """Sets that hold all rows of others, and which those are: an evaluation of both computes such a row once."""
+        ...
+
+    @property
     def for_training(self) -> Self:
         """The same data without those test sets that nothing but an evaluation reads."""
         ...

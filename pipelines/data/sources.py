@@ -123,6 +123,10 @@ class NLISourcesConfig:
         return ("mnli_matched", "mnli_mismatched", "hans", *(challenge.name for challenge in self.challenges), "dev")
 
     @property
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        return {challenge.name: CHALLENGE_SETS[challenge.name].made_of for challenge in self.challenges}
+
+    @property
     def is_known(self) -> bool:
         """Whether the content of all files is."""
         return all(
@@ -270,7 +274,7 @@ def prepare_nli_sources(config: NLISourcesConfig, output: str, *, folder: str) -
 def _read_challenges(config: NLISourcesConfig, folder: str, paths: Mapping[str, Path]) -> dict[str, Read]:
     """The challenge sets by name. Raises UserError as :func:`read_challenge` does."""
     development = {}
-    if any(CHALLENGE_SETS[challenge.name].needs_development for challenge in config.challenges):
+    if any(CHALLENGE_SETS[challenge.name].made_of for challenge in config.challenges):
         for part, name in zip(PARTS, (MATCHED_FILE, MISMATCHED_FILE), strict=True):
             dropped: list[dict[str, Any]] = []
             rows = _read_multinli(paths[name], part, config, dropped)

@@ -172,6 +172,10 @@ class TableSources:
         return (*(test_set.name for test_set in self.test_sets), "dev")
 
     @property
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @property
     def for_training(self) -> "TableSources":
         """Without the blindspot sets, so that asking for another one builds nothing anew but evaluations."""
         return replace(self, blindspots=()) if self.general else self

@@ -74,6 +74,10 @@ class TemplateCorpusConfig:
         return ("template_test", "template_probe", "dev")
 
     @property
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @property
     def for_training(self) -> "TemplateCorpusConfig":
         return self
 

@@ -238,9 +238,9 @@ def estimate_costs(
     """Estimate every step, built or not.
 
     `settings` is the base model's `config.json`, for a checkpoint, `task_settings` that of task models with a base of their
-    own; `num_examples` are the counts of the
-    prepared data by set, if it is built. Raises NoEstimate, with the reason, where nothing can be said: no
-    step asks for a GPU, or the model's size or the data's is unknown.
+    own; `num_examples` are the counts of the prepared data by set, if it is built. Of an evaluation's rows, those count once
+    that stand in two sets by what the sources say; other repeats are not known. Raises NoEstimate, with the reason, where
+    nothing can be said: no step asks for a GPU, or the model's size or the data's is unknown.
     """
     if not any(step.resources.total_gpus for step in steps):
         raise NoEstimate("no step asks for a GPU, and there is no figure for CPUs")
@@ -258,7 +258,7 @@ def estimate_costs(
     task_base = by_stage["starting_point"].inputs["base_model"]
     if task_base.fingerprint not in shapes:
         shapes[task_base.fingerprint] = _shape(task_base, task_settings)
-    estimator = _Estimator(table, gpu, shape, shapes, num_examples)
+    estimator = _Estimator(table, gpu, shape, shapes, num_examples, sources.config.made_of)
     costs = tuple(_with_gpu_seconds([estimator.cost(step) for step in steps]))
     if any(isinstance(step.config, GenerationConfig) and step.config.prompting and not step.config.endpoint for step in steps):
         assumptions.append("the prompted model is reckoned at the base model's size, and reading its prompts at no time")
@@ -301,9 +301,15 @@ def option_of_fp8(step: Step) -> str:
 
 class _Estimator:
     def __init__(
-        self, table: CostTable, gpu: Gpu, shape: ModelShape, shapes: Mapping[str, ModelShape], num_examples: Mapping[str, int]
+        self,
+        table: CostTable,
+        gpu: Gpu,
+        shape: ModelShape,
+        shapes: Mapping[str, ModelShape],
+        num_examples: Mapping[str, int],
+        made_of: Mapping[str, tuple[str, ...]],
     ) -> None:
-        self.table, self.gpu, self.num_examples = table, gpu, num_examples
+        self.table, self.gpu, self.num_examples, self.made_of = table, gpu, num_examples, made_of
         self._shape, self._shapes = shape, shapes
 
     def shape(self, step: Step) -> ModelShape:
@@ -354,7 +360,7 @@ class _Estimator:
                 not_written = table["tokens.marker_rest"] if config.stop_early else 0
                 return Work("generate", num_texts, num_texts * (table["tokens.generated"] - not_written))
             case EvaluationConfig():
-                counts = self._num_classified(step)
+                counts = self._num_computed(step)
                 tokens = {name: table["tokens.classifier_hans" if name == "hans" else "tokens.classifier"] for name in counts}
                 return Work("evaluate", sum(counts.values()), sum(counts[name] * tokens[name] for name in counts))
             case _:
@@ -377,6 +383,12 @@ class _Estimator:
         if isinstance(step.config, JudgementConfig):
             counts["pool"] = _num_in_pool(step.inputs["pool"].config)
         return counts
+
+    def _num_computed(self, step: Step) -> dict[str, int]:
+        """Examples that an evaluation or a judgement computes, by set: one that stands in two sets is computed once."""
+        counts = self._num_classified(step)
+        repeated = {name: sum(counts.get(other, 0) for other in self.made_of.get(name, ())) for name in counts}
+        return {name: max(count - repeated[name], 0) for name, count in counts.items()}
 
     def _num_evaluated(self, name: str) -> int:
         if name not in self.num_examples:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.data.challenge_sets import unknown_challenge_files
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import PretrainedModelConfig, ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
@@ -125,6 +126,32 @@ def test_a_judgement_reads_the_pool_and_the_gold_sets_as_an_evaluation_would(lla
         assert found.num_parameters == estimate(llama).num_parameters
         (evaluation, *_) = of_stage(found, "evaluation")
         assert judgement.memory_bytes == evaluation.memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "num_computed"),
+    [
+        (("mnli_matched", "mnli_mismatched", "hans", "mnli_hard"), 9_815 + 9_832 + 30_000),
+        # What a set repeats of those that are not evaluated with it, it computes itself, whatever the order.
+        (("mnli_hard", "mnli_matched", "hans"), 9_815 + 30_000 + 9_832),
+        (("hans", "mnli_hard", "med"), 30_000 + 19_647 + 5_382),
+    ],
+)
+def test_rows_that_stand_in_two_sets_of_an_evaluation_are_computed_once_and_kept_twice(
+    sets: tuple[str, ...], num_computed: int, llama: Experiment
+) -> None:
+    challenges = tuple(unknown_challenge_files(name) for name in ("mnli_hard", "med"))
+    study = dataclasses.replace(
+        llama,
+        sources=dataclasses.replace(llama.sources, challenges=challenges),
+        evaluation=dataclasses.replace(llama.evaluation, sets=sets),
+        general_set=sets[0] if sets[0] != "hans" else "mnli_hard",
+    )
+    (one, *_) = of_stage(estimate(study), "evaluation")
+    assert one.work is not None and one.work.num_examples == num_computed
+    assert one.work.num_tokens == 100 * num_computed - 50 * 30_000
+    counts = study.sources.counts("")
+    assert one.num_bytes == 2 * sum(counts[f"{name}/num_examples"] for name in sets)
 
 
 def test_texts_that_stop_early_have_fewer_tokens(llama: Experiment) -> None:

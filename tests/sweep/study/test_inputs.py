@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pytest
@@ -125,6 +126,7 @@ class Echoes:
 
     test_sets = (TestSet("echoes"),)
     set_names = ("echoes",)
+    made_of: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @property
     def for_training(self) -> "Echoes":
