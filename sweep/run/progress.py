@@ -7,13 +7,23 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from pipelines.terminal import console as new_console
 from sweep.graph.records import STAGES, Record
 from sweep.graph.step import Step
 from sweep.live.heartbeat import Pulse, Working
 from sweep.run.trial import Outcome
+
+
+class Pace(NamedTuple):
+    """How far a running step says that it is, None before it has; the seconds since it first did; about how many are left by
+    what it has done since, None while that is too little to go by.
+    """
+
+    part_done: float | None
+    seen_s: float
+    left_s: float | None
 
 
 @dataclass
@@ -40,16 +50,16 @@ class Progress:
         self.running[fingerprint] = time.monotonic()
         self.first_seen.pop(fingerprint, None)
 
-    def pace(self, fingerprint: str) -> tuple[float, float | None]:
-        """Seconds since a running step first said how far it was, and about how many are left by its pace since, if known."""
-        fraction = self.throughput.get(fingerprint, {}).get("fraction_done")
-        if fraction is None:
-            return 0.0, None
+    def pace(self, fingerprint: str) -> Pace:
+        """How far a running step is, and how fast."""
+        done = self.throughput.get(fingerprint, {}).get("fraction_done")
+        if done is None:
+            return Pace(None, 0.0, None)
         now = time.monotonic()
-        since, first = self.first_seen.setdefault(fingerprint, (now, fraction))
-        if fraction > first and (now - since > PACE_S or fraction - first > PACE_PART):
-            return now - since, (now - since) * (1 - fraction) / (fraction - first)
-        return now - since, None
+        since, first = self.first_seen.setdefault(fingerprint, (now, done))
+        if done > first and (now - since > PACE_S or done - first > PACE_PART):
+            return Pace(done, now - since, (now - since) * (1 - done) / (done - first))
+        return Pace(done, now - since, None)
 
     @property
     def num_done(self) -> int:
@@ -64,7 +74,7 @@ def pulse_of(progress: Progress, seconds_left: float | None, hold: str = "") -> 
     done.update(record.stage for record in progress.built.values())
     working = []
     for fingerprint, since in progress.running.items():
-        step, reported = steps[fingerprint], progress.throughput.get(fingerprint, {})
+        step = steps[fingerprint]
         working.append(
             Working(
                 step.stage,
@@ -72,8 +82,8 @@ def pulse_of(progress: Progress, seconds_left: float | None, hold: str = "") -> 
                 fingerprint,
                 now - since,
                 step.resources.num_workers,
-                _rate(reported).removeprefix(", "),
-                reported.get("fraction_done"),
+                _rate(progress.throughput.get(fingerprint, {})).removeprefix(", "),
+                progress.pace(fingerprint).part_done,
             )
         )
     blocked: dict[str, Counter[str]] = {}
@@ -129,15 +139,14 @@ def seconds_left(step: Step, progress: Progress, mean: float | None) -> float | 
     if step.fingerprint not in progress.running:
         return mean
     elapsed = time.monotonic() - progress.running[step.fingerprint]
-    since_seen, left = progress.pace(step.fingerprint)
-    if left is not None:
-        return left
-    fraction = progress.throughput.get(step.fingerprint, {}).get("fraction_done")
-    if not fraction:
+    done, seen_s, left_s = progress.pace(step.fingerprint)
+    if left_s is not None:
+        return left_s
+    if not done:
         return None if mean is None else max(mean - elapsed, 0)
     # Since it was given to its lane, where it may have waited: at most so long.
-    at_most = elapsed * (1 / fraction - 1)
-    return at_most if mean is None else min(at_most, max(mean * (1 - fraction) - since_seen, 0))
+    at_most = elapsed * (1 / done - 1)
+    return at_most if mean is None else min(at_most, max(mean * (1 - done) - seen_s, 0))
 
 
 PACE_S, PACE_PART = 10.0, 0.05

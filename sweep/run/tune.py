@@ -336,9 +336,8 @@ class Run:
         if begun is None:
             inputs = max((self._seconds_until(source, unsaid_s) for source in step.inputs.values()), default=0.0)
             return math.inf if known is None else known + inputs
-        _, left = self.progress.pace(step.fingerprint)
-        if left is not None:
-            return left
+        if (left_s := self.progress.pace(step.fingerprint).left_s) is not None:
+            return left_s
         if known is not None:
             return max(known - (now - begun), 0.0)
         return unsaid_s if now - begun < NEAR_S else math.inf

@@ -17,7 +17,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
 from sweep.run import progress as progress_module
 from sweep.run.failures import MACHINE_LOST, Kind
-from sweep.run.progress import LEFT_EVERY_S, Display, Progress, Transfers, Work, time_left
+from sweep.run.progress import LEFT_EVERY_S, Display, Pace, Progress, Transfers, Work, pulse_of, time_left
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
 from tests.sweep.run.stand_in_hosts import StandInHosts, orders_of
@@ -64,6 +64,20 @@ def test_a_step_that_waited_in_its_lane_is_timed_from_when_it_first_says_how_far
     now += 60
     state.throughput = {one.fingerprint: {"fraction_done": 0.1}}
     assert time_left(state, {"task_model": 30}, 1) == pytest.approx(27)
+
+
+def test_a_pace_says_how_far_a_step_is_and_when_it_is_known_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("sweep.run.progress.time.monotonic", lambda: now)
+    name = STEPS[1].fingerprint
+    state = progress(running={name: now - 200})
+    assert state.pace(name) == Pace(None, 0.0, None)
+    for seconds_more, part_done, left_s in ((0, 0.1, None), (5, 0.14, None), (5, 0.2, 80.0), (10, 0.2, 160.0)):
+        now += seconds_more
+        state.throughput = {name: {"fraction_done": part_done}}
+        assert state.pace(name) == Pace(part_done, now - 1_000, left_s and pytest.approx(left_s))
+        (working,) = pulse_of(state, None).working
+        assert working.fraction_done == part_done
 
 
 def test_side_by_side_steps_end_no_earlier_than_the_longest() -> None:
