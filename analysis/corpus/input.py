@@ -23,12 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.corpus.columns import FLAGS, PAIR, ColumnNames
-from pipelines.tables.columns import check_types, class_names, find_columns
+from pipelines.tables.columns import Wanted, check_types, class_names, find_columns
 from pipelines.tables.files import TableFile, column_names, find_files, open_table
 from pipelines.tables.readers import MalformedRow, RawBatch
 from pipelines.tables.values import NO_GOLD_LABEL, is_blank, text_columns
 
-WAY_OUT = "name it with --{name}"
 BATCH_ROWS = 32_768
 
 Source: TypeAlias = str | Path | pa.Table | pd.DataFrame
@@ -109,9 +108,10 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
     names = names or ColumnNames()
     if isinstance(source, str | Path):
         files, kind = find_files(source)
-        fields = fields or names.fields_of(column_names(files, kind))
-        way_out = WAY_OUT if set(fields) <= set(FLAGS) else f"{WAY_OUT}; a field, with --field {{name}}=COLUMN"
-        return TextFile(open_table(source, names.wanted(fields), way_out), fields, names.kept_labels)
+        present = column_names(files, kind)
+        fields = fields or names.fields_of(present)
+        wanted = names.wanted(fields)
+        return TextFile(open_table(source, wanted, way_out(wanted, present)), fields, names.kept_labels)
     table = source if isinstance(source, pa.Table) else pa.Table.from_pandas(source, preserve_index=False)
     fields = fields or names.fields_of(table.column_names)
     wanted = names.wanted(fields)
@@ -125,6 +125,15 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
         fields,
         names.kept_labels,
     )
+
+
+def way_out(wanted: Sequence[Wanted], present: Sequence[str]) -> str:
+    """Which options name the columns that are not found."""
+    missing = [column.name for column in wanted if not column.is_optional and column.find(present) is None]
+    if set(PAIR) <= set(missing):
+        return "name those of a pair with --premise and --hypothesis, or that of single texts with --text"
+    name = missing[0] if missing else "label"
+    return f"name it with --{name} COLUMN" if name in FLAGS else f"name it with --field {name}=COLUMN"
 
 
 def clean_batch(raw: RawBatch, texts: TextFile) -> TextBatch:

@@ -27,7 +27,7 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A column that is looked for: the one that was `given` for it, or else the first of its usual names.
+    """A column that is looked for: the one that was `given` for it, or else the first of its usual names, in any case.
 
     With `is_strict`, no other column stands in for the given one. One that `is_optional` may be missing. `is_text` refuses a
     column of numbers, and `is_own` one that is found for another as well.
@@ -46,7 +46,16 @@ class Wanted:
 
     def find(self, present: Sequence[str]) -> str | None:
         names = (self.given,) if self.given is not None and (self.is_strict or self.given in present) else self.usual
-        return next((name for name in names if name in present), None)
+        if found := next((name for name in names if name in present), None):
+            return found
+        if self.is_optional or names != self.usual:
+            # A table without a column that need not be there stays one without it.
+            return None
+        for usual in names:
+            alike = [name for name in present if name.casefold() == usual.casefold()]
+            if len(alike) == 1:
+                return alike[0]
+        return None
 
 
 def find_columns(present: Sequence[str], wanted: Sequence[Wanted], path: str | Path, way_out: str) -> dict[str, str]:

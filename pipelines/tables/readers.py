@@ -36,6 +36,15 @@ FIRST_ROWS, FIRST_BYTES = 1_000, 1 << 20
 """So much of JSON is looked at for the names of its fields."""
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+MAGIC = {
+    b"\x1f\x8b": ("compressed by gzip", ".gz"),
+    b"\xfd7zXZ\x00": ("compressed by xz", ".xz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", ".zst"),
+    b"PAR1": ("Parquet", ".parquet"),
+}
+"""What files of other formats begin with, and the ending of their names."""
+ARCHIVE = b"PK\x03\x04"
+"""What a zip begins with, and a spreadsheet, which is one."""
 FORMATS = (
     "give a .parquet, .arrow, .csv, .tsv or .jsonl file (text also as .gz, .bz2, .xz or .zst), a folder of such files, or a "
     "dataset folder that Hugging Face's save_to_disk wrote"
@@ -71,7 +80,18 @@ def _decompressed(file: Path) -> Any:
         case ".zst":
             # Python's own library has no zstd before 3.14.
             return io.BufferedReader(_Stream(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")))
+    with file.open("rb") as begins:
+        _check_text(file, begins.read(8))
     return file.open("rb")
+
+
+def _check_text(file: Path, begins: bytes) -> None:
+    """Raise :class:`UserError` for a file that is called text and is something else."""
+    for magic, (what, ending) in MAGIC.items():
+        if begins.startswith(magic):
+            raise UserError(f"{file} is {what}, and its name does not say so; let it end in {ending}")
+    if begins.startswith(ARCHIVE):
+        raise UserError(f"{file} is a zip file, as spreadsheets are; unpack it, or save the sheet as CSV in UTF-8")
 
 
 @contextlib.contextmanager
@@ -400,7 +420,12 @@ def _lines(rows: list[tuple[int, int]]) -> str:
 
 
 def first_line_names(file: Path) -> list[str]:
-    """The fields of the first objects of a JSONL file: a field that is null may be left out of some."""
+    """The fields of the first objects of a JSONL file: a field that is null may be left out of some.
+
+    Raises :class:`UserError` for a file that is a JSON array, and for what is no JSONL.
+    """
+    if is_array(file):
+        raise UserError(f"{file} is a JSON array, and JSONL has one object a line; let its name end in .json")
     names: dict[str, None] = {}
     num_bytes = 0
     for raw in read_lines(file, chunk_bytes=1):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.corpus.columns import ColumnNames
-from analysis.corpus.input import WAY_OUT, TextFile
+from analysis.corpus.input import TextFile, way_out
 from pipelines.errors import UserError
 from pipelines.storage import exists, filesystem, is_local, join, names_below
 from pipelines.tables.columns import named_labels
@@ -113,8 +113,10 @@ def open_pieces(source: Any, names: ColumnNames | None = None, of_example: tuple
 
 def _opened_here(path: Path, names: ColumnNames, of_example: tuple[str, ...]) -> tuple[TableFile, tuple[str, ...]]:
     files, kind = find_files(path)
-    texts = of_example or names.fields_of(column_names(files, kind))
-    return open_table(path, names.wanted(texts), WAY_OUT), texts
+    present = column_names(files, kind)
+    texts = of_example or names.fields_of(present)
+    wanted = names.wanted(texts)
+    return open_table(path, wanted, way_out(wanted, present)), texts
 
 
 def _opened_by_schemas(

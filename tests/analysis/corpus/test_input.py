@@ -125,7 +125,14 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,hypothesis,label\na,b,c\n")
     message = refused(path)
     assert "no premise column (premise, sentence1" in message and "'text', 'hypothesis', 'label'" in message
-    assert "--premise" in message
+    assert message.endswith("name it with --premise COLUMN")
+    assert refused(write(tmp_path / "d.csv", "left,right,label\na,b,c\n")).endswith(
+        "name those of a pair with --premise and --hypothesis, or that of single texts with --text"
+    )
+    of_task = ColumnNames({"review": "none", "label": "gold"}, fields=("review",))
+    assert refused(path, of_task).endswith("name it with --field review=COLUMN")
+    no_label = write(tmp_path / "e.csv", "review\na\n")
+    assert refused(no_label, of_task).endswith("name it with --label COLUMN")
     assert "no label column ('gold')" in refused(
         write(tmp_path / "b.csv", "premise,hypothesis\na,b\n"), ColumnNames({"label": "gold"})
     )
@@ -205,7 +212,7 @@ def test_an_unclosed_quotation_mark_is_found(tmp_path: Path, monkeypatch: pytest
         (lines(row()) + "{'premise': 1}\n", "line 2 is no JSON"),
         (lines(row(), row()) + '{"premise": "cut', "line 3 is no JSON"),
         (lines(row(), [1, 2]), "line 2 is a JSON list, not an object"),
-        ("[\n" + lines(row()) + "]", "line 1 is no JSON"),
+        ("[\n" + lines(row()) + "]", "is a JSON array, and JSONL has one object a line; let its name end in .json"),
         (lines(row(), row(premise=3)), "line 2: 'premise' is '3' (int); the premise must be text"),
         (lines(row(), row(label=["a"])), "the label must be text"),
         (lines(row()).encode() + b'{"premise": "caf\xe9", "hypothesis": "h", "label": "l"}\n', "line 2 is not UTF-8"),

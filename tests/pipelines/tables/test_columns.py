@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.tables.columns import check_given
+from pipelines.tables.columns import Wanted, check_given
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,21 @@ def test_a_given_column_that_no_table_has_is_refused() -> None:
     )
     with pytest.raises(UserError, match=r"--parse trees: no file has that column; a.csv has"):
         check_given({"parse": "trees"}, tables)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "present", "found"),
+    [
+        (Wanted("label"), ["Text", "Label"], "Label"),
+        (Wanted("label"), ["LABEL", "labels"], "labels"),
+        (Wanted("text"), ["Sentence", "CONTENT"], "Sentence"),
+        (Wanted("review"), ["Review"], "Review"),
+        # Two that differ in case only, one that need not be there, one that is given and strict: nothing stands in.
+        (Wanted("label"), ["LABEL", "Label"], None),
+        (Wanted("id", is_optional=True), ["ID"], None),
+        (Wanted("label", "gold", is_strict=True), ["Gold", "Label"], None),
+        (Wanted("label", "gold"), ["Gold", "Label"], "Label"),
+    ],
+)
+def test_usual_names_are_found_in_any_case(wanted: Wanted, present: list[str], found: str | None) -> None:
+    assert wanted.find(present) == found

@@ -186,6 +186,23 @@ def test_a_json_array_that_cannot_be_read_is_refused(tmp_path: Path, content: st
         texts(open_table(tmp_path / "a.json", TEXT))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"text,label\na,1\n"), "is compressed by gzip, and its name does not say so; let it end in .gz"),
+        (lzma.compress(b"text,label\na,1\n"), "is compressed by xz, .* let it end in .xz"),
+        (pa.compress(b"text,label\na,1\n", "zstd", asbytes=True), "is compressed by zstd, .* let it end in .zst"),
+        (b"PAR1 and more", "is Parquet, .* let it end in .parquet"),
+        (b"PK\x03\x04 and more", "is a zip file, as spreadsheets are; unpack it, or save the sheet as CSV in UTF-8"),
+    ],
+)
+def test_a_file_whose_name_hides_its_format_is_told(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_table(tmp_path / name, TEXT)
+
+
 @pytest.mark.parametrize("name", ["a.arrow", "a.feather"])
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_arrow_is_read_as_a_stream_and_as_a_file(tmp_path: Path, name: str, is_stream: bool) -> None:
