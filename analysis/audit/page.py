@@ -43,6 +43,8 @@ from analysis.stats.statistics import Interval
 from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, shown
 
 PAGE = "audit.html"
+MOST_LABELS = 10
+"""So many the terminal names."""
 TITLES = {
     LEAKS: "Test set",
     CONTRADICTIONS: "Contradictions",
@@ -129,7 +131,9 @@ def write_page(audit: Audit, folder: str | os.PathLike[str]) -> Path:
 
 def summary_lines(audit: Audit) -> list[str]:
     """The audit in a few lines of plain text without control characters: the answer, then the findings by urgency."""
-    labels = ", ".join(f"{shown(name, 30)} {percent(share.share)}" for name, share in audit.file.labels.items())
+    most_common = [f"{shown(name, 30)} {percent(share.share)}" for name, share in audit.file.labels.items()]
+    more = len(most_common) - MOST_LABELS
+    labels = ", ".join(most_common[:MOST_LABELS]) + (f" and {more:,} more" if more > 0 else "")
     lines = [audit.answer]
     if action := first_action(audit.findings):
         lines.append(f"Do first: {action}")

@@ -48,7 +48,8 @@ from pipelines.tasks.heuristics import DROPPED_TOKENS
 SAMPLE_ROWS = 60_000
 SAMPLE_CHARACTERS = 1_000
 """A sampled text is cut after so many characters."""
-MAX_LABELS = 20
+SURE_LABELS, MAX_LABELS = 20, 200
+"""More than the second are no labels; more than the first are none where they are half as many as the rows."""
 MAX_PROCESSES = 2
 SMALL_FILE_BYTES = 8 << 20
 """Below this, starting processes takes longer than the scan."""
@@ -161,6 +162,14 @@ def scan_texts(
     return collected(source, measured, sample, references, report, malformed)
 
 
+def _no_labels(source: TextFile, labels: Iterable[str], number: str) -> UserError:
+    some = ", ".join(repr(name[:30]) for name in list(labels)[:5])
+    return UserError(
+        f"{source.path}: the label column {source.columns['label']!r} has {number} different labels ({some}, …); name the "
+        "column of the labels with --label"
+    )
+
+
 def collected(
     source: TextFile,
     batches: Iterable[dict[str, Any]],
@@ -187,16 +196,14 @@ def collected(
             spellings.setdefault(label_key(name), Counter())[name] += int(count)
             codes.setdefault(label_key(name), len(codes))
         if len(codes) > MAX_LABELS:
-            shown = ", ".join(repr(name[:30]) for name in list(codes)[:5])
-            raise UserError(
-                f"{source.path}: the label column {source.columns['label']!r} has over {MAX_LABELS:,} different labels "
-                f"({shown}, …); name the column of the labels with --label"
-            )
+            raise _no_labels(source, codes, f"over {MAX_LABELS:,}")
         measured["label"] = np.array([codes[label_key(name)] for name in names], np.int16)[measured["label"]]
         if "sample" in measured:
             sample.add(measured.pop("sample"))
         rows.add(measured)
     check_malformed(source.path, malformed, has_rows=num_read > 0)
+    if len(codes) > max(SURE_LABELS, rows.num_rows / 2):
+        raise _no_labels(source, codes, f"{len(codes):,}")
     if malformed:
         left_out["another number of cells"] = len(malformed)
     if not rows.num_rows:

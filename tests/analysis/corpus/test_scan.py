@@ -142,9 +142,15 @@ def test_the_sample_is_of_all_rows_and_of_the_seed(tmp_path: Path) -> None:
 
 
 def test_the_wrong_label_column_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="over 20 different labels") as error:
-        scan_of(tmp_path, [("p", "h", f"text {i}") for i in range(50)])
-    assert "--label" in str(error.value)
+    for num_rows, num_labels, said in ((50, 50, "50"), (50, 26, "26"), (201, 201, "over 200")):
+        with pytest.raises(UserError, match=f"has {said} different labels .* name the column of the labels with --label"):
+            scan_of(tmp_path, [("p", "h", f"text {i % num_labels}") for i in range(num_rows)])
+
+
+@pytest.mark.parametrize(("num_rows", "num_labels"), [(20, 20), (300, 150)])
+def test_many_labels_are_read(tmp_path: Path, num_rows: int, num_labels: int) -> None:
+    labels = [f"intent {i % num_labels}" for i in range(num_rows)]
+    assert len(scan_of(tmp_path, [("p", "h", label) for label in labels]).labels) == num_labels
 
 
 def test_a_file_without_a_complete_pair_is_refused(tmp_path: Path) -> None:
