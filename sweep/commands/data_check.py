@@ -85,7 +85,7 @@ def _check_table(path: str, columns: Mapping[str, str], labels: Mapping[str, str
     table = open_table(path, wanted, "name it: --column {name}=COLUMN")
     rows = read_rows(table, fields, labels, tuple(dict.fromkeys(labels.values())) or None)
     unused = [name for name in present if name not in table.columns.values()]
-    print(f"{name}: {rows.num_rows:,} {table.unit}s")
+    print(f"{name}: {_count(rows.num_rows, table.unit)}")
     print(f"columns: {table.mapping}{f'; not read: {_listed(map(repr, unused))}' if unused else ''}")
     stand_for = {label: [repr(value) for value in rows.values if labels.get(value) == label] for label in labels.values()}
     _print_rows(rows.examples, fields, rows.dropped, table.unit, stand_for)
@@ -104,31 +104,61 @@ def _guessed_fields(path: str, present: Sequence[str], columns: Mapping[str, str
         if all(Wanted(name).find(present) for name in fields):
             return fields
     has_label = "label" in columns or Wanted("label", None, is_text=False).find(present)
-    what, way_out = ("a text", "") if has_label else ("a text, or of a label", " and --column label=COLUMN")
+    what, way_out = ("a text", "") if has_label else ("a text, or of a label", ", and --column label=COLUMN")
     raise UserError(
-        f"{path}: no column has a usual name of {what}; it has {listed(present)}: name one, --column text=COLUMN{way_out}"
+        f"{path}: no column has a usual name of {what}; it has {listed(present)}: name a text, --column text=COLUMN, "
+        f"or a pair, --column premise=COLUMN --column hypothesis=COLUMN{way_out}"
     )
 
 
 def _as_audit(path: str, rows: "TableRows", columns: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    """The command that audits the table as it is read here; where it takes more, what that is."""
+    from analysis.corpus.columns import PAIR
+    from analysis.corpus.labels import meaning_of
+    from analysis.corpus.scan import MAX_LABELS
+
+    there = _labels_of(rows)
+    if len(there) > MAX_LABELS:
+        return f"no, it has {len(there):,} labels, and an audit reads {MAX_LABELS} at most"
     words = ["blindsweep", "audit", path]
     for name, column in rows.table.columns.items():
-        if name in ("premise", "hypothesis", "text", "label"):
+        if name in (*PAIR, "text", "label"):
             words += [f"--{name}", column] if name in columns else []
         elif name in columns and name != "id":
             words += ["--field", f"{name}={column}"]
     for value, label in labels.items():
         words += ["--label-name", f"{value}={label}"] if value != label else []
+    is_pair = set(PAIR) <= set(rows.table.columns)
+    if is_pair and not any(meaning_of(label) == "entailment" for label in there):
+        return f"{shlex.join(words)} --entailment LABEL, which is {' or '.join(_most(there, 3))}"
     return shlex.join(words)
 
 
 def _as_value(path: str, rows: "TableRows", columns: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    """The table as a study's file has it. Names of labels stand for themselves; numbers are to be given names."""
+    from analysis.corpus.columns import PAIR
+    from analysis.corpus.labels import meaning_of
     from pipelines.tasks.nli import NLI
 
     named = {name: column for name, column in rows.table.columns.items() if name != column or name in columns}
-    there = set(rows.examples["label"].to_pylist())
-    mapped = labels or {value: "…" for value in sorted(rows.values) if value in there and value not in NLI.labels}
-    return f"Table({path!r}, columns={named}, labels={mapped})"
+    is_nli = set(PAIR) <= set(rows.table.columns)
+    if labels:
+        mapped = ", ".join(f"{value!r}: {label!r}" for value, label in labels.items())
+    else:
+        meanings = {value: meaning_of(value) if is_nli else value for value in _labels_of(rows)}
+        known = NLI.labels if is_nli else [value for value in meanings if not value.replace(".", "").isdigit()]
+        stand_for = {value: meaning if meaning in known else "…" for value, meaning in meanings.items() if value not in known}
+        mapped = ", ".join(_most([f"{value!r}: {label!r}" for value, label in stand_for.items()]))
+    of_task = "" if is_nli or mapped else f", of a Task with labels=({', '.join(_most(list(map(repr, _labels_of(rows)))))})"
+    return f"Table({path!r}, columns={named}, labels={{{mapped}}}){of_task}"
+
+
+def _labels_of(rows: "TableRows") -> list[str]:
+    return sorted(set(rows.examples["label"].to_pylist()))
+
+
+def _most(words: list[str], most: int = 20) -> list[str]:
+    return words if len(words) <= most else [*words[:most], "…"]
 
 
 def _check_study(name: str, assignments: Sequence[str]) -> None:
@@ -186,7 +216,7 @@ def _print_rows(
     labels = (f"{label} {count:,}{_stands_for(stand_for.get(label, ()))}" for label, count in counts.most_common())
     print(f"{indent}labels: {_listed(labels) or 'none'}")
     if dropped:
-        print(f"{indent}left out: {len(dropped):,} {unit}s")
+        print(f"{indent}left out: {_count(len(dropped), unit)}")
     for reason, count in Counter(row["reason"] for row in dropped).most_common():
         first = next(row for row in dropped if row["reason"] == reason)
         number = first.get("row", first.get("line"))
@@ -197,6 +227,10 @@ def _print_rows(
     rows = zip(*(examples[name].to_pylist() for name in fields), strict=True)
     longest = max(rows, key=lambda texts: sum(map(len, texts)), default=())
     print(f"{indent}longest: {sum(map(len, longest)):,} characters, {' | '.join(map(_cut, longest))}")
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def _stands_for(values: Sequence[str]) -> str:

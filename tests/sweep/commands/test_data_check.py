@@ -49,7 +49,7 @@ def test_a_split_is_asked_for_and_is_named_as_a_study_would(tmp_path: Path) -> N
         (tmp_path / f"{split}.csv").write_text(f"sentence,label\n{split},good\n")
     assert f"{tmp_path} has several splits (test, train); give one of them, as in {tmp_path}:train" in refused(str(tmp_path))
     said = check(f"{tmp_path}:test")
-    assert said[0] == f"{tmp_path}:test: 1 rows" and said[-1].startswith(f"in a study: Table('{tmp_path}:test', ")
+    assert said[0] == f"{tmp_path}:test: 1 row" and said[-1].startswith(f"in a study: Table('{tmp_path}:test', ")
     refused(f"{tmp_path}:dev")
 
 
@@ -98,6 +98,35 @@ def test_the_audit_that_it_names_reads_the_table(
     assert done.exit_code == 0 and "a.csv: 30 rows" in done.stdout, done.output
 
 
+@pytest.mark.parametrize(
+    ("header", "labels", "audit", "value"),
+    [
+        ("text,label", ["bad", "good"], "", "columns={'sentence': 'text'}, labels={}), of a Task with labels=('bad', 'good')"),
+        ("text,label", ["0", "1.0"], "", "columns={'sentence': 'text'}, labels={'0': '…', '1.0': '…'})"),
+        ("premise,hypothesis,label", ["ENTAILMENT", "odd"], "", "columns={}, labels={'ENTAILMENT': 'entailment', 'odd': '…'})"),
+        ("Premise,Hypothesis,Label", ["0", "1"], " --entailment LABEL, which is 0 or 1",
+         "columns={'premise': 'Premise', 'hypothesis': 'Hypothesis', 'label': 'Label'}, labels={'0': '…', '1': '…'})"),
+    ],
+)  # fmt: skip
+def test_what_the_labels_mean_is_asked_where_it_is_not_known(
+    header: str, labels: list[str], audit: str, value: str, tmp_path: Path
+) -> None:
+    path, texts = tmp_path / "a.csv", ",some text" * header.count(",")
+    path.write_text("\n".join([header, *(f"{texts[1:]},{label}" for label in labels)]))
+    assert check(str(path))[-2:] == [
+        f"in an audit: blindsweep audit {path}{audit}",
+        f"in a study: Table({str(path)!r}, {value}",
+    ]
+
+
+def test_a_column_that_holds_no_labels_is_said_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["text,label", *(f"text {n},{n / 7}" for n in range(1, 300))]))
+    in_audit, in_study = check(str(path))[-2:]
+    assert in_audit == "in an audit: no, it has 299 labels, and an audit reads 200 at most"
+    assert in_study.endswith(", …})") and len(in_study) < 1_000
+
+
 def test_a_pair_is_found_by_its_usual_names(tmp_path: Path) -> None:
     pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"], "gold_label": ["neutral"]}), tmp_path / "pairs.parquet")
     lines = check(str(tmp_path / "pairs.parquet"))
@@ -140,7 +169,7 @@ def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
         "pool: 2 examples",
         "    from pool.csv, premise is 'premise', hypothesis is 'hypothesis', label is 'label'",
         "    labels: neutral 1, entailment 1",
-        "    left out: 1 rows",
+        "    left out: 1 row",
         "        1 unknown_label, the first at row 2: 'c' | 'd', label 'perhaps'",
         "    longest: 2 characters, 'a' | 'b'",
     ]
@@ -154,12 +183,12 @@ def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
     [
         (
             [],
-            "no column has a usual name of a text, or of a label; it has 'review', 'stars': name one, --column text=COLUMN and "
-            "--column label=COLUMN",
+            "no column has a usual name of a text, or of a label; it has 'review', 'stars': name a text, --column text=COLUMN, "
+            "or a pair, --column premise=COLUMN --column hypothesis=COLUMN, and --column label=COLUMN",
         ),
         (
             ["--column", "label=stars"],
-            "no column has a usual name of a text; it has 'review', 'stars': name one, --column text=",
+            "no column has a usual name of a text; it has 'review', 'stars': name a text, --column text=COLUMN, or a pair",
         ),
         (["--column", "text=reviews"], "no text column ('reviews')"),
         (["--column", "text=review"], "no label column (label, gold_label"),
