@@ -69,6 +69,8 @@ def _unseen(controls: Sequence[Control]) -> str:
         return ""
     by = f" by {measure_word(main.measure)}" if seen or main.measure != "accuracy" else ""
     but = f" (by {in_words([measure_word(control.measure) for control in seen])} it is seen)" if seen else ""
+    if main.is_outdone:
+        return f"The positive control is not seen{by}{but}, so that nothing about the blindspot is refuted or equivalent{by}"
     return f"The positive control is not seen{by}{but}, so{by} this study could not have seen a blindspot grow"
 
 

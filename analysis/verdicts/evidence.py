@@ -239,6 +239,7 @@ def _question(claim: Claim, evidence: Evidence, start: int | None, undertrained:
         primary=claim.primary,
         control=claim.control,
         is_on_blindspot=claim.is_on_blindspot,
+        compares_on_blindspot=claim.compares_on_blindspot,
         is_from_pool=claim.is_from_pool,
     )
     starts = _starts(claim, evidence, undertrained) if start is None else [start]

@@ -79,12 +79,17 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Control:
-    """Whether the study's positive control shows in a measure, and the sentence that says so; `why_not` it could not be had."""
+    """Whether the study's positive control shows in a measure, and the sentence that says so; `why_not` it could not be had.
+
+    Where it is not seen, `is_outdone` says that a claim about a difference on the blindspot is supported by the measure all the
+    same: plain synthetic data may lie as low as data that was biased on purpose.
+    """
 
     measure: str
     is_seen: bool
     sentence: str
     why_not: str = ""
+    is_outdone: bool = False
 
 
 def headline_rows(judgement: Judgement) -> list[Mapping[str, Any]]:

@@ -106,7 +106,8 @@ class Question:
 
     All parts have to hold in `rule` ("every" or "most") of the settings. `headline` is the first part averaged over the
     settings that could be had, None for none. `measure` and `is_on_blindspot` say which positive control it needs, `control`
-    that it is one. `margin` is in the parts' unit. `why_not` says why nothing is asked.
+    that it is one, and `compares_on_blindspot` that, where it is supported, kinds differ there. `margin` is in the parts' unit.
+    `why_not` says why nothing is asked.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Question:
     primary: bool = True
     control: bool = False
     is_on_blindspot: bool = False
+    compares_on_blindspot: bool = False
     is_from_pool: bool = False
     why_not: str = ""
     notes: tuple[str, ...] = ()

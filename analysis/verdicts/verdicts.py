@@ -90,8 +90,7 @@ def judge_questions(
     if len({question.name for question in asked}) != len(asked):
         raise ValueError("two claims have the same name; a family tests each once")
     readings = {question.name: _read(question) for question in asked}
-    controls = tuple(_control(question, readings[question.name]) for question in asked if question.control)
-    seen = {control.measure: control.is_seen for control in controls}
+    seen = {question.measure: _is_seen(readings[question.name]) for question in asked if question.control}
     judged: dict[str, Judgement] = {}
     for primary, adjust in ((True, holm), (False, benjamini_hochberg)):
         family = [question for question in asked if question.primary == primary]
@@ -102,21 +101,37 @@ def judge_questions(
             found = found if _may_be_denied(question, seen) else _withhold(found, question, seen)
             found = _with_settling(found, question, num_tested, cost_per_seed)
             judged[question.name] = _with_notes(found, question, num_generators, notes)
+    shown = {
+        question.measure
+        for question in asked
+        if question.compares_on_blindspot and not question.control and judged[question.name].verdict == Outcome.SUPPORTED
+    }
+    controls = tuple(
+        _control(question, readings[question.name], is_outdone=question.measure in shown)
+        for question in asked
+        if question.control
+    )
     return Verdicts(tuple(judged[question.name] for question in asked), controls)
 
 
-def _control(question: Question, reading: _Reading) -> Control:
+def _control(question: Question, reading: _Reading, *, is_outdone: bool) -> Control:
     """Whether a positive control is seen: as claimed, by itself, without an adjustment for the other claims."""
-    is_seen = not math.isnan(reading.p_for) and reading.p_for <= ALPHA
+    is_seen = _is_seen(reading)
     by = {"accuracy": "", "auc": " by AUC"}.get(question.measure, f" by {question.measure}")
     if is_seen:
         p = f"p = {reading.p_for:.2g}"
         return Control(question.measure, True, f"The positive control is seen{by}: data biased on purpose shows ({p}).")
     why = question.why_not or ("it cannot be tested" if math.isnan(reading.p_for) else f"p = {reading.p_for:.2g}")
-    so = by[1:] if by else "this study could not have seen a blindspot grow, so"
+    so = f"{by[1:]} " if by else "this study could not have seen a blindspot grow, so "
     denied = "nothing about the blindspot is called refuted or equivalent"
-    sentence = f"The positive control is not seen{by} ({why}): {so} {denied}."
-    return Control(question.measure, False, sentence, question.why_not)
+    if is_outdone:
+        so = "what is shown stands, and "
+    sentence = f"The positive control is not seen{by} ({why}): {so}{denied}."
+    return Control(question.measure, False, sentence, question.why_not, is_outdone)
+
+
+def _is_seen(reading: _Reading) -> bool:
+    return not math.isnan(reading.p_for) and reading.p_for <= ALPHA
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,14 @@ class Claim:
         return any(comparison.is_on_blindspot for comparison in self.comparisons)
 
     @property
+    def compares_on_blindspot(self) -> bool:
+        """Whether it says that kinds differ on the blindspot, and not what the level of one is, or that they are alike."""
+        return any(
+            comparison.is_on_blindspot and comparison.sign and all(each.control for each in comparison.differences)
+            for comparison in self.comparisons
+        )
+
+    @property
     def is_from_pool(self) -> bool:
         return any(comparison.is_from_pool for comparison in self.comparisons)
 

@@ -102,6 +102,10 @@ def test_a_control_that_is_not_seen_comes_first() -> None:
     assert said(SUPPORTED, controls=by_margin).startswith(
         "The positive control is not seen by accuracy (by margin it is seen), so by accuracy this study could not have seen"
     )
+    outdone = Control("accuracy", False, "", is_outdone=True)
+    assert said(SUPPORTED, controls=(outdone,)).startswith(
+        "The positive control is not seen, so that nothing about the blindspot is refuted or equivalent; with five seeds"
+    )
     assert said(SUPPORTED, controls=(Control("auc", True, ""),)).startswith("With five seeds")
     assert said(SUPPORTED, controls=()).startswith(
         "Whether this study could have seen a blindspot grow is not known, for no claim"

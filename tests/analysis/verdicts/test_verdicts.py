@@ -6,6 +6,7 @@ import pytest
 
 from analysis.stats.intervals import Effect
 from analysis.study.artifacts import LabelCount
+from analysis.verdicts.answer import answer
 from analysis.verdicts.evidence import load_evidence, questions
 from analysis.verdicts.judgement import ONE_GENERATOR, Judgement, Outcome, Verdicts, judgement_table
 from analysis.verdicts.questions import Part, Question, Setting
@@ -209,6 +210,22 @@ def test_without_a_control_that_is_seen_nothing_about_the_blindspot_is_denied(tm
     assert withheld.verdict == Outcome.CANNOT_TELL and "is withheld" in withheld.notes[0]
     # The general set has nothing to do with it.
     assert found["synthetic_helps_general"].verdict == Outcome.SUPPORTED
+
+
+def test_a_pool_as_bad_as_biased_data_is_not_said_to_be_unseen(tmp_path: Path) -> None:
+    """Biased sets lie no lower than plain synthetic ones, which lie far below the original: the control has no room."""
+
+    def planted(start: int, kind: str, size: int, place: str) -> float:
+        if place == "non-entailment":
+            return {"none": 0.6, "original": 0.8}.get(kind, 0.05)
+        return 0.8
+
+    found = judged(tmp_path, planted, 6)
+    control = {control.measure: control for control in found.controls}["accuracy"]
+    assert found["synthetic_reinforces"].verdict == Outcome.SUPPORTED
+    assert (control.is_seen, control.is_outdone) == (False, True)
+    assert "what is shown stands" in control.sentence and "could not have seen" not in control.sentence
+    assert "could not have seen" not in str(answer(found))
 
 
 def one_withheld(found: Verdicts) -> Judgement:
