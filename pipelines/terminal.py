@@ -1,7 +1,11 @@
-"""What a terminal shows: a console that leaves out every style where NO_COLOR is set, and articles that fit what follows."""
+"""What a terminal shows, and what becomes of it where nobody reads.
+
+A console that leaves out every style where NO_COLOR is set, articles that fit what follows, and streams that are never closed.
+"""
 
 import os
 import re
+import sys
 from typing import Any
 
 
@@ -25,3 +29,55 @@ def with_article(name: str) -> str:
     else:
         begins = name.startswith("8") or re.match(r"1[18](\D|$)", name) is not None
     return f"{'an' if begins else 'a'} {name}"
+
+
+def open_streams() -> None:
+    """Give a process that was started without input or outputs (`>&-`) ones that lead nowhere.
+
+    Else the next file that it opens is what its children write to.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest one that is free
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
+def outlive_readers() -> None:
+    """Have this process go on where what it prints can be written no more: who read it has ended, or the log's disk is full."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Lasting):
+            setattr(sys, name, _Lasting(stream))
+
+
+class _Lasting:
+    """A stream that leads nowhere once it cannot be written."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            self._lead_nowhere()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._lead_nowhere()
+
+    def _lead_nowhere(self) -> None:
+        # What is still buffered goes there, too, when Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -24,9 +24,11 @@ def main() -> None:
     with ending_without_a_word():
         import typer
 
+        from pipelines.terminal import open_streams
         from pipelines.workers.telemetry import turn_off
         from sweep.app import app
 
+        open_streams()
         turn_off()
         if os.environ.get("NO_COLOR"):
             from typer import rich_utils

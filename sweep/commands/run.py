@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.extras import check_installed
 from pipelines.storage import join
 from pipelines.terminal import console as new_console
+from pipelines.terminal import outlive_readers
 from sweep.commands.options import (
     DEFAULT_GPU,
     DEFAULT_STORE,
@@ -119,6 +120,7 @@ def run(
     """
     if not dry_run:
         check_installed("blindsweep run")
+        outlive_readers()
     if debug:
         os.environ["BLINDSWEEP_DEBUG"] = "1"
     from sweep.graph.pieces import parse_only

@@ -359,3 +359,29 @@ def test_a_signal_while_the_report_is_written_ends_the_run_as_ever_and_a_notice_
     else:
         assert ended.returncode == 128 + number and "the report" not in ended.stdout
         assert ended.stderr == f"stopped by {number.name}: what is built is kept; the same command goes on\n"
+
+
+WITHOUT_READERS = """
+import pathlib
+from sweep.cli import main
+from sweep.commands import run
+from sweep.run import study_run
+from sweep.run.progress import Display
+
+def run_study(*of, **how):
+    with Display({}) as display:
+        display.say("it has begun")
+    return study_run.Result(1, 1, 0, (), ())
+
+study_run.run_study = run_study
+run._is_evaluated, run.write_report = lambda *of: True, lambda *of, **how: pathlib.Path("report").touch()
+main()
+"""
+
+
+@pytest.mark.parametrize("outputs", ["| true", "> /dev/full", ">&-", "> /dev/full 2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_run_goes_on_where_nobody_can_read_what_it_prints(outputs: str, tmp_path: Path) -> None:
+    command = f"""({sys.executable} -c '{WITHOUT_READERS}' {" ".join(("run", "demo", *CELL))} && touch ended_well) {outputs}"""
+    ended = subprocess.run(["bash", "-c", command], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("", "")
+    assert {"report", "ended_well"} <= {path.name for path in tmp_path.iterdir()}
