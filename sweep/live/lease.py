@@ -76,11 +76,21 @@ class Lease:
             self._renewals += 1
             content = json.dumps(self._holder | {"renewals": self._renewals} | fields).encode()
             version = replace_if_unchanged(self._uri, content, self._version)
+            if version is None and (own := self._renewal_unheard_of()) is not None:
+                version = replace_if_unchanged(self._uri, content, own)
             if version is None:
                 self._is_lost = True
                 return False
             self._version = version
             return True
+
+    def _renewal_unheard_of(self) -> str | None:
+        """The lease's version if an earlier renewal wrote it whose answer was lost; None if it is another's, or gone."""
+        try:
+            there = read_with_version(self._uri)
+            return there[1] if there is not None and json.loads(there[0])["holder"] == self._holder["holder"] else None
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def keep(self) -> None:
         """Renew the lease until `release`; a store that does not answer is asked again."""

@@ -135,6 +135,20 @@ def test_a_holder_is_told_that_it_has_lost(remote: str, monkeypatch: pytest.Monk
     assert read_text(uri) == '{"holder": "another"}', "what is another's is not given back"
 
 
+def test_a_renewal_whose_answer_was_lost_is_the_holder_s_own(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lease(remote) as held:
+
+        def written_and_not_heard_of(*of: Any) -> None:
+            assert replace_if_unchanged(*of)
+            raise ConnectionError("the answer was lost")
+
+        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+            patch.setattr(leases, "replace_if_unchanged", written_and_not_heard_of)
+            held.check()
+        held.check()
+    assert json.loads(read_text(join(remote, LEASE_FILE)) or "")["free"] is True
+
+
 @pytest.mark.slow
 def test_a_driver_that_was_stopped_for_long_leaves_a_whole_artifact(bucket: str, start: Start, s3_client: Any) -> None:
     stopped = start("build", bucket, "stopped", first="building")
