@@ -17,12 +17,39 @@ PACKAGES = dict.fromkeys(S3, "s3fs") | dict.fromkeys(GCS, "gcsfs")
 """What fsspec needs for an address with such a scheme."""
 LOST = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404")
 """S3's codes for a condition that does not hold, or that another writer's request was in the midst of."""
+BROKEN = {
+    # botocore's, the last for all that can happen to a connection once there is one
+    *("EndpointConnectionError", "ConnectTimeoutError", "HTTPClientError"),
+    # aiohttp's
+    *("ClientConnectorError", "ClientPayloadError"),
+}
+"""Exceptions of a server that did not answer, or broke off in the midst of it."""
+BUSY = (500, 502, 503, 504)
+"""Status codes of a server that cannot serve for now."""
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "STORAGE_EMULATOR_HOST")
 """Settings without a secret in them, which a cluster's workers are given; they have credentials of their own."""
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the machine's service account",
 }
+
+
+def insist(file_system: Any) -> None:
+    """Have an S3 file system repeat a request that was answered by an error of the server's as often as one without an answer.
+
+    By itself it repeats few of them, and its library gives up after seconds.
+    """
+    if scheme_of(file_system) == "s3":
+        import s3fs
+
+        # Older ones have no such setting.
+        getattr(s3fs, "set_custom_error_handler", lambda handler: None)(_is_busy)
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether it is S3's answer that it cannot serve for now: SlowDown, ServiceUnavailable, InternalError."""
+    response = getattr(error, "response", None)
+    return isinstance(response, dict) and response.get("ResponseMetadata", {}).get("HTTPStatusCode") in BUSY
 
 
 def share_settings() -> None:
@@ -132,7 +159,7 @@ def plain_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         if text := _explain(error, uri):
-            kind = StoreUnreachableError if _is_unreachable(error) else DeniedError if _is_denied(error) else UserError
+            kind = StoreUnreachableError if is_unreachable(error) else DeniedError if _is_denied(error) else UserError
             raise kind(text) from error
         raise
 
@@ -188,9 +215,12 @@ def _code(error: BaseException) -> str:
     return ""
 
 
-def _is_unreachable(error: BaseException) -> bool:
-    kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
-    return bool(kinds & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionClosedError"})
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an object store did not answer, broke off in the midst of it, or cannot serve for now."""
+    chain = _causes(error)
+    # By name: botocore, aiohttp and gcsfs need not be installed.
+    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    return bool(kinds & BROKEN) or any(map(_is_busy, chain))
 
 
 def _is_denied(error: BaseException) -> bool:
@@ -200,7 +230,6 @@ def _is_denied(error: BaseException) -> bool:
 
 def _explain(error: Exception, uri: str) -> str:
     """One line for what an object store answered, empty if it is nothing of that kind."""
-    # By name: botocore, aiohttp and gcsfs need not be installed.
     kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
     scheme = _scheme(uri)
     bucket, _, key = uri.partition("://")[2].partition("/")
@@ -208,8 +237,8 @@ def _explain(error: Exception, uri: str) -> str:
     code, text = _code(error), " ".join(str(error).split())
     if code == "NoSuchBucket":
         return str(missing_bucket(uri))
-    if _is_unreachable(error):
-        return f"{uri}: {_endpoint(scheme)} does not answer ({text}); check the address and the network"
+    if is_unreachable(error):
+        return f"{uri}: {no_answer(error, _endpoint(scheme))}"
     if "ProfileNotFound" in kinds:
         return f"{uri}: AWS_PROFILE={os.environ.get('AWS_PROFILE', '')} is in no file of AWS profiles here; check ~/.aws/config"
     if kinds & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"} or "Anonymous caller" in text:
@@ -223,6 +252,13 @@ def _explain(error: Exception, uri: str) -> str:
     if code in ("InvalidBucketName", "ParamValidationError") or "ParamValidationError" in kinds:
         return f"{uri}: {bucket} is no name for a bucket ({text})"
     return ""
+
+
+def no_answer(error: BaseException, server: str = "the store's server") -> str:
+    """What to say of an error that `is_unreachable`."""
+    if busy := next(filter(_is_busy, _causes(error)), None):
+        return f"{server} cannot serve for now ({' '.join(str(busy).split())}); run the same command again later"
+    return f"{server} does not answer ({' '.join(str(error).split())}); check the address and the network"
 
 
 def _endpoint(scheme: str) -> str:

@@ -24,6 +24,7 @@ from pipelines.errors import DamagedError, StoreUnreachableError, UserError
 from pipelines.identity import sha256_of
 from pipelines.object_store import (
     check_address,
+    insist,
     missing_bucket,
     plain_errors,
     read_age,
@@ -98,6 +99,7 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         file_system, path = fsspec.core.url_to_fs(text, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise unknown_scheme(text, error) from error
+    insist(file_system)
     return file_system, path
 
 

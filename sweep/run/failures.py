@@ -9,6 +9,7 @@ from enum import StrEnum
 from urllib.parse import quote
 
 from pipelines.errors import NoticeError, StalledError, StoreUnreachableError, UserError
+from pipelines.object_store import is_unreachable, no_answer
 from sweep.index.address import secrets_of
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
@@ -102,7 +103,8 @@ def _kind(error: BaseException) -> Kind:
         if re.search(r"node has died|node was terminated|raylet died", text):
             return Kind.LOSS
         return Kind.DEATH if names & PROCESS_ERRORS else Kind.FAILURE
-    return Kind.DEATH if names & CONNECTION_ERRORS or BROKEN_CONNECTION.search(text) else Kind.FAILURE
+    is_connection = names & CONNECTION_ERRORS or BROKEN_CONNECTION.search(text) or is_unreachable(error)
+    return Kind.DEATH if is_connection else Kind.FAILURE
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -239,6 +241,8 @@ def _one_line(error: BaseException) -> str:
     if is_disk_full(error):
         where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}; free some space and run the same command again to go on"
+    if is_unreachable(error):
+        return no_answer(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if len(text) > 400:

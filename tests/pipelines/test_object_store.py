@@ -149,6 +149,48 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch, fresh_clients):
         read_text("s3://bucket/a")
 
 
+@pytest.fixture
+def busy_server(monkeypatch, fresh_clients):
+    """Gives the answers of a list, each once, and any object after the last of them."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    answers = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, code = answers.pop(0) if answers else (200, "")
+            text = f"<Error><Code>{code}</Code><Message>Not now.</Message></Error>" if code else "content"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(text.encode())
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    # Without botocore's own, which take seconds.
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    yield answers
+    server.shutdown()
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "ServiceUnavailable"), (503, "SlowDown")])
+def test_a_server_that_cannot_serve_for_now_is_asked_again(status, code, busy_server):
+    busy_server += [(status, code)] * 3
+    assert read_text("s3://bucket/a") == "content"
+    busy_server += [(status, code)] * 9
+    with pytest.raises(StoreUnreachableError, match=r"s3://bucket/a: \S+ cannot serve for now \(.*\); run the same"):
+        read_text("s3://bucket/a")
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [

@@ -8,11 +8,13 @@ from unittest.mock import Mock
 
 import pytest
 import ray.exceptions
+from botocore.exceptions import ClientError
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.tune.experiment.trial import Trial
+from s3fs.errors import translate_boto_error
 
 from pipelines.data.training_set import TrainingSetConfig
 from pipelines.errors import NeighbourFailedError, NotBegunError, UserError
@@ -32,6 +34,7 @@ from tests.sweep.run.stand_in_hosts import StandInHosts, end
 
 FAILED = Outcome(None, "TypeError: unexpected")
 FINAL = Outcome(None, "size=0; give 1", is_final=True)
+SLOW_DOWN = {"Error": {"Code": "SlowDown", "Message": "Please."}, "ResponseMetadata": {"HTTPStatusCode": 503}}
 DIED = Outcome(None, "its process died", kind=Kind.DEATH)
 KILLED = Outcome(None, "the machine ran low on memory", kind=Kind.MEMORY)
 LOST = Outcome(None, MACHINE_LOST, kind=Kind.LOSS)
@@ -84,6 +87,7 @@ def from_train(*failures: Exception) -> Exception:
         (ray.exceptions.RayTaskError("run", "Traceback: …", LOW_ON_GPU_MEMORY).as_instanceof_cause(), Kind.FAILURE),
         (LOW_ON_GPU_MEMORY, Kind.FAILURE),
         (ConnectionResetError("the store"), Kind.DEATH),
+        (translate_boto_error(ClientError(SLOW_DOWN, "PutObject")), Kind.DEATH),
         (ray.exceptions.RayTaskError("run", "Traceback: connection closed", TypeError("unexpected")), Kind.FAILURE),
         (UserError("size=0; give 1"), Kind.FAILURE),
         (TypeError("unexpected"), Kind.FAILURE),
