@@ -36,9 +36,9 @@ class _Box:
 def write_bundle(store: Store, name: str, target: Path, *, part_size: int) -> Bundle:
     """Write what is built of study `name` as `target`, a zip file, or in parts `target`-001.zip and so on.
 
-    None has more than `part_size` bytes, and a file that does not fit lies in several. Raises UserError for a part size that is
-    too small, for a file that is there already, and for a study that is not known or of which nothing is built; DamagedError
-    for an artifact that is damaged.
+    None has more than `part_size` bytes, and a file that does not fit lies in several. Parts that are there as they would be
+    written, of a call that was cut off, stay. Raises UserError for a part size that is too small, for another file in a part's
+    place, and for a study that is not known or of which nothing is built; DamagedError for an artifact that is damaged.
     """
     study = Study.load(store, name)
     records = [step.record for step in study.steps if step.record is not None]
@@ -52,11 +52,13 @@ def write_bundle(store: Store, name: str, target: Path, *, part_size: int) -> Bu
         raise UserError(f"--part-size {part_size}: a part of this study needs {least} bytes at least; give more")
     boxes = _pack(store, records, of_records, part_size - of_manifest - ENTRY_BYTES)
     parts = _paths(target, len(boxes))
-    if there := [path for path in parts if path.exists()]:
-        raise UserError(f"{there[0]} is there already; remove it, or give another file")
+    there = {path for path in parts if path.exists()}
     for path, box in zip(parts, boxes, strict=True):
-        contents = {piece: _content(store, box.records[piece.artifact.fingerprint], piece) for piece in box.pieces}
-        write_bytes(path, part_bytes(manifest, box.records.values(), contents))
+        if path in there and not (path.is_file() and path.read_bytes() == _part(store, manifest, box)):
+            raise UserError(f"{path} is there already, with other content; remove it, or give another file")
+    for path, box in zip(parts, boxes, strict=True):
+        if path not in there:
+            write_bytes(path, _part(store, manifest, box))
     return Bundle(tuple(parts), len(records), len(study.steps) - len(records))
 
 
@@ -65,6 +67,11 @@ def _paths(target: Path, number: int) -> list[Path]:
     if number == 1:
         return [stem.with_name(stem.name + SUFFIX)]
     return [stem.with_name(f"{stem.name}-{place:03}{SUFFIX}") for place in range(1, number + 1)]
+
+
+def _part(store: Store, manifest: Study, box: _Box) -> bytes:
+    contents = {piece: _content(store, box.records[piece.artifact.fingerprint], piece) for piece in box.pieces}
+    return part_bytes(manifest, box.records.values(), contents)
 
 
 def _content(store: Store, record: Record, piece: Piece) -> bytes:

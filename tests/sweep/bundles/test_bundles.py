@@ -69,6 +69,21 @@ def test_parts_come_in_any_order_and_files_larger_than_one_are_put_together(
     assert contents(other) == contents(store)
 
 
+def test_a_bundle_that_was_cut_off_goes_on_and_a_file_of_another_stays(build: Build, tmp_path: Path) -> None:
+    store = build("here", size=120_000)
+    parts = write_bundle(store, "small", tmp_path / "small.zip", part_size=100_000).parts
+    whole = [part.read_bytes() for part in parts]
+    parts[2].unlink()
+    parts[-1].write_bytes(b"another")
+    with pytest.raises(UserError, match=rf"{parts[-1].name} is there already, with other content; remove it, or"):
+        write_bundle(store, "small", tmp_path / "small.zip", part_size=100_000)
+    assert not parts[2].exists() and parts[-1].read_bytes() == b"another"
+    parts[-1].unlink()
+    # As after a full disk, whose error says that the same command goes on.
+    assert write_bundle(store, "small", tmp_path / "small.zip", part_size=100_000).parts == parts
+    assert [part.read_bytes() for part in parts] == whole
+
+
 def test_pieces_built_apart_make_one_study(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
     grid = build_grid(two_seeds)
     parts = []
@@ -236,7 +251,7 @@ def test_what_a_run_is_building_is_left_alone(build: Build, two_seeds: Experimen
 
 def test_parts_that_are_there_or_too_small_are_refused(build: Build, tmp_path: Path) -> None:
     store = build("here")
-    write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB)
+    (tmp_path / "small.zip").mkdir()
     with pytest.raises(UserError, match=r"small\.zip is there already"):
         write_bundle(store, "small", tmp_path / "small", part_size=MIB)
     with pytest.raises(UserError, match=r"--part-size 2000: a part of this study needs \d+ bytes"):
