@@ -80,33 +80,38 @@ def read_version(file_system: Any, path: str) -> tuple[bytes, str] | None:
 
 
 def _read_s3(file_system: Any, bucket: str, key: str) -> tuple[bytes, str]:
+    response, content = _get_object(file_system, bucket, key)
+    return content, str(response["ETag"])
+
+
+def _get_object(file_system: Any, bucket: str, key: str) -> tuple[Any, bytes]:
+    """S3's answer and the object; asked for again where it is broken off in the midst, which fsspec does in its own reads."""
     from fsspec.asyn import sync
 
-    async def read() -> tuple[bytes, str]:
-        response = await file_system._call_s3("get_object", Bucket=bucket, Key=key)
-        async with response["Body"] as body:
-            return bytes(await body.read()), str(response["ETag"])
+    async def get() -> tuple[Any, bytes]:
+        for left in reversed(range(file_system.retries)):
+            response = await file_system._call_s3("get_object", Bucket=bucket, Key=key)
+            try:
+                async with response["Body"] as body:
+                    return response, bytes(await body.read())
+            except Exception as error:
+                if not left or not is_unreachable(error):
+                    raise
+        raise AssertionError("it is tried once at least")
 
-    return sync(file_system.loop, read)
+    found: tuple[Any, bytes] = sync(file_system.loop, get)
+    return found
 
 
 def read_age(file_system: Any, path: str) -> tuple[bytes, float] | None:
     """An object's content on S3 and its age in seconds, by the store's own clock; None if there is no such object."""
     from email.utils import parsedate_to_datetime
 
-    from fsspec.asyn import sync
-
     bucket, key, *_ = file_system.split_path(path)
-
-    async def read() -> tuple[bytes, float]:
-        response = await file_system._call_s3("get_object", Bucket=bucket, Key=key)
-        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
-        async with response["Body"] as body:
-            return bytes(await body.read()), max((now - response["LastModified"]).total_seconds(), 0.0)
-
     try:
-        found: tuple[bytes, float] = sync(file_system.loop, read)
-        return found
+        response, content = _get_object(file_system, bucket, key)
+        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return content, max((now - response["LastModified"]).total_seconds(), 0.0)
     except FileNotFoundError as error:
         if _code(error) == "NoSuchBucket":
             raise

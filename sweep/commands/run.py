@@ -194,8 +194,12 @@ def run(
         elif not rehearse and not piece and (answer := answer_of(where, name)):
             print(answer)
         if answer and result.index:
-            with _opened(database):
-                describe_in_mlflow(result.index, where, name, answer, is_reported=report)
+            try:
+                with _opened(database):
+                    describe_in_mlflow(result.index, where, name, answer, is_reported=report)
+            except (UserError, OSError) as error:
+                # All that was asked for is there.
+                print(f"Warning: MLflow lacks the answer of {name}: {in_lines(error)}", file=sys.stderr)
         elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
         print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
         is_over_budget = bool(result.hold) and meter.is_reached
