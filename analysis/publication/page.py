@@ -43,6 +43,7 @@ from analysis.wording import (
     estimate_words,
     in_words,
     kind_name,
+    measure_word,
     p_words,
     percent,
     percent_range,
@@ -170,6 +171,13 @@ def _departed(made: Made) -> list[str]:
     if pilot and pilot["chosen"] != planned:
         lines.append(f"The pilot asked for {pilot['chosen']:,} seeds, and {planned:,} were planned.")
     lines += [f"Built with {in_words([f'`-p {text}`' for text in others])}."] if others else []
+    # A plan knows of two cases: the control is seen, or the study could not have seen anything.
+    if outdone := [measure_word(control.measure) for control in made.verdicts.controls if control.is_outdone]:
+        lines.append(
+            f"By {in_words(outdone)} the positive control is not seen, and a claim about the blindspot is supported all the "
+            "same, since synthetic data may lie as low as data that was biased on purpose. So the page does not say that the "
+            "study could not have seen a blindspot grow."
+        )
     lines += [
         f"Results of {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} were published before all others were built: "
         "with such a look between, a verdict is wrong more often than its interval and p-value say."
