@@ -53,6 +53,15 @@ OnlyPiece = Annotated[
         "`bundle` and `unbundle` put pieces together.",
     ),
 ]
+SeedsAtOnce = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Build N seeds before the next ones, which have what room these leave: a run that is cut off leaves whole seeds. "
+        "`plan` says what it costs. [default: all at once]",
+    ),
+]
 StoreUri = Annotated[
     str,
     typer.Option("--store", envvar="BLINDSWEEP_STORE", help="Folder or URI (s3://, gs://) of all artifacts."),

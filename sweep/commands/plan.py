@@ -14,6 +14,7 @@ from sweep.commands.options import (
     OtherName,
     Parameters,
     Price,
+    SeedsAtOnce,
     SpotPrice,
     StoreUri,
     Throughputs,
@@ -40,6 +41,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="What estimates are for: a GPU with a row in --sources.")] = DEFAULT_GPU,
     max_gpus: Annotated[float, typer.Option(callback=positive, help="GPUs that the wall time is reckoned for.")] = 8,
     num_gpus: Annotated[float | None, typer.Option(callback=positive, hidden=True, help="What --max-gpus was called.")] = None,
+    seeds_at_once: SeedsAtOnce = None,
     price: Price = None,
     spot_price: SpotPrice = None,
     throughputs: Throughputs = None,
@@ -72,6 +74,7 @@ def plan(
         sources=sources,
         as_json=json,
         only=piece,
+        seeds_at_once=seeds_at_once,
     )
 
 
@@ -86,6 +89,7 @@ def show_plan(
     sources: bool = False,
     as_json: bool = False,
     only: "Only | None" = None,
+    seeds_at_once: int | None = None,
 ) -> None:
     """Print the plan of an experiment, its costs on `num_gpus` (None: as many as its largest step asks for) beside others."""
     import json
@@ -96,7 +100,10 @@ def show_plan(
     from sweep.study.grid import build_grid
     from sweep.study.inputs import missing_inputs
 
-    plan = plan_study(loaded.experiment, store, table, find_gpu, num_gpus, others=COMPARED_NUMBERS_OF_GPUS, only=only)
+    others = COMPARED_NUMBERS_OF_GPUS
+    plan = plan_study(
+        loaded.experiment, store, table, find_gpu, num_gpus, others=others, only=only, seeds_at_once=seeds_at_once
+    )
     if as_json:
         print(json.dumps(plan_json(plan), indent=1, ensure_ascii=False))
         return

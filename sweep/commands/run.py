@@ -24,6 +24,7 @@ from sweep.commands.options import (
     OtherName,
     Parameters,
     Price,
+    SeedsAtOnce,
     SpotPrice,
     StoreUri,
     Throughputs,
@@ -70,6 +71,7 @@ def run(
             callback=not_negative, help="Use at most so many GPUs at once; on a cluster that grows, so many there can be."
         ),
     ] = None,
+    seeds_at_once: SeedsAtOnce = None,
     max_failures: Annotated[
         int, typer.Option(min=0, help="Try a step so many times more that fails by itself; a lost machine does not count.")
     ] = 1,
@@ -131,7 +133,8 @@ def run(
     loaded, piece = load_experiment(experiment, parameters or [], name=other_name), parse_only(only) if only else None
     if rehearse:
         loaded, store, report = replace(loaded, experiment=rehearsal(loaded.experiment)), join(store, FOLDER), False
-    where, table, options = Store(store), read_table(throughputs), RayOptions(address, max_cpus, max_gpus, max_failures, debug)
+    where, table = Store(store), read_table(throughputs)
+    options = RayOptions(address, max_cpus, max_gpus, max_failures, debug, seeds_at_once)
     if gpu is not None:
         table.gpu(gpu, price=price, spot_price=spot_price)
     found: list[Gpu] = []
@@ -148,7 +151,7 @@ def run(
     # One machine holds all the GPUs that the run may use, however few its largest step asks for.
     num_gpus = max_gpus if max_gpus is not None or address is not None else local_capacity(options).gpus or None
     if dry_run:
-        show_plan(loaded, where, table, find_gpu, num_gpus, only=piece)
+        show_plan(loaded, where, table, find_gpu, num_gpus, only=piece, seeds_at_once=seeds_at_once)
         return
     from sweep.index.address import check_address, mask
     from sweep.plan.plan import OVER_BUDGET, check_budget, check_memory, plan_study
@@ -162,7 +165,15 @@ def run(
     check_address(tracking_uri)
     name = loaded.experiment.name
     plan = plan_study(
-        loaded.experiment, where, table, find_gpu, num_gpus, reasons=False, keep_dependents=keep_dependents, only=piece
+        loaded.experiment,
+        where,
+        table,
+        find_gpu,
+        num_gpus,
+        reasons=False,
+        keep_dependents=keep_dependents,
+        only=piece,
+        seeds_at_once=seeds_at_once,
     )
     check_memory(plan)
     if budget is not None and plan.missing:

@@ -4,6 +4,8 @@ Steps run in lanes: workers that start once and take on ready steps of one kind 
 shared out to lanes, the most urgent ready step first: the one with the longest path of steps behind it. A lane takes on further
 steps of its kind, unless a ready step waits for room that has a longer path, or is overdue. Where paths are as long, the lane
 that is up goes on, since a start costs. So none that much depends on waits for a lane's end, and none waits for ever.
+Where seeds are to be whole one after another (`seeds_at_once`), what an earlier one needs goes before what a later one does,
+whatever their paths; but later ones have what room it leaves.
 A ready step for which there is room starts a lane of its own, unless a lane of its kind has nothing to do.
 
 A lane is opened ahead for a step that is not ready yet, where its workers need less than the step does (`Stage.starts_with`),
@@ -18,7 +20,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.resources import Resources
@@ -160,6 +162,28 @@ def delay_of(lane: Lane, until_up_s: float, overdue_s: float, start_s: float) ->
     return max(until_up_s, overdue_s, 0.0) if overdue_s < start_s else math.inf
 
 
+class Rank(NamedTuple):
+    """How urgent a step is: the smaller, the more. `path` is minus the steps on the longest path that begins there."""
+
+    turn: int
+    path: int
+    place: int
+
+
+def turns(steps: Sequence[Step], seeds_at_once: int) -> dict[str, int]:
+    """By fingerprint, whose turn each of `steps` is: that of the first `seeds_at_once` seeds, of as many next ones, and so on.
+
+    What several seeds need has the earliest one's turn; what none needs comes last. `steps` come after their inputs.
+    """
+    seeds = dict.fromkeys(step.coordinates["seed"] for step in steps if "seed" in step.coordinates)
+    of_seed = {seed: place // seeds_at_once for place, seed in enumerate(seeds)}
+    found = {step.fingerprint: of_seed.get(step.coordinates.get("seed"), len(of_seed)) for step in steps}
+    for step in reversed(steps):
+        for source in step.inputs.values():
+            found[source.fingerprint] = min(found[source.fingerprint], found[step.fingerprint])
+    return found
+
+
 Near = Callable[[Step], bool]
 """Whether a step that is not built will be before long."""
 FirstNear = Callable[[Any, Near], Step | None]
@@ -167,9 +191,14 @@ Fits = Callable[[tuple[float, float]], bool]
 
 
 class StepQueue:
-    """The steps of a run by their state: waiting for inputs, ready, running or done; gives out what comes next."""
+    """The steps of a run by their state: waiting for inputs, ready, running or done; gives out what comes next.
 
-    def __init__(self, steps: Sequence[Step], done: Iterable[str], capacity: Capacity) -> None:
+    With `seeds_at_once`, so many seeds are built before the next ones (`turns`); else none waits for another.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], done: Iterable[str], capacity: Capacity, *, seeds_at_once: int | None = None
+    ) -> None:
         self.capacity = capacity
         self._steps = {step.fingerprint: step for step in steps}
         self.users = dependents(steps)
@@ -180,7 +209,7 @@ class StepQueue:
         self._lane_of: dict[str, Lane] = {}
         self._need = {step.fingerprint: (step.resources.total_cpus, step.resources.total_gpus) for step in steps}
         self._ahead_needs = {self._need[step.fingerprint] for step in steps if starts_with(step) is not None}
-        self._rank = self._ranks(steps)
+        self._rank = self._ranks(steps, turns(steps, seeds_at_once) if seeds_at_once else {})
         self._unbuilt = {fingerprint: self._num_unbuilt(step) for fingerprint, step in self.waiting.items()}
         self._overtaken: dict[str, int] = {}
         self._kinds: dict[str, Any] = {}
@@ -192,16 +221,19 @@ class StepQueue:
             if not self._unbuilt[step.fingerprint]:
                 self._make_ready(step)
 
-    def _ranks(self, steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
-        """(minus the steps on the longest path that begins here, place in the grid): smaller comes first.
+    def _ranks(self, steps: Sequence[Step], turn: Mapping[str, int]) -> dict[str, Rank]:
+        """By fingerprint; `place` is that in the grid.
 
-        What nothing is built from is not counted, so that a model is evaluated before the next is trained.
+        What nothing is built from is not counted in a path, so that a model is evaluated before the next is trained.
         """
         length: dict[str, int] = {}
         for step in reversed(steps):
             users = [user for user in self.users[step.fingerprint] if self.users[user.fingerprint]]
             length[step.fingerprint] = 1 + max((length[user.fingerprint] for user in users), default=0)
-        return {step.fingerprint: (-length[step.fingerprint], i) for i, step in enumerate(steps)}
+        return {
+            step.fingerprint: Rank(turn.get(step.fingerprint, 0), -length[step.fingerprint], place)
+            for place, step in enumerate(steps)
+        }
 
     def _num_unbuilt(self, step: Step) -> int:
         return len({source.fingerprint for source in step.inputs.values()} - self.done)
@@ -211,7 +243,7 @@ class StepQueue:
         """The steps whose inputs are built and that no lane has, the most urgent first."""
         return tuple(self._ready)
 
-    def _rank_of(self, step: Step) -> tuple[int, int]:
+    def _rank_of(self, step: Step) -> Rank:
         return self._rank[step.fingerprint]
 
     def open(self, is_served: Callable[[Step], bool] = lambda step: False) -> Lane | None:
@@ -236,7 +268,7 @@ class StepQueue:
         self._start(first, lane)
         if most == num_at_once(first):
             size = first.coordinates.get("size")
-            alike.sort(key=lambda step: step.coordinates.get("size") != size)
+            alike.sort(key=lambda step: (self._rank_of(step).turn, step.coordinates.get("size") != size))
         for step in alike[: most - 1]:
             self._start(step, lane)
         return lane
@@ -277,9 +309,11 @@ class StepQueue:
         # It is to start a lane of its own.
         if lane.steps and fits(lane.need) and not is_served(ready[0]):
             return None
-        (length, _) = self._rank_of(ready[0])
-        if any(self._rank_of(step)[0] < length or is_overdue(step) for step in self._waiting_for_room(lane, fits)):
-            return None
+        next_one = self._rank_of(ready[0])
+        for step in self._waiting_for_room(lane, fits):
+            turn, path, _ = self._rank_of(step)
+            if turn <= next_one.turn and ((path, turn) < (next_one.path, next_one.turn) or is_overdue(step)):
+                return None
         # One that has fewer goes first.
         return None if any(len(other.steps) < len(lane.steps) for other in self._others(lane)) else ready[0]
 
@@ -319,7 +353,7 @@ class StepQueue:
                 continue
             lane = Lane(kind, self._need[step.fingerprint], awaited=step)
             # Many steps are alike in both, and so is what is said of them.
-            of = lane.need, self._rank_of(step)[0]
+            of = lane.need, self._rank_of(step)[:2]
             if of not in wanted:
                 wanted[of] = not fits(lane.need) or self._is_wanted(lane, step, fits)
             if wanted[of] or not may_start(step):
@@ -355,11 +389,17 @@ class StepQueue:
         One whose kind has a lane may wait for that; not, `if_served`, where room is held for longer than a start takes and
         those lanes have all that they take at once.
         """
-        length = self._rank_of(awaited)[0] if lane.need[1] else 0
-        first = next(self._waiting_for_room(lane, fits), None)
-        if first is not None and self._rank_of(first)[0] <= length:
+        turn, path, _ = self._rank_of(awaited) if lane.need[1] else Rank(0, 0, 0)
+
+        def is_as_urgent(step: Step) -> bool:
+            # One of a later turn as well: nothing of it is held up for the sake of what is not ready.
+            return self._rank_of(step).turn < turn or self._rank_of(step).path <= path
+
+        if any(map(is_as_urgent, self._waiting_for_room(lane, fits))):
             return True
-        as_urgent = [steps[0] for steps in self._ready_alike.values() if self._rank_of(steps[0])[0] <= length]
+        # One of each kind, since they are alike in all that is asked of them.
+        firsts = (next(filter(is_as_urgent, steps), None) for steps in self._ready_alike.values())
+        as_urgent = [step for step in firsts if step is not None]
         if lane not in self.lanes and any(fits(self._need[step.fingerprint]) for step in as_urgent):
             return True
         return if_served and any(self._lacks_lane(step, lane, fits) for step in as_urgent)

@@ -179,6 +179,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                     "critical_path": [step.name for step in schedule.critical_path],
                     "peak_checkpoint_bytes": schedule.peak_bytes,
                     "held_gpu_hours": schedule.seconds / 3600 * schedule.num_gpus,
+                    "seed_ends": {str(seed): ended for seed, ended in schedule.seed_ends.items()},
                 }
                 for schedule in costs.schedules
             ],
@@ -307,6 +308,12 @@ def _cost_lines(costs: PlanCosts) -> Iterator[str]:
     gpu, schedule, hours = costs.estimate.gpu, costs.schedule, costs.held_gpu_hours
     times = ", ".join(f"{_duration(other.seconds)} on {_gpus(other.num_gpus)}" for other in costs.schedules)
     yield f"wall time: {times}"
+    if len(ends := sorted(schedule.seed_ends.values())) > 1:
+        half = ends[(len(ends) - 1) // 2]
+        yield (
+            f"of {len(ends)} seeds the first is whole after {_duration(ends[0])} on {_gpus(schedule.num_gpus)}, half of them "
+            f"after {_duration(half)}, the last after {_duration(ends[-1])}"
+        )
     paid = [
         f"{_dollars(hours, price)} {market}"
         for price, market in ((gpu.price, "on demand"), (gpu.spot_price, "spot"))

@@ -209,6 +209,7 @@ def cost_plan(
     num_gpus: float | None = None,
     *,
     others: Iterable[float] = (),
+    seeds_at_once: int | None = None,
 ) -> PlanCosts:
     """Estimate what is planned on `num_gpus` (None: as many as its largest step asks for, at least 1) and, for comparison,
     on each number of `others` that no step exceeds.
@@ -248,7 +249,9 @@ def cost_plan(
         for fingerprint, cost in by_step.items()
     }
     checkpoints = {fingerprint: cost.checkpoint_bytes for fingerprint, cost in by_step.items()}
-    schedules = tuple(simulate(steps, times, done, number, checkpoint_bytes=checkpoints) for number in numbers)
+    schedules = tuple(
+        simulate(steps, times, done, number, checkpoint_bytes=checkpoints, seeds_at_once=seeds_at_once) for number in numbers
+    )
     return PlanCosts(estimate, missing, schedules, num_gpus)
 
 
@@ -303,6 +306,7 @@ def plan_study(
     reasons: bool = True,
     keep_dependents: bool = False,
     only: Only | None = None,
+    seeds_at_once: int | None = None,
 ) -> Plan:
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
@@ -326,7 +330,7 @@ def plan_study(
     try:
         gpu = find_gpu(steps)
         check_quantization(steps, gpu)
-        costs = cost_plan(steps, store, table, gpu, num_gpus, others=others)
+        costs = cost_plan(steps, store, table, gpu, num_gpus, others=others, seeds_at_once=seeds_at_once)
         return Plan(experiment, steps, costs, endpoint=endpoint, earlier=earlier)
     except NoEstimate as error:
         return Plan(experiment, steps, None, str(error), endpoint, earlier)

@@ -51,7 +51,8 @@ class Schedule:
     which they do nothing, 0.0 if there is nothing to do, and `start_share` that in which workers start.
     `critical_path` is the chain of steps that takes longest, and `critical_s` how long if workers are up where they may be: no
     number of GPUs is quicker. `peak_bytes` is the most that the checkpoints of the steps running together take. `timeline` says
-    which lane built what when, as a run's records do; None if there was nothing to build.
+    which lane built what when, as a run's records do; None if there was nothing to build. `seed_ends` is when the last step of
+    each seed ended of which any was to be built: from then on the seed is whole.
     """
 
     num_gpus: float
@@ -62,6 +63,7 @@ class Schedule:
     peak_bytes: float = 0.0
     start_share: float = 0.0
     timeline: Timeline | None = None
+    seed_ends: Mapping[int, float] = field(default_factory=dict)
 
 
 def simulate(
@@ -71,11 +73,12 @@ def simulate(
     num_gpus: float,
     *,
     checkpoint_bytes: Mapping[str, float] | None = None,
+    seeds_at_once: int | None = None,
 ) -> Schedule:
     """Play the steps that are not `done`, in the order, the lanes and with the admission rule of a run.
 
-    `times` and `checkpoint_bytes` are by fingerprint. CPUs are taken to be plenty. Raises UserError if a step asks for more
-    GPUs than there are.
+    `times` and `checkpoint_bytes` are by fingerprint; so many `seeds_at_once` are built before the next ones. CPUs are taken to
+    be plenty. Raises UserError if a step asks for more GPUs than there are.
     """
     done = set(done)
     missing = [step for step in steps if step.fingerprint not in done]
@@ -84,7 +87,8 @@ def simulate(
             raise UserError(
                 f"{step.name} asks for {step.resources.total_gpus:g} GPUs and num_gpus={num_gpus:g}; give at least as many"
             )
-    play = _Play(StepQueue(steps, done, Capacity(math.inf, num_gpus)), times, checkpoint_bytes or {})
+    queue = StepQueue(steps, done, Capacity(math.inf, num_gpus), seeds_at_once=seeds_at_once)
+    play = _Play(queue, times, checkpoint_bytes or {})
     wall_s = play.run()
     # Workers of a lane may be up before a step is ready, so that it waits for none.
     seconds = {
@@ -104,7 +108,16 @@ def simulate(
         play.peak_bytes,
         play.start_s / there if there else 0.0,
         Timeline(0.0, tuple(lane.time for lane in play.lanes if lane.spans)) if play.lanes else None,
+        _seed_ends(missing, play.built),
     )
+
+
+def _seed_ends(steps: Iterable[Step], ended: Mapping[str, float]) -> dict[int, float]:
+    ends: dict[int, float] = {}
+    for step in steps:
+        if (seed := step.coordinates.get("seed")) is not None:
+            ends[seed] = max(ends.get(seed, 0.0), ended[step.fingerprint])
+    return ends
 
 
 @dataclass
@@ -190,14 +203,16 @@ class _Lane:
 
 
 class _Play:
-    """A run in simulated time: `lanes` with all that they built, and the GPU-seconds in which GPUs work and workers start."""
+    """A run in simulated time: `lanes` with all that they built, when each step was `built`, by fingerprint, and the
+    GPU-seconds in which GPUs work and workers start.
+    """
 
     def __init__(self, queue: StepQueue, times: Mapping[str, StepTime], checkpoint_bytes: Mapping[str, float]) -> None:
         self.queue, self._times, self._checkpoint_bytes = queue, times, checkpoint_bytes
         self.lanes: list[_Lane] = []
         self.busy_s = self.start_s = self.peak_bytes = 0.0
         self._open: dict[Lane, _Lane] = {}
-        self._built: dict[str, float] = {}
+        self.built: dict[str, float] = {}
         self._ready: dict[str, tuple[float, str]] = {}
         self._kinds_built: set[tuple[str, type]] = set()
         self._lane_of: dict[str, _Lane] = {}
@@ -219,7 +234,7 @@ class _Play:
             if is_end:
                 wall_s = now
                 for step in lane.end(now):
-                    self._built[step.fingerprint] = now
+                    self.built[step.fingerprint] = now
                     self._kinds_built.add((step.stage, type(step.config)))
                     self.queue.succeeded(step.fingerprint)
                 lane.moved = now
@@ -316,7 +331,7 @@ class _Play:
     def _readiness(self, step: Step) -> tuple[float, str]:
         """When the inputs of a ready step were built, and the name of the last one, "" if all were there before."""
         if step.fingerprint not in self._ready:
-            built = {source.name: self._built.get(source.fingerprint, 0.0) for source in step.inputs.values()}
+            built = {source.name: self.built.get(source.fingerprint, 0.0) for source in step.inputs.values()}
             last = max(built, key=built.__getitem__, default="")
             self._ready[step.fingerprint] = (built[last], last) if last and built[last] else (0.0, "")
         return self._ready[step.fingerprint]

@@ -46,6 +46,7 @@ class RayOptions:
     max_gpus: float | None = None
     max_failures: int = 1
     debug: bool = False
+    seeds_at_once: int | None = None
 
 
 def _set_environment(*, debug: bool, is_local: bool) -> None:

@@ -188,6 +188,7 @@ def run_study(
                 max_failures=options.max_failures,
                 records=records,
                 keep_dependents=keep_dependents,
+                seeds_at_once=options.seeds_at_once,
             )
             if options.address is not None:
                 run.look = partial(cluster_capacity, options)

@@ -226,7 +226,7 @@ class Run:
     whose machines come and go. `records` are those of what is built, by fingerprint: a built step whose input came out
     otherwise in this run is built again, unless `keep_dependents`. `hold` is the reason for which nothing new starts; with
     one, the experiment ends when nothing runs any more. `why_not` says, of a lane's steps, why they may not run beside those of
-    the others, "" if they may; where nothing runs, that is a hold.
+    the others, "" if they may; where nothing runs, that is a hold. So many `seeds_at_once` are built before the next ones.
     """
 
     steps: Sequence[Step]
@@ -242,10 +242,11 @@ class Run:
     keep_dependents: bool = False
     why_not: Callable[[Sequence[Step], Sequence[Sequence[Step]]], str] = lambda steps, beside: ""
     hold: str = ""
+    seeds_at_once: int | None = None
     hosts: Hosts = field(default_factory=Hosts)
 
     def __post_init__(self) -> None:
-        self.queue = StepQueue(self.steps, self.cached, self.capacity)
+        self.queue = StepQueue(self.steps, self.cached, self.capacity, seeds_at_once=self.seeds_at_once)
         self.progress = Progress(self.steps, self.cached)
         self.git = git_state()
         self.lanes: dict[str, _Lane] = {}  # by the trial's id

@@ -295,10 +295,10 @@ def gpu_study(tmp_path: Path) -> str:
     file = tmp_path / "study.py"
     file.write_text(
         "import dataclasses\nfrom sweep import Experiment, Resources\nfrom sweep.experiments import demo\n"
-        "def study(seeds: tuple[int, ...] = (0,)) -> Experiment:\n"
+        "def study(seeds: tuple[int, ...] = (0,), generators: int = 1) -> Experiment:\n"
         "    stages = ('generator', 'synthetic_pool', 'starting_point', 'task_model', 'evaluation')\n"
         "    gpus = {stage: Resources(gpus_per_worker=1) for stage in stages}\n"
-        "    return dataclasses.replace(demo(seeds=seeds), name='study', resources=gpus)\n"
+        "    return dataclasses.replace(demo(seeds=seeds, generators=generators), name='study', resources=gpus)\n"
     )
     return str(file)
 
@@ -318,6 +318,32 @@ def test_plan_says_what_a_study_costs(gpu_study: str, tmp_path: Path) -> None:
     assert sum(by_stage) == pytest.approx(costs["to_build"]["gpu_hours"])
     assert not (tmp_path / "s").exists()
     assert_one_error(blindsweep("plan", gpu_study, "--gpu", "tpu"), "'tpu'", "h200, h100, a100")
+
+
+def test_plan_says_when_seeds_are_whole_all_at_once_and_one_after_another(gpu_study: str, tmp_path: Path) -> None:
+    words = ("plan", gpu_study, "-p", "seeds=0,1,2", "-p", "generators=3", "--max-gpus", "1", "--store", str(tmp_path / "s"))
+
+    def ends(*options: str) -> list[float]:
+        (schedule, *_) = json.loads(blindsweep(*words, "--json", *options).stdout)["costs"]["schedules"]
+        assert schedule["seed_ends"].keys() == {"0", "1", "2"}
+        return list(schedule["seed_ends"].values())
+
+    at_once, in_turn = ends(), ends("--seeds-at-once", "1")
+    assert in_turn == sorted(in_turn) and in_turn[0] < min(at_once) and in_turn[1] < sorted(at_once)[1]
+    assert ends("--seeds-at-once", "3") == at_once
+    assert "of 3 seeds the first is whole after " in blindsweep(*words).stdout
+    refused = blindsweep(*words, "--seeds-at-once", "0")
+    assert refused.exit_code == 2 and "--seeds-at-once" in refused.stderr
+
+
+def test_a_run_builds_as_many_seeds_at_once_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(
+        "sweep.run.study_run.run_study", lambda *given, **_: told.append(given[3]) or StudyResult(18, 18, 0, (), ())
+    )
+    for options in ((), ("--seeds-at-once", "2")):
+        assert blindsweep("run", "demo", "--no-report", "--store", str(tmp_path), *options).exit_code == 0
+    assert [options.seeds_at_once for options in told] == [None, 2]
 
 
 def test_a_plan_for_a_gpu_that_was_not_measured_says_so(gpu_study: str, tmp_path: Path) -> None:

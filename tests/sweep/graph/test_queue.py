@@ -400,8 +400,8 @@ def test_a_ready_step_that_waits_for_its_room_ends_a_lane_ahead_where_it_is_as_u
 
 def test_on_cpus_alone_a_lane_is_opened_ahead_only_where_nobody_has_a_use_for_them() -> None:
     base, generator, pool, _ = chain(gpus=0, generator_gpus=0)
-    other = step("other")
-    queue = StepQueue([base, generator, pool, other, step("last", pool)], [base.fingerprint], Capacity(2, 0))
+    other, behind = step("other"), step("set", pool)
+    queue = StepQueue([base, generator, pool, other, behind, step("last", behind)], [base.fingerprint], Capacity(2, 0))
     assert slugs(opened(queue).steps.values()) == ["g"]
     assert queue.open_ahead(near(generator)) is None
     assert slugs(opened(queue).steps.values()) == ["other"]

@@ -115,6 +115,18 @@ def test_more_gpus_are_never_slower_here_and_never_beat_the_longest_chain(llama:
     assert schedules[-1].seconds == schedules[-1].critical_s < schedules[0].seconds / 4
 
 
+def test_seeds_are_whole_earlier_one_after_another_and_a_gpu_is_idle_no_longer(llama: Experiment) -> None:
+    steps = build_grid(dataclasses.replace(llama, seeds=(0, 1, 2, 3), generators=2))
+    seconds = times(dict.fromkeys(steps, 10.0))
+    at_once, in_turn = simulate(steps, seconds, [], 1), simulate(steps, seconds, [], 1, seeds_at_once=1)
+    ends, ends_at_once = list(in_turn.seed_ends.values()), sorted(at_once.seed_ends.values())
+    assert ends == sorted(ends) and ends[:3] < ends_at_once[:3]
+    assert all(mine <= theirs for mine, theirs in zip(ends, ends_at_once, strict=True))
+    assert max(ends) == in_turn.seconds == at_once.seconds and in_turn.idle_share == at_once.idle_share
+    built = [one.fingerprint for one in steps if one.coordinates.get("seed") != 3]
+    assert simulate(steps, seconds, built, 1).seed_ends.keys() == {3}, "the others were whole before"
+
+
 def test_a_step_that_is_too_large_is_named() -> None:
     large = step("l", resources=Resources(num_workers=4, gpus_per_worker=1))
     with pytest.raises(UserError, match=r"starting_set/l asks for 4 GPUs and num_gpus=2"):
@@ -175,9 +187,10 @@ def test_the_last_chain_adds_up_to_the_wall_time() -> None:
     assert [span.slug for span in last_chain(found.timeline)] == [one.slug for one in found.critical_path] == ["a", "d"]
 
 
-def on(num_gpus: float, seconds: dict[Step, StepTime]) -> Schedule:
+def on(num_gpus: float, seconds: dict[Step, StepTime], seeds_at_once: int | None = None) -> Schedule:
     """Played through with the base model there."""
-    return simulate([BASE, *seconds], {BASE.fingerprint: StepTime()} | by_kind(seconds), [BASE.fingerprint], num_gpus)
+    given = {BASE.fingerprint: StepTime()} | by_kind(seconds)
+    return simulate([BASE, *seconds], given, [BASE.fingerprint], num_gpus, seeds_at_once=seeds_at_once)
 
 
 def by_kind(seconds: dict[Step, StepTime]) -> dict[str, StepTime]:
@@ -204,8 +217,10 @@ def test_whatever_steps_take_each_is_begun_soon_where_there_is_room() -> None:
         seconds: dict[Step, StepTime] = {}
         for place in range(draw.randint(2, 20)):
             inputs = draw.sample(list(seconds), min(len(seconds), draw.choice([0, 0, 1, 2])))
-            seconds[model(chr(97 + place), *inputs)] = StepTime(setup_s, 0, draw.lognormvariate(2, 2.5))
-        found = on(num_gpus, seconds)
+            one = dataclasses.replace(model(chr(97 + place), *inputs), coordinates={"seed": place // 4})
+            seconds[one] = StepTime(setup_s, 0, draw.lognormvariate(2, 2.5))
+        # Also where later seeds have only the room that earlier ones leave.
+        found = on(num_gpus, seconds, seed % 4 or None)
         assert found.timeline is not None and {span.name for span in found.timeline.spans} == {one.name for one in seconds}
         for span in found.timeline.spans:
             # From when there was room: a lane fewer than GPUs, all the time until it was given to one.
