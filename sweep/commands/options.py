@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,16 @@ from pipelines.errors import UserError
 from pipelines.extras import of_missing_package
 from sweep.commands import completion
 from sweep.run.failures import in_lines, is_disk_full, one_line, whole_traceback
+
+
+def duration(text: str) -> float:
+    """Seconds of `25m`, `1h30m`, `90s` or `90`. Raises typer.BadParameter for anything else, and for none."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
+    seconds = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    if not seconds:
+        raise typer.BadParameter(f"{text!r} is no time above 0; give one such as 25m, 1h30m or 90s")
+    return float(seconds)
+
 
 ExperimentName = Annotated[
     str,
@@ -60,6 +71,15 @@ SeedsAtOnce = Annotated[
         metavar="N",
         help="Build N seeds before the next ones, which have what room these leave: a run that is cut off leaves whole seeds. "
         "`plan` says what it costs. [default: all at once]",
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration,
+        metavar="TIME",
+        help="End so long after the command began, such as 25m or 1h30m, as at a notice: steps have the last --notice-time "
+        "of it to commit, and none begins of which nothing would be kept. The same command goes on.",
     ),
 ]
 StoreUri = Annotated[

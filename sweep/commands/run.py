@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from shlex import quote
@@ -28,6 +29,7 @@ from sweep.commands.options import (
     SpotPrice,
     StoreUri,
     Throughputs,
+    TimeLimit,
     TrackingUri,
     fail,
     not_negative,
@@ -81,6 +83,7 @@ def run(
             callback=not_negative, help="Seconds that steps have to commit after SIGUSR1 (Slurm's --signal) until the run ends."
         ),
     ] = 110,
+    time_limit: TimeLimit = None,
     rehearse: Annotated[
         bool, typer.Option(help="Run every stage for a few batches only, into STORE/rehearsal: what would fail fails now.")
     ] = False,
@@ -120,6 +123,12 @@ def run(
         blindsweep run paper --rehearse
         blindsweep run my_study.py --only seed=3,4
     """
+    began = time.monotonic()
+    if time_limit is not None and time_limit <= notice_time:
+        fail(
+            f"--time-limit: of {time_limit:g} s steps have the last {notice_time:g} to commit (--notice-time); "
+            "give more of it, or less of these"
+        )
     if not dry_run:
         check_installed("blindsweep run")
         outlive_readers()
@@ -189,7 +198,7 @@ def run(
     if report:
         _import_meanwhile()
     # Its end as well: a notice must not break off the report, and a signal ends it as it ends the rest.
-    with Stop(notice_time) as stop:
+    with Stop(notice_time, time_limit, began) as stop:
         with _opened(database):
             result = run_study(
                 loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece

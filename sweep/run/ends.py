@@ -2,11 +2,13 @@
 
 SIGTERM, SIGINT and SIGHUP (a closed terminal) take the same path. Steps are stopped by ending their processes: a step
 resumes at its last commit, so that nothing has to be written first. SIGUSR1 is notice of such an end (Slurm's `--signal`):
-steps commit what they have done, then the run ends in the same way, but with exit code 0.
+steps commit what they have done, then the run ends in the same way, but with exit code 0. A time limit is a notice that a run
+gives itself.
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import time
@@ -40,11 +42,16 @@ class Stop:
 
     A run that was stopped does not leave the context: the process ends with 128 + signal. `state` says what is built.
     SIGUSR1 is heard by `hold` and `check`, which the run calls: steps have `notice_s` seconds, then the process ends with 0.
+    The same happens by itself `notice_s` before `limit_s` after `began`, a time of `time.monotonic`.
     """
 
-    def __init__(self, notice_s: float = NOTICE_S) -> None:
+    def __init__(self, notice_s: float = NOTICE_S, limit_s: float | None = None, began: float | None = None) -> None:
         self.state: Callable[[], str] = lambda: "what is built is kept"
         self.notice_s = notice_s
+        began = time.monotonic() if began is None else began
+        self._due = math.inf if limit_s is None else began + limit_s - notice_s
+        self._cause = f"a notice ({NOTICE.name})"
+        self._too_late = ""
         self._noticed_at: float | None = None
         self._told: list[Any] | None = None
         self._signal: signal.Signals | None = None
@@ -76,6 +83,8 @@ class Stop:
 
         To be called again and again while it runs.
         """
+        if self._noticed_at is None and time.monotonic() >= self._due:
+            self._noticed_at, self._cause = time.monotonic(), "the time limit"
         if self._noticed_at is None:
             return
         if self._told is None:
@@ -84,8 +93,20 @@ class Stop:
         if time.monotonic() - self._noticed_at > self.notice_s:
             self._on_signal(NOTICE, None)
 
+    def why_not(self, name: str, seconds: float) -> str:
+        """The reason that `name` may not start, of which nothing is kept for so many seconds; "" if the limit leaves them."""
+        left = self._due - time.monotonic()
+        if seconds <= left:
+            return ""
+        self._too_late = (
+            f"nothing of {name} would be kept before {seconds:.0f} s, and {max(left, 0):.0f} s are left to begin in"
+        )
+        return self._too_late
+
     def check(self, run: "Held") -> None:
-        """Stop `run`, of which nothing runs any more, if a notice has kept it from its end."""
+        """Stop `run`, of which nothing runs any more, if a notice or the time limit has kept it from its end."""
+        if self._too_late and run.hold == self._too_late:
+            self._noticed_at, self._cause = time.monotonic(), f"the time limit, since {self._too_late}"
         if self._noticed_at is not None and not run.queue.is_exhausted:
             self._on_signal(NOTICE, None)
 
@@ -104,7 +125,7 @@ class Stop:
         kill_descendants()
         line = f"stopped by {number.name}: {self.state()}; the same command goes on\n"
         if number == NOTICE:
-            line = f"stopped at a notice ({number.name}): {self.state()}; the same command goes on\n"
+            line = f"stopped at {self._cause}: {self.state()}; the same command goes on\n"
         # A closed terminal takes no line, and a signal may have come in the middle of a print.
         with contextlib.suppress(OSError):
             os.write(2, line.encode())

@@ -34,6 +34,7 @@ from sweep.index.database import (
 from sweep.index.database import replace as replace_database
 from sweep.index.study_page import SHOWN, describe_study
 from sweep.live.heartbeat import Heartbeat, Pulse
+from sweep.plan.costs import StepCost
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, plan_piece
 from sweep.plan.replaced import replaced_line
@@ -297,6 +298,7 @@ def _run_on_ray(
             run.tracker, run.listener, run.tick = tracker, display.on_event, tick
             if meter is not None:
                 _watch(run, meter, stop.notice_s)
+            _keep_to_limit(run, stop, meter.costs if meter is not None else ())
             progress = run_steps(run)
             if meter is not None:
                 meter.see(progress)
@@ -345,6 +347,13 @@ def _watch(run: Run, meter: Meter, notice_s: float) -> None:
     run.why_not = lambda steps, beside: meter.why_not(steps, beside, run.progress)
     if run.tracker is not None:
         meter.tell = lambda metrics: run.tracker.annotate.remote(dict(metrics))
+
+
+def _keep_to_limit(run: Run, stop: Stop, costs: Iterable[StepCost]) -> None:
+    """Have `run` begin nothing of which the time limit would leave nothing."""
+    estimates = {cost.step.name: (cost.setup_s, cost.seconds - cost.setup_s) for cost in costs}
+    otherwise = run.why_not
+    run.why_not = lambda steps, beside: stop.why_not(*run.seconds_until_kept(steps, estimates)) or otherwise(steps, beside)
 
 
 def _close(tracker: Any, status: str, num_steps: int) -> list[str]:

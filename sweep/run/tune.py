@@ -23,7 +23,7 @@ from pipelines.errors import UserError
 from sweep.graph.integrity import changed_inputs, why_stale
 from sweep.graph.queue import Capacity, FirstNear, Lane, Near, StepQueue, delay_of
 from sweep.graph.records import Record, Store
-from sweep.graph.stages import REGISTRY
+from sweep.graph.stages import REGISTRY, Stage
 from sweep.graph.step import Step
 from sweep.run.budget import BudgetReached
 from sweep.run.failures import Kind
@@ -347,6 +347,21 @@ class Run:
     def groups(self) -> list[list[Step]]:
         """The steps that run, or whose workers start ahead of them, those together that are in one lane."""
         return [lane.steps for lane in self.lanes.values() if lane.steps]
+
+    def seconds_until_kept(self, steps: Sequence[Step], estimates: Mapping[str, tuple[float, float]]) -> tuple[str, float]:
+        """Of a lane's `steps` that do not run yet, the one of which something is kept first, and about how long that takes.
+
+        A stage that commits on its way needs no more than its workers' start, another all of its time; as the run has seen
+        them, else by `estimates` of both, by the step's name; 0.0 of what nothing is known.
+        """
+        new = [step for step in steps if step.fingerprint not in self.progress.running]
+
+        def kept_s(step: Step) -> float:
+            start_s, work_s = self._lane_times.get(_kind(step)) or estimates.get(step.name, (0.0, 0.0))
+            is_up, commits = len(new) < len(steps), REGISTRY[step.stage].last_commit is not Stage.last_commit
+            return (0.0 if is_up else start_s) + (0.0 if commits else work_s)
+
+        return min(((step.name, kept_s(step)) for step in new), key=lambda one: one[1])
 
     def _order(self, lane: "_Lane", step: Step) -> Order:
         timeline = {"lane": lane.name, "opened": lane.opened, **self._readiness(step), "given": round(time.time(), 3)}
