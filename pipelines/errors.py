@@ -3,6 +3,9 @@
 import pickle
 import traceback
 
+RETRIES = "\nFailed to apply UDF transform after "
+"""How begins what Ray Data adds to an exception's text, or puts in the place of a file's name: how often it has tried."""
+
 
 class UserError(ValueError):
     """The user's mistake. The message names the value, the rule it breaks and the way out.

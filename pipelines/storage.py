@@ -231,10 +231,11 @@ def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None, only: Collecti
     root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
     try:
-        for relative, file in expected.items():
-            destination = partial / relative
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            _download(file_system, remote if is_file else f"{remote.rstrip('/')}/{relative}", destination, file)
+        with _naming_full_disk(root):
+            for relative, file in expected.items():
+                destination = partial / relative
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                _download(file_system, remote if is_file else f"{remote.rstrip('/')}/{relative}", destination, file)
         if target.exists() and not _is_whole(target, expected):
             # Renamed first: nobody is to meet a half-removed copy.
             broken = root / f".broken-{target.name}-{uuid.uuid4().hex[:8]}"
@@ -353,10 +354,11 @@ def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -
         make_folder(target.parent)
         partial = target.parent / f".partial-{target.name}-{uuid.uuid4().hex[:8]}"
         try:
-            if target.exists():
-                shutil.copytree(target, partial)
-            shutil.copytree(source, partial, dirs_exist_ok=True)
-            sync_tree(partial)
+            with _naming_full_disk(target):
+                if target.exists():
+                    shutil.copytree(target, partial)
+                shutil.copytree(source, partial, dirs_exist_ok=True)
+                sync_tree(partial)
             if target.exists():
                 retired = target.parent / f".retired-{target.name}-{uuid.uuid4().hex[:8]}"
                 target.rename(retired)
@@ -434,26 +436,37 @@ def _partial(target: Path, content: bytes) -> Iterator[Path]:
     # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            _name_full_disk(error, target)
-            raise
+        with _naming_full_disk(target), partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         yield partial
     finally:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        _name_full_disk(error, path)
+        raise
+
+
 def _name_full_disk(error: BaseException, path: Path) -> None:
     """Have an error say that the disk of `path` is full. Python does not when it writes, and libraries raise their own."""
-    if os.strerror(errno.ENOSPC) not in str(error):
+    if not is_disk_full(error):
         return
     if not isinstance(error, OSError):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     error.filename = error.filename or str(path)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there is no room on a disk, or its user's quota is used up. Libraries pass on no more than the text of it."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or any(os.strerror(number) in str(error) for number in full)
 
 
 def write_text(uri: str | os.PathLike[str], text: str) -> None:

@@ -9,7 +9,6 @@ output; only counts travel through Ray. The choice of this pool over `ray.data.l
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import re
@@ -22,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.errors import UserError
+from pipelines.errors import RETRIES, UserError
 from pipelines.generate.config import STAND_IN, GenerationConfig
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, reads_in_place, shards_in_flight
 from pipelines.generate.prompting import Shots, encode_prompted
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, plan_shards
 from pipelines.resources import Resources
-from pipelines.storage import fetch, is_local
+from pipelines.storage import fetch, is_disk_full, is_local
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.prompts import Parsed, generator_prompt, parse_generated
@@ -133,14 +132,21 @@ def _quiet(unless: bool) -> Iterator[None]:
 
 def _explained(error: Exception, output: str) -> UserError | None:
     """The user's mistake that a worker ran into, found among the causes that Ray wraps, if it is one."""
+    explained: UserError | None = None
     cause: BaseException | None = error
+    # The innermost: what wraps it may pass for an error of its type, with a traceback for its text.
     while cause is not None:
         if isinstance(cause, UserError):
-            return UserError(str(cause))
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return UserError(f"{output}: the disk is full; free some space and run again: committed shards are kept")
+            explained = UserError(str(cause).partition(RETRIES)[0])
+        elif explained is None and isinstance(cause, OSError) and is_disk_full(cause):
+            # Where Ray Data has put something else in the place of the file's name, what is written to most.
+            explained = _full_disk(cause.filename if str(cause.filename).startswith("/") else output)
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
+    return explained
+
+
+def _full_disk(where: str) -> UserError:
+    return UserError(f"{where}: the disk is full; free some space and run again: committed shards are kept")
 
 
 class ShardWriter:
@@ -204,7 +210,12 @@ class ShardWriter:
             Shard(label, index.item(), seed.item(), count.item())
             for label, index, seed, count in zip(*(batch[n] for n in ("label", "index", "seed", "count")), strict=True)
         ]
-        done = [(shard, commit) for shard in shards if (commit := self._write(shard)) is not None]
+        try:
+            done = [(shard, commit) for shard in shards if (commit := self._write(shard)) is not None]
+        except OSError as error:
+            if is_disk_full(error) and error.filename:
+                raise _full_disk(error.filename) from error
+            raise
         return {
             "label": [shard.label for shard, _ in done],
             "num_parsed": [commit.num_parsed for _, commit in done],

@@ -14,8 +14,9 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.extras import of_missing_package
+from pipelines.storage import is_disk_full
 from sweep.commands import completion
-from sweep.run.failures import in_lines, is_disk_full, one_line, whole_traceback
+from sweep.run.failures import in_lines, one_line, whole_traceback
 
 
 def duration(text: str) -> float:

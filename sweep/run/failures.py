@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from enum import StrEnum
 from urllib.parse import quote
 
-from pipelines.errors import NoticeError, StalledError, StoreUnreachableError, UserError
+from pipelines.errors import RETRIES, NoticeError, StalledError, StoreUnreachableError, UserError
 from pipelines.object_store import is_unreachable, no_answer
+from pipelines.storage import is_disk_full
 from sweep.index.address import secrets_of
 
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
@@ -40,7 +41,6 @@ CONNECTION_ERRORS = {
 }
 # What one worker of a finetuning raises when another one is gone.
 BROKEN_CONNECTION = re.compile(r"[Cc]onnection (was )?(closed|reset|refused|aborted)|Broken pipe|remote process exited")
-RETRIES = "\nFailed to apply UDF transform after "
 KNOWN = UserError | StoreUnreachableError | NoticeError | StalledError
 """Our own errors, whose text is all that there is to say."""
 
@@ -118,18 +118,28 @@ def root_cause(error: BaseException) -> BaseException:
         # Ray Data adds to a message how often it has tried.
         if isinstance(cause, UserError) and (said := str(cause).partition(RETRIES))[1]:
             return UserError(said[0])
-        if isinstance(cause, KNOWN) or (isinstance(cause, OSError) and is_disk_full(cause)):
+        if isinstance(cause, KNOWN):
             return cause
+    for cause in chain:
+        if isinstance(cause, OSError) and is_disk_full(cause):
+            return _without_retries(cause)
     for cause in chain:
         if messages := re.findall(r"^(?:[\w.]*\.)?UserError: (.+)$", str(cause), flags=re.MULTILINE):
             return UserError(messages[-1])
     for cause in chain:
         if not _is_ray_s(cause):
-            return cause
+            return _without_retries(cause)
         if text := _raised(str(cause)) or _death(cause):
             return ForeignError(text)
     # Some of Ray's own say nothing at all.
     return next((cause for cause in chain if str(cause)), error)
+
+
+def _without_retries(error: BaseException) -> BaseException:
+    """`error` without what Ray Data adds, which in an OSError takes the place of the file's name."""
+    if isinstance(error, OSError) and str(error.filename).startswith(RETRIES.strip()):
+        return type(error)(error.errno, error.strerror)
+    return error
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -182,10 +192,6 @@ def _is_low_on_memory(error: BaseException) -> bool:
 def is_read_only(error: BaseException) -> bool:
     """Whether something may be read and not written."""
     return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
 
 
 def without_secrets(text: str) -> str:

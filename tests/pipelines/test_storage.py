@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import tempfile
 
 import fsspec
@@ -189,6 +190,24 @@ def test_a_full_disk_is_named_where_a_text_is_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device") as error:
         write_text(tmp_path / "record.json", "{}")
     assert error.value.filename == str(tmp_path / "record.json") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_where_folders_are_copied(number, folder, remote, tmp_path, monkeypatch):
+    publish(folder, remote)
+
+    def full(source, target, *of, **how):
+        # As shutil raises it: a list, without a number.
+        raise shutil.Error([(str(source), str(target), str(OSError(number, os.strerror(number))))])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", full)
+    with pytest.raises(OSError) as error:
+        publish(folder, tmp_path / "there")
+    assert error.value.filename == str(tmp_path / "there")
+    with pytest.raises(OSError) as error:
+        fetch(remote, cache=tmp_path / "cache")
+    assert error.value.filename == str(tmp_path / "cache")
 
 
 def test_what_else_goes_wrong_in_a_working_folder_is_raised_as_it_is(tmp_path):

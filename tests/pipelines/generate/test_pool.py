@@ -18,6 +18,7 @@ from pipelines.errors import NoticeError, UserError
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.pool import PoolJob, generate, pool_lane
 from pipelines.generate.shards import ShardFolder
+from pipelines.generate.writer import ShardWriter
 from pipelines.resources import Resources, no_report
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import LABELS
@@ -363,18 +364,22 @@ def test_a_missing_generator_and_two_gpus_an_engine_are_refused(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("number", "raised", "message"),
-    [(errno.ENOSPC, UserError, "disk is full"), (errno.EACCES, PermissionError, "Permission denied")],
+    [
+        (errno.ENOSPC, UserError, r"^/full/file: the disk is full; free some space"),
+        (errno.EDQUOT, UserError, r"^/full/file: the disk is full; free some space"),
+        (errno.EACCES, PermissionError, "Permission denied"),
+    ],
 )
 def test_a_full_disk_on_a_worker_is_told_as_the_users_to_mend(
     ray_address: str, monkeypatch: pytest.MonkeyPatch, models: Path, tmp_path: Path,
     number: int, raised: type[Exception], message: str,
 ) -> None:  # fmt: skip
-    class FailingWriter:
+    class FailingWriter(ShardWriter):
         def __init__(self, **_: Any) -> None:
             pass
 
-        def __call__(self, batch: Any) -> Any:
-            raise OSError(number, os.strerror(number))
+        def _write(self, shard: Any) -> Any:
+            raise OSError(number, os.strerror(number), "/full/file")
 
     monkeypatch.setattr("pipelines.generate.writer.ShardWriter", FailingWriter)
     with pytest.raises(raised, match=message):

@@ -1,5 +1,6 @@
 """A failure is told by its cause, whatever Ray, Ray Data and Ray Train made of it. Their objects are real."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -130,6 +131,17 @@ def test_the_cause_is_shown_and_not_rays_name_for_it(run: Callable[[], None], sh
     line = one_line(caught.value)
     assert line.startswith(shown) and len(line) < 120
     assert isinstance(root_cause(caught.value), UserError) == shown.startswith("size=0")
+
+
+def test_what_a_stage_says_of_a_full_disk_is_said_and_nothing_of_ray_data_s() -> None:
+    retries = "Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts, …"
+    error = UserError("/pool: the disk is full; free some space")
+    error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), retries)
+    assert one_line(error) == "/pool: the disk is full; free some space"
+    assert one_line(error.__cause__) == "the disk is full; free some space and run the same command again to go on"
+    assert one_line(PermissionError(errno.EACCES, "Permission denied", retries)) == "Permission denied"
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/pool")
+    assert one_line(quota) == "the disk is full at /pool; free some space and run the same command again to go on"
 
 
 def test_what_ray_says_of_a_lost_process_is_said_in_plain_words() -> None:
