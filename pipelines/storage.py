@@ -228,7 +228,7 @@ def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None, only: Collecti
     root, is_file = target.parent, result != target
     if _is_whole(target, expected):
         return str(result)
-    root.mkdir(parents=True, exist_ok=True)
+    make_cache(root, "BLINDSWEEP_CACHE")
     partial = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
     try:
         with _naming_full_disk(root):
@@ -250,6 +250,17 @@ def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None, only: Collecti
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return str(result)
+
+
+def make_cache(folder: Path, setting: str) -> None:
+    """Make a folder for copies of what is elsewhere. Raises UserError, naming the `setting`, where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        text = f"{folder} is to hold copies of what is in remote stores, and cannot be written ({error.strerror})"
+        raise UserError(f"{text}; set {setting} to a folder that can") from error
 
 
 Described = Mapping[str, Any]

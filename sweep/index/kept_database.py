@@ -14,6 +14,7 @@ from pipelines.storage import (
     can_compare,
     fetch,
     filesystem,
+    make_cache,
     read_with_version,
     replace_if_unchanged,
     write_bytes,
@@ -75,7 +76,7 @@ class KeptDatabase:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        self.local.parent.mkdir(parents=True, exist_ok=True)
+        make_cache(self.local.parent, "XDG_CACHE_HOME")
         # Of its own: MLflow's index takes `.lock` for moments, and this one is held for a whole run.
         with self.local.with_name(f"{self.local.name}.users").open("w") as lock:
             try:

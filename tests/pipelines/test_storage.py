@@ -71,6 +71,15 @@ def test_a_local_folder_is_fetched_as_it_is(folder):
         fetch(folder / "nowhere")
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_its_setting(folder, remote, tmp_path, monkeypatch):
+    publish(folder, remote)
+    (tmp_path / "file").touch()
+    # As a HOME that is none.
+    monkeypatch.setenv("BLINDSWEEP_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"file/cache .* cannot be written \(Not a directory\); set BLINDSWEEP_CACHE"):
+        fetch(remote)
+
+
 def test_published_files_come_back(folder, remote, tmp_path):
     publish(folder, f"{remote}/artifact")
     found = local_path(fetch(f"{remote}/artifact", cache=tmp_path / "cache"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import UserError
 from pipelines.storage import join, read_with_version
 from sweep.index import kept_database
 from sweep.index.kept_database import KeptDatabase
@@ -97,3 +98,9 @@ def test_a_store_that_is_away_does_not_end_the_work(machine, monkeypatch, caplog
         monkeypatch.setattr(kept_database, "write_if_absent", lambda *arguments: 1 / 0)
     assert "could not be brought to" in caplog.text
     assert Path(database.local).exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_setting(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written .*; set XDG_CACHE_HOME to a folder that can"):
+        KeptDatabase("s3://bucket/mlflow.db", tmp_path / "file" / "mlflow.db").fetch()
