@@ -67,7 +67,7 @@ def audit(
 def judged(found: Audit) -> Audit:
     """The audit with its findings and its answer, from its numbers. Whoever adds numbers, such as label noise, judges anew."""
     findings = findings_of(found)
-    return replace(found, findings=findings, answer=answer_of(findings))
+    return replace(found, findings=findings, answer=answer_of(findings, list(found.file.labels)))
 
 
 def numbers(evidence: Evidence, report: Report = silent) -> Audit:

@@ -109,8 +109,10 @@ def _urgency(finding: Finding) -> tuple[int, int, float]:
     return LEVELS.index(finding.level), KINDS.index(finding.kind), -size
 
 
-def answer_of(findings: Sequence[Finding]) -> str:
-    """Is the data fit, and what is wrong with it: one sentence."""
+def answer_of(findings: Sequence[Finding], labels: Sequence[str] = ()) -> str:
+    """Is the data fit, and what is wrong with it: one sentence; `labels` are those that its rows have."""
+    if len(labels) == 1:
+        return f"No classifier learns from it alone: every row has the label {shown(labels[0], 40)}. {answer_of(findings)}"
     for level, fit in ((ACT, "Not fit as it is"), (LOOK, "Usable with care")):
         if found := [finding for finding in findings if finding.level == level]:
             clauses = _clauses(found)
@@ -198,7 +200,9 @@ def _leaks(audit: Audit) -> Iterator[Finding]:
         )
         sentence += _contrast(counts, "of its rows")
         near = counts.near_same_label.count
-        what = f"{_rows(counts.repeated.count + near)} that repeat {title}" + (f", {near:,} of them nearly" if near else "")
+        num_copies = counts.repeated.count + near
+        what = f"{_rows(num_copies)} that {'nearly ' if near == num_copies else ''}repeat {title}"
+        what += f", {near:,} of them nearly" if 0 < near < num_copies else ""
         action = f"Drop the {what}: {REPAIR}; or score it without its {_rows(given.count)}."
         verdict = (
             f"gives away {percent(given.share)} of the test set {title}" if given.count else f"gives nothing of {title} away"
@@ -331,7 +335,14 @@ def _heuristic(audit: Audit, found: HeuristicFinding) -> Finding:
         action = "Hold it against data that people wrote, --reference FILE: theirs has associations, too."
     elif level == CANNOT_TELL:
         action = "Nothing follows from this file alone; more rows could tell." if found.odds_ratio else ""
-    figure = _ratio_figure(found.odds_ratio)
+    figure, other = _ratio_figure(found.odds_ratio), _ratio_figure(found.reference)
+    if level in (CANNOT_TELL, FINE) and found.is_more_often:
+        level, clause = LOOK, "has more {} with {label} than the reference"
+        figure, other = _figure(found.with_label), _figure(found.reference_with_label)
+        action = (
+            f"Take fewer rows where it holds and the label is {shown(found.predicts, 40)}, or have some written where it holds "
+            "and the label is another."
+        )
     return Finding(
         HEURISTICS,
         found.name,
@@ -340,7 +351,7 @@ def _heuristic(audit: Audit, found: HeuristicFinding) -> Finding:
         _heuristic_sentence(audit, found, name),
         action,
         figure,
-        _ratio_figure(found.reference),
+        other,
     )
 
 
@@ -358,6 +369,9 @@ def _heuristic_sentence(audit: Audit, found: HeuristicFinding, name: str) -> str
         f"Where {name} holds, {_part(found.predicted.count, holds)} have the label {shown(found.predicts, 40)}; elsewhere "
         f"{elsewhere} have it."
     )
+    if found.with_label and found.reference_with_label:
+        own, other = percent(found.with_label.share), percent(found.reference_with_label.share)
+        sentence += f" Of rows with that label it holds of {own}, and of {other} in the reference."
     return sentence if found.verdict in (INDEPENDENT, GOES_WITH, AGAINST) else f"{sentence} {_capital(found.reason)}."
 
 

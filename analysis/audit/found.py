@@ -175,6 +175,9 @@ class Audit:
                     **_ratio("odds_ratio", found.odds_ratio),
                     **_ratio("reference", found.reference),
                     **_ratio("relative", found.relative),
+                    **_share("with_label", found.with_label),
+                    **_share("reference_with_label", found.reference_with_label),
+                    **_ratio("more_often", found.more_often),
                 }
                 for found in self.heuristics
             ],
@@ -306,6 +309,8 @@ _HEURISTICS = [
     *("heuristic", "predicts", "verdict", "reason"),
     *(f"{name}_{key}" for name in ("holds", "predicted") for key in _SHARE),
     *(f"{name}{end}" for name in ("odds_ratio", "reference", "relative") for end in ("", "_low", "_high")),
+    *(f"{name}_{key}" for name in ("with_label", "reference_with_label") for key in _SHARE),
+    *(f"more_often{end}" for end in ("", "_low", "_high")),
 ]
 _WORDS = ["of", "field", "label", "word", *(f"with_label_{key}" for key in _SHARE), "base", "z", "p", "design_effect"]
 

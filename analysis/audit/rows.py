@@ -83,7 +83,7 @@ def row_findings(evidence: Evidence, heuristics: Sequence[HeuristicFinding]) -> 
     for name, leaks in evidence.leaks.items():
         yield from _copies(scan, evidence.tests[name], leaks, "leak", name)
     for index, heuristic in enumerate(heuristics):
-        if heuristic.verdict in (PLANTS, GOES_WITH):
+        if heuristic.verdict in (PLANTS, GOES_WITH) or heuristic.is_more_often:
             yield RowFindings(HEURISTIC, np.flatnonzero(scan.holds[:, index]), notes=heuristic.name)
     yield from evidence.by_row
 

@@ -29,6 +29,8 @@ from pipelines.splitmix import mixed
 
 MARGIN = 1.25
 """By default, ratios of odds ratios between 1/1.25 and 1.25 count as no difference."""
+MORE_OFTEN = 2.0
+"""Over so many times as often as in the reference, a heuristic that goes with its label is to be looked at."""
 PLANTS, AS_REFERENCE, WEAKER, CANNOT_TELL = "plants the heuristic", "as the reference", "weaker", "cannot tell"
 GOES_WITH, INDEPENDENT, AGAINST = "goes with the label", "independent of the label", "goes against the label"
 """The same three where there is no reference: data that its authors wrote has associations, too."""
@@ -113,6 +115,14 @@ def ratio_of_odds_ratios(ratio: Ratio, other: Ratio) -> Ratio:
     return _ratio(log, error, ratio.n + other.n, "difference of two independent log odds ratios")
 
 
+def ratio_of_shares(own: Share, other: Share, effects: tuple[float, float] = (1.0, 1.0)) -> Ratio:
+    """One share over another of independent rows: Katz's interval with a half added to each count, by design effects."""
+    parts = [(share.count + 0.5, share.n + 0.5, effect) for share, effect in zip((own, other), effects, strict=True)]
+    logs = [math.log(count / n) for count, n, _ in parts]
+    error = math.sqrt(sum((1 / count - 1 / n) * effect for count, n, effect in parts))
+    return _ratio(logs[0] - logs[1], error, own.n + other.n, "difference of two independent log shares")
+
+
 def _ratio(log: float, error: float, n: int, method: str, effect: float = 1.0) -> Ratio:
     half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
     return Ratio(math.exp(log), error, n, Interval(math.exp(log - half), math.exp(log + half)), method, effect)
@@ -142,6 +152,14 @@ class HeuristicFinding:
     """The reference's odds ratio."""
     relative: Ratio | None = None
     """The odds ratio over the reference's, or over 1."""
+    with_label: Share | None = None
+    """Rows of which it holds among those that have the predicted label; None where there are none of these."""
+    reference_with_label: Share | None = None
+    """The same in the reference."""
+    more_often: Ratio | None = None
+    """The one share over the other."""
+    is_more_often: bool = False
+    """Whether it goes with the label, not less than in the reference, and `more_often` is over MORE_OFTEN by its interval."""
 
 
 def predicted_labels(heuristic: AuditedHeuristic, labels: Sequence[str], named: Mapping[str, str]) -> tuple[str, ...]:
@@ -191,12 +209,32 @@ def _finding(
         return replace(finding, verdict=verdict, reason=reason, relative=ratio)
     if not reference.asked(heuristic).any():
         return replace(finding, reason="needs a parse, and no row of the reference has one")
-    base = _odds_ratio_of(index, reference, reference.labelled(predicted_labels(heuristic, reference.labels, named)))
+    base_positive = reference.labelled(predicted_labels(heuristic, reference.labels, named))
+    base = _odds_ratio_of(index, reference, base_positive)
+    own, other = _with_label(index, scan, positive), _with_label(index, reference, base_positive)
+    if own and other:
+        effects = (ratio.design_effect, 1.0 if isinstance(base, str) else base.design_effect)
+        more_often = ratio_of_shares(own, other, effects)
+        finding = replace(finding, with_label=own, reference_with_label=other, more_often=more_often)
     if isinstance(base, str):
         return replace(finding, reason=f"in the reference, {base}")
     relative = ratio_of_odds_ratios(ratio, base)
     verdict, reason = judge(relative, margin, "the reference", heuristic.predicts)
-    return replace(finding, verdict=verdict, reason=reason, reference=base, relative=relative)
+    is_more = finding.more_often is not None and finding.more_often.interval.low > MORE_OFTEN
+    return replace(
+        finding,
+        verdict=verdict,
+        reason=reason,
+        reference=base,
+        relative=relative,
+        is_more_often=is_more and ratio.interval.low > margin and verdict != WEAKER,
+    )
+
+
+def _with_label(index: int, scan: Scan, positive: np.ndarray) -> Share | None:
+    """Among rows with the label that a heuristic predicts, those of which it holds."""
+    rows = positive & scan.asked(scan.heuristics[index])
+    return share_of(scan.holds[rows, index].sum(), rows.sum()) if rows.any() else None
 
 
 def judge(relative: Ratio, margin: float, than: str, predicts: str = "entailment") -> tuple[str, str]:

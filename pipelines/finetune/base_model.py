@@ -168,7 +168,8 @@ def pretrained_model_config(
             return PretrainedModelConfig((FileHash("*.safetensors", UNKNOWN),), revision, dtype, quantization, path=path)
         raise UserError(
             f"no model at {str(root)!r}: give a folder with config.json, *.safetensors and a tokenizer, a .gguf file, or "
-            "org/name[@revision] on the Hugging Face hub (HF_TOKEN if it is gated, HF_ENDPOINT for a mirror): -p model=FOLDER"
+            "org/name[@revision] on the Hugging Face hub (HF_TOKEN if it is gated, HF_ENDPOINT for a mirror): in a study, "
+            "-p model=FOLDER"
         )
     weights = sorted(p.name for p in root.glob("*.safetensors"))
     if not weights:

@@ -63,5 +63,5 @@ def _explain(name: str, revision: str, error: Exception) -> str:
             reason = f"cannot be fetched ({' '.join(str(error).split())[:200]})"
     return (
         f"{name} {reason} at {endpoint}: accept its licence at https://huggingface.co/{name} if it asks for that, set HF_TOKEN "
-        "to a token that may read it, or HF_ENDPOINT to a mirror; or give files that you have: -p model=FOLDER"
+        "to a token that may read it, or HF_ENDPOINT to a mirror; or give files that you have: in a study, -p model=FOLDER"
     )

@@ -31,6 +31,8 @@ def find_value(reference: str, kind: type[T], built_in: Mapping[str, T]) -> T:
         raise UserError(
             f"no {what} {reference!r}; built in: {', '.join(built_in)}; one of your own is FILE.py:NAME or module:NAME"
         )
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UserError(f"{what} {reference!r}: {place} is no file here; name the file that has the {kind.__name__} {name}")
     try:
         module = module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:

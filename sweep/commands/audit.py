@@ -128,6 +128,8 @@ def audit(
     check_conditions(conditions)
     if rows:
         check_rows_path(rows)
+    if output and output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file, and the page lies in a folder; name a folder, or a new one")
     how = _repair(repair, repair_as, seed)
     given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
     given |= dict(_field(each) for each in field or ())
@@ -179,8 +181,9 @@ def audit(
 
 def _judge(model: str, task: "Task | None") -> "Judging":
     from pipelines.tasks.nli import NLI
-    from sweep.commands.judging import judge_tables
+    from sweep.commands.judging import check_judge, judge_tables
 
+    check_judge(model)
     return lambda tables: judge_tables(model, tables, task or NLI)
 
 

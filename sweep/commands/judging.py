@@ -64,6 +64,14 @@ def judge_tables(model: str, tables: Sequence[pa.Table], task: Task = NLI) -> li
     return list(_by_table(table, len(tables), task))
 
 
+def check_judge(model: str) -> None:
+    """Raise UserError where `model` is neither a study's artifact nor a checkpoint, before a table is read for it."""
+    from pipelines.finetune.base_model import pretrained_model_config
+
+    if read_text(join(model, RECORD_FILE)) is None:
+        pretrained_model_config(model)
+
+
 def _prepare_checkpoint(path: str, output: str) -> None:
     from pipelines.finetune.base_model import prepare_base_model, pretrained_model_config
 

@@ -157,6 +157,41 @@ def test_heuristics_of_one_verdict_share_a_clause() -> None:
     assert answer_of([Finding("words", "text", "has none", FINE, "")]) == "Fit, by all that was asked."
 
 
+def pairs(count: int, overlapping: int, random: random.Random) -> pa.Table:
+    """Pairs of which the first `overlapping` entailments have lexical overlap, and one of four others as many."""
+    rows = []
+    for number in range(count):
+        premise = random.choices(WORDS, k=12)
+        label = ("entailment", "neutral")[number % 2]
+        overlaps = number // 2 < (overlapping if label == "entailment" else overlapping // 4)
+        hypothesis = premise[2:7] if overlaps else [*random.choices(WORDS, k=4), "else"]
+        rows.append({"premise": " ".join(premise), "hypothesis": " ".join(hypothesis), "label": label})
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize(("planted_rows", "level"), [(320, LOOK), (100, CANNOT_TELL), (60, CANNOT_TELL)])
+def test_a_heuristic_that_holds_far_more_often_is_to_be_looked_at(planted_rows: int, level: str) -> None:
+    """Of 2,000 entailments, beside a reference with 80: the odds ratios are alike, whichever there are more of."""
+    source = random.Random(12)
+    found = audit(pairs(4_000, planted_rows, source), AuditSettings(reference=pairs(4_000, 80, source)))
+    finding = of(found, "plants", "lexical_overlap")
+    assert finding.level == level
+    assert f"holds of {100 * planted_rows / 2_000:.1f}%, and of 4.0% in the reference" in finding.sentence
+    if level == LOOK:
+        assert finding.verdict == "has more lexical overlap with entailment than the reference"
+        assert finding.estimate is not None and finding.estimate.value == pytest.approx(0.16)
+        assert finding.action.startswith("Take fewer rows where it holds")
+    by_row = found.rows_frame()
+    assert ("lexical_overlap" in by_row.loc[by_row["kind"] == "heuristic", "note"].tolist()) == (level == LOOK)
+
+
+def test_a_single_label_is_said_first() -> None:
+    rows = pa.Table.from_pylist(texts(60, random.Random(13)))
+    alike = rows.set_column(1, "label", pa.array(["spam"] * 60))
+    assert audit(alike).answer.startswith("No classifier learns from it alone: every row has the label spam. ")
+    assert not audit(rows).answer.startswith("No classifier")
+
+
 def test_a_condition_that_is_met_ends_in_3_and_says_which(tmp_path: Path) -> None:
     rows = texts(400, random.Random(8))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pool.parquet")
@@ -169,6 +204,23 @@ def test_a_condition_that_is_met_ends_in_3_and_says_which(tmp_path: Path) -> Non
     assert failed.stderr.startswith("--fail-on leaks: the data gives away 1.0% of the test set held")
     assert failed.stderr.count("--fail-on") == 1
     assert run(*given, "--fail-on", "duplicates").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--output", "pool.csv", "--output pool.csv is a file, and the page lies in a folder; name a folder, or a new one"),
+        ("--judge", "nobody", "no model at 'nobody'"),
+        ("--heuristic", "none.py:MINE", "heuristic 'none.py:MINE': none.py is no file here"),
+    ],
+)
+def test_what_an_option_lacks_is_said_before_the_file_is_read(
+    option: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pool.csv").write_text("text,label\n" + "no,lab,els\n" * 3)  # which is an error of its own
+    done = run("pool.csv", option, value)
+    assert done.exit_code == 1 and said in done.stderr
 
 
 def test_a_condition_that_is_none_or_was_not_asked_is_refused(tmp_path: Path) -> None:

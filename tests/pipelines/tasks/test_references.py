@@ -35,7 +35,7 @@ def test_a_task_is_found_by_its_name_and_in_a_file(tmp_path: Path) -> None:
         ("sentiment", "no task 'sentiment'; built in: nli; one of your own is FILE.py:NAME or module:NAME"),
         ("mine.py:NONE", "mine.py has no Task NONE; it has SENTIMENT"),
         ("mine.py:OTHER", "it has SENTIMENT"),
-        ("missing.py:TASK", "missing.py cannot be loaded (FileNotFoundError"),
+        ("missing.py:TASK", "missing.py is no file here; name the file that has the Task TASK"),
         ("broken.py:TASK", "broken.py:2 cannot be loaded (ZeroDivisionError"),
     ],
 )
