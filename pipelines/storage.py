@@ -469,7 +469,7 @@ def _name_full_disk(error: BaseException, path: Path) -> None:
     """Have an error say that the disk of `path` is full. Python does not when it writes, and libraries raise their own."""
     if not is_disk_full(error):
         return
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or error.errno is None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     error.filename = error.filename or str(path)
 
