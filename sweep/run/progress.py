@@ -34,6 +34,7 @@ class Progress:
     cached: set[str]
     running: dict[str, float] = field(default_factory=dict)  # fingerprint → monotonic start
     built: dict[str, Record] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)  # of what is built, the fingerprints of what another run has built meanwhile
     failed: dict[str, Outcome] = field(default_factory=dict)
     retried: dict[str, Outcome] = field(default_factory=dict)  # how the last attempt ended of a step that is tried again
     blocked: dict[str, str] = field(default_factory=dict)  # fingerprint → name of the step that failed
@@ -215,7 +216,8 @@ class Display:
         detail = ""
         if event == "done":
             record = progress.built[step.fingerprint]
-            detail = f" in {seconds(record.durations['total_s'])}{_rate(record.metrics)}"
+            by = " by another run" if step.fingerprint in progress.taken else ""
+            detail = f"{by} in {seconds(record.durations['total_s'])}{_rate(record.metrics)}"
         elif event == "waits":
             detail = f": {progress.waits[step.fingerprint]}"
         elif event == "lost":

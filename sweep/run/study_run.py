@@ -78,6 +78,8 @@ class Result:
     hold: str = ""
     index: str | None = None
     """MLflow's URI, None where it cannot be used."""
+    num_taken: int = 0
+    """How many of those that were built another run has built meanwhile."""
 
 
 def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
@@ -225,6 +227,7 @@ def run_study(
         tuple(notes),
         run.hold,
         index,
+        len(progress.taken),
     )
 
 

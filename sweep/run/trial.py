@@ -74,8 +74,8 @@ class Outcome:
 
     `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with others of its
     lane, and may do well alone; one that `was_stopped`, at a notice or before it had begun, has committed what it had done, and
-    goes on elsewhere or later. `kind` says who is at fault. `unusable` are the fingerprints of inputs that are gone or damaged:
-    built again, the step may do well.
+    goes on elsewhere or later. What `was_there` another run has built meanwhile, or an earlier attempt. `kind` says who is at
+    fault. `unusable` are the fingerprints of inputs that are gone or damaged: built again, the step may do well.
     """
 
     record: Record | None
@@ -85,6 +85,7 @@ class Outcome:
     is_final: bool = False
     was_neighbour: bool = False
     was_stopped: bool = False
+    was_there: bool = False
     kind: Kind = Kind.FAILURE
     unusable: tuple[str, ...] = ()
 
@@ -113,7 +114,7 @@ def carry_out(order: Order, run: Run | None = None, when_lost: Callable[[], None
             # One that was taken over is waited for: there is a record then.
             with contextlib.suppress(LeaseLostError), lease(store.folder(step.id), when_lost=when_lost) as held:
                 if record := _usable_record(step, store):
-                    return Outcome(record)
+                    return Outcome(record, was_there=True)
                 return Outcome(_build(order, store, held, run or partial(_by_itself, order.runner)))
     except Exception as error:
         return _failure(error, step, store)

@@ -515,6 +515,9 @@ class Run:
         self.seconds[_kind(step)] = outcome.record.durations["total_s"]
         self._note_times(lane, step, outcome.record.timeline)
         self.progress.built[step.fingerprint] = outcome.record
+        # One that was there may be this run's own, of an attempt whose process died of nothing else than its last word.
+        if outcome.was_there and str(outcome.record.timeline.get("lane")).rpartition("-")[0] != lane.name.rpartition("-")[0]:
+            self.progress.taken.add(step.fingerprint)
         if self.tracker:
             self.tracker.finish.remote(outcome.record)
         self.listener("done", step, self.progress)
@@ -561,6 +564,7 @@ class Run:
             self.records.pop(fingerprint, None)
             self.progress.cached.discard(fingerprint)
             self.progress.built.pop(fingerprint, None)
+            self.progress.taken.discard(fingerprint)
         self.queue.rebuild(fingerprints)
         return True
 

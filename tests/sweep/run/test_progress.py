@@ -188,6 +188,27 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
     assert run.progress.built.keys() == {lucky.fingerprint} and run.progress.failed.keys() == {doomed.fingerprint}
 
 
+def test_what_another_run_has_built_meanwhile_is_said_to_be_its_own(tmp_path: Path) -> None:
+    ours, again, theirs = (step("training_set", number) for number in range(3))
+    stream = io.StringIO()
+    run = Run(
+        [ours, again, theirs], set(), Store(tmp_path), Capacity(1, 0),
+        listener=Display({}, stream, live=False).on_event, hosts=StandInHosts(),
+    )  # fmt: skip
+    for trial, was_there in (("ours", False), ("again", True), ("theirs", True)):
+        assert run.suggest(trial)
+        (order,) = orders_of(run, trial)
+        done, own = order.step, order.timeline
+        # An earlier attempt of this run has an earlier lane of it.
+        lane = "20260101T000000-1" if trial == "theirs" else f"{own['lane'].rpartition('-')[0]}-0"
+        timeline = {**own, "lane": lane}
+        record = Record(done.stage, done.slug, done.fingerprint, done.payload, durations={"total_s": 1.0}, timeline=timeline)
+        end_lane(run, trial, Outcome(record, was_there=was_there))
+    assert run.progress.taken == {theirs.fingerprint} and len(run.progress.built) == 3
+    lines = [line.partition("done    ")[2] for line in stream.getvalue().splitlines() if "done    " in line]
+    assert lines == [f"{ours.name} in 1s", f"{again.name} in 1s", f"{theirs.name} by another run in 1s"]
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_a_download_is_a_line_at_each_tenth_or_a_bar(live: bool) -> None:
     stream = io.StringIO()

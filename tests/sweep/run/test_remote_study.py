@@ -167,6 +167,10 @@ def test_two_drivers_at_once_build_everything_once(
     drivers = [start(cli(*COMMAND, "--store", bucket), tmp_path / name) for name in ("left", "right")]
     outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    # Each says what it has built itself, and what it has of the other.
+    counts = [re.findall(r"(\d+) built(?:, (\d+) by another run meanwhile)?", output)[0] for output in outputs]
+    assert sum(int(own) for own, _ in counts) == len(expected)
+    assert [int(own) + int(others or 0) for own, others in counts] == [len(expected)] * 2
     store = Store(bucket)
     assert results(store) == expected
     versions = count_versions(s3_client, bucket)
