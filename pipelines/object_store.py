@@ -250,6 +250,8 @@ def _explain(error: Exception, uri: str) -> str:
         return f"{uri}: no credentials for {what}; set {CREDENTIALS[scheme]}"
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"):
         return f"{uri}: the credentials for {what} are not valid ({code}); check {CREDENTIALS[scheme]}"
+    if code == "RequestTimeTooSkewed":
+        return f"{uri}: this machine's clock is not the store's ({text}); set it, by NTP for one"
     if code in ("PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return f"{uri}: bucket {bucket} is in another region ({text}); set AWS_REGION to the bucket's own"
     if _is_denied(error):

@@ -207,6 +207,7 @@ def test_an_object_that_is_cut_off_in_the_midst_is_read_again(read, busy_server)
         ("InvalidAccessKeyId", "the credentials for bucket {0}, key a are not valid .*; check AWS_ACCESS_KEY_ID"),
         ("SignatureDoesNotMatch", "the credentials for bucket {0}, key a are not valid"),
         ("ExpiredToken", "the credentials for bucket {0}, key a are not valid"),
+        ("RequestTimeTooSkewed", r"s3://{0}/a\S*: this machine's clock is not the store's .*; set it, by NTP"),
         ("PermanentRedirect", "bucket {0} is in another region .*; set AWS_REGION"),
     ],
 )
