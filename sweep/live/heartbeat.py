@@ -177,6 +177,8 @@ class Heartbeat:
         self._thread.join(END_S)
         with contextlib.suppress(Exception):
             remove(self.uri)
+            # What one had under way that was killed beside this one, this one has taken on.
+            self._bury_the_dead()
 
     @property
     def is_due(self) -> bool:
@@ -220,7 +222,7 @@ class Heartbeat:
             self._has_warned = True
 
     def _bury_the_dead(self) -> None:
-        """Remove what earlier runs of the study left that were killed: this one goes on with what they have done."""
+        """Remove what other runs of the study left that were killed: this one goes on with what they have done."""
         for beat in read_beats(self._store, self._study):
             if not beat.is_live:
                 remove(join(self._store.uri, FOLDER, self._study, f"{beat.run}.json"))

@@ -68,6 +68,16 @@ def test_a_run_that_was_killed_is_known_at_once_and_the_next_one_takes_its_place
     assert read_beats(store, "study") == ()
 
 
+def test_what_a_run_leaves_that_is_killed_beside_another_goes_with_that_one(
+    store: Store, other: "subprocess.Popen[str]"
+) -> None:
+    with Heartbeat(store, "study", Pulse()):
+        other.kill()
+        other.wait()
+        assert [beat.is_live for beat in read_beats(store, "study")] == [False, True]
+    assert read_beats(store, "study") == ()
+
+
 def test_of_another_machine_s_run_only_its_silence_is_known(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with Heartbeat(store, "study", Pulse(working=(WORKING,))) as own:
