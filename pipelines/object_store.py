@@ -264,7 +264,7 @@ def _explain(error: Exception, uri: str) -> str:
 def no_answer(error: BaseException, server: str = "the store's server") -> str:
     """What to say of an error that `is_unreachable`."""
     if busy := next(filter(_is_busy, _causes(error)), None):
-        return f"{server} cannot serve for now ({' '.join(str(busy).split())}); run the same command again later"
+        return f"{server} cannot serve for now ({' '.join(str(busy).split())}); try again later"
     return f"{server} does not answer ({' '.join(str(error).split())}); check the address and the network"
 
 

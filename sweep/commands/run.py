@@ -237,7 +237,7 @@ def _opened(database: "KeptDatabase | None") -> "contextlib.AbstractContextManag
 
 
 def _say_what_is_built(name: str, result: "Result", piece: "Only | None") -> None:
-    losses = f"; machines or processes were lost {result.num_losses} times under way" if result.num_losses else ""
+    losses = f"; machines, processes or the store were lost {result.num_losses} times under way" if result.num_losses else ""
     of_piece = f" of the piece {piece}" if piece else ""
     there, built = f"{result.num_cached:,} were there", f"{result.num_built - result.num_taken:,} built"
     built += f", {result.num_taken:,} by another run meanwhile" if result.num_taken else ""

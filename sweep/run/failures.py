@@ -72,6 +72,8 @@ class Kind(StrEnum):
     """Ray ended a process of it since its machine ran low on memory, whoever took that: in doubt as well."""
     LOSS = "loss"
     """Its machine, or Ray on it, was lost."""
+    AWAY = "away"
+    """Its store did not answer, or could not serve."""
 
 
 class ForeignError(Exception):
@@ -87,7 +89,7 @@ def kind(error: BaseException) -> Kind:
     workers that live on fail of the connection to one that is gone.
     """
     kinds = {_kind(cause) for cause in _causes(error)}
-    return next(kind for kind in (Kind.LOSS, Kind.MEMORY, Kind.DEATH, Kind.FAILURE) if kind in kinds)
+    return next(kind for kind in (Kind.LOSS, Kind.AWAY, Kind.MEMORY, Kind.DEATH, Kind.FAILURE) if kind in kinds)
 
 
 def _kind(error: BaseException) -> Kind:
@@ -97,14 +99,20 @@ def _kind(error: BaseException) -> Kind:
         return Kind.FAILURE  # it was raised; what it wraps is looked at by itself
     if names & MACHINE_ERRORS or getattr(error, "preempted", False):
         return Kind.LOSS
+    if is_store_away(error):
+        return Kind.AWAY
     if _is_low_on_memory(error):
         return Kind.MEMORY
     if names & PROCESS_ERRORS or _is_ray_s(error):
         if re.search(r"node has died|node was terminated|raylet died", text):
             return Kind.LOSS
         return Kind.DEATH if names & PROCESS_ERRORS else Kind.FAILURE
-    is_connection = names & CONNECTION_ERRORS or BROKEN_CONNECTION.search(text) or is_unreachable(error)
-    return Kind.DEATH if is_connection else Kind.FAILURE
+    return Kind.DEATH if names & CONNECTION_ERRORS or BROKEN_CONNECTION.search(text) else Kind.FAILURE
+
+
+def is_store_away(error: BaseException) -> bool:
+    """Whether it was raised since a store does not answer, or cannot serve."""
+    return isinstance(error, StoreUnreachableError) or is_unreachable(error)
 
 
 def root_cause(error: BaseException) -> BaseException:

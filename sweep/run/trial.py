@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DamagedError, NeighbourFailedError, NotBegunError, NoticeError, UserError
+from pipelines.errors import DamagedError, NeighbourFailedError, NotBegunError, NoticeError, StoreUnreachableError, UserError
 from pipelines.identity import MARKS, RESULT_FILE
 from pipelines.resources import no_report
 from pipelines.storage import (
@@ -46,6 +46,8 @@ from sweep.run.failures import (
 )
 from sweep.run.machine import hardware, versions
 
+AWAY_S, AWAY_POLL_S = 300.0, 5.0
+"""How long a step that failed of its store waits for it before it is tried again, and how often it looks."""
 INPUTS_FILE = ".inputs.json"
 """Working state: the content that each input had when an attempt began, by its name."""
 
@@ -117,7 +119,21 @@ def carry_out(order: Order, run: Run | None = None, when_lost: Callable[[], None
                     return Outcome(record, was_there=True)
                 return Outcome(_build(order, store, held, run or partial(_by_itself, order.runner)))
     except Exception as error:
+        if kind(error) is Kind.AWAY:
+            # Else all attempts would be over before it is back.
+            _wait_for(store)
         return _failure(error, step, store)
+
+
+def _wait_for(store: Store) -> None:
+    """Return when the store answers, or has not for AWAY_S."""
+    began = time.monotonic()
+    while time.monotonic() - began < AWAY_S:
+        try:
+            store.names(store.uri)
+            return
+        except StoreUnreachableError:
+            time.sleep(AWAY_POLL_S)
 
 
 def _by_itself(stage: Stage, job: Job) -> tuple[Mapping[str, Any], Times]:

@@ -616,7 +616,7 @@ class Run:
         if self._is_to_have_all(outcome) and not self.queue.has_all(step):
             return "retry", replace(outcome, error=f"{outcome.error}: it is tried again with nothing of this run beside it")
         # A process that dies twice at one place dies of what it does there; one that had got on may have been killed.
-        if outcome.kind is Kind.LOSS or (outcome.kind in (Kind.DEATH, Kind.MEMORY) and has_progress):
+        if outcome.kind in (Kind.LOSS, Kind.AWAY) or (outcome.kind in (Kind.DEATH, Kind.MEMORY) and has_progress):
             self.progress.losses[fingerprint] += 1
             self._losses_in_a_row[fingerprint] += 1
             if self._losses_in_a_row[fingerprint] < MAX_LOSSES:

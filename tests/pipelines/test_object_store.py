@@ -189,7 +189,7 @@ def test_a_server_that_cannot_serve_for_now_is_asked_again(status, code, busy_se
     busy_server += [(status, code)] * 3
     assert read_text("s3://bucket/a") == "content"
     busy_server += [(status, code)] * 9
-    with pytest.raises(StoreUnreachableError, match=r"s3://bucket/a: \S+ cannot serve for now \(.*\); run the same"):
+    with pytest.raises(StoreUnreachableError, match=r"s3://bucket/a: \S+ cannot serve for now \(.*\); try again later"):
         read_text("s3://bucket/a")
 
 

@@ -235,7 +235,7 @@ def test_the_end_of_a_run_says_what_there_is_and_what_is_amiss(tmp_path: Path, m
     result = blindsweep("run", "demo", "-p", "seeds=0", "--store", str(tmp_path), "--tracking-uri", "http://127.0.0.1:1")
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
-        "demo: 18 artifacts, 3 were there, 13 built; machines or processes were lost 2 times under way",
+        "demo: 18 artifacts, 3 were there, 13 built; machines, processes or the store were lost 2 times under way",
         f"compare runs: blindsweep ui --store {tmp_path} --tracking-uri http://127.0.0.1:1",
     ]
     assert result.stderr.splitlines() == [

@@ -17,7 +17,7 @@ from ray.tune.experiment.trial import Trial
 from s3fs.errors import translate_boto_error
 
 from pipelines.data.training_set import TrainingSetConfig
-from pipelines.errors import NeighbourFailedError, NotBegunError, UserError
+from pipelines.errors import NeighbourFailedError, NotBegunError, StoreUnreachableError, UserError
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.finetune.task_model import TaskModelConfig
 from pipelines.resources import Resources
@@ -87,7 +87,8 @@ def from_train(*failures: Exception) -> Exception:
         (ray.exceptions.RayTaskError("run", "Traceback: …", LOW_ON_GPU_MEMORY).as_instanceof_cause(), Kind.FAILURE),
         (LOW_ON_GPU_MEMORY, Kind.FAILURE),
         (ConnectionResetError("the store"), Kind.DEATH),
-        (translate_boto_error(ClientError(SLOW_DOWN, "PutObject")), Kind.DEATH),
+        (translate_boto_error(ClientError(SLOW_DOWN, "PutObject")), Kind.AWAY),
+        (StoreUnreachableError("s3://bucket does not answer"), Kind.AWAY),
         (ray.exceptions.RayTaskError("run", "Traceback: connection closed", TypeError("unexpected")), Kind.FAILURE),
         (UserError("size=0; give 1"), Kind.FAILURE),
         (TypeError("unexpected"), Kind.FAILURE),
@@ -347,6 +348,22 @@ def test_what_a_stage_raises_is_the_outcome_s_kind_and_no_notice(
     step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
     outcome = carry_out(Order(step, REGISTRY["sources"], str(tmp_path)))
     assert outcome.record is None and outcome.kind is kind and outcome.was_stopped is False
+
+
+def test_a_step_whose_store_is_away_waits_for_it_and_goes_on_without_counting(
+    alone: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = StoreUnreachableError("s3://bucket: Amazon S3 cannot serve for now")
+    looks = Mock(side_effect=[away, away, []])
+    monkeypatch.setattr(Store, "names", looks)
+    monkeypatch.setattr("sweep.run.trial.AWAY_POLL_S", 0.0)
+    monkeypatch.setitem(REGISTRY, "sources", Stage(1, Mock(side_effect=away)))
+    step = Step("sources", "data", TrainingSetConfig("starting", size=3, seed=0))
+    outcome = carry_out(Order(step, REGISTRY["sources"], str(tmp_path)))
+    assert (outcome.kind, outcome.error) == (Kind.AWAY, str(away)) and looks.call_count == 3
+    for _ in range(MAX_LOSSES - 1):
+        assert alone.end(outcome) == ["lost"]
+    assert alone.end(outcome) == ["failed"]
 
 
 def test_workers_that_were_lost_before_a_step_had_begun_say_of_what_and_where_the_log_is(
