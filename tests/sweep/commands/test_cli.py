@@ -17,12 +17,15 @@ from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
+import typer
+from aiohttp import ClientPayloadError
 from typer.testing import CliRunner, Result
 
 from analysis.study.frame import IncompleteSweepError
 from pipelines.data.sources import nli_sources_config
 from pipelines.errors import UserError
 from sweep import cli
+from sweep.commands.options import one_clear_error
 from sweep.commands.results import write_report
 from sweep.graph.records import Store, Study
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, write_run
@@ -78,6 +81,17 @@ def test_it_tells_its_version() -> None:
 
 
 COMMANDS = ("run", "plan", "status", "report", "verdicts", "power", "export", "publish", "ui", "reindex", "experiments")
+
+
+def test_a_store_that_breaks_off_is_no_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    @one_clear_error
+    def command() -> None:
+        raise ClientPayloadError("Response payload is not completed")
+
+    with pytest.raises(typer.Exit):
+        command()
+    said = "the store's server does not answer (Response payload is not completed); check the address and the network"
+    assert capsys.readouterr().err == f"Error: {said}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
