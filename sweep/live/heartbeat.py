@@ -218,7 +218,8 @@ class Heartbeat:
             self._store.write_bytes(self.uri, seal(values).encode())
         except Exception as error:
             # Once: it comes again every few seconds.
-            logger.log(logging.DEBUG if self._has_warned else logging.WARNING, "cannot write %s: %s", self.uri, error)
+            level = logging.DEBUG if self._has_warned else logging.WARNING
+            logger.log(level, "`status` shows nothing of this run for now, whose heartbeat cannot be written: %s", error)
             self._has_warned = True
 
     def _bury_the_dead(self) -> None:
