@@ -54,8 +54,8 @@ one. `tags.current = "no"` marks artifacts of earlier settings. *Models* has the
 place in the store.
 """
 
-MOST_METRICS = 900
-"""In one request; MLflow takes 1,000 values, tags included."""
+MOST_METRICS = 800
+"""In one request; MLflow takes 1,000 values, up to 100 parameters and the tags included."""
 
 HALF_MEASURES = ("accuracy", "accuracy_2way", "margin", "auc")
 """What is shown of a described set's adversarial half."""
@@ -116,6 +116,14 @@ def end_runs(uri: str, study: str, fingerprints: Collection[str]) -> None:
                 client.set_terminated(run.info.run_id, "KILLED")
 
 
+@dataclass
+class _Pending:
+    """Metrics and parameters of an artifact's run that are written with its next batch."""
+
+    metrics: list[Any] = field(default_factory=list)
+    params: list[Any] = field(default_factory=list)
+
+
 class Tracker:
     """The only writer of a study's MLflow runs in its driver. Errors are collected, never raised.
 
@@ -136,7 +144,7 @@ class Tracker:
         self.runs: dict[str, Any] = {}
         self._uri = uri
         self._study = study
-        self._pending: dict[str, list[Any]] = defaultdict(list)
+        self._pending: dict[str, _Pending] = defaultdict(_Pending)
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
         named = {name: str(study.parameters.get(name) or "") for name in ("general_set", "blindspot_set")}
@@ -332,8 +340,7 @@ class Tracker:
         self.latest[fingerprint] = dict(metrics)
         with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
             self._add_metrics(fingerprint, as_curves(metrics), step, time_ms)
-            if time.monotonic() - self._last_write > self.WRITE_EVERY_S:
-                self._write()
+        self._write_if_due()
 
     def finish(self, record: Record, *, is_new: bool = True) -> None:
         """A step is complete: parameters, step and final metrics and lineage are all there after this."""
@@ -361,12 +368,14 @@ class Tracker:
         end_ms = int(datetime.fromisoformat(record.created).timestamp() * 1000)
         start_ms = end_ms - int(1000 * record.durations.get("total_s", 0))
         run_id = self._run_of(card, start_ms)
+        tags = {"complete": record.created, "form": FORM}
         if record.fingerprint not in self._made:
             # Another tracker's: what it has logged since is looked at, so that no model is logged twice.
             run = self.runs[record.fingerprint] = self.client.get_run(run_id)
             if run.data.tags.get("form") != FORM:
                 self.client.update_run(run_id, name=_run_name(card))
                 self._describe(run_id, card)
+                tags |= _colour(card)
                 # What is there already is left by MLflow, but it is told of which model and data set a metric is.
                 self._logged[record.fingerprint] = set()
         for line in self._series(record):
@@ -378,7 +387,6 @@ class Tracker:
             self._log_evaluation(record, final, end_ms)
         else:
             self._add_metrics(record.fingerprint, as_totals(final), 0, end_ms)
-        tags = {"complete": record.created, "form": FORM}
         run = self.runs[record.fingerprint]
         if record.stage in MODEL_STAGES and MODEL_TAG not in run.data.tags:
             outputs = run.outputs.model_outputs if run.outputs else []
@@ -436,7 +444,11 @@ class Tracker:
         return self.errors
 
     def snapshot(self) -> dict[str, dict[str, float]]:
-        """The latest step metrics of each running step, by fingerprint."""
+        """The latest step metrics of each running step, by fingerprint.
+
+        The driver asks for them all the time, so that what is pending is written then, whatever reports meanwhile.
+        """
+        self._write_if_due()
         return self.latest
 
     def _mark_study(self, record: Record) -> None:
@@ -488,7 +500,7 @@ class Tracker:
             if value is not None:
                 tags["starting_point" if name == "starting_size" else name] = shown(value)
         if _is_compared(card):
-            tags |= {"compare": "yes", "order": _place(card.coordinates)}
+            tags |= {"compare": "yes", "order": _place(card.coordinates), **_colour(card)}
         run = self.client.create_run(self.experiment_id, start_time=start_ms, tags=tags, run_name=_run_name(card))
         self.runs[card.id.fingerprint] = run
         self._made.add(card.id.fingerprint)
@@ -498,14 +510,10 @@ class Tracker:
         return str(run.info.run_id)
 
     def _describe(self, run_id: str, card: Card) -> None:
-        """Log an artifact's parameters and lineage on its run."""
-        from mlflow.entities import Param, RunTag
+        """Log an artifact's lineage on its run, and have its parameters written soon."""
+        from mlflow.entities import Param
 
-        tags = {}
-        if _is_compared(card) and (colour := COLOURS.get(str(card.coordinates["kind"]))):
-            tags["mlflow.runColor"] = colour
-        params = [Param(name, value) for name, value in _parameters(card).items()]
-        self.client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
+        self._pending[card.id.fingerprint].params = [Param(name, value) for name, value in _parameters(card).items()]
         datasets, models = [], []
         for name, artifact in card.inputs.items():
             run = self.runs.get(artifact.fingerprint)
@@ -599,7 +607,11 @@ class Tracker:
             if is_number(value) and (name, step) not in logged:
                 logged.add((name, step))
                 metric = Metric(name, float(value), time_ms, step, model_id, name_of_set, digest)
-                self._pending[fingerprint].append(metric)
+                self._pending[fingerprint].metrics.append(metric)
+
+    def _write_if_due(self) -> None:
+        if self._pending and time.monotonic() - self._last_write > self.WRITE_EVERY_S:
+            self._write()
 
     def _write(self) -> None:
         self._last_write = time.monotonic()
@@ -613,19 +625,20 @@ class Tracker:
                         raise
 
     def _write_of(self, fingerprint: str, tags: Collection[Any] = ()) -> None:
-        """Write an artifact's pending metrics, and tags with the last of them."""
-        metrics, run_id = self._pending[fingerprint], self.runs[fingerprint].info.run_id
+        """Write what is pending of an artifact's run: parameters with the first of its metrics, and tags with the last."""
+        pending, run_id = self._pending.pop(fingerprint, _Pending()), self.runs[fingerprint].info.run_id
+        metrics, params = pending.metrics, pending.params
         try:
             while len(metrics) > MOST_METRICS:
-                self.client.log_batch(run_id, metrics=metrics[:MOST_METRICS])
-                del metrics[:MOST_METRICS]
-            if metrics or tags:
-                self.client.log_batch(run_id, metrics=metrics, tags=tags)
-            metrics.clear()
+                self.client.log_batch(run_id, metrics=metrics[:MOST_METRICS], params=params)
+                metrics, params = metrics[MOST_METRICS:], []
+            if metrics or params or tags:
+                self.client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
         except Exception:
             # MLflow is asked anew what it has when the artifact is complete, and sent the rest.
-            metrics.clear()
             self._logged.pop(fingerprint, None)
+            if params:
+                self._made.discard(fingerprint)
             raise
 
     @contextlib.contextmanager
@@ -681,6 +694,12 @@ def _parameters(card: Card) -> dict[str, str]:
     # A config's own `seed` or `size` goes by the full name, or it would collide with the coordinate.
     values = _coordinates(card) | {f"config.{name}": value for name, value in flatten(card.config)}
     return {name: _shorten(value) for name, value in values.items()}
+
+
+def _colour(card: Card) -> dict[str, str]:
+    """The tag for the colour of what is compared in MLflow's charts: its kind's."""
+    colour = COLOURS.get(str(card.coordinates["kind"])) if _is_compared(card) else None
+    return {"mlflow.runColor": colour} if colour else {}
 
 
 def _run_name(card: Card) -> str:

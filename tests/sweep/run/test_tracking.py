@@ -1,16 +1,20 @@
-"""MLflow's saved views show the slice on which the study's own blindspot is read."""
+"""MLflow's saved views show the slice on which the study's own blindspot is read; what is written of a step, and when."""
 
 import json
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from sweep.graph.records import Record, Store, Study, StudyStep
 from sweep.index.measures import Compared
+from sweep.index.views import COLOURS
 from sweep.run.study_run import reindex
-from sweep.run.tracking import Tracker, _cell
+from sweep.run.tracking import Card, Tracker, _cell
 
 # As an evaluation names them: what is asked of a set with three labels is folded to two.
 ACCURACIES = {
@@ -138,3 +142,68 @@ def test_a_studys_own_metrics_are_on_its_run(tmp_path: Path, empty_database: Pat
     tracker.annotate({"spent_dollars": 2.0})
     assert tracker.close("FINISHED") == []
     assert tracker.client.get_run(tracker.parent_id).data.metrics == {"spent_dollars": 2.0}
+
+
+CELL = {"starting_size": 0, "kind": "synthetic", "size": 60, "seed": 0}
+CREATED = "2025-01-02T03:04:05+00:00"
+
+
+@pytest.fixture
+def tracker(tmp_path: Path, empty_database: Path) -> Iterator[Tracker]:
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    tracker = Tracker(uri, str(tmp_path / "store"), Study("tiny", "", {}, ()))
+    tracker.WRITE_EVERY_S = math.inf
+    yield tracker
+    assert tracker.close("FINISHED") == []
+
+
+@pytest.fixture
+def record() -> Record:
+    return Record("task_model", "cell", "a" * 64, {"config": {"rate": 0.1}}, {}, CELL, {"accuracy": 0.5}, created=CREATED)
+
+
+def run_of(tracker: Tracker, record: Record) -> Any:
+    return tracker.client.get_run(tracker.runs[record.fingerprint].info.run_id)
+
+
+def test_a_step_that_ends_soon_is_one_batch(tracker: Tracker, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    log_batch = tracker.client.log_batch
+    monkeypatch.setattr(
+        tracker.client, "log_batch", lambda *_, **given: (batches.append(given), log_batch(*_, **given)), raising=False
+    )
+    tracker.start(Card.of_record(record))
+    assert run_of(tracker, record).data.tags["mlflow.runColor"] == COLOURS["synthetic"]
+    tracker.log(record.fingerprint, {"loss": 0.5}, 1, 1)
+    tracker.finish(record)
+    (batch,) = batches
+    assert {metric.key for metric in batch["metrics"]} == {"curve/loss", "totals/accuracy"}
+    data = run_of(tracker, record).data
+    assert data.params["config.rate"] == "0.1" and data.metrics["curve/loss"] == 0.5 and data.tags["complete"] == CREATED
+
+
+def test_what_is_pending_of_a_running_step_is_written_when_the_driver_asks_how_far_steps_are(
+    tracker: Tracker, record: Record
+) -> None:
+    tracker.start(Card.of_record(record))
+    tracker.log(record.fingerprint, {"loss": 0.5}, 1, 1)
+    assert run_of(tracker, record).data.params == {}
+    tracker.WRITE_EVERY_S = 0.0
+    assert tracker.snapshot() == {record.fingerprint: {"loss": 0.5}}
+    data = run_of(tracker, record).data
+    assert data.params["config.rate"] == "0.1" and data.metrics == {"curve/loss": 0.5}
+
+
+def test_parameters_that_were_lost_on_the_way_are_there_when_the_step_is_complete(
+    tracker: Tracker, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.WRITE_EVERY_S = 0.0
+    tracker.start(Card.of_record(record))
+    with monkeypatch.context() as broken:
+        broken.setattr(tracker.client, "log_batch", Mock(side_effect=ConnectionError("it is down")), raising=False)
+        tracker.log(record.fingerprint, {"loss": 0.5}, 1, 1)
+    assert len(tracker.errors) == 1 and "it is down" in tracker.errors.pop()
+    tracker.finish(record)
+    data = run_of(tracker, record).data
+    assert data.params["config.rate"] == "0.1" and data.metrics["totals/accuracy"] == 0.5
+    assert data.tags["mlflow.runColor"] == COLOURS["synthetic"]
