@@ -8,20 +8,26 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.storage import write_bytes
 from sweep.bundles.part import ENTRY_BYTES, Piece, bundled_files, packed_size, part_bytes
+from sweep.graph.pieces import Only, parse_only, piece_of, seeds_lacking
 from sweep.graph.records import Record, Store, Study
 
 LEAST_PART = 64 * 1024
 """Bytes below which a part would hold little beside its header."""
 SUFFIX = ".zip"
+WHOLE = "whole"
+"""The piece that is made of all seeds of which everything is built."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written: `parts`, and the number of artifacts in them; `left_out` are the study's that are not built."""
+    """What was written: `parts`, and the number of artifacts in them, of the piece `only` if not of the whole study; `left_out`
+    are those of it that are not built.
+    """
 
     parts: tuple[Path, ...]
     num_artifacts: int
     left_out: int
+    only: Only | None = None
 
 
 @dataclass
@@ -33,17 +39,21 @@ class _Box:
     pieces: list[Piece] = field(default_factory=list)
 
 
-def write_bundle(store: Store, name: str, target: Path, *, part_size: int) -> Bundle:
+def write_bundle(store: Store, name: str, target: Path, *, part_size: int, only: str | None = None) -> Bundle:
     """Write what is built of study `name` as `target`, a zip file, or in parts `target`-001.zip and so on.
 
-    None has more than `part_size` bytes, and a file that does not fit lies in several. Parts that are there as they would be
-    written, of a call that was cut off, stay. Raises UserError for a part size that is too small, for another file in a part's
-    place, and for a study that is not known or of which nothing is built; DamagedError for an artifact that is damaged.
+    `only` a piece of it (`parse_only`), or the seeds that are `WHOLE`; a run may go on meanwhile. No part has more than
+    `part_size` bytes, and a file that does not fit lies in several. Parts that are there as they would be written, of a call
+    that was cut off, stay. Raises UserError for a part size that is too small, for another file in a part's place, for a study
+    that is not known or of which nothing is built, and where no seed is whole; DamagedError for an artifact that is damaged.
     """
     study = Study.load(store, name)
-    records = [step.record for step in study.steps if step.record is not None]
+    piece = None if only is None else _whole_seeds(study, store) if only == WHOLE else parse_only(only, more=WHOLE)
+    steps = study.steps if piece is None else piece_of(study.steps, piece)
+    records = [step.record for step in steps if step.record is not None]
     if not records:
-        raise UserError(f"nothing of {name} is built in {store.uri}; run it first, or give --store")
+        of_piece = f" of the piece {piece}" if piece else ""
+        raise UserError(f"nothing{of_piece} of {name} is built in {store.uri}; run it first, or give --store")
     manifest = replace(study, steps=tuple(replace(step, record=None, damage="") for step in study.steps))
     of_manifest = packed_size(manifest.to_json().encode())
     of_records = {record.fingerprint: packed_size(record.to_json().encode()) for record in records}
@@ -59,7 +69,20 @@ def write_bundle(store: Store, name: str, target: Path, *, part_size: int) -> Bu
     for path, box in zip(parts, boxes, strict=True):
         if path not in there:
             write_bytes(path, _part(store, manifest, box))
-    return Bundle(tuple(parts), len(records), len(study.steps) - len(records))
+    return Bundle(tuple(parts), len(records), len(steps) - len(records), piece)
+
+
+def _whole_seeds(study: Study, store: Store) -> Only:
+    lacking = seeds_lacking(study.steps)
+    if whole := frozenset(seed for seed, num_lacking in lacking.items() if not num_lacking):
+        return Only("seed", whole)
+    if not lacking:
+        raise UserError(f"--only {WHOLE}: {study.experiment} has no seeds; leave it out")
+    nearest = min(lacking, key=lacking.__getitem__)
+    raise UserError(
+        f"--only {WHOLE}: no seed of {study.experiment} is whole in {store.uri}, and the nearest, seed {nearest}, lacks "
+        f"{lacking[nearest]:,} artifacts; build on, with --seeds-at-once 1 if the time is short"
+    )
 
 
 def _paths(target: Path, number: int) -> list[Path]:

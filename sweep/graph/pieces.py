@@ -1,10 +1,15 @@
-"""A part of a study's steps that is built apart from the others, on another machine or at another time. Pure."""
+"""A part of a study's steps that is built, or bundled, apart from the others, on another machine or at another time. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipelines.errors import UserError
+from sweep.graph.records import StudyStep
 from sweep.graph.step import Step
+
+AnyStep = TypeVar("AnyStep", Step, StudyStep)
+"""One to be built, or one of a manifest."""
 
 SHARED = "shared"
 AXES = ("seed", "generator")
@@ -23,20 +28,21 @@ class Only:
         return f"{self.axis}={','.join(map(str, sorted(self.values)))}" if self.axis else SHARED
 
 
-def parse_only(text: str) -> Only:
-    """`seed=3,4`, `generator=1` or `shared`. Raises UserError for anything else."""
+def parse_only(text: str, *, more: str = "") -> Only:
+    """`seed=3,4`, `generator=1` or `shared`. Raises UserError for anything else, which names what `more` there is."""
     if text == SHARED:
         return Only()
     axis, _, values = text.partition("=")
     numbers = [value.strip() for value in values.split(",")]
     if axis not in AXES or not all(number.isdecimal() for number in numbers):
+        words = f", {SHARED} or {more}" if more else f" or {SHARED}"
         raise UserError(
-            f"--only {text}: a piece is some seeds, some generators or what seeds share; give seed=3,4, generator=1 or shared"
+            f"--only {text}: a piece is some seeds, some generators or what seeds share; give seed=3,4, generator=1{words}"
         )
     return Only(axis, frozenset(map(int, numbers)))
 
 
-def piece_of(steps: Sequence[Step], only: Only) -> list[Step]:
+def piece_of(steps: Sequence[AnyStep], only: Only) -> list[AnyStep]:
     """The steps of a piece with all that they are built from, in the order of `steps`.
 
     Raises UserError for a seed or generator that the study does not have, and for a study in which seeds share nothing.
@@ -74,21 +80,32 @@ def check_apart(steps: Sequence[Step], piece: Sequence[Step], built: Collection[
                 )
 
 
-def _shared(steps: Sequence[Step]) -> set[str]:
+def seeds_lacking(steps: Sequence[StudyStep]) -> dict[int, int]:
+    """Seed → how many artifacts it lacks of those that it needs: 0 of one that is whole. In the order of the study."""
+    seeds = dict.fromkeys(step.coordinates["seed"] for step in steps if "seed" in step.coordinates)
+    return {seed: sum(step.record is None for step in piece_of(steps, Only("seed", frozenset({seed})))) for seed in seeds}
+
+
+def _shared(steps: Sequence[AnyStep]) -> set[str]:
     """What is trained, or written by what is trained, and needed by several seeds."""
     seeds: dict[str, set[int]] = {step.fingerprint: set() for step in steps}
     for step in reversed(steps):
         of_step = seeds[step.fingerprint]
         if "seed" in step.coordinates:
             of_step.add(step.coordinates["seed"])
-        for source in step.inputs.values():
-            seeds[source.fingerprint] |= of_step
+        for source in _sources(step):
+            seeds[source] |= of_step
     return {step.fingerprint for step in steps if step.stage in UNIQUE and len(seeds[step.fingerprint]) > 1}
 
 
-def _with_inputs(steps: Sequence[Step], chosen: Collection[str]) -> list[Step]:
+def _sources(step: Step | StudyStep) -> Iterator[str]:
+    """The fingerprints of what a step is built from."""
+    return (source if isinstance(source, str) else source.fingerprint for source in step.inputs.values())
+
+
+def _with_inputs(steps: Sequence[AnyStep], chosen: Collection[str]) -> list[AnyStep]:
     needed = set(chosen)
     for step in reversed(steps):
         if step.fingerprint in needed:
-            needed.update(source.fingerprint for source in step.inputs.values())
+            needed.update(_sources(step))
     return [step for step in steps if step.fingerprint in needed]

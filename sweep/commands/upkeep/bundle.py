@@ -19,24 +19,34 @@ def bundle(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The zip file to write; several parts are FILE-001.zip and so on.")
     ],
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIECE",
+            help="Take a piece of it, as `run --only` has it (seed=3,4, generator=1, shared); or whole: the seeds of which "
+            "everything is built.",
+        ),
+    ] = None,
     store: StoreUri = DEFAULT_STORE,
     part_size: Annotated[str, typer.Option(metavar="SIZE", help="The most that one file may take, such as 16MiB.")] = "1GiB",
 ) -> None:
     """Write what is built of a study into files that travel: records, results, pool and sets, without weights.
 
     Each file can be checked and merged alone,
-    by `unbundle`, into any store.
+    by `unbundle`, into any store. A run may go on meanwhile.
 
         blindsweep bundle mini mini.zip
+        blindsweep bundle mini seeds.zip --only whole
         blindsweep bundle mini piece.zip --part-size 16MiB --store s3://bucket/studies
     """
     from sweep.bundles.bundle import write_bundle
 
-    written = write_bundle(Store(store), study_name(study), file, part_size=_bytes(part_size))
+    written = write_bundle(Store(store), study_name(study), file, part_size=_bytes(part_size), only=only)
     for part in written.parts:
         print(f"{part}  {size(part.stat().st_size)}")
     left = f"; {written.left_out:,} are not built" if written.left_out else ""
-    print(f"{written.num_artifacts:,} artifacts without weights in {_files(len(written.parts))}{left}")
+    of_piece = f" of {written.only}" if written.only else ""
+    print(f"{written.num_artifacts:,} artifacts{of_piece} without weights in {_files(len(written.parts))}{left}")
 
 
 def unbundle(

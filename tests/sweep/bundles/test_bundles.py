@@ -97,6 +97,66 @@ def test_pieces_built_apart_make_one_study(build: Build, two_seeds: Experiment, 
     assert all(planned.is_cached for planned in make_plan(grid, together))
 
 
+@pytest.fixture
+def half_built(build: Build, two_seeds: Experiment) -> Store:
+    """Seed 0 is whole; of seed 1 a generator and its pool are there."""
+    grid = build_grid(two_seeds)
+    begun = ("generator/generator1", "synthetic_pool/pool1")
+    of_seed = {step.fingerprint for step in piece_of(grid, parse_only("seed=0"))}
+    return build("here", of_seed | {step.fingerprint for step in grid if step.name in begun})
+
+
+def test_a_bundle_of_a_study_under_way_has_the_seeds_that_are_whole_and_a_later_one_merges_onto_it(
+    build: Build, half_built: Store, two_seeds: Experiment, tmp_path: Path
+) -> None:
+    grid = build_grid(two_seeds)
+    seed_0 = {step.fingerprint for step in piece_of(grid, parse_only("seed=0"))}
+    early = write_bundle(half_built, "small", tmp_path / "early.zip", part_size=MIB, only="whole")
+    assert str(early.only) == "seed=0" and (early.num_artifacts, early.left_out) == (len(seed_0), 0)
+    together = Store(tmp_path / "together")
+    merge_bundles(together, early.parts)
+    study = Study.load(together, "small")
+    assert {step.fingerprint for step in study.steps if step.record} == seed_0 and len(study.steps) == len(grid)
+    # The run goes on, in its store.
+    later = write_bundle(build("here"), "small", tmp_path / "later.zip", part_size=MIB, only="whole")
+    assert str(later.only) == "seed=0,1"
+    merged = merge_bundles(together, later.parts)
+    assert (merged.num_new, merged.num_there) == (len(grid) - len(seed_0), len(seed_0))
+
+
+def test_what_half_built_seeds_have_is_in_no_bundle_of_whole_ones_and_may_be_built_again_elsewhere(
+    build: Build, half_built: Store, two_seeds: Experiment, tmp_path: Path
+) -> None:
+    early = {
+        only: write_bundle(half_built, "small", tmp_path / f"{only}.zip", part_size=MIB, only=only) for only in (None, "whole")
+    }
+    seed_1 = {step.fingerprint for step in piece_of(build_grid(two_seeds), parse_only("seed=1"))}
+    again = build("there", seed_1, salt=" of another machine")
+    rest = write_bundle(again, "small", tmp_path / "rest.zip", part_size=MIB, only="seed=1")
+    with pytest.raises(ConflictError, match="has other content"):
+        merge_bundles(Store(tmp_path / "one"), [*early[None].parts, *rest.parts])
+    merge_bundles(together := Store(tmp_path / "two"), [*early["whole"].parts, *rest.parts])
+    assert all(planned.is_cached for planned in make_plan(build_grid(two_seeds), together))
+
+
+def test_a_piece_is_bundled_as_far_as_it_is_built_and_where_no_seed_is_whole_that_is_said(
+    build: Build, half_built: Store, two_seeds: Experiment, tmp_path: Path
+) -> None:
+    of_seed = piece_of(build_grid(two_seeds), parse_only("seed=1"))
+    written = write_bundle(half_built, "small", tmp_path / "one.zip", part_size=MIB, only="seed=1")
+    # Data and base model, generator and pool.
+    assert written.num_artifacts == 4 and written.left_out == len(of_seed) - 4
+    with pytest.raises(UserError, match="the study has no seed 7; its steps have 0, 1"):
+        write_bundle(half_built, "small", tmp_path / "two.zip", part_size=MIB, only="seed=7")
+    with pytest.raises(UserError, match=r"--only all: .*give seed=3,4, generator=1, shared or whole"):
+        write_bundle(half_built, "small", tmp_path / "two.zip", part_size=MIB, only="all")
+    less = build("less", {step.fingerprint for step in of_seed[:-2]})
+    with pytest.raises(UserError, match=r"no seed of small is whole in .*less, and the nearest, seed 1, lacks 2 artifacts"):
+        write_bundle(less, "small", tmp_path / "two.zip", part_size=MIB, only="whole")
+    with pytest.raises(UserError, match="nothing of the piece seed=0 of small is built"):
+        write_bundle(build("empty", ()), "small", tmp_path / "two.zip", part_size=MIB, only="seed=0")
+
+
 def test_two_builds_of_one_artifact_are_refused_by_both_names(build: Build, tmp_path: Path) -> None:
     one, two = build("one", salt="a"), build("two", salt="b")
     write_bundle(one, "small", tmp_path / "one.zip", part_size=MIB)
@@ -293,5 +353,7 @@ def test_the_commands_of_the_page(build: Build, tmp_path: Path, monkeypatch: pyt
     assert "of them have no weights here" in said.stdout
     said = CliRunner().invoke(cli.app, ["verify", "--store", "together", "--weights"])
     assert said.exit_code == 1 and "model/model.safetensors is missing" in said.stdout
+    said = CliRunner().invoke(cli.app, ["bundle", "small", "whole.zip", "--store", "piece0", "--only", "whole"])
+    assert said.exit_code == 0 and "artifacts of seed=0,1 without weights in 1 file" in said.stdout
     said = CliRunner().invoke(cli.app, ["bundle", "small", "other.zip", "--store", "piece0", "--part-size", "16 elephants"])
     assert said.exit_code == 1 and "--part-size 16 elephants: give a number of bytes" in said.stderr

@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 
 from pipelines.errors import UserError
-from sweep.graph.pieces import Only, check_apart, parse_only, piece_of
+from sweep.graph.pieces import Only, check_apart, parse_only, piece_of, seeds_lacking
+from sweep.graph.records import Record
+from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
+from sweep.study.loading import Loaded
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,26 @@ def test_what_seeds_share_is_a_piece_that_comes_first(experiment: Experiment) ->
     with pytest.raises(UserError, match=r"--only shared"):
         check_apart(grid, piece_of(grid, only), (), only)
     check_apart(grid, piece_of(grid, only), {step.fingerprint for step in shared}, only)
+
+
+def test_a_manifest_says_how_much_a_seed_lacks(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, seeds=(4, 0, 3, 7), generators=2))
+    listed = manifest(Loaded(experiment, {}), grid).steps
+    piece = {step.fingerprint for step in piece_of(grid, parse_only("seed=0"))}
+    built = [
+        dataclasses.replace(step, record=Record(step.stage, step.slug, step.fingerprint, {}))
+        if step.fingerprint in piece
+        else step
+        for step in listed
+    ]
+    lacking = seeds_lacking(built)
+    assert list(lacking) == [4, 0, 3, 7] and lacking[0] == 0
+    # Seed 4 has the same generator, and seeds 3 and 7 the other one.
+    assert 0 < lacking[4] < lacking[3] == lacking[7] == lacking[4] + 2
+    assert [step.fingerprint for step in piece_of(listed, parse_only("seed=0"))] == [
+        step.fingerprint for step in piece_of(grid, parse_only("seed=0"))
+    ]
+    assert len(piece_of(listed, parse_only("shared"))) == len(piece_of(grid, parse_only("shared")))
 
 
 def test_an_unknown_seed_and_a_study_that_shares_nothing_are_refused(experiment: Experiment) -> None:
