@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweep.graph.integrity import HOLDING
+from sweep.graph.pieces import seeds_lacking
 from sweep.graph.records import RECORD_FILE, STAGES, Store, Study, StudyStep
 from sweep.live.heartbeat import Beat, Working, read_beats
 
@@ -201,6 +202,7 @@ def as_json(state: StudyState) -> dict[str, Any]:
             }
             for stage in state.stages
         },
+        "whole_seeds": [seed for seed, num_lacking in seeds_lacking(state.study.steps).items() if not num_lacking],
         "workers": state.num_workers,
         "seconds_left": state.seconds_left,
         "runs": [

@@ -12,6 +12,7 @@ import typer
 from pipelines.errors import StoreUnreachableError, UserError
 from pipelines.terminal import console
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, positive, study_name
+from sweep.graph.pieces import seeds_lacking
 from sweep.graph.records import Store
 from sweep.graph.spending import as_json as as_json_spending
 from sweep.graph.spending import read_spending, spent_in_words
@@ -82,6 +83,9 @@ def page(state: StudyState, spent: str, *, with_stages: bool) -> list[str]:
             beside = _counts(stage)
             lines.append(f"  {stage.stage:<15} {stage.done}/{stage.total}" + (f"  {beside}" if beside else ""))
             lines += [f"    {line}" for line in _working(state, stage.stage)]
+        if len(lacking := seeds_lacking(state.study.steps)) > 1 and not state.is_built:
+            whole = [str(seed) for seed, num_lacking in lacking.items() if not num_lacking]
+            lines.append(f"  whole seeds     {len(whole)}/{len(lacking)}" + (f": {', '.join(whole)}" if whole else ""))
     lines += _failed(state)
     return lines
 

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from pipelines.errors import StoreUnreachableError
 from sweep import cli
 from sweep.commands.upkeep import status
+from sweep.graph.pieces import parse_only, piece_of
 from sweep.graph.records import Store, Study
 from sweep.graph.step import Step
 from sweep.live.heartbeat import Heartbeat, Pulse, Working, read_beats
@@ -86,6 +87,22 @@ def test_for_programs_the_same(store: Store, run: Any) -> None:
         "built": 0, "running": 1, "interrupted": 0, "failed": 0, "to_build": 11, "artifacts": 12,
     }  # fmt: skip
     assert (values["workers"], values["runs"][0]["state"], values["spent"]["dollars"]) == (2, "running", 0)
+
+
+def test_which_seeds_are_whole_is_said_until_all_are(tmp_path: Path, experiment: Experiment, record_all: Write) -> None:
+    store, steps = Store(tmp_path), build_grid(replace(experiment, seeds=(5, 0, 1), generators=3))
+    manifest(Loaded(experiment, {}), steps).save(store)
+
+    def said() -> tuple[list[str], list[int]]:
+        (values,) = json.loads(shown("--store", store.uri, "--json")).values()
+        lines = shown("small", "--store", store.uri).splitlines()
+        return [line.split(maxsplit=2)[2] for line in lines if line.startswith("  whole seeds")], values["whole_seeds"]
+
+    assert said() == (["0/3"], [])
+    record_all(piece_of(steps, parse_only("seed=0,5")), store)
+    assert said() == (["2/3: 5, 0"], [5, 0])
+    record_all(steps, store)
+    assert said() == ([], [5, 0, 1])
 
 
 def test_a_run_of_which_nothing_is_new_for_long_says_so(tmp_path: Path, experiment: Experiment) -> None:
