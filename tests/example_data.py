@@ -61,5 +61,6 @@ def _write(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]])
 
 
 if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     own_pairs(Path(sys.argv[1]))
     own_pool(Path(sys.argv[1]))

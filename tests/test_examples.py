@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.data.template_corpus import TemplateCorpusConfig
+from sweep import cli
 from sweep.graph.records import Store
 from sweep.plan.plan import plan_study
 from sweep.plan.throughputs import read_table
@@ -105,6 +108,27 @@ def test_the_page_on_ones_own_task_has_files_that_are_planned(tmp_path: Path, mo
     # As the page says: they are mostly bad, and the test set has enough of those that are not.
     negated = [line.rpartition(",")[2] for line in rows["test.csv"] if " not " in line]
     assert negated.count("bad") > 2 * negated.count("good") > 100
+
+
+def test_the_page_on_ones_own_task_takes_a_pool_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_task(tmp_path, monkeypatch)
+    planted = (
+        BLOCKS["make_data.py"].replace('{"good": 0.1, "bad": 0.4}', '{"good": 0.02, "bad": 0.5}').replace("seed(0)", "seed(9)")
+    )
+    (tmp_path / "pool").mkdir()
+    monkeypatch.chdir(tmp_path / "pool")
+    exec(planted, {})
+    monkeypatch.chdir(tmp_path)
+    Path("pool/train.csv").rename("pool.csv")
+    text = PAGE.partition("## Examples that are written already")[2]
+    (command,) = re.findall(r"^blindsweep (audit .*\\\n.*)$", text, re.MULTILINE)
+    done = CliRunner().invoke(cli.app, shlex.split(command.replace("\\\n", "")))
+    assert done.exit_code == 0 and "plants negation" in done.stdout, done.output
+    (pool,) = re.findall(r"^    (synthetic=.*)$", text, re.MULTILINE)
+    study = re.sub(r" generator=.*\n +generation=.*", f" {pool}", BLOCKS["my_task.py"])
+    Path("my_task.py").write_text(study)
+    stages = planned_steps(Path("my_task.py"), tmp_path)
+    assert "generator" not in stages and stages["synthetic_pool"] == 1 and stages["task_model"] == 9
 
 
 @pytest.mark.slow

@@ -68,6 +68,17 @@ def test_a_heuristic_of_ones_own_is_audited_and_planned(tmp_path: Path, monkeypa
     assert "bias_0.7" in run(f"{commands[-1]} --all").output
 
 
+def test_the_changed_built_in_study_is_another_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(from dataclasses import replace\n.*?)```", page("studies.md"), re.DOTALL)
+    (tmp_path / "gentle.py").write_text(block)
+    changed, demo = (
+        {step.slug: step.fingerprint for step in build_grid(load_experiment(name, ["seeds=0"]).experiment)}
+        for name in (str(tmp_path / "gentle.py"), "demo")
+    )
+    others = {slug for slug in changed if changed[slug] != demo[slug]}
+    assert others and all("-900-seed0" in slug for slug in others)
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
