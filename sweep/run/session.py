@@ -233,12 +233,22 @@ def _check_address(address: str) -> None:
         raise UserError(
             f"--address {address}: a run belongs on the cluster; start it on the head node (ray attach) with --address auto"
         )
-    host, separator, port = address.rpartition(":")
+    host, separator, port = _found(address).rpartition(":")
     if separator:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
             raise UserError(f"--address {address}: no Ray answers there ({error}); {WITHOUT_CLUSTER}") from error
+
+
+def _found(address: str) -> str:
+    """The host and port that `auto` stands for: maybe a run's own Ray, which lets nobody else in. As it is, where none runs."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return (canonicalize_bootstrap_address(address) if address == "auto" else None) or address
+    except ConnectionError:
+        return address
 
 
 def local_capacity(options: RayOptions) -> Capacity:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 
 from pipelines.errors import UserError
 from sweep.run.failures import one_line, root_cause
-from sweep.run.session import RayOptions, ray_session
+from sweep.run.session import RayOptions, _check_address, ray_session
 
 ROOT = Path(__file__).parents[3]
 NO_LIBRARY = "libnuma.so.1: cannot open shared object file: No such file or directory"
@@ -175,3 +176,13 @@ def test_what_ray_data_adds_to_a_message_is_left_out() -> None:
     wrapped = RuntimeError("around it")
     wrapped.__cause__ = error
     assert str(root_cause(wrapped)) == "pairs.jsonl: line 2\nmend it"
+
+
+def test_a_cluster_that_auto_finds_and_that_answers_nobody_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the Ray of another run on this machine, which listens on loopback and is announced by the machine's address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr("ray._private.services.get_ray_address_from_environment", lambda *_: place)
+        with pytest.raises(UserError, match=r"--address auto: no Ray answers there .*; start a cluster"):
+            _check_address("auto")
