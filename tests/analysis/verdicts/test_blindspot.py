@@ -80,7 +80,10 @@ def test_claims_are_of_the_studys_own_slice(
 ) -> None:
     store = Store(study_of(tmp_path, heuristic, test_set, slice_).write())
     study = Study.load(store, "tiny")
-    biased = judge(store, study)["bias_is_seen"]
+    found = judge(store, study)
+    biased, gap = found["bias_is_seen"], found["gap_is_wider_on_blindspot"]
+    is_one_set = test_set == "template_test"
+    assert (gap.notes[:1] == ("the study's blindspot set is its general set, and no gap lies between them",)) == is_one_set
     assert biased.verdict == Outcome.SUPPORTED
     assert (biased.num_items, biased.num_units) == (num_items, 6)
     # The same difference from what the evaluations themselves counted.
