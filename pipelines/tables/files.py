@@ -13,6 +13,7 @@ are never in memory at once. Rows are counted from 1, without a header, and over
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,7 +194,9 @@ def find_files(path: str | Path) -> tuple[tuple[Path, ...], str]:
         there = [file.name for file in where.parent.iterdir()] if where.parent.is_dir() else []
         files = [where.parent / name for name in files_like(there, where.name, str(where.parent), split)]
     elif not where.exists():
-        raise UserError(f"{path} does not exist; {FORMATS}")
+        there = [file.name for file in where.parent.iterdir()] if where.parent.is_dir() else []
+        close = difflib.get_close_matches(where.name, there, n=1, cutoff=0.7)
+        raise UserError(f"{path} does not exist; {f'did you mean {where.parent / close[0]}?' if close else FORMATS}")
     elif where.is_dir():
         files = _find_in_folder(where, split)
     elif split:

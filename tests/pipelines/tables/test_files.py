@@ -162,6 +162,15 @@ def test_a_pattern_is_the_files_that_fit_it(tmp_path: Path) -> None:
         open_table(tmp_path / "dev-*.parquet", TEXT)
 
 
+def test_a_path_that_is_not_there_is_told_what_is_near(tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("text,label\na,1\n")
+    with pytest.raises(UserError, match=rf"pol\.csv does not exist; did you mean {tmp_path}/pool\.csv\?"):
+        open_table(tmp_path / "pol.csv", TEXT)
+    for path in ("other.parquet", "nowhere/pool.csv"):
+        with pytest.raises(UserError, match=rf"{path} does not exist; give a \.parquet, "):
+            open_table(tmp_path / path, TEXT)
+
+
 def test_a_json_array_is_read_by_its_objects(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "a\nb", "label": 1}, {"text": "ü", "label": None}], indent=1))
