@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DamagedError, NeighbourFailedError, NotBegunError, NoticeError, StoreUnreachableError, UserError
+from pipelines.errors import DamagedError, NeighbourFailedError, NotBegunError, NoticeError, UserError
 from pipelines.identity import MARKS, RESULT_FILE
 from pipelines.resources import no_report
 from pipelines.storage import (
@@ -38,6 +38,7 @@ from sweep.run.failures import (
     Kind,
     is_disk_full,
     is_read_only,
+    is_store_away,
     kind,
     one_line,
     root_cause,
@@ -126,13 +127,15 @@ def carry_out(order: Order, run: Run | None = None, when_lost: Callable[[], None
 
 
 def _wait_for(store: Store) -> None:
-    """Return when the store answers, or has not for AWAY_S."""
+    """Return when the store answers, whatever that is, or has not for AWAY_S."""
     began = time.monotonic()
     while time.monotonic() - began < AWAY_S:
         try:
             store.names(store.uri)
             return
-        except StoreUnreachableError:
+        except Exception as error:
+            if not is_store_away(error):
+                return
             time.sleep(AWAY_POLL_S)
 
 
