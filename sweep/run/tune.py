@@ -361,7 +361,7 @@ class Run:
             is_up, commits = len(new) < len(steps), REGISTRY[step.stage].last_commit is not Stage.last_commit
             return (0.0 if is_up else start_s) + (0.0 if commits else work_s)
 
-        return min(((step.name, kept_s(step)) for step in new), key=lambda one: one[1])
+        return min(((step.name, kept_s(step)) for step in new), key=lambda one: one[1], default=("", 0.0))
 
     def _order(self, lane: "_Lane", step: Step) -> Order:
         timeline = {"lane": lane.name, "opened": lane.opened, **self._readiness(step), "given": round(time.time(), 3)}
