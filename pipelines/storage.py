@@ -447,13 +447,20 @@ def _partial(target: Path, content: bytes) -> Iterator[Path]:
     # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        with _naming_full_disk(target), partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # By the name that people know.
+            error.filename = str(target)
+            raise
         yield partial
     finally:
-        partial.unlink(missing_ok=True)
+        # Where nothing could be written, nothing can be removed, either; what is left is nobody's file.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

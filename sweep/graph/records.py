@@ -169,7 +169,9 @@ class Store:
         # Workers have another current directory.
         self.uri = str(local_path(uri).absolute()) if self.is_local else str(uri).rstrip("/")
         if self.is_local and (file := _file_in_the_way(Path(self.uri))):
-            raise UserError(f"store {uri}: {file} is a file; give --store a folder, or a URI such as s3://BUCKET/FOLDER")
+            # A disk that is not mounted, for one.
+            what = f"a link to {os.readlink(file)}, which is not there" if file.is_symlink() else "a file"
+            raise UserError(f"store {uri}: {file} is {what}; give --store a folder, or a URI such as s3://BUCKET/FOLDER")
 
     def folder(self, artifact: ArtifactId) -> str:
         return join(self.uri, artifact.stage, f"{artifact.slug}-{artifact.fingerprint[:SHORT]}")
@@ -287,8 +289,8 @@ class Store:
 
 
 def _file_in_the_way(folder: Path) -> Path | None:
-    """The file that stands where `folder` or one above it would have to be; None if there is none."""
-    there = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)
+    """The file, or link to nothing, that stands where `folder` or one above it would have to be; None if there is none."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     return there if there is not None and not os.path.isdir(there) else None
 
 

@@ -217,6 +217,12 @@ def test_a_full_disk_is_named_where_folders_are_copied(number, folder, remote, t
         fetch(remote, cache=tmp_path / "cache")
 
 
+def test_a_file_that_cannot_be_written_has_its_own_name_in_the_error(tmp_path):
+    with pytest.raises(OSError) as error:
+        write_text(tmp_path / ("a" * 300), "text")
+    assert error.value.filename == str(tmp_path / ("a" * 300))
+
+
 def test_what_else_goes_wrong_in_a_working_folder_is_raised_as_it_is(tmp_path):
     with pytest.raises(UserError, match="size=0"), working_folder(str(tmp_path / "a")):
         raise UserError("size=0; give 1")

@@ -243,6 +243,14 @@ def test_a_file_in_place_of_a_store_is_one_clear_error(command: list[str], below
     )
 
 
+def test_a_store_on_a_disk_that_is_not_mounted_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "studies")
+    for command in (["status"], ["run", "demo"]):
+        done = CliRunner().invoke(cli.app, [*command, "--store", f"{tmp_path}/link"])
+        assert done.exit_code == 1
+        assert f"{tmp_path}/link is a link to {tmp_path}/disk/studies, which is not there; give --store a folder" in done.stderr
+
+
 def test_a_watch_of_an_empty_store_is_an_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, ["status", "--watch", "--store", str(tmp_path)])
     assert done.exit_code == 1 and "begin with: blindsweep run demo" in done.stderr
