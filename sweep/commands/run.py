@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -199,7 +199,7 @@ def run(
         _import_meanwhile()
     # Its end as well: a notice must not break off the report, and a signal ends it as it ends the rest.
     with Stop(notice_time, time_limit, began) as stop:
-        with _opened(database):
+        with _kept(database):
             result = run_study(
                 loaded, where, tracking_uri, options, plan, stop, meter, keep_dependents=keep_dependents, only=piece
             )
@@ -214,12 +214,8 @@ def run(
         elif not rehearse and not piece and (answer := answer_of(where, name)):
             print(answer)
         if answer and result.index:
-            try:
-                with _opened(database):
-                    describe_in_mlflow(result.index, where, name, answer, is_reported=report)
-            except (UserError, OSError) as error:
-                # All that was asked for is there.
-                print(f"Warning: MLflow lacks the answer of {name}: {in_lines(error)}", file=sys.stderr)
+            with _kept(database):
+                describe_in_mlflow(result.index, where, name, answer, is_reported=report)
         elsewhere = "" if tracking_uri == default_uri else f" --tracking-uri {quote(mask(tracking_uri, tracking_uri))}"
         print(f"compare runs: blindsweep ui --store {quote(store)}{elsewhere}")
         is_over_budget = bool(result.hold) and meter.is_reached
@@ -231,9 +227,16 @@ def run(
             raise typer.Exit(OVER_BUDGET)
 
 
-def _opened(database: "KeptDatabase | None") -> "contextlib.AbstractContextManager[object]":
-    """MLflow's database while it is written, where it is kept with a remote store."""
-    return database.open() if database else contextlib.nullcontext()
+@contextlib.contextmanager
+def _kept(database: "KeptDatabase | None") -> Iterator[None]:
+    """With MLflow's database of a remote store open, if it can be: an index that is down must not stop the study."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if database:
+                stack.enter_context(database.open())
+        except (UserError, OSError) as error:
+            print(f"Warning: what MLflow is told is not kept in the store: {in_lines(error)}", file=sys.stderr)
+        yield
 
 
 def _say_what_is_built(name: str, result: "Result", piece: "Only | None") -> None:

@@ -29,6 +29,7 @@ from sweep.commands.options import one_clear_error
 from sweep.commands.results import write_report
 from sweep.graph.records import Store, Study
 from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, write_run
+from sweep.index.kept_database import KeptDatabase
 from sweep.plan.replaced import replaced_line
 from sweep.plan.throughputs import read_table
 from sweep.run.budget import Prices, look_at
@@ -92,6 +93,20 @@ def test_a_store_that_breaks_off_is_no_defect(capsys: pytest.CaptureFixture[str]
         command()
     said = "the store's server does not answer (Response payload is not completed); check the address and the network"
     assert capsys.readouterr().err == f"Error: {said}\n"
+
+
+def test_a_database_of_a_remote_store_that_cannot_be_worked_on_stops_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    database = KeptDatabase("s3://bucket/mlflow.db", tmp_path / "file" / "mlflow.db")
+    monkeypatch.setattr("sweep.run.tracking.kept_database", lambda *of: database)
+    monkeypatch.setattr("sweep.run.study_run.run_study", lambda *of, **how: StudyResult(1, 1, 0, (), ()))
+    monkeypatch.setattr("sweep.commands.run.answer_of", lambda *of: None)
+    result = blindsweep("run", "demo", "--store", str(tmp_path / "store"), "--no-report")
+    assert result.exit_code == 0 and "demo: 1 artifacts, 1 were there, 0 built" in result.stdout
+    assert "Warning: what MLflow is told is not kept in the store: " in result.stderr
+    assert "set XDG_CACHE_HOME to a folder that can" in result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
