@@ -146,14 +146,14 @@ def _by_itself(stage: Stage, job: Job) -> tuple[Mapping[str, Any], Times]:
 
 
 def is_taken_over(store: Store, step: Step) -> bool:
-    """Whether another driver holds the artifact of `step`, which this one builds and whose process has just ended.
+    """Whether another driver holds the artifact of `step`, or has built it, of which this one's process has just ended.
 
     A local store's lock nobody takes over, and a large process may go on holding its own while it ends.
     """
     if store.is_local:
         return False
     with lease_if_free(store.folder(step.id)) as held:
-        return held is None
+        return held is None or store.read_record(step.id) is not None
 
 
 def _usable_record(step: Step, store: Store) -> Record | None:

@@ -26,6 +26,7 @@ from sweep.live.lease import LEASE_FILE, LOCK_FILE, Lease, LeaseLostError, lease
 from sweep.run.failures import Kind
 from sweep.run.trial import Order, Outcome, carry_out
 from sweep.run.tune import Run
+from tests.sweep.conftest import record_of
 from tests.sweep.run.fake_study import Config
 from tests.sweep.run.stand_in_hosts import StandInHosts
 
@@ -178,6 +179,9 @@ def test_a_step_whose_process_ended_for_its_lease_says_that_another_driver_has_i
 
     assert said(ELSEWHERE) == "another driver has taken its artifact over"
     assert said(ELSEWHERE | {"free": True}) == "its process died"
+    # It is ready, and the lease given back.
+    Store(bucket).write_record(record_of(step))
+    assert said(ELSEWHERE | {"free": True}) == "another driver has taken its artifact over"
 
 
 def test_on_a_local_store_a_process_that_still_holds_its_lock_while_it_ends_is_no_other_driver_s(tmp_path: Path) -> None:
