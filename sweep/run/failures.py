@@ -128,9 +128,9 @@ def root_cause(error: BaseException) -> BaseException:
             return UserError(said[0])
         if isinstance(cause, KNOWN):
             return cause
-    for cause in chain:
-        if isinstance(cause, OSError) and is_disk_full(cause):
-            return _without_retries(cause)
+    if full := [_without_retries(cause) for cause in chain if isinstance(cause, OSError) and is_disk_full(cause)]:
+        # The one that says where.
+        return next((cause for cause in full if isinstance(cause, OSError) and cause.filename), full[0])
     for cause in chain:
         if messages := re.findall(r"^(?:[\w.]*\.)?UserError: (.+)$", str(cause), flags=re.MULTILINE):
             return UserError(messages[-1])

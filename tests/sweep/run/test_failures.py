@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -141,6 +142,9 @@ def test_what_a_stage_says_of_a_full_disk_is_said_and_nothing_of_ray_data_s() ->
     assert one_line(error) == "/pool: the disk is full; free some space"
     assert one_line(error.__cause__) == "the disk is full; free some space and run the same command again to go on"
     assert one_line(PermissionError(errno.EACCES, "Permission denied", retries)) == "Permission denied"
+    copied = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/reports")
+    copied.__cause__ = shutil.Error([("a", "b", "[Errno 28] No space left on device")])
+    assert one_line(copied).startswith("the disk is full at /reports; ")
     quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/pool")
     assert one_line(quota) == "the disk is full at /pool; free some space and run the same command again to go on"
 
