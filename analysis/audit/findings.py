@@ -340,8 +340,8 @@ def _heuristic(audit: Audit, found: HeuristicFinding) -> Finding:
         level, clause = LOOK, "has more {} with {label} than the reference"
         figure, other = _figure(found.with_label), _figure(found.reference_with_label)
         action = (
-            f"Take fewer rows where it holds and the label is {shown(found.predicts, 40)}, or have some written where it holds "
-            "and the label is another."
+            f"Take fewer rows where the heuristic holds and the label is {shown(found.predicts, 40)}, or have some written "
+            "where it holds and the label is another."
         )
     return Finding(
         HEURISTICS,

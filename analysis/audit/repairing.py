@@ -27,7 +27,7 @@ from analysis.audit.found import Audit
 from analysis.corpus.copies import NO_ROW, Copies, is_among
 from analysis.corpus.input import TextFile
 from analysis.corpus.labels import meaning_of
-from analysis.corpus.measures import predicted_labels
+from analysis.corpus.measures import PLANTS, predicted_labels
 from analysis.wording import percent, shown
 from pipelines.errors import UserError
 from pipelines.repair.rows import Cost, Repair, Repaired
@@ -40,8 +40,8 @@ ROW, WEIGHT, ORIGINAL_LABEL = "original_row", "weight", "original_label"
 def repair_of(audit: Audit, how: Repair) -> Repaired:
     """The rows of an audited file, repaired; doubtful labels are those that its label noise names.
 
-    Each heuristic that is known of the reference gets the reference's odds ratio; without a reference, heuristics are left as
-    they are. Raises :class:`UserError` if nothing is left.
+    Each heuristic that the data plants gets the reference's odds ratio; others, of which it is not known that they differ from
+    the reference, are left as they are. Raises :class:`UserError` if nothing is left.
     """
     evidence, scan, noise = audit.evidence, audit.evidence.scan, audit.label_noise
     repaired = Repaired.of(scan.label)
@@ -50,6 +50,10 @@ def repair_of(audit: Audit, how: Repair) -> Repaired:
             repaired = repaired.drop(_same_words(copies), f"leaks into the test set {name}")
         if how.near_leaks == "drop":
             repaired = repaired.drop(_near(copies), f"nearly leaks into the test set {name}")
+    for source, copies in evidence.copies if how.originals == "drop" else ():
+        role = "the generator's training data" if source is evidence.generator_training else "the reference"
+        rows = np.union1d(_same_words(copies), _near(copies))
+        repaired = repaired.drop(rows, f"copies of {role}")
     if how.noisy != "keep" and noise is not None and noise.noise is not None:
         rows = np.searchsorted(scan.row, noise.rows)
         if how.noisy == "drop":
@@ -97,11 +101,11 @@ def _near(copies: Copies) -> np.ndarray:
 
 
 def _targets(audit: Audit) -> dict[int, float]:
-    """The heuristics, by their places, whose odds ratio is known in the reference and of all rows here."""
+    """The reference's odds ratio of each heuristic, by its place, that the data plants and that all rows were asked."""
     return {
         index: finding.reference.value
         for index, finding in enumerate(audit.heuristics)
-        if finding.reference is not None and finding.odds_ratio is not None and not finding.num_unasked
+        if finding.verdict == PLANTS and finding.reference is not None and not finding.num_unasked
     }
 
 

@@ -18,6 +18,7 @@ from pipelines.repair.weights import Weights, odds_ratios, resample, sparing_wei
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "leaks": ("drop", "keep"),
     "near_leaks": ("drop", "keep"),
+    "originals": ("drop", "keep"),
     "noisy": ("drop", "relabel", "keep"),
     "copies": ("drop", "keep"),
     "near_copies": ("drop", "keep"),
@@ -32,6 +33,7 @@ class Repair:
 
     leaks: str = "drop"
     near_leaks: str = "drop"
+    originals: str = "drop"
     noisy: str = "drop"
     copies: str = "drop"
     near_copies: str = "drop"

@@ -180,7 +180,7 @@ def test_a_heuristic_that_holds_far_more_often_is_to_be_looked_at(planted_rows: 
     if level == LOOK:
         assert finding.verdict == "has more lexical overlap with entailment than the reference"
         assert finding.estimate is not None and finding.estimate.value == pytest.approx(0.16)
-        assert finding.action.startswith("Take fewer rows where it holds")
+        assert finding.action.startswith("Take fewer rows where the heuristic holds and the label is entailment")
     by_row = found.rows_frame()
     assert ("lexical_overlap" in by_row.loc[by_row["kind"] == "heuristic", "note"].tolist()) == (level == LOOK)
 

@@ -63,6 +63,19 @@ def test_an_audit_of_the_repaired_set_finds_nothing_left(folder: Path, found: Au
     assert again.file.num_rows == repaired.num_kept
 
 
+def test_copies_of_originals_go_and_what_is_not_planted_stays(folder: Path) -> None:
+    original = pq.read_table(folder / "original.parquet")
+    rows = pa.concat_tables([original.slice(1_000), original.slice(0, 40)]).to_pylist()
+    rows = [{**row, "premise": f"new {number}: {row['premise']}"} for number, row in enumerate(rows[:-40])] + rows[-40:]
+    found = audit(pa.Table.from_pylist(rows), AuditSettings(reference=original, generator_training=original, processes=1))
+    assert {finding.level for finding in found.findings if finding.kind == "copies"} == {"act"}
+    assert not any(finding.verdict.startswith("plants") for finding in found.findings)
+    kept, all_kept = (repair_of(found, Repair(originals=choice, near_copies="keep")) for choice in ("drop", "keep"))
+    assert not kept.keep[-40:].any() and all_kept.keep[-40:].all()
+    assert all_kept.keep.all() and kept.reweighted is None
+    assert sum(cost.num_rows for cost in kept.costs) == (~kept.keep).sum()
+
+
 def test_all_columns_stay_and_rows_can_be_traced(folder: Path, found: Audit) -> None:
     write_repaired(found.evidence, repair_of(found, Repair()), folder / "traced.parquet")
     pool, repaired = (pq.read_table(folder / f"{name}.parquet") for name in ("pool", "traced"))
@@ -166,7 +179,7 @@ def test_the_command_writes_the_set_and_says_what_it_cost(folder: Path, tmp_path
         (("--repair-as", "noisy=drop"), "without --repair OUT.parquet"),
         (
             ("--repair", "o.parquet", "--repair-as", "noise=drop"),
-            "it is none of leaks, near_leaks, noisy, copies, near_copies, heuristics",
+            "it is none of leaks, near_leaks, originals, noisy, copies, near_copies, heuristics",
         ),
         (("--repair", "o.parquet", "--repair-as", "noisy=forget"), "'forget' is none of drop, relabel, keep"),
     ],

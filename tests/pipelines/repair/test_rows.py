@@ -75,8 +75,8 @@ def test_resampling_goes_by_its_seed() -> None:
 
 
 def test_the_choices_are_those_of_a_repair_in_the_order_in_which_it_does_them() -> None:
-    assert list(CHOICES) == ["leaks", "near_leaks", "noisy", "copies", "near_copies", "heuristics"]
-    assert Repair(**{name: choices[-1] for name, choices in CHOICES.items()}) == Repair(*["keep"] * 6)  # type: ignore[arg-type]
+    assert list(CHOICES) == ["leaks", "near_leaks", "originals", "noisy", "copies", "near_copies", "heuristics"]
+    assert Repair(**{name: choices[-1] for name, choices in CHOICES.items()}) == Repair(*["keep"] * 7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
