@@ -176,6 +176,7 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
     sources, folder, task = experiment.sources, experiment.sources_folder, experiment.task
     if missing := missing_data(experiment):
         raise UserError(f"{'; '.join(missing)}; put it there, or give its place")
+    test_texts: dict[str, set[tuple[str, ...]]] = {}
     with tempfile.TemporaryDirectory(prefix="blindsweep-") as output:
         metrics = sources.prepare(output, folder=folder)
         read_as = sources.read_as(folder)
@@ -189,6 +190,8 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             of_set = [row for row in dropped if row["set"] == set_name]
             examples = read_examples(Path(output, f"{set_name}.parquet"), task)
             _print_rows(examples, task.field_names, of_set, "row", {}, indent="    ")
+            if set_name not in ("train", "dev"):
+                test_texts[set_name] = _texts(examples, task.field_names)
     for pool in experiment.own_pools:
         if pool.is_known:
             rows = read_pool(pool)
@@ -197,11 +200,22 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             _print_rows(rows.examples, task.field_names, rows.dropped, rows.table.unit, {}, indent="    ")
             if warning := rows.label_warning(MAP_IT):
                 print(f"    marked: {warning}")
+            pool_texts = _texts(rows.examples, task.field_names)
+            for set_name, texts in test_texts.items():
+                if num_shared := len(pool_texts & texts):
+                    print(
+                        f"    marked: {num_shared:,} of {len(texts):,} texts of {set_name} are in the pool, too: models that "
+                        "are trained on it know them; take them out of the file"
+                    )
     for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
         print(f"marked: {mark}")
     check_sizes(experiment)
     check_prompts(experiment)
     check_blindspot(experiment)
+
+
+def _texts(examples: "pa.Table", fields: Sequence[str]) -> set[tuple[str, ...]]:
+    return set(zip(*(examples[name].to_pylist() for name in fields), strict=True))
 
 
 def _print_rows(

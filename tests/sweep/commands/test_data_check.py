@@ -161,6 +161,34 @@ def test_each_set_of_a_study_is_said(tmp_path: Path) -> None:
     assert f"not found at {tmp_path / 'test.jsonl'}" in refused(str(tmp_path / "mine.py"), "-p", f"data={tmp_path}")
 
 
+POOL_AND_TABLES = """
+from dataclasses import replace
+from sweep import EvaluationConfig, Experiment, Table, TableSources
+from sweep.experiments import demo
+
+def mine() -> Experiment:
+    sources = TableSources(Table("train.csv"), general="test.csv", dev_rows_per_label=1)
+    evaluation = EvaluationConfig(sets=("test",), heuristics=(demo().heuristic,))
+    return replace(demo(), sources=sources, training_sizes=(3,), evaluation=evaluation, general_set="test",
+                   blindspot_set="test", generator=None, generation=None, synthetic="pool.csv")
+"""
+
+
+def test_a_pool_that_has_texts_of_a_test_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{label} p{n},h,{label}" for n in range(6) for label in ("entailment", "neutral", "contradiction")]
+    for name, some in (
+        ("train", rows),
+        ("test", ["h other,h,neutral", "h next,h,neutral"]),
+        ("pool", [*rows, "h other,h,neutral"]),
+    ):
+        Path(f"{name}.csv").write_text("\n".join(["premise,hypothesis,label", *some]))
+    Path("mine.py").write_text(POOL_AND_TABLES)
+    result = CliRunner().invoke(cli.app, ["data", "check", "mine.py"])
+    assert "    marked: 1 of 2 texts of test are in the pool, too: models that are trained on it know them" in result.stdout
+    assert "are in the training data" not in result.stdout
+
+
 def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
     (tmp_path / "pool.csv").write_text("premise,hypothesis,label\na,b,neutral\nc,d,perhaps\ne,f,entailment\n")
     (tmp_path / "mine.py").write_text(OWN_POOL.format(pool=str(tmp_path / "pool.csv")))
