@@ -78,7 +78,9 @@ def audit(
     ] = False,
     repair: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.parquet", help="Write the set without leaks and copies, and planted heuristics as in the reference."),
+        typer.Option(
+            metavar="OUT.parquet", help="Write the set without leaks and copies, and planted heuristics as in the reference."
+        ),
     ] = None,
     repair_as: Annotated[
         str | None,
