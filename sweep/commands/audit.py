@@ -79,7 +79,7 @@ def audit(
     repair: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT.parquet", help="Write the set without leaks and copies, and planted heuristics as in the reference."
+            metavar="OUT.parquet", help="Write the set without leaks and copies, planted heuristics as in the reference."
         ),
     ] = None,
     repair_as: Annotated[
