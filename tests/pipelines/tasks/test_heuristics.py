@@ -217,8 +217,8 @@ def test_a_heuristic_is_found_by_name_in_a_file_or_in_a_module(tmp_path, monkeyp
         find_heuristic(f"{file}:SHORT")
     with pytest.raises(UserError, match=r"no heuristic 'lexical'; built in: lexical_overlap, subsequence, constituent"):
         find_heuristic("lexical")
-    for reference in (f"{tmp_path}/none.py:LONG", "no_such_module:LONG"):
-        with pytest.raises(UserError, match="cannot be loaded"):
+    for reference, said in ((f"{tmp_path}/none.py:LONG", "is no file here"), ("no_such_module:LONG", "cannot be loaded")):
+        with pytest.raises(UserError, match=said):
             find_heuristic(reference)
 
 
