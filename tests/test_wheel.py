@@ -142,7 +142,6 @@ BROUGHT = {
 BY_NAME = {
     "accelerate": "transformers' device_map",
     "gcsfs": "fsspec",
-    "s3fs": "fsspec",
 }
 
 
