@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,6 +41,9 @@ def main() -> None:
     try:
         command()
     finally:
+        # Nobody would write what is still buffered then.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         end_without_a_word()
 
 
