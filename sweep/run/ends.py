@@ -11,6 +11,7 @@ import ctypes
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +128,8 @@ class Stop:
         if number == NOTICE:
             line = f"stopped at {self._cause}: {self.state()}; the same command goes on\n"
         # A closed terminal takes no line, and a signal may have come in the middle of a print.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            sys.stdout.flush()
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
         # Without Python's own end: there Ray waits for processes that are gone.

@@ -361,6 +361,25 @@ def test_a_signal_while_the_report_is_written_ends_the_run_as_ever_and_a_notice_
         assert ended.stderr == f"stopped by {number.name}: what is built is kept; the same command goes on\n"
 
 
+STOPPED = """
+import os, time
+from sweep.run.ends import Stop
+
+with Stop():
+    print("said before")
+    os.kill(os.getpid(), {number})
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_run_has_said_before_a_signal_is_in_its_log(number: int) -> None:
+    buffered = {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", STOPPED.format(number=int(number))]
+    ended = subprocess.run(command, env=buffered, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (128 + number, "said before\n")
+
+
 WITHOUT_READERS = """
 import pathlib
 from sweep.cli import main
