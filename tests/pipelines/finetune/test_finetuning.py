@@ -190,7 +190,9 @@ def test_the_driving_process_can_be_the_worker_again_and_again(sources, base_mod
         np.testing.assert_allclose([entry["loss"] for entry in log[:4]], expected, rtol=2e-4)
 
 
-@pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (3, "float32")])
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype"), [(0, "float32"), pytest.param(1, "bfloat16", marks=pytest.mark.slow), (3, "float32")]
+)
 def test_an_interrupted_run_resumes_and_ends_in_the_same_weights(sources, base_model, untrained, tmp_path, zero_stage, dtype):
     finetune = dataclasses.replace(LORA, checkpoint_every=2, lora_dropout=0.2, zero_stage=zero_stage, dtype=dtype)
     config = TaskModelConfig(finetune, seed=1)

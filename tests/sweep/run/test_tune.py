@@ -328,6 +328,7 @@ def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
     assert all(run.info.status == "FINISHED" for run in first)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(250)
 def test_processes_hammering_the_tracker_lose_nothing(capacity: Capacity, empty_database: Path, tmp_path: Path) -> None:
     import ray
