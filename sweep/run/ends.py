@@ -94,6 +94,10 @@ class Stop:
         if time.monotonic() - self._noticed_at > self.notice_s:
             self._on_signal(NOTICE, None)
 
+    @property
+    def has_limit(self) -> bool:
+        return math.isfinite(self._due)
+
     def why_not(self, name: str, seconds: float) -> str:
         """The reason that `name` may not start, of which nothing is kept for so many seconds; "" if the limit leaves them."""
         left = self._due - time.monotonic()

@@ -301,7 +301,8 @@ def _run_on_ray(
             run.tracker, run.listener, run.tick = tracker, display.on_event, tick
             if meter is not None:
                 _watch(run, meter, stop.notice_s)
-            _keep_to_limit(run, stop, meter.costs if meter is not None else ())
+            if stop.has_limit:
+                _keep_to_limit(run, stop, meter.costs if meter is not None else ())
             progress = run_steps(run)
             if meter is not None:
                 meter.see(progress)
