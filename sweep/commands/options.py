@@ -61,7 +61,8 @@ OnlyPiece = Annotated[
     typer.Option(
         "--only",
         metavar="PIECE",
-        help="Build a piece of the study: seed=3,4 or generator=1, or shared, which is what several seeds need. "
+        help="Build a piece of the study: seed=3,4 or generator=1, or shared, which is what several seeds need, or both, as "
+        "shared,seed=3,4. "
         "`bundle` and `unbundle` put pieces together.",
     ),
 ]

@@ -1,7 +1,7 @@
 """A part of a study's steps that is built, or bundled, apart from the others, on another machine or at another time. Pure."""
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pipelines.errors import UserError
@@ -19,27 +19,32 @@ UNIQUE = ("starting_point", "generator", "synthetic_pool", "judgement", "task_mo
 
 @dataclass(frozen=True)
 class Only:
-    """Which steps: those of some seeds or generators (`axis`, `values`), or, without an axis, what several seeds share."""
+    """Which steps: those of some seeds or generators (`axis`, `values`), what several seeds share, or both of it."""
 
     axis: str = ""
     values: frozenset[int] = frozenset()
+    shared: bool = False
 
     def __str__(self) -> str:
-        return f"{self.axis}={','.join(map(str, sorted(self.values)))}" if self.axis else SHARED
+        of_axis = f"{self.axis}={','.join(map(str, sorted(self.values)))}"
+        return ",".join([SHARED] * self.shared + [of_axis] * bool(self.axis))
 
 
 def parse_only(text: str, *, more: str = "") -> Only:
-    """`seed=3,4`, `generator=1` or `shared`. Raises UserError for anything else, which names what `more` there is."""
+    """`seed=3,4`, `generator=1`, `shared` or `shared,seed=3,4`.
+
+    Raises UserError for anything else, which names what `more` there is.
+    """
     if text == SHARED:
-        return Only()
-    axis, _, values = text.partition("=")
+        return Only(shared=True)
+    axis, _, values = text.removeprefix(f"{SHARED},").partition("=")
     numbers = [value.strip() for value in values.split(",")]
     if axis not in AXES or not all(number.isdecimal() for number in numbers):
         words = f", {SHARED} or {more}" if more else f" or {SHARED}"
         raise UserError(
             f"--only {text}: a piece is some seeds, some generators or what seeds share; give seed=3,4, generator=1{words}"
         )
-    return Only(axis, frozenset(map(int, numbers)))
+    return Only(axis, frozenset(map(int, numbers)), text.startswith(f"{SHARED},"))
 
 
 def piece_of(steps: Sequence[AnyStep], only: Only) -> list[AnyStep]:
@@ -47,16 +52,18 @@ def piece_of(steps: Sequence[AnyStep], only: Only) -> list[AnyStep]:
 
     Raises UserError for a seed or generator that the study does not have, and for a study in which seeds share nothing.
     """
-    if not only.axis:
-        shared = _shared(steps)
-        if not shared:
-            raise UserError("--only shared: seeds of this study share nothing that is trained; build them with --only seed=…")
-        return _with_inputs(steps, shared)
-    there = sorted({step.coordinates[only.axis] for step in steps if only.axis in step.coordinates})
-    if unknown := sorted(only.values.difference(there)):
-        have = ", ".join(map(str, there)) if there else f"no {only.axis}s of their own"
-        raise UserError(f"--only {only}: the study has no {only.axis} {unknown[0]}; its steps have {have}")
-    chosen = {step.fingerprint for step in steps if step.coordinates.get(only.axis) in only.values}
+    seeds = _seeds_of(steps)
+    chosen = _shared(steps, seeds) if only.shared else set()
+    if only.shared and not chosen:
+        raise UserError(f"--only {only}: seeds of this study share nothing that is trained; build them with --only seed=…")
+    if only.axis:
+        there = sorted({step.coordinates[only.axis] for step in steps if only.axis in step.coordinates})
+        if unknown := sorted(only.values.difference(there)):
+            have = ", ".join(map(str, there)) if there else f"no {only.axis}s of their own"
+            raise UserError(f"--only {only}: the study has no {only.axis} {unknown[0]}; its steps have {have}")
+        chosen |= {step.fingerprint for step in steps if step.coordinates.get(only.axis) in only.values}
+    if only.axis == "seed":
+        chosen |= {fingerprint for fingerprint, of_step in seeds.items() if of_step and of_step <= only.values}
     return _with_inputs(steps, chosen)
 
 
@@ -65,18 +72,18 @@ def check_apart(steps: Sequence[Step], piece: Sequence[Step], built: Collection[
 
     Built twice, it would not have the same content, and the pieces could not be merged. `built` are fingerprints.
     """
-    if not only.axis:
-        return
     inside = {step.fingerprint for step in piece}
+    may_be_built = {*built, *(_shared(steps, _seeds_of(steps)) if only.shared else ())}
     for step in steps:
         if step.fingerprint in inside:
             continue
         for source in step.inputs.values():
-            if source.fingerprint in inside and source.fingerprint not in built and source.stage in UNIQUE:
+            if source.stage in UNIQUE and source.fingerprint in inside and source.fingerprint not in may_be_built:
+                first = f"--only {SHARED}, or --only {SHARED},{replace(only, shared=False)}"
                 raise UserError(
                     f"--only {only}: {source.name} would be built here, and {step.name}, which is of another piece, needs the "
-                    "same one; name all seeds that share it (--only generator=… does), or build it first (--only shared) and "
-                    "merge its bundle into the store of each piece"
+                    "same one; name all seeds that share it (--only generator=… does), or build what is shared in one piece "
+                    f"({first}) and merge its bundle into the stores of the others"
                 )
 
 
@@ -86,15 +93,26 @@ def seeds_lacking(steps: Sequence[StudyStep]) -> dict[int, int]:
     return {seed: sum(step.record is None for step in piece_of(steps, Only("seed", frozenset({seed})))) for seed in seeds}
 
 
-def _shared(steps: Sequence[AnyStep]) -> set[str]:
+def _seeds_of(steps: Sequence[AnyStep]) -> dict[str, set[int]]:
+    """Fingerprint → the seeds that need a step. One that none needs, such as a pool's judgement, is its pool's."""
+    seeds = {step.fingerprint: {step.coordinates["seed"]} if "seed" in step.coordinates else set() for step in steps}
+
+    def hand_back() -> None:
+        for step in reversed(steps):
+            for source in _sources(step):
+                seeds[source] |= seeds[step.fingerprint]
+
+    hand_back()
+    trained = {step.fingerprint for step in steps if step.stage in UNIQUE}
+    for step in steps:
+        if not seeds[step.fingerprint]:
+            seeds[step.fingerprint].update(*(seeds[source] for source in _sources(step) if source in trained))
+    hand_back()
+    return seeds
+
+
+def _shared(steps: Sequence[AnyStep], seeds: Mapping[str, Collection[int]]) -> set[str]:
     """What is trained, or written by what is trained, and needed by several seeds."""
-    seeds: dict[str, set[int]] = {step.fingerprint: set() for step in steps}
-    for step in reversed(steps):
-        of_step = seeds[step.fingerprint]
-        if "seed" in step.coordinates:
-            of_step.add(step.coordinates["seed"])
-        for source in _sources(step):
-            seeds[source] |= of_step
     return {step.fingerprint for step in steps if step.stage in UNIQUE and len(seeds[step.fingerprint]) > 1}
 
 

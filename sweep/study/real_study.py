@@ -69,7 +69,7 @@ def study_qwen(
     points in batches of 32 and generators, at ten times the paper's rate, in batches of 24, with rates that grow with the root
     of the factor. `pool_per_label` counts entailments, neutrals and contradictions: entailments with lexical overlap are rare,
     and the largest biased set takes a third of its size of them. `judge` above 0 has a model finetuned on so many original
-    examples judge the pools' labels; it is for all pools, so it comes last, when the seeds are merged. `plan`, the
+    examples judge the pools' labels; it is shared by all seeds, so one piece builds it (`--only shared,seed=0`). `plan`, the
     sha256 of docs/studies/qwen-plan.md, which has the design and its reasons, stays with the results.
     """
     return _study("study_qwen", "Qwen2.5-Coder-1.5B on MultiNLI, HANS and four challenge sets", **locals())

@@ -19,7 +19,8 @@ from sweep.study.loading import Loaded
         ("seed=3", Only("seed", frozenset({3}))),
         ("seed=3,4", Only("seed", frozenset({3, 4}))),
         ("generator=1", Only("generator", frozenset({1}))),
-        ("shared", Only()),
+        ("shared", Only(shared=True)),
+        ("shared,seed=3,4", Only("seed", frozenset({3, 4}), shared=True)),
     ],
 )
 def test_an_only_is_read(text: str, only: Only) -> None:
@@ -27,7 +28,22 @@ def test_an_only_is_read(text: str, only: Only) -> None:
     assert str(only) == text
 
 
-@pytest.mark.parametrize("text", ["", "seed", "seed=", "seed=a", "seed=1;2", "kind=original", "seed=-1", "generator=1,"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "seed",
+        "seed=",
+        "seed=a",
+        "seed=1;2",
+        "kind=original",
+        "seed=-1",
+        "generator=1,",
+        "shared,",
+        "shared=1",
+        "seed=1,shared",
+    ],
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=f"--only {text}: "):
         parse_only(text)
@@ -63,6 +79,36 @@ def test_what_seeds_share_is_a_piece_that_comes_first(experiment: Experiment) ->
     with pytest.raises(UserError, match=r"--only shared"):
         check_apart(grid, piece_of(grid, only), (), only)
     check_apart(grid, piece_of(grid, only), {step.fingerprint for step in shared}, only)
+
+
+def test_one_piece_may_build_what_is_shared_along_with_its_seeds(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2)))
+    first, second = parse_only("shared,seed=1"), parse_only("seed=0,2")
+    piece = piece_of(grid, first)
+    assert piece == piece_of(grid, parse_only("seed=1"))
+    check_apart(grid, piece, (), first)
+    check_apart(grid, piece_of(grid, second), {step.fingerprint for step in piece}, second)
+    with pytest.raises(UserError, match=r"--only shared,seed=0,2\)"):
+        check_apart(grid, piece_of(grid, second), (), second)
+
+
+def test_a_pools_judgement_is_its_seeds_and_the_judge_is_shared(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2), generators=3, judge=40))
+    judgements = {step.slug: step.fingerprint for step in grid if step.stage == "judgement"}
+    assert len(judgements) == 3
+    shared = piece_of(grid, parse_only("shared"))
+    assert [step.slug for step in shared if step.stage == "starting_point"] == ["judge0", "judge40"]
+    assert not {step.fingerprint for step in shared} & {*judgements.values()}
+    only = parse_only("seed=1")
+    piece = piece_of(grid, only)
+    assert {step.fingerprint for step in piece} & {*judgements.values()} == {judgements["judge-pool1"]}
+    with pytest.raises(
+        UserError, match=r"starting_point/judge40 would be built here, and judgement/judge-pool, which is of another"
+    ):
+        check_apart(grid, piece, (), only)
+    check_apart(grid, piece, {step.fingerprint for step in shared}, only)
+    both = parse_only("shared,seed=1")
+    check_apart(grid, piece_of(grid, both), (), both)
 
 
 def test_a_manifest_says_how_much_a_seed_lacks(experiment: Experiment) -> None:
