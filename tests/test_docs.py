@@ -34,7 +34,9 @@ SITE = yaml.load((ROOT / "mkdocs.yml").read_text(), SiteLoader)
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_line_of_a_page_is_too_long(page: Path) -> None:
-    lengths = {number: len(line) for number, line in enumerate(page.read_text().splitlines(), 1)}
+    is_made = page.parent.name == "studies"
+    lines = [line for line in page.read_text().splitlines() if not (is_made and line.startswith("|"))]
+    lengths = {number: len(line) for number, line in enumerate(lines, 1)}
     assert {number: length for number, length in lengths.items() if length > LONGEST_LINE} == {}
 
 

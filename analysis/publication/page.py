@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,6 +56,7 @@ from sweep.study.claims import Measure
 
 MARK = re.compile(r"(<!-- (?P<study>[a-z0-9_]+): (?P<part>[a-z0-9_]+) -->\n)(?P<made>.*?)(<!-- end -->)", re.DOTALL)
 NOT_BUILT = "*Not built yet.*\n"
+COLUMNS = 132
 NO_DEPARTURE = ("data", "model", "device", "seeds", "generators", "plan", "judge")
 """Parameters that say where things are, or that the plan itself speaks of."""
 
@@ -96,7 +98,7 @@ def fill(page: Path, data: Path) -> list[Path]:
             raise UserError(f"{page} asks for {found['part']!r} of {name}; parts are {', '.join(PARTS)}")
         of_study = made[name]
         text = NOT_BUILT if of_study is None else "\n\n".join(PARTS[found["part"]](of_study)).rstrip() + "\n"
-        return f"{found[1]}{text}{found[5]}"
+        return f"{found[1]}{_wrapped(text)}{found[5]}"
 
     written = MARK.sub(part, page.read_text())
     figures = {file: content for of_study in made.values() if of_study for file, content in of_study.figures.items()}
@@ -104,6 +106,12 @@ def fill(page: Path, data: Path) -> list[Path]:
         write_file(page.with_name(file), content)
     write_file(page, written.encode())
     return [page, *(page.with_name(file) for file in figures)]
+
+
+def _wrapped(text: str) -> str:
+    """`text` with paragraphs of lines that are no longer than a page's; tables and pictures stay."""
+    wrapper = textwrap.TextWrapper(COLUMNS, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"{line if line.startswith(('|', '!')) else wrapper.fill(line)}\n" for line in text.splitlines())
 
 
 def of_block(block: Block, *, folds: bool = True) -> list[str]:
