@@ -51,7 +51,7 @@ class AuditSettings:
     judge: Judging | None = None
     """What gives each label's probability to the rows of tables, as `sweep.commands.judging.judge_tables` does."""
     heuristics: tuple[str, ...] = ()
-    """Heuristics of one's own, as FILE.py:NAME or module:NAME, beside the built-in ones."""
+    """Heuristics of one's own, as FILE.py:NAME, module:NAME or, of a word, FIELD:WORD=LABEL, beside the built-in ones."""
     margin: float = MARGIN
     """Ratios of odds ratios between 1/margin and margin count as no difference."""
     seed: int = 0

@@ -32,6 +32,8 @@ class AuditedHeuristic:
     needs_parse: bool = False
     predicts: str = Label.ENTAILMENT.value
     """The label that it goes with."""
+    fields: tuple[str, ...] = ()
+    """The fields whose texts `holds` takes; without any, all."""
 
 
 CONSTITUENT = BUILT_IN[HANS_HEURISTICS[2]]
@@ -84,12 +86,13 @@ BY_WORDS = ("lexical_overlap_by_words", "subsequence_by_words")
 def audited(fields: tuple[str, ...], references: tuple[str, ...] = ()) -> tuple[AuditedHeuristic, ...]:
     """The heuristics about examples with these fields: HANS's for pairs, and those of the user's own that `references` name.
 
-    Raises :class:`UserError` for a reference to none, and to one that is there already.
+    Raises :class:`UserError` for a reference to none, to one that is there already, and to one about another field.
     """
     heuristics = list(OF_PAIRS if fields == PAIR else ())
     for reference in references:
         own = find_heuristic(reference)
         if own.name in {heuristic.name for heuristic in heuristics}:
             raise UserError(f"heuristic {reference}: {own.name} is audited already; name each once")
-        heuristics.append(AuditedHeuristic(own.name, own.description, own, predicts=str(own.predicts)))
+        about = own.fields_of(fields)
+        heuristics.append(AuditedHeuristic(own.name, own.description, own, predicts=str(own.predicts), fields=about))
     return tuple(heuristics)

@@ -392,7 +392,8 @@ def apply_heuristics(
             asked = asked & holds[:, names.index(heuristic.within)]
         if heuristic.needs_parse and not asked.any():
             continue
-        given = [*columns, parses] if heuristic.needs_parse else columns
+        given = [texts[name] for name in heuristic.fields or texts]
+        given += [parses] if heuristic.needs_parse else []
         holds[asked, index] = heuristic.holds(*(column.filter(pa.array(asked)).to_pylist() for column in given))
     return holds
 

@@ -21,8 +21,9 @@ import pyarrow as pa
 from scipy import sparse, stats
 
 from analysis.corpus.measures import Share, share_of
-from analysis.corpus.words import in_order, word_hashes, words_of
+from analysis.corpus.words import in_order, word_hashes
 from analysis.stats.statistics import CONFIDENCE, Interval
+from pipelines.tasks.words import words_of
 
 MIN_ROWS = 20
 """A word is tested that so many sampled rows have, of as many different texts."""

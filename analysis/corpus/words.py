@@ -1,9 +1,6 @@
 """The words of texts as 64-bit hashes: each by itself, with the word before it, and all in their order.
 
-A *word* is one of Unicode's own segmentation (UAX #29) that has a letter or a digit, in normal form C, lower-cased: ``don't``
-is one, ``well-known`` two, ``runs.`` has the word ``runs``, and combining marks are part of theirs. Where a language puts no
-spaces between words (Chinese, Japanese, Thai), each character is a word. The heuristics have tokens of their own
-(`pipelines.tasks.heuristics`).
+What a word is, `pipelines.tasks.words` says. HANS's heuristics have tokens of their own (`pipelines.tasks.heuristics`).
 
 Texts in ASCII, which most of English is, are segmented by numpy, all of a batch at once; the others by `regex`, text by text.
 Both hash a word's UTF-8 bytes, so that a word is the same in any text.
@@ -11,23 +8,16 @@ Both hash a word's UTF-8 bytes, so that a word is the same in any text.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import regex
 
 from pipelines.splitmix import GOLDEN, mixed
+from pipelines.tasks.words import words_of
 
 _START = np.uint64(0x5851F42D4C957F2D)
-
-_SEGMENTS = regex.compile(r"(?:\b|(?<=['’]))\w(?:\B.)*+", regex.WORD | regex.DOTALL)
-"""What begins at one of Unicode's word boundaries with a letter, a digit or _, up to the next boundary.
-
-`regex` sees no boundary between an apostrophe and a vowel, where a quotation may begin.
-"""
 
 Hashed = tuple[np.ndarray, np.ndarray]
 """Hashes of many texts' words, uint64 [num_words], and where each text's begin, int64 [num_texts + 1]."""
@@ -47,13 +37,6 @@ def _kinds() -> bytes:
 
 _KINDS = _kinds()
 """What each byte of ASCII is: for words by UAX #29, and for `str.split`."""
-
-
-def words_of(text: str) -> list[str]:
-    """The words of one text, which :func:`word_hashes` has the hashes of."""
-    # pyarrow's utf8_normalize leaves an accent beside its letter, also in form C.
-    normal = unicodedata.normalize("NFC", text).lower()
-    return [word for word in _SEGMENTS.findall(normal) if word.isalnum() or any(map(str.isalnum, word))]
 
 
 def word_hashes(texts: pa.StringArray) -> Hashed:

@@ -8,10 +8,14 @@ takes a few lines in the file of your experiment, or in a file that a command is
 
     NEGATION = Heuristic("negation", negated, predicts=Label.CONTRADICTION, description="The hypothesis is negated.")
 
+That of a single word, such as an audit finds to tell a label, is :func:`word_heuristic`; a command is given it as
+``hypothesis:not=contradiction``.
+
 Tokens are by the HANS authors' definition: split at whitespace, lower-cased, the stand-alone tokens ``.``, ``?`` and ``!``
 dropped; punctuation attached to a word stays part of it (``runs.`` is not ``runs``). Each of the three implies the one before.
 
-A predicate has a parameter for each field of its task; one over a single text is ``def negated(sentences)``.
+A predicate has a parameter for each field of its task; one over a single text is ``def negated(sentences)``, and so is one of
+``Heuristic(…, fields=("hypothesis",))``.
 
 The constituent heuristic is about a parse. :func:`is_parsed_constituent` decides it where there is one, as in HANS's own file.
 Users' pairs have none, so that the plug-in goes by :func:`is_likely_constituent`; ``docs/heuristics.md`` says how often the two
@@ -33,11 +37,12 @@ from pipelines.identity import runtime
 from pipelines.tasks.nli import NON_ENTAILMENT, Label
 from pipelines.tasks.references import find_value
 from pipelines.tasks.task import Task
+from pipelines.tasks.words import has_word, normalized, words_of
 
 DROPPED_TOKENS = frozenset(".?!")
 
 Predicate: TypeAlias = Callable[..., np.ndarray]
-"""From the texts of each field of the task, in order, to booleans of shape (num_examples,).
+"""From the texts of each field of the task, or of those that its heuristic names, to booleans of shape (num_examples,).
 
 A pair's fields are premises and hypotheses: lists, or pyarrow columns, of num_examples texts.
 """
@@ -183,6 +188,8 @@ class Heuristic:
     """One sentence, for people: when it holds."""
     source: str = runtime("")
     """The publication or corpus that it is from."""
+    fields: tuple[str, ...] = runtime(())
+    """The fields whose texts the predicate takes; without any, all of the task's."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -208,7 +215,7 @@ class Heuristic:
         return f"holds/{self.name}/non-{self.predicts}"
 
     def __call__(self, *texts: Iterable[str]) -> np.ndarray:
-        """The examples of which it holds, booleans of shape (num_examples,), from the texts of each field.
+        """The examples of which it holds, booleans of shape (num_examples,), from the texts of each field that it is about.
 
         Raises :class:`UserError` if the predicate returns anything else.
         """
@@ -224,7 +231,16 @@ class Heuristic:
 
     def of(self, examples: pa.Table, task: Task) -> np.ndarray:
         """The examples of a table of which it holds: booleans of shape (num_examples,)."""
-        return self(*(examples[name] for name in task.field_names))
+        return self(*(examples[name] for name in self.fields_of(task.field_names)))
+
+    def fields_of(self, field_names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of an example's fields that it is about. Raises :class:`UserError` where it is about another."""
+        if unknown := [name for name in self.fields if name not in field_names]:
+            raise UserError(
+                f"heuristic {self.name} is about the field {unknown[0]!r}, and examples have {', '.join(field_names)}; "
+                "name one of these"
+            )
+        return self.fields or field_names
 
     def check(self, task: Task) -> None:
         """Raises :class:`UserError` if it predicts a label that the task does not have, or is not over the task's fields.
@@ -237,25 +253,27 @@ class Heuristic:
                 f"heuristic {self.name} predicts {str(self.predicts)!r}, and the labels of the task {task.name} are "
                 f"{', '.join(task.labels)}; give the study a heuristic of its own, heuristic=Heuristic(…)"
             )
+        fields = self.fields_of(task.field_names)
         try:
-            inspect.signature(self.holds).bind(*task.field_names)
+            inspect.signature(self.holds).bind(*fields)
         except TypeError:
+            whose = "it is about" if self.fields else f"examples of the task {task.name} have"
             raise UserError(
-                f"heuristic {self.name}: its predicate takes {inspect.signature(self.holds)}, and examples of the task "
-                f"{task.name} have the fields {', '.join(task.field_names)}; give it a parameter for each"
+                f"heuristic {self.name}: its predicate takes {inspect.signature(self.holds)}, and {whose} the fields "
+                f"{', '.join(fields)}; give it a parameter for each"
             ) from None
         except ValueError:
             pass  # a function that does not say what it takes
         if HEURISTICS.get(self.name) is self:
             return
         try:
-            self(*(["A judge slept.", "The judge was not tired."] for _ in task.field_names))
+            self(*(["A judge slept.", "The judge was not tired."] for _ in fields))
         except UserError:
             raise
         except Exception as error:
             raise UserError(
                 f"heuristic {self.name}: its predicate ended in {type(error).__name__}: {error}, asked about two texts of "
-                f"each of {', '.join(task.field_names)}; mend it"
+                f"each of {', '.join(fields)}; mend it"
             ) from error
 
 
@@ -273,10 +291,47 @@ HANS_HEURISTICS = tuple(HEURISTICS)
 LEXICAL_OVERLAP = HEURISTICS["lexical_overlap"]
 
 
-def find_heuristic(reference: str) -> Heuristic:
-    """The built-in heuristic of that name, or the one that ``module:NAME`` or ``FILE.py:NAME`` refers to.
+@dataclass(frozen=True)
+class _HasWord:
+    """The predicate of one word; a value, so that two heuristics of a word are equal."""
 
-    A module must be importable wherever the heuristic is used; a file is read here only, and its functions travel along.
-    Raises :class:`UserError` for an unknown name, and for a reference that cannot be loaded or is no :class:`Heuristic`.
+    word: str
+
+    def __call__(self, texts: Iterable[str]) -> np.ndarray:
+        return np.array([has_word(text, self.word) for text in texts], dtype=bool)
+
+
+def word_heuristic(field: str, word: str, predicts: str) -> Heuristic:
+    """The heuristic of a single word: an example whose `field` has the word has the label `predicts`.
+
+    Whether a text has it is asked as an audit does that tests single words: by Unicode's segmentation, whatever its case
+    (:func:`pipelines.tasks.words.words_of`). Its name is ``<field>_says_<word>``, where what is no letter from a to z and no
+    digit is written as its number. Raises :class:`UserError` for what is no one word.
     """
-    return find_value(reference, Heuristic, HEURISTICS)
+    words, spelled = words_of(word), normalized(word)
+    if words != [spelled]:
+        has = f"has the words {', '.join(words)}" if len(words) > 1 else f"has the word {words[0]}" if words else "has none"
+        raise UserError(f"word={word!r} is no single word: by Unicode's segmentation it {has}; give one word")
+    name = "".join(letter if re.fullmatch("[a-z0-9]", letter) else f"_{ord(letter):x}_" for letter in spelled)
+    description = f"The {field.replace('_', ' ')} has the word '{spelled}'."
+    return Heuristic(f"{field}_says_{name}", _HasWord(spelled), predicts, description=description, fields=(field,))
+
+
+_OF_WORD = re.compile(r"([a-z][a-z0-9_]*):([^=]+)=(.+)", re.DOTALL)
+
+
+def find_heuristic(reference: str) -> Heuristic:
+    """The built-in heuristic of that name, that of a word (``FIELD:WORD=LABEL``), or what ``FILE.py:NAME`` refers to.
+
+    ``module:NAME`` is one of a module, which must be importable wherever the heuristic is used; a file is read here only, and
+    its functions travel along. Raises :class:`UserError` for an unknown name, for a reference that cannot be loaded or is no
+    :class:`Heuristic`, and as :func:`word_heuristic` does.
+    """
+    if of_word := _OF_WORD.fullmatch(reference):
+        return word_heuristic(*of_word.groups())
+    try:
+        return find_value(reference, Heuristic, HEURISTICS)
+    except UserError as error:
+        if ".py:" in reference:
+            raise
+        raise UserError(f"{error}; that of a word is FIELD:WORD=LABEL") from error

@@ -58,7 +58,9 @@ def audit(
     ] = None,
     heuristic: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE.py:NAME", help="A heuristic of your own, beside the built-in ones; may be repeated."),
+        typer.Option(
+            metavar="FILE.py:NAME", help="A heuristic of your own, or that of a word, FIELD:WORD=LABEL; may be repeated."
+        ),
     ] = None,
     margin: Annotated[float, typer.Option(help="Odds ratios that differ by at most this factor count as the same.")] = 1.25,
     fail_on: Annotated[

@@ -17,7 +17,7 @@ from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import LLAMA_PROJECTIONS, FinetuneConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.resources import Resources
-from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens
+from pipelines.tasks.heuristics import HEURISTICS, LEXICAL_OVERLAP, Heuristic, find_heuristic, tokens, word_heuristic
 from pipelines.tasks.nli import Label
 from pipelines.tasks.prompts import EN_DASH, HYPHENS
 from pipelines.tasks.task import Field, Task
@@ -71,4 +71,5 @@ __all__ = [
     "pretrained_model_config",
     "random_model_config",
     "tokens",
+    "word_heuristic",
 ]

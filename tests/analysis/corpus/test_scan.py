@@ -13,10 +13,11 @@ from analysis.corpus.audited import parsed_constituent
 from analysis.corpus.copies import NO_ROW, copies_of, duplicates
 from analysis.corpus.input import clean_batch, open_texts
 from analysis.corpus.scan import Scan, apply_heuristics, scan_texts
-from analysis.corpus.words import word_hashes, words_of
+from analysis.corpus.words import word_hashes
 from pipelines.errors import UserError
 from pipelines.tables import readers
 from pipelines.tasks.heuristics import has_lexical_overlap, is_likely_constituent, is_subsequence
+from pipelines.tasks.words import words_of
 
 ROOT = Path(__file__).parents[3]
 MULTINLI = (ROOT / ".." / "shared" / "data" / "multinli" / "multinli_1.0_train.jsonl").resolve()

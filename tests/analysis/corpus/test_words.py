@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analysis.corpus.words import hash_slices, text_hashes, token_hashes, word_hashes, words_of
+from analysis.corpus.words import hash_slices, text_hashes, token_hashes, word_hashes
+from pipelines.tasks.words import has_word, words_of
 
 ALPHABET = "aeB1_'.:,;- \x1c\n?\t"
 DROPPED = (".", "?", "!")
@@ -39,6 +40,15 @@ def test_ascii_is_segmented_as_text_by_text(texts: list[str]) -> None:
     # Among texts that are not ASCII, in their order.
     mixed = [text + " é" * (number % 2) for number, text in enumerate(texts[-3_000:])]
     assert split(word_hashes(pa.array(mixed))) == hashes_of([words_of(text) for text in mixed])
+
+
+def test_a_text_has_the_words_that_the_audit_counts(texts: list[str]) -> None:
+    texts = [*texts[-3_000:], "D\u00e9j\u00e0 vu", "De\u0301ja\u0300", "AB\u00e9 ab", "\u1f48\u03a3\u03a3"]
+    hashed = split(word_hashes(pa.array(texts)))
+    for word in ("ab", "a.b", "1", "b_1", "a'e", "d\u00e9j\u00e0"):
+        (of_word,) = hashes_of([[word]])
+        expected = [of_word[0] in words for words in hashed]
+        assert [has_word(text, word) for text in texts] == expected and any(expected)
 
 
 def test_tokens_are_those_of_the_heuristics(texts: list[str]) -> None:

@@ -23,8 +23,10 @@ from pipelines.tasks.heuristics import (
     lexical_overlap,
     subsequence,
     tokens,
+    word_heuristic,
 )
 from pipelines.tasks.nli import NLI, Label
+from pipelines.tasks.task import Field, Task
 
 SHARED = (Path(__file__).parents[3] / ".." / "shared" / "data").resolve()
 
@@ -287,3 +289,55 @@ def test_a_predicate_is_tried_before_anything_is_built(holds, message):
     Heuristic("mine", _none).check(NLI)
     with pytest.raises(UserError, match=message):
         Heuristic("mine", holds).check(NLI)
+
+
+def test_the_heuristic_of_a_word_is_about_its_field_alone():
+    negated = word_heuristic("hypothesis", "Not", predicts=Label.CONTRADICTION)
+    rows = [("not a", "b"), ("a", "It's NOT."), ("a", "nothing, knots, can't"), ("a", "a not-so-new one")]
+    examples = pa.table({name: [row[at] for row in rows] for at, name in enumerate(NLI.field_names)})
+    assert negated.of(examples, NLI).tolist() == [False, True, False, True]
+    assert identity(negated) == {"name": "hypothesis_says_not", "predicts": "contradiction", "version": 1}
+    assert negated.held_slice == negated.blindspot_slice == "holds/hypothesis_says_not/non-contradiction"
+    assert negated.description == "The hypothesis has the word 'not'."
+    negated.check(NLI)
+    assert pickle.loads(pickle.dumps(negated)) == negated == find_heuristic("hypothesis:not=contradiction")
+
+
+def test_words_have_names_of_their_own():
+    words = ["don't", "don_t", "dont", "不", "don_27_t", "don_5f_t", "é", "3.5"]
+    names = [find_heuristic(f"text:{word}=a b").name for word in words]
+    assert len(set(names)) == len(words) and names[0] == "text_says_don_27_t"
+    assert find_heuristic("text:don't=a b").predicts == "a b"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("hypothesis:well-known=neutral", "word='well-known' is no single word: .* has the words well, known; give one word"),
+        ("hypothesis:not.=neutral", r"word='not\.' .* has the word not; give one word"),
+        ("hypothesis:不是=neutral", "has the words 不, 是"),
+        ("hypothesis:!=neutral", "word='!' .* it has none; give one word"),
+        ("hypothesis", "no heuristic 'hypothesis'; .* that of a word is FIELD:WORD=LABEL"),
+        ("no_such_field:not", "cannot be loaded .* that of a word is FIELD:WORD=LABEL"),
+    ],
+)
+def test_what_is_no_word_is_refused(reference, message):
+    with pytest.raises(UserError, match=message):
+        find_heuristic(reference)
+
+
+def test_a_word_of_another_tasks_field_or_label_is_refused():
+    reviews = Task("reviews", ("bad", "good"), (Field("review", "Review:"),), "{review} is", "It is {label}")
+    word_heuristic("review", "not", "bad").check(reviews)
+    with pytest.raises(UserError, match="text_says_not is about the field 'text', and examples have review; name one of these"):
+        word_heuristic("text", "not", "bad").check(reviews)
+    with pytest.raises(UserError, match="review_says_not predicts 'neutral', and the labels of the task reviews are bad, good"):
+        word_heuristic("review", "not", "neutral").check(reviews)
+
+
+def test_a_predicate_of_ones_own_may_be_about_one_field():
+    short = Heuristic("short", lambda texts: np.array([len(text) < 3 for text in texts]), fields=("premise",))
+    assert short.of(pa.table({"premise": ["a", "abc"], "hypothesis": ["abc", "a"]}), NLI).tolist() == [True, False]
+    short.check(NLI)
+    with pytest.raises(UserError, match=r"takes \(premises, hypotheses\), and it is about the fields premise; give it a param"):
+        Heuristic("mine", _none, fields=("premise",)).check(NLI)
