@@ -61,7 +61,8 @@ def demo(
 
     Its minutes are spent on seeds, so that the bias that was put in on purpose is seen; it has one starting point and one size.
     `pool_size` is the number of parsed synthetic examples, a third of each label. `heuristic` (a built-in one's name,
-    or FILE.py:NAME) is what biased sets are biased to; each of `biases` is a dose of it, in sets of `heuristic_share`.
+    FILE.py:NAME, or a word's, hypothesis:never=contradiction) is what biased sets are biased to; each of `biases` is a dose of
+    it, in sets of `heuristic_share`. One that has no `probe_slice` is looked for where it holds in the general set.
     Each of `generators` writes a pool of its own, and the seeds are dealt over them (docs/studies.md). `kinds` may have mixes
     (`mixed_50`); they, `training`, `head`, `arms` (`two_steps,joint` or `random,lm+frozen0.25`), `generations` and `accumulate`
     are those of docs/kinds.md.
@@ -78,6 +79,8 @@ def demo(
         zero_stage=0,
     )
     language = replace(recipe, learning_rate=3e-3, epochs=2)
+    going_by = find_heuristic(heuristic)
+    where_it_holds = () if going_by.probe_slice else (going_by,)
     return Experiment(
         name="demo",
         title="A tiny Llama on the template corpus",
@@ -94,7 +97,7 @@ def demo(
         generation=GenerationConfig(num_per_label=-(-pool_size // 3), shard_size=256, max_new_tokens=64, dtype="float32"),
         task_model=recipe,
         cell=replace(recipe, learning_rate=1e-3),
-        evaluation=EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32"),
+        evaluation=EvaluationConfig(sets=("template_test", "template_probe"), dtype="float32", heuristics=where_it_holds),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
@@ -105,11 +108,11 @@ def demo(
         generators=generators,
         generations=generations,
         accumulate=accumulate,
-        heuristic=find_heuristic(heuristic),
+        heuristic=going_by,
         biases=biases,
         heuristic_share=heuristic_share,
         general_set="template_test",
-        blindspot_set="template_probe",
+        blindspot_set="template_test" if where_it_holds else "template_probe",
         # A tiny model's step is too short to share: one worker takes as long as two, and leaves a CPU to the cells.
         resources=dict.fromkeys(
             ("base_model", "generator", "starting_point", "task_model", "evaluation"), Resources(in_process=True)
@@ -201,6 +204,8 @@ def mini(
     shared = replace(share, max_group=MAX_GROUP)
     engines = replace(share, num_workers=generation_workers or max(1, trials_per_gpu // 2)) if on_gpu else Resources()
     left = round(1 - engines.total_gpus, 4)
+    going_by = find_heuristic(heuristic)
+    where_it_holds = () if going_by.probe_slice else (going_by,)
     return Experiment(
         name="mini",
         title=f"{Path(model.partition('@')[0]).name.removesuffix('.gguf')} on MultiNLI and HANS",
@@ -216,7 +221,7 @@ def mini(
             quantization=_quantization(generation_precision),
         ),
         task_model=task_model,
-        evaluation=EvaluationConfig(sets=_evaluated(challenges), dtype=dtype),
+        evaluation=EvaluationConfig(sets=_evaluated(challenges), dtype=dtype, heuristics=where_it_holds),
         starting_sizes=starting_sizes,
         training_sizes=training_sizes,
         seeds=seeds,
@@ -227,12 +232,12 @@ def mini(
         generators=generators,
         generations=generations,
         accumulate=accumulate,
-        heuristic=find_heuristic(heuristic),
+        heuristic=going_by,
         biases=biases,
         heuristic_share=heuristic_share,
         disjoint_from_starting=True,
         general_set="mnli_matched",
-        blindspot_set="hans",
+        blindspot_set="mnli_matched" if where_it_holds else "hans",
         resources={
             # The pool and most cells wait for it, so that nothing is to slow it down but its engines, which start meanwhile.
             "generator": replace(share, gpus_per_worker=max(0.5, share.gpus_per_worker, left)) if on_gpu else share,

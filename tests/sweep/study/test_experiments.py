@@ -33,6 +33,17 @@ def test_minis_generator_may_see_a_part_of_the_data() -> None:
         assert study.task_model == mini(recipe=recipe).task_model
 
 
+@pytest.mark.parametrize(
+    ("study", "general", "challenge"), [(demo, "template_test", "template_probe"), (mini, "mnli_matched", "hans")]
+)
+def test_a_words_heuristic_is_looked_for_where_it_holds(study: Callable[..., Experiment], general: str, challenge: str) -> None:
+    of_word, built_in = study(heuristic="hypothesis:never=contradiction"), study(heuristic="subsequence")
+    assert (of_word.blindspot_set, built_in.blindspot_set) == (general, challenge)
+    assert of_word.blindspot_slice == "holds/hypothesis_says_never/non-contradiction"
+    assert of_word.evaluation.heuristics == (of_word.heuristic,) and built_in.evaluation.heuristics == ()
+    assert of_word.general_set == built_in.general_set == general
+
+
 def test_minis_paper_recipe_is_the_papers_at_ten_times_its_rate() -> None:
     study = mini(recipe="paper")
     for ours, papers in ((study.task_model, PAPER_TASK_MODEL), (study.generator.finetune, PAPER_GENERATOR)):
