@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.data.template_corpus import TemplateCorpusConfig
+from pipelines.errors import UserError
 from sweep import cli
 from sweep.graph.records import Store
 from sweep.plan.plan import plan_study
@@ -124,6 +125,16 @@ def test_the_page_on_ones_own_task_takes_a_pool_that_is_written(tmp_path: Path, 
     (command,) = re.findall(r"^blindsweep (audit .*\\\n.*)$", text, re.MULTILINE)
     done = CliRunner().invoke(cli.app, shlex.split(command.replace("\\\n", "")))
     assert done.exit_code == 0 and "plants negation" in done.stdout, done.output
+    # docs/audit.md shows what the audit says there without being told of the word, and the line is a study's heuristic.
+    (shown,) = re.findall(r"```\n('not' as a heuristic: .*?)\n```", (ROOT / "docs" / "audit.md").read_text(), re.DOTALL)
+    assert " ".join(shown.split()) in done.stdout
+    (of_word,) = re.findall(r"word_heuristic\(.*\)", shown)
+    study = BLOCKS["my_task.py"].replace("    tokens,\n", "    word_heuristic,\n")
+    Path("of_word.py").write_text(re.sub(r"(?<=NEGATION = )Heuristic\(.*\)", of_word, study))
+    planned_steps(Path("of_word.py"), tmp_path)
+    Path("of_word.py").write_text(Path("of_word.py").read_text().replace('"not"', '"unseen"'))
+    with pytest.raises(UserError, match="heuristic review_says_unseen holds of 0, none of which has another label"):
+        planned_steps(Path("of_word.py"), tmp_path)
     (pool,) = re.findall(r"^    (synthetic=.*)$", text, re.MULTILINE)
     study = re.sub(r" generator=.*\n +generation=.*", f" {pool}", BLOCKS["my_task.py"])
     Path("my_task.py").write_text(study)

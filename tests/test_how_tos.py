@@ -58,14 +58,18 @@ def test_what_the_tutorial_asks_more_can_be_planned(command: str, tmp_path: Path
 def test_a_heuristic_of_ones_own_is_audited_and_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", page("own_heuristic.md"), re.DOTALL)
-    Path("negation.py").write_text(block)
+    (of_word,) = re.findall(r"^    (NEGATION = word_heuristic.*)$", page("own_heuristic.md"), re.MULTILINE)
     pq.write_table(planted("english", 300).table, "pool.parquet")
     commands = re.findall(r"^blindsweep .+$", page("own_heuristic.md"), re.MULTILINE)
-    assert [command.split()[1] for command in commands] == ["audit", "plan", "plan"]
-    for command in commands:
-        result = run(command)
-        assert result.exit_code == 0, result.output
-    assert "bias_0.7" in run(f"{commands[-1]} --all").output
+    assert [command.split()[1] for command in commands] == ["audit", "plan", "audit", "plan", "plan"]
+    imported = block.replace("tokens", "word_heuristic", 1)
+    for text in (block, re.sub(r"NEGATIONS = .*(?=\n\n\ndef negated)", of_word, imported, flags=re.DOTALL)):
+        Path("negation.py").write_text(text)
+        for command in commands:
+            result = run(command)
+            assert result.exit_code == 0, result.output
+        assert "bias_0.7" in run(f"{commands[-1]} --all").output
+    assert "tokens" not in text and load_experiment("negation.py").experiment.heuristic.name == "hypothesis_says_never"
 
 
 def test_the_changed_built_in_study_is_another_one(tmp_path: Path) -> None:

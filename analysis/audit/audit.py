@@ -23,6 +23,7 @@ from analysis.audit.evidence import AuditSettings, Evidence, RowFindings, common
 from analysis.audit.findings import answer_of, findings_of
 from analysis.audit.found import FORMAT_VERSION, KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, audit_json
 from analysis.audit.judged import FileNoise, label_noise_of, suspect_rows
+from analysis.audit.word_heuristics import next_words, showing_of
 from analysis.corpus.copies import NO_ROW, Copies, Engine, OneMachine, is_among
 from analysis.corpus.input import Source, read_rows
 from analysis.corpus.labels import meaning_of
@@ -102,6 +103,8 @@ def _measured(evidence: Evidence, sample: pa.Table, base: pa.Table | None) -> Au
     scan, reference, training = evidence.scan, evidence.reference, evidence.generator_training
     named, settings, within = evidence.named, evidence.settings, evidence.within_reference
     leaks = {name: (evidence.tests[name], copies) for name, copies in evidence.leaks.items()}
+    words = {found.field: found for found in single_words(sample, scan.fields)}
+    of_own = range(len(scan.heuristics) - len(scan.references), len(scan.heuristics))
     return Audit(
         name=_name_of(scan.path),
         answer="",
@@ -123,8 +126,10 @@ def _measured(evidence: Evidence, sample: pa.Table, base: pa.Table | None) -> Au
         label_noise=None,
         one_field={},
         reference_one_field={},
-        single_words={found.field: found for found in single_words(sample, scan.fields)},
+        single_words=words,
         reference_single_words={found.field: found for found in single_words(base, scan.fields)} if base else {},
+        next_words={name: next_words(found, scan, evidence.tests, settings.task, named) for name, found in words.items()},
+        showing={scan.heuristics[index].name: showing_of(index, scan, evidence.tests, named) for index in of_own},
         lengths=tuple(lengths(scan)),
         reference_lengths=tuple(lengths(reference)) if reference else (),
         diversity=tuple(diversity(sample, scan.fields)),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from analysis.audit.found import ACT, CANNOT_TELL, FINE, LEVELS, LOOK, NOT_ASKED, Audit, CopyCounts, Figure, Finding
 from analysis.audit.noise import FEW, LIMIT, MANY
+from analysis.audit.word_heuristics import NextWord, Showing, strongest
 from analysis.corpus.columns import PAIR
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.measures import (
@@ -352,6 +353,7 @@ def _heuristic(audit: Audit, found: HeuristicFinding) -> Finding:
         action,
         figure,
         other,
+        tuple(f"{_capital(_shown_by(test, rows))}." for test, rows in audit.showing.get(found.name, {}).items()),
     )
 
 
@@ -432,7 +434,31 @@ def _words(audit: Audit, name: str) -> Finding:
     if level in (ACT, LOOK):
         action = f"Have rows written with words such as {_strongest(found)}, and with the other labels"
         action += ", or test on some." if other or len(audit.fields) > 1 else "; --reference FILE says how usual it is."
-    return Finding(WORDS, name, verdict, level, sentence, action, figure, other)
+    steps = tuple(map(_step, audit.next_words[name])) if level in (ACT, LOOK) else ()
+    return Finding(WORDS, name, verdict, level, sentence, action, figure, other, steps)
+
+
+def _step(word: NextWord) -> str:
+    """How to ask whether a model goes by the word."""
+    how = [f"{word.word!r} as a heuristic: {word.option}"]
+    how += [f"in a study's file (docs/own_heuristic.md) {word.line}"] if word.line else []
+    how += [_shown_by(test, rows) for test, rows in word.tests.items()]
+    return "; ".join(how) + "."
+
+
+def _shown_by(test: str, rows: Showing) -> str:
+    """What a test set has of a heuristic: where going by it is wrong, a model that does so is seen."""
+    test = shown(test, 40)
+    held = f"in {test} it holds of {_rows(rows.num_held)}" if rows.num_held else f"in {test} it holds of no row"
+    if not rows.is_all:
+        held += " of the sample" if not rows.num_held else " at least"
+    if rows.num_held and rows.num_wrong is None:
+        return f"{held}, and the labels do not tell where it is wrong"
+    if not rows.num_wrong:
+        return (
+            f"{held}{' and is wrong of none' if rows.num_held else ''}, so that {test} cannot show whether a model goes by it"
+        )
+    return f"{held} and is wrong of {rows.num_wrong:,}, which show whether a model goes by it"
 
 
 def _diversity(audit: Audit) -> Iterator[Finding]:
@@ -519,12 +545,7 @@ def _contrast(counts: CopyCounts, of: str) -> str:
 
 
 def _strongest(found: SingleWords) -> str:
-    """The strongest word of each label, and then the next."""
-    by_label: dict[str, list[str]] = {}
-    for word in found.words:
-        by_label.setdefault(word.label, []).append(f"{shown(word.word, 30)!r} ({shown(word.label, 30)})")
-    deal = [words[rank] for rank in range(2) for words in by_label.values() if rank < len(words)]
-    return in_words(deal[:3])
+    return in_words([f"{shown(word.word, 30)!r} ({shown(word.label, 30)})" for word in strongest(found)])
 
 
 def _role(audit: Audit, counts: CopyCounts) -> str:

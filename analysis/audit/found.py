@@ -17,6 +17,7 @@ import pyarrow as pa
 from analysis.audit.evidence import Evidence
 from analysis.audit.judged import FileNoise
 from analysis.audit.rows import row_batches
+from analysis.audit.word_heuristics import NextWord, Showing
 from analysis.corpus.measures import Diversity, HeuristicFinding, Length, OneField, Ratio, Share
 from analysis.corpus.single_words import SingleWords
 from analysis.stats.statistics import Estimate, Interval, ends
@@ -56,6 +57,8 @@ class Finding:
     action: str = ""
     estimate: Figure | None = None
     reference: Figure | None = None
+    steps: tuple[str, ...] = ()
+    """How to ask on: a word's heuristic, as this command and a study's file name it; what test sets have of a heuristic."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,10 @@ class Audit:
     single_words: Mapping[str, SingleWords]
     """By field."""
     reference_single_words: Mapping[str, SingleWords]
+    next_words: Mapping[str, tuple[NextWord, ...]]
+    """The strongest words of each field as heuristics."""
+    showing: Mapping[str, Mapping[str, Showing]]
+    """Of each heuristic of the user's own, by its name, the rows of each test set that would show a model going by it."""
     lengths: tuple[Length, ...]
     reference_lengths: tuple[Length, ...]
     diversity: tuple[Diversity, ...]

@@ -86,6 +86,7 @@ class _Card:
     interval: str
     reference: str
     action: str
+    steps: tuple[str, ...] = ()
 
     @property
     def pieces(self) -> list[str]:
@@ -157,6 +158,7 @@ def summary_lines(audit: Audit) -> list[str]:
             lines.append(f"  {'':{width}}     {card.sentence}")
         if card.action:
             lines.append(f"  {'':{width}}  -> {card.action}")
+        lines += [f"  {'':{width}}     {step}" for step in card.steps]
     return lines
 
 
@@ -187,6 +189,7 @@ def _cards(audit: Audit) -> list[_Card]:
                 interval,
                 " ".join(filter(None, _figure_words(finding.reference))),
                 "" if action == before else action,
+                finding.steps,
             )
         )
         before = action
