@@ -67,10 +67,13 @@ def piece_of(steps: Sequence[AnyStep], only: Only) -> list[AnyStep]:
     return _with_inputs(steps, chosen)
 
 
-def check_apart(steps: Sequence[Step], piece: Sequence[Step], built: Collection[str], only: Only) -> None:
+def check_apart(
+    steps: Sequence[Step], piece: Sequence[Step], built: Collection[str], only: Only, without_weights: Collection[str] = ()
+) -> None:
     """Raise UserError for a step that the piece would build and that steps outside of it need as well.
 
-    Built twice, it would not have the same content, and the pieces could not be merged. `built` are fingerprints.
+    Built twice, it would not have the same content, and the pieces could not be merged. `built` are fingerprints, and
+    `without_weights` those of what was built elsewhere and would be built again for its weights.
     """
     inside = {step.fingerprint for step in piece}
     may_be_built = {*built, *(_shared(steps, _seeds_of(steps)) if only.shared else ())}
@@ -79,6 +82,12 @@ def check_apart(steps: Sequence[Step], piece: Sequence[Step], built: Collection[
             continue
         for source in step.inputs.values():
             if source.stage in UNIQUE and source.fingerprint in inside and source.fingerprint not in may_be_built:
+                if source.fingerprint in without_weights:
+                    raise UserError(
+                        f"--only {only}: {source.name} came without its weights, as bundles do, and built again it would not be "
+                        f"the one that {step.name}, of another piece, is built from; build what needs it in the store that has "
+                        "them, once this piece's bundle is merged there"
+                    )
                 first = f"--only {SHARED}, or --only {SHARED},{replace(only, shared=False)}"
                 raise UserError(
                     f"--only {only}: {source.name} would be built here, and {step.name}, which is of another piece, needs the "

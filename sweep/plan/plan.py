@@ -136,7 +136,8 @@ def plan_piece(
     piece = grid if only is None else piece_of(grid, only)
     planned = make_plan(piece, store, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
     if only is not None:
-        check_apart(grid, piece, {member.step.fingerprint for member in planned if member.is_cached}, only)
+        built = {member.step.fingerprint for member in planned if member.is_cached}
+        check_apart(grid, piece, built, only, {member.step.fingerprint for member in planned if member.lost_weights})
     return planned
 
 

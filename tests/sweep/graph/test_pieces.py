@@ -107,6 +107,8 @@ def test_a_pools_judgement_is_its_seeds_and_the_judge_is_shared(experiment: Expe
     ):
         check_apart(grid, piece, (), only)
     check_apart(grid, piece, {step.fingerprint for step in shared}, only)
+    with pytest.raises(UserError, match=r"starting_point/judge40 came without its weights, .* in the store that has them"):
+        check_apart(grid, piece, (), only, {step.fingerprint for step in shared})
     both = parse_only("shared,seed=1")
     check_apart(grid, piece_of(grid, both), (), both)
 
