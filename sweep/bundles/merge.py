@@ -122,7 +122,7 @@ def _studies(store: Store, parts: Sequence[Part]) -> list[Study]:
                     f"{part.path} was built under {another} than {where}{said}; all seeds of {name} are judged by one: "
                     "merge it into another store"
                 )
-        if not (is_longer := _has_further_seeds(part.study, study)) and not _has_further_seeds(study, part.study):
+        if not (is_longer := part.study.extends(study)) and not study.extends(part.study):
             raise ConflictError(
                 f"{part.path} is of a study {name} with {len(part.study.steps):,} steps, and {where} has others "
                 f"({len(study.steps):,}): merge it into another store, or run the study there with the same parameters first"
@@ -132,14 +132,6 @@ def _studies(store: Store, parts: Sequence[Part]) -> list[Study]:
         failures = {failure["fingerprint"]: failure for failure in (*study.failures, *part.study.failures)}
         seen[name] = replace(longer, failures=tuple(failures.values())), of_longer
     return [study for study, _ in seen.values()]
-
-
-def _has_further_seeds(larger: Study, smaller: Study) -> bool:
-    """Whether `larger` has all steps of `smaller`, and no others of its seeds (or nothing but these)."""
-    there = {step.fingerprint for step in smaller.steps}
-    seeds = {step.coordinates.get("seed") for step in smaller.steps} - {None}
-    added = [step for step in larger.steps if step.fingerprint not in there]
-    return len(larger.steps) - len(added) == len(there) and all(step.coordinates.get("seed") not in seeds for step in added)
 
 
 def _save(store: Store, study: Study) -> None:

@@ -364,6 +364,13 @@ class Study:
     def num_built(self) -> int:
         return sum(step.record is not None for step in self.steps)
 
+    def extends(self, other: "Study") -> bool:
+        """Whether it has all steps of `other`, and no others of its seeds (or nothing but these)."""
+        there = {step.fingerprint for step in other.steps}
+        seeds = {step.coordinates.get("seed") for step in other.steps} - {None}
+        added = [step for step in self.steps if step.fingerprint not in there]
+        return len(self.steps) - len(added) == len(there) and all(step.coordinates.get("seed") not in seeds for step in added)
+
     @staticmethod
     def path(store: Store, name: str) -> str:
         """Where its manifest is. Raises UserError for a name that no study can have."""
