@@ -3,6 +3,7 @@
 python -m analysis.publication rates --store STORE --output docs/studies/data/rate_search.json
 python -m analysis.publication seeds study_qwen --store STORE
 python -m analysis.publication keep study_qwen --store STORE
+python -m analysis.publication keep study_qwen --store LATER --onto
 python -m analysis.publication pages
 """
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept.add_argument("--data", type=Path, default=STUDIES / "data")
     kept.add_argument("--plan", type=Path, default=STUDIES / "qwen-plan.md")
     kept.add_argument("--partial", action="store_true", help="Keep what is there, and name what is missing.")
+    kept.add_argument("--onto", action="store_true", help="Add further seeds to what is kept; its own store may be gone.")
     kept.add_argument("--estimate", type=Path, help="What `blindsweep plan STUDY --json` said.")
     pages = commands.add_parser("pages", help="The pages of docs/studies, from what is kept: no store, no GPU.")
     pages.add_argument("--folder", type=Path, default=STUDIES)
@@ -52,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_pilot(given.store, pilot, given.data / f"{pilot}.json", partial=given.partial))
         elif given.command == "keep":
             estimate = json.loads(given.estimate.read_text()) if given.estimate else None
-            folder, options = given.data / given.study, {"plan": given.plan, "estimate": estimate, "partial": given.partial}
-            print(keep(Store(given.store), given.study, folder, **options))
+            options = {"plan": given.plan, "estimate": estimate, "partial": given.partial, "onto": given.onto}
+            print(keep(Store(given.store), given.study, given.data / given.study, **options))
         else:
             for page in sorted(given.folder.glob("*.md")):
                 print("\n".join(str(path) for path in fill(page, given.folder / "data")))

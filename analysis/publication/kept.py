@@ -17,6 +17,8 @@
 
 Beside the folder, `<study>_pilot.json` is what a pilot said of the number of seeds.
 
+With `onto=True` further seeds are added to such files, from a store of their own.
+
 Verdicts are the project's own, from these files as from the store. What rounding changes is measured when they are written.
 """
 
@@ -29,7 +31,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.publication.joined import further, joined
 from analysis.publication.pilot import SUFFIX
 from analysis.publication.pools import pools_frame
+from analysis.publication.published import Published
 from analysis.report.generality import sets_needed
 from analysis.study.artifacts import LabelCount
 from analysis.study.described import described_sets, task_of
-from analysis.study.frame import evaluation_frame
+from analysis.study.frame import IncompleteSweepError, evaluation_frame
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.evidence import Evidence, load_evidence
@@ -67,38 +71,6 @@ PLACE = re.compile(r"(?<![\w/:.])/(?:[\w.@+-]+/)+")
 PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
 
 
-@dataclass(frozen=True)
-class Published:
-    """A study as it is kept: `study` has its records, and no store; `plan` is the pre-registration's path and sha256.
-
-    `earlier` are the seeds of each state that was published before this one, `pilot` what decided on their number.
-    """
-
-    study: Study
-    frame: pd.DataFrame
-    evidence: Evidence
-    measures: pd.DataFrame
-    pools: pd.DataFrame
-    plan: Mapping[str, str]
-    estimate: Mapping[str, Any] | None
-    largest_change: float
-    steps: float
-    earlier: tuple[tuple[int, ...], ...] = ()
-    pilot: Mapping[str, Any] | None = None
-
-    @property
-    def missing_of_seed(self) -> dict[int, tuple[Mapping[str, Any], ...]]:
-        """Each of the study's seeds, and what is missing of it: nothing of one that is whole."""
-        seeds = sorted({int(step.coordinates["seed"]) for step in self.study.steps if step.stage == "evaluation"})
-        missing = self.frame.attrs["missing"]
-        return {seed: tuple(result for result in missing if result["seed"] == seed) for seed in seeds}
-
-    @property
-    def seeds_there(self) -> tuple[int, ...]:
-        """Those of which anything is evaluated."""
-        return tuple(sorted({int(seed) for seed in self.frame["seed"]}))
-
-
 def keep(
     store: Store,
     study_name: str,
@@ -107,30 +79,36 @@ def keep(
     plan: Path | None = None,
     estimate: Mapping[str, Any] | None = None,
     partial: bool = False,
+    onto: bool = False,
 ) -> str:
     """Write what is published of a study to `folder`, anew; a sentence on its size and on what rounding changes.
 
     `estimate` is what it was estimated to cost (`blindsweep plan --json`), where its store has none: pieces' bundles do not.
     With `partial` what is missing of it is named, and a seed that lacks a cell is left out of what needs it. That a study was
     published before with other seeds stays with it: who built the later ones may have seen that.
+    With `onto` what `folder` has already stays, and what the store has of further seeds is added: the store of the first seeds
+    may be gone. Missing is then what neither has.
 
     Raises IncompleteSweepError for a study that is not whole, and UserError for one with several arms, for scores whose
-    rounding would change a verdict, and for more than MOST_BYTES of all studies beside each other.
+    rounding would change a verdict, for more than MOST_BYTES of all studies beside each other, and for a store whose results
+    are no further seeds of what `folder` has (`further`, `joined`).
     """
-    study = Study.load(store, study_name)
+    study = _without_its_places(Study.load(store, study_name))
     if study.arms:
         raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
-    frame = evaluation_frame(store, study, partial=partial)
-    evidence = load_evidence(store, study, partial=partial, frame=frame, also=sets_needed(study, frame))
-    seeds = sorted({int(seed) for seed in frame["seed"]})
+    if onto:
+        published = _onto(folder, store, study, plan, estimate, partial=partial)
+    else:
+        published = _of_store(store, study, plan, estimate, partial=partial)
+    seeds = list(published.seeds_there)
     earlier = _earlier(folder, seeds)
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        _write(fresh, store, study, frame, evidence, plan, estimate)
+        _write(fresh, published)
         values = json.loads((fresh / "kept.json").read_text()) | {"seeds": seeds, "earlier": earlier}
-        values |= _write_rounded(fresh, evidence, values)
+        values |= _write_rounded(fresh, published, values)
         num_bytes = sum(path.stat().st_size for path in fresh.iterdir())
         others = [path for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents]
         in_all = num_bytes + sum(path.stat().st_size for path in others if fresh not in path.parents)
@@ -195,6 +173,39 @@ def load(folder: Path) -> Published:
     )
 
 
+def _of_store(
+    store: Store,
+    study: Study,
+    plan: Path | None,
+    estimate: Mapping[str, Any] | None,
+    *,
+    partial: bool,
+    kept: Published | None = None,
+) -> Published:
+    """What a store has of a study; of one that is `kept` in part, answers to the same test sets."""
+    declared = _declared(study, plan)
+    frame = evaluation_frame(store, study, partial=partial or kept is not None)
+    also = sets_needed(study, frame) if kept is None else tuple(kept.evidence.responses.items)
+    evidence = load_evidence(store, study, partial=partial, frame=frame, also=also)
+    estimate = estimate or read_plan(store, study.experiment)
+    return Published(study, frame, evidence, _measures(evidence), pools_frame(store, study), declared, estimate, 0.0, math.inf)
+
+
+def _onto(
+    folder: Path, store: Store, study: Study, plan: Path | None, estimate: Mapping[str, Any] | None, *, partial: bool
+) -> Published:
+    """What is kept in `folder` with what a store has of further seeds."""
+    if not (folder / "kept.json").is_file():
+        raise UserError(f"{folder} holds no published study that {store.uri} could be added to; keep it without --onto")
+    kept, sides = load(folder), (str(folder), store.uri)
+    study = further(kept, study, *sides)
+    added = _of_store(store, study, plan, estimate or kept.estimate, partial=partial, kept=kept)
+    published = joined(kept, added, *sides)
+    if (missing := published.frame.attrs["missing"]) and not partial:
+        raise IncompleteSweepError(study.experiment, missing)
+    return published
+
+
 def _earlier(folder: Path, seeds: Sequence[int]) -> list[list[int]]:
     """The seeds of each state of the study that was in `folder` before and had others than `seeds`."""
     if not (folder / "kept.json").is_file():
@@ -230,18 +241,14 @@ def _without_places(value: Any) -> Any:
     return [_without_places(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _write(
-    folder: Path,
-    store: Store,
-    study: Study,
-    frame: pd.DataFrame,
-    evidence: Evidence,
-    plan: Path | None,
-    estimate: Mapping[str, Any] | None,
-) -> None:
+def _without_its_places(study: Study) -> Study:
+    return replace(study, **_without_places({"parameters": study.parameters, "failures": study.failures}))
+
+
+def _write(folder: Path, published: Published) -> None:
+    study, evidence = published.study, published.evidence
     responses = evidence.responses
-    places = _without_places({"parameters": study.parameters, "failures": study.failures})
-    (folder / "study.json.gz").write_bytes(gzip.compress(replace(study, **places).to_json().encode(), mtime=0))
+    (folder / "study.json.gz").write_bytes(gzip.compress(study.to_json().encode(), mtime=0))
     kept = {
         **{name: getattr(evidence, name) for name in ("general_set", "blindspot_set", "blindspot_slice")},
         "starting_sizes": evidence.starting_sizes,
@@ -252,38 +259,44 @@ def _write(
         "generator_of": responses.generator_of,
         "notes": responses.notes,
         "missing": responses.missing,
-        "missing_cells": frame.attrs["missing"],
+        "missing_cells": published.frame.attrs["missing"],
         "sets": {
             name: {"clustered_by": items.clustered_by, "predicts": dict(items.predicts)}
             for name, items in responses.items.items()
         },
-        "plan": _declared(study, plan),
-        "estimate": estimate or read_plan(store, study.experiment),
+        "plan": published.plan,
+        "estimate": published.estimate,
     }
     (folder / "kept.json").write_text(json.dumps(_without_places(kept), indent=1) + "\n")
     records = [(step.fingerprint, step.record.to_json()) for step in study.steps if step.record is not None]
     table = pa.table({"fingerprint": [mark for mark, _ in records], "record": [text for _, text in records]})
     pq.write_table(table, folder / "records.parquet", **PARQUET)
-    frame.drop(columns="accuracy").to_parquet(folder / "cells.parquet", index=False, **PARQUET)
-    _measures(evidence).to_parquet(folder / "measures.parquet", index=False, **PARQUET)
-    pools_frame(store, study).to_parquet(folder / "pools.parquet", index=False, **PARQUET)
+    published.frame.drop(columns="accuracy").to_parquet(folder / "cells.parquet", index=False, **PARQUET)
+    published.measures.to_parquet(folder / "measures.parquet", index=False, **PARQUET)
+    published.pools.to_parquet(folder / "pools.parquet", index=False, **PARQUET)
     pq.write_table(pa.concat_tables(_item_tables(responses), promote_options="default"), folder / "items.parquet", **PARQUET)
 
 
-def _write_rounded(folder: Path, evidence: Evidence, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the answers, with scores as coarse as they may be; what `kept.json` has of that, beside its other `values`."""
-    judgements = judge_evidence(evidence).judgements
-    for steps in STEPS:
-        rows = list(_answer_rows(evidence, steps))
+def _write_rounded(folder: Path, published: Published, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the answers, with scores as coarse as they may be; what `kept.json` has of that, beside its other `values`.
+
+    Scores that were rounded before stay as they are: what that changed is added to what is changed now.
+    """
+    judgements = judge_evidence(published.evidence).judgements
+    finer = tuple(steps for steps in STEPS if steps > published.steps and steps % published.steps == 0)
+    choices = STEPS if math.isinf(published.steps) else (published.steps, *finer)
+    for steps in choices:
+        rows = list(_answer_rows(published.evidence, steps))
         answers = pa.Table.from_pylist(rows)
         # Each value is a whole column of numbers: a dictionary of them would only be a copy.
         pq.write_table(answers, folder / "answers.parquet", use_dictionary=["set", "kind"], row_group_size=len(rows), **PARQUET)
         rounded: dict[str, Any] = {"steps": steps}
         (folder / "kept.json").write_text(json.dumps({**values, **rounded}, indent=1) + "\n")
         try:
-            rounded["largest_change"] = _change(judgements, load(folder).evidence, steps)
+            change = _change(judgements, load(folder).evidence, steps)
+            rounded["largest_change"] = published.largest_change + change
         except UserError:
-            if steps == STEPS[-1]:
+            if steps == choices[-1]:
                 raise
             continue
         if rounded["largest_change"] <= LITTLE:

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.page import Block, Column, Table, number_columns, write_file
-from analysis.publication.kept import MEASURES, Published, load, sha256_of_text
+from analysis.publication.kept import MEASURES, load, sha256_of_text
 from analysis.publication.pilot import sentence
+from analysis.publication.published import Published
 from analysis.report.claims_section import claims_block, measures_block
 from analysis.report.figures import figure1, to_png
 from analysis.report.generality import generality_block

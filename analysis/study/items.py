@@ -302,13 +302,13 @@ def load_arms(
         raise UserError(
             f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
         )
-    given = label, _generators(study)
+    given = label, generator_of_seeds(study)
     return {
         arm: Responses(items, of_arm, tuple(missing), tuple(notes), scores_of[arm], *given) for arm, of_arm in predicted.items()
     }
 
 
-def _generators(study: Study) -> dict[int, int]:
+def generator_of_seeds(study: Study) -> dict[int, int]:
     """Each seed's generator, where several have made what is evaluated; else nothing: one generator's seeds are its draws."""
     of_seed = {
         int(step.coordinates["seed"]): int(step.coordinates["generator"])
