@@ -84,9 +84,9 @@ def check_apart(
             if source.stage in UNIQUE and source.fingerprint in inside and source.fingerprint not in may_be_built:
                 if source.fingerprint in without_weights:
                     raise UserError(
-                        f"--only {only}: {source.name} came without its weights, as bundles do, and built again it would not be "
-                        f"the one that {step.name}, of another piece, is built from; build what needs it in the store that has "
-                        "them, once this piece's bundle is merged there"
+                        f"--only {only}: {source.name} came without its weights, as bundles do, and built again it would not "
+                        f"be the one that {step.name}, of another piece, is built from; build what needs it in the store that "
+                        "has them, once this piece's bundle is merged there"
                     )
                 first = f"--only {SHARED}, or --only {SHARED},{replace(only, shared=False)}"
                 raise UserError(
