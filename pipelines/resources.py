@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 
 Report: TypeAlias = Callable[[Mapping[str, float], int], None]
 """``report(metrics, step)``: where step metrics go. Picklable; may be called from any process."""
@@ -36,6 +37,7 @@ class Resources:
     workers that start once (docs/scheduling.md)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_workers < 1:
             raise UserError(f"num_workers={self.num_workers}: a stage needs at least one worker; give 1 or more")
         if self.max_group < 1:

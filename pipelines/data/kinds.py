@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from itertools import accumulate
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import added
 
 ORIGINAL = "original"
@@ -37,6 +38,7 @@ class Mix:
     debiased_synthetic: float = added(0.0)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_parts(self)
         if len(self.parts) < 2:
             raise UserError(f"{_shown(self)} has fewer than two parts; give two or more, or the kind's name for a pure set")
@@ -87,6 +89,7 @@ class Added:
     debiased_synthetic: float = added(0.0)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_parts(self)
         if len(self.parts) < 2:
             raise UserError(f"{_shown(self)} adds nothing; give a ratio above 0, or the kind 'original' for a pure set")
@@ -164,8 +167,6 @@ def _words(kind: str) -> str:
 
 def _check_parts(mix: Mix | Added) -> None:
     for kind, number in _parts(mix).items():
-        if not isinstance(number, int | float):
-            raise UserError(f"{type(mix).__name__}: {kind}={number!r} is no number; give a share such as 0.5")
         if not (math.isfinite(number) and number > 0):
             raise UserError(f"{_shown(mix)}: {kind}={number} is no share of a set; give numbers of 0 or more")
 

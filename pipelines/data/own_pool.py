@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
 from pipelines.data.table_sources import Table, hash_table, with_ids
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import MARKS, added
 from pipelines.storage import join, write_bytes
 from pipelines.tables.columns import Wanted
@@ -40,6 +41,7 @@ class OwnPoolConfig:
     task: Task = added(NLI)
 
     def __post_init__(self) -> None:
+        check_types(self)
         table, task = self.table, self.task
         if unknown := sorted(set(dict(table.columns)) - {*task.columns}):
             raise UserError(

@@ -39,6 +39,7 @@ from pipelines.data.challenge_sets import (
 )
 from pipelines.data.protocol import check_is_nli
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import MARKS, FileHash, JsonValue, added, sha256_of
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.heuristics import HANS_HEURISTICS
@@ -106,6 +107,7 @@ class NLISourcesConfig:
     """Test sets beside those of the four files."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if tuple(file.name for file in self.files) != FILES:
             given = ", ".join(file.name for file in self.files)
             raise UserError(f"files are {given or 'none'}; they must be {', '.join(FILES)}, in this order")

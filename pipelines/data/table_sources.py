@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import MARKS, UNKNOWN, FileHash, JsonValue, added, runtime, sha256_of
 from pipelines.storage import join
@@ -89,6 +90,7 @@ class Table:
             described = self.described
             content = (described.name, described.folded_onto, described.cluster, *described.slices)
             object.__setattr__(self, "content", content)
+        check_types(self)
 
     @property
     def described(self) -> TestSet:
@@ -140,6 +142,7 @@ class TableSources:
             given = getattr(self, name)
             described = map(_as_table, given if isinstance(given, tuple | list) else (given,))
             object.__setattr__(self, name, tuple(replace(table, test_set=table.described) for table in described))
+        check_types(self)
         if not self.tests:
             raise UserError(f"the sources of {self.training.path} have no test set; give general=… or blindspots=…, or both")
         if self.dev_rows_per_label is not None and self.dev_rows_per_label < 1:

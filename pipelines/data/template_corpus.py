@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.data.protocol import check_is_nli
 from pipelines.data.template_rules import Pair, Rule, fill, pick, rules
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import JsonValue
 from pipelines.storage import join
 from pipelines.tasks.examples import write_examples
@@ -51,6 +52,7 @@ class TemplateCorpusConfig:
     """Probability of an optional adjective, adverb or place, in [0, 1]."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_train", "num_dev", "num_test", "num_probe_per_group"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: a set of the corpus cannot be empty; give 1 or more")

@@ -53,6 +53,7 @@ import pyarrow as pa
 
 from pipelines.data.kinds import DEBIASED, FILTERED, ORIGINAL, Added, Kind, Mix, sizes_of
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import added
 from pipelines.repair.weights import Weights, apportion, odds_ratios, sparing_weights, target_weights
 from pipelines.storage import fetch, join
@@ -105,6 +106,7 @@ class TrainingSetConfig:
     """The heuristics that a debiased set has the original data's odds ratios of; the first must have one."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.kind not in KINDS:
             raise UserError(f"kind {self.kind!r} is none of {', '.join(KINDS)}; give one of these")
         if self.remainder not in REMAINDERS:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError, portable
 from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, slice_column, where_held
+from pipelines.field_types import check_types
 from pipelines.identity import added, runtime
 from pipelines.models.architectures import architecture_in, saved_architecture
 from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries, without_gpus, without_modules
@@ -64,6 +65,7 @@ class EvaluationConfig:
     needs_sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.needs_sets and not self.sets:
             raise UserError("sets=() names no test set; name at least one, e.g. ('mnli_matched', 'hans')")
         if len(set(self.sets)) != len(self.sets):

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import FinetuneConfig, check_one_of
@@ -83,6 +84,7 @@ class ScratchModelConfig:
     task: Task = added(NLI)
 
     def __post_init__(self) -> None:
+        check_types(self)
         sizes = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "vocabulary_size", "max_length")
         for name in sizes:
             if (size := getattr(self, name)) < 1:
@@ -127,6 +129,7 @@ class PretrainedModelConfig:
     model_type: str = runtime("")
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_one_of("quantization", self.quantization, QUANTIZATIONS)
         known = ARCHITECTURES.get(self.model_type)
         if self.quantization != "none" and known is not None and not known.projections:
@@ -238,6 +241,9 @@ class RandomModelConfig:
     dtype: str = "bfloat16"
     path: str = runtime("")
     model_type: str = runtime("")
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def random_model_config(path: str, *, dtype: str = "bfloat16") -> RandomModelConfig:

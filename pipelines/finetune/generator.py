@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.field_types import check_types
 from pipelines.finetune.base_model import save_language_model
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
@@ -27,6 +28,7 @@ class GeneratorConfig:
     task: Task = added(NLI)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_one_of("end_marker", self.end_marker, END_MARKERS)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import added, runtime
 from pipelines.models.architectures import LLAMA_PROJECTIONS
 
@@ -75,6 +76,7 @@ class FinetuneConfig:
     checkpoint_every: int = runtime(1_000)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_one_of("method", self.method, ("lora", "full"))
         check_one_of("schedule", self.schedule, ("cosine", "linear", "constant", WARMUP_STABLE_DECAY))
         check_one_of("dtype", self.dtype, ("bfloat16", "float32"))

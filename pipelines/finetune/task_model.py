@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.field_types import check_types
 from pipelines.finetune.driver import finetune
 from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import FinetuneConfig, check_one_of
@@ -39,6 +40,7 @@ class UntrainedConfig:
     head: str = added("random")
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_one_of("head", self.head, HEADS)
 
 
@@ -54,6 +56,9 @@ class TaskModelConfig:
     seed: int
     nested_sizes: tuple[int, ...] = added(())
     task: Task = added(NLI)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def initial_task_model(config: UntrainedConfig, base_model: str, output: str) -> dict[str, Any]:

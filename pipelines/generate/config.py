@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.generate.decode_attention import CHOICES
 from pipelines.generate.prompting import Endpoint, Prompting
 from pipelines.identity import added, runtime
@@ -69,6 +70,7 @@ class GenerationConfig:
     examples: str = runtime("")
 
     def __post_init__(self) -> None:
+        check_types(self)
         numbers = (self.num_per_label,) if isinstance(self.num_per_label, int) else self.num_per_label
         # How many labels there are is the task's to say, and a study's task comes in later: `num_by_label` has the rest.
         if not numbers or min(numbers) < 1:

@@ -13,6 +13,7 @@ assistant's last turn begins as above. So what is written goes on as a finetuned
 endpoint gets the conversation, and begins the last turn itself.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.generate.shards import Shard, derive_seed
 from pipelines.identity import runtime
 from pipelines.tasks.nli import NLI
@@ -46,6 +48,7 @@ class Prompting:
     chat: str = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.shots < 0:
             raise UserError(f"shots={self.shots}: a prompt shows so many examples of the training data; give 0 or more")
         if self.chat not in CHAT:
@@ -74,6 +77,7 @@ class Endpoint:
     backoff_s: float = runtime(1.0)
 
     def __post_init__(self) -> None:
+        check_types(self)
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"url={self.url!r} is no address of a server; give one such as https://api.openai.com/v1")
@@ -86,12 +90,10 @@ class Endpoint:
         if not self.model:
             raise UserError("model='': an endpoint has several; give the name that it knows one by")
         for name in ("price_per_million_input_tokens", "price_per_million_output_tokens", "backoff_s"):
-            if not isinstance(getattr(self, name), int | float):
-                raise UserError(f"{name}={getattr(self, name)!r}: give a number")
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)}: give 0 or more")
         for name in ("concurrency", "most_attempts", "timeout_s"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)}: give a number above 0")
 
     def dollars(self, prompt_tokens: float, completion_tokens: float) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.repair.weights import Weights, odds_ratios, resample, sparing_weights, target_weights
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ class Repair:
     """Of the choice of rows among equals, when resampling."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise UserError(f"repair of {name}={value!r} is none of {', '.join(choices)}; give one of these")

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import runtime
 from pipelines.tasks.nli import NON_ENTAILMENT, Label
 from pipelines.tasks.references import find_value
@@ -192,12 +193,11 @@ class Heuristic:
     """The fields whose texts the predicate takes; without any, all of the task's."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(
                 f"heuristic name={self.name!r}: it enters slugs and identities; use a-z, 0-9 and _, from a letter on"
             )
-        if not callable(self.holds):
-            raise UserError(f"heuristic {self.name}: holds={self.holds!r} is no function of the texts of each field")
         if self.version < 1:
             raise UserError(f"heuristic {self.name}: version={self.version}; versions start at 1")
         known = HEURISTICS.get(self.name)

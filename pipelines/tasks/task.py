@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 
 RESERVED_COLUMNS = (
     *("id", "label", "set", "shard", "seed", "generator", "reason", "raw", "file", "row"),
@@ -33,6 +34,7 @@ class Field:
     mark: str
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(f"field name={self.name!r}: it is a column's name; use a-z, 0-9 and _, from a letter on")
         if self.name in RESERVED_COLUMNS:
@@ -62,6 +64,7 @@ class Task:
     folded_onto: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(f"task name={self.name!r}: use a-z, 0-9 and _, from a letter on")
         self._check_labels()
@@ -69,16 +72,12 @@ class Task:
         self._check_prompts()
 
     def _check_labels(self) -> None:
-        if not isinstance(self.labels, tuple):
-            raise UserError(
-                f"task {self.name}: labels={self.labels!r} is no tuple, whose order the head has; give ('no', 'yes')"
-            )
         if len(self.labels) < 2:
             raise UserError(
                 f"task {self.name}: labels={self.labels!r}: a classifier tells at least two apart; give two or more"
             )
         for label in self.labels:
-            if not isinstance(label, str) or not re.fullmatch(r"\w([\w. -]*\w)?", label):
+            if not re.fullmatch(r"\w([\w. -]*\w)?", label):
                 raise UserError(
                     f"task {self.name}: label {label!r} is part of files' names; use letters, digits, '_', '.', '-' and spaces "
                     "between them"
@@ -93,8 +92,6 @@ class Task:
             raise UserError(f"task {self.name}: folded_onto={self.folded_onto!r} is none of {', '.join(self.labels)}")
 
     def _check_fields(self) -> None:
-        if not isinstance(self.fields, tuple) or not all(isinstance(field, Field) for field in self.fields):
-            raise UserError(f"task {self.name}: fields={self.fields!r} is no tuple of fields; give (Field('text', 'Text:'),)")
         if not self.fields:
             raise UserError(f"task {self.name}: an example has at least one text; give fields=(Field('text', 'Text:'),)")
         for values, what in ((self.field_names, "name"), (self.marks, "mark")):
@@ -109,9 +106,6 @@ class Task:
                     )
 
     def _check_prompts(self) -> None:
-        for name in ("classifier_prompt", "generator_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise UserError(f"task {self.name}: {name}={getattr(self, name)!r} is no text; give one")
         named = _placeholders(self.classifier_prompt, f"task {self.name}: classifier_prompt")
         if set(named) != set(self.field_names):
             raise UserError(

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.identity import runtime
 
 
@@ -38,10 +39,9 @@ class TestSet:
     source: str = runtime("")
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(f"test set name={self.name!r}: it is a file's name and part of metrics'; use a-z, 0-9 and _")
-        if not isinstance(self.slices, tuple):
-            raise UserError(f"test set {self.name}: slices={self.slices!r} is not a tuple; write one column as ('column',)")
         if len(set(self.slices)) != len(self.slices):
             raise UserError(f"test set {self.name}: slices={self.slices} names a column twice; name each once")
         for half in ("aligned", "adversarial"):

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.finetune.recipe import check_one_of
 from pipelines.finetune.task_model import HEADS
 
@@ -36,25 +37,20 @@ class Arm:
     rate_factor: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.training is not None:
             check_one_of("training", self.training, TRAININGS)
         if self.head is not None:
             check_one_of("head", self.head, HEADS)
-        self._check_number("head_frozen_share", "a share of the steps such as 0.25")
-        self._check_number("rate_factor", "what learning rates are multiplied by, such as 0.5")
+        for name in ("head_frozen_share", "rate_factor"):
+            # 0 and 0.0 are one arm, and its recipe one fingerprint.
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
         share, factor = self.head_frozen_share, self.rate_factor
         if share is not None and not (math.isfinite(share) and 0 <= share <= 1):
             raise UserError(f"head_frozen_share={share}: it is a share of the steps; give 0 to 1")
         if factor is not None and not (math.isfinite(factor) and factor > 0):
             raise UserError(f"rate_factor={factor}: learning rates are multiplied by it; give a number above 0")
-
-    def _check_number(self, name: str, what: str) -> None:
-        if (value := getattr(self, name)) is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{name}={value!r} is no number; give {what}")
-        # 0 and 0.0 are one arm, and its recipe one fingerprint.
-        object.__setattr__(self, name, float(value))
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ A study's file may declare its own (`Experiment(claims=...)`); the paper's are t
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 from pipelines.data.kinds import Kind, find_kind, kind_name
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from sweep.study.arms import Arm, arm_name
 
 PLACES = ("general", "blindspot", "adversarial")
@@ -73,6 +75,7 @@ class Difference:
     against: Arm | str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for side in ("treatment", "control"):
             if (kind := getattr(self, side)) is not None:
                 object.__setattr__(self, side, kind_name(find_kind(kind)))
@@ -81,16 +84,14 @@ class Difference:
                 object.__setattr__(self, side, arm_name(arm))
         if self.on not in PLACES:
             raise UserError(f"on={self.on!r} is no place of a claim; valid: {', '.join(PLACES)}")
-        try:
-            object.__setattr__(self, "measure", Measure(self.measure))
-        except ValueError:
-            raise UserError(f"measure={self.measure!r} is unknown; valid: {', '.join(Measure)}") from None
         if self.measure != Measure.ACCURACY and self.on != "adversarial":
             raise UserError(f"measure={str(self.measure)!r} on {self.on!r}: only accuracy is had there; use on='adversarial'")
         if self.treatment == self.control:
             raise UserError(f"a difference of {self.treatment!r} with itself is 0; name another control")
         if not self.weight:
             raise UserError("weight=0 leaves a difference out; remove it")
+        if not math.isfinite(self.weight):
+            raise UserError(f"weight={self.weight}: give a finite number")
         if self.arm is not None and self.arm == self.against:
             raise UserError(f"arm {self.arm!r} against itself is 0; name another arm")
 
@@ -114,10 +115,13 @@ class Comparison:
     over_sizes: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.differences:
             raise UserError("a comparison without differences compares nothing; give at least one")
         if self.sign not in (-1, 0, 1):
             raise UserError(f"sign={self.sign!r} is none of -1, 0, 1")
+        if not math.isfinite(self.threshold):
+            raise UserError(f"threshold={self.threshold}: sums are compared with it; give a finite number")
         if len({difference.measure for difference in self.differences}) > 1:
             raise UserError("the differences of one comparison are of several measures, which have no common unit; use one")
         if {difference.on for difference in self.differences} >= {"blindspot", "adversarial"}:
@@ -183,6 +187,7 @@ class Claim:
     paper: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UserError(
                 f"claim name={self.name!r}: it is part of tables and addresses; use a-z, 0-9 and _, from a letter on"
@@ -201,7 +206,7 @@ class Claim:
                 raise UserError(f"claim {self.name}: {axis}={value!r} is none of {', '.join(words)}, nor a tuple of {values}")
         if not isinstance(self.arms, str):
             object.__setattr__(self, "arms", tuple(map(arm_name, self.arms)))
-        if self.margin is not None and not self.margin > 0:
+        if self.margin is not None and not 0 < self.margin < math.inf:
             raise UserError(f"claim {self.name}: margin={self.margin}: a margin is above 0; 0.01 is one point of accuracy")
         if self.control and (len(self.comparisons) != 1 or not self.comparisons[0].is_on_blindspot):
             raise UserError(f"claim {self.name}: a control is one comparison on the blindspot; it has another form")

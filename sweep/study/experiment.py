@@ -16,6 +16,7 @@ from pipelines.data.table_sources import Table
 from pipelines.data.training_set import check_bias
 from pipelines.errors import UserError
 from pipelines.evaluate.evaluation import EvaluationConfig
+from pipelines.field_types import check_types
 from pipelines.finetune.base_model import PretrainedModelConfig, RandomModelConfig, ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig, check_trajectory
@@ -43,24 +44,19 @@ JUDGE_SEED = 1_000_003
 """The seed of a judge, and of nothing else: no model may be corrected by itself."""
 
 TYPES: Mapping[str, tuple[Any, str]] = {
-    "task": (Task, "Task(…)"),
     "base_model": (
         ScratchModelConfig | PretrainedModelConfig | RandomModelConfig,
         "pretrained_model_config('FOLDER') or ScratchModelConfig(…)",
     ),
     "task_model_base": (PretrainedModelConfig | None, "pretrained_model_config('FOLDER')"),
-    "task_model": (FinetuneConfig, "FinetuneConfig(…)"),
-    "cell": (FinetuneConfig | None, "FinetuneConfig(…)"),
-    "evaluation": (EvaluationConfig, "EvaluationConfig(…)"),
-    "heuristic": (Heuristic, "Heuristic(…)"),
     "generator": (
         GeneratorConfig | PromptedGenerator | EndpointGenerator | None,
         "GeneratorConfig(…), PromptedGenerator(…) or EndpointGenerator(…), one of them and not in a tuple",
     ),
     "generation": (GenerationConfig | None, "GenerationConfig(…), which is not in a tuple"),
-    "judge": (int | PretrainedModelConfig | None, "a number of examples or pretrained_model_config('FOLDER')"),
+    "synthetic": (str | Table | OwnPoolConfig | tuple | None, "the file's path as a text, or Table(…)"),
 }
-"""What fields of an `Experiment` may be, and what to write."""
+"""Fields of an `Experiment` whose types alone do not say what to write."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +147,8 @@ class Experiment:
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
 
     def __post_init__(self) -> None:
-        check_study_name(self.name)
         self._check_types()
+        check_study_name(self.name)
         object.__setattr__(self, "kinds", tuple(map(find_kind, self.kinds)))
         self._find_sources()
         self._check_axes()
@@ -238,10 +234,7 @@ class Experiment:
                 raise UserError(f"{name}={value!r} is of another type than a study's; give {way_out}")
         if not hasattr(self.sources, "for_task"):
             raise UserError(f"sources={self.sources!r} is no description of data; give TableSources(train=…, general=…)")
-        if strange := [kind for kind in self._tuple("kinds") if not isinstance(kind, Kind)]:
-            raise UserError(f"kinds={self.kinds}: {strange[0]!r} is no kind; give a name, Mix(…) or Added(…)")
-        if strange := [claim for claim in self._tuple("claims") if not isinstance(claim, Claim)]:
-            raise UserError(f"claims={self.claims}: {strange[0]!r} is no claim; give Claim(…)")
+        check_types(self)
 
     def _find_sources(self) -> None:
         """Have the sources be of the study's task, and described by their content if all of it is here."""
@@ -252,15 +245,12 @@ class Experiment:
 
     def _check_axes(self) -> None:
         for axis in ("starting_sizes", "training_sizes", "seeds", "kinds"):
-            values = self._tuple(axis)
+            values = getattr(self, axis)
             if not values:
                 raise UserError(f"{axis}=() leaves nothing to do; give at least one value")
             if len(set(values)) != len(values):
                 raise UserError(f"{axis}={values} names a value twice; name each once")
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
-            # As types, not instances: True is an int. 60.0 would be another set than 60, by its fingerprint.
-            if strange := [value for value in getattr(self, axis) if type(value) is not int]:
-                raise UserError(f"{axis}={getattr(self, axis)}: {strange[0]!r} is no whole number; give 60, not 60.0 or '60'")
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
         if unknown := {kind for kind in self.kinds if isinstance(kind, str)} - set(KNOWN_KINDS):
@@ -275,15 +265,7 @@ class Experiment:
             raise UserError(f"training={self.training!r} is not one of {', '.join(map(repr, TRAININGS))}")
         UntrainedConfig(seed=0, head=self.head)
 
-    def _tuple(self, axis: str) -> tuple[Any, ...]:
-        values = getattr(self, axis)
-        if isinstance(values, tuple):
-            return values
-        written = f"it as {tuple(values)!r}" if isinstance(values, list | set) else f"one value as ({values!r},)"
-        raise UserError(f"{axis}={values!r} is not a tuple; write {written}")
-
     def _check_biases(self) -> None:
-        self._tuple("biases")
         if len(set(self.biases)) != len(self.biases):
             raise UserError(f"biases={self.biases} names a dose twice; name each once")
         for bias in self.biases:
@@ -328,8 +310,6 @@ class Experiment:
     def _own_pool(self, given: str | Table | OwnPoolConfig) -> OwnPoolConfig:
         """A pool as it is given, described by its content if it is there."""
         table = given.table if isinstance(given, OwnPoolConfig) else Table(given) if isinstance(given, str) else given
-        if not isinstance(table, Table):
-            raise UserError(f"synthetic={given!r} is no table of examples; give the file's path as a text, or Table(…)")
         pool = OwnPoolConfig(replace(table, path=table.at(self.sources_folder)), self.task)
         return pool if pool.table.missing("") else pool.with_content()
 
@@ -542,7 +522,7 @@ class Experiment:
                 )
 
     def _check_arms(self) -> None:
-        object.__setattr__(self, "arms", tuple(map(find_arm, self._tuple("arms"))))
+        object.__setattr__(self, "arms", tuple(map(find_arm, self.arms)))
         if len(self.arms) == 1:
             raise UserError(
                 f"arms has {self.arm_names[0]!r} alone: a study trains its cells in one way unless it has two arms or more; "

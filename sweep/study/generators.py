@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipelines.field_types import check_types
 from pipelines.finetune.base_model import PretrainedModelConfig, pretrained_model_config
 from pipelines.generate.prompting import Endpoint, Prompting
 from pipelines.identity import runtime
@@ -24,6 +25,7 @@ class PromptedGenerator:
     chat: str = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if isinstance(self.model, str):
             object.__setattr__(self, "model", pretrained_model_config(self.model, may_be_absent=True, chat=True))
         self.prompting(0)
@@ -60,6 +62,7 @@ class EndpointGenerator:
     shots_seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.prompting(0)
         _ = self.endpoint
 

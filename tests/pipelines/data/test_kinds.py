@@ -58,7 +58,7 @@ def test_how_much_of_it_a_generator_wrote():
             lambda: Mix(original=0.5, synthetic=0.4),
             r"Mix\(original=0\.5, synthetic=0\.4\) adds up to 0\.9: shares of one set add",
         ),
-        (lambda: Mix(original="half", synthetic=0.5), "original='half' is no number"),
+        (lambda: Mix(original="half", synthetic=0.5), r"original='half'\): give a number"),
         (lambda: Mix(original=1.5, synthetic=-0.5), r"synthetic=-0\.5 is no share"),
         (lambda: Mix(original=float("nan"), synthetic=0.5), "original=nan is no share"),
         (lambda: Mix(synthetic=1), r"Mix\(synthetic=1\) has fewer than two parts"),

@@ -345,7 +345,7 @@ def test_a_table_of_other_types_is_refused(wrong: dict[str, Any], message: str) 
 
 
 def test_a_column_alone_is_no_tuple_of_slices() -> None:
-    with pytest.raises(UserError, match=r"slices='kind' is not a tuple"):
+    with pytest.raises(UserError, match=r"slices='kind'\): give a tuple, .* such as \('kind',\)"):
         TestSet("x", slices="kind")  # type: ignore[arg-type]
 
 

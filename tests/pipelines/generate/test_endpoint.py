@@ -264,7 +264,7 @@ def test_the_key_is_sent_and_kept_nowhere(config: GenerationConfig, server: Serv
     [
         ({"url": "api.openai.com/v1"}, r"^url='api\.openai\.com/v1' is no address"),
         ({"url": "https://host/v1/chat/completions"}, r"is added to it; give url='https://host/v1'"),
-        ({"price_per_million_input_tokens": "0.4"}, r"price_per_million_input_tokens='0\.4': give a number"),
+        ({"price_per_million_input_tokens": "0.4"}, r"price_per_million_input_tokens='0\.4'\): give a number"),
         ({"url": "https://me:secret@host/v1"}, "has a password or a query in it; put the key into the environment"),
         ({"url": "https://host/v1?key=secret"}, "has a password or a query"),
         ({"model": ""}, "^model=''"), ({"concurrency": 0}, "^concurrency=0"),

@@ -75,7 +75,7 @@ def test_the_parts_of_a_name_may_be_in_any_order() -> None:
         (lambda: Arm(training="one_step"), "training='one_step' is not one of 'two_steps', 'joint'"),
         (lambda: Arm(head="ones"), "head='ones' is not one of 'random', 'zero', 'lm'"),
         (lambda: Arm(head_frozen_share=1.5), r"head_frozen_share=1\.5: it is a share of the steps"),
-        (lambda: Arm(head_frozen_share="all"), "head_frozen_share='all' is no number"),  # type: ignore[arg-type]
+        (lambda: Arm(head_frozen_share="all"), r"head_frozen_share='all'\): give a number"),  # type: ignore[arg-type]
         (lambda: Arm(rate_factor=0), r"rate_factor=0\.0: learning rates are multiplied by it; give a number above 0"),
         (lambda: find_arm("joined"), "arm 'joined': 'joined' is none of plain, two_steps, joint, random, zero, lm, or frozen"),
         (lambda: find_arm("lm+"), r"arm 'lm\+': '' is none of"),
@@ -201,7 +201,7 @@ def test_a_manifest_has_the_arms_in_their_order(experiment: Experiment) -> None:
         (("random", "frozen0"), {}, "arms='random' and 'frozen0' are the same"),
         (("two_steps", "joint"), {"starting_sizes": (0,)}, "'two_steps' and 'joint' are the same .* a starting size above 0"),
         ((Arm(), "ones"), {}, "'ones' is none of plain"),
-        ((Arm(), 3), {}, "3 is no arm"),
+        ((Arm(), 3), {}, r"3\)\): give a tuple, of which each is Arm"),
         ((Arm(), JOINT), {"trajectories": "shared", "task_model": "stable"}, "arm 'joint': trajectories='shared' with"),
         ((Arm(), FROZEN), {"trajectories": "shared", "task_model": "stable"}, r"arm 'frozen0\.1': head_frozen_share=0\.1"),
         ((Arm(), "zero+frozen1"), {}, r"arm 'zero\+frozen1': head='zero' with head_frozen_share=1"),
@@ -227,7 +227,7 @@ def test_a_head_of_zeros_may_be_frozen_where_it_is_one_no_more(experiment: Exper
 
 
 def test_arms_are_a_tuple(experiment: Experiment) -> None:
-    with pytest.raises(UserError, match=r"arms='joint' is not a tuple; write one value as \('joint',\)"):
+    with pytest.raises(UserError, match=r"arms='joint'\): give a tuple, .* such as \('joint',\)"):
         dataclasses.replace(experiment, arms="joint")  # type: ignore[arg-type]
 
 
