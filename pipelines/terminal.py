@@ -54,6 +54,13 @@ def outlive_readers() -> None:
             setattr(sys, name, _Lasting(stream))
 
 
+def lead_nowhere(stream: Any) -> None:
+    """Have what is written to a stream, and what is still buffered when Python ends, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class _Lasting:
     """A stream that leads nowhere once it cannot be written."""
 
@@ -74,10 +81,7 @@ class _Lasting:
             self._lead_nowhere()
 
     def _lead_nowhere(self) -> None:
-        # What is still buffered goes there, too, when Python ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        lead_nowhere(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -39,12 +39,41 @@ def main() -> None:
         command = typer.main.get_command(app)
     # From here on an interrupt is an exception, so that a command can clean up.
     try:
-        command()
+        with one_line_where_unwritten():
+            command()
     finally:
-        # Nobody would write what is still buffered then.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
         end_without_a_word()
+
+
+@contextlib.contextmanager
+def one_line_where_unwritten() -> Iterator[None]:
+    """End with one line on stderr and exit code 1 where what is printed cannot be written, as on a full disk.
+
+    A reader that has seen enough is no failure, and a command that has failed has said why.
+    """
+    from pipelines.terminal import lead_nowhere
+
+    code: Any = 0
+    try:
+        try:
+            yield
+        except SystemExit as end:
+            code = end.code
+        if not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        if os.environ.get("BLINDSWEEP_DEBUG"):
+            raise
+        lead_nowhere(sys.stdout)
+        if not code and not isinstance(error, BrokenPipeError):
+            code = 1
+            with contextlib.suppress(OSError):
+                print(f"Error: what this prints cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        lead_nowhere(sys.stderr)
+    sys.exit(code)
 
 
 @contextlib.contextmanager
