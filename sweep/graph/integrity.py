@@ -60,12 +60,19 @@ class Damage:
 
 
 def inspect(store: Store, artifact: ArtifactId, how: How) -> tuple[Record | None, list[Damage]]:
-    """The record of an artifact, None if it is not built or the record is damaged, and all that is damaged."""
-    try:
-        record = store.read_record(artifact)
-    except DamagedError as error:
-        found = str(error).partition(f"/{RECORD_FILE} ")[2].partition(";")[0]
-        return None, [Damage(artifact, RECORD_FILE, found)]
+    """The record of an artifact, None if it is not built or the record is damaged, and all that is damaged.
+
+    What comes damaged from a remote store is read a second time: it may be the connection that damaged it.
+    """
+    for is_last in (store.is_local, True):
+        try:
+            record = store.read_record(artifact)
+        except DamagedError as error:
+            if is_last:
+                found = str(error).partition(f"/{RECORD_FILE} ")[2].partition(";")[0]
+                return None, [Damage(artifact, RECORD_FILE, found)]
+        else:
+            break
     return record, check(store, record, how) if record else []
 
 
@@ -85,9 +92,11 @@ def check(store: Store, record: Record, how: How) -> list[Damage]:
         elif sizes[path] != file["bytes"]:
             found[path] = f"has {sizes[path]:,} bytes, {file['bytes']:,} in its record"
     paths = [path for path in record.files if path not in found]
-    hashes: Mapping[str, str | None] = {}
+    hashes: dict[str, str | None] = {}
     if how == "anew" and not store.is_local:
         hashes = {path: file["sha256"] for path, file in store.files(folder, paths).items()}
+        if others := [path for path, sha256 in hashes.items() if sha256 != record.files[path]["sha256"]]:
+            hashes |= {path: file["sha256"] for path, file in store.files(folder, others).items()}
     elif how != "sizes" and store.is_local:
         with ThreadPoolExecutor(8) as threads:
             remembered = threads.map(lambda path: _sha256(Path(folder, path), anew=how == "anew"), paths)

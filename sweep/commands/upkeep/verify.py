@@ -28,7 +28,7 @@ def verify(
     """Read every file of every artifact and compare it with its record; exit code 1 if anything is damaged.
 
     Nothing is remembered from before: this finds what a disk has lost since. A remote store's files are read over the
-    network. Not while a run is building from the artifacts, with --set-aside.
+    network, and those that come damaged a second time. Not while a run is building from the artifacts, with --set-aside.
 
         blindsweep verify demo
         blindsweep verify --store s3://bucket/studies --set-aside

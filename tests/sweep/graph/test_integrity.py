@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs.core import S3File
 
 from pipelines.errors import DamagedError
 from pipelines.finetune.checkpoints import METRICS_FILE
@@ -87,6 +88,24 @@ def test_other_content_is_found_by_hashes(store: Store) -> None:
     # printf abd | sha256sum; printf abc | sha256sum
     other = ["has other content (sha256 a52d159f262b…, ba7816bf8f01… in its record)"]
     assert found == {"remembered": other if store.is_local else [], "anew": other}
+
+
+@pytest.mark.parametrize("damaged", ["pool/a", RECORD_FILE])
+def test_what_a_connection_damaged_once_is_read_again(bucket: str, damaged: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(bucket)
+    record = build(store, {"pool/a": "abc", "pool/b": "abc"})
+    reads: list[str] = []
+
+    def read(path: str, content: bytes) -> bytes:
+        if path.endswith(damaged):
+            reads.append(path)
+        return content[:-1] + b"?" if path.endswith(damaged) and len(reads) == 1 else content
+
+    of_file, of_record = S3File._fetch_range, Store._read
+    monkeypatch.setattr(S3File, "_fetch_range", lambda self, start, end: read(self.path, of_file(self, start, end)))
+    monkeypatch.setattr(Store, "_read", lambda self, path: read(path, of_record(self, path) or b""))
+    assert inspect(store, record.id, "anew") == (record, [])
+    assert len(reads) == 2
 
 
 def test_what_a_disk_lost_behind_the_file_system_s_back_is_found_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
