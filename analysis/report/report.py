@@ -93,7 +93,10 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "title": study.title or study.experiment,
         "name": study.experiment,
         "summary": _summary(study, frame),
-        "marks": [f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()],
+        "marks": [
+            *(f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()),
+            *study.parameters.get("pool_copies", ()),
+        ],
         "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
         "verdict": None,

@@ -169,6 +169,18 @@ class NLISourcesConfig:
         }
         return {f"{name}/num_examples": size for name, size in sizes.items()}
 
+    def test_examples(self, name: str, folder: str) -> pa.Table:
+        """The pairs of a test set, as :func:`prepare` writes them; the training file is not read for it."""
+        paths = _find(folder)
+        if name == "hans":
+            rows = _read_hans(paths[HANS_FILE], self.hans_rows)
+        elif name in (of_multinli := {"mnli_matched": MATCHED_FILE, "mnli_mismatched": MISMATCHED_FILE}):
+            rows = _read_multinli(paths[of_multinli[name]], name, self, [])
+        else:
+            challenges = tuple(challenge for challenge in self.challenges if challenge.name == name)
+            rows = _read_challenges(replace(self, challenges=challenges), folder, paths)[name].rows
+        return pa.table({column: [row[column] for row in rows] for column in ("id", "premise", "hypothesis", "label")})
+
     def read_as(self, folder: str) -> dict[str, str]:
         return {}
 

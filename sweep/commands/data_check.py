@@ -3,7 +3,7 @@
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,14 +169,14 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
     from pipelines.errors import UserError
     from pipelines.identity import MARKS
     from pipelines.tasks.examples import read_examples
-    from sweep.study.inputs import check_blindspot, check_prompts, check_sizes, missing_data
+    from sweep.study.inputs import check_blindspot, check_prompts, check_sizes, copies_of_tests, missing_data, texts_of
     from sweep.study.loading import load_experiment
 
     experiment = load_experiment(name, assignments).experiment
     sources, folder, task = experiment.sources, experiment.sources_folder, experiment.task
     if missing := missing_data(experiment):
         raise UserError(f"{'; '.join(missing)}; put it there, or give its place")
-    test_texts: dict[str, set[tuple[str, ...]]] = {}
+    test_texts: dict[str, Set[tuple[str, ...]]] = {}
     with tempfile.TemporaryDirectory(prefix="blindsweep-") as output:
         metrics = sources.prepare(output, folder=folder)
         read_as = sources.read_as(folder)
@@ -191,7 +191,7 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             examples = read_examples(Path(output, f"{set_name}.parquet"), task)
             _print_rows(examples, task.field_names, of_set, "row", {}, indent="    ")
             if set_name not in ("train", "dev"):
-                test_texts[set_name] = _texts(examples, task.field_names)
+                test_texts[set_name] = texts_of(examples, task)
     for pool in experiment.own_pools:
         if pool.is_known:
             rows = read_pool(pool)
@@ -200,22 +200,13 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             _print_rows(rows.examples, task.field_names, rows.dropped, rows.table.unit, {}, indent="    ")
             if warning := rows.label_warning(MAP_IT):
                 print(f"    marked: {warning}")
-            pool_texts = _texts(rows.examples, task.field_names)
-            for set_name, texts in test_texts.items():
-                if num_shared := len(pool_texts & texts):
-                    print(
-                        f"    marked: {num_shared:,} of {len(texts):,} texts of {set_name} are in the pool, too: models that "
-                        "are trained on it know them; take them out of the file"
-                    )
+            for line in copies_of_tests(pool, test_texts):
+                print(f"    marked: {line}")
     for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
         print(f"marked: {mark}")
     check_sizes(experiment)
     check_prompts(experiment)
     check_blindspot(experiment)
-
-
-def _texts(examples: "pa.Table", fields: Sequence[str]) -> set[tuple[str, ...]]:
-    return set(zip(*(examples[name].to_pylist() for name in fields), strict=True))
 
 
 def _print_rows(

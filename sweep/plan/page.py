@@ -12,7 +12,7 @@ from sweep.plan.costs import EndpointCost, Total, rates, total, unmeasured
 from sweep.plan.plan import Plan, PlanCosts, Planned
 from sweep.plan.throughputs import BFLOAT16, CostTable, Gpu
 from sweep.study.experiment import Experiment
-from sweep.study.inputs import left_out, missing_inputs
+from sweep.study.inputs import left_out, missing_inputs, pool_copies
 from sweep.study.paper import Note, departures, unsettled
 
 COST_COLUMNS = ("examples", "tokens", "GPU-hours", "on demand", "spot", "disk")
@@ -32,7 +32,8 @@ def print_plan(plan: Plan, *, all_steps: bool = False) -> None:
     console = new_console(soft_wrap=True, highlight=False, markup=False)
     if costs:
         console.width = max(console.width, MIN_WIDTH)
-    for line in (f"{experiment.name}: {experiment.title}", *missing_inputs(experiment), *left_out(experiment)):
+    about_inputs = (*missing_inputs(experiment), *left_out(experiment), *pool_copies(experiment))
+    for line in (f"{experiment.name}: {experiment.title}", *about_inputs):
         console.print(line)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "steps", "cached", "to build", *(COST_COLUMNS if costs else ())):

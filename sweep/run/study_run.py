@@ -49,7 +49,7 @@ from sweep.run.tune import Run, run_steps
 from sweep.run.watchdog import Silences
 from sweep.study.claims import as_json
 from sweep.study.grid import build_grid
-from sweep.study.inputs import with_inputs
+from sweep.study.inputs import pool_copies, with_inputs
 from sweep.study.loading import Loaded
 from sweep.study.paper import departures, unsettled
 
@@ -109,6 +109,8 @@ def manifest(loaded: Loaded, steps: Iterable[Step]) -> Study:
     if experiment.test_sets:
         # Their words for people are in no record: no fingerprint has them.
         parameters["test_sets"] = [asdict(test_set) for test_set in experiment.test_sets]
+    if copies := list(pool_copies(experiment)):
+        parameters["pool_copies"] = copies
     if experiment.replicates_paper:
         parameters |= {
             "departures": [asdict(note) for note in departures(experiment)],
@@ -153,6 +155,8 @@ def run_study(
     # The study is whole, also where a piece of it is built.
     whole = steps if only is None else build_grid(loaded.experiment)
     study = manifest(loaded, whole)
+    for copies in study.parameters.get("pool_copies", ()):
+        print(f"Warning: {copies}", file=sys.stderr, flush=True)
     try:
         line = replaced_line(loaded, whole, Study.manifest(store, study.experiment))
     except UserError as error:

@@ -1,24 +1,34 @@
 """A study's inputs from outside: its data, its weights, its own pools. A plan can do without them, a run cannot."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.data.kinds import ORIGINAL, Kind, sizes_of
 from pipelines.data.own_pool import OwnPoolConfig, examples_of, read_pool
+from pipelines.data.sources import NLISourcesConfig
 from pipelines.data.table_sources import TableSources
 from pipelines.data.training_set import check_pool, sizes_per_label
 from pipelines.errors import UserError
 from pipelines.finetune.base_model import CHAT_TEMPLATE, PretrainedModelConfig, RandomModelConfig, pretrained_model_config
 from pipelines.models.hub import hub_repository
+from pipelines.storage import join
 from pipelines.tables.remote import is_remote
+from pipelines.tasks.examples import read_examples
+from pipelines.tasks.task import Task
 from sweep.graph.step import Step
 from sweep.study.experiment import Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
+
+MOST_SHOWN = 80
+"""Characters of a text that are shown."""
 
 
 def missing_inputs(experiment: Experiment) -> tuple[str, ...]:
@@ -59,6 +69,44 @@ def left_out(experiment: Experiment) -> Iterator[str]:
     for what, reasons in read.items():
         listed = ", ".join(f"{num:,} {reason}" for reason, num in reasons.most_common())
         yield f"{what}: {listed}; `blindsweep data check` shows the rows"
+
+
+def pool_copies(experiment: Experiment) -> Iterator[str]:
+    """A line for each set that is evaluated and some of whose texts a pool of one's own has, too; of what is here."""
+    pools = [pool for pool in experiment.own_pools if pool.is_known]
+    if not pools or experiment.sources.missing(experiment.sources_folder):
+        return
+    names = [name for name in experiment.evaluation.sets if name != "dev"]
+    tests = {name: texts_of(table, experiment.task) for name, table in _test_tables(experiment, names).items()}
+    for pool in pools:
+        for line in copies_of_tests(pool, tests):
+            yield f"pool: {pool.name}: {line}"
+
+
+def copies_of_tests(pool: OwnPoolConfig, tests: Mapping[str, Set[tuple[str, ...]]]) -> Iterator[str]:
+    """A line for each test set, its texts by name, some of whose texts a pool of one's own has, too."""
+    there = texts_of(read_pool(pool).examples, pool.task)
+    for name, texts in tests.items():
+        if shared := there & texts:
+            shown = " | ".join(repr(shorten(text, MOST_SHOWN, placeholder="…")) for text in min(shared))
+            yield (
+                f"{len(shared):,} of {len(texts):,} texts of {name} are in the pool, too: models that are trained on it know "
+                f"them; take them out of the file ({shown})"
+            )
+
+
+def texts_of(examples: pa.Table, task: Task) -> Set[tuple[str, ...]]:
+    """The texts of each example, in the order of the task's fields."""
+    return set(zip(*(examples[name].to_pylist() for name in task.field_names), strict=True))
+
+
+def _test_tables(experiment: Experiment, names: Sequence[str]) -> dict[str, pa.Table]:
+    sources, folder = experiment.sources, experiment.sources_folder
+    if isinstance(sources, TableSources | NLISourcesConfig):
+        return {name: sources.test_examples(name, folder) for name in names}
+    with TemporaryDirectory(prefix="blindsweep-") as output:
+        sources.prepare(output, folder=folder)
+        return {name: read_examples(join(output, f"{name}.parquet"), experiment.task) for name in names}
 
 
 def check_pools(steps: Sequence[Step]) -> None:

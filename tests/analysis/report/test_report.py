@@ -253,6 +253,15 @@ def test_marks_stand_at_the_top(tmp_path: Path) -> None:
     assert "<li>partial MultiNLI: &lt;10&gt; of 392,702 labelled rows: 1 of 9 artifacts</li>" in html
 
 
+def test_copies_of_test_texts_in_the_pool_stand_with_the_marks(tmp_path: Path) -> None:
+    told = "pool: mine.csv: 3 of 900 texts of template_test are in the pool, too"
+    study = FakeStudy(tmp_path / "store")
+    study.parameters["pool_copies"] = [told]
+    study.add_grid((0,), (60,), (0,))
+    html = build_report(study.write(), "tiny", tmp_path).read_text()
+    assert f"<li>{told}</li>" in html and 'id="marks"' in html
+
+
 MULTINLI = {"files": [{"name": "multinli_1.0_train.jsonl", "sha256": "ab" * 32}]}
 
 

@@ -22,6 +22,7 @@ from pipelines.data.sources import (
 from pipelines.errors import UserError
 from pipelines.identity import identity
 from pipelines.tasks.examples import read_examples
+from pipelines.tasks.nli import NLI
 
 SHARED = (Path(__file__).parents[3] / ".." / "shared" / "data").resolve()
 
@@ -88,6 +89,15 @@ def replace_line(path, number, text):
     lines = path.read_text().split("\n")
     lines[number - 1] = text
     path.write_text("\n".join(lines))
+
+
+def test_a_test_set_is_read_alone_as_it_is_prepared(folder, tmp_path):
+    prepare(folder, tmp_path / "out")
+    config = config_of(folder)
+    (folder / "multinli_1.0" / TRAIN_FILE).write_text("not read")
+    for name in ("mnli_matched", "mnli_mismatched", "hans"):
+        prepared = read_examples(tmp_path / "out" / f"{name}.parquet")
+        assert config.test_examples(name, str(folder)).to_pylist() == prepared.select(NLI.columns).to_pylist()
 
 
 def test_duplicates_go_with_every_copy_then_the_first_rows_of_each_label_are_dev(folder, tmp_path):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.errors import UserError
 from sweep import cli
 
 STUDY = """
@@ -174,19 +175,38 @@ def mine() -> Experiment:
 """
 
 
-def test_a_pool_that_has_texts_of_a_test_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_tables_and_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [f"{label} p{n},h,{label}" for n in range(6) for label in ("entailment", "neutral", "contradiction")]
     for name, some in (
         ("train", rows),
         ("test", ["h other,h,neutral", "h next,h,neutral"]),
-        ("pool", [*rows, "h other,h,neutral"]),
+        ("pool", [*rows, "h other,h,neutral", "h one,h,entailment"]),
     ):
         Path(f"{name}.csv").write_text("\n".join(["premise,hypothesis,label", *some]))
     Path("mine.py").write_text(POOL_AND_TABLES)
+
+
+def test_a_pool_that_has_texts_of_a_test_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tables_and_pool(tmp_path, monkeypatch)
     result = CliRunner().invoke(cli.app, ["data", "check", "mine.py"])
     assert "    marked: 1 of 2 texts of test are in the pool, too: models that are trained on it know them" in result.stdout
     assert "are in the training data" not in result.stdout
+    assert "take them out of the file ('h other' | 'h')\n" in result.stdout
+    planned = CliRunner().invoke(cli.app, ["plan", "mine.py"])
+    assert "pool: pool.csv: 1 of 2 texts of test are in the pool, too: " in planned.stdout, planned.output
+
+
+def test_a_run_warns_of_texts_of_a_test_set_before_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(uri: str) -> None:
+        raise UserError("here it would begin")
+
+    monkeypatch.setattr("sweep.run.study_run.check_store", stop)
+    write_tables_and_pool(tmp_path, monkeypatch)
+    run = CliRunner().invoke(cli.app, ["run", "mine.py", "--no-report"])
+    warning, error = run.stderr.splitlines()[-2:]
+    assert warning.startswith("Warning: pool: pool.csv: 1 of 2 texts of test are in the pool, too: ")
+    assert error == "Error: here it would begin"
 
 
 def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ from sweep.graph.records import Store
 from sweep.graph.stages import REGISTRY, Job
 from sweep.plan.plan import plan_study
 from sweep.plan.throughputs import read_table
+from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo
 from sweep.study.grid import build_grid
-from sweep.study.inputs import check_blindspot, check_sizes, left_out, missing_inputs, with_inputs
+from sweep.study.inputs import check_blindspot, check_sizes, left_out, missing_inputs, pool_copies, with_inputs
+from sweep.study.loading import Loaded
 
 TABLE = read_table()
 ROWS = "".join(f"{label} p{n},h{n},{label}\n" for label in ("entailment", "neutral", "contradiction") for n in range(100))
@@ -203,6 +205,33 @@ def test_a_probe_slice_of_another_set_is_no_slice_of_a_described_one(tmp_path: P
     with pytest.raises(UserError, match="no probe_slice that the blindspot set 'spot' has"):
         own_tables(tmp_path, evaluation=EvaluationConfig(sets=("test", "spot"), dtype="float32"))
     assert demo().blindspot_slice == "lexical_overlap/non-entailment"
+
+
+def test_copies_of_test_texts_in_a_pool_of_ones_own_are_told_in_the_plan_and_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("premise,hypothesis,label\n" + "a b,b,entailment\n" * 3)
+    study = own_tables(tmp_path, synthetic="pool.csv", generator=None, generation=None)
+    assert list(pool_copies(study)) == [] and "pool_copies" not in manifest(Loaded(study, {}), []).parameters
+    # The label does not matter, nor how often a text is there.
+    (tmp_path / "pool.csv").write_text("premise,hypothesis,label\n" + "a,b,entailment\na b,b,neutral\nc d,d,neutral\n" * 2)
+    study = own_tables(tmp_path, synthetic="pool.csv", generator=None, generation=None)
+    told = "models that are trained on it know them; take them out of the file"
+    lines = [
+        f"pool: pool.csv: 1 of 1 texts of test are in the pool, too: {told} ('a' | 'b')",
+        f"pool: pool.csv: 1 of 1 texts of spot are in the pool, too: {told} ('c d' | 'd')",
+    ]
+    assert list(pool_copies(study)) == manifest(Loaded(study, {}), []).parameters["pool_copies"] == lines
+    of_one = replace(study.evaluation, sets=("test", "dev"))
+    assert list(pool_copies(replace(study, evaluation=of_one, blindspot_set="test"))) == lines[:1]
+    assert list(pool_copies(own_tables(tmp_path))) == []
+
+
+def test_copies_of_the_template_corpus_s_tests_are_told(tmp_path: Path) -> None:
+    demo().sources.prepare(str(tmp_path), folder="")
+    examples = read_examples(str(tmp_path / "template_test.parquet"))
+    write_examples(examples.slice(0, 30), str(tmp_path / "pool.parquet"))
+    study = replace(demo(), synthetic=str(tmp_path / "pool.parquet"), generator=None, generation=None)
+    (line,) = pool_copies(study)
+    assert line.startswith(f"pool: pool.parquet: 30 of {examples.num_rows:,} texts of template_test are in the pool, too")
 
 
 def test_a_plan_names_the_rows_that_are_left_out(tmp_path: Path) -> None:
