@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.publication.published import Published
 from analysis.study.artifacts import LabelCount, sum_counts
-from analysis.study.frame import KEY, describe_missing
+from analysis.study.frame import KEY, Missing, describe_missing
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Responses, generator_of_seeds
 from pipelines.errors import UserError
@@ -178,12 +178,12 @@ def _frame(kept: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     frame = frame.sort_values(list(KEY), ignore_index=True)
     there = set(kept[list(COORDINATES)].itertuples(index=False, name=None))
     # Of a cell that is kept, what is kept says what it lacks.
-    frame.attrs["missing"] = [
+    frame.attrs["missing"] = Missing(
         result
         for missing, is_kept in ((kept.attrs["missing"], True), (added.attrs["missing"], False))
         for result in missing
         if (tuple(result[name] for name in COORDINATES) in there) == is_kept
-    ]
+    )
     return frame
 
 

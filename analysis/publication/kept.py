@@ -47,7 +47,7 @@ from analysis.publication.published import Published
 from analysis.report.generality import sets_needed
 from analysis.study.artifacts import LabelCount
 from analysis.study.described import described_sets, task_of
-from analysis.study.frame import IncompleteSweepError, evaluation_frame
+from analysis.study.frame import IncompleteSweepError, Missing, evaluation_frame
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Cell, Responses
 from analysis.verdicts.evidence import Evidence, load_evidence
@@ -137,7 +137,7 @@ def load(folder: Path) -> Published:
     pilot = folder.with_name(f"{folder.name}{SUFFIX}.json")
     frame = pd.read_parquet(folder / "cells.parquet")
     frame.insert(frame.columns.get_loc("num_correct"), "accuracy", frame["num_correct"] / frame["num_examples"])
-    frame.attrs["missing"] = kept["missing_cells"]
+    frame.attrs["missing"] = Missing(kept["missing_cells"])
     items = _items(folder, study, kept)
     places = (kept["general_set"], kept["blindspot_set"], kept["blindspot_slice"])
     predicted, scores = _answers(folder, items, _scored(items, places, kept["label"]), kept["steps"])

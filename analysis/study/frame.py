@@ -58,6 +58,13 @@ class DuplicateRowsError(UserError):
     """Two results claim the same cell; which one holds cannot be told."""
 
 
+class Missing(list[dict[str, Any]]):
+    """The results that a frame lacks. Not to be changed: what pandas takes from a frame has its list, and not a copy of it."""
+
+    def __deepcopy__(self, memo: object) -> Missing:
+        return self
+
+
 def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd.DataFrame:
     """One row per `KEY` (arm, starting_size, kind, size, seed, set, slice, num_labels, folding), sorted by it, as `DTYPES`.
 
@@ -69,7 +76,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     (`pipelines.evaluate.scoring.is_predicted`).
 
     Raises IncompleteSweepError naming every missing cell; with `partial=True` these are in
-    `frame.attrs["missing"]` instead (a list of mappings: coordinates, what is missing, why). Raises
+    `frame.attrs["missing"]` instead (`Missing`: of each its coordinates, what is missing, why). Raises
     DuplicateRowsError for two results of one cell, and UserError for a metrics file that does not hold
     together.
     """
@@ -137,7 +144,7 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     frame = pd.DataFrame(rows, columns=list(DTYPES)).astype(DTYPES | ordered)
     frame = frame.sort_values(list(KEY), ignore_index=True)
     _check_same_test_items(frame)
-    frame.attrs["missing"] = missing
+    frame.attrs["missing"] = Missing(missing)
     return frame
 
 

@@ -138,6 +138,7 @@ def test_a_study_that_is_not_whole_or_has_arms_is_not_published(tmp_path: Path) 
     published = load(tmp_path / "partial/tiny")
     (missing,) = published.evidence.responses.missing
     assert "original" in missing and published.frame.attrs["missing"][0]["size"] == 120
+    assert published.frame.head().attrs["missing"] is published.frame.attrs["missing"]
     arms = joint_study(tmp_path / "arms", clear, 1, (0,))
     with pytest.raises(UserError, match="tiny has the arms two_steps, joint, and a study of one is published"):
         keep(Store(arms.write()), "tiny", tmp_path / "data/tiny")

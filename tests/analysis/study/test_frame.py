@@ -92,6 +92,8 @@ def test_every_missing_cell_is_named(tmp_path: Path) -> None:
     assert len(caught.value.missing) == 2
     frame = study.frame(partial=True)
     assert [one["starting_size"] for one in frame.attrs["missing"]] == [0, 200]
+    # Tables take hundreds of parts of a frame.
+    assert frame[frame["kind"] == "original"].attrs["missing"] is frame.attrs["missing"]
     assert len(frame) == (28 - 2) * 3
 
 
