@@ -131,5 +131,5 @@ def test_impossible_configs_are_refused(arguments, words):
 
 def test_more_than_the_rules_can_give_is_an_error():
     few = [rule for rule in rules() if rule.premise == "no {a} {i}" and rule.hypothesis == "some {a} {i}"]
-    with pytest.raises(UserError, match=r"new pairs of 2,000; ask for a smaller corpus"):
-        draw(few, 2_000, random.Random(0), 0.0, {})
+    with pytest.raises(UserError, match=r"new pairs of 1,000; ask for a smaller corpus"):
+        draw(few, 1_000, random.Random(0), 0.0, {})
