@@ -1,6 +1,6 @@
 """A study of cheap stages that write a small file: run by Ray Tune in the tests, or as a script to be killed.
 
-python fake_study.py STORE SECONDS_A_STEP [FAILS]
+python fake_study.py STORE SECONDS_A_CELL NUM_CELLS
 """
 
 import errno
@@ -136,11 +136,11 @@ def _use_pool() -> None:
     ray.data.range(4).map_batches(_NoWorker, batch_size=1, compute=strategy).take_all()
 
 
-def make_steps(seconds: float = 0.0) -> list[Step]:
-    """A root, three cells of two workers and three of one, and an evaluation of each."""
+def make_steps(seconds: float = 0.0, num_cells: int = 6) -> list[Step]:
+    """A root, cells of two workers and of one in turn, and an evaluation of each."""
     root = Step("sources", "data", Config())
     steps = [root]
-    for value in range(1, 7):
+    for value in range(1, num_cells + 1):
         coordinates = {"starting_size": 0, "kind": "original", "size": value, "seed": 0}
         resources = Resources(num_workers=2) if value % 2 else Resources()
         config = Config(value, seconds=seconds)
@@ -181,8 +181,7 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     store = Store(sys.argv[1])
-    fails = sys.argv[3:]
-    steps = [Step("task_model", how, Config(fails=how)) for how in fails] or make_steps(float(sys.argv[2]))
+    steps = make_steps(float(sys.argv[2]), int(sys.argv[3]))
     cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
     with ray_session(RayOptions(max_cpus=2), steps) as capacity, Display({}) as display:
         progress = run_steps(Run(steps, set(cached), store, capacity, listener=display.on_event, max_failures=0))

@@ -1,7 +1,6 @@
 """Real Ray Tune on two CPUs, with cheap stages: isolation, no deadlock, resumption, MLflow's content."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -23,7 +22,6 @@ from pipelines.data.training_set import TrainingSetConfig
 from pipelines.resources import Resources
 from pipelines.storage import join, write_text
 from pipelines.workers import notice
-from sweep.graph import stages
 from sweep.graph.integrity import set_aside
 from sweep.graph.queue import Capacity
 from sweep.graph.records import ArtifactId, Record, Store, Study
@@ -43,19 +41,6 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[ModuleType]:
-    specification = importlib.util.spec_from_file_location("fake_study", SCRIPT)
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["fake_study"] = module
-    specification.loader.exec_module(module)
-    kept = dict(stages.REGISTRY)
-    module.register()
-    yield module
-    stages.REGISTRY.update(kept)
-
-
-@pytest.fixture(scope="module")
 def capacity(fake: ModuleType) -> Iterator[Capacity]:
     with pytest.MonkeyPatch.context() as patch:
         # Workers inherit it.
@@ -69,10 +54,18 @@ def capacity(fake: ModuleType) -> Iterator[Capacity]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(fake: ModuleType, capacity: Capacity, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Progress]:
+def tracking_uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where `undisturbed` is tracked."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('tracked') / 'mlflow.db')}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    fake: ModuleType, capacity: Capacity, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, Progress]:
     """A store with all that `make_steps` has, built in one go, and how that went. Not to be changed."""
     store = Store(tmp_path_factory.mktemp("undisturbed"))
-    return store, run(fake.make_steps(), store, capacity)
+    return store, run_tracked(fake.make_steps(), store, capacity, tracking_uri)
 
 
 def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> Progress:
@@ -80,6 +73,20 @@ def run(steps: list[Any], store: Store, capacity: Capacity, **options: Any) -> P
     if len(cached) == len(steps):
         return Progress(steps, set(cached))
     return run_steps(Run(steps, set(cached), store, capacity, **{"max_failures": 0, **options}))
+
+
+def run_tracked(steps: list[Any], store: Store, capacity: Capacity, uri: str) -> Progress:
+    import ray
+
+    tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, store.uri, Study("fake", "Fake", {"p": 1}, ()))
+    ray.get(tracker.declare.remote([step.fingerprint for step in steps]))
+    progress = run(steps, store, capacity, tracker=tracker)
+    for fingerprint in progress.cached:
+        step = next(one for one in steps if one.fingerprint == fingerprint)
+        record = store.read_record(step.id)
+        tracker.finish.remote(record, is_new=False)
+    assert ray.get(tracker.close.remote("FINISHED")) == []
+    return progress
 
 
 def calls(store: Store) -> Counter[str]:
@@ -256,8 +263,8 @@ def test_a_damaged_input_is_built_again_in_the_midst_of_a_run(
 def test_a_run_killed_in_the_middle_goes_on_with_the_same_artifacts(
     fake: ModuleType, capacity: Capacity, undisturbed: tuple[Store, Progress], tmp_path: Path
 ) -> None:
-    store, steps = Store(tmp_path), fake.make_steps()
-    command = [sys.executable, str(SCRIPT), store.uri, "1.5"]
+    store, steps = Store(tmp_path), fake.make_steps(num_cells=3)
+    command = [sys.executable, str(SCRIPT), store.uri, "1.5", "3"]
     driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
     while len(contents(store)) < 2:
@@ -266,40 +273,28 @@ def test_a_run_killed_in_the_middle_goes_on_with_the_same_artifacts(
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     before = contents(store)
-    assert 2 <= len(before) < 13
+    assert 2 <= len(before) < len(steps) == 7
     progress = run(steps, store, capacity)
     # Workers of the killed run may have finished a step that was under way.
-    assert len(progress.cached) >= len(before) and len(progress.cached) + len(progress.built) == 13
-    assert contents(store) == contents(undisturbed[0])
+    assert len(progress.cached) >= len(before) and len(progress.cached) + len(progress.built) == len(steps)
+    whole = contents(undisturbed[0])
+    assert contents(store) == {f"{step.stage}/{step.slug}": whole[f"{step.stage}/{step.slug}"] for step in steps}
 
 
 @pytest.mark.timeout(250)
 def test_mlflow_has_every_artifact_once_with_metrics_tags_and_lineage(
-    fake: ModuleType, capacity: Capacity, empty_database: Path, tmp_path: Path
+    fake: ModuleType, capacity: Capacity, undisturbed: tuple[Store, Progress], tracking_uri: str
 ) -> None:
-    import ray
     from mlflow import MlflowClient
 
-    store, steps = Store(tmp_path), fake.make_steps()
-    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
-
-    def track() -> None:
-        tracker = ray.remote(Tracker).options(num_cpus=0).remote(uri, store.uri, Study("fake", "Fake", {"p": 1}, ()))
-        ray.get(tracker.declare.remote([step.fingerprint for step in steps]))
-        progress = run(steps, store, capacity, tracker=tracker)
-        for fingerprint in progress.cached:
-            step = next(one for one in steps if one.fingerprint == fingerprint)
-            record = store.read_record(step.id)
-            tracker.finish.remote(record, is_new=False)
-        assert ray.get(tracker.close.remote("FINISHED")) == []
+    store, steps = undisturbed[0], fake.make_steps()
 
     def runs() -> list[Any]:
         return list(client.search_runs([client.get_experiment_by_name("fake").experiment_id]))
 
-    client = MlflowClient(uri)
-    track()
+    client = MlflowClient(tracking_uri)
     first = runs()
-    track()
+    assert len(run_tracked(steps, store, capacity, tracking_uri).cached) == len(steps)
     assert {run.info.run_id for run in runs()} == {run.info.run_id for run in first}
     (parent,) = (run for run in first if run.data.tags.get("study") == "fake")
     children = {run.data.tags["slug"]: run for run in first if run.data.tags["stage"] == "task_model"}
