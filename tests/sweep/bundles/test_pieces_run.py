@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.report.report import write_report
 from pipelines.resources import Resources
 from sweep.bundles.bundle import write_bundle
 from sweep.bundles.merge import merge_bundles
@@ -12,6 +13,7 @@ from sweep.graph.pieces import parse_only
 from sweep.graph.records import Store, Study
 from sweep.run.session import RayOptions
 from sweep.run.study_run import run_study
+from sweep.study.experiment import Experiment
 from sweep.study.loading import Loaded
 from tests.sweep.run.tiny_study import tiny
 
@@ -54,3 +56,30 @@ def test_pieces_make_the_study_of_one_run(tmp_path: Path) -> None:
     # Nothing is left to do, and nothing is done for lost weights.
     again = run("together")
     assert again[1] == 0
+
+
+@pytest.mark.slow
+def test_pools_of_other_pieces_are_judged_where_the_judge_is(tmp_path: Path) -> None:
+    study = tiny(seeds=(0, 1))
+    base = replace(study.base_model, hidden_size=64, num_layers=2, intermediate_size=128)
+    experiment = replace(study, base_model=base, kinds=("synthetic",), generators=2)
+    judged = replace(experiment, judge=60)
+
+    def run(of: Experiment, folder: str, only: str | None = None) -> int:
+        piece = parse_only(only) if only else None
+        options = RayOptions(max_cpus=2)
+        result = run_study(Loaded(of, {}), Store(tmp_path / folder), f"sqlite:///{tmp_path}/{folder}.db", options, only=piece)
+        assert not result.failures
+        return result.num_built
+
+    run(judged, "first", "shared,seed=0")
+    run(experiment, "second", "seed=1")
+    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
+    merge_bundles(first, write_bundle(second, "tiny", tmp_path / "second.zip", part_size=2**20, only="seed=1").parts)
+    # Of all there is one thing is left to do: the judgement of the second piece's pool.
+    assert run(judged, "first") == 1
+    study = Study.load(first, "tiny")
+    assert study.num_built == len(study.steps)
+    assert sorted(step.slug for step in study.steps if step.stage == "judgement") == ["judge-pool", "judge-pool1"]
+    report = write_report(first, "tiny", tmp_path / "report")
+    assert "Wrong labels in the synthetic pool" in report.path.read_text()
