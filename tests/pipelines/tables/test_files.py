@@ -199,7 +199,10 @@ def test_a_json_array_that_cannot_be_read_is_refused(tmp_path: Path, content: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"text,label\na,1\n"), "is compressed by gzip, and its name does not say so; let it end in .gz"),
+        (
+            gzip.compress(b"text,label\na,1\n", mtime=0),
+            "is compressed by gzip, and its name does not say so; let it end in .gz",
+        ),
         (lzma.compress(b"text,label\na,1\n"), "is compressed by xz, .* let it end in .xz"),
         (pa.compress(b"text,label\na,1\n", "zstd", asbytes=True), "is compressed by zstd, .* let it end in .zst"),
         (b"PAR1 and more", "is Parquet, .* let it end in .parquet"),
