@@ -1,6 +1,6 @@
 """A study of cheap stages that write a small file: run by Ray Tune in the tests, or as a script to be killed.
 
-python fake_study.py STORE SECONDS_A_CELL NUM_CELLS
+python fake_study.py STORE SECONDS_A_CELL NUM_CELLS [FAILS]
 """
 
 import errno
@@ -181,7 +181,8 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     store = Store(sys.argv[1])
-    steps = make_steps(float(sys.argv[2]), int(sys.argv[3]))
+    fails = sys.argv[4:]
+    steps = [Step("task_model", how, Config(fails=how)) for how in fails] or make_steps(float(sys.argv[2]), int(sys.argv[3]))
     cached = [one.step.fingerprint for one in make_plan(steps, store) if one.is_cached]
     with ray_session(RayOptions(max_cpus=2), steps) as capacity, Display({}) as display:
         progress = run_steps(Run(steps, set(cached), store, capacity, listener=display.on_event, max_failures=0))

@@ -4,24 +4,21 @@ import errno
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from pipelines.errors import UserError
-from sweep.graph.queue import Capacity
-from sweep.graph.records import Store
 from sweep.run.failures import one_line, root_cause
-from sweep.run.progress import Display
 from sweep.run.session import RayOptions, _check_address, ray_session
-from sweep.run.tune import Run, run_steps
 
+ROOT = Path(__file__).parents[3]
 NO_LIBRARY = "libnuma.so.1: cannot open shared object file: No such file or directory"
 
 
@@ -68,14 +65,13 @@ class Worker:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def session(fake: ModuleType) -> Iterator[Capacity]:
-    with ray_session(RayOptions(max_cpus=4), []) as capacity:
+def session() -> Iterator[None]:
+    with ray_session(RayOptions(max_cpus=4), []):
         import ray.cloudpickle
 
         # Workers cannot import a module of the tests by its name.
-        for module in (sys.modules[__name__], fake):
-            ray.cloudpickle.register_pickle_by_value(module)
-        yield capacity
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
 
 
 def by_actor(made: str = "", called: str = "") -> None:
@@ -165,17 +161,16 @@ def test_what_ray_says_of_a_lost_process_is_said_in_plain_words() -> None:
 
 
 @pytest.mark.timeout(200)
-def test_a_worker_that_cannot_start_leaves_one_line_on_the_terminal(
-    session: Capacity, fake: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    steps = [fake.Step("task_model", "worker", fake.Config(fails="worker"))]
-    with Display({}) as display:
-        run_steps(Run(steps, set(), Store(tmp_path), session, listener=display.on_event, max_failures=0))
-    done = capfd.readouterr()
-    lines = done.out.splitlines()
-    assert [line.split()[2] for line in lines] == ["start", "failed"], done.out
+def test_a_worker_that_cannot_start_leaves_one_line_on_the_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("fake_study.py")), str(tmp_path), "0", "6", "worker"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_DEDUP_LOGS_SKIP_REGEX", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines[:-1]] == ["start", "failed"], done.stdout
     assert f"failed  task_model/worker: {IMPORT_ERROR} (traceback: {tmp_path}/logs/" in lines[1]
-    assert "Traceback" not in done.err and NO_LIBRARY in Path(lines[1].split("traceback: ")[1].rstrip(")")).read_text()
+    assert "Traceback" not in done.stderr and NO_LIBRARY in Path(lines[1].split("traceback: ")[1].rstrip(")")).read_text()
 
 
 def test_what_ray_data_adds_to_a_message_is_left_out() -> None:
