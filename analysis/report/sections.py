@@ -171,7 +171,8 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None, held: str = "") ->
             duration(spending.hours * 3600),
         ]
         if costs:
-            planned = stages[spending.stage]["in_all"]["gpu_hours"]
+            # A piece of the study may have no step of a stage.
+            planned = stages[spending.stage]["in_all"]["gpu_hours"] if spending.stage in stages else 0.0
             row += [f"{planned:,.2f}", f"{spending.gpu_hours:,.2f}"]
             if has_price:
                 row += [_dollars(planned, costs), _dollars(spending.gpu_hours, costs)]
@@ -181,9 +182,12 @@ def spent_block(study: Study, plan: Mapping[str, Any] | None, held: str = "") ->
         columns += number_columns("GPU-hours, planned", "spent", *(("Dollars, planned", "spent") if has_price else ()))
         price = f"at ${costs['price']:g} an hour" if has_price else "(no price was known)"
         basis = f" The estimate was {costs['unmeasured']}." if costs.get("unmeasured") else ""
+        num_steps = len(study.steps)
+        num_planned = costs.get("in_all", {}).get("steps", num_steps)
+        planned_for = "all" if num_planned >= num_steps else f"{num_planned:,} of {num_steps:,}"
         text = [
             f"Planned: the estimate for {costs['gpu']} {price}, made when the study was last run, for "
-            f"all of its artifacts. Spent: what the built ones took, times the share of GPUs that they held.{basis}"
+            f"{planned_for} of its artifacts. Spent: what the built ones took, times the share of GPUs that they held.{basis}"
         ]
     else:
         why = f": {plan['why_no_costs']}" if plan and plan.get("why_no_costs") else ""

@@ -233,6 +233,13 @@ def test_what_was_planned_stands_beside_what_was_spent(full: FakeStudy, tmp_path
     text = section(build_report(store, "tiny", tmp_path / "out").read_text(), "spent")
     assert "task model|42 of 42|8 min 45 s|2.00|0.07|" in text and "$" not in text
     assert "(no price was known)" in text and "The estimate was not measured on l40s." in text
+    assert "for all of its artifacts" in text
+    # A run of a piece has planned that alone, and perhaps no step of a stage.
+    of_piece = {"stages": {"task_model": stages["task_model"]}, "costs": {**costs, "in_all": {"steps": 20}}}
+    write_plan(store, "tiny", of_piece)
+    text = section(build_report(store, "tiny", tmp_path / "out").read_text(), "spent")
+    assert re.search(r"for 20 of \d+ of its artifacts", text)
+    assert "|2.00|0.07|" in text and re.search(r"evaluation\|42 of 42\|8 min 45 s\|0.00\|0.00\|", text)
 
 
 def test_each_number_leads_to_its_run_its_rows_and_its_configuration(full: FakeStudy, tmp_path: Path) -> None:
