@@ -129,8 +129,8 @@ def _check_builds(kept: Mapping[str, Record], there: Mapping[str, Record], folde
         other = kept.get(fingerprint, one)
         if one.content != other.content:
             raise UserError(
-                f"{one.id.name}-{fingerprint[:SHORT]} has other content in {store} ({_build(one)}) than in {folder} "
-                f"({_build(other)}): what several seeds need is built once; keep that store's study in another folder"
+                f"{one.id.name}-{fingerprint[:SHORT]} has other content in {store} ({one.build}) than in {folder} "
+                f"({other.build}): what several seeds need is built once; keep that store's study in another folder"
             )
     where = {fingerprint: folder for fingerprint in kept} | {fingerprint: store for fingerprint in there.keys() - kept.keys()}
     together = {**there, **kept}
@@ -140,12 +140,8 @@ def _check_builds(kept: Mapping[str, Record], there: Mapping[str, Record], folde
             if of_input is not None and content is not None and of_input.content != content:
                 raise UserError(
                     f"{record.id.name} in {where[fingerprint]} was built from another {source.name} than that in "
-                    f"{where[source.fingerprint]} ({_build(of_input)}); keep that store's study in another folder"
+                    f"{where[source.fingerprint]} ({of_input.build}); keep that store's study in another folder"
                 )
-
-
-def _build(record: Record) -> str:
-    return f"sha256 {record.content[:SHORT]}…, of {record.created or 'an unknown time'}"
 
 
 def _check_items(kept: Published, added: Published, folder: str, store: str) -> None:

@@ -83,8 +83,8 @@ def _check_records(store: Store, parts: Sequence[Part], there: Mapping[str, Reco
             other, where = seen.setdefault(fingerprint, (record, str(part.path)))
             if other.content != record.content:
                 raise ConflictError(
-                    f"{record.id.name}-{fingerprint[:SHORT]} has other content in {part.path} ({_build(record)}) than in "
-                    f"{where} ({_build(other)}): pieces of one study that were built apart must not build the same artifact; "
+                    f"{record.id.name}-{fingerprint[:SHORT]} has other content in {part.path} ({record.build}) than in "
+                    f"{where} ({other.build}): pieces of one study that were built apart must not build the same artifact; "
                     "merge them into two stores, or build what they share first (`blindsweep run --only shared`)"
                 )
     for part in parts:
@@ -95,12 +95,8 @@ def _check_records(store: Store, parts: Sequence[Part], there: Mapping[str, Reco
                 if of_input is not None and content is not None and of_input[0].content != content:
                     raise ConflictError(
                         f"{record.id.name} in {part.path} was built from another {source.name} than that in {of_input[1]} "
-                        f"({_build(of_input[0])}); merge them into two stores"
+                        f"({of_input[0].build}); merge them into two stores"
                     )
-
-
-def _build(record: Record) -> str:
-    return f"sha256 {record.content[:SHORT]}…, of {record.created or 'an unknown time'}"
 
 
 def _studies(store: Store, parts: Sequence[Part]) -> list[Study]:

@@ -125,6 +125,11 @@ class Record:
     def id(self) -> ArtifactId:
         return ArtifactId(self.stage, self.slug, self.fingerprint)
 
+    @property
+    def build(self) -> str:
+        """What tells this build of the artifact from another one, for people."""
+        return f"sha256 {self.content[:SHORT]}…, of {self.created or 'an unknown time'}"
+
     @cached_property
     def content(self) -> str:
         """The sha256, in hex, of the files' paths and hashes, without those that say how it was built (`NOT_CONTENT`)."""
