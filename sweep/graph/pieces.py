@@ -52,7 +52,7 @@ def piece_of(steps: Sequence[AnyStep], only: Only) -> list[AnyStep]:
 
     Raises UserError for a seed or generator that the study does not have, and for a study in which seeds share nothing.
     """
-    seeds = _seeds_of(steps)
+    seeds = seeds_of(steps)
     chosen = _shared(steps, seeds) if only.shared else set()
     if only.shared and not chosen:
         raise UserError(f"--only {only}: seeds of this study share nothing that is trained; build them with --only seed=…")
@@ -76,7 +76,7 @@ def check_apart(
     `without_weights` those of what was built elsewhere and would be built again for its weights.
     """
     inside = {step.fingerprint for step in piece}
-    may_be_built = {*built, *(_shared(steps, _seeds_of(steps)) if only.shared else ())}
+    may_be_built = {*built, *(_shared(steps, seeds_of(steps)) if only.shared else ())}
     for step in steps:
         if step.fingerprint in inside:
             continue
@@ -102,7 +102,7 @@ def seeds_lacking(steps: Sequence[StudyStep]) -> dict[int, int]:
     return {seed: sum(step.record is None for step in piece_of(steps, Only("seed", frozenset({seed})))) for seed in seeds}
 
 
-def _seeds_of(steps: Sequence[AnyStep]) -> dict[str, set[int]]:
+def seeds_of(steps: Sequence[AnyStep]) -> dict[str, set[int]]:
     """Fingerprint → the seeds that need a step. One that none needs, such as a pool's judgement, is its pool's."""
     seeds = {step.fingerprint: {step.coordinates["seed"]} if "seed" in step.coordinates else set() for step in steps}
 

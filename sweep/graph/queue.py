@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.resources import Resources
+from sweep.graph.pieces import seeds_of
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step, dependents
 
@@ -173,15 +174,15 @@ class Rank(NamedTuple):
 def turns(steps: Sequence[Step], seeds_at_once: int) -> dict[str, int]:
     """By fingerprint, whose turn each of `steps` is: that of the first `seeds_at_once` seeds, of as many next ones, and so on.
 
-    What several seeds need has the earliest one's turn; what none needs comes last. `steps` come after their inputs.
+    What several seeds need has the earliest one's turn; a pool's judgement, its pool's; what none needs comes last. `steps`
+    come after their inputs.
     """
     seeds = dict.fromkeys(step.coordinates["seed"] for step in steps if "seed" in step.coordinates)
     of_seed = {seed: place // seeds_at_once for place, seed in enumerate(seeds)}
-    found = {step.fingerprint: of_seed.get(step.coordinates.get("seed"), len(of_seed)) for step in steps}
-    for step in reversed(steps):
-        for source in step.inputs.values():
-            found[source.fingerprint] = min(found[source.fingerprint], found[step.fingerprint])
-    return found
+    return {
+        fingerprint: min((of_seed[seed] for seed in of_step), default=len(of_seed))
+        for fingerprint, of_step in seeds_of(steps).items()
+    }
 
 
 Near = Callable[[Step], bool]

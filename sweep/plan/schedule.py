@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.errors import UserError
+from sweep.graph.pieces import seeds_of
 from sweep.graph.queue import Capacity, Lane, StepQueue, delay_of, in_common, num_at_once, starts_with
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
@@ -52,7 +53,7 @@ class Schedule:
     `critical_path` is the chain of steps that takes longest, and `critical_s` how long if workers are up where they may be: no
     number of GPUs is quicker. `peak_bytes` is the most that the checkpoints of the steps running together take. `timeline` says
     which lane built what when, as a run's records do; None if there was nothing to build. `seed_ends` is when the last step of
-    each seed ended of which any was to be built: from then on the seed is whole.
+    each seed ended of which any was to be built, its pool's judgement included: from then on the seed is whole.
     """
 
     num_gpus: float
@@ -108,16 +109,16 @@ def simulate(
         play.peak_bytes,
         play.start_s / there if there else 0.0,
         Timeline(0.0, tuple(lane.time for lane in play.lanes if lane.spans)) if play.lanes else None,
-        _seed_ends(missing, play.built),
+        _seed_ends(steps, play.built),
     )
 
 
-def _seed_ends(steps: Iterable[Step], ended: Mapping[str, float]) -> dict[int, float]:
+def _seed_ends(steps: Sequence[Step], ended: Mapping[str, float]) -> dict[int, float]:
     ends: dict[int, float] = {}
-    for step in steps:
-        if (seed := step.coordinates.get("seed")) is not None:
-            ends[seed] = max(ends.get(seed, 0.0), ended[step.fingerprint])
-    return ends
+    for fingerprint, seeds in seeds_of(steps).items():
+        for seed in seeds if fingerprint in ended else ():
+            ends[seed] = max(ends.get(seed, 0.0), ended[fingerprint])
+    return dict(sorted(ends.items()))
 
 
 @dataclass

@@ -49,8 +49,8 @@ def test_a_step_has_the_turn_of_the_earliest_seed_that_needs_it(experiment: Expe
     for one in grid:
         key = f"seed {one.coordinates['seed']}" if "seed" in one.coordinates else one.name
         found.setdefault(key, set()).add(turn[one.fingerprint])
-    judged = {key: found.pop(key) for key in list(found) if key.startswith("judgement/") or "judge" in key}
-    assert judged and all(value == {4} for value in judged.values()), "no seed needs them"
+    judged = {key: value for key, value in found.items() if key.startswith("judgement/")}
+    assert judged == {"judgement/judge-pool": {0}, "judgement/judge-pool1": {0}}, "a pool's judgement is its seeds'"
     assert {key: value for key, value in found.items() if key.startswith("seed ")} == {
         # In the order in which the study names them.
         "seed 7": {0},
@@ -61,7 +61,11 @@ def test_a_step_has_the_turn_of_the_earliest_seed_that_needs_it(experiment: Expe
     # Of 7 and 5, and of 2 and 4.
     shared = {key: value for key, value in found.items() if not key.startswith("seed ")}
     assert set(map(min, shared.values())) == {0} and {"generator/generator", "synthetic_pool/pool1"} <= shared.keys()
-    assert set(turns(grid, 1).values()) == {0, 1, 2, 3, 4} and set(turns(grid, 9).values()) == {0, 4}
+    assert set(turns(grid, 1).values()) == {0, 1, 2, 3} and set(turns(grid, 9).values()) == {0}
+    apart = build_grid(dataclasses.replace(experiment, seeds=(7, 2, 5, 4), generators=4, judge=30))
+    turn = turns(apart, 1)
+    own = [(turn[one.fingerprint], turn[one.inputs["pool"].fingerprint]) for one in apart if one.stage == "judgement"]
+    assert sorted(own) == [(place, place) for place in range(4)], "no seed waits for another one's judgement"
 
 
 def chains(num_seeds: int) -> list[Step]:
