@@ -98,8 +98,9 @@ def judge_questions(
         num_tested = sum(not math.isnan(p) for p in adjusted)
         for question, p in zip(family, adjusted, strict=True):
             found = _conclude(question, readings[question.name], p, num_tested)
-            found = found if _may_be_denied(question, seen) else _withhold(found, question, seen)
             found = _with_settling(found, question, num_tested, cost_per_seed)
+            # After it: more seeds do not settle what is withheld.
+            found = found if _may_be_denied(question, seen) else _withhold(found, question, seen)
             judged[question.name] = _with_notes(found, question, num_generators, notes)
     shown = {
         question.measure

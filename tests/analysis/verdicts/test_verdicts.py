@@ -208,6 +208,7 @@ def test_without_a_control_that_is_seen_nothing_about_the_blindspot_is_denied(tm
     assert reinforces.verdict == Outcome.CANNOT_TELL
     withheld = one_withheld(found)
     assert withheld.verdict == Outcome.CANNOT_TELL and "is withheld" in withheld.notes[0]
+    assert withheld.settling_high is None, "more seeds do not settle it"
     # The general set has nothing to do with it.
     assert found["synthetic_helps_general"].verdict == Outcome.SUPPORTED
 
