@@ -321,7 +321,7 @@ def test_a_study_on_a_base_in_fp8_is_priced_by_its_rows(llama: Experiment) -> No
 
     # What writes texts is merged, and no base any more.
     pool = {"synthetic_pool": {"bfloat16 596"}}
-    assert found("fp8") == {"task_model": {"fp8 139", "fp8 334"}, **pool, "evaluation": {"fp8 2293"}}
+    assert found("fp8") == {"task_model": {"fp8 139", "fp8 336"}, **pool, "evaluation": {"fp8 2293"}}
     in_bfloat16 = {"task_model": {"bfloat16 116", "bfloat16 254"}, **pool, "evaluation": {"bfloat16 1328"}}
     assert found("nf4") == found("none") == in_bfloat16
 

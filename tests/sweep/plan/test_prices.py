@@ -74,3 +74,10 @@ def test_what_a_seed_of_the_paper_costs_on_a_base_in_fp8_is_not_priced_as_with_a
     cells = total(one for one in costs if one.step.stage == "task_model")
     assert {one.rate.rows[-1].examples_per_s for one in costs if one.step.stage == "task_model" and one.rate} == {300}
     assert cells.num_examples / 300 < cells.gpu_hours * 3_600 < 1.05 * cells.num_examples / 300
+
+
+def test_so_is_that_of_pools_written_in_fp8(tmp_path: Path) -> None:
+    options = (FP8, "generation_precision=fp8")
+    hours, money = paid("paper", read_table(), *options).split(" | ")
+    said = f"`paper` takes {hours} hours ({money}) for one seed, {on_eight('paper', tmp_path, *options)} on eight"
+    assert said in " ".join(PAGE.read_text().split())
