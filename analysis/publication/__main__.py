@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.publication.kept import keep
 from analysis.publication.page import fill
@@ -53,16 +54,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pilot = given.study.removesuffix(SUFFIX) + SUFFIX
             print(write_pilot(given.store, pilot, given.data / f"{pilot}.json", partial=given.partial))
         elif given.command == "keep":
-            estimate = json.loads(given.estimate.read_text()) if given.estimate else None
+            estimate = _estimate(given.estimate) if given.estimate else None
             options = {"plan": given.plan, "estimate": estimate, "partial": given.partial, "onto": given.onto}
             print(keep(Store(given.store), given.study, given.data / given.study, **options))
         else:
-            for page in sorted(given.folder.glob("*.md")):
+            if not (found := sorted(given.folder.glob("*.md"))):
+                raise UserError(f"--folder {given.folder}: there are no pages (*.md); give the folder that has them")
+            for page in found:
                 print("\n".join(str(path) for path in fill(page, given.folder / "data")))
     except (UserError, OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _estimate(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"--estimate {path} is no JSON ({error}); give what `blindsweep plan STUDY --json` printed") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--estimate {path} is no JSON object; give what `blindsweep plan STUDY --json` printed")
+    return values
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import json
 import math
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,6 +69,8 @@ MOST_BYTES = 5_000_000
 MEASURES = (Measure.MARGIN, Measure.AUC, Measure.PULL)
 PLACE = re.compile(r"(?<![\w/:.])/(?:[\w.@+-]+/)+")
 """An absolute path but for its last part; no URL."""
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, zlib.error, pa.ArrowException)
+"""What reading files that are gone, damaged or of other states of a study ends in."""
 PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
 
 
@@ -90,9 +93,10 @@ def keep(
     may be gone. Missing is then what neither has.
 
     Raises IncompleteSweepError for a study that is not whole, and UserError for one with several arms, for scores whose
-    rounding would change a verdict, for more than MOST_BYTES of all studies beside each other, and for a store whose results
-    are no further seeds of what `folder` has (`further`, `joined`).
+    rounding would change a verdict, for more than MOST_BYTES of all studies beside each other, for seeds in `folder` that would
+    go, and for a store whose results are no further seeds of what `folder` has (`further`, `joined`).
     """
+    is_kept(folder)
     study = _without_its_places(Study.load(store, study_name))
     if study.arms:
         raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
@@ -101,7 +105,7 @@ def keep(
     else:
         published = _of_store(store, study, plan, estimate, partial=partial)
     seeds = list(published.seeds_there)
-    earlier = _earlier(folder, seeds)
+    earlier = _earlier(folder, seeds, store.uri)
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -116,8 +120,11 @@ def keep(
             raise UserError(
                 f"{folder.parent} would have {in_all:,} bytes, more than {MOST_BYTES:,}: keep fewer sets or studies"
             )
-        shutil.rmtree(folder, ignore_errors=True)
+        # Never without a whole one: the store of the first seeds may be gone.
+        if folder.exists():
+            folder.rename(_before(folder))
         fresh.rename(folder)
+        shutil.rmtree(_before(folder), ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     steps, changed = values["steps"], values["largest_change"]
@@ -125,10 +132,34 @@ def keep(
     return f"{folder}: {num_bytes:,} bytes; {rounding}"
 
 
+def is_kept(folder: Path) -> bool:
+    """Whether `folder` is there; what a `keep` that was cut off had moved aside is there again."""
+    before = _before(folder)
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+    elif before.exists():
+        before.rename(folder)
+    return folder.exists()
+
+
+def _before(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}-before")
+
+
 def load(folder: Path) -> Published:
-    """A study that `keep` has written. Raises UserError for a folder that has none."""
-    if not (folder / "kept.json").is_file():
+    """A study that `keep` has written. Raises UserError for a folder that has none, or not all of one."""
+    if not is_kept(folder):
         raise UserError(f"{folder} holds no published study; write one with `python -m analysis.publication keep`")
+    try:
+        return _load(folder)
+    except UNREADABLE as error:
+        raise UserError(
+            f"{folder} holds no whole published study ({error}); restore its files as they were (git), or keep the study there "
+            "anew from its store, once the folder is removed"
+        ) from error
+
+
+def _load(folder: Path) -> Published:
     kept = json.loads((folder / "kept.json").read_text())
     study = Study.from_json(gzip.decompress((folder / "study.json.gz").read_bytes()), str(folder / "study.json.gz"))
     records = pq.read_table(folder / "records.parquet").to_pylist()
@@ -195,7 +226,7 @@ def _onto(
     folder: Path, store: Store, study: Study, plan: Path | None, estimate: Mapping[str, Any] | None, *, partial: bool
 ) -> Published:
     """What is kept in `folder` with what a store has of further seeds."""
-    if not (folder / "kept.json").is_file():
+    if not is_kept(folder):
         raise UserError(f"{folder} holds no published study that {store.uri} could be added to; keep it without --onto")
     kept, sides = load(folder), (str(folder), store.uri)
     study = further(kept, study, *sides)
@@ -206,11 +237,19 @@ def _onto(
     return published
 
 
-def _earlier(folder: Path, seeds: Sequence[int]) -> list[list[int]]:
-    """The seeds of each state of the study that was in `folder` before and had others than `seeds`."""
+def _earlier(folder: Path, seeds: Sequence[int], store: str) -> list[list[int]]:
+    """The seeds of each state of the study that was in `folder` before and had others than `seeds`.
+
+    Raises UserError where `folder` has seeds that would go, since `store` has no result of them.
+    """
     if not (folder / "kept.json").is_file():
         return []
     before = json.loads((folder / "kept.json").read_text())
+    if lost := [seed for seed in before["seeds"] if seed not in seeds]:
+        raise UserError(
+            f"{folder} has results of the seeds {', '.join(map(str, lost))}, and {store} has none of these: add to them with "
+            "--onto, or remove the folder if they are to go"
+        )
     return [state for state in (*before["earlier"], before["seeds"]) if state != list(seeds)]
 
 

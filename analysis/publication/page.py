@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.page import Block, Column, Table, number_columns, write_file
-from analysis.publication.kept import MEASURES, load, sha256_of_text
+from analysis.publication.kept import MEASURES, is_kept, load, sha256_of_text
 from analysis.publication.pilot import sentence
 from analysis.publication.published import Published
 from analysis.report.claims_section import claims_block, measures_block
@@ -93,8 +93,7 @@ def fill(page: Path, data: Path) -> list[Path]:
     def part(found: re.Match[str]) -> str:
         name = found["study"]
         if name not in made:
-            there = (data / name / "kept.json").is_file()
-            made[name] = Made(load(data / name), page.parent) if there else None
+            made[name] = Made(load(data / name), page.parent) if is_kept(data / name) else None
         if found["part"] not in PARTS:
             raise UserError(f"{page} asks for {found['part']!r} of {name}; parts are {', '.join(PARTS)}")
         of_study = made[name]

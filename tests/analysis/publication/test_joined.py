@@ -276,6 +276,17 @@ def test_a_folder_without_the_study_and_a_store_without_further_seeds_are_refuse
         keep(store, "other", data, onto=True, partial=True)
 
 
+def test_seeds_whose_store_is_gone_are_not_replaced_by_others(whole: Path, seed_0: Path, tmp_path: Path) -> None:
+    shutil.copytree(seed_0, tmp_path / "tiny")
+    later = part(whole, tmp_path / "later", 1, 2)
+    with pytest.raises(UserError, match=r"tiny has results of the seeds 0, and .*later has none of these: .* with --onto"):
+        keep(later, "tiny", tmp_path / "tiny", partial=True)
+    assert load(tmp_path / "tiny").seeds_there == (0,)
+    shutil.rmtree(tmp_path / "tiny")
+    keep(later, "tiny", tmp_path / "tiny", partial=True)
+    assert load(tmp_path / "tiny").seeds_there == (1, 2)
+
+
 def test_the_command_adds_seeds_to_what_is_kept(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +301,10 @@ def test_the_command_adds_seeds_to_what_is_kept(
     assert main(["keep", "tiny", "--data", "data", "--store", "later", "--onto"]) == 0
     published = load(Path("data/tiny"))
     assert published.seeds_there == SEEDS and published.estimate == {"of": "all seeds"}
-    capsys.readouterr()
+    for text in ("no JSON", "[1]"):
+        (tmp_path / "estimate.json").write_text(text)
+        capsys.readouterr()
+        assert main(first) == 1
+        assert "Error: --estimate estimate.json is no JSON" in capsys.readouterr().err
     assert main(["keep", "tiny", "--data", "elsewhere", "--store", "later", "--onto"]) == 1
     assert "Error: elsewhere/tiny holds no published study" in capsys.readouterr().err

@@ -90,6 +90,56 @@ def test_what_is_kept_can_be_written_anew(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
 
 
+class CutOffError(BaseException):
+    """Stands for a process that ends where it is raised."""
+
+
+@pytest.mark.parametrize("moment", ["the old one is aside", "the new one is there"])
+def test_a_keep_that_is_cut_off_leaves_a_whole_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    folder, rename, remove = tmp_path / "data/tiny", Path.rename, shutil.rmtree
+    keep(published_study(tmp_path / "store"), "tiny", folder)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = []
+
+    def cut_off(path: Path, target: Path) -> None:
+        rename(path, target)
+        done.append(target)
+        if len(done) == (1 if moment == "the old one is aside" else 2):
+            monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            raise CutOffError
+
+    monkeypatch.setattr(Path, "rename", cut_off)
+    with pytest.raises(CutOffError):
+        keep(Store(tmp_path / "store"), "tiny", folder)
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert folder.exists() == (moment == "the new one is there")
+    assert load(folder).seeds_there == (0, 1, 2)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    keep(Store(tmp_path / "store"), "tiny", folder)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "cut off", "another"])
+@pytest.mark.parametrize(
+    "file", ["kept.json", "study.json.gz", *(f"{name}.parquet" for name in ("records", "cells", "pools", "items", "answers"))]
+)
+def test_a_published_study_of_which_a_file_is_damaged_says_so(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, file: str, how: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "published/tiny"
+    if not folder.exists():
+        keep(published_study(tmp_path / "store"), "tiny", folder)
+    shutil.copytree(folder, tmp_path / "tiny")
+    path = tmp_path / "tiny" / file
+    content = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes({"empty": b"", "cut off": content[:-20], "another": b'["of another kind"]\n'}[how])
+    with pytest.raises(UserError, match=r"tiny holds no whole published study \(.*\); restore its files as they were"):
+        load(tmp_path / "tiny")
+
+
 def test_rounding_that_changes_a_verdict_is_refused_and_leaves_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,19 @@ def test_a_study_that_is_not_there_is_said_not_to_be_built(tmp_path: Path) -> No
     assert main(["pages", "--folder", str(tmp_path)]) == 1
 
 
+def test_a_folder_without_pages_and_a_study_without_its_files_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pages", "--folder", str(tmp_path)]) == 1
+    assert f"--folder {tmp_path}: there are no pages (*.md)" in capsys.readouterr().err
+    page = page_of(tmp_path, "answer", study="other")
+    text = page.read_text()
+    (tmp_path / "data/other").mkdir(parents=True)
+    assert main(["pages", "--folder", str(tmp_path)]) == 1
+    assert f"{tmp_path}/data/other holds no whole published study" in capsys.readouterr().err
+    assert page.read_text() == text
+
+
 def test_the_repositorys_pages_are_as_their_files_make_them(tmp_path: Path) -> None:
     pages = sorted(STUDIES.glob("*.md"))
     assert pages
