@@ -1,7 +1,8 @@
 """Bundles merged into a store: what they hold becomes complete there, once it is all there."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from sweep.live.lease import lease_if_free
 
 PIECES = ".unbundled"
 """In an artifact's folder: pieces of files whose others have not come yet."""
+PIECE = re.compile(r"(\d+)(?:-\d+)?")
+"""Its name: where it begins, and its bytes, which earlier versions left out."""
 DECLARED = {"claims": "other claims", "plan": "another plan"}
 """Parameters that no step has and that all seeds of a study are judged by, with how one that differs is called."""
 
@@ -44,7 +47,7 @@ def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
     parts = [read_part(path) for path in paths]
     there = _there(store, parts)
     _check_records(store, parts, there)
-    studies = _studies(store, parts)
+    _studies(store, parts)
     records = {fingerprint: record for part in parts for fingerprint, record in part.records.items()}
     new = [record for fingerprint, record in records.items() if there.get(fingerprint) is None]
     unfinished = []
@@ -52,6 +55,8 @@ def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
         mine = [(part, piece) for part in parts for piece in part.pieces if piece.artifact == record.id]
         if not _complete(store, record, mine):
             unfinished.append(record.id.name)
+    # Read anew: another merge, or a run, may have written a longer one meanwhile.
+    studies = _studies(store, parts)
     for study in studies:
         _save(store, study)
     return Merged(
@@ -142,11 +147,14 @@ def _complete(store: Store, record: Record, pieces: Sequence[tuple[Part, Piece]]
     folder = store.folder(record.id)
     with lease_if_free(folder) as held:
         if held is None:
-            raise UserError(f"{folder} is being built by a run; merge the bundle when it has ended")
+            raise UserError(
+                f"{folder} is being built by a run, or merged by another unbundle; when that has ended, give the "
+                "same command again"
+            )
         for part, piece in pieces:
             size = bundled_files(record)[piece.path]
             whole = piece.num_bytes == size
-            at = join(folder, piece.path) if whole else _piece_path(folder, piece.path, piece.offset)
+            at = join(folder, piece.path) if whole else _piece_path(folder, piece)
             store.write_bytes(at, part.content(piece))
         for path, size in bundled_files(record).items():
             if (content := _put_together(store, folder, path, size)) is not None:
@@ -163,19 +171,18 @@ def _complete(store: Store, record: Record, pieces: Sequence[tuple[Part, Piece]]
         return True
 
 
-def _piece_path(folder: str, path: str, offset: int) -> str:
-    return join(folder, PIECES, *path.split("/"), str(offset))
+def _piece_path(folder: str, piece: Piece) -> str:
+    return join(folder, PIECES, *piece.path.split("/"), f"{piece.offset}-{piece.num_bytes}")
 
 
 def _put_together(store: Store, folder: str, path: str, size: int) -> bytes | None:
-    """The file whose pieces have all come; None if some have not, or there are none."""
+    """The file whose pieces have all come, of whichever bundles; None if some have not, or there are none."""
     at = join(folder, PIECES, *path.split("/"))
-    offsets = sorted(int(name) for name in store.names(at) if name.isdigit())
-    blocks = list(_blocks(at, offsets))
-    return b"".join(blocks) if sum(map(len, blocks)) == size and blocks else None
-
-
-def _blocks(folder: str, offsets: Sequence[int]) -> Iterator[bytes]:
-    for offset in offsets:
-        file_system, path = filesystem(join(folder, str(offset)))
-        yield bytes(file_system.cat_file(path))
+    content = bytearray()
+    for offset, name in sorted((int(found[1]), found[0]) for name in store.names(at) if (found := PIECE.fullmatch(name))):
+        if offset > len(content):
+            return None
+        file_system, where = filesystem(join(at, name))
+        # Bundles with parts of other sizes are cut in other places, so that pieces may overlap.
+        content += bytes(file_system.cat_file(where))[len(content) - offset :]
+    return bytes(content) if content and len(content) == size else None

@@ -28,6 +28,10 @@ ENTRY_BYTES = 500
 """What a piece takes in a part beside its content and its name: its entries in the zip file and in the header, at most."""
 
 
+class NoPartError(UserError):
+    """A whole zip file that is no part of a bundle, or one that this version cannot read."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """`num_bytes` of an artifact's file, from `offset` on, and their sha256 in hex."""
@@ -116,7 +120,7 @@ def _add(file: zipfile.ZipFile, name: str, content: bytes) -> None:
 def read_part(path: Path) -> Part:
     """A part, every byte of which is as its header says.
 
-    Raises UserError for a file that is no part of a bundle, DamagedError for a part that is damaged.
+    Raises UserError for a file that is no part of a bundle or one of another version, DamagedError for a part that is damaged.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the files that `blindsweep bundle` wrote")
@@ -124,9 +128,16 @@ def read_part(path: Path) -> Part:
         raise UserError(f"{path} is no part of a bundle, or is cut off; give the files that `blindsweep bundle` wrote, whole")
     try:
         with zipfile.ZipFile(path) as file:
+            if not {HEADER, STUDY} & set(file.namelist()):
+                raise NoPartError(
+                    f"{path} is another zip file and no part of a bundle; give those that `blindsweep bundle` wrote"
+                )
             values = unseal(file.read(HEADER))
             if values["format"] != FORMAT:
-                raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
+                raise NoPartError(
+                    f"{path} has format {values['format']!r} of bundles, and this version of blindsweep reads {FORMAT}: merge "
+                    "it by the version that wrote it, or write it anew with this one"
+                )
             study = Study.from_json(file.read(STUDY), f"{path}/{STUDY}")
             records = {}
             for named in values["artifacts"]:
@@ -140,6 +151,8 @@ def read_part(path: Path) -> Part:
             for piece in pieces:
                 _check(piece, file.read(piece.member), records[piece.artifact.fingerprint])
             return Part(path, study, records, pieces)
+    except NoPartError:
+        raise
     except UNREADABLE as error:
         raise DamagedError(f"{path} is damaged ({error}); copy it again, or write the bundle anew") from error
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sweep.bundles.bundle import write_bundle
 from sweep.bundles.merge import ConflictError, merge_bundles
 from sweep.bundles.part import part_bytes, read_part
 from sweep.graph.pieces import parse_only, piece_of
-from sweep.graph.records import RECORD_FILE, Store, Study
+from sweep.graph.records import RECORD_FILE, Record, Store, Study
 from sweep.live.lease import lease
 from sweep.plan.plan import make_plan
 from sweep.run.study_run import manifest
@@ -67,6 +68,16 @@ def test_parts_come_in_any_order_and_files_larger_than_one_are_put_together(
     # The fifth once more, too.
     assert merge_bundles(other, parts[4:]).unfinished == ()
     assert contents(other) == contents(store)
+
+
+def test_parts_of_two_bundles_that_are_cut_in_other_places_make_one_file(build: Build, tmp_path: Path) -> None:
+    store = build("here", size=120_000)
+    one, two = (write_bundle(store, "small", tmp_path / f"{size}.zip", part_size=size).parts for size in (100_000, 75_000))
+    for order in ([one[:7], two], [two[:9], one], [[*one[::2], *two[::2]], [*one[1::2], *two[1::2]]]):
+        other = Store(tmp_path / f"there-{len(list(tmp_path.iterdir()))}")
+        assert merge_bundles(other, order[0]).unfinished
+        assert merge_bundles(other, order[1]).unfinished == ()
+        assert contents(other) == contents(store)
 
 
 def test_a_bundle_that_was_cut_off_goes_on_and_a_file_of_another_stays(build: Build, tmp_path: Path) -> None:
@@ -228,6 +239,36 @@ def test_a_cut_off_part_or_another_file_is_refused(build: Build, tmp_path: Path)
         merge_bundles(Store(tmp_path / "there"), [part])
     with pytest.raises(UserError, match="there is no such file"):
         merge_bundles(Store(tmp_path / "there"), [tmp_path / "none.zip"])
+    with zipfile.ZipFile(part, "w") as file:
+        file.writestr("notes.txt", "of something else")
+    with pytest.raises(UserError, match=r"small\.zip is another zip file and no part of a bundle"):
+        merge_bundles(Store(tmp_path / "there"), [part])
+
+
+def test_a_part_of_another_version_is_not_called_damaged(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.setattr("sweep.bundles.part.FORMAT", 2)
+        (part,) = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
+    with pytest.raises(UserError, match=r"small\.zip has format 2 of bundles, and this version .* reads 1") as raised:
+        merge_bundles(Store(tmp_path / "there"), [part])
+    assert not isinstance(raised.value, DamagedError)
+
+
+def test_a_longer_study_that_is_saved_while_parts_are_merged_stays(
+    build: Build, two_seeds: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (part,) = write_bundle(build("here"), "small", tmp_path / "small.zip", part_size=MIB).parts
+    other = Store(tmp_path / "there")
+    longer = dataclasses.replace(two_seeds, seeds=(0, 1, 2, 3))
+    write_record = Store.write_record
+
+    def with_another_merge(store: Store, record: Record) -> None:
+        manifest(Loaded(longer, {}), build_grid(longer)).save(other)
+        write_record(store, record)
+
+    monkeypatch.setattr(Store, "write_record", with_another_merge)
+    merge_bundles(other, [part])
+    assert len(Study.load(other, "small").steps) == len(build_grid(longer)) > len(build_grid(two_seeds))
 
 
 def test_a_study_of_the_same_name_with_other_steps_is_refused(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
