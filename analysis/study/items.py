@@ -186,6 +186,11 @@ class Responses:
         cells = list(cells)
         seeds = self._seeds(test_set, cells)
         if not seeds:
+            if absent := {kind for _, kind, _ in cells} - {kind for _, kind, _, _ in self.predicted[test_set]}:
+                raise UserError(
+                    f"nothing of {' and '.join(sorted(absent))} is evaluated on {test_set}; run what is missing, or give the "
+                    "study that kind of set if it has none"
+                )
             raise UserError(f"no seed has all of the cells on {test_set}; run what is missing")
         return seeds, np.stack([np.mean([of_cell((*cell, seed)) for cell in cells], axis=0, dtype=float) for seed in seeds])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 from sweep.graph.records import Store, Study
@@ -31,15 +32,22 @@ class Command:
     def with_units(self, number: int, rests_on: str = "seeds") -> str:
         """The command with `number` seeds, or generators with as many seeds each as now; "" where it would be too long.
 
-        Seeds that there are stay, so that what is built is used again.
+        Seeds that there are stay, so that what is built is used again, and so do generators that are planned and not built yet.
+        Each generator gets as many seeds as the others; "" where those that there are cannot be dealt so.
         """
-        generators = number if rests_on == "generators" else self.generators
-        each = -(-len(self.seeds) // self.generators)
-        num_seeds = number * each if rests_on == "generators" else number
-        if num_seeds > MOST_IN_COMMAND:
+        generators = max(number, self.generators) if rests_on == "generators" else self.generators
+        num_seeds = max(number, len(self.seeds)) if rests_on == "seeds" else generators * -(-len(self.seeds) // self.generators)
+        each = -(-num_seeds // generators)
+        dealt = Counter(seed % generators for seed in self.seeds)
+        if generators * each > MOST_IN_COMMAND or max(dealt.values()) > each:
             return ""
-        further = (seed for seed in count() if seed not in self.seeds)
-        seeds = [*self.seeds, *islice(further, max(0, num_seeds - len(self.seeds)))]
+        seeds = [*self.seeds]
+        for seed in (seed for seed in count() if seed not in self.seeds):
+            if len(seeds) == generators * each:
+                break
+            if dealt[seed % generators] < each:
+                dealt[seed % generators] += 1
+                seeds.append(seed)
         assigned = [*self.assignments, f"seeds={','.join(map(str, seeds))}"]
         assigned += [f"generators={generators}"] if generators > 1 else []
         words = ["blindsweep", "run", self.experiment, *(word for text in assigned for word in ("-p", text))]

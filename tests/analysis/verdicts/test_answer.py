@@ -12,6 +12,7 @@ from analysis.verdicts.command import Command, command_of
 from analysis.verdicts.judgement import ONE_GENERATOR, Control, Judgement, Outcome, Verdicts
 from analysis.verdicts.power import ITEMS_LEAVE_DOUBT
 from analysis.verdicts.verdicts import judge
+from sweep.experiments import demo
 from sweep.graph.records import Store, Study
 from sweep.study.loading import load_experiment
 from tests.analysis.item_study import ItemStudy, Rate, clear
@@ -199,6 +200,31 @@ def test_the_command_is_what_the_study_was_run_with_and_a_shell_takes_it(given: 
     named = dataclasses.replace(command, name="mine").with_units(3)
     assert shlex.split(named) == ["blindsweep", "run", *expected, "--name", "mine"]
     assert dataclasses.replace(command, seeds=(7, 1)).with_units(4).endswith("seeds=7,1,0,2"), "what is built is used again"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "generators", "number", "rests_on", "expected"),
+    [
+        # Four generators are planned, of which two are built.
+        ((0, 1, 2, 3), 4, 3, "generators", "-p seeds=0,1,2,3 -p generators=4"),
+        ((0, 1, 2, 3), 4, 5, "generators", "-p seeds=0,1,2,3,4 -p generators=5"),
+        ((0, 1, 2, 3), 2, 3, "generators", "-p seeds=0,1,2,3,4,5 -p generators=3"),
+        ((100, 101), 2, 3, "generators", "-p seeds=100,101,0 -p generators=3"),
+        ((1, 2), 2, 3, "generators", "-p seeds=1,2,0 -p generators=3"),
+        # Each generator has as many seeds as the others.
+        ((0, 1, 2, 3), 4, 6, "seeds", "-p seeds=0,1,2,3,4,5,6,7 -p generators=4"),
+        ((0, 2, 5), 1, 4, "seeds", "-p seeds=0,2,5,1"),
+        ((0, 3), 2, 3, "generators", ""),
+    ],
+)
+def test_the_command_deals_seeds_evenly_and_takes_no_generator_away(
+    seeds: tuple[int, ...], generators: int, number: int, rests_on: str, expected: str
+) -> None:
+    said = Command("demo", (), seeds, generators).with_units(number, rests_on)
+    assert said == (expected and f"blindsweep run demo {expected}")
+    if said:
+        named = [int(seed) for seed in said.split("seeds=")[1].split(" ")[0].split(",")]
+        demo(seeds=tuple(named), generators=int(said.split("generators=")[1]) if "generators=" in said else 1)
 
 
 GIVEN = {"experiment": "demo", "name": None, "parameters": []}
