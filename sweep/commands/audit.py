@@ -1,6 +1,7 @@
 """`blindsweep audit`: what a file of labelled texts teaches besides its task."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,18 +137,16 @@ def audit(
         raise UserError(f"--output {output} is a file, and the page lies in a folder; name a folder, or a new one")
     how = _repair(repair, repair_as, seed)
     given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
-    given |= dict(_field(each) for each in field or ())
+    by_name = [(name, column) for name, column in given.items() if column is not None]
     the_task = find_task(task) if task else None
     settings = AuditSettings(
-        columns=ColumnNames(
-            {name: column for name, column in given.items() if column is not None}, kept_labels=tuple(keep_label or ())
-        ),
+        columns=ColumnNames(_each_once([*by_name, *map(_field, field or ())], "--field"), kept_labels=tuple(keep_label or ())),
         task=the_task,
         entailment=tuple(entailment or ()),
-        label_names=dict(_named(each, "--label-name", "LABEL=MEANING") for each in label_name or ()),
+        label_names=_each_once([_named(each, "--label-name", "LABEL=MEANING") for each in label_name or ()], "--label-name"),
         reference=reference,
         generator_training=generator_training,
-        tests=dict(_named(each, "--test", "NAME=FILE") if "=" in each else (Path(each).stem, each) for each in test or ()),
+        tests=_each_once(map(_test, test or ()), "--test", "give each a name of its own, NAME=FILE"),
         label_noise=label_noise,
         trusted=trusted,
         judge=_judge(judge, the_task) if judge else None,
@@ -200,7 +199,10 @@ def _repair(path: Path | None, given: str | None, seed: int) -> "Repair":
         check_repaired_path(path)
     elif given:
         raise UserError(f"--repair-as {given!r} without --repair OUT.parquet: say where the repaired set is to lie")
-    chosen = dict(_named(each.strip(), "--repair-as", "NAME=CHOICE") for each in (given or "").split(",") if each.strip())
+    chosen = _each_once(
+        [_named(each.strip(), "--repair-as", "NAME=CHOICE") for each in (given or "").split(",") if each.strip()],
+        "--repair-as",
+    )
     if unknown := sorted(set(chosen) - set(CHOICES)):
         raise UserError(f"--repair-as {unknown[0]}: it is none of {', '.join(CHOICES)}; name one of these")
     return Repair(seed=seed, **chosen)
@@ -219,6 +221,21 @@ def _field(given: str) -> tuple[str, str]:
     if name in ("label", "parse"):
         raise UserError(f"--field {given!r}: {name} is no text of an example; give --{name} {column}")
     return name, column
+
+
+def _test(given: str) -> tuple[str, str]:
+    # A file that is there is itself, whatever its name.
+    is_named = "=" in given and not Path(given).exists()
+    return _named(given, "--test", "NAME=FILE") if is_named else (Path(given).stem, given)
+
+
+def _each_once(pairs: Iterable[tuple[str, str]], option: str, way_out: str = "give it once") -> dict[str, str]:
+    """The pairs by name. Raises UserError for a name that has two values, of which one would be lost."""
+    by_name: dict[str, str] = {}
+    for name, value in pairs:
+        if by_name.setdefault(name, value) != value:
+            raise UserError(f"{option}: {name} is given twice, as {by_name[name]} and as {value}; {way_out}")
+    return by_name
 
 
 def _on_cluster(address: str, file: str, settings: "AuditSettings", report: "Report") -> "Audit":

@@ -329,5 +329,35 @@ def test_text_is_shown_in_one_line_cut_and_harmless() -> None:
     assert shown("a\u202eb\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--test", "original.parquet", "--test", "other/original.parquet"],
+            "--test: original is given twice, as original.parquet and as other/original.parquet; give each a name of its own",
+        ),
+        (["--test", "a=original.parquet", "--test", "a=other.parquet"], "--test: a is given twice"),
+        (["--premise", "premise", "--field", "premise=hypothesis"], "--field: premise is given twice, as premise and as"),
+        (["--label-name", "neutral=entailment", "--label-name", "neutral=neutral"], "--label-name: neutral is given twice"),
+        (["--repair", "out.parquet", "--repair-as", "leaks=drop,leaks=keep"], "--repair-as: leaks is given twice, as drop"),
+    ],
+)
+def test_a_name_that_is_given_two_values_is_refused(
+    options: list[str], said: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    done = run("synthetic.parquet", *options)
+    assert done.exit_code == 1 and f"Error: {said}" in done.stderr
+
+
+def test_a_test_set_may_have_any_files_name(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "split=test"
+    folder.mkdir()
+    save(folder / "part.parquet", rows(300, 0.1, seed=2))
+    done = run(files / "synthetic.parquet", "--test", folder / "part.parquet", "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "test set part" in done.stdout
+
+
 def test_the_command_has_help() -> None:
     assert "FILE" in run("--help").stdout
