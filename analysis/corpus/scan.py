@@ -193,7 +193,8 @@ def collected(
         left_out.update(measured.pop("left_out"))
         names, counts = measured.pop("label_names"), np.bincount(measured["label"])
         for name, count in zip(names, counts, strict=False):
-            spellings.setdefault(label_key(name), Counter())[name] += int(count)
+            # Space around it is no spelling: nobody would see it.
+            spellings.setdefault(label_key(name), Counter())[name.strip()] += int(count)
             codes.setdefault(label_key(name), len(codes))
         if len(codes) > MAX_LABELS:
             raise _no_labels(source, codes, f"over {MAX_LABELS:,}")

@@ -40,6 +40,8 @@ from sweep.study.paper_claims import PAPER_CLAIMS, axis_claims
 TRAJECTORIES = ("separate", "shared")
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of attention heads that vLLM's engine computes with on a CPU."""
+MOST_SEED = 2**32 - 1
+"""Steps multiply a seed, and the generators of torch take 64 bits."""
 JUDGE_SEED = 1_000_003
 """The seed of a judge, and of nothing else: no model may be corrected by itself."""
 
@@ -253,6 +255,8 @@ class Experiment:
         for axis, least in (("starting_sizes", 0), ("training_sizes", 1), ("seeds", 0)):
             if min(getattr(self, axis)) < least:
                 raise UserError(f"{axis}={getattr(self, axis)}: each is at least {least}")
+        if max(self.seeds) > MOST_SEED:
+            raise UserError(f"seeds={self.seeds}: a random generator takes seeds of at most {MOST_SEED:,}; give smaller ones")
         if unknown := {kind for kind in self.kinds if isinstance(kind, str)} - set(KNOWN_KINDS):
             raise UserError(
                 f"kinds={sorted(unknown)} are unknown; valid: {', '.join(KNOWN_KINDS)}, mixed_25 (a quarter is synthetic) and "

@@ -329,6 +329,15 @@ def test_text_is_shown_in_one_line_cut_and_harmless() -> None:
     assert shown("a\u202eb\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
 
 
+def test_space_around_a_label_is_no_spelling_of_its_own(tmp_path: Path) -> None:
+    labels = ["entailment", " entailment ", "ENTAILMENT", "neutral ", "neutral"]
+    lines = [f"premise {number},hypothesis {number},{label}" for number, label in enumerate(labels * 20)]
+    (tmp_path / "pool.csv").write_text("\n".join(["premise,hypothesis,label", *lines]))
+    found = audit_texts(tmp_path / "pool.csv")
+    assert found.file.spellings == {"entailment": {"entailment": 40, "ENTAILMENT": 20}}
+    assert "; 'ENTAILMENT' (20) taken for 'entailment'" in "\n".join(summary_lines(found))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

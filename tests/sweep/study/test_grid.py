@@ -377,6 +377,7 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
         ({"seeds": ()}, "seeds"),
         ({"training_sizes": (30, 30)}, "twice"),
         ({"starting_sizes": (-1,)}, "at least 0"),
+        ({"seeds": (0, 2**32)}, r"seeds=\(0, 4294967296\): a random generator takes seeds of at most 4,294,967,295"),
         ({"kinds": ("original", "generated")}, "generated"),
         ({"resources": {"task_modle": Resources()}}, "task_modle"),
         ({"blindspot_set": "hans"}, "not evaluated"),
