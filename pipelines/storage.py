@@ -273,10 +273,11 @@ def _recorded(file_system: Any, remote: str) -> dict[str, Described] | None:
     None for what is no part of a complete artifact. Raises DamagedError for a record that cannot be read.
     """
     parts = remote.rstrip("/").split("/")
-    if any(part.startswith(".") for part in parts):
-        return None
     for depth in range(min(3, len(parts) - 1)):
         folder, below = "/".join(parts[: len(parts) - depth]), "/".join(parts[len(parts) - depth :])
+        # Working state is in no record; the store itself may lie in a hidden folder.
+        if any(part.startswith(".") for part in below.split("/")):
+            return None
         try:
             text = file_system.cat_file(f"{folder}/{RECORD_FILE}")
         except (FileNotFoundError, NotADirectoryError):

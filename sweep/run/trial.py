@@ -383,6 +383,9 @@ def _remove_working_state(folder: str) -> None:
     hidden = set()
     # Folders too: one may be empty.
     for path in file_system.find(root, withdirs=True):
+        # The folder itself is listed, too, and may lie in a hidden one.
+        if not path.startswith(prefix):
+            continue
         parts = path.removeprefix(prefix).split("/")
         for depth, part in enumerate(parts):
             if part.startswith("."):

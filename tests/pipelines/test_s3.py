@@ -116,10 +116,10 @@ def record(root: str, *paths: str) -> None:
     write_text(join(root, RECORD_FILE), json.dumps({"files": files}))
 
 
-@pytest.fixture
-def artifact(bucket):
-    """An artifact with a record, of a model in a folder and a file beside it."""
-    root = join(bucket, "generator", "data-0123")
+@pytest.fixture(params=["", ".hidden"])
+def artifact(bucket, request):
+    """An artifact with a record, of a model in a folder and a file beside it, in a store that may lie in a hidden folder."""
+    root = join(bucket, *filter(None, [request.param]), "generator", "data-0123")
     write_text(join(root, "model", "weights"), "weights")
     write_text(join(root, "metrics.jsonl"), "metrics")
     record(root, "model/weights", "metrics.jsonl")

@@ -52,3 +52,24 @@ def test_what_is_all_written_is_not_made_again_after_a_kill_before_its_record(
     record = carry_out(order).record
     assert record is not None and list(record.files) == ["model"] and num_trained == 1
     assert read_text(join(store.folder(STEP.id), RESULT_FILE)) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "below"), [("local", ".hidden/store"), ("local", "folder/../store"), ("s3", ".hidden/store")]
+)
+def test_a_store_may_lie_in_a_hidden_folder_and_be_named_by_way_of_another(
+    where: str, below: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+
+    def build(job: Job) -> Mapping[str, Any]:
+        write_text(join(job.output, ".checkpoints", "step4.json"), "working state")
+        write_text(join(job.output, "model"), "weights")
+        return {}
+
+    monkeypatch.setitem(REGISTRY, "sources", Stage(1, build))
+    store = Store(join(request.getfixturevalue("bucket") if where == "s3" else tmp_path, below))
+    record = carry_out(Order(STEP, REGISTRY["sources"], store.uri)).record
+    assert record is not None and list(record.files) == ["model"]
+    assert read_text(join(store.folder(STEP.id), ".checkpoints", "step4.json")) is None
+    assert read_text(join(store.folder(STEP.id), "model")) == "weights"
