@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
+from pipelines.data.table_rows import MAP_IT, TableRows, read_rows, unknown_warning
 from pipelines.data.table_sources import Table, hash_table, with_ids
 from pipelines.errors import UserError
 from pipelines.field_types import check_types
@@ -125,8 +125,16 @@ def prepare_own_pool(config: OwnPoolConfig, output: str) -> dict[str, Any]:
         "rejected": rejects.num_rows,
         **{f"rejected/{reason}": num for reason, num in reasons.most_common()},
         "yield": examples.num_rows / (examples.num_rows + rejects.num_rows),
-        **({MARKS: [f"{config.name}: {warning}"]} if (warning := read_pool(config).label_warning(MAP_IT)) else {}),
+        **({MARKS: marks} if (marks := _marks(config)) else {}),
     }
+
+
+def _marks(config: OwnPoolConfig) -> list[str]:
+    """What is said of all that is made of the pool: that many of its rows were left out for their labels."""
+    rows = read_pool(config)
+    unmapped = rows.label_warning(MAP_IT)
+    unknown = unknown_warning(rows.unknown_labels, rows.examples.num_rows, config.name)
+    return [*([f"{config.name}: {unmapped}"] if unmapped else []), *([unknown] if unknown else [])]
 
 
 def _open(table: Table, task: Task) -> Any:

@@ -19,6 +19,8 @@ from pipelines.tables.files import TableFile
 from pipelines.tables.readers import MalformedRow, check_malformed
 from pipelines.tables.values import NO_GOLD_LABEL, is_blank, label_warning, text_columns
 
+MOST_UNMARKED = 0.01
+"""Of a set's rows, so many may have labels that are not the task's before that is a mark on what is made of it."""
 MAP_IT = "map it: labels={{'{mark}': '…'}}"
 
 
@@ -41,10 +43,23 @@ class TableRows:
     def num_rows(self) -> int:
         return self.examples.num_rows + len(self.dropped)
 
+    @property
+    def unknown_labels(self) -> Counter[str]:
+        """The labels, as the file has them, for which rows were left out as they are not the task's."""
+        return Counter(str(row["label"]) for row in self.dropped if row["reason"] == "unknown_label")
+
     def label_warning(self, way_out: str) -> str:
         """For people: that many rows were left out for a mark that may be a label, and the way out, with `{mark}` in it."""
         marks = Counter(str(row["label"]) for row in self.dropped if row["reason"] == "no_gold_label")
         return label_warning(marks, self.num_rows, way_out)
+
+
+def unknown_warning(values: Counter[str], num_kept: int, name: str) -> str:
+    """For people: that many rows of `name` were left out for labels that are not the task's; empty where few were."""
+    if values.total() <= MOST_UNMARKED * (num_kept + values.total()):
+        return ""
+    listed = ", ".join(f"{value!r} ({count:,})" for value, count in values.most_common(4))
+    return f"{values.total():,} rows of {name} are left out for labels that are not the task's: {listed}"
 
 
 def read_rows(

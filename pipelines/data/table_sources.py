@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
+from pipelines.data.table_rows import MAP_IT, TableRows, read_rows, unknown_warning
 from pipelines.errors import UserError
 from pipelines.field_types import check_types
 from pipelines.hashing import remembered_sha256
@@ -46,8 +46,6 @@ Names: TypeAlias = Mapping[Any, str] | tuple[tuple[str, str], ...]
 NOT_LOOKED_AT = FileHash("", UNKNOWN)
 OWN_NAMES = ("train", "dev", "dropped")
 """Files of prepared sources that are no test set."""
-MOST_UNMARKED = 0.01
-"""Of a set's rows, so many may have labels that are not the task's before that is a mark on what is made of it."""
 MOST_DEV_ROWS, DEV_SHARE = 250, 10
 """Without a number, a tenth of the label that has fewest rows is held out of each, and 250 at most."""
 
@@ -466,9 +464,8 @@ def _marks_of_unknown(metrics: Mapping[str, int], dropped: Sequence[Mapping[str,
         of_set = [row for row in dropped if row["set"] == name]
         values = Counter(row["label"] for row in of_set if row["reason"] == "unknown_label")
         kept = metrics[f"{name}/num_examples"] + (metrics["dev/num_examples"] if name == "train" else 0)
-        if values.total() > MOST_UNMARKED * (kept + values.total()):
-            listed = ", ".join(f"{value!r} ({count:,})" for value, count in values.most_common(4))
-            marks.append(f"{values.total():,} rows of {name} are left out for labels that are not the task's: {listed}")
+        if warning := unknown_warning(values, kept, name):
+            marks.append(warning)
         unlabelled = Counter(row["label"] for row in of_set if row["reason"] == "no_gold_label")
         if warning := label_warning(unlabelled, kept + len(of_set), MAP_IT):
             marks.append(f"{name}: {warning}")

@@ -64,8 +64,12 @@ def left_out(experiment: Experiment) -> Iterator[str]:
             by_set.setdefault(rest.partition("/")[0], Counter())[rest.partition("/")[2]] = num
     read = {f"data: left out of {name}": reasons for name, reasons in by_set.items()}
     for pool in experiment.own_pools:
-        if pool.is_known and (dropped := read_pool(pool).dropped):
-            read[f"pool: left out of {pool.name}"] = Counter(row["reason"] for row in dropped)
+        if pool.is_known and (dropped := (rows := read_pool(pool)).dropped):
+            named = ", ".join(f"{value!r}" for value, _ in rows.unknown_labels.most_common(4))
+            reasons = Counter(row["reason"] for row in dropped)
+            read[f"pool: left out of {pool.name}"] = Counter(
+                {f"{reason} ({named})" if reason == "unknown_label" else reason: num for reason, num in reasons.items()}
+            )
     for what, reasons in read.items():
         listed = ", ".join(f"{num:,} {reason}" for reason, num in reasons.most_common())
         yield f"{what}: {listed}; `blindsweep data check` shows the rows"

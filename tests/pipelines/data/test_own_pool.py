@@ -79,6 +79,14 @@ def test_a_split_is_named_behind_a_colon_and_minus_one_is_marked(tmp_path: Path)
         OwnPoolConfig(Table(f"{tmp_path}/mine")).with_content()
 
 
+def test_many_labels_that_are_not_the_tasks_are_marked(tmp_path: Path) -> None:
+    for num, marks in ((1, None), (2, ["2 rows of mine.csv are left out for labels that are not the task's: 'Neutral' (2)"])):
+        path = write(tmp_path / "mine.csv", [ROWS[0]] * 99 + [ROWS[0] | {"label": "Neutral"}] * num)
+        config = OwnPoolConfig(Table(str(path))).with_content()
+        metrics = prepare_own_pool(config, str(tmp_path / f"out{num}"))
+        assert (metrics["parsed"], metrics["rejected/unknown_label"], metrics.get(MARKS)) == (99, num, marks)
+
+
 def test_columns_and_labels_are_mapped_by_name_for_any_task(tmp_path: Path) -> None:
     path = write(
         tmp_path / "films.csv", [{"review": "Good.", "stars": 1, "key": "a"}, {"review": "Dull.", "stars": 0, "key": "b"}]

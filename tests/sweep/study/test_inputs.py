@@ -238,10 +238,12 @@ def test_a_plan_names_the_rows_that_are_left_out(tmp_path: Path) -> None:
     study = own_tables(tmp_path)
     assert list(left_out(study)) == []
     (tmp_path / "spot.csv").write_text("premise,hypothesis,label\nc d,d,non-entailment\ne,f,maybe\n,g,neutral\nc e,e,neutral\n")
-    (tmp_path / "pool.csv").write_text("premise,hypothesis,label\n" + "a b,b,entailment\n" * 3 + "a b,,entailment\n")
+    (tmp_path / "pool.csv").write_text(
+        "premise,hypothesis,label\n" + "a b,b,entailment\n" * 3 + "a b,,entailment\na,b,Neutral\n"
+    )
     sources = TableSources("train.csv", general="test.csv", blindspots="spot.csv", dev_rows_per_label=1)
     changed = replace(study, sources=sources, synthetic="pool.csv", generator=None, generation=None)
     assert list(left_out(changed)) == [
         "data: left out of spot: 1 blank_premise, 1 unknown_label; `blindsweep data check` shows the rows",
-        "pool: left out of pool.csv: 1 blank_hypothesis; `blindsweep data check` shows the rows",
+        "pool: left out of pool.csv: 1 blank_hypothesis, 1 unknown_label ('Neutral'); `blindsweep data check` shows the rows",
     ]
