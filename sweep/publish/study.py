@@ -9,6 +9,7 @@ from typing import Literal
 
 from analysis.cards.lineage import restrictions
 from pipelines.errors import UserError
+from sweep.graph.integrity import check
 from sweep.graph.records import Record, Store, Study
 from sweep.publish.datasets import write_pool, write_training_sets
 from sweep.publish.models import TASK_MODELS, describe_model, export_model, write_generator
@@ -44,7 +45,8 @@ def publish_study(
     `pushed_as` is the beginning of their names on the hub, where they are to go there.
 
     Adapters are merged, unless their base is on the hub as it is. Without `weights` models are their cards alone. Raises
-    UserError for a study without a built pool, generator or named model, and where `folder` holds files.
+    UserError for a study without a built pool, generator or named model, for weights that are not in the store, and where
+    `folder` holds files.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and not empty; name a folder that is not there, so that nothing is replaced")
@@ -61,6 +63,8 @@ def publish_study(
         raise UserError(f"study {study.experiment} has no built training set in {store.uri}; run it first")
     if not any((*of_stage.values(), chosen, sets)):
         raise UserError(f"study {study.experiment} has no built pool and no generator in {store.uri}; name --model CELL")
+    if weights:
+        _check_weights(store, [*of_stage["generator"], *chosen])
     repositories: list[Repository] = []
 
     def add(name: str, kind: Literal["model", "dataset"], records: Sequence[Record]) -> Path:
@@ -86,6 +90,16 @@ def publish_study(
         else:
             describe_model(store, record, target, said)
     return repositories
+
+
+def _check_weights(store: Store, records: Sequence[Record]) -> None:
+    """Raise UserError for a model whose weights are not in the store."""
+    for record in records:
+        if lost := next((damage for damage in check(store, record, "sizes") if damage.is_lost_weights), None):
+            raise UserError(
+                f"{lost}: its weights are not here, as after a bundle; --no-weights writes cards alone of models, or publish "
+                "where they were built"
+            )
 
 
 def _is_over_hub(store: Store, record: Record) -> bool:

@@ -1,6 +1,7 @@
 """A study's repositories: Parquet where `datasets` looks for it, cards that the hub reads, licences said."""
 
 import glob
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_cards_alone_are_written_without_weights_and_audit(built: tuple[Store, d
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert "only their description" in (tmp_path / "out" / MODEL / "README.md").read_text()
     assert "It was not audited." in (tmp_path / "out" / "pool" / "README.md").read_text()
+
+
+def test_weights_that_are_not_here_are_said_before_anything_is_written(
+    built: tuple[Store, dict[str, Record]], tmp_path: Path
+) -> None:
+    shutil.copytree(built[0].uri, tmp_path / "store")
+    for model in (tmp_path / "store").rglob("*.safetensors"):
+        model.unlink()
+    result = CliRunner().invoke(cli.app, ["publish", "tiny", str(tmp_path / "out"), "--store", str(tmp_path / "store")])
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    assert "generator/generator-" in result.stderr and "--no-weights writes cards alone" in result.stderr
+    published(Store(tmp_path / "store"), tmp_path / "out", "--no-weights", "--no-audit")
 
 
 def test_a_large_pool_is_several_files_that_one_pattern_names(
