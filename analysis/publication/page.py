@@ -55,7 +55,8 @@ from analysis.wording import (
 from pipelines.errors import UserError
 from sweep.study.claims import Measure
 
-MARK = re.compile(r"(<!-- (?P<study>[a-z0-9_]+): (?P<part>[a-z0-9_]+) -->\n)(?P<made>.*?)(<!-- end -->)", re.DOTALL)
+OPENED = re.compile(r"<!-- (?P<study>[\w-]+): (?P<part>\w+) -->\n")
+MARK = re.compile(rf"({OPENED.pattern})(?P<made>.*?)(<!-- end -->)", re.DOTALL)
 NOT_BUILT = "*Not built yet.*\n"
 COLUMNS = 132
 NO_DEPARTURE = ("data", "model", "device", "seeds", "generators", "plan", "judge")
@@ -86,7 +87,8 @@ class Made:
 def fill(page: Path, data: Path) -> list[Path]:
     """Make what is between the marks of `page` anew from the studies below `data`, with figures beside it; the files written.
 
-    A study that is not there yet is said not to be built. Raises UserError for a part that there is not.
+    A study that is not there yet is said not to be built. Raises UserError for a part that there is not, and for a mark without
+    its end, behind which the author's words would go.
     """
     made: dict[str, Made | None] = {}
 
@@ -100,7 +102,14 @@ def fill(page: Path, data: Path) -> list[Path]:
         text = NOT_BUILT if of_study is None else "\n\n".join(PARTS[found["part"]](of_study)).rstrip() + "\n"
         return f"{found[1]}{_wrapped(text)}{found[5]}"
 
-    written = MARK.sub(part, page.read_text())
+    text = page.read_text()
+    for opened in OPENED.finditer(text):
+        end, another = text.find("<!-- end -->", opened.end()), OPENED.search(text, opened.end())
+        if end < 0 or (another and another.start() < end):
+            raise UserError(
+                f"{page}: {opened[0].strip()} has no <!-- end --> before the next mark; write it behind what is made"
+            )
+    written = MARK.sub(part, text)
     figures = {file: content for of_study in made.values() if of_study for file, content in of_study.figures.items()}
     for file, content in figures.items():
         write_file(page.with_name(file), content)

@@ -165,6 +165,18 @@ def test_a_study_that_is_not_there_is_said_not_to_be_built(tmp_path: Path) -> No
     assert main(["pages", "--folder", str(tmp_path)]) == 1
 
 
+def test_a_mark_may_name_any_study_and_one_without_its_end_is_refused(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "answer", "plan", study="My-Study2")
+    fill(page, tmp_path / "data")
+    assert page.read_text().count(NOT_BUILT) == 2
+    whole = page.read_text()
+    for cut_off in (whole.replace("<!-- end -->\n", "", 1), whole[: whole.rindex("<!-- end -->")]):
+        page.write_text(cut_off)
+        with pytest.raises(UserError, match=r"My-Study2: (answer|plan) --> has no <!-- end --> before the next mark"):
+            fill(page, tmp_path / "data")
+        assert page.read_text() == cut_off
+
+
 def test_a_folder_without_pages_and_a_study_without_its_files_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
