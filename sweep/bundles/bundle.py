@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from pipelines.storage import write_bytes
 from sweep.bundles.part import ENTRY_BYTES, Piece, bundled_files, packed_size, part_bytes
 from sweep.graph.pieces import Only, parse_only, piece_of, seeds_lacking
@@ -50,6 +50,9 @@ def write_bundle(store: Store, name: str, target: Path, *, part_size: int, only:
     study = Study.load(store, name)
     piece = None if only is None else _whole_seeds(study, store) if only == WHOLE else parse_only(only, more=WHOLE)
     steps = study.steps if piece is None else piece_of(study.steps, piece)
+    if damage := next((step.damage for step in steps if step.damage), ""):
+        # It counts as not built, and would be left out as if it were.
+        raise DamagedError(damage)
     records = [step.record for step in steps if step.record is not None]
     if not records:
         of_piece = f" of the piece {piece}" if piece else ""

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import random
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,17 @@ def test_a_cut_off_part_or_another_file_is_refused(build: Build, tmp_path: Path)
         file.writestr("notes.txt", "of something else")
     with pytest.raises(UserError, match=r"small\.zip is another zip file and no part of a bundle"):
         merge_bundles(Store(tmp_path / "there"), [part])
+
+
+def test_an_artifact_whose_record_is_damaged_is_not_left_out_as_not_built(
+    build: Build, two_seeds: Experiment, tmp_path: Path
+) -> None:
+    store = build("here")
+    record = Path(store.folder(build_grid(two_seeds)[-1].id), RECORD_FILE)
+    record.write_text("{")
+    with pytest.raises(DamagedError, match=re.escape(f"{record} is not a readable record")):
+        write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB)
+    assert not (tmp_path / "small.zip").exists()
 
 
 def test_a_part_of_another_version_is_not_called_damaged(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
