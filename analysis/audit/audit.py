@@ -48,6 +48,8 @@ __all__ = [
     "shown",
 ]
 NUM_SAMPLES = 5
+MOST_LEFT_OUT = 0.05
+"""Of a file's rows, so many may be left out before the answer says so."""
 
 
 def audit(
@@ -68,7 +70,7 @@ def audit(
 def judged(found: Audit) -> Audit:
     """The audit with its findings and its answer, from its numbers. Whoever adds numbers, such as label noise, judges anew."""
     findings = findings_of(found)
-    return replace(found, findings=findings, answer=answer_of(findings, list(found.file.labels)))
+    return replace(found, findings=findings, answer=answer_of(findings, list(found.file.labels)) + _left_out(found.file))
 
 
 def numbers(evidence: Evidence, report: Report = silent) -> Audit:
@@ -158,6 +160,15 @@ def _doubtful(scan: Scan, noise: FileNoise) -> RowFindings:
     shares = zip(suspects["suggested"].to_pylist(), suspects["probability"].to_pylist(), strict=True)
     notes = [f"{label} by the judge, with a probability of {share:.2f}" for label, share in shares]
     return RowFindings("doubtful_label", np.searchsorted(scan.row, noise.rows), notes=notes)
+
+
+def _left_out(file: FileSummary) -> str:
+    """For the answer: that it is not of all rows, where more than a few are left out."""
+    num_out = sum(file.left_out.values())
+    if num_out <= MOST_LEFT_OUT * (file.num_rows + num_out):
+        return ""
+    reasons = ", ".join(f"{count:,} with {reason}" for reason, count in file.left_out.items())
+    return f" That is of {file.num_rows:,} of its {file.num_rows + num_out:,} rows: the others are left out ({reasons})."
 
 
 def _name_of(path: str) -> str:

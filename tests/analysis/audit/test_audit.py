@@ -329,6 +329,16 @@ def test_text_is_shown_in_one_line_cut_and_harmless() -> None:
     assert shown("a\u202eb\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
 
 
+@pytest.mark.parametrize(("num_blank", "is_said"), [(5, False), (6, True)])
+def test_the_answer_says_that_it_is_not_of_all_rows(tmp_path: Path, num_blank: int, is_said: bool) -> None:
+    pairs = rows(100, 0.1, seed=3)
+    blank = [pair | {"label": ""} for pair in pairs[:num_blank]]
+    found = audit_texts(save(tmp_path / "pool.parquet", [*blank, *pairs[num_blank:]]))
+    said = " That is of 94 of its 100 rows: the others are left out (6 with no label)."
+    assert found.answer.endswith(said) == is_said
+    assert ("left out" in found.answer) == is_said
+
+
 def test_space_around_a_label_is_no_spelling_of_its_own(tmp_path: Path) -> None:
     labels = ["entailment", " entailment ", "ENTAILMENT", "neutral ", "neutral"]
     lines = [f"premise {number},hypothesis {number},{label}" for number, label in enumerate(labels * 20)]
