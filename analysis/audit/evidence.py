@@ -161,6 +161,8 @@ def _scan_all(source: Source, settings: AuditSettings, report: Report, engine: E
         if _identity(other) == _identity(source):
             raise UserError(f"{other} is the file to audit itself, which equals it in everything; give another or leave it out")
     # All are opened before one is read, so that a wrong name fails at once; and all have the fields of the first.
+    # A notebook's user changes a heuristic's file between two audits.
+    audited.cache_clear()
     opened = _open_all(source, roles, settings, engine)
     # A heuristic that cannot be loaded shows now, not in a process that measures.
     audited(opened["file"].fields, settings.heuristics)

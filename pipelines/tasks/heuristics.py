@@ -24,9 +24,11 @@ agree.
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -217,10 +219,19 @@ class Heuristic:
     def __call__(self, *texts: Iterable[str]) -> np.ndarray:
         """The examples of which it holds, booleans of shape (num_examples,), from the texts of each field that it is about.
 
-        Raises :class:`UserError` if the predicate returns anything else.
+        Raises :class:`UserError` if the predicate returns anything else, or ends in an error.
         """
         columns = [_texts(column) for column in texts]
-        holds = self.holds(*columns)
+        try:
+            holds = self.holds(*columns)
+        except UserError:
+            raise
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"heuristic {self.name}: its predicate ended in {type(error).__name__}: {error} "
+                f"({Path(at.filename).name}:{at.lineno}), asked about {len(columns[0]):,} examples; mend it"
+            ) from error
         if not isinstance(holds, np.ndarray) or holds.dtype != bool or holds.shape != (len(columns[0]),):
             shape, dtype = getattr(holds, "shape", "no"), getattr(holds, "dtype", type(holds).__name__)
             raise UserError(
@@ -266,15 +277,7 @@ class Heuristic:
             pass  # a function that does not say what it takes
         if HEURISTICS.get(self.name) is self:
             return
-        try:
-            self(*(["A judge slept.", "The judge was not tired."] for _ in fields))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"heuristic {self.name}: its predicate ended in {type(error).__name__}: {error}, asked about two texts of "
-                f"each of {', '.join(fields)}; mend it"
-            ) from error
+        self(*(["A judge slept.", "The judge was not tired."] for _ in fields))
 
 
 HANS = "McCoy, Pavlick and Linzen 2019, Right for the Wrong Reasons, table 1"

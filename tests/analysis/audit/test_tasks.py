@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,29 @@ def test_a_label_that_is_none_of_the_tasks_is_refused_or_named(files: Path) -> N
     done = run(*COLUMNS)
     assert done.exit_code == 1 and "the labels '1' are none of the task answered's, which are no, yes" in done.stderr
     assert run(*COLUMNS, "--label-name", "1=yes").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("predicate", "said"),
+    [
+        (
+            "lambda questions, passages: 1 / 0",
+            r"ended in ZeroDivisionError: division by zero \(mine\.py:\d+\), asked about 800",
+        ),
+        ("lambda passages: 1", r"ended in TypeError: .* takes 1 positional argument but 2 were given .*; mend it"),
+    ],
+)
+def test_a_heuristic_of_ones_own_that_fails_is_named(files: Path, predicate: str, said: str) -> None:
+    (files / "mine.py").write_text(f'{TASK}\nMINE = Heuristic("mine", {predicate}, predicts="yes")\n')
+    done = run(*COLUMNS, "--heuristic", "mine.py:MINE")
+    assert done.exit_code == 1 and re.search(f"Error: heuristic mine: its predicate {said}", done.stderr), done.stderr
+
+
+def test_a_heuristic_that_is_changed_between_two_audits_is_read_anew(files: Path) -> None:
+    counts = []
+    for least in (5, 50):
+        (files / "mine.py").write_text(TASK.replace("> 5", f"> {least}"))
+        assert run(*COLUMNS, "--heuristic", "mine.py:LENGTH", "--json", "a.json").exit_code == 0
+        (length,) = json.loads((files / "a.json").read_text())["heuristics"]
+        counts.append(sum(label["count"] for label in length["by_label"].values()))
+    assert counts[0] > 100 and counts[1] == 0
