@@ -21,6 +21,7 @@ from analysis.corpus.measures import MARGIN, predicted_labels
 from analysis.corpus.scan import MAX_PROCESSES, Report, Scan
 from analysis.wording import shown
 from pipelines.errors import UserError
+from pipelines.field_types import check_types
 from pipelines.tables.columns import check_given
 from pipelines.tasks.task import Task
 
@@ -55,8 +56,16 @@ class AuditSettings:
     margin: float = MARGIN
     """Ratios of odds ratios between 1/margin and margin count as no difference."""
     seed: int = 0
-    """Draws the samples."""
+    """Draws the samples, 0 to 4,294,967,295."""
     processes: int = MAX_PROCESSES
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 <= self.seed < 2**32 or self.processes < 1:
+            raise UserError(
+                f"AuditSettings(seed={self.seed}, processes={self.processes}): a seed is 0 to {2**32 - 1:,}, and there is 1 "
+                "process at least"
+            )
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,8 @@ def _open_all(source: Source, roles: Mapping[str, Source], settings: AuditSettin
 def _identity(source: Source) -> Any:
     if isinstance(source, pa.Table | pd.DataFrame):
         return id(source)
-    return str(source) if "://" in str(source) else str(Path(source).resolve())
+    # What is neither is refused where it is opened.
+    return str(Path(source).resolve()) if isinstance(source, str | Path) and "://" not in str(source) else str(source)
 
 
 def _label_names(scans: Sequence[Scan], settings: AuditSettings) -> dict[str, str]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.corpus.columns import FLAGS, PAIR, ColumnNames
+from pipelines.errors import UserError
 from pipelines.tables.columns import Wanted, check_types, class_names, find_columns
 from pipelines.tables.files import TableFile, column_names, find_files, open_table
 from pipelines.tables.readers import MalformedRow, RawBatch
@@ -102,8 +103,8 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
 
     With `fields`, these are an example's texts, as they are in the file that this one is compared with.
 
-    Raises :class:`UserError` for what does not exist, is empty, is of another format, has several splits, lacks a column,
-    or has a column of a type that is no text (for labels: no text and no number).
+    Raises :class:`UserError` for what is no source, does not exist, is empty, is of another format, has several splits, lacks a
+    column, or has a column of a type that is no text (for labels: no text and no number).
     """
     names = names or ColumnNames()
     if isinstance(source, str | Path):
@@ -112,6 +113,11 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
         fields = fields or names.fields_of(present)
         wanted = names.wanted(fields)
         return TextFile(open_table(source, wanted, way_out(wanted, present)), fields, names.kept_labels)
+    if not isinstance(source, pa.Table | pd.DataFrame):
+        raise UserError(
+            f"a {type(source).__name__} cannot be audited: give a path or an address, a pyarrow table or a pandas frame, "
+            "such as pd.DataFrame(rows)"
+        )
     table = source if isinstance(source, pa.Table) else pa.Table.from_pandas(source, preserve_index=False)
     fields = fields or names.fields_of(table.column_names)
     wanted = names.wanted(fields)

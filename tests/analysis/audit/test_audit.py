@@ -4,6 +4,7 @@ import json
 import random
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -337,6 +338,27 @@ def test_the_answer_says_that_it_is_not_of_all_rows(tmp_path: Path, num_blank: i
     said = " That is of 94 of its 100 rows: the others are left out (6 with no label)."
     assert found.answer.endswith(said) == is_said
     assert ("left out" in found.answer) == is_said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"entailment": "entailment"}, r"entailment='entailment'\): give a tuple, of which each is a text, such as \('entail"),
+        ({"tests": ["test.csv"]}, r"tests=\['test\.csv'\]\): give a dict"),
+        ({"reference": 5}, r"reference=5\): give a text, "),
+        ({"seed": -1}, r"seed=-1, processes=\d+\): a seed is 0 to 4,294,967,295"),
+        ({"processes": 0}, "there is 1 process at least"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=rf"AuditSettings\(.*{said}"):
+        AuditSettings(**settings)
+
+
+@pytest.mark.parametrize("source", [None, 5, [{"premise": "a", "hypothesis": "b", "label": "neutral"}]])
+def test_what_is_no_source_is_refused_by_its_type(source: Any) -> None:
+    with pytest.raises(UserError, match=rf"a {type(source).__name__} cannot be audited: give a path .* pd\.DataFrame\(rows\)"):
+        audit_texts(source, AuditSettings(reference=pa.table({"premise": ["a"], "hypothesis": ["b"], "label": ["neutral"]})))
 
 
 def test_space_around_a_label_is_no_spelling_of_its_own(tmp_path: Path) -> None:
