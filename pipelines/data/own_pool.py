@@ -125,11 +125,11 @@ def prepare_own_pool(config: OwnPoolConfig, output: str) -> dict[str, Any]:
         "rejected": rejects.num_rows,
         **{f"rejected/{reason}": num for reason, num in reasons.most_common()},
         "yield": examples.num_rows / (examples.num_rows + rejects.num_rows),
-        **({MARKS: marks} if (marks := _marks(config)) else {}),
+        **({MARKS: marks} if (marks := pool_marks(config)) else {}),
     }
 
 
-def _marks(config: OwnPoolConfig) -> list[str]:
+def pool_marks(config: OwnPoolConfig) -> list[str]:
     """What is said of all that is made of the pool: that many of its rows were left out for their labels."""
     rows = read_pool(config)
     unmapped = rows.label_warning(MAP_IT)

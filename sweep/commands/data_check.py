@@ -164,8 +164,7 @@ def _most(words: list[str], most: int = 20) -> list[str]:
 def _check_study(name: str, assignments: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
-    from pipelines.data.own_pool import read_pool
-    from pipelines.data.table_rows import MAP_IT
+    from pipelines.data.own_pool import pool_marks, read_pool
     from pipelines.errors import UserError
     from pipelines.identity import MARKS
     from pipelines.tasks.examples import read_examples
@@ -198,9 +197,7 @@ def _check_study(name: str, assignments: Sequence[str]) -> None:
             print(f"pool: {rows.examples.num_rows:,} examples")
             print(f"    from {pool.name}, {rows.table.mapping}")
             _print_rows(rows.examples, task.field_names, rows.dropped, rows.table.unit, {}, indent="    ")
-            if warning := rows.label_warning(MAP_IT):
-                print(f"    marked: {warning}")
-            for line in copies_of_tests(pool, test_texts):
+            for line in (*pool_marks(pool), *copies_of_tests(pool, test_texts)):
                 print(f"    marked: {line}")
     for mark in metrics.get(MARKS, ()):  # type: ignore[union-attr]
         print(f"marked: {mark}")

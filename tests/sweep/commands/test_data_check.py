@@ -220,6 +220,7 @@ def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
         "    left out: 1 row",
         "        1 unknown_label, the first at row 2: 'c' | 'd', label 'perhaps'",
         "    longest: 2 characters, 'a' | 'b'",
+        "    marked: 1 rows of pool.csv are left out for labels that are not the task's: 'perhaps' (1)",
     ]
     assert "template_probe: 1,200 examples" in said
     (tmp_path / "pool.csv").unlink()
