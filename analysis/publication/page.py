@@ -27,6 +27,7 @@ from analysis.report.lexical_overlap import markdown
 from analysis.report.results import figure_caption, numbers
 from analysis.report.sections import (
     composition_block,
+    marks_of,
     paper_block,
     provenance_block,
     spent_block,
@@ -147,7 +148,18 @@ def _table(table: Table) -> str:
 
 def _answer(made: Made) -> list[str]:
     said = answer(made.verdicts, num_missing=len(made.published.evidence.responses.missing))
-    return [f"**{Answer(said.said)}**", " ".join(control_sentences(made.verdicts.controls)), *_fewer(made.published)]
+    return [
+        f"**{Answer(said.said)}**",
+        " ".join(control_sentences(made.verdicts.controls)),
+        *_fewer(made.published),
+        *_marked(made),
+    ]
+
+
+def _marked(made: Made) -> list[str]:
+    """What marks that the numbers were not made with all that they might have been."""
+    marks = "; ".join(marks_of(made.published.study))
+    return [f"What these numbers were made with, or what that was made with, is marked: {marks}."] if marks else []
 
 
 def _fewer(published: Published) -> list[str]:
@@ -253,6 +265,8 @@ def _paper(made: Made) -> list[str]:
         for judgement in made.verdicts.judgements
         if judgement.paper
     ]
+    if not rows:
+        return ["None of the paper's statements is asked here."]
     columns = [
         Column("Statement"),
         Column("The paper"),

@@ -27,6 +27,7 @@ from analysis.report.results import figure_caption, numbers
 from analysis.report.sections import (
     composition_block,
     curves_block,
+    marks_of,
     origins_block,
     paper_block,
     provenance_block,
@@ -93,10 +94,7 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "title": study.title or study.experiment,
         "name": study.experiment,
         "summary": _summary(study, frame),
-        "marks": [
-            *(f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()),
-            *study.parameters.get("pool_copies", ()),
-        ],
+        "marks": marks_of(study),
         "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
         "verdict": None,

@@ -228,6 +228,12 @@ def origins_block(store: Store, study: Study) -> list[Block]:
     return [Block("origins", "Where each number comes from", text, folds=[fold])]
 
 
+def marks_of(study: Study) -> list[str]:
+    """What marks the study's artifacts, and by how many; what its own pool has of the sets that it is judged by."""
+    marks = [f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()]
+    return [*marks, *study.parameters.get("pool_copies", ())]
+
+
 def paper_block(study: Study) -> list[Block]:
     """A replication's departures from the paper, and its choices where the paper is silent; from the manifest."""
     if "departures" not in study.parameters:

@@ -42,7 +42,8 @@ def parse_only(text: str, *, more: str = "") -> Only:
     if axis not in AXES or not all(number.isdecimal() for number in numbers):
         words = f", {SHARED} or {more}" if more else f" or {SHARED}"
         raise UserError(
-            f"--only {text}: a piece is some seeds, some generators or what seeds share; give seed=3,4, generator=1{words}"
+            f"--only {text}: a piece is some seeds, some generators or what seeds share; give seed=3,4, generator=1{words}; "
+            f"with what they share it is {SHARED},seed=3,4"
         )
     return Only(axis, frozenset(map(int, numbers)), text.startswith(f"{SHARED},"))
 

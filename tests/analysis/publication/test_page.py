@@ -124,6 +124,22 @@ def test_a_study_that_is_whole_departs_from_nothing(tmp_path: Path) -> None:
     fill(page, tmp_path / "data")
     text = page.read_text()
     assert "planned" not in text and "The files show nothing that departs from it." in text and "No pilot is kept." in text
+    assert "is marked" not in text
+
+
+def test_what_marks_the_artifacts_is_said_beneath_the_answer(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path / "store", clear)
+    study.add("sources", "training", marks=("partial MultiNLI: 80 of 393 labelled rows",))
+    study.grid()
+    study.parameters["pool_copies"] = ["pool: mine.csv: 3 of 9 texts of hans are in the pool, too"]
+    keep(Store(study.write()), "tiny", tmp_path / "data/tiny")
+    num = load(tmp_path / "data/tiny").study.num_built
+    page = page_of(tmp_path, "answer")
+    fill(page, tmp_path / "data")
+    assert (
+        "What these numbers were made with, or what that was made with, is marked: partial MultiNLI: 80 of 393 labelled rows: "
+        f"1 of {num} artifacts; pool: mine.csv: 3 of 9 texts of hans are in the pool, too."
+    ) in " ".join(page.read_text().split())
 
 
 def test_what_is_supported_although_the_control_is_not_seen_departs_from_a_plan(tmp_path: Path) -> None:
