@@ -42,8 +42,8 @@ LEGEND = (
 COLOURS = {Outcome.SUPPORTED: "green", Outcome.REFUTED: "red", Outcome.EQUIVALENT: "cyan", Outcome.CANNOT_TELL: "yellow"}
 
 
-def print_verdicts(said: Answer, verdicts: Verdicts, arms: Sequence[str] = ()) -> None:
-    """Print the answer, the positive control, primary and other claims with what they rest on, and the notes."""
+def print_verdicts(said: Answer, verdicts: Verdicts, arms: Sequence[str] = (), marks: Sequence[str] = ()) -> None:
+    """Print the answer, the positive control, the study's `marks`, claims with what they rest on, primary ones first, notes."""
     console = _console()
     is_narrow = _is_narrow()
     if is_narrow:
@@ -55,6 +55,8 @@ def print_verdicts(said: Answer, verdicts: Verdicts, arms: Sequence[str] = ()) -
         console.print(sentence, markup=False)
     if one_seed(judgements):
         console.print(ONE_SEED, markup=False)
+    for mark in marks:
+        console.print(f"marked: {mark}", markup=False)
     notes: list[str] = []
     for primary, heading in ((True, PRIMARY), (False, EXPLORATORY)):
         if chosen := [judgement for judgement in judgements if judgement.primary == primary]:
@@ -109,9 +111,11 @@ def _verdict_table(judgements: Sequence[Judgement], notes: list[str]) -> Any:
     return table
 
 
-def verdicts_json(study: str, said: Answer, verdicts: Verdicts, evidence: Evidence) -> dict[str, Any]:
+def verdicts_json(
+    study: str, said: Answer, verdicts: Verdicts, evidence: Evidence, marks: Sequence[str] = ()
+) -> dict[str, Any]:
     """All numbers: claims, subcases of the blindspot set (synthetic − original), sensitivity and criterion by cell; of several
-    arms, each row of these says which it is of.
+    arms, each row of these says which it is of. `marks` are the study's.
 
     What cannot be had is null or an empty list, and `notes` say why.
     """
@@ -133,6 +137,7 @@ def verdicts_json(study: str, said: Answer, verdicts: Verdicts, evidence: Eviden
         "claims": [_without_nan(dataclasses.asdict(judgement)) for judgement in verdicts.judgements],
         **tables,
         "missing": list(evidence.responses.missing),
+        "marks": list(marks),
         "notes": notes,
     }
 

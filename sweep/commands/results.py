@@ -175,6 +175,7 @@ def verdicts(
         blindsweep verdicts demo
         blindsweep verdicts mini --partial --cost-per-seed 12.5
     """
+    from analysis.report.sections import marks_of
     from analysis.report.terminal import print_verdicts, verdicts_json
     from analysis.verdicts.answer import answer
     from analysis.verdicts.command import command_of
@@ -188,9 +189,9 @@ def verdicts(
     judged = judge_evidence(evidence, margin=as_share, undertrained=undertrained, cost_per_seed=cost_per_seed)
     said = answer(judged, command_of(where, loaded), num_missing=len(evidence.responses.missing))
     if json:
-        print(js.dumps(verdicts_json(name, said, judged, evidence), indent=1, ensure_ascii=False))
+        print(js.dumps(verdicts_json(name, said, judged, evidence, marks_of(loaded)), indent=1, ensure_ascii=False))
         return
-    print_verdicts(said, judged, tuple(evidence.arms))
+    print_verdicts(said, judged, tuple(evidence.arms), marks_of(loaded))
 
 
 def compare(

@@ -54,6 +54,17 @@ def test_verdicts_fit_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pyte
     assert narrow.count(": supported") == wide.count(" supported ")
 
 
+def test_what_marks_the_study_is_said_with_the_verdicts(tmp_path: Path) -> None:
+    study = ItemStudy(tmp_path, clear)
+    study.add("sources", "training", marks=("partial MultiNLI",))
+    study.grid(num_seeds=2)
+    where = study.write()
+    lines = blindsweep("verdicts", "tiny", "--store", where).stdout.splitlines()
+    (mark,) = json.loads(blindsweep("verdicts", "tiny", "--store", where, "--json").stdout)["marks"]
+    assert mark.startswith("partial MultiNLI: 1 of ") and mark.endswith(" artifacts")
+    assert lines[2] == f"marked: {mark}" and lines[3] == ""
+
+
 def test_one_seed_is_said_first(tmp_path: Path) -> None:
     result = blindsweep("verdicts", "tiny", "--store", store(tmp_path, 1))
     lines = result.stdout.splitlines()
