@@ -3,6 +3,8 @@
 A console that leaves out every style where NO_COLOR is set, articles that fit what follows, and streams that are never closed.
 """
 
+import codecs
+import json
 import os
 import re
 import sys
@@ -44,6 +46,42 @@ def open_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
+LOOKALIKES = {
+    "\u2212": "-",
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2026": "...",
+    "\u00d7": "x",
+    "\u00b7": "-",
+    "\u00b1": "+-",
+    "\u2192": "->",
+}
+LOOKALIKES |= dict.fromkeys("\u2018\u2019\u201c\u201d", "'")
+"""What is printed for a character that an output's encoding lacks; a quotation mark would end a text of JSON."""
+
+
+def write_every_character() -> None:
+    """Have stdout take what its encoding lacks, as with LC_ALL=C or ISO-8859-1: a minus as a hyphen, a letter as ``\\u00e9``.
+
+    That is JSON still. A file's name that is no text in the encoding is written as it is.
+    """
+    codecs.register_error(write_every_character.__name__, _spelled)
+    if getattr(sys.stdout, "errors", "") in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors=write_every_character.__name__)  # type: ignore[union-attr]
+
+
+def _spelled(error: UnicodeError) -> tuple[bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    spelled = bytearray()
+    for character in error.object[error.start : error.end]:
+        if "\udc80" <= character <= "\udcff":
+            spelled.append(ord(character) - 0xDC00)
+        else:
+            spelled += LOOKALIKES.get(character, json.dumps(character)[1:-1]).encode()
+    return bytes(spelled), error.end
 
 
 def outlive_readers() -> None:

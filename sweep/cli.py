@@ -25,11 +25,12 @@ def main() -> None:
     with ending_without_a_word():
         import typer
 
-        from pipelines.terminal import open_streams
+        from pipelines.terminal import open_streams, write_every_character
         from pipelines.workers.telemetry import turn_off
         from sweep.app import app
 
         open_streams()
+        write_every_character()
         turn_off()
         if os.environ.get("NO_COLOR"):
             from typer import rich_utils

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _estimate(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"--estimate {path} is no JSON ({error}); give what `blindsweep plan STUDY --json` printed") from error
     if not isinstance(values, dict):

@@ -103,7 +103,7 @@ def fill(page: Path, data: Path) -> list[Path]:
         text = NOT_BUILT if of_study is None else "\n\n".join(PARTS[found["part"]](of_study)).rstrip() + "\n"
         return f"{found[1]}{_wrapped(text)}{found[5]}"
 
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for opened in OPENED.finditer(text):
         end, another = text.find("<!-- end -->", opened.end()), OPENED.search(text, opened.end())
         if end < 0 or (another and another.start() < end):

@@ -77,5 +77,5 @@ def write_outcome(store: Store | str, study_name: str, path: Path, *, partial: b
     """Write the outcome to `path`; a sentence about it."""
     found = outcome(store, study_name, partial=partial)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return sentence(found)

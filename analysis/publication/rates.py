@@ -86,7 +86,7 @@ def write_outcome(store: Store | str, path: Path, study_name: str = STUDY) -> st
     """Write the outcome to `path`; a sentence about it."""
     found = outcome(store, study_name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     lines = [
         f"{rate['rate']:g}: start {rate['start']:.1%}" + ("" if rate["cell"] is None else f", cell {rate['cell']:.1%}")
         for rate in found["rates"]

@@ -1,11 +1,13 @@
 """Articles by sound, and no codes where none are wanted."""
 
 import io
+import os
+import sys
 
 import pytest
 from rich.text import Text
 
-from pipelines.terminal import console, with_article
+from pipelines.terminal import console, with_article, write_every_character
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,12 @@ def test_no_color_leaves_no_code_at_all(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\x1b[" in written()
     monkeypatch.setenv("NO_COLOR", "1")
     assert written() == "dim red\n"
+
+
+@pytest.mark.parametrize(("encoding", "before"), [("utf-8", "strict"), ("ascii", "surrogateescape")])
+def test_a_files_name_that_is_no_text_is_printed_as_it_is(encoding: str, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, errors=before))
+    write_every_character()
+    print(os.fsdecode(b"pool\xff.csv"), "\u2212", flush=True)
+    assert written.getvalue() == b"pool\xff.csv " + {"utf-8": "\u2212", "ascii": "-"}[encoding].encode() + b"\n"
