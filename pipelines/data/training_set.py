@@ -662,10 +662,13 @@ def _check_strata(config: TrainingSetConfig, strata: Sequence[Stratum], source: 
             # All strata grow with the set, so that the scarcest says how much smaller it has to be.
             step = 1 if config.kind == "starting" else len(config.task.labels)
             largest = min(len(rows) * config.size // size for _, rows, size in strata if size) // step * step
-            dial = "another bias or heuristic_share, " if config.bias < 1 or config.heuristic_share else ""
+            choices = [f"a size of at most {largest:,}"] if largest else []
+            choices += ["another bias or heuristic_share"] if config.bias < 1 or config.heuristic_share else []
+            choices += ["or a larger source" if choices else "a larger source"]
+            too_few = "" if largest else "no size is small enough: "
             raise UserError(
-                f"asked for {size:,} {name} (in a set of {config.size:,}), {source} has {len(rows):,}; choose a size of at "
-                f"most {largest:,}, {dial}or a larger source"
+                f"asked for {size:,} {name} (in a set of {config.size:,}), {source} has {len(rows):,}; {too_few}choose "
+                f"{', '.join(choices)}"
             )
 
 

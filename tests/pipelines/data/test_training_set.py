@@ -375,6 +375,9 @@ def test_a_filtered_set_has_only_rows_whose_label_the_judge_gives(pool, tmp_path
     assert [metrics[f"{label}/available"] for label in LABELS] == [20, 29, 30]
     with pytest.raises(UserError, match=r"asked for 21 entailment examples .* has 20; choose a size of at most 60"):
         draw(TrainingSetConfig("filtered_synthetic", 63, seed=1), pool, tmp_path, judgements=path)
+    path = judged(tmp_path, {f"e{number}": "neutral" for number in range(40)})
+    with pytest.raises(UserError, match=r"asked for 20 entailment .* has 0; no size is small enough: choose a larger source"):
+        draw(TrainingSetConfig("filtered_synthetic", 60, seed=1), pool, tmp_path, judgements=path)
 
 
 def test_only_a_filtered_set_is_drawn_from_judged_rows_and_all_of_them_are_judged(pool, tmp_path):
