@@ -52,7 +52,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.checkpoints import METRICS_FILE, read_metrics
 from pipelines.finetune.recipe import FinetuneConfig
-from pipelines.models.process import without_modules
+from pipelines.imports import without_modules
 from pipelines.resources import Resources
 from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import classifier_prompts

@@ -20,8 +20,9 @@ from pipelines.errors import UserError, portable
 from pipelines.evaluate.scoring import Evaluated, accuracy_rows, flat_metrics, score_metrics, slice_column, where_held
 from pipelines.field_types import check_types
 from pipelines.identity import added, runtime
+from pipelines.imports import lasting_imports, without_modules
 from pipelines.models.architectures import architecture_in, saved_architecture
-from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries, without_gpus, without_modules
+from pipelines.models.process import peak_gpu_memory_gib, quiet_libraries, without_gpus
 from pipelines.models.tokenizer import encode_for_classifier
 from pipelines.packing.batches import PackedBatch, padded_batches, prefix_tree_batches
 from pipelines.resources import Report, Resources, no_report
@@ -175,7 +176,7 @@ def worker_device(use_gpu: bool) -> torch.device:
     if not use_gpu:
         without_gpus()
     # Transformers' assisted decoding would import it, a tenth of a start, for nobody.
-    with without_modules("sklearn"):
+    with lasting_imports(), without_modules("sklearn"):
         import torch
 
         import pipelines.models.weights  # noqa: F401

@@ -23,6 +23,7 @@ from pipelines.finetune.job import FinetuneJob
 from pipelines.finetune.recipe import FinetuneConfig, check_one_of
 from pipelines.hashing import remembered_sha256
 from pipelines.identity import UNKNOWN, FileHash, added, runtime, sha256_of
+from pipelines.imports import lasting_imports, without_modules
 from pipelines.models.architectures import ARCHITECTURES, architecture, architecture_in
 from pipelines.models.checkpoint_files import (
     check_checkpoint,
@@ -35,7 +36,7 @@ from pipelines.models.checkpoint_files import (
 )
 from pipelines.models.gguf_files import check_gguf
 from pipelines.models.hub import hub_snapshot
-from pipelines.models.process import has_gpu, quiet_libraries, without_modules
+from pipelines.models.process import has_gpu, quiet_libraries
 from pipelines.models.quantization import QUANTIZATIONS
 from pipelines.models.tokenizer import train_tokenizer
 from pipelines.resources import Report, Resources, no_report
@@ -298,7 +299,7 @@ def prepare_base_model(
 def import_libraries() -> None:
     """Import what models are prepared with, which takes about as long as to prepare a small one."""
     # Which transformers would import for what nobody uses here, a third of the wait for it.
-    with without_modules("sklearn"):
+    with lasting_imports(), without_modules("sklearn"):
         import pipelines.models.model_files  # noqa: F401
 
 

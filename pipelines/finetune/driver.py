@@ -18,7 +18,8 @@ from pipelines.errors import NoticeError, UserError, portable
 from pipelines.finetune.checkpoints import keep_result, read_result, save_result
 from pipelines.finetune.job import FinetuneJob, Member
 from pipelines.finetune.recipe import check_trajectory
-from pipelines.models.process import free_memory, quiet_libraries, without_gpus, without_modules
+from pipelines.imports import lasting_imports, without_compiler, without_modules
+from pipelines.models.process import free_memory, quiet_libraries, without_gpus
 from pipelines.resources import Report, Resources
 from pipelines.storage import absolute, arrow_filesystem, join
 from pipelines.workers.lane import Intake, Lane
@@ -133,8 +134,9 @@ def _train_in_group(loop: Mapping[str, Any], resources: Resources) -> None:
 
 def finetuning(loop: Mapping[str, Any], use_gpu: bool) -> None:
     """Train in this process, as the only worker: Ray Train's local mode. Its name is the process's."""
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
+    with lasting_imports():
+        from ray.train import ScalingConfig
+        from ray.train.torch import TorchTrainer
 
     scaling = ScalingConfig(num_workers=0, use_gpu=use_gpu)
     TorchTrainer(_train_worker, train_loop_config=dict(loop), scaling_config=scaling).fit()
@@ -212,8 +214,6 @@ def _train_worker(loop: Mapping[str, Any]) -> None:
     """Train what is at the desk until no more comes."""
     import ray.train
 
-    from pipelines.finetune.together import is_trained_together
-
     context = ray.train.get_context()
     use_gpu = loop["gpu_share"] > 0
     if context.get_world_rank() > 0:
@@ -223,6 +223,8 @@ def _train_worker(loop: Mapping[str, Any]) -> None:
     # Before there is a job: a lane may be opened ahead of its first one.
     with watched(WORKER, loop["output"]):
         _set_up(use_gpu=use_gpu, num_threads=loop["num_threads"])
+    from pipelines.finetune.together import is_trained_together
+
     several = context.get_world_size() > 1
     while intake.wait():
         member = next(iter(intake.waiting.values()))
@@ -351,12 +353,17 @@ def _set_up(*, use_gpu: bool, num_threads: int) -> None:
         without_gpus()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # DeepSpeed's autotuner and transformers' assisted decoding would import them, a quarter of a start, for nobody.
-    with without_modules("mlflow", "sklearn"):
+    with lasting_imports(), without_modules("mlflow", "sklearn"):
         import deepspeed
         import torch
 
         # A lane that was opened ahead of its first job has the time.
-        import pipelines.finetune.alone  # noqa: F401
+        import pipelines.finetune.alone
+        import pipelines.finetune.together  # noqa: F401
+
+        # ZeRO asks of an optimizer whether it is this one. None is, so that its functions need not be compiled.
+        with without_compiler():
+            import deepspeed.runtime.zero.muon.muon_optimizer
 
     if use_gpu:
         torch.cuda.init()

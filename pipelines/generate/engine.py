@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from types import ModuleType
 from typing import Any
 
+from pipelines.imports import lasting_imports
 from pipelines.workers.watchdog import beat, wait_for
 
 # A batch that is filled at once would end at once where texts are equally long, and the GPU would wait while the next one is
@@ -45,6 +46,12 @@ REPLACED = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+def import_vllm() -> None:
+    """Import what an engine is built with, a good part of its start."""
+    with lasting_imports():
+        from vllm import LLM, SamplingParams  # noqa: F401
 
 
 class Engine:
@@ -98,6 +105,7 @@ class Engine:
         pending: dict[str, tuple[_Submission, int]] = {}
         waiting: deque[tuple[_Submission, int]] = deque()
         try:
+            import_vllm()
             from vllm import LLM, SamplingParams
 
             allocate_by_the_block()

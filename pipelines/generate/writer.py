@@ -23,10 +23,11 @@ import pyarrow as pa
 
 from pipelines.errors import RETRIES, UserError
 from pipelines.generate.config import STAND_IN, GenerationConfig
-from pipelines.generate.engine import Engine
+from pipelines.generate.engine import Engine, import_vllm
 from pipelines.generate.options import engine_environment, engine_options, max_num_seqs, reads_in_place, shards_in_flight
 from pipelines.generate.prompting import Shots, encode_prompted
 from pipelines.generate.shards import Commit, Decision, Shard, ShardFolder, decide, plan_shards
+from pipelines.imports import lasting_imports, without_modules
 from pipelines.resources import Resources
 from pipelines.storage import fetch, is_disk_full, is_local
 from pipelines.tasks.examples import read_examples
@@ -168,6 +169,10 @@ class ShardWriter:
             # Nothing to wait for: the weights are there.
             model, desk = job.model, None
         path = fetch(model)
+        # Transformers' assisted decoding would import it, a tenth of a start, for nobody.
+        with lasting_imports(), without_modules("sklearn"):
+            from transformers import AutoTokenizer  # noqa: F401
+
         # Of a finetuned model by label, of a prompted one by shard.
         self._prompts = prompts_of_shards(path, config) if config.prompting else encode_prompts(path, config.task)
         prompt_lengths = [len(prompt) for prompt in self._prompts.values()]
@@ -178,8 +183,7 @@ class ShardWriter:
             gpu_bytes = torch.cuda.get_device_properties(0).total_memory
         options = engine_options(config, path, resources, prompt_lengths, gpu_bytes)
         if desk is not None and not reads_in_place(options, on_gpu=on_gpu):
-            import vllm  # noqa: F401 (a good part of a start)
-
+            import_vllm()
             options["model"], desk = self._weights(desk), None
         self._engine = Engine(
             options,

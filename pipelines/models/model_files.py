@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.errors import UserError
+from pipelines.imports import without_modules
 from pipelines.models.architectures import architecture_in
 from pipelines.models.checkpoint_files import reading
 from pipelines.models.gguf_files import GgufHeader, parsed_once
-from pipelines.models.process import without_modules
 from pipelines.models.quantization import FP8, fp8_round_trip, nf4_round_trip, say_fp8
 from pipelines.models.weights import load_body, load_weights
 

@@ -1,12 +1,9 @@
 """A worker process's memory and log."""
 
-import contextlib
 import gc
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Iterator
 
 
 def without_gpus() -> None:
@@ -39,19 +36,6 @@ def peak_gpu_memory_gib() -> float:
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30
-
-
-@contextlib.contextmanager
-def without_modules(*names: str) -> Iterator[None]:
-    """What is imported in here does without these modules, as if they were not installed, unless they are loaded already."""
-    hidden = [name for name in names if name not in sys.modules]
-    # Python's own mark of a module that is not to be found.
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 def quiet_libraries() -> None:
