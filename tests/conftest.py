@@ -1,11 +1,13 @@
 """The needs of every test: no network look-ups, skips where there is no GPU or compiler, servers of S3 and GCS."""
 
+import gc
 import logging
 import os
 import shutil
 import sysconfig
 import threading
 import uuid
+from collections.abc import Generator
 from http import HTTPStatus
 from pathlib import Path
 
@@ -38,6 +40,19 @@ def missing_for_compiling() -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "no C headers of Python here"
     return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collection imports, torch and transformers among it, are a million objects. They are searched for garbage when all
+    are there, and then no more: a test's own search would take half a second longer."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
