@@ -22,7 +22,7 @@ from tests.sweep.run.listening import Seen, check, listeners
 SCRIPT = Path(__file__).with_name("fake_command.py")
 ROOT = Path(__file__).parents[3]
 CELL = ("-p", "training_sizes=300", "-p", "starting_sizes=0", "-p", "seeds=0", "-p", "kinds=original")
-STUDY = ("run", "demo", *CELL, "--no-report", "--max-cpus", "2")
+STUDY = ("run", "demo", *CELL, "--no-report", "--max-cpus", "1")
 """Seven artifacts, the first of which all others are built from."""
 
 
