@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ class Made:
 
     def __post_init__(self) -> None:
         self.verdicts = judge_evidence(self.published.evidence)
+
+    @cached_property
+    def accuracies(self) -> pd.DataFrame:
+        """`accuracy_table`, which a figure and tables are of."""
+        return accuracy_table(self.published.frame, self.published.evidence.responses)
+
+    @cached_property
+    def claims(self) -> tuple[Block, Any]:
+        """`claims_block`, of which parts of the page show parts."""
+        return claims_block(self.verdicts, self.published.evidence, "")
 
     def figure(self, name: str, figure: Any, label: str) -> list[str]:
         """The line of a figure (matplotlib's, or None) in the page."""
@@ -246,7 +257,7 @@ def _plan(made: Made) -> list[str]:
 
 
 def _claims(made: Made) -> list[str]:
-    block, figure = claims_block(made.verdicts, made.published.evidence, "")
+    block, figure = made.claims
     drawn = made.figure("differences", figure, "Each primary claim's difference in each setting")
     return [*drawn, *of_block(block, folds=False)]
 
@@ -277,7 +288,7 @@ def _paper(made: Made) -> list[str]:
 
 
 def _settings(made: Made) -> list[str]:
-    block, _ = claims_block(made.verdicts, made.published.evidence, "")
+    block, _ = made.claims
     return of_block(replace(block, text=(), cards=()))
 
 
@@ -290,19 +301,14 @@ def _measures(made: Made) -> list[str]:
 def _figure1(made: Made) -> list[str]:
     published = made.published
     series = study_series(published.study, published.frame)
-    table = accuracy_table(published.frame, published.evidence.responses)
-    drawn = made.figure("figure1", figure1(published.frame, series, table), "Accuracy by training size")
+    drawn = made.figure("figure1", figure1(published.frame, series, made.accuracies), "Accuracy by training size")
     return [*drawn, figure_caption(published.frame, series)]
 
 
 def _accuracies(made: Made) -> list[str]:
     published = made.published
     series = study_series(published.study, published.frame)
-    tables = [
-        table
-        for fold in numbers(series, accuracy_table(published.frame, published.evidence.responses))
-        for table in fold.tables
-    ]
+    tables = [table for fold in numbers(series, made.accuracies) for table in fold.tables]
     return [_table(table) for table in tables]
 
 
