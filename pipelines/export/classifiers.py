@@ -23,7 +23,7 @@ from pipelines.adapters.files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
 from pipelines.errors import UserError
 from pipelines.models.architectures import ARCHITECTURES, architecture_in
 from pipelines.models.classifier import HEAD_FILE
-from pipelines.models.model_files import SHARD_BYTES
+from pipelines.models.model_files import SHARD_BYTES, save_model
 from pipelines.models.process import quiet_libraries
 from pipelines.models.tokenizer import load_tokenizer
 from pipelines.models.weights import load_body, merge_saved_adapter, weights_of
@@ -216,7 +216,7 @@ def _save(model: Any, head: torch.Tensor, folder: Path) -> None:
     if "score.weight" in tensors:
         # Whoever computes in float32 has the head that was trained.
         tensors["score.weight"] = head
-    model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD_BYTES)
+    save_model(model, folder, state_dict=tensors, max_shard_size=SHARD_BYTES)
 
 
 def _write_adapter(model: Any, adapter: Path, output: Path, base: HubBase) -> None:
@@ -248,6 +248,6 @@ def _write_body(weights: Path, folder: Path, head: torch.Tensor, output: Path, d
     model = load_body(weights, dtype=dtype)
     if (folder / "adapter").exists():
         merge_saved_adapter(model, folder / "adapter")
-    model.save_pretrained(output, max_shard_size=SHARD_BYTES)
+    save_model(model, output, max_shard_size=SHARD_BYTES)
     save_file({"weight": head.contiguous()}, output / HEAD_FILE, metadata={"format": "pt"})
     return type(model).__name__

@@ -386,6 +386,8 @@ def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) ->
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from pipelines.models.model_files import save_model
+
     tokenizer = train_tokenizer(train, vocabulary_size=config.vocabulary_size, max_length=config.max_length, task=config.task)
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
@@ -402,7 +404,7 @@ def _write_scratch(config: ScratchModelConfig, train: pa.Table, target: Path) ->
             tie_word_embeddings=True,
         )
     )
-    model.save_pretrained(target)
+    save_model(model, target)
     tokenizer.save_pretrained(target)
     return model.num_parameters()
 
@@ -416,7 +418,7 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     from transformers import AutoModelForCausalLM
 
     from pipelines.adapters.files import merge_adapter
-    from pipelines.models.model_files import SHARD_BYTES
+    from pipelines.models.model_files import SHARD_BYTES, save_model
     from pipelines.models.tokenizer import load_tokenizer
     from pipelines.models.weights import load_weights, place_tensors, weights_of
 
@@ -428,7 +430,7 @@ def save_language_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob)
     # Beside the old one, then swapped: the base model is what a retry would start from.
     fresh = folder / ".model"
     shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh, max_shard_size=SHARD_BYTES)
+    save_model(model, fresh, max_shard_size=SHARD_BYTES)
     tokenizer.save_pretrained(fresh)
     shutil.rmtree(folder / "model", ignore_errors=True)
     fresh.rename(folder / "model")

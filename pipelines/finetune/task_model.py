@@ -121,6 +121,7 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
     import torch
 
     from pipelines.models.classifier import save_head
+    from pipelines.models.model_files import save_model
     from pipelines.models.weights import load_body, place_tensors, weights_of
 
     save_head(folder, tensors["head.weight"].float())
@@ -133,7 +134,7 @@ def save_task_model(folder: Path, tensors: dict[str, Any], job: FinetuneJob) -> 
         return
     model = load_body(weights_of(None, job.base_model), dtype=getattr(torch, job.config.dtype))
     place_tensors(model, {n.removeprefix("body."): t for n, t in tensors.items() if n.startswith("body.")})
-    model.save_pretrained(folder / "model")
+    save_model(model, folder / "model")
 
 
 def _save_adapter(folder: Path, tensors: dict[str, Any], config: FinetuneConfig) -> None:

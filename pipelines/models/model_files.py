@@ -29,6 +29,13 @@ SHARD_BYTES = 4 << 30
 """Bytes of a large model's weights in one file: several are read, written and hashed side by side."""
 
 
+def save_model(model: Any, folder: Path, **options: Any) -> None:
+    """`model.save_pretrained(folder, **options)`, without the seconds that it takes to import what nobody uses."""
+    # Accelerate looks whether it is one of DeepSpeed's, which imports that, and its autotuner mlflow.
+    with without_modules("deepspeed", "mlflow"):
+        model.save_pretrained(folder, **options)
+
+
 def check_complete(folder: Path, source: Path) -> None:
     """Raise UserError unless `folder`, the files of `source`, has every tensor of its body and, if it writes text, of its
     language model. None is kept.
@@ -139,9 +146,7 @@ def convert_gguf(source: Path, header: GgufHeader, folder: Path, *, dtype: str) 
             tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=source.name, trust_remote_code=False)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    # Accelerate looks whether it is one of DeepSpeed's, whose autotuner would import it.
-    with without_modules("mlflow"):
-        model.to(kind).save_pretrained(folder)
+    save_model(model.to(kind), folder)
     # Transformers leaves this out, whatever the file says.
     tokenizer.add_bos_token = header.adds_bos
     tokenizer.save_pretrained(folder)

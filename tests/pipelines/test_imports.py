@@ -40,6 +40,21 @@ from pipelines.resources import Resources
 with suppress(ValueError):  # there is no tokenizer
     ShardWriter(GenerationConfig(num_per_label=1), "docs", "/no/output", "", Resources())
 """
+SAVES = """
+import sys, tempfile
+from pathlib import Path
+from pipelines.finetune.base_model import import_libraries
+
+import_libraries()
+from pipelines.models.model_files import save_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
+with tempfile.TemporaryDirectory() as folder:
+    save_model(LlamaForCausalLM(LlamaConfig(**shape)), Path(folder))
+    assert (Path(folder) / "model.safetensors").exists()
+assert "deepspeed" not in sys.modules
+"""
 LASTING = """
 import gc, sys
 from pipelines.imports import lasting_imports
@@ -90,6 +105,6 @@ def test_a_setting_of_torchs_compiler_is_as_it_was_afterwards(before: str | None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begins", [FINETUNES, EVALUATES, GENERATES])
+@pytest.mark.parametrize("begins", [FINETUNES, EVALUATES, GENERATES, SAVES])
 def test_a_worker_that_is_set_up_has_loaded_nothing_that_only_others_need(begins: str) -> None:
     assert "loaded: []" in ran(begins + LOADED)
