@@ -63,7 +63,9 @@ def test_a_text_ends_where_vllms_detokenizer_ends_it(tokenizer, stop: str) -> No
 
 SCRIPT = """
 import json, sys
-from vllm import LLM, SamplingParams
+from pipelines.imports import lasting_imports, without_modules
+with lasting_imports(), without_modules("sklearn"):
+    from vllm import LLM, SamplingParams
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from pipelines.generate.engine import Engine
 from pipelines.generate.options import engine_options

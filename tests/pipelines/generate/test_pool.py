@@ -23,6 +23,7 @@ from pipelines.resources import Resources, no_report
 from pipelines.tasks.examples import read_examples
 from pipelines.tasks.nli import LABELS
 from pipelines.tasks.prompts import Parsed, Rejected, generator_text, parse_generated, reject_reasons
+from pipelines.workers import printed
 from tests.pipelines.tiny_generator import KNOWN, KNOWN_SENTENCES, SENTIMENT, save_models
 
 ROOT = Path(__file__).parents[3]
@@ -157,6 +158,11 @@ def test_progress_is_reported_shard_by_shard(pool: tuple[Path, dict[str, Any], R
     assert last["examples_per_s"] == pytest.approx(last["parsed"] / metrics["generate_s"])
     assert metrics["generated_tokens"] > 10 * metrics["parsed"]
     assert metrics["engine_start_s"] > 0
+
+
+def test_an_engine_has_a_note_of_where_it_prints(pool: tuple[Path, dict[str, Any], Reports]) -> None:
+    notes = [json.loads(path.read_text()) for path in printed._folder(str(pool[0])).iterdir()]
+    assert notes and all(note["worker"].startswith("a vLLM engine (pid ") and len(note["files"]) == 2 for note in notes)
 
 
 def test_a_finished_pool_is_left_as_it_is(pool: tuple[Path, dict[str, Any], Reports], models: Path) -> None:
@@ -366,7 +372,6 @@ def test_a_missing_generator_and_two_gpus_an_engine_are_refused(tmp_path: Path) 
     ("number", "raised", "message"),
     [
         (errno.ENOSPC, UserError, r"^/full/file: the disk is full; free some space"),
-        (errno.EDQUOT, UserError, r"^/full/file: the disk is full; free some space"),
         (errno.EACCES, PermissionError, "Permission denied"),
     ],
 )

@@ -1,6 +1,5 @@
 """Engines that die, or stand still, through the real pool of Ray Data: a limited number of starts, then one clear error."""
 
-import json
 import os
 import sys
 import time
@@ -11,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import StalledError
+from pipelines.errors import StalledError, UserError
 from pipelines.generate import engine, writer
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.shards import plan_shards
 from pipelines.generate.writer import MAX_RESTARTS, run_engines
 from pipelines.resources import Resources
 from pipelines.tasks.nli import LABELS
-from pipelines.workers import printed
 from pipelines.workers.watchdog import STALL_AFTER
 from sweep.run.failures import one_line
 
@@ -85,11 +83,12 @@ def test_an_engine_that_dies_each_time_is_given_up(
     assert (tmp_path / "starts.txt").read_text().count("start") == 1 + MAX_RESTARTS
 
 
-def test_an_engine_has_a_note_of_where_it_prints(ray_here: None, tmp_path: Path) -> None:
-    with pytest.raises(Exception):  # noqa: B017 - there is no such model
-        list(run_engines(CONFIG, str(tmp_path / "nothing"), str(tmp_path / "pool"), SHARDS, Resources(), "request"))
-    notes = [json.loads(path.read_text()) for path in printed._folder(str(tmp_path / "pool")).iterdir()]
-    assert notes and all(note["worker"].startswith("a vLLM engine (pid ") and len(note["files"]) == 2 for note in notes)
+def test_a_worker_is_noted_before_anything_of_its_engine_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[Any] = []
+    monkeypatch.setattr(writer, "note_worker", lambda what, outputs: noted.append((what, outputs)))
+    with pytest.raises(UserError, match="nothing does not exist"):
+        writer.ShardWriter(CONFIG, str(tmp_path / "nothing"), "pool", "request", Resources())
+    assert noted == [("a vLLM engine", ["pool"])]
 
 
 @pytest.mark.parametrize(("when", "what"), [("at its start", "a vLLM engine, while it started,"), ("later", "a vLLM engine")])
