@@ -280,6 +280,8 @@ def test_a_forbidden_import_is_seen(path: str, source: str, num_wrong: int) -> N
         ("sweep.experiments", ("torch", "transformers", "ray", "mlflow", "pandas")),
         ("sweep.graph.records", ("torch", "transformers", "ray", "mlflow", "pandas")),
         ("sweep.app", ("torch", "transformers", "ray", "mlflow", "pandas", "matplotlib")),
+        # By every process of a trial.
+        ("sweep.run.tune", ("torch", "transformers", "ray", "mlflow", "pandas", "sweep.plan.costs")),
         ("analysis.study.frame", ("torch", "transformers", "ray", "mlflow")),
     ],
 )

@@ -21,6 +21,10 @@ ENDPOINT = "endpoint"
 """Stands beside the markets for what a model behind an endpoint was paid."""
 
 
+class BudgetReached(BaseException):
+    """The budget is spent while steps run. Not an Exception: Ray Tune must pass it on, and no stage may catch it."""
+
+
 @dataclass(frozen=True)
 class Held:
     """GPUs of one kind and market that a run has held, idle or not. `price`, dollars an hour of one, is None if unknown."""

@@ -21,6 +21,7 @@ from sweep.graph.spending import (
     NOTHING,
     ON_DEMAND,
     SPOT,
+    BudgetReached,
     Held,
     RunSpending,
     Spending,
@@ -45,10 +46,6 @@ MARKET_LABEL = "market"
 
 Look = Callable[[], Mapping[tuple[str, str], float]]
 """Says how many GPUs are held now, by GPU and market."""
-
-
-class BudgetReached(BaseException):
-    """The budget is spent while steps run. Not an Exception: Ray Tune must pass it on, and no stage may catch it."""
 
 
 def gpus_of_nodes(nodes: Iterable[Mapping[str, Any]], name_of: Callable[[str], str]) -> dict[tuple[str, str], float]:

@@ -16,6 +16,7 @@ from sweep.graph.integrity import How, check, with_stale_marks
 from sweep.graph.pieces import Only
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.reports import stored_report
+from sweep.graph.spending import BudgetReached
 from sweep.graph.step import Step
 from sweep.index.address import absolute_uri, mask, sqlite_path, sqlite_uri
 from sweep.index.client import Client
@@ -38,7 +39,7 @@ from sweep.plan.costs import StepCost
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, plan_piece
 from sweep.plan.replaced import replaced_line
-from sweep.run.budget import BudgetReached, Meter, is_asked, look_at
+from sweep.run.budget import Meter, is_asked, look_at
 from sweep.run.ends import Stop, tell_all_nodes
 from sweep.run.failures import is_read_only, one_line
 from sweep.run.progress import Display, Progress, mean_durations, pulse_of, seconds

@@ -23,9 +23,9 @@ from pipelines.errors import UserError
 from sweep.graph.integrity import changed_inputs, why_stale
 from sweep.graph.queue import Capacity, FirstNear, Lane, Near, StepQueue, delay_of
 from sweep.graph.records import Record, Store
+from sweep.graph.spending import BudgetReached
 from sweep.graph.stages import REGISTRY, Stage
 from sweep.graph.step import Step
-from sweep.run.budget import BudgetReached
 from sweep.run.failures import Kind
 from sweep.run.lanes import HostLost, Hosts, host_lost, judged, machines_up
 from sweep.run.machine import git_state, memory_in_use, temporary_folder

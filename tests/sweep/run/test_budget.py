@@ -21,14 +21,13 @@ from pipelines.generate.prompting import Endpoint, Prompting
 from pipelines.resources import Resources
 from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
-from sweep.graph.spending import ON_DEMAND, SPOT, Held, RunSpending, dollars, read_spending, write_run
+from sweep.graph.spending import ON_DEMAND, SPOT, BudgetReached, Held, RunSpending, dollars, read_spending, write_run
 from sweep.graph.step import Step
 from sweep.plan.costs import StepCost, endpoint_costs
 from sweep.plan.throughputs import TABLE_FILE, read_table
 from sweep.run.budget import (
     LOOK_EVERY_S,
     WRITE_EVERY_S,
-    BudgetReached,
     Meter,
     Prices,
     gpus_of_nodes,
