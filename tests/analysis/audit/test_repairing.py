@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from analysis.audit.audit import Audit, AuditSettings, audit
 from analysis.audit.repairing import cost_lines, repair_of, write_repaired
 from analysis.corpus.columns import ColumnNames
-from pipelines.repair.rows import Repair
+from pipelines.repair.rows import Repair, Repaired
 from sweep import cli
 from tests.analysis.audit.planted import planted
 
@@ -41,14 +41,18 @@ def found(folder: Path) -> Audit:
     return of(folder)
 
 
+@pytest.fixture(scope="module")
+def repaired(found: Audit) -> Repaired:
+    return repair_of(found, Repair())
+
+
 def ratio(of: Audit) -> tuple[float, float]:
     finding = {one.name: one for one in of.heuristics}[OVERLAP]
     assert finding.odds_ratio is not None and finding.reference is not None
     return finding.odds_ratio.value, finding.reference.value
 
 
-def test_an_audit_of_the_repaired_set_finds_nothing_left(folder: Path, found: Audit) -> None:
-    repaired = repair_of(found, Repair())
+def test_an_audit_of_the_repaired_set_finds_nothing_left(folder: Path, found: Audit, repaired: Repaired) -> None:
     write_repaired(found.evidence, repaired, folder / "repaired.parquet")
     again = of(folder, "repaired")
     assert {kind: share.count for kind, share in again.duplicates.kinds.items()} == dict.fromkeys(again.duplicates.kinds, 0)
@@ -76,17 +80,17 @@ def test_copies_of_originals_go_and_what_is_not_planted_stays(folder: Path) -> N
     assert sum(cost.num_rows for cost in kept.costs) == (~kept.keep).sum()
 
 
-def test_all_columns_stay_and_rows_can_be_traced(folder: Path, found: Audit) -> None:
-    write_repaired(found.evidence, repair_of(found, Repair()), folder / "traced.parquet")
-    pool, repaired = (pq.read_table(folder / f"{name}.parquet") for name in ("pool", "traced"))
-    assert repaired.column_names == [*pool.column_names, "original_row"]
-    assert repaired["source_id"].type == pa.int32()
-    traced = pool.take(pc.subtract(repaired["original_row"], 1))
-    assert traced.equals(repaired.select(pool.column_names))
+def test_all_columns_stay_and_rows_can_be_traced(folder: Path, found: Audit, repaired: Repaired) -> None:
+    write_repaired(found.evidence, repaired, folder / "traced.parquet")
+    pool, written = (pq.read_table(folder / f"{name}.parquet") for name in ("pool", "traced"))
+    assert written.column_names == [*pool.column_names, "original_row"]
+    assert written["source_id"].type == pa.int32()
+    traced = pool.take(pc.subtract(written["original_row"], 1))
+    assert traced.equals(written.select(pool.column_names))
 
 
-def test_the_same_seed_keeps_the_same_rows(found: Audit) -> None:
-    one, same, other = (repair_of(found, Repair(seed=seed)).keep for seed in (0, 0, 1))
+def test_the_same_seed_keeps_the_same_rows(found: Audit, repaired: Repaired) -> None:
+    one, same, other = (repaired.keep, *(repair_of(found, Repair(seed=seed)).keep for seed in (0, 1)))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
     assert one.sum() == other.sum()
 

@@ -242,11 +242,8 @@ def test_distinct_n_by_hand() -> None:
 
 
 def test_repetition_lowers_distinct_n_whatever_the_size() -> None:
-    source = random.Random(0)
-    texts = {
-        count: [" ".join(source.choices([f"w{i}" for i in range(2_000)], k=10)) for _ in range(count)]
-        for count in (2_000, 20_000)
-    }
+    source, words = random.Random(0), [f"w{i}" for i in range(2_000)]
+    texts = {count: [" ".join(source.choices(words, k=10)) for _ in range(count)] for count in (2_000, 20_000)}
     small, large = (diversity(pa.table({"premise": one}), ["premise"])[0].distinct[1].mean for one in texts.values())
     assert small == pytest.approx(large, rel=0.02)
     repeated = texts[2_000][:50] * 40
