@@ -443,7 +443,7 @@ def test_on_a_cluster_the_gpu_is_that_of_its_nodes(gpu_study: str, tmp_path: Pat
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_gpus": 0, "include_dashboard": False})
     options = ("run", gpu_study, "--store", str(tmp_path / "s"), "--address", cluster.address, "--budget", "0", "--price", "2")
     try:
         assert_one_error(blindsweep(*options, "--gpu", "l4"), "GPU-hours of l4 at $2", code=75)
