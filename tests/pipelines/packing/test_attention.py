@@ -83,7 +83,8 @@ PREFIX = [3, 14, 15, 92, 65]
 register_packed_attention()
 
 
-@pytest.fixture(params=CONFIGS, name="config")
+# One after another, so that what each one's own model makes of the sequences is computed once.
+@pytest.fixture(scope="module", params=CONFIGS, name="config")
 def _config(request):
     return CONFIGS[request.param]
 
@@ -131,7 +132,7 @@ def test_classifier_equals_transformers_own_in_logits_and_gradients(config, sequ
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.fixture(name="families")
+@pytest.fixture(scope="module", name="families")
 def _families():
     """Sequences that branch at many depths, in no order: 40 with up to four tokens in common, duplicates, one in another."""
     generator = torch.Generator().manual_seed(2)
@@ -145,11 +146,20 @@ def _families():
     return [family[i] for i in torch.randperm(len(family), generator=generator)]
 
 
+@pytest.fixture(scope="module")
+def states_of_families(config, families):
+    """Transformers' own, of the model that `twins` makes."""
+    with torch.no_grad():
+        return last_states(twins(AutoModel, config)[0].float(), families)
+
+
 @pytest.mark.parametrize("token_budget", [10_000, 60])
-def test_a_prefix_tree_gives_transformers_own_logits_in_the_order_of_its_input(config, families, token_budget):
-    reference, body = (model.float() for model in twins(AutoModel, config))
+def test_a_prefix_tree_gives_transformers_own_logits_in_the_order_of_its_input(
+    config, families, states_of_families, token_budget
+):
+    body = twins(AutoModel, config)[1].float()
     head = torch.nn.Linear(64, 3, bias=False)
-    expected = head(last_states(reference, families))
+    expected = head(states_of_families)
     batches = prefix_tree_batches(families, token_budget)
     assert (len(batches) == 1) == (token_budget == 10_000)
     assert sum(batch.num_tokens for _, batch in batches) < sum(map(len, families)) * 0.8
@@ -197,7 +207,7 @@ def test_a_wrong_boundary_would_be_seen(config, sequences):
     assert (ours.last_hidden_state - wrong.last_hidden_state).abs().max() > 1e-3
 
 
-@pytest.fixture(name="labelled")
+@pytest.fixture(scope="module", name="labelled")
 def _labelled():
     """Sequences side by side by what they begin with, their prefixes, of which one is nobody else's and one is empty."""
     generator = torch.Generator().manual_seed(3)
@@ -220,14 +230,22 @@ def _labelled():
     return sequences, prefixes
 
 
+@pytest.fixture(scope="module")
+def loss_of_labelled(config, labelled):
+    """Transformers' own, and the model that `twins` makes, with its gradients."""
+    reference, _ = twins(AutoModelForCausalLM, config)
+    rows = [torch.tensor([sequence]) for sequence in labelled[0]]
+    loss = torch.stack([reference(input_ids=row, labels=row).loss * (row.shape[1] - 1) for row in rows]).sum()
+    loss.backward()
+    return loss.detach(), reference
+
+
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("share_prefix", [False, True])
-def test_language_model_loss_equals_transformers_own(config, labelled, share_prefix, filled):
-    reference, decoder = twins(AutoModelForCausalLM, config)
+def test_language_model_loss_equals_transformers_own(config, labelled, loss_of_labelled, share_prefix, filled):
+    _, decoder = twins(AutoModelForCausalLM, config)
+    expected, reference = loss_of_labelled
     sequences, prefixes = labelled
-    rows = [torch.tensor([sequence]) for sequence in sequences]
-    expected = torch.stack([reference(input_ids=row, labels=row).loss * (row.shape[1] - 1) for row in rows]).sum()
-    expected.backward()
     packed = pack(sequences, prefixes=prefixes if share_prefix else None, shape=Shape(100, 16, 40, 40) if filled else None)
     assert filled or packed.num_tokens == sum(map(len, sequences)) - (2 * 7 + 3 * 1) * share_prefix
     loss = LanguageModel(decoder)(PackedInput.from_batch(packed, "cpu"), torch.from_numpy(next_token_targets(packed)))
