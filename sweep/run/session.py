@@ -49,9 +49,16 @@ class RayOptions:
     seeds_at_once: int | None = None
 
 
+MOST_FOLDER = 107 - len("/ray/session_2026-12-01_10-36-57_581790_4194304/sockets/plasma_store")
+"""Bytes of a folder for temporary files in which the names of Ray's sockets have no more than Linux takes."""
+SHORT_FOLDER = "/tmp"
+
+
 def _set_environment(*, debug: bool, is_local: bool) -> None:
     """Settings that must stand before Ray is imported; local workers inherit them."""
     turn_off()
+    if is_local:
+        _set_folder()
     defaults = {
         # What a worker raised, and how it died, is in the failure that the run shows.
         "RAY_DEDUP_LOGS_SKIP_REGEX": "" if debug else ".",
@@ -69,6 +76,18 @@ def _set_environment(*, debug: bool, is_local: bool) -> None:
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _set_folder() -> None:
+    """Have Ray's own files in a folder that is not too long for its sockets, as a job's TMPDIR on a cluster may be."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    if not name or len(os.fsencode(os.environ[name])) <= MOST_FOLDER:
+        return
+    why = f"{name}={os.environ[name]} is longer than {MOST_FOLDER} bytes, too long for the names of Ray's sockets"
+    if name == "RAY_TMPDIR":
+        raise UserError(f"{why}; set a shorter one")
+    os.environ["RAY_TMPDIR"] = SHORT_FOLDER
+    print(f"Warning: {why}: its own files are in {SHORT_FOLDER}, or where RAY_TMPDIR says", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

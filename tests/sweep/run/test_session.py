@@ -1,5 +1,7 @@
 """What a run may use of this machine or a cluster, and the refusal of steps that need more."""
 
+import os
+
 import pytest
 
 from pipelines.data.training_set import TrainingSetConfig
@@ -56,3 +58,21 @@ def test_a_refusal_on_a_cluster_is_the_cluster_s(options: RayOptions, message: s
     one = Step("generator", "generator", TrainingSetConfig("starting", 1, 0), resources=resources)
     with pytest.raises(UserError, match=f"needs {message}"):
         check_resources([one], cluster_capacity(options))
+
+
+def test_rays_own_files_are_where_its_sockets_have_short_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = "/" + "x" * (session.MOST_FOLDER - 1)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", longest)
+    session._set_folder()
+    assert "RAY_TMPDIR" not in os.environ and capsys.readouterr().err == ""
+    # What Ray makes of it: Linux takes 107 bytes.
+    assert len(f"{longest}/ray/session_2026-12-01_10-36-57_581790_4194304/sockets/plasma_store") == 107
+    monkeypatch.setenv("TMPDIR", f"{longest}y")
+    session._set_folder()
+    assert os.environ["RAY_TMPDIR"] == "/tmp" and f"Warning: TMPDIR={longest}y is longer than" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_TMPDIR", f"{longest}y")
+    with pytest.raises(UserError, match=r"RAY_TMPDIR=.* is longer than \d+ bytes, .* set a shorter one"):
+        session._set_folder()
