@@ -122,6 +122,8 @@ def read_part(path: Path) -> Part:
 
     Raises UserError for a file that is no part of a bundle or one of another version, DamagedError for a part that is damaged.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the files in it that `blindsweep bundle` wrote, such as {path}/*.zip")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the files that `blindsweep bundle` wrote")
     if not zipfile.is_zipfile(path):

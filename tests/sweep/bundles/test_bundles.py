@@ -240,6 +240,8 @@ def test_a_cut_off_part_or_another_file_is_refused(build: Build, tmp_path: Path)
         merge_bundles(Store(tmp_path / "there"), [part])
     with pytest.raises(UserError, match="there is no such file"):
         merge_bundles(Store(tmp_path / "there"), [tmp_path / "none.zip"])
+    with pytest.raises(UserError, match=r"is a folder; give the files in it .*\*\.zip"):
+        merge_bundles(Store(tmp_path / "there"), [tmp_path])
     with zipfile.ZipFile(part, "w") as file:
         file.writestr("notes.txt", "of something else")
     with pytest.raises(UserError, match=r"small\.zip is another zip file and no part of a bundle"):
