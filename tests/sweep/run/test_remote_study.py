@@ -226,6 +226,8 @@ def test_a_cluster_s_workers_are_handed_the_address_and_no_key(monkeypatch: pyte
 
     joined: dict[str, Any] = {}
     monkeypatch.setattr(ray, "init", lambda **options: joined.update(options))
+    # Another test's Ray may be up on this machine, which `auto` would find and which lets nobody in.
+    monkeypatch.setattr("sweep.run.session._check_address", lambda address: None)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, f"secret-of-this-test {name}")
