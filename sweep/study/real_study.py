@@ -72,7 +72,8 @@ def study_qwen(
     examples judge the pools' labels; it is shared by all seeds, so one piece builds it (`--only shared,seed=0`). `plan`, the
     sha256 of docs/studies/qwen-plan.md, which has the design and its reasons, stays with the results.
     """
-    return _study("study_qwen", "Qwen2.5-Coder-1.5B on MultiNLI, HANS and four challenge sets", **locals())
+    title = "Qwen2.5-Coder-1.5B on MultiNLI, HANS and four challenge sets"
+    return _study("study_qwen", resources=_resources(device), **locals())
 
 
 def study_smollm(
@@ -92,9 +93,11 @@ def study_smollm(
 ) -> Experiment:
     """`study_qwen` with SmolLM2-135M and ten seeds: a model that is at the floor of HANS, where accuracy sees nothing.
 
-    Its question is whether the margin sees what accuracy cannot. Parameters are as there; `rate` is this model's own.
+    Its question is whether the margin sees what accuracy cannot. Parameters are as there; `rate` is this model's own. More of
+    it fits on a GPU at once: five generators, or ten pools of one engine each.
     """
-    return _study("study_smollm", "SmolLM2-135M on MultiNLI, HANS and four challenge sets", **locals())
+    title = "SmolLM2-135M on MultiNLI, HANS and four challenge sets"
+    return _study("study_smollm", resources=_resources(device, is_small=True), **locals())
 
 
 def rate_search(
@@ -136,8 +139,9 @@ def rate_search(
 
 def _study(
     name: str,
-    title: str,
     *,
+    title: str,
+    resources: dict[str, Resources],
     device: str,
     rate: float,
     pool_per_label: tuple[int, ...],
@@ -171,7 +175,7 @@ def _study(
         replicates_paper=True,
         claims=_claims(kinds),
         judge=judge or None,
-        resources=_resources(device),
+        resources=resources,
     )
 
 
@@ -199,15 +203,19 @@ def _claims(kinds: tuple[str, ...]) -> tuple[Claim, ...]:
     return tuple(replace(claim, primary=claim.name in PRIMARY) for claim in declared)
 
 
-def _resources(device: str) -> dict[str, Resources]:
-    """One GPU's parts: a generator or four engines, finetunings beside them, and evaluations as soon as there are any."""
+def _resources(device: str, *, is_small: bool = False) -> dict[str, Resources]:
+    """One GPU's parts: a generator or four engines, finetunings beside them, and evaluations as soon as there are any.
+
+    A process of a small model (`is_small`) leaves most of the GPU to others, whatever part it asks for: more fit there, and a
+    pool has one engine, since its start takes longer than its texts.
+    """
     if device != "cuda":
         return {}
-    finetuning = Resources(gpus_per_worker=0.3, max_group=MAX_GROUP)
-    evaluation = Resources(gpus_per_worker=0.2, max_group=MAX_GROUP)
+    finetuning = Resources(gpus_per_worker=0.2 if is_small else 0.3, max_group=MAX_GROUP)
+    evaluation = Resources(gpus_per_worker=0.1 if is_small else 0.2, max_group=MAX_GROUP)
     return {
-        "generator": Resources(gpus_per_worker=0.4),
-        "synthetic_pool": Resources(num_workers=4, gpus_per_worker=0.1),
+        "generator": Resources(gpus_per_worker=0.2 if is_small else 0.4),
+        "synthetic_pool": Resources(num_workers=1 if is_small else 4, gpus_per_worker=0.1),
         "starting_point": finetuning,
         "task_model": finetuning,
         "evaluation": evaluation,

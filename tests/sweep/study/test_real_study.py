@@ -1,5 +1,6 @@
 """The studies on real data: their recipe, their pieces, and the search for a rate, which sees nothing they are judged by."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -135,3 +136,19 @@ def test_the_search_trains_both_recipes_of_the_study_at_each_rate() -> None:
 def test_what_the_studies_cannot_be_says_what_they_could(make: Callable[[], Experiment], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_more_of_a_small_models_processes_share_a_gpu_and_none_of_it_is_identity() -> None:
+    large, small = study_qwen(), study_smollm()
+    parts = {stage: (one.num_workers, one.gpus_per_worker) for stage, one in small.resources.items()}
+    assert parts == {
+        "generator": (1, 0.2),
+        "synthetic_pool": (1, 0.1),
+        "starting_point": (1, 0.2),
+        "task_model": (1, 0.2),
+        "evaluation": (1, 0.1),
+    }
+    assert large.resources["synthetic_pool"].num_workers == 4 and large.resources["generator"].gpus_per_worker == 0.4
+    built = {step.fingerprint for step in build_grid(small)}
+    assert built == {step.fingerprint for step in build_grid(dataclasses.replace(small, resources=large.resources))}
+    assert study_smollm(device="cpu").resources == {}
