@@ -27,6 +27,7 @@ from pipelines.finetune.task_model import TaskModelConfig, UntrainedConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.generate.prompting import instruction
 from pipelines.models.quantization import FP8
+from pipelines.resources import Resources
 from sweep.graph.queue import in_common, num_at_once
 from sweep.graph.stages import REGISTRY
 from sweep.graph.step import Step
@@ -44,27 +45,35 @@ GENERATORS = ("generator", "synthetic_pool")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a rate is of: a kind of work and, of a finetuning, what one GPU has of a batch and how it takes the prompts."""
+    """What a rate is of: a kind of work and, of a finetuning, what one GPU has of a batch and how it takes the prompts.
+
+    `head` is what the finetuned model puts out, where rates of that were measured apart.
+    """
 
     work: str
     batch_size: float = 0
     share_prefix: bool | None = None
+    head: str = ""
 
     def __str__(self) -> str:
         if self.share_prefix is None:
             return self.work
-        return f"{self.work}, batch {self.batch_size:g}, {'shared' if self.share_prefix else 'no shared'} prefix"
+        what = f"{self.work} of {self.head}" if self.head else self.work
+        return f"{what}, batch {self.batch_size:g}, {'shared' if self.share_prefix else 'no shared'} prefix"
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER, `finetune` the recipe of a finetuning."""
+    """The work of a GPU in a step: `kind` is one of FLOPS_PER_PARAMETER, `finetune` the recipe of a finetuning and `head` what
+    its model puts out: "vocabulary" or "classes".
+    """
 
     kind: str
     num_examples: float
     num_tokens: float
     batch_size: float = 0
     finetune: FinetuneConfig | None = None
+    head: str = ""
 
     @property
     def setting(self) -> Setting:
@@ -78,7 +87,9 @@ class StepCost:
 
     It takes `seconds` from start to end if it runs alone. `num_bytes` stay; `checkpoint_bytes` are there only while it runs.
     `gpu_seconds` are paid for, if it shares a lane with all the others of its kind (`lane_seconds`): `setup_s` is what a lane
-    takes once, `once_s` what its step and those that are trained at once with it take together. `work` is None for a step that
+    takes once, `begin_s` what goes by before a finetuning's first step, and `once_s` what its step and those that are trained
+    at once with it take together. Workers that hold parts of a GPU keep `load` GPUs at work; it is None where they hold whole
+    ones. `gpu_seconds` are then reckoned beside as many like it as there is room for. `work` is None for a step that
     computes nothing on a GPU, `rate` too for one whose work runs on CPUs: there is no figure for those, and only its setup
     is counted. `memory_bytes` is the least that each worker's GPU has to hold: weights and, in a finetuning, gradients and the
     optimizer's state; activations and caches are left out, and so is what GPUs have no part in.
@@ -94,6 +105,18 @@ class StepCost:
     once_s: float = 0
     gpu_seconds: float = 0
     memory_bytes: float = 0
+    begin_s: float = 0
+    load: float | None = None
+
+    @property
+    def own_s(self) -> float:
+        """What it takes of its lane's time for itself."""
+        return self.seconds - self.setup_s - self.begin_s - self.once_s
+
+    @property
+    def crowding(self) -> float:
+        """How much longer its work takes where others like it have the rest of the GPU."""
+        return 1.0 if self.load is None else max(1.0, self.load / self.step.resources.total_gpus)
 
 
 def lane_seconds(costs: Sequence[StepCost]) -> float:
@@ -102,9 +125,10 @@ def lane_seconds(costs: Sequence[StepCost]) -> float:
     Its workers start once. As a step ends, the next takes its place, the longest first: `once_s` passes for all that are there,
     until the last has ended.
     """
-    own = sum(cost.seconds - cost.setup_s - cost.once_s for cost in costs)
+    own = sum(cost.own_s for cost in costs)
     places = [0.0] * min(num_at_once(costs[0].step), len(costs))
-    for once_s in sorted((cost.once_s for cost in costs), reverse=True):
+    # What goes by before a first step is the same for those that begin at once.
+    for once_s in sorted((cost.begin_s + cost.once_s for cost in costs), reverse=True):
         heapq.heapreplace(places, places[0] + once_s)
     return max(cost.setup_s for cost in costs) + max(places) + own
 
@@ -117,7 +141,9 @@ def _with_gpu_seconds(costs: Sequence[StepCost]) -> list[StepCost]:
         kinds.setdefault(cost.step.fingerprint if common is None else common, []).append(cost)
     paid: dict[str, float] = {}
     for alike in kinds.values():
-        share = lane_seconds(alike) / (sum(cost.seconds for cost in alike) or 1)
+        setup_s, crowding = max(cost.setup_s for cost in alike), max(cost.crowding for cost in alike)
+        lane_s = setup_s + crowding * (lane_seconds(alike) - setup_s)
+        share = lane_s / (sum(cost.seconds for cost in alike) or 1)
         paid |= {cost.step.fingerprint: share * cost.seconds * cost.step.resources.total_gpus for cost in alike}
     return [replace(cost, gpu_seconds=paid[cost.step.fingerprint]) for cost in costs]
 
@@ -212,7 +238,7 @@ def endpoint_costs(steps: Iterable[Step], table: CostTable) -> EndpointCost | No
 
 def rates(costs: Iterable[StepCost]) -> dict[Setting, Rate]:
     """How fast each kind of work is reckoned to be in its setting."""
-    return {cost.work.setting: cost.rate for cost in costs if cost.work and cost.rate}
+    return {replace(cost.work.setting, head=cost.rate.rows[0].head): cost.rate for cost in costs if cost.work and cost.rate}
 
 
 def unmeasured(costs: Iterable[StepCost], gpu: Gpu) -> str:
@@ -317,31 +343,38 @@ class _Estimator:
         return self._shapes.get(step.inputs.get("base_model", step).fingerprint, self._shape)
 
     def cost(self, step: Step) -> StepCost:
-        work, num_gpus = self.work(step), step.resources.total_gpus
+        work, resources = self.work(step), step.resources
+        num_parameters = self.shape(step).num_parameters
         if work is None:
-            seconds = self.table[f"seconds.{step.stage}"]
-            return StepCost(step, None, None, seconds, self.num_bytes(step))
-        rate = None
-        if num_gpus:
-            parameters, precision = self.shape(step).num_parameters, FP8 if option_of_fp8(step) else BFLOAT16
+            seconds = self.table.constant(f"seconds.{step.stage}", num_parameters)
+            return StepCost(step, None, None, seconds, self.num_bytes(step), load=0.0 if _in_parts(resources) else None)
+        rate = load = None
+        work_s = 0.0
+        if num_gpus := resources.total_gpus:
+            precision = FP8 if option_of_fp8(step) else BFLOAT16
             share = work.setting.share_prefix is not False
-            rate = self.table.rate(work.kind, work.batch_size, self.gpu, parameters, precision, share)
-        setup_s = self.table[f"setup.{work.kind.split('_')[0]}"]
-        work_s = work.num_tokens / rate.tokens_per_s / num_gpus if rate else 0.0
+            rate = self.table.rate(work.kind, work.batch_size, self.gpu, num_parameters, precision, share, work.head)
+            # A worker with a part of a GPU computes on all of it that the others leave.
+            work_s = work.num_tokens / rate.tokens_per_s / (resources.num_workers if _in_parts(resources) else num_gpus)
+            load = rate.load * resources.num_workers if _in_parts(resources) else None
+        setup_s = self.table.constant(f"setup.{work.kind.split('_')[0]}", num_parameters)
+        begin_s = self.table.constant(f"begin.{work.kind}", num_parameters) if work.finetune and num_gpus else 0.0
         # LoRA's are trained at once by one worker, and all else in a lane is done one after another.
-        is_together = step.resources.num_workers == 1 and in_common(step) is not None
+        is_together = resources.num_workers == 1 and in_common(step) is not None
         is_together = is_together and REGISTRY[step.stage].is_together(step.config)
         once_s = rate.shared * work_s if rate and is_together else 0.0
         return StepCost(
             step,
             work,
             rate,
-            setup_s + work_s,
+            setup_s + begin_s + work_s,
             self.num_bytes(step),
             self.checkpoint_bytes(step, work),
             setup_s,
             once_s,
             memory_bytes=self.memory_bytes(step, work) if num_gpus else 0,
+            begin_s=begin_s,
+            load=load,
         )
 
     def work(self, step: Step) -> Work | None:
@@ -369,7 +402,8 @@ class _Estimator:
     def _finetuning(self, step: Step, finetune: FinetuneConfig, num_examples: float, tokens_per_example: float) -> Work:
         num_examples *= finetune.epochs
         batch_size = finetune.batch_size / step.resources.num_workers
-        return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size, finetune)
+        head = "classes" if step.stage in CLASSIFIERS else "vocabulary"
+        return Work(f"finetune_{finetune.method}", num_examples, num_examples * tokens_per_example, batch_size, finetune, head)
 
     def _num_read_by(self, step: Step) -> int:
         """Examples that a generator is trained on: the original ones, and in later generations earlier pools."""
@@ -469,6 +503,11 @@ class _Estimator:
         if finetune is None or not 0 < finetune.checkpoint_every < work.num_examples / finetune.batch_size:
             return 0
         return 2 * self._num_trained(step, finetune) * (BYTES_PER_NUMBER[finetune.dtype] + STATE_BYTES)
+
+
+def _in_parts(resources: Resources) -> bool:
+    """Whether its workers hold parts of GPUs, on which others compute as well."""
+    return 0 < resources.gpus_per_worker < 1
 
 
 def _num_in_pool(config: GenerationConfig | OwnPoolConfig) -> int:

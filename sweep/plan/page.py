@@ -86,11 +86,14 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
     for row in table.throughputs:
         batch = f", batch {row.batch_size}" if row.batch_size else ""
         batch += f", {row.together} at once" if row.together > 1 else ""
+        batch += f", {row.processes} processes" if row.processes > 1 else ""
+        batch += f", of {row.head}" if row.head else ""
         batch += f", {'shared' if row.share_prefix else 'no shared'} prefix" if row.batch_size else ""
         batch += f", base in {row.base_precision}" if row.base_precision != BFLOAT16 else ""
         print(f"{row.gpu}, {row.work}{batch}, {row.model}: {row.examples_per_s:g} examples/s  {row.source}")
     for constant in table.constants.values():
-        print(f"{constant.name}: {constant.value:g} {constant.unit}  {constant.source}")
+        size = f" of {constant.parameters / 1e6:,.0f} M parameters" if constant.parameters else ""
+        print(f"{constant.name}{size}: {constant.value:g} {constant.unit}  {constant.source}")
 
 
 def _content_lines(plan: Plan) -> Iterator[str]:
@@ -191,6 +194,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                     "scaled": rate.scaled,
                     "measured_on": rate.measured_on or gpu.name,
                     "shared": rate.shared,
+                    "load": rate.load,
                     "sources": [row.source for row in rate.rows],
                 }
                 for setting, rate in rates(estimate.steps).items()

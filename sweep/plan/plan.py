@@ -238,6 +238,21 @@ def cost_plan(
     if assumed:
         estimate = replace(estimate, assumptions=(*estimate.assumptions, assumed))
     missing = frozenset(member.step.fingerprint for member in planned if not member.is_cached)
+    return schedule_costs(estimate, missing, num_gpus, others=others, seeds_at_once=seeds_at_once)
+
+
+def schedule_costs(
+    estimate: Estimate,
+    missing: frozenset[str],
+    num_gpus: float | None = None,
+    *,
+    others: Iterable[float] = (),
+    seeds_at_once: int | None = None,
+) -> PlanCosts:
+    """Play the `missing` steps of an estimate through, as `cost_plan` says. On parts of GPUs a step takes as long as those that
+    are beside it then let it: its GPU-seconds are those of the schedule for `num_gpus`.
+    """
+    steps = [cost.step for cost in estimate.steps]
     done = [step.fingerprint for step in steps if step.fingerprint not in missing]
     largest = max((step.resources.total_gpus for step in steps if step.fingerprint in missing), default=0)
     num_gpus = max(1, math.ceil(largest)) if num_gpus is None else num_gpus
@@ -246,14 +261,19 @@ def cost_plan(
     numbers = sorted({num_gpus, *(other for other in others if other >= largest)})
     by_step = {cost.step.fingerprint: cost for cost in estimate.steps}
     times = {
-        fingerprint: StepTime(cost.setup_s, cost.once_s, cost.seconds - cost.setup_s - cost.once_s)
+        fingerprint: StepTime(cost.setup_s, cost.once_s, cost.own_s, cost.begin_s, cost.load)
         for fingerprint, cost in by_step.items()
     }
     checkpoints = {fingerprint: cost.checkpoint_bytes for fingerprint, cost in by_step.items()}
     schedules = tuple(
         simulate(steps, times, done, number, checkpoint_bytes=checkpoints, seeds_at_once=seeds_at_once) for number in numbers
     )
-    return PlanCosts(estimate, missing, schedules, num_gpus)
+    paid = next(schedule for schedule in schedules if schedule.num_gpus == num_gpus).gpu_seconds
+    costs = tuple(
+        cost if cost.load is None else replace(cost, gpu_seconds=paid.get(cost.step.fingerprint, cost.gpu_seconds))
+        for cost in estimate.steps
+    )
+    return PlanCosts(replace(estimate, steps=costs), missing, schedules, num_gpus)
 
 
 @dataclass(frozen=True)

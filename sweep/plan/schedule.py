@@ -27,13 +27,18 @@ OVERDUE_S = 300.0
 
 @dataclass(frozen=True)
 class StepTime:
-    """How long a step takes: `setup_s` until the workers of its lane are up, once a lane; then `once_s`, which those that are
-    trained at once take together, and `own_s`.
+    """How long a step takes: `setup_s` until the workers of its lane are up, once a lane; then `begin_s`, in which a lane that
+    trains several at once does nothing else, `once_s`, which those that are trained at once take together, and `own_s`.
+
+    `load` is how many GPUs its work keeps busy alone, where its workers hold parts of them: what all such lanes ask for beyond
+    what there is makes each of them slower. None is work that no other's slows.
     """
 
     setup_s: float = 0.0
     once_s: float = 0.0
     own_s: float = 0.0
+    begin_s: float = 0.0
+    load: float | None = None
 
     @property
     def alone_s(self) -> float:
@@ -41,6 +46,11 @@ class StepTime:
 
     @property
     def work_s(self) -> float:
+        return self.begin_s + self.paced_s
+
+    @property
+    def paced_s(self) -> float:
+        """What others in the lane, or on the GPU, slow."""
         return self.once_s + self.own_s
 
 
@@ -53,7 +63,8 @@ class Schedule:
     `critical_path` is the chain of steps that takes longest, and `critical_s` how long if workers are up where they may be: no
     number of GPUs is quicker. `peak_bytes` is the most that the checkpoints of the steps running together take. `timeline` says
     which lane built what when, as a run's records do; None if there was nothing to build. `seed_ends` is when the last step of
-    each seed ended of which any was to be built, its pool's judgement included: from then on the seed is whole.
+    each seed ended of which any was to be built, its pool's judgement included: from then on the seed is whole. `gpu_seconds`
+    are, by fingerprint, those that each step's lane held while it worked or started for it, idle ones left out.
     """
 
     num_gpus: float
@@ -65,6 +76,7 @@ class Schedule:
     start_share: float = 0.0
     timeline: Timeline | None = None
     seed_ends: Mapping[int, float] = field(default_factory=dict)
+    gpu_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def simulate(
@@ -110,6 +122,7 @@ def simulate(
         play.start_s / there if there else 0.0,
         Timeline(0.0, tuple(lane.time for lane in play.lanes if lane.spans)) if play.lanes else None,
         _seed_ends(steps, play.built),
+        play.gpu_seconds,
     )
 
 
@@ -123,20 +136,29 @@ def _seed_ends(steps: Sequence[Step], ended: Mapping[str, float]) -> dict[int, f
 
 @dataclass
 class _Under:
-    """A step under way in a lane; `left_s` is what is left of its work if it went on alone."""
+    """A step under way in a lane; `left_s` is what is left of its work if it went on alone, `load` how many GPUs that keeps
+    busy. `begin_s` is how long the others are to wait when it begins, which they have done if it `has_begun`.
+    """
 
     step: Step
     ready: float
     given: float
     waited_for: str
     left_s: float
+    load: float | None = None
+    begin_s: float = 0.0
+    has_begun: bool = False
     began: float | None = None
 
 
 @dataclass(eq=False)
 class _Lane:
-    """A lane of the queue in simulated time, with `most` steps. `share` is, of a step's work alone, what those at once take
-    once."""
+    """A lane of the queue in simulated time, with `most` steps, of which `slots` may be trained at once.
+
+    `share` is, of a step's work alone, what those at once take once. Until `goes_on` it works on none, since its workers start
+    or steps begin. One that is `in_parts` holds parts of GPUs: `crowding` is how much longer its work takes since others are
+    on them.
+    """
 
     number: int
     lane: Lane
@@ -145,43 +167,68 @@ class _Lane:
     most: int
     at_once: bool
     share: float
+    in_parts: bool
+    slots: int
     under_way: dict[str, _Under] = field(default_factory=dict)
-    spans: list[Span] = field(default_factory=list)
+    spans: dict[str, Span] = field(default_factory=dict)
     seen: float = 0.0
     idle_since: float | None = None
     moved: float = 0.0
     version: int = 0
+    goes_on: float = 0.0
+    crowding: float = 1.0
 
     @property
     def active(self) -> list[_Under]:
         """Those that are worked on: all that are trained at once, else the first."""
         steps = list(self.under_way.values())
-        return steps if self.at_once else steps[:1]
+        return steps[: self.slots] if self.at_once else steps[:1]
 
     @property
     def slowdown(self) -> float:
         """How much longer a second of a step's work takes than it would alone."""
+        return self.company * self.crowding
+
+    @property
+    def company(self) -> float:
+        """The same, of the others in the lane alone."""
         return self.share + (1 - self.share) * len(self.active)
+
+    def demand(self, now: float) -> float:
+        """How many GPUs it would keep busy `now` if no other were on them."""
+        if now < self.goes_on or not self.under_way:
+            return 0.0
+        return sum(under.load or 0.0 for under in self.active) / self.company
+
+    def let_begin(self, now: float) -> None:
+        """Have all wait for those that there is room for `now`."""
+        joining = [under for under in self.active if not under.has_begun]
+        if joining:
+            self.goes_on = max(self.goes_on, max(now, self.up) + max(under.begin_s for under in joining))
+        for under in joining:
+            under.has_begun = True
 
     def advance(self, now: float) -> None:
         """Work until `now`."""
-        since = max(self.seen, self.up)
         if now >= self.up:
             for under in self.active:
-                under.began = since if under.began is None else under.began
-                under.left_s -= (now - since) / self.slowdown
+                under.began = max(self.seen, self.up) if under.began is None else under.began
+        if now >= self.goes_on and self.under_way:
+            worked_s = (now - max(self.seen, self.goes_on)) / self.slowdown
+            for under in self.active:
+                under.left_s -= worked_s
         self.seen = now
 
     @property
     def next_end(self) -> float:
         """When the next step ends if nothing joins; infinite without one."""
         least = min((under.left_s for under in self.active), default=math.inf)
-        return max(self.seen, self.up) + max(least, 0.0) * self.slowdown if self.under_way else math.inf
+        return max(self.seen, self.goes_on) + max(least, 0.0) * self.slowdown if self.under_way else math.inf
 
     def end_of(self, step: Step) -> float:
         """When `step`, which is under way, ends at the pace that it has now."""
         before = 0.0 if self.at_once else sum(under.left_s for under in self._until(step))
-        return max(self.seen, self.up) + (before + self.under_way[step.fingerprint].left_s) * self.slowdown
+        return max(self.seen, self.goes_on) + (before + self.under_way[step.fingerprint].left_s) * self.slowdown
 
     def _until(self, step: Step) -> Iterator[_Under]:
         return itertools.takewhile(lambda under: under.step is not step, self.under_way.values())
@@ -193,19 +240,23 @@ class _Lane:
         # What rounding leaves of the others' last second is none.
         ended = [under for under in self.active if under.left_s <= least + 1e-6]
         for under in ended:
-            del self.under_way[under.step.fingerprint]
-            began = now if under.began is None else under.began
-            self.spans.append(Span(under.step.stage, under.step.slug, under.ready, under.given, began, now, under.waited_for))
+            step, began = under.step, now if under.began is None else under.began
+            del self.under_way[step.fingerprint]
+            self.spans[step.fingerprint] = Span(step.stage, step.slug, under.ready, under.given, began, now, under.waited_for)
+        self.let_begin(now)
         return [under.step for under in ended]
 
     @property
     def time(self) -> LaneTime:
-        return LaneTime(str(self.number), self.opened, self.up, tuple(sorted(self.spans, key=lambda span: span.began)))
+        return LaneTime(str(self.number), self.opened, self.up, tuple(sorted(self.spans.values(), key=lambda span: span.began)))
 
 
 class _Play:
     """A run in simulated time: `lanes` with all that they built, when each step was `built`, by fingerprint, and the
     GPU-seconds in which GPUs work and workers start.
+
+    Lanes that hold parts of GPUs are on what no lane of whole ones holds, and get as much of it as they can use; if that is
+    more than there is, all of them are as much slower.
     """
 
     def __init__(self, queue: StepQueue, times: Mapping[str, StepTime], checkpoint_bytes: Mapping[str, float]) -> None:
@@ -214,6 +265,7 @@ class _Play:
         self.busy_s = self.start_s = self.peak_bytes = 0.0
         self._open: dict[Lane, _Lane] = {}
         self.built: dict[str, float] = {}
+        self.gpu_seconds: dict[str, float] = {}
         self._ready: dict[str, tuple[float, str]] = {}
         self._kinds_built: set[tuple[str, type]] = set()
         self._lane_of: dict[str, _Lane] = {}
@@ -226,11 +278,10 @@ class _Play:
         """Build everything; the seconds until the last step has ended."""
         wall_s = 0.0
         self._attend()
-        while self._events:
-            now, number, version, is_end = heapq.heappop(self._events)
+        self._crowd()
+        while self._next_event() is not None:
+            now, number, _, is_end = heapq.heappop(self._events)
             lane = self.lanes[number]
-            if version != lane.version or lane.lane not in self._open:
-                continue
             self._now = now
             if is_end:
                 wall_s = now
@@ -241,9 +292,34 @@ class _Play:
                 lane.moved = now
                 self._expect(lane)
             # What ends at the same moment ends before anything is made of it.
-            if not (self._events and self._events[0][0] == now):
+            if self._next_event() != now:
                 self._attend()
+                self._crowd()
         return wall_s
+
+    def _next_event(self) -> float | None:
+        """When the next thing happens, None if nothing will; what no longer holds is dropped."""
+        while self._events:
+            now, number, version, _ = self._events[0]
+            if version == self.lanes[number].version and self.lanes[number].lane in self._open:
+                return now
+            heapq.heappop(self._events)
+        return None
+
+    def _crowd(self) -> None:
+        """Let lanes on parts of GPUs go on as quickly as those that work now allow."""
+        in_parts = [lane for lane in self._open.values() if lane.in_parts]
+        if not in_parts:
+            return
+        room = self.queue.capacity.gpus - sum(lane.lane.need[1] for lane in self._open.values() if not lane.in_parts)
+        crowding = max(1.0, sum(lane.demand(self._now) for lane in in_parts) / room)
+        for lane in in_parts:
+            if not lane.under_way:
+                lane.crowding = crowding
+            elif not math.isclose(lane.crowding, crowding):
+                lane.advance(self._now)
+                lane.crowding = crowding
+                self._expect(lane)
 
     def _attend(self) -> None:
         """Have lanes take on what is ready, end those of no more use, and open others, until nothing changes."""
@@ -284,9 +360,22 @@ class _Play:
         time = self._times[first.fingerprint]
         is_shared = opened.kind is not None and first.resources.num_workers == 1
         at_once = is_shared and REGISTRY[first.stage].is_together(first.config)
-        share = time.once_s / time.work_s if time.work_s else 0.0
+        share = time.once_s / time.paced_s if time.paced_s else 0.0
         up = self._now + time.setup_s
-        lane = _Lane(len(self.lanes), opened, self._now, up, num_at_once(first), at_once, share, seen=self._now)
+        lane = _Lane(
+            len(self.lanes),
+            opened,
+            self._now,
+            up,
+            num_at_once(first),
+            at_once,
+            share,
+            in_parts=time.load is not None,
+            # A lane has as many at once as it was opened for. Those of whole GPUs are reckoned as if they had all.
+            slots=num_at_once(first) if time.load is None else min(num_at_once(first), opened.expected),
+            seen=self._now,
+            goes_on=up,
+        )
         self.lanes.append(lane)
         self._open[opened] = lane
         if steps:
@@ -317,15 +406,20 @@ class _Play:
             lane.moved = self._now
         for step in steps:
             ready, waited_for = self._readiness(step)
-            work_s = self._times[step.fingerprint].work_s
-            lane.under_way[step.fingerprint] = _Under(step, ready, self._now, waited_for, work_s)
+            time = self._times[step.fingerprint]
+            # Alone each has its own begin; at once, those that join have it together, and the others wait for them.
+            left_s, begin_s = (time.paced_s, time.begin_s) if lane.at_once else (time.work_s, 0.0)
+            lane.under_way[step.fingerprint] = _Under(step, ready, self._now, waited_for, left_s, time.load, begin_s)
             self._lane_of[step.fingerprint] = lane
+        lane.let_begin(self._now)
         self._expect(lane)
 
     def _expect(self, lane: _Lane) -> None:
         lane.version += 1
         if lane.under_way:
             heapq.heappush(self._events, (lane.next_end, lane.number, lane.version, True))
+            if lane.in_parts and lane.goes_on > self._now:
+                heapq.heappush(self._events, (lane.goes_on, lane.number, lane.version, False))
             if (near := lane.next_end - NEAR_S) > self._now:
                 heapq.heappush(self._events, (near, lane.number, lane.version, False))
 
@@ -365,8 +459,13 @@ class _Play:
 
     def _account(self, lane: _Lane) -> None:
         gpus, start_s = lane.lane.need[1], min(lane.up, self._now) - lane.opened
+        held_s = gpus * (start_s + (lane.time.work_s if lane.spans else 0.0))
         self.start_s += gpus * start_s
-        self.busy_s += gpus * (start_s + (lane.time.work_s if lane.spans else 0.0))
+        self.busy_s += held_s
+        in_all = sum(span.ended - span.began for span in lane.spans.values())
+        for fingerprint, span in lane.spans.items():
+            part = (span.ended - span.began) / in_all if in_all else 1 / len(lane.spans)
+            self.gpu_seconds[fingerprint] = held_s * part
 
 
 def last_chain(timeline: Timeline) -> tuple[Span, ...]:

@@ -55,9 +55,10 @@ class Gpu:
 class Throughput:
     """Examples a second of one whole GPU; `batch_size` is its part of an optimizer step, 0 where there is none.
 
-    Where `together` models are finetuned at once, each with its own batch, the examples of all are counted. `base_precision` is
-    what the frozen base is multiplied in. `share_prefix`, of a finetuning: what all prompts begin with was computed once a
-    batch; `tokens_per_example` counts it in each example all the same.
+    Where `together` models are finetuned at once, each with its own batch, the examples of all are counted, and so are those of
+    all `processes` that shared the GPU. `base_precision` is what the frozen base is multiplied in. `share_prefix`, of a
+    finetuning: what all prompts begin with was computed once a batch; `tokens_per_example` counts it in each example all the
+    same. `head` is "classes" or "vocabulary" for a finetuning that was measured with such an output, "" for either.
     """
 
     gpu: str
@@ -71,26 +72,41 @@ class Throughput:
     together: int = 1
     base_precision: str = BFLOAT16
     share_prefix: bool = True
+    processes: int = 1
+    head: str = ""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all processes together."""
+        return self.examples_per_s * self.tokens_per_example
 
 
 @dataclass(frozen=True)
 class Constant:
+    """A figure that is no rate. `parameters` is the size of the model that it is of, 0 where it is of any."""
+
     name: str
     value: float
     unit: str
     source: str
+    parameters: int = 0
 
 
 SECTIONS: Mapping[str, Any] = {"gpu": Gpu, "throughput": Throughput, "constant": Constant}
 MAY_BE_EMPTY = ("price", "spot_price", "value", "unit", "batch_size", "accelerator_type", "memory_gb", "compute_capability")
 """Keys whose number may be 0 and whose text may be empty."""
+SAME_SIZE = 0.001
+"""The logarithm by which two numbers of parameters may differ that are of one model."""
+HEADS = ("classes", "vocabulary")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second of one GPU, the rows it comes from, and how they were scaled ("" if they fit as they are).
+    """Tokens a second of one process that has a GPU to itself, the rows it comes from, and how they were scaled ("" if they fit
+    as they are).
 
-    `shared` is the part of that time, from 0 to 1, that models which are finetuned at once take once and not each.
+    `shared` is the part of that time, from 0 to 1, that models which are finetuned at once take once and not each. `load` is
+    the part of what the GPU can do, from 0 to 1, that this one process takes: where launches count, several get more out of it.
     `measured_on` names the GPU of the rows if it is another, so that this one's rate is reckoned from data sheets; else "".
     """
 
@@ -99,6 +115,7 @@ class Rate:
     scaled: str
     shared: float = 0.0
     measured_on: str = ""
+    load: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,9 +127,21 @@ class CostTable:
     constants: Mapping[str, Constant]
 
     def __getitem__(self, constant: str) -> float:
-        if constant not in self.constants:
-            raise NoEstimate(f"the table has no constant {constant!r}; {ADD_ROWS}")
-        return self.constants[constant].value
+        return self.constant(constant, 0)
+
+    def constant(self, name: str, num_parameters: int) -> float:
+        """The figure `name` for a model of `num_parameters`: between two sizes that have one interpolated over the logarithm of
+        the size, beyond them the nearest one's.
+        """
+        known = sorted((one for one in self.constants.values() if one.name == name), key=lambda one: one.parameters)
+        if not known:
+            raise NoEstimate(f"the table has no constant {name!r}; {ADD_ROWS}")
+        below = [one for one in known if one.parameters <= num_parameters]
+        above = [one for one in known if one.parameters > num_parameters]
+        if not (below and above and below[-1].parameters):
+            return (below[-1] if below and (below[-1].parameters or not above) else above[0]).value
+        share = _share_between(below[-1].parameters, above[0].parameters, num_parameters)
+        return below[-1].value + share * (above[0].value - below[-1].value)
 
     def gpu(self, name: str, *, price: float | None = None, spot_price: float | None = None) -> Gpu:
         """The GPU called `name`, at other prices if given. Raises UserError for an unknown one or a price below 0."""
@@ -155,34 +184,85 @@ class CostTable:
         num_parameters: int,
         base_precision: str = BFLOAT16,
         share_prefix: bool = True,
+        head: str = "",
     ) -> Rate:
-        """The rate of `work` by one whole `gpu` on a model of `num_parameters`, with `batch_size` examples an optimizer step.
+        """The rate of `work` by one process on a whole `gpu`, of a model of `num_parameters`, with `batch_size` examples an
+        optimizer step.
 
         What was not measured with the prompts' beginning shared, or not, as `share_prefix` says, is scaled by the tokens that
         are computed for an example. What was not with a base in `base_precision` is reckoned as with one in bfloat16, which is
-        no quicker. Of two such rows the quicker one counts, and the rate says what was done.
+        no quicker. Of two such rows the quicker one counts, and the rate says what was done. Of a size that was measured with
+        this `head`, no other rows count, and else those that do not say which.
 
-        The rows of the nearest number of parameters tell it, of the same GPU if it has any. Between two batch sizes, a step's
-        seconds are interpolated; below the smallest a step takes as long as at the smallest, above the largest an example takes
-        as long as at the largest.
+        Between two sizes that were measured, the logarithm of the rate is interpolated over that of the size: a small model's
+        steps are launches more than operations. Below the smallest that line goes on. Above the largest, and where one size
+        alone was measured, the rate goes by operations a token, from what several processes do in all if that was measured.
+        Each size is told by rows of the same GPU, if it has any. A smaller model is taken to be at least as quick as a larger
+        one. Between two batch sizes, a step's seconds are interpolated; below the smallest a step takes as long as at the
+        smallest, above the largest an example takes as long as at the largest.
         """
-        throughputs = self._of_setting(base_precision, share_prefix)
+        throughputs = self._of_setting(base_precision, share_prefix, head)
         alone = [row for row in throughputs if row.together == 1]
         rows = [row for row in alone if row.work == work]
         if not rows:
             rows = [row for row in alone if row.work.split("_")[0] == work.split("_")[0]]
         if not rows:
             raise NoEstimate(f"no row of the table tells how fast {work!r} is; {ADD_ROWS}")
+        sizes = sorted({row.parameters for row in rows})
+        # A plan leaves out biases, which make no other size.
+        num_parameters = next((size for size in sizes if abs(math.log(size / num_parameters)) < SAME_SIZE), num_parameters)
+        around = _around(sizes, num_parameters)
+        found: dict[int, Rate] = {}
+        least = 0.0
+        for size in reversed(sizes[sizes.index(around[0]) :]):
+            of_size = [row for row in rows if row.parameters == size]
+            found[size] = self._of_size(of_size, throughputs, work, batch_size, gpu, base_precision, share_prefix, least)
+            least = found[size].tokens_per_s
+        rate = found[around[0]]
+        if len(around) == 2:
+            rate = _between(rate, found[around[1]], num_parameters)
+        row = rate.rows[0]
+        factor = FLOPS_PER_PARAMETER[row.work] / FLOPS_PER_PARAMETER[work]
+        if len(around) == 1:
+            factor *= row.parameters / num_parameters
+        if factor == 1:
+            return rate
+        if num_parameters > row.parameters:
+            # What several processes do is bound by operations; one may have been by launches, which a larger model is not.
+            alike = [
+                one for one in rows if (one.gpu, one.parameters, one.batch_size) == (row.gpu, row.parameters, row.batch_size)
+            ]
+            most = factor * max(1.0, *(one.tokens_per_s / row.tokens_per_s for one in alike))
+            rate, factor = replace(rate, load=min(1.0, 1 / most) if most > factor else rate.load), min(1.0, most)
+        what = row.work if row.work != work else row.model
+        note = f"scaled from {what} ({row.parameters / 1e6:,.0f} M parameters) by operations a token"
+        return replace(rate, tokens_per_s=rate.tokens_per_s * factor, scaled="; ".join(filter(None, (rate.scaled, note))))
 
-        def distance(row: Throughput) -> tuple[float, bool]:
-            return abs(math.log(row.parameters / num_parameters)), row.gpu != gpu.name
-
-        nearest = min(rows, key=distance)
-        # Of one GPU only: others may be as near.
-        rows = [row for row in rows if distance(row) == distance(nearest) and row.gpu == nearest.gpu]
-        rows.sort(key=lambda row: row.batch_size)
-        tokens_per_s, used = _at_batch_size(rows, batch_size)
+    def _of_size(
+        self,
+        rows: Sequence[Throughput],
+        throughputs: Sequence[Throughput],
+        work: str,
+        batch_size: float,
+        gpu: Gpu,
+        base_precision: str,
+        share_prefix: bool,
+        least: float,
+    ) -> Rate:
+        """The rate that `rows` of one size tell, of models alone, which is `least` at least; `throughputs` are all, those of
+        several at once included.
+        """
+        nearest = next((row for row in rows if row.gpu == gpu.name), rows[0])
+        # Of one GPU only: others may tell it as well.
+        rows = [row for row in rows if row.gpu == nearest.gpu and row.work == nearest.work]
+        alone = _of_one_process(rows)
+        factor, how = (1.0, "") if nearest.gpu == gpu.name else by_data_sheet(work, gpu, self.gpus[nearest.gpu])
+        if (quicker := least / factor / _at_batch_size(alone, batch_size)[0]) > 1:
+            alone = [replace(row, examples_per_s=row.examples_per_s * quicker) for row in alone]
+        tokens_per_s, used = _at_batch_size(alone, batch_size)
         row, notes = used[0], [f"interpolated to batch {batch_size:g}"] if len(used) > 1 else []
+        if quicker > 1:
+            notes.append("at least as quick as a larger model")
         at_once = [
             several
             for several in throughputs
@@ -190,11 +270,15 @@ class CostTable:
             and several.parameters == row.parameters
         ]
         shared = 0.0
+        # What the GPU does at most: of the same batch sizes, with company in the process or beside it.
+        most = max(several.tokens_per_s for several in rows if several.batch_size in {one.batch_size for one in used})
         if at_once:
             nearest_batch = min(at_once, key=lambda several: abs(several.batch_size - batch_size))
             step_s = batch_size * nearest_batch.tokens_per_example / tokens_per_s
-            shared = min(1.0, _shared_seconds(rows, nearest_batch) / step_s)
+            shared = min(1.0, _shared_seconds(alone, nearest_batch) / step_s)
+            most = max(most, nearest_batch.tokens_per_s)
             used = [*used, nearest_batch]
+        load = min(1.0, tokens_per_s / most)
         if others := [each for each in used if _has_prefix(each) and each.share_prefix != share_prefix]:
             times = ", ".join(f"{factor:.2f} times" for factor in dict.fromkeys(map(self._scale, others)))
             setting = "with" if share_prefix else "without"
@@ -203,25 +287,25 @@ class CostTable:
             notes.append(f"not measured in {base_precision}: in part or wholly as in {BFLOAT16}")
         measured_on = row.gpu if row.gpu != gpu.name else ""
         if measured_on:
-            factor, how = by_data_sheet(work, gpu, self.gpus[measured_on])
-            tokens_per_s *= factor
             notes.append(how)
-        if row.parameters != num_parameters or row.work != work:
-            tokens_per_s *= FLOPS_PER_PARAMETER[row.work] * row.parameters / (FLOPS_PER_PARAMETER[work] * num_parameters)
-            what = row.work if row.work != work else row.model
-            notes.append(f"scaled from {what} ({row.parameters / 1e6:,.0f} M parameters) by operations a token")
-        return Rate(tokens_per_s, tuple(used), "; ".join(notes), shared, measured_on)
+        return Rate(tokens_per_s * factor, tuple(used), "; ".join(notes), shared, measured_on, load)
 
-    def _of_setting(self, base_precision: str, share_prefix: bool) -> list[Throughput]:
+    def _of_setting(self, base_precision: str, share_prefix: bool, head: str) -> list[Throughput]:
         """Of each thing the row of that setting; else the quickest of those that stand in for it, at the rate that it gives."""
+        heads: dict[tuple[str, str, int], set[str]] = {}
+        for row in self.throughputs:
+            heads.setdefault((row.gpu, row.work, row.parameters), set()).add(row.head)
         best: dict[tuple[Any, ...], tuple[bool, float, Throughput]] = {}
         for row in self.throughputs:
             if row.base_precision not in (base_precision, BFLOAT16):
                 continue
+            measured = heads[row.gpu, row.work, row.parameters]
+            if head and row.head != next((one for one in (head, "") if one in measured), row.head):
+                continue
             is_scaled = _has_prefix(row) and row.share_prefix != share_prefix
             examples_per_s = row.examples_per_s * (self._scale(row) if is_scaled else 1)
             is_its_own = row.base_precision == base_precision and not is_scaled
-            thing = row.gpu, row.work, row.parameters, row.batch_size, row.together
+            thing = row.gpu, row.work, row.parameters, row.batch_size, row.together, row.processes
             if thing not in best or (is_its_own, examples_per_s) > best[thing][:2]:
                 best[thing] = is_its_own, examples_per_s, row
         return [replace(row, examples_per_s=examples_per_s) for _, examples_per_s, row in best.values()]
@@ -234,6 +318,48 @@ class CostTable:
         whole = row.tokens_per_example
         shared = whole - self["tokens.template"] * (row.batch_size - 1) / row.batch_size
         return shared / whole if row.share_prefix else whole / shared
+
+
+def _share_between(small: float, large: float, size: float) -> float:
+    """How far `size` is from `small`, 0, to `large`, 1, on a scale of logarithms."""
+    return math.log(size / small) / math.log(large / small)
+
+
+def _around(sizes: Sequence[int], size: int) -> list[int]:
+    """Of `sizes`, which are in order, the one that tells what holds for `size`, or the two on whose line it is."""
+    below, above = [one for one in sizes if one < size], [one for one in sizes if one > size]
+    if size in sizes or not above:
+        return [size if size in sizes else below[-1]]
+    return [below[-1], above[0]] if below else above[:2]
+
+
+def _between(small: Rate, large: Rate, num_parameters: int) -> Rate:
+    """The rate of a model of `num_parameters`, on the line through those of two others."""
+    sizes = [rate.rows[0].parameters for rate in (small, large)]
+    share = _share_between(sizes[0], sizes[1], num_parameters)
+    how = "interpolated between" if 0 <= share <= 1 else "on the line through"
+    models = " and ".join(
+        f"{rate.rows[0].model} ({rate.rows[0].parameters / 1e6:,.0f} M parameters)" for rate in (small, large)
+    )
+    notes = [note for rate in (small, large) for note in rate.scaled.split("; ") if note]
+    return Rate(
+        small.tokens_per_s * (large.tokens_per_s / small.tokens_per_s) ** share,
+        (*small.rows, *large.rows),
+        "; ".join(dict.fromkeys((*notes, f"{how} {models}"))),
+        min(1.0, max(0.0, small.shared + share * (large.shared - small.shared))),
+        " and ".join(dict.fromkeys(filter(None, (small.measured_on, large.measured_on)))),
+        min(1.0, max(0.0, small.load + share * (large.load - small.load))),
+    )
+
+
+def _of_one_process(rows: Sequence[Throughput]) -> list[Throughput]:
+    """What one process does at least, by its batch size: beside others it is no quicker than alone."""
+    best: dict[int, Throughput] = {}
+    for row in rows:
+        one = replace(row, examples_per_s=row.examples_per_s / row.processes)
+        if row.batch_size not in best or one.tokens_per_s > best[row.batch_size].tokens_per_s:
+            best[row.batch_size] = one
+    return [best[batch_size] for batch_size in sorted(best)]
 
 
 def _has_prefix(row: Throughput) -> bool:
@@ -296,6 +422,10 @@ def read_table(own: Path | None = None) -> CostTable:
     rows = _read_rows(TABLE_FILE)
     if own is not None:
         for section, own_rows in _read_rows(own).items():
+            if section == "constant":
+                # Whatever sizes the shipped ones are of.
+                names = {row.name for row in own_rows.values()}
+                rows[section] = {key: row for key, row in rows[section].items() if row.name not in names}
             rows[section] |= own_rows
         _check_names(rows, own)
     return CostTable(rows["gpu"], tuple(rows["throughput"].values()), rows["constant"])
@@ -329,7 +459,12 @@ def _key(row: Gpu | Throughput | Constant) -> str:
     if isinstance(row, Throughput):
         precision = "" if row.base_precision == BFLOAT16 else f", {row.base_precision}"
         prefix = "" if row.share_prefix else ", no shared prefix"
-        return f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together{precision}{prefix}"
+        beside = f", {row.processes} processes" if row.processes > 1 else ""
+        head = f", {row.head}" if row.head else ""
+        what = f"{row.gpu}, {row.work}, {row.model}, batch {row.batch_size}, {row.together} together"
+        return f"{what}{beside}{precision}{prefix}{head}"
+    if isinstance(row, Constant) and row.parameters:
+        return f"{row.name}, {row.parameters} parameters"
     return row.name
 
 
@@ -359,6 +494,10 @@ def _read_row(section: str, values: Mapping[str, Any], where: str) -> Any:
             raise UserError(f"{where}: {name}={value!r} has to be a {what}, {least}; write that, or leave the row out")
     if values.get("work", "evaluate") not in FLOPS_PER_PARAMETER:
         raise UserError(f"{where}: work={values['work']!r} is unknown; choose one of {', '.join(FLOPS_PER_PARAMETER)}")
+    if values.get("head", HEADS[0]) not in HEADS:
+        raise UserError(
+            f"{where}: head={values['head']!r} is unknown; choose classes or vocabulary, or leave it out for either"
+        )
     if section == "throughput" and bool(values.get("batch_size", 0)) != values["work"].startswith("finetune"):
         raise UserError(
             f"{where}: batch_size={values.get('batch_size', 0)} with work={values['work']!r}; a finetuning needs one above 0, "
@@ -375,6 +514,6 @@ def _check_names(rows: Mapping[str, Mapping[str, Any]], own: Path) -> None:
                 f"{own}: [[throughput]] has gpu={row.gpu!r}, which has no row; there are {', '.join(rows['gpu'])}: "
                 "choose one, or add a [[gpu]] of that name"
             )
-    shipped = _read_rows(TABLE_FILE)["constant"]
-    for name in rows["constant"].keys() - shipped.keys():
+    shipped = {row.name: row for row in _read_rows(TABLE_FILE)["constant"].values()}
+    for name in {row.name for row in rows["constant"].values()} - shipped.keys():
         raise UserError(f"{own}: [[constant]] has name={name!r}, which no estimate reads; there are {', '.join(shipped)}")

@@ -335,7 +335,7 @@ def gpu_study(tmp_path: Path) -> str:
 def test_plan_says_what_a_study_costs(gpu_study: str, tmp_path: Path) -> None:
     shown = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--price", "2.5", "--sources").stdout
     assert "GPU-hours" in shown and "wall time: " in shown and "estimates. h200 at $2.5 an hour" in shown
-    assert "setup.generate: 68 s  measured" in shown
+    assert "setup.generate of 6,738 M parameters: 68 s  measured" in shown
     done = blindsweep("plan", gpu_study, "--store", str(tmp_path / "s"), "--json", "--price", "2.5", "--max-gpus", "3")
     plan = json.loads(done.stdout)
     costs = plan["costs"]
@@ -388,7 +388,7 @@ def test_a_plan_for_a_gpu_that_was_not_measured_says_so(gpu_study: str, tmp_path
     )
     costs = json.loads(blindsweep(*options, "--json").stdout)["costs"]
     assert costs["unmeasured"].startswith(note) and "L40S" in costs["gpu_source"]
-    assert {rate["measured_on"] for rate in costs["rates"]} == {"h100"}
+    assert {rate["measured_on"] for rate in costs["rates"]} == {"h200"}
     assert costs["price"] == 2.62 and "AWS g6e.12xlarge" in costs["price_source"]
 
 

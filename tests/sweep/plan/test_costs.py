@@ -65,6 +65,8 @@ TABLE = CostTable(
             "setup.finetune": 100,
             "setup.generate": 50,
             "setup.evaluate": 10,
+            "begin.finetune_lora": 0,
+            "begin.finetune_full": 0,
             "seconds.sources": 1,
             "seconds.base_model": 2,
             "seconds.starting_set": 3,
@@ -279,12 +281,86 @@ def test_a_rate_is_scaled_from_the_nearest_row(
     assert scaled in rate.scaled and bool(scaled) == bool(rate.scaled)
 
 
-def test_the_nearest_model_comes_first_then_the_same_gpu() -> None:
+def with_rows(*rows: Throughput) -> CostTable:
+    return dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, *rows))
+
+
+def test_a_size_is_told_by_the_same_gpu_if_it_was_measured_there() -> None:
     small = row("evaluate", 5_000, 100, parameters=10**8)
     measured = dataclasses.replace(row("evaluate", 70, 100), gpu="slow")
-    table = dataclasses.replace(TABLE, throughputs=(*TABLE.throughputs, small, measured))
+    table = with_rows(small, measured)
     assert table.rate("evaluate", 0, SLOW, PARAMETERS) == Rate(7_000, (measured,), "")
-    assert table.rate("evaluate", 0, SLOW, 2 * 10**8).rows == (small,)
+    # 250,000 of the other GPU's 500,000 tokens a second.
+    between = table.rate("evaluate", 0, SLOW, round(math.sqrt(10**8 * PARAMETERS)))
+    assert between.rows == (small, measured) and between.measured_on == "fast"
+    assert between.tokens_per_s == pytest.approx(math.sqrt(250_000 * 7_000))
+    note = "interpolated between 100000000 (100 M parameters) and 6738415616 (6,738 M parameters)"
+    assert between.scaled == f"scaled from fast by bf16 peak (data sheets: 500 against 1000 TFLOP/s); {note}"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens_per_s", "note"),
+    [
+        (10**8, 90_000, ""),
+        # What a model has without its biases.
+        (10**8 - 10**4, 90_000, ""),
+        # From 90,000 to 40,000 tokens a second over a hundred times the size: half of the way on scales of logarithms.
+        (10**9, 60_000, "interpolated between 100000000 (100 M parameters) and 10000000000 (10,000 M parameters)"),
+        (10**7, 135_000, "on the line through 100000000 (100 M parameters) and 10000000000 (10,000 M parameters)"),
+        (2 * 10**10, 20_000, "scaled from 10000000000 (10,000 M parameters) by operations a token"),
+    ],
+)
+def test_between_two_sizes_that_were_measured_a_rate_is_on_the_line_of_logarithms(
+    parameters: int, tokens_per_s: float, note: str
+) -> None:
+    rows = (row("evaluate", 900, 100, parameters=10**8), row("evaluate", 400, 100, parameters=10**10))
+    rate = dataclasses.replace(TABLE, throughputs=rows).rate("evaluate", 0, FAST, parameters)
+    assert (rate.tokens_per_s, rate.scaled) == (pytest.approx(tokens_per_s), note)
+
+
+def test_a_process_does_its_part_at_least_of_what_several_do_and_takes_its_part_of_the_gpu() -> None:
+    alone, ten = row("generate", 500, 50), dataclasses.replace(row("generate", 3_000, 50, parameters=10**8), processes=10)
+    table = dataclasses.replace(TABLE, throughputs=(ten,))
+    rate = table.rate("generate", 0, FAST, 10**8)
+    # 3,000 texts of ten processes.
+    assert (rate.tokens_per_s, rate.load) == (15_000, pytest.approx(0.1))
+    # A smaller model is as quick as a larger one: 25,000 of the 150,000 tokens a second that the GPU does in all.
+    rate = dataclasses.replace(TABLE, throughputs=(alone, ten)).rate("generate", 0, FAST, 10**8)
+    assert (rate.tokens_per_s, rate.load, rate.scaled) == (25_000, pytest.approx(1 / 6), "at least as quick as a larger model")
+    assert dataclasses.replace(TABLE, throughputs=(alone, ten)).rate("generate", 0, FAST, PARAMETERS).load == 1
+    # In all a model of twice the size does half as much, more than one process now; one of 20 times the size does less.
+    table = dataclasses.replace(TABLE, throughputs=(ten,))
+    larger = [table.rate("generate", 0, FAST, size) for size in (2 * 10**8, 20 * 10**8)]
+    assert [(rate.tokens_per_s, rate.load) for rate in larger] == [(15_000, pytest.approx(0.2)), (pytest.approx(7_500), 1)]
+    # Of finetunings, those at once in a process count as well: 0.2 s a step alone, so 10 of 40 examples a second.
+    together = dataclasses.replace(row("finetune_lora", 40, 100, batch_size=2), together=3, processes=2)
+    rate = with_rows(together).rate("finetune_lora", 2, FAST, PARAMETERS)
+    assert (rate.tokens_per_s, rate.load) == (1_000, 0.25)
+
+
+def test_of_a_size_that_was_measured_by_what_a_model_puts_out_other_rows_do_not_count(llama: Experiment) -> None:
+    texts = dataclasses.replace(row("finetune_lora", 4, 100, batch_size=6), head="vocabulary")
+    table = with_rows(texts)
+    assert table.rate("finetune_lora", 6, FAST, PARAMETERS, head="vocabulary").rows == (texts,)
+    assert table.rate("finetune_lora", 6, FAST, PARAMETERS, head="classes").tokens_per_s == pytest.approx(6 / 0.3 * 100)
+    only_texts = dataclasses.replace(TABLE, throughputs=(texts,))
+    assert only_texts.rate("finetune_lora", 6, FAST, PARAMETERS, head="classes").rows == (texts,)
+    found = estimate(llama, table=table)
+    assert of_stage(found, "generator")[0].seconds == pytest.approx(100 + 391_722 / 4)
+    assert of_stage(found, "task_model")[0].rate == TABLE.rate("finetune_lora", 2, FAST, PARAMETERS)
+    assert str(next(iter(rates(of_stage(found, "generator"))))) == "finetune_lora of vocabulary, batch 6, shared prefix"
+
+
+def test_a_start_is_that_of_the_models_size(llama: Experiment) -> None:
+    sizes = {
+        f"setup.evaluate, {size}": Constant("setup.evaluate", value, "s", "made up", size)
+        for size, value in ((10**6, 4), (10**10, 12))
+    }
+    others = {name: one for name, one in TABLE.constants.items() if name != "setup.evaluate"}
+    table = dataclasses.replace(TABLE, constants=others | sizes)
+    assert [table.constant("setup.evaluate", size) for size in (10**5, 10**6, 10**8, 10**10, 10**11)] == [4, 4, 8, 12, 12]
+    assert table.constant("setup.finetune", 10**8) == 100
+    assert of_stage(estimate(llama, table=table), "evaluation")[0].setup_s == pytest.approx(4 + 8 * math.log10(6738.415616) / 4)
 
 
 def test_what_was_not_measured_with_a_base_in_fp8_is_reckoned_in_bfloat16_and_said_to_be() -> None:
@@ -337,8 +413,14 @@ def test_workers_and_shares_of_a_gpu(llama: Experiment) -> None:
     half = {**llama.resources, "task_model": Resources(gpus_per_worker=0.5)}
     shared = of_stage(estimate(dataclasses.replace(llama, resources=half)), "task_model")[0]
     assert shared.work is not None
-    assert shared.seconds == pytest.approx(100 + shared.work.num_examples / 5)
-    assert shared.gpu_seconds == pytest.approx(shared.seconds / 2)
+    # Alone it has the whole GPU. Beside another it takes twice as long, and is paid for as that.
+    assert shared.seconds == pytest.approx(100 + shared.work.num_examples / 10)
+    assert shared.gpu_seconds == pytest.approx((100 + shared.work.num_examples / 5) / 2)
+    # A process that keeps a quarter of the GPU busy is not slowed by another.
+    together = dataclasses.replace(row("finetune_lora", 40, 100, batch_size=2), processes=2)
+    unhindered = of_stage(estimate(dataclasses.replace(llama, resources=half), table=with_rows(together)), "task_model")[0]
+    assert unhindered.load == 0.5 and unhindered.gpu_seconds == pytest.approx(unhindered.seconds / 2)
+    assert unhindered.seconds == pytest.approx(100 + shared.work.num_examples / 20)
 
 
 def test_a_rate_is_of_rows_with_the_recipes_share_prefix_or_scaled_by_tokens_and_said_to_be(llama: Experiment) -> None:
@@ -608,6 +690,9 @@ def test_a_table_of_ones_own_adds_rows_and_takes_the_place_of_others(tmp_path: P
     (tmp_path / "own.toml").write_text(OWN_GPU + priced + OWN_RATE + constant)
     table, shipped = read_table(tmp_path / "own.toml"), read_table()
     assert table.rate("evaluate", 0, table.gpu("mine"), PARAMETERS).tokens_per_s == 770
+    # Of whatever sizes the shipped ones are.
+    (tmp_path / "start.toml").write_text('[[constant]]\nname = "setup.evaluate"\nvalue = 7\nunit = "s"\nsource = "measured"\n')
+    assert {read_table(tmp_path / "start.toml").constant("setup.evaluate", size) for size in (10**8, PARAMETERS)} == {7}
     assert table.rate("evaluate", 0, table.gpu("mine"), PARAMETERS).measured_on == ""
     assert (table.gpu("l40s").price, table.gpu("l40s").bf16_tflops, table["yield"]) == (2, 300, 0.9)
     assert table.gpu("h200") == shipped.gpu("h200")
@@ -634,6 +719,8 @@ def test_a_table_of_ones_own_adds_rows_and_takes_the_place_of_others(tmp_path: P
         (OWN_GPU + OWN_RATE.replace("evaluate", "dream"), ("[[throughput]] number 1", "work='dream'", "finetune_lora")),
         (OWN_GPU + OWN_RATE.replace("evaluate", "finetune_lora"), ("batch_size=0", "needs one above 0")),
         (OWN_GPU + OWN_RATE + "share_prefix = 1\n", ("share_prefix=1", "true or false")),
+        (OWN_GPU + OWN_RATE + "processes = 0\n", ("processes=0", "whole number, above 0")),
+        (OWN_GPU + OWN_RATE + 'head = "texts"\n', ("head='texts'", "classes or vocabulary")),
         (OWN_GPU + OWN_RATE.replace("6_738_415_616", "6.7e9"), ("parameters=6700000000.0", "whole number")),
         (
             '[[constant]]\nname = "yeild"\nvalue = 1\nunit = ""\nsource = "x"\n',

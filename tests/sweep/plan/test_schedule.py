@@ -157,6 +157,48 @@ def test_a_step_joins_a_lane_while_others_are_under_way() -> None:
     assert ends == {"e": (0, 4), "a": (0, 28), "b": (0, 28), "c": (4, 30)}
 
 
+def test_lanes_on_parts_of_a_gpu_are_slowed_by_what_they_ask_for_beyond_it() -> None:
+    half, quarter = Resources(gpus_per_worker=0.5), Resources(gpus_per_worker=0.25)
+    a, b, c = step("a", resources=half), step("b", resources=quarter), step("c", resources=quarter)
+    loads = {a: StepTime(own_s=10, load=0.8), b: StepTime(own_s=4, load=0.4), c: StepTime(setup_s=9, own_s=2, load=0.3)}
+    found = simulate([a, b, c], {one.fingerprint: time for one, time in loads.items()}, [], 1)
+    assert found.timeline is not None
+    ends = {span.slug: round(span.ended, 6) for span in found.timeline.spans}
+    # 1.2 GPUs of work for b's 4 s, which take 4.8; a goes on alone until c is up at 9, with 10 - 4 - 4.2 = 1.8 s left, which
+    # then take 1.1 times as long, and c's other 0.2 s as long as alone.
+    assert ends == {"b": 4.8, "a": 10.98, "c": 11.18}
+    # What is held while it works or starts.
+    assert found.gpu_seconds == pytest.approx(by_step({a: 5.49, b: 1.2, c: 2.795}))
+    # What others hold whole is not theirs, nor slowed by them.
+    whole = step("w")
+    times = {one.fingerprint: time for one, time in (loads | {whole: StepTime(own_s=100)}).items()}
+    beside = simulate([whole, a, b, c], times, [], 2)
+    assert beside.timeline is not None
+    assert ends | {"w": 100} == {span.slug: round(span.ended, 6) for span in beside.timeline.spans}
+    # On two GPUs there is room for all.
+    assert simulate([a, b, c], times, [], 2).seconds == 11
+
+
+def test_those_in_a_lane_wait_for_what_begins_and_there_are_as_many_as_it_was_opened_for() -> None:
+    cells = [model(slug, method="lora", max_group=9) for slug in "abcd"]
+    half = [dataclasses.replace(one, resources=Resources(gpus_per_worker=0.5, max_group=9)) for one in cells]
+    short, long = StepTime(own_s=1, begin_s=7, load=0.5), StepTime(own_s=3, begin_s=7, load=0.5)
+    given = dict(zip(half, (short, long, short, long), strict=True))
+    found = with_base(half, given)
+    assert found.timeline is not None
+    # Two lanes fit on the GPU: each was opened for two of the four. All begin for 7 s, then two go at half of their pace.
+    assert [[(span.slug, round(span.ended, 6)) for span in lane.spans] for lane in found.timeline.lanes] == [
+        [("a", 9), ("b", 11)],
+        [("c", 9), ("d", 11)],
+    ]
+    # Where another step has the other half, the one lane has two at once all the same: c begins as a ends, d as c does.
+    other = step("w", resources=Resources(gpus_per_worker=0.5))
+    crowded = with_base([other, *half], {other: StepTime(own_s=100, load=0), **given})
+    assert crowded.timeline is not None
+    ends = {span.slug: round(span.ended, 6) for span in crowded.timeline.spans}
+    assert ends == {"a": 9, "c": 9 + 7 + 2, "b": 18 + 7 + 2, "d": 27 + 2, "w": 100}
+
+
 def test_a_lane_waits_for_what_is_near_and_else_ends_and_another_is_opened_ahead() -> None:
     assert (LINGER_S, NEAR_S, OVERDUE_S) == (tune.LINGER_S, tune.NEAR_S, tune.OVERDUE_S)
     for wait_s, opened in ((NEAR_S - 1, [0]), (NEAR_S + LINGER_S + 1, [0, 15 + LINGER_S + 1])):

@@ -380,9 +380,9 @@ def command(tmp_path: Path) -> Any:
     )
     # By the estimate it takes no time, so that only what is really spent can reach the budget.
     rows = ['[[gpu]]\nname = "mine"\nbf16_tflops = 1e9\nmemory_tb_per_s = 1e9\nprice = 3600\nsource = "made up"\n']
-    for constant in tomllib.loads(TABLE_FILE.read_text())["constant"]:
-        if constant["unit"] == "s":
-            rows.append(f'[[constant]]\nname = "{constant["name"]}"\nvalue = 0\nunit = "s"\nsource = "made up"\n')
+    constants = tomllib.loads(TABLE_FILE.read_text())["constant"]
+    for name in {constant["name"] for constant in constants if constant["unit"] == "s"}:
+        rows.append(f'[[constant]]\nname = "{name}"\nvalue = 0\nunit = "s"\nsource = "made up"\n')
     (tmp_path / "own.toml").write_text("\n".join(rows))
 
     def run(*arguments: str, seconds: float) -> "subprocess.CompletedProcess[str]":
