@@ -157,6 +157,17 @@ def test_a_step_joins_a_lane_while_others_are_under_way() -> None:
     assert ends == {"e": (0, 4), "a": (0, 28), "b": (0, 28), "c": (4, 30)}
 
 
+def test_room_is_taken_when_it_is_there_whatever_else_was_expected_then() -> None:
+    early = step("e", resources=Resources())
+    x, y, other, late = model("x", method="lora"), model("y", early, method="lora"), step("a"), step("c")
+    seconds = {BASE: 0.0, early: 4.0, other: 10.0, x: 10.0, y: 10.0, late: 5.0}
+    found = simulate([BASE, other, early, x, y, late], times(seconds), [BASE.fingerprint], 2)
+    assert found.timeline is not None
+    # x would have ended with a, at 10, if y had not joined it at 4.
+    spans = {span.slug: (span.began, span.ended) for span in found.timeline.spans}
+    assert (spans["a"], spans["c"], spans["x"]) == ((0, 10), (10, 15), (0, 16))
+
+
 def test_lanes_on_parts_of_a_gpu_are_slowed_by_what_they_ask_for_beyond_it() -> None:
     half, quarter = Resources(gpus_per_worker=0.5), Resources(gpus_per_worker=0.25)
     a, b, c = step("a", resources=half), step("b", resources=quarter), step("c", resources=quarter)
