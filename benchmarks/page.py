@@ -171,6 +171,9 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
             settings = [f"each of {arguments['size']:,} examples"]
         case "orchestration":
             settings = [f"{arguments['concurrent']} at a time"]
+        case "stages":
+            common += [arguments["experiment"]]
+            settings = [", ".join(arguments["parameters"])]
         case "audit":
             settings = [f"{arguments['rows']:,} rows", f"{arguments['reference_rows']:,} of a reference"]
         case "decode_attention":

@@ -124,6 +124,15 @@ def test_orchestration(tmp_path: Path) -> None:
     assert variants["plan, 54 cells"] == variants["--help"] == {"ours"}
 
 
+def test_stages(tmp_path: Path) -> None:
+    words = ["seeds=0", "starting_sizes=0", "training_sizes=60", "kinds=original"]
+    variants = result_of("stages", tmp_path / "result.json", "demo", "--parameters", *words)
+    built = {"sources", "base_model", "starting_point", "training_set", "task_model", "evaluation"}
+    assert variants == {name: {"alone"} for name in (*built, "start", "in all")}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["details"]["num_built"] == result["details"]["num_steps"] > 5
+
+
 def test_finetunings(tmp_path: Path) -> None:
     variants = result_of("finetunings", tmp_path / "result.json", "--num=2", "--num-peer=1", "--size=60", "--peer-part=0.5")
     # The CPU's seconds of half of the items are not those of all.

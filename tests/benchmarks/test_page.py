@@ -19,6 +19,7 @@ SETTINGS = {
     },
     "generation": {"model": "llama", "dtype": "bfloat16", "num": 8_192, "max_new_tokens": 58, "max_num_seqs": 0},
     "orchestration": {"num": 600, "concurrent": 2},
+    "stages": {"experiment": "mini", "parameters": ["model=smollm2.gguf", "seeds=0,1,2"]},
     "finetunings": {"model": "smollm2.gguf", "size": 1_800, "num": 8},
     "adapters": {"rank": 64},
     "decode_attention": {"tokens": 58, "max_num_seqs": 1_024},
@@ -95,6 +96,7 @@ def test_what_the_same_work_is() -> None:
 
     assert words("finetunings", num=4) == ("Finetunings, smollm2.gguf, NVIDIA H200", "each of 1,800 examples")
     assert words("finetunings", model=None)[0] == "Finetunings, a tiny Llama, NVIDIA H200"
+    assert words("stages") == ("Stages, mini, NVIDIA H200", "model=smollm2.gguf, seeds=0,1,2")
     assert words("orchestration") == ("Orchestration, NVIDIA H200", "2 at a time")
     assert words("adapters", variant="ours_24") == ("Adapters, NVIDIA H200", "rank 64, adapters: 24")
     assert words("decode_attention")[1] == "58 tokens a text, 1,024 sequences at a time"
