@@ -74,11 +74,11 @@ def build(arguments: argparse.Namespace) -> None:
     loaded = replace(loaded, experiment=with_inputs(experiment))
     store = Store(arguments.store)
     plan = Plan(loaded.experiment, make_plan(build_grid(loaded.experiment), store, reasons=False), None)
-    phase(f"{len(plan.steps)} artifacts of {loaded.experiment.name}, one lane at a time")
+    phase(f"{len(plan.steps):,} artifacts of {loaded.experiment.name}, one lane at a time")
     options = RayOptions(max_gpus=1) if visible_gpus() else RayOptions(max_cpus=1)
     result = run_study(loaded, store, default_tracking_uri(store), options, plan)
     if result.failures:
-        raise UserError(f"{len(result.failures)} artifacts were not built, see above")
+        raise UserError(f"{len(result.failures):,} artifacts were not built, see above")
     answer({"num_built": result.num_built})
 
 
