@@ -131,15 +131,16 @@ class CostTable:
 
     def constant(self, name: str, num_parameters: int) -> float:
         """The figure `name` for a model of `num_parameters`: between two sizes that have one interpolated over the logarithm of
-        the size, beyond them the nearest one's.
+        the size, beyond them the nearest one's. One that is of any size counts where no size has its own.
         """
         known = sorted((one for one in self.constants.values() if one.name == name), key=lambda one: one.parameters)
         if not known:
             raise NoEstimate(f"the table has no constant {name!r}; {ADD_ROWS}")
+        known = [one for one in known if one.parameters] or known
         below = [one for one in known if one.parameters <= num_parameters]
         above = [one for one in known if one.parameters > num_parameters]
-        if not (below and above and below[-1].parameters):
-            return (below[-1] if below and (below[-1].parameters or not above) else above[0]).value
+        if not (below and above):
+            return (below[-1] if below else above[0]).value
         share = _share_between(below[-1].parameters, above[0].parameters, num_parameters)
         return below[-1].value + share * (above[0].value - below[-1].value)
 
