@@ -6,7 +6,7 @@
 The study is built from nothing with its steps on one whole GPU, or one CPU, so that no lane has another one beside it. What a
 stage trains together stays together. A stage's seconds are those in which its lanes work; `start` are those in which workers
 start, of all stages. `busy` are the seconds of a stage's work in which the GPU has a kernel to run, by NVML's samples of every
-half second; of a CPU there are none. A study that is cut off gives what it has built.
+half second, which is untried; of a CPU there are none. A study that is cut off gives what it has built.
 """
 
 import argparse
