@@ -7,7 +7,7 @@
 | file | what |
 |---|---|
 | `study.json.gz` | the manifest, as the store has it |
-| `kept.json` | what else is needed: claims' places, the plan's hash, lexical overlaps, how scores are rounded |
+| `kept.json` | what else is needed: claims' places, hashes of plan and files, lexical overlaps, how scores are rounded |
 | `records.parquet` | the artifacts' records: configs, metrics, durations, versions |
 | `cells.parquet` | right items by cell, set and slice (`evaluation_frame`) |
 | `measures.parquet` | margin, AUC and pull of each cell where going by the heuristic is wrong, from scores as they were |
@@ -24,9 +24,8 @@ Verdicts are the project's own, from these files as from the store. What roundin
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import hashlib
-import json
 import math
 import re
 import shutil
@@ -44,7 +43,7 @@ import pyarrow.parquet as pq
 from analysis.publication.joined import further, joined
 from analysis.publication.pilot import SUFFIX
 from analysis.publication.pools import pools_frame
-from analysis.publication.published import Published
+from analysis.publication.published import Published, sealed_text
 from analysis.report.generality import sets_needed
 from analysis.study.artifacts import LabelCount
 from analysis.study.described import described_sets, task_of
@@ -56,7 +55,9 @@ from analysis.verdicts.judgement import Judgement
 from analysis.verdicts.verdicts import judge_evidence
 from analysis.wording import HOLDS, SLICE
 from pipelines.errors import UserError
+from pipelines.identity import sha256_of
 from sweep.graph.records import Record, Store, Study, read_plan
+from sweep.graph.sealed import unseal
 from sweep.study.claims import Measure, as_json, from_json
 
 STEPS = (4, 16, 64)
@@ -64,6 +65,7 @@ STEPS = (4, 16, 64)
 LITTLE = 0.02
 """By how much rounding may change an estimate, or an end of its interval, before finer scores are kept."""
 LARGEST = np.iinfo(np.int16).max
+KEPT = "kept.json"
 MOST_BYTES = 5_000_000
 """Of all studies that are kept, together."""
 MEASURES = (Measure.MARGIN, Measure.AUC, Measure.PULL)
@@ -110,8 +112,7 @@ def keep(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        _write(fresh, published)
-        values = json.loads((fresh / "kept.json").read_text()) | {"seeds": seeds, "earlier": earlier}
+        values = {**_write(fresh, published), "seeds": seeds, "earlier": earlier}
         values |= _write_rounded(fresh, published, values)
         num_bytes = sum(path.stat().st_size for path in fresh.iterdir())
         others = [path for path in folder.parent.rglob("*") if path.is_file() and folder not in path.parents]
@@ -147,11 +148,21 @@ def _before(folder: Path) -> Path:
 
 
 def load(folder: Path) -> Published:
-    """A study that `keep` has written. Raises UserError for a folder that has none, or not all of one."""
+    """A study that `keep` has written.
+
+    Raises UserError for a folder that has none, not all of one, or a file with another sha256 than `kept.json` has of it.
+    """
     if not is_kept(folder):
         raise UserError(f"{folder} holds no published study; write one with `python -m analysis.publication keep`")
-    try:
+    with _whole(folder):
         return _load(folder)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """What reading files of `folder` ends in is one error with the way out."""
+    try:
+        yield
     except UNREADABLE as error:
         raise UserError(
             f"{folder} holds no whole published study ({error}); restore its files as they were (git), or keep the study there "
@@ -159,8 +170,33 @@ def load(folder: Path) -> Published:
         ) from error
 
 
+def read_kept(folder: Path) -> dict[str, Any]:
+    """The values of a folder's `kept.json`. Raises ValueError where they, or a file beside it, are not as they were written.
+
+    What was kept before there were digests has none, and is taken as it is.
+    """
+    kept = _unsealed(folder / KEPT)
+    for name, sha256 in kept.pop("files", {}).items():
+        if (found := sha256_of(folder / name)) != sha256:
+            raise ValueError(f"{name} has the sha256 {found}, and {KEPT} has {sha256} of it")
+    return kept
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    try:
+        return unseal(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def write_kept(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write `values` to `folder`'s `kept.json`, with the sha256 of each file that stands beside it."""
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != KEPT}
+    (folder / KEPT).write_text(sealed_text({**values, "files": files}))
+
+
 def _load(folder: Path) -> Published:
-    kept = json.loads((folder / "kept.json").read_text())
+    kept = read_kept(folder)
     study = Study.from_json(gzip.decompress((folder / "study.json.gz").read_bytes()), str(folder / "study.json.gz"))
     records = pq.read_table(folder / "records.parquet").to_pylist()
     read = {row["fingerprint"]: Record.from_json(row["record"].encode(), row["fingerprint"]) for row in records}
@@ -200,7 +236,7 @@ def _load(folder: Path) -> Published:
         kept.get("largest_change", math.nan),
         kept["steps"],
         tuple(map(tuple, kept.get("earlier", ()))),
-        json.loads(pilot.read_text()) if pilot.is_file() else None,
+        _unsealed(pilot) if pilot.is_file() else None,
     )
 
 
@@ -242,15 +278,17 @@ def _earlier(folder: Path, seeds: Sequence[int], store: str) -> list[list[int]]:
 
     Raises UserError where `folder` has seeds that would go, since `store` has no result of them.
     """
-    if not (folder / "kept.json").is_file():
+    if not (folder / KEPT).is_file():
         return []
-    before = json.loads((folder / "kept.json").read_text())
+    with _whole(folder):
+        before = read_kept(folder)
+        earlier = [*before["earlier"], before["seeds"]]
     if lost := [seed for seed in before["seeds"] if seed not in seeds]:
         raise UserError(
             f"{folder} has results of the seeds {', '.join(map(str, lost))}, and {store} has none of these: add to them with "
             "--onto, or remove the folder if they are to go"
         )
-    return [state for state in (*before["earlier"], before["seeds"]) if state != list(seeds)]
+    return [state for state in earlier if state != list(seeds)]
 
 
 def _declared(study: Study, plan: Path | None) -> dict[str, str]:
@@ -258,17 +296,12 @@ def _declared(study: Study, plan: Path | None) -> dict[str, str]:
     carried = study.parameters.get("plan")
     if plan is None or not carried:
         return {}
-    if carried != (found := sha256_of_text(plan)):
+    if carried != (found := sha256_of(plan)):
         raise UserError(
             f"{study.experiment} was built under a plan with sha256 {str(carried)[:12]}…, and {plan} has {found[:12]}…: "
             "restore the file as it was, and say on the page what departed from it"
         )
     return {"path": plan.name, "sha256": found}
-
-
-def sha256_of_text(path: Path) -> str:
-    """The sha256 of a text file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _without_places(value: Any) -> Any:
@@ -284,7 +317,8 @@ def _without_its_places(study: Study) -> Study:
     return replace(study, **_without_places({"parameters": study.parameters, "failures": study.failures}))
 
 
-def _write(folder: Path, published: Published) -> None:
+def _write(folder: Path, published: Published) -> dict[str, Any]:
+    """Write all but the answers; what `kept.json` has of the study."""
     study, evidence = published.study, published.evidence
     responses = evidence.responses
     (folder / "study.json.gz").write_bytes(gzip.compress(study.to_json().encode(), mtime=0))
@@ -306,7 +340,6 @@ def _write(folder: Path, published: Published) -> None:
         "plan": published.plan,
         "estimate": published.estimate,
     }
-    (folder / "kept.json").write_text(json.dumps(_without_places(kept), indent=1) + "\n")
     records = [(step.fingerprint, step.record.to_json()) for step in study.steps if step.record is not None]
     table = pa.table({"fingerprint": [mark for mark, _ in records], "record": [text for _, text in records]})
     pq.write_table(table, folder / "records.parquet", **PARQUET)
@@ -314,6 +347,7 @@ def _write(folder: Path, published: Published) -> None:
     published.measures.to_parquet(folder / "measures.parquet", index=False, **PARQUET)
     published.pools.to_parquet(folder / "pools.parquet", index=False, **PARQUET)
     pq.write_table(pa.concat_tables(_item_tables(responses), promote_options="default"), folder / "items.parquet", **PARQUET)
+    return dict(_without_places(kept))
 
 
 def _write_rounded(folder: Path, published: Published, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,7 +364,7 @@ def _write_rounded(folder: Path, published: Published, values: Mapping[str, Any]
         # Each value is a whole column of numbers: a dictionary of them would only be a copy.
         pq.write_table(answers, folder / "answers.parquet", use_dictionary=["set", "kind"], row_group_size=len(rows), **PARQUET)
         rounded: dict[str, Any] = {"steps": steps}
-        (folder / "kept.json").write_text(json.dumps({**values, **rounded}, indent=1) + "\n")
+        write_kept(folder, {**values, **rounded})
         try:
             change = _change(judgements, load(folder).evidence, steps)
             rounded["largest_change"] = published.largest_change + change
@@ -340,7 +374,7 @@ def _write_rounded(folder: Path, published: Published, values: Mapping[str, Any]
             continue
         if rounded["largest_change"] <= LITTLE:
             break
-    (folder / "kept.json").write_text(json.dumps({**values, **rounded}, indent=1) + "\n")
+    write_kept(folder, {**values, **rounded})
     return rounded
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.page import Block, Column, Table, number_columns, write_file
-from analysis.publication.kept import MEASURES, is_kept, load, sha256_of_text
+from analysis.publication.kept import MEASURES, is_kept, load
 from analysis.publication.pilot import sentence
 from analysis.publication.published import Published
 from analysis.report.claims_section import claims_block, measures_block
@@ -55,6 +55,7 @@ from analysis.wording import (
     starting_point_name,
 )
 from pipelines.errors import UserError
+from pipelines.identity import sha256_of
 from sweep.study.claims import Measure
 
 OPENED = re.compile(r"<!-- (?P<study>[\w-]+): (?P<part>\w+) -->\n")
@@ -239,7 +240,7 @@ def _plan(made: Made) -> list[str]:
     if not plan:
         return ["No plan was declared before this study's seeds were built, so nothing in it is confirmatory."]
     path = made.folder / plan["path"]
-    is_same = path.is_file() and sha256_of_text(path) == plan["sha256"]
+    is_same = path.is_file() and sha256_of(path) == plan["sha256"]
     state = "the file is as it was then" if is_same else "**the file has been changed since**"
     declared = [claim for claim in made.published.evidence.claims if claim.primary]
     rows = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from analysis.publication.published import sealed_text
 from analysis.stats.statistics import ends
 from analysis.verdicts.evidence import load_evidence
 from analysis.verdicts.power import POWER, pilot
@@ -77,5 +77,5 @@ def write_outcome(store: Store | str, study_name: str, path: Path, *, partial: b
     """Write the outcome to `path`; a sentence about it."""
     found = outcome(store, study_name, partial=partial)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(sealed_text(found), encoding="utf-8")
     return sentence(found)

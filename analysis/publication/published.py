@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 
 from analysis.verdicts.evidence import Evidence
 from sweep.graph.records import Study
+from sweep.graph.sealed import seal
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,8 @@ class Published:
     def seeds_there(self) -> tuple[int, ...]:
         """Those of which anything is evaluated."""
         return tuple(sorted({int(seed) for seed in self.frame["seed"]}))
+
+
+def sealed_text(values: Mapping[str, Any]) -> str:
+    """A JSON file that is kept of a study: `values` with their checksum, in ASCII."""
+    return json.dumps(json.loads(seal(values)), indent=1) + "\n"

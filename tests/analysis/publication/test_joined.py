@@ -13,7 +13,7 @@ import pytest
 
 from analysis.publication import kept
 from analysis.publication.__main__ import main
-from analysis.publication.kept import keep, load
+from analysis.publication.kept import keep, load, write_kept
 from analysis.publication.page import PARTS, fill
 from analysis.publication.published import Published
 from analysis.study.frame import IncompleteSweepError
@@ -201,6 +201,8 @@ def of_table(name: str, column: str) -> Callable[[Path, Path], None]:
         frame = pd.read_parquet(folder / name)
         frame.loc[0, column] += 1
         frame.to_parquet(folder / name, index=False)
+        values = json.loads((folder / "kept.json").read_text())
+        write_kept(folder, {key: value for key, value in values.items() if key != "checksum"})
 
     return change
 

@@ -1,24 +1,31 @@
 """A study as the repository keeps it: the same verdicts without its store, in few bytes, and what is refused."""
 
 import gzip
+import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from analysis.publication import kept
-from analysis.publication.kept import keep, load, sha256_of_text
+from analysis.publication.kept import keep, load, read_kept, write_kept
+from analysis.publication.pilot import write_outcome
 from analysis.study.frame import IncompleteSweepError, evaluation_frame
 from analysis.verdicts.evidence import load_evidence
 from analysis.verdicts.judgement import judgement_table
 from analysis.verdicts.verdicts import judge
 from pipelines.errors import UserError
+from pipelines.identity import sha256_of
 from sweep.graph.records import Store, Study
+from tests.analysis.fake_store import parquet
 from tests.analysis.item_study import ItemStudy, clear, joint_study
+from tests.analysis.publication.test_pools import TRAIN, add_pool, pool_rows
 
 
 def published_study(root: Path, **parameters: str) -> Store:
@@ -33,7 +40,7 @@ def published_study(root: Path, **parameters: str) -> Store:
 def test_verdicts_are_the_stores_without_the_store(tmp_path: Path) -> None:
     plan = tmp_path / "plan.md"
     plan.write_text("We shall see.\n")
-    store = published_study(tmp_path / "store", plan=sha256_of_text(plan))
+    store = published_study(tmp_path / "store", plan=sha256_of(plan))
     said = keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
     before, frame = judge(store, "tiny"), evaluation_frame(store, Study.load(store, "tiny"))
     shutil.rmtree(tmp_path / "store")
@@ -49,7 +56,7 @@ def test_verdicts_are_the_stores_without_the_store(tmp_path: Path) -> None:
     numbers = ["name", "verdict", "estimate", "low", "high", "num_units", "num_items", "margin"]
     pd.testing.assert_frame_equal(one.loc[by_scores, numbers], other.loc[by_scores, numbers], atol=0.03, rtol=0)
     pd.testing.assert_frame_equal(published.frame, frame)
-    assert published.plan == {"path": "plan.md", "sha256": sha256_of_text(plan)}
+    assert published.plan == {"path": "plan.md", "sha256": sha256_of(plan)}
     assert "changes no verdict" in said and 0 < published.largest_change < 1 / published.steps
     # By cell, as the scores were: not rounded.
     assert len(published.measures) == 3 * 2 * 7 and not published.measures["margin"].isna().any()
@@ -58,7 +65,7 @@ def test_verdicts_are_the_stores_without_the_store(tmp_path: Path) -> None:
 def test_a_plan_that_was_changed_after_the_seeds_is_refused(tmp_path: Path) -> None:
     plan = tmp_path / "plan.md"
     plan.write_text("We shall see.\n")
-    store = published_study(tmp_path / "store", plan=sha256_of_text(plan))
+    store = published_study(tmp_path / "store", plan=sha256_of(plan))
     plan.write_text("We always knew.\n")
     with pytest.raises(UserError, match=r"tiny was built under a plan with sha256 .*: restore the file as it was"):
         keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
@@ -138,6 +145,74 @@ def test_a_published_study_of_which_a_file_is_damaged_says_so(
         path.write_bytes({"empty": b"", "cut off": content[:-20], "another": b'["of another kind"]\n'}[how])
     with pytest.raises(UserError, match=r"tiny holds no whole published study \(.*\); restore its files as they were"):
         load(tmp_path / "tiny")
+
+
+class FewerItems(ItemStudy):
+    def items(self) -> dict[str, pa.Table]:
+        return super().items() | {"template_test": super().items()["template_test"].slice(0, 60)}
+
+
+FILES = ("study.json.gz", *(f"{name}.parquet" for name in ("records", "cells", "measures", "pools", "items", "answers")))
+
+
+def test_a_file_of_another_state_or_study_is_refused(tmp_path: Path) -> None:
+    folder, other = tmp_path / "data/tiny", tmp_path / "other/tiny"
+    keep(published_study(tmp_path / "store"), "tiny", folder)
+    study = FewerItems(tmp_path / "later", clear, jitter=8)
+    study.add("sources", "training", files={"train.parquet": parquet([*TRAIN, *pool_rows(1)])})
+    study.steps.reverse()
+    study.grid(num_seeds=1)
+    add_pool(study, 0, pool_rows(1))
+    keep(Store(study.write()), "tiny", other)
+    for name in FILES:
+        content, another = (folder / name).read_bytes(), (other / name).read_bytes()
+        (folder / name).write_bytes(another)
+        mine, theirs = (hashlib.sha256(of).hexdigest() for of in (content, another))
+        said = (
+            f"{folder} holds no whole published study ({name} has the sha256 {theirs}, and kept.json has {mine} of it); "
+            "restore its files as they were (git), or keep the study there anew from its store, once the folder is removed"
+        )
+        for read in (load, lambda folder: keep(Store(tmp_path / "later"), "tiny", folder, onto=True, partial=True)):
+            with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+                read(folder)
+        (folder / name).write_bytes(content)
+    assert load(folder).seeds_there == (0, 1, 2)
+
+
+@pytest.mark.parametrize("file", ["tiny/kept.json", "tiny_pilot.json"])
+def test_values_that_were_edited_are_refused(tmp_path: Path, file: str) -> None:
+    store = published_study(tmp_path / "store")
+    keep(store, "tiny", tmp_path / "tiny")
+    write_outcome(store, "tiny", tmp_path / "tiny_pilot.json")
+    path = tmp_path / file
+    values = json.loads(path.read_text())
+    values |= {"earlier": [[0]]} if "earlier" in values else {"chosen": 7}
+    path.write_text(json.dumps(values))
+    said = (
+        rf"tiny holds no whole published study \({path.name}: it has other values than were written, by its checksum\); restore"
+    )
+    with pytest.raises(UserError, match=said):
+        load(tmp_path / "tiny")
+    if path.name == "kept.json":
+        with pytest.raises(UserError, match=said):
+            keep(store, "tiny", tmp_path / "tiny")
+
+
+def test_what_was_kept_before_there_were_digests_is_read_and_gets_them(tmp_path: Path) -> None:
+    store, folder = published_study(tmp_path / "store"), tmp_path / "tiny"
+    keep(store, "tiny", folder)
+    whole = (folder / "kept.json").read_bytes()
+    values = json.loads(whole)
+    assert values["files"] == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sorted(FILES)}
+    del values["files"], values["checksum"]
+    before = json.dumps(values, indent=1) + "\n"
+    (folder / "kept.json").write_text(before)
+    assert load(folder).seeds_there == (0, 1, 2)
+    write_kept(folder, read_kept(folder))
+    assert (folder / "kept.json").read_bytes() == whole and whole.startswith(before.encode().removesuffix(b"\n}\n"))
+    (folder / "kept.json").write_text(before)
+    keep(store, "tiny", folder)
+    assert (folder / "kept.json").read_bytes() == whole
 
 
 def test_rounding_that_changes_a_verdict_is_refused_and_leaves_what_was_kept(

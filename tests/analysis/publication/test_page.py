@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 
 from analysis.publication.__main__ import main
-from analysis.publication.kept import keep, load, sha256_of_text
+from analysis.publication.kept import keep, load
 from analysis.publication.page import NOT_BUILT, PARTS, Made, fill
 from analysis.publication.pilot import write_outcome
 from analysis.publication.pools import COLUMNS
 from analysis.study.artifacts import LabelCount
 from analysis.verdicts.verdicts import judge_evidence
 from pipelines.errors import UserError
+from pipelines.identity import sha256_of
 from sweep.graph.records import Store
 from tests.analysis.fake_store import KINDS
 from tests.analysis.item_study import ItemStudy, clear
@@ -34,7 +35,7 @@ def page_of(folder: Path, *parts: str, study: str = "tiny") -> Path:
 def test_all_parts_are_made_from_the_files_and_words_between_them_stay(tmp_path: Path) -> None:
     plan = tmp_path / "qwen-plan.md"
     plan.write_text("We shall see.\n")
-    store = published_study(tmp_path / "store", plan=sha256_of_text(plan))
+    store = published_study(tmp_path / "store", plan=sha256_of(plan))
     keep(store, "tiny", tmp_path / "data/tiny", plan=plan)
     page = page_of(tmp_path, *PARTS)
     written = fill(page, tmp_path / "data")
@@ -47,7 +48,7 @@ def test_all_parts_are_made_from_the_files_and_words_between_them_stay(tmp_path:
         judgement = judged[name]
         assert f"| {judgement.statement} | {judgement.paper} | {judgement.verdict} |" in text
         assert f"| {judgement.verdict}{' (positive control)' if judgement.is_control else ''} | {judgement.statement} |" in text
-    assert f"sha256 `{sha256_of_text(plan)}`; the file is as it was then" in " ".join(text.split())
+    assert f"sha256 `{sha256_of(plan)}`; the file is as it was then" in " ".join(text.split())
     assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 132
     # Made again, it is the same.
     fill(page, tmp_path / "data")
@@ -81,7 +82,7 @@ def test_a_study_that_could_not_have_seen_it_says_so_first(tmp_path: Path) -> No
 def test_a_plan_that_is_another_now_is_said_to_be(tmp_path: Path) -> None:
     plan = tmp_path / "qwen-plan.md"
     plan.write_text("We shall see.\n")
-    keep(published_study(tmp_path / "store", plan=sha256_of_text(plan)), "tiny", tmp_path / "data/tiny", plan=plan)
+    keep(published_study(tmp_path / "store", plan=sha256_of(plan)), "tiny", tmp_path / "data/tiny", plan=plan)
     plan.write_text("We always knew.\n")
     page = page_of(tmp_path, "plan")
     fill(page, tmp_path / "data")

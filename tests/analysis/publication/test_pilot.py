@@ -1,6 +1,5 @@
 """The number of seeds from a pilot: the plan's rule, what it is taken from, and what is kept of it."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from analysis.publication.pilot import DIFFERENCE, EFFECT, FEWEST, MOST, number_
 from analysis.verdicts.evidence import load_evidence
 from analysis.verdicts.power import POWER, pilot
 from sweep.graph.records import Store
+from sweep.graph.sealed import unseal
 from tests.analysis.item_study import ItemStudy, clear
 
 PLAN = Path(__file__).parents[3] / "docs/studies/qwen-plan.md"
@@ -46,7 +46,7 @@ def test_what_is_kept_is_powers_own_row(tmp_path: Path, capsys: pytest.CaptureFi
     for name in ("tiny", "tiny_pilot"):
         assert main(["seeds", name, "--store", str(tmp_path / "store"), "--data", str(tmp_path / "data")]) == 0
         assert said == capsys.readouterr().out.strip()
-    kept = json.loads((tmp_path / "data/tiny_pilot.json").read_text())
+    kept = unseal((tmp_path / "data/tiny_pilot.json").read_bytes())
     assert {**kept, "study": "tiny"} == found
 
 
