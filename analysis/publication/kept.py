@@ -98,7 +98,6 @@ def keep(
     rounding would change a verdict, for more than MOST_BYTES of all studies beside each other, for seeds in `folder` that would
     go, and for a store whose results are no further seeds of what `folder` has (`further`, `joined`).
     """
-    is_kept(folder)
     study = _without_its_places(Study.load(store, study_name))
     if study.arms:
         raise UserError(f"{study_name} has the arms {', '.join(study.arms)}, and a study of one is published; name one of them")
@@ -107,6 +106,7 @@ def keep(
     else:
         published = _of_store(store, study, plan, estimate, partial=partial)
     seeds = list(published.seeds_there)
+    _restore(folder)
     earlier = _earlier(folder, seeds, store.uri)
     fresh = folder.with_name(f".{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -134,17 +134,25 @@ def keep(
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether `folder` is there; what a `keep` that was cut off had moved aside is there again."""
-    before = _before(folder)
-    if folder.exists():
-        shutil.rmtree(before, ignore_errors=True)
-    elif before.exists():
-        before.rename(folder)
-    return folder.exists()
+    """Whether `folder` has a study, or had one that a `keep` which goes on, or was cut off, has moved aside."""
+    return _place(folder).exists()
 
 
 def _before(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}-before")
+
+
+def _place(folder: Path) -> Path:
+    """Where the files of `folder` lie: in it, or aside."""
+    return folder if folder.exists() else _before(folder)
+
+
+def _restore(folder: Path) -> None:
+    """Bring back what a `keep` that was cut off had moved aside, and remove what one had not removed any more."""
+    if folder.exists():
+        shutil.rmtree(_before(folder), ignore_errors=True)
+    elif _before(folder).exists():
+        _before(folder).rename(folder)
 
 
 def load(folder: Path) -> Published:
@@ -154,8 +162,9 @@ def load(folder: Path) -> Published:
     """
     if not is_kept(folder):
         raise UserError(f"{folder} holds no published study; write one with `python -m analysis.publication keep`")
+    pilot = folder.with_name(f"{folder.name}{SUFFIX}.json")
     with _whole(folder):
-        return _load(folder)
+        return replace(_load(_place(folder)), pilot=_unsealed(pilot) if pilot.is_file() else None)
 
 
 @contextlib.contextmanager
@@ -201,7 +210,6 @@ def _load(folder: Path) -> Published:
     records = pq.read_table(folder / "records.parquet").to_pylist()
     read = {row["fingerprint"]: Record.from_json(row["record"].encode(), row["fingerprint"]) for row in records}
     study = replace(study, steps=tuple(replace(step, record=read.get(step.fingerprint)) for step in study.steps))
-    pilot = folder.with_name(f"{folder.name}{SUFFIX}.json")
     frame = pd.read_parquet(folder / "cells.parquet")
     frame.insert(frame.columns.get_loc("num_correct"), "accuracy", frame["num_correct"] / frame["num_examples"])
     frame.attrs["missing"] = Missing(kept["missing_cells"])
@@ -236,7 +244,6 @@ def _load(folder: Path) -> Published:
         kept.get("largest_change", math.nan),
         kept["steps"],
         tuple(map(tuple, kept.get("earlier", ()))),
-        _unsealed(pilot) if pilot.is_file() else None,
     )
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from analysis.publication import kept
-from analysis.publication.kept import keep, load, read_kept, write_kept
+from analysis.publication.kept import is_kept, keep, load, read_kept, write_kept
+from analysis.publication.page import fill
 from analysis.publication.pilot import write_outcome
 from analysis.study.frame import IncompleteSweepError, evaluation_frame
 from analysis.verdicts.evidence import load_evidence
@@ -121,8 +122,18 @@ def test_a_keep_that_is_cut_off_leaves_a_whole_study(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(shutil, "rmtree", remove)
     assert folder.exists() == (moment == "the new one is there")
-    assert load(folder).seeds_there == (0, 1, 2)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    there = sorted(path.relative_to(tmp_path) for path in (tmp_path / "data").rglob("*"))
+    assert is_kept(folder) and load(folder).seeds_there == (0, 1, 2)
+    page = tmp_path / "tiny.md"
+    page.write_text("<!-- tiny: plan -->\n<!-- end -->\n")
+    fill(page, tmp_path / "data")
+    assert "No plan was declared" in page.read_text()
+    # Whoever reads moves nothing: the `keep` may still go on.
+    assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "data").rglob("*")) == there
+    where = folder if folder.exists() else folder.with_name(".tiny-before")
+    assert {path.name: path.read_bytes() for path in where.iterdir()} == whole
+    with pytest.raises(UserError, match=r"has no result of tiny that .* lacks"):
+        keep(Store(tmp_path / "store"), "tiny", folder, onto=True)
     keep(Store(tmp_path / "store"), "tiny", folder)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
 
