@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.errors import UserError
+from pipelines.tables.quotes import open_quote
 from pipelines.tables.splits import COMPRESSED, format_of
 from pipelines.tasks.parquet import parquet_batches, parquet_schema, unreadable
 
@@ -144,11 +145,6 @@ class MalformedRow:
 
 def check_malformed(path: str, malformed: Sequence[MalformedRow], *, has_rows: bool) -> None:
     """Raise :class:`UserError` where rows that do not fit the header come of a fault of the whole file."""
-    if unclosed := next((row for row in malformed if row.text.count('"') % 2 and "\n" in row.text), None):
-        raise UserError(
-            f"{path}: row {unclosed.row} has a quotation mark that is not closed, and goes on for the "
-            f"{unclosed.text.count(chr(10)):,} lines behind it; close it, or, if it is text, write it twice in an enclosed cell"
-        )
     if malformed and not has_rows:
         first = malformed[0]
         raise UserError(
@@ -184,7 +180,10 @@ def renumbered_lines(files: Iterable[tuple[Path, Iterable[RawBatch]]]) -> Iterat
 
 
 def read_tables(files: Iterable[Path], columns: list[str], malformed: list[MalformedRow] | None) -> Iterator[pa.RecordBatch]:
-    """Rows of CSV or TSV files as :func:`read_table` reads them; malformed ones are numbered on from file to file."""
+    """Rows of CSV or TSV files as :func:`read_table` reads them; malformed ones are numbered on from file to file.
+
+    Raises :class:`UserError` behind the last row of a file in which a quotation mark is left open.
+    """
     before = 0
     for file in files:
         num_malformed = len(malformed or ())
@@ -192,6 +191,8 @@ def read_tables(files: Iterable[Path], columns: list[str], malformed: list[Malfo
             before += batch.num_rows
             yield batch
         before += len(malformed or ()) - num_malformed
+        if said := _left_open(file, table_dialect(file).delimiter):
+            raise UserError(f"{file}: {said}")
 
 
 def read_past_malformed(files: Iterable[Path], columns: list[str], malformed: list[MalformedRow]) -> Iterator[RawBatch]:
@@ -321,6 +322,17 @@ def _records_with_quotes(file: Path) -> Iterator[str]:
         yield record
 
 
+def _left_open(file: Path, delimiter: str) -> str:
+    """What :func:`open_quote` says of a file. Between tabs, marks that enclose cells were looked at for the dialect."""
+    return "" if delimiter == "\t" else _open_quote(file.absolute(), file.stat().st_mtime_ns, delimiter)
+
+
+@functools.lru_cache(maxsize=64)
+def _open_quote(file: Path, changed_ns: int, delimiter: str) -> str:
+    with opened(file) as binary:
+        return open_quote(binary, delimiter, MAX_ROW_BYTES)
+
+
 def _cells(lines: Iterable[str], delimiter: str, has_quotes: bool) -> Any:
     return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE)
 
@@ -388,6 +400,8 @@ def _explain_table(file: Path, delimiter: str, has_quotes: bool) -> str:
                 raw.decode()
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8 ({error}); save the file as UTF-8"
+    if said := _left_open(file, delimiter):
+        return said
     csv.field_size_limit(1 << 30)
     with opened(file) as binary:
         reader = _cells(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), delimiter, has_quotes)

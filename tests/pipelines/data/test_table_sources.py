@@ -415,7 +415,7 @@ def test_multinli_as_tables_is_what_its_own_reader_makes_of_it(tmp_path: Path) -
     [
         (
             'sentence,label\n"never closed,0\nx,1\ny,0\n',
-            "row 1 has a quotation mark that is not closed, and goes on for the 2",
+            "x.csv: line 2 has a quotation mark that is not closed up to line 4; close it, or, if it is text, write it twice",
         ),
         ("sentence,label\na, b,0\nc, d,1\n", "none of its 2 rows has as many cells as the header, 2: row 1 has 3"),
         ("sentence,label\n", "has no rows"),
