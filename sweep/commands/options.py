@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.extras import of_missing_package
 from pipelines.storage import is_disk_full
 from sweep.commands import completion
-from sweep.run.failures import in_lines, is_store_away, one_line, whole_traceback
+from sweep.run.failures import in_lines, is_store_away, name_not_utf8, one_line, whole_traceback
 
 
 def duration(text: str) -> float:
@@ -159,7 +159,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, UserError | OSError) or is_disk_full(error) or is_store_away(error):
+    if isinstance(error, UserError | OSError) or is_disk_full(error) or is_store_away(error) or name_not_utf8(error):
         return in_lines(error)
     with tempfile.NamedTemporaryFile("w", prefix="blindsweep-", suffix=".txt", delete=False) as file:
         file.write(whole_traceback(error))

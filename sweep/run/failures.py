@@ -117,7 +117,7 @@ def is_store_away(error: BaseException) -> bool:
 
 def root_cause(error: BaseException) -> BaseException:
     """The exception that the layers above (Ray, Data, Train) wrapped: a UserError, a full disk, a store that is
-    away, else the innermost.
+    away, else the innermost. A name that could not be written as UTF-8 is a UserError, too.
 
     Where those layers kept no exception but its text, or a process died without one, a ForeignError says what is known.
     """
@@ -128,6 +128,10 @@ def root_cause(error: BaseException) -> BaseException:
             return UserError(said[0])
         if isinstance(cause, KNOWN):
             return cause
+        if name := name_not_utf8(cause):
+            return UserError(
+                f"{name!r} is not UTF-8, as a file's or folder's name has to be for this; rename it or name another"
+            )
     if full := [_without_retries(cause) for cause in chain if isinstance(cause, OSError) and is_disk_full(cause)]:
         # The one that says where.
         return next((cause for cause in full if isinstance(cause, OSError) and cause.filename), full[0])
@@ -159,6 +163,14 @@ def _causes(error: BaseException) -> list[BaseException]:
         wrapped += failures.values() if isinstance(failures, dict) else []
         chain += [inner for inner in wrapped if isinstance(inner, BaseException) and inner not in chain]
     return chain[::-1]
+
+
+def name_not_utf8(error: BaseException) -> bytes:
+    """The name of a file, as its disk has it, that Arrow or a text around it could not have; of any other error nothing."""
+    if not isinstance(error, UnicodeEncodeError) or not "\udc80" <= error.object[error.start] <= "\udcff":
+        return b""
+    before, behind = error.object[: error.start], error.object[error.start :]
+    return os.fsencode(re.split(r'["\n]', before)[-1] + re.split(r'["\n]', behind)[0])
 
 
 def _raised(text: str) -> str:

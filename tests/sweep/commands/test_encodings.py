@@ -6,10 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from tests.example_data import own_pairs
 
 ROOT = Path(__file__).parents[3]
 TEXT, LABELS = "naïve – 東京 −1 “x” 😀", ("très bon", "schlecht…")
+STUDY = str(ROOT / "docs/examples/own_nli.py")
+NOT_UTF_8 = os.fsdecode(b"caf\xe9")
 
 
 def printed(folder: Path, encoding: str, *arguments: str | bytes) -> bytes:
@@ -18,6 +24,36 @@ def printed(folder: Path, encoding: str, *arguments: str | bytes) -> bytes:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with tables, and a path to each that is not UTF-8."""
+    folder = tmp_path / NOT_UTF_8
+    folder.mkdir()
+    own_pairs(folder)
+    (folder / "pairs.csv").write_text("premise,hypothesis,label\na,b,c\n")
+    pq.write_table(pa.table({"premise": ["a"], "hypothesis": ["b"], "label": ["c"]}), tmp_path / "pairs.parquet")
+    (tmp_path / "pairs.parquet").rename(folder / "pairs.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["audit", f"{NOT_UTF_8}/pairs.csv"], r"caf\xe9/pairs.csv"),
+        (["data", "check", f"{NOT_UTF_8}/pairs.parquet"], r"caf\xe9/pairs.parquet"),
+        (["plan", STUDY, "-p", f"data={NOT_UTF_8}"], r"caf\xe9/train.csv"),
+        (["run", STUDY, "-p", f"data={NOT_UTF_8}"], r"caf\xe9/train.csv"),
+    ],
+)
+def test_a_file_whose_name_is_not_utf_8_is_named_and_to_be_renamed(folder: Path, arguments: list[str], name: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "sweep.cli", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    said = f"{name}' is not UTF-8, as a file's or folder's name has to be for this; rename it or name another\n"
+    assert done.returncode == 1 and done.stderr.startswith("Error: b'") and done.stderr.endswith(said), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture

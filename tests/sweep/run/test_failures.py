@@ -149,6 +149,24 @@ def test_what_a_stage_says_of_a_full_disk_is_said_and_nothing_of_ray_data_s() ->
     assert one_line(quota) == "the disk is full at /pool; free some space and run the same command again to go on"
 
 
+def test_a_name_that_is_not_utf_8_is_the_users_to_change() -> None:
+    text = 'a note\n{"data": "/data/caf\udce9/a b", "seeds": "0"}'
+    for place in ("/data/caf\udce9/a b", text):
+        with pytest.raises(UnicodeEncodeError) as caught:
+            place.encode()
+        wrapped = RuntimeError("around it")
+        wrapped.__cause__ = caught.value
+        assert isinstance(root_cause(wrapped), UserError)
+        assert one_line(wrapped) == (
+            r"b'/data/caf\xe9/a b' is not UTF-8, as a file's or folder's name has to be for this; rename it or name another"
+        )
+    # Half of a surrogate pair, and a letter that another encoding lacks, are no names of a disk.
+    for other, encoding in (("\ud83d", "utf-8"), ("é", "ascii")):
+        with pytest.raises(UnicodeEncodeError) as caught:
+            other.encode(encoding)
+        assert root_cause(caught.value) is caught.value
+
+
 def test_what_ray_says_of_a_lost_process_is_said_in_plain_words() -> None:
     import ray.exceptions
 
