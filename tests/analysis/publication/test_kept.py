@@ -24,6 +24,7 @@ from analysis.verdicts.verdicts import judge
 from pipelines.errors import UserError
 from pipelines.identity import sha256_of
 from sweep.graph.records import Store, Study
+from sweep.graph.sealed import unseal
 from tests.analysis.fake_store import parquet
 from tests.analysis.item_study import ItemStudy, clear, joint_study
 from tests.analysis.publication.test_pools import TRAIN, add_pool, pool_rows
@@ -163,6 +164,7 @@ class FewerItems(ItemStudy):
         return super().items() | {"template_test": super().items()["template_test"].slice(0, 60)}
 
 
+STUDIES = Path(__file__).parents[3] / "docs/studies"
 FILES = ("study.json.gz", *(f"{name}.parquet" for name in ("records", "cells", "measures", "pools", "items", "answers")))
 
 
@@ -207,6 +209,17 @@ def test_values_that_were_edited_are_refused(tmp_path: Path, file: str) -> None:
     if path.name == "kept.json":
         with pytest.raises(UserError, match=said):
             keep(store, "tiny", tmp_path / "tiny")
+
+
+def test_what_the_repository_keeps_has_its_digests() -> None:
+    published = sorted(STUDIES.glob("data/*/kept.json"))
+    assert {path.parent.name for path in published} >= {"study_qwen", "study_smollm"}
+    for path in published:
+        values = json.loads(path.read_text())
+        assert set(values["files"]) == {beside.name for beside in path.parent.iterdir()} - {"kept.json"} == set(FILES)
+        assert read_kept(path.parent) == {name: value for name, value in values.items() if name not in ("files", "checksum")}
+    pilot = (STUDIES / "data/study_qwen_pilot.json").read_bytes()
+    assert "checksum" in json.loads(pilot) and unseal(pilot)["chosen"] == 12
 
 
 def test_what_was_kept_before_there_were_digests_is_read_and_gets_them(tmp_path: Path) -> None:
