@@ -276,10 +276,10 @@ def is_needed(shard: Shard, config: GenerationConfig, folder: ShardFolder, lock:
 
 
 def _peak_gpu_memory_gib() -> float:
-    """The peak of this process; 0 without a GPU, or while the engine has a process of its own."""
+    """The most that this process has held of its GPU; 0 without one, or while the engine has a process of its own."""
     import torch
 
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 def tables(shard: Shard, texts: list[str], config: GenerationConfig) -> tuple[pa.Table, pa.Table]:

@@ -206,8 +206,9 @@ def _claims(kinds: tuple[str, ...]) -> tuple[Claim, ...]:
 def _resources(device: str, *, is_small: bool = False) -> dict[str, Resources]:
     """One GPU's parts: a generator or four engines, finetunings beside them, and evaluations as soon as there are any.
 
-    A process of a small model (`is_small`) leaves most of the GPU to others, whatever part it asks for: more fit there, and a
-    pool has one engine, since its start takes longer than its texts.
+    The larger model's generator takes 40 to 44 GiB: beside engines, an H200 has room for two. A process of a small model
+    (`is_small`) leaves most of the GPU to others, whatever part it asks for: more fit there, and a pool has one engine, since
+    its start takes longer than its texts.
     """
     if device != "cuda":
         return {}
