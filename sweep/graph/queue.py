@@ -546,15 +546,19 @@ class StepQueue:
                 if not self._unbuilt[user.fingerprint]:
                     self._make_ready(self.waiting[user.fingerprint])
 
-    def again(self, fingerprint: str, *, alone: bool = False, with_all: bool = False) -> None:
+    def again(self, fingerprint: str, *, alone: bool = False, with_all: bool = False, whole_gpus: bool = False) -> None:
         """Put a running step back; it is ready when its inputs are built.
 
-        From now on it has a lane `alone` if that is asked, or one `with_all` that there is, beside which nothing runs.
+        From now on it has a lane `alone` if that is asked, or one with `whole_gpus` in the place of parts, or one `with_all`
+        that there is, beside which nothing runs.
         """
         step = self._stop(fingerprint)
-        if alone or with_all:
+        if alone or with_all or whole_gpus:
             step = replace(step, resources=replace(step.resources, max_group=1))
             self._kinds.pop(fingerprint, None)
+        if whole_gpus:
+            step = replace(step, resources=replace(step.resources, gpus_per_worker=1))
+            self._need[fingerprint] = step.resources.total_cpus, step.resources.total_gpus
         if with_all:
             self._need[fingerprint] = self._all
         self._wait(step)

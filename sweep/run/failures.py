@@ -16,6 +16,8 @@ from sweep.index.address import secrets_of
 PROCESS_DIED = "its process died: out of memory, killed, or a crash in a library"
 LOW_ON_MEMORY = "Ray ended its process because the machine ran low on memory"
 MACHINE_LOST = "the machine that it ran on was lost"
+GPU_IS_FULL = "CUDA out of memory"
+"""In torch's message."""
 # By name: whoever reads a failure need not have Ray, nor every library that a store is reached with.
 MACHINE_ERRORS = {
     "NodeDiedError",
@@ -70,6 +72,8 @@ class Kind(StrEnum):
     """A process of it died, or a connection broke, and its machine lives: in doubt."""
     MEMORY = "memory"
     """Ray ended a process of it since its machine ran low on memory, whoever took that: in doubt as well."""
+    GPU_MEMORY = "gpu_memory"
+    """It raised, for want of memory on its GPU, whoever took that: in doubt where it has a part of one."""
     LOSS = "loss"
     """Its machine, or Ray on it, was lost."""
     AWAY = "away"
@@ -89,7 +93,9 @@ def kind(error: BaseException) -> Kind:
     workers that live on fail of the connection to one that is gone.
     """
     kinds = {_kind(cause) for cause in _causes(error)}
-    return next(kind for kind in (Kind.LOSS, Kind.AWAY, Kind.MEMORY, Kind.DEATH, Kind.FAILURE) if kind in kinds)
+    return next(
+        kind for kind in (Kind.LOSS, Kind.AWAY, Kind.MEMORY, Kind.DEATH, Kind.GPU_MEMORY, Kind.FAILURE) if kind in kinds
+    )
 
 
 def _kind(error: BaseException) -> Kind:
@@ -103,6 +109,8 @@ def _kind(error: BaseException) -> Kind:
         return Kind.AWAY
     if _is_low_on_memory(error):
         return Kind.MEMORY
+    if GPU_IS_FULL in text:
+        return Kind.GPU_MEMORY
     if names & PROCESS_ERRORS or _is_ray_s(error):
         if re.search(r"node has died|node was terminated|raylet died", text):
             return Kind.LOSS
@@ -140,9 +148,9 @@ def root_cause(error: BaseException) -> BaseException:
             return UserError(messages[-1])
     for cause in chain:
         if not _is_ray_s(cause):
-            return _without_retries(cause)
+            return ForeignError(text) if (text := _gpu_is_full(str(cause))) else _without_retries(cause)
         if text := _raised(str(cause)) or _death(cause):
-            return ForeignError(text)
+            return ForeignError(_gpu_is_full(text) or text)
     # Some of Ray's own say nothing at all.
     return next((cause for cause in chain if str(cause)), error)
 
@@ -197,6 +205,23 @@ def _death(error: BaseException) -> str:
     if code := re.search(r"exit code (\d+)", text):
         return f"its process ended with exit code {code[1]}"
     return PROCESS_DIED
+
+
+def _gpu_is_full(text: str) -> str:
+    """What torch says of a GPU without memory, of which it says a lot; empty if `text` is of something else."""
+    if GPU_IS_FULL not in text:
+        return ""
+    said = [
+        found.expand(words)
+        for pattern, words in (
+            (r"Tried to allocate ([\d.]+ \w+)", r"it asked for \1"),
+            (r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", r"\2 of \1 were free"),
+            # Where processes cannot be told apart, it has the largest number there is.
+            (r"this process has (\d{1,4}(?:\.\d+)? \w+) memory in use", r"it held \1"),
+        )
+        if (found := re.search(pattern, text))
+    ]
+    return "its GPU has no memory left" + (f" ({', '.join(said)})" if said else "")
 
 
 def _is_ray_s(error: BaseException) -> bool:

@@ -502,7 +502,9 @@ class Run:
             self._low_since = self._low_since or time.monotonic()
         if outcome.record is None:
             lane.has_failed = True
-            lane.lane.is_ending |= outcome.kind is not Kind.FAILURE or outcome.was_neighbour or outcome.was_stopped
+            lane.lane.is_ending |= (
+                outcome.kind not in (Kind.FAILURE, Kind.GPU_MEMORY) or outcome.was_neighbour or outcome.was_stopped
+            )
             lane.lane.is_ending |= lane.lane.takes_one
             has_progress = self._got_on(lane, step, outcome)
             self.progress.running.pop(step.fingerprint, None)
@@ -589,7 +591,8 @@ class Run:
         event, outcome = self._verdict(step, outcome, has_progress)
         if event != "failed" and self.queue.is_possible(step):
             alone = event == "retry" and outcome.was_neighbour
-            self.queue.again(step.fingerprint, alone=alone, with_all=self._is_to_have_all(outcome))
+            whole_gpus = self._is_to_have_whole_gpus(step, outcome)
+            self.queue.again(step.fingerprint, alone=alone, with_all=self._is_to_have_all(outcome), whole_gpus=whole_gpus)
             self.progress.retried[step.fingerprint] = outcome
             self.listener(event, step, self.progress)
             return
@@ -627,10 +630,21 @@ class Run:
         self.attempts[fingerprint] += 1
         if self.attempts[fingerprint] <= self.max_failures:
             return "retry", outcome
+        if self._is_to_have_whole_gpus(step, outcome):
+            return "retry", replace(outcome, error=f"{outcome.error}: it is tried again with a GPU to itself")
+        if outcome.kind is Kind.GPU_MEMORY:
+            more = "a GPU that has more memory, or fewer tokens at once (tokens_per_microbatch)"
+            outcome = replace(outcome, error=f"{outcome.error}; it needs {more}")
         if outcome.kind is Kind.MEMORY:
             beside = "with nothing of this run beside it" if self.queue.has_all(step) else "beside others"
             outcome = replace(outcome, error=f"{outcome.error}, {beside}; free memory on it, or use one that has more")
         return "failed", outcome
+
+    def _is_to_have_whole_gpus(self, step: Step, outcome: Outcome) -> bool:
+        """Whether a step that has failed as often as it may would do well with nothing beside it on its GPUs."""
+        is_crowded = outcome.kind is Kind.GPU_MEMORY and 0 < step.resources.gpus_per_worker < 1
+        has_failed = self.attempts[step.fingerprint] > self.max_failures
+        return is_crowded and has_failed and step.resources.num_workers <= self.queue.capacity.gpus
 
     def _is_to_have_all(self, outcome: Outcome) -> bool:
         """Whether a step may do well with the machine to itself. Of a cluster's machines it would wait for all."""

@@ -160,12 +160,29 @@ def test_a_step_that_is_put_back_with_all_waits_until_nothing_runs_and_nothing_s
     assert names(queue) == ["a"] and queue.has_all(a), "from now on"
 
 
-def test_a_step_with_all_joins_no_lane_of_its_kind() -> None:
+def test_a_step_that_is_put_back_with_whole_gpus_waits_for_one_and_leaves_others_the_rest() -> None:
+    a, b, c = (step(name, gpus=0.3) for name in "abc")
+    queue = StepQueue([a, b, c], [], Capacity(3, 1))
+    assert names(queue) == ["a", "b", "c"]
+    queue.again(a.fingerprint, whole_gpus=True)
+    assert names(queue) == []
+    queue.succeeded(b.fingerprint)
+    assert names(queue) == []
+    queue.succeeded(c.fingerprint)
+    assert names(queue) == ["a"]
+    assert not queue.has_all(a), "CPUs are left to others"
+    queue.again(a.fingerprint)
+    (again,) = queue.waiting.values()
+    assert again.resources.gpus_per_worker == 1, "from now on"
+
+
+@pytest.mark.parametrize("given", [{"with_all": True}, {"whole_gpus": True}], ids=str)
+def test_a_step_with_more_than_its_own_joins_no_lane_of_its_kind(given: dict[str, bool]) -> None:
     base, start, (cell, *more) = start_and_cells(3)
     queue = StepQueue([base, start, cell, *more], [base.fingerprint, start.fingerprint], Capacity(9, 1))
     lane = opened(queue)
     assert slugs(lane.steps.values()) == ["cell0", "cell1"]
-    queue.again(cell.fingerprint, with_all=True)
+    queue.again(cell.fingerprint, **given)
     assert slugs(queue.join(lane)) == ["cell2"]
     queue.succeeded(more[0].fingerprint)
     queue.succeeded(more[1].fingerprint)

@@ -1,6 +1,6 @@
 """What is tried again, and how often: the table of docs/reliability.md, row by row. No Ray runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
 from sweep.graph.stages import REGISTRY, Job, Stage
 from sweep.graph.step import Step
-from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind
+from sweep.run.failures import MACHINE_LOST, PROCESS_DIED, Kind, kind, one_line
 from sweep.run.lanes import host_lost, judged
 from sweep.run.progress import Progress
 from sweep.run.trial import Order, Outcome, carry_out
@@ -37,6 +37,7 @@ FINAL = Outcome(None, "size=0; give 1", is_final=True)
 SLOW_DOWN = {"Error": {"Code": "SlowDown", "Message": "Please."}, "ResponseMetadata": {"HTTPStatusCode": 503}}
 DIED = Outcome(None, "its process died", kind=Kind.DEATH)
 KILLED = Outcome(None, "the machine ran low on memory", kind=Kind.MEMORY)
+FULL = Outcome(None, "its GPU has no memory left (it asked for 1.88 GiB)", kind=Kind.GPU_MEMORY)
 LOST = Outcome(None, MACHINE_LOST, kind=Kind.LOSS)
 
 
@@ -55,7 +56,11 @@ LOW_ON_MEMORY = ray.exceptions.OutOfMemoryError(
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 7284) was 7.32GB "
     "used / 23.54GB limit (0.310949)"
 )
-LOW_ON_GPU_MEMORY = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")  # torch's
+LOW_ON_GPU_MEMORY = type("OutOfMemoryError", (RuntimeError,), {})(  # torch's, as three processes on one GPU had it
+    "CUDA out of memory. Tried to allocate 1.88 GiB. GPU 0 has a total capacity of 139.80 GiB of which 398.25 MiB is free. "
+    "Process 6693 has 66.00 MiB memory in use. Process 9246 has 39.77 GiB memory in use. Including non-PyTorch memory, this "
+    "process has 41.68 GiB memory in use. Of the allocated memory 39.69 GiB is allocated by PyTorch"
+)
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
 
 
@@ -84,8 +89,8 @@ def from_train(*failures: Exception) -> Exception:
         (ray.exceptions.WorkerCrashedError(), Kind.DEATH),
         (LOW_ON_MEMORY, Kind.MEMORY),
         (from_train(GLOO, WorkerHealthCheckFailedError("rank 1", LOW_ON_MEMORY)), Kind.MEMORY),
-        (ray.exceptions.RayTaskError("run", "Traceback: …", LOW_ON_GPU_MEMORY).as_instanceof_cause(), Kind.FAILURE),
-        (LOW_ON_GPU_MEMORY, Kind.FAILURE),
+        (ray.exceptions.RayTaskError("run", "Traceback: …", LOW_ON_GPU_MEMORY).as_instanceof_cause(), Kind.GPU_MEMORY),
+        (LOW_ON_GPU_MEMORY, Kind.GPU_MEMORY),
         (ConnectionResetError("the store"), Kind.DEATH),
         (translate_boto_error(ClientError(SLOW_DOWN, "PutObject")), Kind.AWAY),
         (StoreUnreachableError("s3://bucket does not answer"), Kind.AWAY),
@@ -96,6 +101,32 @@ def from_train(*failures: Exception) -> Exception:
 )
 def test_a_cause_says_who_is_at_fault(error: Exception, expected: Kind) -> None:
     assert kind(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        pytest.param(
+            LOW_ON_GPU_MEMORY,
+            "it asked for 1.88 GiB, 398.25 MiB of 139.80 GiB were free, it held 41.68 GiB",
+            id="as torch says it",
+        ),
+        pytest.param(
+            # Another process has raised it, and pickle lacks its type.
+            RuntimeError(f"OutOfMemoryError: {LOW_ON_GPU_MEMORY}"),
+            "it asked for 1.88 GiB, 398.25 MiB of 139.80 GiB were free, it held 41.68 GiB",
+            id="of another process",
+        ),
+        pytest.param(
+            RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. this process has 17179869184.00 GiB memory in use"),
+            "it asked for 20.00 MiB",
+            id="processes that cannot be told apart",
+        ),
+        pytest.param(RuntimeError("CUDA out of memory."), "", id="as others say it"),
+    ],
+)
+def test_a_gpu_without_memory_is_told_in_a_line(error: Exception, said: str) -> None:
+    assert one_line(error) == "its GPU has no memory left" + (f" ({said})" if said else "")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +236,51 @@ def test_a_process_that_dies_at_one_place_is_the_steps_own_failure(alone: Attemp
         commits["step"] = number
         assert alone.end(DIED) == ["lost"]
     assert alone.end(DIED) == ["retry"] and alone.end(DIED) == ["failed"]
+
+
+def of_parts(path: Path, gpus: float, *, num_workers: int = 1, num_gpus: float = 1) -> Attempts:
+    """A finetuning on such parts of GPUs."""
+    resources = Resources(num_workers=num_workers, gpus_per_worker=gpus)
+    base = Step("base_model", "base", TrainingSetConfig("starting", size=3, seed=0))
+    step = Step("task_model", "cell", TaskModelConfig(FinetuneConfig(), 0), {"base_model": base}, resources=resources)
+    attempts = Attempts([base, step], {base.fingerprint}, path)
+    attempts.run.queue.capacity = Capacity(4, num_gpus)
+    return attempts
+
+
+def test_a_step_that_others_left_no_gpu_memory_has_a_gpu_to_itself_before_it_is_given_up(
+    commits: dict[str, int], tmp_path: Path
+) -> None:
+    shared = of_parts(tmp_path, 0.3)
+    assert shared.end(FULL) == ["retry"]
+    (step,) = shared.run.queue.waiting.values()
+    assert step.resources.gpus_per_worker == 0.3
+    assert shared.end(FULL) == ["retry"]
+    (step,) = shared.run.queue.waiting.values()
+    assert step.resources.gpus_per_worker == 1
+    (outcome,) = shared.run.progress.retried.values()
+    assert outcome.error.endswith("(it asked for 1.88 GiB): it is tried again with a GPU to itself")
+    assert shared.end(FULL) == ["failed"]
+    (outcome,) = shared.run.progress.failed.values()
+    assert outcome.error == (
+        "its GPU has no memory left (it asked for 1.88 GiB); it needs a GPU that has more memory, or fewer tokens at once "
+        "(tokens_per_microbatch)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "parts"),
+    [
+        pytest.param(lambda: FULL, {"gpus": 1}, id="its own already"),
+        pytest.param(lambda: FULL, {"gpus": 0.3, "num_workers": 2}, id="fewer GPUs than workers"),
+        pytest.param(lambda: FAILED, {"gpus": 0.3}, id="another failure"),
+    ],
+)
+def test_no_other_step_is_given_more_of_a_gpu(
+    commits: dict[str, int], tmp_path: Path, outcome: Callable[[], Outcome], parts: dict[str, Any]
+) -> None:
+    attempts = of_parts(tmp_path, **parts)
+    assert attempts.end(outcome()) == ["retry"] and attempts.end(outcome()) == ["failed"]
 
 
 def one_of_two(path: Path, **options: Any) -> Attempts:
