@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.errors import UserError
+from pipelines.tables.arrow_csv import csv_batches
 from pipelines.tables.quotes import open_quote
 from pipelines.tables.splits import COMPRESSED, format_of
 from pipelines.tasks.parquet import parquet_batches, parquet_schema, unreadable
@@ -353,13 +354,12 @@ def read_table(
             malformed.append(MalformedRow(number, row.actual_columns, row.expected_columns, row.text))
         return "skip"
 
-    parse = pyarrow.csv.ParseOptions(
-        delimiter=delimiter,
-        quote_char='"' if quote else False,
-        double_quote=quote,
-        newlines_in_values=quote,
-        invalid_row_handler=put_aside if malformed is not None else None,
-    )
+    parse = {
+        "delimiter": delimiter,
+        "quote_char": '"' if quote else False,
+        "double_quote": quote,
+        "newlines_in_values": quote,
+    }
     # An empty cell is blank text, and 'NA' and 'null' are words.
     convert = pyarrow.csv.ConvertOptions(
         include_columns=columns,
@@ -375,10 +375,12 @@ def read_table(
             as_it_is = contextlib.nullcontext(file)
             with (
                 opened(file) if file.suffix.lower() == ".xz" else as_it_is as source,
-                pyarrow.csv.open_csv(source, read, parse, convert) as reader,
+                contextlib.closing(
+                    csv_batches(source, read, parse, convert, None if malformed is None else put_aside)
+                ) as batches,
             ):
                 start = 0
-                for batch in reader:
+                for batch in batches:
                     new = batch.slice(max(0, num_read - start))
                     start += batch.num_rows
                     num_read = max(num_read, start)
