@@ -9,10 +9,11 @@ What is kept of a row is about a hundred bytes, whatever its length (:class:`Sca
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -158,8 +159,8 @@ def scan_texts(
     """
     sample = Sample(sample_rows)
     malformed: list[MalformedRow] = []
-    measured = _measure_all(source, seed, processes, sample, references, malformed)
-    return collected(source, measured, sample, references, report, malformed)
+    with contextlib.closing(_measure_all(source, seed, processes, sample, references, malformed)) as measured:
+        return collected(source, measured, sample, references, report, malformed)
 
 
 def _no_labels(source: TextFile, labels: Iterable[str], number: str) -> UserError:
@@ -278,10 +279,9 @@ def _measure_all(
     sample: Sample,
     references: tuple[str, ...],
     malformed: list[MalformedRow],
-) -> Iterator[dict[str, Any]]:
-    batches = source.raw_batches(malformed)
+) -> Generator[dict[str, Any], None, None]:
     if processes < 2 or source.table.num_bytes < SMALL_FILE_BYTES:
-        for raw in batches:
+        for raw in source.raw_batches(malformed):
             yield measure(clean_batch(raw, source), seed, sample.limit, references)
         return
     # A table in memory stays here: what measures needs its columns' names only.
@@ -292,7 +292,7 @@ def _measure_all(
     with ProcessPoolExecutor(min(processes, MAX_PROCESSES), context, importlib.import_module, ("sweep",)) as pool:
         waiting: deque[Future[dict[str, Any]]] = deque()
         try:
-            for raw in batches:
+            for raw in source.raw_batches(malformed):
                 waiting.append(pool.submit(_measure_packed, packed(raw), sent, seed, sample.limit, references))
                 # Enough for no process to wait, and few enough that unread results do not pile up.
                 if len(waiting) > 2 * MAX_PROCESSES:

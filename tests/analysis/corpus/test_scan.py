@@ -1,6 +1,7 @@
 """The streaming core: what is measured of a row, and which rows repeat others."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from analysis.corpus import scan
 from analysis.corpus.audited import parsed_constituent
 from analysis.corpus.copies import NO_ROW, copies_of, duplicates
-from analysis.corpus.input import clean_batch, open_texts
+from analysis.corpus.input import TextFile, clean_batch, open_texts
 from analysis.corpus.scan import Scan, apply_heuristics, scan_texts
 from analysis.corpus.words import word_hashes
 from pipelines.errors import UserError
@@ -172,6 +173,26 @@ def kinds(scan: Scan, source: Scan | None = None) -> list[tuple[str, int] | None
 
 LONG = "the committee met on a cold monday morning to discuss the new budget for roads and schools"
 SHORT = "they talked about money for roads and about the schools of the town last week"
+
+
+def test_a_file_is_closed_when_its_scan_fails_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    read = TextFile.raw_batches
+
+    def watched(source: TextFile, malformed: list[readers.MalformedRow] | None = None) -> Iterator[readers.RawBatch]:
+        try:
+            yield from read(source, malformed)
+        finally:
+            closed.append(source.path)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody listens")
+
+    monkeypatch.setattr(TextFile, "raw_batches", watched)
+    with pytest.raises(RuntimeError, match="nobody listens") as raised:
+        scan_of(tmp_path, [("a", "b", "e")], report=fail)
+    # Whoever still has the error has its frames, and what is in them.
+    assert raised.tb is not None and closed == [str(tmp_path / "pairs.parquet")]
 
 
 def test_duplicates_by_hand(tmp_path: Path) -> None:
