@@ -95,8 +95,15 @@ class Table:
         """The test set that the table holds."""
         if isinstance(self.test_set, TestSet):
             return self.test_set
+        if self.test_set is not None:
+            return TestSet(self.test_set)
         stem = re.sub(r"\W+", "_", Path(uncompressed(self.path)).stem.lower()).strip("_")
-        return TestSet(self.test_set or (stem if stem[:1].isalpha() else f"set_{stem}"))
+        if not stem.isascii():
+            raise UserError(
+                f"{self.path}: a test set without a name has its file's, and {stem!r} is none, because it is part of metrics'; "
+                "give it one of a-z, 0-9 and _: Table(…, test_set='name')"
+            )
+        return TestSet(stem if stem[:1].isalpha() else f"set_{stem}")
 
     def at(self, folder: str) -> str:
         """The absolute path of the file, or its address on the hub or in an object store."""
@@ -284,9 +291,10 @@ class TableSources:
 
     def labels_of(self, table: Table) -> tuple[str, ...]:
         """The labels that rows of a table may have."""
+        if table.test_set is None:
+            return self.task.labels
         folded_onto = table.described.folded_onto or self.task.folded_onto
-        is_folded = folded_onto is not None and table.test_set is not None
-        return (*self.task.labels, f"non-{folded_onto}") if is_folded else self.task.labels
+        return (*self.task.labels, f"non-{folded_onto}") if folded_onto is not None else self.task.labels
 
     def _tables(self) -> tuple[Table, ...]:
         return (self.training, *self.tests)
@@ -308,12 +316,12 @@ class TableSources:
         return [name for name in dict.fromkeys(asked) if name not in self.task.columns]
 
     def _check(self, table: Table) -> None:
-        described = table.described
-        for name in ("folded_onto", "predicts"):
-            if (label := getattr(described, name)) is not None and label not in self.task.labels:
+        # The training table is no test set, and its file may have any name.
+        for name in ("folded_onto", "predicts") if table.test_set is not None else ():
+            if (label := getattr(table.described, name)) is not None and label not in self.task.labels:
                 raise UserError(
-                    f"test set {described.name}: {name}={label!r} is none of {', '.join(self.task.labels)}, the labels of "
-                    f"the task {self.task.name}; name one of them"
+                    f"test set {table.described.name}: {name}={label!r} is none of {', '.join(self.task.labels)}, the "
+                    f"labels of the task {self.task.name}; name one of them"
                 )
         asked = {*self.task.columns, *(name for other in self._tables() for name in self._extra(other))}
         if unknown := sorted(set(dict(table.columns)) - asked):

@@ -189,6 +189,17 @@ def test_a_split_of_a_folder_is_named_behind_a_colon(tmp_path: Path) -> None:
         sources(tmp_path, train=Table("data", labels=NUMBERED)).with_content(str(tmp_path))
 
 
+def test_a_training_file_may_have_any_name_and_a_test_file_is_given_one(tmp_path: Path) -> None:
+    train = Table(sentences(tmp_path, name="Daten größe 1.csv"), labels=NUMBERED)
+    of_folder = sources(tmp_path, train=train).for_task(SENTIMENT)
+    assert of_folder.set_names == ("test", "dev")
+    assert prepared(of_folder, tmp_path / "out")["train/num_examples"] == 72
+    test = Table(sentences(tmp_path, 5, "prüfung.csv"), labels=NUMBERED)
+    with pytest.raises(UserError, match=r"prüfung\.csv: a test set without a name.*'prüfung'.*Table\(…, test_set='name'\)"):
+        sources(tmp_path, train=train, general=test)
+    assert sources(tmp_path, train=train, general=replace(test, test_set="exam")).set_names == ("exam", "dev")
+
+
 def test_a_described_set_has_its_slices_clusters_and_folded_labels(tmp_path: Path) -> None:
     lines = [
         json.dumps({"text": "a", "says": "b", "gold": "yes", "trick": "overlap", "frame": 3}),
