@@ -14,7 +14,10 @@ AnyStep = TypeVar("AnyStep", Step, StudyStep)
 SHARED = "shared"
 AXES = ("seed", "generator")
 UNIQUE = ("starting_point", "generator", "synthetic_pool", "judgement", "task_model", "evaluation")
-"""Stages of which two machines would not write the same bytes; what the others write follows from their inputs."""
+"""Stages of which two machines would not write the same bytes; what the others write follows from their inputs. A base model
+that is made from texts is trained as well."""
+NO_WEIGHTS_TRAVEL = ("base_model", "starting_point")
+"""Stages of which the steps that share one need the weights, which a bundle does not have."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,23 @@ def check_apart(
         if step.fingerprint in inside:
             continue
         for source in step.inputs.values():
-            if source.stage in UNIQUE and source.fingerprint in inside and source.fingerprint not in may_be_built:
+            if _is_unique(source) and source.fingerprint in inside and source.fingerprint not in may_be_built:
                 if source.fingerprint in without_weights:
                     raise UserError(
                         f"--only {only}: {source.name} came without its weights, as bundles do, and built again it would not "
-                        f"be the one that {step.name}, of another piece, is built from; build what needs it in the store that "
-                        "has them, once this piece's bundle is merged there"
+                        f"be the one that {step.name}, of another piece, is built from; copy its folder from the store that "
+                        "has them, or build what needs it there, once this piece's bundle is merged there"
                     )
                 first = f"--only {SHARED}, or --only {SHARED},{replace(only, shared=False)}"
+                then = (
+                    "copy its folder to the same place of the others' stores, since bundles have no weights"
+                    if source.stage in NO_WEIGHTS_TRAVEL
+                    else "merge its bundle into the stores of the others"
+                )
                 raise UserError(
                     f"--only {only}: {source.name} would be built here, and {step.name}, which is of another piece, needs the "
                     "same one; name all seeds that share it (--only generator=… does), or build what is shared in one piece "
-                    f"({first}) and merge its bundle into the stores of the others"
+                    f"({first}) and {then}"
                 )
 
 
@@ -123,7 +131,11 @@ def seeds_of(steps: Sequence[AnyStep]) -> dict[str, set[int]]:
 
 def _shared(steps: Sequence[AnyStep], seeds: Mapping[str, Collection[int]]) -> set[str]:
     """What is trained, or written by what is trained, and needed by several seeds."""
-    return {step.fingerprint for step in steps if step.stage in UNIQUE and len(seeds[step.fingerprint]) > 1}
+    return {step.fingerprint for step in steps if _is_unique(step) and len(seeds[step.fingerprint]) > 1}
+
+
+def _is_unique(step: Step | StudyStep) -> bool:
+    return step.stage in UNIQUE or (step.stage == "base_model" and bool(step.inputs))
 
 
 def _sources(step: Step | StudyStep) -> Iterator[str]:

@@ -5,12 +5,19 @@ import dataclasses
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.finetune.base_model import ScratchModelConfig
 from sweep.graph.pieces import Only, check_apart, parse_only, piece_of, seeds_lacking
 from sweep.graph.records import Record
 from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
 from sweep.study.loading import Loaded
+
+
+@pytest.fixture
+def experiment(experiment: Experiment, llama: Experiment) -> Experiment:
+    """The small study from a checkpoint, which every piece writes alike."""
+    return dataclasses.replace(experiment, base_model=llama.base_model)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +88,25 @@ def test_what_seeds_share_is_a_piece_that_comes_first(experiment: Experiment) ->
     check_apart(grid, piece_of(grid, only), {step.fingerprint for step in shared}, only)
 
 
+def test_a_base_model_that_is_trained_is_shared(experiment: Experiment) -> None:
+    grid = build_grid(dataclasses.replace(experiment, base_model=ScratchModelConfig(), seeds=(0, 1, 2), generators=3))
+    only = parse_only("seed=1")
+    with pytest.raises(
+        UserError, match=r"base_model/base would be built here, .*\(--only shared, .* copy its folder to the same"
+    ):
+        check_apart(grid, piece_of(grid, only), (), only)
+    shared = piece_of(grid, parse_only("shared"))
+    assert [step.name for step in shared] == ["sources/data", "base_model/base"]
+    check_apart(grid, shared, (), parse_only("shared"))
+    check_apart(grid, piece_of(grid, only), {step.fingerprint for step in shared}, only)
+    with pytest.raises(
+        UserError, match=r"base_model/base came without its weights, .* copy its folder from the store that has"
+    ):
+        check_apart(grid, piece_of(grid, only), (), only, {shared[1].fingerprint})
+    first = parse_only("shared,seed=1")
+    check_apart(grid, piece_of(grid, first), (), first)
+
+
 def test_one_piece_may_build_what_is_shared_along_with_its_seeds(experiment: Experiment) -> None:
     grid = build_grid(dataclasses.replace(experiment, seeds=(0, 1, 2)))
     first, second = parse_only("shared,seed=1"), parse_only("seed=0,2")
@@ -107,7 +133,7 @@ def test_a_pools_judgement_is_its_seeds_and_the_judge_is_shared(experiment: Expe
     ):
         check_apart(grid, piece, (), only)
     check_apart(grid, piece, {step.fingerprint for step in shared}, only)
-    with pytest.raises(UserError, match=r"starting_point/judge40 came without its weights, .* in the store that has them"):
+    with pytest.raises(UserError, match=r"starting_point/judge40 came without its weights, .* from the store that has"):
         check_apart(grid, piece, (), only, {step.fingerprint for step in shared})
     both = parse_only("shared,seed=1")
     check_apart(grid, piece_of(grid, both), (), both)
