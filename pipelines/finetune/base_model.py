@@ -271,6 +271,9 @@ def prepare_base_model(
     Returns the parameter count and, if pretrained here, that training's metrics. Raises UserError if the files at
     `config.path` are no longer those that the config names.
     """
+    # Another thread of this process may be at it. transformers puts something else into its own place as it is imported, and
+    # whoever asks for it meanwhile is given the empty module.
+    import_libraries()
     if isinstance(config, PretrainedModelConfig):
         return _copy_pretrained(config, output)
     if isinstance(config, RandomModelConfig):

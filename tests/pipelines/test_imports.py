@@ -108,3 +108,43 @@ def test_a_setting_of_torchs_compiler_is_as_it_was_afterwards(before: str | None
 @pytest.mark.parametrize("begins", [FINETUNES, EVALUATES, GENERATES, SAVES])
 def test_a_worker_that_is_set_up_has_loaded_nothing_that_only_others_need(begins: str) -> None:
     assert "loaded: []" in ran(begins + LOADED)
+
+
+BUILDS_WHILE_IMPORTING = """
+import sys, threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.finetune.base_model import ScratchModelConfig, import_libraries, prepare_base_model
+
+folder = sys.argv[1]
+Path(folder, "sources").mkdir()
+rows = {"id": ["a"], "premise": ["A judge slept."], "hypothesis": ["He was up."], "label": ["contradiction"]}
+pq.write_table(pa.table(rows), f"{folder}/sources/train.parquet")
+is_under_way, may_go_on = threading.Event(), threading.Event()
+
+
+class Slowly:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("transformers.") and not is_under_way.is_set():
+            is_under_way.set()
+            may_go_on.wait(2)
+
+
+sys.meta_path.insert(0, Slowly())
+ahead = threading.Thread(target=import_libraries)
+ahead.start()
+is_under_way.wait()
+shape = ScratchModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, vocabulary_size=270)
+print("parameters:", prepare_base_model(shape, f"{folder}/base", sources=f"{folder}/sources")["num_parameters"])
+ahead.join()
+"""
+
+
+def test_a_base_model_is_made_while_another_thread_imports(tmp_path):
+    command = [sys.executable, "-c", BUILDS_WHILE_IMPORTING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("parameters: ")
