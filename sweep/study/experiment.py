@@ -507,13 +507,6 @@ class Experiment:
             heuristic.check(self.task)
 
     def _check_evaluation(self) -> None:
-        names = [heuristic.name for heuristic in self.evaluation.heuristics]
-        if self.blindspot_slice == self.heuristic.held_slice and self.heuristic.name not in names:
-            raise UserError(
-                f"heuristic={self.heuristic.name!r} has no probe_slice that the blindspot set {self.blindspot_set!r} has, and "
-                "the set no adversarial half; give it one, TestSet(…, slices=…, adversarial=…), or evaluate the heuristic "
-                "where it holds: EvaluationConfig(heuristics=(…,))"
-            )
         known = self.sources.set_names
         if unknown := [name for name in self.evaluation.sets if name not in known]:
             raise UserError(
@@ -524,6 +517,14 @@ class Experiment:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is not evaluated; it must be one of evaluation.sets={self.evaluation.sets}"
                 )
+        # What a set can be cut by is asked of one that is there.
+        names = [heuristic.name for heuristic in self.evaluation.heuristics]
+        if self.blindspot_slice == self.heuristic.held_slice and self.heuristic.name not in names:
+            raise UserError(
+                f"heuristic={self.heuristic.name!r} has no probe_slice that the blindspot set {self.blindspot_set!r} has, and "
+                "the set no adversarial half; give it one, TestSet(…, slices=…, adversarial=…), or evaluate the heuristic "
+                "where it holds: EvaluationConfig(heuristics=(…,))"
+            )
 
     def _check_arms(self) -> None:
         object.__setattr__(self, "arms", tuple(map(find_arm, self.arms)))

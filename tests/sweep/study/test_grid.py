@@ -398,6 +398,10 @@ def test_a_changed_generation_leaves_original_cells(experiment: Experiment) -> N
         ({"biases": (0.5, 1)}, "is the kind biased_synthetic; leave 1 out"),
         ({"heuristic_share": 0.1}, "give biases, too"),
         ({"heuristic": Heuristic("mine", HEURISTICS["subsequence"].holds)}, "heuristic='mine' has no probe_slice"),
+        (
+            {"heuristic": Heuristic("mine", HEURISTICS["subsequence"].holds), "blindspot_set": "template_prob"},
+            "blindspot_set='template_prob' is not evaluated; it must be one of",
+        ),
         ({"biases": (0.5,), "heuristic_share": 2}, "heuristic_share=2"),
         (
             {"base_model": PretrainedModelConfig((), quantization="nf4"), "cell": FinetuneConfig(method="full")},
