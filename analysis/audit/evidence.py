@@ -195,7 +195,7 @@ def _open_all(source: Source, roles: Mapping[str, Source], settings: AuditSettin
             f"a column is given for {', '.join(map(repr, unknown))}, and {what} the fields {', '.join(fields)}; name these"
         )
     opened |= {role: engine.open(other, settings.columns, fields) for role, other in roles.items()}
-    given = {name if name in FLAGS else f"field {name}": column for name, column in settings.columns.given.items()}
+    given = {name if name in FLAGS else f"field {name}": columns for name, columns in settings.columns.given.items()}
     check_given(given, [texts.table for texts in opened.values()])
     return opened
 

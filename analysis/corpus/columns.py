@@ -19,12 +19,14 @@ FLAGS = (*PAIR, *SINGLE, *OTHERS)
 class ColumnNames:
     """The columns as the user maps them, by field, and under `label` and `parse`; others take their usual names.
 
+    A field may be given several columns, of which each file is read by the first that it has.
+
     `fields` are the texts of an example, such as those of a task; without them, a file with a premise and a hypothesis is one
     of pairs, and any other one of single texts. `parse` holds bracketed parses of the first text. Rows whose label is among
     `kept_labels` are kept, even where that is a usual mark for none (``-1``).
     """
 
-    given: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     kept_labels: tuple[str, ...] = ()
 

@@ -29,12 +29,13 @@ USUAL_NAMES = {
 class Wanted:
     """A column that is looked for: the one that was `given` for it, or else the first of its usual names, in any case.
 
-    With `is_strict`, no other column stands in for the given one. One that `is_optional` may be missing. `is_text` refuses a
-    column of numbers, and `is_own` one that is found for another as well.
+    Of several that were given, as for files with other names, it is the first that is there. With `is_strict`, no other column
+    stands in for the given one. One that `is_optional` may be missing. `is_text` refuses a column of numbers, and `is_own` one
+    that is found for another as well.
     """
 
     name: str
-    given: str | None = None
+    given: str | tuple[str, ...] | None = None
     is_strict: bool = False
     is_optional: bool = False
     is_text: bool = True
@@ -44,8 +45,13 @@ class Wanted:
     def usual(self) -> tuple[str, ...]:
         return USUAL_NAMES.get(self.name, (self.name,))
 
+    @property
+    def all_given(self) -> tuple[str, ...]:
+        return (self.given,) if isinstance(self.given, str) else self.given or ()
+
     def find(self, present: Sequence[str]) -> str | None:
-        names = (self.given,) if self.given is not None and (self.is_strict or self.given in present) else self.usual
+        given = self.all_given
+        names = given if given and (self.is_strict or set(given) & set(present)) else self.usual
         if found := next((name for name in names if name in present), None):
             return found
         if self.is_optional or names != self.usual:
@@ -70,7 +76,7 @@ def find_columns(present: Sequence[str], wanted: Sequence[Wanted], path: str | P
         if found is None and column.is_optional:
             continue
         if found is None:
-            looked_for = f"{column.given!r}" if column.given else ", ".join(column.usual)
+            looked_for = ", ".join(map(repr, column.all_given) if column.given else column.usual)
             raise UserError(
                 f"{path}: no {column.name} column ({looked_for}); it has {listed(present)}: {way_out.format(name=column.name)}"
             )
@@ -94,14 +100,15 @@ class Opened(Protocol):
     def present(self) -> Sequence[str]: ...
 
 
-def check_given(names: Mapping[str, str | None], tables: Sequence[Opened]) -> None:
+def check_given(names: Mapping[str, str | tuple[str, ...] | None], tables: Sequence[Opened]) -> None:
     """Raise :class:`UserError` for a column that was given by name and that none of the tables has.
 
-    `names` maps what was looked for to the given column; None was not given. Of several tables one may have it alone: the
+    `names` maps what was looked for to the given columns; None was not given. Of several tables one may have it alone: the
     others are read by the usual names.
     """
-    for name, given in names.items():
-        if given is None or any(given in table.present for table in tables):
+    pairs = [(name, given) for name, columns in names.items() for given in Wanted(name, columns).all_given]
+    for name, given in pairs:
+        if any(given in table.present for table in tables):
             continue
         close = difflib.get_close_matches(given, [column for table in tables for column in table.present], n=1, cutoff=0.7)
         has = "; ".join(f"{table.path} has {listed(list(table.present))}" for table in tables)

@@ -50,7 +50,11 @@ def audit(
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Single texts. [default: text, sentence, …]")] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="The column of a field of another name, as of a task's; may be repeated."),
+        typer.Option(
+            metavar="NAME=COLUMN",
+            help="The column of a field of another name, as of a task's; may be repeated, also for one field: each file is "
+            "read by the first that it has.",
+        ),
     ] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="[default: label, gold_label, …]")] = None,
     parse: Annotated[
@@ -137,10 +141,10 @@ def audit(
         raise UserError(f"--output {output} is a file, and the page lies in a folder; name a folder, or a new one")
     how = _repair(repair, repair_as, seed)
     given = {"premise": premise, "hypothesis": hypothesis, "text": text, "label": label, "parse": parse}
-    by_name = [(name, column) for name, column in given.items() if column is not None]
+    by_name = {name: column for name, column in given.items() if column is not None}
     the_task = find_task(task) if task else None
     settings = AuditSettings(
-        columns=ColumnNames(_each_once([*by_name, *map(_field, field or ())], "--field"), kept_labels=tuple(keep_label or ())),
+        columns=ColumnNames(_columns(by_name, field or ()), kept_labels=tuple(keep_label or ())),
         task=the_task,
         entailment=tuple(entailment or ()),
         label_names=_each_once([_named(each, "--label-name", "LABEL=MEANING") for each in label_name or ()], "--label-name"),
@@ -214,6 +218,15 @@ def _write_repaired(result: "Audit", how: "Repair", path: Path) -> list[str]:
     repaired = repair_of(result, how)
     write_repaired(result.evidence, repaired, path)
     return cost_lines(result, repaired)
+
+
+def _columns(by_name: dict[str, str], fields: Iterable[str]) -> "dict[str, str | tuple[str, ...]]":
+    """The columns by name, of a field all that are given for it: files may call it differently."""
+    of_fields: dict[str, tuple[str, ...]] = {}
+    for name, column in map(_field, fields):
+        _each_once([*((name, by_name[name]) for _ in by_name.keys() & {name}), (name, column)], "--field")
+        of_fields[name] = tuple(dict.fromkeys((*of_fields.get(name, ()), column)))
+    return {**by_name, **of_fields}
 
 
 def _field(given: str) -> tuple[str, str]:

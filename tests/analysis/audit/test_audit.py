@@ -391,6 +391,27 @@ def test_a_name_that_is_given_two_values_is_refused(
     assert done.exit_code == 1 and f"Error: {said}" in done.stderr
 
 
+def test_files_may_call_one_field_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, column in (("pool", "review"), ("train", "Text der Bewertung"), ("test", "comment")):
+        lines = [f"{name} {number} is quiet,{'good' if number % 2 else 'bad'}" for number in range(40)]
+        Path(f"{name}.csv").write_text("\n".join([f"{column},label", *lines, "it is loud,bad", ""]))
+    Path("task.py").write_text(
+        "from sweep import Field, Task\n"
+        "REVIEWS = Task('reviews', ('bad', 'good'), (Field('review', 'Review:'),), 'Is {review} good?', 'It is {label}')\n"
+    )
+    files = ("pool.csv", "--reference", "train.csv", "--test", "test.csv", "--task", "task.py:REVIEWS")
+    done = run(*files, "--field", "review=Text der Bewertung", "--field", "review=comment")
+    assert done.exit_code == 0, done.output
+    assert "columns review=review" in done.stdout and "columns review=Text der Bewertung" in done.stdout
+    assert "Gives away 2.4% of the test set test" in done.stdout  # one of 41 rows
+    wrong = run(*files, "--field", "review=Text der Bewertung", "--field", "review=coment")
+    assert wrong.exit_code == 1
+    assert "test.csv: no review column ('Text der Bewertung', 'coment'); it has 'comment', 'label'" in wrong.stderr
+    unused = run(*files, "--field", "review=Text der Bewertung", "--field", "review=comment", "--field", "review=text")
+    assert unused.exit_code == 1 and "--field review text: no file has that column" in unused.stderr
+
+
 def test_a_test_set_may_have_any_files_name(files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "split=test"
     folder.mkdir()
