@@ -281,7 +281,10 @@ def _settling(question: Question, alpha: float) -> Settling:
     tested = [[part for part in setting.parts if part.can_be_tested] for setting in question.settings]
     hardest = [max(parts, key=lambda part: part.effect.standard_error) for parts in tested if parts]
     if len(hardest) < question.fewest_settings:
-        return Settling(None)
+        num_tied = sum(bool(setting.parts) and not parts for setting, parts in zip(question.settings, tested, strict=True))
+        where = f"in {num_tied} of {len(tested)} settings"
+        is_news = hardest and num_tied
+        return Settling(None, f"the seeds agree exactly {where}, so their variance there is not known" if is_news else "")
     variances = [Variance.of(part.name, part.effect) for part in hardest]
     at_least = min(len(variances), question.fewest_settings)
     is_equivalence = first_sign(question) == 0

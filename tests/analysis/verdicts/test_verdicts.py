@@ -160,6 +160,12 @@ def test_a_part_on_which_two_seeds_tie_does_not_keep_another_from_refuting() -> 
     assert verdict((tied, part(0.3, num_seeds=5))) == Outcome.CANNOT_TELL
     alone = one(question(tied))
     assert alone.verdict == Outcome.CANNOT_TELL and "agree exactly" in alone.notes[0]
+    assert sum("agree exactly" in note for note in alone.notes) == 1
+    # Where one of several settings has no variance, no number of seeds can be had, and the note says why.
+    of_two = one(question(tied, part(0.01, num_seeds=5)))
+    assert of_two.settling_low is None
+    assert "the seeds agree exactly in 1 of 2 settings, so their variance there is not known" in of_two.notes
+    assert one(question(tied, part(0.01, num_seeds=5), part(0.01, num_seeds=5), rule="most")).settling_low
 
 
 def test_a_small_difference_that_is_known_well_is_equivalent() -> None:
