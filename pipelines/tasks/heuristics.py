@@ -222,6 +222,9 @@ class Heuristic:
         Raises :class:`UserError` if the predicate returns anything else, or ends in an error.
         """
         columns = [_texts(column) for column in texts]
+        if columns and not any(columns):
+            # An array of nothing has numpy's default type and not the predicate's.
+            return np.zeros(0, dtype=bool)
         try:
             holds = self.holds(*columns)
         except UserError:

@@ -272,6 +272,15 @@ def test_overlap_is_rare_in_multinli_and_leans_to_entailment(real):
     assert share["neutral"] < 0.002 and share["contradiction"] < 0.003
 
 
+def test_a_predicate_is_not_asked_of_no_examples():
+    # numpy makes an array of floats of nothing, whatever the predicate makes of something.
+    is_long = Heuristic("is_long", lambda texts: np.array([len(text) > 3 for text in texts]), predicts="bad")
+    assert is_long(["a", "four"]).tolist() == [False, True]
+    assert is_long([]).dtype == bool and is_long(pa.array([], pa.string())).shape == (0,)
+    with pytest.raises(UserError, match="lexical_overlap: its predicate ended in ValueError: 0 premises and 1 hypotheses"):
+        HEURISTICS["lexical_overlap"]([], ["a"])
+
+
 def _none(premises, hypotheses):
     return np.zeros(len(premises), dtype=bool)
 
