@@ -163,10 +163,11 @@ def run(
         show_plan(loaded, where, table, find_gpu, num_gpus, only=piece, seeds_at_once=seeds_at_once)
         return
     from sweep.index.address import check_address, mask
+    from sweep.plan.damaged import check_damage
     from sweep.plan.plan import OVER_BUDGET, check_budget, check_memory, plan_study
     from sweep.run.budget import Meter, Prices
     from sweep.run.ends import Stop
-    from sweep.run.study_run import run_study
+    from sweep.run.study_run import FOR_REPORT, run_study
     from sweep.run.tracking import default_tracking_uri, kept_database
 
     default_uri = default_tracking_uri(where)
@@ -183,7 +184,9 @@ def run(
         keep_dependents=keep_dependents,
         only=piece,
         seeds_at_once=seeds_at_once,
+        last=FOR_REPORT,
     )
+    check_damage(plan.steps, where)
     check_memory(plan)
     if budget is not None and plan.missing:
         print(check_budget(plan, budget, read_spending(where, name)))
@@ -205,6 +208,7 @@ def run(
             )
         _say_what_is_built(name, result, piece)
         _warn(result, database, store)
+        stop.notes.clear()
         if rehearse:
             _show_rehearsal(where, name)
         answer = None

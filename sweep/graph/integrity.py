@@ -9,7 +9,7 @@ An artifact that is set aside lies in `{store}/set-aside/` and counts as not bui
 import errno
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from typing import Literal
 
 from pipelines.errors import DamagedError, UserError
 from pipelines.hashing import remembered_sha256
+from pipelines.object_store import plain_errors
 from pipelines.storage import RECORD_FILE, files_below, filesystem, is_plain_name, join, read_text, write_text
 from sweep.graph.identity import SHORT
 from sweep.graph.records import ArtifactId, Record, Store
@@ -76,13 +77,36 @@ def inspect(store: Store, artifact: ArtifactId, how: How) -> tuple[Record | None
     return record, check(store, record, how) if record else []
 
 
-def check(store: Store, record: Record, how: How) -> list[Damage]:
-    """The files of a complete artifact that are missing or not what the record says, in the order of the record."""
+def check_all(store: Store, records: Iterable[Record], how: Callable[[Record], How]) -> dict[str, list[Damage]]:
+    """`check` of many artifacts, of which a remote store is asked for one listing a stage; by fingerprint, the whole left out.
+
+    The records were read before, so that what is built meanwhile has its files in the listing.
+    """
+    records = list(records)
+    listed: dict[str, dict[str, int | None]] = {}
+    for stage in [] if store.is_local else {record.stage for record in records}:
+        file_system, root = filesystem(join(store.uri, stage))
+        with plain_errors(store.uri):
+            for path, info in files_below(file_system, root).items():
+                name, _, within = path.partition("/")
+                listed.setdefault(f"{stage}/{name}", {})[within] = info["size"]
+    found = {}
+    for record in records:
+        sizes = None if store.is_local else listed.get(f"{record.stage}/{record.slug}-{record.fingerprint[:SHORT]}", {})
+        if damages := check(store, record, how(record), sizes):
+            found[record.fingerprint] = damages
+    return found
+
+
+def check(store: Store, record: Record, how: How, sizes: Mapping[str, int | None] | None = None) -> list[Damage]:
+    """The files of a complete artifact that are missing or not what the record says, in the order of the record.
+
+    `sizes` are those of its files, where they are known from a listing.
+    """
     folder = store.folder(record.id)
-    sizes: Mapping[str, int | None]
-    if store.is_local:
+    if sizes is None and store.is_local:
         sizes = {path: _size(Path(folder, path)) for path in record.files}
-    else:
+    elif sizes is None:
         file_system, root = filesystem(folder)
         sizes = {path: info["size"] for path, info in files_below(file_system, root).items()}
     found = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from pipelines.errors import UserError
@@ -72,12 +73,18 @@ def piece_of(steps: Sequence[AnyStep], only: Only) -> list[AnyStep]:
 
 
 def check_apart(
-    steps: Sequence[Step], piece: Sequence[Step], built: Collection[str], only: Only, without_weights: Collection[str] = ()
+    steps: Sequence[Step],
+    piece: Sequence[Step],
+    built: Collection[str],
+    only: Only,
+    without_weights: Collection[str] = (),
+    damage: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Raise UserError for a step that the piece would build and that steps outside of it need as well.
 
     Built twice, it would not have the same content, and the pieces could not be merged. `built` are fingerprints, and
-    `without_weights` those of what was built elsewhere and would be built again for its weights.
+    `without_weights` those of what was built elsewhere and would be built again for its weights; `damage` says in what others
+    are damaged.
     """
     inside = {step.fingerprint for step in piece}
     may_be_built = {*built, *(_shared(steps, seeds_of(steps)) if only.shared else ())}
@@ -86,13 +93,19 @@ def check_apart(
             continue
         for source in step.inputs.values():
             if _is_unique(source) and source.fingerprint in inside and source.fingerprint not in may_be_built:
+                first = f"--only {SHARED}, or --only {SHARED},{replace(only, shared=False)}"
                 if source.fingerprint in without_weights:
                     raise UserError(
                         f"--only {only}: {source.name} came without its weights, as bundles do, and built again it would not "
                         f"be the one that {step.name}, of another piece, is built from; copy its folder from the store that "
                         "has them, or build what needs it there, once this piece's bundle is merged there"
                     )
-                first = f"--only {SHARED}, or --only {SHARED},{replace(only, shared=False)}"
+                if found := damage.get(source.fingerprint):
+                    raise UserError(
+                        f"--only {only}: {source.name} is damaged ({found}), and built again it need not be the one that "
+                        f"{step.name}, of another piece, is built from; restore its files, or build what is shared in one "
+                        f"piece ({first}), and what was built from it after that"
+                    )
                 then = (
                     "copy its folder to the same place of the others' stores, since bundles have no weights"
                     if source.stage in NO_WEIGHTS_TRAVEL

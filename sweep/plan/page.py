@@ -9,6 +9,7 @@ from pipelines.terminal import console as new_console
 from sweep.graph.identity import SHORT
 from sweep.graph.records import STAGES
 from sweep.plan.costs import EndpointCost, Total, rates, total, unmeasured
+from sweep.plan.damaged import damaged_words, is_refused
 from sweep.plan.plan import Plan, PlanCosts, Planned
 from sweep.plan.throughputs import BFLOAT16, CostTable, Gpu
 from sweep.study.experiment import Experiment
@@ -17,7 +18,7 @@ from sweep.study.paper import Note, departures, unsettled
 
 COST_COLUMNS = ("examples", "tokens", "GPU-hours", "on demand", "spot", "disk")
 MOST_CHANGES = 8
-"""Changes that a plan lists in a line each; a study that changed altogether has dozens."""
+"""Changes, and other reasons, that a plan lists in a line each; a study that changed altogether has dozens."""
 MOST_FIELDS = 3
 """Fields that such a line names."""
 MIN_WIDTH = 116
@@ -97,6 +98,11 @@ def print_sources(table: CostTable, costs: PlanCosts | None) -> None:
 
 
 def _content_lines(plan: Plan) -> Iterator[str]:
+    if words := damaged_words(plan.steps):
+        does = (
+            "refuses to build so many again unless they are set aside before" if is_refused(plan.steps) else "sets them aside"
+        )
+        yield f"{words}; `run` {does}"
     if plan.num_stale:
         yield (
             f"{plan.num_stale} of them are there, from inputs that were built again since and have other content; the old ones "
@@ -152,6 +158,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "notes": {heading: [asdict(note) for note in notes] for heading, notes in _notes(experiment).items()},
         "stages": stages,
         "arms": {arm: _arm_json(plan, steps) for arm, steps in plan.of_arms.items()},
+        "damaged": plan.num_damaged,
         "stale": plan.num_stale,
         "uncertain": plan.num_uncertain,
         "endpoint": asdict(plan.endpoint) if plan.endpoint else None,
@@ -232,10 +239,14 @@ def _reason_lines(plan: Plan) -> Iterator[str]:
     new = Counter(planned.step.stage for planned in plan.missing if planned.reason == "new")
     if new:
         yield f"  {new.total():,} new: {_listed(new)}"
-    others = Counter((planned.step.stage, planned.reason) for planned in plan.missing if not planned.causes)
-    for (stage, reason), count in others.items():
-        if reason != "new":
-            yield f"  {count:,} {stage}: {reason}"
+    others = Counter(
+        (planned.step.stage, planned.reason) for planned in plan.missing if not planned.causes and planned.reason != "new"
+    )
+    for (stage, reason), count in others.most_common(MOST_CHANGES):
+        yield f"  {count:,} {stage}: {reason}"
+    if num_more := max(0, len(others) - MOST_CHANGES):
+        num_steps = sum(count for _, count in others.most_common()[MOST_CHANGES:])
+        yield f"  and {num_steps:,} more for {num_more:,} other reasons: --all lists them"
     by_causes: dict[tuple[str, ...], Counter[str]] = {}
     for planned in plan.missing:
         if planned.causes:

@@ -14,7 +14,7 @@ from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, Ran
 from pipelines.models.gguf_files import read_gguf
 from pipelines.models.quantization import LEAST_FOR_FP8
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.integrity import WEIGHTS, changed_inputs, check, why_stale
+from sweep.graph.integrity import Damage, How, changed_inputs, check_all, why_stale
 from sweep.graph.pieces import Only, check_apart, piece_of
 from sweep.graph.records import ArtifactId, Record, Store, Study
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
@@ -46,7 +46,8 @@ class Planned:
     """A step and the record of its artifact; without a record, `reason` says why it has to be built.
 
     `is_stale`: there is an artifact, and it was built from inputs that have other content by now. `is_uncertain`: it was built,
-    directly or not, from what is to be built again, and is kept if that comes out as before. `damage` is a damaged record's.
+    directly or not, from what is to be built again, and is kept if that comes out as before. `damage` says in what its artifact
+    is damaged, and `damages` are its files that are not what its record says; none where the record itself is damaged.
     `causes` are the changes behind the reason, each as `stage.field old → new`, the same words for all that one change touches.
     `lost_weights`: there is an artifact, whose weights are not here.
     """
@@ -57,12 +58,18 @@ class Planned:
     is_stale: bool = False
     is_uncertain: bool = False
     damage: str = ""
+    damages: tuple[Damage, ...] = ()
     causes: tuple[str, ...] = ()
     lost_weights: bool = False
 
     @property
     def is_cached(self) -> bool:
         return self.record is not None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is an artifact, be it of no use."""
+        return self.is_cached or bool(self.damage) or self.is_stale or self.lost_weights
 
 
 def make_plan(
@@ -72,31 +79,43 @@ def make_plan(
     earlier: Study | None = None,
     reasons: bool = True,
     keep_dependents: bool = False,
+    last: How = "sizes",
 ) -> list[Planned]:
     """Look each step up in the store; `steps` come after their inputs. Without `reasons`, older artifacts are not read.
 
     What is missing is compared with the artifact in its place in the `earlier` build of the same study (its manifest), and with
     no other study's in the store; without one, all that is missing is new.
-    A damaged record counts as none. What was built from other content than its inputs have now is to be built again, unless
-    `keep_dependents`. Only records are compared: no file is read. An artifact whose weights are not here (`WEIGHTS`) is to be
-    built again where something that is to be built needs it, and stays as it is where nothing does.
+    A damaged artifact counts as none, be it its record or a file that is missing or has another size. No file is read, unless
+    `last` says that those be compared in full which nothing is built from: nobody looks at them later. What was built from
+    other content than its inputs have now is to be built again, unless `keep_dependents`. An artifact whose weights are not
+    here is to be built again where something that is to be built needs it, and stays as it is where nothing does.
     """
     planned: dict[str, Planned] = {}
     built: dict[str, Record] = {}
     folders = {stage: store.folders(stage) for stage in {step.stage for step in steps}}
     of_earlier = {(step.stage, step.slug): step.id for step in earlier.steps} if earlier else {}
     read = cache(partial(_record_if_whole, store=store))
+    begun = {step.fingerprint for step in steps if step.fingerprint[:SHORT] in folders[step.stage].get(step.slug, ())}
+    records: dict[str, Record] = {}
+    unreadable: dict[str, str] = {}
     for step in steps:
-        there = folders[step.stage].get(step.slug, ())
-        is_begun = step.fingerprint[:SHORT] in there
-        damage = ""
         try:
-            record = store.read_record(step.id) if is_begun else None
+            if step.fingerprint in begun and (found := store.read_record(step.id)) is not None:
+                records[step.fingerprint] = found
         except DamagedError as error:
-            record, damage = None, str(error)
-        if damage:
+            unreadable[step.fingerprint] = str(error)
+    inputs = {source.fingerprint for step in steps for source in step.inputs.values()}
+    damages = check_all(store, records.values(), lambda record: "sizes" if record.fingerprint in inputs else last)
+    for step in steps:
+        record = records.get(step.fingerprint)
+        if damage := unreadable.get(step.fingerprint):
             planned[step.fingerprint] = Planned(step, None, f"damaged: {damage}", damage=damage)
+        elif lost := tuple(one for one in damages.get(step.fingerprint, ()) if not one.is_lost_weights):
+            more = f", and {len(lost) - 1:,} more of its files are damaged" if len(lost) > 1 else ""
+            reason = f"damaged: {lost[0].file} {lost[0].found}{more}"
+            planned[step.fingerprint] = Planned(step, None, reason, damage=str(lost[0]), damages=lost)
         elif record is None:
+            is_begun = step.fingerprint in begun
             planned[step.fingerprint] = _missing(step, is_begun, of_earlier, read) if reasons else Planned(step, None)
         elif (changed := changed_inputs(record, built)) and not keep_dependents:
             planned[step.fingerprint] = Planned(step, None, why_stale(record, changed), is_stale=True)
@@ -108,9 +127,8 @@ def make_plan(
         if planned[step.fingerprint].is_cached:
             continue
         for source in step.inputs.values():
-            record = planned[source.fingerprint].record
-            has_weights = record is not None and any(path.endswith(WEIGHTS) for path in record.files)
-            if record is not None and has_weights and any(damage.is_lost_weights for damage in check(store, record, "sizes")):
+            # What is damaged in another way is to be built in any case.
+            if planned[source.fingerprint].is_cached and source.fingerprint in damages:
                 reason = f"its weights are not here, and {step.name} needs them"
                 planned[source.fingerprint] = Planned(source, None, reason, lost_weights=True)
     for step in [] if keep_dependents else steps:
@@ -131,13 +149,15 @@ def plan_piece(
     earlier: Study | None = None,
     reasons: bool = True,
     keep_dependents: bool = False,
+    last: How = "sizes",
 ) -> list[Planned]:
     """`make_plan` of the whole `grid`, or `only` of a piece of it. Raises UserError for one that cannot be built apart."""
     piece = grid if only is None else piece_of(grid, only)
-    planned = make_plan(piece, store, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
+    planned = make_plan(piece, store, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents, last=last)
     if only is not None:
         built = {member.step.fingerprint for member in planned if member.is_cached}
-        check_apart(grid, piece, built, only, {member.step.fingerprint for member in planned if member.lost_weights})
+        lost = {member.step.fingerprint for member in planned if member.lost_weights}
+        check_apart(grid, piece, built, only, lost, {member.step.fingerprint: member.damage for member in planned})
     return planned
 
 
@@ -294,6 +314,10 @@ class Plan:
         return [planned for planned in self.steps if not planned.is_cached]
 
     @property
+    def num_damaged(self) -> int:
+        return sum(bool(planned.damage) for planned in self.steps)
+
+    @property
     def of_arms(self) -> Mapping[str, Sequence[Planned]]:
         """Arm → what is built for it alone, of a study with several; the rest is what it would be without that arm."""
         needed: dict[str, set[str]] = {}
@@ -328,6 +352,7 @@ def plan_study(
     keep_dependents: bool = False,
     only: Only | None = None,
     seeds_at_once: int | None = None,
+    last: How = "sizes",
 ) -> Plan:
     """Plan every step and, where there are figures for it, estimate its costs (`make_plan`, `cost_plan`).
 
@@ -346,7 +371,7 @@ def plan_study(
         # One that cannot be read is written anew by the run.
         with contextlib.suppress(UserError):
             earlier = Study.manifest(store, experiment.name)
-    steps = plan_piece(grid, store, only, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents)
+    steps = plan_piece(grid, store, only, earlier=earlier, reasons=reasons, keep_dependents=keep_dependents, last=last)
     endpoint = endpoint_costs([planned.step for planned in steps if not planned.is_cached], table)
     try:
         gpu = find_gpu(steps)

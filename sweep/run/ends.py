@@ -43,11 +43,13 @@ class Stop:
 
     A run that was stopped does not leave the context: the process ends with 128 + signal. `state` says what is built.
     SIGUSR1 is heard by `hold` and `check`, which the run calls: steps have `notice_s` seconds, then the process ends with 0.
-    The same happens by itself `notice_s` before `limit_s` after `began`, a time of `time.monotonic`.
+    The same happens by itself `notice_s` before `limit_s` after `began`, a time of `time.monotonic`. `notes` are said where the
+    context is left in another way than by its end.
     """
 
     def __init__(self, notice_s: float = NOTICE_S, limit_s: float | None = None, began: float | None = None) -> None:
         self.state: Callable[[], str] = lambda: "what is built is kept"
+        self.notes: list[str] = []
         self.notice_s = notice_s
         began = time.monotonic() if began is None else began
         self._due = math.inf if limit_s is None else began + limit_s - notice_s
@@ -74,6 +76,11 @@ class Stop:
             self._end(self._signal)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if exception[0] is not None:
+            print(self._warnings(), end="", file=sys.stderr, flush=True)
+
+    def _warnings(self) -> str:
+        return "".join(f"Warning: {note}\n" for note in self.notes)
 
     def _on_notice(self, number: int, frame: FrameType | None) -> None:
         if self._noticed_at is None:
@@ -135,7 +142,7 @@ class Stop:
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             sys.stdout.flush()
         with contextlib.suppress(OSError):
-            os.write(2, line.encode())
+            os.write(2, (self._warnings() + line).encode(errors="backslashreplace"))
         # Without Python's own end: there Ray waits for processes that are gone.
         os._exit(0 if number == NOTICE else 128 + number)
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from pipelines.errors import UserError
 from pipelines.storage import check_store, is_local, local_path
-from sweep.graph.integrity import How, check, with_stale_marks
+from sweep.graph.integrity import How, with_stale_marks
 from sweep.graph.pieces import Only
 from sweep.graph.records import Record, Store, Study, StudyStep, write_plan
 from sweep.graph.reports import stored_report
@@ -36,6 +36,7 @@ from sweep.index.database import replace as replace_database
 from sweep.index.study_page import SHOWN, describe_study
 from sweep.live.heartbeat import Heartbeat, Pulse
 from sweep.plan.costs import StepCost
+from sweep.plan.damaged import check_damage, damaged_words, rebuilt_words
 from sweep.plan.page import plan_json
 from sweep.plan.plan import Plan, Planned, plan_piece
 from sweep.plan.replaced import replaced_line
@@ -56,6 +57,10 @@ from sweep.study.paper import departures, unsettled
 
 CLOSE_S = 30
 """Seconds that the end of a run waits for MLflow, besides one for each step."""
+
+FOR_REPORT: How = "remembered"
+"""How a run compares, before it starts, what nothing is built from: in full. In a remote store the report compares what it
+reads."""
 
 MEND_S = 60.0
 """Seconds to wait for another process that makes or mends a database."""
@@ -136,19 +141,27 @@ def run_study(
     result.
 
     A `plan` that was just made of the study is kept for the report if anything is to be built. Weights on the hub are
-    fetched first. Damaged artifacts are set aside and built again, and so is what was built from other content than its inputs
-    have now, unless `keep_dependents`, which marks it. A KeyboardInterrupt ends Ray and MLflow's runs; `stop` is told how much
-    is built. A `meter` counts what the run spends, and holds it at the study's budget. Where MLflow cannot be used, stderr says
-    so and the study is built without it. Raises UserError if nothing can be started: missing data or weights, too few
-    resources, a store that cannot be written.
+    fetched first. Damaged artifacts are set aside and built again, of which a line says how much it is, and so is what was
+    built from other content than its inputs have now, unless `keep_dependents`, which marks it. A KeyboardInterrupt ends Ray
+    and MLflow's runs; `stop` is told how much is built, and what was set aside. A `meter` counts what the run spends, and holds
+    it at the study's budget. Where MLflow cannot be used, stderr says so and the study is built without it. Raises UserError
+    if nothing can be started: missing data or weights, too few resources, a store that cannot be written, more damage than a
+    run mends by itself (`check_damage`).
     """
     loaded = replace(loaded, experiment=with_inputs(loaded.experiment))
     # What was planned without its inputs has other steps.
     if plan is not None and plan.experiment is loaded.experiment:
         planned = plan.steps
     else:
-        planned = plan_piece(build_grid(loaded.experiment), store, only, reasons=False, keep_dependents=keep_dependents)
-    planned, notes = _set_damaged_aside(planned, store)
+        grid = build_grid(loaded.experiment)
+        planned = plan_piece(grid, store, only, reasons=False, keep_dependents=keep_dependents, last=FOR_REPORT)
+    stop = stop or Stop()
+    check_damage(planned, store)
+    if words := damaged_words(planned):
+        _say(f"{words}: set aside and built again; {rebuilt_words(planned)}")
+    # However the run ends, it says them.
+    notes = stop.notes
+    notes += _set_damaged_aside(planned, store)
     cached = [member.record for member in planned if member.record is not None]
     marked = with_stale_marks(cached)
     cached = [marked.get(record.fingerprint, record) for record in cached]
@@ -175,7 +188,6 @@ def run_study(
             raise
         notes.append(f"cannot write to {store.uri} ({one_line(error)}): what is built is read, and nothing is noted there")
     run = None
-    stop = stop or Stop()
     stop.state = lambda: f"{run.progress.num_done if run else len(cached):,} of {len(steps):,} artifacts are built"
     index = usable_index(store, tracking_uri)
     if len(cached) == len(steps):
@@ -236,27 +248,15 @@ def run_study(
     )
 
 
-def _set_damaged_aside(planned: Sequence[Planned], store: Store) -> tuple[list[Planned], list[str]]:
-    """What is planned, damaged artifacts as not built; and a line each of these.
-
-    Inputs are compared in full before something is built from them; what is only read for the report is compared here, and of
-    all others the sizes. In a remote store the report compares what it reads.
-    """
-    notes: list[str] = []
-    looked: list[Planned] = []
+def _set_damaged_aside(planned: Sequence[Planned], store: Store) -> Iterator[str]:
+    """Set aside what is damaged; a line each of these. Where the record itself is damaged, who builds it does it."""
     inputs = {source.fingerprint for member in planned for source in member.step.inputs.values()}
     for member in planned:
-        if member.damage:
-            notes.append(member.damage)
-        elif member.record is not None and store.is_local:
-            how: How = "sizes" if member.step.fingerprint in inputs else "remembered"
-            # The plan has looked for those that anything to be built needs.
-            damages = [damage for damage in check(store, member.record, how) if not damage.is_lost_weights]
-            if damages:
-                notes.append(set_damaged_aside(member.step, store, damages, how))
-                member = replace(member, record=None, damage=str(damages[0]))
-        looked.append(member)
-    return looked, notes
+        if member.damages:
+            how: How = "sizes" if member.step.fingerprint in inputs else FOR_REPORT
+            yield set_damaged_aside(member.step, store, member.damages, how)
+        elif member.damage:
+            yield member.damage
 
 
 def _run_on_ray(

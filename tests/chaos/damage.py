@@ -36,7 +36,7 @@ from sweep.graph.records import Store, StudyStep
 from sweep.graph.records import Study as Manifest
 from sweep.graph.step import Step
 from sweep.plan.plan import make_plan
-from sweep.run.study_run import _set_damaged_aside
+from sweep.run.study_run import FOR_REPORT, _set_damaged_aside
 from sweep.run.tune import Run
 from tests.sweep.run.stand_in_hosts import StandInHosts, end, orders_of
 
@@ -80,7 +80,8 @@ CLOCK_BACK_S = 3600
 
 def run_again(steps: Sequence[Step], store: Store) -> list[str]:
     """As the command does, without Ray: look, plan, build what is missing. What the user is told of damage and failures."""
-    planned, notes = _set_damaged_aside(make_plan(steps, store), store)
+    planned = make_plan(steps, store, last=FOR_REPORT)
+    notes = list(_set_damaged_aside(planned, store))
     records = {one.step.fingerprint: one.record for one in planned if one.record}
     lines = list(notes)
 

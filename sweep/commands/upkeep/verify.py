@@ -23,6 +23,9 @@ def verify(
     weights: Annotated[
         bool, typer.Option("--weights", help="Count weights that are not here, as after a bundle, as damage.")
     ] = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Compare only which files are there and their sizes: none is read.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read every file of every artifact and compare it with its record; exit code 1 if anything is damaged.
@@ -42,7 +45,7 @@ def verify(
     without_weights: list[ArtifactId] = []
     for artifact in artifacts:
         try:
-            record, damages = inspect(where, artifact, "anew")
+            record, damages = inspect(where, artifact, "sizes" if sizes else "anew")
         except PermissionError as error:
             # Whether it is damaged, who may read it can tell: it is not moved.
             unreadable[artifact] = one_line(error)

@@ -271,7 +271,8 @@ def test_the_plan_says_how_many_are_stale_and_how_many_may_become_so(
         built[step.fingerprint] = record_of(step, input_contents=contents)
         store.write_record(built[step.fingerprint])
     pool = next(step for step in build_grid(experiment) if step.stage == "synthetic_pool")
-    store.write_record(record_of(pool, files={"pool/a": {"sha256": "0" * 64, "bytes": 1}}))
+    store.write_bytes(f"{store.folder(pool.id)}/pool/a", b"another text")
+    store.write_record(record_of(pool, files=store.files(store.folder(pool.id))))
     plan = Plan(experiment, make_plan(build_grid(experiment), store), None)
     print_plan(plan)
     shown = capsys.readouterr().out

@@ -136,6 +136,11 @@ def ended(limit_s: float, body: str) -> "subprocess.CompletedProcess[str]":
             "stopped at the time limit, since nothing of evaluation/one would be kept before 150 s, and N s are left to begin "
             "in: what is built is kept; the same command goes on",
         ),
+        (
+            69,
+            "stop.notes.append('one is set aside'); stop.hold(run)",
+            "Warning: one is set aside\nstopped at the time limit: what is built is kept; the same command goes on",
+        ),
         (170, "stop.hold(run); assert not run.hold; stop.why_not('evaluation/one', 150)", ""),
         (170, "run.hold = stop.why_not('evaluation/one', 50)", ""),
     ],
@@ -145,6 +150,13 @@ def test_at_the_limit_a_run_ends_as_at_a_notice(limit_s: float, body: str, line:
     assert done.returncode == 0, done.stderr
     assert re.sub(r"\d+ s are", "N s are", done.stderr.strip()) == line
     assert done.stdout == ("" if line else "it went on\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_what_was_set_aside_is_said_where_a_signal_ends_the_run(number: str, code: int) -> None:
+    done = ended(170, f"import os, signal; stop.notes.append('one is set aside'); os.kill(os.getpid(), signal.{number})")
+    assert done.returncode == code
+    assert done.stderr == f"Warning: one is set aside\nstopped by {number}: what is built is kept; the same command goes on\n"
 
 
 @pytest.mark.slow
