@@ -41,7 +41,7 @@ from analysis.report.slices import sets_block, slices_blocks
 from analysis.study import paper
 from analysis.study.artifacts import LabelCount, lexical_overlap_counts, own_pools
 from analysis.study.described import described_sets, task_of
-from analysis.study.frame import by_arm, describe_missing, evaluation_frame
+from analysis.study.frame import by_arm, describe_missing, evaluation_frame, why_unread
 from analysis.study.series import Series, paper_series, select, study_series
 from analysis.study.tables import accuracy_table
 from analysis.verdicts.answer import Answer, answer
@@ -189,6 +189,8 @@ def _evidence(
 ) -> tuple[Evidence | None, str]:
     """What the claims are judged by, or why there is nothing to judge by."""
     if frame.empty:
+        if why := why_unread(frame):
+            return None, f"No evaluation can be read, so there is nothing to say: {why}."
         return None, "No task model is evaluated yet, so there is nothing to say."
     try:
         also = sets_needed(study, frame)

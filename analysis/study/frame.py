@@ -148,6 +148,11 @@ def evaluation_frame(store: Store, study: Study, *, partial: bool = False) -> pd
     return frame
 
 
+def why_unread(frame: pd.DataFrame) -> str:
+    """Why the first evaluation that is built is not in a partial frame, as for a file that has gone; "" if all such are."""
+    return next((str(result["why"]) for result in frame.attrs.get("missing", ()) if result["what"] != "evaluation"), "")
+
+
 def seed_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy over seeds per `KEY` without the seed, its range and n."""
     grouped = frame.groupby(list(POINT), observed=True, sort=True)["accuracy"]

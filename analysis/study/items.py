@@ -304,8 +304,9 @@ def load_arms(
             asked = items[name].asked("all")
             _check_against(frame, step, name, is_right(classes, items[name].labels, task, asked))
     if not items:
+        why = f" ({missing[0]})" if missing else ""
         raise UserError(
-            f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them"
+            f"no evaluation of study {study.experiment!r} has its {LOGITS} in the store; verdicts are made from them{why}"
         )
     given = label, generator_of_seeds(study)
     return {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.study.described import task_of, titles_of
+from analysis.study.frame import why_unread
 from analysis.wording import SET_NAMES, set_name, slice_name
-from pipelines.errors import UserError
+from pipelines.errors import DamagedError, UserError
 from pipelines.tasks.nli import NLI
 from sweep.graph.records import Study
 
@@ -78,6 +79,9 @@ def study_series(study: Study, frame: pd.DataFrame) -> tuple[Series, ...]:
         usual = [known for known in GENERAL_SETS if known in fitting] if len(fitting) > 1 else fitting
         value = study.parameters.get(name, usual[0] if usual else None)
         if frame.empty:
+            # What is built and cannot be read is not to be built again for a file that may be had.
+            if why := why_unread(frame):
+                raise DamagedError(f"study {study.experiment!r} has no evaluation that can be read: {why}")
             raise UserError(f"study {study.experiment!r} has no evaluation yet; run it to build some")
         if value not in fitting:
             raise UserError(

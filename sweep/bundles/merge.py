@@ -10,7 +10,7 @@ from pipelines.errors import DamagedError, UserError
 from pipelines.storage import filesystem, join, remove
 from sweep.bundles.part import Part, Piece, bundled_files, read_part
 from sweep.graph.identity import SHORT
-from sweep.graph.integrity import check
+from sweep.graph.integrity import check, check_all
 from sweep.graph.records import Record, Store, Study
 from sweep.live.lease import lease_if_free
 
@@ -39,17 +39,23 @@ class Merged:
 def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
     """Merge parts of bundles, in any order, into `store`; nothing is written before all of them are looked at.
 
-    An artifact that is there already stays. Raises DamagedError for a damaged part, ConflictError for an artifact of which the
-    store or another part has other content, for one that was built from another build of its input, and for a study of the same
-    name with other claims, another plan, or other steps than those of further seeds; UserError for a file that is no part of a
-    bundle, and while a run is building one of the artifacts.
+    An artifact that is there already stays, and gets back files that have gone. Raises DamagedError for a damaged part,
+    ConflictError for an artifact of which the store or another part has other content, for one that was built from another
+    build of its input, and for a study of the same name with other claims, another plan, or other steps than those of further
+    seeds; UserError for a file that is no part of a bundle, and while a run is building one of the artifacts.
     """
     parts = [read_part(path) for path in paths]
     there = _there(store, parts)
     _check_records(store, parts, there)
     _studies(store, parts)
     records = {fingerprint: record for part in parts for fingerprint, record in part.records.items()}
-    new = [record for fingerprint, record in records.items() if there.get(fingerprint) is None]
+    complete = [record for fingerprint in records if (record := there.get(fingerprint)) is not None]
+    lacking = {
+        fingerprint
+        for fingerprint, damages in check_all(store, complete, lambda _: "sizes").items()
+        if not all(damage.is_lost_weights for damage in damages)
+    }
+    new = [record for fingerprint, record in records.items() if there.get(fingerprint) is None or fingerprint in lacking]
     unfinished = []
     for record in new:
         mine = [(part, piece) for part in parts for piece in part.pieces if piece.artifact == record.id]

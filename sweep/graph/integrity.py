@@ -151,7 +151,10 @@ def whole_folder(store: Store, record: Record) -> str:
                 f"{damages[0]}: its weights are not here, as after a bundle; copy them from where they were built, or "
                 "`blindsweep verify --weights --set-aside` has the next run build them again"
             )
-        raise DamagedError(f"{damages[0]}; `blindsweep verify --set-aside` sets it aside, and the next run builds it again")
+        raise DamagedError(
+            f"{damages[0]}; restore it, or `blindsweep verify --set-aside` sets its artifact aside, and the next run builds it "
+            "again"
+        )
     return store.folder(record.id)
 
 

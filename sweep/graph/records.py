@@ -220,7 +220,8 @@ class Store:
         else:
             return content
         raise DamagedError(
-            f"{where} {found}; `blindsweep verify --set-aside` sets its artifact aside, and the next run builds it again"
+            f"{where} {found}; restore it, or `blindsweep verify --set-aside` sets its artifact aside, and the next run builds "
+            "it again"
         )
 
     def write_bytes(self, path: str, content: bytes) -> None:

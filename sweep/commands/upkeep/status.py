@@ -3,6 +3,7 @@
 import json as js
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, TextIO
@@ -12,6 +13,7 @@ import typer
 from pipelines.errors import StoreUnreachableError, UserError
 from pipelines.terminal import console
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, positive, study_name
+from sweep.graph.integrity import Damage, check_all
 from sweep.graph.pieces import seeds_lacking
 from sweep.graph.records import Store
 from sweep.graph.spending import as_json as as_json_spending
@@ -53,7 +55,9 @@ def status(
         return
     names = [study_name(study)] if study else where.studies()
     if json:
-        print(js.dumps({name: _object(look(where, name), where) for name in names}, indent=1, ensure_ascii=False))
+        states = {name: look(where, name) for name in names}
+        objects = {name: {**_object(state, where), "damaged": len(_damaged(state, where))} for name, state in states.items()}
+        print(js.dumps(objects, indent=1, ensure_ascii=False))
         return
     if not names:
         print(f"no study in {where.uri} yet; begin with: blindsweep run demo")
@@ -66,6 +70,20 @@ def status(
             print(f"{name}: {error}")
             continue
         print("\n".join(page(state, spent_in_words(where, name), with_stages=study is not None)))
+        if damaged := _damaged(state, where):
+            stages = Counter(damage.artifact.stage for damage in damaged)
+            listed = ", ".join(f"{num:,} {stage}" for stage, num in stages.items())
+            print(
+                f"  damaged: {listed} have not the files of their records ({damaged[0]}, for one); `plan` says what a run does"
+            )
+
+
+def _damaged(state: StudyState, store: Store) -> list[Damage]:
+    """One file of each built artifact whose files are missing or have other sizes."""
+    records = [step.record for step in state.study.steps if step.record is not None]
+    found = check_all(store, records, lambda _: "sizes").values()
+    lost = [[damage for damage in damages if not damage.is_lost_weights] for damages in found]
+    return [damages[0] for damages in lost if damages]
 
 
 def page(state: StudyState, spent: str, *, with_stages: bool) -> list[str]:

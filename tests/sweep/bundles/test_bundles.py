@@ -375,6 +375,24 @@ def test_parts_that_are_there_or_too_small_are_refused(build: Build, tmp_path: P
         write_bundle(build("empty", ()), "small", tmp_path / "other.zip", part_size=MIB)
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_files_that_have_gone_come_back_with_the_bundle(
+    build: Build, two_seeds: Experiment, tmp_path: Path, bucket: str, is_remote: bool
+) -> None:
+    store = build("here", uri=bucket if is_remote else None)
+    parts = write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB).parts
+    before, grid = contents(store), build_grid(two_seeds)
+    gone = [step for step in grid if step.stage in ("evaluation", "training_set", "task_model")]
+    for step in gone:
+        file_system, root = filesystem(store.folder(step.id))
+        file_system.rm_file(f"{root}/results/values.bin")
+    assert {member.step.name for member in make_plan(grid, store) if member.damage} == {step.name for step in gone}
+    merged = merge_bundles(store, parts)
+    assert (merged.num_new, merged.num_there) == (len(gone), len(grid) - len(gone))
+    assert contents(store) == before and all(member.is_cached for member in make_plan(grid, store))
+    assert merge_bundles(store, parts).num_new == 0
+
+
 def test_what_is_new_has_lost_weights_built_again_and_nothing_else(build: Build, two_seeds: Experiment, tmp_path: Path) -> None:
     store, other, grid = build("here"), Store(tmp_path / "there"), build_grid(two_seeds)
     merge_bundles(other, write_bundle(store, "small", tmp_path / "small.zip", part_size=MIB).parts)

@@ -73,7 +73,7 @@ def test_missing_and_short_files_are_found_however_one_looks(store: Store, how: 
     name = f"synthetic_pool/pool-{FINGERPRINT[:12]}"
     expected = [f"{name}/pool/a is missing", f"{name}/yield.json has 1 bytes, 2 in its record"]
     assert [str(damage) for damage in check(store, record, how)] == expected
-    with pytest.raises(DamagedError, match=r"pool/a is missing; `blindsweep verify --set-aside`"):
+    with pytest.raises(DamagedError, match=r"pool/a is missing; restore it, or `blindsweep verify --set-aside`"):
         whole_folder(store, record)
 
 
