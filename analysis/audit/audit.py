@@ -11,6 +11,7 @@ files (:mod:`analysis.corpus.spill`). Needs no GPU and no store; an engine may n
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +32,7 @@ from analysis.corpus.measures import diversity, heuristic_findings, lengths, one
 from analysis.corpus.scan import Report, Scan, silent
 from analysis.corpus.single_words import single_words
 from analysis.wording import shown
-from pipelines.tables.values import label_warning
+from pipelines.tables.labels import label_warning, unknown_warning
 
 # Whoever audits takes these from here, wherever they live.
 __all__ = [
@@ -167,7 +168,7 @@ def _left_out(file: FileSummary) -> str:
     num_out = sum(file.left_out.values())
     if num_out <= MOST_LEFT_OUT * (file.num_rows + num_out):
         return ""
-    reasons = ", ".join(f"{count:,} with {reason}" for reason, count in file.left_out.items())
+    reasons = ", ".join(f"{count:,} with {reason}" for reason, count in file.reasons.items())
     return f" That is of {file.num_rows:,} of its {file.num_rows + num_out:,} rows: the others are left out ({reasons})."
 
 
@@ -182,6 +183,8 @@ def _warnings(scans: Sequence[Scan]) -> Iterable[str]:
         warning = label_warning({"-1": unlabelled}, num_read, "keep it: --keep-label={mark}")
         if warning and scan.source.marks_may_be_labels(scan.labels):
             yield f"{scan.path}: {warning}"
+        if warning := unknown_warning(Counter(scan.unknown_labels), scan.num_rows, scan.path):
+            yield f"{warning}; say what they stand for with --label-name LABEL=MEANING"
 
 
 def _summary(scan: Scan, named: Mapping[str, str]) -> FileSummary:
@@ -194,6 +197,7 @@ def _summary(scan: Scan, named: Mapping[str, str]) -> FileSummary:
         {name: share_of(count, scan.num_rows) for name, count in zip(scan.labels, counts, strict=True)},
         {name: spelled for name, spelled in scan.spellings.items() if len(spelled) > 1},
         {name: meaning_of(name, named) for name in scan.labels},
+        scan.unknown_labels,
     )
 
 

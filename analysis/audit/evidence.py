@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -124,7 +124,6 @@ def gather(source: Source, settings: AuditSettings, report: Report, engine: Engi
     reference, training = scans.get("reference"), scans.get("generator_training")
     tests = {name: scans[f"test:{name}"] for name in settings.tests}
     named = _label_names(list(scans.values()), settings)
-    _check_labels(scans, named, settings)
     _check_meanings(scan, reference, named, settings)
     # One file can be both.
     sources = {id(other): other for other in (training, reference) if other}.values()
@@ -157,7 +156,7 @@ def common_labels(scan: Scan, source: Scan, named: Mapping[str, str]) -> tuple[t
 
 
 def _scan_all(source: Source, settings: AuditSettings, report: Report, engine: Engine) -> dict[str, Scan]:
-    """Each file opened and scanned, by its role; one that has two roles is read once."""
+    """Each file opened and scanned, by its role; one that has two roles, and the same labels in both, is read once."""
     if not (math.isfinite(settings.margin) and settings.margin >= 1):
         raise UserError(
             f"margin={settings.margin}: it is a factor that counts as no difference; give 1 or more, such as {MARGIN}"
@@ -177,12 +176,12 @@ def _scan_all(source: Source, settings: AuditSettings, report: Report, engine: E
     audited(opened["file"].fields, settings.heuristics)
     scans: dict[Any, Scan] = {}
     for role, texts in opened.items():
-        key = _identity(source if role == "file" else roles[role])
+        key = _identity(source if role == "file" else roles[role]), texts.allowed
         if key not in scans:
             scans[key] = engine.scan(
                 texts, seed=settings.seed, processes=settings.processes, references=settings.heuristics, report=report
             )
-    return {role: scans[_identity(source if role == "file" else roles[role])] for role in opened}
+    return {role: scans[_identity(source if role == "file" else roles[role]), opened[role].allowed] for role in opened}
 
 
 def _open_all(source: Source, roles: Mapping[str, Source], settings: AuditSettings, engine: Engine) -> dict[str, TextFile]:
@@ -195,6 +194,8 @@ def _open_all(source: Source, roles: Mapping[str, Source], settings: AuditSettin
             f"a column is given for {', '.join(map(repr, unknown))}, and {what} the fields {', '.join(fields)}; name these"
         )
     opened |= {role: engine.open(other, settings.columns, fields) for role, other in roles.items()}
+    labels = _what_labels_stand_for(settings)
+    opened = {role: replace(texts, labels=labels, allowed=_allowed_labels(settings, role)) for role, texts in opened.items()}
     given = {name if name in FLAGS else f"field {name}": columns for name, columns in settings.columns.given.items()}
     check_given(given, [texts.table for texts in opened.values()])
     return opened
@@ -224,18 +225,30 @@ def _label_names(scans: Sequence[Scan], settings: AuditSettings) -> dict[str, st
     return named
 
 
-def _check_labels(scans: Mapping[str, Scan], named: Mapping[str, str], settings: AuditSettings) -> None:
-    """Raise :class:`UserError` for a label that is none of the task's; test sets may have labels folded to two."""
+def _allowed_labels(settings: AuditSettings, role: str) -> tuple[str, ...] | None:
+    """The labels that a file may have by the task; test sets may have theirs folded to two."""
     if settings.task is None:
-        return
-    meanings = {meaning_of(label) for label in settings.task.labels}
-    for role, scan in scans.items():
-        folded = {f"non-{meaning}" for meaning in meanings} if role.startswith("test:") else set()
-        if wrong := [label for label in scan.labels if meaning_of(label, named) not in meanings | folded]:
+        return None
+    labels = settings.task.labels
+    if not role.startswith("test:"):
+        return labels
+    # With --entailment all others mean non-entailment.
+    return None if settings.entailment else (*labels, *(f"non-{label}" for label in labels))
+
+
+def _what_labels_stand_for(settings: AuditSettings) -> dict[str, str]:
+    """What labels stand for, as given. Raises :class:`UserError` for a meaning that is none of the task's labels."""
+    given = {**settings.columns.kept, **dict.fromkeys(settings.entailment, "entailment"), **settings.label_names}
+    if settings.task is None:
+        return given
+    known = _allowed_labels(replace(settings, entailment=()), "test:")
+    for label, meaning in given.items():
+        if known and meaning not in known:
             raise UserError(
-                f"{scan.path}: the labels {listed(wrong)} are none of the task {settings.task.name}'s, which are "
-                f"{', '.join(settings.task.labels)}; say what they mean with --label-name LABEL=MEANING"
+                f"the label {label!r} is to stand for {meaning!r}, which is none of the task {settings.task.name}'s: "
+                f"{', '.join(settings.task.labels)}; name one of these, --label-name {label}=…"
             )
+    return given
 
 
 def _check_meanings(scan: Scan, reference: Scan | None, named: Mapping[str, str], settings: AuditSettings) -> None:

@@ -18,9 +18,11 @@ from analysis.audit.evidence import Evidence
 from analysis.audit.judged import FileNoise
 from analysis.audit.rows import row_batches
 from analysis.audit.word_heuristics import NextWord, Showing
+from analysis.corpus.input import UNKNOWN_LABEL
 from analysis.corpus.measures import Diversity, HeuristicFinding, Length, OneField, Ratio, Share
 from analysis.corpus.single_words import SingleWords
 from analysis.stats.statistics import Estimate, Interval, ends
+from analysis.wording import shown
 
 FORMAT_VERSION = 2
 """The JSON's version; one more whenever a field changes its meaning or goes."""
@@ -75,6 +77,15 @@ class FileSummary:
     """Labels that are spelled in several ways, each with its number of rows."""
     meanings: Mapping[str, str]
     """What each label was taken for."""
+    unknown_labels: Mapping[str, int]
+    """Labels that are none of the task's, whose rows are left out, the most frequent first."""
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """How many rows are left out for what, labels that are none of the task's by their names."""
+        names = [repr(shown(label, 40)) for label in self.unknown_labels]
+        named = f"{UNKNOWN_LABEL}: {' and '.join([', '.join(names[:4]), *(['more'] if names[4:] else [])])}"
+        return {named if reason == UNKNOWN_LABEL else reason: count for reason, count in self.left_out.items()}
 
 
 @dataclass(frozen=True)

@@ -462,7 +462,7 @@ def _meanings(summary: FileSummary) -> str:
 
 
 def _left_out(summary: FileSummary) -> str:
-    return ", ".join(f"{count:,} rows with {reason}" for reason, count in summary.left_out.items())
+    return ", ".join(f"{count:,} rows with {reason}" for reason, count in summary.reasons.items())
 
 
 def _title(name: str) -> str:

@@ -30,6 +30,11 @@ class ColumnNames:
     fields: tuple[str, ...] = ()
     kept_labels: tuple[str, ...] = ()
 
+    @property
+    def kept(self) -> dict[str, str]:
+        """What each of `kept_labels` stands for: itself."""
+        return {label: label for label in self.kept_labels}
+
     def fields_of(self, present: Sequence[str]) -> tuple[str, ...]:
         """The texts of an example of a file with these columns."""
         if self.fields:

@@ -12,6 +12,7 @@ once. A row without a text or a label is left out and counted by reason; what ca
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from analysis.corpus.columns import FLAGS, PAIR, ColumnNames
 from pipelines.errors import UserError
 from pipelines.tables.columns import Wanted, check_types, class_names, find_columns
 from pipelines.tables.files import TableFile, column_names, find_files, open_table
+from pipelines.tables.labels import read_labels
 from pipelines.tables.readers import MalformedRow, RawBatch
-from pipelines.tables.values import NO_GOLD_LABEL, is_blank, text_columns
+from pipelines.tables.values import is_blank, text_columns
 
 BATCH_ROWS = 32_768
+UNKNOWN_LABEL = "another label than the task's"
+"""The reason of rows that are left out for a label that is none of those allowed."""
 
 Source: TypeAlias = str | Path | pa.Table | pd.DataFrame
 """What can be audited: an address of a table, or a table in memory."""
@@ -37,11 +40,16 @@ Source: TypeAlias = str | Path | pa.Table | pd.DataFrame
 
 @dataclass(frozen=True)
 class TextFile:
-    """An opened table of labelled texts: which columns are its fields, and which labels are kept."""
+    """An opened table of labelled texts: which columns are its fields, and which labels it may have.
+
+    `labels` says what labels stand for, those that stand for themselves though they are usual marks for none (``-1``) among
+    them. Where some are `allowed`, rows with another are left out (:func:`pipelines.tables.labels.read_labels`).
+    """
 
     table: TableFile
     fields: tuple[str, ...]
-    kept_labels: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    allowed: tuple[str, ...] | None = None
 
     @property
     def path(self) -> str:
@@ -65,7 +73,7 @@ class TextFile:
 
     def marks_may_be_labels(self, labels: Sequence[str]) -> bool:
         """Whether -1, the mark of a row without a label, may be a label of its own: the others are numbers."""
-        return "-1" not in self.kept_labels and not self.table.label_names and all(map(str.isdigit, labels))
+        return "-1" not in self.labels and not self.table.label_names and all(map(str.isdigit, labels))
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class TextBatch:
     parse: pa.StringArray | None
     """Null where a row has none; None where the file has no such column."""
     left_out: Mapping[str, int]
+    unknown_labels: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were left out for which label that is none of those allowed."""
 
 
 def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[str, ...] = ()) -> TextFile:
@@ -112,7 +122,7 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
         present = column_names(files, kind)
         fields = fields or names.fields_of(present)
         wanted = names.wanted(fields)
-        return TextFile(open_table(source, wanted, way_out(wanted, present)), fields, names.kept_labels)
+        return TextFile(open_table(source, wanted, way_out(wanted, present)), fields, names.kept)
     if not isinstance(source, pa.Table | pd.DataFrame):
         raise UserError(
             f"a {type(source).__name__} cannot be audited: give a path or an address, a pyarrow table or a pandas frame, "
@@ -129,7 +139,7 @@ def open_texts(source: Source, names: ColumnNames | None = None, fields: tuple[s
     return TextFile(
         TableInMemory("the table", (), "memory", columns, labels, numbers, optional, tuple(table.column_names), content=table),
         fields,
-        names.kept_labels,
+        names.kept,
     )
 
 
@@ -151,19 +161,20 @@ def clean_batch(raw: RawBatch, texts: TextFile) -> TextBatch:
     columns, rows = text_columns(raw, texts.table)
     keep = np.ones(len(rows), bool)
     left_out: dict[str, int] = {}
-    for name in (*texts.fields, "label"):
-        reasons = {f"no {name}": is_blank(columns[name])}
-        if name == "label":
-            marks = pa.array([mark for mark in NO_GOLD_LABEL if mark not in texts.kept_labels], pa.string())
-            reasons["no gold label"] = pc.is_in(columns[name], marks).to_numpy(zero_copy_only=False)
-        for reason, out in reasons.items():
-            if num_out := int((out & keep).sum()):
-                left_out[reason] = num_out
-            keep &= ~out
+    unknown_labels: Counter[str] = Counter()
+    read = read_labels(columns["label"], texts.labels, texts.allowed)
+    reasons = {f"no {name}": is_blank(columns[name]) for name in (*texts.fields, "label")}
+    for reason, out in (reasons | {"no gold label": read.no_gold, UNKNOWN_LABEL: read.unknown}).items():
+        if num_out := int((out & keep).sum()):
+            left_out[reason] = num_out
+        if reason == UNKNOWN_LABEL:
+            unknown_labels.update(label.strip() for label in columns["label"].filter(pa.array(out & keep)).to_pylist())
+        keep &= ~out
     if not keep.all():
         columns = {name: column.filter(pa.array(keep)) for name, column in columns.items()}
         rows = rows[keep]
-    return TextBatch(rows, {name: columns[name] for name in texts.fields}, columns["label"], columns.get("parse"), left_out)
+    by_field = {name: columns[name] for name in texts.fields}
+    return TextBatch(rows, by_field, columns["label"], columns.get("parse"), left_out, unknown_labels)
 
 
 Packed = tuple[bytes, int, tuple[int, ...]]

@@ -43,6 +43,7 @@ from analysis.corpus.words import (
 from pipelines.errors import UserError
 from pipelines.splitmix import GOLDEN, mixed
 from pipelines.tables.files import TableFile
+from pipelines.tables.labels import check_known
 from pipelines.tables.readers import MalformedRow, RawBatch, check_malformed
 from pipelines.tasks.heuristics import DROPPED_TOKENS
 
@@ -84,6 +85,8 @@ class Scan:
     """For each label, how often it is spelled how (`Entailment.`)."""
     left_out: Mapping[str, int]
     """Rows that are in no array, by reason."""
+    unknown_labels: Mapping[str, int]
+    """Those of them that have a label which is none of the task's, by label."""
     row: np.ndarray
     """int64: the row's or line's number in the file."""
     label: np.ndarray
@@ -184,6 +187,7 @@ def collected(
     `malformed` has the rows that reading has left out once all batches have come.
     """
     left_out: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = {}
     codes: dict[str, int] = {}
     rows = Columns()
@@ -192,6 +196,7 @@ def collected(
         num_read += len(measured["row"]) + sum(measured["left_out"].values())
         report(f"reading {Path(source.path).name}", num_read, num_expected)
         left_out.update(measured.pop("left_out"))
+        unknown.update(measured.pop("unknown_labels"))
         names, counts = measured.pop("label_names"), np.bincount(measured["label"])
         for name, count in zip(names, counts, strict=False):
             # Space around it is no spelling: nobody would see it.
@@ -206,6 +211,9 @@ def collected(
     check_malformed(source.path, malformed, has_rows=num_read > 0)
     if len(codes) > max(SURE_LABELS, rows.num_rows / 2):
         raise _no_labels(source, codes, f"{len(codes):,}")
+    if source.allowed:
+        way_out = f"--label-name LABEL={source.allowed[0]}, or another column than {source.columns['label']!r}: --label COLUMN"
+        check_known(source.path, unknown, rows.num_rows + unknown.total(), source.allowed, lambda _: way_out)
     if malformed:
         left_out["another number of cells"] = len(malformed)
     if not rows.num_rows:
@@ -222,6 +230,7 @@ def collected(
         tuple(name_of[keys[index]] for index in order),
         {name_of[keys[index]]: dict(spellings[keys[index]].most_common()) for index in order},
         dict(left_out.most_common()),
+        dict(unknown.most_common()),
         sample=_with_names(sample.drawn(), name_of),
         references=references,
         **columns,
@@ -316,7 +325,8 @@ def _measure_packed(
 
 
 def measure(batch: TextBatch, seed: int, limit: int, references: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arrays of :class:`Scan` for one batch, with `label_names` for the codes in `label`, and `left_out`.
+    """The arrays of :class:`Scan` for one batch, with `label_names` for the codes in `label`, `left_out` and
+    `unknown_labels`.
 
     The rows drawn by `seed` whose priority, of 64 bits, is below `limit` come along as `sample`.
     """
@@ -328,6 +338,7 @@ def measure(batch: TextBatch, seed: int, limit: int, references: tuple[str, ...]
     return {
         "label_names": labels.dictionary.to_pylist(),
         "left_out": batch.left_out,
+        "unknown_labels": batch.unknown_labels,
         "row": batch.rows,
         "label": labels.indices.to_numpy().astype(np.int16),
         **{name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]},

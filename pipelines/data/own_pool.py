@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.table_rows import MAP_IT, TableRows, read_rows, unknown_warning
+from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
 from pipelines.data.table_sources import Table, hash_table, with_ids
 from pipelines.errors import UserError
 from pipelines.field_types import check_types
@@ -23,6 +23,7 @@ from pipelines.identity import MARKS, added
 from pipelines.storage import join, write_bytes
 from pipelines.tables.columns import Wanted
 from pipelines.tables.files import open_table
+from pipelines.tables.labels import unknown_warning
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.task import Task

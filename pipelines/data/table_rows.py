@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 from pipelines.tables.files import TableFile
+from pipelines.tables.labels import NO_GOLD_LABEL, check_known, label_warning, read_labels
 from pipelines.tables.readers import MalformedRow, check_malformed
-from pipelines.tables.values import NO_GOLD_LABEL, is_blank, label_warning, text_columns
+from pipelines.tables.values import is_blank, text_columns
 
-MOST_UNMARKED = 0.01
-"""Of a set's rows, so many may have labels that are not the task's before that is a mark on what is made of it."""
 MAP_IT = "map it: labels={{'{mark}': '…'}}"
 
 
@@ -54,14 +53,6 @@ class TableRows:
         return label_warning(marks, self.num_rows, way_out)
 
 
-def unknown_warning(values: Counter[str], num_kept: int, name: str) -> str:
-    """For people: that many rows of `name` were left out for labels that are not the task's; empty where few were."""
-    if values.total() <= MOST_UNMARKED * (num_kept + values.total()):
-        return ""
-    listed = ", ".join(f"{value!r} ({count:,})" for value, count in values.most_common(4))
-    return f"{values.total():,} rows of {name} are left out for labels that are not the task's: {listed}"
-
-
 def read_rows(
     table: TableFile, fields: Sequence[str], labels: Mapping[str, str], allowed: Sequence[str] | None = None
 ) -> TableRows:
@@ -78,18 +69,13 @@ def read_rows(
         columns, rows = text_columns(raw, table)
         columns = {name: pc.utf8_trim_whitespace(column) for name, column in columns.items()}
         reason = np.full(len(rows), "", object)
-        encoded = columns["label"].dictionary_encode()
-        found = [str(value) for value in encoded.dictionary.to_pylist()]
-        named = [labels.get(value, value) for value in found]
-        mapped = pc.take(pa.array(named, pa.string()), encoded.indices)
-        no_gold = [value in NO_GOLD_LABEL and label == value for value, label in zip(found, named, strict=True)]
-        unknown = [allowed is not None and label not in allowed for label in named]
+        read = read_labels(columns["label"], labels, allowed)
         out = np.zeros(len(rows), bool)
         for name, does_not_fit in (
             *((f"blank_{name}", is_blank(columns[name])) for name in fields),
             ("no_label", is_blank(columns["label"])),
-            ("no_gold_label", _of_values(encoded, no_gold)),
-            ("unknown_label", _of_values(encoded, unknown)),
+            ("no_gold_label", read.no_gold),
+            ("unknown_label", read.unknown),
         ):
             reason[does_not_fit & ~out] = name
             out |= does_not_fit
@@ -98,7 +84,7 @@ def read_rows(
         kept = pa.array(~out)
         blank = {name: is_blank(column) for name, column in columns.items()}
         cells = {
-            name: pc.if_else(pa.array(blank[name]), None, mapped if name == "label" else column).filter(kept)
+            name: pc.if_else(pa.array(blank[name]), None, read.named if name == "label" else column).filter(kept)
             for name, column in columns.items()
         }
         parts.append(pa.table(cells))
@@ -106,7 +92,14 @@ def read_rows(
     check_malformed(table.path, malformed, has_rows=bool(parts))
     if not parts:
         raise UserError(f"{table.path} has no rows; give a file of labelled examples")
-    _check_mapping(table, values, labels, allowed)
+    given = Counter({value: count for value, count in values.items() if value in labels or value not in NO_GOLD_LABEL})
+    column = table.columns["label"]
+    if not given:
+        raise UserError(f"{table.path}: no row has a label in the column {column!r}; name the column that holds it")
+    if allowed:
+        unknown = Counter({value: count for value, count in given.items() if labels.get(value, value) not in allowed})
+        way_out = f"{allowed[0]!r}, …}}, or another label column than {column!r}"
+        check_known(table.path, unknown, given.total(), allowed, lambda value: f"labels={{{value!r}: {way_out}")
     dropped += [
         dict.fromkeys((*fields, "label")) | {"row": row.row, "reason": "wrong_number_of_cells", "raw": row.text}
         for row in malformed
@@ -114,11 +107,6 @@ def read_rows(
     return TableRows(
         table, pa.concat_tables(parts), np.concatenate(numbers), sorted(dropped, key=lambda row: row["row"]), values
     )
-
-
-def _of_values(encoded: pa.DictionaryArray, holds: list[bool]) -> np.ndarray:
-    """Which cells have a value of the dictionary of which it holds; not those that are null."""
-    return pc.fill_null(pc.take(pa.array(holds, pa.bool_()), encoded.indices), False).to_numpy(zero_copy_only=False)
 
 
 def _dropped(
@@ -130,19 +118,3 @@ def _dropped(
         {"row": int(rows[row]), "reason": str(reason[row]), "raw": None, **{name: cells[name][place] for name in names}}
         for place, row in enumerate(out)
     ]
-
-
-def _check_mapping(table: TableFile, values: Counter[str], labels: Mapping[str, str], allowed: Sequence[str] | None) -> None:
-    gold = Counter({value: count for value, count in values.items() if value not in NO_GOLD_LABEL or value in labels})
-    unknown = Counter({value: count for value, count in gold.items() if allowed and labels.get(value, value) not in allowed})
-    column = table.columns["label"]
-    if not gold:
-        raise UserError(f"{table.path}: no row has a label in the column {column!r}; name the column that holds it")
-    if allowed and 2 * unknown.total() > gold.total():
-        listed = ", ".join(f"{value!r} ({count:,})" for value, count in unknown.most_common(8))
-        example = unknown.most_common(1)[0][0]
-        raise UserError(
-            f"{table.path}: {unknown.total():,} of {gold.total():,} rows have labels that are none of {', '.join(allowed)}: "
-            f"{listed}{' …' if len(unknown) > 8 else ''}; name the label that each stands for: "
-            f"labels={{{example!r}: {allowed[0]!r}, …}}, or another label column than {column!r}"
-        )

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.table_rows import MAP_IT, TableRows, read_rows, unknown_warning
+from pipelines.data.table_rows import MAP_IT, TableRows, read_rows
 from pipelines.errors import UserError
 from pipelines.field_types import check_types
 from pipelines.hashing import remembered_sha256
@@ -32,10 +32,10 @@ from pipelines.storage import join
 from pipelines.tables.columns import Wanted
 from pipelines.tables.files import TableFile, find_files, is_there, open_table
 from pipelines.tables.hub import is_on_hub
+from pipelines.tables.labels import label_warning, unknown_warning
 from pipelines.tables.readers import suffix_of
 from pipelines.tables.remote import is_remote, local_copy
 from pipelines.tables.splits import uncompressed
-from pipelines.tables.values import label_warning
 from pipelines.tasks.examples import write_examples, write_table
 from pipelines.tasks.nli import NLI
 from pipelines.tasks.slices import slices_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,6 @@ import pyarrow.compute as pc
 from pipelines.errors import UserError
 from pipelines.tables.files import TableFile
 from pipelines.tables.readers import RawBatch, json_row
-
-NO_GOLD_LABEL = ("-", "-1")
-"""SNLI's and MultiNLI's mark of a pair whose annotators did not agree, and Hugging Face's of a row without a label."""
-MOST_WITHOUT_LABEL = 0.05
-"""Of the rows, so many may have such a mark before it is said that it may be a label: corpora have up to two per cent."""
 
 
 def text_columns(raw: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringArray], np.ndarray]:
@@ -40,22 +34,6 @@ def text_columns(raw: RawBatch, table: TableFile) -> tuple[dict[str, pa.StringAr
     for name in table.optional & columns.keys():
         columns[name] = pc.if_else(pa.array(is_blank(columns[name])), None, columns[name])
     return columns, rows
-
-
-def label_warning(num_by_mark: Mapping[str, int], num_rows: int, way_out: str) -> str:
-    """For people: that marks of rows without a label are so frequent that they may be labels; empty where they are not.
-
-    `num_by_mark` counts the rows that were left out, of `num_rows` in all; `way_out`, with `{mark}` in it, says how to keep
-    them.
-    """
-    frequent = {mark: count for mark, count in num_by_mark.items() if count > MOST_WITHOUT_LABEL * num_rows}
-    counts = " and ".join(
-        f"{count:,} of {num_rows:,} rows ({count / num_rows:.0%}) are labelled {mark!r}" for mark, count in frequent.items()
-    )
-    if not frequent:
-        return ""
-    way_out = way_out.format(mark=next(iter(frequent)))
-    return f"{counts}, which is taken for 'no label', and are left out; if it is a label, {way_out}"
 
 
 def is_blank(column: pa.StringArray) -> np.ndarray:

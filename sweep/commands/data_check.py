@@ -116,6 +116,7 @@ def _as_audit(path: str, rows: "TableRows", columns: Mapping[str, str], labels: 
     from analysis.corpus.columns import PAIR
     from analysis.corpus.labels import meaning_of
     from analysis.corpus.scan import MAX_LABELS
+    from pipelines.tables.labels import NO_GOLD_LABEL
 
     there = _labels_of(rows)
     if len(there) > MAX_LABELS:
@@ -127,7 +128,9 @@ def _as_audit(path: str, rows: "TableRows", columns: Mapping[str, str], labels: 
         elif name in columns and name != "id":
             words += ["--field", f"{name}={column}"]
     for value, label in labels.items():
-        words += ["--label-name", f"{value}={label}"] if value != label else []
+        words += (
+            ["--label-name", f"{value}={label}"] if value != label else [f"--keep-label={value}"] * (value in NO_GOLD_LABEL)
+        )
     is_pair = set(PAIR) <= set(rows.table.columns)
     if is_pair and not any(meaning_of(label) == "entailment" for label in there):
         return f"{shlex.join(words)} --entailment LABEL, which is {' or '.join(_most(there, 3))}"

@@ -108,7 +108,7 @@ def open_pieces(source: Any, names: ColumnNames | None = None, of_example: tuple
         numbered = [Piece(files[0])]
     own = {field.name: getattr(table, field.name) for field in fields(TableFile)} | {"path": address, "files": ()}
     total_bytes = sum(filesystem(file)[0].size(filesystem(file)[1]) or 0 for file in files)
-    return TextFile(TableInPieces(**own, pieces=tuple(numbered), total_bytes=total_bytes), texts, names.kept_labels)
+    return TextFile(TableInPieces(**own, pieces=tuple(numbered), total_bytes=total_bytes), texts, names.kept)
 
 
 def _opened_here(path: Path, names: ColumnNames, of_example: tuple[str, ...]) -> tuple[TableFile, tuple[str, ...]]:

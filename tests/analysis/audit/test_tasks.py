@@ -3,11 +3,14 @@
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from pipelines.data.table_sources import Table, TableSources, read_set
+from pipelines.tasks.references import find_task
 from sweep import cli
 
 TASK = """
@@ -82,12 +85,53 @@ def test_fields_that_are_none_are_refused(files: Path, arguments: tuple[str, ...
     assert not (files / "out").exists()
 
 
-def test_a_label_that_is_none_of_the_tasks_is_refused_or_named(files: Path) -> None:
-    text = (files / "pool.jsonl").read_text().replace('"yes"', '"1"')
+def test_labels_of_most_rows_that_are_none_of_the_tasks_are_refused_or_named(files: Path) -> None:
+    text = (files / "pool.jsonl").read_text().replace('"yes"', '"1"').replace('"no"', '"0"')
     (files / "pool.jsonl").write_text(text)
     done = run(*COLUMNS)
-    assert done.exit_code == 1 and "the labels '1' are none of the task answered's, which are no, yes" in done.stderr
-    assert run(*COLUMNS, "--label-name", "1=yes").exit_code == 0
+    assert done.exit_code == 1 and "800 of 800 rows have labels that are none of no, yes: '0' (400), '1' (400)" in done.stderr
+    assert "name the label that each stands for: --label-name LABEL=no" in done.stderr
+    assert run(*COLUMNS, "--label-name", "1=yes", "--label-name", "0=no").exit_code == 0
+    wrong = run(*COLUMNS, "--label-name", "1=YES", "--label-name", "0=no")
+    assert wrong.exit_code == 1 and "'1' is to stand for 'YES', which is none of the task answered's: no, yes" in wrong.stderr
+
+
+def test_the_rows_that_a_study_leaves_out_for_their_labels_an_audit_leaves_out(files: Path) -> None:
+    rows = [json.loads(line) for line in (files / "pool.jsonl").read_text().splitlines()]
+    for row, label in zip(rows, ("YES", "maybe", " yes ", "-1", "- ", "maybe"), strict=False):
+        row["gold"] = label
+    for row in rows[6:20]:
+        row["gold"] = "no."
+    (files / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = TableSources(
+        train=Table("pool.jsonl", columns={"question": "q", "passage": "p", "label": "gold"}),
+        general=Table("pool.jsonl", test_set="test"),
+        task=find_task("mine.py:ANSWERED"),
+    )
+    studied = read_set(sources, sources.training)
+    assert Counter(row["reason"] for row in studied.dropped) == {"no_gold_label": 2, "unknown_label": 17}
+    assert studied.unknown_labels == {"no.": 14, "maybe": 2, "YES": 1}
+
+    done = run(*COLUMNS, "--json", "a.json")
+    assert done.exit_code == 0, done.output
+    found = json.loads((files / "a.json").read_text())["file"]
+    assert found["left_out"] == {"no gold label": 2, "another label than the task's": 17}
+    assert found["unknown_labels"] == dict(studied.unknown_labels)
+    assert found["num_rows"] == studied.examples.num_rows == 781
+    assert {label: share["count"] for label, share in found["labels"].items()} == Counter(studied.examples["label"].to_pylist())
+    assert "17 rows with another label than the task's: 'no.', 'maybe', 'YES'" in done.stdout
+    assert "17 rows of pool.jsonl are left out for labels that are not the task's: 'no.' (14), 'maybe' (2)" in done.stdout
+    # Without a task they are spellings of what is there.
+    bare = run(*COLUMNS[2:], "--json", "b.json")
+    assert bare.exit_code == 0 and "'no.' (14) taken for 'no'" in bare.stdout
+
+
+def test_a_mark_for_no_label_is_one_where_it_is_given_a_meaning(files: Path) -> None:
+    (files / "pool.jsonl").write_text((files / "pool.jsonl").read_text().replace('"no"', '"-1"'))
+    done = run(*COLUMNS, "--label-name=-1=no", "--json", "a.json")
+    assert done.exit_code == 0, done.output
+    found = json.loads((files / "a.json").read_text())["file"]
+    assert (found["num_rows"], found["left_out"], found["meanings"]["-1"]) == (800, {}, "no")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.tables.values import label_warning
+from pipelines.tables.labels import label_warning
 
 
 @pytest.mark.parametrize(
