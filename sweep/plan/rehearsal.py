@@ -5,19 +5,20 @@ be taken for the real thing: `rehearsal` is in the identity of each artifact, an
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.data.kinds import DEBIASED, FILTERED, Added, Kind, Mix, sizes_of
+from pipelines.data.kinds import DEBIASED, FILTERED, Added, Kind, Mix, kind_name, sizes_of
 from pipelines.finetune.base_model import ScratchModelConfig
 from pipelines.finetune.generator import GeneratorConfig
 from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.generate.config import STAND_IN
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
 from pipelines.tasks.nli import NLI
-from sweep.graph.records import STAGES, Record
+from sweep.graph.records import KINDS, STAGES, Record
+from sweep.study.claims import Claim
 from sweep.study.experiment import Experiment
 from sweep.study.generators import EndpointGenerator, PromptedGenerator
 
@@ -88,7 +89,23 @@ def rehearsal(experiment: Experiment) -> Experiment:
         # What a third is made from, a second is.
         generations=min(2, experiment.generations),
         heuristic_share=None,
+        claims=_claims(experiment, kinds),
     )
+
+
+def _claims(experiment: Experiment, kinds: Sequence[Kind]) -> tuple[Claim, ...]:
+    """The claims about kinds that are rehearsed, at whatever starting points and sizes there are."""
+    generations = experiment.generation_names[: min(2, experiment.generations)]
+    there = {*KINDS, *map(kind_name, kinds), *generations}
+    return tuple(
+        replace(claim, starts=_in_words(claim.starts), sizes=_in_words(claim.sizes))
+        for claim in experiment.claims
+        if claim.kinds <= there
+    )
+
+
+def _in_words(axis: str | tuple[int, ...]) -> str:
+    return axis if isinstance(axis, str) else "all"
 
 
 def _short_generator(

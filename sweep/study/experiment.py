@@ -561,6 +561,13 @@ class Experiment:
             if unknown := sorted(claim.named_arms - set(self.arm_names)):
                 has = f"are {', '.join(self.arm_names)}" if self.arms else "would be its arms=(…), and it has none"
                 raise UserError(f"claim {claim.name} is about the arms {unknown}; those of the study {has}")
+            for axis, of_study in (("starts", "starting_sizes"), ("sizes", "training_sizes")):
+                named, there = getattr(claim, axis), getattr(self, of_study)
+                if lacking := [] if isinstance(named, str) else sorted(set(named) - set(there)):
+                    raise UserError(
+                        f"claim {claim.name}: {axis}={named} names {', '.join(map(str, lacking))}, which the study lacks: its "
+                        f"{of_study} are {', '.join(map(str, there))}; name some of these, or {axis}='all'"
+                    )
 
 
 def _is_encoder(base: ScratchModelConfig | PretrainedModelConfig | RandomModelConfig) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,6 +20,7 @@ from pipelines.tasks.examples import read_examples
 from sweep import cli
 from sweep.graph.records import Store, Study
 from sweep.plan.rehearsal import _is_no_stand_in, rehearsal, summarize
+from sweep.study.claims import Claim, Comparison, Difference
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo, paper, paper_fast
 from sweep.study.grid import build_grid
@@ -76,6 +78,17 @@ def test_stand_ins_of_any_task_can_be_biased_fully_to_the_rehearsals_heuristic()
         tables(Shard(label, 0, 1, 2), ["some words", "other words"], config)[0] for label in SENTIMENT.labels
     )
     assert _is_no_stand_in(*(pool[name] for name in SENTIMENT.field_names)).tolist() == [True, True, False, False]
+
+
+def test_a_rehearsal_asks_what_it_can_of_the_claims() -> None:
+    def claim(name: str, kind: str, **axes: Any) -> Claim:
+        return Claim(name, "", (Comparison((Difference(kind, "original", "general"),), -1),), **axes)
+
+    study = demo(biases=(0.5,), starting_sizes=(0, 30, 300), training_sizes=(300, 600))
+    sized, large = claim("sized", "synthetic", starts=(30,), sizes=(600,)), claim("large", "synthetic", sizes="largest")
+    rehearsed = rehearsal(dataclasses.replace(study, claims=(sized, claim("dose", "bias_0.5"), large)))
+    assert rehearsed.claims == (claim("sized", "synthetic"), large)
+    assert rehearsal(study).claims == study.claims
 
 
 def test_one_generator_is_rehearsed_of_several() -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,19 @@ def test_a_study_refuses_claims_that_it_cannot_have() -> None:
         dataclasses.replace(demo(), claims=(typo,))
     dose = Claim("dose", "", (Comparison((Difference("bias_0.5", "synthetic", "adversarial"),), -1),))
     assert dataclasses.replace(demo(biases=(0.5,)), claims=(dose,)).claims == (dose,)
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"sizes": (300, 999)}, r"claim own: sizes=\(300, 999\) names 999, .* training_sizes are 300; .* or sizes='all'"),
+        ({"starts": (0, 7)}, r"claim own: starts=\(0, 7\) names 7, .* starting_sizes are 0, 300; .* or starts='all'"),
+        ({"arms": ("zero",)}, r"claim own is about the arms \['zero'\]; those of the study would be its arms"),
+    ],
+)
+def test_a_study_refuses_a_claim_about_settings_that_it_lacks(axes: dict[str, Any], says: str) -> None:
+    study = demo(starting_sizes=(0, 300), training_sizes=(300,))
+    there = Claim("own", "", (LOWER,), starts=(300,), sizes=(300,))
+    assert dataclasses.replace(study, claims=(there,)).claims == (there,)
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(study, claims=(dataclasses.replace(there, **axes),))
