@@ -46,17 +46,18 @@ def _precision(experiment: Experiment) -> Iterator[Finding]:
     """Whether this machine's GPUs compute as models in FP8 ask; without a GPU a CPU does for a base, slowly."""
     needing = []
     if any(base.quantization == FP8 for base in checkpoints(experiment)):
-        needing.append(("the base model computes", "base_precision"))
+        needing.append(("the base model computes", "base_precision", "a base_model without quantization"))
     if experiment.generation is not None and experiment.generation.quantization == FP8:
-        needing.append(("the generator writes", "generation_precision"))
+        needing.append(("the generator writes", "generation_precision", "a generation without quantization"))
     least = min(compute_capabilities(), default=math.inf)
-    for what, option in needing:
+    for what, option, without in needing:
+        instead = f"-p {option}=bfloat16" if option in experiment.parameters else without
         if least < LEAST_FOR_FP8:
             yield Finding(
                 "precision",
                 "fault",
                 f"{what} in fp8, and a GPU here has compute capability {least}, without matrix units for it",
-                f"take one of {LEAST_FOR_FP8} or above, or -p {option}=bfloat16",
+                f"take one of {LEAST_FOR_FP8} or above, or {instead}",
             )
             return
     if needing:

@@ -99,8 +99,8 @@ class Experiment:
     `claims` are what its results are judged by. `general_set` and `blindspot_set` are the evaluation sets that they and the
     report set side by side. With `replicates_paper`, plan
     and report say where the study departs from the paper's, and what it chose where the paper is silent. `sources_folder` is
-    where the data is. `resources` maps a stage to what each of its steps may use; a stage not named gets one worker with one
-    CPU.
+    where the data is. `parameters` are the names that `-p` sets, as whoever loads the study says. `resources` maps a stage to
+    what each of its steps may use; a stage not named gets one worker with one CPU.
 
     Raises UserError for a name that cannot be a file's, an empty or repeated axis, an unknown kind or stage, a dose that is
     not one, generators with unequal numbers of seeds, a recipe or resources that no trajectory can be shared with, a recipe
@@ -146,6 +146,7 @@ class Experiment:
     claims: tuple[Claim, ...] = runtime(PAPER_CLAIMS)
     replicates_paper: bool = runtime(False)
     sources_folder: str = runtime("")
+    parameters: tuple[str, ...] = runtime(())
     resources: Mapping[str, Resources] = field(default_factory=lambda: MappingProxyType({}), metadata={"role": "runtime"})
 
     def __post_init__(self) -> None:
@@ -196,6 +197,10 @@ class Experiment:
     def arm_names(self) -> tuple[str, ...]:
         """What coordinates and claims call its arms; none in a study that has one way to train a cell."""
         return tuple(find_arm(arm).name for arm in self.arms)
+
+    def option(self, name: str, value: str) -> str:
+        """How people give one of its fields another value: by `-p` where that sets it, else in the study's file."""
+        return f"{'-p ' if name in self.parameters else ''}{name}={value}"
 
     def in_arm(self, arm: Arm | str) -> "Experiment":
         """The study with one arm alone: a study with several builds what all of these do. It has no claims of its own.

@@ -267,9 +267,12 @@ def check_sizes(experiment: Experiment) -> None:
         if sizes:
             fitting = [size for size in getattr(experiment, name) if size not in sizes] if name != "judge" else []
             besides = f", of which a starting point takes {taken:,} for itself" if taken and name == "training_sizes" else ""
+            less = ",".join(map(str, fitting)) or "..."
+            if name not in experiment.parameters and name != "judge":
+                less = str(tuple(fitting)) if fitting else "(...)"
             raise UserError(
                 f"{name} has {max(sizes):,}, and the data has at most {there:,} training rows{by_label and f' ({by_label})'}"
-                f"{besides}; give more data, or less of it: -p {name}={','.join(map(str, fitting)) or '...'}"
+                f"{besides}; give more data, or less of it: {experiment.option(name, less)}"
             )
 
 

@@ -69,7 +69,7 @@ def load_experiment(experiment: str, assignments: Sequence[str] = (), *, name: s
     with_defaults.apply_defaults()
     parameters = {parameter: _plain(value) for parameter, value in with_defaults.arguments.items()}
     given = {"experiment": experiment, "name": name, "parameters": list(assignments)}
-    return Loaded(replace(made, name=name) if name else made, parameters, given)
+    return Loaded(replace(made, name=name or made.name, parameters=tuple(parameters)), parameters, given)
 
 
 def is_file(name: str) -> bool:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from sweep.doctor.needs import look_at_study
 from sweep.study.experiment import Experiment
 from sweep.study.experiments import paper
 from sweep.study.generators import EndpointGenerator
+from sweep.study.loading import load_experiment
 
 H200 = ["NVIDIA H200", "580.65.06", "143771 MiB"]
 
@@ -244,9 +246,11 @@ def test_a_model_in_fp8_needs_gpus_that_compute_in_it(
     option: str, capabilities: list[float], verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sweep.doctor.needs.compute_capabilities", lambda: capabilities)
-    study = paper(data="nowhere", model="nowhere", **{option: "fp8"})  # type: ignore[arg-type]
+    study = load_experiment("paper", ["data=nowhere", "model=nowhere", f"{option}=fp8"]).experiment
     (found,) = [finding for finding in look_at_study(study) if finding.what == "precision"]
     assert found.verdict == verdict
     if verdict == "fault":
         assert "capability 8.0" in found.found and f"-p {option}=bfloat16" in found.way_out
+        (own,) = [each for each in look_at_study(replace(study, parameters=())) if each.what == "precision"]
+        assert "-p" not in own.way_out and "without quantization" in own.way_out
     assert not [finding for finding in look_at_study(paper(data="nowhere", model="nowhere")) if finding.what == "precision"]

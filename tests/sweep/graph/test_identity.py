@@ -151,7 +151,7 @@ CLASSES = {
         "training_sizes seeds general_set blindspot_set kinds cell remainder disjoint_from_starting "
         "starting_set_seed trajectories rehearsal heuristic biases heuristic_share generators judge task synthetic "
         "generations accumulate training head arms",
-        "sources_folder resources replicates_paper claims",
+        "sources_folder resources replicates_paper claims parameters",
     ),
     "pipelines.data.template_corpus.TemplateCorpusConfig": (
         "seed num_train num_dev num_test num_probe_per_group overlap_share overlap_entailment_rate "

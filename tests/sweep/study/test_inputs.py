@@ -26,7 +26,7 @@ from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo
 from sweep.study.grid import build_grid
 from sweep.study.inputs import check_blindspot, check_sizes, left_out, missing_inputs, pool_copies, with_inputs
-from sweep.study.loading import Loaded
+from sweep.study.loading import Loaded, load_experiment
 
 TABLE = read_table()
 ROWS = "".join(f"{label} p{n},h{n},{label}\n" for label in ("entailment", "neutral", "contradiction") for n in range(100))
@@ -77,9 +77,12 @@ def test_a_set_that_the_sources_lack_is_refused_with_those_they_have(tmp_path: P
     [
         (
             {"training_sizes": (300, 297)},
-            r"training_sizes has 300.*297 training rows \(99 entailment, .*-p training_sizes=297$",
+            r"training_sizes has 300.*297 training rows \(99 entailment, .* or less of it: training_sizes=\(297,\)$",
         ),
-        ({"starting_sizes": (0, 298, 297)}, r"starting_sizes has 298.* 297 training rows .*-p starting_sizes=0,297$"),
+        (
+            {"starting_sizes": (0, 298, 297)},
+            r"starting_sizes has 298.* 297 training rows .* or less of it: starting_sizes=\(0, 297\)$",
+        ),
         ({"judge": 400}, r"judge has 400"),
         ({"kinds": (Mix(original=0.5, synthetic=0.5),), "training_sizes": (600,)}, r"training_sizes has 600"),
         ({"kinds": (Added(synthetic=1.0),), "training_sizes": (300,)}, r"training_sizes has 300"),
@@ -94,6 +97,33 @@ def test_more_examples_than_there_are_is_refused_by_the_plan(tmp_path: Path, cha
     with pytest.raises(UserError, match=message):
         plan_study(study, Store(str(tmp_path / "store")), TABLE, lambda _: TABLE.gpu("h200"), 1)
     assert not (tmp_path / "store").exists()
+
+
+def test_sizes_are_said_by_the_parameter_only_where_the_studys_function_has_it(tmp_path: Path) -> None:
+    own_tables(tmp_path)
+    (tmp_path / "two.py").write_text(
+        f"""
+from dataclasses import replace
+from sweep import Experiment, TableSources
+from sweep.experiments import demo
+
+def fixed() -> Experiment:
+    return asked((300, 270))
+
+def asked(training_sizes: tuple[int, ...] = (300, 270)) -> Experiment:
+    sources = TableSources("train.csv", general="test.csv", blindspots="spot.csv")
+    evaluation = replace(demo().evaluation, sets=("test", "spot"), heuristics=(demo().heuristic,))
+    return replace(
+        demo(), sources=sources, sources_folder={str(tmp_path)!r}, evaluation=evaluation, general_set="test",
+        blindspot_set="spot", training_sizes=training_sizes,
+    )
+"""
+    )
+    for name, way_out in (("asked", "-p training_sizes=270"), ("fixed", "training_sizes=(270,)")):
+        study = load_experiment(f"{tmp_path}/two.py:{name}").experiment
+        with pytest.raises(UserError) as refused:
+            check_sizes(study)
+        assert str(refused.value).endswith(f"give more data, or less of it: {way_out}")
 
 
 def test_what_a_pool_gives_needs_no_data(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sweep.study.experiment import Experiment
 from sweep.study.experiments import demo, paper, paper_fast
 from sweep.study.grid import build_grid
 from sweep.study.inputs import check_sizes, missing_inputs, with_inputs
-from sweep.study.loading import Loaded
+from sweep.study.loading import Loaded, load_experiment
 from sweep.study.paper import RECIPE_NAMES, departures, unsettled
 
 DATA = (Path(__file__).parents[4] / "shared" / "data").resolve()
@@ -244,12 +244,12 @@ def write_data(folder: Path, num_rows: int) -> None:
 def test_too_small_a_multinli_is_refused_with_the_sizes_that_fit(tmp_path: Path) -> None:
     write_data(tmp_path / "data", 21_000)
     with pytest.raises(UserError) as error:
-        check_sizes(paper())
+        check_sizes(load_experiment("paper").experiment)
     assert "starting_sizes has 391,722" in str(error.value)
     assert "at most 20,250 training rows" in str(error.value)
     assert str(error.value).endswith("-p starting_sizes=0,5000,10000,20000")
     with pytest.raises(UserError, match=r"training_sizes has 73,080.*-p training_sizes=18020$"):
-        check_sizes(paper(starting_sizes=(0, 20_000)))
+        check_sizes(load_experiment("paper", ["starting_sizes=0,20000"]).experiment)
     fitting = paper(starting_sizes=(0, 20_000), training_sizes=(18_020,))
     check_sizes(fitting)
     assert missing_inputs(fitting) == ("weights: not found at models/Llama-2-7b-hf",)
@@ -274,7 +274,7 @@ def test_the_part_of_multinli_that_is_here_is_refused_with_its_number() -> None:
     if not DATA.is_dir():
         pytest.skip("no MultiNLI and HANS here")
     with pytest.raises(UserError, match=r"at most 79,430 training rows.*-p starting_sizes=0,5000,10000,20000$"):
-        check_sizes(paper(data=str(DATA)))
+        check_sizes(load_experiment("paper", [f"data={DATA}"]).experiment)
 
 
 @pytest.mark.parametrize(
