@@ -16,7 +16,9 @@ SHARED = "shared"
 AXES = ("seed", "generator")
 UNIQUE = ("starting_point", "generator", "synthetic_pool", "judgement", "task_model", "evaluation")
 """Stages of which two machines would not write the same bytes; what the others write follows from their inputs. A base model
-that is made from texts is trained as well."""
+that is made from texts is trained as well, and a pool that is read from a file follows from that."""
+READ_FROM_FILE = "OwnPoolConfig"
+"""The type of such a pool's config, as its payload has it."""
 NO_WEIGHTS_TRAVEL = ("base_model", "starting_point")
 """Stages of which the steps that share one need the weights, which a bundle does not have."""
 
@@ -148,7 +150,17 @@ def _shared(steps: Sequence[AnyStep], seeds: Mapping[str, Collection[int]]) -> s
 
 
 def _is_unique(step: Step | StudyStep) -> bool:
-    return step.stage in UNIQUE or (step.stage == "base_model" and bool(step.inputs))
+    if step.stage == "base_model":
+        return bool(step.inputs)
+    return step.stage in UNIQUE and not _is_read(step)
+
+
+def _is_read(step: Step | StudyStep) -> bool:
+    """Whether it is a finished pool. Of one of a manifest that is not built nothing says so."""
+    if step.stage != "synthetic_pool":
+        return False
+    payload = step.payload if isinstance(step, Step) else step.record.payload if step.record else {}
+    return bool(payload.get("config", {}).get("type") == READ_FROM_FILE)
 
 
 def _sources(step: Step | StudyStep) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Pieces of a study: what belongs to one, and what two of them must not build apart."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from pipelines.errors import UserError
 from pipelines.finetune.base_model import ScratchModelConfig
 from sweep.graph.pieces import Only, check_apart, parse_only, piece_of, seeds_lacking
 from sweep.graph.records import Record
+from sweep.graph.stages import REGISTRY, Job
 from sweep.run.study_run import manifest
 from sweep.study.experiment import Experiment
 from sweep.study.grid import build_grid
@@ -116,6 +118,35 @@ def test_one_piece_may_build_what_is_shared_along_with_its_seeds(experiment: Exp
     check_apart(grid, piece_of(grid, second), {step.fingerprint for step in piece}, second)
     with pytest.raises(UserError, match=r"--only shared,seed=0,2\)"):
         check_apart(grid, piece_of(grid, second), (), second)
+
+
+def test_a_pool_that_is_read_from_a_file_is_no_pieces_own(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("premise,hypothesis,label\n" + "a b,a,entailment\nc,d,neutral\ne,f,contradiction\n" * 40)
+    own = dataclasses.replace(
+        experiment, generator=None, generation=None, synthetic=str(tmp_path / "pool.csv"), seeds=(0, 1), generators=1
+    )
+    grid = build_grid(own)
+    (pool,) = [step for step in grid if step.stage == "synthetic_pool"]
+    for seed in (0, 1):
+        only = parse_only(f"seed={seed}")
+        piece = piece_of(grid, only)
+        assert pool in piece
+        check_apart(grid, piece, (), only)
+    with pytest.raises(UserError, match="seeds of this study share nothing that is trained"):
+        piece_of(grid, parse_only("shared"))
+    # What two pieces build of it is the same.
+    for folder in ("one", "two"):
+        REGISTRY["synthetic_pool"].run(Job(pool.config, {}, str(tmp_path / folder)))
+    written = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert len(written) == 3
+    assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes() for path in written)
+
+    # So it is of a manifest, by its record.
+    study = manifest(Loaded(own, {}), grid)
+    record = Record(pool.stage, pool.slug, pool.fingerprint, pool.payload)
+    steps = [dataclasses.replace(step, record=record if step.fingerprint == pool.fingerprint else None) for step in study.steps]
+    with pytest.raises(UserError, match="seeds of this study share nothing that is trained"):
+        piece_of(steps, parse_only("shared"))
 
 
 def test_a_pools_judgement_is_its_seeds_and_the_judge_is_shared(experiment: Experiment) -> None:
