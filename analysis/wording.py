@@ -95,6 +95,11 @@ def in_words(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
+def counted(number: int, what: str) -> str:
+    """`1 cell`, `1,200 cells`; `what` is one of them."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def number_word(number: int) -> str:
     """3 -> 'three'; digits from eleven on."""
     words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

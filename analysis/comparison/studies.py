@@ -14,7 +14,7 @@ from analysis.study.frame import evaluation_frame
 from analysis.study.item_sets import ItemSet
 from analysis.study.items import Responses, load_arms
 from analysis.study.series import study_series
-from analysis.wording import in_words, measure_word, set_name, slice_name
+from analysis.wording import counted, in_words, measure_word, set_name, slice_name
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 from sweep.study.claims import NOT_FROM_POOL, Measure
@@ -81,7 +81,7 @@ def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comp
     tasks = task_of(studies[0]), task_of(studies[1])
     if tasks[0] != tasks[1]:
         why = f"their tasks: {names[0]} is on {tasks[0].name}, {names[1]} on {tasks[1].name}; nothing of them can be compared"
-        return Comparison(names, (), {}, (why,), _differs(studies), (0, 0))
+        return Comparison(names, (), {}, (why,), _differs(names, studies), (0, 0))
     frames = [evaluation_frame(store, study, partial=True) for store, study in zip(stores, studies, strict=True)]
     series = [study_series(study, frame) for study, frame in zip(studies, frames, strict=True)]
     places = [[(one.set, one.slice) for one in of_study] for of_study in series]
@@ -139,9 +139,9 @@ def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comp
     titles = {place: _title(place, arms[0]) for place in common}
     missing = [len(frame.attrs["missing"]) for frame in frames]
     notes = tuple(
-        f"{name} lacks {number} results that are not built" for name, number in zip(names, missing, strict=True) if number
+        f"{name} lacks {counted(number, 'result')} not yet built" for name, number in zip(names, missing, strict=True) if number
     )
-    return Comparison(names, tuple(rows), titles, tuple(not_comparable), _differs(studies), (only[0], only[1]), notes)
+    return Comparison(names, tuple(rows), titles, tuple(not_comparable), _differs(names, studies), (only[0], only[1]), notes)
 
 
 def _row(
@@ -234,7 +234,7 @@ def _sources_files(study: Study) -> Mapping[str, Mapping[str, Any]]:
     return next((step.record.files for step in study.steps if step.fingerprint in wanted and step.record), {})
 
 
-def _differs(studies: tuple[Study, Study]) -> tuple[str, ...]:
+def _differs(names: tuple[str, str], studies: tuple[Study, Study]) -> tuple[str, ...]:
     """What a difference between the two may be of, beside chance."""
     found = []
     bases = [{step.inputs.get("base_model") for step in study.steps if step.stage == "evaluation"} for study in studies]
@@ -243,17 +243,19 @@ def _differs(studies: tuple[Study, Study]) -> tuple[str, ...]:
     training = [_sources_files(study).get("train.parquet", {}).get("sha256") for study in studies]
     if training[0] != training[1]:
         found.append("their original training data: a seed draws other examples in each")
-    if studies[0].marks != studies[1].marks:
-        marks = [f"{study.experiment}: {in_words(list(study.marks)) or 'none'}" for study in studies]
-        found.append(f"their marks ({'; '.join(marks)})")
-    quiet = {"claims", "heuristic_description", "departures", "unsettled", "test_sets"}
-    names = [
+    # On how many artifacts a mark is, seeds decide.
+    marks = [[*study.marks, *study.pool_copies] for study in studies]
+    if marks[0] != marks[1]:
+        of_each = [f"{name}: {in_words(of_study) or 'none'}" for name, of_study in zip(names, marks, strict=True)]
+        found.append(f"their marks ({'; '.join(of_each)})")
+    quiet = {"claims", "pool_copies", "heuristic_description", "departures", "unsettled", "test_sets"}
+    other = [
         name
         for name in dict.fromkeys([*studies[0].parameters, *studies[1].parameters])
         if name not in quiet and studies[0].parameters.get(name) != studies[1].parameters.get(name)
     ]
-    if names:
-        found.append(f"their parameters {in_words(names)}")
+    if other:
+        found.append(f"their parameters {in_words(other)}")
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.comparison.studies import Comparison, Row
-from analysis.wording import NOTHING, in_arm, kind_name, measure_word, shown
+from analysis.wording import NOTHING, counted, in_arm, kind_name, measure_word, shown
 from sweep.study.claims import Measure
 
 WIDTH = 80
@@ -36,7 +36,7 @@ def lines(comparison: Comparison) -> Iterator[str]:
         yield from _wrapped(f"{shown(note)}.")
     for name, number in zip((a, b), comparison.only, strict=True):
         if number:
-            yield from _wrapped(f"Only in {name}: {number:,} cells.")
+            yield from _wrapped(f"Only in {name}: {counted(number, 'cell')}.")
     for (arm, place, measure), rows in _grouped(comparison).items():
         yield ""
         of = "" if measure == Measure.ACCURACY else f": {measure_word(measure)}"

@@ -231,7 +231,7 @@ def origins_block(store: Store, study: Study) -> list[Block]:
 def marks_of(study: Study) -> list[str]:
     """What marks the study's artifacts, and by how many; what its own pool has of the sets that it is judged by."""
     marks = [f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()]
-    return [*marks, *study.parameters.get("pool_copies", ())]
+    return [*marks, *study.pool_copies]
 
 
 def paper_block(study: Study) -> list[Block]:

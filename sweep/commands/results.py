@@ -219,8 +219,7 @@ def compare(
     from analysis.comparison.terminal import as_json as comparison_json
     from analysis.comparison.terminal import lines
 
-    where = Store(store)
-    other = Store(other_store) if other_store else where
+    where, other = Store(store), Store(other_store or store, option="--other-store")
     comparison = checked(compare_studies((where, study_name(a)), (other, study_name(b))))
     print(js.dumps(comparison_json(comparison), indent=1, ensure_ascii=False) if json else "\n".join(lines(comparison)))
 

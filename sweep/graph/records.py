@@ -165,18 +165,20 @@ class Record:
 class Store:
     """A folder or fsspec URI of artifacts. Creates nothing until something is written.
 
-    Reading from an object store raises UserError for a missing bucket and for credentials that do not open it.
+    Reading from an object store raises UserError for a missing bucket and for credentials that do not open it. Errors name
+    `option`, by which it was given.
     """
 
-    def __init__(self, uri: str | os.PathLike[str]) -> None:
+    def __init__(self, uri: str | os.PathLike[str], option: str = "--store") -> None:
         check_address(str(uri))
+        self.option = option
         self.is_local = is_local(uri)
         # Workers have another current directory.
         self.uri = str(local_path(uri).absolute()) if self.is_local else str(uri).rstrip("/")
         if self.is_local and (file := _file_in_the_way(Path(self.uri))):
             # A disk that is not mounted, for one.
             what = f"a link to {os.readlink(file)}, which is not there" if file.is_symlink() else "a file"
-            raise UserError(f"store {uri}: {file} is {what}; give --store a folder, or a URI such as s3://BUCKET/FOLDER")
+            raise UserError(f"store {uri}: {file} is {what}; give {option} a folder, or a URI such as s3://BUCKET/FOLDER")
 
     def folder(self, artifact: ArtifactId) -> str:
         return join(self.uri, artifact.stage, f"{artifact.slug}-{artifact.fingerprint[:SHORT]}")
@@ -350,6 +352,11 @@ class Study:
         return dict(sorted(counts.items()))
 
     @property
+    def pool_copies(self) -> tuple[str, ...]:
+        """For people: what its own pool has of the sets that it is judged by; empty where nothing, or no pool of its own."""
+        return tuple(self.parameters.get("pool_copies", ()))
+
+    @property
     def blindspot_slice(self) -> str:
         """The slice of an evaluation in which going by the study's heuristic is wrong."""
         return str(self.parameters.get("blindspot_slice", BLINDSPOT_SLICE))
@@ -396,7 +403,7 @@ class Study:
         """
         if (found := cls.manifest(store, name)) is None:
             known = ", ".join(store.studies()) or "none yet"
-            raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give --store")
+            raise UserError(f"no study {name!r} in {store.uri} (there: {known}); run it first, or give {store.option}")
         return found
 
     @classmethod

@@ -95,6 +95,7 @@ def page(state: StudyState, spent: str, *, with_stages: bool) -> list[str]:
         lines.append(f"  spent: {spent}")
     for mark, count in state.study.marks.items():
         lines.append(f"  marked: {mark} (on {count:,} of {built:,} artifacts)")
+    lines += [f"  marked: {copies}" for copies in state.study.pool_copies]
     lines += [f"  damaged: {step.damage}" for step in state.study.steps if step.damage]
     if with_stages:
         for stage in state.stages:
@@ -206,6 +207,7 @@ def _object(state: StudyState, store: Store) -> dict[str, Any]:
     return {
         **as_json(state),
         "marks": state.study.marks,
+        **({"pool_copies": copies} if (copies := state.study.pool_copies) else {}),
         "spent": as_json_spending(read_spending(store, state.study.experiment)),
     }
 

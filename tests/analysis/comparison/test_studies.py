@@ -180,6 +180,35 @@ def test_other_base_models_are_said_beside_the_numbers(make: Make) -> None:
     assert "They differ in their base models" in "\n".join(lines(comparison))
 
 
+def test_marks_are_compared_as_verdicts_shows_them_and_not_by_their_counts(make: Make) -> None:
+    copies = "4 of 90 texts of template_test are in the pool, too"
+    first, second = make("first"), make("second", num_seeds=5)
+    for study, number in ((first, 1), (second, 2)):
+        for place in range(number):
+            study.add("starting_set", f"marked{place}", coordinates={}, marks=("rehearsal",))
+        study.write()
+    assert Study.load(Store(first.root), "first").marks != Study.load(Store(second.root), "second").marks
+    assert compared(first, second).differs == ()
+    second.parameters["pool_copies"] = [copies]
+    second.write()
+    assert compared(first, second).differs == (f"their marks (first: rehearsal; second: rehearsal and {copies})",)
+
+
+def test_one_cell_is_one_and_a_store_is_called_by_its_option(make: Make) -> None:
+    first, second = make("first"), make("second")
+    second.add_cell(0, "synthetic", 120, 0)
+    second.write()
+    assert "Only in second: 1 cell." in list(lines(compared(first, second)))
+    arguments = ["compare", "first", "second", "--store", str(first.root)]
+    missing = CliRunner().invoke(cli.app, arguments)
+    assert missing.exit_code == 1 and "no study 'second' in" in missing.stderr and "give --other-store" in missing.stderr
+    (first.root / "file").touch()
+    wrong = CliRunner().invoke(cli.app, [*arguments, "--other-store", str(first.root / "file")])
+    assert wrong.exit_code == 1 and "is a file; give --other-store a folder" in wrong.stderr
+    of_a = CliRunner().invoke(cli.app, ["compare", "third", "second", "--store", str(first.root)])
+    assert of_a.exit_code == 1 and "no study 'third' in" in of_a.stderr and of_a.stderr.rstrip().endswith("or give --store")
+
+
 def test_of_another_task_nothing_is_compared(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from analysis.comparison import studies
     from pipelines.tasks.nli import NLI

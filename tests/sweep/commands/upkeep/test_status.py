@@ -251,6 +251,14 @@ def test_a_store_on_a_disk_that_is_not_mounted_is_one_clear_error(tmp_path: Path
         assert f"{tmp_path}/link is a link to {tmp_path}/disk/studies, which is not there; give --store a folder" in done.stderr
 
 
+def test_what_a_pool_has_of_the_test_sets_is_said_as_a_mark(store: Store, experiment: Experiment) -> None:
+    study = manifest(Loaded(experiment, {}), build_grid(experiment))
+    copies = "pool: mine.csv: 1 of 9 texts of test are in the pool, too"
+    replace(study, parameters={**study.parameters, "pool_copies": [copies]}).save(store)
+    assert f"  marked: {copies}\n" in shown("small", "--store", store.uri)
+    assert json.loads(shown("small", "--store", store.uri, "--json"))["small"]["pool_copies"] == [copies]
+
+
 def test_a_watch_of_an_empty_store_is_an_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, ["status", "--watch", "--store", str(tmp_path)])
     assert done.exit_code == 1 and "begin with: blindsweep run demo" in done.stderr
