@@ -40,7 +40,7 @@ from analysis.corpus.measures import Diversity, Length, Ratio, Share, difference
 from analysis.corpus.single_words import SingleWords
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, template, text_columns, write_file
 from analysis.stats.statistics import Interval
-from analysis.wording import NOTHING, duration, percent, percent_range, points, points_range, shown
+from analysis.wording import NOTHING, counted, duration, percent, percent_range, points, points_range, shown
 
 PAGE = "audit.html"
 MOST_LABELS = 10
@@ -462,7 +462,7 @@ def _meanings(summary: FileSummary) -> str:
 
 
 def _left_out(summary: FileSummary) -> str:
-    return ", ".join(f"{count:,} rows with {reason}" for reason, count in summary.reasons.items())
+    return ", ".join(f"{counted(count, 'row')} with {reason}" for reason, count in summary.reasons.items())
 
 
 def _title(name: str) -> str:

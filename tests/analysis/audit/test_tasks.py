@@ -126,6 +126,13 @@ def test_the_rows_that_a_study_leaves_out_for_their_labels_an_audit_leaves_out(f
     assert bare.exit_code == 0 and "'no.' (14) taken for 'no'" in bare.stdout
 
 
+def test_one_row_that_is_left_out_is_one_row(files: Path) -> None:
+    rows = (files / "pool.jsonl").read_text().splitlines()
+    rows[0] = json.dumps({**json.loads(rows[0]), "gold": "maybe"})
+    (files / "pool.jsonl").write_text("\n".join(rows))
+    assert "left out: 1 row with another label than the task's: 'maybe'\n" in run(*COLUMNS).stdout
+
+
 def test_a_mark_for_no_label_is_one_where_it_is_given_a_meaning(files: Path) -> None:
     (files / "pool.jsonl").write_text((files / "pool.jsonl").read_text().replace('"no"', '"-1"'))
     done = run(*COLUMNS, "--label-name=-1=no", "--json", "a.json")
