@@ -107,7 +107,7 @@ def test_what_the_audit_prints_of_a_word_runs(files: Path) -> None:
     assert (of_word.blindspot_set, of_word.blindspot_slice) == (
         "template_test", "holds/hypothesis_says_nobody/non-contradiction"
     )  # fmt: skip
-    assert replace(named, name="demo") == of_word
+    assert replace(named, name="demo", parameters=of_word.parameters) == of_word
 
     found = json.loads((files / "audit.json").read_text())
     (told,) = found["next_words"]["hypothesis"]

@@ -305,7 +305,7 @@ def test_a_piece_without_a_report_says_nothing_of_the_answer(tmp_path: Path, mon
     monkeypatch.setattr("sweep.commands.run.answer_of", lambda *_: "The answer.")
     words = ("run", "demo", "-p", "seeds=0,1", "-p", "generators=2", "--no-report", "--store", str(tmp_path))
     assert "The answer." in blindsweep(*words).stdout
-    piece = blindsweep(*words, "--only", "seed=0")
+    piece = blindsweep(*words, "--only", "shared,seed=0")
     assert piece.exit_code == 0 and "The answer." not in piece.stdout
 
 

@@ -108,7 +108,9 @@ def test_a_budget_is_kept_beside_it(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import time
+import signal, time
+# A process that a shell starts in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace as Some
 from sweep.run import ends
 ends.tell_all_nodes = lambda: []
