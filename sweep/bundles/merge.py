@@ -10,7 +10,7 @@ from pipelines.errors import DamagedError, UserError
 from pipelines.storage import filesystem, join, remove
 from sweep.bundles.part import Part, Piece, bundled_files, read_part
 from sweep.graph.identity import SHORT
-from sweep.graph.integrity import check, check_all
+from sweep.graph.integrity import besides_weights, check, check_all
 from sweep.graph.records import Record, Store, Study
 from sweep.live.lease import lease_if_free
 
@@ -50,11 +50,8 @@ def merge_bundles(store: Store, paths: Sequence[Path]) -> Merged:
     _studies(store, parts)
     records = {fingerprint: record for part in parts for fingerprint, record in part.records.items()}
     complete = [record for fingerprint in records if (record := there.get(fingerprint)) is not None]
-    lacking = {
-        fingerprint
-        for fingerprint, damages in check_all(store, complete, lambda _: "sizes").items()
-        if not all(damage.is_lost_weights for damage in damages)
-    }
+    found = check_all(store, complete, lambda _: "sizes")
+    lacking = {fingerprint for fingerprint, damages in found.items() if besides_weights(damages)}
     new = [record for fingerprint, record in records.items() if there.get(fingerprint) is None or fingerprint in lacking]
     unfinished = []
     for record in new:
@@ -169,7 +166,7 @@ def _complete(store: Store, record: Record, pieces: Sequence[tuple[Part, Piece]]
                         f"{join(folder, path)}: its pieces make another file; merge all parts of its bundle again"
                     )
                 store.write_bytes(join(folder, path), content)
-        if any(not damage.is_lost_weights for damage in check(store, record, "sizes")):
+        if besides_weights(check(store, record, "sizes")):
             return False
         held.check()
         remove(join(folder, PIECES))

@@ -60,6 +60,11 @@ class Damage:
         return self.found == MISSING and self.file.endswith(WEIGHTS)
 
 
+def besides_weights(damages: Iterable[Damage]) -> list[Damage]:
+    """Those of `damages` that are more than weights which are not here: of these something is lost."""
+    return [damage for damage in damages if not damage.is_lost_weights]
+
+
 def inspect(store: Store, artifact: ArtifactId, how: How) -> tuple[Record | None, list[Damage]]:
     """The record of an artifact, None if it is not built or the record is damaged, and all that is damaged.
 

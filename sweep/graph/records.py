@@ -491,3 +491,8 @@ def read_plan(store: Store, name: str) -> dict[str, Any] | None:
         return None if text is None else unseal(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not a readable estimate ({error}); run the study again to write it anew") from error
+
+
+def counts_in_words(stages: Mapping[str, int]) -> str:
+    """How many artifacts, or steps, there are of each stage: ``54 evaluation, 6 generator``."""
+    return ", ".join(f"{num:,} {stage}" for stage, num in stages.items())

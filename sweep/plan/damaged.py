@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from shlex import quote
 
 from pipelines.errors import DamagedError
-from sweep.graph.records import Store
+from sweep.graph.records import Store, counts_in_words
 from sweep.plan.plan import Planned
 
 MOST_DAMAGED = 10
@@ -20,10 +20,9 @@ def damaged_words(planned: Sequence[Planned]) -> str:
         return ""
     num_there = sum(member.is_there for member in planned)
     stages = Counter(member.step.stage for member in damaged)
-    listed = ", ".join(f"{num:,} {stage}" for stage, num in stages.items())
     one = damaged[0].damage.partition(";")[0] + (", for one" if len(damaged) > 1 else "")
     are = "is" if len(damaged) == 1 else "are"
-    return f"{len(damaged):,} of the {num_there:,} artifacts that are there {are} damaged ({listed}; {one})"
+    return f"{len(damaged):,} of the {num_there:,} artifacts that are there {are} damaged ({counts_in_words(stages)}; {one})"
 
 
 def is_refused(planned: Sequence[Planned]) -> bool:

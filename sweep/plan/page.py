@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.terminal import console as new_console
 from sweep.graph.identity import SHORT
-from sweep.graph.records import STAGES
+from sweep.graph.records import STAGES, counts_in_words
 from sweep.plan.costs import EndpointCost, Total, rates, total, unmeasured
 from sweep.plan.damaged import damaged_words, is_refused
 from sweep.plan.plan import Plan, PlanCosts, Planned
@@ -238,7 +238,7 @@ def _reason_lines(plan: Plan) -> Iterator[str]:
     """Why what is missing has to be built, each change once: with it, how much is built again for it."""
     new = Counter(planned.step.stage for planned in plan.missing if planned.reason == "new")
     if new:
-        yield f"  {new.total():,} new: {_listed(new)}"
+        yield f"  {new.total():,} new: {counts_in_words(new)}"
     others = Counter(
         (planned.step.stage, planned.reason) for planned in plan.missing if not planned.causes and planned.reason != "new"
     )
@@ -268,7 +268,7 @@ def _reason_lines(plan: Plan) -> Iterator[str]:
     if rest := lines[MOST_CHANGES:]:
         yield f"  and {len(rest):,} more changes, with {sum(num for _, num in rest):,} steps: --all lists them"
     if several:
-        yield f"  and {several.total():,} more for several of these reasons: {_listed(several)}"
+        yield f"  and {several.total():,} more for several of these reasons: {counts_in_words(several)}"
 
 
 def _folded(causes: Sequence[str]) -> str:
@@ -281,10 +281,6 @@ def _with_more(stages: Counter[str]) -> str:
     (first, num), *_ = stages.items()
     more = stages.total() - num
     return f"{num:,} {first}" + (f", and {more:,} more for the same reason" if more else "")
-
-
-def _listed(stages: Mapping[str, int]) -> str:
-    return ", ".join(f"{num:,} {stage}" for stage, num in stages.items())
 
 
 def _missing_total(costs: PlanCosts, stage: str) -> Total:

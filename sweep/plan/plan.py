@@ -14,7 +14,7 @@ from pipelines.finetune.base_model import LLAMA_2_7B, PretrainedModelConfig, Ran
 from pipelines.models.gguf_files import read_gguf
 from pipelines.models.quantization import LEAST_FOR_FP8
 from sweep.graph.identity import SHORT, flatten
-from sweep.graph.integrity import Damage, How, changed_inputs, check_all, why_stale
+from sweep.graph.integrity import Damage, How, besides_weights, changed_inputs, check_all, why_stale
 from sweep.graph.pieces import Only, check_apart, piece_of
 from sweep.graph.records import ArtifactId, Record, Store, Study
 from sweep.graph.spending import NOTHING, Spending, describe, dollars
@@ -110,7 +110,7 @@ def make_plan(
         record = records.get(step.fingerprint)
         if damage := unreadable.get(step.fingerprint):
             planned[step.fingerprint] = Planned(step, None, f"damaged: {damage}", damage=damage)
-        elif lost := tuple(one for one in damages.get(step.fingerprint, ()) if not one.is_lost_weights):
+        elif lost := tuple(besides_weights(damages.get(step.fingerprint, ()))):
             more = f", and {len(lost) - 1:,} more of its files are damaged" if len(lost) > 1 else ""
             reason = f"damaged: {lost[0].file} {lost[0].found}{more}"
             planned[step.fingerprint] = Planned(step, None, reason, damage=str(lost[0]), damages=lost)

@@ -169,7 +169,7 @@ def run_study(
     # The study is whole, also where a piece of it is built.
     whole = steps if only is None else build_grid(loaded.experiment)
     study = manifest(loaded, whole)
-    for copies in study.parameters.get("pool_copies", ()):
+    for copies in study.pool_copies:
         print(f"Warning: {copies}", file=sys.stderr, flush=True)
     try:
         line = replaced_line(loaded, whole, Study.manifest(store, study.experiment))

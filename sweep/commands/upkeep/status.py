@@ -13,9 +13,9 @@ import typer
 from pipelines.errors import StoreUnreachableError, UserError
 from pipelines.terminal import console
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, positive, study_name
-from sweep.graph.integrity import Damage, check_all
+from sweep.graph.integrity import Damage, besides_weights, check_all
 from sweep.graph.pieces import seeds_lacking
-from sweep.graph.records import Store
+from sweep.graph.records import Store, counts_in_words
 from sweep.graph.spending import as_json as as_json_spending
 from sweep.graph.spending import read_spending, spent_in_words
 from sweep.live.heartbeat import Beat, Working
@@ -72,18 +72,15 @@ def status(
         print("\n".join(page(state, spent_in_words(where, name), with_stages=study is not None)))
         if damaged := _damaged(state, where):
             stages = Counter(damage.artifact.stage for damage in damaged)
-            listed = ", ".join(f"{num:,} {stage}" for stage, num in stages.items())
-            print(
-                f"  damaged: {listed} have not the files of their records ({damaged[0]}, for one); `plan` says what a run does"
-            )
+            of_records = f"have not the files of their records ({damaged[0]}, for one); `plan` says what a run does"
+            print(f"  damaged: {counts_in_words(stages)} {of_records}")
 
 
 def _damaged(state: StudyState, store: Store) -> list[Damage]:
     """One file of each built artifact whose files are missing or have other sizes."""
     records = [step.record for step in state.study.steps if step.record is not None]
     found = check_all(store, records, lambda _: "sizes").values()
-    lost = [[damage for damage in damages if not damage.is_lost_weights] for damages in found]
-    return [damages[0] for damages in lost if damages]
+    return [lost[0] for damages in found if (lost := besides_weights(damages))]
 
 
 def page(state: StudyState, spent: str, *, with_stages: bool) -> list[str]:

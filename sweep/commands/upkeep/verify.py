@@ -9,7 +9,7 @@ import typer
 from pipelines.storage import join
 from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name
 from sweep.graph.identity import SHORT
-from sweep.graph.integrity import SET_ASIDE, Damage, inspect, set_aside, what_is_set_aside
+from sweep.graph.integrity import SET_ASIDE, Damage, besides_weights, inspect, set_aside, what_is_set_aside
 from sweep.graph.records import STAGES, ArtifactId, Store, Study
 from sweep.run.failures import one_line
 
@@ -59,7 +59,7 @@ def verify(
         num_complete += record is not None or bool(damages)
         if not weights and any(damage.is_lost_weights for damage in damages):
             without_weights.append(artifact)
-            damages = [damage for damage in damages if not damage.is_lost_weights]
+            damages = besides_weights(damages)
         if not damages:
             continue
         damaged[artifact] = damages
