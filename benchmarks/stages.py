@@ -4,9 +4,9 @@
     python -m benchmarks.stages mini --parameters data=DATA model=SMOLLM2.gguf seeds=0,1,2 --limit 500
 
 The study is built from nothing with its steps on one whole GPU, or one CPU, so that no lane has another one beside it. What a
-stage trains together stays together. A stage's seconds are those in which its lanes work; `start` are those in which workers
-start, of all stages. `busy` are the seconds of a stage's work in which the GPU has a kernel to run, by NVML's samples of every
-half second, which is untried; of a CPU there are none. A study that is cut off gives what it has built.
+stage trains together stays together, and so do a pool's engines. A stage's seconds are those in which its lanes work, `start`
+those in which workers start, of all stages. `busy` are the seconds of a stage's work in which the GPU has a kernel to run, by
+NVML's samples of every half second; of a CPU there are none. A study that is cut off gives what it has built.
 """
 
 import argparse
@@ -83,10 +83,14 @@ def build(arguments: argparse.Namespace) -> None:
 
 
 def on_a_whole_gpu(resources: Mapping[str, Resources]) -> dict[str, Resources]:
-    """Each stage's steps on one worker, which has all of a GPU if it has a part of one."""
+    """Each stage's steps on one GPU, if they have a part of one: one worker has it all, or as many as share one in the study.
+
+    One engine of a small model leaves most of a GPU idle, however much of it is its own.
+    """
     return {
-        stage: replace(one, num_workers=1, gpus_per_worker=1.0) if one.gpus_per_worker else one
+        stage: replace(one, num_workers=num, gpus_per_worker=1 / num) if one.gpus_per_worker else one
         for stage, one in resources.items()
+        for num in (one.num_workers if one.gpus_per_worker < 1 else 1,)
     }
 
 

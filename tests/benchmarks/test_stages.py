@@ -35,11 +35,14 @@ def test_a_stage_has_its_lanes_work_and_the_part_of_it_in_which_the_gpu_was_busy
     ]
 
 
-def test_parts_of_a_gpu_become_a_whole_one_and_what_is_trained_together_stays_so() -> None:
+def test_parts_of_a_gpu_become_a_whole_one_and_what_shares_it_stays_so() -> None:
     resources = {"task_model": Resources(gpus_per_worker=0.2, max_group=36), "sources": Resources()}
     assert on_a_whole_gpu(resources | {"synthetic_pool": Resources(num_workers=4, gpus_per_worker=0.1)}) == {
         "task_model": Resources(gpus_per_worker=1.0, max_group=36),
         "sources": Resources(),
+        "synthetic_pool": Resources(num_workers=4, gpus_per_worker=0.25),
+    }
+    assert on_a_whole_gpu({"synthetic_pool": Resources(num_workers=4, gpus_per_worker=2)}) == {
         "synthetic_pool": Resources(gpus_per_worker=1.0),
     }
 
