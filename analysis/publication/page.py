@@ -358,6 +358,8 @@ def _pools(made: Made) -> list[str]:
         wrong = percent(whole["wrong"])
         if not math.isnan(whole["wrong"]):
             wrong += f" [{percent_range(whole['wrong_low'], whole['wrong_high'])}]"
+        if labels["wrong"].notna().all():
+            wrong += f"; {' / '.join(map(percent, labels['wrong']))}"
         rows.append(
             [
                 str(generator),
@@ -373,7 +375,7 @@ def _pools(made: Made) -> list[str]:
         Column("Generator"),
         *number_columns(
             *("Texts", "Yield", f"Lexical overlap ({labels})", "Copies in the pool", "Near copies", "Copies of training rows"),
-            "Wrong labels, by the judge",
+            f"Wrong labels, by the judge, in all and of each ({labels})",
         ),
     ]
     counts = published.evidence.counts

@@ -30,7 +30,8 @@ def pools_frame(store: Store, study: Study) -> pd.DataFrame:
 
     `generated` texts, `parsed` ones, `num_rows` with `num_lexical_overlap`; `copies` and `near_copies` of earlier rows of the
     pool, `training_copies` and `training_near_copies` of rows that generators were trained on, and `wrong`, the share of wrong
-    labels by a judge with its 95% interval. NaN for what is not known: there is no judge, or no data beside the pool.
+    labels by a judge with its 95% interval, of each label and of all. NaN for what is not known: there is no judge, or no data
+    beside the pool.
     """
     yields = label_yield_frame(store, study)
     overlaps = pool_overlap_counts(store, study)
@@ -39,13 +40,14 @@ def pools_frame(store: Store, study: Study) -> pd.DataFrame:
     for pool in pools:
         generator = int(pool.coordinates.get("generator", 0))
         of_pool = yields[yields["pool"] == pool.fingerprint]
+        wrong = _wrong(store, study, pool)
         for label, generated, parsed in zip(of_pool["label"], of_pool["generated"], of_pool["parsed"], strict=True):
             of_label = overlaps.get(generator, {}).get(label)
             count = (of_label.num_rows, of_label.num_lexical_overlap) if of_label else (np.nan, np.nan)
             row = {"generator": generator, "label": label, "generated": generated, "parsed": parsed}
-            rows.append(row | dict(zip(("num_rows", "num_lexical_overlap"), count, strict=True)))
+            rows.append(row | dict(zip(("num_rows", "num_lexical_overlap"), count, strict=True)) | wrong.get(label, {}))
         sums = {name: sum(row[name] for row in rows if row["generator"] == generator) for name in COLUMNS[2:6]}
-        rows.append({"generator": generator, "label": "all"} | sums | _copies(store, study, pool) | _wrong(store, study, pool))
+        rows.append({"generator": generator, "label": "all"} | sums | _copies(store, study, pool) | wrong.get("all", {}))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -70,14 +72,22 @@ def _numbers(counts: CopyCounts | None) -> tuple[float, float]:
     return (np.nan, np.nan) if counts is None else (counts.repeated.count, counts.kinds["near"].count)
 
 
-def _wrong(store: Store, study: Study, pool: StudyStep) -> dict[str, float]:
-    """The share of wrong labels in a pool by its judgement, if it has one that tells labels apart."""
+def _wrong(store: Store, study: Study, pool: StudyStep) -> dict[str, dict[str, float]]:
+    """The share of a pool's labels that are wrong, of each label and of "all"; nothing if no judge tells them apart."""
     for step in study.steps:
         if step.stage == "judgement" and step.record is not None and step.inputs.get("pool") == pool.fingerprint:
             judged = judged_pool(store, step, task_of(study))
             try:
-                in_all = wrong_label_rates(judged.pool, judged.gold, judged.labels, 2, seed=SEED)[-1]
+                rates = wrong_label_rates(judged.pool, judged.gold, judged.labels, 2, seed=SEED)
             except UserError:
                 return {}
-            return {"wrong": in_all.rate, "wrong_low": in_all.interval.low, "wrong_high": in_all.interval.high}
+            return {
+                "all" if one.label is None else judged.labels[one.label]: {
+                    "wrong": one.rate,
+                    "wrong_low": one.interval.low,
+                    "wrong_high": one.interval.high,
+                }
+                for one in rates
+                if one.cell is None
+            }
     return {}

@@ -322,7 +322,8 @@ def stages_block(study: Study) -> list[Block]:
     columns = [Column("Stage"), *number_columns("Artifacts", "Total", "Median", "Longest"), Column("Median throughput")]
     text = [
         "Time each artifact took when it was built, whenever that was; of those that were under way at once in a lane, each "
-        "one's share. Artifacts are built side by side, so the totals can be more than the time the study took."
+        "one's share, and throughput of all of them. Artifacts are built side by side, so the totals can be more than the "
+        "time the study took."
     ]
     return [Block("stages", "Durations and throughput", text, [Table(columns, rows)])]
 

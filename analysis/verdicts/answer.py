@@ -121,7 +121,10 @@ def _unsettled(still_open: Sequence[Judgement]) -> list[str]:
     said = []
     for why, words in (
         ("withheld", "{} would be denied, which is withheld as the control is not seen"),
-        ("items", "{} {stays} open with any number of seeds, for these test items leave more doubt than the margin"),
+        (
+            "items",
+            "{} {stays} open with any number of seeds if the difference is as small as the margin: test items leave more doubt",
+        ),
         ("enough", "{} {stays} open though there are enough seeds for a difference as large as the margin"),
         ("other", "{} {cannot} be told from this study"),
     ):

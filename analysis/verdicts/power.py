@@ -30,7 +30,7 @@ MOST_SETTLING_SEEDS = 1_000_000
 """So many that what they still leave in doubt is left by the test items."""
 MOST_SEEDS_PER_GENERATOR = 100
 FEWEST_PILOT_SEEDS = 3
-ITEMS_LEAVE_DOUBT = "no number of seeds is enough: the test items alone leave more doubt than the margin"
+ITEMS_LEAVE_DOUBT = "no number of seeds settles a difference as small as the margin: the test items alone leave more doubt"
 SD_CONFIDENCE, SD_CONFIDENCE_OF_SEVERAL = 0.82, 0.70
 """Of the one-sided upper bound of a pilot's standard deviation, from which the upper end of `settling` is taken: so that it is
 enough in three of four pilots. Of several parts the largest estimate decides, which errs upwards, at a divided level."""

@@ -389,9 +389,10 @@ class Work:
 
 
 def _rate(metrics: Mapping[str, Any]) -> str:
-    """The first throughput among metrics (`…_per_s`, `…_per_second`), for people."""
+    """The first throughput among metrics (`…_per_s`, `…_per_second`), for people; of models trained together, theirs in all."""
+    together = metrics.get("mean_trained_together", 1)
     for name, value in metrics.items():
         for ending in ("_per_second", "_per_s"):
             if name.endswith(ending) and isinstance(value, int | float):
-                return f", {value:,.0f} {name.removesuffix(ending).rsplit('/', 1)[-1]}/s"
+                return f", {value * together:,.0f} {name.removesuffix(ending).rsplit('/', 1)[-1]}/s"
     return ""

@@ -94,7 +94,7 @@ def study_smollm(
     """`study_qwen` with SmolLM2-135M and ten seeds: a model that is at the floor of HANS, where accuracy sees nothing.
 
     Its question is whether the margin sees what accuracy cannot. Parameters are as there; `rate` is this model's own. More of
-    it fits on a GPU at once: five generators, or ten pools of one engine each.
+    it fits on a GPU at once: five generators, or ten pools.
     """
     title = "SmolLM2-135M on MultiNLI, HANS and four challenge sets"
     return _study("study_smollm", resources=_resources(device, is_small=True), **locals())
@@ -204,11 +204,11 @@ def _claims(kinds: tuple[str, ...]) -> tuple[Claim, ...]:
 
 
 def _resources(device: str, *, is_small: bool = False) -> dict[str, Resources]:
-    """One GPU's parts: a generator or four engines, finetunings beside them, and evaluations as soon as there are any.
+    """One GPU's parts: generators, an engine for each pool, finetunings beside them, and evaluations as soon as there are any.
 
-    The larger model's generator takes 40 to 44 GiB: beside engines, an H200 has room for two. A process of a small model
-    (`is_small`) leaves most of the GPU to others, whatever part it asks for: more fit there, and a pool has one engine, since
-    its start takes longer than its texts.
+    Several pools are written at once, each by one engine, so that fewer engines start. The larger model's generator takes 40 to
+    44 GiB: beside engines, an H200 has room for two. A process of a small model (`is_small`) leaves most of the GPU to others,
+    whatever part it asks for, and more fit there.
     """
     if device != "cuda":
         return {}
@@ -216,7 +216,7 @@ def _resources(device: str, *, is_small: bool = False) -> dict[str, Resources]:
     evaluation = Resources(gpus_per_worker=0.1 if is_small else 0.2, max_group=MAX_GROUP)
     return {
         "generator": Resources(gpus_per_worker=0.2 if is_small else 0.4),
-        "synthetic_pool": Resources(num_workers=1 if is_small else 4, gpus_per_worker=0.1),
+        "synthetic_pool": Resources(num_workers=1, gpus_per_worker=0.1),
         "starting_point": finetuning,
         "task_model": finetuning,
         "evaluation": evaluation,

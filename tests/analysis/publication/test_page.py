@@ -227,6 +227,8 @@ def test_the_pools_table_has_a_row_for_each_generator_and_table_1_beside_it(tmp_
         for label, num in (("entailment", 17), ("neutral", 3), ("contradiction", 0))
     ]
     whole = {"generated": 3_000, "parsed": 2_970, "num_rows": 2_970, "copies": 30, "near_copies": 3, "training_copies": 297}
+    for row, wrong in zip(rows, (0.2, 0.05, 0.125), strict=False):
+        row["wrong"] = wrong
     rows += [{"generator": 0, "label": "all"} | whole | {"wrong": 0.125, "wrong_low": 0.1, "wrong_high": 0.15}]
     rows += [{"generator": 1, "label": "all"} | whole]
     counts = {"entailment": LabelCount(990, 17), "neutral": LabelCount(990, 3), "contradiction": LabelCount(990, 1)}
@@ -235,5 +237,5 @@ def test_the_pools_table_has_a_row_for_each_generator_and_table_1_beside_it(tmp_
     made = Made(replace(published, pools=pd.DataFrame(rows, columns=list(COLUMNS)), evidence=evidence), tmp_path)
     text = "\n\n".join(PARTS["pools"](made))
     numbers = "| 3,000 | 99.0% | 1.72% / 0.30% / 0.00% | 1.01% | 0.10% | 10.00% |"
-    assert f"| 0 {numbers} 12.5% [10.0 to 15.0%] |" in text and f"| 1 {numbers} – |" in text
+    assert f"| 0 {numbers} 12.5% [10.0 to 15.0%]; 20.0% / 5.0% / 12.5% |" in text and f"| 1 {numbers} – |" in text
     assert "the pools of 2 generators together" in text

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.publication.pools import COLUMNS, pools_frame
 from sweep.graph.records import Store, Study
 from tests.analysis.fake_store import FakeStudy, parquet
+from tests.analysis.report.test_label_noise import add_judgement, confused, judged_table
 
 LABELS = ("entailment", "neutral", "contradiction")
 TRAIN = [
@@ -30,14 +31,14 @@ def pool_rows(number: int) -> list[tuple[str, str, str]]:
     return rows
 
 
-def add_pool(study: FakeStudy, number: int, rows: list[tuple[str, str, str]]) -> None:
+def add_pool(study: FakeStudy, number: int, rows: list[tuple[str, str, str]]) -> str:
     counts = {
         "generated": dict.fromkeys(LABELS, 12),
         "parsed": dict.fromkeys(LABELS, 10),
         "rejected": {"no_hypothesis": 6},
     }
     files = {"yield.json": json.dumps(counts).encode(), "pool/a.parquet": parquet(rows)}
-    study.add("synthetic_pool", f"pool{number or ''}", coordinates={"generator": number}, files=files)
+    return study.add("synthetic_pool", f"pool{number or ''}", coordinates={"generator": number}, files=files)
 
 
 def test_each_pool_has_its_own_rows(tmp_path: Path) -> None:
@@ -58,6 +59,21 @@ def test_each_pool_has_its_own_rows(tmp_path: Path) -> None:
     assert whole["wrong"].isna().all()
     entailments = frame[frame["label"] == "entailment"]
     assert entailments["num_lexical_overlap"].tolist() == [1, 3] and entailments["parsed"].tolist() == [10, 10]
+
+
+def test_wrong_labels_are_told_of_each_label_and_in_all(tmp_path: Path) -> None:
+    study = FakeStudy(tmp_path)
+    gold = judged_table(confused(800, 100), False)
+    # The judge is right of 80%, and doubts a fifth more of the entailments.
+    doubted = {**confused(800, 100), ("entailment", "entailment"): 660, ("entailment", "neutral"): 240}
+    pool = add_pool(study, 0, pool_rows(1))
+    add_pool(study, 1, pool_rows(1))
+    add_judgement(study, "judge-pool", judged_table(doubted, False), gold, inputs={"pool": pool})
+    store = Store(study.write())
+    frame = pools_frame(store, Study.load(store, "tiny")).set_index(["generator", "label"])
+    assert frame["wrong"][0].round(3).to_dict() == {"entailment": 0.2, "neutral": 0.0, "contradiction": 0.0, "all": 0.067}
+    assert (frame["wrong_low"][0] <= frame["wrong"][0]).all() and (frame["wrong"][0] < frame["wrong_high"][0]).all()
+    assert frame["wrong"][1].isna().all()
 
 
 def test_a_study_without_pools_has_none(tmp_path: Path) -> None:

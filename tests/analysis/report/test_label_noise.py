@@ -47,7 +47,7 @@ def confused(right: int, wrong: int) -> dict[tuple[str, str], int]:
     return {(str(label), str(said)): right if said == label else wrong for label in LABELS for said in LABELS}
 
 
-def add_judgement(study: FakeStudy, slug: str, pool: dict, gold: dict) -> None:
+def add_judgement(study: FakeStudy, slug: str, pool: dict, gold: dict, inputs: dict[str, str] | None = None) -> None:
     tables = []
     for columns in (pool, gold):
         size = len(columns["label"])
@@ -56,7 +56,7 @@ def add_judgement(study: FakeStudy, slug: str, pool: dict, gold: dict) -> None:
         "judgements.parquet": content(tables[0]),
         "gold.parquet": content(tables[1].append_column("set", pa.repeat("dev", tables[1].num_rows))),
     }
-    study.add("judgement", slug, files=files, config=HEURISTICS)
+    study.add("judgement", slug, files=files, config=HEURISTICS, inputs=inputs)
 
 
 def both(*parts: dict[str, list]) -> dict[str, list]:

@@ -215,6 +215,7 @@ def test_training_sets_yield_and_stages(tmp_path: Path) -> None:
         files={"yield.json": json.dumps(counts).encode()},
         metrics={"examples_per_s": 44.0, "yield": 0.7},
     )
+    study.add("task_model", "cell", metrics={"examples_per_s": 11.0, "mean_trained_together": 8.0})
     store = Store(study.write())
     loaded = Study.load(store, "tiny")
     sets = training_set_frame(loaded)
@@ -226,8 +227,8 @@ def test_training_sets_yield_and_stages(tmp_path: Path) -> None:
     assert outcomes["share"].tolist() == [0.7, 0.2, 0.1]
     assert label_yield_frame(store, loaded)["parsed"].tolist() == [3, 4]
     stages = stage_frame(loaded)
-    assert stages["total_s"].tolist() == [12.5, 12.5]
-    assert stages["examples_per_s"].dropna().tolist() == [44.0]
+    assert stages["total_s"].tolist() == [12.5, 12.5, 12.5]
+    assert stages["examples_per_s"].dropna().tolist() == [44.0, 88.0]
     assert "yield" not in stages.columns
 
 

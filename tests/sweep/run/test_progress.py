@@ -156,7 +156,9 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
         end_lane(run, trial, *(outcomes[order.step.slug] for order in orders_of(run, trial)))
 
     def built(done: Step) -> Outcome:
-        return Outcome(Record(done.stage, done.slug, done.fingerprint, done.payload, durations={"total_s": 1.0}))
+        metrics = {"examples_per_s": 10.0, "mean_trained_together": 8.0}
+        durations = {"total_s": 1.0}
+        return Outcome(Record(done.stage, done.slug, done.fingerprint, done.payload, metrics=metrics, durations=durations))
 
     steps = [base, lucky, doomed, user]
     lost = Outcome(None, "its process was lost", was_neighbour=True)
@@ -180,6 +182,7 @@ def test_every_event_of_a_run_can_be_shown(live: bool, tmp_path: Path) -> None:
     ]  # fmt: skip
     shown = " ".join(stream.getvalue().split())  # a terminal folds its lines
     assert shown.count("lost task_model/lucky: the machine that it ran on was lost; goes on (loss 1)") == 1
+    assert live or shown.count("done task_model/lucky in 1s, 80 examples/s") == 1
     assert shown.count("waits task_model/doomed: it needs 1 GPU") == 1
     assert shown.count("retry task_model/lucky: its process was lost") == 1
     assert shown.count("retry task_model/doomed: its process was lost") == 1
