@@ -10,13 +10,40 @@ from analysis.page import Block, Column, Table, grouped, number_columns
 from analysis.stats.label_noise import WrongLabels, wrong_label_rates
 from analysis.study.artifacts import JudgedPool, judged_pool
 from analysis.study.described import task_of
-from analysis.wording import percent, percent_range
+from analysis.wording import number_word, percent, percent_range
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
 
 SEED = 0
 """Of the bootstrap: the same rows give the same page."""
 TITLE = "Wrong labels in the synthetic pool"
+DISPUTED = 0.05
+"""A pool's labels are disputed where the judge gives another to so much more of its rows than of gold rows."""
+
+
+def disputed_labels(study: Study) -> list[str]:
+    """That judges give other labels to more of the pools' rows than of rows whose labels are known; nothing where they do not.
+
+    From records alone, and without the correction of `analysis/stats/label_noise.py`.
+    """
+    disputed = []
+    for metrics in (step.record.metrics for step in study.steps if step.stage == "judgement" and step.record):
+        agreed = {name.removesuffix("/agreement"): share for name, share in metrics.items() if name.endswith("/agreement")}
+        of_pool = agreed.pop("pool", None)
+        if of_pool is not None and agreed:
+            of_gold = float(np.average([*agreed.values()], weights=[metrics[f"{name}/num_judged"] for name in agreed]))
+            if of_gold - of_pool > DISPUTED:
+                disputed.append((1 - of_pool, 1 - of_gold))
+    if not disputed:
+        return []
+    of_pools, known = zip(*disputed, strict=True)
+    rows = f"{percent(of_pools[0], 0)} of the rows of one synthetic pool"
+    if len(disputed) > 1:
+        rows = f"{percent_range(min(of_pools), max(of_pools), 0)} of the rows of {number_word(len(disputed))} synthetic pools"
+    return [
+        f"the judge gives another label to {rows}, and to {percent(max(known), 0)} of rows whose labels are known: a "
+        "difference between kinds of training set may be of wrong labels"
+    ]
 
 
 def label_noise_blocks(store: Store, study: Study) -> list[Block]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from analysis.page import Block, Column, Fold, Table, grouped, number_columns, text_columns
 from analysis.report.comparison import ODDS_NOTE, TABLE1_NOTE, odds_table, overlap_cells, table1_beside_table
 from analysis.report.figures import training_curves
+from analysis.report.label_noise import disputed_labels
 from analysis.stats.statistics import wilson_interval
 from analysis.study.artifacts import (
     LabelCount,
@@ -229,9 +230,9 @@ def origins_block(store: Store, study: Study) -> list[Block]:
 
 
 def marks_of(study: Study) -> list[str]:
-    """What marks the study's artifacts, and by how many; what its own pool has of the sets that it is judged by."""
+    """What marks the study's artifacts, and by how many; what its own pool has of the sets it is judged by; disputed labels."""
     marks = [f"{mark}: {count:,} of {study.num_built:,} artifacts" for mark, count in study.marks.items()]
-    return [*marks, *study.pool_copies]
+    return [*marks, *study.pool_copies, *disputed_labels(study)]
 
 
 def paper_block(study: Study) -> list[Block]:

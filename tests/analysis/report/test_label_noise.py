@@ -9,6 +9,7 @@ import pytest
 
 from analysis.page import Block
 from analysis.report.label_noise import label_noise_blocks
+from analysis.report.sections import marks_of
 from analysis.stats.label_noise import wrong_label_rates
 from analysis.study.artifacts import judged_pool
 from pipelines.data.template_corpus import TemplateCorpusConfig, prepare_template_corpus
@@ -88,6 +89,24 @@ def test_the_table_has_each_label_and_cell_and_the_sentences_the_rate_in_all(tmp
     assert table.group_starts == {6}
     assert len(block.text) == 2 and "of those that say entailment with lexical overlap 20.0" in block.text[0]
     assert "right of 80.0% of 6,000 original rows" in block.text[1]
+
+
+def test_disputed_labels_are_told_from_records_alone(tmp_path) -> None:
+    study = FakeStudy(tmp_path)
+    gold = {"dev/num_judged": 100, "dev/agreement": 0.9, "dev/agreement/neutral": 0.1}
+    gold |= {"matched/num_judged": 300, "matched/agreement": 0.8}
+    study.add("judgement", "as-often", metrics=gold | {"pool/num_judged": 9, "pool/agreement": 0.78})
+    study.add("judgement", "none-judged", metrics=gold | {"pool/num_judged": 0})
+    assert marks(study) == []
+    study.add("judgement", "more-often", metrics=gold | {"pool/num_judged": 9, "pool/agreement": 0.5})
+    said = "of rows whose labels are known: a difference between kinds of training set may be of wrong labels"
+    assert marks(study) == [f"the judge gives another label to 50% of the rows of one synthetic pool, and to 18% {said}"]
+    study.add("judgement", "other", metrics=gold | {"pool/num_judged": 9, "pool/agreement": 0.7})
+    assert marks(study) == [f"the judge gives another label to 30 to 50% of the rows of two synthetic pools, and to 18% {said}"]
+
+
+def marks(study: FakeStudy) -> list[str]:
+    return marks_of(Study.load(Store(study.write()), study.name))
 
 
 def test_a_study_without_a_judgement_has_no_section_and_a_judge_at_chance_says_so(tmp_path) -> None:
