@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and benchmarks/results/history.md from the results in benchmarks/results:
+"""docs/benchmarks.md from the results in benchmarks/results:
 
 python -m benchmarks.page
 """
@@ -17,7 +17,6 @@ from pipelines.errors import UserError
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-HISTORY = RESULTS / "history.md"
 OURS = ("ours", "stage")
 LEADING = re.compile(r"(ours|stage)(-gpus|_\d+)?")
 """Variants whose newest figures lead the page: the stage itself, on all GPUs, or with so many adapters."""
@@ -27,9 +26,9 @@ INTRODUCTION = """\
 # Benchmarks
 
 Made by `python -m benchmarks.page` from the files in `benchmarks/results`; do not edit. First the newest figure of each kind
-of work, then the runs that they come from. Older runs, and runs of parts, are in
-[the history](../benchmarks/results/history.md), what was tried in [tried.md](../benchmarks/results/tried.md). Figures of
-a model of 135 M parameters are in [mini.md](mini.md).
+of work, then the runs that they come from. Of older runs, and runs of parts, there are the files alone; what was tried is in
+[tried.md](../benchmarks/results/tried.md), figures of a model of 135 M parameters in [mini.md](mini.md), and what a run takes
+beside its GPUs in [scale.md](scale.md).
 
 Two figures are of the same work where benchmark, model, settings and device are the same. The number of examples or texts may
 differ, which is how long a run measures, and so may the number of task models that are trained at once. *Beside the peer* is
@@ -43,14 +42,6 @@ its repeats, with the least and the most of them if there are several. *Ratio* i
 *Of the limit* is how much is reached of what the hardware allows for the least work that gives the result. A run that was cut
 off, by `--limit SECONDS` or a signal, says so: its figures are of what it had measured until then.
 """
-OLDER = f"""\
-# Earlier benchmark runs
-
-Made by `python -m benchmarks.page` from the files in this folder; do not edit. The newest run of each kind of work is in
-[docs/benchmarks.md](../../docs/benchmarks.md).
-
-{READING}"""
-
 Results = Mapping[str, Mapping[str, Any]]
 """Results by the names of their files."""
 
@@ -80,8 +71,7 @@ class Measured:
 def main() -> None:
     results = {path.stem: read_result(path) for path in sorted(RESULTS.glob("*.json"))}
     PAGE.write_text(render(results))
-    HISTORY.write_text(render_history(results))
-    print(f"{PAGE.relative_to(ROOT)} and {HISTORY.relative_to(ROOT)}: {len(results)} results")
+    print(f"{PAGE.relative_to(ROOT)}: {len(results)} results")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -98,30 +88,23 @@ def read_result(path: Path) -> dict[str, Any]:
 def render(results: Results) -> str:
     """The page in Markdown: the newest figures of each kind of work, then the runs that they come from."""
     newest = newest_figures(results)
-    shown = [name for name in _ordered(results) if name in runs_shown(results)]
+    runs = {measured.run for pair in newest for measured in pair if measured is not None}
+    shown = [name for name in _ordered(results) if name in runs]
     numbers = {name: place for place, name in enumerate(shown, 1)}
     groups = sorted({measured.group for measured, _ in newest}, key=_natural)
     tables = ["\n".join(_newest_table(group, [pair for pair in newest if pair[0].group == group], numbers)) for group in groups]
     links = "".join(f"[{place}]: #{name.lower()}\n" for name, place in numbers.items())
-    sections = [_section(name, results[name], "../benchmarks/results/") for name in shown]
+    sections = [_section(name, results[name]) for name in shown]
     return "\n".join([INTRODUCTION, *tables, links, "## The runs\n", READING, *sections])
-
-
-def render_history(results: Results) -> str:
-    """The runs that the page does not show: benchmarks by name, the newest run of each first."""
-    shown = runs_shown(results)
-    return "\n".join([OLDER, *(_section(name, results[name]) for name in _ordered(results) if name not in shown)])
-
-
-def runs_shown(results: Results) -> set[str]:
-    """Names of the runs that the newest figures come from."""
-    return {measured.run for pair in newest_figures(results) for measured in pair if measured is not None}
 
 
 def newest_figures(results: Results) -> list[tuple[Measured, Measured | None]]:
     """The newest figure of each kind of work, and the newest one in whose run the peer was measured as well."""
     newest: dict[tuple[str, str, str, str], tuple[Measured, Measured | None]] = {}
     for name in _ordered(results):
+        if results[name]["benchmark"] == "scale":
+            # It has a page of its own, docs/scale.md.
+            continue
         for measured in _measured(name, results[name]):
             key = (measured.group, measured.work, measured.figure["name"], measured.figure["unit"])
             first, beside = newest.get(key, (measured, None))
@@ -178,13 +161,6 @@ def work_of(result: Mapping[str, Any], figure: str, variant: str) -> tuple[str, 
             settings = [f"{arguments['rows']:,} rows", f"{arguments['reference_rows']:,} of a reference"]
         case "decode_attention":
             settings = [f"{arguments['tokens']} tokens a text", f"{arguments['max_num_seqs']:,} sequences at a time"]
-        case "scale":
-            common += [arguments["part"]]
-            what = {"driver": "lanes", "step": "steps", "pool": "engines"}.get(arguments["part"])
-            settings = [f"{what}: {variant.removeprefix('ours_')}"] if what else []
-            if arguments["part"] == "driver":
-                settings += [f"{arguments['faster']:,g} times as fast"]
-                settings += ["lanes are threads"] if arguments.get("processes") == "few" else []
         case "adapters":
             settings = [f"rank {arguments['rank']}", f"adapters: {variant.removeprefix('ours_')}"]
     return ", ".join([*common, device]), ", ".join([*settings, *on_gpus]) or "the stage's settings"
@@ -223,7 +199,7 @@ def _beside(measured: Measured) -> str:
     return f"{times:.2f} times ({number(measured.median)}; {measured.figure['peer']} {number(measured.peer or 0)})"
 
 
-def _section(name: str, result: Mapping[str, Any], folder: str = "") -> str:
+def _section(name: str, result: Mapping[str, Any]) -> str:
     hardware = result["hardware"]
     gpus = ", ".join(f"{count} × {gpu}" for gpu, count in Counter(hardware["gpus"]).items()) or "no GPU"
     commit = result["git"].get("commit", "unknown")[:12] + (" with changes" if result["git"].get("dirty") else "")
@@ -233,7 +209,7 @@ def _section(name: str, result: Mapping[str, Any], folder: str = "") -> str:
     lines = [
         f"### {name}",
         "",
-        f"{_title(result['benchmark'])}, {result['date'][:10]}: [{name}.json]({folder}{name}.json)",
+        f"{_title(result['benchmark'])}, {result['date'][:10]}: [{name}.json](../benchmarks/results/{name}.json)",
         "",
         "```",
         *_wrapped(result["command"], indent="    ", end=" \\"),

@@ -1,4 +1,4 @@
-"""The pages that are made from results."""
+"""The page that is made from results."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common import Figure, Limits, Part, Work, describe, make_parser
-from benchmarks.page import HISTORY, PAGE, RESULTS, read_result, render, render_history, work_of
+from benchmarks.page import PAGE, RESULTS, read_result, render, work_of
 from pipelines.errors import UserError
 
 H200 = {"gpus": ["NVIDIA H200, 143771 MiB"] * 2, "num_cpus": 32, "cpu": "Xeon", "memory_gib": 251.8}
@@ -104,7 +104,7 @@ def test_what_the_same_work_is() -> None:
     assert work_of(on_cpu, "artifact", "ours")[0] == "Orchestration, 32 cores of Xeon"
 
 
-def test_the_newest_figure_leads_and_older_runs_go_to_the_history() -> None:
+def test_the_newest_figure_leads_and_older_runs_and_parts_are_left_out() -> None:
     def training(rates: dict[str, list[float]]) -> Figure:
         return Figure("training", "examples/s", rates, peer="peer", target=250)
 
@@ -117,8 +117,7 @@ def test_the_newest_figure_leads_and_older_runs_go_to_the_history() -> None:
             "adapters", Figure("a layer", "tokens/s", {"ours_24": [8], "peft": [4]}, peer="peft"), "2026-01-05"
         ),
     }
-    page, history = render(results), render_history(results)
-    leading, _, runs = page.partition("## The runs")
+    leading, _, runs = render(results).partition("## The runs")
     assert (
         "| training | batches of 2, several at once, passes of 4,096 tokens | 300 examples/s, 36 at once | 250 examples/s: met "
         "| [2026-01-03][2] | 4.00 times (240; peer 60), [2026-01-02][3] |"
@@ -128,8 +127,6 @@ def test_the_newest_figure_leads_and_older_runs_go_to_the_history() -> None:
     assert "[1]: #adapters-new\n[2]: #task_model-new\n[3]: #task_model-beside\n" in leading
     order = [runs.index(f"### {name}\n") for name in ("adapters-new", "task_model-new", "task_model-beside")]
     assert order == sorted(order) and runs.count("### ") == 3
-    order = [history.index(f"### {name}\n") for name in ("generation-part", "task_model-old")]
-    assert order == sorted(order) and history.count("### ") == 2
 
 
 def test_what_is_no_result_is_named(tmp_path: Path) -> None:
@@ -139,7 +136,6 @@ def test_what_is_no_result_is_named(tmp_path: Path) -> None:
         read_result(path)
 
 
-def test_the_pages_are_up_to_date() -> None:
+def test_the_page_is_up_to_date() -> None:
     results = {path.stem: read_result(path) for path in sorted(RESULTS.glob("*.json"))}
     assert PAGE.read_text() == render(results), "run python -m benchmarks.page"
-    assert HISTORY.read_text() == render_history(results), "run python -m benchmarks.page"
