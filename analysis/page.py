@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipelines.storage import partial_file
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,9 @@ def template(name: str) -> Any:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with partial_file(path) as partial:
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:

@@ -443,21 +443,28 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
 
 @contextlib.contextmanager
 def _partial(target: Path, content: bytes) -> Iterator[Path]:
-    """A file with `content` on the disk, beside `target` under another name; removed at the end if it is still there."""
+    """:func:`partial_file`, with `content` on the disk."""
+    with partial_file(target) as partial:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+
+
+@contextlib.contextmanager
+def partial_file(target: Path) -> Iterator[Path]:
+    """A name beside `target` to write its file under until it is whole; removed at the end if it is still there."""
     make_folder(target.parent)
     # Starts with a dot and ends otherwise, so that a reader of the folder never takes it for a finished file.
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            # By the name that people know.
-            error.filename = str(target)
-            raise
         yield partial
+    except OSError as error:
+        # By the name that people know.
+        if error.filename in (None, str(partial)) and error.filename2 is None:
+            error.filename = str(target)
+        raise
     finally:
         # Where nothing could be written, nothing can be removed, either; what is left is nobody's file.
         with contextlib.suppress(OSError):

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from analysis.audit.evidence import Evidence
 from analysis.audit.found import Audit
+from analysis.audit.rows import check_parquet_path
 from analysis.corpus.copies import NO_ROW, Copies, is_among
 from analysis.corpus.input import TextFile
 from analysis.corpus.labels import meaning_of
@@ -31,6 +32,7 @@ from analysis.corpus.measures import PLANTS, predicted_labels
 from analysis.wording import percent, shown
 from pipelines.errors import UserError
 from pipelines.repair.rows import Cost, Repair, Repaired
+from pipelines.storage import partial_file
 from pipelines.tables.readers import RawBatch
 
 ROW, WEIGHT, ORIGINAL_LABEL = "original_row", "weight", "original_label"
@@ -120,26 +122,15 @@ def write_repaired(evidence: Evidence, repaired: Repaired, path: str | os.PathLi
     `original_row` is added, and `weight` or `original_label` where weights or labels are new. Of JSON, columns that are no text
     are written as JSON.
     """
-    check_repaired_path(path)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}-{os.getpid()}")
-    try:
+    check_parquet_path("--repair", path, "the repaired set is")
+    with partial_file(Path(path)) as partial:
         writer: pq.ParquetWriter | None = None
         for batch in _kept_batches(evidence, repaired):
-            writer = writer or pq.ParquetWriter(temporary, batch.schema)
+            writer = writer or pq.ParquetWriter(partial, batch.schema)
             writer.write_table(batch.cast(writer.schema))
         assert writer is not None, "a repaired set has rows"
         writer.close()
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_repaired_path(path: str | os.PathLike[str]) -> None:
-    """Raise :class:`UserError` for a path that is no Parquet file's, or a folder's."""
-    if Path(path).suffix != ".parquet" or Path(path).is_dir():
-        raise UserError(f"--repair {path}: the repaired set is written to a Parquet file; give a name that ends in .parquet")
+        partial.replace(path)
 
 
 def _kept_batches(evidence: Evidence, repaired: Repaired) -> Iterator[pa.Table]:

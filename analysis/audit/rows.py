@@ -21,6 +21,7 @@ from analysis.corpus.copies import NO_ROW, Copies, similarity
 from analysis.corpus.measures import GOES_WITH, PLANTS, HeuristicFinding
 from analysis.corpus.scan import Scan
 from pipelines.errors import UserError
+from pipelines.storage import partial_file
 
 SCHEMA = pa.schema(
     [
@@ -44,26 +45,21 @@ def write_rows(path: str | os.PathLike[str], evidence: Evidence, heuristics: Seq
 
     Raises :class:`UserError` for a path that is no Parquet file's.
     """
-    check_rows_path(path)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}-{os.getpid()}")
+    check_parquet_path("--rows", path, "findings by row are")
     num_rows = 0
-    try:
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
+    with partial_file(Path(path)) as partial:
+        with pq.ParquetWriter(partial, SCHEMA) as writer:
             for batch in row_batches(evidence, heuristics):
                 writer.write_batch(batch)
                 num_rows += batch.num_rows
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        partial.replace(path)
     return num_rows
 
 
-def check_rows_path(path: str | os.PathLike[str]) -> None:
-    """Raise :class:`UserError` for a path that is no Parquet file's, or a folder's."""
+def check_parquet_path(option: str, path: str | os.PathLike[str], what: str) -> None:
+    """Raise :class:`UserError` for an option's path that is no Parquet file's, or a folder's; `what` is written there."""
     if Path(path).suffix != ".parquet" or Path(path).is_dir():
-        raise UserError(f"--rows {path}: findings by row are written to a Parquet file; give a name that ends in .parquet")
+        raise UserError(f"{option} {path}: {what} written to a Parquet file; give a name that ends in .parquet")
 
 
 def row_batches(evidence: Evidence, heuristics: Sequence[HeuristicFinding]) -> Iterator[pa.RecordBatch]:

@@ -50,7 +50,7 @@ from pipelines.data.sources import (
 )
 from pipelines.errors import UserError
 from pipelines.identity import identity, sha256_of
-from pipelines.storage import write_text
+from pipelines.storage import partial_file, write_text
 
 ORIGIN_FILE = "origin.json"
 PARQUET_FOLDER = "parquet"
@@ -231,10 +231,9 @@ def _from_copies(official: Official, copies: Path, folder: Path, known: Entries,
                 continue
         else:
             _refuse_to_overwrite([name], folder, known)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{target.name}.part")
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
+            with partial_file(target) as partial:
+                shutil.copyfile(path, partial)
+                partial.replace(target)
             say(f"{name}: copied from {path}")
         is_official = _is_official(official, name, target, sha256, say)
         entries[name] = _entry(target, {"copied_from": str(path.absolute())}, is_official)
@@ -295,10 +294,10 @@ def _extract(archive: Path, official: Official, folder: Path, source: Mapping[st
                         f"{member} in {archive} claims to have {claimed:,} bytes, more than {MAX_MEMBER_BYTES:,}; "
                         "it is not MultiNLI's: get the archive from its official place"
                     )
-                temporary = folder / f"{name}.part"
-                with opened.open(member) as packed, temporary.open("wb") as file:
-                    shutil.copyfileobj(packed, file, BLOCK)
-                os.replace(temporary, folder / name)
+                with partial_file(folder / name) as partial:
+                    with opened.open(member) as packed, partial.open("wb") as file:
+                        shutil.copyfileobj(packed, file, BLOCK)
+                    partial.replace(folder / name)
                 of_archive = {"sha256": official.sha256, "bytes": official.num_bytes, "member": member}
                 entries[name] = _entry(folder / name, {**source, "archive": of_archive}, True)
     except (zipfile.BadZipFile, KeyError) as error:

@@ -123,7 +123,7 @@ def audit(
     from analysis.audit.audit import audit as audit_texts
     from analysis.audit.findings import check_conditions, met
     from analysis.audit.page import summary_lines, write_page
-    from analysis.audit.rows import check_rows_path, write_rows
+    from analysis.audit.rows import check_parquet_path, write_rows
     from analysis.corpus.columns import ColumnNames
     from pipelines.tasks.references import find_task
     from sweep.run.progress import Work
@@ -136,7 +136,7 @@ def audit(
         check_installed("--address", "ray")
     check_conditions(conditions)
     if rows:
-        check_rows_path(rows)
+        check_parquet_path("--rows", rows, "findings by row are")
     if output and output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file, and the page lies in a folder; name a folder, or a new one")
     how = _repair(repair, repair_as, seed)
@@ -196,11 +196,11 @@ def _judge(model: str, task: "Task | None") -> "Judging":
 
 def _repair(path: Path | None, given: str | None, seed: int) -> "Repair":
     """What --repair-as asks for. Raises UserError for what is none of the choices, and without a place to write to."""
-    from analysis.audit.repairing import check_repaired_path
+    from analysis.audit.rows import check_parquet_path
     from pipelines.repair.rows import CHOICES, Repair
 
     if path:
-        check_repaired_path(path)
+        check_parquet_path("--repair", path, "the repaired set is")
     elif given:
         raise UserError(f"--repair-as {given!r} without --repair OUT.parquet: say where the repaired set is to lie")
     chosen = _each_once(
