@@ -1,6 +1,6 @@
 """From an experiment to finished artifacts: experiments, the step graph, plans, runs and the command line.
 
-What a study's file imports is handed on here and in `sweep.experiments`; docs/studies.md lists it. It is imported when it is
+What a study's file imports (docs/reference/python.md) is handed on here and in `sweep.experiments`. It is imported when it is
 first asked for, so that reading a store's records does not import what only an experiment needs.
 """
 

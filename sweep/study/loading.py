@@ -231,9 +231,9 @@ def _import_to_write(error: ImportError, file: Path, line: int) -> str:
     homes = {name: RENAMED.get(name, name) for name in names}
     known = [new if new == name else f"{new} as {name}" for name, new in homes.items() if new in public.__all__]
     if not known:
-        return f"there is no {missing}; a study's file imports from sweep what docs/studies.md lists"
+        return f"there is no {missing}; a study's file imports from sweep what docs/reference/python.md lists"
     others = [name for name, new in homes.items() if new not in public.__all__]
-    also = f"; docs/studies.md, which lists what there is, has no {', '.join(others)}" if others else ""
+    also = f"; docs/reference/python.md, which lists what there is, has no {', '.join(others)}" if others else ""
     return f'there is no {missing}; write "from sweep import {", ".join(known)}"{also}'
 
 

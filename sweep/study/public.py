@@ -1,4 +1,4 @@
-"""The names that a study's file imports from `sweep`, and nothing else; docs/studies.md lists them."""
+"""The names that a study's file imports from `sweep`, and nothing else; docs/reference/python.md lists them."""
 
 from pipelines.data.kinds import Added, Mix
 from pipelines.data.sources import NLISourcesConfig, nli_sources_config

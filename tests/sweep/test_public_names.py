@@ -1,4 +1,4 @@
-"""All that a study's file imports comes from `sweep`, is listed in docs/studies.md, and costs nothing until it is asked for."""
+"""All that a study's file imports comes from `sweep`, and costs nothing until it is asked for."""
 
 import ast
 import re
@@ -11,10 +11,9 @@ import pytest
 import sweep
 from pipelines.errors import UserError
 from sweep.study.grid import build_grid
-from sweep.study.loading import builtin_experiments, load_experiment
+from sweep.study.loading import load_experiment
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "studies.md").read_text()
 PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("studies.md", "verdicts.md", "kinds.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 # Where they were when study files had to know.
@@ -36,17 +35,6 @@ OLD_HOMES = {
     "pipelines.template_corpus": ("TemplateCorpusConfig",),
     "sweep.experiment": ("Experiment",),
 }
-
-
-def listed(place: str) -> list[str]:
-    """The names of the table headed `place`."""
-    table = PAGE.partition(f"| from `{place}` |")[2].partition("\n\n")[0]
-    return re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE)
-
-
-def test_the_page_lists_every_public_name_and_no_other() -> None:
-    assert sorted(listed("sweep")) == sorted(sweep.__all__)
-    assert listed("sweep.experiments") == list(builtin_experiments())
 
 
 def test_each_name_is_that_of_its_home_and_what_a_type_checker_sees() -> None:

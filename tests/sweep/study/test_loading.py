@@ -133,12 +133,12 @@ def test_an_unknown_function_or_file(tmp_path: Path) -> None:
         ),
         (
             "from pipelines.compute import UNKNOWN, Resources",
-            r'no pipelines\.compute; write "from sweep import Resources"; docs/studies\.md, .* has no UNKNOWN$',
+            r'no pipelines\.compute; write "from sweep import Resources"; docs/reference/python\.md, .* has no UNKNOWN$',
         ),
         ("from sweep.paper import TASK_MODEL", r'no sweep\.paper; write "from sweep import PAPER_TASK_MODEL as TASK_MODEL"$'),
-        ("from sweep.scheduler import RayOptions", r"old\.py:2: there is no sweep\.scheduler; .*docs/studies\.md lists$"),
-        ("import pipelines.no_such_room", r"old\.py:2: there is no pipelines\.no_such_room; .*docs/studies\.md lists$"),
-        ("from pipelines import compute", r"old\.py:2: there is no pipelines\.compute; .*docs/studies\.md lists$"),
+        ("from sweep.scheduler import RayOptions", r"old\.py:2: there is no sweep\.scheduler; .*docs/.*python\.md lists$"),
+        ("import pipelines.no_such_room", r"old\.py:2: there is no pipelines\.no_such_room; .*docs/.*python\.md lists$"),
+        ("from pipelines import compute", r"old\.py:2: there is no pipelines\.compute; .*docs/.*python\.md lists$"),
         ("from sweep.experiments import dmeo", r"old\.py:2: ImportError: cannot import name 'dmeo' from 'sweep\.experiments'$"),
         (
             "from sweep import Experiment as E, Experimnt",
