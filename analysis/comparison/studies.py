@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -73,11 +74,9 @@ def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comp
     """
     stores = first[0], second[0]
     studies = Study.load(*first), Study.load(*second)
-    names = (
-        (studies[0].experiment, studies[1].experiment)
-        if studies[0].experiment != studies[1].experiment
-        else (f"{studies[0].experiment} (A)", f"{studies[1].experiment} (B)")
-    )
+    names = studies[0].experiment, studies[1].experiment
+    if names[0] == names[1]:
+        names = f"{names[0]} (A)", f"{names[1]} (B)"
     tasks = task_of(studies[0]), task_of(studies[1])
     if tasks[0] != tasks[1]:
         why = f"their tasks: {names[0]} is on {tasks[0].name}, {names[1]} on {tasks[1].name}; nothing of them can be compared"
@@ -87,61 +86,63 @@ def compare_studies(first: tuple[Store, str], second: tuple[Store, str]) -> Comp
     places = [[(one.set, one.slice) for one in of_study] for of_study in series]
     common = [place for place in places[0] if place in places[1]]
     not_comparable = [
-        f"{_title(place)}: only {name} is read on it"
-        for name, own, other in ((names[0], places[0], places[1]), (names[1], places[1], places[0]))
-        for place in own
-        if place not in other
+        f"{_title(place)}: only {names[side]} is read on it" for side in (0, 1) for place in places[side] if place not in common
     ]
+    missing = [len(frame.attrs["missing"]) for frame in frames]
+    notes = tuple(
+        f"{name} lacks {counted(number, 'result')} not yet built" for name, number in zip(names, missing, strict=True) if number
+    )
     sets = list(dict.fromkeys(name for name, _ in common))
+    if not sets:
+        return Comparison(names, (), {}, tuple(not_comparable), _differs(names, studies), (0, 0), notes)
     arms = [
-        load_arms(store, study, sets, frame, partial=True)
-        for store, study, frame in zip(stores, studies, frames, strict=True)
-        if sets
+        load_arms(store, study, sets, frame, partial=True) for store, study, frame in zip(stores, studies, frames, strict=True)
     ]
-    rows: list[Row] = []
     for name in sets:
         if why := _other_items(studies, arms, name):
             not_comparable.append(f"{set_name(name)}: {why}")
             common = [place for place in common if place[0] != name]
-    if sets:
-        not_comparable += [
-            f"arm {arm}: only {names[side]} has it" for side in (0, 1) for arm in arms[side] if arm not in arms[1 - side]
-        ]
+    not_comparable += [
+        f"arm {arm}: only {names[side]} has it" for side in (0, 1) for arm in arms[side] if arm not in arms[1 - side]
+    ]
     asked = [(place, Measure.ACCURACY) for place in common]
-    if arms and all(of_study[-1] == places[0][-1] for of_study in places) and places[0][-1] in common:
+    if all(of_study[-1] == places[0][-1] for of_study in places) and places[0][-1] in common:
         labels = [next(iter(of_study.values())).label for of_study in arms]
         if labels[0] == labels[1]:
             asked += [(places[0][-1], measure) for measure in OF_SCORES]
         else:
             not_comparable.append(f"{_words(OF_SCORES)}: scores are of {labels[0]} in A and of {labels[1]} in B")
     general = places[0][0] if places[0][0] == places[1][0] and places[0][0] in common else None
-    without: dict[str, list[Measure]] = {}
-    only = [0, 0]
-    for arm in (arm for arm in (arms[0] if sets else ()) if arm in arms[1]):
-        both = arms[0][arm], arms[1][arm]
-        cells = [_cells(one) for one in both]
-        only[0] += len(set(cells[0]) - set(cells[1]))
-        only[1] += len(set(cells[1]) - set(cells[0]))
-        for place, measure in asked:
-            for cell in cells[0]:
-                if cell in cells[1]:
-                    try:
-                        row = _row(both, arm, place, measure, cell, general)
-                    except UserError as error:
-                        if measure not in (measures := without.setdefault(str(error), [])):
-                            measures.append(measure)
-                        continue
-                    if isinstance(row, Row):
-                        rows.append(row)
-                    elif row not in not_comparable:
-                        not_comparable.append(row)
-    not_comparable += [f"{_words(measures)}: {why}" for why, measures in without.items()]
+    both = {arm: (arms[0][arm], arms[1][arm]) for arm in arms[0] if arm in arms[1]}
+    rows, unpaired = _rows(both, asked, general)
+    cells = [(set(_cells(one)), set(_cells(other))) for one, other in both.values()]
+    only = sum(len(one - other) for one, other in cells), sum(len(other - one) for one, other in cells)
     titles = {place: _title(place, arms[0]) for place in common}
-    missing = [len(frame.attrs["missing"]) for frame in frames]
-    notes = tuple(
-        f"{name} lacks {counted(number, 'result')} not yet built" for name, number in zip(names, missing, strict=True) if number
-    )
-    return Comparison(names, tuple(rows), titles, tuple(not_comparable), _differs(names, studies), (only[0], only[1]), notes)
+    return Comparison(names, tuple(rows), titles, (*not_comparable, *unpaired), _differs(names, studies), only, notes)
+
+
+def _rows(
+    arms: Mapping[str, tuple[Responses, Responses]],
+    asked: Sequence[tuple[tuple[str, str], Measure]],
+    general: tuple[str, str] | None,
+) -> tuple[list[Row], list[str]]:
+    """Each measure that is `asked` at its place, in each cell that both have; and why there is none of the others."""
+    rows: list[Row] = []
+    unpaired: dict[str, None] = {}
+    without: dict[str, dict[Measure, None]] = {}
+    for arm, both in arms.items():
+        cells, others = map(_cells, both)
+        for (place, measure), cell in product(asked, [cell for cell in cells if cell in others]):
+            try:
+                row = _row(both, arm, place, measure, cell, general)
+            except UserError as error:
+                without.setdefault(str(error), {})[measure] = None
+                continue
+            if isinstance(row, Row):
+                rows.append(row)
+            else:
+                unpaired[row] = None
+    return rows, [*unpaired, *(f"{_words(list(measures))}: {why}" for why, measures in without.items())]
 
 
 def _row(
@@ -176,9 +177,9 @@ def _row(
     difference = data[1].minus(data[0])
     effect = difference.effect()
     interval = effect.interval()
-    low, high = (interval.low, interval.high) if interval else (math.nan, math.nan)
     # No difference of shares is larger.
     bound = math.inf if measure == Measure.MARGIN else 1.0
+    low, high = (max(interval.low, -bound), min(interval.high, bound)) if interval else (math.nan, math.nan)
     levels = [float(one.values.mean()) for one in data]
     return Row(
         arm=arm,
@@ -193,8 +194,8 @@ def _row(
         a=levels[0],
         b=levels[1],
         difference=effect.mean,
-        low=max(low, -bound) if interval else math.nan,
-        high=min(high, bound) if interval else math.nan,
+        low=low,
+        high=high,
         num_items=difference.num_items,
     )
 
