@@ -133,31 +133,22 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
     beside = paper.table1_beside(counts) if counts and paper.is_on_multinli(study) else None
     if beside is not None:
         write_file(target.with_name("table1_vs_paper.csv"), csv_bytes(beside))
-    curves, curves_figure = curves_block(store, study)
-    if curves_figure is not None:
-        label = "Training curves: loss by share of the steps"
-        curves = [replace(curves[0], figure=_write_figure(target, "training_curves", curves_figure, label))]
+    curves = _drawn(target, "training_curves", *curves_block(store, study), "Training curves: loss by share of the steps")
     when, run = timeline_block(study)
-    if run is not None:
-        label = "Lanes by time, coloured by stage"
-        when = [replace(when[0], figure=_write_figure(target, "timeline", timeline_figure(run), label))]
+    when = _drawn(target, "timeline", when, timeline_figure(run) if run else None, "Lanes by time, coloured by stage")
     verdicts = judge_evidence(evidence) if evidence else None
     said = Answer(why_not.removesuffix("."))
     if verdicts is not None and evidence is not None:
         said = answer(verdicts, command_of(store, study), num_missing=len(evidence.responses.missing))
-    claims, forest = claims_block(verdicts, evidence, why_not)
-    if forest is not None:
-        label = "Each claim's difference in each setting, with intervals"
-        claims = replace(claims, figure=_write_figure(target, "differences", forest, label))
-    measures, forest = measures_block(verdicts)
-    if forest is not None:
-        label = "Differences of margin, AUC and pull in each setting, with intervals"
-        measures = [replace(measures[0], figure=_write_figure(target, "measures", forest, label))]
+    section, forest = claims_block(verdicts, evidence, why_not)
+    claims = _drawn(target, "differences", [section], forest, "Each claim's difference in each setting, with intervals")
+    label = "Differences of margin, AUC and pull in each setting, with intervals"
+    measures = _drawn(target, "measures", *measures_block(verdicts), label)
     if verdicts is not None:
         judged = judgement_table(verdicts.judgements)
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))
         write_file(target.with_name("verdicts.parquet"), judged.to_parquet(index=False))
-    values |= {"said": said.said, "command": said.command, "claims": [claims]}
+    values |= {"said": said.said, "command": said.command, "claims": claims}
     values["blocks"] = [
         *beside_figure,
         *generality,
@@ -232,12 +223,18 @@ def _dose_blocks(frame: pd.DataFrame, series: Sequence[Series], target: Path, ar
 def _generality_blocks(study: Study, frame: pd.DataFrame, evidence: Evidence | None, target: Path, arm: str) -> list[Block]:
     """The section on all sets that test a heuristic, with its figure; its numbers are written beside it."""
     blocks, forest, numbers_of_sets = generality_block(study, frame, evidence)
-    if forest is None:
-        return blocks
     label = "Differences of accuracy on each test set, where its heuristic is right and where it is wrong, with intervals"
     name = _file_name("generality", arm)
-    write_file(target.with_name(f"{name}.csv"), csv_bytes(numbers_of_sets))
-    return [replace(blocks[0], figure=_write_figure(target, name, forest, label))]
+    if blocks:
+        write_file(target.with_name(f"{name}.csv"), csv_bytes(numbers_of_sets))
+    return _drawn(target, name, blocks, forest, label)
+
+
+def _drawn(target: Path, name: str, blocks: list[Block], figure: Figure | None, label: str) -> list[Block]:
+    """The blocks, of which the first has the figure where there is one."""
+    if figure is None:
+        return blocks
+    return [replace(blocks[0], figure=_write_figure(target, name, figure, label)), *blocks[1:]]
 
 
 def _write_figure(target: Path, name: str, figure: Figure, label: str) -> str:
