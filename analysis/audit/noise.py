@@ -21,6 +21,7 @@ import numpy as np
 
 from analysis.stats.label_noise import (
     ERRORS_DIFFER,
+    NUM_DRAWS,
     JudgedRows,
     WrongLabels,
     WrongLabelsAtMost,
@@ -205,20 +206,18 @@ def _of_cells(
 ) -> list[NoiseRate]:
     num_labels, num_cells = len(settings.names), 1 if heuristic is None else 2
     pool = _in_cells(rows, heuristic, index)
-    found: list[NoiseRate]
-    if trusted is None:
-        bounds = wrong_label_bounds(pool, num_labels, num_cells, seed=settings.seed)
-        return [_bounded(bound, heuristic, settings) for bound in bounds if heuristic or bound.cell is None]
-    try:
-        gold = _in_cells(trusted, heuristic, index)
-        rates = wrong_label_rates(pool, gold, settings.names, num_cells, seed=settings.seed)
-    except UserError as error:
-        # The judge, or the trusted rows, are not up to it. How many rows there are is known all the same.
-        bounds = wrong_label_bounds(pool, num_labels, num_cells, seed=settings.seed, num_draws=2)
-        found = [_unknown(bound, heuristic, settings, str(error)) for bound in bounds if heuristic or bound.cell is None]
-    else:
-        found = [_rate(rate, heuristic, settings) for rate in rates if heuristic or rate.cell is None]
-    return found
+    unusable = ""
+    if trusted is not None:
+        try:
+            gold = _in_cells(trusted, heuristic, index)
+            rates = wrong_label_rates(pool, gold, settings.names, num_cells, seed=settings.seed)
+            return [_rate(rate, heuristic, settings) for rate in rates if heuristic or rate.cell is None]
+        except UserError as error:
+            # The judge, or the trusted rows, are not up to it. How many rows there are is known all the same.
+            unusable = str(error)
+    num_draws = 2 if unusable else NUM_DRAWS
+    bounds = wrong_label_bounds(pool, num_labels, num_cells, seed=settings.seed, num_draws=num_draws)
+    return [_bounded(bound, heuristic, settings, unusable) for bound in bounds if heuristic or bound.cell is None]
 
 
 def _in_cells(rows: JudgedLabels, heuristic: str | None, index: int) -> JudgedRows:
@@ -260,9 +259,12 @@ def _rate(rate: WrongLabels, heuristic: str | None, settings: _Settings) -> Nois
     )
 
 
-def _bounded(bound: WrongLabelsAtMost, heuristic: str | None, settings: _Settings) -> NoiseRate:
+def _bounded(bound: WrongLabelsAtMost, heuristic: str | None, settings: _Settings, unusable: str) -> NoiseRate:
+    """What can be said by the judge's disagreement alone; nothing, for a reason, where trusted rows are `unusable`."""
     verdict = CANNOT_TELL
-    if not bound.is_identified:
+    if unusable:
+        reason = unusable
+    elif not bound.is_identified:
         reason = "the judge does not tell the labels apart here"
     elif settings.knows_labels:
         reason = (
@@ -273,16 +275,9 @@ def _bounded(bound: WrongLabelsAtMost, heuristic: str | None, settings: _Setting
         verdict, reason = FEW, f"the judge disagrees with so few labels that at most {_percent(bound.high)} are wrong"
     else:
         reason = f"up to {_percent(bound.high)} may be wrong, or none: without trusted rows the judge's errors are unknown"
-    interval = Interval(0.0, bound.high)
+    interval = Interval(0.0, 1.0 if unusable else bound.high)
     place = _place(bound, heuristic, settings)
     return NoiseRate(*place, bound.num_rows, 0, bound.share_disagreed, None, interval, None, verdict, reason)
-
-
-def _unknown(bound: WrongLabelsAtMost, heuristic: str | None, settings: _Settings, reason: str) -> NoiseRate:
-    place = _place(bound, heuristic, settings)
-    return NoiseRate(
-        *place, bound.num_rows, 0, bound.share_disagreed, None, Interval(0.0, 1.0), None, CANNOT_TELL, reason
-    )  # fmt: skip
 
 
 def _place(
