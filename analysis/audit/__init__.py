@@ -3,7 +3,7 @@
 from analysis.audit import AuditSettings, audit
 """
 
-from analysis.audit.audit import AuditSettings, audit, audit_json
-from analysis.audit.found import Audit, Finding
+from analysis.audit.audit import AuditSettings, audit
+from analysis.audit.found import Audit, Finding, audit_json
 
 __all__ = ["Audit", "AuditSettings", "Finding", "audit", "audit_json"]

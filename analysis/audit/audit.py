@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from analysis.audit.evidence import AuditSettings, Evidence, RowFindings, common_labels, gather
 from analysis.audit.findings import answer_of, findings_of
-from analysis.audit.found import FORMAT_VERSION, KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample, audit_json
+from analysis.audit.found import KINDS_OF_COPY, Audit, CopyCounts, FileSummary, Sample
 from analysis.audit.judged import FileNoise, label_noise_of, suspect_rows
 from analysis.audit.word_heuristics import next_words, showing_of
 from analysis.corpus.copies import NO_ROW, Copies, Engine, OneMachine, is_among
@@ -34,20 +34,6 @@ from analysis.corpus.single_words import single_words
 from analysis.wording import shown
 from pipelines.tables.labels import label_warning, unknown_warning
 
-# Whoever audits takes these from here, wherever they live.
-__all__ = [
-    "FORMAT_VERSION",
-    "KINDS_OF_COPY",
-    "Audit",
-    "AuditSettings",
-    "CopyCounts",
-    "FileSummary",
-    "Sample",
-    "audit",
-    "audit_json",
-    "judged",
-    "shown",
-]
 NUM_SAMPLES = 5
 MOST_LEFT_OUT = 0.05
 """Of a file's rows, so many may be left out before the answer says so."""

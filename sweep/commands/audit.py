@@ -119,8 +119,8 @@ def audit(
         blindsweep audit pairs.csv --premise text_a --hypothesis text_b --label gold --entailment 1
         blindsweep audit reviews.jsonl --task my_task.py:SENTIMENT --field sentence=review --fail-on leaks,contradictions
     """
-    from analysis.audit.audit import AuditSettings, audit_json
-    from analysis.audit.audit import audit as audit_texts
+    from analysis.audit import AuditSettings, audit_json
+    from analysis.audit import audit as audit_texts
     from analysis.audit.findings import check_conditions, met
     from analysis.audit.page import summary_lines, write_page
     from analysis.audit.rows import check_parquet_path, write_rows

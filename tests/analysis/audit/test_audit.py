@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from analysis.audit.audit import Audit, AuditSettings, audit_json, shown
-from analysis.audit.audit import audit as audit_texts
+from analysis.audit import Audit, AuditSettings, audit_json
+from analysis.audit import audit as audit_texts
 from analysis.audit.page import summary_lines, write_page
 from analysis.corpus.columns import ColumnNames
+from analysis.wording import shown
 from pipelines.errors import UserError
 from sweep import cli
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from analysis.audit import Audit, AuditSettings, Finding, audit
-from analysis.audit.audit import audit_json, judged
+from analysis.audit import Audit, AuditSettings, Finding, audit, audit_json
+from analysis.audit.audit import judged
 from analysis.audit.findings import KINDS, answer_of, check_conditions, first_action, level_of
 from analysis.audit.found import ACT, CANNOT_TELL, FINE, LEVELS, LOOK, NOT_ASKED, Figure
 from analysis.audit.judged import FileNoise

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.audit.audit import AuditSettings, audit, audit_json
+from analysis.audit import AuditSettings, audit, audit_json
 from analysis.corpus import copies as one_machine
 from analysis.corpus.copies import Copies
 from analysis.corpus.input import open_texts
