@@ -49,11 +49,6 @@ def simulate(num: int, seed: int, runs_file: Path | None = None, num_studies: in
             for name, scenario in cells.cells_at(level)
             for n in cells.SEEDS
         ],
-        cell_differences=[
-            cells.difference_coverage("25 templates", hans("", high - low, accuracy=low), n, seed=seed, num=num)
-            for high, low in cells.PAIRS
-            for n in cells.SEEDS[1:]
-        ],
         one_generator=[
             generators.one_generator(ratio, n, seed=seed, num=num) for ratio in generators.RATIOS for n in generators.SEEDS
         ],

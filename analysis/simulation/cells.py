@@ -1,4 +1,4 @@
-"""How often the interval of one cell's accuracy, and of the difference of two, holds the truth: at the ends, too.
+"""How often the interval of one cell's accuracy holds the truth: at the ends, too.
 
 Beside `stats/shares.py` stand the intervals that do not look at the bounds: the two-level interval of `stats/intervals.py`.
 """
@@ -12,18 +12,17 @@ import numpy as np
 from scipy.special import ndtr
 
 from analysis.simulation.scenarios import HANS_TEMPLATES, Intervals, Scenario, hans, intervals_of
-from analysis.stats.shares import difference_ends, num_effective, share_ends
+from analysis.stats.shares import num_effective, share_ends
 
 SEEDS = (1, 3, 5, 10)
 LEVELS = (0.005, 0.01, 0.05, 0.277, 0.5, 0.95, 0.99)
-PAIRS = ((0.005, 0.005), (0.01, 0.005), (0.05, 0.01), (0.05, 0.05), (0.277, 0.05), (0.277, 0.277), (0.5, 0.277), (0.99, 0.95))
 FEW_TEMPLATES = HANS_TEMPLATES[6:12]
 """Those of one subcase, `ln_preposition`: 6 of 147 to 194 items."""
 
 
 @dataclass(frozen=True)
 class CellCoverage:
-    """Shares of replications in which an interval holds the truth, and the median widths. `difference` is None for one cell.
+    """Shares of replications in which an interval holds the truth, and the median widths.
 
     `by_t` are of the two-level interval, which covers nothing where there is no variance.
     """
@@ -31,7 +30,6 @@ class CellCoverage:
     name: str
     num_seeds: int
     accuracy: float
-    difference: float | None
     covered: float
     width: float
     covered_by_t: float
@@ -49,16 +47,7 @@ def cell_coverage(name: str, scenario: Scenario, num_seeds: int, *, seed: int, n
         truth = ndtr((scenario.bases[0] + deviations[:, 0]) / math.sqrt(1 + others))
     found = intervals_of(right, scenario.sizes)
     ends = share_ends(*found.mean, _effective(scenario))
-    return CellCoverage(name, num_seeds, scenario.accuracy, None, *_rates(ends, found, truth))
-
-
-def difference_coverage(name: str, scenario: Scenario, num_seeds: int, *, seed: int, num: int) -> CellCoverage:
-    """Treatment minus control, for further seeds and clusters."""
-    control, treatment = scenario.draw(num_seeds, num, np.random.default_rng([seed, num_seeds]))
-    first, second, paired = (intervals_of(right, scenario.sizes) for right in (treatment, control, treatment - control))
-    ends = difference_ends(first.mean, second.mean, paired.mean, _effective(scenario))
-    rates = _rates(ends, paired, np.full(num, scenario.difference))
-    return CellCoverage(name, num_seeds, scenario.accuracy, scenario.difference, *rates)
+    return CellCoverage(name, num_seeds, scenario.accuracy, *_rates(ends, found, truth))
 
 
 def cells_at(accuracy: float) -> list[tuple[str, Scenario]]:

@@ -52,10 +52,6 @@ degrees of freedom over templates: their intervals speak of further items of tha
 
 {cells}
 
-Differences of two such cells on the 25 templates, paired by seed:
-
-{cell_differences}
-
 Near the floor the interval of a cell is wider than its seeds need: what templates that were not seen would add is not known.
 
 ## Generators
@@ -122,7 +118,6 @@ class Results:
     differences: Sequence[Coverage]
     verdicts: Sequence[Coverage]
     cells: Sequence[CellCoverage]
-    cell_differences: Sequence[CellCoverage]
     one_generator: Sequence[FalseVerdicts]
     many_generators: Sequence[FalseVerdicts]
     runs: Sequence[RunCoverage] = ()
@@ -144,7 +139,6 @@ def page(results: Results) -> str:
             ([str(row.num_seeds), *map(percent, (row.below, 1 - row.rejected, row.width))] for row in results.verdicts),
         ),
         cells=_cells(results.cells),
-        cell_differences=_cells(results.cell_differences),
         one_generator=table(
             ("generators' SD", "seeds", "false about that generator, %", "false about further generators, %", "seen, %"),
             (
@@ -190,15 +184,14 @@ def _differences(results: Sequence[Coverage]) -> str:
 def _cells(results: Sequence[CellCoverage]) -> str:
     """A row a kind of cell, a column a number of seeds: 'covers (width)'."""
     seeds = sorted({row.num_seeds for row in results})
-    by_kind: dict[tuple[str, float, float | None], dict[int, CellCoverage]] = {}
+    by_kind: dict[tuple[str, float], dict[int, CellCoverage]] = {}
     for row in results:
-        by_kind.setdefault((row.name, row.accuracy, row.difference), {})[row.num_seeds] = row
+        by_kind.setdefault((row.name, row.accuracy), {})[row.num_seeds] = row
     rows = []
-    for (name, accuracy, difference), of_kind in by_kind.items():
-        level = f"{100 * accuracy:g}" if difference is None else f"{100 * (accuracy + difference):g} − {100 * accuracy:g}"
+    for (name, accuracy), of_kind in by_kind.items():
         ours = [f"{percent(of_kind[num].covered)} ({percent(of_kind[num].width)})" for num in seeds]
         by_t = f"{percent(of_kind[5].covered_by_t)} ({percent(of_kind[5].width_by_t)})"
-        rows.append([level, name, *ours, by_t])
+        rows.append([f"{100 * accuracy:g}", name, *ours, by_t])
     columns = [f"{num} seed{'s' if num > 1 else ''}: covers, % (width)" for num in seeds]
     return table(("accuracy, %", "on", *columns, "t, 5 seeds"), rows)
 

@@ -1,11 +1,10 @@
-"""Intervals of an accuracy over seeds and items, and of the difference of two, that hold at the floor and the ceiling, too.
+"""Intervals of an accuracy over seeds and items that hold at the floor and the ceiling, too.
 
 An accuracy's variance shrinks with p(1 - p), so Wilson's interval (1927) is taken, with the variances of `stats/intervals.py`
 in place of the binomial one: a true accuracy x is in it if the mean lies within the half-width that √(x(1 - x)) gives. Near 0
 and 1 the clusters of items that were seen say little of those that were not: most are all wrong, and the few that are not make
 up the mean. So no cluster counts for more than 1/INTRA_CLUSTER_CORRELATION items, and where all answers agree that alone is the
-interval. A difference's interval is made of both accuracies' ends and their correlation (MOVER, Zou and Donner 2008).
-`docs/coverage.md` says what both cover.
+interval. `docs/coverage.md` says what it covers.
 """
 
 from __future__ import annotations
@@ -37,25 +36,6 @@ def share_interval(data: Replicates) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def share_difference(treatment: Replicates, control: Replicates) -> Interval | None:
-    """95% interval (-1..1) of treatment minus control, two accuracies on the same items, paired by the seeds that both have.
-
-    None where seeds agree exactly, on one of the two or on their difference, other than at 0 and 1. Raises UserError for no
-    common seed and ValueError for other items.
-    """
-    difference = treatment.minus(control)
-    sides = [side.of(difference.seeds) for side in (treatment, control)]
-    first, second, paired = (data.effect() for data in (*sides, difference))
-    at_ends = _is_at_an_end(first.mean) and _is_at_an_end(second.mean)
-    if None in map(share_interval, sides) or not (paired.has_interval or paired.num_seeds == 1 or at_ends):
-        return None
-    effective = num_effective(difference.sizes, difference.strata)
-    low, high = difference_ends(
-        (first.mean, *_parts(first)), (second.mean, *_parts(second)), (paired.mean, *_parts(paired)), effective
-    )
-    return Interval(float(low), float(high))
-
-
 def num_effective(sizes: np.ndarray, strata: np.ndarray) -> float:
     """The independent items that clusters of `sizes` (int [m]) count for at most.
 
@@ -75,21 +55,6 @@ def share_ends(mean: Any, seeds: Any, seeds_df: float, items: Any, items_df: flo
     middle = (mean + relative / 2) / (1 + relative)
     half = np.sqrt(np.maximum(relative * binomial + relative**2 / 4, 0.0)) / (1 + relative)
     return np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
-
-
-def difference_ends(treatment: Mean, control: Mean, paired: Mean, effective: float) -> tuple[Any, Any]:
-    """Low and high end of treatment minus control: their own intervals' arms, correlated as their half-widths say (MOVER)."""
-    (low, high), (other_low, other_high) = (share_ends(*side, effective) for side in (treatment, control))
-    half, other_half, half_paired = (half_width(*side[1:]) for side in (treatment, control, paired))
-    product = half * other_half
-    shared = (half**2 + other_half**2 - half_paired**2) / np.where(product > 0, 2 * product, np.inf)
-    correlation = np.clip(shared, -1.0, 1.0)
-
-    def arm(first: Any, second: Any) -> Any:
-        return np.sqrt(np.maximum(first**2 + second**2 - 2 * correlation * first * second, 0.0))
-
-    mean, other, difference = treatment[0], control[0], paired[0]
-    return difference - arm(mean - low, other_high - other), difference + arm(high - mean, other - other_low)
 
 
 def _parts(effect: Effect) -> tuple[float, float, float, float]:

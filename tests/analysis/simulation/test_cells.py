@@ -2,8 +2,8 @@
 
 import pytest
 
-from analysis.simulation.cells import PAIRS, cell_coverage, cells_at, difference_coverage
-from analysis.simulation.scenarios import hans, mnli
+from analysis.simulation.cells import cell_coverage, cells_at
+from analysis.simulation.scenarios import hans
 
 NUM = 600
 """At 93% the Monte Carlo standard error is 1 point."""
@@ -26,17 +26,3 @@ def test_in_the_middle_it_is_no_wider_than_students_t(num_seeds: int) -> None:
     found = cell_coverage("25 templates", hans("", accuracy=0.5), num_seeds, seed=1, num=NUM)
     assert found.covered >= 0.93
     assert found.width < found.width_by_t
-
-
-@pytest.mark.parametrize("num_seeds", [3, 10])
-@pytest.mark.parametrize(("high", "low"), PAIRS)
-def test_a_difference_of_two_cells_is_covered(high: float, low: float, num_seeds: int) -> None:
-    found = difference_coverage("", hans("", high - low, accuracy=low), num_seeds, seed=1, num=NUM)
-    assert found.covered >= 0.92
-    assert found.width < 0.7
-
-
-def test_on_many_premises_a_difference_is_that_of_paired_seeds() -> None:
-    found = difference_coverage("", mnli("", -0.01), 5, seed=1, num=200)
-    assert found.covered >= 0.92
-    assert found.width == pytest.approx(found.width_by_t, rel=0.1)

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from analysis.stats.intervals import Replicates, replicates
-from analysis.stats.shares import difference_ends, num_effective, share_difference, share_ends, share_interval
+from analysis.stats.shares import num_effective, share_ends, share_interval
 from analysis.stats.statistics import wilson_interval
-from pipelines.errors import UserError
 
 ONE_STRATUM = np.zeros(40, dtype=int)
 
 
-def answers(*rights: int, first_seed: int = 0) -> Replicates:
+def answers(*rights: int) -> Replicates:
     """A seed for each number of right items, of 40 in ten clusters of four; whole clusters are right first."""
     items = np.array([[1.0] * right + [0.0] * (40 - right) for right in rights])
-    return replicates(range(first_seed, first_seed + len(rights)), items, np.arange(40) // 4, ONE_STRATUM)
+    return replicates(range(len(rights)), items, np.arange(40) // 4, ONE_STRATUM)
 
 
 def test_with_the_binomial_variance_it_is_wilsons_interval() -> None:
@@ -51,26 +50,4 @@ def test_clusters_make_the_interval_of_one_seed_wider() -> None:
 
 def test_seeds_that_agree_exactly_in_the_middle_have_no_interval() -> None:
     assert share_interval(answers(20, 20)) is None
-    assert share_difference(answers(20, 20), answers(8, 16)) is None
     assert share_interval(answers(20)) is not None
-
-
-def test_far_from_the_ends_a_difference_is_that_of_paired_seeds() -> None:
-    # Half-widths 0.01 of each and 0.005 of the difference, 2.5% on each side: correlated arms give back 0.005.
-    variance, paired = (0.01 / 1.959964) ** 2, (0.005 / 1.959964) ** 2
-    side = (0.5, 0.0, 0, variance, math.inf)
-    low, high = difference_ends(side, side, (0.0, 0.0, 0, paired, math.inf), 1e9)
-    assert (low, high) == pytest.approx((-0.005, 0.005), abs=1e-5)
-
-
-def test_two_cells_at_the_floor_differ_by_no_more_than_their_intervals() -> None:
-    cell = share_interval(answers(0, 0))
-    both = share_difference(answers(0, 0), answers(0, 0))
-    assert cell is not None and both is not None
-    assert (both.low, both.high) == pytest.approx((-cell.high, cell.high))
-
-
-def test_only_common_seeds_and_the_same_items_are_compared() -> None:
-    assert share_difference(answers(8, 16, 20), answers(20, 12)) == share_difference(answers(8, 16), answers(20, 12))
-    with pytest.raises(UserError, match="no seed"):
-        share_difference(answers(8, 16), answers(8, 16, first_seed=7))
