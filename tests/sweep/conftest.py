@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.data.sources import FILES, NLISourcesConfig
 from pipelines.data.template_corpus import TemplateCorpusConfig
@@ -16,11 +17,27 @@ from pipelines.finetune.recipe import FinetuneConfig
 from pipelines.generate.config import GenerationConfig
 from pipelines.identity import FileHash
 from pipelines.resources import Resources
+from sweep import cli
 from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
 from sweep.index.address import sqlite_uri
 from sweep.index.client import Client
 from sweep.study.experiment import Experiment
+
+
+@pytest.fixture
+def blindsweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The command line in the test's own folder, on the store `store` there: what it prints, if it succeeds."""
+    # Ray's workers must find the code of this checkout, from another folder.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(cli.app, [*arguments, "--store", "store"])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
 
 
 @pytest.fixture

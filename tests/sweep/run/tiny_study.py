@@ -1,6 +1,7 @@
 """Every stage for real, as small as it goes: what the tests run to an end, kill and resume."""
 
 from dataclasses import replace
+from typing import Any
 
 from sweep import (
     EvaluationConfig,
@@ -42,4 +43,16 @@ def tiny(kinds: tuple[str, ...] = ("original",), seeds: tuple[int, ...] = (0,)) 
         general_set="template_test",
         blindspot_set="template_probe",
         resources={"starting_point": Resources(in_process=True), "task_model": Resources(in_process=True)},
+    )
+
+
+def writing(seeds: tuple[int, ...], **axes: Any) -> Experiment:
+    """`tiny`, whose generator learns enough to write pairs, with heads as large as vLLM's attention on a CPU wants them."""
+    study = tiny(seeds=seeds)
+    return replace(
+        study,
+        sources=replace(study.sources, num_train=960),
+        base_model=replace(study.base_model, hidden_size=64, num_layers=2, intermediate_size=128),
+        generator=replace(study.generator, finetune=replace(study.generator.finetune, epochs=10)),
+        **axes,
     )

@@ -1,54 +1,30 @@
 """A study with three arms, for real, to its verdicts: it takes over what the study without arms had built."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from sweep import cli
 from sweep.graph.records import Store, Study
 
-ROOT = Path(__file__).parents[3]
 ARMS = "arms=two_steps,joint,lm+frozen1"
 STUDY = """\
-from dataclasses import replace
-
 from sweep import Experiment
-from tests.sweep.run.tiny_study import tiny as smallest
+from tests.sweep.run.tiny_study import writing
 
 
 def tiny(arms: tuple[str, ...] = ()) -> Experiment:
-    study = smallest(seeds=(0, 1))
-    finetune = replace(study.generator.finetune, epochs=10)
-    return replace(
-        study,
-        # Enough to write pairs, with heads as large as vLLM's attention on a CPU wants them.
-        sources=replace(study.sources, num_train=960),
-        base_model=replace(study.base_model, hidden_size=64, num_layers=2, intermediate_size=128),
-        generator=replace(study.generator, finetune=finetune),
-        kinds=("original", "synthetic"),
-        starting_sizes=(0, 120),
-        arms=arms,
-    )
+    return writing(kinds=("original", "synthetic"), seeds=(0, 1), starting_sizes=(0, 120), arms=arms)
 """
-
-
-def blindsweep(*arguments: str) -> str:
-    done = CliRunner().invoke(cli.app, [*arguments, "--store", "store"])
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_study_with_arms_is_run_to_its_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ray's workers must find the code of this checkout, from another folder.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
+def test_a_study_with_arms_is_run_to_its_verdicts(blindsweep: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text(STUDY)
     # Sources, base, generator, pool; of each seed two starting points and a set, two sets, four cells, six evaluations.
     assert "tiny: 34 artifacts, 0 were there, 34 built" in blindsweep("run", "study.py", "--max-cpus", "2")

@@ -1,21 +1,19 @@
 """A study with a pool that goes by lexical overlap too much, drawn from as it is and debiased, for real, to its verdicts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from pipelines.data.kinds import Mix
 from pipelines.data.template_corpus import TemplateCorpusConfig
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP
 from pipelines.tasks.nli import NLI
-from sweep import cli
 from sweep.graph.records import Store, Study
 from tests.example_data import own_pool
 
-ROOT = Path(__file__).parents[3]
 HALF = Mix(original=0.5, debiased_synthetic=0.5).name
 STUDY = """\
 from dataclasses import replace
@@ -28,12 +26,6 @@ def tiny(seeds: tuple[int, ...] = (0, 1)) -> Experiment:
     kinds = ("original", "synthetic", "debiased_synthetic", Mix(original=0.5, debiased_synthetic=0.5))
     return replace(smallest(seeds=seeds), synthetic="pool.parquet", generator=None, generation=None, kinds=kinds)
 """
-
-
-def blindsweep(*arguments: str) -> str:
-    done = CliRunner().invoke(cli.app, [*arguments, "--store", "store"])
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def odds_ratio(path: Path) -> float:
@@ -50,10 +42,7 @@ CASES = ((True, True), (True, False), (False, True), (False, False))
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_debiased_sets_are_trained_on_beside_plain_ones_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ray's workers must find the code of this checkout, from another folder.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
+def test_debiased_sets_are_trained_on_beside_plain_ones_and_judged(blindsweep: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text(STUDY)
     own_pool(tmp_path, TemplateCorpusConfig(seed=3, num_train=900, overlap_entailment_rate=0.9))
     told = blindsweep("run", "study.py", "--max-cpus", "2")

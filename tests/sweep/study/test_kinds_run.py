@@ -1,39 +1,31 @@
 """A study with mixes, joint training, a head of the language model and two generations, for real, to its verdicts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from pipelines.data.kinds import Mix
-from sweep import cli
 from sweep.graph.records import Store, Study, StudyStep
 
-ROOT = Path(__file__).parents[3]
 HALF = Mix(original=0.5, synthetic=0.5).name
 STUDY = """\
 from dataclasses import replace
 
 from sweep import Added, Experiment
-from tests.sweep.run.tiny_study import tiny as smallest
+from tests.sweep.run.tiny_study import writing
 
 
 def tiny(seeds: tuple[int, ...] = (0, 1)) -> Experiment:
-    study = smallest(seeds=seeds)
-    finetune = replace(study.generator.finetune, epochs=10)
+    kinds = ("original", "mixed_50", Added(synthetic=0.5), "synthetic")
+    study = writing(kinds=kinds, seeds=seeds, starting_sizes=(120,))
     return replace(
         study,
-        # Enough to write pairs, with heads as large as vLLM's attention on a CPU wants them.
-        sources=replace(study.sources, num_train=960),
-        base_model=replace(study.base_model, hidden_size=64, num_layers=2, intermediate_size=128),
-        generator=replace(study.generator, finetune=finetune),
         task_model=replace(study.task_model, head_frozen_share=1.0),
-        kinds=("original", "mixed_50", Added(synthetic=0.5), "synthetic"),
-        starting_sizes=(120,),
         training="joint",
         head="lm",
         generations=2,
@@ -42,24 +34,13 @@ def tiny(seeds: tuple[int, ...] = (0, 1)) -> Experiment:
 """
 
 
-def blindsweep(*arguments: str) -> str:
-    done = CliRunner().invoke(cli.app, [*arguments, "--store", "store"])
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
 def table(store: Store, step: StudyStep, path: str = "examples.parquet") -> list[dict[str, str]]:
     return list(pq.read_table(Path(store.folder(step.id)) / path).to_pylist())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_mixes_joint_training_and_generations_are_run_to_their_verdicts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Ray's workers must find the code of this checkout, from another folder.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
+def test_mixes_joint_training_and_generations_are_run_to_their_verdicts(blindsweep: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text(STUDY)
     told = blindsweep("run", "study.py", "--max-cpus", "2")
     # Sources, base, two generators and pools; of each seed two starting points and a set, five kinds with a set, a joint one, a

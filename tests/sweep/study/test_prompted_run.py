@@ -2,20 +2,18 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from pipelines.generate.prompting import Prompting, Shot, plain_prompt
 from pipelines.tasks.prompts import EN_DASH
-from sweep import cli
 from sweep.graph.records import Store, Study
 from tests.pipelines.generate.test_endpoint import server  # noqa: F401 (a fixture)
 from tests.pipelines.tiny_generator import KNOWN_SENTENCES, SENTIMENT, save_models
 
-ROOT = Path(__file__).parents[3]
 STUDY = """\
 import numpy as np
 
@@ -68,13 +66,7 @@ def write_study(folder: Path, generator: str) -> list[dict[str, str]]:
     return rows[:60]
 
 
-def blindsweep(*arguments: str) -> str:
-    done = CliRunner().invoke(cli.app, [*arguments, "--store", "store"])
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def run_whole() -> list[str]:
+def run_whole(blindsweep: Callable[..., str]) -> list[str]:
     """Run the study to its report and verdicts; return the pool's sentences."""
     told = blindsweep("run", "study.py", "--max-cpus", "2")
     assert " 0 were there" in told and "failed" not in told, told
@@ -87,41 +79,38 @@ def run_whole() -> list[str]:
     return sentences
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # Ray's workers must find the code of this checkout, from another folder.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-this-is-secret")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_model_behind_an_endpoint_writes_a_studys_pool(folder: Path, server) -> None:  # noqa: F811
+def test_a_model_behind_an_endpoint_writes_a_studys_pool(
+    blindsweep: Callable[..., str],
+    server,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-this-is-secret")
     write_study(
-        folder,
+        tmp_path,
         f"EndpointGenerator({server.url!r}, 'tiny', price_per_million_input_tokens=1.0, "
         "price_per_million_output_tokens=4.0, shots=2)",
     )
     assert "tiny" in blindsweep("plan", "study.py") and not server.requests
-    sentences = run_whole()
+    sentences = run_whole(blindsweep)
     assert len(sentences) >= 40 and all(sentence.startswith("Sentence ") for sentence in sentences)
-    assert not any(b"sk-this-is-secret" in path.read_bytes() for path in (folder / "store").rglob("*") if path.is_file())
+    assert not any(b"sk-this-is-secret" in path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_prompted_checkpoint_writes_a_studys_pool(folder: Path) -> None:
+def test_a_prompted_checkpoint_writes_a_studys_pool(blindsweep: Callable[..., str], tmp_path: Path) -> None:
     prompting = Prompting("Go on.", shots=1)
     shots = [Shot(row["label"], row) for row in write_study(
-        folder, "PromptedGenerator('trained/model', instruction='Go on.', shots=1)"
+        tmp_path, "PromptedGenerator('trained/model', instruction='Go on.', shots=1)"
     )]  # fmt: skip
-    save_models(folder, [
+    save_models(tmp_path, [
         f"{plain_prompt(label, [shot], prompting, SENTIMENT)}. Sentence: {sentence}{EN_DASH}"
         for label, sentence in KNOWN_SENTENCES.items()
         for shot in shots
         if shot.label == label
     ])  # fmt: skip
-    sentences = run_whole()
+    sentences = run_whole(blindsweep)
     assert set(sentences) & set(KNOWN_SENTENCES.values())

@@ -2,26 +2,18 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from sweep import cli
 from sweep.graph.records import Store, Study
 
-ROOT = Path(__file__).parents[3]
 STUDY = """\
-from pipelines.finetune.base_model import ScratchModelConfig
-from pipelines.resources import Resources
-from pipelines.evaluate.evaluation import EvaluationConfig
-from pipelines.finetune.recipe import FinetuneConfig
-from pipelines.generate.config import GenerationConfig
-from pipelines.finetune.recipe import FinetuneConfig
-from pipelines.generate.config import GenerationConfig
-from pipelines.finetune.generator import GeneratorConfig
-from pipelines.data.template_corpus import TemplateCorpusConfig
-from sweep.study.experiment import Experiment
+from sweep import (
+    EvaluationConfig, Experiment, FinetuneConfig, GenerationConfig, GeneratorConfig, Resources, ScratchModelConfig,
+    TemplateCorpusConfig,
+)
 
 def tiny() -> Experiment:
     recipe = FinetuneConfig(batch_size=4, dtype="float32", lora_rank=4, zero_stage=0, schedule="warmup_stable_decay",
@@ -50,15 +42,9 @@ def tiny() -> Experiment:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_study_in_miniature_and_a_branch_that_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ray's workers must find the code of this checkout, from another folder.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
+def test_a_study_in_miniature_and_a_branch_that_is_built_again(blindsweep: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text(STUDY)
-    arguments = ["run", "study.py", "--store", "store", "--max-cpus", "2"]
-    done = CliRunner().invoke(cli.app, arguments)
-    assert done.exit_code == 0, done.output
-    assert "tiny: 24 artifacts, 0 were there, 24 built" in done.output
+    assert "tiny: 24 artifacts, 0 were there, 24 built" in blindsweep("run", "study.py", "--max-cpus", "2")
     store = Store(tmp_path / "store")
     steps = {f"{step.stage}/{step.slug}": step for step in Study.load(store, "tiny").steps}
     assert Counter(step.stage for step in steps.values()) == {
@@ -75,7 +61,6 @@ def test_a_study_in_miniature_and_a_branch_that_is_built_again(tmp_path: Path, m
     cell = steps["task_model/start21-original-15-seed0"]
     folder = Path(store.folder(cell.id))
     shutil.rmtree(folder)
-    again = CliRunner().invoke(cli.app, arguments)
-    assert "tiny: 24 artifacts, 23 were there, 1 built" in again.output, again.output
+    assert "tiny: 24 artifacts, 23 were there, 1 built" in blindsweep("run", "study.py", "--max-cpus", "2")
     rebuilt = store.read_record(cell.id)
     assert rebuilt is not None and rebuilt.files.keys() == records["task_model/start21-original-15-seed0"].files.keys()

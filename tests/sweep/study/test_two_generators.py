@@ -2,42 +2,22 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from sweep import cli
 from sweep.graph.records import Store, Study, StudyStep
 
-ROOT = Path(__file__).parents[3]
 STUDY = """\
-from dataclasses import replace
-
 from sweep import Experiment
-from tests.sweep.run.tiny_study import tiny as smallest
+from tests.sweep.run.tiny_study import writing
 
 
 def tiny(seeds: tuple[int, ...] = (0,), generators: int = 1) -> Experiment:
-    study = smallest(seeds=seeds)
-    finetune = replace(study.generator.finetune, epochs=10)
-    return replace(
-        study,
-        # Enough to write pairs, with heads as large as vLLM's attention on a CPU wants them.
-        sources=replace(study.sources, num_train=960),
-        base_model=replace(study.base_model, hidden_size=64, num_layers=2, intermediate_size=128),
-        generator=replace(study.generator, finetune=finetune),
-        kinds=("original", "synthetic"),
-        generators=generators,
-    )
+    return writing(kinds=("original", "synthetic"), seeds=seeds, generators=generators)
 """
-
-
-def blindsweep(*arguments: str) -> str:
-    done = CliRunner().invoke(cli.app, [*arguments, "--store", "store"])
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def premises(store: Store, step: StudyStep, path: str) -> list[str]:
@@ -46,10 +26,7 @@ def premises(store: Store, step: StudyStep, path: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_second_generator_joins_a_study_that_was_run_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ray's workers must find the code of this checkout, from another folder.
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(tmp_path)
+def test_a_second_generator_joins_a_study_that_was_run_with_one(blindsweep: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text(STUDY)
     run, two = ("run", "study.py", "--max-cpus", "2"), ("-p", "seeds=0,1", "-p", "generators=2")
     # Sources, base, generator, pool, starting point, two sets and task models, three evaluations.
