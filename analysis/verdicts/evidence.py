@@ -58,18 +58,9 @@ class Evidence:
         """Each arm's own evidence, as of a study with that arm alone; "" and this where there is one."""
         return {arm: replace(self, responses=found, arms={}) for arm, found in self.arms.items()} or {"": self}
 
-    def general(self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None) -> Replicates:
-        return self.responses.change(self.general_set, "all", treatment, control, starts, sizes or self.sizes)
-
-    def blindspot(
-        self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None, slice_name: str = "all"
-    ) -> Replicates:
-        return self.responses.change(self.blindspot_set, slice_name, treatment, control, starts, sizes or self.sizes)
-
-    def adversarial(
-        self, treatment: str, control: str, starts: Sequence[int], sizes: Sequence[int] | None = None
-    ) -> Replicates:
-        return self.blindspot(treatment, control, starts, sizes, self.blindspot_slice)
+    def change(self, place: tuple[str, str], treatment: str, control: str, starts: Sequence[int]) -> Replicates:
+        """One kind minus another on a set and a slice, averaged over `starts` and all sizes (`Responses.change`)."""
+        return self.responses.change(*place, treatment, control, starts, self.sizes)
 
     def place(self, on: str) -> tuple[str, str]:
         """The set and the slice of "general", "blindspot" or "adversarial"."""

@@ -95,19 +95,14 @@ class Variance:
         # The noncentral t loses its digits far out, where there is no doubt left.
         return 1.0 if shift - critical > 10 else 1 - float(special.nctdtr(df, shift, critical))
 
-    def equivalence_power(self, num_seeds: int, effect: float, margin: float, alpha: float = ALPHA) -> float:
-        """The chance that two one-sided tests find a true difference of `effect` to lie within ±`margin`."""
+    def equivalence_power(self, num_seeds: int, margin: float, alpha: float) -> float:
+        """The chance that two one-sided tests find a true difference of 0 to lie within ±`margin`."""
         error, df, critical = self._at(num_seeds, alpha)
-        sides = [float(special.stdtr(df, (margin + way * effect) / error - critical)) for way in (-1, 1)]
-        return max(0.0, sum(sides) - 1)
+        return max(0.0, 2 * float(special.stdtr(df, margin / error - critical)) - 1)
 
-    def seeds_for(self, effect: float, alpha: float = ALPHA) -> int | None:
+    def seeds_for(self, effect: float) -> int | None:
         """The fewest seeds that see `effect` with a chance of POWER; None if not even MOST_SEEDS do."""
-        return fewest(lambda num_seeds: self.power(num_seeds, effect, alpha) >= POWER)
-
-    def seeds_for_equivalence(self, effect: float, margin: float, alpha: float = ALPHA) -> int | None:
-        """The fewest seeds that find `effect` to lie within ±`margin`; None if not even MOST_SEEDS do."""
-        return fewest(lambda num_seeds: self.equivalence_power(num_seeds, effect, margin, alpha) >= POWER)
+        return fewest(lambda num_seeds: self.power(num_seeds, effect) >= POWER)
 
     def detectable(self, num_seeds: int) -> float:
         """The smallest difference (a share, 0..1) that `num_seeds` see. Raises UserError for fewer than 2."""
@@ -183,7 +178,7 @@ def _settles(
 
     def misses(level: float) -> list[float]:
         chances = [
-            part.equivalence_power(num_seeds, 0.0, margin, level) if is_equivalence else part.power(num_seeds, margin, level)
+            part.equivalence_power(num_seeds, margin, level) if is_equivalence else part.power(num_seeds, margin, level)
             for part in parts
         ]
         return sorted(1 - chance for chance in chances)
@@ -225,9 +220,8 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
 
 def _changes(evidence: Evidence) -> Iterator[tuple[str, Callable[[], Replicates]]]:
     """Each difference of one arm by its name."""
-    tests = (("general", evidence.general), ("blindspot", evidence.blindspot), ("adversarial", evidence.adversarial))
     for treatment, control in COMPARISONS:
-        for test, change in tests:
+        for test in ("general", "blindspot", "adversarial"):
             # An untrained model's level on a blindspot is its random head's.
             from_head = control == "none" and test != "general"
             starts = [start for start in evidence.starting_sizes if start or not from_head]
@@ -235,7 +229,7 @@ def _changes(evidence: Evidence) -> Iterator[tuple[str, Callable[[], Replicates]
                 continue
             of = f"{treatment.replace('_', ' ')} − {'starting point' if control == 'none' else control.replace('_', ' ')}"
             metric = f"{test}: {of}{averaged_over(len(starts), len(evidence.sizes))}"
-            yield metric, partial(change, treatment, control, starts)
+            yield metric, partial(evidence.change, evidence.place(test), treatment, control, starts)
 
 
 def averaged_over(num_starts: int, num_sizes: int) -> str:
@@ -252,7 +246,6 @@ def cheapest_mix_that_sees(
     sd_generator: float,
     cost_generator: float,
     cost_seed: float,
-    alpha: float = ALPHA,
 ) -> Mix | None:
     """The cheapest generators, with seeds each, by which a true difference of `effect` is seen with a chance of POWER.
 
@@ -269,7 +262,7 @@ def cheapest_mix_that_sees(
     mixes = []
     for num_seeds in range(1, most + 1):
         of_generators = replace(variance, seed_variance=sd_generator**2 + variance.seed_variance / num_seeds)
-        if (num_generators := of_generators.seeds_for(effect, alpha)) is not None:
+        if (num_generators := of_generators.seeds_for(effect)) is not None:
             error = math.sqrt(of_generators.seed_variance / num_generators + variance.item_variance)
             cost = num_generators * (cost_generator + num_seeds * cost_seed)
             mixes.append(Mix(num_generators, num_seeds, error, cost))
@@ -282,15 +275,14 @@ def mix_table(
     sd_generator: float,
     cost_generator: float,
     cost_seed: float,
-    effects: Sequence[float] = EFFECTS,
 ) -> pd.DataFrame:
-    """`cheapest_mix_that_sees` for each metric and each of `effects`; a metric that no number is enough for has NA.
+    """`cheapest_mix_that_sees` for each metric and each of EFFECTS; a metric that no number is enough for has NA.
 
     Columns: metric, effect (a share), generators, seeds (of each), cost.
     """
     rows = []
     for variance in variances:
-        for effect in effects:
+        for effect in EFFECTS:
             mix = cheapest_mix_that_sees(
                 variance, effect, sd_generator=sd_generator, cost_generator=cost_generator, cost_seed=cost_seed
             )

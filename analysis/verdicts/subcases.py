@@ -26,7 +26,7 @@ def subcase_table(evidence: Evidence) -> pd.DataFrame:
     if items.described is not None:
         subcases = {name: name for name in items.slices}
     for subcase, name in subcases.items():
-        data = evidence.blindspot("synthetic", "original", evidence.starting_sizes, slice_name=name)
+        data = evidence.change((evidence.blindspot_set, name), "synthetic", "original", evidence.starting_sizes)
         part = Part.of(subcase, data, 0)
         effect = part.effect
         p = math.nan if effect.num_seeds == 1 else 2 * min(effect.p_above(), effect.p_below())
