@@ -105,9 +105,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments; from here on the benchmark can be cut off. In a variant's own process its parent has the limit."""
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args()
     if told := os.environ.pop(TOLD, None):
         _run.started, _run.ends, answer = json.loads(told)
         _run.answer = Path(answer)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from analysis.audit.noise import CANNOT_TELL, LIMIT, JudgedLabels, LabelNoise, label_noise
+from analysis.audit.noise import CANNOT_TELL, JudgedLabels, LabelNoise, label_noise
 from analysis.audit.simple_models import cross_validated, judged_by_trusted
 from analysis.corpus.labels import Comparison, compare
 from analysis.corpus.scan import Scan
@@ -51,7 +51,6 @@ def label_noise_of(
     judged: pa.Table | None = None,
     trusted_judged: pa.Table | None = None,
     named: Mapping[str, str] | None = None,
-    limit: float = LIMIT,
     seed: int = 0,
 ) -> FileNoise:
     """The label noise of a file, by the judge whose table is `judged`, or by simple models of words.
@@ -62,7 +61,7 @@ def label_noise_of(
     table that has no row of the file.
     """
     if judged is not None:
-        return _by_judge(scan, trusted, judged, trusted_judged, named, limit, seed)
+        return _by_judge(scan, trusted, judged, trusted_judged, named, seed)
     comparison = compare(scan.labels, (trusted or scan).labels, named)
     if comparison.reason:
         return _nothing(scan, "simple models of the trusted rows", comparison.reason)
@@ -82,7 +81,7 @@ def label_noise_of(
         return _nothing(scan, judge, said.reason)
     rows = sample["row"].to_numpy()[said.rows]
     joined = _joined(scan, rows, comparison.first, classes, said.probabilities)
-    return _found(scan, rows, joined, gold, classes, judge, trusted is None, limit, seed)
+    return _found(scan, rows, joined, gold, classes, judge, trusted is None, seed)
 
 
 def suspect_rows(found: FileNoise) -> pa.Table:
@@ -112,7 +111,6 @@ def _by_judge(
     judged: pa.Table,
     trusted_judged: pa.Table | None,
     named: Mapping[str, str] | None,
-    limit: float,
     seed: int,
 ) -> FileNoise:
     judge = "the judge"
@@ -133,7 +131,7 @@ def _by_judge(
         gold_rows, of_gold = _said(trusted_judged, trusted, comparison, classes)
         gold = _joined(trusted, gold_rows, comparison.first, classes, of_gold)
     joined = _joined(scan, rows, comparison.first, classes, probabilities)
-    return _found(scan, rows, joined, gold, classes, judge, False, limit, seed)
+    return _found(scan, rows, joined, gold, classes, judge, False, seed)
 
 
 def _found(
@@ -144,11 +142,10 @@ def _found(
     classes: tuple[str, ...],
     judge: str,
     knows_labels: bool,
-    limit: float,
     seed: int,
 ) -> FileNoise:
     heuristics = [heuristic.name for heuristic in scan.heuristics if not heuristic.needs_parse]
-    noise = label_noise(joined, classes, heuristics, gold, knows_labels=knows_labels, limit=limit, seed=seed)
+    noise = label_noise(joined, classes, heuristics, gold, knows_labels=knows_labels, seed=seed)
     return FileNoise(noise, classes, rows[noise.suspects.rows], len(rows), scan.num_rows, judge)
 
 

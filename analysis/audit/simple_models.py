@@ -39,16 +39,14 @@ NUM_BINS = 10
 class SimpleJudgement:
     """What models say of rows that they were not trained on: `probabilities` float32 [n, k] of `labels`, k names.
 
-    `rows` int64 [n] are places in the table, ascending. `clusters` int64 [n] tell the texts of its first field apart.
-    `num_left_out` counts rows that no model could judge: too few others have none of their texts. With `reason`, which says
-    why, there is none at all.
+    `rows` int64 [n] are places in the table, ascending, without those that no model could judge: too few others have none of
+    their texts. `clusters` int64 [n] tell the texts of its first field apart. With `reason`, which says why, there is no row.
     """
 
     labels: tuple[str, ...]
     rows: np.ndarray
     probabilities: np.ndarray
     clusters: np.ndarray
-    num_left_out: int = 0
     reason: str = ""
 
 
@@ -71,14 +69,13 @@ def judged_by_trusted(
     labels: Sequence[str],
     *,
     seed: int,
-    most_rows: int = MOST_ROWS,
 ) -> tuple[SimpleJudgement, SimpleJudgement]:
     """Judge both a table's rows and trusted ones by models of trusted rows alone, as :func:`cross_validated` does.
 
-    At most half of `most_rows` are drawn from each. A fold has rows of both, so that the models err as often of trusted rows as
+    At most half of `MOST_ROWS` are drawn from each. A fold has rows of both, so that the models err as often of trusted rows as
     they would of the table's if those were trusted rows, too.
     """
-    return _judged(table, trusted, fields, labels, seed, most_rows // 2)
+    return _judged(table, trusted, fields, labels, seed, MOST_ROWS // 2)
 
 
 def _judged(
@@ -106,7 +103,7 @@ def _judged(
 
     def refused(reason: str) -> SimpleJudgement:
         nothing = np.zeros(0, np.int64)
-        return SimpleJudgement(tuple(labels), nothing, np.zeros((0, len(labels)), np.float32), nothing, 0, reason)
+        return SimpleJudgement(tuple(labels), nothing, np.zeros((0, len(labels)), np.float32), nothing, reason)
 
     def both_refused(reason: str) -> tuple[SimpleJudgement, SimpleJudgement]:
         return refused(reason), refused(reason)
@@ -130,7 +127,6 @@ def _judged(
                 rows[here].astype(np.int64),
                 probabilities[chosen][here],
                 clusters[chosen][here].astype(np.int64),
-                int((~here).sum()),
             )
         )
     return results[0], results[-1]

@@ -202,8 +202,8 @@ def _dollars(gpu_hours: float, costs: Mapping[str, Any]) -> str:
     return f"${gpu_hours * costs['price']:,.2f}"
 
 
-def _shortened(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+def _shortened(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]}… ({len(text):,} characters)"
 
 
 def origins_block(store: Store, study: Study) -> list[Block]:

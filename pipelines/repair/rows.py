@@ -8,7 +8,7 @@ Each row is counted under the first reason that took it. `analysis.audit.repairi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,8 +57,6 @@ class Cost:
     num_rows: int
     by_label: Mapping[int, int]
     """Label's code, as it was before, → rows; only those that lost some."""
-    by_cell: Mapping[tuple[int, tuple[bool, ...]], int] = field(default_factory=dict)
-    """Of resampling: label and whether each heuristic holds → rows."""
 
 
 @dataclass(frozen=True)
@@ -141,16 +139,7 @@ class Repaired:
         # The halves weigh more in the smaller set that is left.
         reweighted = sparing_weights(label, own, predicted, odds_ratios, size=int(kept.sum()))
         kept = resample(reweighted, seed)
-        lost = np.zeros(len(self.keep), bool)
-        lost[rows[~kept]] = True
-        patterns = np.concatenate([self.labels[lost, None], np.asarray(holds)[lost]], axis=1).astype(np.int64)
-        cells, numbers = np.unique(patterns, axis=0, return_counts=True)
-        by_cell = {
-            (cell[0], tuple(map(bool, cell[1:]))): num for cell, num in zip(cells.tolist(), numbers.tolist(), strict=True)
-        }
-        dropped = self.drop(np.flatnonzero(lost), reason)
-        costs = (*self.costs, replace(dropped.costs[-1], by_cell=by_cell))
-        return replace(dropped, costs=costs, reweighted=reweighted)
+        return replace(self.drop(rows[~kept], reason), reweighted=reweighted)
 
     def odds_ratios(self, holds: np.ndarray, predicted: int | Sequence[int] | np.ndarray) -> np.ndarray:
         """Each heuristic's odds ratio, float64 [num_heuristics], as an audit of the repaired set says."""

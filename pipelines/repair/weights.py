@@ -99,19 +99,17 @@ def target_weights(
     *,
     label_shares: Sequence[float] | np.ndarray | None = None,
     half: float = HALF,
-    size: int | None = None,
 ) -> Weights:
     """Weights with which each heuristic has its target of ``odds_ratios``, or the nearest that there is.
 
     ``label`` are codes from 0, int [num_rows]; ``holds`` booleans [num_rows, num_heuristics]; ``predicted`` the code of the
     label that all heuristics predict, or one each. ``label_shares``, by code, take the place of the labels' own. ``half`` is
-    added to each count, of a set of ``size`` rows (by default as many as there are): give the size that is left where rows are
-    dropped.
+    added to each count.
 
     Raises :class:`UserError` for a target that is no number above 0, and ValueError for arrays of other shapes, no rows, and a
     share of a label that has no rows.
     """
-    cells = _Cells.of(label, holds, predicted, odds_ratios, label_shares, half, size)
+    cells = _Cells.of(label, holds, predicted, odds_ratios, label_shares, half, None)
     search = cells.search(np.inf)
     masses = search.masses_of(search.run(keep_shares=True, give_up=True))
     if search.is_reached(masses, keep_shares=True):
@@ -131,7 +129,8 @@ def sparing_weights(
 ) -> Weights:
     """As :func:`target_weights`, with the smallest largest weight that there is, within 3%: for :func:`resample`.
 
-    What is resampled pays in rows, as many as the largest weight is above the mean. So heuristics' shares are let go.
+    What is resampled pays in rows, as many as the largest weight is above the mean. So heuristics' shares are let go. ``half``
+    is of a set of ``size`` rows, by default as many as there are: give the size that is left where rows are dropped.
     """
     cells = _Cells.of(label, holds, predicted, odds_ratios, label_shares, half, size)
     search = cells.search(np.inf)

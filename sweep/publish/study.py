@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,6 @@ def publish_study(
     weights: bool = True,
     audit: bool = True,
     pushed_as: str = "",
-    say: Callable[[str], None] = print,
 ) -> list[Repository]:
     """Write the study's repositories to folders in `folder`: pools, generators, and `models`, task models by any name.
 
@@ -70,14 +69,14 @@ def publish_study(
     def add(name: str, kind: Literal["model", "dataset"], records: Sequence[Record]) -> Path:
         asked = dict.fromkeys(line for record in records for line in restrictions(origin_of(store, record, said)))
         repositories.append(Repository(name, kind, folder / name, tuple(asked)))
-        say(f"{kind}: {folder / name}")
+        print(f"{kind}: {folder / name}")
         return folder / name
 
     for record in of_stage["synthetic_pool"]:
         target = add(record.slug, "dataset", [record])
         words = write_pool(store, record, target, said, audit=audit, sources=sources)
         if words.answer or words.refused:
-            say(f"  audit: {words.answer or words.refused}")
+            print(f"  audit: {words.answer or words.refused}")
     if sets:
         write_training_sets(store, study.experiment, sets, add("training-sets", "dataset", sets), said)
     for record in of_stage["generator"]:

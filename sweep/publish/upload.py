@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from pipelines.errors import UserError
 from sweep.publish.study import Repository
@@ -27,9 +27,7 @@ def check_upload(name: str) -> None:
         raise UserError(f"--push {name} needs a token that may write there: set {TOKEN}; it is neither kept nor shown")
 
 
-def upload(
-    repositories: Iterable[Repository], name: str, *, public: bool = False, say: Callable[[str], None] = print
-) -> list[str]:
+def upload(repositories: Iterable[Repository], name: str, *, public: bool = False) -> list[str]:
     """Bring each folder to the repository `<name>-<its name>`, made if it is not there; returns their addresses.
 
     Private unless `public`; a repository that is there stays what it is. Raises UserError where the hub refuses.
@@ -58,5 +56,5 @@ def upload(
                 f"there, and HF_ENDPOINT"
             ) from None
         addresses.append(str(address))
-        say(f"pushed: {address}")
+        print(f"pushed: {address}")
     return addresses

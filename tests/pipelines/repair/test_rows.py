@@ -33,9 +33,7 @@ def test_each_row_is_kept_or_counted_under_the_first_reason_that_took_it() -> No
     assert repaired.num_kept + sum(cost.num_rows for cost in repaired.costs) == len(label)
     by_label = sum((np.bincount(list(cost.by_label), list(cost.by_label.values()), 3) for cost in repaired.costs), np.zeros(3))
     assert by_label.tolist() == (np.bincount(label) - np.bincount(label[repaired.keep])).tolist()
-    resampled = repaired.costs[-1]
-    assert sum(resampled.by_cell.values()) == resampled.num_rows > 0
-    assert {cell[1] for cell in resampled.by_cell} <= {(False, False), (True, False), (True, True)}
+    assert repaired.costs[-1].num_rows > 0
     # What an audit of the result says.
     assert repaired.odds_ratios(holds, 0) == pytest.approx([1.5, 1.2], rel=0.02)
     assert repaired.odds_ratios(holds, 0) == pytest.approx(odds_ratios(label[repaired.keep], holds[repaired.keep], 0))
