@@ -4,8 +4,9 @@ import json as js
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -96,7 +97,7 @@ def page(state: StudyState, spent: str, *, with_stages: bool) -> list[str]:
     lines += [f"  damaged: {step.damage}" for step in state.study.steps if step.damage]
     if with_stages:
         for stage in state.stages:
-            beside = _counts(stage)
+            beside = _counts(partial(getattr, stage))
             lines.append(f"  {stage.stage:<15} {stage.done}/{stage.total}" + (f"  {beside}" if beside else ""))
             lines += [f"    {line}" for line in _working(state, stage.stage)]
         if len(lacking := seeds_lacking(state.study.steps)) > 1 and not state.is_built:
@@ -117,18 +118,14 @@ def _failed(state: StudyState) -> list[str]:
     return lines + blocked_lines(state.blocked or {})
 
 
-def _counts(counted: Any) -> str:
-    """`2 running, 1 failed`; of a stage, or of a study's sums by the same names."""
+def _counts(count: Callable[[str], int]) -> str:
+    """`2 running, 1 failed`, by what `count` says of each."""
     shown = (("running", "running"), ("interrupted", "interrupted"), ("failed", "failed"), ("to_build", "to build"))
-    return ", ".join(f"{number} {words}" for name, words in shown if (number := getattr(counted, name)))
+    return ", ".join(f"{number} {words}" for name, words in shown if (number := count(name)))
 
 
 def _beside(state: StudyState) -> str:
-    class Sums:
-        running, interrupted = state.count("running"), state.count("interrupted")
-        failed, to_build = state.count("failed"), state.count("to_build")
-
-    counts = _counts(Sums)
+    counts = _counts(state.count)
     return f", {counts}" if counts else ""
 
 
