@@ -242,11 +242,6 @@ def _side_by_side(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray
     return clusters, strata
 
 
-def load_responses(store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False) -> Responses:
-    """`load_arms` of a study's only arm, or of its first."""
-    return next(iter(load_arms(store, study, sets, frame, partial=partial).values()))
-
-
 def load_arms(
     store: Store, study: Study, sets: Sequence[str], frame: pd.DataFrame, *, partial: bool = False
 ) -> dict[str, Responses]:

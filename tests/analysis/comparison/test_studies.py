@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from analysis.comparison.studies import Comparison, compare_studies
 from analysis.comparison.terminal import as_json, lines
 from analysis.study.frame import evaluation_frame
-from analysis.study.items import load_responses
+from analysis.study.items import load_arms
 from pipelines.errors import UserError
 from sweep import cli
 from sweep.graph.records import Store, Study
@@ -70,7 +70,7 @@ def test_the_interval_is_that_of_a_study_s_own_differences(make: Make) -> None:
         store = Store(study.root)
         loaded = Study.load(store, study.name)
         frame = evaluation_frame(store, loaded)
-        responses.append(load_responses(store, loaded, ["template_test"], frame))
+        responses.append(load_arms(store, loaded, ["template_test"], frame)[""])
     cell = [(0, "synthetic", 60)]
     levels = [one.accuracy("template_test", "all", cell) for one in responses]
     interval = levels[1].minus(levels[0]).effect().interval()
@@ -91,7 +91,7 @@ def test_what_accuracy_does_not_show_is_compared_as_a_study_measures_it(make: Ma
     for study in studies:
         store = Store(study.root)
         loaded = Study.load(store, study.name)
-        responses = load_responses(store, loaded, ["template_test", row.set], evaluation_frame(store, loaded))
+        responses = load_arms(store, loaded, ["template_test", row.set], evaluation_frame(store, loaded))[""]
         levels.append(responses.measured(measure, row.set, row.slice, [(0, "synthetic", 60)], "template_test"))
     difference = levels[1].minus(levels[0])
     interval = difference.effect().interval()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.stats.intervals import mean_of
-from analysis.study.items import Responses, load_responses
+from analysis.study.items import Responses, load_arms
 from analysis.study.tables import unit_of
 from pipelines.errors import UserError
 from pipelines.tasks.heuristics import LEXICAL_OVERLAP, Heuristic
@@ -23,7 +23,7 @@ BEYOND_ACCURACY = (Measure.MARGIN, Measure.AUC, Measure.PULL)
 
 def load(study: ItemStudy) -> Responses:
     store = Store(study.write())
-    return load_responses(store, Study.load(store, "tiny"), (GENERAL, PROBE), study.frame())
+    return load_arms(store, Study.load(store, "tiny"), (GENERAL, PROBE), study.frame())[""]
 
 
 def shifted(folder: Path, shift: dict[str, float]) -> Responses:
@@ -171,7 +171,7 @@ def test_of_several_generators_of_which_one_has_made_results_seeds_are_the_unit(
     study.add("evaluation", "late", coordinates=late, built=False)
     frame = study.frame(partial=True)
     store = Store(str(study.root))
-    responses = load_responses(store, Study.load(store, "tiny"), (GENERAL, PROBE), frame, partial=True)
+    responses = load_arms(store, Study.load(store, "tiny"), (GENERAL, PROBE), frame, partial=True)[""]
     assert responses.generator_of == {} and unit_of(frame) == "seeds"
     change = responses.change(PROBE, SLICE, "synthetic", "original", (0,), (60,))
     assert (change.seeds, responses.by_unit({"synthetic"}, change).seeds) == ((0, 2, 4), (0, 2, 4))

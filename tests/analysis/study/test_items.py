@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from analysis.study.frame import IncompleteSweepError
-from analysis.study.items import Responses, load_responses
+from analysis.study.items import Responses, load_arms
 from analysis.study.signal_detection import signal_detection, signal_table
 from pipelines.errors import UserError
 from pipelines.evaluate.scoring import is_right
@@ -22,7 +22,7 @@ SETS = ("template_test", "template_probe")
 def load(study: ItemStudy, *, partial: bool = False) -> Responses:
     frame = study.frame(partial=partial)
     store = Store(str(study.root))
-    return load_responses(store, Study.load(store, "tiny"), SETS, frame, partial=partial)
+    return load_arms(store, Study.load(store, "tiny"), SETS, frame, partial=partial)[""]
 
 
 def test_what_is_right_and_how_items_hang_together(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.stats.ranking import auc_replicates
 from analysis.study.described import described_sets, task_of, titles_of
-from analysis.study.items import Responses, load_responses, predicted_label
+from analysis.study.items import Responses, load_arms, predicted_label
 from analysis.study.series import study_series
 from analysis.study.signal_detection import signal_table
 from analysis.study.tables import accuracy_table
@@ -26,7 +26,7 @@ def load(study: ItemStudy) -> tuple[Study, Responses]:
     frame = study.frame()
     store = Store(str(study.root))
     loaded = Study.load(store, "tiny")
-    return loaded, load_responses(store, loaded, list(study.sets), frame)
+    return loaded, load_arms(store, loaded, list(study.sets), frame)[""]
 
 
 def small(study: OwnStudy) -> OwnStudy:

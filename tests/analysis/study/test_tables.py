@@ -8,7 +8,7 @@ import pytest
 
 from analysis.study import tables
 from analysis.study.artifacts import LabelCount, count_lexical_overlap, lexical_overlap_counts, pool_overlap_counts
-from analysis.study.items import load_responses
+from analysis.study.items import load_arms
 from analysis.study.tables import accuracy_table, entailment_odds_ratio, lexical_overlap_table
 from pipelines.errors import UserError
 from sweep.graph.records import Store, Study
@@ -159,7 +159,7 @@ def test_with_answers_intervals_are_over_templates_too_and_hold_at_the_floor(tmp
     study = ItemStudy(tmp_path, rate, noise=0.0)
     study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=3)
     frame, store = study.frame(), Store(str(tmp_path))
-    responses = load_responses(store, Study.load(store, "tiny"), ("template_test", "template_probe"), frame)
+    responses = load_arms(store, Study.load(store, "tiny"), ("template_test", "template_probe"), frame)[""]
     by = ["kind", "set", "slice", "num_labels", "folding"]
     alone, both = (accuracy_table(frame, given).set_index(by) for given in (None, responses))
     floor = ("biased_synthetic", "template_probe", "lexical_overlap/non-entailment", 2, "argmax")
@@ -177,7 +177,7 @@ def test_with_one_seed_templates_make_the_interval_wider_than_items_would(tmp_pa
     study = ItemStudy(tmp_path, clear, noise=0.0)
     study.grid(starting_sizes=(0,), sizes=(60,), num_seeds=1)
     frame, store = study.frame(), Store(str(tmp_path))
-    responses = load_responses(store, Study.load(store, "tiny"), ("template_test", "template_probe"), frame)
+    responses = load_arms(store, Study.load(store, "tiny"), ("template_test", "template_probe"), frame)[""]
     table = accuracy_table(frame, responses)
     row = table[(table["kind"] == "original") & (table["set"] == "template_test") & (table["slice"] == "all")].iloc[0]
     assert row["method"] == "Wilson over 30 premises (1 seed)"
