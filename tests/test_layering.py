@@ -75,7 +75,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     AUDIT: ("pipelines", TASKS, TABLES, REPAIR, "analysis", STATS, CORPUS),
     SCAN: ("pipelines", TASKS, TABLES, RUN, CORPUS),
     SIMULATION: ("pipelines", TASKS, "analysis", STATS, RESULTS, VERDICTS),
-    CARDS: ("pipelines", TASKS, GRAPH, "analysis"),
+    CARDS: ("pipelines", TASKS, EXPORT, GRAPH, "analysis"),
     PUBLISH: (*PIPELINES, GRAPH, "analysis", STATS, RESULTS, CORPUS, AUDIT, CARDS),
     COMMANDS: (
         *PIPELINES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from analysis.cards.card import Result, fenced, metric_name, model_card_text, plain, table
@@ -16,29 +15,15 @@ from analysis.cards.lineage import (
     model_licence,
 )
 from analysis.wording import kind_words
+from pipelines.export.exported import ADAPTER, BESIDE, BODY, Exported
 from pipelines.tasks.task import Task
 
 CLASS = "text-classification"
-BESIDE = "base"
-"""The folder of an adapter's base, beside it."""
 NO_WEIGHTS = "The weights are not in this folder, only their description."
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """How a task model was written: `form` as `pipelines.export` names it, its class, pad token, and an adapter's base."""
-
-    form: str
-    architecture: str
-    pad_token: str
-    pad_token_id: int
-    reads: str
-    base: str = ""
-    """Of an adapter: the base's name on the hub, or `BESIDE`."""
-
-
 def task_model_card(
-    lineage: Lineage, task: Task, files: ModelFiles | None, results: Sequence[Result], *, licence: str = "", here: str = "."
+    lineage: Lineage, task: Task, files: Exported | None, results: Sequence[Result], *, licence: str = "", here: str = "."
 ) -> str:
     """A task model's card. `files` is None where the weights do not lie beside it; `here` is its path or name."""
     record, hub_id = lineage.records[0], model_licence(lineage, licence)
@@ -46,9 +31,9 @@ def task_model_card(
         "license": hub_id,
         "language": lineage.language or None,
         "base_model": lineage.base_names or None,
-        "base_model_relation": ("adapter" if files and files.form == "adapter" else "finetune") if lineage.base_names else None,
+        "base_model_relation": ("adapter" if files and files.form == ADAPTER else "finetune") if lineage.base_names else None,
         "datasets": lineage.source_names or None,
-        "library_name": "peft" if files and files.form == "adapter" else "transformers",
+        "library_name": "peft" if files and files.form == ADAPTER else "transformers",
         "pipeline_tag": CLASS,
         "tags": ["blindsweep", task.name, *_mark_tags(lineage)],
     }
@@ -115,9 +100,9 @@ def _start(size: Any) -> str:
     return f"It starts from a model that was finetuned on {size:,} original examples."
 
 
-def _loading(files: ModelFiles, task: Task, here: str) -> tuple[str, ...]:
+def _loading(files: Exported, task: Task, here: str) -> tuple[str, ...]:
     lines = ["import torch", ""]
-    if files.form == "body":
+    if files.form == BODY:
         lines += [
             "from huggingface_hub import snapshot_download",
             "from safetensors.torch import load_file",
@@ -128,7 +113,7 @@ def _loading(files: ModelFiles, task: Task, here: str) -> tuple[str, ...]:
             "body = AutoModel.from_pretrained(folder).eval()",
             'head = load_file(f"{folder}/head.safetensors")["weight"].to(body.dtype)',
         ]
-    elif files.form == "adapter" and files.base != BESIDE:
+    elif files.form == ADAPTER and files.base != BESIDE:
         lines += [
             "from peft import AutoPeftModelForSequenceClassification",
             "from transformers import AutoTokenizer",
@@ -141,7 +126,7 @@ def _loading(files: ModelFiles, task: Task, here: str) -> tuple[str, ...]:
             f"    pad_token_id={files.pad_token_id},",
             ").eval()",
         ]
-    elif files.form == "adapter":
+    elif files.form == ADAPTER:
         lines += [
             "from peft import PeftModel",
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
@@ -163,7 +148,7 @@ def _loading(files: ModelFiles, task: Task, here: str) -> tuple[str, ...]:
     )
 
 
-def _asking(files: ModelFiles, task: Task) -> list[str]:
+def _asking(files: Exported, task: Task) -> list[str]:
     texts = ", ".join(f'"{name}": "…"' for name in task.field_names)
     if files.reads == "first":
         given = ", ".join(f'example["{name}"]' for name in task.field_names)
@@ -172,7 +157,7 @@ def _asking(files: ModelFiles, task: Task) -> list[str]:
         lines = [f"prompt = {task.classifier_prompt!r}", f"example = {{{texts}}}"]
         lines.append('encoded = tokenizer(prompt.format_map(example), return_tensors="pt")')
     labels = list(task.labels)
-    if files.form == "body":
+    if files.form == BODY:
         place = 0 if files.reads == "first" else -1
         last = f"    logits = body(**encoded).last_hidden_state[:, {place}] @ head.T"
     else:
@@ -180,7 +165,7 @@ def _asking(files: ModelFiles, task: Task) -> list[str]:
     return [*lines, "with torch.inference_mode():", last, f"print({labels}[logits.argmax().item()])"]
 
 
-def _prompt(files: ModelFiles, task: Task) -> str:
+def _prompt(files: Exported, task: Task) -> str:
     if files.reads == "first":
         fields = " and ".join(f"`{name}`" for name in task.field_names)
         return (

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.adapters.files import ADAPTER_FILE, PEFT_PREFIX, merge_adapter
 from pipelines.errors import UserError
+from pipelines.export.exported import ADAPTER, BESIDE, BODY, WHOLE, Exported
 from pipelines.models.architectures import ARCHITECTURES, architecture_in
 from pipelines.models.classifier import HEAD_FILE
 from pipelines.models.model_files import SHARD_BYTES, save_model
@@ -30,10 +31,6 @@ from pipelines.models.weights import load_body, merge_saved_adapter, weights_of
 from pipelines.storage import fetch
 from pipelines.tasks.task import Task
 
-BESIDE = "base"
-"""The folder of an adapter's base, beside it."""
-WHOLE, ADAPTER, BODY = "whole", "adapter", "body"
-"""Forms of an export: all weights with the head, peft's adapter with the head, or the body alone with the head beside it."""
 SMALL = 2.0**-12
 """The scale at which a tanh is as good as the identity: it is off by a third of its argument's square, in relation."""
 
@@ -44,20 +41,6 @@ class HubBase:
 
     name: str
     commit: str = ""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: `form`, the transformers class that loads it, its pad token, and an adapter's base."""
-
-    form: str
-    architecture: str
-    pad_token: str
-    pad_token_id: int
-    reads: str
-    """Which token's state the head reads: "first" or "last"."""
-    base: str = ""
-    """An adapter's base: its name on the hub, or `BESIDE`."""
 
 
 def export_classifier(

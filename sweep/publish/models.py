@@ -9,8 +9,9 @@ from pathlib import Path
 
 from analysis.cards.card import check_card
 from analysis.cards.lineage import Lineage
-from analysis.cards.model_cards import ModelFiles, generator_card, task_model_card
+from analysis.cards.model_cards import generator_card, task_model_card
 from pipelines.errors import UserError
+from pipelines.export.exported import Exported
 from pipelines.storage import fetch, join
 from pipelines.tasks.task import Task
 from sweep.graph.integrity import whole_folder
@@ -31,7 +32,7 @@ def export_model(
     body: bool = False,
     dtype: str = "auto",
     here: str = "",
-) -> ModelFiles:
+) -> Exported:
     """Write a task model's weights, tokenizer, card and origin to `folder`; `here` is how the card's code calls it.
 
     Raises UserError as `export_classifier` does, and for an artifact that is not whole.
@@ -44,7 +45,7 @@ def export_model(
     name, commit = hub_name(base)
     # What was quantised differs from what is on the hub, and so does what an adapter gives over it.
     is_as_published = bool(name) and base.payload["config"].get("quantization", "none") == "none"
-    exported = export_classifier(
+    files = export_classifier(
         whole_folder(store, record),
         whole_folder(store, base),
         folder,
@@ -54,7 +55,6 @@ def export_model(
         hub_base=HubBase(name, commit) if is_as_published else None,
         dtype=dtype,
     )
-    files = ModelFiles(**dataclasses.asdict(exported))
     card = task_model_card(lineage, task, files, results, licence=said.licence, here=here or str(folder))
     _write(folder, card, lineage, task, files)
     return files
@@ -87,7 +87,7 @@ def _base_of(store: Store, record: Record) -> Record:
     return base
 
 
-def _write(folder: Path, card: str, lineage: Lineage, task: Task, files: ModelFiles | None) -> None:
+def _write(folder: Path, card: str, lineage: Lineage, task: Task, files: Exported | None) -> None:
     check_card(card, "model")
     (folder / CARD).write_text(card, encoding="utf-8")
     record = lineage.records[0]

@@ -10,8 +10,9 @@ from analysis.cards.card import Result, check_card, fenced, model_card_text, pla
 from analysis.cards.dataset_cards import AuditWords, Split, pool_card, training_sets_card
 from analysis.cards.licences import HANS, LLAMA_2, MULTINLI, UNKNOWN_LICENCE, given_licence, licence_of_base, sources_of
 from analysis.cards.lineage import Base, Lineage, base_lines, model_licence, restrictions
-from analysis.cards.model_cards import BESIDE, ModelFiles, generator_card, task_model_card
+from analysis.cards.model_cards import generator_card, task_model_card
 from pipelines.errors import UserError
+from pipelines.export.exported import BESIDE, Exported
 from pipelines.tasks.nli import NLI
 from sweep.graph.records import Record
 
@@ -21,7 +22,7 @@ POOL = Record("synthetic_pool", "pool", "cd" * 32, {"config": {"temperature": 0.
 GENERATOR = Record("generator", "generator", "ef" * 32, {"config": {}})
 LLAMA = Base("meta-llama/Llama-2-7b-hf", "1" * 40, LLAMA_2, quantized="nf4")
 PAPERS = Lineage((MODEL,), (LLAMA,), (MULTINLI, HANS), "en")
-WHOLE = ModelFiles("whole", "LlamaForSequenceClassification", "</s>", 2, "last")
+WHOLE = Exported("whole", "LlamaForSequenceClassification", "</s>", 2, "last")
 RESULTS = (
     Result("mnli_matched", "MultiNLI matched", "all", 3, 0.8125, 7_975, 9_815, MULTINLI.hub_name, "validation_matched"),
     Result("hans", "HANS", "lexical_overlap/non-entailment", 2, 0.05, 250, 5_000, HANS.hub_name, "validation"),
@@ -146,7 +147,7 @@ def test_training_sets_are_configurations_of_one_dataset() -> None:
         (dataclasses.replace(WHOLE, reads="first"), 'tokenizer(example["premise"], example["hypothesis"]'),
     ],
 )
-def test_the_code_that_loads_a_model_is_python_and_of_its_form(files: ModelFiles, code: str) -> None:
+def test_the_code_that_loads_a_model_is_python_and_of_its_form(files: Exported, code: str) -> None:
     text = task_model_card(PAPERS, NLI, files, RESULTS, here="my-model")
     block = text.partition("```python\n")[2].partition("```")[0]
     compile(block, "card", "exec")
