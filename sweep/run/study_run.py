@@ -288,7 +288,7 @@ def _run_on_ray(
             .remote(tracking_uri, run.store.uri, replace(study, steps=()))
         )
         # Nobody waits for it: MLflow takes seconds to make a database.
-        tracker.declare.remote([step.fingerprint for step in run.steps])
+        tracker.declare.remote([step.fingerprint for step in study.steps])
         for record in cached:
             tracker.finish.remote(record, is_new=record.fingerprint in again)
     try:
@@ -493,7 +493,7 @@ def track_records(
     Artifacts that MLflow has in full are skipped, unless `again`.
     """
     tracker = Tracker(tracking_uri, store.uri, study)
-    tracker.declare(record.fingerprint for record in records)
+    tracker.declare(step.fingerprint for step in study.steps)
     for record in records:
         tracker.finish(record, is_new=again)
     return tracker.close("FINISHED")

@@ -12,9 +12,10 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,25 +126,28 @@ class _Pending:
 
 
 class Tracker:
-    """The only writer of a study's MLflow runs in its driver. Errors are collected, never raised.
+    """The only writer of a study's MLflow runs in its driver. Errors are collected, never raised, and forgotten where what they
+    kept away has come later.
 
     Other drivers may have trackers of the same study. On one machine and one SQLite file they make no run twice; elsewhere
     they may, and one is left of it when a tracker opens or closes.
     """
 
     WRITE_EVERY_S = 1.0
-    MOST_ERRORS = 1000
+    MOST_IN_VAIN = 3
+    """How often the close tries what MLflow did not take before, until it is held to be away still."""
     PATIENCE_S = 60.0
     """Seconds to wait for another tracker that makes the database."""
 
     def __init__(self, uri: str, store_uri: str, study: Study):
         """Open the database or server and the study's parent run. Of `study` the steps are not looked at."""
         self.store = Store(store_uri)
-        self.errors: list[str] = []
         self.latest: dict[str, dict[str, float]] = {}
         self.runs: dict[str, Any] = {}
         self._uri = uri
         self._study = study
+        self._errors: dict[str, str] = {}  # by what was not done, or the fingerprint of what MLflow has not all of
+        self._untold: dict[str, tuple[str, Callable[[], None]]] = {}  # by fingerprint: how a step ended, to be told again
         self._pending: dict[str, _Pending] = defaultdict(_Pending)
         self._logged: dict[str, set[tuple[str, int]]] = {}
         self._last_write = time.monotonic()
@@ -164,6 +168,11 @@ class Tracker:
             with self._alone():
                 self._client = Client(uri)
                 self._open_study()
+
+    @property
+    def errors(self) -> list[str]:
+        """What MLflow lacks by now, and why."""
+        return list(self._errors.values())
 
     @property
     def client(self) -> Client:
@@ -313,7 +322,7 @@ class Tracker:
                 return
 
     def declare(self, fingerprints: Iterable[str]) -> None:
-        """Say which artifacts the study consists of now; runs of others are tagged as not current."""
+        """Say which artifacts the study consists of now; runs of others are tagged as not current, and nobody is at them."""
         current = set(fingerprints)
         for fingerprint, run in self.runs.items():
             value = "yes" if fingerprint in current else "no"
@@ -321,10 +330,14 @@ class Tracker:
                 with self._collecting(f"tag {fingerprint[:SHORT]}"):
                     self.client.set_tag(run.info.run_id, "current", value)
                     run.data.tags["current"] = value
+            if value == "no" and run.info.status == "RUNNING":
+                with self._collecting(f"end {fingerprint[:SHORT]}"):
+                    self.client.set_terminated(run.info.run_id, "KILLED")
 
     def start(self, card: Card) -> None:
         """A step begins: its run is created, or taken up again if an earlier attempt left it."""
-        with self._collecting(f"start {card.id.name}"):
+        self._untold.pop(card.id.fingerprint, None)
+        with self._collecting(f"start {card.id.name}", card.id.fingerprint):
             self._retire_run_of_removed_artifact(card.id.fingerprint)
             is_taken_up = card.id.fingerprint in self.runs
             run_id = self._run_of(card, start_ms=None)
@@ -338,28 +351,37 @@ class Tracker:
         Values already logged for that name and step are left.
         """
         self.latest[fingerprint] = dict(metrics)
-        with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
+        with self._collecting(f"metrics of {fingerprint[:SHORT]}", fingerprint):
             self._add_metrics(fingerprint, as_curves(metrics), step, time_ms)
         self._write_if_due()
 
     def finish(self, record: Record, *, is_new: bool = True) -> None:
         """A step is complete: parameters, step and final metrics and lineage are all there after this."""
         self.latest.pop(record.fingerprint, None)
-        run = self.runs.get(record.fingerprint)
-        if record.stage == "evaluation":
-            self._save_views(record)
-        self._mark_study(record)
         self._num_rows[record.fingerprint] = sum(record.num_rows.values())
         self._newest = max(self._newest, (record.created, str(record.git.get("commit", ""))))
-        if not is_new and run is not None and _is_logged(run, record):
-            return
-        with self._collecting(f"finish {record.id.name}"):
+        self._tell(record.fingerprint, f"finish {record.id.name}", partial(self._show, record, is_new=is_new))
+
+    def _tell(self, fingerprint: str, what: str, call: Callable[[], None]) -> None:
+        """Have MLflow told how a step ended; `close` tells again what it does not take now."""
+        self._untold[fingerprint] = what, call
+        with self._collecting(what, fingerprint):
+            call()
+            del self._untold[fingerprint]
+            self._errors.pop(fingerprint, None)
+
+    def _show(self, record: Record, *, is_new: bool) -> None:
+        run = self.runs.get(record.fingerprint)
+        if is_new or run is None or not _is_logged(run, record):
             try:
                 self._finish(record)
             except Exception:
                 if not self._was_deleted(record.fingerprint):
                     raise
                 self._finish(record)
+        if record.stage == "evaluation":
+            self._save_views(record)
+        self._mark_study(record)
 
     def _finish(self, record: Record) -> None:
         from mlflow.entities import RunTag
@@ -416,11 +438,13 @@ class Tracker:
     def fail(self, fingerprint: str, message: str) -> None:
         """A step failed."""
         self.latest.pop(fingerprint, None)
-        with self._collecting(f"fail {fingerprint[:SHORT]}"):
-            self._write()
-            if run := self.runs.get(fingerprint):
-                self.client.set_tag(run.info.run_id, "error", message[:MAX_VALUE])
-                self.client.set_terminated(run.info.run_id, "FAILED")
+        self._tell(fingerprint, f"fail {fingerprint[:SHORT]}", partial(self._fail, fingerprint, message))
+
+    def _fail(self, fingerprint: str, message: str) -> None:
+        self._write()
+        if run := self.runs.get(fingerprint):
+            self.client.set_tag(run.info.run_id, "error", message[:MAX_VALUE])
+            self.client.set_terminated(run.info.run_id, "FAILED")
 
     def annotate(self, metrics: Mapping[str, float]) -> None:
         """Log metrics of the whole study on its own run; a later value takes the place of an earlier one."""
@@ -431,17 +455,28 @@ class Tracker:
             self.client.log_batch(self.parent_id, [Metric(name, float(value), now, 0) for name, value in metrics.items()])
 
     def close(self, status: str) -> list[str]:
-        """Write what is pending, end the parent run with an MLflow status, return what went wrong."""
+        """Write what is pending or was not taken, end the parent run with an MLflow status, return what went wrong."""
         if self._client is not None:
             self._client.wake()
+            if self._parent is None:
+                with self._collecting("open"):
+                    self._open_study()
             with self._collecting("close"):
                 self._write()
+                self._tell_again()
                 if sqlite_path(self._uri) is None:
                     self._find_runs()
                 if commit := self._newest[1]:
                     self.client.set_tag(self.parent_id, "mlflow.source.git.commit", commit)
                 self.client.set_terminated(self.parent_id, status)
         return self.errors
+
+    def _tell_again(self) -> None:
+        num_in_vain = 0
+        for fingerprint, (what, call) in list(self._untold.items()):
+            if num_in_vain < self.MOST_IN_VAIN:
+                self._tell(fingerprint, what, call)
+                num_in_vain += fingerprint in self._untold
 
     def snapshot(self) -> dict[str, dict[str, float]]:
         """The latest step metrics of each running step, by fingerprint.
@@ -455,9 +490,9 @@ class Tracker:
         """The study's run carries the marks of all its artifacts."""
         if set(record.marks) <= self._marks:
             return
-        self._marks.update(record.marks)
-        with self._collecting("marks"):
-            self.client.set_tag(self.parent_id, "marks", "; ".join(sorted(self._marks)))
+        marks = self._marks | set(record.marks)
+        self.client.set_tag(self.parent_id, "marks", "; ".join(sorted(marks)))
+        self._marks = marks
 
     def _retire_run_of_removed_artifact(self, fingerprint: str) -> None:
         run = self.runs.get(fingerprint)
@@ -546,10 +581,9 @@ class Tracker:
         places = ("arms", *PLACES) if "arms" in record.coordinates else self._places
         if (columns, places) == (self._columns, self._places):
             return
+        for tag, view in view_tags(self.parent_id, columns, places).items():
+            self.client.set_experiment_tag(self.experiment_id, tag, view)
         self._columns, self._places = columns, places
-        with self._collecting("saved views"):
-            for tag, view in view_tags(self.parent_id, columns, self._places).items():
-                self.client.set_experiment_tag(self.experiment_id, tag, view)
 
     def _log_evaluation(self, record: Record, final: Mapping[str, Any], end_ms: int) -> None:
         """Log an evaluation's results on its run, as its task model's on each test set, and beside the task model's parameters.
@@ -616,7 +650,7 @@ class Tracker:
     def _write(self) -> None:
         self._last_write = time.monotonic()
         for fingerprint in [pending for pending in self._pending if pending in self.runs]:
-            with self._collecting(f"metrics of {fingerprint[:SHORT]}"):
+            with self._collecting(f"metrics of {fingerprint[:SHORT]}", fingerprint):
                 try:
                     self._write_of(fingerprint)
                 except Exception:
@@ -642,13 +676,16 @@ class Tracker:
             raise
 
     @contextlib.contextmanager
-    def _collecting(self, what: str) -> Iterator[None]:
+    def _collecting(self, what: str, of: str = "") -> Iterator[None]:
+        """Keep the first error of `what`, which counts until it is done; `of` an artifact, until MLflow has all of that."""
         try:
             yield
         except Exception as error:  # an index that is down must not stop the study
-            if len(self.errors) < self.MOST_ERRORS:
-                text = f"{what}: {type(error).__name__}: {error}".splitlines()[0]
-                self.errors.append(mask(text, self._uri)[:300])
+            text = f"{what}: {type(error).__name__}: {error}".splitlines()[0]
+            self._errors.setdefault(of or what, mask(text, self._uri)[:300])
+        else:
+            if not of:
+                self._errors.pop(what, None)
 
 
 def _preference(run: Any) -> tuple[bool, int, str]:

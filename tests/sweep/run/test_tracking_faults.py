@@ -12,7 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import pytest
@@ -20,7 +22,7 @@ import pytest
 from sweep.graph.records import Record, Store, Study, StudyStep
 from sweep.index.address import sqlite_uri
 from sweep.index.client import Client
-from sweep.run.study_run import reindex, usable_index
+from sweep.run.study_run import reindex, track_records, usable_index
 from sweep.run.tracking import Card, Tracker, default_tracking_uri
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +69,13 @@ def runs(uri: str, study: str = "tiny") -> Counter[str]:
     client = Client(uri)
     found = client.search_runs([client.get_experiment_by_name(study).experiment_id])
     return Counter(run.data.tags.get("fingerprint", "study")[0] for run in found)
+
+
+def statuses(uri: str) -> dict[str, str]:
+    """The status of the run of the study and of each artifact, by the first digit of its fingerprint."""
+    client = Client(uri)
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    return {run.data.tags.get("fingerprint", "study")[0]: run.info.status for run in found}
 
 
 ONE_OF_EACH = {"s": 1, "1": 1, "2": 1, "3": 1}
@@ -167,14 +176,86 @@ def test_a_password_is_not_shown(store: Store, capfd: pytest.CaptureFixture[str]
     assert tracker.errors and "s3cret" not in "".join(tracker.errors)
 
 
-def test_a_database_that_is_lost_on_the_way_is_one_error_a_write_and_no_exception(store: Store, uri: str) -> None:
+def test_a_database_that_is_lost_on_the_way_is_an_error_for_each_thing_that_it_lacks(store: Store, uri: str) -> None:
     tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
     record = Study.load(store, "tiny").steps[0].record
     assert record is not None
     Path(store.uri, "mlflow.db").unlink()
     tracker.start(Card.of_record(record))
     tracker.finish(record)
-    assert len(tracker.close("FINISHED")) == 3
+    assert [error.partition(":")[0] for error in tracker.close("FINISHED")] == ["start task_model/cell1", "close"]
+
+
+def test_what_mlflow_did_not_take_is_told_again_at_the_close(store: Store, uri: str) -> None:
+    one, two, three = (step.record for step in Study.load(store, "tiny").steps)
+    assert one and two and three
+    two = replace(two, marks=("rehearsal",))
+    tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
+    tracker.start(Card.of_record(one))
+    tracker.start(Card.of_record(three))
+    there, away = Path(store.uri, "mlflow.db"), Path(store.uri, "away.db")
+    there.rename(away)
+    tracker.log(one.fingerprint, {"loss": 0.5}, 1, 1)
+    tracker.start(Card.of_record(two))
+    tracker.finish(one)
+    tracker.finish(two)
+    tracker.fail(three.fingerprint, "it broke")
+    assert len(tracker.errors) == 3
+    away.rename(there)
+    assert tracker.close("FAILED") == []
+    assert statuses(uri) == {"s": "FAILED", "1": "FINISHED", "2": "FINISHED", "3": "FAILED"}
+    assert tracker.client.get_run(tracker.parent_id).data.tags["marks"] == "rehearsal"
+
+
+def test_a_study_that_could_not_be_opened_is_opened_at_the_close(
+    store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Study.load(store, "tiny").steps[0].record
+    assert record is not None
+    with monkeypatch.context() as broken:
+        broken.setattr(Client, "get_experiment_by_name", Mock(side_effect=ConnectionError("it is down")), raising=False)
+        tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
+        tracker.finish(record)
+    assert len(tracker.errors) == 2
+    assert tracker.close("FINISHED") == []
+    assert statuses(uri) == {"s": "FINISHED", "1": "FINISHED"}
+
+
+def test_a_server_that_is_away_is_not_asked_for_each_artifact_at_the_close(store: Store, uri: str) -> None:
+    tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
+    record = Study.load(store, "tiny").steps[0].record
+    assert record is not None
+    Path(store.uri, "mlflow.db").unlink()
+    for digit in "abcdef":
+        tracker.finish(replace(record, fingerprint=digit * 64))
+    asked = Mock(side_effect=ConnectionError("it is down"))
+    tracker.client.search_runs = asked  # type: ignore[method-assign]
+    assert len(tracker.close("FINISHED")) == 7
+    assert asked.call_count == Tracker.MOST_IN_VAIN
+
+
+def test_what_a_killed_run_left_running_of_earlier_settings_is_ended_and_no_longer_current(store: Store, uri: str) -> None:
+    one, two, _ = Study.load(store, "tiny").steps
+    assert one.record and two.record
+    killed = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
+    for record in (one.record, two.record):
+        killed.start(Card.of_record(record))
+    tracker = Tracker(uri, store.uri, Study("tiny", "", {}, ()))
+    tracker.declare([two.fingerprint])
+    assert statuses(uri) == {"s": "RUNNING", "1": "KILLED", "2": "RUNNING"}
+    tags = [run.data.tags for run in tracker.runs.values()]
+    assert {tag["fingerprint"][0]: tag["current"] for tag in tags} == {"1": "no", "2": "yes"}
+
+
+def test_what_is_not_built_yet_of_a_study_stays_current(store: Store, uri: str) -> None:
+    study = Study.load(store, "tiny")
+    one, two, _ = study.steps
+    assert one.record and two.record
+    tracker = Tracker(uri, store.uri, study)
+    tracker.start(Card.of_record(two.record))
+    assert track_records(study, [one.record], store, uri) == []
+    assert tracker.client.get_run(tracker.runs[two.fingerprint].info.run_id).data.tags["current"] == "yes"
+    assert statuses(uri)["2"] == "RUNNING"
 
 
 @pytest.fixture
