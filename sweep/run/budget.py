@@ -224,16 +224,16 @@ class Meter:
             self._save()
             self._look, self._committed = None, 0.0
 
-    def watch(self, groups: Iterable[Sequence[Step]], progress: Progress) -> str:
+    def watch(self, groups: Iterable[Sequence[Step]], progress: Progress, *, is_waiting: bool = False) -> str:
         """Count, and say in a line what is spent and committed; `groups` are the steps that run together.
 
-        Raises BudgetReached if the budget itself is spent while any run: they are to stop.
+        Raises BudgetReached if the budget itself is spent while any run, which are to stop, or one waits for a machine.
         """
         groups = list(groups)
         self.count()
         self.see(progress)
         self._committed = self._dollars(groups, progress)
-        if self.budget is not None and groups and self.spending.dollars > self.budget:
+        if self.budget is not None and (groups or is_waiting) and self.spending.dollars > self.budget:
             self.is_reached = True
             raise BudgetReached(NOTHING_LEFT)
         return self.line() if self.is_of_use else ""

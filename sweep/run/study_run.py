@@ -341,7 +341,7 @@ def _watch(run: Run, meter: Meter, notice_s: float) -> None:
     def tick(progress: Progress) -> None:
         nonlocal reached_at
         try:
-            progress.spent = meter.watch(run.groups, progress)
+            progress.spent = meter.watch(run.groups, progress, is_waiting=not run.queue.is_exhausted)
         except BudgetReached as reached:
             now = time.monotonic()
             if reached_at is None:

@@ -268,8 +268,8 @@ class Run:
         self._asked_at = self._looked_ahead_at = 0.0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        # Here as well: while nothing runs, Tune asks for the next trial and does nothing else.
-        self._look_around()
+        # While nothing runs, Tune asks for the next trial and does nothing else.
+        self._look_around() if self.lanes else self.poll()
         if (self.hold or self.queue.is_exhausted) and not self.queue.running:
             return "FINISHED"
         if self._lacks_memory():

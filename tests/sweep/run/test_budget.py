@@ -311,6 +311,8 @@ def test_steps_are_stopped_when_the_budget_itself_is_spent(tmp_path: Path) -> No
     clock.now += 1
     assert counter.watch([], progress) == "spent $101.00 of $100.00", "nothing runs that could be stopped"
     with pytest.raises(BudgetReached):
+        counter.watch([], progress, is_waiting=True)
+    with pytest.raises(BudgetReached):
         counter.watch([[one]], progress)
     assert counter.is_reached
 

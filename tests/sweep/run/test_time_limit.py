@@ -19,7 +19,7 @@ from sweep.graph.queue import Capacity
 from sweep.graph.records import Record, Store
 from sweep.graph.step import Step
 from sweep.plan.costs import StepCost
-from sweep.run.ends import Stop
+from sweep.run.ends import NOTICE, Stop
 from sweep.run.study_run import _keep_to_limit
 from sweep.run.trial import Outcome
 from sweep.run.tune import Run
@@ -105,6 +105,18 @@ def test_a_budget_is_kept_beside_it(tmp_path: Path) -> None:
     run.why_not = lambda steps, beside: "too dear"
     _keep_to_limit(run, Stop(), ())
     assert run.suggest("a") == "FINISHED" and run.hold == "too dear"
+
+
+def test_a_notice_is_heard_while_a_step_waits_for_a_machine_and_nothing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.run.ends.tell_all_nodes", lambda: [])
+    run, stop = run_with(tmp_path, evaluation(0), seconds_left=3_000)
+    run.tick = lambda progress: stop.hold(run)
+    run.queue.capacity = Capacity(8, 0)
+    assert run.suggest("a") is None and not run.hold
+    stop._on_notice(NOTICE, None)
+    assert run.suggest("b") == "FINISHED" and run.hold == "a notice came that it will be ended"
 
 
 PROGRAM = """
