@@ -26,6 +26,12 @@ BROKEN = {
 """Exceptions of a server that did not answer, or broke off in the midst of it."""
 BUSY = (500, 502, 503, 504)
 """Status codes of a server that cannot serve for now."""
+SAID = re.compile(
+    rf"^(?:[\w.]+\.)?(?:{'|'.join(sorted(BROKEN | {'ConnectionClosedError', 'ReadTimeoutError', 'StoreUnreachableError'}))}): "
+    r"|\bAn error occurred \((?:SlowDown|ServiceUnavailable|InternalError|50[0234])\) when calling",
+    re.MULTILINE,
+)
+"""How the text of a traceback names them."""
 SHARED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "STORAGE_EMULATOR_HOST")
 """Settings without a secret in them, which a cluster's workers are given; they have credentials of their own."""
 CREDENTIALS = {
@@ -226,6 +232,11 @@ def is_unreachable(error: BaseException) -> bool:
     # By name: botocore, aiohttp and gcsfs need not be installed.
     kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
     return bool(kinds & BROKEN) or any(map(_is_busy, chain))
+
+
+def says_unreachable(text: str) -> bool:
+    """The same of the text of an error, which is all that Ray Data passes on of what a worker raised."""
+    return bool(SAID.search(text))
 
 
 def _is_denied(error: BaseException) -> bool:

@@ -96,7 +96,9 @@ def pool_lane(config: GenerationConfig, base_model: str, output: str, resources:
 
 def _serve(config: GenerationConfig, shape: str, output: str, resources: Resources, desk: Any) -> None:
     folder = ShardFolder(output)
-    rows = run_engines(config, shape, output, _planned_and_missing(config, folder), resources, _request_hash(config), desk)
+    missing = _planned_and_missing(config, folder)
+    # All may be there of a pool whose end was broken off.
+    rows = run_engines(config, shape, output, missing, resources, _request_hash(config), desk) if missing else iter(())
     # Engines wait for the job, which has begun when the first shard is there, or nothing is to be written.
     first = list(itertools.islice(rows, 1))
     intake = Intake(desk)

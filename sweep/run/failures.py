@@ -9,7 +9,7 @@ from enum import StrEnum
 from urllib.parse import quote
 
 from pipelines.errors import RETRIES, NoticeError, StalledError, StoreUnreachableError, UserError
-from pipelines.object_store import is_unreachable, no_answer
+from pipelines.object_store import is_unreachable, no_answer, says_unreachable
 from pipelines.storage import is_disk_full
 from sweep.index.address import secrets_of
 
@@ -102,7 +102,8 @@ def _kind(error: BaseException) -> Kind:
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
     if "RayTaskError" in names or getattr(error, "actor_init_failed", False):
-        return Kind.FAILURE  # it was raised; what it wraps is looked at by itself
+        # It was raised; what it wraps is looked at by itself, if it is more than this text.
+        return Kind.AWAY if says_unreachable(text) else Kind.FAILURE
     if names & MACHINE_ERRORS or getattr(error, "preempted", False):
         return Kind.LOSS
     if is_store_away(error):

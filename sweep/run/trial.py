@@ -77,8 +77,9 @@ class Outcome:
 
     `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with others of its
     lane, and may do well alone; one that `was_stopped`, at a notice or before it had begun, has committed what it had done, and
-    goes on elsewhere or later. What `was_there` another run has built meanwhile, or an earlier attempt. `kind` says who is at
-    fault. `unusable` are the fingerprints of inputs that are gone or damaged: built again, the step may do well.
+    goes on elsewhere or later; had it not even begun (`had_begun`), its workers were lost before. What `was_there` another run
+    has built meanwhile, or an earlier attempt. `kind` says who is at fault. `unusable` are the fingerprints of inputs that are
+    gone or damaged: built again, the step may do well.
     """
 
     record: Record | None
@@ -89,6 +90,7 @@ class Outcome:
     was_neighbour: bool = False
     was_stopped: bool = False
     was_there: bool = False
+    had_begun: bool = True
     kind: Kind = Kind.FAILURE
     unusable: tuple[str, ...] = ()
 
@@ -189,7 +191,7 @@ def _failure(error: Exception, step: Step, store: Store) -> Outcome:
         return Outcome(None, one_line(noticed), was_stopped=True)
     if isinstance(error, NotBegunError):
         text = f"its workers were lost before it had begun: {one_line(root_cause(error))}"
-        return Outcome(None, text, keep_log(error, step, store), was_stopped=True, kind=kind(error))
+        return Outcome(None, text, keep_log(error, step, store), was_stopped=True, had_begun=False, kind=kind(error))
     if not isinstance(error, UnusableInputsError):
         # A stage that reads a damaged input fails in its own words.
         try:

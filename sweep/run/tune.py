@@ -615,7 +615,11 @@ class Run:
         if outcome.is_final:
             return "failed", outcome
         if outcome.was_stopped:
-            return "retry", outcome
+            # Workers that end each time before they take it on would be started for ever.
+            self._losses_in_a_row[fingerprint] += not outcome.had_begun
+            if self._losses_in_a_row[fingerprint] < MAX_LOSSES:
+                return "retry", outcome
+            return "failed", replace(outcome, error=f"lost {MAX_LOSSES} times without progress: {outcome.error}")
         if self._is_to_have_all(outcome) and not self.queue.has_all(step):
             return "retry", replace(outcome, error=f"{outcome.error}: it is tried again with nothing of this run beside it")
         # A process that dies twice at one place dies of what it does there; one that had got on may have been killed.

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -180,6 +181,21 @@ def test_a_finished_pool_is_left_as_it_is(pool: tuple[Path, dict[str, Any], Repo
     timeless = {name: value for name, value in again.items() if name != "total_s"}
     assert timeless == {name: metrics[name] for name in timeless} | {"num_surplus_shards": 0}
     assert "examples_per_s" not in again, "nothing was generated, so there is no rate"
+
+
+def test_a_pool_whose_end_was_broken_off_is_ended_by_a_lane_without_engines(
+    pool: tuple[Path, dict[str, Any], Reports], models: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "pool"
+    shutil.copytree(pool[0], output)
+    (output / "yield.json").unlink()
+    lane = pool_lane(CONFIG, str(models / "random"), str(output), ONE)
+    metrics, _ = lane.run(PoolJob.of(CONFIG, str(models / "trained"), str(output), no_report))
+    lane.close()
+    assert metrics["parsed"] == pool[1]["parsed"] and "engine_start_s" not in metrics
+    assert (
+        json.loads((output / "yield.json").read_text())["parsed"] == json.loads((pool[0] / "yield.json").read_text())["parsed"]
+    )
 
 
 @pytest.mark.timeout(300)

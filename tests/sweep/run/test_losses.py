@@ -71,6 +71,14 @@ def from_train(*failures: Exception) -> Exception:
     return failed
 
 
+def from_data(raised: str) -> Exception:
+    """As Ray Data hands on what a worker raised: its text."""
+    text = (
+        f'Traceback (most recent call last):\n  File "writer.py", line 1, in __call__\n{raised}\nFailed to apply UDF transform'
+    )
+    return ray.exceptions.RayTaskError("map", text, RuntimeError(text)).as_instanceof_cause()
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -95,6 +103,11 @@ def from_train(*failures: Exception) -> Exception:
         (translate_boto_error(ClientError(SLOW_DOWN, "PutObject")), Kind.AWAY),
         (StoreUnreachableError("s3://bucket does not answer"), Kind.AWAY),
         (ray.exceptions.RayTaskError("run", "Traceback: connection closed", TypeError("unexpected")), Kind.FAILURE),
+        (from_data("botocore.exceptions.EndpointConnectionError: Could not connect to the endpoint URL"), Kind.AWAY),
+        (from_data("pipelines.errors.StoreUnreachableError: s3://bucket does not answer"), Kind.AWAY),
+        (from_data("botocore.exceptions.ClientError: An error occurred (SlowDown) when calling the PutObject"), Kind.AWAY),
+        (from_data("botocore.exceptions.ClientError: An error occurred (NoSuchKey) when calling the GetObject"), Kind.FAILURE),
+        (from_data("TypeError: no StoreUnreachableError: it is said in passing"), Kind.FAILURE),
         (UserError("size=0; give 1"), Kind.FAILURE),
         (TypeError("unexpected"), Kind.FAILURE),
     ],
@@ -323,6 +336,18 @@ def test_nothing_starts_while_another_program_has_the_memory_and_that_is_said(
     two.run.complete("again", {"lost": LOST}, error=False)
     used = 19.5
     assert two.run.suggest("another"), "it was no memory that ended it"
+
+
+def test_workers_that_end_each_time_before_they_take_a_step_on_are_not_started_for_ever(
+    alone: Attempts, commits: dict[str, int]
+) -> None:
+    unmet = Outcome(None, "its workers were lost before it had begun: they cannot start", was_stopped=True, had_begun=False)
+    noticed = Outcome(None, "a notice stopped it", was_stopped=True)
+    events = [alone.end(outcome) for outcome in [unmet, noticed] * (MAX_LOSSES - 1)]
+    assert events == [["retry"]] * 2 * (MAX_LOSSES - 1)
+    assert alone.end(unmet) == ["failed"]
+    (outcome,) = alone.run.progress.failed.values()
+    assert outcome.error.startswith("lost 8 times without progress: its workers were lost before it had begun")
 
 
 def test_what_memory_was_short_for_waits_for_no_whole_cluster_nor_what_was_no_cause(
