@@ -231,7 +231,7 @@ def _fetch_remote(uri: str, cache: str | os.PathLike[str] | None, only: Collecti
     make_cache(root, "BLINDSWEEP_CACHE")
     partial = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
     try:
-        with _naming_full_disk(root):
+        with naming_full_disk(root):
             for relative, file in expected.items():
                 destination = partial / relative
                 destination.parent.mkdir(parents=True, exist_ok=True)
@@ -366,7 +366,7 @@ def publish(local_folder: str | os.PathLike[str], uri: str | os.PathLike[str]) -
         make_folder(target.parent)
         partial = target.parent / f".partial-{target.name}-{uuid.uuid4().hex[:8]}"
         try:
-            with _naming_full_disk(target):
+            with naming_full_disk(target):
                 if target.exists():
                     shutil.copytree(target, partial)
                 shutil.copytree(source, partial, dirs_exist_ok=True)
@@ -472,7 +472,8 @@ def partial_file(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Have what is raised in here for want of room on a disk say that it is the one of `path`."""
     try:
         yield
     except Exception as error:

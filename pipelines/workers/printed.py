@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage import naming_full_disk
+
 NUM_LINES = 200
 """Of each file of each worker."""
 NUM_BYTES = 100_000
@@ -41,8 +43,9 @@ def note_worker(what: str, outputs: Iterable[str]) -> None:
     for output in outputs:
         folder = _folder(output)
         folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{os.getpid()}.json"
         # A step that needs no worker of its own is worked on by the process that drives it, which has a note.
-        with contextlib.suppress(FileExistsError), (folder / f"{os.getpid()}.json").open("x") as file:
+        with contextlib.suppress(FileExistsError), naming_full_disk(path), path.open("x") as file:
             json.dump(note, file)
 
 
@@ -77,8 +80,8 @@ def _last_lines_here(output: str, mask: Callable[[str], str]) -> dict[str, str]:
     """By file, of the workers on this node."""
     found = {}
     for path in sorted(_folder(output).glob("*.json")):
-        # Nodes of one machine share a session folder, and may look at the same time.
-        with contextlib.suppress(FileNotFoundError):
+        # Nodes of one machine share a session folder, and may look at the same time. A full disk cuts a note off.
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             note: Mapping[str, Any] = json.loads(path.read_text())
             path.unlink()
             for file, start in note["files"].items():

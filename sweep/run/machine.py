@@ -20,6 +20,8 @@ PACKAGES = (
 )  # fmt: skip
 
 LOCK = ".lock"
+FULL_BYTES = 1 << 20
+"""A disk with less room is full: a process's own log takes that."""
 
 
 @lru_cache(maxsize=1)
@@ -106,6 +108,14 @@ def _output_of(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def full_disk_of_ray() -> str:
+    """Ray's folder on this machine if its disk is full, of which its processes die without a word; else an empty text."""
+    from ray._private import worker
+
+    folder: str = worker._global_node.get_session_dir_path()
+    return folder if shutil.disk_usage(folder).free < FULL_BYTES else ""
 
 
 @contextlib.contextmanager

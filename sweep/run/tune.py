@@ -7,6 +7,7 @@ of their lanes do.
 """
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -26,9 +27,9 @@ from sweep.graph.records import Record, Store
 from sweep.graph.spending import BudgetReached
 from sweep.graph.stages import REGISTRY, Stage
 from sweep.graph.step import Step
-from sweep.run.failures import Kind
+from sweep.run.failures import Kind, one_line
 from sweep.run.lanes import HostLost, Hosts, host_lost, judged, machines_up
-from sweep.run.machine import git_state, memory_in_use, temporary_folder
+from sweep.run.machine import full_disk_of_ray, git_state, memory_in_use, temporary_folder
 from sweep.run.progress import Progress
 from sweep.run.tracking import Card
 from sweep.run.trial import Order, Outcome, is_taken_over, keep_log
@@ -427,6 +428,8 @@ class Run:
             if lost.kind is not Kind.MEMORY and is_taken_over(self.store, step):
                 # A process ends itself when its lease is another driver's, which Ray does not pass on.
                 lost = replace(lost, error="another driver has taken its artifact over")
+            elif lost.kind is Kind.DEATH and (folder := full_disk_of_ray()):
+                lost = replace(lost, error=one_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)), is_final=True)
         return replace(lost, log=keep_log(RuntimeError(lost.error), step, self.store))
 
     def _collect(self, *lanes: "_Lane", wait_s: float = 0.0) -> None:

@@ -350,6 +350,16 @@ def test_workers_that_end_each_time_before_they_take_a_step_on_are_not_started_f
     assert outcome.error.startswith("lost 8 times without progress: its workers were lost before it had begun")
 
 
+def test_a_process_that_died_on_a_full_disk_of_ray_s_own_says_so_and_is_not_tried_again(
+    alone: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.run.tune.full_disk_of_ray", lambda: "/scratch/ray")
+    assert alone.run.suggest("trial")
+    alone.run.complete("trial", {"lost": Outcome(None, PROCESS_DIED, kind=Kind.DEATH)}, error=False)
+    (outcome,) = alone.run.progress.failed.values()
+    assert outcome.error == "the disk is full at /scratch/ray; free some space and run the same command again to go on"
+
+
 def test_what_memory_was_short_for_waits_for_no_whole_cluster_nor_what_was_no_cause(
     alone: Attempts, commits: dict[str, int], tmp_path: Path
 ) -> None:
