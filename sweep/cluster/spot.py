@@ -6,7 +6,7 @@ At the notice, Ray drains the node: nothing new is placed there, and the autosca
 what they have done (`pipelines/workers/notice.py`), and their steps go on elsewhere. A mere recommendation to move (the machine
 has an elevated risk) drains the node as well, without a deadline, so that it is left when its steps end; they are not stopped.
 
-Where there is no metadata service (no machine of Amazon's), it ends at once.
+Where there is no metadata service (no machine of Amazon's), it ends after a few looks.
 """
 
 import argparse
@@ -22,6 +22,8 @@ METADATA = "http://169.254.169.254"
 TOKEN_S = 21600
 LOOK_EVERY_S = 5.0
 """As Amazon recommends."""
+FIRST_LOOKS = 3
+"""How often it is asked at first, as the machine starts, until there is no such service."""
 ACTION, RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
 
 
@@ -102,12 +104,12 @@ def watch(metadata: Metadata, address: str, node: str | None) -> None:
                 drain(address, node, "spot notice", left)
                 return
             if not is_recommended and metadata.get(RECOMMENDATION) is not None:
-                is_recommended = True
                 print("a rebalance recommendation: nothing new is placed on this machine", flush=True)
                 drain(address, node, "rebalance recommendation", None)
-        except OSError as error:
-            # One answer that fails says nothing about the next.
-            print(f"the metadata service: {error}", file=sys.stderr, flush=True)
+                is_recommended = True
+        except Exception as error:
+            # One answer that fails, of the service or of Ray, says nothing about the next; and nobody else looks.
+            print(f"{type(error).__name__}: {error}; tried again", file=sys.stderr, flush=True)
         time.sleep(LOOK_EVERY_S)
 
 
@@ -119,11 +121,15 @@ def main() -> None:
     parser.add_argument("--node", help="id of the Ray node, if this machine has several")
     options = parser.parse_args()
     metadata = Metadata(options.metadata)
-    try:
-        metadata.get(ACTION)
-    except OSError as error:
-        print(f"no metadata service at {options.metadata} ({error}): this is no machine of Amazon's", file=sys.stderr)
-        return
+    for left in reversed(range(FIRST_LOOKS)):
+        try:
+            metadata.get(ACTION)
+            break
+        except OSError as error:
+            if not left:
+                print(f"no metadata service at {options.metadata} ({error}): this is no machine of Amazon's", file=sys.stderr)
+                return
+            time.sleep(LOOK_EVERY_S)
     watch(metadata, options.address, options.node)
 
 

@@ -1,5 +1,6 @@
 """The watcher of spot notices, against a metadata service on loopback and real Ray nodes."""
 
+import http.client
 import http.server
 import json
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import ray
 
 from pipelines.errors import NoticeError
 from pipelines.resources import Resources
@@ -99,6 +102,44 @@ def test_a_node_is_drained_once_for_a_recommendation_and_again_for_the_notice(
     assert drained == [("rebalance recommendation", True), ("spot notice", False)]
 
 
+def test_a_notice_is_passed_on_however_often_the_service_or_ray_fails_before(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [ray.exceptions.RpcError("Ray's control store is away"), RuntimeError("it cannot be joined")]
+    drained = []
+
+    def drain(address: str, node: str | None, reason: str, deadline_s: float | None) -> None:
+        if failures:
+            raise failures.pop()
+        drained.append(reason)
+        service.notices[ACTION] = action(120)
+
+    answers: list[Any] = [ValueError("no JSON"), http.client.IncompleteRead(b"")]
+    get = Metadata.get
+
+    def broken_at_first(self: Metadata, path: str) -> Any:
+        if answers:
+            raise answers.pop()
+        return get(self, path)
+
+    monkeypatch.setattr(Metadata, "get", broken_at_first)
+    monkeypatch.setattr(spot, "drain", drain)
+    monkeypatch.setattr(spot, "LOOK_EVERY_S", 0.01)
+    service.notices[RECOMMENDATION] = {"noticeTime": "2026-11-29T12:00:00Z"}
+    spot.watch(Metadata(service.address), "auto", None)
+    assert drained == ["rebalance recommendation", "spot notice"]
+
+
+def test_a_service_that_answers_late_is_watched(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = Mock(side_effect=[OSError("timed out"), OSError("timed out"), None])
+    monkeypatch.setattr(Metadata, "get", get)
+    monkeypatch.setattr(spot, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(spot, "watch", watched := Mock())
+    monkeypatch.setattr(sys, "argv", ["spot", "--metadata", service.address])
+    spot.main()
+    assert watched.call_count == 1
+
+
 def test_it_ends_where_there_is_no_such_service() -> None:
     command = [sys.executable, "-m", "sweep.cluster.spot", "--metadata", "http://127.0.0.1:9"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
@@ -125,7 +166,6 @@ class Started:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_finetuning_on_a_noticed_node_commits_and_goes_on_elsewhere(service: Service, tmp_path: Path) -> None:
-    import ray
     from ray._private.state import state
     from ray.cluster_utils import Cluster
 
