@@ -392,6 +392,9 @@ def _one_field(audit: Audit, name: str) -> Finding:
     figure, other = _lift(found), _lift(base)
     assert figure is not None
     level = _level_beside(ONE_FIELD, figure, other)
+    if level == ACT and audit.fields != PAIR and other is None:
+        # A ticket's body can say all that there is to know; a hypothesis without its premise cannot.
+        level = LOOK
     sentence = (
         f"A linear model that sees the {name} alone is right in {percent(found.accuracy.share)} of held-out rows, and the most "
         f"frequent label in {percent(found.majority.share)}." + _compared(ONE_FIELD, figure, other)
@@ -416,7 +419,7 @@ def _words(audit: Audit, name: str) -> Finding:
     figure, other = _figure(found.telling), _figure(base.telling if base else None)
     assert figure is not None
     level = _level_beside(WORDS, figure, other)
-    if level == ACT and len(audit.fields) == 1 and other is None:
+    if level == ACT and audit.fields != PAIR and other is None:
         # What a text is about can be in its words; whether it should is the task's to say.
         level = LOOK
     sentence = (

@@ -18,6 +18,7 @@ import pyarrow as pa
 from scipy import sparse, special
 from threadpoolctl import threadpool_limits
 
+from analysis.corpus.clusters import categories
 from analysis.corpus.measures import fit_logistic
 from analysis.corpus.words import in_order, text_hashes, word_hashes, word_pairs
 from pipelines.splitmix import GOLDEN, mixed
@@ -57,7 +58,7 @@ def cross_validated(
 
     Columns: `label`, and the `fields`, strings. `labels` are the classes in order, by default the table's, sorted. Rows are
     dealt into five folds. A fold's model is trained on rows of the others: on those of whose texts none is, word for word, one
-    of the fold's.
+    of the fold's, categories aside (`clusters.categories`).
     """
     return _judged(table, None, fields, labels or sorted(set(table["label"].to_pylist())), seed, most_rows)[0]
 
@@ -96,6 +97,9 @@ def _judged(
     columns_of_texts = [both[name].combine_chunks() for name in fields]
     words = [word_hashes(column) for column in columns_of_texts]
     texts = np.stack([_told_apart(column, *of) for column, of in zip(columns_of_texts, words, strict=True)], axis=1)
+    # A model meets a category again; where all fields are that, rows are told apart by each.
+    are_categories = np.array(categories(fields, tuple(texts.T)))
+    texts = texts[:, ~are_categories | are_categories.all()]
     may_train = np.ones(len(codes), bool)
     if trusted is not None:
         may_train[: len(drawn[0])] = False

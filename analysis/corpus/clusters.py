@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.corpus.columns import PAIR
 from analysis.corpus.spill import Keyed, by_key, forget
 
 NUM_CELLS = 4
 NO_CELL = 4
 """Of rows that are not counted."""
+MAX_CATEGORIES = 100
+CATEGORY_ROWS = 20
 _BITS = 16
 _ONE_OF = np.array([1 << (_BITS * cell) for cell in range(NUM_CELLS)] + [0], np.uint64)
 """What a row adds to the four counts of its cluster, which lie side by side in 64 bits."""
@@ -65,3 +69,14 @@ def clusters_of(hashes: np.ndarray) -> Clusters:
         if len(keys):
             parts.append((rows[order].astype(kind), starts.astype(kind)))
     return Clusters(len(hashes), tuple(parts))
+
+
+def categories(fields: Sequence[str], texts: Iterable[np.ndarray]) -> list[bool]:
+    """Which fields' texts, a hash for each row [num_rows], are few and common, as products or topics are: [num_fields].
+
+    There are at most MAX_CATEGORIES, each in CATEGORY_ROWS rows on average. Rows that share one are no copies of each other,
+    and a model meets it again. A single text is none, nor is a side of a pair, whose label is about both.
+    """
+    if len(fields) == 1 or set(fields) == set(PAIR):
+        return [False] * len(fields)
+    return [len(np.unique(each)) <= min(MAX_CATEGORIES, len(each) / CATEGORY_ROWS) for each in texts]

@@ -6,6 +6,7 @@ among them, are one draw there.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from scipy import optimize, sparse, stats
 from scipy.sparse import csgraph
 
 from analysis.corpus.audited import AuditedHeuristic
-from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, clusters_of
+from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, categories, clusters_of
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.scan import Scan
 from analysis.corpus.spill import forget
@@ -273,7 +274,8 @@ class OneField:
     Poliak et al. 2018 and Gururangan et al. 2018 introduced it; here with 32,768 hashed features and an L2 penalty, a
     lower bound of what a larger model finds. A fifth of the sample is held out, by groups of rows: rows that share a text of
     any field stay on one side, since minimal pairs would tell each other's labels. Where most rows hang together that way, as
-    in texts from few templates, only those that share the field's own text do. `reason` says why there is none.
+    in texts from few templates, only those that share the field's own text do. Categories (`clusters.categories`) hold no
+    rows together. `reason` says why there is none.
     """
 
     field: str
@@ -300,6 +302,10 @@ def one_field(sample: pa.Table, field: str) -> OneField:
     if held_out.all() or not held_out.any() or len(set(codes[~held_out])) < 2:
         return OneField(field, "the texts are too much alike to hold some out")
     features = hashed_features(words, offsets)
+    # The last feature is every text's.
+    known = features[held_out][:, features[~held_out].getnnz(axis=0) > 0].getnnz(axis=1) > 1
+    if known.mean() < 0.5:
+        return OneField(field, f"most held-out texts have no word of the others: {(~known).sum():,} of {len(known):,} rows")
     weights = fit_logistic(features[~held_out], codes[~held_out], len(names))
     predicted = np.asarray(features[held_out] @ weights).argmax(axis=1)
     truth = codes[held_out]
@@ -329,13 +335,19 @@ def one_field_each(samples: Mapping[str, pa.Table], fields: Sequence[str]) -> di
 def _groups(sample: pa.Table, field: str, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which rows stay together, int [num_rows], and a hash of each group that its texts decide, whatever the order of rows.
 
-    `own` are hashes of the field's texts. Rows that share a text of any field, directly or through others, are a group.
+    `own` are hashes of the field's texts. Rows that share a text of any field that is no category, directly or through others,
+    are a group.
     """
     names = [name for name in sample.column_names if name not in ("priority", "row", "label", field)]
     others = [in_order(*word_hashes(sample[name].combine_chunks())) for name in names]
     num_rows = len(own)
+    is_category, *are_categories = categories((field, *names), (own, *others))
+    if is_category:
+        # Its text says nothing of where a row belongs; all of the row's do.
+        for hashes in others:
+            own = mixed(own + hashes)
     ends, start = [], num_rows
-    for hashes in (own, *others):
+    for hashes in (own, *itertools.compress(others, np.logical_not(are_categories))):
         unique, text = np.unique(hashes, return_inverse=True)
         ends.append(start + text)
         start += len(unique)

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.corpus.audited import BY_TOKENS, BY_WORDS, AuditedHeuristic, audited
-from analysis.corpus.clusters import Clusters, clusters_of
+from analysis.corpus.clusters import Clusters, categories, clusters_of
 from analysis.corpus.columns import PAIR
 from analysis.corpus.input import Packed, TableInMemory, TextBatch, TextFile, clean_batch, packed, unpacked
 from analysis.corpus.labels import label_key
@@ -112,8 +112,11 @@ class Scan:
 
     @cached_property
     def premises(self) -> Clusters:
-        """The rows whose first fields have the same words."""
-        return clusters_of(self.parts[:, 0])
+        """The rows whose first fields have the same words; of a first field of categories, those of the first that has none."""
+        of_sample = (in_order(*word_hashes(self.sample[field].combine_chunks())) for field in self.fields)
+        # Where all are categories, the first False is missing, and the first field is as good as any.
+        first = [*categories(self.fields, of_sample), False].index(False) % len(self.fields)
+        return clusters_of(self.parts[:, first])
 
     @property
     def num_rows(self) -> int:

@@ -4,13 +4,15 @@ In a task that asks for understanding no word by itself should say anything abou
 share of all rows. Each word of a field that enough rows have is held against that, for each label.
 
 A row with the word is no independent draw where texts repeat. The variance of p(label | word) is that of sums over rows with
-the same text, of any of the fields, under the label's independence of the word; over what independent rows would have, it is
-the design effect. The interval is the exact binomial one (Clopper and Pearson 1934) of the effective number of rows (Korn and
-Graubard 1998), at a confidence that Bonferroni's correction gives: all intervals of a field hold together in 95% of samples.
+the same text, of any of the fields that is no category (`clusters.categories`), under the label's independence of the word;
+over what independent rows would have, it is the design effect. The interval is the exact binomial one (Clopper and Pearson
+1934) of the effective number of rows (Korn and Graubard 1998), at a confidence that Bonferroni's correction gives: all
+intervals of a field hold together in 95% of samples.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy import sparse, stats
 
+from analysis.corpus.clusters import categories
 from analysis.corpus.measures import Share, share_of
 from analysis.corpus.words import in_order, word_hashes
 from analysis.stats.statistics import CONFIDENCE, Interval
@@ -88,10 +91,11 @@ def single_words(sample: pa.Table, fields: Sequence[str]) -> list[SingleWords]:
         return [SingleWords(field, f"all rows have the label {names[0]!r}") for field in fields]
     codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
     hashed = [word_hashes(sample[field].combine_chunks()) for field in fields]
-    clusters = [np.unique(in_order(*words), return_inverse=True)[1] for words in hashed]
+    texts = [np.unique(in_order(*words), return_inverse=True)[1] for words in hashed]
+    clusters = list(itertools.compress(texts, np.logical_not(categories(fields, texts))))
     return [
         _of_field(field, sample[field].combine_chunks(), *words, codes, names, clusters, own)
-        for field, words, own in zip(fields, hashed, clusters, strict=True)
+        for field, words, own in zip(fields, hashed, texts, strict=True)
     ]
 
 

@@ -165,3 +165,33 @@ def test_a_heuristic_that_is_changed_between_two_audits_is_read_anew(files: Path
         (length,) = json.loads((files / "a.json").read_text())["heuristics"]
         counts.append(sum(label["count"] for label in length["by_label"].values()))
     assert counts[0] > 100 and counts[1] == 0
+
+
+def test_a_field_of_few_names_is_learnt_by_heart_and_ties_no_rows_together(files: Path) -> None:
+    """Products that tell nine of ten queues, and words of the body that tell them: neither hides the other."""
+    source, queues = random.Random(0), ["bills", "repairs"]
+    rows = []
+    for number in range(3_000):
+        queue = source.choice(queues)
+        product = source.randrange(5) + 5 * (queue == "bills") * (source.random() < 0.8)
+        body = f"number {number} is {'late' if queue == 'bills' and source.random() < 0.8 else 'here'} w{source.randrange(500)}"
+        rows.append({"product": f"product{product}", "body": body, "label": queue})
+    (files / "tickets.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (files / "tickets.py").write_text(
+        "from sweep import Field, Task\n"
+        "TICKETS = Task(name='tickets', labels=('bills', 'repairs'), fields=(Field('product', 'P:'), Field('body', 'B:')),\n"
+        "    classifier_prompt='{product} {body} is', generator_prompt='a ticket of {label}')\n"
+    )
+    options = ("--task", "tickets.py:TICKETS", "--heuristic", "body:late=bills", "--label-noise", "--json", "a.json")
+    done = CliRunner().invoke(cli.app, ["audit", "tickets.jsonl", *options])
+    assert done.exit_code == 0, done.output
+    found = json.loads((files / "a.json").read_text())
+    told = found["one_field"]["product"]
+    assert told["lift"]["mean"] == pytest.approx(0.4, abs=0.05)  # 90% are told: 1 in 5 bills has a product of the repairs
+    assert {word["word"] for word in found["single_words"]["body"]["words"]} == {"late", "here"}
+    (late,) = found["heuristics"]
+    assert late["odds_ratio"]["design_effect"] < 1.5  # five rows in six share their product with 250 others
+    assert found["label_noise"]["num_judged"] == 3_000
+    # What a body says can be all that there is to know: nothing here asks for action without a reference.
+    levels = {finding["level"] for finding in found["findings"] if finding["kind"] in ("one-field", "words")}
+    assert levels == {"look", "cannot tell"}

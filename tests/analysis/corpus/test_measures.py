@@ -200,10 +200,17 @@ def test_rows_that_share_the_other_text_are_held_out_together() -> None:
     assert alone.lift is not None and alone.lift.mean > 0.2
 
 
+def test_texts_without_a_common_word_show_nothing() -> None:
+    """200 names, each with one label: a model of the others' words says the most frequent label, which clears nothing."""
+    rows = [{"name": f"name{i}", "text": f"t{i}x{copy}", "label": "ab"[i % 2]} for i in range(200) for copy in range(20)]
+    found = one_field(pa.Table.from_pylist(rows), "name")
+    assert found.lift is None and found.reason.startswith("most held-out texts have no word of the others")
+
+
 def test_a_hypothesis_seen_in_training_is_never_held_out() -> None:
     """Labels that are noise, but the same for each of 60 hypotheses: remembering them would be 100% accurate."""
     source = random.Random(1)
-    kinds = [(f"only{i} word{i}", source.choice(["a", "b"])) for i in range(60)]
+    kinds = [(f"only{i} text", source.choice(["a", "b"])) for i in range(60)]
     table = pa.Table.from_pylist([{"hypothesis": text, "label": label} for text, label in kinds * 50])
     found = one_field(table, "hypothesis")
     assert found.accuracy is not None and found.accuracy.share < 0.9
