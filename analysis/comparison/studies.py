@@ -17,6 +17,7 @@ from analysis.study.items import Responses, load_arms
 from analysis.study.series import study_series
 from analysis.wording import counted, in_words, measure_word, set_name, slice_name
 from pipelines.errors import UserError
+from sweep.graph.identity import flatten
 from sweep.graph.records import Store, Study
 from sweep.study.claims import NOT_FROM_POOL, Measure
 
@@ -244,12 +245,14 @@ def _differs(names: tuple[str, str], studies: tuple[Study, Study]) -> tuple[str,
     training = [_sources_files(study).get("train.parquet", {}).get("sha256") for study in studies]
     if training[0] != training[1]:
         found.append("their original training data: a seed draws other examples in each")
+    if settings := _other_settings(studies):
+        found.append(f"their settings {in_words(settings)}")
     # On how many artifacts a mark is, seeds decide.
     marks = [[*study.marks, *study.pool_copies] for study in studies]
-    if marks[0] != marks[1]:
-        of_each = [f"{name}: {in_words(of_study) or 'none'}" for name, of_study in zip(names, marks, strict=True)]
-        found.append(f"their marks ({'; '.join(of_each)})")
-    quiet = {"claims", "pool_copies", "heuristic_description", "departures", "unsettled", "test_sets"}
+    for name, own, others in zip(names, marks, reversed(marks), strict=True):
+        found += [f"a mark that {name} alone has: {mark}" for mark in own if mark not in others]
+    # The command's parameters are the study's own, or show in the settings.
+    quiet = {"claims", "command", "pool_copies", "heuristic_description", "departures", "unsettled", "test_sets"}
     other = [
         name
         for name in dict.fromkeys([*studies[0].parameters, *studies[1].parameters])
@@ -258,6 +261,29 @@ def _differs(names: tuple[str, str], studies: tuple[Study, Study]) -> tuple[str,
     if other:
         found.append(f"their parameters {in_words(other)}")
     return tuple(found)
+
+
+def _other_settings(studies: tuple[Study, Study]) -> list[str]:
+    """What is configured otherwise in steps that both have, by their stage and coordinates: `synthetic_pool.table.file.sha256`.
+
+    Not what is said by itself: base models, sources and test sets.
+    """
+    found: dict[str, None] = {}
+    configs = [_configs(study) for study in studies]
+    for key in configs[0]:
+        if key in configs[1]:
+            values = [{(name, str(value)) for config in of_study[key] for name, value in config} for of_study in configs]
+            found.update(dict.fromkeys(f"{key[0]}.{name}" for name, _ in sorted(values[0] ^ values[1])))
+    return list(found)
+
+
+def _configs(study: Study) -> dict[tuple[str, str], list[list[tuple[str, Any]]]]:
+    found: dict[tuple[str, str], list[list[tuple[str, Any]]]] = {}
+    for step in study.steps:
+        if step.record and step.stage not in ("base_model", "sources"):
+            config = {name: value for name, value in step.record.payload["config"].items() if name not in ("task", "test_sets")}
+            found.setdefault((step.stage, str(sorted(step.coordinates.items()))), []).append(list(flatten(config)))
+    return found
 
 
 def _title(place: tuple[str, str], arms: Mapping[str, Responses] | None = None) -> str:

@@ -191,7 +191,21 @@ def test_marks_are_compared_as_verdicts_shows_them_and_not_by_their_counts(make:
     assert compared(first, second).differs == ()
     second.parameters["pool_copies"] = [copies]
     second.write()
-    assert compared(first, second).differs == (f"their marks (first: rehearsal; second: rehearsal and {copies})",)
+    assert compared(first, second).differs == (f"a mark that second alone has: {copies}",)
+
+
+def test_another_pool_or_recipe_is_named_by_the_settings_of_the_steps_that_both_have(make: Make) -> None:
+    first, second = make("first"), make("second", num_seeds=5)
+    for study, sha256, rate in ((first, "a" * 64, 1e-4), (second, "b" * 64, 3e-4)):
+        study.add("synthetic_pool", "pool", coordinates={}, config={"table": {"sha256": sha256}})
+        for seed in range(3 if study is first else 5):
+            config = {"finetune": {"learning_rate": rate}, "seed": seed}
+            study.add("task_model", f"model{seed}", coordinates={"seed": seed}, config=config)
+        study.parameters["command"] = {"target": f"{study.name}.py"}
+        study.write()
+    assert compared(first, second).differs == (
+        "their settings synthetic_pool.table.sha256 and task_model.finetune.learning_rate",
+    )
 
 
 def test_one_cell_is_one_and_a_store_is_called_by_its_option(make: Make) -> None:
