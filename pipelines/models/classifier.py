@@ -179,8 +179,8 @@ def own_head(model: Path, task: Task, *, dtype: torch.dtype, device: torch.devic
     names = [str(named.get(str(number), "")).lower() for number in range(len(weight))]
     if sorted(names) != sorted(label.lower() for label in task.labels):
         raise UserError(
-            f"the classes of the checkpoint in {model} are {', '.join(names)}; name them {', '.join(task.labels)} in id2label "
-            "of its config.json, in the order that they have there"
+            f"the classes of the checkpoint in {model} are {', '.join(names)}, and the task's labels {', '.join(task.labels)}; "
+            "say in id2label of its config.json which of these each is"
         )
     return _head(weight[[names.index(label.lower()) for label in task.labels]], dtype, device)
 

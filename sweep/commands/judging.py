@@ -49,15 +49,19 @@ def judge_tables(model: str, tables: Sequence[pa.Table], task: Task = NLI) -> li
             task, base_model, judges = _of_study(model)
         examples, judged = join(folder, "examples.parquet"), join(folder, "judged")
         write_examples(_examples(tables, task, model), examples, task)
-        judge(
-            JudgementConfig(sets=(), dtype="bfloat16" if use_gpu else "float32", task=task),
-            examples,
-            folder,
-            base_model,
-            judges,
-            judged,
-            resources=Resources(gpus_per_worker=1 if use_gpu else 0, in_process=True),
-        )
+        try:
+            judge(
+                JudgementConfig(sets=(), dtype="bfloat16" if use_gpu else "float32", task=task),
+                examples,
+                folder,
+                base_model,
+                judges,
+                judged,
+                resources=Resources(gpus_per_worker=1 if use_gpu else 0, in_process=True),
+            )
+        except UserError as error:
+            # The copy of a checkpoint is gone when this is read.
+            raise UserError(str(error).replace(join(folder, "base", "model"), model)) from error
         path = join(judged, JUDGEMENTS_FILE)
         with open(path, "rb") as file:
             table = parquet_table(file, path)

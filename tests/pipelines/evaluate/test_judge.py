@@ -185,7 +185,7 @@ def test_a_classifiers_own_checkpoint_judges_by_the_names_of_its_classes(pool, g
     config = tmp_path / "checkpoint" / "model" / "config.json"
     named = json.loads(config.read_text())
     config.write_text(json.dumps({**named, "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}))
-    with pytest.raises(UserError, match=r"classes of the checkpoint in .* are label_0, label_1, label_2; name them entailment"):
+    with pytest.raises(UserError, match=r"classes of the checkpoint in .* are label_0, label_1, label_2, and the task's"):
         judge(CONFIG, pool, gold, str(tmp_path / "checkpoint"), [Judge(None)], str(tmp_path / "out"), resources=HERE)
     shutil.copytree(base_model, tmp_path / "headless")
     with pytest.raises(UserError, match=r"has no score\.weight"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ def test_a_classifiers_own_checkpoint_says_what_its_task_model_says(
         judge_tables(model, rows) for model in (str(folder), str(tmp_path / "checkpoint"))
     )  # fmt: skip
     np.testing.assert_allclose(probabilities(by_checkpoint), probabilities(by_task_model), rtol=1e-4)
+    own.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    own.save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(UserError, match=re.escape(f"the checkpoint in {tmp_path / 'checkpoint'} are label_0, label_1, ")):
+        judge_tables(str(tmp_path / "checkpoint"), rows)
 
 
 def test_what_cannot_judge_says_so(built: tuple[Store, dict[str, Record]], tmp_path: Path) -> None:
